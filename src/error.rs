@@ -1,0 +1,353 @@
+//! The error families.
+//!
+//! One enum per kind of operation, and [`Error`] over them. What can happen in operation is a value here, and it
+//! names the thing it is about: the file, the sequence number, the setting, the field. No error text ever holds a
+//! payload, a header value or a password.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An error of the application or of a library below, boxed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that a store, a transaction or a relay can answer instead of the value asked for.
+///
+/// ```
+/// use onewrite::{Error, Event};
+/// let too_long = "k".repeat(256);
+/// let error = Event::bytes("payment.completed", b"...".to_vec()).key(too_long).to("payments", "x").validate().unwrap_err();
+/// assert_eq!(error.to_string(), "event field `key` is 256 bytes long; at most 255 are allowed");
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The store could not be opened or created.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The event was refused at append; nothing of it was written.
+    #[error(transparent)]
+    Event(#[from] EventError),
+    /// An event with this id is in the log already, and its content differs.
+    #[error("event id `{id}` was appended before, as sequence number {seq}, with other content")]
+    Conflict {
+        /// The id that both events carry.
+        id: String,
+        /// Where the first one stands.
+        seq: u64,
+    },
+    /// A record failed its check. It is never published or applied.
+    #[error(transparent)]
+    Corrupt(#[from] CorruptError),
+    /// The storage engine failed.
+    #[error(transparent)]
+    Storage(#[from] StorageFailure),
+    /// An earlier durable write failed; the store takes nothing more until it is opened anew.
+    #[error("the store {path} is poisoned since a durable write failed ({cause}); close it and open it again", path = path.display())]
+    Poisoned {
+        /// The file.
+        path: PathBuf,
+        /// What failed first.
+        cause: Arc<str>,
+    },
+    /// The commit failed in a way that leaves open whether the change is on disk. The store is poisoned; after
+    /// reopening, retry with the same request or event id.
+    #[error("commit failed and its outcome is unknown ({cause}); the store must be opened again")]
+    CommitUnknown {
+        /// What the storage engine said.
+        cause: Arc<str>,
+    },
+    /// The closure panicked. Nothing of it was written.
+    #[error("the write closure panicked: {message}")]
+    Panicked {
+        /// The panic's message, where it was text.
+        message: String,
+    },
+    /// The application's own error, returned from its closure. Nothing of that closure was written.
+    #[error(transparent)]
+    App(BoxError),
+    /// The backlog quota that the application has set is reached.
+    #[error("backlog quota reached: {events} events and {bytes} bytes wait for the broker; the quota is {events_max} events and {bytes_max} bytes")]
+    BacklogFull {
+        /// Events waiting.
+        events: u64,
+        /// Bytes waiting.
+        bytes: u64,
+        /// The quota in events.
+        events_max: u64,
+        /// The quota in bytes.
+        bytes_max: u64,
+    },
+    /// The call would wait for the transaction that its own thread holds.
+    #[error("`{operation}` was called inside a transaction of the same store; it would wait for itself")]
+    InsideTransaction {
+        /// The call.
+        operation: &'static str,
+    },
+    /// The store is closed.
+    #[error("the store {path} is closed", path = path.display())]
+    Closed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A setting has a value that cannot work.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// No relay of this name is known to the store.
+    #[error("the store has no relay named `{name}`")]
+    NoSuchRelay {
+        /// The name asked for.
+        name: String,
+    },
+    /// The relay runs already in this process.
+    #[error("relay `{name}` is running already")]
+    RelayRunning {
+        /// Its name.
+        name: String,
+    },
+    /// The event is not in quarantine.
+    #[error("event {seq} is not in the quarantine of relay `{relay}`")]
+    NotQuarantined {
+        /// The relay.
+        relay: String,
+        /// The event.
+        seq: u64,
+    },
+    /// An id of a request, a delivery or a scope cannot be kept.
+    #[error("{what} is {len} bytes long; 1 to {max} are allowed")]
+    BadId {
+        /// Which id.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
+    /// The same id was seen before with other content: two different things claim one name.
+    #[error("`{id}` in scope `{scope}` was seen before with other content")]
+    IdConflict {
+        /// The scope.
+        scope: String,
+        /// The id.
+        id: String,
+    },
+    /// A thread could not be started.
+    #[error("cannot start the {what} thread: {source}")]
+    Thread {
+        /// Which thread.
+        what: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Wraps the application's own error, so that a write closure can return it with `?`.
+    ///
+    /// ```
+    /// # use onewrite::Error;
+    /// let error = Error::app("insufficient funds");
+    /// assert_eq!(error.to_string(), "insufficient funds");
+    /// ```
+    pub fn app(error: impl Into<BoxError>) -> Self {
+        Self::App(error.into())
+    }
+
+    /// The application's own error of type `E`, if that is what this is.
+    #[must_use]
+    pub fn downcast_app<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        match self {
+            Self::App(error) => error.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// Why a store could not be opened or created. Each names the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process, or another `Store` of this one, owns the file.
+    #[error("{path} is locked: another process, or another Store in this one, has it open", path = path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path is a symbolic link. Links are not followed.
+    #[error("{path} is a symbolic link; name the file itself", path = path.display())]
+    Symlink {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file is not a redb database.
+    #[error("{path} is not a onewrite store: {reason}", path = path.display())]
+    NotAStore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file was written by a newer version of this library.
+    #[error("{path} has onewrite format {found}; this version reads formats up to {supported}", path = path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format in the file.
+        found: u32,
+        /// The newest format known here.
+        supported: u32,
+    },
+    /// The file is damaged.
+    #[error("{path} is damaged: {reason}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the check found.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The storage engine refused.
+    #[error("cannot open {path}: {source}", path = path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: BoxError,
+    },
+}
+
+/// Why an event was refused at append.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EventError {
+    /// A field must not be empty.
+    #[error("event field `{field}` is empty")]
+    Empty {
+        /// The field.
+        field: &'static str,
+    },
+    /// A field is longer than AMQP can carry.
+    #[error("event field `{field}` is {len} bytes long; at most {max} are allowed")]
+    TooLong {
+        /// The field, or the header's name.
+        field: String,
+        /// Its length in bytes.
+        len: usize,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
+    /// The payload is larger than the store's cap.
+    #[error("the payload is {len} bytes long; this store takes at most {max}")]
+    PayloadTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The cap in bytes.
+        max: usize,
+    },
+    /// Headers are too many or too large together.
+    #[error("the event has {count} headers of {len} bytes together; at most {count_max} headers and {len_max} bytes are allowed")]
+    HeadersTooLarge {
+        /// Number of headers.
+        count: usize,
+        /// Bytes of all names and values.
+        len: usize,
+        /// Most headers allowed.
+        count_max: usize,
+        /// Most bytes allowed.
+        len_max: usize,
+    },
+    /// The header's name belongs to the library or to CloudEvents.
+    #[error("header `{name}` is reserved")]
+    ReservedHeader {
+        /// The name.
+        name: String,
+    },
+    /// The header was given twice.
+    #[error("header `{name}` is given twice")]
+    DuplicateHeader {
+        /// The name.
+        name: String,
+    },
+    /// A field holds a character that must not stand in it.
+    #[error("event field `{field}` holds a control character")]
+    ControlCharacter {
+        /// The field, or the header's name.
+        field: String,
+    },
+    /// The event says neither where to go nor that it stays.
+    #[error("the event has no destination: call `to(exchange, routing_key)`, or `unpublished()` to keep it in the log only")]
+    NoDestination,
+    /// The event would expire before it may be published.
+    #[error("the event expires at {expires_ms} ms, which is not after its not_before of {not_before_ms} ms")]
+    ExpiresBeforeDue {
+        /// Earliest publication, Unix milliseconds.
+        not_before_ms: u64,
+        /// Expiry, Unix milliseconds.
+        expires_ms: u64,
+    },
+    /// The payload could not be encoded.
+    #[error("the payload cannot be encoded as {format}: {source}")]
+    Encode {
+        /// JSON or bincode.
+        format: &'static str,
+        /// What the encoder said.
+        source: BoxError,
+    },
+    /// The payload could not be decoded.
+    #[error("the payload cannot be decoded as {format}: {source}")]
+    Decode {
+        /// JSON or bincode.
+        format: &'static str,
+        /// What the decoder said.
+        source: BoxError,
+    },
+}
+
+/// A record that failed its check when it was read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("log record {seq} is damaged: {what}")]
+pub struct CorruptError {
+    /// The record's sequence number.
+    pub seq: u64,
+    /// What is wrong.
+    pub what: &'static str,
+}
+
+/// A failure of the storage engine, with what was being done.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}: {source}")]
+pub struct StorageFailure {
+    /// What was being done.
+    pub action: &'static str,
+    /// What the storage engine said.
+    pub source: BoxError,
+    /// Whether the medium failed: the store is poisoned by it.
+    pub fatal: bool,
+}
+
+/// A setting that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting `{setting}`: {reason}")]
+pub struct SettingError {
+    /// The setting's name.
+    pub setting: &'static str,
+    /// What is wrong with its value. Never holds a password.
+    pub reason: String,
+}
+
+impl SettingError {
+    pub(crate) fn new(setting: &'static str, reason: impl Into<String>) -> Self {
+        Self { setting, reason: reason.into() }
+    }
+}

@@ -1,0 +1,122 @@
+//! Every bound of the library, by name.
+//!
+//! Nothing here grows with the backlog. A bound that a user may move is the default of a setting; the setting's
+//! own documentation links back here. Units stand last in the name.
+
+/// Longest value of an AMQP short string, in bytes: exchange, routing key, type, content type, message id,
+/// correlation id, header names. The protocol gives it one length byte.
+pub const SHORT_STRING_BYTES_MAX: usize = 255;
+
+/// Longest ordering key of an event, in bytes. It travels as the header `partitionkey`.
+pub const KEY_BYTES_MAX: usize = 255;
+
+/// Default cap on one event's payload, in bytes. See [`StoreBuilder::payload_bytes_max`](crate::StoreBuilder::payload_bytes_max).
+pub const PAYLOAD_BYTES_DEFAULT: usize = 1 << 20;
+
+/// Highest cap on one event's payload that can be set: 16 MiB (RabbitMQ 4's default message limit) less the room
+/// that headers may take.
+pub const PAYLOAD_BYTES_MAX: usize = (16 << 20) - HEADERS_BYTES_MAX;
+
+/// All headers of one event together, names and values, in bytes. It leaves half of the pinned `frame_max` to the
+/// headers that the library adds itself.
+pub const HEADERS_BYTES_MAX: usize = 64 << 10;
+
+/// Most headers on one event.
+pub const HEADERS_MAX: usize = 128;
+
+/// The `frame_max` that is asked of the broker, in bytes. Pinned: a hostile `tune` otherwise makes the client
+/// allocate whatever the server says.
+pub const FRAME_BYTES_MAX: u32 = 128 << 10;
+
+/// Default page cache of the store, in bytes. redb's own default of 1 GiB is too much for an edge device.
+pub const CACHE_BYTES_DEFAULT: usize = 32 << 20;
+
+/// Writes that may wait for the writer thread. A further one blocks its caller.
+pub const WRITE_QUEUE_MAX: usize = 1024;
+
+/// Writes that share one commit at most.
+pub const BATCH_WRITES_MAX: usize = 256;
+
+/// Longest id of a request or of an inbox entry, in bytes.
+pub const INBOX_ID_BYTES_MAX: usize = 512;
+
+/// Default age after which an inbox entry (a seen request, delivery or event id) may be forgotten, in milliseconds: 7 days.
+pub const INBOX_AGE_MS_DEFAULT: u64 = 7 * 24 * 3600 * 1000;
+
+/// Inbox entries that one commit looks at while forgetting old ones.
+pub const INBOX_SWEEP_STEP: usize = 64;
+
+/// Events between two bulk writes of the lane table. Records younger than the last bulk write are not trimmed.
+pub const LANE_FLUSH_EVENTS: u64 = 4096;
+
+/// Lanes held in memory at most.
+pub const LANE_CACHE_MAX: usize = 16_384;
+
+/// Records removed by one commit at most, once they are confirmed and past retention.
+pub const TRIM_STEP: u64 = 512;
+
+/// Trimming waits until this many records can go, or until the store is idle.
+pub const TRIM_BATCH_MIN: u64 = 256;
+
+/// How long a relay's progress may wait for a commit to ride on before it gets one of its own, in milliseconds.
+pub const RIDE_MS_DEFAULT: u64 = 250;
+
+/// Unconfirmed events in flight, by default.
+pub const WINDOW_EVENTS_DEFAULT: usize = 512;
+
+/// Most unconfirmed events in flight that can be set.
+pub const WINDOW_EVENTS_MAX: usize = 16_384;
+
+/// Unconfirmed payload bytes in flight, by default.
+pub const WINDOW_BYTES_DEFAULT: usize = 8 << 20;
+
+/// Events that a relay holds in memory beyond the window, per event of the window.
+pub const LOOKAHEAD_PER_WINDOW: usize = 4;
+
+/// Events read from the log in one short read transaction at most.
+pub const LOAD_EVENTS_MAX: usize = 1024;
+
+/// Tries of an event that the broker itself refuses (a message fault) before it is quarantined.
+pub const ATTEMPTS_DEFAULT: u32 = 5;
+
+/// Tries of an event whose destination is missing, closed or routes nowhere before it is quarantined.
+pub const DESTINATION_ATTEMPTS_DEFAULT: u32 = 10;
+
+/// Events waiting for their next try that a relay keeps in memory. Further ones wait in the file.
+pub const RETRYING_MAX: usize = 4096;
+
+/// Keys that may be held behind a quarantined event at once. A relay that meets more stops reading and says so.
+pub const HELD_KEYS_MAX: usize = 65_536;
+
+/// First and longest wait between tries of one event, in milliseconds.
+pub const BACKOFF_MS_DEFAULT: (u64, u64) = (100, 30_000);
+
+/// First and longest wait between connection attempts, in milliseconds.
+pub const RECONNECT_MS_DEFAULT: (u64, u64) = (100, 30_000);
+
+/// Wait between connection attempts after a refusal that waiting will not heal (wrong password, missing vhost), in milliseconds.
+pub const CONFIG_RETRY_MS: u64 = 30_000;
+
+/// Deadline of a connection attempt, in milliseconds: TCP, handshake, channel, confirm mode.
+pub const CONNECT_MS_MAX: u64 = 10_000;
+
+/// Deadline of a publisher confirm, in milliseconds. After it the outcome is unknown and the connection is given up.
+pub const CONFIRM_MS_DEFAULT: u64 = 60_000;
+
+/// Deadline of closing a connection, in milliseconds; after it the socket is dropped.
+pub const CLOSE_MS_MAX: u64 = 2_000;
+
+/// AMQP heartbeat, in seconds. A dead peer is noticed within twice that.
+pub const HEARTBEAT_S_DEFAULT: u16 = 10;
+
+/// Unacknowledged deliveries that a consumer asks for, by default.
+pub const PREFETCH_DEFAULT: u16 = 256;
+
+/// Deliveries that one commit of a consumer applies at most.
+pub const CONSUMER_BATCH_MAX: usize = 256;
+
+const _: () = assert!(HEADERS_BYTES_MAX * 2 <= FRAME_BYTES_MAX as usize);
+const _: () = assert!(BATCH_WRITES_MAX <= WRITE_QUEUE_MAX);
+const _: () = assert!(WINDOW_EVENTS_DEFAULT <= WINDOW_EVENTS_MAX);
+const _: () = assert!(PAYLOAD_BYTES_DEFAULT <= PAYLOAD_BYTES_MAX);
+const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);

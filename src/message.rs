@@ -1,0 +1,243 @@
+//! What travels: the message, and what the broker said of it.
+//!
+//! These types know nothing of a broker's client library, of the log or of a thread. A [`Message`] is what an
+//! AMQP 0-9-1 publish carries besides its exchange and routing key; an [`Outcome`] is the broker's word on one
+//! publish; a [`Fault`] says what kind of wrong it was, which decides who pays for it.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// A header's value. The AMQP types that every client can read.
+#[derive(Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum HeaderValue {
+    /// UTF-8 text (AMQP long string).
+    Text(String),
+    /// A signed 64-bit integer.
+    Int(i64),
+    /// A boolean.
+    Bool(bool),
+    /// Raw bytes (AMQP byte array).
+    Bytes(Vec<u8>),
+}
+
+impl HeaderValue {
+    /// The text, if it is text.
+    ///
+    /// ```
+    /// # use onewrite::HeaderValue;
+    /// assert_eq!(HeaderValue::from("eu").as_text(), Some("eu"));
+    /// assert_eq!(HeaderValue::from(7).as_text(), None);
+    /// ```
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The integer, if it is one.
+    #[must_use]
+    pub fn as_int(&self) -> Option<i64> {
+        match self {
+            Self::Int(int) => Some(*int),
+            _ => None,
+        }
+    }
+
+    /// Bytes that the value takes on the wire, without its name and type tag.
+    #[must_use]
+    pub fn encoded_len(&self) -> usize {
+        match self {
+            Self::Text(text) => 4 + text.len(),
+            Self::Int(_) => 8,
+            Self::Bool(_) => 1,
+            Self::Bytes(bytes) => 4 + bytes.len(),
+        }
+    }
+}
+
+/// Shows the kind and length only: header values may be personal data.
+impl fmt::Debug for HeaderValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
+            Self::Int(_) => f.write_str("Int"),
+            Self::Bool(_) => f.write_str("Bool"),
+            Self::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
+        }
+    }
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+impl From<String> for HeaderValue {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+impl From<i64> for HeaderValue {
+    fn from(int: i64) -> Self {
+        Self::Int(int)
+    }
+}
+impl From<bool> for HeaderValue {
+    fn from(bool: bool) -> Self {
+        Self::Bool(bool)
+    }
+}
+impl From<Vec<u8>> for HeaderValue {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+/// A message as AMQP 0-9-1 carries it: properties, headers, payload. Always persistent (`delivery_mode` 2).
+///
+/// ```
+/// use onewrite::{HeaderValue, Message};
+/// let message = Message { message_id: Some("m-1".into()), payload: b"hello".to_vec(), ..Message::default() };
+/// assert_eq!(message.header("cloudEvents_source"), None);
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Message {
+    /// `message_id`: the event's id.
+    pub message_id: Option<String>,
+    /// `type`: the event's type.
+    pub event_type: Option<String>,
+    /// `content_type` of the payload.
+    pub content_type: Option<String>,
+    /// `correlation_id`.
+    pub correlation_id: Option<String>,
+    /// `app_id`.
+    pub app_id: Option<String>,
+    /// `timestamp`, in whole seconds since the Unix epoch.
+    pub timestamp_s: Option<u64>,
+    /// Headers, in the order they were added.
+    pub headers: Vec<(String, HeaderValue)>,
+    /// The payload.
+    pub payload: Vec<u8>,
+}
+
+impl Message {
+    /// The first header of this name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&HeaderValue> {
+        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
+    }
+}
+
+/// Shows names and lengths only; payload and header values never reach a log this way.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("message_id", &self.message_id)
+            .field("event_type", &self.event_type)
+            .field("content_type", &self.content_type)
+            .field("timestamp_s", &self.timestamp_s)
+            .field("headers", &self.headers)
+            .field("payload_bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Names one publish of one event. Never reused in the life of a relay, so that a late word is not taken for another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// One publish: where to, what, and under which ticket its outcome is to be told.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Under which the outcome is told.
+    pub ticket: Ticket,
+    /// The exchange; empty for the default exchange.
+    pub exchange: Arc<str>,
+    /// The routing key.
+    pub routing_key: Arc<str>,
+    /// Properties, headers and payload.
+    pub message: Arc<Message>,
+    /// Publish apart from the others, on a channel of its own: this message was in flight when a channel was closed
+    /// for a fault of one message, and may be the one.
+    pub isolated: bool,
+}
+
+/// Whose fault a failure is, which decides who pays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FaultClass {
+    /// The broker refuses this very message: too large, malformed. Spends the event's attempts.
+    Message,
+    /// The destination is missing, closed to us, or routes nowhere. Spends the event's destination attempts, with long waits.
+    Destination,
+    /// The broker is away, unreachable or overloaded. Spends nothing.
+    Outage,
+    /// The broker refuses us: password, vhost, TLS. Spends nothing; retried slowly.
+    Config,
+    /// The event's time ran out before it could be published.
+    Expired,
+    /// The record in the log fails its check.
+    Undecodable,
+}
+
+impl fmt::Display for FaultClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Message => "message",
+            Self::Destination => "destination",
+            Self::Outage => "outage",
+            Self::Config => "config",
+            Self::Expired => "expired",
+            Self::Undecodable => "undecodable",
+        })
+    }
+}
+
+/// What went wrong, for a person and for a decision.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{class} fault{}: {text}", code.map(|c| format!(" {c}")).unwrap_or_default())]
+pub struct Fault {
+    /// Whose fault it is.
+    pub class: FaultClass,
+    /// The AMQP reply code, where there was one.
+    pub code: Option<u16>,
+    /// What the broker or the operating system said. Holds no payload and no credentials.
+    pub text: String,
+}
+
+impl Fault {
+    /// A fault without a reply code.
+    ///
+    /// ```
+    /// # use onewrite::{Fault, FaultClass};
+    /// let fault = Fault::new(FaultClass::Outage, "connection refused");
+    /// assert_eq!(fault.to_string(), "outage fault: connection refused");
+    /// ```
+    pub fn new(class: FaultClass, text: impl Into<String>) -> Self {
+        Self { class, code: None, text: text.into() }
+    }
+
+    /// A fault with the AMQP reply code.
+    pub fn with_code(class: FaultClass, code: u16, text: impl Into<String>) -> Self {
+        Self { class, code: Some(code), text: text.into() }
+    }
+}
+
+/// The broker's word on one publish. Nothing is inferred from silence: what was neither confirmed nor refused is `Unknown`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The broker has it.
+    Confirmed,
+    /// The broker says it could not take it (a full queue with `reject-publish`, an internal error).
+    Nacked,
+    /// No queue took it (`basic.return`).
+    Returned(Fault),
+    /// The broker closed the channel on this very message, or it could not be encoded at all.
+    Refused(Fault),
+    /// The connection ended, or the deadline passed, before the broker said anything.
+    Unknown(Fault),
+}

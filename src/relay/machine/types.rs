@@ -1,0 +1,210 @@
+//! The words that the delivery machine and its shell exchange.
+//!
+//! The machine is told *inputs* and answers with *actions*. It holds sequence numbers and keys, never payloads; the
+//! shell holds the records, the file, the publisher and the clock.
+
+use std::sync::Arc;
+
+use crate::message::{Fault, Outcome, Ticket};
+use crate::publish::Epoch;
+
+/// The ordering key of an event.
+pub(crate) type Key = Arc<str>;
+
+/// How far apart events may overtake each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Ordering {
+    /// At most one unconfirmed event per key; events of different keys, and events without a key, overtake freely. The default.
+    #[default]
+    PerKey,
+    /// At most one unconfirmed event in all, in commit order.
+    Total,
+    /// Events of one key are pipelined in order. A nack, a return or a lost connection may reorder them.
+    Relaxed,
+}
+
+/// What happens to later events of a key when one of them is quarantined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum QuarantinePolicy {
+    /// They wait until it is redriven or discarded: order per key is kept. The default.
+    #[default]
+    HoldKey,
+    /// They go on without it.
+    SkipEvent,
+}
+
+/// The machine's settings.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) ordering: Ordering,
+    pub(crate) on_quarantine: QuarantinePolicy,
+    /// Unconfirmed events at most.
+    pub(crate) window_events: usize,
+    /// Unconfirmed payload bytes at most (one event may exceed it alone).
+    pub(crate) window_bytes: usize,
+    /// Events held in memory at most, in flight ones included.
+    pub(crate) lookahead_events: usize,
+    /// Bytes of events held in memory at most (one event may exceed it alone).
+    pub(crate) lookahead_bytes: usize,
+    /// Events asked for in one `Load` at most.
+    pub(crate) load_events: usize,
+    pub(crate) attempts_max: u32,
+    pub(crate) destination_attempts_max: u32,
+    pub(crate) backoff_first_ms: u64,
+    pub(crate) backoff_max_ms: u64,
+    /// Events waiting for a retry in memory at most.
+    pub(crate) retrying_max: usize,
+    /// Keys blocked or parked at most.
+    pub(crate) held_keys_max: usize,
+    /// Seed of the jitter.
+    pub(crate) seed: u64,
+}
+
+/// What the machine knows of one event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) seq: u64,
+    pub(crate) key: Option<Key>,
+    pub(crate) bytes: usize,
+    /// Earliest publication, Unix milliseconds.
+    pub(crate) not_before_ms: Option<u64>,
+    /// Latest publication, Unix milliseconds.
+    pub(crate) expires_ms: Option<u64>,
+}
+
+/// One position of the log, as read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Loaded {
+    /// An event to publish.
+    Event(Entry),
+    /// A record that stays in the log only.
+    Unpublished { seq: u64 },
+    /// A record that fails its check. Quarantined; its key is unknown, so it holds nobody.
+    Undecodable { seq: u64, fault: Fault },
+}
+
+/// Why an event stands apart from the position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exception {
+    pub(crate) state: ExceptionState,
+    /// Message attempts spent.
+    pub(crate) attempts: u32,
+    /// Destination attempts spent.
+    pub(crate) destination_attempts: u32,
+    /// The last fault, if any.
+    pub(crate) fault: Option<Fault>,
+}
+
+/// The kinds of exception.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExceptionState {
+    /// To be tried again, at this wall time when it is found on disk after a restart.
+    Retry { due_ms: u64 },
+    /// Not to be published before this wall time.
+    Scheduled { due_ms: u64 },
+    /// Taken out, at this wall time, until a person redrives or discards it. `holds_key`: later events of its key wait.
+    Quarantined { at_ms: u64, holds_key: bool },
+}
+
+/// A durable change of the cursor. The shell keeps them in order and writes any prefix atomically.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Everything below is settled, but for the exceptions and the parked.
+    Position(u64),
+    /// The event stands apart, in this state.
+    PutException { seq: u64, key: Option<Key>, exception: Exception },
+    /// It no longer does.
+    DropException { seq: u64 },
+    /// The event waits, on disk, behind an earlier one of its key.
+    Park { key: Key, seq: u64 },
+    /// It no longer does.
+    Unpark { key: Key, seq: u64 },
+}
+
+/// What the machine is told.
+#[derive(Debug, Clone)]
+pub(crate) enum Input {
+    /// The log ends (exclusively) here now. Rises only.
+    Tail(u64),
+    /// Answers `Load`: every position in `from..to`.
+    Loaded { to: u64, events: Vec<Loaded> },
+    /// Answers `LoadDue`: exceptions due by now (retries found on disk, scheduled events), each with its event, and the
+    /// earliest due time that is left on disk. An exception whose record fails its check comes as `Undecodable`.
+    LoadedDue { due: Vec<(Loaded, Exception)>, next_due_ms: Option<u64> },
+    /// Answers `LoadParked`: parked events of this key in order; `more` if others are left behind them.
+    LoadedParked { key: Key, events: Vec<Loaded>, more: bool },
+    /// The publisher is connected.
+    Up { epoch: Epoch },
+    /// The publisher is not.
+    Down { epoch: Epoch, fault: Fault },
+    /// The broker blocks us, or no longer does.
+    Blocked(bool),
+    /// What became of one publish.
+    Outcome { ticket: Ticket, outcome: Outcome },
+    /// A quarantined event was durably turned into `Retry` by a person, its counters cleared.
+    Redriven(Entry),
+    /// A quarantined event was durably removed by a person.
+    Discarded { seq: u64, key: Option<Key> },
+    /// Publish nothing new until `Resume`.
+    Pause,
+    /// Go on.
+    Resume,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the machine wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Publish this event under this ticket. `resend`: it may have been published before.
+    Publish { epoch: Epoch, ticket: Ticket, seq: u64, resend: bool, isolated: bool },
+    /// Read `from..` up to the tail, at most this much (but at least one). One is out at a time.
+    Load { from: u64, events_max: usize, bytes_max: usize },
+    /// Read exceptions due at or before this wall time, at most this many. One is out at a time.
+    LoadDue { until_ms: u64, events_max: usize },
+    /// Read parked events of this key above `after`, at most this many. One per key is out at a time.
+    LoadParked { key: Key, after: Option<u64>, events_max: usize },
+    /// Write this down.
+    Save(Change),
+    /// The broker has it. (Its `Save`s stand before.)
+    Confirmed { seq: u64 },
+    /// It went to quarantine. (Its `Save`s stand before.)
+    Quarantined { seq: u64, fault: Fault },
+    /// The machine no longer holds this event; the shell may drop its record. Said once for every event loaded.
+    Forget { seq: u64 },
+}
+
+/// What was found on disk when the relay starts.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Recovered {
+    pub(crate) position: u64,
+    /// The log ends (exclusively) here.
+    pub(crate) tail: u64,
+    /// Quarantined events that hold their key.
+    pub(crate) holding: Vec<(u64, Key)>,
+    /// Events in state `Retry`, which hold their key too: at most `retrying_max`, lowest first.
+    pub(crate) retrying: Vec<(Loaded, Exception)>,
+    /// Keys that have parked events.
+    pub(crate) parked_keys: Vec<Key>,
+    /// The earliest due time on disk among exceptions not in `retrying`.
+    pub(crate) next_due_ms: Option<u64>,
+}
+
+/// Figures for `status` and `stats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Figures {
+    pub(crate) position: u64,
+    pub(crate) tail: u64,
+    pub(crate) in_flight: usize,
+    pub(crate) in_flight_bytes: usize,
+    pub(crate) in_memory: usize,
+    pub(crate) retrying: usize,
+    pub(crate) held_keys: usize,
+    pub(crate) confirmed: u64,
+    pub(crate) retried: u64,
+    pub(crate) quarantined: u64,
+    /// `held_keys_max` is reached: nothing more is read.
+    pub(crate) stalled: bool,
+}
