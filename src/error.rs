@@ -68,8 +68,13 @@ pub enum Error {
     /// The application's own error, returned from its closure. Nothing of that closure was written.
     #[error(transparent)]
     App(BoxError),
+    /// A consumer's handler refuses this delivery for good: to the dead-letter exchange with it.
+    #[error("rejected: {0}")]
+    Rejected(BoxError),
     /// The backlog quota that the application has set is reached.
-    #[error("backlog quota reached: {events} events and {bytes} bytes wait for the broker; the quota is {events_max} events and {bytes_max} bytes")]
+    #[error(
+        "backlog quota reached: {events} events and {bytes} bytes wait for the broker; the quota is {events_max} events and {bytes_max} bytes"
+    )]
     BacklogFull {
         /// Events waiting.
         events: u64,
@@ -115,6 +120,12 @@ pub enum Error {
         /// The event.
         seq: u64,
     },
+    /// The table belongs to the library.
+    #[error("table `{name}` is reserved; names that begin with `onewrite.` belong to the library")]
+    ReservedTable {
+        /// The table asked for.
+        name: String,
+    },
     /// An id of a request, a delivery or a scope cannot be kept.
     #[error("{what} is {len} bytes long; 1 to {max} are allowed")]
     BadId {
@@ -153,6 +164,16 @@ impl Error {
     /// ```
     pub fn app(error: impl Into<BoxError>) -> Self {
         Self::App(error.into())
+    }
+
+    /// Says, from a consumer's handler, that this delivery can never be handled.
+    ///
+    /// ```
+    /// # use onewrite::Error;
+    /// assert_eq!(Error::reject("no such account").to_string(), "rejected: no such account");
+    /// ```
+    pub fn reject(error: impl Into<BoxError>) -> Self {
+        Self::Rejected(error.into())
     }
 
     /// The application's own error of type `E`, if that is what this is.
@@ -256,7 +277,9 @@ pub enum EventError {
         max: usize,
     },
     /// Headers are too many or too large together.
-    #[error("the event has {count} headers of {len} bytes together; at most {count_max} headers and {len_max} bytes are allowed")]
+    #[error(
+        "the event has {count} headers of {len} bytes together; at most {count_max} headers and {len_max} bytes are allowed"
+    )]
     HeadersTooLarge {
         /// Number of headers.
         count: usize,
@@ -286,7 +309,9 @@ pub enum EventError {
         field: String,
     },
     /// The event says neither where to go nor that it stays.
-    #[error("the event has no destination: call `to(exchange, routing_key)`, or `unpublished()` to keep it in the log only")]
+    #[error(
+        "the event has no destination: call `to(exchange, routing_key)`, or `unpublished()` to keep it in the log only"
+    )]
     NoDestination,
     /// The event would expire before it may be published.
     #[error("the event expires at {expires_ms} ms, which is not after its not_before of {not_before_ms} ms")]

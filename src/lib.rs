@@ -1,12 +1,20 @@
 //! x
-#![allow(missing_docs, dead_code, unused)]
-pub mod error;
+#![allow(missing_docs)]
+pub mod codec;
+mod consumer;
+mod error;
+mod event;
 pub mod limits;
-pub mod message;
+mod log;
+mod message;
+mod oneshot;
 pub mod publish;
+mod relay;
+mod store;
 pub mod time;
-mod relay {
-    pub(crate) mod machine { pub(crate) mod types; }
-}
+mod wire;
 pub use error::*;
+pub use event::*;
 pub use message::*;
+pub use redb;
+pub use store::*;

@@ -130,9 +130,10 @@ pub(crate) enum Input {
     Tail(u64),
     /// Answers `Load`: every position in `from..to`.
     Loaded { to: u64, events: Vec<Loaded> },
-    /// Answers `LoadDue`: exceptions due by now (retries found on disk, scheduled events), each with its event, and the
-    /// earliest due time that is left on disk. An exception whose record fails its check comes as `Undecodable`.
-    LoadedDue { due: Vec<(Loaded, Exception)>, next_due_ms: Option<u64> },
+    /// Answers `LoadDue`: exceptions that are due, each with its event, in order of (due time, seq). If there are more of
+    /// them, `resume` is the last one read; else `next_due_ms` is when the next one on disk will be due. An exception
+    /// whose record fails its check comes as `Undecodable`.
+    LoadedDue { due: Vec<(Loaded, Exception)>, resume: Option<(u64, u64)>, next_due_ms: Option<u64> },
     /// Answers `LoadParked`: parked events of this key in order; `more` if others are left behind them.
     LoadedParked { key: Key, events: Vec<Loaded>, more: bool },
     /// The publisher is connected.
@@ -162,10 +163,11 @@ pub(crate) enum Action {
     Publish { epoch: Epoch, ticket: Ticket, seq: u64, resend: bool, isolated: bool },
     /// Read `from..` up to the tail, at most this much (but at least one). One is out at a time.
     Load { from: u64, events_max: usize, bytes_max: usize },
-    /// Read exceptions due at or before this wall time, at most this many. One is out at a time.
-    LoadDue { until_ms: u64, events_max: usize },
-    /// Read parked events of this key above `after`, at most this many. One per key is out at a time.
-    LoadParked { key: Key, after: Option<u64>, events_max: usize },
+    /// Read exceptions (retries, scheduled events) due at or before this wall time, after this (due time, seq), at most
+    /// this many. Some may be in memory already. One is out at a time.
+    LoadDue { after: Option<(u64, u64)>, until_ms: u64, events_max: usize },
+    /// Read the first parked events of this key, at most this many. One per key is out at a time.
+    LoadParked { key: Key, events_max: usize },
     /// Write this down.
     Save(Change),
     /// The broker has it. (Its `Save`s stand before.)
@@ -182,13 +184,13 @@ pub(crate) struct Recovered {
     pub(crate) position: u64,
     /// The log ends (exclusively) here.
     pub(crate) tail: u64,
-    /// Quarantined events that hold their key.
+    /// Events that hold their key from disk: quarantined ones, and retries beyond `retrying`.
     pub(crate) holding: Vec<(u64, Key)>,
     /// Events in state `Retry`, which hold their key too: at most `retrying_max`, lowest first.
     pub(crate) retrying: Vec<(Loaded, Exception)>,
     /// Keys that have parked events.
     pub(crate) parked_keys: Vec<Key>,
-    /// The earliest due time on disk among exceptions not in `retrying`.
+    /// The earliest due time on disk among exceptions that are not in `retrying`.
     pub(crate) next_due_ms: Option<u64>,
 }
 

@@ -1,0 +1,77 @@
+//! Typed payloads: JSON, bincode, raw bytes.
+//!
+//! The only file that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
+//! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in DESIGN.md.
+//! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`].
+
+use crate::error::EventError;
+
+/// Content type of a JSON payload.
+pub const JSON: &str = "application/json";
+/// Content type of a bincode payload.
+pub const BINCODE: &str = "application/x-bincode";
+/// Content type of a payload of raw bytes.
+pub const BYTES: &str = "application/octet-stream";
+
+#[cfg(feature = "json")]
+pub(crate) fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EventError> {
+    serde_json::to_vec(value).map_err(|error| EventError::Encode { format: "JSON", source: error.into() })
+}
+
+/// Decodes a JSON payload.
+///
+/// # Errors
+/// [`EventError::Decode`], without the payload in its text.
+///
+/// ```
+/// let amount: u32 = onewrite::codec::from_json(b"100")?;
+/// assert_eq!(amount, 100);
+/// # Ok::<(), onewrite::EventError>(())
+/// ```
+#[cfg(feature = "json")]
+pub fn from_json<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, EventError> {
+    serde_json::from_slice(payload).map_err(|error| {
+        // serde_json quotes the offending value in its message; keep where, not what.
+        let place =
+            format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column());
+        EventError::Decode { format: "JSON", source: place.into() }
+    })
+}
+
+#[cfg(feature = "bincode")]
+const LIMIT: usize = crate::limits::PAYLOAD_BYTES_MAX;
+
+#[cfg(feature = "bincode")]
+fn config() -> bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<LIMIT>,
+> {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
+#[cfg(feature = "bincode")]
+pub(crate) fn to_bincode<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EventError> {
+    bincode::serde::encode_to_vec(value, config())
+        .map_err(|error| EventError::Encode { format: "bincode", source: Box::new(error) })
+}
+
+/// Decodes a bincode payload, and refuses bytes that trail it.
+///
+/// # Errors
+/// [`EventError::Decode`], without the payload in its text.
+///
+/// ```
+/// let error = onewrite::codec::from_bincode::<u8>(&[1, 2]).unwrap_err();
+/// assert_eq!(error.to_string(), "the payload cannot be decoded as bincode: 1 bytes trail the value");
+/// ```
+#[cfg(feature = "bincode")]
+pub fn from_bincode<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, EventError> {
+    let decode_error = |source| EventError::Decode { format: "bincode", source };
+    let (value, used) = bincode::serde::decode_from_slice(payload, config())
+        .map_err(|error| decode_error(Box::new(error)))?;
+    match payload.len() - used {
+        0 => Ok(value),
+        trailing => Err(decode_error(format!("{trailing} bytes trail the value").into())),
+    }
+}

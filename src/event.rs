@@ -1,0 +1,489 @@
+//! What an application appends, and what it reads back.
+//!
+//! An [`Event`] is checked against what AMQP 0-9-1 and the store's limits can carry when it is appended, not when it
+//! is published: what the broker would refuse later is refused while the caller can still do something about it.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::codec;
+use crate::error::EventError;
+use crate::limits::{HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::message::HeaderValue;
+use crate::time::as_ms;
+
+/// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.
+const RESERVED_NAMES: [&str; 4] = ["traceparent", "tracestate", "CC", "BCC"];
+/// Prefixes of such names: CloudEvents in its three spellings, and our own.
+const RESERVED_PREFIXES: [&str; 4] = ["cloudEvents_", "cloudEvents:", "ce-", "onewrite-"];
+
+/// Where an event goes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Destination {
+    /// Published to this exchange with this routing key. The empty exchange is AMQP's default one: the routing key then names a queue.
+    Exchange {
+        /// The exchange.
+        exchange: String,
+        /// The routing key.
+        routing_key: String,
+    },
+    /// Kept in the log, published nowhere.
+    Unpublished,
+}
+
+/// An event to append: a type, a payload, where it goes, and optionally a key, an id, headers and times.
+///
+/// | part | limit | default |
+/// |---|---|---|
+/// | type, exchange, routing key, content type, id, correlation id, subject, header names | 255 bytes each | |
+/// | key | 255 bytes | none: not ordered |
+/// | headers | 128, 64 KiB together | none |
+/// | payload | the store's cap, 1 MiB unless set | |
+/// | id | | a UUIDv7, given at append |
+///
+/// ```
+/// use onewrite::Event;
+/// let event = Event::bytes("payment.completed", b"100".to_vec())
+///     .key("alice")
+///     .to("payments", "payment.completed")
+///     .header("region", "eu");
+/// assert!(event.validate().is_ok());
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Event {
+    pub(crate) id: Option<String>,
+    pub(crate) event_type: String,
+    pub(crate) key: Option<String>,
+    pub(crate) destination: Option<Destination>,
+    pub(crate) content_type: Option<String>,
+    pub(crate) subject: Option<String>,
+    pub(crate) correlation_id: Option<String>,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) tracestate: Option<String>,
+    pub(crate) not_before_ms: Option<u64>,
+    pub(crate) expires_ms: Option<u64>,
+    pub(crate) headers: Vec<(String, HeaderValue)>,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Event {
+    fn new(event_type: impl Into<String>, payload: Vec<u8>, content_type: &str) -> Self {
+        Self {
+            id: None,
+            event_type: event_type.into(),
+            key: None,
+            destination: None,
+            content_type: Some(content_type.to_owned()),
+            subject: None,
+            correlation_id: None,
+            traceparent: None,
+            tracestate: None,
+            not_before_ms: None,
+            expires_ms: None,
+            headers: Vec::new(),
+            payload,
+        }
+    }
+
+    /// An event whose payload is raw bytes (`application/octet-stream`).
+    ///
+    /// ```
+    /// let event = onewrite::Event::bytes("sensor.read", vec![1, 2, 3]).to("", "readings");
+    /// ```
+    pub fn bytes(event_type: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
+        Self::new(event_type, payload.into(), codec::BYTES)
+    }
+
+    /// An event whose payload is `value` as JSON (`application/json`).
+    ///
+    /// # Errors
+    /// [`EventError::Encode`] when the value cannot be written as JSON, for example a map whose keys are not strings.
+    ///
+    /// ```
+    /// let event = onewrite::Event::json("payment.completed", &("alice", 100))?.to("payments", "payment.completed");
+    /// # Ok::<(), onewrite::EventError>(())
+    /// ```
+    #[cfg(feature = "json")]
+    pub fn json<T: serde::Serialize + ?Sized>(
+        event_type: impl Into<String>,
+        value: &T,
+    ) -> Result<Self, EventError> {
+        Ok(Self::new(event_type, codec::to_json(value)?, codec::JSON))
+    }
+
+    /// An event whose payload is `value` as bincode 2, standard configuration (`application/x-bincode`).
+    ///
+    /// # Errors
+    /// [`EventError::Encode`] when the value cannot be written as bincode.
+    ///
+    /// ```
+    /// let event = onewrite::Event::bincode("payment.completed", &("alice", 100))?.to("payments", "payment.completed");
+    /// # Ok::<(), onewrite::EventError>(())
+    /// ```
+    #[cfg(feature = "bincode")]
+    pub fn bincode<T: serde::Serialize + ?Sized>(
+        event_type: impl Into<String>,
+        value: &T,
+    ) -> Result<Self, EventError> {
+        Ok(Self::new(event_type, codec::to_bincode(value)?, codec::BINCODE))
+    }
+
+    /// Sets where the event goes. The exchange may be empty: AMQP's default exchange, where the routing key names a queue.
+    #[must_use]
+    pub fn to(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.destination =
+            Some(Destination::Exchange { exchange: exchange.into(), routing_key: routing_key.into() });
+        self
+    }
+
+    /// Keeps the event in the log only; no relay publishes it.
+    #[must_use]
+    pub fn unpublished(mut self) -> Self {
+        self.destination = Some(Destination::Unpublished);
+        self
+    }
+
+    /// Sets the ordering key: events of one key are published in commit order. Without one, order is not kept.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets the event's id, its name for ever. Appending the same id with the same content again does nothing; with
+    /// other content it is an error. Without this call the event gets a UUIDv7.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets the payload's content type.
+    #[must_use]
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.content_type = Some(content_type.into());
+        self
+    }
+
+    /// Sets the CloudEvents `subject`: what the event is about within its source.
+    #[must_use]
+    pub fn subject(mut self, subject: impl Into<String>) -> Self {
+        self.subject = Some(subject.into());
+        self
+    }
+
+    /// Sets the AMQP `correlation_id`.
+    #[must_use]
+    pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
+        self.correlation_id = Some(correlation_id.into());
+        self
+    }
+
+    /// Sets the W3C trace context that travels as `traceparent` and `tracestate`.
+    #[must_use]
+    pub fn trace(mut self, traceparent: impl Into<String>, tracestate: Option<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
+        self.tracestate = tracestate;
+        self
+    }
+
+    /// Adds a header. Names are unique within an event.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Publishes the event no earlier than this. Until then it holds nobody: it takes its place in its key's order when it becomes due.
+    #[must_use]
+    pub fn not_before(mut self, time: SystemTime) -> Self {
+        self.not_before_ms = Some(unix_ms(time));
+        self
+    }
+
+    /// Publishes the event no later than this: after it, an event not yet confirmed goes to quarantine as *expired*.
+    #[must_use]
+    pub fn expires(mut self, time: SystemTime) -> Self {
+        self.expires_ms = Some(unix_ms(time));
+        self
+    }
+
+    /// Checks everything that append checks, but for the store's cap on the payload.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, naming the field.
+    ///
+    /// ```
+    /// use onewrite::Event;
+    /// let error = Event::bytes("t", b"".to_vec()).to("e", "k").header("ce-id", "mine").validate().unwrap_err();
+    /// assert_eq!(error.to_string(), "header `ce-id` is reserved");
+    /// ```
+    pub fn validate(&self) -> Result<(), EventError> {
+        if self.event_type.is_empty() {
+            return Err(EventError::Empty { field: "type" });
+        }
+        short("type", &self.event_type)?;
+        match &self.destination {
+            None => return Err(EventError::NoDestination),
+            Some(Destination::Unpublished) => {}
+            Some(Destination::Exchange { exchange, routing_key }) => {
+                short("exchange", exchange)?;
+                short("routing_key", routing_key)?;
+            }
+        }
+        for (field, value) in [
+            ("id", &self.id),
+            ("key", &self.key),
+            ("content_type", &self.content_type),
+            ("subject", &self.subject),
+            ("correlation_id", &self.correlation_id),
+            ("traceparent", &self.traceparent),
+        ] {
+            if let Some(value) = value {
+                short(field, value)?;
+            }
+        }
+        for (field, value) in [("id", &self.id), ("key", &self.key)] {
+            if value.as_ref().is_some_and(String::is_empty) {
+                return Err(EventError::Empty { field });
+            }
+        }
+        if let Some(state) = &self.tracestate {
+            sized("tracestate", state, 512)?;
+        }
+        if let (Some(not_before_ms), Some(expires_ms)) = (self.not_before_ms, self.expires_ms)
+            && expires_ms <= not_before_ms
+        {
+            return Err(EventError::ExpiresBeforeDue { not_before_ms, expires_ms });
+        }
+        self.validate_headers()
+    }
+
+    fn validate_headers(&self) -> Result<(), EventError> {
+        let mut bytes = 0;
+        for (index, (name, value)) in self.headers.iter().enumerate() {
+            if name.is_empty() {
+                return Err(EventError::Empty { field: "header name" });
+            }
+            short(name, name)?;
+            if RESERVED_NAMES.contains(&name.as_str())
+                || RESERVED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+            {
+                return Err(EventError::ReservedHeader { name: name.clone() });
+            }
+            if self.headers.iter().take(index).any(|(earlier, _)| earlier == name) {
+                return Err(EventError::DuplicateHeader { name: name.clone() });
+            }
+            bytes += 2 + name.len() + value.encoded_len();
+        }
+        if self.headers.len() > HEADERS_MAX || bytes > HEADERS_BYTES_MAX {
+            return Err(EventError::HeadersTooLarge {
+                count: self.headers.len(),
+                len: bytes,
+                count_max: HEADERS_MAX,
+                len_max: HEADERS_BYTES_MAX,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Shows names and lengths only; the payload never reaches a log this way.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("id", &self.id)
+            .field("event_type", &self.event_type)
+            .field("key", &self.key)
+            .field("destination", &self.destination)
+            .field("headers", &self.headers)
+            .field("payload_bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+const _: () = assert!(KEY_BYTES_MAX == SHORT_STRING_BYTES_MAX, "`short` serves both");
+
+fn short(field: &str, value: &str) -> Result<(), EventError> {
+    sized(field, value, SHORT_STRING_BYTES_MAX)
+}
+
+fn sized(field: &str, value: &str, max: usize) -> Result<(), EventError> {
+    if value.len() > max {
+        // A header's name can itself be the long thing: name it by its beginning.
+        let field = field.chars().take(64).collect();
+        return Err(EventError::TooLong { field, len: value.len(), max });
+    }
+    if value.chars().any(char::is_control) {
+        return Err(EventError::ControlCharacter { field: field.escape_debug().collect() });
+    }
+    Ok(())
+}
+
+/// A fresh UUIDv7: ordered by time, unique without asking anyone.
+pub(crate) fn fresh_uuid() -> [u8; 16] {
+    uuid::Uuid::now_v7().into_bytes()
+}
+
+/// The same as text.
+pub(crate) fn fresh_uuid_text() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    as_ms(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// The identity of an event's lane: all events of one (destination, key) of one store and epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    /// The sequence number of the lane's first event: unique within the store and epoch.
+    pub id: u64,
+    /// The event's number within the lane, from 0, without a gap.
+    pub number: u64,
+}
+
+/// An event as the log holds it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub(crate) seq: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) id: String,
+    pub(crate) crc: u32,
+    pub(crate) event: Event,
+}
+
+impl Recorded {
+    /// Its sequence number: commit order, from 0, without a hole.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+    /// When it was appended, in Unix milliseconds by the wall clock.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+    /// Its type.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        &self.event.event_type
+    }
+    /// Its ordering key.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.event.key.as_deref()
+    }
+    /// Where it goes.
+    #[must_use]
+    pub fn destination(&self) -> &Destination {
+        self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
+    }
+    /// Its place in its lane; `None` for an unpublished event.
+    #[must_use]
+    pub fn lane(&self) -> Option<Lane> {
+        self.lane
+    }
+    /// The payload's content type.
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.event.content_type.as_deref()
+    }
+    /// The application's headers.
+    #[must_use]
+    pub fn headers(&self) -> &[(String, HeaderValue)] {
+        &self.event.headers
+    }
+    /// The payload.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.event.payload
+    }
+    /// The checksum of its record (CRC-32, IEEE).
+    #[must_use]
+    pub fn crc(&self) -> u32 {
+        self.crc
+    }
+}
+
+/// Shows names and lengths only.
+impl fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorded")
+            .field("seq", &self.seq)
+            .field("id", &self.id)
+            .field("event_type", &self.event.event_type)
+            .field("key", &self.event.key)
+            .field("destination", &self.event.destination)
+            .field("payload_bytes", &self.event.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Event {
+        Event::bytes("t", b"x".to_vec()).to("e", "k")
+    }
+
+    /// Each thing that AMQP would refuse is refused by name.
+    #[test]
+    fn names_what_is_wrong() {
+        let long = "a".repeat(256);
+        let cases: Vec<(Event, &str)> = vec![
+            (Event::bytes("", vec![]).to("e", "k"), "event field `type` is empty"),
+            (
+                Event::bytes(long.clone(), vec![]).to("e", "k"),
+                "event field `type` is 256 bytes long; at most 255 are allowed",
+            ),
+            (
+                Event::bytes("t", vec![]),
+                "the event has no destination: call `to(exchange, routing_key)`, or `unpublished()` to keep it in the log only",
+            ),
+            (
+                Event::bytes("t", vec![]).to(long.clone(), "k"),
+                "event field `exchange` is 256 bytes long; at most 255 are allowed",
+            ),
+            (
+                Event::bytes("t", vec![]).to("e", long.clone()),
+                "event field `routing_key` is 256 bytes long; at most 255 are allowed",
+            ),
+            (good().id(""), "event field `id` is empty"),
+            (good().key(""), "event field `key` is empty"),
+            (good().id("a\nb"), "event field `id` holds a control character"),
+            (
+                good().content_type(long.clone()),
+                "event field `content_type` is 256 bytes long; at most 255 are allowed",
+            ),
+            (good().header("", 1), "event field `header name` is empty"),
+            (good().header("CC", "q"), "header `CC` is reserved"),
+            (good().header("cloudEvents_id", "q"), "header `cloudEvents_id` is reserved"),
+            (good().header("onewrite-lane", "q"), "header `onewrite-lane` is reserved"),
+            (good().header("a", 1).header("a", 2), "header `a` is given twice"),
+            (
+                good().header("a", "x".repeat(HEADERS_BYTES_MAX)),
+                "the event has 1 headers of 65543 bytes together; at most 128 headers and 65536 bytes are allowed",
+            ),
+        ];
+        for (event, text) in cases {
+            assert_eq!(event.validate().unwrap_err().to_string(), text);
+        }
+    }
+
+    /// A payload is never shown by `Debug`.
+    #[test]
+    fn debug_shows_no_payload() {
+        let event = Event::bytes("t", b"canary".to_vec()).to("e", "k").header("h", "canary");
+        assert!(!format!("{event:?}").contains("canary"));
+    }
+}

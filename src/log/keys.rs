@@ -1,0 +1,110 @@
+//! Keys of the tables around the log. Big-endian, so that byte order is number order.
+//!
+//! ```text
+//! exception   cursor u32 │ seq u64
+//! due         cursor u32 │ due ms u64 │ seq u64
+//! parked      cursor u32 │ key len u16 │ key │ seq u64
+//! lane        exchange len u8 │ exchange │ routing key len u8 │ routing key │ key        (key may be empty: no key)
+//! inbox       scope len u8 │ scope │ id
+//! ```
+
+use crate::event::Destination;
+
+/// Names a cursor in keys; given when the cursor is first made, never reused.
+pub(crate) type CursorId = u32;
+
+pub(crate) fn exception(cursor: CursorId, seq: u64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key.first_chunk_mut::<4>().expect("12 bytes").copy_from_slice(&cursor.to_be_bytes());
+    key.last_chunk_mut::<8>().expect("12 bytes").copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+pub(crate) fn due(cursor: CursorId, due_ms: u64, seq: u64) -> [u8; 20] {
+    let mut key = [0; 20];
+    key.first_chunk_mut::<12>().expect("20 bytes").copy_from_slice(&exception(cursor, due_ms));
+    key.last_chunk_mut::<8>().expect("20 bytes").copy_from_slice(&seq.to_be_bytes());
+    key
+}
+
+/// The due time and sequence number in a due key.
+pub(crate) fn split_due(key: &[u8]) -> Option<(u64, u64)> {
+    let due_ms = u64::from_be_bytes(key.get(4..12)?.try_into().ok()?);
+    Some((due_ms, last_seq(key)?))
+}
+
+/// The sequence number at the end of an exception, due or parked key.
+pub(crate) fn last_seq(key: &[u8]) -> Option<u64> {
+    key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
+}
+
+pub(crate) fn parked(cursor: CursorId, key: &str, seq: u64) -> Vec<u8> {
+    let len = u16::try_from(key.len()).expect("validated: at most KEY_BYTES_MAX");
+    [&cursor.to_be_bytes()[..], &len.to_be_bytes(), key.as_bytes(), &seq.to_be_bytes()].concat()
+}
+
+/// The ordering key in a parked key.
+pub(crate) fn parked_key(key: &[u8]) -> Option<&str> {
+    let len = usize::from(u16::from_be_bytes(key.get(4..6)?.try_into().ok()?));
+    std::str::from_utf8(key.get(6..6 + len)?).ok()
+}
+
+/// Writes the lane's key into `out`; `false` for an event that is published nowhere.
+pub(crate) fn lane(destination: Option<&Destination>, key: Option<&str>, out: &mut Vec<u8>) -> bool {
+    out.clear();
+    let Some(Destination::Exchange { exchange, routing_key }) = destination else { return false };
+    for text in [exchange, routing_key] {
+        out.push(u8::try_from(text.len()).expect("validated: at most SHORT_STRING_BYTES_MAX"));
+        out.extend_from_slice(text.as_bytes());
+    }
+    out.extend_from_slice(key.unwrap_or_default().as_bytes());
+    true
+}
+
+pub(crate) fn inbox(scope: &str, id: &[u8]) -> Vec<u8> {
+    let len = u8::try_from(scope.len()).expect("checked: at most SHORT_STRING_BYTES_MAX");
+    [&[len][..], scope.as_bytes(), id].concat()
+}
+
+/// The largest key that begins with `prefix` is below this.
+pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_sort_and_split() {
+        assert!(exception(1, 255) < exception(1, 256));
+        assert!(exception(1, u64::MAX) < exception(2, 0));
+        assert_eq!(split_due(&due(1, 77, 9)), Some((77, 9)));
+        let key = parked(1, "alice", 9);
+        assert_eq!((parked_key(&key), last_seq(&key)), (Some("alice"), Some(9)));
+        assert!(parked(1, "alice", 9) < parked(1, "alice", 10));
+        assert_eq!(after_prefix(&[1, 255]), vec![2]);
+        assert!(after_prefix(&[255]).is_empty());
+    }
+
+    /// Lanes that differ anywhere have different keys, also where the texts run into each other.
+    #[test]
+    fn lanes_do_not_run_together() {
+        let to = |e: &str, r: &str| Destination::Exchange { exchange: e.into(), routing_key: r.into() };
+        let of = |d: &Destination, k: Option<&str>| {
+            let mut out = Vec::new();
+            assert!(lane(Some(d), k, &mut out));
+            out
+        };
+        assert_ne!(of(&to("a", "b"), Some("c")), of(&to("a", "bc"), None));
+        assert_ne!(of(&to("ab", ""), None), of(&to("a", "b"), None));
+        assert!(!lane(Some(&Destination::Unpublished), Some("k"), &mut Vec::new()));
+    }
+}

@@ -1,0 +1,432 @@
+//! One record of the log, to bytes and back.
+//!
+//! ```text
+//!  0      2   3   4        8              16          24         32         40        44
+//!  ┌──────┬───┬───┬────────┬──────────────┬───────────┬──────────┬──────────┬─────────┬──────────┐
+//!  │ "OW" │ver│ 0 │ crc32  │ end offset   │ time      │ lane id  │ lane no. │ body    │ body …   │
+//!  │      │ 1 │   │        │ u64          │ ms u64    │ u64      │ u64      │ len u32 │          │
+//!  └──────┴───┴───┴────────┴──────────────┴───────────┴──────────┴──────────┴─────────┴──────────┘
+//! ```
+//!
+//! All integers little-endian. The CRC-32 (IEEE) is over the record's sequence number (u64) and bytes 8 to the end:
+//! a record that stands at another position than it was written for fails its check. *End offset* counts the bytes of
+//! all records up to and including this one since the store began, so that a backlog's size is one subtraction.
+//! Lane id is `u64::MAX` for an event that is published nowhere.
+//!
+//! ```text
+//! body: flags u16 │ id │ type t8 │ [key t8] │ [exchange t8, routing key t8] │ [content type t8] │ [subject t8] │
+//!       [correlation id t8] │ [traceparent t8] │ [tracestate t16] │ [not before u64] │ [expires u64] │
+//!       [count u16, { name t8, kind u8, value }…] │ payload to the end
+//! ```
+//!
+//! `t8` and `t16` are UTF-8 behind a length of one or two bytes. The id is 16 raw bytes if flag 0 is set (a UUID that
+//! the library gave), else `t8`. Each `[…]` is there if its flag is set. A text or bytes value is a u32 length and
+//! its bytes, an integer is i64, a boolean is one byte, 0 or 1.
+//!
+//! **Invariant.** Decoding never panics and never allocates more than the record is long, whatever the bytes.
+
+use super::wire_bytes::{Malformed, Reader, put_text8, put_text16};
+use crate::error::CorruptError;
+use crate::event::{Destination, Event, Lane, Recorded};
+use crate::message::HeaderValue;
+
+const MAGIC: [u8; 2] = *b"OW";
+const VERSION: u8 = 1;
+const FRAME_BYTES: usize = 44;
+const CHECKED_FROM: usize = 8;
+const NO_LANE: u64 = u64::MAX;
+
+const UUID: u16 = 1 << 0;
+const KEY: u16 = 1 << 1;
+const PUBLISHED: u16 = 1 << 2;
+const CONTENT_TYPE: u16 = 1 << 3;
+const SUBJECT: u16 = 1 << 4;
+const CORRELATION: u16 = 1 << 5;
+const TRACEPARENT: u16 = 1 << 6;
+const TRACESTATE: u16 = 1 << 7;
+const NOT_BEFORE: u16 = 1 << 8;
+const EXPIRES: u16 = 1 << 9;
+const HEADERS: u16 = 1 << 10;
+const KNOWN_FLAGS: u16 = (1 << 11) - 1;
+
+const TEXT: u8 = 0;
+const INT: u8 = 1;
+const BOOL: u8 = 2;
+const BYTES: u8 = 3;
+
+/// The id that a record carries.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RecordId<'a> {
+    /// Given by the library.
+    Uuid([u8; 16]),
+    /// Given by the application.
+    Text(&'a str),
+}
+
+/// Writes the body of a valid event: what its content is, apart from where and when it was appended.
+pub(crate) fn encode_body(event: &Event, id: RecordId<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(96 + event.payload.len());
+    out.extend_from_slice(&flags(event, id).to_le_bytes());
+    match id {
+        RecordId::Uuid(bytes) => out.extend_from_slice(&bytes),
+        RecordId::Text(text) => put_text8(&mut out, text),
+    }
+    put_text8(&mut out, &event.event_type);
+    if let Some(key) = &event.key {
+        put_text8(&mut out, key);
+    }
+    if let Some(Destination::Exchange { exchange, routing_key }) = &event.destination {
+        put_text8(&mut out, exchange);
+        put_text8(&mut out, routing_key);
+    }
+    for text in [&event.content_type, &event.subject, &event.correlation_id, &event.traceparent] {
+        if let Some(text) = text {
+            put_text8(&mut out, text);
+        }
+    }
+    if let Some(text) = &event.tracestate {
+        put_text16(&mut out, text);
+    }
+    for time in [event.not_before_ms, event.expires_ms].into_iter().flatten() {
+        out.extend_from_slice(&time.to_le_bytes());
+    }
+    if !event.headers.is_empty() {
+        put_headers(&mut out, &event.headers);
+    }
+    out.extend_from_slice(&event.payload);
+    out
+}
+
+fn flags(event: &Event, id: RecordId<'_>) -> u16 {
+    let published = matches!(event.destination, Some(Destination::Exchange { .. }));
+    [
+        (matches!(id, RecordId::Uuid(_)), UUID),
+        (event.key.is_some(), KEY),
+        (published, PUBLISHED),
+        (event.content_type.is_some(), CONTENT_TYPE),
+        (event.subject.is_some(), SUBJECT),
+        (event.correlation_id.is_some(), CORRELATION),
+        (event.traceparent.is_some(), TRACEPARENT),
+        (event.tracestate.is_some(), TRACESTATE),
+        (event.not_before_ms.is_some(), NOT_BEFORE),
+        (event.expires_ms.is_some(), EXPIRES),
+        (!event.headers.is_empty(), HEADERS),
+    ]
+    .into_iter()
+    .filter_map(|(set, flag)| set.then_some(flag))
+    .fold(0, |flags, flag| flags | flag)
+}
+
+fn put_headers(out: &mut Vec<u8>, headers: &[(String, HeaderValue)]) {
+    let count = u16::try_from(headers.len()).expect("validated: at most HEADERS_MAX");
+    out.extend_from_slice(&count.to_le_bytes());
+    for (name, value) in headers {
+        put_text8(out, name);
+        match value {
+            HeaderValue::Text(text) => put_long(out, TEXT, text.as_bytes()),
+            HeaderValue::Bytes(bytes) => put_long(out, BYTES, bytes),
+            HeaderValue::Int(int) => {
+                out.push(INT);
+                out.extend_from_slice(&int.to_le_bytes());
+            }
+            HeaderValue::Bool(value) => out.extend_from_slice(&[BOOL, u8::from(*value)]),
+        }
+    }
+}
+
+fn put_long(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
+    let len = u32::try_from(bytes.len()).expect("validated: at most HEADERS_BYTES_MAX");
+    out.push(kind);
+    out.extend_from_slice(&len.to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// Where and when a body is appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Position {
+    pub(crate) seq: u64,
+    /// Bytes of all records before this one.
+    pub(crate) start_offset: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) lane: Option<Lane>,
+}
+
+/// Bytes of the record of a body of this length.
+pub(crate) fn frame_len(body: &[u8]) -> u64 {
+    (FRAME_BYTES + body.len()) as u64
+}
+
+/// Puts the frame around a body.
+pub(crate) fn encode(position: Position, body: &[u8]) -> Vec<u8> {
+    let body_len = u32::try_from(body.len()).expect("validated: a payload is at most PAYLOAD_BYTES_MAX");
+    let (lane_id, lane_number) = position.lane.map_or((NO_LANE, 0), |lane| (lane.id, lane.number));
+    let mut out = Vec::with_capacity(FRAME_BYTES + body.len());
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0]);
+    out.extend_from_slice(&(position.start_offset + frame_len(body)).to_le_bytes());
+    out.extend_from_slice(&position.time_ms.to_le_bytes());
+    out.extend_from_slice(&lane_id.to_le_bytes());
+    out.extend_from_slice(&lane_number.to_le_bytes());
+    out.extend_from_slice(&body_len.to_le_bytes());
+    out.extend_from_slice(body);
+    let crc = checksum(position.seq, out.get(CHECKED_FROM..).unwrap_or_default());
+    if let Some(slot) = out.get_mut(4..CHECKED_FROM) {
+        slot.copy_from_slice(&crc.to_le_bytes());
+    }
+    debug_assert!(decode(position.seq, &out).is_ok(), "what is written can be read");
+    out
+}
+
+fn checksum(seq: u64, checked: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&seq.to_le_bytes());
+    hasher.update(checked);
+    hasher.finalize()
+}
+
+/// The checksum of a body alone: tells whether two events with one id have the same content.
+pub(crate) fn body_checksum(body: &[u8]) -> u32 {
+    crc32fast::hash(body)
+}
+
+/// Checks a record and reads it.
+pub(crate) fn decode(seq: u64, bytes: &[u8]) -> Result<Recorded, CorruptError> {
+    let corrupt = |what| CorruptError { seq, what };
+    let (header, body) = check(seq, bytes)?;
+    decode_body(header, body).map_err(|Malformed(what)| corrupt(what))
+}
+
+/// Checks a record and tells the offset at which it ends.
+pub(crate) fn end_offset(seq: u64, bytes: &[u8]) -> Result<u64, CorruptError> {
+    check(seq, bytes).map(|(header, _)| header.end_offset)
+}
+
+struct Header {
+    seq: u64,
+    crc: u32,
+    end_offset: u64,
+    time_ms: u64,
+    lane: Option<Lane>,
+}
+
+/// Magic, version, checksum, lengths: in that order, so that nothing unchecked is ever believed.
+fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
+    let corrupt = |what| CorruptError { seq, what };
+    let malformed = |Malformed(what)| CorruptError { seq, what };
+    let mut reader = Reader(bytes);
+    if reader.take(2).map_err(malformed)? != MAGIC {
+        return Err(corrupt("it does not begin with the record mark"));
+    }
+    if reader.u8().map_err(malformed)? != VERSION {
+        return Err(corrupt("its record version is unknown"));
+    }
+    if reader.u8().map_err(malformed)? != 0 {
+        return Err(corrupt("a reserved byte is not zero"));
+    }
+    let crc = reader.u32().map_err(malformed)?;
+    if crc != checksum(seq, reader.0) {
+        return Err(corrupt("its checksum does not match"));
+    }
+    let end_offset = reader.u64().map_err(malformed)?;
+    let time_ms = reader.u64().map_err(malformed)?;
+    let (id, number) = (reader.u64().map_err(malformed)?, reader.u64().map_err(malformed)?);
+    let lane = (id != NO_LANE).then_some(Lane { id, number });
+    let body_len = reader.u32().map_err(malformed)?;
+    if usize::try_from(body_len) != Ok(reader.0.len()) {
+        return Err(corrupt("its length does not match"));
+    }
+    Ok((Header { seq, crc, end_offset, time_ms, lane }, reader.0))
+}
+
+fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
+    let mut reader = Reader(body);
+    let flags = reader.u16()?;
+    if flags & !KNOWN_FLAGS != 0 {
+        return Err(Malformed("it has a flag that is unknown"));
+    }
+    let has = |flag| flags & flag != 0;
+    let id = if has(UUID) {
+        (uuid_text(reader.bytes16()?), None)
+    } else {
+        let text = reader.text8()?.to_owned();
+        (text.clone(), Some(text))
+    };
+    let event_type = reader.text8()?.to_owned();
+    let mut optional8 = |flag| has(flag).then(|| reader.text8().map(str::to_owned)).transpose();
+    let key = optional8(KEY)?;
+    let (exchange, routing_key) = (optional8(PUBLISHED)?, optional8(PUBLISHED)?);
+    let destination = match (exchange, routing_key) {
+        (Some(exchange), Some(routing_key)) => Destination::Exchange { exchange, routing_key },
+        _ => Destination::Unpublished,
+    };
+    let content_type = optional8(CONTENT_TYPE)?;
+    let subject = optional8(SUBJECT)?;
+    let correlation_id = optional8(CORRELATION)?;
+    let traceparent = optional8(TRACEPARENT)?;
+    let tracestate = has(TRACESTATE).then(|| reader.text16().map(str::to_owned)).transpose()?;
+    let not_before_ms = has(NOT_BEFORE).then(|| reader.u64()).transpose()?;
+    let expires_ms = has(EXPIRES).then(|| reader.u64()).transpose()?;
+    let headers = if has(HEADERS) { read_headers(&mut reader)? } else { Vec::new() };
+    let event = Event {
+        id: id.1,
+        event_type,
+        key,
+        destination: Some(destination),
+        content_type,
+        subject,
+        correlation_id,
+        traceparent,
+        tracestate,
+        not_before_ms,
+        expires_ms,
+        headers,
+        payload: reader.0.to_vec(),
+    };
+    Ok(Recorded {
+        seq: header.seq,
+        time_ms: header.time_ms,
+        end_offset: header.end_offset,
+        lane: header.lane,
+        id: id.0,
+        crc: header.crc,
+        event,
+    })
+}
+
+fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, Malformed> {
+    let count = usize::from(reader.u16()?);
+    // Each takes at least three bytes: a corrupt count cannot ask for more than the record holds.
+    let mut headers = Vec::with_capacity(count.min(reader.0.len() / 3));
+    for _ in 0..count {
+        let name = reader.text8()?.to_owned();
+        let value = match reader.u8()? {
+            TEXT => {
+                let len = reader.u32()? as usize;
+                HeaderValue::Text(reader.text(len)?.to_owned())
+            }
+            BYTES => {
+                let len = reader.u32()? as usize;
+                HeaderValue::Bytes(reader.take(len)?.to_vec())
+            }
+            INT => HeaderValue::Int(reader.u64()?.cast_signed()),
+            BOOL => HeaderValue::Bool(reader.u8()? != 0),
+            _ => return Err(Malformed("a header in it has an unknown kind")),
+        };
+        headers.push((name, value));
+    }
+    Ok(headers)
+}
+
+/// The usual text of a UUID.
+fn uuid_text(bytes: [u8; 16]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.into_iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for nibble in [byte >> 4, byte & 15] {
+            text.push(char::from(DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0')));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn position(seq: u64) -> Position {
+        Position { seq, start_offset: 1000, time_ms: 17, lane: Some(Lane { id: 3, number: 9 }) }
+    }
+
+    fn any_value() -> impl Strategy<Value = HeaderValue> {
+        prop_oneof![
+            "[a-z]{0,20}".prop_map(HeaderValue::Text),
+            any::<i64>().prop_map(HeaderValue::Int),
+            any::<bool>().prop_map(HeaderValue::Bool),
+            proptest::collection::vec(any::<u8>(), 0..20).prop_map(HeaderValue::Bytes),
+        ]
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let text = || proptest::option::of("[a-zäß0-9]{1,40}");
+        let times = (proptest::option::of(0..1000u64), proptest::option::of(1000..2000u64));
+        (
+            (text(), "[a-z.]{1,60}", text(), proptest::option::of(("[a-z]{0,20}", "[a-z]{0,20}"))),
+            (text(), text(), text(), text(), text()),
+            times,
+            proptest::collection::vec(any_value(), 0..5),
+            proptest::collection::vec(any::<u8>(), 0..200),
+        )
+            .prop_map(|(first, second, times, values, payload)| {
+                let (id, event_type, key, to) = first;
+                let mut event = Event::bytes(event_type, payload);
+                event.destination = Some(to.map_or(Destination::Unpublished, |(exchange, routing_key)| {
+                    Destination::Exchange { exchange, routing_key }
+                }));
+                (event.id, event.key) = (id, key);
+                (
+                    event.content_type,
+                    event.subject,
+                    event.correlation_id,
+                    event.traceparent,
+                    event.tracestate,
+                ) = second;
+                (event.not_before_ms, event.expires_ms) = times;
+                event.headers = values.into_iter().enumerate().map(|(i, v)| (format!("h{i}"), v)).collect();
+                event
+            })
+    }
+
+    proptest! {
+        /// What is written is read, at its own position and at no other.
+        #[test]
+        fn round_trip(event in any_event(), seq in any::<u64>(), other in any::<u64>()) {
+            let id = event.id.as_deref().map_or(RecordId::Uuid([7; 16]), RecordId::Text);
+            let bytes = encode(position(seq), &encode_body(&event, id));
+            let back = decode(seq, &bytes).unwrap();
+            prop_assert_eq!(&back.event, &event);
+            prop_assert_eq!(back.lane, Some(Lane { id: 3, number: 9 }));
+            prop_assert_eq!(back.end_offset, 1000 + bytes.len() as u64);
+            if other != seq {
+                prop_assert!(decode(other, &bytes).is_err());
+            }
+        }
+
+        /// No single changed byte goes unnoticed.
+        #[test]
+        fn a_flipped_byte_is_noticed(event in any_event(), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
+            let mut bytes = encode(position(5), &encode_body(&event, RecordId::Uuid([7; 16])));
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            prop_assert!(decode(5, &bytes).is_err());
+        }
+
+        /// Whatever the bytes, also with a right checksum, decoding ends without a panic.
+        #[test]
+        fn hostile_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode(0, &body);
+            let framed = frame_without_check(&body);
+            let _ = decode(5, &framed);
+        }
+    }
+
+    /// `encode` asserts that its result can be read; hostile bodies cannot.
+    fn frame_without_check(body: &[u8]) -> Vec<u8> {
+        let mut out = [&MAGIC[..], &[VERSION, 0, 0, 0, 0, 0], &[0; 32]].concat();
+        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        out.extend_from_slice(body);
+        let crc = checksum(5, &out[CHECKED_FROM..]);
+        out[4..8].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    #[test]
+    fn uuid_text_is_the_usual_one() {
+        let bytes = [0x01, 0x8f, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 0xff];
+        assert_eq!(uuid_text(bytes), "018f0000-0000-7000-8000-0000000000ff");
+    }
+}

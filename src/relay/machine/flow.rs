@@ -1,0 +1,208 @@
+//! What flows after every input: timers, publishes, reads, and the position.
+
+use super::types::{Action, Change, Ordering};
+use super::{Home, Item, ItemState, Machine, expired, is_expired};
+use crate::message::Ticket;
+use crate::time::Now;
+
+/// How long nothing may be sendable, with more in the log, before events that wait behind others make room on disk. A
+/// hot key that flows would otherwise be written down and read back for nothing.
+pub(crate) const SPILL_PATIENCE_MS: u64 = 250;
+
+/// Messages published apart at once.
+const ISOLATED_MAX: usize = 1;
+
+impl Machine {
+    /// The end of every step.
+    pub(super) fn settle_step(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.fire_timers(now);
+        self.publish(now, out);
+        self.spill_if_starved(now, out);
+        self.ask_for_more(now, out);
+        self.save_position(out);
+    }
+
+    fn fire_timers(&mut self, now: Now) {
+        while let Some((due_ms, seq)) = self.timers.first().copied()
+            && due_ms <= now.mono_ms
+        {
+            self.make_ready(seq);
+        }
+    }
+
+    fn can_publish(&self) -> bool {
+        self.epoch.is_some() && !self.blocked && !self.paused
+    }
+
+    fn window_has_room(&self, bytes: usize) -> bool {
+        let total = self.settings.ordering == Ordering::Total;
+        let events_max = if total { 1 } else { self.settings.window_events };
+        let in_flight = self.in_flight.len();
+        in_flight < events_max
+            && (in_flight == 0 || self.in_flight_bytes + bytes <= self.settings.window_bytes)
+    }
+
+    fn publish(&mut self, now: Now, out: &mut Vec<Action>) {
+        while self.can_publish() {
+            let Some(seq) = self.next_to_send() else { return };
+            let Some(item) = self.items.get(&seq) else { return };
+            if is_expired(item.expires_ms, now) {
+                self.quarantine(seq, expired(), now, out);
+                continue;
+            }
+            if !self.window_has_room(item.bytes) {
+                return;
+            }
+            self.send(seq, out);
+        }
+    }
+
+    /// The lowest that may go: a suspect if none is out already, else one of the others.
+    fn next_to_send(&self) -> Option<u64> {
+        let suspect = self.suspects.first().filter(|_| self.isolated_out < ISOLATED_MAX).copied();
+        if self.settings.ordering == Ordering::Total {
+            return self.first_in_total_order(suspect);
+        }
+        suspect.or_else(|| self.ready.first().copied())
+    }
+
+    /// Under total order whatever waits is waited for.
+    fn first_in_total_order(&self, suspect: Option<u64>) -> Option<u64> {
+        let first = suspect.into_iter().chain(self.ready.first().copied()).min()?;
+        let waits_before = self.timers.iter().any(|(_, seq)| *seq < first);
+        (!waits_before).then_some(first)
+    }
+
+    fn send(&mut self, seq: u64, out: &mut Vec<Action>) {
+        let Some(epoch) = self.epoch else { return };
+        self.unqueue(seq);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        self.last_ticket += 1;
+        let (ticket, isolated, resend) = (Ticket(self.last_ticket), item.suspect, item.sent);
+        item.state = ItemState::InFlight { ticket, isolated };
+        item.sent = true;
+        self.in_flight.insert(ticket, seq);
+        self.in_flight_bytes += item.bytes;
+        self.isolated_out += usize::from(isolated);
+        self.retried += u64::from(resend);
+        out.push(Action::Publish { epoch, ticket, seq, resend, isolated });
+    }
+
+    /// Events in memory that count against the lookahead.
+    fn in_lookahead(&self) -> usize {
+        self.items.len() - self.retrying
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.in_lookahead() < self.settings.lookahead_events
+            && self.memory_bytes < self.settings.lookahead_bytes
+    }
+
+    /// Half empty: early enough that the window never drains, late enough to read many at once.
+    fn wants_more(&self) -> bool {
+        self.in_lookahead() <= self.settings.lookahead_events / 2
+            && self.memory_bytes <= self.settings.lookahead_bytes / 2
+    }
+
+    pub(super) fn may_read(&self) -> bool {
+        self.epoch.is_some() && !self.paused
+    }
+
+    fn ask_for_more(&mut self, now: Now, out: &mut Vec<Action>) {
+        if !self.may_read() {
+            return;
+        }
+        let stalled = self.keys.held() >= self.settings.held_keys_max;
+        if !self.load_out && self.loaded_to < self.tail && self.wants_more() && !stalled {
+            self.load_out = true;
+            let room = self.settings.lookahead_events - self.in_lookahead();
+            out.push(Action::Load {
+                from: self.loaded_to,
+                events_max: room.clamp(1, self.settings.load_events),
+                bytes_max: self.settings.lookahead_bytes - self.memory_bytes,
+            });
+        }
+        self.ask_for_due(now, out);
+        self.ask_for_parked(out);
+    }
+
+    fn ask_for_due(&mut self, now: Now, out: &mut Vec<Action>) {
+        let due = self.due_resume.is_some() || self.next_due_ms.is_some_and(|due_ms| due_ms <= now.wall_ms);
+        if self.due_out || !due || !self.has_room() {
+            return;
+        }
+        let after = self.due_resume.take();
+        if after.is_none() {
+            self.next_due_ms = None;
+        }
+        self.due_out = true;
+        let room = self.settings.lookahead_events - self.in_lookahead();
+        let events_max = room.clamp(1, self.settings.load_events);
+        out.push(Action::LoadDue { after, until_ms: now.wall_ms, events_max });
+    }
+
+    /// Reads the parked events of keys that are free again, some at a time.
+    fn ask_for_parked(&mut self, out: &mut Vec<Action>) {
+        let mut room = self.settings.lookahead_events.saturating_sub(self.in_lookahead());
+        while room > 0 && self.memory_bytes < self.settings.lookahead_bytes {
+            let Some(key) = self.keys.wanting.pop_first() else { return };
+            self.keys.with(&key, |state| state.loading = true);
+            let events_max = room.min(self.settings.load_events / 4).max(1);
+            room -= events_max;
+            out.push(Action::LoadParked { key, events_max });
+        }
+    }
+
+    /// Memory is full of events that wait behind others, nothing can be sent, and there is more in the log: make room.
+    fn spill_if_starved(&mut self, now: Now, out: &mut Vec<Action>) {
+        let idle = self.ready.is_empty() && self.suspects.is_empty() && self.window_has_room(0);
+        let starved = self.can_publish()
+            && idle
+            && self.settings.ordering != Ordering::Total
+            && self.loaded_to < self.tail
+            && !self.load_out
+            && !self.wants_more();
+        if !starved {
+            self.starved_since_ms = None;
+            return;
+        }
+        let since = *self.starved_since_ms.get_or_insert(now.mono_ms);
+        if now.mono_ms < since + SPILL_PATIENCE_MS {
+            return;
+        }
+        self.starved_since_ms = None;
+        for (_, key) in self.keys.longest_queues() {
+            if self.wants_more() {
+                return;
+            }
+            self.park_queue(&key, out);
+        }
+        self.spill_waiting(now, out);
+    }
+
+    /// Events in nack backoff get a row of their own, and no longer hold the position or the lookahead.
+    fn spill_waiting(&mut self, now: Now, out: &mut Vec<Action>) {
+        let holds_lookahead = |item: &Item| item.home != Home::Exception;
+        let waiting: Vec<(u64, u64)> = self
+            .timers
+            .iter()
+            .filter(|(_, seq)| self.items.get(seq).is_some_and(holds_lookahead))
+            .copied()
+            .collect();
+        for (due_ms, seq) in waiting {
+            if self.wants_more() {
+                return;
+            }
+            self.to_exception(seq, due_ms.saturating_sub(now.mono_ms), now, out);
+        }
+    }
+
+    fn save_position(&mut self, out: &mut Vec<Action>) {
+        self.position = self.open.first().copied().unwrap_or(self.loaded_to);
+        debug_assert!(self.position >= self.saved_position, "the position never goes back");
+        if self.position > self.saved_position {
+            self.saved_position = self.position;
+            out.push(Action::Save(Change::Position(self.position)));
+        }
+    }
+}

@@ -1,0 +1,796 @@
+//! The delivery machine: what to publish, when, and again.
+//!
+//! Pure: `(state, input, now) -> actions`. It knows nothing of a file, a broker, a thread or a clock, so that its
+//! decisions can be tested by the million.
+//!
+//! **Invariants.**
+//! - Everything below the position is settled, but for events that have a row on disk (an exception, or parked).
+//! - Under [`Ordering::PerKey`] at most one event of a key is unconfirmed; under [`Ordering::Total`] one in all.
+//! - What is in flight is bounded by the window, what is in memory by the lookahead and by `retrying_max`.
+//! - An outage spends nobody's attempts.
+//! - Every event loaded is forgotten exactly once.
+
+mod backoff;
+mod flow;
+mod keys;
+pub(crate) mod types;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use self::backoff::Jitter;
+use self::keys::Keys;
+use self::types::{
+    Action, Change, Entry, Exception, ExceptionState, Figures, Input, Key, Loaded, Ordering,
+    QuarantinePolicy, Recovered, Settings,
+};
+use crate::message::{Fault, FaultClass, Outcome, Ticket};
+use crate::publish::Epoch;
+use crate::time::Now;
+
+/// Destination faults wait this many times longer: a missing exchange is seldom back in a moment.
+const DESTINATION_BACKOFF_FACTOR: u64 = 10;
+
+/// What settles an event's place on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Home {
+    /// None: the position moves past it.
+    Log,
+    /// An exception row.
+    Exception,
+    /// A parked row.
+    Parked,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ItemState {
+    /// To be sent as soon as the window lets it.
+    Ready,
+    /// Behind an earlier one of its key.
+    Queued,
+    InFlight {
+        ticket: Ticket,
+        isolated: bool,
+    },
+    /// Until this monotonic time.
+    Waiting {
+        due_ms: u64,
+    },
+}
+
+/// An event in memory.
+#[derive(Debug, Clone)]
+struct Item {
+    key: Option<Key>,
+    bytes: usize,
+    expires_ms: Option<u64>,
+    home: Home,
+    state: ItemState,
+    attempts: u32,
+    destination_attempts: u32,
+    /// Nacks in a row.
+    nacks: u32,
+    fault: Option<Fault>,
+    /// It may have been published before.
+    sent: bool,
+    /// It was in flight when one message made the broker close the channel: it is published alone until it has an outcome.
+    suspect: bool,
+}
+
+impl Item {
+    fn new(entry: &Entry, home: Home) -> Self {
+        Self {
+            key: entry.key.clone(),
+            bytes: entry.bytes,
+            expires_ms: entry.expires_ms,
+            home,
+            state: ItemState::Queued,
+            attempts: 0,
+            destination_attempts: 0,
+            nacks: 0,
+            fault: None,
+            sent: false,
+            suspect: false,
+        }
+    }
+
+    /// Waits for a retry with its counters on disk: counted apart from the lookahead.
+    fn is_retrying(&self) -> bool {
+        self.home == Home::Exception && matches!(self.state, ItemState::Waiting { .. })
+    }
+
+    fn exception(&self, state: ExceptionState) -> Exception {
+        Exception {
+            state,
+            attempts: self.attempts,
+            destination_attempts: self.destination_attempts,
+            fault: self.fault.clone(),
+        }
+    }
+}
+
+/// When the machine wants to be told the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Wake {
+    /// At this monotonic time.
+    pub(crate) mono_ms: Option<u64>,
+    /// At this wall time.
+    pub(crate) wall_ms: Option<u64>,
+}
+
+/// What the machine knows of an event that somebody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SeqState {
+    /// Not settled: `Confirmed` or `Quarantined` will be said of it.
+    Pending,
+    /// Settled, or a row on disk says what it waits for.
+    AskDisk,
+}
+
+#[derive(Debug)]
+pub(crate) struct Machine {
+    settings: Settings,
+    jitter: Jitter,
+    epoch: Option<Epoch>,
+    blocked: bool,
+    paused: bool,
+    position: u64,
+    /// Everything below has been loaded.
+    loaded_to: u64,
+    tail: u64,
+    load_out: bool,
+    due_out: bool,
+    /// Where reading what is due goes on.
+    due_resume: Option<(u64, u64)>,
+    next_due_ms: Option<u64>,
+    items: HashMap<u64, Item>,
+    /// Those among them that hold the position back.
+    open: BTreeSet<u64>,
+    ready: BTreeSet<u64>,
+    suspects: BTreeSet<u64>,
+    timers: BTreeSet<(u64, u64)>,
+    in_flight: BTreeMap<Ticket, u64>,
+    in_flight_bytes: usize,
+    isolated_out: usize,
+    keys: Keys,
+    /// Bytes of the items that count against the lookahead, and how many do not.
+    memory_bytes: usize,
+    retrying: usize,
+    /// Since when nothing can be sent although more is in the log.
+    starved_since_ms: Option<u64>,
+    last_ticket: u64,
+    confirmed: u64,
+    retried: u64,
+    quarantined: u64,
+    saved_position: u64,
+}
+
+impl Machine {
+    pub(crate) fn new(settings: Settings, recovered: Recovered, now: Now, out: &mut Vec<Action>) -> Self {
+        let mut machine = Self {
+            jitter: Jitter::new(settings.seed),
+            settings,
+            epoch: None,
+            blocked: false,
+            paused: false,
+            position: recovered.position,
+            loaded_to: recovered.position,
+            tail: recovered.tail.max(recovered.position),
+            load_out: false,
+            due_out: false,
+            due_resume: None,
+            next_due_ms: recovered.next_due_ms,
+            items: HashMap::new(),
+            open: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
+            isolated_out: 0,
+            keys: Keys::default(),
+            memory_bytes: 0,
+            retrying: 0,
+            starved_since_ms: None,
+            last_ticket: 0,
+            confirmed: 0,
+            retried: 0,
+            quarantined: 0,
+            saved_position: recovered.position,
+        };
+        for (seq, key) in recovered.holding {
+            machine.keys.with(&key, |state| state.held_by.insert(seq));
+        }
+        for key in recovered.parked_keys {
+            machine.keys.with(&key, |state| state.parked = true);
+        }
+        for (loaded, exception) in recovered.retrying {
+            machine.resume_retry(loaded, exception, now, out);
+        }
+        machine.settle_step(now, out);
+        machine
+    }
+
+    /// Takes one input and appends what is to be done.
+    pub(crate) fn step(&mut self, input: Input, now: Now, out: &mut Vec<Action>) {
+        match input {
+            Input::Tail(tail) => self.tail = self.tail.max(tail),
+            Input::Loaded { to, events } => self.loaded(to, events, now, out),
+            Input::LoadedDue { due, resume, next_due_ms } => {
+                self.due_out = false;
+                self.due_resume = resume;
+                // What was noted while the answer was out may not be in it.
+                self.next_due_ms = self.next_due_ms.into_iter().chain(next_due_ms).min();
+                self.loaded_due(due, now, out);
+            }
+            Input::LoadedParked { key, events, more } => self.loaded_parked(&key, events, more, now, out),
+            Input::Up { epoch } => {
+                self.end_epoch(false);
+                self.epoch = Some(epoch);
+            }
+            Input::Down { fault, .. } => {
+                self.end_epoch(matches!(fault.class, FaultClass::Message | FaultClass::Destination));
+            }
+            Input::Blocked(blocked) => self.blocked = blocked,
+            Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
+            Input::Redriven(entry) => self.redriven(&entry),
+            Input::Discarded { seq, key } => self.discarded(seq, key),
+            Input::Pause => self.paused = true,
+            Input::Resume => self.paused = false,
+            Input::Tick => {}
+        }
+        self.settle_step(now, out);
+    }
+
+    pub(crate) fn next_wake(&self) -> Wake {
+        let timer = self.timers.first().map(|(due_ms, _)| *due_ms);
+        let starved = self.starved_since_ms.map(|since| since + flow::SPILL_PATIENCE_MS);
+        Wake {
+            mono_ms: timer.into_iter().chain(starved).min(),
+            wall_ms: self.next_due_ms.filter(|_| self.may_read() && !self.due_out && self.has_room()),
+        }
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        Figures {
+            position: self.position,
+            tail: self.tail,
+            in_flight: self.in_flight.len(),
+            in_flight_bytes: self.in_flight_bytes,
+            in_memory: self.items.len(),
+            retrying: self.retrying,
+            held_keys: self.keys.held(),
+            confirmed: self.confirmed,
+            retried: self.retried,
+            quarantined: self.quarantined,
+            stalled: self.keys.held() >= self.settings.held_keys_max,
+        }
+    }
+
+    pub(crate) fn seq_state(&self, seq: u64) -> SeqState {
+        let pending = seq >= self.loaded_to || self.items.contains_key(&seq);
+        if pending { SeqState::Pending } else { SeqState::AskDisk }
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    // --- inputs -----------------------------------------------------------------------------------------------------
+
+    fn loaded(&mut self, to: u64, events: Vec<Loaded>, now: Now, out: &mut Vec<Action>) {
+        self.load_out = false;
+        self.loaded_to = self.loaded_to.max(to);
+        for loaded in events {
+            match loaded {
+                Loaded::Unpublished { seq } => out.push(Action::Forget { seq }),
+                Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
+                Loaded::Event(entry) => self.arrived(&entry, now, out),
+            }
+        }
+    }
+
+    /// A new event of the log.
+    fn arrived(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
+        if let Some(due_ms) = entry.not_before_ms.filter(|due_ms| *due_ms > now.wall_ms) {
+            let state = ExceptionState::Scheduled { due_ms };
+            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: None };
+            let (seq, key) = (entry.seq, entry.key.clone());
+            out.push(Action::Save(Change::PutException { seq, key, exception }));
+            out.push(Action::Forget { seq });
+            self.note_due(due_ms);
+            return;
+        }
+        self.admit(entry, Item::new(entry, Home::Log), now, out);
+    }
+
+    /// Lets an event into memory: ready, behind its key, or (where its key waits on disk) to disk at once.
+    fn admit(&mut self, entry: &Entry, item: Item, now: Now, out: &mut Vec<Action>) {
+        if is_expired(item.expires_ms, now) {
+            self.insert(entry.seq, item);
+            self.quarantine(entry.seq, expired(), now, out);
+            return;
+        }
+        let home = item.home;
+        self.insert(entry.seq, item);
+        let Some(key) = entry.key.clone() else {
+            self.make_ready(entry.seq);
+            return;
+        };
+        let strict = self.is_strict();
+        let held = self.keys.get(&key).is_some_and(|state| state.parked || !state.held_by.is_empty());
+        if held && home != Home::Parked {
+            self.park(&key, entry.seq, out);
+            return;
+        }
+        let free = match self.keys.get(&key) {
+            Some(state) if home == Home::Parked => state.lets_next_go() && state.queue.is_empty(),
+            Some(state) => state.is_free(),
+            None => true,
+        };
+        if free {
+            if strict {
+                self.keys.with(&key, |state| state.active.insert(entry.seq));
+            }
+            self.make_ready(entry.seq);
+        } else {
+            self.keys.with(&key, |state| state.queue.push_back(entry.seq));
+        }
+    }
+
+    fn loaded_due(&mut self, due: Vec<(Loaded, Exception)>, now: Now, out: &mut Vec<Action>) {
+        for (loaded, exception) in due {
+            let entry = match loaded {
+                Loaded::Event(entry) => entry,
+                Loaded::Undecodable { seq, fault } => {
+                    self.quarantine_unread(seq, fault, now, out);
+                    continue;
+                }
+                Loaded::Unpublished { seq } => {
+                    debug_assert!(false, "an unpublished event has no exception");
+                    out.push(Action::Save(Change::DropException { seq }));
+                    out.push(Action::Forget { seq });
+                    continue;
+                }
+            };
+            if self.items.contains_key(&entry.seq) {
+                continue;
+            }
+            let mut item = Item::new(&entry, Home::Exception);
+            (item.attempts, item.destination_attempts) = (exception.attempts, exception.destination_attempts);
+            item.fault = exception.fault;
+            match exception.state {
+                ExceptionState::Retry { .. } => {
+                    item.sent = true;
+                    self.back_from_disk(&entry, item, now, out);
+                }
+                ExceptionState::Scheduled { .. } => self.admit(&entry, item, now, out),
+                ExceptionState::Quarantined { .. } => {
+                    debug_assert!(false, "a quarantined event is not due");
+                    out.push(Action::Forget { seq: entry.seq });
+                }
+            }
+        }
+    }
+
+    /// An event that blocked its key from disk is in memory again, and goes before those behind it.
+    fn back_from_disk(&mut self, entry: &Entry, item: Item, now: Now, out: &mut Vec<Action>) {
+        self.insert(entry.seq, item);
+        if let Some(key) = &entry.key {
+            let seq = entry.seq;
+            self.keys.with(key, |state| {
+                state.held_by.remove(&seq);
+                state.active.insert(seq);
+            });
+        }
+        if is_expired(entry.expires_ms, now) {
+            self.quarantine(entry.seq, expired(), now, out);
+        } else {
+            self.make_ready(entry.seq);
+        }
+    }
+
+    fn loaded_parked(&mut self, key: &Key, events: Vec<Loaded>, more: bool, now: Now, out: &mut Vec<Action>) {
+        self.keys.with(key, |state| {
+            state.loading = false;
+            state.parked = more || state.parked_since;
+            state.parked_since = false;
+        });
+        for loaded in events {
+            match loaded {
+                Loaded::Event(entry) if self.items.contains_key(&entry.seq) => {}
+                Loaded::Event(entry) => self.admit(&entry, Item::new(&entry, Home::Parked), now, out),
+                Loaded::Undecodable { seq, fault } => {
+                    out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
+                    self.quarantine_unread(seq, fault, now, out);
+                }
+                Loaded::Unpublished { seq } => {
+                    debug_assert!(false, "an unpublished event is not parked");
+                    out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
+                    out.push(Action::Forget { seq });
+                }
+            }
+        }
+        self.pump(key);
+    }
+
+    /// What was in flight is lost, and will be sent again; alone, if one of them made the broker close the channel.
+    fn end_epoch(&mut self, for_one_message: bool) {
+        self.epoch = None;
+        self.blocked = false;
+        let lost: Vec<u64> = self
+            .in_flight
+            .values()
+            .copied()
+            .filter(|seq| {
+                let state = self.items.get(seq).map(|item| item.state);
+                matches!(state, Some(ItemState::InFlight { isolated: false, .. }))
+            })
+            .collect();
+        for seq in lost {
+            self.land(seq);
+            if let Some(item) = self.items.get_mut(&seq) {
+                item.suspect |= for_one_message;
+            }
+            self.make_ready(seq);
+        }
+    }
+
+    fn outcome(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
+        let Some(seq) = self.in_flight.get(&ticket).copied() else { return };
+        self.land(seq);
+        if let Some(item) = self.items.get_mut(&seq) {
+            item.suspect = false;
+            if !matches!(outcome, Outcome::Nacked) {
+                item.nacks = 0;
+            }
+        }
+        match outcome {
+            Outcome::Confirmed => self.settle(seq, out),
+            Outcome::Unknown(_) => self.make_ready(seq),
+            Outcome::Nacked => self.put_off_nacked(seq, now),
+            Outcome::Returned(fault) => self.failed(seq, FaultClass::Destination, fault, now, out),
+            Outcome::Refused(fault) => match fault.class {
+                FaultClass::Message | FaultClass::Destination => {
+                    self.failed(seq, fault.class, fault, now, out);
+                }
+                _ => self.put_off_nacked(seq, now),
+            },
+        }
+    }
+
+    fn redriven(&mut self, entry: &Entry) {
+        if self.items.contains_key(&entry.seq) {
+            return;
+        }
+        let mut item = Item::new(entry, Home::Exception);
+        item.sent = true;
+        let seq = entry.seq;
+        self.insert(seq, item);
+        let Some(key) = &entry.key else {
+            self.make_ready(seq);
+            return;
+        };
+        let strict = self.is_strict();
+        let ready = self.keys.with(key, |state| {
+            let held_it = state.held_by.remove(&seq);
+            // The one that held its key goes before those behind it.
+            let ready = if held_it {
+                state.lets_next_go()
+            } else {
+                state.active.is_empty() && state.held_by.is_empty()
+            };
+            if ready && (strict || held_it) {
+                state.active.insert(seq);
+            } else if !ready {
+                state.queue.push_front(seq);
+            }
+            ready
+        });
+        if ready {
+            self.make_ready(seq);
+        }
+    }
+
+    fn discarded(&mut self, seq: u64, key: Option<Key>) {
+        if let Some(key) = key {
+            self.keys.with(&key, |state| state.held_by.remove(&seq));
+            self.pump(&key);
+        }
+    }
+
+    /// A retry found on disk at the start: soon again, its key held until then.
+    fn resume_retry(&mut self, loaded: Loaded, exception: Exception, now: Now, out: &mut Vec<Action>) {
+        match loaded {
+            Loaded::Event(entry) => {
+                let mut item = Item::new(&entry, Home::Exception);
+                (item.attempts, item.destination_attempts) =
+                    (exception.attempts, exception.destination_attempts);
+                (item.fault, item.sent) = (exception.fault, true);
+                self.insert(entry.seq, item);
+                if let Some(key) = &entry.key {
+                    self.keys.with(key, |state| state.active.insert(entry.seq));
+                }
+                let wait =
+                    self.jitter.wait_ms(self.settings.backoff_first_ms, self.settings.backoff_max_ms, 0);
+                self.wait(entry.seq, now.mono_ms + wait);
+            }
+            Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
+            Loaded::Unpublished { seq } => {
+                debug_assert!(false, "an unpublished event has no exception");
+                out.push(Action::Forget { seq });
+            }
+        }
+    }
+
+    // --- what becomes of an event -------------------------------------------------------------------------------------
+
+    /// The broker has it.
+    fn settle(&mut self, seq: u64, out: &mut Vec<Action>) {
+        let Some(item) = self.remove(seq) else { return };
+        self.drop_row(seq, &item, out);
+        self.confirmed += 1;
+        out.push(Action::Confirmed { seq });
+        out.push(Action::Forget { seq });
+        self.leave_key(seq, item.key.as_ref());
+    }
+
+    fn drop_row(&self, seq: u64, item: &Item, out: &mut Vec<Action>) {
+        match (item.home, &item.key) {
+            (Home::Log, _) => {}
+            (Home::Exception, _) => out.push(Action::Save(Change::DropException { seq })),
+            (Home::Parked, Some(key)) => {
+                out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
+            }
+            (Home::Parked, None) => debug_assert!(false, "what is parked has a key"),
+        }
+    }
+
+    /// The event blocks its key no longer.
+    fn leave_key(&mut self, seq: u64, key: Option<&Key>) {
+        if let Some(key) = key {
+            self.keys.with(key, |state| state.active.remove(&seq));
+            self.pump(key);
+        }
+    }
+
+    /// A message or destination fault: spends an attempt, then waits or goes to quarantine.
+    fn failed(&mut self, seq: u64, class: FaultClass, fault: Fault, now: Now, out: &mut Vec<Action>) {
+        let (attempts_max, destination_max) =
+            (self.settings.attempts_max, self.settings.destination_attempts_max);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        let (spent, factor) = if class == FaultClass::Message {
+            item.attempts += 1;
+            (item.attempts, 1)
+        } else {
+            item.destination_attempts += 1;
+            (item.destination_attempts, DESTINATION_BACKOFF_FACTOR)
+        };
+        item.fault = Some(fault.clone());
+        if item.attempts >= attempts_max || item.destination_attempts >= destination_max {
+            self.quarantine(seq, fault, now, out);
+            return;
+        }
+        let first_ms = self.settings.backoff_first_ms.saturating_mul(factor);
+        let wait = self.jitter.wait_ms(first_ms, self.settings.backoff_max_ms, spent - 1);
+        self.to_exception(seq, wait, now, out);
+    }
+
+    /// Puts the event aside with its counters on disk, for `wait_ms`; the position may pass it.
+    fn to_exception(&mut self, seq: u64, wait_ms: u64, now: Now, out: &mut Vec<Action>) {
+        let Some(mut item) = self.remove(seq) else { return };
+        let due_ms = now.wall_ms.saturating_add(wait_ms);
+        let exception = item.exception(ExceptionState::Retry { due_ms });
+        let key = item.key.clone();
+        out.push(Action::Save(Change::PutException { seq, key: key.clone(), exception }));
+        if item.home == Home::Parked {
+            self.drop_row(seq, &item, out);
+        }
+        item.home = Home::Exception;
+        if let Some(key) = &key {
+            // Also under relaxed ordering a failed event holds those behind it.
+            self.keys.with(key, |state| state.active.insert(seq));
+        }
+        if self.retrying < self.settings.retrying_max {
+            self.insert(seq, item);
+            self.wait(seq, now.mono_ms + wait_ms);
+            return;
+        }
+        out.push(Action::Forget { seq });
+        self.note_due(due_ms);
+        if let Some(key) = &key {
+            self.keys.with(key, |state| {
+                state.active.remove(&seq);
+                state.held_by.insert(seq);
+            });
+            self.park_queue(key, out);
+        }
+    }
+
+    /// The same event first, after a while; nothing is spent.
+    fn put_off_nacked(&mut self, seq: u64, now: Now) {
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        let nacks = item.nacks;
+        item.nacks += 1;
+        if let Some(key) = item.key.clone() {
+            self.keys.with(&key, |state| state.active.insert(seq));
+        }
+        let wait = self.jitter.wait_ms(self.settings.backoff_first_ms, self.settings.backoff_max_ms, nacks);
+        self.wait(seq, now.mono_ms + wait);
+    }
+
+    /// Takes an event out until a person decides.
+    fn quarantine(&mut self, seq: u64, fault: Fault, now: Now, out: &mut Vec<Action>) {
+        let Some(mut item) = self.remove(seq) else { return };
+        let of_its_own = matches!(fault.class, FaultClass::Message | FaultClass::Destination);
+        let holds_key =
+            of_its_own && item.key.is_some() && self.settings.on_quarantine == QuarantinePolicy::HoldKey;
+        item.fault = Some(fault.clone());
+        let state = ExceptionState::Quarantined { at_ms: now.wall_ms, holds_key };
+        let (key, exception) = (item.key.clone(), item.exception(state));
+        out.push(Action::Save(Change::PutException { seq, key, exception }));
+        if item.home == Home::Parked {
+            self.drop_row(seq, &item, out);
+        }
+        self.quarantined += 1;
+        out.push(Action::Quarantined { seq, fault });
+        out.push(Action::Forget { seq });
+        match &item.key {
+            Some(key) if holds_key => {
+                self.keys.with(key, |state| {
+                    state.active.remove(&seq);
+                    state.held_by.insert(seq);
+                });
+                self.park_queue(key, out);
+            }
+            key => self.leave_key(seq, key.as_ref()),
+        }
+    }
+
+    /// A record that cannot be read: its key is unknown, so it holds nobody.
+    fn quarantine_unread(&mut self, seq: u64, fault: Fault, now: Now, out: &mut Vec<Action>) {
+        let state = ExceptionState::Quarantined { at_ms: now.wall_ms, holds_key: false };
+        let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: Some(fault.clone()) };
+        out.push(Action::Save(Change::PutException { seq, key: None, exception }));
+        self.quarantined += 1;
+        out.push(Action::Quarantined { seq, fault });
+        out.push(Action::Forget { seq });
+    }
+
+    /// Sends one event in memory to wait on disk behind its key.
+    fn park(&mut self, key: &Key, seq: u64, out: &mut Vec<Action>) {
+        let Some(item) = self.remove(seq) else { return };
+        if item.home != Home::Parked {
+            out.push(Action::Save(Change::Park { key: Key::clone(key), seq }));
+        }
+        if item.home == Home::Exception {
+            out.push(Action::Save(Change::DropException { seq }));
+        }
+        out.push(Action::Forget { seq });
+        self.keys.with(key, |state| {
+            state.parked = true;
+            state.parked_since |= state.loading;
+        });
+    }
+
+    fn park_queue(&mut self, key: &Key, out: &mut Vec<Action>) {
+        let queue = self.keys.with(key, |state| std::mem::take(&mut state.queue));
+        for seq in queue {
+            self.park(key, seq, out);
+        }
+    }
+
+    // --- bookkeeping --------------------------------------------------------------------------------------------------
+
+    fn is_strict(&self) -> bool {
+        self.settings.ordering != Ordering::Relaxed
+    }
+
+    fn note_due(&mut self, due_ms: u64) {
+        self.next_due_ms = Some(self.next_due_ms.map_or(due_ms, |earliest| earliest.min(due_ms)));
+    }
+
+    fn insert(&mut self, seq: u64, item: Item) {
+        if item.home == Home::Log {
+            debug_assert!(seq >= self.position, "what is below the position is settled or has a row");
+            self.open.insert(seq);
+        }
+        self.memory_bytes += item.bytes;
+        self.count_in_key(item.key.as_ref(), 1);
+        let before = self.items.insert(seq, item);
+        debug_assert!(before.is_none(), "an event is in memory once");
+    }
+
+    /// Takes an event out of memory, whatever its state.
+    fn remove(&mut self, seq: u64) -> Option<Item> {
+        self.unqueue(seq);
+        let item = self.items.remove(&seq)?;
+        self.memory_bytes -= item.bytes;
+        self.open.remove(&seq);
+        self.count_in_key(item.key.as_ref(), -1);
+        Some(item)
+    }
+
+    /// Under relaxed ordering events of a key are in memory without being active or queued.
+    fn count_in_key(&mut self, key: Option<&Key>, change: isize) {
+        if !self.is_strict()
+            && let Some(key) = key
+        {
+            self.keys.with(key, |state| state.relaxed = state.relaxed.saturating_add_signed(change));
+        }
+    }
+
+    /// Takes an event out of whichever set its state has put it in.
+    fn unqueue(&mut self, seq: u64) {
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        match item.state {
+            ItemState::Ready => {
+                self.ready.remove(&seq);
+                self.suspects.remove(&seq);
+            }
+            ItemState::Queued => {}
+            ItemState::InFlight { ticket, isolated } => {
+                self.in_flight.remove(&ticket);
+                self.in_flight_bytes -= item.bytes;
+                self.isolated_out -= usize::from(isolated);
+            }
+            ItemState::Waiting { due_ms } => {
+                self.timers.remove(&(due_ms, seq));
+                if item.home == Home::Exception {
+                    self.retrying -= 1;
+                    self.memory_bytes += item.bytes;
+                }
+            }
+        }
+        item.state = ItemState::Queued;
+    }
+
+    /// Its publish has ended, one way or another.
+    fn land(&mut self, seq: u64) {
+        self.unqueue(seq);
+    }
+
+    fn make_ready(&mut self, seq: u64) {
+        self.unqueue(seq);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.state = ItemState::Ready;
+        if item.suspect {
+            self.suspects.insert(seq)
+        } else {
+            self.ready.insert(seq)
+        };
+    }
+
+    fn wait(&mut self, seq: u64, due_ms: u64) {
+        self.unqueue(seq);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.state = ItemState::Waiting { due_ms };
+        self.timers.insert((due_ms, seq));
+        if item.is_retrying() {
+            // Counted against `retrying_max` instead of the lookahead.
+            self.retrying += 1;
+            self.memory_bytes -= item.bytes;
+        }
+    }
+
+    /// Lets those that wait behind a key go, as far as it is free.
+    fn pump(&mut self, key: &Key) {
+        let strict = self.is_strict();
+        while let Some(seq) = self.keys.with(key, |state| {
+            let next = if state.lets_next_go() { state.queue.pop_front() } else { None };
+            if strict {
+                state.active.extend(next);
+            }
+            next
+        }) {
+            self.make_ready(seq);
+        }
+    }
+}
+
+fn is_expired(expires_ms: Option<u64>, now: Now) -> bool {
+    expires_ms.is_some_and(|expires_ms| expires_ms <= now.wall_ms)
+}
+
+fn expired() -> Fault {
+    Fault::new(FaultClass::Expired, "its time ran out before it was confirmed")
+}

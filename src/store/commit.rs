@@ -1,0 +1,323 @@
+//! One durable commit: the gathered events, the marks of the inbox, the lanes when it is time, the progress that rides
+//! along, and a small piece of trimming.
+//!
+//! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk every
+//! [`LANE_FLUSH_EVENTS`] events, records are trimmed in steps at the log's left edge once enough can go.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+use redb::{ReadableTable, WriteTransaction};
+
+use super::core::{Core, Tail};
+use super::cursor::{self, Cursor};
+use super::ride::Ride;
+use super::schema::{EXCEPTIONS, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow};
+use super::transaction::Pending;
+use crate::error::{Error, Result};
+use crate::limits::{INBOX_SWEEP_STEP, LANE_FLUSH_EVENTS, TRIM_BATCH_MIN, TRIM_STEP};
+use crate::log::{keys, record};
+
+/// What of the tail becomes true once the commit is durable.
+struct Next {
+    state: StateRow,
+    lanes_flushed: bool,
+    cursors: Vec<(String, Cursor)>,
+    trim_left: bool,
+    /// Where the next sweep of the inbox begins, if this commit did a step of it.
+    swept_to: Option<Vec<u8>>,
+}
+
+/// Commits. On an error the progress that would have ridden along goes back to waiting, and nothing in memory changes.
+pub(crate) fn commit(core: &Core, tx: WriteTransaction, pending: &Pending, writes: u64) -> Result<()> {
+    let ride = core.ride().take();
+    match prepare(core, &tx, pending, &ride, writes == 0) {
+        Ok(next) => match tx.commit() {
+            Ok(()) => {
+                settle(core, pending, next, writes);
+                Ok(())
+            }
+            Err(error) => Err(failed(core, ride, error)),
+        },
+        Err(error) => {
+            core.ride().put_back(ride);
+            if let Err(error) = tx.abort() {
+                tracing::warn!(%error, "rolling back failed; nothing was committed");
+            }
+            Err(core.note(error))
+        }
+    }
+}
+
+fn failed(core: &Core, ride: Ride, error: redb::CommitError) -> Error {
+    match error {
+        // redb has rolled back for certain: a panic or a leaked table inside the transaction.
+        redb::CommitError::TransactionPoisoned => {
+            core.ride().put_back(ride);
+            error.into()
+        }
+        error => Error::CommitUnknown { cause: core.poison(&error.to_string()) },
+    }
+}
+
+fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, alone: bool) -> Result<Next> {
+    let tail = core.tail();
+    write_frames(tx, pending)?;
+    write_inbox(tx, pending)?;
+    let mut next = Next {
+        state: StateRow {
+            trimmed_to: tail.trimmed_to,
+            trimmed_offset: tail.trimmed_offset,
+            lanes_through: tail.lanes.written_through,
+        },
+        lanes_flushed: false,
+        cursors: Vec::new(),
+        trim_left: false,
+        swept_to: sweep_inbox(core, tx, &tail)?,
+    };
+    let before = next.state;
+    let mut released = Vec::new();
+    for (name, ride) in &ride.cursors {
+        let Some(cursor) = tail.cursors.get(name) else { continue };
+        let mut cursor = cursor.clone();
+        let offset_of = |position| offset_at(tx, &tail, pending, position);
+        released.extend(cursor::apply(tx, name, &mut cursor, ride, offset_of)?);
+        next.cursors.push((name.clone(), cursor));
+    }
+    let floor = trim_floor(core, &tail, pending, &next.cursors);
+    let lanes_due = pending.next_seq - tail.lanes.written_through >= LANE_FLUSH_EVENTS
+        || (alone && floor > tail.lanes.written_through);
+    if lanes_due {
+        write_lanes(tx, &tail, pending)?;
+        next.state.lanes_through = pending.next_seq;
+        next.lanes_flushed = true;
+    }
+    trim(core, tx, &tail, &mut next, floor, alone)?;
+    drop_released(tx, &next, &tail, &released)?;
+    if next.state != before {
+        tx.open_table(META)?.insert(META_STATE, next.state.to_bytes().as_slice())?;
+    }
+    Ok(next)
+}
+
+/// Notes in memory what is durable now, then tells who waits for it.
+fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
+    {
+        let mut tail = core.tail();
+        tail.next_seq = pending.next_seq;
+        tail.end_offset = pending.end_offset;
+        tail.trimmed_to = next.state.trimmed_to;
+        tail.trimmed_offset = next.state.trimmed_offset;
+        tail.trim_left = next.trim_left;
+        for (key, state) in &pending.lanes {
+            tail.lanes.change(key.clone(), *state);
+        }
+        if next.lanes_flushed {
+            tail.lanes.written(next.state.lanes_through);
+        }
+        tail.cursors.extend(next.cursors);
+        tail.inbox_added += pending.inbox.len();
+        if let Some(swept_to) = next.swept_to {
+            tail.sweep_after = swept_to;
+            tail.inbox_added = tail.inbox_added.saturating_sub(INBOX_SWEEP_STEP / 2);
+        }
+    }
+    core.counters.commits.fetch_add(1, Ordering::Relaxed);
+    core.counters.writes.fetch_add(writes, Ordering::Relaxed);
+    if writes == 0 {
+        core.counters.commits_alone.fetch_add(1, Ordering::Relaxed);
+    }
+    core.announce_commit();
+}
+
+fn write_frames(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
+    if pending.frames.is_empty() {
+        return Ok(());
+    }
+    let mut log = tx.open_table(LOG)?;
+    for (seq, frame) in &pending.frames {
+        log.insert(seq, frame.as_slice())?;
+    }
+    Ok(())
+}
+
+fn write_inbox(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
+    if pending.inbox.is_empty() {
+        return Ok(());
+    }
+    let mut inbox = tx.open_table(INBOX)?;
+    for (key, row) in &pending.inbox {
+        inbox.insert(key.as_slice(), row.to_bytes().as_slice())?;
+    }
+    Ok(())
+}
+
+/// Forgets some of what was seen longer ago than the inbox age: a step after so many new marks, round and round.
+fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail) -> Result<Option<Vec<u8>>> {
+    if tail.inbox_added < INBOX_SWEEP_STEP / 2 {
+        return Ok(None);
+    }
+    let now_ms = core.settings.clock.now().wall_ms;
+    let mut inbox = tx.open_table(INBOX)?;
+    let mut old = Vec::new();
+    let mut swept_to = Vec::new();
+    let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
+    for row in rows.by_ref().take(INBOX_SWEEP_STEP) {
+        let (key, row) = row?;
+        swept_to = key.value().to_vec();
+        // A row that cannot be read tells nothing any more, either.
+        let at_ms = InboxRow::from_bytes(row.value()).map_or(0, |row| row.at_ms);
+        if at_ms.saturating_add(core.settings.inbox_age_ms) < now_ms {
+            old.push(swept_to.clone());
+        }
+    }
+    let at_end = rows.next().is_none();
+    drop(rows);
+    for key in old {
+        inbox.remove(key.as_slice())?;
+    }
+    Ok(Some(if at_end { Vec::new() } else { swept_to }))
+}
+
+fn write_lanes(tx: &WriteTransaction, tail: &Tail, pending: &Pending) -> Result<()> {
+    let mut lanes = tx.open_table(LANES)?;
+    for (key, state) in tail.lanes.changed() {
+        lanes.insert(key, &state.to_bytes()[..])?;
+    }
+    // A transaction's own changes are newer.
+    for (key, state) in &pending.lanes {
+        lanes.insert(&**key, &state.to_bytes()[..])?;
+    }
+    Ok(())
+}
+
+/// The offset at which the record before `position` ends.
+fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, position: u64) -> Result<u64> {
+    if position <= tail.trimmed_to {
+        return Ok(tail.trimmed_offset);
+    }
+    if position >= pending.next_seq {
+        return Ok(pending.end_offset);
+    }
+    let log = tx.open_table(LOG)?;
+    let before = position - 1;
+    let offset = log.get(before)?.map(|frame| record::end_offset(before, frame.value()));
+    // A damaged record is reported when it is read; the figure of the backlog is off by its length until the next step.
+    Ok(offset.and_then(|offset| offset.ok()).unwrap_or(tail.trimmed_offset))
+}
+
+/// Below this, every relay is done with every record that has no exception, and retention wants none.
+fn trim_floor(core: &Core, tail: &Tail, pending: &Pending, moved: &[(String, Cursor)]) -> u64 {
+    let retention = &core.settings.retention;
+    if retention.forever {
+        return tail.trimmed_to;
+    }
+    let position = |name: &str, cursor: &Cursor| {
+        moved.iter().find(|(moved, _)| moved == name).map_or(cursor.position, |(_, cursor)| cursor.position)
+    };
+    let done = tail.cursors.iter().map(|(name, cursor)| position(name, cursor)).min();
+    let done = done.unwrap_or(tail.trimmed_to);
+    done.min(pending.next_seq.saturating_sub(retention.events_min))
+}
+
+fn trim(
+    core: &Core,
+    tx: &WriteTransaction,
+    tail: &Tail,
+    next: &mut Next,
+    floor: u64,
+    alone: bool,
+) -> Result<()> {
+    let from = next.state.trimmed_to;
+    let floor = floor.min(next.state.lanes_through);
+    if floor <= from || (!alone && floor - from < TRIM_BATCH_MIN) {
+        return Ok(());
+    }
+    let mut log = tx.open_table(LOG)?;
+    let mut keep = BTreeSet::new();
+    let mut to = from;
+    let now_ms = core.settings.clock.now().wall_ms;
+    let retention = &core.settings.retention;
+    let old_enough = |time_ms: u64| time_ms.saturating_add(retention.age_ms_min) <= now_ms;
+    let outside_bytes = |offset: u64| offset + retention.bytes_min <= tail.end_offset;
+    let needs = Needs::of(tx, tail, from, floor.min(from + TRIM_STEP))?;
+    for row in log.range(from..floor.min(from + TRIM_STEP))? {
+        let (seq, frame) = row?;
+        let seq = seq.value();
+        match record::decode(seq, frame.value()) {
+            Ok(recorded) => {
+                if !old_enough(recorded.time_ms) || !outside_bytes(recorded.end_offset) {
+                    break;
+                }
+                next.state.trimmed_offset = recorded.end_offset;
+                if needs.needs(seq, recorded.key()) {
+                    keep.insert(seq);
+                }
+            }
+            // It stands in quarantine, and stays for as long as it does.
+            Err(_) if needs.needs(seq, None) => drop(keep.insert(seq)),
+            Err(_) => {}
+        }
+        to = seq + 1;
+    }
+    if to > from {
+        log.retain_in(from..to, |seq, _| keep.contains(&seq))?;
+        next.state.trimmed_to = to;
+        next.trim_left = to < floor;
+    }
+    Ok(())
+}
+
+/// Which records in a range some cursor still needs, though its position is past them.
+struct Needs<'tx> {
+    exceptions: BTreeSet<u64>,
+    parked: Option<redb::Table<'tx, &'static [u8], &'static [u8]>>,
+    cursors: Vec<keys::CursorId>,
+}
+
+impl<'tx> Needs<'tx> {
+    fn of(tx: &'tx WriteTransaction, tail: &Tail, from: u64, to: u64) -> Result<Self> {
+        let mut exceptions = BTreeSet::new();
+        let table = tx.open_table(EXCEPTIONS)?;
+        for cursor in tail.cursors.values() {
+            let (from, to) = (keys::exception(cursor.id, from), keys::exception(cursor.id, to));
+            for row in table.range(&from[..]..&to[..])? {
+                exceptions.extend(keys::last_seq(row?.0.value()));
+            }
+        }
+        drop(table);
+        let parked = tx.open_table(PARKED)?;
+        let parked = if redb::ReadableTableMetadata::is_empty(&parked)? { None } else { Some(parked) };
+        Ok(Self { exceptions, parked, cursors: tail.cursors.values().map(|cursor| cursor.id).collect() })
+    }
+
+    fn needs(&self, seq: u64, key: Option<&str>) -> bool {
+        let parked = |cursor, table: &redb::Table<'tx, &'static [u8], &'static [u8]>| {
+            key.is_some_and(|key| {
+                // What cannot be looked up is kept.
+                table.get(keys::parked(cursor, key, seq).as_slice()).map_or(true, |row| row.is_some())
+            })
+        };
+        self.exceptions.contains(&seq)
+            || self
+                .parked
+                .as_ref()
+                .is_some_and(|table| self.cursors.iter().any(|cursor| parked(*cursor, table)))
+    }
+}
+
+/// Removes records below the trimmed edge whose last exception is gone.
+fn drop_released(tx: &WriteTransaction, next: &Next, tail: &Tail, released: &[u64]) -> Result<()> {
+    for seq in released.iter().copied().filter(|seq| *seq < next.state.trimmed_to) {
+        let key = {
+            let log = tx.open_table(LOG)?;
+            let Some(frame) = log.get(seq)? else { continue };
+            record::decode(seq, frame.value()).ok().and_then(|recorded| recorded.event.key)
+        };
+        let needed = Needs::of(tx, tail, seq, seq + 1)?.needs(seq, key.as_deref());
+        if !needed {
+            tx.open_table(LOG)?.remove(seq)?;
+        }
+    }
+    Ok(())
+}

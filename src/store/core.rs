@@ -1,0 +1,259 @@
+//! What the threads of one store share: the database, whose turn it is, the end of the log as it stands in memory,
+//! the progress that waits for a commit to ride on, and whether the store is still good.
+//!
+//! **Invariants.** [`Tail`] changes only within a turn, and only after the commit that makes the change true. Nothing
+//! reads the log but through redb's committed state, so what is not durable is seen by nobody. The first failure of a
+//! durable write is kept and refuses everything after it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use redb::{Database, ReadableDatabase};
+
+use super::cursor::Cursor;
+use super::inside::refuse_inside;
+use super::relays::Relays;
+use super::ride::Ride;
+use super::settings::{BacklogQuota, QuotaPolicy, Settings};
+use super::turn::Turns;
+use crate::error::{Error, Result};
+use crate::log::lanes::LaneBook;
+
+/// Who this store is, on the wire too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) store_id: [u8; 16],
+    pub(crate) epoch: u64,
+}
+
+/// The end of the log, and what is kept in memory about it.
+#[derive(Debug, Default)]
+pub(crate) struct Tail {
+    pub(crate) next_seq: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) trimmed_to: u64,
+    pub(crate) trimmed_offset: u64,
+    pub(crate) lanes: LaneBook,
+    pub(crate) cursors: BTreeMap<String, Cursor>,
+    /// Inbox rows added since the last sweep step, and where the next one begins.
+    pub(crate) inbox_added: usize,
+    pub(crate) sweep_after: Vec<u8>,
+    /// Records could go now, but the last commit had done its share.
+    pub(crate) trim_left: bool,
+}
+
+impl Tail {
+    /// Events and bytes that some relay still has to publish. Without a relay, all that is in the log.
+    pub(crate) fn backlog(&self) -> (u64, u64) {
+        self.cursors
+            .values()
+            .map(|cursor| {
+                let events = self.next_seq.saturating_sub(cursor.position) + cursor.rows.waiting();
+                (events, self.end_offset.saturating_sub(cursor.position_offset))
+            })
+            .max()
+            .unwrap_or((self.next_seq - self.trimmed_to, self.end_offset - self.trimmed_offset))
+    }
+}
+
+/// Counters that only rise.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Durable commits.
+    pub(crate) commits: AtomicU64,
+    /// Those among them that carried no write of the application: progress alone.
+    pub(crate) commits_alone: AtomicU64,
+    /// Write closures that were committed.
+    pub(crate) writes: AtomicU64,
+    /// Times a batch was run again without a closure that had failed.
+    pub(crate) reruns: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) path: PathBuf,
+    db: RwLock<Option<Database>>,
+    pub(crate) settings: Settings,
+    pub(crate) identity: Identity,
+    pub(crate) turns: Arc<Turns>,
+    tail: Mutex<Tail>,
+    poison: OnceLock<Arc<str>>,
+    pub(crate) relays: Relays,
+    ride: Mutex<Ride>,
+    /// Rings when the backlog shrinks.
+    backlog_shrank: Condvar,
+    pub(crate) counters: Counters,
+    /// Futures that wait for room in the write queue.
+    queue_waiters: Mutex<Vec<Waker>>,
+    pub(crate) closing: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    pub(crate) fn new(
+        path: PathBuf,
+        db: Database,
+        settings: Settings,
+        identity: Identity,
+        tail: Tail,
+    ) -> Self {
+        Self {
+            path,
+            db: RwLock::new(Some(db)),
+            settings,
+            identity,
+            turns: Arc::default(),
+            tail: Mutex::new(tail),
+            poison: OnceLock::new(),
+            relays: Relays::default(),
+            ride: Mutex::default(),
+            backlog_shrank: Condvar::new(),
+            counters: Counters::default(),
+            queue_waiters: Mutex::default(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// Names this store within the process.
+    pub(crate) fn token(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    pub(crate) fn refuse_inside(&self, operation: &'static str) -> Result<()> {
+        refuse_inside(self.token(), operation)
+    }
+
+    pub(crate) fn tail(&self) -> MutexGuard<'_, Tail> {
+        lock(&self.tail)
+    }
+
+    pub(crate) fn ride(&self) -> MutexGuard<'_, Ride> {
+        lock(&self.ride)
+    }
+
+    /// Fails if the store is poisoned.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.poison.get() {
+            Some(cause) => Err(Error::Poisoned { path: self.path.clone(), cause: Arc::clone(cause) }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn poisoned(&self) -> Option<Arc<str>> {
+        self.poison.get().cloned()
+    }
+
+    /// Keeps the first cause. From here on the store accepts nothing.
+    pub(crate) fn poison(&self, cause: &str) -> Arc<str> {
+        let cause = self.poison.get_or_init(|| {
+            tracing::error!(path = %self.path.display(), cause, "the store is poisoned; it must be opened again");
+            Arc::from(cause)
+        });
+        self.relays.ring_all();
+        Arc::clone(cause)
+    }
+
+    /// Poisons the store if this error says that the medium failed; hands the error back.
+    pub(crate) fn note(&self, error: Error) -> Error {
+        if let Error::Storage(failure) = &error
+            && failure.fatal
+        {
+            self.poison(&failure.to_string());
+        }
+        error
+    }
+
+    fn with_db<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        match &*db {
+            Some(db) => f(db).map_err(|error| self.note(error)),
+            None => Err(Error::Closed { path: self.path.clone() }),
+        }
+    }
+
+    pub(crate) fn begin_read(&self) -> Result<redb::ReadTransaction> {
+        self.with_db(|db| Ok(db.begin_read()?))
+    }
+
+    pub(crate) fn begin_write(&self) -> Result<redb::WriteTransaction> {
+        self.check()?;
+        self.with_db(|db| Ok(db.begin_write()?))
+    }
+
+    /// Closes the file; everything after fails with [`Error::Closed`].
+    pub(crate) fn close(&self) -> Result<()> {
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        match db {
+            Some(db) => db.close().map_err(|error| {
+                Error::Storage(crate::error::StorageFailure {
+                    action: "closing the file",
+                    source: error.into(),
+                    fatal: true,
+                })
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets go of the file; an exclusive transaction that still lives ends first, by itself.
+    pub(crate) fn release(&self) {
+        drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.
+    pub(crate) fn announce_commit(&self) {
+        self.relays.ring_all();
+        self.backlog_shrank.notify_all();
+    }
+
+    pub(crate) fn over_quota(tail: &Tail, quota: &BacklogQuota) -> Option<Error> {
+        let (events, bytes) = tail.backlog();
+        let over = events >= quota.events_max || bytes >= quota.bytes_max;
+        over.then_some(Error::BacklogFull {
+            events,
+            bytes,
+            events_max: quota.events_max,
+            bytes_max: quota.bytes_max,
+        })
+    }
+
+    /// Waits for room under the quota, where its policy says so. `append` decides in the end.
+    pub(crate) fn wait_for_room(&self) {
+        let Some(quota @ BacklogQuota { policy: QuotaPolicy::Wait(patience), .. }) = &self.settings.quota
+        else {
+            return;
+        };
+        let deadline = Instant::now() + *patience;
+        let mut tail = self.tail();
+        while Self::over_quota(&tail, quota).is_some() && self.poison.get().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return;
+            }
+            tail = self.backlog_shrank.wait_timeout(tail, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    pub(crate) fn await_queue_room(&self, waker: &Waker) {
+        let mut waiters = lock(&self.queue_waiters);
+        if !waiters.iter().any(|waiter| waiter.will_wake(waker)) {
+            waiters.push(waker.clone());
+        }
+    }
+
+    pub(crate) fn announce_queue_room(&self) {
+        let waiters = std::mem::take(&mut *lock(&self.queue_waiters));
+        waiters.into_iter().for_each(Waker::wake);
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,275 @@
+//! Cursors on disk: a position, and the sparse rows of what stands apart from it.
+//!
+//! ```text
+//! exception row:  state u8 │ time ms u64 │ holds key u8 │ attempts u32 │ destination attempts u32 │
+//!                 has key u8 │ [key t8] │ has fault u8 │ [class u8 │ code u16 (0: none) │ text t16]
+//! ```
+//!
+//! State 0 is *retry* (time: due), 1 *scheduled* (time: due), 2 *quarantined* (time: since). Rows of state 0 and 1 have
+//! a row in the due table too.
+
+use redb::{ReadableTable, WriteTransaction};
+
+use super::failure::damaged_row;
+use super::ride::CursorRide;
+use super::schema::{CURSORS, DUE, EXCEPTIONS, PARKED, read_u64s, u64s};
+use crate::error::Result;
+use crate::log::keys::{self, CursorId};
+use crate::log::wire_bytes::{Malformed, Reader, put_text8, put_text16};
+use crate::message::{Fault, FaultClass};
+use crate::relay::machine::types::{Change, Exception, ExceptionState, Key};
+
+/// Longest text of a fault that is kept, in bytes.
+const FAULT_TEXT_BYTES_MAX: usize = 1024;
+
+/// How many rows a cursor has, by kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct RowCounts {
+    pub(crate) retrying: u64,
+    pub(crate) scheduled: u64,
+    pub(crate) quarantined: u64,
+    pub(crate) parked: u64,
+}
+
+impl RowCounts {
+    /// Those that are still to be published.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.retrying + self.scheduled + self.parked
+    }
+
+    fn of(&mut self, state: ExceptionState) -> &mut u64 {
+        match state {
+            ExceptionState::Retry { .. } => &mut self.retrying,
+            ExceptionState::Scheduled { .. } => &mut self.scheduled,
+            ExceptionState::Quarantined { .. } => &mut self.quarantined,
+        }
+    }
+}
+
+/// A cursor, as it stands on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    pub(crate) id: CursorId,
+    pub(crate) position: u64,
+    pub(crate) position_offset: u64,
+    pub(crate) confirmed: u64,
+    pub(crate) rows: RowCounts,
+}
+
+impl Cursor {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        u64s([u64::from(self.id), self.position, self.position_offset, self.confirmed])
+    }
+
+    /// Reads the row; the counts are counted apart.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let [id, position, position_offset, confirmed] = read_u64s(bytes)?;
+        let id = CursorId::try_from(id).ok()?;
+        Some(Self { id, position, position_offset, confirmed, rows: RowCounts::default() })
+    }
+}
+
+/// An exception with the key of its event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExceptionRow {
+    pub(crate) key: Option<Key>,
+    pub(crate) exception: Exception,
+}
+
+impl ExceptionRow {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let (state, time_ms, holds_key) = match self.exception.state {
+            ExceptionState::Retry { due_ms } => (0, due_ms, false),
+            ExceptionState::Scheduled { due_ms } => (1, due_ms, false),
+            ExceptionState::Quarantined { at_ms, holds_key } => (2, at_ms, holds_key),
+        };
+        let mut out = vec![state];
+        out.extend_from_slice(&time_ms.to_le_bytes());
+        out.push(u8::from(holds_key));
+        out.extend_from_slice(&self.exception.attempts.to_le_bytes());
+        out.extend_from_slice(&self.exception.destination_attempts.to_le_bytes());
+        out.push(u8::from(self.key.is_some()));
+        if let Some(key) = &self.key {
+            put_text8(&mut out, key);
+        }
+        out.push(u8::from(self.exception.fault.is_some()));
+        if let Some(fault) = &self.exception.fault {
+            out.push(class_number(fault.class));
+            out.extend_from_slice(&fault.code.unwrap_or(0).to_le_bytes());
+            put_text16(&mut out, head(&fault.text, FAULT_TEXT_BYTES_MAX));
+        }
+        out
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::read(bytes).map_err(|_| damaged_row("exception"))
+    }
+
+    fn read(bytes: &[u8]) -> std::result::Result<Self, Malformed> {
+        let mut reader = Reader(bytes);
+        let (state, time_ms, holds_key) = (reader.u8()?, reader.u64()?, reader.u8()? != 0);
+        let state = match state {
+            0 => ExceptionState::Retry { due_ms: time_ms },
+            1 => ExceptionState::Scheduled { due_ms: time_ms },
+            2 => ExceptionState::Quarantined { at_ms: time_ms, holds_key },
+            _ => return Err(Malformed("its state is unknown")),
+        };
+        let (attempts, destination_attempts) = (reader.u32()?, reader.u32()?);
+        let key = if reader.u8()? != 0 { Some(Key::from(reader.text8()?)) } else { None };
+        let fault = if reader.u8()? != 0 {
+            let class = class_of(reader.u8()?).ok_or(Malformed("its fault class is unknown"))?;
+            let code = Some(reader.u16()?).filter(|code| *code != 0);
+            Some(Fault { class, code, text: reader.text16()?.to_owned() })
+        } else {
+            None
+        };
+        reader.end()?;
+        Ok(Self { key, exception: Exception { state, attempts, destination_attempts, fault } })
+    }
+}
+
+const CLASSES: [FaultClass; 6] = [
+    FaultClass::Message,
+    FaultClass::Destination,
+    FaultClass::Outage,
+    FaultClass::Config,
+    FaultClass::Expired,
+    FaultClass::Undecodable,
+];
+
+fn class_number(class: FaultClass) -> u8 {
+    CLASSES.iter().position(|known| *known == class).and_then(|at| u8::try_from(at).ok()).unwrap_or(0)
+}
+
+fn class_of(number: u8) -> Option<FaultClass> {
+    CLASSES.get(usize::from(number)).copied()
+}
+
+/// The beginning of a text, cut between characters.
+fn head(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
+fn due_of(state: ExceptionState) -> Option<u64> {
+    match state {
+        ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms } => Some(due_ms),
+        ExceptionState::Quarantined { .. } => None,
+    }
+}
+
+/// Writes what one cursor has gathered; the caller commits. Returns sequence numbers whose record may no longer be needed.
+pub(crate) fn apply(
+    tx: &WriteTransaction,
+    name: &str,
+    cursor: &mut Cursor,
+    ride: &CursorRide,
+    offset_of: impl FnOnce(u64) -> Result<u64>,
+) -> Result<Vec<u64>> {
+    let released = if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes)? };
+    if let Some(position) = ride.position.filter(|position| *position > cursor.position) {
+        cursor.position = position;
+        cursor.position_offset = offset_of(position)?;
+    }
+    cursor.confirmed += ride.confirmed;
+    tx.open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
+    Ok(released)
+}
+
+fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) -> Result<Vec<u64>> {
+    let mut exceptions = tx.open_table(EXCEPTIONS)?;
+    let mut due = tx.open_table(DUE)?;
+    let mut parked = tx.open_table(PARKED)?;
+    let mut released = Vec::new();
+    for change in changes {
+        match change {
+            Change::Position(_) => debug_assert!(false, "kept apart by `Ride::add`"),
+            Change::PutException { seq, key, exception } => {
+                let row = ExceptionRow { key: key.clone(), exception: exception.clone() };
+                let at = keys::exception(cursor.id, *seq);
+                let old =
+                    exceptions.insert(&at[..], row.to_bytes().as_slice())?.map(|old| old.value().to_vec());
+                if let Some(old) = old {
+                    forget_row(&mut due, cursor, *seq, &ExceptionRow::from_bytes(&old)?)?;
+                }
+                *cursor.rows.of(exception.state) += 1;
+                if let Some(due_ms) = due_of(exception.state) {
+                    due.insert(&keys::due(cursor.id, due_ms, *seq)[..], &[][..])?;
+                }
+            }
+            Change::DropException { seq } => {
+                let at = keys::exception(cursor.id, *seq);
+                let old = exceptions.remove(&at[..])?.map(|old| old.value().to_vec());
+                if let Some(old) = old {
+                    forget_row(&mut due, cursor, *seq, &ExceptionRow::from_bytes(&old)?)?;
+                }
+                released.push(*seq);
+            }
+            Change::Park { key, seq } => {
+                if parked.insert(keys::parked(cursor.id, key, *seq).as_slice(), &[][..])?.is_none() {
+                    cursor.rows.parked += 1;
+                }
+            }
+            Change::Unpark { key, seq } => {
+                if parked.remove(keys::parked(cursor.id, key, *seq).as_slice())?.is_some() {
+                    cursor.rows.parked -= 1;
+                }
+                released.push(*seq);
+            }
+        }
+    }
+    Ok(released)
+}
+
+fn forget_row(
+    due: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
+    cursor: &mut Cursor,
+    seq: u64,
+    row: &ExceptionRow,
+) -> Result<()> {
+    let count = cursor.rows.of(row.exception.state);
+    *count = count.saturating_sub(1);
+    if let Some(due_ms) = due_of(row.exception.state) {
+        due.remove(&keys::due(cursor.id, due_ms, seq)[..])?;
+    }
+    Ok(())
+}
+
+/// Counts a cursor's rows, once, when the store opens.
+pub(crate) fn count_rows(
+    exceptions: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    id: CursorId,
+) -> Result<RowCounts> {
+    let mut counts = RowCounts::default();
+    let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
+    for row in exceptions.range(&from[..]..to.as_slice())? {
+        *counts.of(ExceptionRow::from_bytes(row?.1.value())?.exception.state) += 1;
+    }
+    counts.parked = parked.range(&from[..]..to.as_slice())?.count() as u64;
+    Ok(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_round_trip_with_a_cut_text() {
+        let fault = Fault::with_code(FaultClass::Destination, 404, "ä".repeat(1000));
+        for state in [
+            ExceptionState::Retry { due_ms: 5 },
+            ExceptionState::Scheduled { due_ms: 6 },
+            ExceptionState::Quarantined { at_ms: 7, holds_key: true },
+        ] {
+            let exception =
+                Exception { state, attempts: 1, destination_attempts: 2, fault: Some(fault.clone()) };
+            let row = ExceptionRow { key: Some("alice".into()), exception };
+            let back = ExceptionRow::from_bytes(&row.to_bytes()).unwrap();
+            assert_eq!(back.exception.state, state);
+            assert_eq!(back.exception.fault.unwrap().text, "ä".repeat(512));
+            assert_eq!(back.key.as_deref(), Some("alice"));
+        }
+        assert!(ExceptionRow::from_bytes(&[9; 30]).is_err());
+    }
+}

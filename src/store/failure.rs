@@ -1,0 +1,45 @@
+//! redb's errors as ours. A failure of the medium is marked fatal: it poisons the store.
+
+use crate::error::{BoxError, Error, StorageFailure};
+
+fn fatal(error: &redb::StorageError) -> bool {
+    use redb::StorageError as E;
+    matches!(error, E::Io(_) | E::Backend(_) | E::PreviousIo | E::LockPoisoned(_))
+}
+
+fn failure(action: &'static str, source: impl Into<BoxError>, fatal: bool) -> Error {
+    Error::Storage(StorageFailure { action, source: source.into(), fatal })
+}
+
+impl From<redb::StorageError> for Error {
+    fn from(error: redb::StorageError) -> Self {
+        let fatal = fatal(&error);
+        failure("reading or writing the file", error, fatal)
+    }
+}
+
+impl From<redb::TableError> for Error {
+    fn from(error: redb::TableError) -> Self {
+        let fatal = matches!(&error, redb::TableError::Storage(inner) if fatal(inner));
+        failure("opening a table", error, fatal)
+    }
+}
+
+impl From<redb::TransactionError> for Error {
+    fn from(error: redb::TransactionError) -> Self {
+        let fatal = matches!(&error, redb::TransactionError::Storage(inner) if fatal(inner));
+        failure("beginning a transaction", error, fatal)
+    }
+}
+
+impl From<redb::CommitError> for Error {
+    fn from(error: redb::CommitError) -> Self {
+        let fatal = matches!(&error, redb::CommitError::Storage(inner) if fatal(inner));
+        failure("committing", error, fatal)
+    }
+}
+
+/// A row of one of our own tables that cannot be read.
+pub(crate) fn damaged_row(what: &'static str) -> Error {
+    failure("reading the file", format!("a {what} row is damaged"), false)
+}

@@ -1,0 +1,249 @@
+//! Opening and creating the file.
+//!
+//! **Invariants.** The path never names a half-made file: a store is made aside, closed, synced and then linked into
+//! place. A file that was not closed cleanly is verified before it is used. Symbolic links are not followed. The file
+//! is readable and writable by its owner alone.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redb::backends::FileBackend;
+use redb::{Builder, Database, DatabaseError, StorageError};
+
+use crate::error::OpenError;
+use crate::event::fresh_uuid_text;
+
+/// A database that is open, and how it came.
+pub(crate) struct Opened {
+    pub(crate) db: Database,
+    /// It had to be repaired: the last owner did not close it.
+    pub(crate) unclean: bool,
+}
+
+/// Opens the file, or makes it by way of `initialise`.
+pub(crate) fn open_or_create(
+    path: &Path,
+    cache_bytes: usize,
+    create: bool,
+    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
+) -> Result<Opened, OpenError> {
+    // Someone else may create or remove the file between our steps; each round sees a newer truth.
+    for _ in 0..8 {
+        match open_file(path)? {
+            Some(file) => return open_database(path, &file, cache_bytes),
+            None if !create => {
+                let source = ErrorKind::NotFound.into();
+                return Err(OpenError::Io { action: "open", path: path.into(), source });
+            }
+            None => create_aside(path, cache_bytes, initialise)?,
+        }
+    }
+    let source = std::io::Error::other("it appears and disappears while it is being opened");
+    Err(OpenError::Io { action: "open", path: path.into(), source })
+}
+
+/// The file, or `None` where there is none or an empty one (which `create_aside` replaces).
+fn open_file(path: &Path) -> Result<Option<File>, OpenError> {
+    let io = |source| OpenError::Io { action: "open", path: path.into(), source };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io(error)),
+        Ok(meta) if meta.file_type().is_symlink() => return Err(OpenError::Symlink { path: path.into() }),
+        Ok(meta) if !meta.is_file() => {
+            return Err(OpenError::NotAStore {
+                path: path.into(),
+                reason: "it is not a regular file".into(),
+            });
+        }
+        Ok(meta) if meta.len() == 0 => return Ok(None),
+        Ok(_) => {}
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    owner_only(&mut options);
+    options.open(path).map(Some).map_err(io)
+}
+
+#[cfg(unix)]
+fn owner_only(options: &mut OpenOptions) {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+}
+
+#[cfg(not(unix))]
+fn owner_only(_: &mut OpenOptions) {}
+
+fn open_database(path: &Path, file: &File, cache_bytes: usize) -> Result<Opened, OpenError> {
+    match try_open(path, file, cache_bytes, Open::IfClean) {
+        Ok(db) => Ok(Opened { db, unclean: false }),
+        Err(Refusal::Unclean) => {
+            tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
+            match try_open(path, file, cache_bytes, Open::Verify) {
+                Ok(db) => Ok(Opened { db, unclean: true }),
+                Err(refusal) => Err(refusal.into_error(path)),
+            }
+        }
+        Err(refusal) => Err(refusal.into_error(path)),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Open {
+    /// Stop before any repair.
+    IfClean,
+    /// Check every page, and repair.
+    Verify,
+}
+
+enum Refusal {
+    Unclean,
+    Database(DatabaseError),
+    Io(std::io::Error),
+    /// redb panics on some damaged files.
+    Panicked,
+}
+
+impl Refusal {
+    fn into_error(self, path: &Path) -> OpenError {
+        let path = PathBuf::from(path);
+        let damaged = |path, reason: String| OpenError::Damaged { path, reason };
+        match self {
+            Self::Io(source) => OpenError::Io { action: "open", path, source },
+            Self::Panicked => damaged(path, "the storage engine gave up on it".into()),
+            Self::Unclean => damaged(path, "it needs repair, again".into()),
+            Self::Database(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => {
+                OpenError::Locked { path }
+            }
+            Self::Database(error @ DatabaseError::UpgradeRequired(_)) => {
+                OpenError::NotAStore { path, reason: error.to_string() }
+            }
+            Self::Database(DatabaseError::Storage(StorageError::Io(error)))
+                if error.kind() == ErrorKind::InvalidData =>
+            {
+                OpenError::NotAStore { path, reason: error.to_string() }
+            }
+            Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
+                OpenError::Io { action: "read", path, source }
+            }
+            Self::Database(DatabaseError::Storage(StorageError::Corrupted(reason))) => damaged(path, reason),
+            Self::Database(error) => OpenError::Storage { path, source: error.into() },
+        }
+    }
+}
+
+fn try_open(path: &Path, file: &File, cache_bytes: usize, how: Open) -> Result<Database, Refusal> {
+    let backend = file.try_clone().map_err(Refusal::Io)?;
+    let unclean = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&unclean);
+    let mut builder = Builder::new();
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(how == Open::Verify);
+    if how == Open::IfClean {
+        builder.set_repair_callback(move |session| {
+            seen.store(true, Ordering::Relaxed);
+            session.abort();
+        });
+    }
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        FileBackend::new(backend).and_then(|backend| builder.create_with_backend(backend))
+    }));
+    match opened {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(_)) if unclean.load(Ordering::Relaxed) => Err(Refusal::Unclean),
+        Ok(Err(error)) => Err(Refusal::Database(error)),
+        Err(_) => {
+            tracing::error!(path = %path.display(), "the storage engine panicked while opening");
+            Err(Refusal::Panicked)
+        }
+    }
+}
+
+/// Makes a store beside `path` and links it into place, unless another process was faster.
+fn create_aside(
+    path: &Path,
+    cache_bytes: usize,
+    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
+) -> Result<(), OpenError> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| OpenError::NotAStore { path: path.into(), reason: "the path names no file".into() })?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let prefix = format!(".{}.creating-", name.to_string_lossy());
+    remove_left_over(folder, &prefix);
+    let aside = folder.join(format!("{prefix}{}", fresh_uuid_text()));
+    let made = make(&aside, cache_bytes, initialise).and_then(|()| put_in_place(&aside, path));
+    if made.is_err() {
+        // Best effort: what cannot be removed now is removed by the next creation.
+        let _ = std::fs::remove_file(&aside);
+    }
+    made?;
+    sync_folder(folder)
+}
+
+fn make(
+    aside: &Path,
+    cache_bytes: usize,
+    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
+) -> Result<(), OpenError> {
+    let io = |action, source| OpenError::Io { action, path: aside.into(), source };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true);
+    owner_only(&mut options);
+    let file = options.open(aside).map_err(|source| io("create", source))?;
+    let db =
+        try_open(aside, &file, cache_bytes, Open::Verify).map_err(|refusal| refusal.into_error(aside))?;
+    initialise(&db)?;
+    db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
+    file.sync_all().map_err(|source| io("sync", source))
+}
+
+/// Links, so that a file that another process has put there meanwhile is never replaced; renames over an empty file,
+/// and where the file system has no links.
+fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
+    let io = |source| OpenError::Io { action: "create", path: path.into(), source };
+    let empty = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
+    if !empty {
+        match std::fs::hard_link(aside, path) {
+            Ok(()) => return std::fs::remove_file(aside).map_err(io),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return std::fs::remove_file(aside).map_err(io);
+            }
+            // Another creation took ours for a left-over, in the moment between close and link: the next round makes it anew.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => tracing::debug!(%error, "no hard links here; renaming instead"),
+        }
+    }
+    std::fs::rename(aside, path).map_err(io)
+}
+
+/// Removes what a crash during an earlier creation has left. A file that another process is making is locked, and left.
+fn remove_left_over(folder: &Path, prefix: &str) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(prefix) {
+            continue;
+        }
+        let free = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+        if free && let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::debug!(%error, path = %entry.path().display(), "cannot remove a left-over file");
+        }
+    }
+}
+
+/// Makes the new name itself durable. Windows has no such call; there the rename is durable with the file's metadata.
+fn sync_folder(folder: &Path) -> Result<(), OpenError> {
+    if cfg!(unix) {
+        File::open(folder).and_then(|handle| handle.sync_all()).map_err(|source| OpenError::Io {
+            action: "sync",
+            path: folder.into(),
+            source,
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! The store: one redb file with the application's state and the event log.
+
+mod commit;
+pub(crate) mod core;
+pub(crate) mod cursor;
+mod failure;
+mod file;
+mod inside;
+pub(crate) mod quarantine;
+mod read;
+mod receipt;
+mod recover;
+pub(crate) mod relay_rows;
+pub(crate) mod relays;
+pub(crate) mod ride;
+mod schema;
+mod settings;
+mod transaction;
+mod turn;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Sender, TrySendError, bounded};
+
+use self::core::Core;
+use self::transaction::{REQUEST_SCOPE, check_id};
+use self::writer::{Closure, Job};
+use crate::error::{Error, Result};
+use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
+use crate::log::keys;
+use crate::oneshot;
+
+pub use self::quarantine::{Quarantine, Quarantined};
+pub use self::read::{Events, Snapshot};
+pub use self::receipt::{ConfirmError, Receipt};
+pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
+pub use self::transaction::{Appended, Transaction};
+
+/// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
+///
+/// ```
+/// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
+/// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+/// # let folder = tempfile::tempdir()?;
+/// let store = Store::open(folder.path().join("payments.redb"))?;
+/// let receipt = store.write(|tx| {
+///     let mut accounts = tx.open_table(ACCOUNTS)?;
+///     let balance = accounts.get("alice")?.map_or(0, |row| row.value());
+///     accounts.insert("alice", balance + 100)?;
+///     tx.append(Event::json("payment.completed", &100)?.key("alice").to("payments", "payment.completed"))?;
+///     Ok(balance + 100)
+/// })?;
+/// assert_eq!(receipt.value(), &100);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// Ends the writer thread when the last handle goes.
+#[derive(Debug)]
+struct Shared {
+    core: Arc<Core>,
+    jobs: Sender<Job>,
+    writer: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What [`Store::write_once`] did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Once<T> {
+    /// The request was new; its effects are durable.
+    Done(Receipt<T>),
+    /// A request of this id was committed before; nothing was done. The receipt shows its events.
+    Repeated(Receipt),
+}
+
+impl<T> Once<T> {
+    /// Whether the request had been committed before.
+    #[must_use]
+    pub fn is_repeat(&self) -> bool {
+        matches!(self, Self::Repeated(_))
+    }
+}
+
+impl Store {
+    /// Opens the store at `path` with default settings, creating it if there is none. See [`StoreBuilder::open`].
+    ///
+    /// # Errors
+    /// [`Error::Open`], naming the file.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().open(path)
+    }
+
+    /// Settings before opening.
+    pub fn builder() -> StoreBuilder {
+        StoreBuilder::default()
+    }
+
+    pub(crate) fn open_with(path: PathBuf, settings: settings::Settings) -> Result<Self> {
+        let initialise = |db: &redb::Database| recover::initialise(&path, db);
+        let opened = file::open_or_create(&path, settings.cache_bytes, settings.create, &initialise)?;
+        let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
+        let tail = recover::recover(&opened.db, &mut identity)?;
+        tracing::info!(
+            path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch, unclean = opened.unclean,
+            "store opened"
+        );
+        let core = Arc::new(Core::new(path, opened.db, settings, identity, tail));
+        let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
+        let for_writer = Arc::clone(&core);
+        let writer = std::thread::Builder::new()
+            .name("onewrite-writer".into())
+            .spawn(move || writer::run(&for_writer, &queue))
+            .map_err(|source| Error::Thread { what: "writer", source })?;
+        Ok(Self { shared: Arc::new(Shared { core, jobs, writer: std::sync::Mutex::new(Some(writer)) }) })
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.shared.core
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.core().path
+    }
+
+    /// Runs `write` in a transaction and commits it together with whatever else is waiting: one fsync for all.
+    ///
+    /// When this returns `Ok`, the closure's changes and events are durable, together. On `Err` nothing of them is,
+    /// but for [`Error::CommitUnknown`]. Closures run one after another on the store's writer thread, in the order in
+    /// which they came. **A closure may run more than once**: when another of its group fails, the group is rolled
+    /// back and run again without that one. So it must not have effects outside the transaction. A closure that fails
+    /// or panics leaves no trace and hurts no other.
+    ///
+    /// # Errors
+    /// The closure's own error ([`Error::app`] wraps the application's), [`Error::Panicked`], [`Error::Poisoned`],
+    /// [`Error::CommitUnknown`]; [`Error::InsideTransaction`] when called from inside a transaction of the same store.
+    pub fn write<T, F>(&self, write: F) -> Result<Receipt<T>>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.core().refuse_inside("Store::write")?;
+        self.ready()?;
+        self.core().wait_for_room();
+        let answer = self.submit(write)?;
+        answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(self.gone()))
+    }
+
+    /// As [`write`](Self::write), as a future. It needs no runtime: poll it from any executor.
+    ///
+    /// The closure is queued at the first poll. Dropping the future after that does not take it back: give the
+    /// request an id ([`write_once`](Self::write_once)) or the event one, and a retry is safe. A backlog quota's
+    /// waiting policy does not apply; `append` fails at once.
+    pub fn write_async<T, F>(&self, write: F) -> WriteFuture<T>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (job, answer) = Self::job(write);
+        WriteFuture { store: self.clone(), job: Some(job), answer }
+    }
+
+    /// Queues a write and hands back where its answer comes. The caller is on no thread of this store's transactions.
+    pub(crate) fn submit<T, F>(&self, write: F) -> Result<oneshot::Receiver<Result<Receipt<T>>>>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.ready()?;
+        let (job, answer) = Self::job(write);
+        self.shared.jobs.send(job).map_err(|_| self.gone())?;
+        Ok(answer)
+    }
+
+    fn job<T, F>(write: F) -> (Job, oneshot::Receiver<Result<Receipt<T>>>)
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        (Job::Write(Box::new(Closure { f: write, result: None, reply })), answer)
+    }
+
+    /// As [`write`](Self::write), once per request: if a request of this id was committed before, the closure does not
+    /// run, and the answer says so. An id is remembered for the store's inbox age at least (7 days unless set).
+    ///
+    /// # Errors
+    /// As `write`; [`Error::BadId`] for an id of 0 or over 512 bytes.
+    ///
+    /// ```
+    /// # use onewrite::{Event, Once, Store};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// let pay = || store.write_once("request-17", |tx| {
+    ///     tx.append(Event::bytes("payment.completed", b"100".to_vec()).to("payments", "completed"))
+    /// });
+    /// assert!(matches!(pay()?, Once::Done(_)));
+    /// assert!(matches!(pay()?, Once::Repeated(receipt) if receipt.seqs() == [0]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write_once<T, F>(&self, request_id: impl AsRef<[u8]>, mut write: F) -> Result<Once<T>>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let id = request_id.as_ref();
+        check_id("the request id", id, INBOX_ID_BYTES_MAX)?;
+        let key = keys::inbox(REQUEST_SCOPE, id);
+        let receipt = self.write(move |tx| {
+            if let Some(row) = tx.seen(&key)? {
+                return Ok(Err(row));
+            }
+            let first = tx.next_seq();
+            let value = write(tx)?;
+            let count = u32::try_from(tx.next_seq() - first).unwrap_or(u32::MAX);
+            tx.mark_request(key.clone(), first, count);
+            Ok(Ok(value))
+        })?;
+        let seqs = receipt.seqs().to_vec();
+        Ok(match receipt.into_value() {
+            Ok(value) => Once::Done(Receipt::new(value, seqs, self.core())),
+            Err(row) => {
+                let seqs = (row.first..row.first + u64::from(row.count)).collect();
+                Once::Repeated(Receipt::new((), seqs, self.core()))
+            }
+        })
+    }
+
+    /// Begins an exclusive transaction on the calling thread: nobody else writes until it ends. For work that cannot
+    /// be a closure; it pays its own fsync, and all other writes wait for it.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`], or [`Error::InsideTransaction`] when this thread is inside one already.
+    pub fn begin(&self) -> Result<Transaction> {
+        self.core().refuse_inside("Store::begin")?;
+        self.ready()?;
+        self.core().wait_for_room();
+        Transaction::begin(self.core())
+    }
+
+    /// State and log as of the last commit.
+    ///
+    /// # Errors
+    /// What redb says, or [`Error::Closed`].
+    pub fn read(&self) -> Result<Snapshot> {
+        Ok(Snapshot::new(self.core().begin_read()?))
+    }
+
+    /// Finishes what is queued, writes what waits, closes the file. Other handles of this store then fail with
+    /// [`Error::Closed`]. Stop relays and consumers first: they would find it closed too.
+    ///
+    /// # Errors
+    /// What the storage engine says while closing; what was committed is durable all the same.
+    pub fn close(self) -> Result<()> {
+        self.core().refuse_inside("Store::close")?;
+        self.shared.end_writer();
+        self.core().close()
+    }
+
+    fn ready(&self) -> Result<()> {
+        if self.core().is_closing() { Err(self.gone()) } else { self.core().check() }
+    }
+
+    /// Why nothing answers any more.
+    pub(crate) fn gone(&self) -> Error {
+        match self.core().check() {
+            Err(error) => error,
+            Ok(()) => Error::Closed { path: self.core().path.clone() },
+        }
+    }
+
+    /// Tells the writer that progress waits which did not before.
+    pub(crate) fn announce_ride(&self) {
+        // A full queue means a commit is near anyway.
+        let _ = self.shared.jobs.try_send(Job::Ride);
+    }
+
+    /// Writes waiting progress now, and waits for it.
+    pub(crate) fn flush_ride(&self, deadline: Option<std::time::Instant>) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.shared.jobs.send(Job::Flush(reply)).map_err(|_| self.gone())?;
+        let flushed = match deadline {
+            Some(deadline) => answer.wait_until(deadline),
+            None => Some(answer.wait()),
+        };
+        match flushed {
+            Some(flushed) => flushed.unwrap_or_else(|oneshot::Abandoned| Err(self.gone())),
+            // It will still be written; what is not, is repeated.
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    fn end_writer(&self) {
+        self.core.closing.store(true, Ordering::Release);
+        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some(writer) = writer else { return };
+        let _ = self.jobs.send(Job::Stop);
+        // The last handle may go inside a closure, on the writer thread itself.
+        if writer.thread().id() != std::thread::current().id() && writer.join().is_err() {
+            tracing::error!("the writer thread panicked");
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.end_writer();
+        self.core.release();
+    }
+}
+
+/// A write on its way. See [`Store::write_async`].
+#[must_use = "a future does nothing until it is polled"]
+pub struct WriteFuture<T> {
+    store: Store,
+    job: Option<Job>,
+    answer: oneshot::Receiver<Result<Receipt<T>>>,
+}
+
+impl<T> std::fmt::Debug for WriteFuture<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteFuture").field("queued", &self.job.is_none()).finish_non_exhaustive()
+    }
+}
+
+impl<T> Future for WriteFuture<T> {
+    type Output = Result<Receipt<T>>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(job) = self.job.take() {
+            let core = Arc::clone(self.store.core());
+            core.refuse_inside("Store::write_async")?;
+            self.store.ready()?;
+            // Ask to be woken before trying: room may appear between the two.
+            core.await_queue_room(context.waker());
+            match self.store.shared.jobs.try_send(job) {
+                Ok(()) => {}
+                Err(TrySendError::Full(job)) => {
+                    self.job = Some(job);
+                    return Poll::Pending;
+                }
+                Err(TrySendError::Disconnected(_)) => return Poll::Ready(Err(self.store.gone())),
+            }
+        }
+        let answer = std::pin::Pin::new(&mut self.answer).poll(context);
+        answer.map(|answer| answer.unwrap_or_else(|oneshot::Abandoned| Err(self.store.gone())))
+    }
+}

@@ -1,0 +1,117 @@
+//! What a write leaves in its caller's hands.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use super::relays::{Awaited, RelayPort, RelayRequest};
+use crate::error::Error;
+use crate::message::Fault;
+use crate::oneshot;
+
+/// Proof of a durable write: the closure's value, and the sequence numbers of its events.
+///
+/// When a receipt exists, state and events are on disk. It can also wait for the broker's word.
+#[derive(Debug)]
+pub struct Receipt<T = ()> {
+    value: T,
+    seqs: Vec<u64>,
+    /// Weak: a receipt that is kept does not keep the file open.
+    core: Weak<Core>,
+}
+
+/// Why waiting for the broker ended without its word.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfirmError {
+    /// The time was up. The events stay in the log and will be published.
+    #[error("not confirmed within {waited_ms} ms; the events stay in the log")]
+    Timeout {
+        /// How long was waited.
+        waited_ms: u64,
+    },
+    /// An event went to quarantine.
+    #[error("event {seq} is in quarantine: {fault}")]
+    Quarantined {
+        /// Which one.
+        seq: u64,
+        /// Why.
+        fault: Fault,
+    },
+    /// No relay runs that could publish it, or more than one and none was named.
+    #[error("{0}")]
+    NoRelay(&'static str),
+    /// The relay was stopped while waiting.
+    #[error("the relay was stopped")]
+    Stopped,
+    /// Waiting inside a transaction of the same store, or another failure of the store.
+    #[error(transparent)]
+    Store(#[from] Error),
+}
+
+impl<T> Receipt<T> {
+    pub(crate) fn new(value: T, seqs: Vec<u64>, core: &Arc<Core>) -> Self {
+        Self { value, seqs, core: Arc::downgrade(core) }
+    }
+
+    /// The sequence numbers of the events appended, in order. A repeated event shows the first one's.
+    #[must_use]
+    pub fn seqs(&self) -> &[u64] {
+        &self.seqs
+    }
+
+    /// What the closure returned.
+    #[must_use]
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// What the closure returned.
+    #[must_use]
+    pub fn into_value(self) -> T {
+        self.value
+    }
+
+    /// Waits until the broker has confirmed every event of this write, `patience` at most.
+    ///
+    /// When this returns `Ok`, the one relay that runs on this store has the broker's confirm for each.
+    ///
+    /// # Errors
+    /// See [`ConfirmError`]. On a timeout nothing is lost. Inside a write closure or an open transaction of the same
+    /// store it fails at once: the events that it waits for might be that very transaction's.
+    pub fn confirmed(&self, patience: Duration) -> Result<(), ConfirmError> {
+        let only =
+            "there is no relay, or more than one, on this store in this process; name it with `confirmed_by`";
+        self.wait(|core| core.relays.only(), only, patience)
+    }
+
+    /// As [`confirmed`](Self::confirmed), by the relay of this name.
+    ///
+    /// # Errors
+    /// See [`ConfirmError`].
+    pub fn confirmed_by(&self, relay: &str, patience: Duration) -> Result<(), ConfirmError> {
+        self.wait(|core| core.relays.port(relay), "no relay of this name runs in this process", patience)
+    }
+
+    fn wait(
+        &self,
+        port: impl FnOnce(&Core) -> Option<RelayPort>,
+        without: &'static str,
+        patience: Duration,
+    ) -> Result<(), ConfirmError> {
+        let core = self.core.upgrade().ok_or(ConfirmError::NoRelay("the store is closed"))?;
+        core.refuse_inside("Receipt::confirmed")?;
+        let port = port(&core).ok_or(ConfirmError::NoRelay(without))?;
+        drop(core);
+        let (reply, answer) = oneshot::channel();
+        let request = RelayRequest::Await { seqs: self.seqs.clone(), reply };
+        port.requests.send(request).map_err(|_| ConfirmError::Stopped)?;
+        match answer.wait_until(Instant::now() + patience) {
+            Some(Ok(Awaited::Confirmed)) => Ok(()),
+            Some(Ok(Awaited::Quarantined { seq, fault })) => Err(ConfirmError::Quarantined { seq, fault }),
+            Some(Ok(Awaited::Failed(error))) => Err(error.into()),
+            Some(Err(oneshot::Abandoned)) => Err(ConfirmError::Stopped),
+            None => Err(ConfirmError::Timeout { waited_ms: crate::time::as_ms(patience) }),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! From a file to what is kept in memory about it: identity, the end of the log, lanes, cursors.
+
+use std::path::Path;
+
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
+
+use super::core::{Identity, Tail};
+use super::cursor::{self, Cursor};
+use super::failure::damaged_row;
+use super::schema::{
+    CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT, META_NEXT_CURSOR,
+    META_STATE, META_STORE_ID, PARKED, StateRow,
+};
+use crate::error::{BoxError, Error, OpenError, Result};
+use crate::event::fresh_uuid;
+use crate::log::lanes::{LaneBook, LaneState};
+use crate::log::{keys, record};
+
+/// Writes the tables and the identity of a new store.
+pub(crate) fn initialise(path: &Path, db: &Database) -> Result<(), OpenError> {
+    write_schema(db).map_err(|source| OpenError::Storage { path: path.into(), source })
+}
+
+fn write_schema(db: &Database) -> Result<(), BoxError> {
+    let tx = db.begin_write()?;
+    {
+        let mut meta = tx.open_table(META)?;
+        meta.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?;
+        meta.insert(META_STORE_ID, &fresh_uuid()[..])?;
+        meta.insert(META_EPOCH, &1_u64.to_le_bytes()[..])?;
+        meta.insert(META_NEXT_CURSOR, &1_u32.to_le_bytes()[..])?;
+        meta.insert(META_STATE, StateRow::default().to_bytes().as_slice())?;
+        tx.open_table(LOG)?;
+        tx.open_table(CURSORS)?;
+        for table in [LANES, EXCEPTIONS, DUE, PARKED, INBOX] {
+            tx.open_table(table)?;
+        }
+    }
+    tx.commit()?;
+    Ok(())
+}
+
+/// Reads identity and format; makes a redb database that has none into a store, if it may.
+pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identity> {
+    let storage = |source: BoxError| OpenError::Storage { path: path.into(), source };
+    let damaged = |reason: &str| OpenError::Damaged { path: path.into(), reason: reason.into() };
+    let tx = db.begin_read().map_err(|error| storage(error.into()))?;
+    let meta = match tx.open_table(META) {
+        Ok(meta) => meta,
+        Err(redb::TableError::TableDoesNotExist(_)) if adopt => {
+            drop(tx);
+            initialise(path, db)?;
+            return identify(path, db, false);
+        }
+        Err(redb::TableError::TableDoesNotExist(_)) => {
+            let reason = "it is a redb database without a log; `adopt_existing(true)` adds one".into();
+            return Err(OpenError::NotAStore { path: path.into(), reason }.into());
+        }
+        Err(error) => return Err(storage(error.into()).into()),
+    };
+    let row = |name: &str| -> Result<Vec<u8>, OpenError> {
+        let row = meta.get(name).map_err(|error| storage(error.into()))?;
+        row.map(|row| row.value().to_vec()).ok_or_else(|| damaged(&format!("its row `{name}` is missing")))
+    };
+    let format = row(META_FORMAT)?.try_into().map(u32::from_le_bytes);
+    let format = format.map_err(|_| damaged("its row `format` cannot be read"))?;
+    if format > FORMAT {
+        return Err(OpenError::NewerFormat { path: path.into(), found: format, supported: FORMAT }.into());
+    }
+    let store_id =
+        row(META_STORE_ID)?.try_into().map_err(|_| damaged("its row `store_id` cannot be read"))?;
+    let epoch = row(META_EPOCH)?.try_into().map(u64::from_le_bytes);
+    let epoch = epoch.map_err(|_| damaged("its row `epoch` cannot be read"))?;
+    Ok(Identity { store_id, epoch })
+}
+
+/// Finds the end of the log and rebuilds what is derived from it.
+pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
+    let tx = db.begin_read()?;
+    let state = read_state(&tx)?;
+    let log = tx.open_table(LOG)?;
+    let last = log.last()?.map(|(seq, _)| seq.value());
+    let mut tail = Tail {
+        next_seq: last.map_or(state.trimmed_to, |last| (last + 1).max(state.trimmed_to)),
+        end_offset: end_of_log(&log, &state)?,
+        trimmed_to: state.trimmed_to,
+        trimmed_offset: state.trimmed_offset,
+        lanes: LaneBook { written_through: state.lanes_through, ..LaneBook::default() },
+        ..Tail::default()
+    };
+    for row in tx.open_table(CURSORS)?.iter()? {
+        let (name, row) = row?;
+        let mut cursor = Cursor::from_bytes(row.value()).ok_or_else(|| damaged_row("cursor"))?;
+        cursor.rows = cursor::count_rows(&tx.open_table(EXCEPTIONS)?, &tx.open_table(PARKED)?, cursor.id)?;
+        tail.cursors.insert(name.value().to_owned(), cursor);
+    }
+    if replay_lanes(&tx, &mut tail)? {
+        return Ok(tail);
+    }
+    drop(log);
+    drop(tx);
+    begin_epoch(db, identity, &mut tail)?;
+    Ok(tail)
+}
+
+fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
+    let meta = tx.open_table(META)?;
+    let row = meta.get(META_STATE)?;
+    row.and_then(|row| StateRow::from_bytes(row.value())).ok_or_else(|| damaged_row("state"))
+}
+
+/// The end offset of the newest record that can be read.
+fn end_of_log(log: &impl ReadableTable<u64, &'static [u8]>, state: &StateRow) -> Result<u64> {
+    for row in log.range(state.trimmed_to..)?.rev() {
+        let (seq, frame) = row?;
+        if let Ok(offset) = record::end_offset(seq.value(), frame.value()) {
+            return Ok(offset);
+        }
+    }
+    Ok(state.trimmed_offset)
+}
+
+/// Brings the lanes up to date from the records that the table does not know yet; `false` if one of them is damaged.
+fn replay_lanes(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
+    let log = tx.open_table(LOG)?;
+    let mut key = Vec::new();
+    for row in log.range(tail.lanes.written_through..)? {
+        let (seq, frame) = row?;
+        let recorded = match record::decode(seq.value(), frame.value()) {
+            Ok(recorded) => recorded,
+            Err(error) => {
+                tracing::error!(%error, "lanes cannot be rebuilt; a new epoch begins");
+                return Ok(false);
+            }
+        };
+        if let Some(lane) = recorded.lane
+            && keys::lane(recorded.event.destination.as_ref(), recorded.key(), &mut key)
+        {
+            tail.lanes.change(key.as_slice().into(), LaneState { id: lane.id, next: lane.number + 1 });
+        }
+    }
+    Ok(true)
+}
+
+/// Numbers of lanes that cannot be known any more are not guessed: a reader would take a reused number for a repeat, and
+/// drop it. Under a new epoch every lane begins anew, and no old number is taken for a new one.
+fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Result<()> {
+    identity.epoch += 1;
+    tail.lanes = LaneBook { written_through: tail.next_seq, ..LaneBook::default() };
+    let tx = db.begin_write()?;
+    tx.delete_table(LANES)?;
+    tx.open_table(LANES)?;
+    let state = StateRow {
+        trimmed_to: tail.trimmed_to,
+        trimmed_offset: tail.trimmed_offset,
+        lanes_through: tail.next_seq,
+    };
+    {
+        let mut meta = tx.open_table(META)?;
+        meta.insert(META_EPOCH, &identity.epoch.to_le_bytes()[..])?;
+        meta.insert(META_STATE, state.to_bytes().as_slice())?;
+    }
+    tx.commit().map_err(Error::from)
+}

@@ -1,0 +1,265 @@
+//! What a relay reads from the file. Short read transactions only: none is held from one batch to the next.
+
+use redb::ReadableTable;
+
+use super::Store;
+use super::core::Core;
+use super::cursor::{Cursor, ExceptionRow};
+use super::failure::damaged_row;
+use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
+use super::transaction::Transaction;
+use crate::error::{CorruptError, Error, Result};
+use crate::event::Recorded;
+use crate::log::keys::{self, CursorId};
+use crate::log::record;
+use crate::relay::machine::types::{Exception, ExceptionState, Key};
+
+/// Where a new relay begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum StartAt {
+    /// At the oldest event that the log still holds. The default.
+    #[default]
+    Oldest,
+    /// After the newest event: only what is appended from now on.
+    Newest,
+}
+
+/// A record as read: whole, or with what is wrong.
+pub(crate) type Read = (u64, std::result::Result<Recorded, CorruptError>);
+
+impl Store {
+    /// The cursor of this name; made, durably, if there is none.
+    pub(crate) fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor> {
+        let core = self.core();
+        core.refuse_inside("RelayBuilder::publish_to")?;
+        let mut tx = Transaction::begin(core)?;
+        if let Some(cursor) = core.tail().cursors.get(name) {
+            return Ok(cursor.clone());
+        }
+        let id = next_cursor_id(&tx)?;
+        let cursor = {
+            let tail = core.tail();
+            let (position, position_offset) = match start {
+                StartAt::Oldest => (tail.trimmed_to, tail.trimmed_offset),
+                StartAt::Newest => (tail.next_seq, tail.end_offset),
+            };
+            Cursor { id, position, position_offset, confirmed: 0, rows: super::cursor::RowCounts::default() }
+        };
+        tx.redb().open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
+        tx.finish(1)?;
+        // Within the same turn: nobody commits between the row and its being known.
+        core.tail().cursors.insert(name.to_owned(), cursor.clone());
+        Ok(cursor)
+    }
+
+    /// Forgets a relay: its position, its waiting and its quarantined events. The log then no longer waits for it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRelay`], or [`Error::RelayRunning`] while it runs.
+    pub fn forget_relay(&self, name: &str) -> Result<()> {
+        let core = self.core();
+        core.refuse_inside("Store::forget_relay")?;
+        if core.relays.port(name).is_some() {
+            return Err(Error::RelayRunning { name: name.to_owned() });
+        }
+        let mut tx = Transaction::begin(core)?;
+        let cursor = core.tail().cursors.get(name).cloned();
+        let cursor = cursor.ok_or_else(|| Error::NoSuchRelay { name: name.to_owned() })?;
+        let (from, to) = (cursor.id.to_be_bytes(), keys::after_prefix(&cursor.id.to_be_bytes()));
+        for table in [EXCEPTIONS, DUE, PARKED] {
+            tx.redb().open_table(table)?.retain_in(&from[..]..to.as_slice(), |_, _| false)?;
+        }
+        tx.redb().open_table(CURSORS)?.remove(name)?;
+        tx.finish(1)?;
+        core.tail().cursors.remove(name);
+        Ok(())
+    }
+}
+
+fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
+    let mut meta = tx.redb().open_table(META)?;
+    let id = meta.get(META_NEXT_CURSOR)?.and_then(|row| row.value().try_into().ok().map(u32::from_le_bytes));
+    let id = id.ok_or_else(|| damaged_row("cursor number"))?;
+    meta.insert(META_NEXT_CURSOR, &(id + 1).to_le_bytes()[..])?;
+    Ok(id)
+}
+
+/// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed.
+pub(crate) fn read_log(
+    core: &Core,
+    from: u64,
+    to: u64,
+    events_max: usize,
+    bytes_max: usize,
+) -> Result<Vec<Read>> {
+    let tx = core.begin_read()?;
+    let log = tx.open_table(LOG)?;
+    let mut read = Vec::new();
+    let mut bytes = 0;
+    for row in log.range(from..to)? {
+        let (seq, frame) = row?;
+        bytes += frame.value().len();
+        if read.len() >= events_max || (bytes > bytes_max && !read.is_empty()) {
+            break;
+        }
+        read.push((seq.value(), record::decode(seq.value(), frame.value())));
+    }
+    Ok(read)
+}
+
+/// The records of these sequence numbers. One that is gone is told as damaged: an exception never outlives its record.
+pub(crate) fn read_records(core: &Core, seqs: impl Iterator<Item = u64>) -> Result<Vec<Read>> {
+    let tx = core.begin_read()?;
+    let log = tx.open_table(LOG)?;
+    seqs.map(|seq| {
+        let frame = log.get(seq)?;
+        let gone = Err(CorruptError { seq, what: "it is missing" });
+        Ok((seq, frame.map_or(gone, |frame| record::decode(seq, frame.value()))))
+    })
+    .collect()
+}
+
+/// What a relay finds when it starts, apart from its position.
+#[derive(Debug, Default)]
+pub(crate) struct FoundRows {
+    pub(crate) holding: Vec<(u64, Key)>,
+    pub(crate) retrying: Vec<(u64, Exception)>,
+    pub(crate) parked_keys: Vec<Key>,
+    pub(crate) next_due_ms: Option<u64>,
+}
+
+pub(crate) fn find_rows(core: &Core, id: CursorId, retrying_max: usize) -> Result<FoundRows> {
+    let tx = core.begin_read()?;
+    let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
+    let mut found = FoundRows::default();
+    for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..to.as_slice())? {
+        let (at, row) = row?;
+        let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
+        let row = ExceptionRow::from_bytes(row.value())?;
+        match (row.exception.state, row.key) {
+            (ExceptionState::Retry { .. }, _) if found.retrying.len() < retrying_max => {
+                found.retrying.push((seq, row.exception));
+            }
+            (ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms }, key) => {
+                // A retry holds its key, also from disk.
+                let holds = matches!(row.exception.state, ExceptionState::Retry { .. });
+                found.holding.extend(key.filter(|_| holds).map(|key| (seq, key)));
+                found.next_due_ms = Some(found.next_due_ms.map_or(due_ms, |earliest| earliest.min(due_ms)));
+            }
+            (ExceptionState::Quarantined { holds_key: true, .. }, Some(key)) => {
+                found.holding.push((seq, key))
+            }
+            (ExceptionState::Quarantined { .. }, _) => {}
+        }
+    }
+    found.parked_keys = parked_keys(&tx.open_table(PARKED)?, &from, &to)?;
+    Ok(found)
+}
+
+/// The distinct keys, by skipping from each to the next.
+fn parked_keys(
+    parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    from: &[u8],
+    to: &[u8],
+) -> Result<Vec<Key>> {
+    let mut keys_found = Vec::new();
+    let mut from = from.to_vec();
+    while let Some(row) = parked.range(from.as_slice()..to)?.next() {
+        let (at, _) = row?;
+        let at = at.value();
+        let key = keys::parked_key(at).ok_or_else(|| damaged_row("parked"))?;
+        keys_found.push(Key::from(key));
+        let key_end = at.len() - size_of::<u64>();
+        from = keys::after_prefix(at.get(..key_end).unwrap_or_default());
+    }
+    Ok(keys_found)
+}
+
+/// What `read_due` has found.
+#[derive(Debug, Default)]
+pub(crate) struct FoundDue {
+    pub(crate) due: Vec<(u64, Exception)>,
+    /// The last one read, if more are due.
+    pub(crate) resume: Option<(u64, u64)>,
+    /// When the next one will be due.
+    pub(crate) next_due_ms: Option<u64>,
+}
+
+/// Exceptions due by `until_ms`, in order of (due time, seq), after `after`, at most so many.
+pub(crate) fn read_due(
+    core: &Core,
+    id: CursorId,
+    after: Option<(u64, u64)>,
+    until_ms: u64,
+    events_max: usize,
+) -> Result<FoundDue> {
+    let tx = core.begin_read()?;
+    let exceptions = tx.open_table(EXCEPTIONS)?;
+    let from =
+        after.map_or(keys::due(id, 0, 0), |(due_ms, seq)| keys::due(id, due_ms, seq.saturating_add(1)));
+    let to = keys::after_prefix(&id.to_be_bytes());
+    let mut found = FoundDue::default();
+    let mut last = None;
+    for row in tx.open_table(DUE)?.range(&from[..]..to.as_slice())? {
+        let (at, _) = row?;
+        let (due_ms, seq) = keys::split_due(at.value()).ok_or_else(|| damaged_row("due"))?;
+        if due_ms > until_ms {
+            found.next_due_ms = Some(due_ms);
+            break;
+        }
+        if found.due.len() >= events_max {
+            found.resume = last;
+            break;
+        }
+        let row = exceptions.get(&keys::exception(id, seq)[..])?.ok_or_else(|| damaged_row("due"))?;
+        found.due.push((seq, ExceptionRow::from_bytes(row.value())?.exception));
+        last = Some((due_ms, seq));
+    }
+    Ok(found)
+}
+
+/// The first parked events of a key, at most so many, and whether there are more.
+pub(crate) fn read_parked(
+    core: &Core,
+    id: CursorId,
+    key: &str,
+    events_max: usize,
+) -> Result<(Vec<u64>, bool)> {
+    let tx = core.begin_read()?;
+    let from = keys::parked(id, key, 0);
+    let to = keys::parked(id, key, u64::MAX);
+    let mut seqs = Vec::new();
+    for row in tx.open_table(PARKED)?.range(from.as_slice()..to.as_slice())? {
+        if seqs.len() >= events_max {
+            return Ok((seqs, true));
+        }
+        seqs.push(keys::last_seq(row?.0.value()).ok_or_else(|| damaged_row("parked"))?);
+    }
+    Ok((seqs, false))
+}
+
+/// What the file says of one event below a cursor's position.
+pub(crate) enum RowState {
+    /// No row: it was confirmed (or expired from the log after that).
+    Settled,
+    /// It waits for its next try, its time, or an earlier one of its key.
+    Waiting,
+    Quarantined(Exception),
+}
+
+pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState> {
+    let tx = core.begin_read()?;
+    if let Some(row) = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])? {
+        let row = ExceptionRow::from_bytes(row.value())?;
+        return Ok(match row.exception.state {
+            ExceptionState::Quarantined { .. } => RowState::Quarantined(row.exception),
+            _ => RowState::Waiting,
+        });
+    }
+    let Some(frame) = tx.open_table(LOG)?.get(seq)? else { return Ok(RowState::Settled) };
+    let recorded = record::decode(seq, frame.value())?;
+    let Some(key) = recorded.key() else { return Ok(RowState::Settled) };
+    let parked = tx.open_table(PARKED)?.get(keys::parked(id, key, seq).as_slice())?.is_some();
+    Ok(if parked { RowState::Waiting } else { RowState::Settled })
+}

@@ -1,0 +1,122 @@
+//! The tables of the file, and the rows of the small ones.
+//!
+//! ```text
+//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · next_cursor u32 · state 24
+//! onewrite.log         seq u64 → record    (log/record.rs)
+//! onewrite.lanes       lane → id u64, next u64
+//! onewrite.cursors     relay name → id u32, position u64, offset at position u64, confirmed u64
+//! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
+//! onewrite.due         (cursor, due ms, seq) → ()
+//! onewrite.parked      (cursor, key, seq) → ()
+//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u32, at ms u64
+//! ```
+//!
+//! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
+//! are big-endian, in values little-endian.
+
+use redb::TableDefinition;
+
+pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
+pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
+pub(crate) const LANES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.lanes");
+pub(crate) const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.cursors");
+pub(crate) const EXCEPTIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.exceptions");
+pub(crate) const DUE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.due");
+pub(crate) const PARKED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.parked");
+pub(crate) const INBOX: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.inbox");
+
+/// Tables whose name begins so are ours; an application cannot open them for writing.
+pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
+
+/// The format that this version writes, and the newest it reads.
+pub(crate) const FORMAT: u32 = 1;
+
+pub(crate) const META_FORMAT: &str = "format";
+pub(crate) const META_STORE_ID: &str = "store_id";
+pub(crate) const META_EPOCH: &str = "epoch";
+pub(crate) const META_NEXT_CURSOR: &str = "next_cursor";
+pub(crate) const META_STATE: &str = "state";
+
+/// The row `state`: what cannot be derived from the log once its beginning is trimmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StateRow {
+    /// Records below are trimmed, but for those that an exception still needs.
+    pub(crate) trimmed_to: u64,
+    /// The end offset of the record before `trimmed_to`.
+    pub(crate) trimmed_offset: u64,
+    /// The lane table is true for records below.
+    pub(crate) lanes_through: u64,
+}
+
+impl StateRow {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        u64s([self.trimmed_to, self.trimmed_offset, self.lanes_through])
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let [trimmed_to, trimmed_offset, lanes_through] = read_u64s(bytes)?;
+        Some(Self { trimmed_to, trimmed_offset, lanes_through })
+    }
+}
+
+/// Numbers to little-endian bytes.
+pub(crate) fn u64s<const N: usize>(numbers: [u64; N]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// Exactly `N` little-endian numbers.
+pub(crate) fn read_u64s<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
+    let mut numbers = [0; N];
+    if bytes.len() != N * 8 {
+        return None;
+    }
+    for (number, chunk) in numbers.iter_mut().zip(bytes.chunks_exact(8)) {
+        *number = u64::from_le_bytes(chunk.try_into().ok()?);
+    }
+    Some(numbers)
+}
+
+/// A row of the inbox: something that was seen once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct InboxRow {
+    /// The first sequence number that it led to.
+    pub(crate) first: u64,
+    /// How many events it led to, contiguous from `first`.
+    pub(crate) count: u32,
+    /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name.
+    pub(crate) crc: u32,
+    pub(crate) len: u32,
+    /// When, by the wall clock.
+    pub(crate) at_ms: u64,
+}
+
+impl InboxRow {
+    pub(crate) fn to_bytes(self) -> Vec<u8> {
+        u64s([self.first, u64::from(self.count) << 32 | u64::from(self.crc), u64::from(self.len), self.at_ms])
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let [first, packed, len, at_ms] = read_u64s(bytes)?;
+        Some(Self {
+            first,
+            count: u32::try_from(packed >> 32).ok()?,
+            crc: u32::try_from(packed & u64::from(u32::MAX)).ok()?,
+            len: u32::try_from(len).ok()?,
+            at_ms,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_round_trip() {
+        let row = InboxRow { first: 7, count: 2, crc: 0xdead_beef, len: 5, at_ms: 9 };
+        assert_eq!(InboxRow::from_bytes(&row.to_bytes()), Some(row));
+        let state = StateRow { trimmed_to: 1, trimmed_offset: 2, lanes_through: 3 };
+        assert_eq!(StateRow::from_bytes(&state.to_bytes()), Some(state));
+        assert_eq!(StateRow::from_bytes(&[0; 23]), None);
+    }
+}

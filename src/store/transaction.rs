@@ -1,0 +1,478 @@
+//! A write transaction: the application's own tables, and the log.
+//!
+//! Events and inbox marks gather in memory and are written when the transaction commits, in one sweep, in order. So a
+//! closure that only appended can be rolled back without touching redb; one that opened a table for writing cannot,
+//! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, Value, WriteTransaction};
+
+use super::core::Core;
+use super::failure::damaged_row;
+use super::inside::Inside;
+use super::receipt::Receipt;
+use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
+use super::turn::Turn;
+use crate::error::{Error, EventError, Result};
+use crate::event::{Event, Lane, Recorded, fresh_uuid};
+use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::log::keys;
+use crate::log::lanes::LaneState;
+use crate::log::record::{self, Position, RecordId};
+
+/// The inbox scope of event ids that the application gave.
+pub(crate) const EVENT_SCOPE: &str = "onewrite.event";
+/// The inbox scope of request ids.
+pub(crate) const REQUEST_SCOPE: &str = "onewrite.request";
+
+/// An exclusive transaction held longer than this is worth a warning: all other writes wait for it.
+const HELD_TOO_LONG: Duration = Duration::from_secs(1);
+
+/// Where an event was appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    /// Its sequence number: commit order, without a hole.
+    pub seq: u64,
+    /// An event with this id and content was there already; nothing was written, and `seq` is the first one's.
+    pub repeated: bool,
+}
+
+/// What the transaction would add to the log.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) next_seq: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) frames: Vec<(u64, Vec<u8>)>,
+    pub(crate) lanes: HashMap<Box<[u8]>, LaneState>,
+    pub(crate) inbox: HashMap<Vec<u8>, InboxRow>,
+    undo: Vec<Undo>,
+}
+
+#[derive(Debug)]
+enum Undo {
+    Lane(Box<[u8]>, Option<LaneState>),
+    Inbox(Vec<u8>),
+}
+
+/// A point within a transaction to which what gathers in memory can be rolled back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    next_seq: u64,
+    end_offset: u64,
+    frames: usize,
+    undo: usize,
+    tables_opened: u64,
+}
+
+/// A write transaction on the state and the log of one store.
+///
+/// Inside [`Store::write`](crate::Store::write) it is lent to the closure and commits with its group; from
+/// [`Store::begin`](crate::Store::begin) it is owned and exclusive: [`commit`](Self::commit) makes everything durable
+/// at once, dropping it rolls everything back. It belongs to one thread.
+///
+/// ```
+/// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
+/// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+/// # let folder = tempfile::tempdir()?;
+/// # let store = Store::open(folder.path().join("bank.redb"))?;
+/// let tx = store.begin()?;
+/// tx.open_table(ACCOUNTS)?.insert("alice", 100)?;
+/// tx.append(Event::bytes("account.opened", b"alice".to_vec()).key("alice").to("accounts", "opened"))?;
+/// let receipt = tx.commit()?; // state and event are durable here, together
+/// assert_eq!(receipt.seqs(), [0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Transaction {
+    pub(crate) core: Arc<Core>,
+    /// `None` once it has ended.
+    tx: Option<TxDebug>,
+    pub(crate) pending: RefCell<Pending>,
+    /// The events of the current closure, or of the whole exclusive transaction.
+    seqs: RefCell<Vec<u64>>,
+    tables_opened: Cell<u64>,
+    began: Instant,
+    // Fields drop in order: the thread is outside and the turn is over only once the transaction has ended.
+    _inside: Inside,
+    _turn: Turn,
+    _one_thread: PhantomData<*const ()>,
+}
+
+/// redb's transaction has no `Debug`.
+pub(crate) struct TxDebug(pub(crate) WriteTransaction);
+
+impl std::fmt::Debug for TxDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WriteTransaction")
+    }
+}
+
+impl Transaction {
+    /// Waits for its turn and begins. The caller has made sure that its thread is not inside one already.
+    pub(crate) fn begin(core: &Arc<Core>) -> Result<Self> {
+        let turn = core.turns.take();
+        Self::begin_in_turn(core, turn).map_err(|(error, _)| error)
+    }
+
+    pub(crate) fn begin_in_turn(core: &Arc<Core>, turn: Turn) -> std::result::Result<Self, (Error, Turn)> {
+        let tx = match core.begin_write() {
+            Ok(tx) => tx,
+            Err(error) => return Err((error, turn)),
+        };
+        let (next_seq, end_offset) = {
+            let tail = core.tail();
+            (tail.next_seq, tail.end_offset)
+        };
+        Ok(Self {
+            core: Arc::clone(core),
+            tx: Some(TxDebug(tx)),
+            pending: RefCell::new(Pending { next_seq, end_offset, ..Pending::default() }),
+            seqs: RefCell::default(),
+            tables_opened: Cell::new(0),
+            began: Instant::now(),
+            _inside: Inside::enter(core.token()),
+            _turn: turn,
+            _one_thread: PhantomData,
+        })
+    }
+
+    pub(crate) fn redb(&self) -> &WriteTransaction {
+        &self.tx.as_ref().expect("it is taken only by `commit` and `drop`, which consume").0
+    }
+
+    /// Opens one of the application's tables for reading and writing, creating it if there is none.
+    ///
+    /// # Errors
+    /// What redb says (another type under this name, opened twice), or [`Error::ReservedTable`].
+    pub fn open_table<K: Key + 'static, V: Value + 'static>(
+        &self,
+        definition: TableDefinition<'_, K, V>,
+    ) -> Result<Table<'_, K, V>> {
+        self.open(redb::TableHandle::name(&definition))?;
+        Ok(self.redb().open_table(definition)?)
+    }
+
+    /// Opens one of the application's multimap tables for reading and writing, creating it if there is none.
+    ///
+    /// # Errors
+    /// As [`open_table`](Self::open_table).
+    pub fn open_multimap_table<K: Key + 'static, V: Key + 'static>(
+        &self,
+        definition: MultimapTableDefinition<'_, K, V>,
+    ) -> Result<MultimapTable<'_, K, V>> {
+        self.open(redb::MultimapTableHandle::name(&definition))?;
+        Ok(self.redb().open_multimap_table(definition)?)
+    }
+
+    /// Deletes one of the application's tables; `false` if there was none.
+    ///
+    /// # Errors
+    /// As [`open_table`](Self::open_table).
+    pub fn delete_table(&self, definition: impl redb::TableHandle) -> Result<bool> {
+        self.open(definition.name())?;
+        Ok(self.redb().delete_table(definition)?)
+    }
+
+    fn open(&self, name: &str) -> Result<()> {
+        if name.starts_with(RESERVED_PREFIX) {
+            return Err(Error::ReservedTable { name: name.to_owned() });
+        }
+        self.tables_opened.set(self.tables_opened.get() + 1);
+        Ok(())
+    }
+
+    /// Appends an event to the log. It is published only after this transaction has committed.
+    ///
+    /// An event whose id the application gave, and that is in the log already with the same content, is not appended
+    /// again: the first position is returned. The id is remembered for the store's inbox age at least.
+    ///
+    /// # Errors
+    /// [`Error::Event`] naming the field that AMQP or the store's limits refuse; [`Error::Conflict`] for an id that is
+    /// taken by other content; [`Error::BacklogFull`] where a quota is set. Nothing of the event is written then.
+    pub fn append(&self, event: Event) -> Result<Appended> {
+        event.validate()?;
+        let max = self.core.settings.payload_bytes_max;
+        if event.payload.len() > max {
+            return Err(EventError::PayloadTooLarge { len: event.payload.len(), max }.into());
+        }
+        let id = match &event.id {
+            Some(text) => RecordId::Text(text),
+            None => RecordId::Uuid(fresh_uuid()),
+        };
+        let body = record::encode_body(&event, id);
+        let mut id_row = None;
+        if let Some(text) = &event.id {
+            let key = keys::inbox(EVENT_SCOPE, text.as_bytes());
+            if let Some(first) = self.seen(&key)? {
+                if (first.crc, first.len) == content_of(&body) {
+                    self.seqs.borrow_mut().push(first.first);
+                    return Ok(Appended { seq: first.first, repeated: true });
+                }
+                return Err(Error::Conflict { id: text.clone(), seq: first.first });
+            }
+            id_row = Some(key);
+        }
+        self.check_quota()?;
+        let now = self.core.settings.clock.now();
+        let seq = self.pending.borrow().next_seq;
+        let lane = self.next_lane(&event, seq)?;
+        let mut pending = self.pending.borrow_mut();
+        let position = Position { seq, start_offset: pending.end_offset, time_ms: now.wall_ms, lane };
+        let frame = record::encode(position, &body);
+        pending.next_seq += 1;
+        pending.end_offset += frame.len() as u64;
+        pending.frames.push((seq, frame));
+        if let Some(key) = id_row {
+            let (crc, len) = content_of(&body);
+            pending.mark_seen(key, InboxRow { first: seq, count: 1, crc, len, at_ms: now.wall_ms });
+        }
+        drop(pending);
+        self.seqs.borrow_mut().push(seq);
+        Ok(Appended { seq, repeated: false })
+    }
+
+    fn check_quota(&self) -> Result<()> {
+        let Some(quota) = &self.core.settings.quota else { return Ok(()) };
+        let pending = self.pending.borrow();
+        let tail = self.core.tail();
+        let (events, bytes) = tail.backlog();
+        let events = events + pending.next_seq - tail.next_seq;
+        let bytes = bytes + pending.end_offset - tail.end_offset;
+        if events >= quota.events_max || bytes >= quota.bytes_max {
+            let (events_max, bytes_max) = (quota.events_max, quota.bytes_max);
+            return Err(Error::BacklogFull { events, bytes, events_max, bytes_max });
+        }
+        Ok(())
+    }
+
+    fn next_lane(&self, event: &Event, seq: u64) -> Result<Option<Lane>> {
+        let mut key = Vec::with_capacity(64);
+        if !keys::lane(event.destination.as_ref(), event.key.as_deref(), &mut key) {
+            return Ok(None);
+        }
+        let known = self.pending.borrow().lanes.get(&*key).copied();
+        let mut state = match known {
+            Some(state) => state,
+            None => self.committed_lane(&key)?.unwrap_or(LaneState::beginning_at(seq)),
+        };
+        let lane = state.take();
+        let mut pending = self.pending.borrow_mut();
+        let key = key.into_boxed_slice();
+        let before = pending.lanes.insert(key.clone(), state);
+        pending.undo.push(Undo::Lane(key, before));
+        Ok(Some(lane))
+    }
+
+    fn committed_lane(&self, key: &[u8]) -> Result<Option<LaneState>> {
+        if let Some(state) = self.core.tail().lanes.get(key) {
+            return Ok(Some(state));
+        }
+        let table = self.redb().open_table(LANES)?;
+        let Some(row) = redb::ReadableTable::get(&table, key)? else { return Ok(None) };
+        let state = LaneState::from_bytes(row.value()).ok_or_else(|| damaged_row("lane"))?;
+        self.core.tail().lanes.cache(key.into(), state);
+        Ok(Some(state))
+    }
+
+    /// Whether `id` is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
+    /// transaction, so that whatever else it does happens once for this id.
+    ///
+    /// The primitive under idempotent consumers, requests and appends. An id is remembered for the store's inbox age at least.
+    ///
+    /// # Errors
+    /// [`Error::BadId`] for a scope of 0 or over 255 bytes or an id of 0 or over 512 bytes.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let tx = store.begin()?;
+    /// assert!(tx.first_time("credit-service", "message-1")?);
+    /// assert!(!tx.first_time("credit-service", "message-1")?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn first_time(&self, scope: &str, id: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.mark(scope, id.as_ref(), None)?.is_none())
+    }
+
+    /// As [`first_time`](Self::first_time), and also tells when the same id comes with other content.
+    ///
+    /// # Errors
+    /// [`Error::IdConflict`] if the id was seen with content of another checksum or length; and those of `first_time`.
+    pub fn first_time_with(&self, scope: &str, id: impl AsRef<[u8]>, content: &[u8]) -> Result<bool> {
+        let id = id.as_ref();
+        let Some(first) = self.mark(scope, id, Some(content))? else { return Ok(true) };
+        if (first.crc, first.len) == content_of(content) {
+            return Ok(false);
+        }
+        Err(Error::IdConflict { scope: scope.to_owned(), id: String::from_utf8_lossy(id).into_owned() })
+    }
+
+    /// Marks an id as seen; the earlier mark, if there is one.
+    fn mark(&self, scope: &str, id: &[u8], content: Option<&[u8]>) -> Result<Option<InboxRow>> {
+        check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
+        check_id("the id", id, INBOX_ID_BYTES_MAX)?;
+        let key = keys::inbox(scope, id);
+        if let Some(row) = self.seen(&key)? {
+            return Ok(Some(row));
+        }
+        let (crc, len) = content.map(content_of).unwrap_or_default();
+        let at_ms = self.core.settings.clock.now().wall_ms;
+        let mut pending = self.pending.borrow_mut();
+        let first = pending.next_seq;
+        pending.mark_seen(key, InboxRow { first, count: 0, crc, len, at_ms });
+        Ok(None)
+    }
+
+    pub(crate) fn seen(&self, key: &[u8]) -> Result<Option<InboxRow>> {
+        if let Some(row) = self.pending.borrow().inbox.get(key) {
+            return Ok(Some(*row));
+        }
+        let table = self.redb().open_table(INBOX)?;
+        let row = redb::ReadableTable::get(&table, key)?;
+        row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
+    }
+
+    /// Marks a request as done, with the events that it led to.
+    pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) {
+        let at_ms = self.core.settings.clock.now().wall_ms;
+        self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms });
+    }
+
+    /// The event at this sequence number, this transaction's own included; `None` if it is not there (any more).
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if its record fails its check.
+    pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
+        let pending = self.pending.borrow();
+        if let Ok(at) = pending.frames.binary_search_by_key(&seq, |(seq, _)| *seq)
+            && let Some((_, frame)) = pending.frames.get(at)
+        {
+            return Ok(Some(record::decode(seq, frame)?));
+        }
+        drop(pending);
+        let table = self.redb().open_table(LOG)?;
+        let Some(frame) = redb::ReadableTable::get(&table, seq)? else { return Ok(None) };
+        Ok(Some(record::decode(seq, frame.value())?))
+    }
+
+    /// The sequence number that the next event appended here would get.
+    #[must_use]
+    pub fn next_seq(&self) -> u64 {
+        self.pending.borrow().next_seq
+    }
+
+    /// Commits an exclusive transaction. When this returns `Ok`, its state and events are durable, together.
+    ///
+    /// # Errors
+    /// On [`Error::CommitUnknown`] the change may be durable or not, and the store is poisoned; on any other nothing of
+    /// it is.
+    pub fn commit(mut self) -> Result<Receipt> {
+        let seqs = self.take_seqs();
+        let core = Arc::clone(&self.core);
+        self.finish(1)?;
+        Ok(Receipt::new((), seqs, &core))
+    }
+
+    /// Rolls back: nothing of the transaction remains. Dropping it does the same, but cannot tell of an error.
+    ///
+    /// # Errors
+    /// What redb says; nothing is durable all the same.
+    pub fn rollback(mut self) -> Result<()> {
+        self.abort()
+    }
+
+    pub(crate) fn abort(&mut self) -> Result<()> {
+        match self.tx.take() {
+            Some(tx) => tx.0.abort().map_err(|error| self.core.note(error.into())),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the transaction by a commit of everything that has gathered. `writes`: closures of the application in it.
+    pub(crate) fn finish(&mut self, writes: u64) -> Result<()> {
+        let tx = self.tx.take().expect("a transaction is finished once").0;
+        super::commit::commit(&self.core, tx, &self.pending.borrow(), writes)
+    }
+
+    pub(crate) fn take_seqs(&self) -> Vec<u64> {
+        std::mem::take(&mut self.seqs.borrow_mut())
+    }
+
+    /// Whether anything at all would be written.
+    pub(crate) fn is_empty(&self) -> bool {
+        let pending = self.pending.borrow();
+        self.tables_opened.get() == 0 && pending.frames.is_empty() && pending.inbox.is_empty()
+    }
+
+    pub(crate) fn mark_point(&self) -> Mark {
+        let pending = self.pending.borrow();
+        Mark {
+            next_seq: pending.next_seq,
+            end_offset: pending.end_offset,
+            frames: pending.frames.len(),
+            undo: pending.undo.len(),
+            tables_opened: self.tables_opened.get(),
+        }
+    }
+
+    /// Whether something since the mark cannot be rolled back without rolling back all.
+    pub(crate) fn is_dirty_since(&self, mark: &Mark) -> bool {
+        self.tables_opened.get() != mark.tables_opened
+    }
+
+    /// Rolls back what has gathered in memory since the mark.
+    pub(crate) fn roll_back_to(&self, mark: &Mark) {
+        let mut pending = self.pending.borrow_mut();
+        pending.next_seq = mark.next_seq;
+        pending.end_offset = mark.end_offset;
+        pending.frames.truncate(mark.frames);
+        while pending.undo.len() > mark.undo {
+            match pending.undo.pop() {
+                Some(Undo::Lane(key, Some(before))) => drop(pending.lanes.insert(key, before)),
+                Some(Undo::Lane(key, None)) => drop(pending.lanes.remove(&key)),
+                Some(Undo::Inbox(key)) => drop(pending.inbox.remove(&key)),
+                None => {}
+            }
+        }
+        self.seqs.borrow_mut().clear();
+    }
+}
+
+impl Pending {
+    fn mark_seen(&mut self, key: Vec<u8>, row: InboxRow) {
+        self.undo.push(Undo::Inbox(key.clone()));
+        self.inbox.insert(key, row);
+    }
+}
+
+/// What tells content from other content: checksum and length.
+fn content_of(bytes: &[u8]) -> (u32, u32) {
+    (record::body_checksum(bytes), u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+}
+
+pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> {
+    if id.is_empty() || id.len() > max {
+        return Err(Error::BadId { what, len: id.len(), max });
+    }
+    Ok(())
+}
+
+/// Rolls back, explicitly: redb, when its transaction is dropped while a panic unwinds, would instead give up on the
+/// clean close of the whole database.
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let Err(error) = self.abort() {
+            tracing::warn!(%error, "rolling back failed; nothing was committed");
+        }
+        let held = self.began.elapsed();
+        if held > HELD_TOO_LONG {
+            let held_ms = held.as_millis();
+            tracing::warn!(held_ms, "a write transaction was held for long; all other writes waited for it");
+        }
+    }
+}

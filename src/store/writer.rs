@@ -1,0 +1,227 @@
+//! The writer thread: group commit.
+//!
+//! A batch is what has queued up while the last commit was in its fsync; no time window is waited for. All closures of
+//! a batch run in one redb transaction, in the order in which they came, and one commit makes them durable.
+//!
+//! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox marks) is rolled back in place.
+//! If it opened a table for writing, redb cannot roll back it alone: the batch is rolled back and the others run again
+//! without it. That shows readers nothing early, which a `Durability::None` commit per closure would; see DESIGN.md for
+//! the figures. It is why closures are `FnMut`.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::core::Core;
+use super::receipt::Receipt;
+use super::transaction::Transaction;
+use crate::error::{Error, Result};
+use crate::limits::BATCH_WRITES_MAX;
+use crate::oneshot;
+
+/// What the writer thread is sent.
+pub(crate) enum Job {
+    Write(Box<dyn Write>),
+    /// Progress waits that did not before: look at the clock again.
+    Ride,
+    /// Write the waiting progress now.
+    Flush(oneshot::Sender<Result<()>>),
+    /// Finish what is queued, write the waiting progress, end.
+    Stop,
+}
+
+/// A closure in the queue.
+pub(crate) trait Write: Send {
+    /// Runs it; `true` if it succeeded. May be called again after its effects were rolled back.
+    fn run(&mut self, tx: &Transaction) -> bool;
+    /// Its effects are durable (or it failed by itself, and left none).
+    fn done(self: Box<Self>, core: &Arc<Core>);
+    /// The group could not be committed.
+    fn failed(self: Box<Self>, error: Error);
+}
+
+/// A closure, its latest result, and who waits for it.
+pub(crate) struct Closure<F, T> {
+    pub(crate) f: F,
+    pub(crate) result: Option<Result<(T, Vec<u64>)>>,
+    pub(crate) reply: oneshot::Sender<Result<Receipt<T>>>,
+}
+
+impl<F, T> Write for Closure<F, T>
+where
+    F: FnMut(&Transaction) -> Result<T> + Send,
+    T: Send,
+{
+    fn run(&mut self, tx: &Transaction) -> bool {
+        // What the closure captured may be half-changed after a panic: it is not run again.
+        let result = catch_unwind(AssertUnwindSafe(|| (self.f)(tx)));
+        let result = result.unwrap_or_else(|panic| Err(Error::Panicked { message: panic_text(&*panic) }));
+        self.result = Some(result.map(|value| (value, tx.take_seqs())));
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn done(self: Box<Self>, core: &Arc<Core>) {
+        let result = self.result.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() }));
+        self.reply.send(result.map(|(value, seqs)| Receipt::new(value, seqs, core)));
+    }
+
+    fn failed(self: Box<Self>, error: Error) {
+        self.reply.send(Err(error));
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}
+
+/// The thread's whole life.
+pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
+    let mut state =
+        Writer { core, batch: Vec::with_capacity(BATCH_WRITES_MAX), flushes: Vec::new(), stop: false };
+    while !state.stop {
+        state.wait(jobs);
+        while state.batch.len() < BATCH_WRITES_MAX && !state.stop {
+            let Ok(job) = jobs.try_recv() else { break };
+            state.take(job);
+        }
+        core.announce_queue_room();
+        state.work();
+    }
+    // Whoever got into the queue before the door closed is served too.
+    while let Ok(job) = jobs.try_recv() {
+        state.take(job);
+    }
+    state.work();
+    if !core.ride().is_empty() {
+        state.commit_ride();
+    }
+}
+
+struct Writer<'a> {
+    core: &'a Arc<Core>,
+    batch: Vec<Box<dyn Write>>,
+    flushes: Vec<oneshot::Sender<Result<()>>>,
+    stop: bool,
+}
+
+impl Writer<'_> {
+    /// Waits for a job, or until waiting progress has waited long enough.
+    fn wait(&mut self, jobs: &Receiver<Job>) {
+        let since = self.core.ride().since;
+        let trim_left = self.core.tail().trim_left;
+        let delay = Duration::from_millis(self.core.settings.ride_ms);
+        let job = match since {
+            _ if trim_left => jobs.recv_timeout(Duration::from_millis(1)),
+            Some(since) => jobs.recv_deadline(since + delay),
+            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match job {
+            Ok(job) => self.take(job),
+            Err(RecvTimeoutError::Timeout) => self.commit_ride(),
+            Err(RecvTimeoutError::Disconnected) => self.stop = true,
+        }
+    }
+
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Write(write) => self.batch.push(write),
+            Job::Ride => {}
+            Job::Flush(reply) => self.flushes.push(reply),
+            Job::Stop => self.stop = true,
+        }
+    }
+
+    fn work(&mut self) {
+        if !self.batch.is_empty() {
+            let batch = std::mem::take(&mut self.batch);
+            run_batch(self.core, batch);
+        }
+        if !self.flushes.is_empty() {
+            // An exclusive transaction may have taken it and be in its fsync: its turn must be over too.
+            drop(self.core.turns.take());
+            let flushed =
+                if self.core.ride().is_empty() { self.core.check() } else { self.try_commit_ride() };
+            let mut flushed = Some(flushed);
+            for reply in self.flushes.drain(..) {
+                // The first gets the error itself, the others its consequence.
+                reply.send(flushed.take().unwrap_or_else(|| self.core.check()));
+            }
+        }
+    }
+
+    fn commit_ride(&mut self) {
+        if let Err(error) = self.try_commit_ride() {
+            // It waits on; without a pause a failing disk would be asked again at once.
+            let mut ride = self.core.ride();
+            ride.since = if self.core.poisoned().is_some() { None } else { Some(Instant::now()) };
+            self.core.tail().trim_left = false;
+            tracing::warn!(%error, "writing a relay's progress failed; it will be repeated");
+        }
+    }
+
+    fn try_commit_ride(&self) -> Result<()> {
+        Transaction::begin(self.core)?.finish(0)
+    }
+}
+
+/// Runs a batch and commits it, again without those that fail until the rest stands.
+fn run_batch(core: &Arc<Core>, mut live: Vec<Box<dyn Write>>) {
+    let mut done: Vec<Box<dyn Write>> = Vec::new();
+    let outcome = loop {
+        match attempt(core, &mut live, &mut done) {
+            Ok(Attempt::Committed) => break Ok(()),
+            Ok(Attempt::Again) => _ = core.counters.reruns.fetch_add(1, Ordering::Relaxed),
+            Err(error) => break Err(error),
+        }
+    };
+    match outcome {
+        Ok(()) => live.into_iter().chain(done).for_each(|write| write.done(core)),
+        Err(error) => {
+            let mut error = Some(error);
+            for write in live {
+                let again = || core.check().err().unwrap_or(Error::Closed { path: core.path.clone() });
+                write.failed(error.take().unwrap_or_else(again));
+            }
+            // They failed by themselves; that the others could not be committed changes nothing for them.
+            done.into_iter().for_each(|write| write.done(core));
+        }
+    }
+}
+
+enum Attempt {
+    Committed,
+    Again,
+}
+
+fn attempt(
+    core: &Arc<Core>,
+    live: &mut Vec<Box<dyn Write>>,
+    done: &mut Vec<Box<dyn Write>>,
+) -> Result<Attempt> {
+    let mut tx = Transaction::begin(core)?;
+    let mut at = 0;
+    while let Some(write) = live.get_mut(at) {
+        let mark = tx.mark_point();
+        if write.run(&tx) {
+            at += 1;
+            continue;
+        }
+        let dirty = tx.is_dirty_since(&mark);
+        tx.roll_back_to(&mark);
+        done.push(live.remove(at));
+        if dirty {
+            tx.abort()?;
+            return Ok(Attempt::Again);
+        }
+    }
+    if tx.is_empty() {
+        tx.abort()?;
+        return Ok(Attempt::Committed);
+    }
+    tx.finish(live.len() as u64)?;
+    Ok(Attempt::Committed)
+}

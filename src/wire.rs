@@ -1,0 +1,212 @@
+//! From a recorded event to the message on the wire.
+//!
+//! | on the wire | from |
+//! |---|---|
+//! | `message_id`, CloudEvents `id` | the event's id |
+//! | `type`, CloudEvents `type` | the event's type |
+//! | `content_type` | the payload's content type |
+//! | `timestamp` (seconds), CloudEvents `time` (RFC 3339) | when it was appended |
+//! | `app_id`, `correlation_id` | the relay's setting, the event |
+//! | CloudEvents `source`, `specversion`, `subject` | the relay's setting, `1.0`, the event |
+//! | CloudEvents `partitionkey` | the event's key |
+//! | CloudEvents `sequence` | the sequence number, 20 digits, so that text order is number order |
+//! | `traceparent`, `tracestate` | the event |
+//! | `onewrite-store`, `onewrite-epoch` | who numbered the lanes |
+//! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its number there, from 0, without a gap |
+//! | `onewrite-crc` | the record's checksum |
+//! | `onewrite-resend` | `true`, if it may have been published before |
+//!
+//! The application's own headers follow. Persistent and mandatory always: those are the publisher's.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::event::Recorded;
+use crate::message::{HeaderValue, Message};
+
+/// How the CloudEvents attributes are spelt as AMQP headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum HeaderSpelling {
+    /// `cloudEvents_id`: what the binding recommends since 1.0.1, and brokers' filters can name. The default.
+    #[default]
+    Underscore,
+    /// `cloudEvents:id`: the binding's first spelling.
+    Colon,
+    /// `ce-id`: as over HTTP.
+    Dash,
+}
+
+impl HeaderSpelling {
+    /// What stands before an attribute's name.
+    ///
+    /// ```
+    /// assert_eq!(onewrite::HeaderSpelling::default().prefix(), "cloudEvents_");
+    /// ```
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Underscore => "cloudEvents_",
+            Self::Colon => "cloudEvents:",
+            Self::Dash => "ce-",
+        }
+    }
+
+    /// All spellings, for reading.
+    pub(crate) const ALL: [Self; 3] = [Self::Underscore, Self::Colon, Self::Dash];
+}
+
+/// Header: the store that numbered the lanes.
+pub const STORE: &str = "onewrite-store";
+/// Header: the store's epoch; it rises when numbers of lanes begin anew.
+pub const EPOCH: &str = "onewrite-epoch";
+/// Header: the event's lane.
+pub const LANE: &str = "onewrite-lane";
+/// Header: the event's number in its lane.
+pub const LANE_NUMBER: &str = "onewrite-lane-number";
+/// Header: the checksum of the event's record (CRC-32, IEEE).
+pub const CRC: &str = "onewrite-crc";
+/// Header: this may have been published before.
+pub const RESEND: &str = "onewrite-resend";
+
+/// What a relay adds to every message.
+#[derive(Debug, Clone)]
+pub(crate) struct Wire {
+    pub(crate) spelling: HeaderSpelling,
+    pub(crate) source: String,
+    pub(crate) app_id: Option<String>,
+    pub(crate) store: String,
+    pub(crate) epoch: u64,
+}
+
+impl Wire {
+    /// The message of an event that has not been published before, as far as is known.
+    pub(crate) fn message(&self, recorded: Recorded) -> Message {
+        let mut headers = Vec::with_capacity(14 + recorded.event.headers.len());
+        self.cloud_events(&recorded, &mut headers);
+        self.ours(&recorded, &mut headers);
+        let event = recorded.event;
+        for (name, value) in [("traceparent", event.traceparent), ("tracestate", event.tracestate)] {
+            if let Some(value) = value {
+                headers.push((name.to_owned(), HeaderValue::Text(value)));
+            }
+        }
+        headers.extend(event.headers);
+        Message {
+            message_id: Some(recorded.id),
+            event_type: Some(event.event_type),
+            content_type: event.content_type,
+            correlation_id: event.correlation_id,
+            app_id: self.app_id.clone(),
+            timestamp_s: Some(recorded.time_ms / 1000),
+            headers,
+            payload: event.payload,
+        }
+    }
+
+    fn cloud_events(&self, recorded: &Recorded, headers: &mut Vec<(String, HeaderValue)>) {
+        let prefix = self.spelling.prefix();
+        let mut put = |name: &str, value: &str| {
+            headers.push(([prefix, name].concat(), HeaderValue::Text(value.to_owned())));
+        };
+        put("specversion", "1.0");
+        put("id", &recorded.id);
+        put("source", &self.source);
+        put("type", &recorded.event.event_type);
+        let time = UNIX_EPOCH + Duration::from_millis(recorded.time_ms);
+        put("time", &humantime::format_rfc3339_millis(time).to_string());
+        put("sequence", &format!("{:020}", recorded.seq));
+        if let Some(subject) = &recorded.event.subject {
+            put("subject", subject);
+        }
+        if let Some(key) = &recorded.event.key {
+            put("partitionkey", key);
+        }
+    }
+
+    fn ours(&self, recorded: &Recorded, headers: &mut Vec<(String, HeaderValue)>) {
+        let int = |number: u64| HeaderValue::Int(number.cast_signed());
+        headers.push((STORE.to_owned(), HeaderValue::Text(self.store.clone())));
+        headers.push((EPOCH.to_owned(), int(self.epoch)));
+        if let Some(lane) = recorded.lane {
+            headers.push((LANE.to_owned(), int(lane.id)));
+            headers.push((LANE_NUMBER.to_owned(), int(lane.number)));
+        }
+        headers.push((CRC.to_owned(), HeaderValue::Int(i64::from(recorded.crc))));
+    }
+}
+
+/// The same message, marked as one that may have been published before.
+pub(crate) fn resend(message: &Message) -> Message {
+    let mut message = message.clone();
+    message.headers.push((RESEND.to_owned(), HeaderValue::Bool(true)));
+    message
+}
+
+/// The ordering key that a message carries, in whichever spelling.
+pub(crate) fn ordering_key(message: &Message) -> Option<&str> {
+    HeaderSpelling::ALL
+        .iter()
+        .find_map(|spelling| message.header(&[spelling.prefix(), "partitionkey"].concat())?.as_text())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::log::record::{Position, RecordId, decode, encode, encode_body};
+
+    fn recorded() -> Recorded {
+        let event = Event::bytes("payment.completed", b"100".to_vec())
+            .key("alice")
+            .to("payments", "done")
+            .subject("transfer-1")
+            .correlation_id("c-1")
+            .trace("00-aa-bb-01", Some("x=y".into()))
+            .header("region", "eu");
+        let lane = Some(crate::event::Lane { id: 2, number: 7 });
+        let position = Position { seq: 42, start_offset: 0, time_ms: 1_700_000_000_123, lane };
+        decode(42, &encode(position, &encode_body(&event, RecordId::Text("e-1")))).unwrap()
+    }
+
+    /// The wire form of design §6, in each of its three spellings.
+    #[test]
+    fn carries_what_it_should() {
+        for (spelling, prefix) in HeaderSpelling::ALL.into_iter().zip(["cloudEvents_", "cloudEvents:", "ce-"])
+        {
+            let wire = Wire {
+                spelling,
+                source: "/bank".into(),
+                app_id: Some("bank".into()),
+                store: "s".into(),
+                epoch: 3,
+            };
+            let message = wire.message(recorded());
+            assert_eq!(message.message_id.as_deref(), Some("e-1"));
+            assert_eq!(message.event_type.as_deref(), Some("payment.completed"));
+            assert_eq!(message.timestamp_s, Some(1_700_000_000));
+            assert_eq!(message.payload, b"100");
+            let attributes = [
+                ("id", "e-1"),
+                ("source", "/bank"),
+                ("type", "payment.completed"),
+                ("specversion", "1.0"),
+                ("time", "2023-11-14T22:13:20.123Z"),
+                ("subject", "transfer-1"),
+                ("partitionkey", "alice"),
+                ("sequence", "00000000000000000042"),
+            ];
+            for (name, value) in attributes {
+                let header = message.header(&format!("{prefix}{name}"));
+                assert_eq!(header.and_then(HeaderValue::as_text), Some(value), "{name}");
+            }
+            for (name, value) in [(EPOCH, 3), (LANE, 2), (LANE_NUMBER, 7)] {
+                assert_eq!(message.header(name).and_then(HeaderValue::as_int), Some(value), "{name}");
+            }
+            assert_eq!(message.header("traceparent").and_then(HeaderValue::as_text), Some("00-aa-bb-01"));
+            assert_eq!(message.header("region").and_then(HeaderValue::as_text), Some("eu"));
+            assert_eq!(message.header(RESEND), None);
+            assert_eq!(resend(&message).header(RESEND), Some(&HeaderValue::Bool(true)));
+            assert_eq!(ordering_key(&message), Some("alice"));
+        }
+    }
+}
