@@ -1,5 +1,56 @@
-//! x
-#![allow(missing_docs)]
+//! Never trust two separate writes. Make one.
+//!
+//! A service that writes its database and then publishes an event will one day do the first and not the second. With
+//! `onewrite` one [redb](https://docs.rs/redb) file holds the service's state **and** its event log; one transaction
+//! writes both; a background relay drains the log to RabbitMQ, at least once, in order per key, each message with a
+//! stable id; and a consumer at the other end applies each delivery exactly once in effect.
+//!
+//! ```
+//! use std::time::Duration;
+//! use onewrite::{Event, Store, publish::MemoryBroker, redb::{ReadableTable, TableDefinition}};
+//!
+//! const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("payments.redb");
+//! let store = Store::open(path)?;
+//! let broker = MemoryBroker::new(); // in production: onewrite::publish::RabbitMq::new("amqp://localhost")?
+//! broker.declare_queue("payments", Default::default());
+//! let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+//!
+//! let receipt = store.write(|tx| {
+//!     let mut accounts = tx.open_table(ACCOUNTS)?; // the application's own redb table
+//!     let balance = accounts.get("alice")?.map_or(500, |row| row.value());
+//!     accounts.insert("alice", balance - 100)?;
+//!     tx.append(Event::json("payment.completed", &100)?.key("alice").to("", "payments"))?; // same transaction
+//!     Ok(())
+//! })?; // durable here: both, or on an error neither
+//! receipt.confirmed(Duration::from_secs(5))?; // optional: the broker has it
+//! relay.stop(Duration::from_secs(5));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is promised
+//!
+//! 1. **One write.** When [`Store::write`] returns `Ok`, state and events are on disk together; on `Err` or a crash before
+//!    that, neither is.
+//! 2. **No phantom.** Nothing is published before it is durable.
+//! 3. **No loss.** Every committed event ends as confirmed by the broker, or in [quarantine](Quarantine) with a reason.
+//! 4. **At least once, same name.** A resend carries the same id, lane number and bytes.
+//! 5. **Order per key**, through retries, reconnects, restarts and quarantine.
+//! 6. **Once in effect** at a [consumer](Store::consumer), within the inbox age.
+//! 7. **A broken broker never breaks the application.** Writes go on; an outage spends no event's attempts.
+//! 8. **Bounded.** Every limit has a [name](limits); memory does not grow with the backlog.
+//! 9. **Detected, not passed on.** A record whose checksum fails is never published; a failed durable write poisons the store.
+//! 10. **Single owner.** A second open fails at once, naming the file.
+//! 11. **Stop is prompt**, also when the broker hangs.
+//!
+//! # It is not
+//!
+//! - a broker, or a replicated database: one process owns one file on one disk;
+//! - exactly-once delivery: the broker may see an event twice, its effect at a consumer happens once;
+//! - a guarantee beyond the broker's word: what RabbitMQ confirms and then drops (a queue with `drop-head`, a classic
+//!   queue on a lost disk) is lost there.
+
 pub mod codec;
 mod consumer;
 mod error;
@@ -12,9 +63,19 @@ pub mod publish;
 mod relay;
 mod store;
 pub mod time;
-mod wire;
-pub use error::*;
-pub use event::*;
-pub use message::*;
+pub mod wire;
+
+/// The storage engine, whose table types an application uses: the version that this library is built with.
 pub use redb;
-pub use store::*;
+
+pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, HANDLER_ATTEMPTS_DEFAULT};
+pub use error::{BoxError, CorruptError, Error, EventError, OpenError, Result, SettingError, StorageFailure};
+pub use event::{Destination, Event, Lane, Recorded};
+pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
+pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
+pub use store::{
+    Appended, BacklogQuota, ConfirmError, Events, Once, Quarantine, Quarantined, QuotaPolicy, Receipt,
+    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder,
+    Transaction, WriteFuture,
+};
+pub use wire::HeaderSpelling;

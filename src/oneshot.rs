@@ -59,6 +59,13 @@ impl<T> Sender<T> {
     }
 }
 
+impl<T> Sender<T> {
+    /// Nobody waits any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| Arc::strong_count(shared) == 1)
+    }
+}
+
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {

@@ -52,6 +52,11 @@ pub(crate) struct LaneBook {
 }
 
 impl LaneBook {
+    /// A book over a table that is true for all records below `written_through`.
+    pub(crate) fn new(written_through: u64) -> Self {
+        Self { written_through, ..Self::default() }
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Option<LaneState> {
         self.changed.get(key).or_else(|| self.cached.get(key)).copied()
     }

@@ -318,7 +318,7 @@ fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, M
 }
 
 /// The usual text of a UUID.
-fn uuid_text(bytes: [u8; 16]) -> String {
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(36);
     for (index, byte) in bytes.into_iter().enumerate() {

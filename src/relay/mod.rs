@@ -1,2 +1,315 @@
-//! x
+//! The relay: a cursor whose sink is a broker.
+//!
+//! [`machine`] decides, [`shell`](self) does: it reads the log, hands messages to the publisher, and lets progress ride
+//! on the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
+
 pub(crate) mod machine;
+mod shell;
+mod waiters;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, unbounded};
+
+use self::machine::types::Settings;
+use self::shell::Shell;
+use crate::error::{Error, Result, SettingError};
+use crate::limits::{
+    ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
+    LOOKAHEAD_PER_WINDOW, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT, WINDOW_EVENTS_DEFAULT,
+    WINDOW_EVENTS_MAX,
+};
+use crate::oneshot;
+use crate::publish::Publisher;
+use crate::store::relays::{RelayPort, RelayRequest};
+use crate::store::{RelayStatus, StartAt, Store};
+use crate::time::as_ms;
+use crate::wire::{HeaderSpelling, Wire};
+
+pub use self::machine::types::{Ordering, QuarantinePolicy};
+
+/// Settings of a relay, before it runs. See [`Store::relay`].
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `publish_to` is called"]
+pub struct RelayBuilder {
+    store: Store,
+    name: String,
+    start: StartAt,
+    settings: Settings,
+    spelling: HeaderSpelling,
+    source: Option<String>,
+    app_id: Option<String>,
+}
+
+impl Store {
+    /// A relay that drains the log to a broker. `name` is its cursor's name in the file: the same name goes on where it
+    /// left off. Several relays, each with its own name and broker, can drain one log.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onewrite::{Event, Store, publish::{ExchangeKind, MemoryBroker}};
+    /// # let folder = tempfile::tempdir()?;
+    /// let store = Store::open(folder.path().join("payments.redb"))?;
+    /// let broker = MemoryBroker::new();
+    /// broker.declare_exchange("payments", ExchangeKind::Fanout);
+    /// broker.declare_queue("credit", Default::default());
+    /// broker.bind("credit", "payments", "")?;
+    ///
+    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let receipt = store.write(|tx| {
+    ///     tx.append(Event::bytes("payment.completed", b"100".to_vec()).key("alice").to("payments", "completed"))
+    /// })?;
+    /// receipt.confirmed(Duration::from_secs(5))?; // the broker has it
+    /// let report = relay.stop(Duration::from_secs(5));
+    /// assert_eq!(report.backlog_events, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn relay(&self, name: impl Into<String>) -> RelayBuilder {
+        RelayBuilder {
+            store: self.clone(),
+            name: name.into(),
+            start: StartAt::default(),
+            settings: Settings {
+                ordering: Ordering::default(),
+                on_quarantine: QuarantinePolicy::default(),
+                window_events: WINDOW_EVENTS_DEFAULT,
+                window_bytes: WINDOW_BYTES_DEFAULT,
+                lookahead_events: WINDOW_EVENTS_DEFAULT * LOOKAHEAD_PER_WINDOW,
+                lookahead_bytes: WINDOW_BYTES_DEFAULT * 2,
+                load_events: LOAD_EVENTS_MAX,
+                attempts_max: ATTEMPTS_DEFAULT,
+                destination_attempts_max: DESTINATION_ATTEMPTS_DEFAULT,
+                backoff_first_ms: BACKOFF_MS_DEFAULT.0,
+                backoff_max_ms: BACKOFF_MS_DEFAULT.1,
+                retrying_max: RETRYING_MAX,
+                held_keys_max: HELD_KEYS_MAX,
+                seed: u64::from_le_bytes(
+                    crate::event::fresh_uuid().last_chunk().copied().unwrap_or_default(),
+                ),
+            },
+            spelling: HeaderSpelling::default(),
+            source: None,
+            app_id: None,
+        }
+    }
+}
+
+impl RelayBuilder {
+    /// How far apart events may overtake each other; [`Ordering::PerKey`] unless set.
+    pub fn ordering(mut self, ordering: Ordering) -> Self {
+        self.settings.ordering = ordering;
+        self
+    }
+
+    /// What happens to later events of a key when one is quarantined; [`QuarantinePolicy::HoldKey`] unless set.
+    pub fn on_quarantine(mut self, policy: QuarantinePolicy) -> Self {
+        self.settings.on_quarantine = policy;
+        self
+    }
+
+    /// Unconfirmed events at most; 512 unless set, 16,384 at most. Throughput is where 256 or more are in flight.
+    pub fn window_events(mut self, events: usize) -> Self {
+        self.settings.window_events = events;
+        self.settings.lookahead_events = events.saturating_mul(LOOKAHEAD_PER_WINDOW);
+        self
+    }
+
+    /// Unconfirmed payload bytes at most; 8 MiB unless set. One larger event may go alone.
+    pub fn window_bytes(mut self, bytes: usize) -> Self {
+        self.settings.window_bytes = bytes;
+        self.settings.lookahead_bytes = bytes.saturating_mul(2);
+        self
+    }
+
+    /// Tries of an event that the broker itself refuses, before it is quarantined; 5 unless set.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.settings.attempts_max = attempts;
+        self
+    }
+
+    /// Tries of an event whose destination is missing, closed to us or routes nowhere, before it is quarantined; 10 unless set.
+    pub fn destination_attempts(mut self, attempts: u32) -> Self {
+        self.settings.destination_attempts_max = attempts;
+        self
+    }
+
+    /// First and longest wait between tries of one event; 100 ms and 30 s unless set. Destination faults wait ten times
+    /// longer at first. Waits are jittered.
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        (self.settings.backoff_first_ms, self.settings.backoff_max_ms) = (as_ms(first), as_ms(longest));
+        self
+    }
+
+    /// How CloudEvents attributes are spelt as headers.
+    pub fn header_spelling(mut self, spelling: HeaderSpelling) -> Self {
+        self.spelling = spelling;
+        self
+    }
+
+    /// The CloudEvents `source`: a URI reference; `/onewrite/` and the store's id unless set.
+    pub fn source(mut self, source: impl Into<String>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The AMQP `app_id`.
+    pub fn app_id(mut self, app_id: impl Into<String>) -> Self {
+        self.app_id = Some(app_id.into());
+        self
+    }
+
+    /// Where a relay begins whose name the store does not know yet; at the oldest event unless set.
+    pub fn start_at(mut self, start: StartAt) -> Self {
+        self.start = start;
+        self
+    }
+
+    fn check(&self) -> Result<(), SettingError> {
+        let settings = &self.settings;
+        let fail = |setting, reason: &str| Err(SettingError::new(setting, reason));
+        match () {
+            () if self.name.is_empty() || self.name.len() > SHORT_STRING_BYTES_MAX => {
+                fail("name", "a relay's name is 1 to 255 bytes long")
+            }
+            () if settings.window_events == 0 || settings.window_events > WINDOW_EVENTS_MAX => {
+                fail("window_events", "it must be 1 to 16384")
+            }
+            () if settings.window_bytes == 0 => fail("window_bytes", "it must be at least 1"),
+            () if settings.attempts_max == 0 => fail("attempts", "it must be at least 1"),
+            () if settings.destination_attempts_max == 0 => {
+                fail("destination_attempts", "it must be at least 1")
+            }
+            () if settings.backoff_first_ms == 0 || settings.backoff_first_ms > settings.backoff_max_ms => {
+                fail("backoff", "the first wait must be at least 1 ms and not above the longest")
+            }
+            () if self.app_id.as_ref().is_some_and(|id| id.len() > SHORT_STRING_BYTES_MAX) => {
+                fail("app_id", "it is at most 255 bytes long")
+            }
+            () if self.source.as_ref().is_some_and(String::is_empty) => fail("source", "it is empty"),
+            () => Ok(()),
+        }
+    }
+
+    /// Starts the relay. That the broker is away is no error: it connects when it can.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a setting that cannot work, [`Error::RelayRunning`] for a name that runs already, or
+    /// what the store says.
+    pub fn publish_to(self, mut publisher: impl Publisher) -> Result<Relay> {
+        self.check()?;
+        let cursor = self.store.cursor(&self.name, self.start)?;
+        let core = Arc::clone(self.store.core());
+        let (doorbell, rung) = bounded(1);
+        let (requests, requested) = unbounded();
+        let status = Arc::new(Mutex::new(RelayStatus::default()));
+        let port = RelayPort { doorbell, requests: requests.clone(), status: Arc::clone(&status) };
+        core.relays.register(&self.name, port)?;
+        // From here on the name is taken: free it again if the start fails.
+        let registered = Registered { store: self.store.clone(), name: self.name.clone() };
+        let (events, told) = unbounded();
+        publisher.start(crate::publish::PublisherEvents::new(events))?;
+        let store_id = uuid_text(core.identity.store_id);
+        let wire = Wire {
+            spelling: self.spelling,
+            source: self.source.unwrap_or_else(|| format!("/onewrite/{store_id}")),
+            app_id: self.app_id,
+            store: store_id,
+            epoch: core.identity.epoch,
+        };
+        let inputs = shell::Inputs { rung, requested, told };
+        let publisher = Box::new(publisher);
+        let shell =
+            Shell::new(registered, cursor, self.settings, wire, publisher, inputs, Arc::clone(&status))?;
+        let (report, ended) = oneshot::channel();
+        std::thread::Builder::new()
+            .name("onewrite-relay".into())
+            .spawn(move || report.send(shell.run()))
+            .map_err(|source| Error::Thread { what: "relay", source })?;
+        Ok(Relay { requests, ended: Some(ended), status })
+    }
+}
+
+fn uuid_text(bytes: [u8; 16]) -> String {
+    crate::log::record::uuid_text(bytes)
+}
+
+/// Frees the relay's name when dropped.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub(crate) store: Store,
+    pub(crate) name: String,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.store.core().relays.remove(&self.name);
+    }
+}
+
+/// A running relay. Dropping it stops it, waiting 5 s at most.
+#[derive(Debug)]
+#[must_use = "dropping a relay stops it"]
+pub struct Relay {
+    requests: crossbeam_channel::Sender<RelayRequest>,
+    ended: Option<oneshot::Receiver<StopReport>>,
+    status: Arc<Mutex<RelayStatus>>,
+}
+
+/// What a stopped relay leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Everything that was in flight had an outcome, and the progress was written.
+    pub clean: bool,
+    /// Events still to be published; they stay in the log.
+    pub backlog_events: u64,
+    /// Events in flight whose outcome is not known; they will be published again.
+    pub unknown: usize,
+    /// Confirms since the relay was started.
+    pub confirmed: u64,
+}
+
+impl Relay {
+    /// Publishes nothing new until [`resume`](Self::resume). What is in flight gets its outcome.
+    pub fn pause(&self) {
+        let _ = self.requests.send(RelayRequest::Pause);
+    }
+
+    /// Goes on after [`pause`](Self::pause).
+    pub fn resume(&self) {
+        let _ = self.requests.send(RelayRequest::Resume);
+    }
+
+    /// How it is, and its figures.
+    #[must_use]
+    pub fn status(&self) -> RelayStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Stops, `patience` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
+    /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way.
+    pub fn stop(mut self, patience: Duration) -> StopReport {
+        self.end(patience)
+    }
+
+    fn end(&mut self, patience: Duration) -> StopReport {
+        let Some(ended) = self.ended.take() else { return StopReport::default() };
+        let deadline = Instant::now() + patience;
+        let _ = self.requests.send(RelayRequest::Stop { deadline });
+        match ended.wait_until(deadline) {
+            Some(report) => report.unwrap_or_default(),
+            None => {
+                tracing::warn!("the relay did not end by its deadline; it ends by itself");
+                let status = self.status();
+                StopReport { unknown: status.in_flight, confirmed: status.confirmed, ..StopReport::default() }
+            }
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.end(Duration::from_secs(5));
+    }
+}

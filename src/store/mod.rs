@@ -15,6 +15,7 @@ pub(crate) mod relays;
 pub(crate) mod ride;
 mod schema;
 mod settings;
+mod stats;
 mod transaction;
 mod turn;
 mod writer;
@@ -38,7 +39,10 @@ use crate::oneshot;
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
+pub use self::relay_rows::StartAt;
+pub use self::relays::{RelayState, RelayStatus};
 pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
+pub use self::stats::{RelayStats, Stats};
 pub use self::transaction::{Appended, Transaction};
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.

@@ -85,7 +85,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         end_offset: end_of_log(&log, &state)?,
         trimmed_to: state.trimmed_to,
         trimmed_offset: state.trimmed_offset,
-        lanes: LaneBook { written_through: state.lanes_through, ..LaneBook::default() },
+        lanes: LaneBook::new(state.lanes_through),
         ..Tail::default()
     };
     for row in tx.open_table(CURSORS)?.iter()? {
@@ -146,7 +146,7 @@ fn replay_lanes(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
 /// drop it. Under a new epoch every lane begins anew, and no old number is taken for a new one.
 fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Result<()> {
     identity.epoch += 1;
-    tail.lanes = LaneBook { written_through: tail.next_seq, ..LaneBook::default() };
+    tail.lanes = LaneBook::new(tail.next_seq);
     let tx = db.begin_write()?;
     tx.delete_table(LANES)?;
     tx.open_table(LANES)?;

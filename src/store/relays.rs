@@ -1,7 +1,7 @@
-//! Who is to be told of a commit: the relays that run in this process.
+//! The relays that run in this process: how to reach them, and how they are.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::Sender;
 
@@ -38,9 +38,63 @@ pub(crate) enum Awaited {
     Failed(Error),
 }
 
+/// How a relay is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RelayState {
+    /// No connection has been made yet.
+    #[default]
+    Connecting,
+    /// Publishing, or waiting for something to publish.
+    Connected,
+    /// The broker blocks publishers (a memory or disk alarm). Nothing is lost; nothing spends attempts.
+    Blocked,
+    /// There is no connection; the publisher goes on trying.
+    Disconnected(Fault),
+    /// Paused by the application.
+    Paused,
+    /// It can do nothing any more: its store is poisoned or cannot be read.
+    Failed(String),
+    /// Stopped.
+    Stopped,
+}
+
+/// A relay's state and figures. Counters count since it was started.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct RelayStatus {
+    /// How it is.
+    pub state: RelayState,
+    /// Everything below is confirmed, but for what waits apart or is quarantined.
+    pub position: u64,
+    /// Events published and not yet confirmed.
+    pub in_flight: usize,
+    /// Their payload bytes.
+    pub in_flight_bytes: usize,
+    /// Events in memory.
+    pub in_memory: usize,
+    /// Events in memory that wait for their next try after a fault of their own.
+    pub retrying: usize,
+    /// Keys held behind a quarantined event, or waiting on disk.
+    pub held_keys: usize,
+    /// So many keys are held that reading has stopped: redrive or discard what is quarantined.
+    pub stalled: bool,
+    /// Confirms.
+    pub confirmed: u64,
+    /// Publishes of events that may have been published before.
+    pub retried: u64,
+    /// Events sent to quarantine.
+    pub quarantined: u64,
+    /// Connections made after the first.
+    pub reconnects: u64,
+    /// The last thing that went wrong with the connection, also when it has healed.
+    pub last_fault: Option<Fault>,
+}
+
 /// How to reach one running relay.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayPort {
+    pub(crate) status: Arc<Mutex<RelayStatus>>,
     /// Holds one ring at most.
     pub(crate) doorbell: Sender<()>,
     pub(crate) requests: Sender<RelayRequest>,

@@ -1,0 +1,322 @@
+//! Publishers on the broker: their connections, and the words that are still owed to them.
+//!
+//! **Invariants.**
+//! - A word is told once: `open` holds what is owed, and telling takes it out.
+//! - When an epoch ends, all that is owed for its messages that are not isolated is dropped before `Down` is told.
+//! - What is owed for an isolated message outlives a channel. When the connection is lost it becomes *unknown*.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
+use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
+
+use super::queue::Letter;
+use super::script::Verdict;
+use super::state::{Fate, State, refused};
+
+/// How long [`Verdict::ConfirmOutOfOrder`] waits for an outcome to come after.
+pub(super) const OUT_OF_ORDER_WAIT: Duration = Duration::from_millis(10);
+
+/// What ends the waiting of a word that is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Its alarm.
+    Alarm,
+    /// Its alarm, or the next outcome of the connection.
+    Next,
+    /// The test's own word.
+    Release,
+    /// Nothing: its alarm is the confirm deadline.
+    Deadline,
+}
+
+/// When the outcome of a publish is told.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Now,
+    Later(Until, Duration),
+    Held,
+    Never,
+}
+
+/// A word that is owed.
+#[derive(Debug)]
+struct Open {
+    ticket: Ticket,
+    isolated: bool,
+    outcome: Outcome,
+    until: Until,
+}
+
+/// One publisher.
+pub(super) struct Link {
+    events: PublisherEvents,
+    confirm_deadline: Duration,
+    /// The last epoch, which is on while `connected`.
+    epoch: u64,
+    connected: bool,
+    /// Whether its relay is gone.
+    ended: bool,
+    /// What it owes, in publish order.
+    open: BTreeMap<u64, Open>,
+    /// How many of them wait for the next outcome.
+    open_until_next: usize,
+    next_token: u64,
+    /// Sent while the broker blocks: in the socket, not read.
+    unread: VecDeque<(Outgoing, Option<Verdict>)>,
+}
+
+impl Link {
+    fn send(&mut self, event: PublisherEvent) {
+        self.ended |= !self.events.send(event);
+    }
+
+    /// Tells an outcome, and after it those that waited for it.
+    fn tell(&mut self, ticket: Ticket, outcome: Outcome) {
+        let mut outcomes = vec![(ticket, outcome)];
+        if self.open_until_next > 0 {
+            self.take_open(&mut outcomes, |open| open.until == Until::Next);
+        }
+        self.send(PublisherEvent::Outcomes(outcomes));
+    }
+
+    /// Moves words that are owed into `outcomes`, oldest first.
+    fn take_open(&mut self, outcomes: &mut Vec<(Ticket, Outcome)>, take: impl Fn(&Open) -> bool) {
+        let tokens: Vec<u64> =
+            self.open.iter().filter(|(_, open)| take(open)).map(|(token, _)| *token).collect();
+        outcomes.extend(
+            tokens.iter().filter_map(|token| self.take_one(*token)).map(|open| (open.ticket, open.outcome)),
+        );
+    }
+
+    fn take_one(&mut self, token: u64) -> Option<Open> {
+        let open = self.open.remove(&token)?;
+        self.open_until_next -= usize::from(open.until == Until::Next);
+        Some(open)
+    }
+
+    /// The channel was closed: all in flight but the isolated ones is lost.
+    fn end_channel(&mut self, fault: Fault) {
+        self.open.retain(|_, open| open.isolated);
+        self.open_until_next = self.open.values().filter(|open| open.until == Until::Next).count();
+        self.unread.retain(|(outgoing, _)| outgoing.isolated);
+        self.connected = false;
+        self.send(PublisherEvent::Down { epoch: Epoch(self.epoch), fault });
+    }
+
+    /// The connection was lost: all in flight is.
+    fn end_connection(&mut self, fault: Fault) {
+        self.end_channel(fault.clone());
+        let open = std::mem::take(&mut self.open).into_values().map(|open| open.ticket);
+        let unread = std::mem::take(&mut self.unread).into_iter().map(|(outgoing, _)| outgoing.ticket);
+        let unknown: Vec<_> =
+            open.chain(unread).map(|ticket| (ticket, Outcome::Unknown(fault.clone()))).collect();
+        self.open_until_next = 0;
+        if !unknown.is_empty() {
+            self.send(PublisherEvent::Outcomes(unknown));
+        }
+    }
+}
+
+impl State {
+    /// Attaches a publisher and connects it.
+    pub(super) fn link(&mut self, events: PublisherEvents, confirm_deadline: Duration) -> u64 {
+        let link = Link {
+            events,
+            confirm_deadline,
+            epoch: 0,
+            connected: false,
+            ended: false,
+            open: BTreeMap::new(),
+            open_until_next: 0,
+            next_token: 0,
+            unread: VecDeque::new(),
+        };
+        let id = self.next_id();
+        self.links.insert(id, link);
+        self.connect_link(id);
+        id
+    }
+
+    /// Ends a publisher. Its epoch ends like any other; after that it is told nothing.
+    pub(super) fn unlink(&mut self, id: u64) {
+        let Some(mut link) = self.links.remove(&id) else { return };
+        if link.connected {
+            link.end_connection(Fault::new(FaultClass::Outage, "the publisher was stopped"));
+        }
+    }
+
+    fn connect_link(&mut self, id: u64) {
+        let (up, blocked) = (self.up, self.blocked);
+        let Some(link) = self.links.get_mut(&id).filter(|link| !link.connected && !link.ended) else {
+            return;
+        };
+        link.epoch += 1;
+        let epoch = Epoch(link.epoch);
+        if !up {
+            return link.send(PublisherEvent::Down { epoch, fault: refused() });
+        }
+        link.connected = true;
+        link.send(PublisherEvent::Up { epoch });
+        if blocked {
+            link.send(PublisherEvent::Blocked { blocked });
+        }
+    }
+
+    pub(super) fn connect_links(&mut self) {
+        for id in self.link_ids() {
+            self.connect_link(id);
+        }
+    }
+
+    pub(super) fn disconnect_links(&mut self, fault: &Fault) {
+        self.links.retain(|_, link| !link.ended);
+        for link in self.links.values_mut().filter(|link| link.connected) {
+            link.end_connection(fault.clone());
+        }
+    }
+
+    fn link_ids(&self) -> Vec<u64> {
+        self.links.keys().copied().collect()
+    }
+
+    pub(super) fn is_current(&self, id: u64, epoch: Epoch) -> bool {
+        self.links.get(&id).is_some_and(|link| link.connected && link.epoch == epoch.0)
+    }
+
+    /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is told to be unknown.
+    pub(super) fn publish(&mut self, id: u64, epoch: Epoch, outgoing: Outgoing, verdict: Option<Verdict>) {
+        let blocked = self.blocked;
+        let Some(link) = self.links.get_mut(&id) else { return };
+        if !link.connected || link.epoch != epoch.0 {
+            if outgoing.isolated {
+                let fault = Fault::new(FaultClass::Outage, "not sent: the connection is over");
+                link.tell(outgoing.ticket, Outcome::Unknown(fault));
+            }
+        } else if blocked {
+            link.unread.push_back((outgoing, verdict));
+        } else {
+            self.read(id, outgoing, verdict);
+        }
+    }
+
+    /// The broker reads one publish.
+    fn read(&mut self, id: u64, outgoing: Outgoing, verdict: Option<Verdict>) {
+        let epoch = Epoch(self.links.get(&id).map_or(0, |link| link.epoch));
+        let Outgoing { ticket, exchange, routing_key, message, isolated } = outgoing;
+        let letter = Letter { exchange, routing_key, message };
+        let (fate, when) = self.decide(&letter, epoch, verdict);
+        let Some(link) = self.links.get_mut(&id) else { return };
+        match (fate, when) {
+            (Fate::Tell(outcome), When::Now) => link.tell(ticket, outcome),
+            (Fate::Tell(outcome), when) => self.owe(id, ticket, isolated, outcome, when),
+            (Fate::Close(fault), _) if isolated => link.tell(ticket, Outcome::Refused(fault)),
+            (Fate::Disconnect(fault), _) if isolated => link.tell(ticket, Outcome::Unknown(fault)),
+            (Fate::Close(fault), _) => {
+                link.end_channel(fault);
+                self.connect_link(id);
+            }
+            (Fate::Disconnect(fault), _) => {
+                link.end_connection(fault);
+                self.connect_link(id);
+            }
+        }
+    }
+
+    fn decide(&mut self, letter: &Letter, epoch: Epoch, verdict: Option<Verdict>) -> (Fate, When) {
+        let lost = |text| Fate::Disconnect(Fault::new(FaultClass::Outage, text));
+        let usual = if self.hanging { When::Never } else { When::Now };
+        let when = match verdict {
+            None | Some(Verdict::Confirm) => usual,
+            Some(Verdict::Nack) => return (Fate::Tell(Outcome::Nacked), usual),
+            Some(Verdict::Return { code, text }) => {
+                let fault = Fault::with_code(FaultClass::Destination, code, text);
+                return (Fate::Tell(Outcome::Returned(fault)), usual);
+            }
+            Some(Verdict::CloseChannel { code, text, class }) => {
+                return (Fate::Close(Fault::with_code(class, code, text)), When::Now);
+            }
+            Some(Verdict::Disconnect) => {
+                return (lost("connection lost before the message arrived"), When::Now);
+            }
+            Some(Verdict::Unknown) => {
+                let fate = match self.take_in(letter, epoch) {
+                    Fate::Tell(_) => lost("connection lost before the broker's word"),
+                    closed => closed,
+                };
+                return (fate, When::Now);
+            }
+            Some(Verdict::LoseConfirm) => When::Never,
+            Some(Verdict::DelayConfirm(delay)) => When::Later(Until::Alarm, delay),
+            Some(Verdict::ConfirmOutOfOrder) => When::Later(Until::Next, self.out_of_order_wait),
+            Some(Verdict::HoldConfirm) => When::Held,
+        };
+        (self.take_in(letter, epoch), when)
+    }
+
+    /// Notes an outcome that is not told now.
+    fn owe(&mut self, id: u64, ticket: Ticket, isolated: bool, outcome: Outcome, when: When) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let (until, alarm) = match when {
+            When::Later(until, delay) => (until, Some(delay)),
+            When::Never => (Until::Deadline, Some(link.confirm_deadline)),
+            When::Held | When::Now => (Until::Release, None),
+        };
+        let token = link.next_token;
+        link.next_token += 1;
+        link.open.insert(token, Open { ticket, isolated, outcome, until });
+        link.open_until_next += usize::from(until == Until::Next);
+        if alarm.is_some_and(|delay| !self.timer.set(delay, id, token)) {
+            self.fire(id, token); // no thread to be had: too early is better than never
+        }
+    }
+
+    /// The alarm of a word that is owed. Nothing happens if it was told, or dropped, before.
+    pub(super) fn fire(&mut self, id: u64, token: u64) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(open) = link.take_one(token) else { return };
+        if open.until != Until::Deadline {
+            return link.tell(open.ticket, open.outcome);
+        }
+        let fault = Fault::new(FaultClass::Outage, format!("no confirm within {:?}", link.confirm_deadline));
+        if open.isolated {
+            return link.tell(open.ticket, Outcome::Unknown(fault));
+        }
+        link.end_connection(fault);
+        self.connect_link(id);
+    }
+
+    pub(super) fn release_confirms(&mut self, newest_first: bool) {
+        for link in self.links.values_mut() {
+            let mut outcomes = Vec::new();
+            link.take_open(&mut outcomes, |open| matches!(open.until, Until::Release | Until::Next));
+            if newest_first {
+                outcomes.reverse();
+            }
+            if !outcomes.is_empty() {
+                link.send(PublisherEvent::Outcomes(outcomes));
+            }
+        }
+    }
+
+    pub(super) fn block(&mut self, blocked: bool) {
+        if self.blocked == blocked {
+            return;
+        }
+        self.blocked = blocked;
+        for id in self.link_ids() {
+            if let Some(link) = self.links.get_mut(&id).filter(|link| link.connected) {
+                link.send(PublisherEvent::Blocked { blocked });
+            }
+            // A channel that one of them closes takes the rest out of `unread`.
+            while !blocked && let Some((outgoing, verdict)) = self.next_unread(id) {
+                self.read(id, outgoing, verdict);
+            }
+        }
+    }
+
+    fn next_unread(&mut self, id: u64) -> Option<(Outgoing, Option<Verdict>)> {
+        self.links.get_mut(&id)?.unread.pop_front()
+    }
+}

@@ -1,0 +1,110 @@
+//! The relay's handle on the broker.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::SettingError;
+use crate::limits;
+use crate::message::Outgoing;
+use crate::publish::{Epoch, Publisher, PublisherEvents};
+
+use super::Shared;
+use super::script::Publishing;
+
+/// A publisher of a [`MemoryBroker`](super::MemoryBroker). Words come from within [`publish`](Publisher::publish), unless
+/// the script delays them.
+///
+/// ```
+/// use std::sync::Arc;
+/// use onewrite::{Message, Outcome, Outgoing, Ticket};
+/// use onewrite::publish::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
+/// let broker = MemoryBroker::new();
+/// broker.declare_queue("inbox", QueueOptions::default());
+/// let (sender, events) = crossbeam_channel::unbounded();
+/// let mut publisher = broker.publisher();
+/// publisher.start(PublisherEvents::new(sender))?;
+/// assert!(matches!(events.recv()?, PublisherEvent::Up { epoch: Epoch(1) }));
+///
+/// let outgoing = Outgoing {
+///     ticket: Ticket(1),
+///     exchange: "".into(),
+///     routing_key: "inbox".into(),
+///     message: Arc::new(Message::default()),
+///     isolated: false,
+/// };
+/// publisher.publish(Epoch(1), outgoing);
+/// let PublisherEvent::Outcomes(outcomes) = events.recv()? else { unreachable!() };
+/// assert_eq!(outcomes, [(Ticket(1), Outcome::Confirmed)]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct MemoryPublisher {
+    shared: Arc<Shared>,
+    /// Set by `start`.
+    link: Option<u64>,
+    confirm_deadline: Duration,
+}
+
+impl MemoryPublisher {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, link: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
+    }
+
+    /// How long to wait for a word on a publish before the connection is given up, after which a new one begins. By
+    /// default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
+    /// confirm that a test [holds](super::Verdict::HoldConfirm), do not count.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use onewrite::publish::MemoryBroker;
+    /// let publisher = MemoryBroker::new().publisher().confirm_deadline(Duration::from_millis(50));
+    /// # let _ = publisher;
+    /// ```
+    #[must_use]
+    pub fn confirm_deadline(mut self, deadline: Duration) -> Self {
+        self.confirm_deadline = deadline;
+        self
+    }
+}
+
+impl Publisher for MemoryPublisher {
+    fn start(&mut self, events: PublisherEvents) -> Result<(), SettingError> {
+        let deadline = self.confirm_deadline;
+        self.link.get_or_insert_with(|| self.shared.state().link(events, deadline));
+        Ok(())
+    }
+
+    fn publish(&mut self, epoch: Epoch, outgoing: Outgoing) {
+        let Some(link) = self.link else { return };
+        let mut verdict = None;
+        // A message of an epoch that is over must not use up a rule.
+        if self.shared.script.is_active() && self.shared.state().is_current(link, epoch) {
+            verdict = self.shared.script.judge(&Publishing {
+                exchange: &outgoing.exchange,
+                routing_key: &outgoing.routing_key,
+                message: &outgoing.message,
+                epoch,
+                isolated: outgoing.isolated,
+            });
+        }
+        self.shared.state().publish(link, epoch, outgoing, verdict);
+    }
+
+    fn stop(&mut self, _deadline: Duration) {
+        if let Some(link) = self.link {
+            self.shared.state().unlink(link);
+        }
+    }
+}
+
+impl Drop for MemoryPublisher {
+    fn drop(&mut self) {
+        self.stop(Duration::ZERO);
+    }
+}
+
+impl fmt::Debug for MemoryPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryPublisher").field("link", &self.link).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,239 @@
+//! The broker itself: topology, and how a message gets from an exchange into queues.
+//!
+//! Publishers stand in [`links`](super::links), consumers in [`consumers`](super::consumers); both are `impl State` too.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crate::message::{Fault, FaultClass, Outcome};
+use crate::publish::Epoch;
+
+use super::Shared;
+use super::consumers::Consumer;
+use super::links::{Link, OUT_OF_ORDER_WAIT};
+use super::options::{ExchangeKind, QueueOptions, Stored, Tapped};
+use super::queue::{Letter, Queue};
+use super::routes::{Exchange, QueueId};
+use super::timer::Timer;
+
+/// How often a message that one publish or rejection set in motion is dead-lettered on because the next queue is
+/// full too. Further ones are dropped: two full queues may each be the other's dead-letter queue.
+const DEAD_LETTER_HOPS_MAX: usize = 8;
+
+/// What becomes of a publish.
+#[derive(Debug)]
+pub(super) enum Fate {
+    /// This outcome.
+    Tell(Outcome),
+    /// The channel is closed.
+    Close(Fault),
+    /// The connection is lost.
+    Disconnect(Fault),
+}
+
+/// Everything, under one lock.
+///
+/// **Invariants.** `queues` only grows, so that a [`QueueId`] stays good. A consumer stands in its queue's list if and
+/// only if it is connected.
+pub(super) struct State {
+    pub(super) up: bool,
+    pub(super) blocked: bool,
+    pub(super) hanging: bool,
+    pub(super) timer: Timer,
+    /// [`OUT_OF_ORDER_WAIT`], but for tests.
+    pub(super) out_of_order_wait: Duration,
+    pub(super) links: BTreeMap<u64, Link>,
+    pub(super) consumers: BTreeMap<u64, Consumer>,
+    pub(super) next_id: u64,
+    pub(super) published: u64,
+    pub(super) tap: Option<Vec<Tapped>>,
+    exchanges: HashMap<Box<str>, Exchange>,
+    names: HashMap<Box<str>, QueueId>,
+    pub(super) queues: Vec<Queue>,
+}
+
+impl State {
+    pub(super) fn new(shared: Weak<Shared>, tap: bool) -> Self {
+        Self {
+            up: true,
+            blocked: false,
+            hanging: false,
+            timer: Timer::new(shared),
+            out_of_order_wait: OUT_OF_ORDER_WAIT,
+            links: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            next_id: 0,
+            published: 0,
+            tap: tap.then(Vec::new),
+            exchanges: HashMap::from([("".into(), Exchange::new(ExchangeKind::Direct))]),
+            names: HashMap::new(),
+            queues: Vec::new(),
+        }
+    }
+
+    pub(super) fn declare_exchange(&mut self, name: &str, kind: ExchangeKind) {
+        if !name.is_empty() {
+            self.exchanges.entry(name.into()).or_insert_with(|| Exchange::new(kind)).set_kind(kind);
+        }
+    }
+
+    pub(super) fn delete_exchange(&mut self, name: &str) -> bool {
+        !name.is_empty() && self.exchanges.remove(name).is_some()
+    }
+
+    pub(super) fn declare_queue(&mut self, name: &str, options: QueueOptions) {
+        let id = self.names.get(name).copied().unwrap_or(self.queues.len());
+        if id == self.queues.len() {
+            self.queues.push(Queue::default());
+            self.names.insert(name.into(), id);
+            self.exchanges
+                .entry("".into())
+                .or_insert_with(|| Exchange::new(ExchangeKind::Direct))
+                .bind(id, name);
+        }
+        if let Some(queue) = self.queue(id) {
+            queue.set_options(options);
+        }
+        self.settle_queues(&[id]);
+        self.connect_consumers(Some(name));
+    }
+
+    pub(super) fn bind(&mut self, queue: &str, exchange: &str, pattern: &str) -> Result<(), Fault> {
+        if exchange.is_empty() {
+            let text = "ACCESS_REFUSED - operation not permitted on the default exchange";
+            return Err(Fault::with_code(FaultClass::Destination, 403, text));
+        }
+        let queue = self.names.get(queue).ok_or_else(|| missing("queue", queue))?;
+        let exchange = self.exchanges.get_mut(exchange).ok_or_else(|| missing("exchange", exchange))?;
+        exchange.bind(*queue, pattern);
+        Ok(())
+    }
+
+    pub(super) fn unbind(&mut self, queue: &str, exchange: &str, pattern: &str) -> bool {
+        let (Some(queue), false) = (self.names.get(queue), exchange.is_empty()) else { return false };
+        self.exchanges.get_mut(exchange).is_some_and(|exchange| exchange.unbind(*queue, pattern))
+    }
+
+    pub(super) fn queue_id(&self, name: &str) -> Option<QueueId> {
+        self.names.get(name).copied()
+    }
+
+    pub(super) fn queue(&mut self, id: QueueId) -> Option<&mut Queue> {
+        self.queues.get_mut(id)
+    }
+
+    fn named(&self, name: &str) -> Option<&Queue> {
+        self.queues.get(self.queue_id(name)?)
+    }
+
+    pub(super) fn messages(&self, name: &str) -> Vec<Stored> {
+        self.named(name).map(Queue::snapshot).unwrap_or_default()
+    }
+
+    pub(super) fn queue_len(&self, name: &str) -> usize {
+        self.named(name).map_or(0, Queue::len)
+    }
+
+    pub(super) fn purge(&mut self, name: &str) -> usize {
+        let id = self.queue_id(name);
+        id.and_then(|id| self.queue(id)).map_or(0, Queue::purge)
+    }
+
+    /// Routes one message, stores it, and says what RabbitMQ would.
+    pub(super) fn take_in(&mut self, letter: &Letter, epoch: Epoch) -> Fate {
+        let Some(routes) = self.routes(letter) else {
+            return Fate::Close(missing("exchange", &letter.exchange));
+        };
+        if routes.is_empty() {
+            return Fate::Tell(Outcome::Returned(Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE")));
+        }
+        let taken = routes.iter().filter(|id| self.push(**id, letter)).count();
+        if taken > 0 {
+            self.published += 1;
+            if let Some(tap) = &mut self.tap {
+                tap.push(Tapped {
+                    exchange: Arc::clone(&letter.exchange),
+                    routing_key: Arc::clone(&letter.routing_key),
+                    message: Arc::clone(&letter.message),
+                    epoch,
+                });
+            }
+            self.settle_queues(&routes);
+        }
+        Fate::Tell(if taken == routes.len() { Outcome::Confirmed } else { Outcome::Nacked })
+    }
+
+    fn routes(&mut self, letter: &Letter) -> Option<Arc<[QueueId]>> {
+        Some(self.exchanges.get_mut(&*letter.exchange)?.route(&letter.routing_key))
+    }
+
+    fn push(&mut self, id: QueueId, letter: &Letter) -> bool {
+        self.queue(id).is_some_and(|queue| queue.push(letter.clone()))
+    }
+
+    /// Hands out what these queues can deliver, and drops what they have too much of.
+    pub(super) fn settle_queues(&mut self, ids: &[QueueId]) {
+        let mut dead = VecDeque::new();
+        for &id in ids {
+            self.settle_queue(id, 0, &mut dead);
+        }
+        self.bury(dead);
+    }
+
+    fn settle_queue(&mut self, id: QueueId, hops: usize, dead: &mut VecDeque<(QueueId, Letter, usize)>) {
+        self.dispatch(id);
+        while let Some(letter) = self.queue(id).and_then(Queue::drop_head) {
+            dead.push_back((id, letter, hops));
+        }
+    }
+
+    /// Publishes rejected and dropped letters to the dead-letter exchange of the queue they left.
+    pub(super) fn bury(&mut self, mut dead: VecDeque<(QueueId, Letter, usize)>) {
+        while let Some((from, letter, hops)) = dead.pop_front() {
+            let Some((exchange, routing_key)) = self.queue(from).and_then(|queue| queue.dead_letter()) else {
+                continue;
+            };
+            if hops >= DEAD_LETTER_HOPS_MAX {
+                continue;
+            }
+            let letter = Letter { exchange, routing_key, message: letter.message };
+            for &id in self.routes(&letter).iter().flat_map(|routes| routes.iter()) {
+                if self.push(id, &letter) {
+                    self.settle_queue(id, hops + 1, &mut dead);
+                }
+            }
+        }
+    }
+
+    pub(super) fn go_down(&mut self) {
+        self.up = false;
+        let fault = Fault::new(FaultClass::Outage, "connection lost: the broker went down");
+        self.disconnect_links(&fault);
+        self.disconnect_consumers(&fault);
+    }
+
+    pub(super) fn come_up(&mut self) {
+        if !self.up {
+            self.up = true;
+            self.connect_links();
+            self.connect_consumers(None);
+        }
+    }
+
+    /// The next id of a publisher or consumer.
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+/// RabbitMQ's words for what does not exist.
+pub(super) fn missing(what: &str, name: &str) -> Fault {
+    Fault::with_code(FaultClass::Destination, 404, format!("NOT_FOUND - no {what} '{name}' in vhost '/'"))
+}
+
+/// What an attempt to connect meets while the broker is down.
+pub(super) fn refused() -> Fault {
+    Fault::new(FaultClass::Outage, "connection refused: the broker is down")
+}

@@ -1,0 +1,76 @@
+//! What is told later: one helper thread per broker, started with the first thing to wait for, ended with the broker.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Weak;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::Shared;
+
+/// Which untold word of which publisher is due when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Alarm {
+    due: Instant,
+    link: u64,
+    token: u64,
+}
+
+/// The broker's end. Dropping it ends the thread.
+pub(super) struct Timer {
+    shared: Weak<Shared>,
+    alarms: Option<Sender<Alarm>>,
+    /// Never joined: the broker may well be dropped on this very thread.
+    pub(super) thread: Option<JoinHandle<()>>,
+}
+
+impl Timer {
+    pub(super) fn new(shared: Weak<Shared>) -> Self {
+        Self { shared, alarms: None, thread: None }
+    }
+
+    /// Has the publisher `link` tell `token` after `delay`. `false` if there is no thread and none can be started.
+    pub(super) fn set(&mut self, delay: Duration, link: u64, token: u64) -> bool {
+        let Some(due) = Instant::now().checked_add(delay) else { return true }; // in no lifetime of this process
+        if self.alarms.is_none() {
+            let (sender, receiver) = unbounded();
+            let shared = self.shared.clone();
+            let thread = thread::Builder::new().name("onewrite-memory-broker".to_owned());
+            let Ok(thread) = thread.spawn(move || run(&shared, &receiver)) else { return false };
+            self.thread = Some(thread);
+            self.alarms = Some(sender);
+        }
+        self.alarms.as_ref().is_some_and(|alarms| alarms.send(Alarm { due, link, token }).is_ok())
+    }
+}
+
+/// Sleeps until something is due or set; ends when the broker is gone.
+fn run(shared: &Weak<Shared>, alarms: &Receiver<Alarm>) {
+    let mut waiting = BinaryHeap::new();
+    loop {
+        let next = waiting.peek().map(|Reverse(alarm): &Reverse<Alarm>| alarm.due);
+        let set = match next {
+            Some(due) => alarms.recv_deadline(due),
+            None => alarms.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match set {
+            Ok(alarm) => waiting.push(Reverse(alarm)),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                // The strong handle lives for this block only: a broker is not kept alive by what it has to say.
+                let Some(shared) = shared.upgrade() else { return };
+                let mut state = shared.state();
+                let now = Instant::now();
+                while let Some(Reverse(alarm)) = waiting.pop() {
+                    if alarm.due > now {
+                        waiting.push(Reverse(alarm));
+                        break;
+                    }
+                    state.fire(alarm.link, alarm.token);
+                }
+            }
+        }
+    }
+}

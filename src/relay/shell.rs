@@ -1,0 +1,571 @@
+//! The relay's thread: does what the machine decides.
+//!
+//! **Invariants.** Rows that wait to be written are written before rows are read: the machine's view of the disk is
+//! never older than its own words. No read transaction is held from one batch to the next. The thread sleeps unless
+//! something has happened.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, never, select};
+
+use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings};
+use super::machine::{Machine, SeqState};
+use super::waiters::Waiters;
+use super::{Registered, StopReport};
+use crate::error::{Error, Result};
+use crate::event::{Destination, Recorded};
+use crate::message::{Fault, FaultClass, Message, Outgoing, Ticket};
+use crate::oneshot;
+use crate::publish::{Epoch, Publisher, PublisherEvent};
+use crate::store::cursor::Cursor;
+use crate::store::relay_rows::{self, Read, RowState};
+use crate::store::relays::{Awaited, RelayRequest};
+use crate::store::{RelayState, RelayStatus};
+use crate::time::Now;
+use crate::wire::{self, Wire};
+
+/// Row changes that may wait for a commit to ride on. More ask for a commit of their own.
+const WAITING_ROWS_MAX: usize = 8192;
+
+/// A wall clock may jump: while an event waits for a wall time, look at it this often at least.
+const WALL_CHECK: Duration = Duration::from_secs(30);
+
+/// Publisher events taken in one turn at most, so that commits and requests get theirs.
+const EVENTS_PER_TURN: usize = 256;
+
+/// Where the thread hears from others.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) rung: Receiver<()>,
+    pub(crate) requested: Receiver<RelayRequest>,
+    pub(crate) told: Receiver<PublisherEvent>,
+}
+
+/// An event in memory, ready for the wire.
+#[derive(Debug)]
+struct Held {
+    exchange: Arc<str>,
+    routing_key: Arc<str>,
+    message: Arc<Message>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shell {
+    registered: Registered,
+    cursor: Cursor,
+    machine: Machine,
+    wire: Wire,
+    publisher: Box<dyn Publisher>,
+    inputs: Inputs,
+    status: Arc<Mutex<RelayStatus>>,
+    held: HashMap<u64, Held>,
+    /// Exchanges and routing keys, one copy each.
+    names: HashMap<Box<str>, Arc<str>>,
+    waiters: Waiters,
+    /// Actions that are still to be done.
+    todo: VecDeque<Action>,
+    scratch: Vec<Action>,
+    changes: Vec<Change>,
+    confirmed: u64,
+    /// Rows were changed since the last flush.
+    rows_waiting: bool,
+    state: RelayState,
+    connections: u64,
+    paused: bool,
+    blocked: bool,
+    last_fault: Option<Fault>,
+    stop_at: Option<Instant>,
+}
+
+/// Names kept once for all events; beyond this many they are forgotten and met anew.
+const NAMES_MAX: usize = 1024;
+
+impl Shell {
+    pub(crate) fn new(
+        registered: Registered,
+        cursor: Cursor,
+        settings: Settings,
+        wire: Wire,
+        publisher: Box<dyn Publisher>,
+        inputs: Inputs,
+        status: Arc<Mutex<RelayStatus>>,
+    ) -> Result<Self> {
+        let core = registered.store.core();
+        let found = relay_rows::find_rows(core, cursor.id, settings.retrying_max)?;
+        let mut held = HashMap::new();
+        let mut names = HashMap::new();
+        let records = relay_rows::read_records(core, found.retrying.iter().map(|(seq, _)| *seq))?;
+        let retrying = records
+            .into_iter()
+            .zip(found.retrying)
+            .map(|(read, (_, exception))| (hold(read, &wire, &mut names, &mut held), exception))
+            .collect();
+        let recovered = Recovered {
+            position: cursor.position,
+            tail: core.tail().next_seq,
+            holding: found.holding,
+            retrying,
+            parked_keys: found.parked_keys,
+            next_due_ms: found.next_due_ms,
+        };
+        let now = core.settings.clock.now();
+        let mut scratch = Vec::new();
+        let machine = Machine::new(settings, recovered, now, &mut scratch);
+        Ok(Self {
+            registered,
+            cursor,
+            machine,
+            wire,
+            publisher,
+            inputs,
+            status,
+            held,
+            names,
+            waiters: Waiters::default(),
+            todo: scratch.drain(..).collect(),
+            scratch,
+            changes: Vec::new(),
+            confirmed: 0,
+            rows_waiting: false,
+            state: RelayState::Connecting,
+            connections: 0,
+            paused: false,
+            blocked: false,
+            last_fault: None,
+            stop_at: None,
+        })
+    }
+
+    /// The thread's whole life.
+    pub(crate) fn run(mut self) -> StopReport {
+        let name = self.registered.name.clone();
+        let span = tracing::info_span!("relay", name = %name);
+        let _entered = span.enter();
+        let failure = loop {
+            if let Err(error) = self.turn() {
+                break Some(error);
+            }
+            if self.stop_at.is_some() && self.may_end() {
+                break None;
+            }
+        };
+        if let Some(error) = &failure {
+            tracing::error!(%error, "the relay can do nothing more");
+            self.state = RelayState::Failed(error.to_string());
+            self.show_status();
+            self.await_stop();
+        }
+        self.end(failure.is_none())
+    }
+
+    /// Waits for something, tells the machine, does what it says.
+    fn turn(&mut self) -> Result<()> {
+        self.work()?;
+        self.show_status();
+        match self.wait() {
+            Woken::Bell => self.tell_tail(),
+            Woken::Request(request) => self.request(request)?,
+            Woken::Told(event) => self.told_all(event),
+            Woken::Timer => self.step(Input::Tick),
+            Woken::PublisherGone => {
+                return Err(Error::app("the publisher has ended by itself"));
+            }
+            // The handle is gone without a word: end soon.
+            Woken::HandleGone => self.stop_at = Some(Instant::now()),
+        }
+        self.registered.store.core().check()
+    }
+
+    fn tell_tail(&mut self) {
+        let tail = self.registered.store.core().tail().next_seq;
+        self.step(Input::Tail(tail));
+    }
+
+    fn wait(&self) -> Woken {
+        let timer = self.timer().map_or_else(never, crossbeam_channel::at);
+        let Inputs { rung, requested, told } = &self.inputs;
+        select! {
+            recv(told) -> event => event.map_or(Woken::PublisherGone, Woken::Told),
+            recv(rung) -> _ => Woken::Bell,
+            recv(requested) -> request => request.map_or(Woken::HandleGone, Woken::Request),
+            recv(timer) -> _ => Woken::Timer,
+        }
+    }
+
+    /// When to wake without being told anything.
+    fn timer(&self) -> Option<Instant> {
+        let now = self.now();
+        let wake = self.machine.next_wake();
+        let mono = wake.mono_ms.map(|at| Duration::from_millis(at.saturating_sub(now.mono_ms)));
+        let wall =
+            wake.wall_ms.map(|at| Duration::from_millis(at.saturating_sub(now.wall_ms)).min(WALL_CHECK));
+        let next = mono.into_iter().chain(wall).min().map(|wait| Instant::now() + wait);
+        next.into_iter().chain(self.stop_at).min()
+    }
+
+    fn now(&self) -> Now {
+        self.registered.store.core().settings.clock.now()
+    }
+
+    fn step(&mut self, input: Input) {
+        let now = self.now();
+        self.machine.step(input, now, &mut self.scratch);
+        self.todo.extend(self.scratch.drain(..));
+    }
+
+    /// Does everything that is to be done, and what follows from it.
+    fn work(&mut self) -> Result<()> {
+        while let Some(action) = self.todo.pop_front() {
+            self.act(action)?;
+        }
+        self.hand_over_changes()
+    }
+
+    fn act(&mut self, action: Action) -> Result<()> {
+        match action {
+            Action::Publish { epoch, ticket, seq, resend, isolated } => {
+                self.publish(epoch, ticket, seq, resend, isolated);
+            }
+            Action::Load { from, events_max, bytes_max } => self.load(from, events_max, bytes_max)?,
+            Action::LoadDue { after, until_ms, events_max } => self.load_due(after, until_ms, events_max)?,
+            Action::LoadParked { key, events_max } => self.load_parked(key, events_max)?,
+            Action::Save(change) => {
+                self.rows_waiting |= !matches!(change, Change::Position(_));
+                self.changes.push(change);
+            }
+            Action::Confirmed { seq } => {
+                self.confirmed += 1;
+                self.waiters.confirmed(seq);
+            }
+            Action::Quarantined { seq, fault } => {
+                tracing::warn!(seq, %fault, "an event goes to quarantine");
+                self.waiters.quarantined(seq, &fault);
+            }
+            Action::Forget { seq } => _ = self.held.remove(&seq),
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, epoch: Epoch, ticket: Ticket, seq: u64, resend: bool, isolated: bool) {
+        let Some(held) = self.held.get(&seq) else {
+            debug_assert!(false, "what is published has been loaded and not forgotten");
+            return;
+        };
+        let message = if resend { Arc::new(wire::resend(&held.message)) } else { Arc::clone(&held.message) };
+        let (exchange, routing_key) = (Arc::clone(&held.exchange), Arc::clone(&held.routing_key));
+        self.publisher.publish(epoch, Outgoing { ticket, exchange, routing_key, message, isolated });
+    }
+
+    // --- reading ------------------------------------------------------------------------------------------------------
+
+    fn load(&mut self, from: u64, events_max: usize, bytes_max: usize) -> Result<()> {
+        let core = Arc::clone(self.registered.store.core());
+        let tail = core.tail().next_seq;
+        let reads = relay_rows::read_log(&core, from, tail, events_max, bytes_max)?;
+        // Positions without a record have been trimmed; only a relay that starts late meets them.
+        let to = reads.last().map_or(tail, |(seq, _)| seq + 1);
+        let events = self.hold_all(reads);
+        self.step(Input::Tail(tail));
+        self.step(Input::Loaded { to, events });
+        Ok(())
+    }
+
+    fn load_due(&mut self, after: Option<(u64, u64)>, until_ms: u64, events_max: usize) -> Result<()> {
+        self.flush_rows()?;
+        let core = Arc::clone(self.registered.store.core());
+        let found = relay_rows::read_due(&core, self.cursor.id, after, until_ms, events_max)?;
+        // Those in memory already are not read again.
+        let due: Vec<_> = found.due.into_iter().filter(|(seq, _)| !self.held.contains_key(seq)).collect();
+        let reads = relay_rows::read_records(&core, due.iter().map(|(seq, _)| *seq))?;
+        let due =
+            self.hold_all(reads).into_iter().zip(due.into_iter().map(|(_, exception)| exception)).collect();
+        self.step(Input::LoadedDue { due, resume: found.resume, next_due_ms: found.next_due_ms });
+        Ok(())
+    }
+
+    fn load_parked(&mut self, key: Key, events_max: usize) -> Result<()> {
+        self.flush_rows()?;
+        let core = Arc::clone(self.registered.store.core());
+        let (seqs, more) = relay_rows::read_parked(&core, self.cursor.id, &key, events_max)?;
+        let new = seqs.into_iter().filter(|seq| !self.held.contains_key(seq));
+        let reads = relay_rows::read_records(&core, new)?;
+        let events = self.hold_all(reads);
+        self.step(Input::LoadedParked { key, events, more });
+        Ok(())
+    }
+
+    fn hold_all(&mut self, reads: Vec<Read>) -> Vec<Loaded> {
+        reads.into_iter().map(|read| hold(read, &self.wire, &mut self.names, &mut self.held)).collect()
+    }
+
+    // --- progress -----------------------------------------------------------------------------------------------------
+
+    /// Lets what has changed wait for a commit to ride on.
+    fn hand_over_changes(&mut self) -> Result<()> {
+        if self.changes.is_empty() && self.confirmed == 0 {
+            return Ok(());
+        }
+        let Registered { store, name } = &self.registered;
+        let confirmed = std::mem::take(&mut self.confirmed);
+        let (first, waiting) = {
+            let mut ride = store.core().ride();
+            (ride.add(name, &mut self.changes, confirmed), ride.len(name))
+        };
+        if first {
+            store.announce_ride();
+        }
+        if waiting > WAITING_ROWS_MAX {
+            self.flush_rows()?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows that wait, and waits for it.
+    fn flush_rows(&mut self) -> Result<()> {
+        if !self.rows_waiting {
+            return Ok(());
+        }
+        self.rows_waiting = false;
+        self.hand_over_changes()?;
+        self.registered.store.flush_ride(None)
+    }
+
+    // --- hearing ------------------------------------------------------------------------------------------------------
+
+    fn told_all(&mut self, first: PublisherEvent) {
+        self.told(first);
+        for _ in 1..EVENTS_PER_TURN {
+            let Ok(event) = self.inputs.told.try_recv() else { return };
+            self.told(event);
+        }
+    }
+
+    fn told(&mut self, event: PublisherEvent) {
+        match event {
+            PublisherEvent::Up { epoch } => {
+                tracing::info!(epoch = epoch.0, "connected");
+                self.connections += 1;
+                self.blocked = false;
+                self.state = RelayState::Connected;
+                self.step(Input::Up { epoch });
+            }
+            PublisherEvent::Down { epoch, fault } => {
+                tracing::warn!(epoch = epoch.0, %fault, "disconnected");
+                self.blocked = false;
+                self.state = RelayState::Disconnected(fault.clone());
+                self.last_fault = Some(fault.clone());
+                self.step(Input::Down { epoch, fault });
+            }
+            PublisherEvent::Blocked { blocked } => {
+                tracing::warn!(blocked, "the broker blocks publishers, or no longer does");
+                self.blocked = blocked;
+                self.step(Input::Blocked(blocked));
+            }
+            PublisherEvent::Outcomes(outcomes) => {
+                for (ticket, outcome) in outcomes {
+                    self.step(Input::Outcome { ticket, outcome });
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, request: RelayRequest) -> Result<()> {
+        match request {
+            RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
+            RelayRequest::Redriven { seq } => {
+                let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
+                let known = self.held.contains_key(&seq);
+                if let Some(Loaded::Event(entry)) =
+                    (!known).then(|| self.hold_all(read)).and_then(|mut all| all.pop())
+                {
+                    self.step(Input::Redriven(entry));
+                }
+            }
+            RelayRequest::Discarded { seq, key } => {
+                let fault = Fault::new(FaultClass::Message, "discarded by request");
+                self.waiters.quarantined(seq, &fault);
+                self.step(Input::Discarded { seq, key: key.map(Key::from) });
+            }
+            RelayRequest::Pause => {
+                self.paused = true;
+                self.step(Input::Pause);
+            }
+            RelayRequest::Resume => {
+                self.paused = false;
+                self.step(Input::Resume);
+            }
+            RelayRequest::Stop { deadline } => {
+                self.stop_at = Some(deadline);
+                self.step(Input::Pause);
+            }
+        }
+        Ok(())
+    }
+
+    fn await_confirms(&mut self, seqs: Vec<u64>, reply: oneshot::Sender<Awaited>) -> Result<()> {
+        // The commit that made them may not have been heard of yet.
+        self.tell_tail();
+        self.work()?;
+        let mut left = BTreeSet::new();
+        for seq in seqs {
+            if self.machine.seq_state(seq) == SeqState::Pending {
+                left.insert(seq);
+                continue;
+            }
+            self.flush_rows()?;
+            match relay_rows::row_state(self.registered.store.core(), self.cursor.id, seq) {
+                Ok(RowState::Settled) => {}
+                Ok(RowState::Waiting) => drop(left.insert(seq)),
+                Ok(RowState::Quarantined(exception)) => {
+                    let unknown = || Fault::new(FaultClass::Undecodable, "no reason was recorded");
+                    let fault = exception.fault.unwrap_or_else(unknown);
+                    reply.send(Awaited::Quarantined { seq, fault });
+                    return Ok(());
+                }
+                Err(error) => {
+                    reply.send(Awaited::Failed(error));
+                    return Ok(());
+                }
+            }
+        }
+        self.waiters.add(left, reply);
+        Ok(())
+    }
+
+    // --- ending -------------------------------------------------------------------------------------------------------
+
+    /// Nothing in flight can still get an outcome, or the time is up.
+    fn may_end(&self) -> bool {
+        let nothing_comes =
+            self.machine.in_flight() == 0 || self.blocked || !matches!(self.state, RelayState::Connected);
+        nothing_comes || self.stop_at.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// After a failure: only a request to stop, or the end of the handle, is still heard.
+    fn await_stop(&mut self) {
+        while let Ok(request) = self.inputs.requested.recv() {
+            match request {
+                RelayRequest::Stop { deadline } => {
+                    self.stop_at = Some(deadline);
+                    return;
+                }
+                // Its reply is dropped, which tells the waiter that the relay has ended.
+                RelayRequest::Await { .. } => {}
+                _ => {}
+            }
+        }
+    }
+
+    fn end(mut self, alive: bool) -> StopReport {
+        let deadline = self.stop_at.unwrap_or_else(Instant::now);
+        let unknown = self.machine.in_flight();
+        let mut clean = alive && unknown == 0;
+        if alive {
+            let written = self.work().and_then(|()| self.registered.store.flush_ride(Some(deadline)));
+            if let Err(error) = &written {
+                tracing::warn!(%error, "the last progress was not written; it will be repeated");
+                clean = false;
+            }
+        }
+        self.publisher.stop(deadline.saturating_duration_since(Instant::now()));
+        self.state = RelayState::Stopped;
+        self.show_status();
+        let backlog_events = {
+            let tail = self.registered.store.core().tail();
+            tail.cursors
+                .get(&self.registered.name)
+                .map_or(0, |cursor| tail.next_seq.saturating_sub(cursor.position) + cursor.rows.waiting())
+        };
+        let report =
+            StopReport { clean, backlog_events, unknown, confirmed: self.machine.figures().confirmed };
+        tracing::info!(?report, "stopped");
+        report
+    }
+
+    fn show_status(&self) {
+        let figures = self.machine.figures();
+        let connected = matches!(self.state, RelayState::Connected);
+        let state = match &self.state {
+            RelayState::Connected if self.paused => RelayState::Paused,
+            RelayState::Connected if self.blocked => RelayState::Blocked,
+            state => state.clone(),
+        };
+        debug_assert!(connected || !self.blocked, "only a connected broker blocks");
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = RelayStatus {
+            state,
+            position: figures.position,
+            in_flight: figures.in_flight,
+            in_flight_bytes: figures.in_flight_bytes,
+            in_memory: figures.in_memory,
+            retrying: figures.retrying,
+            held_keys: figures.held_keys,
+            stalled: figures.stalled,
+            confirmed: figures.confirmed,
+            retried: figures.retried,
+            quarantined: figures.quarantined,
+            reconnects: self.connections.saturating_sub(1),
+            last_fault: self.last_fault.clone(),
+        };
+    }
+}
+
+/// What has happened.
+enum Woken {
+    Bell,
+    Request(RelayRequest),
+    Told(PublisherEvent),
+    Timer,
+    PublisherGone,
+    HandleGone,
+}
+
+/// Makes a record ready for the wire and tells the machine what it is.
+fn hold(
+    (seq, read): Read,
+    wire: &Wire,
+    names: &mut HashMap<Box<str>, Arc<str>>,
+    held: &mut HashMap<u64, Held>,
+) -> Loaded {
+    let recorded = match read {
+        Ok(recorded) => recorded,
+        Err(error) => {
+            tracing::error!(seq, %error, "a record cannot be published");
+            return Loaded::Undecodable {
+                seq,
+                fault: Fault::new(FaultClass::Undecodable, error.to_string()),
+            };
+        }
+    };
+    let Destination::Exchange { exchange, routing_key } = recorded.destination() else {
+        return Loaded::Unpublished { seq };
+    };
+    let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
+    let entry = entry_of(&recorded);
+    let message = Arc::new(wire.message(recorded));
+    held.insert(seq, Held { exchange, routing_key, message });
+    Loaded::Event(entry)
+}
+
+fn entry_of(recorded: &Recorded) -> Entry {
+    Entry {
+        seq: recorded.seq(),
+        key: recorded.key().map(Key::from),
+        bytes: recorded.payload().len(),
+        not_before_ms: recorded.event.not_before_ms,
+        expires_ms: recorded.event.expires_ms,
+    }
+}
+
+fn shared(names: &mut HashMap<Box<str>, Arc<str>>, name: &str) -> Arc<str> {
+    if let Some(name) = names.get(name) {
+        return Arc::clone(name);
+    }
+    if names.len() >= NAMES_MAX {
+        names.clear();
+    }
+    let shared: Arc<str> = name.into();
+    names.insert(name.into(), Arc::clone(&shared));
+    shared
+}

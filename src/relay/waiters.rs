@@ -1,0 +1,129 @@
+//! Who waits for which events to be confirmed.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::message::Fault;
+use crate::oneshot::Sender;
+use crate::store::relays::Awaited;
+
+/// Waiters that have given up are looked for when there are this many, and again at every doubling.
+const SWEEP_FROM: usize = 1024;
+
+#[derive(Debug)]
+struct Waiter {
+    left: BTreeSet<u64>,
+    reply: Sender<Awaited>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Waiters {
+    waiters: HashMap<u64, Waiter>,
+    by_seq: HashMap<u64, Vec<u64>>,
+    next: u64,
+    sweep_at: usize,
+}
+
+impl Default for Waiters {
+    fn default() -> Self {
+        Self { waiters: HashMap::new(), by_seq: HashMap::new(), next: 0, sweep_at: SWEEP_FROM }
+    }
+}
+
+impl Waiters {
+    /// Answers at once if nothing is left to wait for.
+    pub(crate) fn add(&mut self, left: BTreeSet<u64>, reply: Sender<Awaited>) {
+        if left.is_empty() {
+            reply.send(Awaited::Confirmed);
+            return;
+        }
+        if self.waiters.len() >= self.sweep_at {
+            self.sweep();
+        }
+        let id = self.next;
+        self.next += 1;
+        for seq in &left {
+            self.by_seq.entry(*seq).or_default().push(id);
+        }
+        self.waiters.insert(id, Waiter { left, reply });
+    }
+
+    pub(crate) fn confirmed(&mut self, seq: u64) {
+        if self.by_seq.is_empty() {
+            return;
+        }
+        for id in self.by_seq.remove(&seq).unwrap_or_default() {
+            let done = self.waiters.get_mut(&id).is_some_and(|waiter| {
+                waiter.left.remove(&seq);
+                waiter.left.is_empty()
+            });
+            if done && let Some(waiter) = self.waiters.remove(&id) {
+                waiter.reply.send(Awaited::Confirmed);
+            }
+        }
+    }
+
+    pub(crate) fn quarantined(&mut self, seq: u64, fault: &Fault) {
+        for id in self.by_seq.remove(&seq).unwrap_or_default() {
+            if let Some(waiter) = self.remove(id) {
+                waiter.reply.send(Awaited::Quarantined { seq, fault: fault.clone() });
+            }
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Waiter> {
+        let waiter = self.waiters.remove(&id)?;
+        for seq in &waiter.left {
+            if let Some(ids) = self.by_seq.get_mut(seq) {
+                ids.retain(|other| *other != id);
+                if ids.is_empty() {
+                    self.by_seq.remove(seq);
+                }
+            }
+        }
+        Some(waiter)
+    }
+
+    /// Lets go of those whose caller's patience has ended: while the broker is away they would pile up.
+    fn sweep(&mut self) {
+        let gone: Vec<u64> = self
+            .waiters
+            .iter()
+            .filter(|(_, waiter)| waiter.reply.is_abandoned())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in gone {
+            self.remove(id);
+        }
+        self.sweep_at = (self.waiters.len() * 2).max(SWEEP_FROM);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::FaultClass;
+    use crate::oneshot::channel;
+
+    #[test]
+    fn each_is_answered_once_and_the_impatient_are_forgotten() {
+        let mut waiters = Waiters::default();
+        let (reply, both) = channel();
+        waiters.add(BTreeSet::from([1, 2]), reply);
+        waiters.confirmed(1);
+        waiters.confirmed(2);
+        assert!(matches!(both.wait(), Ok(Awaited::Confirmed)));
+
+        let (reply, bad) = channel();
+        waiters.add(BTreeSet::from([3, 4]), reply);
+        waiters.quarantined(4, &Fault::new(FaultClass::Message, "too large"));
+        assert!(matches!(bad.wait(), Ok(Awaited::Quarantined { seq: 4, .. })));
+        assert!(waiters.by_seq.is_empty());
+
+        for seq in 0..10 * SWEEP_FROM as u64 {
+            let (reply, impatient) = channel();
+            waiters.add(BTreeSet::from([seq]), reply);
+            drop(impatient);
+        }
+        assert!(waiters.waiters.len() <= SWEEP_FROM);
+    }
+}

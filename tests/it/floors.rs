@@ -1,0 +1,430 @@
+//! The house rules of `src/`, held.
+//!
+//! Goal: a file imports only from lower floors or from its own room; each outside crate is named in its rooms only;
+//! nothing is left undone or ignored. Method: read the code, without comments and strings, and look at every
+//! `crate::`, `super::` and `some_crate::` path. A room's own door (`mod.rs`) may re-export its children.
+//! Test modules are held to the floors, but may name what outside crates they like.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each room and its floor. A path belongs to the longest entry that it begins with; the empty one is `lib.rs`.
+const FLOORS: &[(u8, &[&str])] = &[
+    (0, &["limits", "time", "error"]),
+    (1, &["message", "codec"]),
+    (2, &["event", "publish"]),
+    (3, &["log", "relay::machine", "oneshot"]),
+    (4, &["wire", "store", "publish::rabbitmq"]),
+    (5, &["relay", "inbox", "consumer"]),
+    (6, &[""]),
+];
+
+/// Each outside crate and the rooms that may name it. The empty one is `lib.rs`: `pub use redb`.
+const CRATES: &[(&str, &[&str])] = &[
+    ("redb", &["store", ""]),
+    ("libc", &["store"]),
+    ("crc32fast", &["log"]),
+    ("lapin", &["publish::rabbitmq"]),
+    ("tokio", &["publish::rabbitmq"]),
+    ("futures_util", &["publish::rabbitmq"]),
+    ("async_rs", &["publish::rabbitmq"]),
+    ("serde", &["codec", "event"]),
+    ("serde_json", &["codec"]),
+    ("bincode", &["codec"]),
+    ("uuid", &["event"]),
+    ("humantime", &["wire"]),
+    ("crossbeam_channel", &["store", "publish", "publish::rabbitmq", "relay", "consumer"]),
+];
+
+/// Crates that any room may name.
+const ANYWHERE: &[&str] = &["thiserror", "tracing"];
+
+/// What no file holds.
+const UNDONE: &[&str] = &["todo!", "unimplemented!", "#[ignore"];
+
+#[test]
+fn every_file_keeps_to_its_floor_and_its_crates() {
+    let mut wrong = Vec::new();
+    for (file, source) in files("src") {
+        wrong.extend(violations(&file, &source).into_iter().map(|what| format!("src/{file}: {what}")));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn nothing_is_left_undone_or_ignored() {
+    for folder in ["src", "tests", "examples", "benches"] {
+        for (file, source) in files(folder) {
+            let code = code_only(&source);
+            for undone in UNDONE {
+                assert!(!code.contains(undone), "{folder}/{file} holds `{undone}`");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_its_rooms() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let mut section = "";
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if section.ends_with("dependencies]") && !section.contains("dev-") {
+            let Some((name, _)) = line.split_once('=').filter(|_| !line.starts_with('#')) else { continue };
+            let name = name.trim().replace('-', "_");
+            let known = ANYWHERE.contains(&&*name) || CRATES.iter().any(|(known, _)| *known == name);
+            assert!(known, "give `{name}` a room in CRATES");
+        }
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files of a folder, by their path in it. None if there is no such folder yet.
+fn files(folder: &str) -> Vec<(String, String)> {
+    let base = root().join(folder);
+    let (mut folders, mut found) = (vec![base.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten() {
+            let path: PathBuf = entry.expect("a folder entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let name =
+                    path.strip_prefix(&base).expect("below the folder").to_string_lossy().replace('\\', "/");
+                found.push((name, fs::read_to_string(&path).expect("a readable file")));
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// What is wrong with one file of `src/`.
+fn violations(file: &str, source: &str) -> Vec<String> {
+    let module = module_of(file);
+    let Some((floor, room)) = place(&module) else {
+        return vec!["has no floor: add it to FLOORS".to_owned()];
+    };
+    let code = code_only(source);
+    let tested = without_tests(&code);
+    let test_file = module.iter().any(|name| name == "tests");
+    let mut wrong = Vec::new();
+
+    let mut paths = paths_from(&code, "crate", &[]);
+    paths.extend(paths_from(&tested, "super", &module));
+    for path in paths {
+        // What the root re-exports lives on the top floor, as far as this can see.
+        let (to_floor, to_room) = place(&path).unwrap_or((6, ""));
+        if to_room != room && to_floor >= floor {
+            let path = path.join("::");
+            wrong.push(format!("`{room}` is on floor {floor} and imports `{path}` from floor {to_floor}"));
+        }
+    }
+    for (name, rooms) in CRATES {
+        if !test_file && !rooms.contains(&room) && names_crate(&tested, name) {
+            wrong.push(format!("`{room}` names the crate `{name}`, which belongs to {rooms:?}"));
+        }
+    }
+    wrong
+}
+
+/// `log/record.rs` is `log::record`, `log/mod.rs` is `log`, `lib.rs` is the root.
+fn module_of(file: &str) -> Vec<String> {
+    let mut module: Vec<String> = file.trim_end_matches(".rs").split('/').map(str::to_owned).collect();
+    if matches!(module.last().map(String::as_str), Some("mod" | "lib")) {
+        module.pop();
+    }
+    module
+}
+
+/// The floor and the room of a path. Only the root itself is in the room `""`: a file that no entry names has no place.
+fn place(path: &[String]) -> Option<(u8, &'static str)> {
+    let begins_with = |room: &str| {
+        if room.is_empty() {
+            return path.is_empty();
+        }
+        let mut words = path.iter();
+        room.split("::").all(|word| words.next().is_some_and(|other| other == word))
+    };
+    let rooms = FLOORS.iter().flat_map(|(floor, rooms)| rooms.iter().map(|room| (*floor, *room)));
+    rooms.filter(|(_, room)| begins_with(room)).max_by_key(|(_, room)| room.len())
+}
+
+/// All paths in the code that begin with `head` (`crate` or `super`), groups spread out, as paths from the root.
+/// `module` is where the code stands.
+fn paths_from(code: &str, head: &str, module: &[String]) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    for (at, _) in code.match_indices(head) {
+        let before = code.get(..at).and_then(|before| before.chars().next_back());
+        // `super::super`: the first one counts for both.
+        if before.is_some_and(|char| is_word(char) || char == ':') {
+            continue;
+        }
+        let Some(mut rest) = code.get(at..).and_then(|rest| rest.strip_prefix(head)) else { continue };
+        let mut base = module.to_vec();
+        if head == "super" {
+            base.pop();
+            while let Some(upper) =
+                rest.trim_start().strip_prefix("::").and_then(|r| r.trim_start().strip_prefix("super"))
+            {
+                base.pop();
+                rest = upper;
+            }
+        }
+        if let Some(tail) = rest.trim_start().strip_prefix("::") {
+            spread(tail, &base, &mut paths);
+        }
+    }
+    paths
+}
+
+/// Reads `a::b`, `a::{b, c::d}` or `*` from the start of `tail`; returns what is left.
+fn spread<'a>(tail: &'a str, base: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
+    let mut path = base.to_vec();
+    let mut tail = tail.trim_start();
+    loop {
+        if let Some(mut group) = tail.strip_prefix('{') {
+            loop {
+                group = spread(group, &path, paths).trim_start();
+                match group.strip_prefix(',') {
+                    Some(next) if next.trim_start().starts_with('}') => group = next.trim_start(),
+                    Some(next) => {
+                        group = next;
+                        continue;
+                    }
+                    None => {}
+                }
+                return group.strip_prefix('}').unwrap_or(group);
+            }
+        }
+        let end = tail.find(|char| !is_word(char)).unwrap_or(tail.len());
+        let (word, rest) = tail.split_at(end);
+        if !word.is_empty() && word != "self" {
+            path.push(word.to_owned());
+        }
+        tail = rest.strip_prefix('*').unwrap_or(rest).trim_start();
+        let Some(next) = tail.strip_prefix("::").filter(|next| !next.trim_start().starts_with('<')) else {
+            // ` as other`
+            let renamed = tail.strip_prefix("as ").map(|name| name.trim_start().trim_start_matches(is_word));
+            paths.push(path);
+            return renamed.unwrap_or(tail);
+        };
+        tail = next.trim_start();
+    }
+}
+
+/// Whether the code names an outside crate: `name::`, `use name;` or `use name as`.
+fn names_crate(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| {
+        let (before, after) = code.split_at(at);
+        let after = after.strip_prefix(name).unwrap_or_default();
+        if after.starts_with(is_word) || before.ends_with(|char| is_word(char) || char == '.') {
+            return false;
+        }
+        let (before, after) = (before.trim_end(), after.trim_start());
+        let in_path = after.starts_with("::");
+        let absolute =
+            before.strip_suffix("::").is_none_or(|head| !head.ends_with(|char| is_word(char) || char == '>'));
+        let imported = before.ends_with("use") || before.ends_with("extern crate");
+        absolute && (in_path || imported)
+    })
+}
+
+fn is_word(char: char) -> bool {
+    char.is_alphanumeric() || char == '_'
+}
+
+/// The code with every comment, string and character literal blanked out. Line breaks stay.
+fn code_only(source: &str) -> String {
+    let mut code = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(char) = rest.chars().next() {
+        let literal = if code.ends_with(is_word) && !rest.starts_with('"') { 0 } else { literal_len(rest) };
+        let len = literal.max(comment_len(rest));
+        let (skipped, left) = rest.split_at(if len == 0 { char.len_utf8() } else { len });
+        if len == 0 {
+            code.push(char);
+        } else {
+            code.push(' ');
+            code.extend(skipped.chars().filter(|char| *char == '\n'));
+        }
+        rest = left;
+    }
+    code
+}
+
+/// How long the comment is that the text begins with; 0 if it does not.
+fn comment_len(text: &str) -> usize {
+    if text.starts_with("//") {
+        return text.find('\n').unwrap_or(text.len());
+    }
+    if !text.starts_with("/*") {
+        return 0;
+    }
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        if rest.starts_with("/*") {
+            depth += 1;
+            at += 2;
+        } else if rest.starts_with("*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += rest.chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    text.len()
+}
+
+/// How long the string or character literal is that the text begins with; 0 if it does not.
+fn literal_len(text: &str) -> usize {
+    let body = text.strip_prefix(['b', 'c']).unwrap_or(text);
+    let prefix = text.len() - body.len();
+    if let Some(raw) = body.strip_prefix('r') {
+        let hashes = raw.len() - raw.trim_start_matches('#').len();
+        if raw.trim_start_matches('#').starts_with('"') {
+            let close = format!("\"{}", "#".repeat(hashes));
+            let open = prefix + 1 + hashes + 1;
+            let end = text.get(open..).and_then(|inside| inside.find(&close));
+            return end.map_or(text.len(), |end| open + end + close.len());
+        }
+    }
+    if body.starts_with('"') {
+        return prefix + quoted_len(body, '"');
+    }
+    // A lifetime is a quote and a word without a second quote right after its first letter.
+    let mut chars = body.chars();
+    match (chars.next(), chars.next(), chars.next()) {
+        (Some('\''), Some('\\'), _) => prefix + quoted_len(body, '\''),
+        (Some('\''), Some(char), Some('\'')) => prefix + char.len_utf8() + 2,
+        _ => 0,
+    }
+}
+
+fn quoted_len(text: &str, quote: char) -> usize {
+    let mut escaped = true; // the opening quote
+    for (at, char) in text.char_indices() {
+        match char {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            _ if char == quote => return at + char.len_utf8(),
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The code without the items that stand under `#[cfg(test)]`.
+fn without_tests(code: &str) -> String {
+    const MARK: &str = "#[cfg(test)]";
+    let mut kept = String::with_capacity(code.len());
+    let mut rest = code;
+    while let Some((before, item)) = rest.split_once(MARK) {
+        kept.push_str(before);
+        let mut depth = 0_usize;
+        let end = item.char_indices().find(|(_, char)| {
+            match char {
+                '{' | '[' | '(' => depth += 1,
+                '}' | ']' | ')' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            depth == 0 && matches!(char, ';' | '}')
+        });
+        rest = end.and_then(|(at, _)| item.get(at + 1..)).unwrap_or_default();
+    }
+    kept + rest
+}
+
+mod itself {
+    //! The check is checked: what it must flag, and what it must let pass.
+
+    use super::*;
+
+    fn flags(file: &str, source: &str) -> usize {
+        violations(file, source).len()
+    }
+
+    #[test]
+    fn lower_floors_and_the_own_room_are_free() {
+        assert_eq!(flags("store/mod.rs", "use crate::{error::Error, log::{self, Record}};"), 0);
+        assert_eq!(flags("store/writer.rs", "use super::commit::Batch; use crate::store::Core;"), 0);
+        assert_eq!(flags("lib.rs", "pub use crate::store::Store; pub use redb;"), 0);
+        assert_eq!(flags("relay/mod.rs", "use crate::relay::machine::Machine; use super::store::Core;"), 0);
+    }
+
+    #[test]
+    fn a_higher_or_an_equal_floor_is_flagged() {
+        assert_eq!(flags("event.rs", "use crate::store::Store;"), 1);
+        assert_eq!(flags("event.rs", "fn f() -> crate::publish::Epoch { todo() }"), 1);
+        assert_eq!(flags("log/mod.rs", "use crate::{\n  limits::A,\n  store::{B, C},\n};"), 2);
+        assert_eq!(flags("log/mod.rs", "use crate::{limits::A, store as s, relay::*,};"), 2);
+        assert_eq!(flags("relay/machine/mod.rs", "use crate::relay::Shell;"), 1);
+        assert_eq!(flags("publish/mod.rs", "use crate::publish::rabbitmq::Connection;"), 1);
+        assert_eq!(flags("error.rs", "use crate::Store;"), 1, "the root is the top floor");
+    }
+
+    #[test]
+    fn super_is_followed_upwards() {
+        assert_eq!(flags("relay/machine/keys.rs", "use super::types::Key;"), 0);
+        assert_eq!(flags("relay/machine/keys.rs", "use super::super::Shell;"), 1);
+        assert_eq!(flags("relay/machine/keys.rs", "use super::super::super::{store::Core, limits::A};"), 1);
+        assert_eq!(flags("event.rs", "use super::store::Core;"), 1);
+        assert_eq!(flags("event.rs", "#[cfg(test)] mod tests { use super::*; }"), 0);
+    }
+
+    #[test]
+    fn an_outside_crate_stays_in_its_room() {
+        assert_eq!(flags("log/mod.rs", "use redb::Database;"), 1);
+        assert_eq!(flags("log/mod.rs", "fn f() { ::redb :: Database::open() }"), 1);
+        assert_eq!(flags("log/mod.rs", "use redb;"), 1);
+        assert_eq!(flags("relay/machine/mod.rs", "use crossbeam_channel::Sender;"), 1);
+        assert_eq!(flags("publish/memory/mod.rs", "use tokio::sync::mpsc;"), 1);
+        assert_eq!(flags("publish/rabbitmq/link.rs", "use tokio::sync::mpsc; use lapin::Channel;"), 0);
+        assert_eq!(
+            flags("event.rs", "Event::bincode(x); self.bincode::<T>(); my_redb::x(); redb_path::y();"),
+            0
+        );
+    }
+
+    #[test]
+    fn a_test_module_obeys_the_floors_but_names_what_it_likes() {
+        let test = "use redb::X; use crate::relay::Y;";
+        assert_eq!(
+            flags("log/mod.rs", &format!("#[cfg(test)]\nmod tests {{ fn f() {{ {{}} }} {test} }}")),
+            1
+        );
+        assert_eq!(flags("log/tests.rs", test), 1);
+        assert_eq!(
+            flags("log/mod.rs", "#[cfg(test)]\n#[allow(x)]\nmod tests; use redb::X;"),
+            1,
+            "the item ends there"
+        );
+    }
+
+    #[test]
+    fn comments_and_strings_are_no_code() {
+        let source = r##"
+            //! [`x`](crate::store::Store)
+            /* redb::X /* nested */ crate::relay::Y */
+            const A: &str = "crate::store::Z \" redb::X";
+            const B: &str = r#"crate::store::Z " redb::X"#;
+            const C: (char, char, &'static [u8]) = ('"', '\'', b"redb::X");
+        "##;
+        assert_eq!(flags("error.rs", source), 0);
+        assert_eq!(flags("error.rs", "const Q: char = '\"'; use crate::store::X; const R: char = '\"';"), 1);
+        assert_eq!(flags("error.rs", "fn f<'a>(x: &'a str) { crate::store::x() }"), 1);
+    }
+
+    #[test]
+    fn a_file_without_a_floor_is_flagged() {
+        assert_eq!(violations("surprise.rs", ""), ["has no floor: add it to FLOORS"]);
+        assert_eq!(flags("relay/surprise.rs", ""), 0, "a room may grow");
+    }
+}
