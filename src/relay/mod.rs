@@ -296,7 +296,9 @@ impl Relay {
     fn end(&mut self, patience: Duration) -> StopReport {
         let Some(ended) = self.ended.take() else { return StopReport::default() };
         let deadline = Instant::now() + patience;
-        let _ = self.requests.send(RelayRequest::Stop { deadline });
+        // The thread gives up a little earlier, so that its report comes in time.
+        let margin = (patience / 5).min(Duration::from_millis(200));
+        let _ = self.requests.send(RelayRequest::Stop { deadline: deadline - margin });
         match ended.wait_until(deadline) {
             Some(report) => report.unwrap_or_default(),
             None => {

@@ -229,6 +229,8 @@ fn trim(
     alone: bool,
 ) -> Result<()> {
     let from = next.state.trimmed_to;
+    // What is left is done when the store is idle.
+    next.trim_left = floor > from && !alone;
     let floor = floor.min(next.state.lanes_through);
     if floor <= from || (!alone && floor - from < TRIM_BATCH_MIN) {
         return Ok(());
@@ -263,7 +265,7 @@ fn trim(
     if to > from {
         log.retain_in(from..to, |seq, _| keep.contains(&seq))?;
         next.state.trimmed_to = to;
-        next.trim_left = to < floor;
+        next.trim_left |= to < floor;
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ pub(crate) struct Tail {
     /// Inbox rows added since the last sweep step, and where the next one begins.
     pub(crate) inbox_added: usize,
     pub(crate) sweep_after: Vec<u8>,
-    /// Records could go now, but the last commit had done its share.
+    /// Records can go, but the last commit had done its share, or put it off until the store is idle.
     pub(crate) trim_left: bool,
 }
 

@@ -1,6 +1,5 @@
 //! Events that a relay has taken out: look at them, send them again, or give them up.
 
-
 use super::Store;
 use super::cursor::ExceptionRow;
 use super::failure::damaged_row;

@@ -72,7 +72,13 @@ impl Store {
         }
         tx.redb().open_table(CURSORS)?.remove(name)?;
         tx.finish(1)?;
-        core.tail().cursors.remove(name);
+        {
+            let mut tail = core.tail();
+            tail.cursors.remove(name);
+            // What only this relay still wanted can go.
+            tail.trim_left = true;
+        }
+        self.announce_ride();
         Ok(())
     }
 }

@@ -80,8 +80,13 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// The thread's whole life.
 pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
-    let mut state =
-        Writer { core, batch: Vec::with_capacity(BATCH_WRITES_MAX), flushes: Vec::new(), stop: false };
+    let mut state = Writer {
+        core,
+        batch: Vec::with_capacity(BATCH_WRITES_MAX),
+        flushes: Vec::new(),
+        stop: false,
+        trimming: false,
+    };
     while !state.stop {
         state.wait(jobs);
         while state.batch.len() < BATCH_WRITES_MAX && !state.stop {
@@ -106,6 +111,8 @@ struct Writer<'a> {
     batch: Vec<Box<dyn Write>>,
     flushes: Vec<oneshot::Sender<Result<()>>>,
     stop: bool,
+    /// The last thing done was a commit while idle.
+    trimming: bool,
 }
 
 impl Writer<'_> {
@@ -115,13 +122,19 @@ impl Writer<'_> {
         let trim_left = self.core.tail().trim_left;
         let delay = Duration::from_millis(self.core.settings.ride_ms);
         let job = match since {
-            _ if trim_left => jobs.recv_timeout(Duration::from_millis(1)),
+            // In the middle of trimming: go on, unless something else is to be done.
+            _ if trim_left && self.trimming => jobs.recv_timeout(Duration::from_millis(1)),
             Some(since) => jobs.recv_deadline(since + delay),
+            None if trim_left => jobs.recv_timeout(delay),
             None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
+        self.trimming = false;
         match job {
             Ok(job) => self.take(job),
-            Err(RecvTimeoutError::Timeout) => self.commit_ride(),
+            Err(RecvTimeoutError::Timeout) => {
+                self.commit_ride();
+                self.trimming = true;
+            }
             Err(RecvTimeoutError::Disconnected) => self.stop = true,
         }
     }

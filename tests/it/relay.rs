@@ -1,0 +1,525 @@
+//! The relay against the scripted in-process broker: promises P2 to P5, P7 to P9, P11.
+//!
+//! Judged from the broker's own tap, never from our records.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
+use onewrite::redb::{Database, TableDefinition};
+use onewrite::{
+    ConfirmError, Error, Event, FaultClass, HeaderValue, Message, Ordering, QuarantinePolicy, Relay,
+    RelayBuilder, RelayState, Store, wire,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
+
+fn open() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    (folder, store)
+}
+
+/// A broker with an exchange `e` that fans out to a queue `q`.
+fn broker() -> MemoryBroker {
+    let broker = MemoryBroker::with_tap();
+    broker.declare_exchange("e", ExchangeKind::Topic);
+    broker.declare_queue("q", QueueOptions::default());
+    broker.bind("q", "e", "#").unwrap();
+    broker
+}
+
+fn event(text: &str, key: Option<&str>) -> Event {
+    let event = Event::bytes("t", text.as_bytes().to_vec()).to("e", "r");
+    match key {
+        Some(key) => event.key(key),
+        None => event,
+    }
+}
+
+fn append(store: &Store, event: Event) -> onewrite::Receipt<onewrite::Appended> {
+    store.write(move |tx| tx.append(event.clone())).unwrap()
+}
+
+fn quick(store: &Store) -> RelayBuilder {
+    store.relay("r").backoff(Duration::from_millis(2), Duration::from_millis(20))
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn text(message: &Message) -> String {
+    String::from_utf8(message.payload.clone()).unwrap()
+}
+
+fn tapped(broker: &MemoryBroker) -> Vec<String> {
+    broker.tap().iter().map(|tapped| text(&tapped.message)).collect()
+}
+
+/// Takes everything, confirms nothing, until `release`.
+fn hold_confirms(broker: &MemoryBroker) {
+    broker.script(Rule::any().always().then(Verdict::HoldConfirm));
+}
+
+fn release(broker: &MemoryBroker) {
+    broker.clear_script();
+    broker.release_confirms();
+}
+
+fn stop(relay: Relay) {
+    let report = relay.stop(SOON);
+    assert!(report.clean, "{report:?}");
+}
+
+/// P2. Nothing of a transaction that has not committed, or was rolled back, reaches the broker.
+#[test]
+fn no_phantom() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let tx = store.begin().unwrap();
+    tx.append(event("rolled back", None)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    drop(tx);
+    store.write(|tx| tx.append(event("failed", None)).and(Err::<(), _>(Error::app("no")))).unwrap_err();
+    let tx = store.begin().unwrap();
+    tx.append(event("committed", None)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(tapped(&broker), Vec::<String>::new());
+    tx.commit().unwrap().confirmed(SOON).unwrap();
+    assert_eq!(tapped(&broker), ["committed"]);
+    stop(relay);
+}
+
+/// P3, P4, P5, P7. The broker goes away and comes back while many keys are written. Everything arrives, per key in
+/// order; a resend has the same id, lane number and bytes; writes never wait; no attempt is spent.
+#[test]
+fn outage_loses_nothing_and_keeps_order() {
+    let (_folder, store) = open();
+    let broker = broker();
+    // With a single attempt, an outage that spent one would send events to quarantine.
+    let relay = quick(&store).attempts(1).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let (mut sent, mut slowest) = (Vec::new(), Duration::ZERO);
+    for n in 0..400 {
+        if n % 40 == 10 {
+            broker.script(Rule::any().times(3).then(Verdict::LoseConfirm));
+        }
+        if n % 40 == 20 {
+            broker.go_down();
+        }
+        if n % 40 == 30 {
+            broker.come_up();
+        }
+        let key = format!("k{}", n % 7);
+        let start = Instant::now();
+        append(&store, event(&format!("{key}:{n}"), Some(&key)));
+        slowest = slowest.max(start.elapsed());
+        sent.push(format!("{key}:{n}"));
+    }
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    let stats = store.stats().unwrap();
+    assert_eq!((stats.relays["r"].quarantined, stats.relays["r"].confirmed), (0, 400));
+
+    let mut first = BTreeMap::<String, Arc<Message>>::new();
+    let mut order = Vec::new();
+    for tapped in broker.tap() {
+        let text = text(&tapped.message);
+        let Some(earlier) = first.get(&text) else {
+            order.push(text.clone());
+            first.insert(text, tapped.message);
+            continue;
+        };
+        assert_eq!(earlier.message_id, tapped.message.message_id);
+        for header in [wire::LANE, wire::LANE_NUMBER, wire::STORE, wire::EPOCH, wire::CRC] {
+            assert_eq!(earlier.header(header), tapped.message.header(header), "{header}");
+        }
+        assert_eq!(tapped.message.header(wire::RESEND), Some(&HeaderValue::Bool(true)));
+    }
+    assert_eq!(order.len(), 400);
+    for key in 0..7 {
+        let of = |all: &[String]| -> Vec<String> {
+            all.iter().filter(|text| text.starts_with(&format!("k{key}:"))).cloned().collect()
+        };
+        assert_eq!(of(&order), of(&sent));
+    }
+    stop(relay);
+}
+
+/// P3, P5. An unroutable event is tried, then quarantined with the broker's words; its key waits, others do not. Redriven
+/// once the route is there, it is published first, then those behind it.
+#[test]
+fn unroutable_is_quarantined_and_redriven_in_order() {
+    let (_folder, store) = open();
+    let broker = MemoryBroker::with_tap();
+    broker.declare_exchange("e", ExchangeKind::Topic);
+    broker.declare_queue("q", QueueOptions::default());
+    broker.bind("q", "e", "good").unwrap();
+    let relay = quick(&store).destination_attempts(3).publish_to(broker.publisher()).unwrap();
+    let bad = append(&store, Event::bytes("t", b"a0".to_vec()).to("e", "bad").key("a"));
+    let behind = append(&store, Event::bytes("t", b"a1".to_vec()).to("e", "good").key("a"));
+    let other = append(&store, Event::bytes("t", b"b0".to_vec()).to("e", "good").key("b"));
+    other.confirmed(SOON).unwrap();
+    match bad.confirmed(SOON).unwrap_err() {
+        ConfirmError::Quarantined { seq: 0, fault } => {
+            assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(312)));
+        }
+        error => panic!("{error}"),
+    }
+    assert!(matches!(behind.confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
+    let quarantine = store.quarantine("r").unwrap();
+    let listed = quarantine.list(None, 10).unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].seq, listed[0].destination_attempts, listed[0].holds_key), (0, 3, true));
+    let (_, record) = quarantine.show(0).unwrap();
+    assert_eq!(record.unwrap().payload(), b"a0");
+    assert!(matches!(quarantine.redrive(1), Err(Error::NotQuarantined { seq: 1, .. })));
+
+    broker.bind("q", "e", "bad").unwrap();
+    quarantine.redrive(0).unwrap();
+    behind.confirmed(SOON).unwrap();
+    let queued: Vec<_> = broker.messages("q").iter().map(|stored| text(&stored.message)).collect();
+    assert_eq!(queued, ["b0", "a0", "a1"]);
+    assert!(quarantine.list(None, 10).unwrap().is_empty());
+    stop(relay);
+}
+
+/// Discarding what is in quarantine frees its key; with the policy `SkipEvent` it never held it.
+#[test]
+fn discard_and_skip_free_the_key() {
+    for policy in [QuarantinePolicy::HoldKey, QuarantinePolicy::SkipEvent] {
+        let (_folder, store) = open();
+        let broker = broker();
+        broker.script(
+            Rule::matching(|publishing| publishing.message.payload == b"poison")
+                .always()
+                .then(Verdict::close_channel(FaultClass::Message, 406, "PRECONDITION_FAILED")),
+        );
+        let relay = quick(&store).attempts(2).on_quarantine(policy).publish_to(broker.publisher()).unwrap();
+        let poison = append(&store, event("poison", Some("a")));
+        let behind = append(&store, event("behind", Some("a")));
+        assert!(matches!(poison.confirmed(SOON), Err(ConfirmError::Quarantined { seq: 0, .. })));
+        if policy == QuarantinePolicy::HoldKey {
+            assert!(matches!(behind.confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
+            store.quarantine("r").unwrap().discard(0).unwrap();
+        }
+        behind.confirmed(SOON).unwrap();
+        let queued: Vec<_> = broker.messages("q").iter().map(|stored| text(&stored.message)).collect();
+        assert_eq!(queued, ["behind"], "{policy:?}");
+        stop(relay);
+    }
+}
+
+/// One message that makes the broker close the channel takes a whole window with it. Only it goes to quarantine.
+#[test]
+fn poison_kills_only_itself() {
+    let (_folder, store) = open();
+    let broker = broker();
+    broker.script(
+        Rule::matching(|publishing| publishing.message.payload == b"poison")
+            .always()
+            .then(Verdict::close_channel(FaultClass::Message, 406, "too large")),
+    );
+    for n in 0..200 {
+        append(&store, event(if n == 77 { "poison" } else { "good" }, (n % 3 == 0).then_some("k")));
+    }
+    let relay = quick(&store).attempts(3).publish_to(broker.publisher()).unwrap();
+    until("all but one confirmed", || relay.status().confirmed >= 199);
+    until("one in quarantine", || relay.status().quarantined == 1);
+    assert_eq!(store.quarantine("r").unwrap().list(None, 10).unwrap()[0].seq, 77);
+    assert_eq!(broker.messages("q").iter().filter(|stored| stored.message.payload == b"poison").count(), 0);
+    stop(relay);
+}
+
+/// A full queue nacks. The same event is tried again, its key waits, nothing is spent; once there is room all arrive.
+#[test]
+fn nacks_spend_nothing() {
+    let (_folder, store) = open();
+    let broker = broker();
+    broker.script(Rule::any().times(60).then(Verdict::Nack));
+    let relay = quick(&store).attempts(1).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    for n in 0..20 {
+        append(&store, event(&format!("{n:02}"), Some("k")));
+    }
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    let queued: Vec<_> = broker.messages("q").iter().map(|stored| text(&stored.message)).collect();
+    assert_eq!(queued, (0..20).map(|n| format!("{n:02}")).collect::<Vec<_>>());
+    assert_eq!(relay.status().quarantined, 0);
+    stop(relay);
+}
+
+/// `not_before` is waited for, without holding others; what has expired is quarantined as such.
+#[test]
+fn scheduled_and_expired() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let now = SystemTime::now();
+    let due = now + Duration::from_secs(2);
+    let later = append(&store, event("later", Some("k")).not_before(due));
+    let expired = append(&store, event("expired", Some("k")).expires(now));
+    let sooner = append(&store, event("sooner", Some("k")));
+    sooner.confirmed(SOON).unwrap();
+    match expired.confirmed(SOON).unwrap_err() {
+        ConfirmError::Quarantined { seq: 1, fault } => assert_eq!(fault.class, FaultClass::Expired),
+        error => panic!("{error}"),
+    }
+    assert_eq!(tapped(&broker), ["sooner"]);
+    later.confirmed(SOON).unwrap();
+    assert!(SystemTime::now() >= due);
+    assert_eq!(tapped(&broker), ["sooner", "later"]);
+    stop(relay);
+}
+
+/// A scheduled event survives a restart of the relay, and is published when it is due.
+#[test]
+fn scheduled_survives_a_restart() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let due = SystemTime::now() + Duration::from_secs(1);
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    append(&store, event("later", None).not_before(due));
+    append(&store, event("now", None)).confirmed(SOON).unwrap();
+    stop(relay);
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    until("both", || tapped(&broker).len() == 2);
+    assert!(SystemTime::now() >= due);
+    assert_eq!(tapped(&broker), ["now", "later"]);
+    stop(relay);
+}
+
+/// P11. `stop` keeps its deadline also when the broker hangs or blocks, and what was in flight is published again.
+#[test]
+fn stop_is_prompt() {
+    let (_folder, store) = open();
+    let broker = broker();
+    broker.hang(true);
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    append(&store, event("a", None));
+    until("in flight", || relay.status().in_flight == 1);
+    let start = Instant::now();
+    let report = relay.stop(Duration::from_millis(300));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!((report.clean, report.unknown, report.backlog_events), (false, 1, 1));
+    broker.hang(false);
+
+    broker.block(true);
+    until("the name is free again", || {
+        let Ok(relay) = quick(&store).publish_to(broker.publisher()) else { return false };
+        until("blocked", || relay.status().state == RelayState::Blocked);
+        let start = Instant::now();
+        relay.stop(SOON);
+        start.elapsed() < Duration::from_secs(5)
+    });
+    broker.block(false);
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    stop(relay);
+}
+
+/// Pause holds what is new; resume lets it go.
+#[test]
+fn pause_and_resume() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    until("connected", || relay.status().state == RelayState::Connected);
+    relay.pause();
+    until("paused", || relay.status().state == RelayState::Paused);
+    let receipt = append(&store, event("a", None));
+    assert!(matches!(receipt.confirmed(Duration::from_millis(100)), Err(ConfirmError::Timeout { .. })));
+    relay.resume();
+    receipt.confirmed(SOON).unwrap();
+    stop(relay);
+}
+
+/// P8. A backlog of 50,000 events before a broker that hangs: no more than the named bounds is in memory; all arrive
+/// once it answers, and the log is trimmed behind them.
+#[test]
+fn bounded_before_a_large_backlog() {
+    let (_folder, store) = open();
+    for chunk in 0..50 {
+        store
+            .write(move |tx| {
+                (0..1000).try_for_each(|n| tx.append(event(&format!("{chunk}.{n}"), None)).map(drop))
+            })
+            .unwrap();
+    }
+    let broker = broker();
+    hold_confirms(&broker);
+    let relay = quick(&store).window_events(100).publish_to(broker.publisher()).unwrap();
+    until("a full window", || relay.status().in_flight == 100);
+    std::thread::sleep(Duration::from_millis(100));
+    let status = relay.status();
+    assert_eq!(status.in_flight, 100);
+    assert!(status.in_memory <= 400, "{status:?}");
+    release(&broker);
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    until("a trimmed log", || store.stats().unwrap().trimmed_to == 50_000);
+    assert_eq!(broker.queue_len("q"), 50_000);
+    stop(relay);
+}
+
+/// P3, P4. The file is copied while the relay works, as a crash would leave it. Whatever the copy has not noted as
+/// confirmed is published from it again; nothing is lost.
+#[test]
+fn a_crash_at_any_moment_loses_nothing() {
+    let (folder, store) = open();
+    let broker = broker();
+    let relay = quick(&store).window_events(16).publish_to(broker.publisher()).unwrap();
+    let written = Arc::new(AtomicU64::new(0));
+    let writer = std::thread::spawn({
+        let (store, written) = (store.clone(), Arc::clone(&written));
+        move || {
+            for n in 0..600 {
+                let key = format!("k{}", n % 5);
+                append(&store, event(&format!("{n}"), Some(&key)));
+                written.store(n + 1, Relaxed);
+            }
+        }
+    });
+    for round in 0..5 {
+        until("progress", || written.load(Relaxed) >= 100 * (round + 1));
+        // A copy is what a crash leaves only if no write tears it: hold the writers for the moment.
+        let hold = store.begin().unwrap();
+        let acknowledged = written.load(Relaxed);
+        let before = tapped(&broker);
+        let copy = folder.path().join(format!("copy{round}.redb"));
+        std::fs::copy(store.path(), &copy).unwrap();
+        drop(hold);
+
+        let crashed = Store::open(&copy).unwrap();
+        let again = self::broker();
+        let second = quick(&crashed).publish_to(again.publisher()).unwrap();
+        until("an empty backlog", || crashed.stats().unwrap().backlog_events == 0);
+        let mut all = before;
+        all.extend(tapped(&again));
+        for n in 0..acknowledged {
+            assert!(all.contains(&n.to_string()), "round {round}: {n} of {acknowledged} is lost");
+        }
+        stop(second);
+    }
+    writer.join().unwrap();
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    stop(relay);
+}
+
+/// P9. A record damaged on disk is never published: it goes to quarantine with its number, and the rest goes on.
+#[test]
+fn a_damaged_record_is_quarantined() {
+    let (folder, store) = open();
+    for n in 0..10 {
+        append(&store, event(&format!("{n}"), Some("k")));
+    }
+    store.close().unwrap();
+    let path = folder.path().join("a.redb");
+    let db = Database::open(&path).unwrap();
+    let tx = db.begin_write().unwrap();
+    {
+        let mut log = tx.open_table(LOG).unwrap();
+        let mut frame = log.remove(4).unwrap().unwrap().value().to_vec();
+        *frame.last_mut().unwrap() ^= 1;
+        log.insert(4, frame.as_slice()).unwrap();
+    }
+    tx.commit().unwrap();
+    drop(db);
+
+    let store = Store::open(&path).unwrap();
+    let broker = broker();
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    until("nine confirmed", || relay.status().confirmed == 9);
+    assert_eq!(tapped(&broker), ["0", "1", "2", "3", "5", "6", "7", "8", "9"]);
+    let quarantine = store.quarantine("r").unwrap();
+    let listed = quarantine.list(None, 10).unwrap();
+    assert_eq!((listed[0].seq, listed[0].fault.class), (4, FaultClass::Undecodable));
+    assert!(matches!(quarantine.redrive(4), Err(Error::Corrupt(error)) if error.seq == 4));
+    quarantine.discard(4).unwrap();
+    stop(relay);
+}
+
+/// Two relays drain one log, each at its own pace; the log waits for the slower one, until it is forgotten.
+#[test]
+fn two_relays_on_one_log() {
+    let (_folder, store) = open();
+    let (fast, slow) = (broker(), broker());
+    slow.hang(true);
+    let first = quick(&store).publish_to(fast.publisher()).unwrap();
+    let second = store.relay("slow").publish_to(slow.publisher()).unwrap();
+    assert!(matches!(store.relay("slow").publish_to(slow.publisher()), Err(Error::RelayRunning { .. })));
+    let receipts: Vec<_> = (0..50).map(|n| append(&store, event(&format!("{n}"), None))).collect();
+    assert!(matches!(receipts[0].confirmed(SOON), Err(ConfirmError::NoRelay(_))));
+    receipts.iter().for_each(|receipt| receipt.confirmed_by("r", SOON).unwrap());
+    assert!(matches!(
+        receipts[0].confirmed_by("slow", Duration::from_millis(20)),
+        Err(ConfirmError::Timeout { .. })
+    ));
+    assert!(matches!(store.forget_relay("slow"), Err(Error::RelayRunning { .. })));
+    assert_eq!(store.stats().unwrap().backlog_events, 50);
+    second.stop(Duration::from_millis(100));
+    until("forgotten", || store.forget_relay("slow").is_ok());
+    until("trimmed", || store.stats().unwrap().trimmed_to == 50);
+    stop(first);
+    assert!(matches!(store.forget_relay("nobody"), Err(Error::NoSuchRelay { .. })));
+}
+
+/// Total order: one event in flight in all. Relaxed: a key is pipelined.
+#[test]
+fn orderings() {
+    for (ordering, in_flight) in [(Ordering::PerKey, 1), (Ordering::Total, 1), (Ordering::Relaxed, 20)] {
+        let (_folder, store) = open();
+        let broker = broker();
+        hold_confirms(&broker);
+        for n in 0..20 {
+            append(&store, event(&format!("{n:02}"), Some("k")));
+        }
+        let relay = quick(&store).ordering(ordering).publish_to(broker.publisher()).unwrap();
+        until("in flight", || relay.status().in_flight == in_flight);
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(relay.status().in_flight, in_flight, "{ordering:?}");
+        release(&broker);
+        until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+        assert_eq!(tapped(&broker), (0..20).map(|n| format!("{n:02}")).collect::<Vec<_>>());
+        stop(relay);
+    }
+}
+
+/// While writes flow the relay adds no commit of its own, and so no fsync.
+#[test]
+fn progress_rides_on_the_applications_commits() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    append(&store, event("warm", None)).confirmed(SOON).unwrap();
+    let before = store.stats().unwrap();
+    let start = Instant::now();
+    let mut writes = 0;
+    while start.elapsed() < Duration::from_millis(700) {
+        append(&store, event("x", None));
+        writes += 1;
+    }
+    let after = store.stats().unwrap();
+    assert_eq!(after.commits_alone, before.commits_alone, "over {writes} writes");
+    assert!(after.relays["r"].confirmed > before.relays["r"].confirmed);
+    stop(relay);
+}
+
+/// Settings that cannot work are refused by name.
+#[test]
+fn bad_settings_are_named() {
+    let (_folder, store) = open();
+    let refused =
+        |builder: RelayBuilder| builder.publish_to(MemoryBroker::new().publisher()).unwrap_err().to_string();
+    assert_eq!(refused(store.relay("")), "setting `name`: a relay's name is 1 to 255 bytes long");
+    assert_eq!(refused(store.relay("r").window_events(0)), "setting `window_events`: it must be 1 to 16384");
+    assert_eq!(refused(store.relay("r").window_bytes(0)), "setting `window_bytes`: it must be at least 1");
+    assert_eq!(refused(store.relay("r").attempts(0)), "setting `attempts`: it must be at least 1");
+    assert!(matches!(store.quarantine("r"), Err(Error::NoSuchRelay { .. })));
+}
