@@ -1,4 +1,5 @@
 //! The integration tests: one binary, modules by theme.
 
+mod consumer;
 mod floors;
 mod relay;
