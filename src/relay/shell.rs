@@ -93,7 +93,7 @@ impl Shell {
         status: Arc<Mutex<RelayStatus>>,
     ) -> Result<Self> {
         let core = registered.store.core();
-        let found = relay_rows::find_rows(core, cursor.id, settings.retrying_max)?;
+        let found = relay_rows::find_rows(core, &cursor, settings.retrying_max)?;
         let mut held = HashMap::new();
         let mut names = HashMap::new();
         let records = relay_rows::read_records(core, found.retrying.iter().map(|(seq, _)| *seq))?;
@@ -108,6 +108,8 @@ impl Shell {
             holding: found.holding,
             retrying,
             parked_keys: found.parked_keys,
+            parked_ahead: found.parked_ahead,
+            ahead: found.ahead,
             next_due_ms: found.next_due_ms,
         };
         let now = core.settings.clock.now();
@@ -356,7 +358,7 @@ impl Shell {
                 self.blocked = false;
                 self.state = RelayState::Disconnected(fault.clone());
                 self.last_fault = Some(fault.clone());
-                self.step(Input::Down { epoch, fault });
+                self.step(Input::Down { fault });
             }
             PublisherEvent::Blocked { blocked } => {
                 tracing::warn!(blocked, "the broker blocks publishers, or no longer does");

@@ -132,10 +132,14 @@ pub(crate) struct FoundRows {
     pub(crate) holding: Vec<(u64, Key)>,
     pub(crate) retrying: Vec<(u64, Exception)>,
     pub(crate) parked_keys: Vec<Key>,
+    pub(crate) parked_ahead: Vec<(Key, u64)>,
+    pub(crate) ahead: Vec<u64>,
     pub(crate) next_due_ms: Option<u64>,
 }
 
-pub(crate) fn find_rows(core: &Core, id: CursorId, retrying_max: usize) -> Result<FoundRows> {
+/// Everything that stands apart from the cursor's position. What each part means: see `Recovered`.
+pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Result<FoundRows> {
+    let id = cursor.id;
     let tx = core.begin_read()?;
     let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
     let mut found = FoundRows::default();
@@ -143,6 +147,9 @@ pub(crate) fn find_rows(core: &Core, id: CursorId, retrying_max: usize) -> Resul
         let (at, row) = row?;
         let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
         let row = ExceptionRow::from_bytes(row.value())?;
+        if seq >= cursor.position {
+            found.ahead.push(seq);
+        }
         match (row.exception.state, row.key) {
             (ExceptionState::Retry { .. }, _) if found.retrying.len() < retrying_max => {
                 found.retrying.push((seq, row.exception));
@@ -159,27 +166,35 @@ pub(crate) fn find_rows(core: &Core, id: CursorId, retrying_max: usize) -> Resul
             (ExceptionState::Quarantined { .. }, _) => {}
         }
     }
-    found.parked_keys = parked_keys(&tx.open_table(PARKED)?, &from, &to)?;
+    find_parked(&tx.open_table(PARKED)?, cursor, &mut found)?;
     Ok(found)
 }
 
-/// The distinct keys, by skipping from each to the next.
-fn parked_keys(
+/// Goes from each parked key to the next.
+fn find_parked(
     parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    from: &[u8],
-    to: &[u8],
-) -> Result<Vec<Key>> {
-    let mut keys_found = Vec::new();
-    let mut from = from.to_vec();
-    while let Some(row) = parked.range(from.as_slice()..to)?.next() {
+    cursor: &Cursor,
+    found: &mut FoundRows,
+) -> Result<()> {
+    let mut from = cursor.id.to_be_bytes().to_vec();
+    let end = keys::after_prefix(&from);
+    while let Some(row) = parked.range(from.as_slice()..end.as_slice())?.next() {
         let (at, _) = row?;
-        let at = at.value();
-        let key = keys::parked_key(at).ok_or_else(|| damaged_row("parked"))?;
-        keys_found.push(Key::from(key));
-        let key_end = at.len() - size_of::<u64>();
-        from = keys::after_prefix(at.get(..key_end).unwrap_or_default());
+        let (key, seq) = (keys::parked_key(at.value()), keys::last_seq(at.value()));
+        let (key, seq) = key.zip(seq).ok_or_else(|| damaged_row("parked"))?;
+        let key = Key::from(key);
+        if seq < cursor.position {
+            found.parked_keys.push(Key::clone(&key));
+        }
+        let ahead = keys::parked(cursor.id, &key, cursor.position);
+        let last = keys::parked(cursor.id, &key, u64::MAX);
+        for row in parked.range(ahead.as_slice()..last.as_slice())? {
+            let seq = keys::last_seq(row?.0.value()).ok_or_else(|| damaged_row("parked"))?;
+            found.parked_ahead.push((Key::clone(&key), seq));
+        }
+        from = last;
     }
-    Ok(keys_found)
+    Ok(())
 }
 
 /// What `read_due` has found.

@@ -228,7 +228,8 @@ fn order_per_key_through_retries() {
     }
     assert_eq!(last.len(), 60);
     for key in 0..3 {
-        let of_key: Vec<_> = last.iter().filter(|text| text.starts_with(&format!("k{key}:"))).cloned().collect();
+        let of_key: Vec<_> =
+            last.iter().filter(|text| text.starts_with(&format!("k{key}:"))).cloned().collect();
         let expected: Vec<_> = (0..60).filter(|n| n % 3 == key).map(|n| format!("k{key}:{n}")).collect();
         assert_eq!(of_key, expected);
     }
@@ -242,7 +243,9 @@ fn consume_and_append_are_one_write() {
     let consumer = quick(&store)
         .run(broker.source("q"), |delivery, tx| {
             count(delivery, tx)?;
-            tx.append(onewrite::Event::bytes("offer.updated", delivery.message.payload.clone()).unpublished())?;
+            tx.append(
+                onewrite::Event::bytes("offer.updated", delivery.message.payload.clone()).unpublished(),
+            )?;
             Ok(())
         })
         .unwrap();

@@ -1,5 +1,19 @@
-//! The integration tests: one binary, modules by theme.
+//! The integration tests: one binary, a module per theme.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "clippy.toml allows them in tests, but knows only functions marked #[test]"
+)]
+
+mod support;
 
 mod consumer;
 mod floors;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq_publisher;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq_source;
 mod relay;

@@ -1,7 +1,7 @@
 //! What flows after every input: timers, publishes, reads, and the position.
 
 use super::types::{Action, Change, Ordering};
-use super::{Home, Item, ItemState, Machine, expired, is_expired};
+use super::{Item, ItemState, Machine, expired, is_expired};
 use crate::message::Ticket;
 use crate::time::Now;
 
@@ -93,9 +93,14 @@ impl Machine {
         self.items.len() - self.retrying
     }
 
+    /// Events that may still be asked for: what has been asked for will take its place.
+    fn room(&self) -> usize {
+        let asked = self.load_out + self.due_out + self.keys.loading;
+        self.settings.lookahead_events.saturating_sub(self.in_lookahead() + asked)
+    }
+
     pub(super) fn has_room(&self) -> bool {
-        self.in_lookahead() < self.settings.lookahead_events
-            && self.memory_bytes < self.settings.lookahead_bytes
+        self.room() > 0 && self.memory_bytes < self.settings.lookahead_bytes
     }
 
     /// Half empty: early enough that the window never drains, late enough to read many at once.
@@ -113,12 +118,12 @@ impl Machine {
             return;
         }
         let stalled = self.keys.held() >= self.settings.held_keys_max;
-        if !self.load_out && self.loaded_to < self.tail && self.wants_more() && !stalled {
-            self.load_out = true;
-            let room = self.settings.lookahead_events - self.in_lookahead();
+        let more = self.loaded_to < self.tail && self.wants_more() && self.has_room();
+        if self.load_out == 0 && more && !stalled {
+            self.load_out = self.room().min(self.settings.load_events);
             out.push(Action::Load {
                 from: self.loaded_to,
-                events_max: room.clamp(1, self.settings.load_events),
+                events_max: self.load_out,
                 bytes_max: self.settings.lookahead_bytes - self.memory_bytes,
             });
         }
@@ -128,27 +133,23 @@ impl Machine {
 
     fn ask_for_due(&mut self, now: Now, out: &mut Vec<Action>) {
         let due = self.due_resume.is_some() || self.next_due_ms.is_some_and(|due_ms| due_ms <= now.wall_ms);
-        if self.due_out || !due || !self.has_room() {
+        if self.due_out > 0 || !due || !self.has_room() {
             return;
         }
         let after = self.due_resume.take();
         if after.is_none() {
             self.next_due_ms = None;
         }
-        self.due_out = true;
-        let room = self.settings.lookahead_events - self.in_lookahead();
-        let events_max = room.clamp(1, self.settings.load_events);
-        out.push(Action::LoadDue { after, until_ms: now.wall_ms, events_max });
+        self.due_out = self.room().min(self.settings.load_events);
+        out.push(Action::LoadDue { after, until_ms: now.wall_ms, events_max: self.due_out });
     }
 
     /// Reads the parked events of keys that are free again, some at a time.
     fn ask_for_parked(&mut self, out: &mut Vec<Action>) {
-        let mut room = self.settings.lookahead_events.saturating_sub(self.in_lookahead());
-        while room > 0 && self.memory_bytes < self.settings.lookahead_bytes {
+        while self.has_room() {
             let Some(key) = self.keys.wanting.pop_first() else { return };
-            self.keys.with(&key, |state| state.loading = true);
-            let events_max = room.min(self.settings.load_events / 4).max(1);
-            room -= events_max;
+            let events_max = self.room().min(self.settings.load_events / 4).max(1);
+            self.keys.with(&key, |state| state.loading = events_max);
             out.push(Action::LoadParked { key, events_max });
         }
     }
@@ -160,7 +161,7 @@ impl Machine {
             && idle
             && self.settings.ordering != Ordering::Total
             && self.loaded_to < self.tail
-            && !self.load_out
+            && self.load_out == 0
             && !self.wants_more();
         if !starved {
             self.starved_since_ms = None;
@@ -182,7 +183,7 @@ impl Machine {
 
     /// Events in nack backoff get a row of their own, and no longer hold the position or the lookahead.
     fn spill_waiting(&mut self, now: Now, out: &mut Vec<Action>) {
-        let holds_lookahead = |item: &Item| item.home != Home::Exception;
+        let holds_lookahead = |item: &Item| !item.is_retrying();
         let waiting: Vec<(u64, u64)> = self
             .timers
             .iter()

@@ -7,6 +7,17 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::types::Key;
 
+/// Where an event goes that comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// To be sent.
+    Goes,
+    /// Behind one in memory.
+    Queued,
+    /// Behind one on disk: to disk as well.
+    Held,
+}
+
 /// One key's state; kept only while there is something to remember.
 #[derive(Debug, Default)]
 pub(crate) struct KeyState {
@@ -20,8 +31,8 @@ pub(crate) struct KeyState {
     pub(crate) relaxed: usize,
     /// Parked rows exist on disk that are not in memory.
     pub(crate) parked: bool,
-    /// They have been asked for.
-    pub(crate) loading: bool,
+    /// So many of them have been asked for; none if no answer is out.
+    pub(crate) loading: usize,
     /// More were parked since they were asked for.
     pub(crate) parked_since: bool,
 }
@@ -32,14 +43,41 @@ impl KeyState {
         self.active.is_empty() && self.held_by.is_empty() && self.queue.is_empty() && !self.parked
     }
 
-    /// Whether the first that waits may become active.
-    pub(crate) fn lets_next_go(&self) -> bool {
-        self.active.is_empty() && self.held_by.is_empty()
+    /// Whether this one may become active. Nobody waits for a later one that is held on disk: after a restart the log
+    /// may bring events again that come before it.
+    pub(crate) fn lets_go(&self, seq: u64) -> bool {
+        self.active.is_empty() && !self.is_held_before(seq)
+    }
+
+    /// Whether an earlier one holds this one from disk.
+    pub(crate) fn is_held_before(&self, seq: u64) -> bool {
+        self.held_by.first().is_some_and(|holder| *holder < seq)
+    }
+
+    /// Takes the first that waits, if it may become active.
+    pub(crate) fn take_next(&mut self) -> Option<u64> {
+        let next = self.queue.front().copied().filter(|seq| self.lets_go(*seq))?;
+        self.queue.pop_front();
+        Some(next)
+    }
+
+    /// Where one goes that comes back: before all later ones of its key. Puts it into the queue if that is its place.
+    pub(crate) fn place(&mut self, seq: u64) -> Place {
+        if self.is_held_before(seq) {
+            return Place::Held;
+        }
+        if self.lets_go(seq) {
+            return Place::Goes;
+        }
+        let at = self.queue.iter().position(|other| *other > seq).unwrap_or(self.queue.len());
+        self.queue.insert(at, seq);
+        Place::Queued
     }
 
     /// Whether parked rows should be read: nothing of the key is in memory and nothing holds it.
     pub(crate) fn wants_parked(&self) -> bool {
-        self.parked && !self.loading && self.lets_next_go() && self.queue.is_empty() && self.relaxed == 0
+        let nothing_holds = self.active.is_empty() && self.held_by.is_empty();
+        self.parked && self.loading == 0 && nothing_holds && self.queue.is_empty() && self.relaxed == 0
     }
 
     /// Whether the key counts against the limit of held keys.
@@ -48,7 +86,7 @@ impl KeyState {
     }
 
     fn is_forgettable(&self) -> bool {
-        self.is_free() && !self.loading && self.relaxed == 0
+        self.is_free() && self.loading == 0 && self.relaxed == 0
     }
 }
 
@@ -57,6 +95,8 @@ impl KeyState {
 pub(crate) struct Keys {
     states: HashMap<Key, KeyState>,
     held: usize,
+    /// Parked events that have been asked for, of all keys.
+    pub(crate) loading: usize,
     /// Keys whose parked rows should be read.
     pub(crate) wanting: BTreeSet<Key>,
 }
@@ -69,8 +109,9 @@ impl Keys {
     /// Changes one key's state, and keeps what is derived from all of them.
     pub(crate) fn with<T>(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> T) -> T {
         let state = self.states.entry(Key::clone(key)).or_default();
-        let before = state.is_held();
+        let (before, loading) = (state.is_held(), state.loading);
         let result = change(state);
+        self.loading = self.loading - loading + state.loading;
         match (before, state.is_held()) {
             (false, true) => self.held += 1,
             (true, false) => self.held -= 1,
@@ -85,6 +126,12 @@ impl Keys {
             self.states.remove(key);
         }
         result
+    }
+
+    /// The key that this event holds from disk. A walk over all keys: for the rare event whose record cannot be read.
+    pub(crate) fn held_by(&self, seq: u64) -> Option<Key> {
+        let holds = |(_, state): &(&Key, &KeyState)| state.held_by.contains(&seq);
+        self.states.iter().find(holds).map(|(key, _)| Key::clone(key))
     }
 
     /// Keys blocked on disk or parked.

@@ -13,12 +13,16 @@
 mod backoff;
 mod flow;
 mod keys;
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod story_tests;
 pub(crate) mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::backoff::Jitter;
-use self::keys::Keys;
+use self::keys::{KeyState, Keys, Place};
 use self::types::{
     Action, Change, Entry, Exception, ExceptionState, Figures, Input, Key, Loaded, Ordering,
     QuarantinePolicy, Recovered, Settings,
@@ -51,9 +55,11 @@ enum ItemState {
         ticket: Ticket,
         isolated: bool,
     },
-    /// Until this monotonic time.
+    /// Until this monotonic time. `apart`: its counters are on disk, and it counts against `retrying_max` instead of the
+    /// lookahead.
     Waiting {
         due_ms: u64,
+        apart: bool,
     },
 }
 
@@ -95,7 +101,7 @@ impl Item {
 
     /// Waits for a retry with its counters on disk: counted apart from the lookahead.
     fn is_retrying(&self) -> bool {
-        self.home == Home::Exception && matches!(self.state, ItemState::Waiting { .. })
+        matches!(self.state, ItemState::Waiting { apart: true, .. })
     }
 
     fn exception(&self, state: ExceptionState) -> Exception {
@@ -137,8 +143,11 @@ pub(crate) struct Machine {
     /// Everything below has been loaded.
     loaded_to: u64,
     tail: u64,
-    load_out: bool,
-    due_out: bool,
+    /// Events that the log will bring although they have an exception already: found at the start.
+    ahead: BTreeSet<u64>,
+    /// Events asked for, while the answer is out.
+    load_out: usize,
+    due_out: usize,
     /// Where reading what is due goes on.
     due_resume: Option<(u64, u64)>,
     next_due_ms: Option<u64>,
@@ -175,8 +184,9 @@ impl Machine {
             position: recovered.position,
             loaded_to: recovered.position,
             tail: recovered.tail.max(recovered.position),
-            load_out: false,
-            due_out: false,
+            ahead: recovered.ahead.into_iter().collect(),
+            load_out: 0,
+            due_out: 0,
             due_resume: None,
             next_due_ms: recovered.next_due_ms,
             items: HashMap::new(),
@@ -203,6 +213,9 @@ impl Machine {
         for key in recovered.parked_keys {
             machine.keys.with(&key, |state| state.parked = true);
         }
+        for (key, seq) in recovered.parked_ahead {
+            out.push(Action::Save(Change::Unpark { key, seq }));
+        }
         for (loaded, exception) in recovered.retrying {
             machine.resume_retry(loaded, exception, now, out);
         }
@@ -216,7 +229,7 @@ impl Machine {
             Input::Tail(tail) => self.tail = self.tail.max(tail),
             Input::Loaded { to, events } => self.loaded(to, events, now, out),
             Input::LoadedDue { due, resume, next_due_ms } => {
-                self.due_out = false;
+                self.due_out = 0;
                 self.due_resume = resume;
                 // What was noted while the answer was out may not be in it.
                 self.next_due_ms = self.next_due_ms.into_iter().chain(next_due_ms).min();
@@ -227,12 +240,12 @@ impl Machine {
                 self.end_epoch(false);
                 self.epoch = Some(epoch);
             }
-            Input::Down { fault, .. } => {
+            Input::Down { fault } => {
                 self.end_epoch(matches!(fault.class, FaultClass::Message | FaultClass::Destination));
             }
             Input::Blocked(blocked) => self.blocked = blocked,
             Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
-            Input::Redriven(entry) => self.redriven(&entry),
+            Input::Redriven(entry) => self.redriven(&entry, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
             Input::Pause => self.paused = true,
             Input::Resume => self.paused = false,
@@ -246,7 +259,7 @@ impl Machine {
         let starved = self.starved_since_ms.map(|since| since + flow::SPILL_PATIENCE_MS);
         Wake {
             mono_ms: timer.into_iter().chain(starved).min(),
-            wall_ms: self.next_due_ms.filter(|_| self.may_read() && !self.due_out && self.has_room()),
+            wall_ms: self.next_due_ms.filter(|_| self.may_read() && self.due_out == 0 && self.has_room()),
         }
     }
 
@@ -275,17 +288,39 @@ impl Machine {
         self.in_flight.len()
     }
 
+    /// What the derived figures must agree with, by the slow way.
+    #[cfg(test)]
+    fn check(&self) {
+        let retrying = self.items.values().filter(|item| item.is_retrying());
+        assert_eq!(self.retrying, retrying.count());
+        let in_lookahead = self.items.values().filter(|item| !item.is_retrying());
+        assert_eq!(self.memory_bytes, in_lookahead.map(|item| item.bytes).sum::<usize>());
+        let open = self.items.iter().filter(|(_, item)| item.home == Home::Log).map(|(seq, _)| *seq);
+        assert_eq!(self.open, open.collect());
+    }
+
     // --- inputs -----------------------------------------------------------------------------------------------------
 
     fn loaded(&mut self, to: u64, events: Vec<Loaded>, now: Now, out: &mut Vec<Action>) {
-        self.load_out = false;
+        self.load_out = 0;
         self.loaded_to = self.loaded_to.max(to);
         for loaded in events {
+            if !self.ahead.is_empty() && self.ahead.remove(&loaded.seq()) {
+                self.forget_again(loaded.seq(), out);
+                continue;
+            }
             match loaded {
                 Loaded::Unpublished { seq } => out.push(Action::Forget { seq }),
                 Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
                 Loaded::Event(entry) => self.arrived(&entry, now, out),
             }
+        }
+    }
+
+    /// An event was read that is not wanted; if it is in memory already, its record still is.
+    fn forget_again(&self, seq: u64, out: &mut Vec<Action>) {
+        if !self.items.contains_key(&seq) {
+            out.push(Action::Forget { seq });
         }
     }
 
@@ -317,14 +352,14 @@ impl Machine {
             return;
         };
         let strict = self.is_strict();
-        let held = self.keys.get(&key).is_some_and(|state| state.parked || !state.held_by.is_empty());
+        let is_held = |state: &KeyState| state.parked || state.is_held_before(entry.seq);
+        let held = self.keys.get(&key).is_some_and(is_held);
         if held && home != Home::Parked {
             self.park(&key, entry.seq, out);
             return;
         }
         let free = match self.keys.get(&key) {
-            Some(state) if home == Home::Parked => state.lets_next_go() && state.queue.is_empty(),
-            Some(state) => state.is_free(),
+            Some(state) => state.lets_go(entry.seq) && state.queue.is_empty(),
             None => true,
         };
         if free {
@@ -339,10 +374,14 @@ impl Machine {
 
     fn loaded_due(&mut self, due: Vec<(Loaded, Exception)>, now: Now, out: &mut Vec<Action>) {
         for (loaded, exception) in due {
+            if self.items.contains_key(&loaded.seq()) {
+                continue;
+            }
             let entry = match loaded {
                 Loaded::Event(entry) => entry,
                 Loaded::Undecodable { seq, fault } => {
                     self.quarantine_unread(seq, fault, now, out);
+                    self.release(seq);
                     continue;
                 }
                 Loaded::Unpublished { seq } => {
@@ -352,16 +391,13 @@ impl Machine {
                     continue;
                 }
             };
-            if self.items.contains_key(&entry.seq) {
-                continue;
-            }
             let mut item = Item::new(&entry, Home::Exception);
             (item.attempts, item.destination_attempts) = (exception.attempts, exception.destination_attempts);
             item.fault = exception.fault;
             match exception.state {
                 ExceptionState::Retry { .. } => {
                     item.sent = true;
-                    self.back_from_disk(&entry, item, now, out);
+                    self.comes_back(&entry, item, out);
                 }
                 ExceptionState::Scheduled { .. } => self.admit(&entry, item, now, out),
                 ExceptionState::Quarantined { .. } => {
@@ -372,32 +408,47 @@ impl Machine {
         }
     }
 
-    /// An event that blocked its key from disk is in memory again, and goes before those behind it.
-    fn back_from_disk(&mut self, entry: &Entry, item: Item, now: Now, out: &mut Vec<Action>) {
-        self.insert(entry.seq, item);
-        if let Some(key) = &entry.key {
-            let seq = entry.seq;
-            self.keys.with(key, |state| {
-                state.held_by.remove(&seq);
+    /// An event that has been taken out is to be tried again, and goes before those behind it.
+    fn comes_back(&mut self, entry: &Entry, item: Item, out: &mut Vec<Action>) {
+        let seq = entry.seq;
+        self.insert(seq, item);
+        let Some(key) = &entry.key else {
+            self.make_ready(seq);
+            return;
+        };
+        let strict = self.is_strict();
+        let place = self.keys.with(key, |state| {
+            let held_it = state.held_by.remove(&seq);
+            let place = state.place(seq);
+            if place == Place::Goes && (strict || held_it) {
                 state.active.insert(seq);
-            });
+            }
+            place
+        });
+        match place {
+            Place::Goes => self.make_ready(seq),
+            Place::Queued => {}
+            Place::Held => self.park(key, seq, out),
         }
-        if is_expired(entry.expires_ms, now) {
-            self.quarantine(entry.seq, expired(), now, out);
-        } else {
-            self.make_ready(entry.seq);
-        }
+    }
+
+    /// An event that holds its key from disk never will again.
+    fn release(&mut self, seq: u64) {
+        let key = self.keys.held_by(seq);
+        self.discarded(seq, key);
     }
 
     fn loaded_parked(&mut self, key: &Key, events: Vec<Loaded>, more: bool, now: Now, out: &mut Vec<Action>) {
         self.keys.with(key, |state| {
-            state.loading = false;
+            state.loading = 0;
             state.parked = more || state.parked_since;
             state.parked_since = false;
         });
         for loaded in events {
+            if self.items.contains_key(&loaded.seq()) {
+                continue;
+            }
             match loaded {
-                Loaded::Event(entry) if self.items.contains_key(&entry.seq) => {}
                 Loaded::Event(entry) => self.admit(&entry, Item::new(&entry, Home::Parked), now, out),
                 Loaded::Undecodable { seq, fault } => {
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
@@ -458,36 +509,23 @@ impl Machine {
         }
     }
 
-    fn redriven(&mut self, entry: &Entry) {
-        if self.items.contains_key(&entry.seq) {
+    /// Without room for it, it waits on disk, where it is due.
+    fn redriven(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
+        let seq = entry.seq;
+        if self.items.contains_key(&seq) {
             return;
         }
-        let mut item = Item::new(entry, Home::Exception);
-        item.sent = true;
-        let seq = entry.seq;
-        self.insert(seq, item);
-        let Some(key) = &entry.key else {
-            self.make_ready(seq);
+        if self.has_room() {
+            let mut item = Item::new(entry, Home::Exception);
+            item.sent = true;
+            self.comes_back(entry, item, out);
             return;
-        };
-        let strict = self.is_strict();
-        let ready = self.keys.with(key, |state| {
-            let held_it = state.held_by.remove(&seq);
-            // The one that held its key goes before those behind it.
-            let ready = if held_it {
-                state.lets_next_go()
-            } else {
-                state.active.is_empty() && state.held_by.is_empty()
-            };
-            if ready && (strict || held_it) {
-                state.active.insert(seq);
-            } else if !ready {
-                state.queue.push_front(seq);
-            }
-            ready
-        });
-        if ready {
-            self.make_ready(seq);
+        }
+        out.push(Action::Forget { seq });
+        self.note_due(now.wall_ms);
+        if let Some(key) = &entry.key {
+            self.keys.with(key, |state| state.held_by.insert(seq));
+            self.park_queue(key, out);
         }
     }
 
@@ -507,12 +545,26 @@ impl Machine {
                     (exception.attempts, exception.destination_attempts);
                 (item.fault, item.sent) = (exception.fault, true);
                 self.insert(entry.seq, item);
-                if let Some(key) = &entry.key {
-                    self.keys.with(key, |state| state.active.insert(entry.seq));
+                // One at a time, also where several were redriven past each other.
+                let place = entry.key.as_ref().map_or(Place::Goes, |key| {
+                    self.keys.with(key, |state| {
+                        let place = state.place(entry.seq);
+                        if place == Place::Goes {
+                            state.active.insert(entry.seq);
+                        }
+                        place
+                    })
+                });
+                match (place, &entry.key) {
+                    (Place::Held, Some(key)) => self.park(key, entry.seq, out),
+                    (Place::Goes, _) => {
+                        let (first_ms, max_ms) =
+                            (self.settings.backoff_first_ms, self.settings.backoff_max_ms);
+                        let wait = self.jitter.wait_ms(first_ms, max_ms, 0);
+                        self.wait(entry.seq, now.mono_ms + wait);
+                    }
+                    _ => {}
                 }
-                let wait =
-                    self.jitter.wait_ms(self.settings.backoff_first_ms, self.settings.backoff_max_ms, 0);
-                self.wait(entry.seq, now.mono_ms + wait);
             }
             Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
             Loaded::Unpublished { seq } => {
@@ -668,7 +720,7 @@ impl Machine {
         out.push(Action::Forget { seq });
         self.keys.with(key, |state| {
             state.parked = true;
-            state.parked_since |= state.loading;
+            state.parked_since |= state.loading > 0;
         });
     }
 
@@ -733,9 +785,9 @@ impl Machine {
                 self.in_flight_bytes -= item.bytes;
                 self.isolated_out -= usize::from(isolated);
             }
-            ItemState::Waiting { due_ms } => {
+            ItemState::Waiting { due_ms, apart } => {
                 self.timers.remove(&(due_ms, seq));
-                if item.home == Home::Exception {
+                if apart {
                     self.retrying -= 1;
                     self.memory_bytes += item.bytes;
                 }
@@ -763,10 +815,10 @@ impl Machine {
     fn wait(&mut self, seq: u64, due_ms: u64) {
         self.unqueue(seq);
         let Some(item) = self.items.get_mut(&seq) else { return };
-        item.state = ItemState::Waiting { due_ms };
+        let apart = item.home == Home::Exception && self.retrying < self.settings.retrying_max;
+        item.state = ItemState::Waiting { due_ms, apart };
         self.timers.insert((due_ms, seq));
-        if item.is_retrying() {
-            // Counted against `retrying_max` instead of the lookahead.
+        if apart {
             self.retrying += 1;
             self.memory_bytes -= item.bytes;
         }
@@ -776,7 +828,7 @@ impl Machine {
     fn pump(&mut self, key: &Key) {
         let strict = self.is_strict();
         while let Some(seq) = self.keys.with(key, |state| {
-            let next = if state.lets_next_go() { state.queue.pop_front() } else { None };
+            let next = state.take_next();
             if strict {
                 state.active.extend(next);
             }

@@ -85,6 +85,15 @@ pub(crate) enum Loaded {
     Undecodable { seq: u64, fault: Fault },
 }
 
+impl Loaded {
+    pub(crate) fn seq(&self) -> u64 {
+        match self {
+            Self::Event(entry) => entry.seq,
+            Self::Unpublished { seq } | Self::Undecodable { seq, .. } => *seq,
+        }
+    }
+}
+
 /// Why an event stands apart from the position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exception {
@@ -139,12 +148,12 @@ pub(crate) enum Input {
     /// The publisher is connected.
     Up { epoch: Epoch },
     /// The publisher is not.
-    Down { epoch: Epoch, fault: Fault },
+    Down { fault: Fault },
     /// The broker blocks us, or no longer does.
     Blocked(bool),
     /// What became of one publish.
     Outcome { ticket: Ticket, outcome: Outcome },
-    /// A quarantined event was durably turned into `Retry` by a person, its counters cleared.
+    /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared.
     Redriven(Entry),
     /// A quarantined event was durably removed by a person.
     Discarded { seq: u64, key: Option<Key> },
@@ -174,7 +183,8 @@ pub(crate) enum Action {
     Confirmed { seq: u64 },
     /// It went to quarantine. (Its `Save`s stand before.)
     Quarantined { seq: u64, fault: Fault },
-    /// The machine no longer holds this event; the shell may drop its record. Said once for every event loaded.
+    /// The machine no longer holds this event; the shell may drop its record. Said once for every event loaded (one that
+    /// is loaded again while it is held is not held twice).
     Forget { seq: u64 },
 }
 
@@ -188,8 +198,13 @@ pub(crate) struct Recovered {
     pub(crate) holding: Vec<(u64, Key)>,
     /// Events in state `Retry`, which hold their key too: at most `retrying_max`, lowest first.
     pub(crate) retrying: Vec<(Loaded, Exception)>,
-    /// Keys that have parked events.
+    /// Keys that have parked events below the position.
     pub(crate) parked_keys: Vec<Key>,
+    /// Parked events at or past the position. The log brings them again, in order, so their rows are dropped.
+    pub(crate) parked_ahead: Vec<(Key, u64)>,
+    /// Events at or past the position that have an exception, of whatever state. The log brings them again too, and they
+    /// are passed over there.
+    pub(crate) ahead: Vec<u64>,
     /// The earliest due time on disk among exceptions that are not in `retrying`.
     pub(crate) next_due_ms: Option<u64>,
 }

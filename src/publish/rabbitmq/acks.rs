@@ -1,0 +1,122 @@
+//! Fewer frames for the same acknowledgements. Pure.
+//!
+//! An AMQP *multiple* acknowledgement covers every unsettled delivery up to its tag, so it is right only when the
+//! consumer has acknowledged them all.
+
+use std::collections::BTreeSet;
+
+use crate::publish::Settlement;
+
+/// One frame to the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frame {
+    Ack { tag: u64, multiple: bool },
+    Reject { tag: u64, requeue: bool },
+}
+
+/// The deliveries of one channel that are not settled yet.
+#[derive(Debug, Default)]
+pub(super) struct Unsettled(BTreeSet<u64>);
+
+impl Unsettled {
+    pub(super) fn delivered(&mut self, tag: u64) {
+        self.0.insert(tag);
+    }
+
+    /// The frames that settle these, in order. A tag that is not unsettled (settled twice) is passed over: the broker
+    /// would close the channel for it.
+    pub(super) fn settle(&mut self, settlements: impl IntoIterator<Item = (u64, Settlement)>) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        let mut run = Vec::new();
+        for (tag, settlement) in settlements {
+            if !self.0.remove(&tag) {
+                continue;
+            }
+            match settlement {
+                Settlement::Acknowledge => run.push(tag),
+                Settlement::Requeue | Settlement::Reject => {
+                    self.acknowledge(&mut run, &mut frames);
+                    frames.push(Frame::Reject { tag, requeue: settlement == Settlement::Requeue });
+                }
+            }
+        }
+        self.acknowledge(&mut run, &mut frames);
+        frames
+    }
+
+    /// One multiple frame for what lies below every unsettled tag, single ones for the rest.
+    fn acknowledge(&self, run: &mut Vec<u64>, frames: &mut Vec<Frame>) {
+        let lowest_left = self.0.first().copied().unwrap_or(u64::MAX);
+        let below = || run.iter().filter(|tag| **tag < lowest_left);
+        if let Some(tag) = below().max().copied() {
+            frames.push(Frame::Ack { tag, multiple: below().count() > 1 });
+        }
+        let above = run.iter().filter(|tag| **tag > lowest_left);
+        frames.extend(above.map(|tag| Frame::Ack { tag: *tag, multiple: false }));
+        run.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_run_from_the_bottom_is_one_frame() {
+        let mut unsettled = Unsettled::default();
+        (1..=5).for_each(|tag| unsettled.delivered(tag));
+        let acks = [1, 2, 3, 5].map(|tag| (tag, Settlement::Acknowledge));
+        assert_eq!(
+            unsettled.settle(acks),
+            [Frame::Ack { tag: 3, multiple: true }, Frame::Ack { tag: 5, multiple: false }]
+        );
+        assert_eq!(
+            unsettled.settle([(5, Settlement::Reject), (4, Settlement::Requeue)]),
+            [Frame::Reject { tag: 4, requeue: true }]
+        );
+    }
+
+    proptest! {
+        /// Goal: the broker ends with exactly what the consumer said of each delivery, and never hears of a tag twice.
+        /// Method: a naive broker applies the frames; settlements come in any order, in batches, some twice.
+        #[test]
+        fn the_broker_hears_what_the_consumer_said(
+            said in prop::collection::vec((1_u64..40, 0_u8..8), 0..80),
+            cuts in prop::collection::vec(1_usize..9, 80),
+        ) {
+            let mut unsettled = Unsettled::default();
+            let mut broker: BTreeSet<u64> = (1..40).collect();
+            (1..40).for_each(|tag| unsettled.delivered(tag));
+            let mut heard = BTreeMap::new();
+            let mut meant = BTreeMap::new();
+            let mut left = said.as_slice();
+            for cut in cuts {
+                let (now, rest) = left.split_at(cut.min(left.len()));
+                left = rest;
+                let batch: Vec<_> = now.iter().map(|(tag, kind)| (*tag, match kind {
+                    0 => Settlement::Reject,
+                    1 => Settlement::Requeue,
+                    _ => Settlement::Acknowledge,
+                })).collect();
+                for (tag, settlement) in &batch {
+                    meant.entry(*tag).or_insert(*settlement);
+                }
+                for frame in unsettled.settle(batch) {
+                    let (tags, settlement): (Vec<u64>, _) = match frame {
+                        Frame::Ack { tag, multiple: true } => (broker.range(..=tag).copied().collect(), Settlement::Acknowledge),
+                        Frame::Ack { tag, multiple: false } => (vec![tag], Settlement::Acknowledge),
+                        Frame::Reject { tag, requeue: true } => (vec![tag], Settlement::Requeue),
+                        Frame::Reject { tag, requeue: false } => (vec![tag], Settlement::Reject),
+                    };
+                    for tag in tags {
+                        prop_assert!(broker.remove(&tag), "tag {} is unknown to the broker", tag);
+                        heard.insert(tag, settlement);
+                    }
+                }
+            }
+            prop_assert_eq!(heard, meant);
+        }
+    }
+}

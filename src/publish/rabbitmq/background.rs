@@ -1,0 +1,94 @@
+//! One thread with one runtime, and a way to stop it that cannot hang.
+//!
+//! **Invariants.** The thread's whole life is one `block_on`, so lapin's tasks and heartbeats are always driven.
+//! Dropping the handle stops the thread as `stop` does; nobody ever joins it, because it may be inside a system call.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use futures_util::future::{Either, select};
+use tokio::sync::watch;
+
+use crate::error::SettingError;
+use crate::limits::CLOSE_MS_MAX;
+
+/// The handle that the owner keeps.
+#[derive(Debug)]
+pub(super) struct Background {
+    stop: watch::Sender<Option<Instant>>,
+    /// Never carries anything; disconnected when the thread has ended.
+    ended: Receiver<Infallible>,
+}
+
+impl Background {
+    /// Starts the thread. `body` makes the future that it runs until it is done.
+    pub(super) fn spawn<F, B>(name: &str, body: B) -> Result<Self, SettingError>
+    where
+        F: Future<Output = ()>,
+        B: FnOnce(Stop) -> F + Send + 'static,
+    {
+        let cannot =
+            |error: std::io::Error| SettingError::new("thread", format!("cannot start {name}: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+        let (stop, receiver) = watch::channel(None);
+        let (alive, ended) = crossbeam_channel::bounded(0);
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                runtime.block_on(body(Stop(receiver)));
+                // Not a plain drop: that would wait for a name lookup that hangs.
+                runtime.shutdown_background();
+                drop(alive);
+            })
+            .map_err(cannot)?;
+        Ok(Self { stop, ended })
+    }
+
+    /// Tells the thread to end and waits for it, `deadline` at most. After that it ends by itself.
+    pub(super) fn stop(self, deadline: Duration) {
+        let at = Instant::now() + deadline;
+        self.stop.send_replace(Some(at));
+        match self.ended.recv_deadline(at) {
+            Ok(never) => match never {},
+            Err(RecvTimeoutError::Disconnected) => {}
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::debug!(
+                    "the AMQP thread has not ended by the deadline of its stop; it is left to itself"
+                );
+            }
+        }
+    }
+}
+
+/// The thread's view of a stop.
+#[derive(Debug, Clone)]
+pub(super) struct Stop(watch::Receiver<Option<Instant>>);
+
+impl Stop {
+    /// Resolves once a stop was asked for, or the handle is gone.
+    pub(super) async fn asked(&mut self) {
+        // An error says that the handle was dropped.
+        let _ = self.0.wait_for(Option::is_some).await;
+    }
+
+    /// Runs `future` unless a stop comes first.
+    pub(super) async fn or<T>(&mut self, future: impl Future<Output = T>) -> Option<T> {
+        match select(pin!(self.asked()), pin!(future)).await {
+            Either::Left(_) => None,
+            Either::Right((value, _)) => Some(value),
+        }
+    }
+
+    /// How long closing a connection may take now.
+    pub(super) fn time_to_close(&self) -> Duration {
+        let most = Duration::from_millis(CLOSE_MS_MAX);
+        match *self.0.borrow() {
+            // A little is left for the thread itself to end.
+            Some(at) => at.saturating_duration_since(Instant::now()).mul_f64(0.8).min(most),
+            None => most,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! From what lapin says to whose fault it is.
+//!
+//! The same reply code means different things at different times: 403 at login is a wrong password, 403 on a publish
+//! is an exchange we may not write to. So the phase is part of the question.
+
+use lapin::ErrorKind;
+
+use crate::message::{Fault, FaultClass};
+
+/// What was being done when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// TCP, login, opening the virtual host, opening a channel.
+    Connect,
+    /// Declaring, or checking that an exchange exists.
+    SetUp,
+    /// Publishing.
+    Publish,
+    /// Consuming.
+    Consume,
+}
+
+/// Whose fault a failure is. The text is the broker's or the operating system's own, which holds names but neither a
+/// payload nor a password.
+pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => {
+            let code = error.get_id();
+            Fault::with_code(class_of(code, phase), code, error.get_message().as_str())
+        }
+        ErrorKind::InvalidProtocolVersion(version) => {
+            Fault::new(FaultClass::Config, format!("the server speaks AMQP {version}, not 0-9-1"))
+        }
+        ErrorKind::AuthProviderError(_) => {
+            Fault::new(FaultClass::Config, "the server asks for another login")
+        }
+        ErrorKind::SerialisationError(_) => {
+            Fault::new(FaultClass::Message, "a message cannot be encoded as AMQP frames")
+        }
+        _ => Fault::new(FaultClass::Outage, error.to_string()),
+    }
+}
+
+/// The class of an AMQP reply code.
+pub(super) fn class_of(code: u16, phase: Phase) -> FaultClass {
+    use FaultClass::{Config, Destination, Message, Outage};
+    match (phase, code) {
+        // 320 connection forced, 506 resource error, 541 internal error: the broker's own trouble.
+        (_, 320 | 506 | 541) => Outage,
+        // 402 invalid path, 403 access refused, 530 not allowed.
+        (Phase::Connect, 402 | 403 | 530) => Config,
+        (Phase::Connect, _) => Outage,
+        (Phase::SetUp, _) => Config,
+        // 403 access refused, 404 not found, 405 resource locked.
+        (Phase::Publish, 403..=405) => Destination,
+        (Phase::Publish, 402 | 530) => Config,
+        // 311 content too large, 406 precondition failed, 501 to 505 frame, syntax, command, channel, unexpected
+        // frame, 540 not implemented: something in what we sent.
+        (Phase::Publish, 300..=319 | 406 | 501..=505 | 540) => Message,
+        (Phase::Publish, _) => Outage,
+        (Phase::Consume, 404 | 405) => Destination,
+        (Phase::Consume, 402 | 403 | 530) => Config,
+        (Phase::Consume, _) => Outage,
+    }
+}
+
+/// Whether this is the broker's own word, and not an echo of it (`channel is closing`).
+pub(super) fn is_telling(error: &lapin::Error) -> bool {
+    !matches!(
+        error.kind(),
+        ErrorKind::InvalidChannelState(..)
+            | ErrorKind::InvalidConnectionState(_)
+            | ErrorKind::InvalidChannel(_)
+            | ErrorKind::FutureCompleted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn access_refused_depends_on_the_phase() {
+        assert_eq!(class_of(403, Phase::Connect), FaultClass::Config);
+        assert_eq!(class_of(403, Phase::Publish), FaultClass::Destination);
+        assert_eq!(class_of(403, Phase::Consume), FaultClass::Config);
+        assert_eq!(class_of(404, Phase::SetUp), FaultClass::Config);
+        assert_eq!(class_of(404, Phase::Publish), FaultClass::Destination);
+    }
+
+    /// Goal: what the broker does for its own reasons never costs a message an attempt. Method: every such code in every phase.
+    #[test]
+    fn the_brokers_own_trouble_is_an_outage() {
+        for phase in [Phase::Connect, Phase::SetUp, Phase::Publish, Phase::Consume] {
+            for code in [320, 506, 541] {
+                assert_eq!(class_of(code, phase), FaultClass::Outage, "{code} while {phase:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_one_message_did_is_a_message_fault() {
+        for code in [311, 406, 501, 502, 503, 504, 505, 540] {
+            assert_eq!(class_of(code, Phase::Publish), FaultClass::Message, "{code}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! One connection, from the name lookup to the open channel, under one deadline; and its end.
+//!
+//! **Invariants.** lapin never opens a socket: it gets one that is connected. Whatever happens to a [`Link`] or to an
+//! attempt that is dropped half-way, its socket is shut down, so lapin's own thread sees the end of it and goes.
+//! lapin logs nothing: at `WARN` it would show returned messages with their payload, at `TRACE` the login.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_rs::TokioRuntime;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use lapin::options::ConfirmSelectOptions;
+use lapin::types::ShortString;
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
+use tracing::dispatcher::{DefaultGuard, Dispatch};
+
+use crate::limits::CONNECT_MS_MAX;
+use crate::message::{Fault, FaultClass};
+
+use super::classify::{Phase, classify};
+use super::options::Options;
+
+/// A connection with one channel on it.
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) channel: Channel,
+    /// What happens to the connection as a whole.
+    pub(super) events: BoxStream<'static, Event>,
+    socket: Socket,
+}
+
+impl Link {
+    /// Connects for publishing: topology asked for, exchanges checked, confirms on.
+    pub(super) async fn open(options: &Options) -> Result<Self, Fault> {
+        within_deadline(&options.target.to_string(), async {
+            let link = Self::connect(options).await?;
+            link.channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await
+                .map_err(|error| classify(&error, Phase::Connect))?;
+            Ok(link)
+        })
+        .await
+    }
+
+    /// Connects; topology asked for, exchanges checked, a channel open. Not under a deadline of its own.
+    pub(super) async fn connect(options: &Options) -> Result<Self, Fault> {
+        let runtime = TokioRuntime::tokio_current();
+        let target = &options.target;
+        let unreachable =
+            |error: io::Error| Fault::new(FaultClass::Outage, format!("cannot connect to {target}: {error}"));
+        let addresses = runtime.to_socket_addrs((target.host.clone(), target.port));
+        let stream = AsyncTcpStream::connect(&runtime, addresses).await.map_err(unreachable)?;
+        let socket = Socket::of(&stream).map_err(unreachable)?;
+        let stream = secure(stream, options).await?;
+        let ready = Mutex::new(Some(stream));
+        let properties = ConnectionProperties::default()
+            .with_auth_provider(target.credentials.clone())
+            .with_connection_name(options.connection_name.as_str().into());
+        let take_ready = async move |_, _| {
+            silence_this_thread();
+            let stream = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+            // lapin asks twice only to reconnect, which is ours to do.
+            stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
+        };
+        let connection =
+            Connection::connector(target.to_lapin(options.heartbeat), runtime, take_ready, properties)
+                .await
+                .map_err(|error| classify(&error, Phase::Connect))?;
+        let events = connection.events_listener().boxed();
+        options.topology.set_up(&connection, &options.required_exchanges).await?;
+        let channel = connection.create_channel().await.map_err(|error| classify(&error, Phase::Connect))?;
+        Ok(Self { connection, channel, events, socket })
+    }
+
+    /// Whether connection and channel are as they were opened.
+    pub(super) fn is_alive(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    /// Ends the connection, in `deadline` at most. A blocked broker reads nothing, so it is not told.
+    pub(super) async fn close(self, deadline: Duration) {
+        let status = self.connection.status();
+        if status.connected() && !status.blocked() && !deadline.is_zero() {
+            let goodbye = self.connection.close(200, ShortString::from("bye"));
+            // Either way the socket is shut down below.
+            let _ = tokio::time::timeout(deadline, goodbye).await;
+        }
+        drop(self.socket);
+    }
+}
+
+/// Runs a connection attempt under [`CONNECT_MS_MAX`].
+pub(super) async fn within_deadline<T>(
+    target: &str,
+    attempt: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let deadline = Duration::from_millis(CONNECT_MS_MAX);
+    tokio::time::timeout(deadline, attempt).await.unwrap_or_else(|_| {
+        Err(Fault::new(
+            FaultClass::Outage,
+            format!("{target} did not answer within {} s", deadline.as_secs()),
+        ))
+    })
+}
+
+type Stream = AsyncTcpStream<<TokioRuntime as async_rs::traits::Reactor>::TcpStream>;
+
+#[cfg(not(feature = "tls"))]
+#[expect(clippy::unused_async, reason = "the same shape as with TLS")]
+async fn secure(stream: Stream, options: &Options) -> Result<Stream, Fault> {
+    // `Target::parse` has refused `amqps://`. Held here too, since the cost of being wrong is plain text.
+    if options.target.tls {
+        return Err(Fault::new(FaultClass::Config, "TLS is not compiled in"));
+    }
+    Ok(stream)
+}
+
+#[cfg(feature = "tls")]
+async fn secure(stream: Stream, options: &Options) -> Result<Stream, Fault> {
+    if !options.target.tls {
+        return Ok(stream);
+    }
+    let config = lapin::tcp::OwnedTLSConfig::default();
+    stream.into_tls(&options.target.host, config.as_ref()).await.map_err(|error| {
+        let class = match error.kind() {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::TimedOut => FaultClass::Outage,
+            // Unknown authority, wrong host name, a peer that speaks plain text.
+            _ => FaultClass::Config,
+        };
+        Fault::new(class, format!("TLS with {}: {error}", options.target))
+    })
+}
+
+/// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it.
+struct Socket(#[cfg(unix)] std::net::TcpStream);
+
+impl Socket {
+    #[cfg(unix)]
+    fn of(stream: &Stream) -> io::Result<Self> {
+        use std::os::fd::AsFd;
+        match stream {
+            AsyncTcpStream::Plain(plain) => {
+                Ok(Self(std::net::TcpStream::from(plain.get_ref().as_fd().try_clone_to_owned()?)))
+            }
+            _ => Err(io::Error::other("not a plain TCP stream")),
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn of(_: &Stream) -> io::Result<Self> {
+        Ok(Self())
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // It fails when the peer was first, which is as good.
+        #[cfg(unix)]
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+thread_local! {
+    static SILENCE: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+}
+
+/// Turns logging off on the calling thread, which is lapin's own, until it ends.
+fn silence_this_thread() {
+    SILENCE.with(|silence| {
+        let mut silence = silence.borrow_mut();
+        if silence.is_none() {
+            *silence = Some(tracing::dispatcher::set_default(&Dispatch::none()));
+        }
+    });
+}

@@ -1,0 +1,283 @@
+//! The consuming side: one connection after the other, deliveries out, settlements in.
+//!
+//! **Invariants.** At most `prefetch` deliveries are unsettled. A settlement of an epoch that is over is dropped: its
+//! delivery comes again. Frames leave in the order of the settlements.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{Either, FutureExt, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::message::Delivery as LapinDelivery;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Consumer, Event};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::message::{Fault, FaultClass};
+use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
+use crate::time::as_ms;
+
+use super::acks::{Frame, Unsettled};
+use super::background::Stop;
+use super::classify::{Phase, classify, is_telling};
+use super::connection::{Link, within_deadline};
+use super::convert::{short, to_message};
+use super::options::Options;
+use super::pace::Pace;
+
+/// How long to wait for the broker's own word after an echo of it was seen.
+const TELLING: Duration = Duration::from_millis(500);
+
+pub(super) type Settlements = Vec<(DeliveryTag, Settlement)>;
+
+/// What to consume.
+pub(super) struct Subscription {
+    pub(super) queue: String,
+    pub(super) prefetch: u16,
+}
+
+/// Consumes until it is told to stop, or nobody listens any more.
+pub(super) async fn run(
+    options: Arc<Options>,
+    subscription: Subscription,
+    mut settlements: mpsc::UnboundedReceiver<Settlements>,
+    events: SourceEvents,
+    mut stop: Stop,
+) {
+    let mut pace = Pace::new(options.backoff);
+    for number in 1.. {
+        let epoch = Epoch(number);
+        let target = &options.target;
+        let attempt = discarding(&mut settlements, open(&options, &subscription));
+        let Some(attempt) = stop.or(attempt).await else { return };
+        let fault = match attempt {
+            Err(fault) => fault,
+            Ok((mut link, consumer)) => {
+                info!(%target, epoch = number, queue = %subscription.queue, "source connected");
+                let began = Instant::now();
+                if !events.send(SourceEvent::Up { epoch }) {
+                    return link.close(stop.time_to_close()).await;
+                }
+                let (end, worked) =
+                    serve(&mut link, consumer, epoch, &mut settlements, &events, &mut stop).await;
+                pace.had_connection(began.elapsed(), worked);
+                match end {
+                    Some(fault) => {
+                        tokio::spawn(link.close(stop.time_to_close()));
+                        fault
+                    }
+                    None => return link.close(stop.time_to_close()).await,
+                }
+            }
+        };
+        if fault.class == FaultClass::Config {
+            error!(%target, epoch = number, %fault, "source refused by the broker");
+        } else {
+            warn!(%target, epoch = number, %fault, "source disconnected");
+        }
+        let wait = pace.next_wait(fault.class);
+        if !events.send(SourceEvent::Down { epoch, fault }) {
+            return;
+        }
+        debug!(%target, wait_ms = as_ms(wait), "next connection attempt");
+        if stop.or(discarding(&mut settlements, tokio::time::sleep(wait))).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn open(options: &Options, subscription: &Subscription) -> Result<(Link, Consumer), Fault> {
+    within_deadline(&options.target.to_string(), async {
+        let link = Link::connect(options).await?;
+        let refused = |error: lapin::Error| classify(&error, Phase::Consume);
+        link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
+        let consumer = link
+            .channel
+            .basic_consume(
+                short("queue", &subscription.queue)?,
+                // The broker names it.
+                ShortString::default(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .map_err(refused)?;
+        Ok((link, consumer))
+    })
+    .await
+}
+
+/// Runs `future` while there is no epoch.
+async fn discarding<T>(
+    settlements: &mut mpsc::UnboundedReceiver<Settlements>,
+    future: impl Future<Output = T>,
+) -> T {
+    let discard = async {
+        while settlements.recv().await.is_some() {}
+        std::future::pending::<()>().await;
+    };
+    match select(pin!(future), pin!(discard)).await {
+        Either::Left((value, _)) => value,
+        Either::Right(((), _)) => unreachable!("it never ends"),
+    }
+}
+
+type Writes = FuturesUnordered<Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>>;
+
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
+enum Turn {
+    Stop,
+    Connection(Option<Event>),
+    Delivery(Option<lapin::Result<LapinDelivery>>),
+    Settlements(Option<Settlements>),
+    Written(lapin::Result<()>),
+}
+
+/// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
+async fn serve(
+    link: &mut Link,
+    mut consumer: Consumer,
+    epoch: Epoch,
+    settlements: &mut mpsc::UnboundedReceiver<Settlements>,
+    events: &SourceEvents,
+    stop: &mut Stop,
+) -> (Option<Fault>, bool) {
+    let mut unsettled = Unsettled::default();
+    let mut writes = Writes::new();
+    let mut worked = false;
+    let end = {
+        let mut asked = pin!(stop.asked());
+        loop {
+            let turn = poll_fn(|cx| {
+                if asked.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(Turn::Stop);
+                }
+                if let Poll::Ready(event) = link.events.poll_next_unpin(cx) {
+                    return Poll::Ready(Turn::Connection(event));
+                }
+                if let Poll::Ready(Some(written)) = writes.poll_next_unpin(cx) {
+                    return Poll::Ready(Turn::Written(written));
+                }
+                if let Poll::Ready(batch) = settlements.poll_recv(cx) {
+                    return Poll::Ready(Turn::Settlements(batch));
+                }
+                consumer.poll_next_unpin(cx).map(Turn::Delivery)
+            })
+            .await;
+            let result = match turn {
+                Turn::Stop | Turn::Settlements(None) => break None,
+                Turn::Connection(Some(Event::Error(error))) | Turn::Written(Err(error)) => Err(error.into()),
+                Turn::Connection(None) => Err(Broken::Echo),
+                Turn::Connection(Some(_)) | Turn::Written(Ok(())) => Ok(()),
+                Turn::Settlements(Some(batch)) => {
+                    worked = true;
+                    settle(&link.channel, &mut unsettled, epoch, batch, &mut writes)
+                }
+                Turn::Delivery(Some(Ok(delivery))) => {
+                    unsettled.delivered(delivery.delivery_tag);
+                    if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {
+                        break None;
+                    }
+                    Ok(())
+                }
+                Turn::Delivery(Some(Err(error))) => Err(error.into()),
+                Turn::Delivery(None) => Err(Broken::Cancelled),
+            };
+            if let Err(broken) = result {
+                break Some(why(broken, link).await);
+            }
+        }
+    };
+    if end.is_none() {
+        // What was settled before the stop goes out with it.
+        while let Ok(batch) = settlements.try_recv() {
+            if settle(&link.channel, &mut unsettled, epoch, batch, &mut writes).is_err() {
+                break;
+            }
+        }
+        let all = async { while writes.next().await.is_some() {} };
+        let _ = tokio::time::timeout(stop.time_to_close(), all).await;
+    }
+    (end, worked)
+}
+
+enum Broken {
+    Fault(Fault),
+    Echo,
+    /// The stream of deliveries ended: the broker cancelled the consumer, or everything is closing.
+    Cancelled,
+}
+
+impl From<lapin::Error> for Broken {
+    fn from(error: lapin::Error) -> Self {
+        if is_telling(&error) { Self::Fault(classify(&error, Phase::Consume)) } else { Self::Echo }
+    }
+}
+
+async fn why(broken: Broken, link: &mut Link) -> Fault {
+    if let Broken::Fault(fault) = broken {
+        return fault;
+    }
+    let cancelled =
+        || Fault::new(FaultClass::Destination, "the broker cancelled the consumer: its queue is gone");
+    if matches!(broken, Broken::Cancelled) && link.is_alive() {
+        return cancelled();
+    }
+    let telling = async {
+        while let Some(event) = link.events.next().await {
+            if let Event::Error(error) = event
+                && is_telling(&error)
+            {
+                return Some(error);
+            }
+        }
+        None
+    };
+    match tokio::time::timeout(TELLING, telling).await {
+        Ok(Some(error)) => classify(&error, Phase::Consume),
+        _ => Fault::new(FaultClass::Outage, "the connection ended without a reason"),
+    }
+}
+
+/// Hands the frames to lapin, in order.
+fn settle(
+    channel: &Channel,
+    unsettled: &mut Unsettled,
+    epoch: Epoch,
+    batch: Settlements,
+    writes: &mut Writes,
+) -> Result<(), Broken> {
+    let of_this_epoch = batch.into_iter().filter(|(tag, _)| tag.epoch == epoch);
+    for frame in unsettled.settle(of_this_epoch.map(|(tag, settlement)| (tag.tag, settlement))) {
+        let channel = channel.clone();
+        let mut write: Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>> = Box::pin(async move {
+            match frame {
+                Frame::Ack { tag, multiple } => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
+                Frame::Reject { tag, requeue } => {
+                    channel.basic_reject(tag, BasicRejectOptions { requeue }).await
+                }
+            }
+        });
+        // The first poll queues the frame: here, so that the order is ours.
+        match (&mut write).now_or_never() {
+            Some(written) => written?,
+            None => writes.push(write),
+        }
+    }
+    Ok(())
+}
+
+fn to_delivery(epoch: Epoch, delivery: LapinDelivery) -> Delivery {
+    Delivery {
+        tag: DeliveryTag { epoch, tag: delivery.delivery_tag },
+        exchange: delivery.exchange.as_str().to_owned(),
+        routing_key: delivery.routing_key.as_str().to_owned(),
+        redelivered: delivery.redelivered,
+        message: to_message(&delivery.properties, delivery.data),
+    }
+}

@@ -1,0 +1,88 @@
+//! How long to wait between connection attempts.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use crate::limits::CONFIG_RETRY_MS;
+use crate::message::FaultClass;
+
+/// A connection that lived this long has proved itself, also when nothing was published over it.
+const STABLE: Duration = Duration::from_secs(5);
+
+/// Jittered exponential backoff. A refusal that waiting will not heal is asked about slowly.
+#[derive(Debug)]
+pub(super) struct Pace {
+    first: Duration,
+    max: Duration,
+    failures: u32,
+}
+
+impl Pace {
+    pub(super) fn new((first, max): (Duration, Duration)) -> Self {
+        Self { first, max, failures: 0 }
+    }
+
+    /// A connection ended that had lived for `lived` and, or not, had `worked`.
+    pub(super) fn had_connection(&mut self, lived: Duration, worked: bool) {
+        if worked || lived >= STABLE {
+            self.failures = 0;
+        }
+    }
+
+    /// The wait before the next attempt.
+    pub(super) fn next_wait(&mut self, class: FaultClass) -> Duration {
+        self.wait_with(class, random_unit())
+    }
+
+    /// `unit` is random in `0.0..1.0`.
+    fn wait_with(&mut self, class: FaultClass, unit: f64) -> Duration {
+        if class == FaultClass::Config {
+            return Duration::from_millis(CONFIG_RETRY_MS).mul_f64(0.8 + 0.4 * unit);
+        }
+        let doubled = self.first.saturating_mul(1 << self.failures.min(20));
+        self.failures = self.failures.saturating_add(1);
+        doubled.min(self.max).mul_f64(0.5 + 0.5 * unit)
+    }
+}
+
+/// Good enough for jitter, and no dependency: each `RandomState` is seeded anew.
+fn random_unit() -> f64 {
+    let bits = RandomState::new().hash_one(0_u8) >> 11;
+    bits as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_start_over_once_stable() {
+        let mut pace = Pace::new((Duration::from_millis(100), Duration::from_secs(30)));
+        let mut last = Duration::ZERO;
+        for _ in 0..9 {
+            let wait = pace.wait_with(FaultClass::Outage, 0.999_999);
+            assert!(wait > last && wait <= Duration::from_secs(30));
+            last = wait;
+        }
+        for _ in 0..200 {
+            let wait = pace.next_wait(FaultClass::Outage);
+            assert!(wait >= Duration::from_secs(15) && wait <= Duration::from_secs(30), "{wait:?}");
+        }
+        pace.had_connection(Duration::from_secs(1), false);
+        assert!(pace.wait_with(FaultClass::Outage, 0.0) >= Duration::from_secs(15));
+        pace.had_connection(Duration::from_secs(1), true);
+        assert_eq!(pace.wait_with(FaultClass::Outage, 0.0), Duration::from_millis(50));
+        pace.had_connection(Duration::from_secs(5), false);
+        assert_eq!(pace.wait_with(FaultClass::Outage, 0.0), Duration::from_millis(50));
+    }
+
+    #[test]
+    fn a_refusal_is_asked_about_slowly_and_costs_the_backoff_nothing() {
+        let mut pace = Pace::new((Duration::from_millis(100), Duration::from_secs(30)));
+        for _ in 0..100 {
+            let wait = pace.next_wait(FaultClass::Config);
+            assert!(wait >= Duration::from_secs(24) && wait <= Duration::from_secs(36), "{wait:?}");
+        }
+        assert_eq!(pace.wait_with(FaultClass::Outage, 0.0), Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,463 @@
+//! The publishing side: one connection after the other, and on each the window.
+//!
+//! **Invariants.** One task publishes on a channel, on a current-thread runtime. Publishes are polled first in the
+//! order of the calls, which is what decides the broker's tags. Every confirm is held until it resolves or the
+//! connection is given up; no channel is used again after an error.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::future::{Either, FutureExt, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::message::BasicReturnMessage;
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, Event};
+use tokio::sync::mpsc;
+use tracing::{debug, error, info, warn};
+
+use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing};
+use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
+use crate::time::as_ms;
+
+use super::background::Stop;
+use super::classify::{Phase, classify, is_telling};
+use super::connection::Link;
+use super::convert::{header_frame_len_max, short, to_properties};
+use super::options::Options;
+use super::pace::Pace;
+use super::settle::{Ledger, Word};
+
+/// Commands taken in at one turn.
+const BATCH: usize = 512;
+
+/// How long to wait for the broker's own word after an echo of it (`channel is closing`) was seen.
+const TELLING: Duration = Duration::from_millis(500);
+
+/// One message of the window.
+pub(super) type Command = (Epoch, Outgoing);
+
+/// Publishes until it is told to stop, or nobody listens any more.
+pub(super) async fn run(
+    options: Arc<Options>,
+    mut commands: mpsc::Receiver<Command>,
+    events: PublisherEvents,
+    current: Arc<AtomicU64>,
+    mut stop: Stop,
+) {
+    let mut pace = Pace::new(options.backoff);
+    for number in 1.. {
+        let epoch = Epoch(number);
+        let target = &options.target;
+        let attempt = without_commands(&mut commands, Link::open(&options));
+        let Some(attempt) = stop.or(attempt).await else { return };
+        let fault = match attempt {
+            Err(fault) => fault,
+            Ok(mut link) => {
+                info!(%target, epoch = number, "publisher connected");
+                let began = Instant::now();
+                current.store(number, Ordering::Release);
+                if !events.send(PublisherEvent::Up { epoch }) {
+                    return link.close(stop.time_to_close()).await;
+                }
+                let (end, worked) =
+                    serve(&mut link, epoch, &options, &mut commands, &events, &mut stop).await;
+                current.store(0, Ordering::Release);
+                pace.had_connection(began.elapsed(), worked);
+                let fault = match end {
+                    End::Fault(fault) => fault,
+                    End::Stop => {
+                        let fault = Fault::new(FaultClass::Outage, "the publisher was stopped");
+                        events.send(PublisherEvent::Down { epoch, fault });
+                        return link.close(stop.time_to_close()).await;
+                    }
+                };
+                // First the news, then the tidying: the relay need not wait for a broker that does not answer.
+                tokio::spawn(link.close(stop.time_to_close()));
+                fault
+            }
+        };
+        if fault.class == FaultClass::Config {
+            error!(%target, epoch = number, %fault, "publisher refused by the broker");
+        } else {
+            warn!(%target, epoch = number, %fault, "publisher disconnected");
+        }
+        let wait = pace.next_wait(fault.class);
+        if !events.send(PublisherEvent::Down { epoch, fault }) {
+            return;
+        }
+        debug!(%target, wait_ms = as_ms(wait), "next connection attempt");
+        let wait = without_commands(&mut commands, tokio::time::sleep(wait));
+        if stop.or(wait).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Runs `future` while there is no epoch: what comes in meanwhile is of one that is over.
+async fn without_commands<T>(commands: &mut mpsc::Receiver<Command>, future: impl Future<Output = T>) -> T {
+    let discard = async {
+        while commands.recv().await.is_some() {}
+        // The handle is gone; the stop that this means is seen elsewhere.
+        std::future::pending::<()>().await;
+    };
+    match select(pin!(future), pin!(discard)).await {
+        Either::Left((value, _)) => value,
+        Either::Right(((), _)) => unreachable!("it never ends"),
+    }
+}
+
+/// Why an epoch ended.
+enum End {
+    Stop,
+    Fault(Fault),
+}
+
+/// What one turn of an epoch woke up for.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
+enum Turn {
+    Stop,
+    Connection(Option<Event>),
+    Confirm(Confirmed),
+    /// So many commands; 0 when the handle is gone.
+    Commands(usize),
+    Tick,
+}
+
+type Confirmed = (u64, lapin::Result<Confirmation>);
+type Confirms = FuturesUnordered<Pin<Box<dyn Future<Output = Confirmed> + Send>>>;
+
+/// One epoch. Tells why it ended, and whether the broker has confirmed anything on it.
+async fn serve(
+    link: &mut Link,
+    epoch: Epoch,
+    options: &Options,
+    commands: &mut mpsc::Receiver<Command>,
+    events: &PublisherEvents,
+    stop: &mut Stop,
+) -> (End, bool) {
+    let mut window = Window::new(link.channel.clone(), link.connection.configuration().frame_max());
+    let mut batch = Vec::with_capacity(BATCH);
+    let tick = options.confirm_deadline.min(options.heartbeat);
+    let mut timer = pin!(tokio::time::sleep(tick));
+    let mut asked = pin!(stop.asked());
+    let end = loop {
+        let turn = poll_fn(|cx| {
+            if asked.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Turn::Stop);
+            }
+            if let Poll::Ready(event) = link.events.poll_next_unpin(cx) {
+                return Poll::Ready(Turn::Connection(event));
+            }
+            if let Poll::Ready(confirmed) = window.poll_confirm(cx) {
+                return Poll::Ready(Turn::Confirm(confirmed));
+            }
+            if let Poll::Ready(count) = commands.poll_recv_many(cx, &mut batch, BATCH) {
+                return Poll::Ready(Turn::Commands(count));
+            }
+            timer.as_mut().poll(cx).map(|()| Turn::Tick)
+        })
+        .await;
+        let result = match turn {
+            Turn::Stop | Turn::Commands(0) => break End::Stop,
+            Turn::Commands(_) => Ok(()),
+            Turn::Connection(event) => window.connection(event, events),
+            Turn::Confirm(confirmed) => window.confirmed(confirmed),
+            Turn::Tick => {
+                timer
+                    .as_mut()
+                    .reset(tokio::time::Instant::now() + window.next_tick(tick, options.confirm_deadline));
+                if link.is_alive() { window.check_age(options.confirm_deadline) } else { Err(Broken::Echo) }
+            }
+        };
+        // Confirms and commands are both taken in at every turn, so that neither waits for a flood of the other.
+        // Confirms also after an error: what is confirmed needs no resend.
+        let mut result = worse(result, window.take_ready_confirms());
+        if window.tell_settled(events).is_err() {
+            break End::Stop;
+        }
+        if batch.is_empty() && !commands.is_empty() {
+            let _ = commands.recv_many(&mut batch, BATCH).now_or_never();
+        }
+        for (of, outgoing) in batch.drain(..) {
+            // A command of an epoch that is over is dropped without a word; so is one after a fault of this one.
+            if of == epoch && result.is_ok() {
+                result = window.publish(outgoing, events);
+            }
+        }
+        if let Err(broken) = result {
+            let fault = window.why(broken, link).await;
+            if window.tell_settled(events).is_err() {
+                break End::Stop;
+            }
+            break End::Fault(fault);
+        }
+    };
+    window.unblock(events);
+    (end, window.worked)
+}
+
+/// Why an epoch cannot go on.
+enum Broken {
+    /// This is why.
+    Fault(Fault),
+    /// Something is closing or closed; the reason may be about to come.
+    Echo,
+}
+
+impl From<lapin::Error> for Broken {
+    fn from(error: lapin::Error) -> Self {
+        if is_telling(&error) { Self::Fault(classify(&error, Phase::Publish)) } else { Self::Echo }
+    }
+}
+
+/// Of two results the one that says more.
+fn worse(a: Result<(), Broken>, b: Result<(), Broken>) -> Result<(), Broken> {
+    match (a, b) {
+        (Ok(()) | Err(Broken::Echo), b @ Err(_)) => b,
+        (a, _) => a,
+    }
+}
+
+/// What is in flight on one channel.
+struct Window {
+    channel: Channel,
+    frame_bytes_max: usize,
+    confirms: Confirms,
+    ledger: Ledger,
+    clock: UnblockedClock,
+    worked: bool,
+}
+
+impl Window {
+    fn new(channel: Channel, frame_max: u32) -> Self {
+        Self {
+            channel,
+            frame_bytes_max: frame_max as usize,
+            confirms: FuturesUnordered::new(),
+            ledger: Ledger::new(),
+            clock: UnblockedClock::new(),
+            worked: false,
+        }
+    }
+
+    fn publish(&mut self, outgoing: Outgoing, events: &PublisherEvents) -> Result<(), Broken> {
+        let ticket = outgoing.ticket;
+        let prepared = match Prepared::new(&outgoing, self.frame_bytes_max) {
+            Ok(prepared) => prepared,
+            Err(fault) => {
+                events.send(PublisherEvent::Outcomes(vec![(ticket, Outcome::Refused(fault))]));
+                return Ok(());
+            }
+        };
+        let id = outgoing.message.message_id.as_deref().unwrap_or_default();
+        let tag = self.ledger.published(ticket, id, self.clock.now_ms());
+        let channel = self.channel.clone();
+        let mut confirm: Pin<Box<dyn Future<Output = Confirmed> + Send>> =
+            Box::pin(async move { (tag, prepared.send(&channel).await) });
+        // The first poll hands the frames to lapin and draws the tag: in this order, here and now. The set polls it
+        // again, with a waker.
+        match (&mut confirm).now_or_never() {
+            Some((_, Err(error))) => return Err(error.into()),
+            Some(confirmed) => self.confirmed(confirmed)?,
+            None => self.confirms.push(confirm),
+        }
+        Ok(())
+    }
+
+    fn poll_confirm(&mut self, cx: &mut Context<'_>) -> Poll<Confirmed> {
+        match self.confirms.poll_next_unpin(cx) {
+            Poll::Ready(Some(confirmed)) => Poll::Ready(confirmed),
+            // An empty set has nothing to wake for; commands do that.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn take_ready_confirms(&mut self) -> Result<(), Broken> {
+        let mut result = Ok(());
+        while let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
+            result = worse(result, self.confirmed(confirmed));
+        }
+        result
+    }
+
+    fn confirmed(&mut self, (tag, confirmation): Confirmed) -> Result<(), Broken> {
+        let (word, returned) = match confirmation? {
+            Confirmation::Ack(returned) => (Word::Ack, returned),
+            Confirmation::Nack(returned) => (Word::Nack, returned),
+            Confirmation::NotRequested => {
+                return Err(Broken::Fault(Fault::new(
+                    FaultClass::Outage,
+                    "the channel is not in confirm mode",
+                )));
+            }
+        };
+        self.worked = true;
+        self.ledger.confirmed(tag, word);
+        let Some(returned) = returned else { return Ok(()) };
+        // Not of this confirm: of whichever message has this id.
+        let id = returned.properties.message_id().as_ref().map_or("", ShortString::as_str);
+        self.ledger.returned(id, &return_fault(&returned)).map_err(|_| {
+            error!("a message was returned after its outcome was told; the pairing of returns and confirms is broken");
+            Broken::Fault(Fault::new(FaultClass::Outage, "a message was returned after its outcome was told"))
+        })
+    }
+
+    /// An error says that nobody listens.
+    fn tell_settled(&mut self, events: &PublisherEvents) -> Result<(), ()> {
+        let settled = self.ledger.settle();
+        if settled.is_empty() || events.send(PublisherEvent::Outcomes(settled)) { Ok(()) } else { Err(()) }
+    }
+
+    fn connection(&mut self, event: Option<Event>, events: &PublisherEvents) -> Result<(), Broken> {
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                warn!(%reason, "the broker blocks publishers");
+                self.clock.block();
+                events.send(PublisherEvent::Blocked { blocked: true });
+                Ok(())
+            }
+            Some(Event::ConnectionUnblocked) => {
+                info!("the broker no longer blocks publishers");
+                self.unblock(events);
+                Ok(())
+            }
+            Some(Event::Error(error)) => Err(error.into()),
+            None => Err(Broken::Echo),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn unblock(&mut self, events: &PublisherEvents) {
+        if self.clock.unblock() {
+            events.send(PublisherEvent::Blocked { blocked: false });
+        }
+    }
+
+    fn check_age(&self, deadline: Duration) -> Result<(), Broken> {
+        match self.ledger.oldest_since_ms() {
+            Some(since_ms) if self.clock.now_ms().saturating_sub(since_ms) >= as_ms(deadline) => {
+                let text = format!("no confirm within {} s", deadline.as_secs_f64());
+                Err(Broken::Fault(Fault::new(FaultClass::Outage, text)))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Until the oldest publish is due, `tick` at most.
+    fn next_tick(&self, tick: Duration, deadline: Duration) -> Duration {
+        let Some(since_ms) = self.ledger.oldest_since_ms() else { return tick };
+        let due_ms = (since_ms + as_ms(deadline)).saturating_sub(self.clock.now_ms());
+        Duration::from_millis(due_ms).clamp(Duration::from_millis(1), tick)
+    }
+
+    /// The reason, waiting a moment for it where only its echo was heard.
+    async fn why(&mut self, broken: Broken, link: &mut Link) -> Fault {
+        if let Broken::Fault(fault) = broken {
+            return fault;
+        }
+        let telling = poll_fn(|cx| {
+            while let Poll::Ready(Some(event)) = link.events.poll_next_unpin(cx) {
+                if let Event::Error(error) = event
+                    && is_telling(&error)
+                {
+                    return Poll::Ready(classify(&error, Phase::Publish));
+                }
+            }
+            while let Poll::Ready(confirmed) = self.poll_confirm(cx) {
+                if let Err(Broken::Fault(fault)) = self.confirmed(confirmed) {
+                    return Poll::Ready(fault);
+                }
+            }
+            Poll::Pending
+        });
+        match tokio::time::timeout(TELLING, telling).await {
+            Ok(fault) => fault,
+            Err(_) => Fault::new(FaultClass::Outage, "the connection ended without a reason"),
+        }
+    }
+}
+
+/// What the broker says of an unroutable message.
+pub(super) fn return_fault(returned: &BasicReturnMessage) -> Fault {
+    let text = format!(
+        "{}: exchange `{}`, routing key `{}`",
+        returned.reply_text, returned.exchange, returned.routing_key
+    );
+    Fault::with_code(FaultClass::Destination, returned.reply_code, text)
+}
+
+/// A message that is known to be encodable.
+pub(super) struct Prepared {
+    exchange: ShortString,
+    routing_key: ShortString,
+    properties: BasicProperties,
+    message: Arc<Message>,
+}
+
+impl Prepared {
+    pub(super) fn new(outgoing: &Outgoing, frame_bytes_max: usize) -> Result<Self, Fault> {
+        let message = &outgoing.message;
+        if message.message_id.is_none() {
+            return Err(Fault::new(
+                FaultClass::Message,
+                "field `message_id` is missing; returns are matched by it",
+            ));
+        }
+        let header_bytes = header_frame_len_max(message);
+        if header_bytes > frame_bytes_max {
+            return Err(Fault::new(
+                FaultClass::Message,
+                format!(
+                    "properties and headers take {header_bytes} bytes; a frame of this broker takes {frame_bytes_max}"
+                ),
+            ));
+        }
+        Ok(Self {
+            exchange: short("exchange", &outgoing.exchange)?,
+            routing_key: short("routing_key", &outgoing.routing_key)?,
+            properties: to_properties(message)?,
+            message: Arc::clone(message),
+        })
+    }
+
+    /// Publishes and waits for the broker's word. Everything up to drawing the tag happens in the first poll.
+    pub(super) async fn send(self, channel: &Channel) -> lapin::Result<Confirmation> {
+        let Self { exchange, routing_key, properties, message } = self;
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        channel.basic_publish(exchange, routing_key, options, &message.payload, properties).await?.await
+    }
+}
+
+/// Milliseconds that were not spent blocked by the broker.
+struct UnblockedClock {
+    began: Instant,
+    blocked_since: Option<Instant>,
+    blocked: Duration,
+}
+
+impl UnblockedClock {
+    fn new() -> Self {
+        Self { began: Instant::now(), blocked_since: None, blocked: Duration::ZERO }
+    }
+
+    fn now_ms(&self) -> u64 {
+        let now = self.blocked_since.unwrap_or_else(Instant::now);
+        as_ms(now.duration_since(self.began).saturating_sub(self.blocked))
+    }
+
+    fn block(&mut self) {
+        self.blocked_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether it was blocked.
+    fn unblock(&mut self) -> bool {
+        let Some(since) = self.blocked_since.take() else { return false };
+        self.blocked += since.elapsed();
+        true
+    }
+}

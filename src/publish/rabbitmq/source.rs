@@ -1,0 +1,143 @@
+//! [`RabbitMqSource`]: the settings and the handle of a queue's consumer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::error::SettingError;
+use crate::limits::SHORT_STRING_BYTES_MAX;
+use crate::publish::{DeliveryTag, Settlement, Source, SourceEvents};
+
+use super::background::Background;
+use super::consumer::{self, Settlements, Subscription};
+use super::options::Options;
+use super::topology::Topology;
+
+/// Consumes one queue of RabbitMQ with manual acknowledgement.
+///
+/// Every delivery stays with the broker until it is settled; after a lost connection, a stop or a crash, the broker
+/// delivers again what was not. A queue that is missing or gets deleted is told as a
+/// [`Down`](crate::publish::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
+///
+/// Headers come as [`HeaderValue`](crate::HeaderValue)s: integers of every width and timestamps as `Int`, text as
+/// `Text`, text that is not UTF-8 as `Bytes`. Floats, decimals, arrays, tables and void are dropped, and so is an
+/// unsigned value beyond `i64`. That includes RabbitMQ's `x-death`, which is an array.
+///
+/// ```no_run
+/// use onewrite::publish::RabbitMqSource;
+/// # fn main() -> Result<(), onewrite::SettingError> {
+/// let source = RabbitMqSource::new("amqp://app:secret@localhost:5672/%2f", "ledger")?.connection_name("ledger");
+/// # let _ = source;
+/// # Ok(()) }
+/// ```
+pub struct RabbitMqSource {
+    options: Options,
+    queue: String,
+    running: Option<(mpsc::UnboundedSender<Settlements>, Background)>,
+    started: bool,
+}
+
+impl RabbitMqSource {
+    /// A consumer of `queue` on the broker at `url`, which is written as in [`RabbitMq::new`](super::RabbitMq::new).
+    ///
+    /// # Errors
+    /// The URI cannot be understood, asks for TLS that is not compiled in, or the queue's name is empty or too long.
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMqSource;
+    /// assert!(RabbitMqSource::new("amqp://localhost", "ledger").is_ok());
+    /// assert!(RabbitMqSource::new("amqp://localhost", "").is_err());
+    /// ```
+    pub fn new(url: &str, queue: impl Into<String>) -> Result<Self, SettingError> {
+        let queue = queue.into();
+        if queue.is_empty() || queue.len() > SHORT_STRING_BYTES_MAX {
+            return Err(SettingError::new("queue", "its name must be 1 to 255 bytes long"));
+        }
+        Ok(Self { options: Options::new(url)?, queue, running: None, started: false })
+    }
+
+    /// See [`RabbitMq::heartbeat`](super::RabbitMq::heartbeat).
+    #[must_use]
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.options.heartbeat = heartbeat;
+        self
+    }
+
+    /// See [`RabbitMq::connection_name`](super::RabbitMq::connection_name).
+    #[must_use]
+    pub fn connection_name(mut self, name: impl Into<String>) -> Self {
+        self.options.connection_name = name.into();
+        self
+    }
+
+    /// See [`RabbitMq::reconnect_backoff`](super::RabbitMq::reconnect_backoff).
+    #[must_use]
+    pub fn reconnect_backoff(mut self, first: Duration, max: Duration) -> Self {
+        self.options.backoff = (first, max);
+        self
+    }
+
+    /// See [`RabbitMq::declare`](super::RabbitMq::declare).
+    #[must_use]
+    pub fn declare(mut self, topology: Topology) -> Self {
+        self.options.topology = topology;
+        self
+    }
+
+    /// See [`RabbitMq::allow_plaintext_credentials`](super::RabbitMq::allow_plaintext_credentials).
+    #[must_use]
+    pub fn allow_plaintext_credentials(mut self) -> Self {
+        self.options.plaintext_allowed = true;
+        self
+    }
+}
+
+/// Shows host, port, virtual host and queue only.
+impl fmt::Debug for RabbitMqSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitMqSource")
+            .field("host", &self.options.target.host)
+            .field("port", &self.options.target.port)
+            .field("vhost", &self.options.target.vhost)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source for RabbitMqSource {
+    fn start(&mut self, events: SourceEvents, prefetch: u16) -> Result<(), SettingError> {
+        self.options.check()?;
+        if prefetch == 0 {
+            return Err(SettingError::new("prefetch", "must be 1 or more; 0 would mean without bound"));
+        }
+        if std::mem::replace(&mut self.started, true) {
+            return Err(SettingError::new("source", "it was started before"));
+        }
+        // Unbounded by its type, bounded by use: it carries settlements of deliveries, of which there are at most
+        // `prefetch`, and the thread takes them out at once.
+        let (settlements, inbox) = mpsc::unbounded_channel();
+        let options = Arc::new(self.options.clone());
+        let subscription = Subscription { queue: self.queue.clone(), prefetch };
+        let background = Background::spawn("onewrite-amqp-in", move |stop| {
+            consumer::run(options, subscription, inbox, events, stop)
+        })?;
+        self.running = Some((settlements, background));
+        Ok(())
+    }
+
+    fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>) {
+        if let Some((sender, _)) = &self.running {
+            // It fails when the thread has ended: everything unsettled goes back then.
+            let _ = sender.send(settlements);
+        }
+    }
+
+    fn stop(&mut self, deadline: Duration) {
+        if let Some((settlements, background)) = self.running.take() {
+            background.stop(deadline);
+            drop(settlements);
+        }
+    }
+}

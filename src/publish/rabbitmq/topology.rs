@@ -1,0 +1,171 @@
+//! What is declared on the broker, when the application asks for it.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection, ExchangeKind as LapinKind};
+
+use crate::message::{Fault, FaultClass, HeaderValue};
+use crate::publish::ExchangeKind;
+
+use super::classify::{Phase, classify};
+use super::convert::{short, to_table};
+
+/// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
+///
+/// Declaring is idempotent where everything is as declared. Where something of the same name differs, the broker
+/// refuses (406), nothing is changed, and the fault is told as a [`FaultClass::Config`] fault. Nothing is ever deleted.
+///
+/// ```
+/// use onewrite::publish::{ExchangeKind, Topology};
+/// let topology = Topology::new()
+///     .exchange("payments", ExchangeKind::Topic)
+///     .queue_with("ledger", [("x-max-length", 100_000.into()), ("x-overflow", "reject-publish".into())])
+///     .bind("payments", "ledger", "payment.#");
+/// # let _ = topology;
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Topology {
+    exchanges: Vec<(String, ExchangeKind)>,
+    queues: Vec<(String, Vec<(String, HeaderValue)>)>,
+    bindings: Vec<Binding>,
+}
+
+#[derive(Debug, Clone)]
+struct Binding {
+    exchange: String,
+    queue: String,
+    routing_key: String,
+}
+
+impl Topology {
+    /// Nothing to declare.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A durable exchange.
+    #[must_use]
+    pub fn exchange(mut self, name: impl Into<String>, kind: ExchangeKind) -> Self {
+        self.exchanges.push((name.into(), kind));
+        self
+    }
+
+    /// A durable queue of the broker's default kind.
+    #[must_use]
+    pub fn queue(self, name: impl Into<String>) -> Self {
+        self.queue_with(name, [])
+    }
+
+    /// A durable queue with arguments, for example `x-queue-type`, `x-max-length`, `x-overflow`,
+    /// `x-dead-letter-exchange`. An overflow of `drop-head`, RabbitMQ's default, confirms a message and then deletes
+    /// an older one: use `reject-publish` where nothing may be lost.
+    #[must_use]
+    pub fn queue_with<'a>(
+        mut self,
+        name: impl Into<String>,
+        arguments: impl IntoIterator<Item = (&'a str, HeaderValue)>,
+    ) -> Self {
+        let arguments = arguments.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        self.queues.push((name.into(), arguments));
+        self
+    }
+
+    /// A binding of a queue to an exchange.
+    #[must_use]
+    pub fn bind(
+        mut self,
+        exchange: impl Into<String>,
+        queue: impl Into<String>,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        self.bindings.push(Binding {
+            exchange: exchange.into(),
+            queue: queue.into(),
+            routing_key: routing_key.into(),
+        });
+        self
+    }
+
+    fn is_empty(&self) -> bool {
+        self.exchanges.is_empty() && self.queues.is_empty() && self.bindings.is_empty()
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        let exchanges = self.exchanges.iter().map(|(name, _)| name);
+        let queues = self.queues.iter().flat_map(|(name, arguments)| {
+            std::iter::once(name).chain(arguments.iter().map(|(name, _)| name))
+        });
+        let bindings = self.bindings.iter().flat_map(|b| [&b.exchange, &b.queue, &b.routing_key]);
+        exchanges.chain(queues).chain(bindings)
+    }
+
+    /// Declares everything, and checks that the `required` exchanges exist, on a channel of its own: a refusal closes
+    /// that channel and no other.
+    pub(super) async fn set_up(&self, connection: &Connection, required: &[String]) -> Result<(), Fault> {
+        if self.is_empty() && required.is_empty() {
+            return Ok(());
+        }
+        let channel = connection.create_channel().await.map_err(|e| classify(&e, Phase::Connect))?;
+        self.declare(&channel).await?;
+        for exchange in required.iter().filter(|name| !name.is_empty()) {
+            let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+            channel
+                .exchange_declare(
+                    short("exchange", exchange)?,
+                    LapinKind::Direct,
+                    options,
+                    FieldTable::default(),
+                )
+                .await
+                .map_err(|error| naming(&error, "exchange", exchange))?;
+        }
+        // Only tidiness depends on the answer.
+        let _ = channel.close(200, ShortString::from("done")).await;
+        Ok(())
+    }
+
+    async fn declare(&self, channel: &Channel) -> Result<(), Fault> {
+        for (name, kind) in &self.exchanges {
+            let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+            let kind = match kind {
+                ExchangeKind::Direct => LapinKind::Direct,
+                ExchangeKind::Fanout => LapinKind::Fanout,
+                ExchangeKind::Topic => LapinKind::Topic,
+            };
+            channel
+                .exchange_declare(short("exchange", name)?, kind, options, FieldTable::default())
+                .await
+                .map_err(|error| naming(&error, "exchange", name))?;
+        }
+        for (name, arguments) in &self.queues {
+            let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+            channel
+                .queue_declare(short("queue", name)?, options, to_table(arguments)?)
+                .await
+                .map_err(|error| naming(&error, "queue", name))?;
+        }
+        for Binding { exchange, queue, routing_key } in &self.bindings {
+            channel
+                .queue_bind(
+                    short("queue", queue)?,
+                    short("exchange", exchange)?,
+                    short("routing_key", routing_key)?,
+                    QueueBindOptions::default(),
+                    FieldTable::default(),
+                )
+                .await
+                .map_err(|error| naming(&error, "binding of queue", queue))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the broker refuses to set up is a matter of configuration, whatever its code; a lost connection is not.
+fn naming(error: &lapin::Error, what: &str, name: &str) -> Fault {
+    let mut fault = classify(error, Phase::SetUp);
+    if fault.class == FaultClass::Config {
+        fault.text = format!("{what} `{name}`: {}", fault.text);
+    }
+    fault
+}

@@ -1,0 +1,234 @@
+//! Where the broker is and who we are to it.
+//!
+//! **Invariants.** A password is in [`Credentials`] and nowhere else: no `Debug`, no `Display`, no error text shows
+//! it, and the URI that lapin gets holds none. What lapin would understand differently from what was written (an IPv6
+//! host, a query parameter it ignores, TLS that is not compiled in) is refused or set right here.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
+
+use lapin::auth::AuthProvider;
+use lapin::types::{LongString, ShortString};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
+
+use crate::error::SettingError;
+use crate::limits::{CONNECT_MS_MAX, FRAME_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+
+/// User and password. Shows neither.
+#[derive(Clone)]
+pub(super) struct Credentials {
+    user: String,
+    password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
+/// SASL PLAIN, asked by lapin at each handshake.
+impl AuthProvider for Credentials {
+    fn mechanism(&self) -> ShortString {
+        SASLMechanism::Plain.name().into()
+    }
+
+    fn auth_starter(&self) -> Result<LongString, String> {
+        Ok(format!("\0{}\0{}", self.user, self.password).into())
+    }
+}
+
+/// A broker's address, its virtual host, and the credentials.
+#[derive(Clone)]
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) vhost: String,
+    pub(super) tls: bool,
+    pub(super) credentials: Credentials,
+    /// The `heartbeat` query parameter, the only one that is understood.
+    pub(super) heartbeat_s: Option<u16>,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .field("vhost", &self.vhost)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `host:port/vhost`, for logs and error texts.
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{} vhost {:?}", self.host, self.port, self.vhost)
+        } else {
+            write!(f, "{}:{} vhost {:?}", self.host, self.port, self.vhost)
+        }
+    }
+}
+
+impl Target {
+    /// Parses `amqp://user:password@host:port/vhost`. Nothing of `url` gets into the error's text.
+    pub(super) fn parse(url: &str) -> Result<Self, SettingError> {
+        let uri: AMQPUri = url.parse().map_err(|_| {
+            refuse(
+                "not an AMQP URI; expected amqp://user:password@host:port/vhost, special characters percent-encoded",
+            )
+        })?;
+        let query = QueryCheck::of(url)?;
+        let AMQPUri { scheme, authority: AMQPAuthority { userinfo, host, port }, vhost, query: parsed } = uri;
+        let tls = scheme == AMQPScheme::AMQPS;
+        if tls && !cfg!(feature = "tls") {
+            return Err(refuse(
+                "amqps:// needs the cargo feature `tls` of onewrite; without it the connection would be plain text",
+            ));
+        }
+        // lapin reads an IPv6 literal as "no host" and connects to localhost.
+        let host = match query.ipv6_host {
+            Some(address) => address.to_string(),
+            None => host,
+        };
+        if host.is_empty() {
+            return Err(refuse("the host is empty"));
+        }
+        if vhost.len() > SHORT_STRING_BYTES_MAX {
+            return Err(refuse("the virtual host is longer than 255 bytes"));
+        }
+        let AMQPUserInfo { username: user, password } = userinfo;
+        if user.contains('\0') || password.contains('\0') {
+            return Err(refuse("user and password must not hold a zero byte"));
+        }
+        if parsed.heartbeat == Some(0) {
+            return Err(refuse("heartbeat=0 would leave a dead broker unnoticed; give 1 or more seconds"));
+        }
+        let credentials = Credentials { user, password };
+        Ok(Self { host, port, vhost, tls, credentials, heartbeat_s: parsed.heartbeat })
+    }
+
+    /// Whether the host is this machine, so that nobody between can read along.
+    pub(super) fn is_loopback(&self) -> bool {
+        self.host.eq_ignore_ascii_case("localhost")
+            || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+
+    /// What lapin gets: everything but the credentials.
+    pub(super) fn to_lapin(&self, heartbeat: Duration) -> AMQPUri {
+        let heartbeat_s = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
+        AMQPUri {
+            scheme: if self.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo { username: String::new(), password: String::new() },
+                host: self.host.clone(),
+                port: self.port,
+            },
+            vhost: self.vhost.clone(),
+            query: AMQPQueryString {
+                frame_max: Some(FRAME_BYTES_MAX),
+                channel_max: None,
+                heartbeat: Some(heartbeat_s),
+                connection_timeout: Some(CONNECT_MS_MAX),
+                auth_mechanism: Some(SASLMechanism::Plain),
+            },
+        }
+    }
+}
+
+/// What lapin's parser does not tell: parameters it would ignore, and an IPv6 host.
+struct QueryCheck {
+    ipv6_host: Option<Ipv6Addr>,
+}
+
+impl QueryCheck {
+    fn of(url: &str) -> Result<Self, SettingError> {
+        if url.contains('#') {
+            return Err(refuse("`#` must be percent-encoded as %23"));
+        }
+        let (address, query) = url.split_once('?').unwrap_or((url, ""));
+        // Neither names nor values are shown: a password with an unescaped `?` ends up here.
+        if query.split('&').any(|pair| !pair.is_empty() && !pair.starts_with("heartbeat=")) {
+            return Err(refuse(
+                "`heartbeat` is the only query parameter; frame size, timeout and mechanism are fixed, TLS is never relaxed, and a `?` in a password is written %3F",
+            ));
+        }
+        let authority = address.split_once("://").map_or("", |(_, rest)| rest);
+        let authority = authority.split('/').next().unwrap_or("");
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let ipv6_host = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((literal, _)) => {
+                Some(literal.parse().map_err(|_| refuse("the host is not an IPv6 address"))?)
+            }
+            None => None,
+        };
+        Ok(Self { ipv6_host })
+    }
+}
+
+fn refuse(reason: &str) -> SettingError {
+    SettingError::new("url", reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_kept_as_written() {
+        for (url, host, port) in [
+            ("amqp://127.0.0.1:5673", "127.0.0.1", 5673),
+            ("amqp://u:p@[::1]:5674/%2f", "::1", 5674),
+            ("amqp://u:p@[2001:db8::7]/v", "2001:db8::7", 5672),
+            ("amqp://10.1.2.3", "10.1.2.3", 5672),
+            ("amqp://broker.example/%2f", "broker.example", 5672),
+        ] {
+            let target = Target::parse(url).unwrap();
+            assert_eq!((target.host.as_str(), target.port), (host, port), "{url}");
+            assert_eq!(target.to_lapin(Duration::from_secs(10)).authority.host, host);
+        }
+        assert!(Target::parse("amqp://[::1]").unwrap().is_loopback());
+        assert!(Target::parse("amqp://127.8.9.1").unwrap().is_loopback());
+        assert!(!Target::parse("amqp://10.1.2.3").unwrap().is_loopback());
+        assert!(!Target::parse("amqp://[2001:db8::7]").unwrap().is_loopback());
+        assert_eq!(Target::parse("amqp://localhost").unwrap().vhost, "/");
+        assert_eq!(Target::parse("amqp://localhost/a%2fb").unwrap().vhost, "a/b");
+    }
+
+    /// Goal: whatever is wrong with the URI, no text shows the password. Method: the same canary in many bad URIs.
+    #[test]
+    fn no_error_shows_the_password() {
+        let canary = "s3cr3tCANARY";
+        for url in [
+            format!("amqp://user:{canary}@host:notaport/%2f"),
+            format!("amqp:user:{canary}@host"),
+            format!("http://user:{canary}@host"),
+            format!("amqp://user:{canary}@host?frame_max=1&x={canary}"),
+            format!("amqp://user:12?{canary}@host"),
+            format!("amqp://user:12#{canary}@host"),
+            format!("amqp://user:{canary}%00@host"),
+            format!("amqp://user:{canary}@[{canary}]:1"),
+            format!("amqp://user:{canary}@host/{}", "v".repeat(256)),
+            format!("amqp://user:{canary}@host?heartbeat=0"),
+            format!("amqp://user:{canary}@host?heartbeat=99999"),
+        ] {
+            let error = Target::parse(&url).expect_err(&url);
+            assert!(!format!("{error} {error:?}").contains(canary), "{error}");
+        }
+        let target = Target::parse(&format!("amqp://user:{canary}@localhost")).unwrap();
+        let shown =
+            format!("{target} {target:?} {:?} {:?}", target.credentials, target.to_lapin(Duration::ZERO));
+        assert!(!shown.contains(canary) && !shown.contains("user:"), "{shown}");
+        assert_eq!(target.credentials.auth_starter().unwrap().as_bytes(), b"\0user\0s3cr3tCANARY");
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn tls_is_refused_where_it_is_not_compiled_in() {
+        let error = Target::parse("amqps://localhost").unwrap_err();
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+    }
+}

@@ -1,0 +1,634 @@
+//! One short story per promise of the machine.
+
+use super::types::{
+    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, QuarantinePolicy,
+    Recovered, Settings,
+};
+use super::{Machine, flow};
+use crate::message::{Fault, FaultClass, Outcome, Ticket};
+use crate::publish::Epoch;
+use crate::time::Now;
+
+/// A machine with its log, told things one by one. Reads of the log are answered at once; the rest by the story.
+struct Story {
+    machine: Machine,
+    now: Now,
+    log: Vec<Loaded>,
+    epoch: u64,
+    /// What it did since it was last asked, but for reads of the log.
+    did: Vec<Action>,
+    loads: Vec<(u64, usize, usize)>,
+    answers_loads: bool,
+}
+
+fn settings() -> Settings {
+    Settings {
+        ordering: Ordering::PerKey,
+        on_quarantine: QuarantinePolicy::HoldKey,
+        window_events: 8,
+        window_bytes: 1000,
+        lookahead_events: 32,
+        lookahead_bytes: 10_000,
+        load_events: 16,
+        attempts_max: 2,
+        destination_attempts_max: 2,
+        backoff_first_ms: 100,
+        backoff_max_ms: 10_000,
+        retrying_max: 4,
+        held_keys_max: 8,
+        seed: 7,
+    }
+}
+
+fn fault(class: FaultClass) -> Fault {
+    Fault::new(class, "as the story goes")
+}
+
+fn refused() -> Outcome {
+    Outcome::Refused(fault(FaultClass::Message))
+}
+
+fn key(name: &str) -> Key {
+    Key::from(name)
+}
+
+fn entry(seq: u64, key: &str) -> Entry {
+    let key = Some(Key::from(key)).filter(|key| !key.is_empty());
+    Entry { seq, key, bytes: 10, not_before_ms: None, expires_ms: None }
+}
+
+fn retry(attempts: u32) -> Exception {
+    let state = ExceptionState::Retry { due_ms: 0 };
+    Exception { state, attempts, destination_attempts: 0, fault: None }
+}
+
+impl Story {
+    fn new(settings: Settings) -> Self {
+        Self::recovered(settings, Recovered::default(), Vec::new())
+    }
+
+    fn recovered(settings: Settings, recovered: Recovered, log: Vec<Loaded>) -> Self {
+        let now = Now { mono_ms: 0, wall_ms: 1_000_000 };
+        let mut did = Vec::new();
+        let machine = Machine::new(settings, recovered, now, &mut did);
+        Self { machine, now, log, epoch: 0, did, loads: Vec::new(), answers_loads: true }
+    }
+
+    /// A connected machine with these events in its log; "" is no key.
+    fn with(settings: Settings, keys: &[&str]) -> Self {
+        let mut story = Self::new(settings);
+        story.up();
+        story.append(keys);
+        story
+    }
+
+    fn append(&mut self, keys: &[&str]) {
+        for key in keys {
+            self.log.push(Loaded::Event(entry(self.log.len() as u64, key)));
+        }
+        self.tail();
+    }
+
+    fn append_entry(&mut self, change: impl FnOnce(&mut Entry)) {
+        let mut entry = entry(self.log.len() as u64, "");
+        change(&mut entry);
+        self.log.push(Loaded::Event(entry));
+        self.tail();
+    }
+
+    fn tail(&mut self) {
+        self.tell(Input::Tail(self.log.len() as u64));
+    }
+
+    fn tell(&mut self, input: Input) {
+        let mut out = Vec::new();
+        self.machine.step(input, self.now, &mut out);
+        self.machine.check();
+        for action in out {
+            if let Action::Load { from, events_max, bytes_max } = action {
+                self.loads.push((from, events_max, bytes_max));
+                if self.answers_loads {
+                    self.answer_load(from, events_max);
+                }
+            } else {
+                self.did.push(action);
+            }
+        }
+    }
+
+    fn answer_load(&mut self, from: u64, events_max: usize) {
+        let skip = usize::try_from(from).unwrap();
+        let events: Vec<_> = self.log.iter().skip(skip).take(events_max).cloned().collect();
+        self.tell(Input::Loaded { to: from + events.len() as u64, events });
+    }
+
+    fn up(&mut self) {
+        self.epoch += 1;
+        self.tell(Input::Up { epoch: Epoch(self.epoch) });
+    }
+
+    fn down(&mut self, class: FaultClass) {
+        self.tell(Input::Down { fault: fault(class) });
+    }
+
+    fn pass(&mut self, ms: u64) {
+        self.now.mono_ms += ms;
+        self.now.wall_ms += ms;
+        self.tell(Input::Tick);
+    }
+
+    /// Until the next timer.
+    fn pass_to_timer(&mut self) {
+        let due_ms = self.machine.next_wake().mono_ms.expect("a timer runs");
+        self.pass(due_ms - self.now.mono_ms);
+    }
+
+    /// The newest ticket of this event that is in flight.
+    fn ticket(&self, seq: u64) -> Ticket {
+        let mut flights = self.machine.in_flight.iter();
+        *flights.find(|(_, flying)| **flying == seq).unwrap_or_else(|| panic!("{seq} is in flight")).0
+    }
+
+    fn outcome(&mut self, seq: u64, outcome: Outcome) {
+        let ticket = self.ticket(seq);
+        self.tell(Input::Outcome { ticket, outcome });
+    }
+
+    fn confirm(&mut self, seq: u64) {
+        self.outcome(seq, Outcome::Confirmed);
+    }
+
+    fn in_flight(&self) -> Vec<u64> {
+        self.machine.in_flight.values().copied().collect()
+    }
+
+    /// What has been published since last asked: (seq, resend, isolated).
+    fn published_how(&mut self) -> Vec<(u64, bool, bool)> {
+        let publish = |action| match action {
+            Action::Publish { seq, resend, isolated, .. } => Some((seq, resend, isolated)),
+            _ => None,
+        };
+        std::mem::take(&mut self.did).into_iter().filter_map(publish).collect()
+    }
+
+    fn published(&mut self) -> Vec<u64> {
+        self.published_how().into_iter().map(|(seq, ..)| seq).collect()
+    }
+
+    fn saved(&self) -> Vec<Change> {
+        let saved = |action: &Action| match action {
+            Action::Save(change) => Some(change.clone()),
+            _ => None,
+        };
+        self.did.iter().filter_map(saved).collect()
+    }
+
+    fn was_quarantined(&self, seq: u64) -> bool {
+        self.did.iter().any(|action| matches!(action, Action::Quarantined { seq: s, .. } if *s == seq))
+    }
+
+    fn was_parked(&self, seq: u64) -> bool {
+        self.saved().iter().any(|change| matches!(change, Change::Park { seq: s, .. } if *s == seq))
+    }
+
+    /// Brings the event to quarantine by refusals.
+    fn refuse_to_the_end(&mut self, seq: u64) {
+        self.outcome(seq, refused());
+        self.pass_to_timer();
+        self.outcome(seq, refused());
+    }
+
+    fn asked_parked(&mut self) -> Vec<Key> {
+        let asked = |action: &Action| match action {
+            Action::LoadParked { key, .. } => Some(key.clone()),
+            _ => None,
+        };
+        self.did.iter().filter_map(asked).collect()
+    }
+
+    fn events(&self, seqs: &[u64]) -> Vec<Loaded> {
+        seqs.iter().map(|seq| self.log[usize::try_from(*seq).unwrap()].clone()).collect()
+    }
+}
+
+#[test]
+fn one_of_each_key_at_a_time_and_keys_beside_each_other() {
+    let mut story = Story::with(settings(), &["a", "a", "b", "", "a", ""]);
+    assert_eq!(story.published(), [0, 2, 3, 5]);
+    story.confirm(2);
+    assert_eq!(story.published(), Vec::<u64>::new());
+    story.confirm(0);
+    assert_eq!(story.published(), [1]);
+    story.confirm(1);
+    assert_eq!(story.published(), [4]);
+    for seq in [5, 4, 3] {
+        story.confirm(seq);
+    }
+    assert_eq!(story.machine.figures().position, 6);
+    assert_eq!(story.saved().last(), Some(&Change::Position(6)));
+    assert_eq!(story.machine.next_wake(), super::Wake::default());
+}
+
+#[test]
+fn a_nacked_event_goes_again_first_and_nothing_is_spent() {
+    let mut story = Story::with(settings(), &["a", "a"]);
+    for _ in 0..5 {
+        story.published();
+        story.outcome(0, Outcome::Nacked);
+        assert_eq!(story.saved(), [], "nothing is written down");
+        story.pass_to_timer();
+        assert_eq!(story.published_how(), [(0, true, false)]);
+    }
+    story.confirm(0);
+    assert_eq!(story.published_how(), [(1, false, false)]);
+}
+
+#[test]
+fn an_unknown_outcome_is_sent_again_and_spends_nothing() {
+    let mut story = Story::with(settings(), &["a"]);
+    story.published();
+    story.outcome(0, Outcome::Unknown(fault(FaultClass::Outage)));
+    assert_eq!(story.saved(), []);
+    assert_eq!(story.published_how(), [(0, true, false)]);
+}
+
+#[test]
+fn refusals_end_in_quarantine_which_holds_the_key_until_it_is_redriven() {
+    let mut story = Story::with(settings(), &["a", "a", "a", "b"]);
+    story.published();
+    story.outcome(0, refused());
+    assert!(
+        matches!(&story.saved()[..], [Change::PutException { seq: 0, exception, .. }, Change::Position(1)] if exception.attempts == 1)
+    );
+    story.pass_to_timer();
+    assert_eq!(story.published_how(), [(0, true, false)], "the same event first");
+    story.outcome(0, refused());
+    assert!(story.was_quarantined(0) && story.was_parked(1) && story.was_parked(2));
+    story.append(&["a"]);
+    assert!(story.was_parked(4), "later ones wait on disk at once");
+    assert_eq!(story.published(), Vec::<u64>::new());
+
+    story.tell(Input::Redriven(entry(0, "a")));
+    assert_eq!(story.published(), [0]);
+    story.confirm(0);
+    assert_eq!(story.asked_parked(), [key("a")]);
+    let events = story.events(&[1, 2]);
+    story.tell(Input::LoadedParked { key: key("a"), events, more: true });
+    story.append(&["a"]);
+    assert!(story.was_parked(5), "what is behind the parked is parked");
+    assert_eq!(story.published(), [1]);
+    story.confirm(1);
+    assert!(story.saved().contains(&Change::Unpark { key: key("a"), seq: 1 }));
+    story.confirm(2);
+    assert_eq!(story.asked_parked(), [key("a")], "the others, once these are done");
+    let events = story.events(&[4, 5]);
+    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.append(&["a"]);
+    story.confirm(4);
+    story.confirm(5);
+    assert_eq!(story.published(), [2, 4, 5, 6]);
+}
+
+#[test]
+fn a_discarded_event_frees_its_key() {
+    let mut story = Story::with(settings(), &["a", "a"]);
+    story.refuse_to_the_end(0);
+    story.published();
+    story.tell(Input::Discarded { seq: 0, key: Some(key("a")) });
+    assert_eq!(story.asked_parked(), [key("a")]);
+    let events = story.events(&[1]);
+    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    assert_eq!(story.published(), [1]);
+}
+
+#[test]
+fn returns_spend_the_destination_attempts_with_longer_waits() {
+    let mut story = Story::with(settings(), &["a"]);
+    story.outcome(0, Outcome::Returned(fault(FaultClass::Destination)));
+    assert!(story.machine.next_wake().mono_ms.unwrap() >= 500, "half of ten times the first wait at least");
+    story.pass_to_timer();
+    story.outcome(0, Outcome::Returned(fault(FaultClass::Destination)));
+    assert!(story.was_quarantined(0));
+}
+
+#[test]
+fn skipping_lets_later_events_go_on() {
+    let mut story =
+        Story::with(Settings { on_quarantine: QuarantinePolicy::SkipEvent, ..settings() }, &["a", "a"]);
+    story.published();
+    story.refuse_to_the_end(0);
+    assert!(story.was_quarantined(0));
+    assert_eq!(story.published(), [0, 1]);
+}
+
+#[test]
+fn a_scheduled_event_holds_nobody_and_comes_when_it_is_due() {
+    let mut story = Story::new(settings());
+    story.up();
+    let due_ms = story.now.wall_ms + 500;
+    story.append_entry(|entry| (entry.key, entry.not_before_ms) = (Some(key("a")), Some(due_ms)));
+    story.append(&["a"]);
+    assert_eq!(story.published(), [1]);
+    story.confirm(1);
+    assert_eq!(story.machine.figures().position, 2);
+    assert_eq!(story.machine.next_wake().wall_ms, Some(due_ms));
+    story.did.clear();
+    story.pass(500);
+    assert!(matches!(&story.did[..], [Action::LoadDue { until_ms, .. }] if *until_ms == due_ms));
+    let exception = Exception { state: ExceptionState::Scheduled { due_ms }, ..retry(0) };
+    let due = vec![(story.log[0].clone(), exception)];
+    story.tell(Input::LoadedDue { due, resume: None, next_due_ms: None });
+    assert_eq!(story.published_how(), [(0, false, false)]);
+    story.confirm(0);
+    assert_eq!(story.saved(), [Change::DropException { seq: 0 }]);
+}
+
+#[test]
+fn expired_and_undecodable_events_are_quarantined_and_hold_nobody() {
+    let mut story = Story::new(settings());
+    let expires_ms = story.now.wall_ms + 10;
+    story.up();
+    story.tell(Input::Blocked(true));
+    story.append_entry(|entry| (entry.key, entry.expires_ms) = (Some(key("a")), Some(expires_ms)));
+    story.log.push(Loaded::Undecodable { seq: 1, fault: fault(FaultClass::Undecodable) });
+    story.log.push(Loaded::Unpublished { seq: 2 });
+    story.append(&["a"]);
+    assert!(story.was_quarantined(1));
+    story.pass(10);
+    story.tell(Input::Blocked(false));
+    assert!(story.was_quarantined(0));
+    assert_eq!(story.published(), [3]);
+}
+
+#[test]
+fn after_a_closed_channel_the_suspects_go_alone_one_at_a_time() {
+    let mut story = Story::with(settings(), &["a", "b", ""]);
+    story.published();
+    story.down(FaultClass::Destination);
+    story.append(&["c", "a"]);
+    assert_eq!(story.published(), Vec::<u64>::new());
+    story.up();
+    assert_eq!(story.published_how(), [(0, true, true), (3, false, false)], "others flow");
+    story.outcome(0, Outcome::Refused(fault(FaultClass::Destination)));
+    assert_eq!(story.published_how(), [(1, true, true)]);
+    story.confirm(1);
+    assert_eq!(story.published_how(), [(2, true, true)]);
+    story.outcome(2, Outcome::Unknown(fault(FaultClass::Outage)));
+    assert_eq!(story.published_how(), [(2, true, false)], "it had its outcome");
+}
+
+#[test]
+fn an_isolated_event_keeps_its_ticket_when_the_main_channel_closes() {
+    let mut story = Story::with(settings(), &["a", ""]);
+    story.down(FaultClass::Message);
+    story.up();
+    story.published();
+    let ticket = story.ticket(0);
+    story.down(FaultClass::Outage);
+    assert_eq!(story.in_flight(), [0]);
+    story.tell(Input::Outcome { ticket, outcome: Outcome::Confirmed });
+    assert_eq!(story.in_flight(), Vec::<u64>::new());
+    story.up();
+    assert_eq!(story.published_how(), [(1, true, true)]);
+}
+
+#[test]
+fn after_an_outage_all_is_sent_again_in_order() {
+    let mut story = Story::with(settings(), &["a", "b", "", "a"]);
+    story.published();
+    let late = story.ticket(1);
+    story.down(FaultClass::Outage);
+    assert_eq!(story.in_flight(), Vec::<u64>::new());
+    story.up();
+    assert_eq!(story.saved(), []);
+    assert_eq!(story.published_how(), [(0, true, false), (1, true, false), (2, true, false)]);
+    story.tell(Input::Outcome { ticket: late, outcome: Outcome::Confirmed });
+    assert_eq!(story.in_flight(), [0, 1, 2], "a late word on an old ticket says nothing");
+}
+
+#[test]
+fn nothing_is_published_while_blocked_or_paused() {
+    let mut story = Story::with(settings(), &[]);
+    story.tell(Input::Blocked(true));
+    story.append(&[""]);
+    assert_eq!(story.published(), Vec::<u64>::new());
+    story.tell(Input::Blocked(false));
+    assert_eq!(story.published(), [0]);
+    story.tell(Input::Pause);
+    story.append(&[""]);
+    assert_eq!(story.published(), Vec::<u64>::new());
+    story.confirm(0);
+    story.tell(Input::Resume);
+    assert_eq!(story.published(), [1]);
+}
+
+#[test]
+fn under_total_order_one_goes_at_a_time_and_the_others_wait() {
+    let mut story = Story::with(Settings { ordering: Ordering::Total, ..settings() }, &["a", "b", "", "a"]);
+    assert_eq!(story.published(), [0]);
+    story.outcome(0, Outcome::Nacked);
+    assert_eq!(story.published(), Vec::<u64>::new());
+    story.pass_to_timer();
+    story.outcome(0, refused());
+    story.pass_to_timer();
+    story.confirm(0);
+    story.confirm(1);
+    story.confirm(2);
+    assert_eq!(story.published(), [0, 0, 1, 2, 3]);
+}
+
+#[test]
+fn relaxed_order_pipelines_a_key_until_one_fails() {
+    let mut story = Story::with(Settings { ordering: Ordering::Relaxed, ..settings() }, &["a", "a", "a"]);
+    assert_eq!(story.published(), [0, 1, 2]);
+    story.outcome(1, Outcome::Nacked);
+    story.append(&["a"]);
+    assert_eq!(story.published(), Vec::<u64>::new(), "held behind the nacked one");
+    story.pass_to_timer();
+    story.confirm(1);
+    assert_eq!(story.published(), [1, 3]);
+}
+
+#[test]
+fn the_window_holds_in_events_and_in_bytes() {
+    let mut story =
+        Story::with(Settings { window_events: 2, window_bytes: 100, ..settings() }, &["", "", ""]);
+    assert_eq!(story.published(), [0, 1]);
+    story.append_entry(|entry| entry.bytes = 500);
+    story.append(&[""]);
+    story.confirm(0);
+    assert_eq!(story.published(), [2]);
+    story.confirm(1);
+    assert_eq!(story.published(), Vec::<u64>::new(), "the large one waits until it is alone");
+    story.confirm(2);
+    assert_eq!(story.published(), [3]);
+    story.confirm(3);
+    assert_eq!(story.published(), [4]);
+}
+
+#[test]
+fn the_next_read_is_asked_for_when_memory_is_half_empty_and_never_more_than_fits() {
+    let mut story =
+        Story::new(Settings { window_events: 100, lookahead_events: 8, load_events: 8, ..settings() });
+    story.answers_loads = false;
+    story.up();
+    story.append(&[""; 40]);
+    assert_eq!(story.loads, [(0, 8, 10_000)]);
+    story.answer_load(0, 8);
+    assert_eq!(story.published().len(), 8);
+    for seq in 0..3 {
+        story.confirm(seq);
+    }
+    assert_eq!(story.loads.len(), 1, "more than half full");
+    story.confirm(3);
+    assert_eq!(story.loads.last(), Some(&(8, 4, 9_960)), "four are still in flight");
+    story.answer_load(8, 4);
+    assert_eq!(story.machine.figures().in_memory, 8);
+}
+
+#[test]
+fn a_hot_key_that_fails_does_not_stop_the_others() {
+    let mut story = Story::new(Settings { lookahead_events: 8, load_events: 8, ..settings() });
+    story.up();
+    story.append(&["hot"; 20]);
+    story.append(&["b"]);
+    story.outcome(0, Outcome::Nacked);
+    assert_eq!(story.published(), [0]);
+    story.tell(Input::Tick);
+    assert!(story.machine.next_wake().mono_ms.unwrap() <= flow::SPILL_PATIENCE_MS);
+    for _ in 0..100 {
+        if story.in_flight() == [0] {
+            story.outcome(0, Outcome::Nacked);
+        }
+        if story.in_flight().contains(&20) {
+            assert!(story.was_parked(1) && story.was_parked(19));
+            return;
+        }
+        story.pass_to_timer();
+    }
+    panic!("b never goes");
+}
+
+#[test]
+fn retries_beyond_what_memory_holds_wait_on_disk_and_return() {
+    let mut story = Story::with(Settings { retrying_max: 1, ..settings() }, &["a", "b", "b"]);
+    story.outcome(0, refused());
+    story.did.clear();
+    story.outcome(1, refused());
+    assert!(story.did.contains(&Action::Forget { seq: 1 }) && story.was_parked(2));
+    assert_eq!(story.machine.figures().in_memory, 1);
+    let due_ms = story.machine.next_wake().wall_ms.expect("it is due one day");
+    story.did.clear();
+    story.pass(due_ms - story.now.wall_ms);
+    assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })));
+    story.did.clear();
+    // The one in memory has a row as well, and comes with the other.
+    let due = vec![(story.log[0].clone(), retry(1)), (story.log[1].clone(), retry(1))];
+    story.tell(Input::LoadedDue { due, resume: None, next_due_ms: None });
+    assert_eq!(story.published_how(), [(1, true, false)]);
+    story.outcome(1, refused());
+    assert!(story.was_quarantined(1), "its attempts were remembered");
+}
+
+#[test]
+fn too_many_held_keys_stall_the_reading() {
+    let mut story = Story::with(Settings { held_keys_max: 1, attempts_max: 1, ..settings() }, &["a"]);
+    story.outcome(0, refused());
+    story.loads.clear();
+    story.append(&["b"]);
+    assert!(story.loads.is_empty() && story.machine.figures().stalled);
+    story.tell(Input::Discarded { seq: 0, key: Some(key("a")) });
+    assert_eq!(story.published().last(), Some(&1));
+    assert!(!story.machine.figures().stalled);
+}
+
+#[test]
+fn a_restart_goes_on_where_the_disk_says() {
+    // 0 is retried, 1 quarantined and holding, 2 and 3 parked behind them.
+    let log: Vec<_> =
+        (0..).zip(["a", "b", "a", "b"]).map(|(seq, key)| Loaded::Event(entry(seq, key))).collect();
+    let recovered = Recovered {
+        position: 4,
+        tail: 4,
+        holding: vec![(1, key("b"))],
+        retrying: vec![(log[0].clone(), retry(1))],
+        parked_keys: vec![key("a"), key("b")],
+        ..Recovered::default()
+    };
+    let mut story = Story::recovered(settings(), recovered, log);
+    story.up();
+    story.append(&["a", "b", "c"]);
+    assert!(story.was_parked(4) && story.was_parked(5));
+    assert_eq!(story.published(), [6]);
+    story.pass_to_timer();
+    assert_eq!(story.published_how(), [(0, true, false)]);
+    story.confirm(0);
+    assert_eq!(story.asked_parked(), [key("a")]);
+    let events = story.events(&[2, 4]);
+    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    assert_eq!(story.published(), [2]);
+}
+
+/// A row may be ahead of the position: another event held the position back. The log brings the event again after a
+/// restart, which must not make it a new one, nor let a parked one pass the event it waited for.
+#[test]
+fn rows_ahead_of_the_position_are_not_taken_for_new_events() {
+    let log: Vec<_> = (0..).zip(["a", "b", "a"]).map(|(seq, key)| Loaded::Event(entry(seq, key))).collect();
+    // 0 was in flight, 1 quarantined, 2 parked behind 0.
+    let recovered = Recovered {
+        tail: 3,
+        holding: vec![(1, key("b"))],
+        parked_ahead: vec![(key("a"), 2)],
+        ahead: vec![1],
+        ..Recovered::default()
+    };
+    let mut story = Story::recovered(settings(), recovered, log);
+    assert_eq!(story.saved(), [Change::Unpark { key: key("a"), seq: 2 }]);
+    story.up();
+    assert!(story.did.contains(&Action::Forget { seq: 1 }));
+    assert_eq!(story.published(), [0]);
+    story.confirm(0);
+    assert_eq!(story.published(), [2]);
+    story.confirm(2);
+    assert_eq!(story.machine.figures().position, 3);
+}
+
+/// A retry that waits on disk holds its key. If its record cannot be read any more, nobody would ever free the key.
+#[test]
+fn a_record_that_rots_while_it_holds_its_key_frees_it() {
+    let recovered = Recovered {
+        position: 1,
+        tail: 1,
+        holding: vec![(0, key("a"))],
+        next_due_ms: Some(0),
+        ..Recovered::default()
+    };
+    let mut story = Story::recovered(settings(), recovered, vec![Loaded::Event(entry(0, "a"))]);
+    story.up();
+    story.append(&["a"]);
+    assert!(story.was_parked(1));
+    story.did.clear();
+    let rotten = Loaded::Undecodable { seq: 0, fault: fault(FaultClass::Undecodable) };
+    story.tell(Input::LoadedDue { due: vec![(rotten, retry(1))], resume: None, next_due_ms: None });
+    assert!(story.was_quarantined(0));
+    assert_eq!(story.asked_parked(), [key("a")]);
+}
+
+#[test]
+fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
+    let small = Settings { lookahead_events: 2, attempts_max: 1, retrying_max: 1, ..settings() };
+    let mut story = Story::with(small, &["", "", "", "", ""]);
+    for seq in 0..5 {
+        story.outcome(seq, refused());
+    }
+    story.down(FaultClass::Outage);
+    for seq in 0..5 {
+        story.tell(Input::Redriven(entry(seq, "")));
+    }
+    assert_eq!(story.machine.figures().in_memory, 2);
+    story.did.clear();
+    story.up();
+    assert_eq!(story.in_flight(), [0, 1]);
+    story.confirm(0);
+    assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })));
+}

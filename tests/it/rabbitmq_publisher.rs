@@ -1,0 +1,774 @@
+//! `RabbitMq` against a real broker, at the `Publisher` seam: what is told of each ticket is judged by what really is
+//! in the queues.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use lapin::ExchangeKind as Kind;
+use lapin::types::AMQPValue;
+use onewrite::publish::{
+    Epoch, ExchangeKind, Publisher, PublisherEvent, PublisherEvents, RabbitMq, Topology,
+};
+use onewrite::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
+
+use crate::support::rabbit::{MESSAGE_BYTES_MAX, RabbitNode, free_port, shared_node};
+use crate::support::tap::Tap;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A publisher and everything it has told.
+struct Rig {
+    publisher: RabbitMq,
+    events: Receiver<PublisherEvent>,
+    epoch: Epoch,
+    /// Every outcome, of the epoch and of isolated messages.
+    outcomes: BTreeMap<u64, Outcome>,
+    blocked: bool,
+}
+
+impl Rig {
+    fn start(publisher: RabbitMq) -> Self {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let mut publisher =
+            publisher.reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
+        publisher.start(PublisherEvents::new(sender)).expect("the settings are right");
+        Self { publisher, events, epoch: Epoch(0), outcomes: BTreeMap::new(), blocked: false }
+    }
+
+    fn up(url: &str) -> Self {
+        let mut rig = Self::start(RabbitMq::new(url).expect("a URI"));
+        rig.wait_up();
+        rig
+    }
+
+    /// Takes in one event; tells of a `Down`.
+    fn next(&mut self, limit: Duration) -> Option<PublisherEvent> {
+        let event = self.events.recv_timeout(limit).ok()?;
+        match &event {
+            PublisherEvent::Up { epoch } => self.epoch = *epoch,
+            PublisherEvent::Blocked { blocked } => self.blocked = *blocked,
+            PublisherEvent::Outcomes(outcomes) => {
+                for (ticket, outcome) in outcomes {
+                    let before = self.outcomes.insert(ticket.0, outcome.clone());
+                    assert!(before.is_none(), "{ticket:?} was told twice: {before:?}, {outcome:?}");
+                }
+            }
+            _ => {}
+        }
+        Some(event)
+    }
+
+    fn wait_up(&mut self) {
+        let began = Instant::now();
+        let mut seen = Vec::new();
+        while began.elapsed() < SOON {
+            match self.next(SOON) {
+                Some(PublisherEvent::Up { .. }) => return,
+                other => seen.push(other),
+            }
+        }
+        panic!("not connected within {SOON:?}: {seen:?}");
+    }
+
+    fn wait_down(&mut self) -> Fault {
+        let began = Instant::now();
+        while began.elapsed() < SOON {
+            if let Some(PublisherEvent::Down { fault, .. }) = self.next(SOON) {
+                return fault;
+            }
+        }
+        panic!("no Down within {SOON:?}");
+    }
+
+    fn wait_outcome(&mut self, ticket: u64) -> Outcome {
+        let began = Instant::now();
+        while began.elapsed() < SOON {
+            if let Some(outcome) = self.outcomes.get(&ticket) {
+                return outcome.clone();
+            }
+            self.next(Duration::from_millis(100));
+        }
+        panic!("no outcome of ticket {ticket} within {SOON:?}");
+    }
+
+    fn publish(&mut self, outgoing: Outgoing) {
+        self.publisher.publish(self.epoch, outgoing);
+    }
+}
+
+fn message(id: &str, payload: &[u8]) -> Message {
+    Message { message_id: Some(id.to_owned()), payload: payload.to_vec(), ..Message::default() }
+}
+
+fn outgoing(ticket: u64, exchange: &str, routing_key: &str, message: Message) -> Outgoing {
+    Outgoing {
+        ticket: Ticket(ticket),
+        exchange: exchange.into(),
+        routing_key: routing_key.into(),
+        message: Arc::new(message),
+        isolated: false,
+    }
+}
+
+fn isolated(outgoing: Outgoing) -> Outgoing {
+    Outgoing { isolated: true, ..outgoing }
+}
+
+/// Goal: what is confirmed lies in the queue, byte for byte, in order, with every property and header.
+/// Method: publish 2,000 messages of all shapes, payloads of 0 bytes to 300 KiB; read back with a plain client.
+#[test]
+fn what_is_confirmed_is_in_the_queue_as_it_was_sent() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.exchange("exact", Kind::Topic);
+    tap.queue("exact.q", &[]);
+    tap.bind("exact.q", "exact", "a.#");
+    let mut rig = Rig::up(&node.url());
+    let count = 2000;
+    let shape = |n: u64| Message {
+        message_id: Some(format!("exact-{n}")),
+        event_type: Some("payment.completed".into()),
+        content_type: Some("application/json".into()),
+        correlation_id: n.is_multiple_of(2).then(|| format!("c-{n}")),
+        app_id: Some("é".into()),
+        timestamp_s: Some(1_700_000_000 + n),
+        headers: vec![
+            ("text".into(), "grüße".into()),
+            ("int".into(), (n as i64).wrapping_neg().into()),
+            ("bool".into(), n.is_multiple_of(3).into()),
+            ("bytes".into(), HeaderValue::Bytes(vec![0, 255, n as u8])),
+        ],
+        payload: vec![n as u8; if n.is_multiple_of(500) { 300 << 10 } else { (n % 97) as usize }],
+    };
+    for n in 0..count {
+        rig.publish(outgoing(n, "exact", "a.b", shape(n)));
+    }
+    rig.wait_outcome(count - 1);
+    assert_eq!(rig.outcomes.len() as u64, count);
+    assert!(rig.outcomes.values().all(|outcome| *outcome == Outcome::Confirmed));
+    let raw = tap.drain("exact.q");
+    assert_eq!(raw.len() as u64, count);
+    for (n, raw) in (0..).zip(&raw) {
+        let sent = shape(n);
+        assert_eq!(
+            (raw.exchange.as_str(), raw.routing_key.as_str(), &raw.body),
+            ("exact", "a.b", &sent.payload)
+        );
+        let p = &raw.properties;
+        let text = |field: &Option<lapin::types::ShortString>| field.as_ref().map(|text| text.to_string());
+        assert_eq!(*p.delivery_mode(), Some(2));
+        assert_eq!(text(p.message_id()), sent.message_id);
+        assert_eq!(text(p.kind()), sent.event_type);
+        assert_eq!(text(p.content_type()), sent.content_type);
+        assert_eq!(text(p.correlation_id()), sent.correlation_id);
+        assert_eq!(text(p.app_id()), sent.app_id);
+        assert_eq!(*p.timestamp(), sent.timestamp_s);
+        let headers = p.headers().as_ref().expect("headers");
+        let header = |name: &str| headers.inner().get(name).expect(name);
+        assert_eq!(*header("text"), AMQPValue::LongString("grüße".into()));
+        assert_eq!(*header("int"), AMQPValue::LongLongInt((n as i64).wrapping_neg()));
+        assert_eq!(*header("bool"), AMQPValue::Boolean(n.is_multiple_of(3)));
+        assert_eq!(*header("bytes"), AMQPValue::ByteArray(vec![0, 255, n as u8].into()));
+    }
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: no returned or nacked message is ever told as confirmed, though lapin mixes returns up.
+/// Method: 100,000 messages over a window of 512; a tenth to nowhere, some to a queue that takes 200 and refuses the
+/// rest; then read both queues and judge every single outcome by what is in them. It fails when the confirm that
+/// carries a return is trusted, or when settling does not wait for the prefix.
+#[test]
+fn every_outcome_is_the_brokers_real_one() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("real.q", &[]);
+    tap.queue(
+        "real.full",
+        &[
+            ("x-max-length", AMQPValue::LongInt(200)),
+            ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+        ],
+    );
+    let mut rig = Rig::up(&node.url());
+    let (count, window) = (100_000_u64, 512);
+    let route = |n: u64| match n % 20 {
+        3 | 11 => "real.nowhere",
+        7 => "real.full",
+        _ => "real.q",
+    };
+    let mut sent = 0;
+    while (rig.outcomes.len() as u64) < count {
+        while sent < count && sent - (rig.outcomes.len() as u64) < window {
+            rig.publish(outgoing(sent, "", route(sent), message(&format!("real-{sent}"), b"x")));
+            sent += 1;
+        }
+        match rig.next(SOON) {
+            Some(PublisherEvent::Outcomes(_)) => {}
+            other => panic!("{other:?} after {} outcomes", rig.outcomes.len()),
+        }
+    }
+    let ids = |queue: &str| -> HashSet<String> {
+        let raw = tap.drain(queue);
+        let ids: HashSet<_> = raw.iter().map(|raw| raw.id().to_owned()).collect();
+        assert_eq!(ids.len(), raw.len(), "no id twice in {queue}");
+        ids
+    };
+    let (queued, full) = (ids("real.q"), ids("real.full"));
+    let mut tally: HashMap<&str, u64> = HashMap::new();
+    for (n, outcome) in &rig.outcomes {
+        let id = format!("real-{n}");
+        let expected = match route(*n) {
+            "real.nowhere" => "returned",
+            "real.full" if !full.contains(&id) => "nacked",
+            _ => "confirmed",
+        };
+        let told = match outcome {
+            Outcome::Confirmed => "confirmed",
+            Outcome::Nacked => "nacked",
+            Outcome::Returned(fault) => {
+                assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(312)));
+                "returned"
+            }
+            other => panic!("{id}: {other:?}"),
+        };
+        assert_eq!(told, expected, "{id}");
+        assert_eq!(told == "confirmed", queued.contains(&id) || full.contains(&id), "{id}");
+        *tally.entry(told).or_default() += 1;
+    }
+    assert_eq!(tally, HashMap::from([("returned", 10_000), ("confirmed", 85_200), ("nacked", 4_800)]));
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: a missing exchange takes the connection down as a destination fault, and isolation finds the culprit without
+/// disturbing the others. Method: one of ten messages to a missing exchange; then all again, isolated, while the
+/// window goes on.
+#[test]
+fn a_missing_exchange_is_found_in_isolation() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("iso.q", &[]);
+    let mut rig = Rig::up(&node.url());
+    let suspect = |n: u64| {
+        let exchange = if n % 10 == 4 { "iso.missing" } else { "" };
+        outgoing(n, exchange, "iso.q", message(&format!("iso-{n}"), b"x"))
+    };
+    for n in 0..10 {
+        rig.publish(suspect(n));
+    }
+    let fault = rig.wait_down();
+    assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)), "{fault}");
+    assert!(fault.text.contains("iso.missing"), "{fault}");
+    let before = rig.outcomes.len();
+    assert!(rig.outcomes.values().all(|outcome| *outcome == Outcome::Confirmed), "{:?}", rig.outcomes);
+    rig.wait_up();
+    for n in 10..20 {
+        rig.publish(isolated(suspect(n)));
+    }
+    rig.publish(isolated(outgoing(20, "", "iso.nowhere", message("iso-20", b"x"))));
+    rig.publish(outgoing(21, "", "iso.q", message("iso-21", b"x")));
+    for n in 10..22 {
+        let outcome = rig.wait_outcome(n);
+        match n {
+            14 => assert!(
+                matches!(&outcome, Outcome::Refused(fault) if fault.class == FaultClass::Destination && fault.code == Some(404)),
+                "{outcome:?}"
+            ),
+            20 => assert!(
+                matches!(&outcome, Outcome::Returned(fault) if fault.code == Some(312)),
+                "{outcome:?}"
+            ),
+            _ => assert_eq!(outcome, Outcome::Confirmed, "{n}"),
+        }
+    }
+    assert_eq!(rig.epoch, Epoch(2), "the window's connection was left alone");
+    assert_eq!(rig.outcomes.len(), before + 12);
+    let ids: HashSet<_> = tap.drain("iso.q").iter().map(|raw| raw.id().to_owned()).collect();
+    assert!((10..20).filter(|n| *n != 14).all(|n| ids.contains(&format!("iso-{n}"))));
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: what AMQP cannot carry is refused by name, costs the others nothing and never panics. Method: one bad field at
+/// a time in the window and isolated, a good message after each; headers beyond a frame; no message id.
+#[test]
+fn what_cannot_be_carried_is_refused_by_name() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("short.q", &[]);
+    let mut rig = Rig::up(&node.url());
+    let long = "x".repeat(256);
+    let bad: Vec<(&str, Outgoing)> = vec![
+        ("exchange", outgoing(0, &long, "short.q", message("a", b""))),
+        ("routing_key", outgoing(1, "", &long, message("a", b""))),
+        ("message_id", outgoing(2, "", "short.q", message(&long, b""))),
+        ("type", outgoing(3, "", "short.q", Message { event_type: Some(long.clone()), ..message("a", b"") })),
+        (
+            "header",
+            outgoing(
+                4,
+                "",
+                "short.q",
+                Message { headers: vec![(long.clone(), 1.into())], ..message("a", b"") },
+            ),
+        ),
+        (
+            "headers",
+            outgoing(
+                5,
+                "",
+                "short.q",
+                Message { headers: vec![("h".into(), "y".repeat(131_072).into())], ..message("a", b"") },
+            ),
+        ),
+        ("message_id", outgoing(6, "", "short.q", Message { message_id: None, ..message("a", b"") })),
+    ];
+    let count = bad.len() as u64;
+    for (field, outgoing) in bad {
+        let ticket = outgoing.ticket.0;
+        rig.publish(outgoing.clone());
+        rig.publish(isolated(Outgoing { ticket: Ticket(100 + ticket), ..outgoing }));
+        for ticket in [ticket, 100 + ticket] {
+            match rig.wait_outcome(ticket) {
+                Outcome::Refused(fault) => {
+                    assert_eq!(fault.class, FaultClass::Message);
+                    assert!(fault.text.contains(field) && !fault.text.contains(&long), "{fault}");
+                }
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+    }
+    rig.publish(outgoing(200, "", "short.q", message("good", b"")));
+    assert_eq!(rig.wait_outcome(200), Outcome::Confirmed);
+    assert_eq!(rig.epoch, Epoch(1));
+    assert_eq!(rig.outcomes.len() as u64, 2 * count + 1);
+    assert_eq!(tap.drain("short.q").len(), 1);
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: what the broker refuses for its size or content is a message fault, in the window and in isolation, and the
+/// next message goes through. Method: a body beyond the broker's limit; a `CC` header that is not a list.
+#[test]
+fn what_the_broker_refuses_for_its_content_is_a_message_fault() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("content.q", &[]);
+    let mut rig = Rig::up(&node.url());
+    let poisons = [
+        message("large", &vec![b'x'; MESSAGE_BYTES_MAX + 1]),
+        Message { headers: vec![("CC".into(), 1.into())], ..message("odd", b"x") },
+    ];
+    for (ticket, poison) in (0..).step_by(10).zip(poisons) {
+        rig.publish(outgoing(ticket, "", "content.q", poison.clone()));
+        let fault = rig.wait_down();
+        assert_eq!((fault.class, fault.code), (FaultClass::Message, Some(406)), "{fault}");
+        rig.wait_up();
+        rig.publish(isolated(outgoing(ticket + 1, "", "content.q", poison)));
+        rig.publish(isolated(outgoing(ticket + 2, "", "content.q", message("good", b"x"))));
+        let outcome = rig.wait_outcome(ticket + 1);
+        assert!(
+            matches!(&outcome, Outcome::Refused(fault) if fault.class == FaultClass::Message),
+            "{outcome:?}"
+        );
+        assert_eq!(rig.wait_outcome(ticket + 2), Outcome::Confirmed);
+        assert!(!rig.outcomes.contains_key(&ticket), "after Down no ticket of that epoch is told");
+    }
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: a message of an epoch that is over is dropped without a word. Method: publish under epochs that are not.
+#[test]
+fn a_message_of_another_epoch_is_dropped() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("stale.q", &[]);
+    let mut rig = Rig::up(&node.url());
+    rig.publisher.publish(Epoch(7), outgoing(0, "", "stale.q", message("stale", b"")));
+    rig.publisher.publish(Epoch(0), outgoing(1, "", "stale.q", message("stale", b"")));
+    rig.publish(outgoing(2, "", "stale.q", message("fresh", b"")));
+    assert_eq!(rig.wait_outcome(2), Outcome::Confirmed);
+    assert_eq!(rig.outcomes.len(), 1);
+    assert_eq!(tap.drain("stale.q").len(), 1);
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: topology is declared only when asked for; what differs or is missing is a config fault that names it, at each
+/// connect, before anything is published. Method: declare, declare again, declare otherwise; require an exchange.
+#[test]
+fn topology_is_declared_when_asked_and_never_changed() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    let topology = || {
+        Topology::new()
+            .exchange("topo", ExchangeKind::Topic)
+            .queue_with("topo.q", [("x-max-length", 10.into()), ("x-overflow", "reject-publish".into())])
+            .bind("topo", "topo.q", "k")
+    };
+    for _ in 0..2 {
+        let mut rig =
+            Rig::start(RabbitMq::new(&node.url()).unwrap().declare(topology()).require_exchange("topo"));
+        rig.wait_up();
+        rig.publish(outgoing(0, "topo", "k", message("t", b"x")));
+        assert_eq!(rig.wait_outcome(0), Outcome::Confirmed);
+        rig.publisher.stop(Duration::from_secs(5));
+    }
+    assert_eq!(tap.count("topo.q"), 2);
+    let other = Topology::new().queue_with("topo.q", [("x-max-length", 11.into())]);
+    let mut rig = Rig::start(RabbitMq::new(&node.url()).unwrap().declare(other));
+    let fault = rig.wait_down();
+    assert_eq!((fault.class, fault.code), (FaultClass::Config, Some(406)), "{fault}");
+    assert!(fault.text.contains("topo.q"), "{fault}");
+    let mut rig = Rig::start(RabbitMq::new(&node.url()).unwrap().require_exchange("topo.missing"));
+    let fault = rig.wait_down();
+    assert_eq!((fault.class, fault.code), (FaultClass::Config, Some(404)), "{fault}");
+    assert!(fault.text.contains("topo.missing"), "{fault}");
+    assert!(rig.next(Duration::from_secs(1)).is_none(), "retried slowly, and never up");
+    // Neither the waits nor a missing stop keep a thread.
+    drop(rig);
+}
+
+/// Set in the process that logs everything it does to its standard error.
+const LOUD_CHILD: &str = "ONEWRITE_TEST_LOUD_CHILD";
+const CANARY: &str = "c4n4ry-Secret";
+const PAYLOAD_CANARY: &str = "p4yl04d-Canary";
+
+/// Goal: a refused login and a missing virtual host are config faults, told within a second, and no text anywhere shows
+/// the password or a payload, in letters or as the list of bytes that lapin's frames would show. Method: canaries
+/// through success and failures, with every log line of every thread at TRACE, in a process of its own.
+#[test]
+fn refusals_are_config_faults_and_show_no_secret() {
+    if std::env::var_os(LOUD_CHILD).is_some() {
+        return loud_child();
+    }
+    let node = shared_node();
+    node.ctl(&["add_user", "spy", CANARY]);
+    node.ctl(&["set_permissions", "-p", "/", "spy", "", "allowed.*|amq.default", ".*"]);
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "rabbitmq_publisher::refusals_are_config_faults_and_show_no_secret", "--nocapture"])
+        .env(LOUD_CHILD, node.url())
+        .output()
+        .unwrap();
+    let shown =
+        format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    for secret in [CANARY, PAYLOAD_CANARY] {
+        let bytes = format!("{:?}", secret.as_bytes());
+        assert!(!shown.contains(secret), "{secret} is shown in letters");
+        assert!(!shown.contains(bytes.trim_matches(['[', ']'])), "{secret} is shown as bytes");
+    }
+    assert!(child.status.success(), "{shown}");
+    for expected in ["publisher refused by the broker", "publisher connected", "TRACE"] {
+        assert!(shown.contains(expected), "the log lacks {expected:?}, so it proves nothing");
+    }
+}
+
+fn loud_child() {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let node = std::env::var(LOUD_CHILD).unwrap();
+    let url = |password: &str, vhost: &str| {
+        let address = node.split_once('@').unwrap().1.split_once('/').unwrap().0;
+        format!("amqp://spy:{password}@{address}/{vhost}")
+    };
+    let refused = |url: &str| {
+        let publisher = RabbitMq::new(url).unwrap();
+        eprintln!("{publisher:?}");
+        let began = Instant::now();
+        let mut rig = Rig::start(publisher);
+        let fault = rig.wait_down();
+        assert!(began.elapsed() < Duration::from_secs(1), "told after {:?}", began.elapsed());
+        eprintln!("{fault} {fault:?} {:?}", rig.publisher);
+        rig.publisher.stop(Duration::from_secs(5));
+        (fault.class, fault.code)
+    };
+    assert_eq!(refused(&url(&format!("{CANARY}-wrong"), "%2f")), (FaultClass::Config, Some(403)));
+    assert_eq!(refused(&url(CANARY, "no-such-vhost")), (FaultClass::Config, Some(530)));
+    // The same code for an exchange that we may not write to is about that exchange.
+    let mut rig = Rig::up(&url(CANARY, "%2f"));
+    rig.publish(outgoing(0, "amq.topic", "x", message("m", PAYLOAD_CANARY.as_bytes())));
+    let fault = rig.wait_down();
+    assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(403)), "{fault}");
+    eprintln!("{fault:?} {:?}", rig.publisher);
+    rig.wait_up();
+    // lapin would log a returned message at WARN, payload and all.
+    rig.publish(outgoing(1, "", "nowhere", message("m", PAYLOAD_CANARY.as_bytes())));
+    let outcome = rig.wait_outcome(1);
+    assert!(matches!(outcome, Outcome::Returned(_)), "{outcome:?}");
+    eprintln!("{outcome:?}");
+    rig.publisher.stop(Duration::from_secs(5));
+    eprintln!("{:?}", RabbitMq::new(&format!("amqp://spy:{CANARY}@host:x")).unwrap_err());
+}
+
+/// Goal: TLS that is not compiled in, and credentials in plain text to another machine, are refused before anything is
+/// sent. Method: the settings alone; no such host is ever asked.
+#[test]
+fn plain_text_is_never_used_by_accident() {
+    #[cfg(not(feature = "tls"))]
+    {
+        let error = RabbitMq::new("amqps://user:secret@localhost").unwrap_err();
+        assert!(error.to_string().contains("`tls`") && !error.to_string().contains("secret"), "{error}");
+    }
+    let start = |publisher: RabbitMq| {
+        let mut publisher = publisher;
+        let (sender, _events) = crossbeam_channel::unbounded();
+        let result = publisher.start(PublisherEvents::new(sender));
+        publisher.stop(Duration::from_secs(1));
+        result
+    };
+    // 192.0.2.0/24 is for documentation: nobody is there.
+    for url in ["amqp://user:secret@192.0.2.1", "amqp://192.0.2.1", "amqp://[2001:db8::1]"] {
+        let error = start(RabbitMq::new(url).unwrap()).unwrap_err();
+        assert!(error.to_string().contains("plain text") && !error.to_string().contains("secret"), "{error}");
+    }
+    assert_eq!(start(RabbitMq::new("amqp://192.0.2.1").unwrap().allow_plaintext_credentials()), Ok(()));
+    assert!(start(RabbitMq::new("amqp://localhost").unwrap().heartbeat(Duration::ZERO)).is_err());
+}
+
+/// Goal: a listener that never answers is given up by a deadline, tells an outage, and leaves no thread; stop
+/// interrupts the attempt. Method: a listener that accepts nothing; stop in the middle.
+#[test]
+fn a_silent_peer_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let mut stopped = Rig::start(RabbitMq::new(&url).unwrap());
+    std::thread::sleep(Duration::from_millis(300));
+    let began = Instant::now();
+    stopped.publisher.stop(Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(1), "stop took {:?}", began.elapsed());
+    let began = Instant::now();
+    let mut rig = Rig::start(RabbitMq::new(&url).unwrap());
+    let fault = rig.wait_down();
+    assert_eq!(fault.class, FaultClass::Outage, "{fault}");
+    assert!(began.elapsed() >= Duration::from_secs(9) && began.elapsed() < Duration::from_secs(12));
+    std::thread::sleep(Duration::from_secs(1));
+    let port = listener.local_addr().unwrap().port();
+    assert_eq!(sockets_to(port), 1, "the next attempt's socket, and none of the one that was given up");
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: a peer that closes at once, talks nonsense, or announces a monstrous frame size is an outage: no panic, no
+/// giant allocation, and the publisher goes on trying. Method: a scripted listener.
+#[test]
+fn a_hostile_peer_is_an_outage() {
+    // connection.start of a broker, with the mechanisms PLAIN; then connection.tune with frame_max 2^32-1.
+    let start = b"\x01\0\0\0\0\0\x1d\0\x0a\0\x0a\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US\xce";
+    let tune = b"\x01\0\0\0\0\0\x0c\0\x0a\0\x1e\xff\xff\xff\xff\xff\xff\0\x00\xce";
+    let scripts: Vec<Vec<u8>> = vec![
+        vec![],
+        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
+        b"AMQP\x00\x01\x00\x00".to_vec(),
+        start[..20].to_vec(),
+        [start.as_slice(), tune.as_slice()].concat(),
+        [b"\x01\0\0\xff\xff\xff\xff".as_slice(), &[0; 100]].concat(),
+    ];
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://127.0.0.1:{}", listener.local_addr().unwrap().port());
+    let count = scripts.len();
+    let peer = std::thread::spawn(move || {
+        for script in scripts {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.write_all(&script);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let mut rig = Rig::start(RabbitMq::new(&url).unwrap());
+    for n in 0..count {
+        let fault = rig.wait_down();
+        // Script 2 announces AMQP 1.0: that is a wrong broker, not one that is away.
+        let expected = if n == 2 { FaultClass::Config } else { FaultClass::Outage };
+        assert_eq!(fault.class, expected, "script {n}: {fault}");
+        if n == 2 {
+            rig.publisher.stop(Duration::from_secs(5));
+            rig = Rig::start(RabbitMq::new(&url).unwrap());
+        }
+    }
+    rig.publisher.stop(Duration::from_secs(5));
+    peer.join().unwrap();
+}
+
+/// Goal: an absent broker is waited for; one that is killed with a full window has kept everything that was confirmed;
+/// a blocked one is told, ages nothing, and does not hold up a stop; through all of it no thread is left behind.
+/// Method: one broker of its own, since each start takes seconds; the steps follow each other.
+#[test]
+fn a_broker_comes_dies_returns_and_blocks() {
+    // Absent: each failed attempt is told.
+    let port = free_port();
+    let mut rig = Rig::start(RabbitMq::new(&format!("amqp://127.0.0.1:{port}")).unwrap());
+    for _ in 0..3 {
+        assert_eq!(rig.wait_down().class, FaultClass::Outage);
+    }
+    rig.publish(isolated(outgoing(0, "", "q", message("alone", b""))));
+    let outcome = rig.wait_outcome(0);
+    assert!(matches!(&outcome, Outcome::Unknown(fault) if fault.class == FaultClass::Outage), "{outcome:?}");
+    rig.publisher.stop(Duration::from_secs(5));
+
+    // Killed with a full window, three times over; it returns at the same address.
+    let mut node = RabbitNode::start();
+    Tap::connect(&node.url()).queue("crash.q", &[]);
+    let publisher = RabbitMq::new(&node.url()).unwrap().confirm_deadline(Duration::from_secs(2));
+    let mut rig = Rig::start(publisher);
+    rig.wait_up();
+    let mut next = 1;
+    for round in 0..2 {
+        let confirmed_before = rig.outcomes.len();
+        let window_end = next + 20_000;
+        while rig.outcomes.len() < confirmed_before + 2_000 {
+            while next < window_end && next - (rig.outcomes.len() as u64) < 1024 {
+                rig.publish(outgoing(next, "", "crash.q", message(&format!("crash-{next}"), &[7; 200])));
+                next += 1;
+            }
+            rig.next(SOON);
+        }
+        node.kill9();
+        let began = Instant::now();
+        let fault = rig.wait_down();
+        assert_eq!(fault.class, FaultClass::Outage, "round {round}: {fault}");
+        assert!(began.elapsed() < Duration::from_secs(2), "noticed after {:?}", began.elapsed());
+        let told = rig.outcomes.len();
+        node.restart();
+        rig.wait_up();
+        assert_eq!(rig.outcomes.len(), told, "after Down no ticket of that epoch is told");
+        // Tickets are numbered on from what was told, so that the window is counted right.
+        next = next.max(rig.outcomes.len() as u64 + 1);
+        let lost = next - 1 - rig.outcomes.len() as u64;
+        assert!(lost <= 1024, "{lost} unknown");
+        let queued: HashSet<_> = {
+            let tap = Tap::connect(&node.url());
+            tap.drain("crash.q").iter().map(|raw| raw.id().to_owned()).collect()
+        };
+        let confirmed = rig.outcomes.iter().filter(|(n, o)| **n > 0 && **o == Outcome::Confirmed);
+        let missing: Vec<_> = confirmed.filter(|(n, _)| !queued.contains(&format!("crash-{n}"))).collect();
+        assert!(missing.is_empty(), "round {round}: confirmed, and not in the queue: {missing:?}");
+        rig.outcomes.clear();
+        next = 1;
+    }
+
+    // Blocked for longer than the confirm deadline: told, and nothing is given up.
+    node.block();
+    let epoch = rig.epoch;
+    for n in 1..=10 {
+        rig.publish(outgoing(n, "", "crash.q", message(&format!("blocked-{n}"), b"x")));
+    }
+    let began = Instant::now();
+    while !rig.blocked && began.elapsed() < SOON {
+        rig.next(SOON);
+    }
+    assert!(rig.blocked);
+    assert!(rig.next(Duration::from_secs(3)).is_none(), "blocked is no reason to give up");
+    node.unblock();
+    for n in 1..=10 {
+        assert_eq!(rig.wait_outcome(n), Outcome::Confirmed);
+    }
+    assert!(!rig.blocked && rig.epoch == epoch);
+
+    // Stop while blocked, with messages in flight and one isolated.
+    node.block();
+    for n in 11..=20 {
+        rig.publish(outgoing(n, "", "crash.q", message(&format!("blocked-{n}"), b"x")));
+    }
+    rig.publish(isolated(outgoing(21, "", "crash.q", message("blocked-21", b"x"))));
+    let began = Instant::now();
+    while !rig.blocked && began.elapsed() < SOON {
+        rig.next(SOON);
+    }
+    let began = Instant::now();
+    rig.publisher.stop(Duration::from_secs(1));
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(1100), "stop took {took:?}");
+    while rig.next(Duration::from_millis(200)).is_some() {}
+    assert!(matches!(rig.outcomes.get(&21), Some(Outcome::Unknown(_))), "{:?}", rig.outcomes.get(&21));
+    wait_no_socket_to(node.port());
+    node.unblock();
+}
+
+/// Goal: a connection that ends, or dies without ending, is noticed also when nothing is published; a confirm that does
+/// not come is given up by its deadline. Method: the broker closes all connections; it is frozen with a heartbeat of
+/// 1 s; it is frozen with a slow heartbeat and a confirm deadline of 1 s.
+#[test]
+fn a_dead_connection_is_noticed() {
+    let node = RabbitNode::start();
+    Tap::connect(&node.url()).queue("dead.q", &[]);
+    let mut rig = Rig::start(RabbitMq::new(&node.url()).unwrap().heartbeat(Duration::from_secs(1)));
+    rig.wait_up();
+    node.ctl(&["close_all_connections", "maintenance"]);
+    let fault = rig.wait_down();
+    assert_eq!((fault.class, fault.code), (FaultClass::Outage, Some(320)), "{fault}");
+    rig.wait_up();
+
+    node.freeze();
+    let began = Instant::now();
+    let fault = rig.wait_down();
+    assert_eq!(fault.class, FaultClass::Outage, "{fault}");
+    assert!(began.elapsed() < Duration::from_millis(3500), "noticed after {:?}", began.elapsed());
+    node.thaw();
+    rig.wait_up();
+    rig.publisher.stop(Duration::from_secs(5));
+
+    let mut rig = Rig::start(RabbitMq::new(&node.url()).unwrap().confirm_deadline(Duration::from_secs(1)));
+    rig.wait_up();
+    node.freeze();
+    std::thread::sleep(Duration::from_millis(600));
+    rig.publish(outgoing(0, "", "dead.q", message("m", b"x")));
+    let began = Instant::now();
+    let fault = rig.wait_down();
+    assert!(fault.class == FaultClass::Outage && fault.text.contains("no confirm within 1 s"), "{fault}");
+    let took = began.elapsed();
+    assert!(
+        took > Duration::from_millis(900) && took < Duration::from_millis(1500),
+        "given up after {took:?}"
+    );
+    node.thaw();
+    rig.wait_up();
+    rig.publish(outgoing(1, "", "dead.q", message("m", b"x")));
+    assert_eq!(rig.wait_outcome(1), Outcome::Confirmed);
+    assert_eq!(rig.outcomes.len(), 1);
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
+/// Goal: connections come and go without leaving threads or descriptors. Method: 60 epochs, each ended by a missing
+/// exchange, and 20 publishers started and dropped without a stop; count lapin's threads and our sockets to the broker.
+#[test]
+fn nothing_is_left_of_a_connection_that_ended() {
+    let mut node = RabbitNode::start();
+    let mut rig = Rig::up(&node.url());
+    Tap::connect(&node.url()).queue("leak.q", &[]);
+    for n in 0..60 {
+        // Something confirmed, so that the wait between connections stays short.
+        rig.publish(outgoing(2 * n, "", "leak.q", message("good", b"x")));
+        assert_eq!(rig.wait_outcome(2 * n), Outcome::Confirmed);
+        rig.publish(outgoing(2 * n + 1, "leak.missing", "k", message("m", b"x")));
+        assert_eq!(rig.wait_down().class, FaultClass::Destination);
+        rig.wait_up();
+    }
+    rig.publisher.stop(Duration::from_secs(5));
+    for _ in 0..20 {
+        drop(Rig::up(&node.url()));
+    }
+    wait_no_socket_to(node.port());
+    // A broker that is gone is no reason to keep anything either.
+    node.kill9();
+}
+
+fn wait_no_socket_to(port: u16) {
+    let began = Instant::now();
+    // Other tests of this process have connections too, but not to this port.
+    while sockets_to(port) > 0 {
+        assert!(began.elapsed() < SOON, "{} sockets to the broker are still open", sockets_to(port));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// TCP connections from anywhere here to this port, in any state but TIME_WAIT.
+fn sockets_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let suffix = format!(":{port:04X}");
+    let to_port = table.lines().skip(1).filter(|line| {
+        let mut fields = line.split_whitespace().skip(2);
+        fields.next().is_some_and(|remote| remote.ends_with(&suffix)) && fields.next() != Some("06")
+    });
+    to_port.count()
+}

@@ -1,0 +1,243 @@
+//! `RabbitMqSource` against a real broker, at the `Source` seam.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use onewrite::publish::{
+    Delivery, DeliveryTag, Epoch, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents,
+};
+use onewrite::{Fault, FaultClass, HeaderValue};
+
+use crate::support::rabbit::{RabbitNode, shared_node};
+use crate::support::tap::Tap;
+
+const SOON: Duration = Duration::from_secs(20);
+
+struct Rig {
+    source: RabbitMqSource,
+    events: Receiver<SourceEvent>,
+}
+
+impl Rig {
+    fn start(url: &str, queue: &str, prefetch: u16) -> Self {
+        let (sender, events) = crossbeam_channel::unbounded();
+        let mut source = RabbitMqSource::new(url, queue)
+            .unwrap()
+            .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
+        source.start(SourceEvents::new(sender), prefetch).unwrap();
+        Self { source, events }
+    }
+
+    fn next(&self) -> SourceEvent {
+        self.events.recv_timeout(SOON).expect("an event in time")
+    }
+
+    fn wait_up(&self) -> Epoch {
+        loop {
+            if let SourceEvent::Up { epoch } = self.next() {
+                return epoch;
+            }
+        }
+    }
+
+    fn wait_down(&self) -> Fault {
+        loop {
+            if let SourceEvent::Down { fault, .. } = self.next() {
+                return fault;
+            }
+        }
+    }
+
+    fn deliveries(&self, count: usize) -> Vec<Delivery> {
+        let mut deliveries = Vec::new();
+        while deliveries.len() < count {
+            match self.next() {
+                SourceEvent::Delivery(delivery) => deliveries.push(*delivery),
+                SourceEvent::Up { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        deliveries
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.events.recv_timeout(Duration::from_millis(500)).is_err()
+    }
+}
+
+fn fill(tap: &Tap, queue: &str, count: usize) {
+    tap.queue(queue, &[]);
+    for n in 0..count {
+        let properties = BasicProperties::default().with_message_id(format!("m{n}").into());
+        tap.publish(queue, properties, format!("body {n}").as_bytes());
+    }
+}
+
+fn wait_count(tap: &Tap, queue: &str, expected: usize) {
+    let began = Instant::now();
+    while tap.count(queue) != expected {
+        assert!(began.elapsed() < SOON, "{} messages in {queue}, not {expected}", tap.count(queue));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Goal: prefetch bounds what is unsettled; acknowledged is gone, requeued comes again, rejected goes, and what was not
+/// settled by the stop is back in the queue. Method: 100 messages, prefetch 10, settlements out of order.
+#[test]
+fn every_settlement_is_what_the_broker_does() {
+    let tap = Tap::connect(&shared_node().url());
+    fill(&tap, "settle.q", 100);
+    let mut rig = Rig::start(&shared_node().url(), "settle.q", 10);
+    let first = rig.deliveries(10);
+    assert!(rig.is_quiet(), "no more than the prefetch");
+    for (n, delivery) in first.iter().enumerate() {
+        assert_eq!(delivery.message.payload, format!("body {n}").as_bytes());
+        assert_eq!((delivery.exchange.as_str(), delivery.routing_key.as_str()), ("", "settle.q"));
+        assert!(!delivery.redelivered);
+    }
+    // 1 stays open: 0 is acknowledged alone, 2 to 4 out of order, 5 requeued, 6 rejected.
+    let of = |n: usize, settlement| (first[n].tag, settlement);
+    rig.source.settle(vec![
+        of(4, Settlement::Acknowledge),
+        of(0, Settlement::Acknowledge),
+        of(2, Settlement::Acknowledge),
+        of(5, Settlement::Requeue),
+        of(3, Settlement::Acknowledge),
+        of(6, Settlement::Reject),
+        of(4, Settlement::Acknowledge),
+    ]);
+    let second = rig.deliveries(6);
+    let again: Vec<_> = second.iter().filter(|d| d.redelivered).collect();
+    assert_eq!(again.len(), 1);
+    assert_eq!(again[0].message.message_id.as_deref(), Some("m5"));
+    // Everything but `m1` in one contiguous run, then `m1`, then the rest.
+    let mut open: Vec<DeliveryTag> = first[7..].iter().chain(&second).map(|d| d.tag).collect();
+    let mut seen: BTreeSet<_> = first.iter().chain(&second).map(|d| d.message.message_id.clone()).collect();
+    rig.source.settle(vec![of(1, Settlement::Acknowledge)]);
+    while seen.len() < 95 {
+        rig.source.settle(open.drain(..).map(|tag| (tag, Settlement::Acknowledge)).collect());
+        for delivery in rig.deliveries(1) {
+            open.push(delivery.tag);
+            seen.insert(delivery.message.message_id.clone());
+        }
+    }
+    // A settlement just before the stop still counts; what is open goes back.
+    rig.source.settle(open.drain(..).map(|tag| (tag, Settlement::Acknowledge)).collect());
+    rig.source.stop(Duration::from_secs(5));
+    let left = 100 - 95;
+    wait_count(&tap, "settle.q", left);
+}
+
+/// Goal: foreign properties are taken as far as they go. Method: every AMQP type in the headers, odd bytes in a text.
+#[test]
+fn foreign_headers_are_taken_leniently() {
+    let tap = Tap::connect(&shared_node().url());
+    tap.queue("foreign.q", &[]);
+    let mut headers = FieldTable::default();
+    for (name, value) in [
+        ("i8", AMQPValue::ShortShortInt(-8)),
+        ("i16", AMQPValue::ShortInt(-16)),
+        ("i32", AMQPValue::LongInt(-32)),
+        ("u32", AMQPValue::LongUInt(32)),
+        ("i64", AMQPValue::LongLongInt(-64)),
+        ("time", AMQPValue::Timestamp(1_700_000_000)),
+        ("bool", AMQPValue::Boolean(true)),
+        ("text", AMQPValue::LongString("é".into())),
+        ("latin1", AMQPValue::LongString(vec![0xe9_u8].into())),
+        ("bytes", AMQPValue::ByteArray(vec![1, 2].into())),
+        ("float", AMQPValue::Double(1.5)),
+        ("array", AMQPValue::FieldArray(FieldArray::default())),
+        ("void", AMQPValue::Void),
+    ] {
+        headers.insert(name.into(), value);
+    }
+    tap.publish("foreign.q", BasicProperties::default().with_headers(headers), b"");
+    let mut rig = Rig::start(&shared_node().url(), "foreign.q", 5);
+    let delivery = rig.deliveries(1).remove(0);
+    assert_eq!(delivery.message.message_id, None);
+    let header = |name: &str| delivery.message.header(name).cloned();
+    assert_eq!(header("i8"), Some(HeaderValue::Int(-8)));
+    assert_eq!(header("i16"), Some(HeaderValue::Int(-16)));
+    assert_eq!(header("i32"), Some(HeaderValue::Int(-32)));
+    assert_eq!(header("u32"), Some(HeaderValue::Int(32)));
+    assert_eq!(header("i64"), Some(HeaderValue::Int(-64)));
+    assert_eq!(header("time"), Some(HeaderValue::Int(1_700_000_000)));
+    assert_eq!(header("bool"), Some(HeaderValue::Bool(true)));
+    assert_eq!(header("text"), Some(HeaderValue::Text("é".into())));
+    assert_eq!(header("latin1"), Some(HeaderValue::Bytes(vec![0xe9])));
+    assert_eq!(header("bytes"), Some(HeaderValue::Bytes(vec![1, 2])));
+    assert_eq!((header("float"), header("array"), header("void")), (None, None, None));
+    rig.source.settle(vec![(delivery.tag, Settlement::Acknowledge)]);
+    rig.source.stop(Duration::from_secs(5));
+    wait_count(&tap, "foreign.q", 0);
+}
+
+/// Goal: a queue that is missing, or deleted while consumed, is a destination fault, and consuming goes on once it is
+/// there. Method: start without it, make it, delete it, make it again.
+#[test]
+fn a_queue_that_goes_is_waited_for() {
+    let tap = Tap::connect(&shared_node().url());
+    let mut rig = Rig::start(&shared_node().url(), "gone.q", 5);
+    let fault = rig.wait_down();
+    assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)), "{fault}");
+    fill(&tap, "gone.q", 1);
+    rig.wait_up();
+    assert_eq!(rig.deliveries(1).len(), 1);
+    tap.delete_queue("gone.q");
+    let fault = rig.wait_down();
+    assert_eq!(fault.class, FaultClass::Destination, "{fault}");
+    fill(&tap, "gone.q", 1);
+    assert_eq!(rig.wait_up(), Epoch(rig_epoch(&mut rig)));
+    rig.source.stop(Duration::from_secs(5));
+}
+
+/// The epoch of the next delivery.
+fn rig_epoch(rig: &mut Rig) -> u64 {
+    rig.deliveries(1).remove(0).tag.epoch.0
+}
+
+/// Goal: after a lost connection the broker delivers again what was not settled, and a settlement of the lost one
+/// touches nothing. Method: kill the broker between delivery and settlement.
+#[test]
+fn after_a_lost_connection_the_unsettled_comes_again() {
+    let mut node = RabbitNode::start();
+    fill(&Tap::connect(&node.url()), "again.q", 3);
+    // Durable through a kill only when the messages are persistent; so publish those anew.
+    let tap = Tap::connect(&node.url());
+    tap.drain("again.q");
+    for n in 0..3 {
+        let properties =
+            BasicProperties::default().with_message_id(format!("m{n}").into()).with_delivery_mode(2);
+        tap.publish("again.q", properties, b"x");
+    }
+    let mut rig = Rig::start(&node.url(), "again.q", 10);
+    let first = rig.deliveries(3);
+    rig.source.settle(vec![(first[0].tag, Settlement::Acknowledge)]);
+    wait_acknowledged(&node);
+    node.kill9();
+    assert_eq!(rig.wait_down().class, FaultClass::Outage);
+    node.restart();
+    rig.wait_up();
+    let second = rig.deliveries(2);
+    assert!(second.iter().all(|d| d.tag.epoch > first[0].tag.epoch));
+    // Tags begin anew with each connection: these would be other messages now.
+    rig.source.settle(first.iter().map(|d| (d.tag, Settlement::Acknowledge)).collect());
+    assert!(rig.is_quiet());
+    let listed = node.ctl(&["list_queues", "-q", "--no-table-headers", "messages_unacknowledged"]);
+    assert_eq!(listed.trim(), "2");
+    rig.source.settle(second.iter().map(|d| (d.tag, Settlement::Acknowledge)).collect());
+    rig.source.stop(Duration::from_secs(5));
+    wait_count(&Tap::connect(&node.url()), "again.q", 0);
+}
+
+fn wait_acknowledged(node: &RabbitNode) {
+    let began = Instant::now();
+    while node.ctl(&["list_queues", "-q", "--no-table-headers", "messages"]).trim() != "2" {
+        assert!(began.elapsed() < SOON, "the acknowledgement did not arrive");
+    }
+    // Written within 200 ms by the queue's own sync timer.
+    std::thread::sleep(Duration::from_millis(500));
+}

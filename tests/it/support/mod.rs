@@ -1,0 +1,6 @@
+//! What the tests share.
+
+#[cfg(feature = "rabbitmq")]
+pub(crate) mod rabbit;
+#[cfg(feature = "rabbitmq")]
+pub(crate) mod tap;

@@ -1,0 +1,251 @@
+//! A real RabbitMQ of a test's own: own ports, own node name, own folder, own epmd.
+//!
+//! **Invariants.** Nothing outlives the test process, however it ends: each process that is started has a small
+//! supervisor, which reads a pipe from the test process and kills its charge when the pipe closes. Only processes
+//! that were started here are killed, by their pid. A missing broker fails the test; it never skips it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// The largest message that these brokers take, in bytes. RabbitMQ's own 128 MiB would make tests slow.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 2 << 20;
+
+/// Runs its arguments in the background, tells their pid, and kills them when its input ends. The pid cannot be
+/// another's by then: the shell has not waited for it.
+const SUPERVISOR: &str = r#""$@" </dev/null & pid=$!; echo $pid; read -r _; kill -9 $pid; wait $pid"#;
+
+/// Removes a folder once its input has ended, and those who write into it have been killed for the same reason.
+const CLEANER: &str = r#"echo $$; read -r _; for n in 1 2 3 4 5; do sleep 0.2; rm -rf "$1"; done"#;
+
+/// A broker of one test. Dropping it stops it and removes its folder.
+#[derive(Debug)]
+pub(crate) struct RabbitNode {
+    folder: PathBuf,
+    name: String,
+    port: u16,
+    dist_port: u16,
+    epmd_port: u16,
+    broker: Option<Supervised>,
+    _epmd: Supervised,
+    _cleaner: Supervised,
+}
+
+impl RabbitNode {
+    /// Starts a broker and waits until it takes logins.
+    pub(crate) fn start() -> Self {
+        assert!(
+            Path::new(SCRIPTS).join("rabbitmq-server").exists(),
+            "these tests need RabbitMQ, and {SCRIPTS}/rabbitmq-server is missing: run `apt-get install rabbitmq-server`"
+        );
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        // Not removed by a destructor: that of the shared broker never runs.
+        let folder =
+            tempfile::Builder::new().prefix("onewrite-rabbit-").tempdir().expect("a temporary folder").keep();
+        let cleaner = Supervised::cleaner(&folder);
+        std::fs::write(folder.join("plugins"), "[].\n").expect("write into the temporary folder");
+        let settings = format!("max_message_size = {MESSAGE_BYTES_MAX}\n");
+        std::fs::write(folder.join("rabbitmq.conf"), settings).expect("write into the temporary folder");
+        let name = format!("ow{}_{}@localhost", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let (port, dist_port, epmd_port) = (free_port(), free_port(), free_port());
+        let mut epmd = Command::new("epmd");
+        epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
+        let epmd = Supervised::start(&epmd, &folder.join("epmd.out"));
+        let mut node =
+            Self { folder, name, port, dist_port, epmd_port, broker: None, _epmd: epmd, _cleaner: cleaner };
+        node.restart();
+        node
+    }
+
+    /// `amqp://` with the default user, for the virtual host `/`.
+    pub(crate) fn url(&self) -> String {
+        self.url_as("guest", "guest", "%2f")
+    }
+
+    pub(crate) fn url_as(&self, user: &str, password: &str, vhost: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/{vhost}", self.port)
+    }
+
+    /// Where it takes AMQP connections, on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Kills the broker with SIGKILL, as a power cut would end it. Its files stay.
+    pub(crate) fn kill9(&mut self) {
+        drop(self.broker.take());
+    }
+
+    /// Starts the broker again, with the files it had.
+    pub(crate) fn restart(&mut self) {
+        self.kill9();
+        let began = Instant::now();
+        let log = self.folder.join("broker.out");
+        let mut server = self.command("rabbitmq-server");
+        // As under systemd: the script then becomes the broker, so the pid is the broker's.
+        server.env("RUNNING_UNDER_SYSTEMD", "true");
+        self.broker = Some(Supervised::start(&server, &log));
+        while !self.answers() {
+            if began.elapsed() > START_LIMIT {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                panic!("the broker {} was not up within {START_LIMIT:?}; it said:\n{log}", self.name);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Stops the broker in its tracks (SIGSTOP): it keeps its connections and says nothing, as behind a dead network.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let broker = self.broker.as_ref().expect("the broker runs");
+        let status =
+            Command::new("kill").args([signal, &broker.pid.to_string()]).status().expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// Runs `rabbitmqctl` and returns what it printed.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        let Output { status, stdout, stderr } =
+            self.command("rabbitmqctl").args(arguments).output().expect("rabbitmqctl runs");
+        let said = String::from_utf8_lossy(&stdout).into_owned();
+        assert!(
+            status.success(),
+            "rabbitmqctl {arguments:?} failed: {said}{}",
+            String::from_utf8_lossy(&stderr)
+        );
+        said
+    }
+
+    /// Raises the memory alarm: publishers are blocked at their next publish.
+    pub(crate) fn block(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.0001"]);
+    }
+
+    /// Ends the memory alarm.
+    pub(crate) fn unblock(&self) {
+        self.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+
+    fn command(&self, script: &str) -> Command {
+        let folder = &self.folder;
+        let mut command = Command::new(PathBuf::from(SCRIPTS).join(script));
+        command
+            .env("HOME", folder)
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODENAME", &self.name)
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_MNESIA_BASE", folder.join("mnesia"))
+            .env("RABBITMQ_LOG_BASE", folder.join("log"))
+            .env("RABBITMQ_LOGS", "-")
+            .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq.conf"))
+            .env("RABBITMQ_CONF_ENV_FILE", folder.join("none"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("plugins"))
+            .env("RABBITMQ_PID_FILE", folder.join("pid"))
+            .current_dir(folder);
+        command
+    }
+
+    /// Whether the broker greets and takes our login.
+    fn answers(&self) -> bool {
+        greets(self.port) && super::tap::Tap::try_connect(&self.url()).is_ok()
+    }
+}
+
+/// The broker that tests share which neither kill nor block it. Give every queue and exchange a name of its own.
+pub(crate) fn shared_node() -> &'static RabbitNode {
+    static NODE: OnceLock<RabbitNode> = OnceLock::new();
+    NODE.get_or_init(RabbitNode::start)
+}
+
+fn greets(port: u16) -> bool {
+    let address = ([127, 0, 0, 1], port).into();
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    let mut first = [0];
+    stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()
+        && stream.write_all(b"AMQP\0\0\x09\x01").is_ok()
+        && stream.read_exact(&mut first).is_ok()
+        && first == [1]
+}
+
+/// A port nobody listens on, outside the range that outgoing connections take theirs from: a broker that is down for a
+/// while finds its own again.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (std::process::id() * 61 + step) % 12_000;
+        let port = u16::try_from(port).expect("below 32,000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A process that ends when this is dropped, or when the test process does.
+#[derive(Debug)]
+struct Supervised {
+    supervisor: Child,
+    /// Of the process that is supervised.
+    pid: u32,
+}
+
+impl Supervised {
+    /// Removes the folder when everything else has ended.
+    fn cleaner(folder: &Path) -> Self {
+        let mut cleaner = Command::new("sh");
+        cleaner.args(["-c", CLEANER, "cleaner"]).arg(folder);
+        Self::spawn(cleaner)
+    }
+
+    fn start(command: &Command, log: &Path) -> Self {
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(log).expect("the log file opens");
+        let mut supervisor = Command::new("sh");
+        supervisor.args(["-c", SUPERVISOR, "supervisor"]).arg(command.get_program()).args(command.get_args());
+        supervisor.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        if let Some(folder) = command.get_current_dir() {
+            supervisor.current_dir(folder);
+        }
+        supervisor.stderr(log);
+        Self::spawn(supervisor)
+    }
+
+    fn spawn(mut supervisor: Command) -> Self {
+        let mut supervisor =
+            supervisor.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("a shell starts");
+        let stdout = supervisor.stdout.take().expect("it is piped");
+        let mut pid = String::new();
+        let mut lines = BufReader::new(stdout);
+        lines.read_line(&mut pid).expect("the supervisor tells a pid");
+        let pid = pid.trim().parse().unwrap_or_else(|_| panic!("the supervisor said {pid:?}"));
+        // What the charge prints is read, so that it never waits for us.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        Self { supervisor, pid }
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        // Closing its input makes it do its last work.
+        drop(self.supervisor.stdin.take());
+        let _ = self.supervisor.wait();
+    }
+}
