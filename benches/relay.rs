@@ -4,7 +4,13 @@
 //! interleaved rounds with medians, both sides with the same window, the same 256-byte persistent messages, mandatory,
 //! confirmed, into a durable classic queue.
 
-#![allow(missing_docs, clippy::print_stdout, clippy::print_stderr, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a benchmark"
+)]
 
 use std::process::Command;
 use std::time::{Duration, Instant};

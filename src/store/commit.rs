@@ -241,7 +241,7 @@ fn trim(
     let now_ms = core.settings.clock.now().wall_ms;
     let retention = &core.settings.retention;
     let old_enough = |time_ms: u64| time_ms.saturating_add(retention.age_ms_min) <= now_ms;
-    let outside_bytes = |offset: u64| offset + retention.bytes_min <= tail.end_offset;
+    let outside_bytes = |offset: u64| offset.saturating_add(retention.bytes_min) <= tail.end_offset;
     let needs = Needs::of(tx, tail, from, floor.min(from + TRIM_STEP))?;
     for row in log.range(from..floor.min(from + TRIM_STEP))? {
         let (seq, frame) = row?;

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageError};
 
-use crate::error::OpenError;
+use crate::error::{Error, OpenError, Result as StoreResult};
 use crate::event::fresh_uuid_text;
 
 /// A database that is open, and how it came.
@@ -126,6 +126,11 @@ impl Refusal {
             {
                 OpenError::NotAStore { path, reason: error.to_string() }
             }
+            Self::Database(DatabaseError::Storage(StorageError::Io(error)))
+                if error.kind() == ErrorKind::UnexpectedEof =>
+            {
+                damaged(path, "it ends too early".into())
+            }
             Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
                 OpenError::Io { action: "read", path, source }
             }
@@ -158,6 +163,26 @@ fn try_open(path: &Path, file: &File, cache_bytes: usize, how: Open) -> Result<D
             tracing::error!(path = %path.display(), "the storage engine panicked while opening");
             Err(Refusal::Panicked)
         }
+    }
+}
+
+/// Runs what reads a file that has just been opened. redb may panic on a damaged one that was closed cleanly, and so
+/// was not verified; and whatever is wrong, the error names the file.
+pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> StoreResult<T>) -> StoreResult<T, OpenError> {
+    let path = || path.to_owned();
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(Error::Open(error))) => Err(error),
+        Ok(Err(Error::Corrupt(error))) => Err(OpenError::Damaged { path: path(), reason: error.to_string() }),
+        Ok(Err(error)) => Err(OpenError::Storage { path: path(), source: error.into() }),
+        Err(_) => Err(Refusal::Panicked.into_error(&path())),
+    }
+}
+
+/// Lets go of a database that cannot be used; closing a damaged one may panic too.
+pub(crate) fn discard(db: Database) {
+    if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+        tracing::error!("the storage engine panicked while closing a damaged file");
     }
 }
 
@@ -208,7 +233,14 @@ fn make(
 fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
     let io = |source| OpenError::Io { action: "create", path: path.into(), source };
     let empty = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
-    if !empty {
+    // Held until the rename: of two that found the same empty file, the second must not replace the first one's store.
+    let mut _held = None;
+    if empty {
+        _held = hold_empty(path);
+        if _held.is_none() {
+            return std::fs::remove_file(aside).map_err(io);
+        }
+    } else {
         match std::fs::hard_link(aside, path) {
             Ok(()) => return std::fs::remove_file(aside).map_err(io),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -220,6 +252,28 @@ fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
         }
     }
     std::fs::rename(aside, path).map_err(io)
+}
+
+/// The empty file at `path`, locked; `None` if it is no longer there, or another creation has it.
+fn hold_empty(path: &Path) -> Option<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    owner_only(&mut options);
+    let file = options.open(path).ok()?;
+    file.try_lock().ok()?;
+    let (held, named) = (file.metadata().ok()?, std::fs::symlink_metadata(path).ok()?);
+    (named.is_file() && named.len() == 0 && same_file(&held, &named)).then_some(file)
+}
+
+#[cfg(unix)]
+fn same_file(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+#[cfg(not(unix))]
+fn same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+    true
 }
 
 /// Removes what a crash during an earlier creation has left. A file that another process is making is locked, and left.

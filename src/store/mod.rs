@@ -110,8 +110,18 @@ impl Store {
     pub(crate) fn open_with(path: PathBuf, settings: settings::Settings) -> Result<Self> {
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
         let opened = file::open_or_create(&path, settings.cache_bytes, settings.create, &initialise)?;
-        let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
-        let tail = recover::recover(&opened.db, &mut identity)?;
+        let recovered = file::guarded(&path, || {
+            let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
+            let tail = recover::recover(&opened.db, &mut identity)?;
+            Ok((identity, tail))
+        });
+        let (identity, tail) = match recovered {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                file::discard(opened.db);
+                return Err(error.into());
+            }
+        };
         tracing::info!(
             path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch, unclean = opened.unclean,
             "store opened"
@@ -310,8 +320,7 @@ impl Shared {
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(writer) = writer else { return };
         let _ = self.jobs.send(Job::Stop);
-        // The last handle may go inside a closure, on the writer thread itself.
-        if writer.thread().id() != std::thread::current().id() && writer.join().is_err() {
+        if writer.join().is_err() {
             tracing::error!("the writer thread panicked");
         }
     }
@@ -319,6 +328,13 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        let on_writer = |writer: &JoinHandle<()>| writer.thread().id() == std::thread::current().id();
+        let writer = self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if writer.as_ref().is_some_and(on_writer) || self.core.refuse_inside("dropping the store").is_err() {
+            // The writer may wait for this very thread's turn to end. It ends by itself once the queue is closed and
+            // empty, and the file is closed with the last that holds `core`: it, or the transaction.
+            return;
+        }
         self.end_writer();
         self.core.release();
     }

@@ -57,6 +57,7 @@ impl Quarantine {
     /// # Errors
     /// What the storage engine says.
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
+        self.store.core().refuse_inside("Quarantine")?;
         self.store.flush_ride(None)?;
         let tx = self.store.core().begin_read()?;
         let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
@@ -119,6 +120,7 @@ impl Quarantine {
     }
 
     fn find(&self, seq: u64) -> Result<Quarantined> {
+        self.store.core().refuse_inside("Quarantine")?;
         self.store.flush_ride(None)?;
         let tx = self.store.core().begin_read()?;
         let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(self.id, seq)[..])?;

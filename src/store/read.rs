@@ -4,8 +4,9 @@ use std::ops::Bound;
 
 use redb::{Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 
+use super::recover::read_state;
 use super::schema::LOG;
-use crate::error::Result;
+use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
 use crate::log::record;
 
@@ -78,14 +79,22 @@ impl Snapshot {
     /// # Errors
     /// What redb says.
     pub fn events(&self, from: u64) -> Result<Events> {
+        let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
-        Ok(Events { range: log.range::<u64>((Bound::Included(from), Bound::Unbounded))? })
+        let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
+        Ok(Events { range, next: from, trimmed_to, behind_gap: None })
     }
 }
 
 /// Events of a [`Snapshot`], in order.
 pub struct Events {
     range: redb::Range<'static, u64, &'static [u8]>,
+    /// No record below may come any more.
+    next: u64,
+    /// From here on every record is there.
+    trimmed_to: u64,
+    /// The record after those that were told as missing.
+    behind_gap: Option<Result<Recorded>>,
 }
 
 impl std::fmt::Debug for Events {
@@ -98,7 +107,25 @@ impl Iterator for Events {
     type Item = Result<Recorded>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let row = self.range.next()?;
-        Some(row.map_err(Into::into).and_then(|(seq, frame)| Ok(record::decode(seq.value(), frame.value())?)))
+        if let Some(recorded) = self.behind_gap.take() {
+            return Some(recorded);
+        }
+        let (seq, frame) = match self.range.next()? {
+            Ok(row) => row,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let seq = seq.value();
+        // A damaged page can show records of another place, which are whole in themselves.
+        if seq < self.next {
+            return Some(Err(CorruptError { seq, what: "it stands out of order" }.into()));
+        }
+        let expected = self.next.max(self.trimmed_to);
+        self.next = seq.saturating_add(1);
+        let recorded = record::decode(seq, frame.value()).map_err(Into::into);
+        if expected >= seq {
+            return Some(recorded);
+        }
+        self.behind_gap = Some(recorded);
+        Some(Err(CorruptError { seq: expected, what: "it is missing" }.into()))
     }
 }

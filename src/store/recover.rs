@@ -11,7 +11,7 @@ use super::schema::{
     CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT, META_NEXT_CURSOR,
     META_STATE, META_STORE_ID, PARKED, StateRow,
 };
-use crate::error::{BoxError, Error, OpenError, Result};
+use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::fresh_uuid;
 use crate::log::lanes::{LaneBook, LaneState};
 use crate::log::{keys, record};
@@ -94,6 +94,12 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         cursor.rows = cursor::count_rows(&tx.open_table(EXCEPTIONS)?, &tx.open_table(PARKED)?, cursor.id)?;
         tail.cursors.insert(name.value().to_owned(), cursor);
     }
+    let known =
+        tail.cursors.values().map(|cursor| cursor.position).max().unwrap_or(0).max(state.lanes_through);
+    if tail.next_seq < known {
+        // Its numbers would be given a second time.
+        return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
+    }
     if replay_lanes(&tx, &mut tail)? {
         return Ok(tail);
     }
@@ -103,7 +109,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
     Ok(tail)
 }
 
-fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
+pub(super) fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
     let meta = tx.open_table(META)?;
     let row = meta.get(META_STATE)?;
     row.and_then(|row| StateRow::from_bytes(row.value())).ok_or_else(|| damaged_row("state"))

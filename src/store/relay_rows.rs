@@ -6,6 +6,7 @@ use super::Store;
 use super::core::Core;
 use super::cursor::{Cursor, ExceptionRow};
 use super::failure::damaged_row;
+use super::recover::read_state;
 use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
 use super::transaction::Transaction;
 use crate::error::{CorruptError, Error, Result};
@@ -71,6 +72,8 @@ impl Store {
             tx.redb().open_table(table)?.retain_in(&from[..]..to.as_slice(), |_, _| false)?;
         }
         tx.redb().open_table(CURSORS)?.remove(name)?;
+        // Progress of it that still waits would write its row anew.
+        core.ride().cursors.remove(name);
         tx.finish(1)?;
         {
             let mut tail = core.tail();
@@ -91,7 +94,8 @@ fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
     Ok(id)
 }
 
-/// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed.
+/// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed; where
+/// nothing has been trimmed yet it is told as damaged, since a page that is damaged can hide records or show others.
 pub(crate) fn read_log(
     core: &Core,
     from: u64,
@@ -100,18 +104,32 @@ pub(crate) fn read_log(
     bytes_max: usize,
 ) -> Result<Vec<Read>> {
     let tx = core.begin_read()?;
+    let trimmed_to = read_state(&tx)?.trimmed_to;
     let log = tx.open_table(LOG)?;
     let mut read = Vec::new();
     let mut bytes = 0;
+    let mut next = from;
     for row in log.range(from..to)? {
         let (seq, frame) = row?;
+        let seq = seq.value();
+        if !(next..to).contains(&seq) {
+            continue; // Another place's record: the one that belongs here is missing.
+        }
+        tell_missing(next.max(trimmed_to)..seq, events_max, &mut read);
         bytes += frame.value().len();
         if read.len() >= events_max || (bytes > bytes_max && !read.is_empty()) {
-            break;
+            return Ok(read);
         }
-        read.push((seq.value(), record::decode(seq.value(), frame.value())));
+        read.push((seq, record::decode(seq, frame.value())));
+        next = seq + 1;
     }
+    tell_missing(next.max(trimmed_to)..to, events_max, &mut read);
     Ok(read)
+}
+
+fn tell_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<Read>) {
+    let room = events_max.saturating_sub(read.len());
+    read.extend(seqs.take(room).map(|seq| (seq, Err(CorruptError { seq, what: "it is missing" }))));
 }
 
 /// The records of these sequence numbers. One that is gone is told as damaged: an exception never outlives its record.
@@ -287,7 +305,8 @@ pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState>
 
 /// The age, by the wall clock, of the first record at or after `from`.
 pub(crate) fn age_ms(core: &Core, from: u64) -> Result<Option<u64>> {
-    let first = read_log(core, from, u64::MAX, 1, usize::MAX)?.pop();
+    let to = core.tail().next_seq;
+    let first = read_log(core, from, to, 1, usize::MAX)?.pop();
     let now_ms = core.settings.clock.now().wall_ms;
     Ok(first.and_then(|(_, read)| read.ok()).map(|recorded| now_ms.saturating_sub(recorded.time_ms())))
 }

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::core::Core;
 use super::receipt::Receipt;
 use super::transaction::Transaction;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, StorageFailure};
 use crate::limits::BATCH_WRITES_MAX;
 use crate::oneshot;
 
@@ -56,6 +56,8 @@ where
     T: Send,
 {
     fn run(&mut self, tx: &Transaction) -> bool {
+        let earlier = self.result.take();
+        quietly(|| drop(earlier));
         // What the closure captured may be half-changed after a panic: it is not run again.
         let result = catch_unwind(AssertUnwindSafe(|| (self.f)(tx)));
         let result = result.unwrap_or_else(|panic| Err(Error::Panicked { message: panic_text(&*panic) }));
@@ -70,6 +72,30 @@ where
 
     fn failed(self: Box<Self>, error: Error) {
         self.reply.send(Err(error));
+    }
+}
+
+/// Runs what drops something of the application's: that it panics there must not end the writer thread.
+fn quietly(f: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
+        tracing::error!(
+            message = panic_text(&*panic),
+            "a write closure or its value panicked while it was dropped"
+        );
+    }
+}
+
+/// The same answer again, for another of the same group.
+fn same(error: &Error) -> Error {
+    match error {
+        Error::CommitUnknown { cause } => Error::CommitUnknown { cause: Arc::clone(cause) },
+        Error::Poisoned { path, cause } => Error::Poisoned { path: path.clone(), cause: Arc::clone(cause) },
+        Error::Closed { path } => Error::Closed { path: path.clone() },
+        other => Error::Storage(StorageFailure {
+            action: "committing the group",
+            source: other.to_string().into(),
+            fatal: matches!(other, Error::Storage(failure) if failure.fatal),
+        }),
     }
 }
 
@@ -104,6 +130,8 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     if !core.ride().is_empty() {
         state.commit_ride();
     }
+    // Futures that came too late for the queue find the store closed.
+    core.announce_queue_room();
 }
 
 struct Writer<'a> {
@@ -158,10 +186,8 @@ impl Writer<'_> {
             drop(self.core.turns.take());
             let flushed =
                 if self.core.ride().is_empty() { self.core.check() } else { self.try_commit_ride() };
-            let mut flushed = Some(flushed);
             for reply in self.flushes.drain(..) {
-                // The first gets the error itself, the others its consequence.
-                reply.send(flushed.take().unwrap_or_else(|| self.core.check()));
+                reply.send(flushed.as_ref().map(|()| ()).map_err(same));
             }
         }
     }
@@ -192,15 +218,14 @@ fn run_batch(core: &Arc<Core>, mut live: Vec<Box<dyn Write>>) {
         }
     };
     match outcome {
-        Ok(()) => live.into_iter().chain(done).for_each(|write| write.done(core)),
+        Ok(()) => live.into_iter().chain(done).for_each(|write| quietly(|| write.done(core))),
         Err(error) => {
-            let mut error = Some(error);
+            // One commit, one outcome: where it is unknown, it is unknown for each of them.
             for write in live {
-                let again = || core.check().err().unwrap_or(Error::Closed { path: core.path.clone() });
-                write.failed(error.take().unwrap_or_else(again));
+                quietly(|| write.failed(same(&error)));
             }
             // They failed by themselves; that the others could not be committed changes nothing for them.
-            done.into_iter().for_each(|write| write.done(core));
+            done.into_iter().for_each(|write| quietly(|| write.done(core)));
         }
     }
 }

@@ -13,6 +13,8 @@ mod support;
 mod consumer;
 mod floors;
 #[cfg(feature = "rabbitmq")]
+mod rabbitmq_end_to_end;
+#[cfg(feature = "rabbitmq")]
 mod rabbitmq_publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;

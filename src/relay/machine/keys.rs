@@ -1,7 +1,7 @@
 //! Who waits for whom within one key.
 //!
 //! **Invariants.** Under strict ordering at most one event of a key is active (to be sent, in flight, or waiting for its
-//! next try). While rows of a key are parked on disk and not in memory, nothing newer of it is admitted in memory.
+//! next try). Nothing in memory waits for an event on disk. While rows of a key are parked on disk and not in memory, nothing newer of it is admitted in memory.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
@@ -132,6 +132,16 @@ impl Keys {
     pub(crate) fn held_by(&self, seq: u64) -> Option<Key> {
         let holds = |(_, state): &(&Key, &KeyState)| state.held_by.contains(&seq);
         self.states.iter().find(holds).map(|(key, _)| Key::clone(key))
+    }
+
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        for (key, state) in &self.states {
+            let waits = state.queue.iter().find(|seq| state.is_held_before(**seq));
+            assert_eq!(waits, None, "{key}: waits in memory for an event on disk");
+        }
+        assert_eq!(self.held, self.states.values().filter(|state| state.is_held()).count());
+        assert_eq!(self.loading, self.states.values().map(|state| state.loading).sum::<usize>());
     }
 
     /// Keys blocked on disk or parked.

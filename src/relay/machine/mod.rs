@@ -297,6 +297,7 @@ impl Machine {
         assert_eq!(self.memory_bytes, in_lookahead.map(|item| item.bytes).sum::<usize>());
         let open = self.items.iter().filter(|(_, item)| item.home == Home::Log).map(|(seq, _)| *seq);
         assert_eq!(self.open, open.collect());
+        self.keys.check();
     }
 
     // --- inputs -----------------------------------------------------------------------------------------------------
@@ -352,9 +353,10 @@ impl Machine {
             return;
         };
         let strict = self.is_strict();
-        let is_held = |state: &KeyState| state.parked || state.is_held_before(entry.seq);
-        let held = self.keys.get(&key).is_some_and(is_held);
-        if held && home != Home::Parked {
+        // Nothing in memory waits for what is on disk: memory might be full of it, and what it waits for not fit in.
+        let waits_on_disk =
+            |state: &KeyState| state.is_held_before(entry.seq) || (state.parked && home != Home::Parked);
+        if self.keys.get(&key).is_some_and(waits_on_disk) {
             self.park(&key, entry.seq, out);
             return;
         }

@@ -614,6 +614,25 @@ fn a_record_that_rots_while_it_holds_its_key_frees_it() {
     assert_eq!(story.asked_parked(), [key("a")]);
 }
 
+/// Parked events were asked for, and before they came an earlier one of their key had to wait on disk for room. Had they
+/// stayed in memory, waiting for it, and filled it, it would never have come.
+#[test]
+fn parked_events_that_come_too_late_go_back_to_disk() {
+    let small = Settings { lookahead_events: 1, retrying_max: 1, attempts_max: 1, ..settings() };
+    let log: Vec<_> = (0..).zip(["a", "a", ""]).map(|(seq, key)| Loaded::Event(entry(seq, key))).collect();
+    let recovered = Recovered { position: 2, tail: 2, parked_keys: vec![key("a")], ..Recovered::default() };
+    let mut story = Story::recovered(small, recovered, log);
+    story.up();
+    assert_eq!(story.asked_parked(), [key("a")]);
+    // Not holding until now (it had run out of time, say).
+    story.tell(Input::Redriven(entry(0, "a")));
+    story.did.clear();
+    let events = story.events(&[1]);
+    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    assert!(story.did.contains(&Action::Forget { seq: 1 }));
+    assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })), "there is room for it");
+}
+
 #[test]
 fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
     let small = Settings { lookahead_events: 2, attempts_max: 1, retrying_max: 1, ..settings() };

@@ -1,0 +1,223 @@
+//! The whole path on a real RabbitMQ: store → relay → broker → consumer → store.
+//!
+//! Judged from what is in the queues and in the consumer's tables, not from the relay's figures.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use onewrite::publish::{ExchangeKind, RabbitMq, RabbitMqSource, Topology};
+use onewrite::redb::{ReadableTable, TableDefinition};
+use onewrite::{ConfirmError, Event, FaultClass, RelayState, Store, wire};
+
+use crate::support::rabbit::{RabbitNode, shared_node};
+use crate::support::tap::Tap;
+
+const SOON: Duration = Duration::from_secs(60);
+/// How often each event took effect at the consumer, and the last number seen of each key.
+const EFFECTS: TableDefinition<'_, &str, u64> = TableDefinition::new("effects");
+const LAST: TableDefinition<'_, &str, u64> = TableDefinition::new("last");
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn open() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    (folder, store)
+}
+
+fn rabbit(url: &str) -> RabbitMq {
+    RabbitMq::new(url).unwrap().reconnect_backoff(Duration::from_millis(100), Duration::from_millis(500))
+}
+
+fn append(store: &Store, event: Event) -> onewrite::Receipt<onewrite::Appended> {
+    store.write(move |tx| tx.append(event.clone())).unwrap()
+}
+
+/// P3 to P7. Goal: nothing is lost, doubled in effect or out of order when RabbitMQ is killed with `kill -9` under a
+/// full window, twice, while writers go on. Method: 6,000 events of 50 keys; the consumer's own tables tell.
+#[test]
+fn killed_under_a_full_window() {
+    let mut node = RabbitNode::start();
+    let (_folder, store) = open();
+    let (_consumer_folder, credit) = open();
+    let topology = || {
+        Topology::new().exchange("payments", ExchangeKind::Topic).queue("credit").bind(
+            "payments",
+            "credit",
+            "payment.*",
+        )
+    };
+    let relay =
+        store.relay("rabbit").attempts(1).publish_to(rabbit(&node.url()).declare(topology())).unwrap();
+    let source = RabbitMqSource::new(&node.url(), "credit")
+        .unwrap()
+        .declare(topology())
+        .reconnect_backoff(Duration::from_millis(100), Duration::from_millis(500));
+    let consumer = credit
+        .consumer("credit-service")
+        .run(source, |delivery, tx| {
+            let text = String::from_utf8_lossy(&delivery.message.payload);
+            let (key, number) =
+                text.split_once(':').ok_or_else(|| onewrite::Error::reject("no such form"))?;
+            let number: u64 = number.parse().map_err(onewrite::Error::app)?;
+            let mut effects = tx.open_table(EFFECTS)?;
+            let before = effects.get(&*text)?.map_or(0, |row| row.value());
+            effects.insert(&*text, before + 1)?;
+            let last = tx.open_table(LAST)?.insert(key, number)?.map(|row| row.value());
+            match last {
+                Some(last) if last >= number => Err(onewrite::Error::reject("out of order")),
+                _ => Ok(()),
+            }
+        })
+        .unwrap();
+    let writer = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            for n in 0..6000_u64 {
+                let key = format!("k{}", n % 50);
+                let event = Event::bytes("payment.completed", format!("{key}:{n}").into_bytes());
+                let event = event.key(key).to("payments", "payment.completed");
+                store.write(move |tx| tx.append(event.clone())).unwrap();
+            }
+        }
+    });
+    for confirmed in [500, 2500] {
+        until("confirms", || relay.status().confirmed >= confirmed);
+        node.kill9();
+        until("the outage seen", || matches!(relay.status().state, RelayState::Disconnected(_)));
+        node.restart();
+    }
+    writer.join().unwrap();
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    until("all effects", || consumer.stats().applied + consumer.stats().rejected >= 6000);
+    let stats = consumer.stop(Duration::from_secs(10));
+    assert_eq!(stats.rejected, 0, "{stats:?}");
+    let snapshot = credit.read().unwrap();
+    let effects: BTreeMap<String, u64> = snapshot
+        .open_table(EFFECTS)
+        .unwrap()
+        .iter()
+        .unwrap()
+        .map(|row| row.map(|(text, times)| (text.value().to_owned(), times.value())).unwrap())
+        .collect();
+    assert_eq!(effects.len(), 6000, "lost: {}", 6000 - effects.len());
+    assert!(effects.values().all(|times| *times == 1));
+    assert_eq!(relay.status().quarantined, 0);
+    assert!(relay.stop(Duration::from_secs(10)).clean);
+}
+
+/// A missing exchange closes the channel with everything in flight. Only its own event goes to quarantine; the others
+/// arrive, also those of other destinations with the same window.
+#[test]
+fn a_missing_exchange_stops_only_its_own() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("e2e-good", &[]);
+    let (_folder, store) = open();
+    let receipts: Vec<_> = (0..300)
+        .map(|n| {
+            let event = Event::bytes("t", format!("{n}").into_bytes());
+            append(&store, if n == 150 { event.to("e2e-nowhere", "x") } else { event.to("", "e2e-good") })
+        })
+        .collect();
+    let relay = store
+        .relay("rabbit")
+        .destination_attempts(2)
+        .backoff(Duration::from_millis(20), Duration::from_millis(100))
+        .publish_to(rabbit(&node.url()))
+        .unwrap();
+    match receipts[150].confirmed(SOON).unwrap_err() {
+        ConfirmError::Quarantined { seq: 150, fault } => {
+            assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)));
+            assert!(fault.text.contains("e2e-nowhere"), "{fault}");
+        }
+        error => panic!("{error}"),
+    }
+    for (n, receipt) in receipts.iter().enumerate().filter(|(n, _)| *n != 150) {
+        receipt.confirmed(SOON).unwrap_or_else(|error| panic!("{n}: {error}"));
+    }
+    let mut seen: Vec<u32> =
+        tap.drain("e2e-good").iter().map(|raw| String::from_utf8_lossy(&raw.body).parse().unwrap()).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, (0..300).filter(|n| *n != 150).collect::<Vec<_>>());
+    assert!(relay.stop(Duration::from_secs(10)).clean);
+}
+
+/// The broker is absent when the relay starts: writes go on, and everything arrives once it is there. Then it blocks:
+/// `stop` keeps its deadline.
+#[test]
+fn absent_at_start_then_stopped_while_blocked() {
+    let mut node = RabbitNode::start();
+    let tap = Tap::connect(&node.url());
+    tap.queue("q", &[]);
+    node.kill9();
+    let (_folder, store) = open();
+    let relay = store.relay("rabbit").publish_to(rabbit(&node.url())).unwrap();
+    for n in 0..100 {
+        append(&store, Event::bytes("t", format!("{n}").into_bytes()).key("k").to("", "q"));
+    }
+    until("its absence noticed", || matches!(relay.status().state, RelayState::Disconnected(_)));
+    assert_eq!(store.stats().unwrap().backlog_events, 100);
+    node.restart();
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    let tap = Tap::connect(&node.url());
+    let numbers: Vec<_> =
+        tap.drain("q").iter().map(|raw| String::from_utf8_lossy(&raw.body).parse::<u32>().unwrap()).collect();
+    assert_eq!(numbers, (0..100).collect::<Vec<_>>());
+
+    node.block();
+    append(&store, Event::bytes("t", b"blocked".to_vec()).to("", "q"));
+    until("blocked", || relay.status().state == RelayState::Blocked);
+    let start = Instant::now();
+    let report = relay.stop(Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+    assert_eq!(report.backlog_events, 1);
+    node.unblock();
+}
+
+/// The wire form of design §6, read back raw.
+#[test]
+fn the_wire_form() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("e2e-wire", &[]);
+    let (_folder, store) = open();
+    let relay = store.relay("rabbit").source("/bank").app_id("bank").publish_to(rabbit(&node.url())).unwrap();
+    let event = Event::json("payment.completed", &serde_json::json!({"amount": 100})).unwrap();
+    append(&store, event.id("transfer-1").key("alice").to("", "e2e-wire").header("region", "eu"))
+        .confirmed(SOON)
+        .unwrap();
+    let raw = tap.drain("e2e-wire");
+    assert_eq!(raw.len(), 1);
+    assert_eq!(raw[0].body, br#"{"amount":100}"#);
+    let properties = format!("{:?}", raw[0].properties);
+    for part in [
+        "transfer-1",
+        "payment.completed",
+        "application/json",
+        "cloudEvents_id",
+        "cloudEvents_specversion",
+        "cloudEvents_partitionkey",
+        "cloudEvents_sequence",
+        "region",
+        wire::STORE,
+        wire::EPOCH,
+        wire::LANE,
+        wire::LANE_NUMBER,
+        wire::CRC,
+    ] {
+        assert!(properties.contains(part), "{part} in {properties}");
+    }
+    let headers = raw[0].properties.headers().as_ref().unwrap().inner();
+    assert_eq!(headers["cloudEvents_source"], lapin::types::AMQPValue::LongString("/bank".into()));
+    assert_eq!(raw[0].properties.delivery_mode(), &Some(2));
+    assert!(!properties.contains(wire::RESEND));
+    assert!(relay.stop(Duration::from_secs(10)).clean);
+}
