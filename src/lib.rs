@@ -79,3 +79,25 @@ pub use store::{
     Transaction, WriteFuture,
 };
 pub use wire::HeaderSpelling;
+
+/// What the fuzz targets reach inside.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::log::record::fuzzing;
+
+    /// Bytes as they might stand in the table.
+    pub fn decode_record(seq: u64, bytes: &[u8]) {
+        fuzzing::record(seq, bytes);
+    }
+
+    /// The same as a body, behind a frame that is right.
+    pub fn decode_body(seq: u64, body: &[u8]) {
+        fuzzing::body(seq, body);
+    }
+}
+
+/// The README's code blocks are tests.
+#[cfg(all(doctest, feature = "json"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -332,6 +332,19 @@ pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     text
 }
 
+/// Ways in for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing {
+    pub(crate) fn record(seq: u64, bytes: &[u8]) {
+        let _ = super::decode(seq, bytes);
+    }
+
+    pub(crate) fn body(seq: u64, body: &[u8]) {
+        let header = super::Header { seq, crc: 0, end_offset: 0, time_ms: 0, lane: None };
+        let _ = super::decode_body(header, body);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

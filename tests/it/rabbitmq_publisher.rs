@@ -180,7 +180,8 @@ fn what_is_confirmed_is_in_the_queue_as_it_was_sent() {
 /// Goal: no returned or nacked message is ever told as confirmed, though lapin mixes returns up.
 /// Method: 100,000 messages over a window of 512; a tenth to nowhere, some to a queue that takes 200 and refuses the
 /// rest; then read both queues and judge every single outcome by what is in them. It fails when the confirm that
-/// carries a return is trusted, or when settling does not wait for the prefix.
+/// carries a return is trusted (tried). That settling waits for the prefix is held by the property test in `settle.rs`:
+/// here, the moment in which it matters is microseconds long.
 #[test]
 fn every_outcome_is_the_brokers_real_one() {
     let node = shared_node();
@@ -528,6 +529,20 @@ fn plain_text_is_never_used_by_accident() {
     assert!(start(RabbitMq::new("amqp://localhost").unwrap().heartbeat(Duration::ZERO)).is_err());
 }
 
+/// Goal: a peer that speaks plain text where TLS is asked for is a config fault, told at once, never a downgrade.
+/// Method: `amqps://` to the broker's plain-text port.
+#[cfg(feature = "tls")]
+#[test]
+fn tls_is_never_downgraded() {
+    let url = shared_node().url().replace("amqp://", "amqps://");
+    let began = Instant::now();
+    let mut rig = Rig::start(RabbitMq::new(&url).unwrap());
+    let fault = rig.wait_down();
+    assert!(fault.class == FaultClass::Config && fault.text.contains("TLS"), "{fault}");
+    assert!(began.elapsed() < Duration::from_secs(1), "told after {:?}", began.elapsed());
+    rig.publisher.stop(Duration::from_secs(5));
+}
+
 /// Goal: a listener that never answers is given up by a deadline, tells an outage, and leaves no thread; stop
 /// interrupts the attempt. Method: a listener that accepts nothing; stop in the middle.
 #[test]
@@ -762,13 +777,10 @@ fn wait_no_socket_to(port: u16) {
     }
 }
 
-/// TCP connections from anywhere here to this port, in any state but TIME_WAIT.
+/// Sockets connected to this port that a process still holds. What the kernel alone still winds up has inode 0.
 fn sockets_to(port: u16) -> usize {
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("/proc/net/tcp");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let suffix = format!(":{port:04X}");
-    let to_port = table.lines().skip(1).filter(|line| {
-        let mut fields = line.split_whitespace().skip(2);
-        fields.next().is_some_and(|remote| remote.ends_with(&suffix)) && fields.next() != Some("06")
-    });
-    to_port.count()
+    let held = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    held.filter(|fields| fields[2].ends_with(&suffix) && fields[9] != "0").count()
 }

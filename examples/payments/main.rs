@@ -1,0 +1,113 @@
+//! The 100-dollar transfer of the dual-write story: money moves in one service, credit offers follow in another, and
+//! neither a `kill -9` nor a broker that goes away makes them differ.
+//!
+//! ```text
+//!   payment service (child process, killed midway)         this process
+//!  ┌──────────────────────────────────────────────┐       ┌─────────────────────────────────────────┐
+//!  │ tellers ──transfer + event──> payments.redb  │       │ broker ──> credit service ──> credit.redb│
+//!  │                 one write          │ relay ──┼──TCP──┼──^                                       │
+//!  └──────────────────────────────────────────────┘       └─────────────────────────────────────────┘
+//! ```
+//!
+//! `cargo run --release --example payments` needs nothing installed: the broker is the library's in-process one. It
+//! keeps its queues in memory, so it must not live in the process that is killed: it lives in this one, which supervises,
+//! and the payment service reaches it over a loopback socket. Thus what it has confirmed outlives the payment service,
+//! as with a real broker. With `AMQP_URL=amqp://guest:guest@localhost` the same story goes through RabbitMQ. We
+//! cannot stop that one for you, so the connections go through a small proxy in this process, and it is the proxy that
+//! goes away. Kill RabbitMQ itself while this runs, if you like, and start it again.
+//!
+//! | file | keeps |
+//! |---|---|
+//! | `bank` | the payment service's tables, and **the one transaction** that everything is about |
+//! | `payment_service` | the child process: tellers, relay, progress |
+//! | `credit_service` | the consumer and its tables |
+//! | `supervisor` | starts, kills and watches the child; takes the broker away |
+//! | `account` | opens both files at the end and compares them, row by row |
+//! | `broker`, `door` | which broker, and the loopback door that can be shut |
+//! | `socket_publisher`, `frames` | a `Publisher` of our own, over the socket |
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what this program is for")]
+
+mod account;
+mod bank;
+mod broker;
+mod credit_service;
+mod door;
+mod frames;
+mod payment_service;
+mod socket_publisher;
+mod supervisor;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use onewrite::{BoxError, Store};
+
+use crate::account::Account;
+use crate::broker::Broker;
+use crate::payment_service::Plan;
+
+/// Transfers asked for in all.
+const TRANSFERS: u32 = 20_000;
+/// Threads of the payment service that ask for them.
+const TELLERS: u32 = 8;
+/// Whatever happens, the account is printed by then.
+const DEADLINE: Duration = Duration::from_secs(100);
+
+fn main() -> ExitCode {
+    let outcome = match Plan::from_environment() {
+        Some(plan) => plan.and_then(|plan| payment_service::run(&plan)).map(|()| true),
+        None => tell_the_story(),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `false` if a line of the account is wrong.
+fn tell_the_story() -> Result<bool, BoxError> {
+    let begin = Instant::now();
+    let broker = Broker::choose(std::env::var("AMQP_URL").ok())?;
+    print_header(&broker);
+    // Both files live here, and go with it.
+    let folder = tempfile::tempdir()?;
+    let credit = Store::open(folder.path().join("credit.redb"))?;
+    let consumer = broker.consume(&credit)?;
+
+    let plan = broker.plan(folder.path());
+    let events = supervisor::run(&plan, &broker, &consumer, begin)?;
+
+    // The child has ended, so the file is free. What was confirmed may still be on its way to the credit service.
+    let payments = Store::open(plan.store_path())?;
+    let expected = bank::transfers(&payments)?.len();
+    credit_service::wait_for(&consumer, expected, broker.patience(), begin + DEADLINE);
+    let stats = consumer.stop(Duration::from_secs(5));
+
+    let account = Account::take(&payments, &credit, &stats, &events, begin.elapsed())?;
+    payments.close()?;
+    credit.close()?;
+    println!("{account}");
+    Ok(account.is_right())
+}
+
+fn print_header(broker: &Broker) {
+    println!(
+        "Payments and credit offers: one redb transaction writes a transfer and its event; a relay publishes it."
+    );
+    println!(
+        "  payment service  a process of its own, {TELLERS} threads, {TRANSFERS} transfers of $100 in about {} s",
+        broker.seconds()
+    );
+    println!(
+        "  credit service   in this process, with its own store; it raises the payer's credit offer, once per transfer"
+    );
+    println!("  broker           {}", broker.description());
+    println!(
+        "Midway the payment service is ended by kill -9 and started again, and later {}.\n",
+        broker.outage_description()
+    );
+}
