@@ -93,7 +93,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         next.lanes_flushed = true;
     }
     trim(core, tx, &tail, &mut next, floor, alone)?;
-    drop_released(tx, &next, &tail, &released)?;
+    drop_released(tx, &tail, next.state.trimmed_to, &released)?;
     if next.state != before {
         tx.open_table(META)?.insert(META_STATE, next.state.to_bytes().as_slice())?;
     }
@@ -309,8 +309,13 @@ impl<'tx> Needs<'tx> {
 }
 
 /// Removes records below the trimmed edge whose last exception is gone.
-fn drop_released(tx: &WriteTransaction, next: &Next, tail: &Tail, released: &[u64]) -> Result<()> {
-    for seq in released.iter().copied().filter(|seq| *seq < next.state.trimmed_to) {
+pub(super) fn drop_released(
+    tx: &WriteTransaction,
+    tail: &Tail,
+    trimmed_to: u64,
+    released: &[u64],
+) -> Result<()> {
+    for seq in released.iter().copied().filter(|seq| *seq < trimmed_to) {
         let key = {
             let log = tx.open_table(LOG)?;
             let Some(frame) = log.get(seq)? else { continue };

@@ -82,6 +82,9 @@ pub(crate) struct Core {
     pub(crate) turns: Arc<Turns>,
     tail: Mutex<Tail>,
     poison: OnceLock<Arc<str>>,
+    /// A failure of the medium that a closure has met. redb tells only its first user what it was; should this file be the
+    /// one that failed, the next transaction cannot begin, and this is why.
+    suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
@@ -112,6 +115,7 @@ impl Core {
             turns: Arc::default(),
             tail: Mutex::new(tail),
             poison: OnceLock::new(),
+            suspected: Mutex::default(),
             relays: Relays::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
@@ -165,9 +169,19 @@ impl Core {
         if let Error::Storage(failure) = &error
             && failure.fatal
         {
-            self.poison(&failure.to_string());
+            let first = lock(&self.suspected).take();
+            self.poison(&first.unwrap_or_else(|| failure.to_string()));
         }
         error
+    }
+
+    /// Keeps what a closure has failed with. It may be about another file: that alone poisons nothing.
+    pub(crate) fn suspect(&self, error: &Error) {
+        if let Error::Storage(failure) = error
+            && failure.fatal
+        {
+            lock(&self.suspected).get_or_insert_with(|| failure.to_string());
+        }
     }
 
     fn with_db<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
@@ -184,7 +198,9 @@ impl Core {
 
     pub(crate) fn begin_write(&self) -> Result<redb::WriteTransaction> {
         self.check()?;
-        self.with_db(|db| Ok(db.begin_write()?))
+        let tx = self.with_db(|db| Ok(db.begin_write()?))?;
+        lock(&self.suspected).take();
+        Ok(tx)
     }
 
     /// Closes the file; everything after fails with [`Error::Closed`].

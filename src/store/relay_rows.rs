@@ -68,8 +68,18 @@ impl Store {
         let cursor = core.tail().cursors.get(name).cloned();
         let cursor = cursor.ok_or_else(|| Error::NoSuchRelay { name: name.to_owned() })?;
         let (from, to) = (cursor.id.to_be_bytes(), keys::after_prefix(&cursor.id.to_be_bytes()));
+        let mut released = Vec::new();
         for table in [EXCEPTIONS, DUE, PARKED] {
-            tx.redb().open_table(table)?.retain_in(&from[..]..to.as_slice(), |_, _| false)?;
+            let mut gone = |at: &[u8]| released.extend(keys::last_seq(at));
+            tx.redb().open_table(table)?.retain_in(&from[..]..to.as_slice(), |at, _| {
+                gone(at);
+                false
+            })?;
+        }
+        {
+            // What trimming has left standing for this relay alone, nobody would come back for.
+            let tail = core.tail();
+            super::commit::drop_released(tx.redb(), &tail, tail.trimmed_to, &released)?;
         }
         tx.redb().open_table(CURSORS)?.remove(name)?;
         // Progress of it that still waits would write its row anew.

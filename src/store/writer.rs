@@ -61,6 +61,9 @@ where
         // What the closure captured may be half-changed after a panic: it is not run again.
         let result = catch_unwind(AssertUnwindSafe(|| (self.f)(tx)));
         let result = result.unwrap_or_else(|panic| Err(Error::Panicked { message: panic_text(&*panic) }));
+        if let Err(error) = &result {
+            tx.core.suspect(error);
+        }
         self.result = Some(result.map(|value| (value, tx.take_seqs())));
         matches!(self.result, Some(Ok(_)))
     }
@@ -187,7 +190,7 @@ impl Writer<'_> {
             let flushed =
                 if self.core.ride().is_empty() { self.core.check() } else { self.try_commit_ride() };
             for reply in self.flushes.drain(..) {
-                reply.send(flushed.as_ref().map(|()| ()).map_err(same));
+                reply.send(flushed.as_ref().copied().map_err(same));
             }
         }
     }

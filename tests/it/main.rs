@@ -11,7 +11,15 @@
 mod support;
 
 mod consumer;
+#[cfg(target_os = "linux")]
+mod faults;
 mod floors;
+#[cfg(unix)]
+mod log_and_lanes;
+#[cfg(unix)]
+mod model;
+#[cfg(unix)]
+mod one_write;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]
@@ -19,3 +27,7 @@ mod rabbitmq_publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;
 mod relay;
+#[cfg(unix)]
+mod scratch;
+#[cfg(unix)]
+mod store_open;

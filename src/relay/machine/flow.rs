@@ -194,7 +194,7 @@ impl Machine {
             if self.wants_more() {
                 return;
             }
-            self.to_exception(seq, due_ms.saturating_sub(now.mono_ms), now, out);
+            self.set_aside(seq, due_ms.saturating_sub(now.mono_ms), now, out);
         }
     }
 

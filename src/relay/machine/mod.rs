@@ -626,11 +626,11 @@ impl Machine {
         }
         let first_ms = self.settings.backoff_first_ms.saturating_mul(factor);
         let wait = self.jitter.wait_ms(first_ms, self.settings.backoff_max_ms, spent - 1);
-        self.to_exception(seq, wait, now, out);
+        self.set_aside(seq, wait, now, out);
     }
 
     /// Puts the event aside with its counters on disk, for `wait_ms`; the position may pass it.
-    fn to_exception(&mut self, seq: u64, wait_ms: u64, now: Now, out: &mut Vec<Action>) {
+    fn set_aside(&mut self, seq: u64, wait_ms: u64, now: Now, out: &mut Vec<Action>) {
         let Some(mut item) = self.remove(seq) else { return };
         let due_ms = now.wall_ms.saturating_add(wait_ms);
         let exception = item.exception(ExceptionState::Retry { due_ms });

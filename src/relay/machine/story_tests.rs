@@ -235,7 +235,7 @@ fn a_nacked_event_goes_again_first_and_nothing_is_spent() {
     for _ in 0..5 {
         story.published();
         story.outcome(0, Outcome::Nacked);
-        assert_eq!(story.saved(), [], "nothing is written down");
+        assert!(story.saved().is_empty(), "nothing is written down");
         story.pass_to_timer();
         assert_eq!(story.published_how(), [(0, true, false)]);
     }
@@ -248,7 +248,7 @@ fn an_unknown_outcome_is_sent_again_and_spends_nothing() {
     let mut story = Story::with(settings(), &["a"]);
     story.published();
     story.outcome(0, Outcome::Unknown(fault(FaultClass::Outage)));
-    assert_eq!(story.saved(), []);
+    assert!(story.saved().is_empty());
     assert_eq!(story.published_how(), [(0, true, false)]);
 }
 
@@ -400,7 +400,7 @@ fn after_an_outage_all_is_sent_again_in_order() {
     story.down(FaultClass::Outage);
     assert_eq!(story.in_flight(), Vec::<u64>::new());
     story.up();
-    assert_eq!(story.saved(), []);
+    assert!(story.saved().is_empty());
     assert_eq!(story.published_how(), [(0, true, false), (1, true, false), (2, true, false)]);
     story.tell(Input::Outcome { ticket: late, outcome: Outcome::Confirmed });
     assert_eq!(story.in_flight(), [0, 1, 2], "a late word on an old ticket says nothing");
@@ -631,6 +631,36 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
     story.tell(Input::LoadedParked { key: key("a"), events, more: false });
     assert!(story.did.contains(&Action::Forget { seq: 1 }));
     assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })), "there is room for it");
+}
+
+#[test]
+fn what_is_parked_while_the_answer_is_out_is_asked_for_afterwards() {
+    let mut story = Story::with(settings(), &["a", "a"]);
+    story.refuse_to_the_end(0);
+    story.tell(Input::Discarded { seq: 0, key: Some(key("a")) });
+    assert_eq!(story.asked_parked(), [key("a")]);
+    story.append(&["a"]);
+    assert!(story.was_parked(2));
+    // Read before that.
+    let events = story.events(&[1]);
+    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.did.clear();
+    story.confirm(1);
+    assert_eq!(story.asked_parked(), [key("a")]);
+}
+
+#[test]
+fn several_retries_of_a_key_go_one_by_one_after_a_restart() {
+    let log: Vec<_> = (0..).zip(["a", "a", "a"]).map(|(seq, key)| Loaded::Event(entry(seq, key))).collect();
+    let retrying = log[..2].iter().map(|loaded| (loaded.clone(), retry(0))).collect();
+    let recovered = Recovered { position: 2, tail: 3, retrying, ..Recovered::default() };
+    let mut story = Story::recovered(settings(), recovered, log);
+    story.up();
+    story.pass(1000);
+    assert_eq!(story.published(), [0]);
+    story.confirm(0);
+    story.confirm(1);
+    assert_eq!(story.published(), [1, 2]);
 }
 
 #[test]

@@ -1,0 +1,407 @@
+//! Opening and creating: who owns the file, what is refused and how it is said, and what a crash may leave.
+
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use onewrite::redb::{Database, ReadableDatabase, TableDefinition};
+use onewrite::{Error, OpenError, Store};
+
+use crate::scratch::{Random, audit, can_run, child, child_under, crash_copy, put, task};
+
+const APP: TableDefinition<'_, &str, u64> = TableDefinition::new("app");
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
+
+fn refusal(path: &Path) -> OpenError {
+    match Store::open(path) {
+        Err(Error::Open(error)) => {
+            let text = error.to_string();
+            assert!(text.contains(path.to_str().unwrap()), "the error must name the file: {text}");
+            error
+        }
+        other => panic!("{path:?} must be refused, got {other:?}"),
+    }
+}
+
+/// What files lie beside the store that should not.
+fn left_over(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains(".creating-")).collect()
+}
+
+/// Goal: P10, one owner. A second open fails at once and names the file, in this process and from another; the refused
+/// attempt does not loosen the owner's lock; dropping and closing both let go of it.
+#[test]
+fn a_second_opener_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("owned.redb");
+    let store = Store::open(&path).unwrap();
+    assert!(matches!(refusal(&path), OpenError::Locked { .. }));
+    for _ in 0..2 {
+        let output = child("store_open::child_tells_how_opening_went", &path, "").output().unwrap();
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.contains("is locked") && told.contains("owned.redb"), "{told}");
+    }
+    put(&store, 0).unwrap();
+    drop(store);
+    let store = Store::open(&path).expect("dropped: free again");
+    let other = store.clone();
+    store.close().unwrap();
+    let told = child("store_open::child_tells_how_opening_went", &path, "").output().unwrap().stdout;
+    assert!(
+        String::from_utf8(told).unwrap().contains("opened, 1 events"),
+        "closed: free for another process"
+    );
+    assert!(matches!(put(&other, 1), Err(Error::Closed { .. })));
+}
+
+#[test]
+fn child_tells_how_opening_went() {
+    let Some((path, _)) = task() else { return };
+    match Store::open(path) {
+        Ok(store) => println!("opened, {} events", audit(&store).len()),
+        Err(error) => println!("{error}"),
+    }
+}
+
+/// Goal: what is no store is refused by name and not written to. Method: each kind of thing a path can name; where it
+/// has bytes they are the same after.
+#[test]
+fn what_is_no_store_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+
+    let real = at("real.redb");
+    drop(Store::open(&real).unwrap());
+    std::os::unix::fs::symlink(&real, at("link")).unwrap();
+    std::os::unix::fs::symlink(at("nowhere"), at("dangling")).unwrap();
+    assert!(matches!(refusal(&at("link")), OpenError::Symlink { .. }));
+    assert!(matches!(refusal(&at("dangling")), OpenError::Symlink { .. }));
+    assert!(!at("nowhere").exists(), "a dangling link is not followed to create a file");
+
+    std::fs::create_dir(at("folder")).unwrap();
+    assert!(matches!(refusal(&at("folder")), OpenError::NotAStore { .. }));
+    assert!(Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    assert!(std::fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+    assert!(matches!(refusal(&at("pipe")), OpenError::NotAStore { .. }));
+    assert!(matches!(refusal(Path::new("/dev/null")), OpenError::NotAStore { .. }));
+
+    let mut random = Random(7);
+    let mut samples: Vec<(&str, Vec<u8>)> = vec![
+        ("one-byte", vec![0]),
+        ("text", b"account,balance\nalice,100\n".repeat(300)),
+        ("sqlite", [&b"SQLite format 3\0"[..], &[0; 8176]].concat()),
+        ("zeroes", vec![0; 65536]),
+        ("noise", (0..70_000).map(|_| random.next() as u8).collect()),
+    ];
+    let mut cut = std::fs::read(&real).unwrap();
+    cut.truncate(100);
+    samples.push(("cut", cut));
+    for (name, bytes) in samples {
+        std::fs::write(at(name), &bytes).unwrap();
+        let error = refusal(&at(name));
+        assert!(
+            matches!(error, OpenError::NotAStore { .. } | OpenError::Damaged { .. }),
+            "{name}: {error:?}"
+        );
+        assert_eq!(std::fs::read(at(name)).unwrap(), bytes, "{name} was written to");
+    }
+    assert_eq!(left_over(folder.path()), [""; 0]);
+}
+
+/// Goal: a redb database of the application's own is not made into a store by a wrong path, and is by `adopt_existing`,
+/// its tables untouched.
+#[test]
+fn a_database_without_a_log_is_adopted_only_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("app.redb");
+    let db = Database::create(&path).unwrap();
+    let tx = db.begin_write().unwrap();
+    tx.open_table(APP).unwrap().insert("alice", 100).unwrap();
+    tx.commit().unwrap();
+    drop(db);
+
+    let error = refusal(&path);
+    assert!(matches!(&error, OpenError::NotAStore { reason, .. } if reason.contains("adopt_existing")));
+    let db = Database::open(&path).unwrap();
+    assert_eq!(db.begin_read().unwrap().list_tables().unwrap().count(), 1, "refusing wrote to it");
+    drop(db);
+
+    let store = Store::builder().adopt_existing(true).open(&path).unwrap();
+    put(&store, 0).unwrap();
+    drop(store);
+    let store = Store::open(&path).expect("it is a store now");
+    assert_eq!(audit(&store), [0]);
+    let snapshot = store.read().unwrap();
+    assert_eq!(snapshot.open_table(APP).unwrap().get("alice").unwrap().unwrap().value(), 100);
+}
+
+/// Goal: a file of a later version is refused with both numbers; and one whose identity cannot be read as damaged.
+/// Method: write the row by plain redb.
+#[test]
+fn a_newer_format_is_refused_by_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("newer.redb");
+    drop(Store::open(&path).unwrap());
+    let set = |name: &str, bytes: Option<&[u8]>| {
+        let db = Database::open(&path).unwrap();
+        let tx = db.begin_write().unwrap();
+        match bytes {
+            Some(bytes) => drop(tx.open_table(META).unwrap().insert(name, bytes).unwrap()),
+            None => drop(tx.open_table(META).unwrap().remove(name).unwrap()),
+        }
+        tx.commit().unwrap();
+    };
+    set("format", Some(&2_u32.to_le_bytes()));
+    assert!(matches!(refusal(&path), OpenError::NewerFormat { found: 2, supported: 1, .. }));
+    let adopting = Store::builder().adopt_existing(true).open(&path);
+    assert!(matches!(adopting, Err(Error::Open(OpenError::NewerFormat { .. }))), "adopting changes nothing");
+    set("format", Some(&[1, 0]));
+    assert!(matches!(refusal(&path), OpenError::Damaged { .. }));
+    set("format", Some(&1_u32.to_le_bytes()));
+    set("store_id", None);
+    assert!(matches!(refusal(&path), OpenError::Damaged { .. }));
+}
+
+/// Goal: where the file cannot be made, the error says what and where. Method: a folder without write permission (for
+/// root, to whom that means nothing, `/sys`), a folder that is not there, a file that must exist.
+#[test]
+fn what_cannot_be_created_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let closed = folder.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, PermissionsExt::from_mode(0o555)).unwrap();
+    let privileged = std::fs::write(closed.join("probe"), "").is_ok();
+    let closed = if privileged { Path::new("/sys").to_owned() } else { closed };
+    for folder in [closed, folder.path().join("absent")] {
+        let Err(Error::Open(error)) = Store::open(folder.join("a.redb")) else { panic!("{folder:?} opened") };
+        let text = error.to_string();
+        assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
+        assert!(text.contains(folder.to_str().unwrap()) && text.contains("a.redb"), "{text}");
+    }
+    let missing = folder.path().join("missing.redb");
+    let Err(Error::Open(error)) = Store::builder().create_if_missing(false).open(&missing) else { panic!() };
+    assert!(matches!(&error, OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound));
+    assert!(error.to_string().contains("missing.redb"));
+    assert!(!missing.exists());
+}
+
+/// Goal: a new file is its owner's alone, an empty file counts as none, and what a crashed creation left is cleared
+/// away, but for what another process is making at this moment.
+#[test]
+fn creation_cleans_up_and_keeps_the_file_private() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("new.redb");
+    std::fs::write(&path, "").unwrap();
+    for name in [".new.redb.creating-1", ".new.redb.creating-being-made", ".other.redb.creating-1"] {
+        std::fs::write(folder.path().join(name), "half").unwrap();
+    }
+    let being_made = std::fs::File::open(folder.path().join(".new.redb.creating-being-made")).unwrap();
+    being_made.lock().unwrap();
+    let store = Store::open(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    put(&store, 0).unwrap();
+    let mut left = left_over(folder.path());
+    left.sort();
+    assert_eq!(left, [".new.redb.creating-being-made", ".other.redb.creating-1"]);
+}
+
+/// Goal: of many who create the same store at once one wins and none destroys another's. Method: 8 threads open at one
+/// moment, where there is no file and where there is an empty one; whoever got it writes; its writes are in the file.
+#[test]
+fn many_creators_leave_one_store() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..16_u64 {
+        let path = folder.path().join(format!("{round}.redb"));
+        if round % 2 == 0 {
+            std::fs::write(&path, "").unwrap();
+        }
+        let start = Arc::new(Barrier::new(8));
+        let openers = (0..8_u64).map(|n| {
+            let (path, start) = (path.clone(), Arc::clone(&start));
+            std::thread::spawn(move || {
+                start.wait();
+                match Store::open(path) {
+                    Ok(store) => {
+                        put(&store, n).unwrap();
+                        Some(n)
+                    }
+                    Err(Error::Open(OpenError::Locked { .. })) => None,
+                    Err(other) => panic!("neither opened nor locked: {other}"),
+                }
+            })
+        });
+        let openers: Vec<_> = openers.collect();
+        let mut won: Vec<u64> = openers.into_iter().filter_map(|opener| opener.join().unwrap()).collect();
+        won.sort_unstable();
+        assert!(!won.is_empty());
+        assert_eq!(audit(&Store::open(&path).unwrap()), won, "round {round}: a store was replaced");
+        assert_eq!(left_over(folder.path()), [""; 0]);
+    }
+}
+
+/// Goal: P1 across an unclean end. Method: copy the file after each of many commits while the store is open, open the
+/// copy; everything acknowledged is there, whole, and it takes writes.
+#[test]
+fn an_unclean_end_loses_nothing_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("live.redb")).unwrap();
+    for n in 0..40 {
+        put(&store, n).unwrap();
+        if n % 5 == 0 {
+            let copy = Store::open(crash_copy(&store, folder.path())).unwrap();
+            assert_eq!(audit(&copy), (0..=n).collect::<Vec<_>>());
+            put(&copy, n + 1).unwrap();
+            assert_eq!(audit(&copy).len() as u64, n + 2);
+        }
+    }
+}
+
+const IMAGES_PER_CHILD: u64 = 40;
+
+/// Goal: P9 and S6: bytes that changed on the disk never come out as an event that was not appended, and do not bring
+/// the process down. Method: 480 images of a store's file, half of them of one that was not closed, each damaged in
+/// one way drawn from its seed; children open each and read every event, since the storage engine may panic where
+/// nobody can catch it.
+#[test]
+fn damage_is_told_and_never_read_as_an_event() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("live.redb")).unwrap();
+    for n in 0..120 {
+        put(&store, n).unwrap();
+    }
+    std::fs::copy(store.path(), folder.path().join("unclean")).unwrap();
+    store.close().unwrap();
+    std::fs::rename(folder.path().join("live.redb"), folder.path().join("clean")).unwrap();
+    let mut told = String::new();
+    for kind in ["unclean", "clean"] {
+        for first in (0..240).step_by(IMAGES_PER_CHILD as usize) {
+            let argument = format!("{kind} {first}");
+            let output =
+                child("store_open::child_reads_damaged_images", folder.path(), &argument).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && text.contains("all read"), "{argument}: {text}\n{errors}");
+            told.push_str(&text);
+        }
+    }
+    let count = |what: &str| told.lines().filter(|line| line.contains(what)).count();
+    let (refused, whole, partly) = (count(": refused"), count(": whole"), count(": partly"));
+    println!("{refused} refused, {whole} whole, {partly} with damaged records told");
+    assert_eq!(refused + whole + partly, 480);
+    assert!(refused >= 20 && whole >= 20 && partly >= 20, "{told}");
+}
+
+#[test]
+fn child_reads_damaged_images() {
+    let Some((folder, argument)) = task() else { return };
+    let (kind, first) = argument.split_once(' ').unwrap();
+    let image = std::fs::read(folder.join(kind)).unwrap();
+    let first: u64 = first.parse().unwrap();
+    for seed in first..first + IMAGES_PER_CHILD {
+        let path = folder.join(format!("image-{kind}-{seed}.redb"));
+        std::fs::write(&path, damage(&image, seed)).unwrap();
+        println!("{kind} {seed}: {}", read_damaged(&path));
+        std::fs::remove_file(&path).unwrap();
+    }
+    println!("all read");
+}
+
+fn damage(image: &[u8], seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut bytes = image.to_vec();
+    // What is in use lies at the front; blind damage to the free end would show nothing.
+    let used = 4096 * (1 + bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64 / 4096);
+    let page = (random.below(used) / 4096 * 4096) as usize;
+    match seed % 6 {
+        0..=2 => {
+            // Somewhere that is not zero: most of a page is.
+            let full: Vec<usize> = (0..used as usize).filter(|at| bytes[*at] != 0).collect();
+            bytes[full[random.below(full.len() as u64) as usize]] ^= 1 << random.below(8);
+        }
+        3 => bytes[page..page + 4096].fill(0),
+        4 => {
+            let other = (random.below(used) / 4096 * 4096) as usize;
+            let copied = bytes[other..other + 4096].to_vec();
+            bytes[page..page + 4096].copy_from_slice(&copied);
+        }
+        _ => bytes.truncate(random.below(image.len() as u64) as usize),
+    }
+    bytes
+}
+
+/// Opens and reads everything; panics on an event that was not appended.
+fn read_damaged(path: &Path) -> &'static str {
+    let Ok(store) = Store::open(path) else { return "refused" };
+    let Ok(snapshot) = store.read() else { return "refused at reading" };
+    let Ok(events) = snapshot.events(0) else { return "refused at reading" };
+    let mut seqs = Vec::new();
+    let mut damaged = 0;
+    for event in events.take(1000) {
+        match event {
+            Ok(recorded) => {
+                assert_eq!(
+                    crate::scratch::number_of(&recorded),
+                    recorded.seq(),
+                    "an event in another's place"
+                );
+                seqs.push(recorded.seq());
+            }
+            Err(_) => damaged += 1,
+        }
+    }
+    // Whatever the damage does to a write, it is answered, and the process lives.
+    let written = put(&store, 120);
+    assert!(!matches!(written, Err(Error::Closed { .. } | Error::Panicked { .. })), "{written:?}");
+    assert!(seqs.is_sorted_by(|a, b| a < b), "events repeated or out of order: {seqs:?}");
+    if damaged == 0 && seqs.len() == 120 { "whole" } else { "partly" }
+}
+
+/// Goal: S8: a creation that is killed anywhere leaves nothing that cannot be opened. Method: `kill -9` a child at
+/// random moments of its first open, then open the same path; where `strace` works also at each single system call.
+#[test]
+fn a_killed_creation_can_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let began = Instant::now();
+    let task = "store_open::child_tells_how_opening_went";
+    child(task, &folder.path().join("timed.redb"), "").output().unwrap();
+    let whole_us = began.elapsed().as_micros() as u64;
+    let mut random = Random(11);
+    let mut unfinished = 0;
+    for round in 0..24 {
+        let path = folder.path().join(format!("{round}.redb"));
+        let mut creating =
+            child(task, &path, "").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(random.below(whole_us)));
+        creating.kill().unwrap();
+        creating.wait().unwrap();
+        unfinished += u64::from(!path.exists());
+        opens_and_takes_writes(&path);
+    }
+    println!("{unfinished} of 24 were killed before the file had its name");
+    if !can_run("strace", &["-o", "/dev/null", "true"]) {
+        println!("strace cannot run here: not killed at each system call");
+        return;
+    }
+    for call in ["ftruncate", "pwrite64", "fdatasync", "fsync", "link,linkat", "unlink"] {
+        for nth in 1..=40 {
+            let path = folder.path().join(format!("{call}-{nth}.redb"));
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={nth}"));
+            let program = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+            let output = child_under(&program, task, &path, "").output().unwrap();
+            opens_and_takes_writes(&path);
+            if output.status.success() {
+                break;
+            }
+        }
+    }
+}
+
+fn opens_and_takes_writes(path: &Path) {
+    let store = Store::open(path).unwrap_or_else(|error| panic!("{error}"));
+    put(&store, 0).unwrap();
+    assert_eq!(audit(&store), [0]);
+    store.close().unwrap();
+}
