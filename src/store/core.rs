@@ -207,10 +207,10 @@ impl Core {
     pub(crate) fn close(&self) -> Result<()> {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         match db {
-            Some(db) => db.close().map_err(|error| {
+            Some(db) => super::file::close(db).map_err(|source| {
                 Error::Storage(crate::error::StorageFailure {
                     action: "closing the file",
-                    source: error.into(),
+                    source,
                     fatal: true,
                 })
             }),
@@ -220,7 +220,10 @@ impl Core {
 
     /// Lets go of the file; an exclusive transaction that still lives ends first, by itself.
     pub(crate) fn release(&self) {
-        drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+        let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Err(error)) = db.map(super::file::close) {
+            tracing::warn!(%error, path = %self.path.display(), "the file is not closed, or not cleanly; if no living transaction closes it, the next open verifies it");
+        }
     }
 
     /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.

@@ -5,8 +5,8 @@
 //!                 has key u8 │ [key t8] │ has fault u8 │ [class u8 │ code u16 (0: none) │ text t16]
 //! ```
 //!
-//! State 0 is *retry* (time: due), 1 *scheduled* (time: due), 2 *quarantined* (time: since). Rows of state 0 and 1 have
-//! a row in the due table too.
+//! State 0 is *retry* (time: due), 1 *scheduled* (time: due), 2 *quarantined* (time: since), 3 *discarded* (until the
+//! position is past it). Rows of state 0 and 1 have a row in the due table too.
 
 use redb::{ReadableTable, WriteTransaction};
 
@@ -28,6 +28,7 @@ pub(crate) struct RowCounts {
     pub(crate) retrying: u64,
     pub(crate) scheduled: u64,
     pub(crate) quarantined: u64,
+    pub(crate) discarded: u64,
     pub(crate) parked: u64,
 }
 
@@ -42,6 +43,7 @@ impl RowCounts {
             ExceptionState::Retry { .. } => &mut self.retrying,
             ExceptionState::Scheduled { .. } => &mut self.scheduled,
             ExceptionState::Quarantined { .. } => &mut self.quarantined,
+            ExceptionState::Discarded => &mut self.discarded,
         }
     }
 }
@@ -82,6 +84,7 @@ impl ExceptionRow {
             ExceptionState::Retry { due_ms } => (0, due_ms, false),
             ExceptionState::Scheduled { due_ms } => (1, due_ms, false),
             ExceptionState::Quarantined { at_ms, holds_key } => (2, at_ms, holds_key),
+            ExceptionState::Discarded => (3, 0, false),
         };
         let mut out = vec![state];
         out.extend_from_slice(&time_ms.to_le_bytes());
@@ -112,6 +115,7 @@ impl ExceptionRow {
             0 => ExceptionState::Retry { due_ms: time_ms },
             1 => ExceptionState::Scheduled { due_ms: time_ms },
             2 => ExceptionState::Quarantined { at_ms: time_ms, holds_key },
+            3 => ExceptionState::Discarded,
             _ => return Err(Malformed("its state is unknown")),
         };
         let (attempts, destination_attempts) = (reader.u32()?, reader.u32()?);
@@ -154,7 +158,7 @@ fn head(text: &str, bytes_max: usize) -> &str {
 fn due_of(state: ExceptionState) -> Option<u64> {
     match state {
         ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms } => Some(due_ms),
-        ExceptionState::Quarantined { .. } => None,
+        ExceptionState::Quarantined { .. } | ExceptionState::Discarded => None,
     }
 }
 
@@ -166,10 +170,14 @@ pub(crate) fn apply(
     ride: &CursorRide,
     offset_of: impl FnOnce(u64) -> Result<u64>,
 ) -> Result<Vec<u64>> {
-    let released = if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes)? };
+    let mut released =
+        if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes)? };
     if let Some(position) = ride.position.filter(|position| *position > cursor.position) {
         cursor.position = position;
         cursor.position_offset = offset_of(position)?;
+    }
+    if cursor.rows.discarded > 0 {
+        released.extend(drop_passed(tx, cursor)?);
     }
     cursor.confirmed += ride.confirmed;
     tx.open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
@@ -221,6 +229,21 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
     Ok(released)
 }
 
+/// Drops the rows of discarded events that the position has passed.
+fn drop_passed(tx: &WriteTransaction, cursor: &mut Cursor) -> Result<Vec<u64>> {
+    let mut exceptions = tx.open_table(EXCEPTIONS)?;
+    let (from, to) = (keys::exception(cursor.id, 0), keys::exception(cursor.id, cursor.position));
+    let mut passed = Vec::new();
+    exceptions.retain_in(&from[..]..&to[..], |at, row| {
+        let row = ExceptionRow::from_bytes(row);
+        let drop = row.is_ok_and(|row| row.exception.state == ExceptionState::Discarded);
+        passed.extend(keys::last_seq(at).filter(|_| drop));
+        !drop
+    })?;
+    cursor.rows.discarded = cursor.rows.discarded.saturating_sub(passed.len() as u64);
+    Ok(passed)
+}
+
 fn forget_row(
     due: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
     cursor: &mut Cursor,
@@ -261,6 +284,7 @@ mod tests {
             ExceptionState::Retry { due_ms: 5 },
             ExceptionState::Scheduled { due_ms: 6 },
             ExceptionState::Quarantined { at_ms: 7, holds_key: true },
+            ExceptionState::Discarded,
         ] {
             let exception =
                 Exception { state, attempts: 1, destination_attempts: 2, fault: Some(fault.clone()) };

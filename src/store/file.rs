@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageError};
 
-use crate::error::{Error, OpenError, Result as StoreResult};
+use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::event::fresh_uuid_text;
 
 /// A database that is open, and how it came.
@@ -179,10 +179,11 @@ pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> StoreResult<T>) -> 
     }
 }
 
-/// Lets go of a database that cannot be used; closing a damaged one may panic too.
-pub(crate) fn discard(db: Database) {
-    if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
-        tracing::error!("the storage engine panicked while closing a damaged file");
+/// Closes; of a damaged file this may panic too.
+pub(crate) fn close(db: Database) -> Result<(), BoxError> {
+    match catch_unwind(AssertUnwindSafe(|| db.close())) {
+        Ok(closed) => closed.map_err(Into::into),
+        Err(_) => Err("the storage engine panicked".into()),
     }
 }
 

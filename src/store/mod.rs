@@ -118,7 +118,8 @@ impl Store {
         let (identity, tail) = match recovered {
             Ok(recovered) => recovered,
             Err(error) => {
-                file::discard(opened.db);
+                // What is wrong with it is told already.
+                let _ = file::close(opened.db);
                 return Err(error.into());
             }
         };

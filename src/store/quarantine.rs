@@ -113,7 +113,11 @@ impl Quarantine {
     /// [`Error::NotQuarantined`].
     pub fn discard(&self, seq: u64) -> Result<()> {
         let entry = self.find(seq)?;
-        self.change(Change::DropException { seq })?;
+        // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.
+        let fault = Some(entry.fault.clone());
+        let state = ExceptionState::Discarded;
+        let exception = Exception { state, attempts: 0, destination_attempts: 0, fault };
+        self.change(Change::PutException { seq, key: None, exception })?;
         tracing::warn!(relay = %self.relay, seq, fault = %entry.fault, "discarded by request");
         self.tell(RelayRequest::Discarded { seq, key: entry.key });
         Ok(())

@@ -191,7 +191,7 @@ pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Re
             (ExceptionState::Quarantined { holds_key: true, .. }, Some(key)) => {
                 found.holding.push((seq, key))
             }
-            (ExceptionState::Quarantined { .. }, _) => {}
+            (ExceptionState::Quarantined { .. } | ExceptionState::Discarded, _) => {}
         }
     }
     find_parked(&tx.open_table(PARKED)?, cursor, &mut found)?;
@@ -302,7 +302,9 @@ pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState>
     if let Some(row) = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])? {
         let row = ExceptionRow::from_bytes(row.value())?;
         return Ok(match row.exception.state {
-            ExceptionState::Quarantined { .. } => RowState::Quarantined(row.exception),
+            ExceptionState::Quarantined { .. } | ExceptionState::Discarded => {
+                RowState::Quarantined(row.exception)
+            }
             _ => RowState::Waiting,
         });
     }

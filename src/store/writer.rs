@@ -88,6 +88,14 @@ fn quietly(f: impl FnOnce()) {
     }
 }
 
+/// Runs what writes to the file. The storage engine may panic on damaged pages: nobody then knows how far it came.
+fn or_poison(core: &Core, write: impl FnOnce() -> Result<()>) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|panic| {
+        let cause = format!("the storage engine panicked: {}", panic_text(&*panic));
+        Err(Error::CommitUnknown { cause: core.poison(&cause) })
+    })
+}
+
 /// The same answer again, for another of the same group.
 fn same(error: &Error) -> Error {
     match error {
@@ -206,20 +214,19 @@ impl Writer<'_> {
     }
 
     fn try_commit_ride(&self) -> Result<()> {
-        Transaction::begin(self.core)?.finish(0)
+        or_poison(self.core, || Transaction::begin(self.core)?.finish(0))
     }
 }
 
 /// Runs a batch and commits it, again without those that fail until the rest stands.
 fn run_batch(core: &Arc<Core>, mut live: Vec<Box<dyn Write>>) {
     let mut done: Vec<Box<dyn Write>> = Vec::new();
-    let outcome = loop {
-        match attempt(core, &mut live, &mut done) {
-            Ok(Attempt::Committed) => break Ok(()),
-            Ok(Attempt::Again) => _ = core.counters.reruns.fetch_add(1, Ordering::Relaxed),
-            Err(error) => break Err(error),
+    let outcome = or_poison(core, || {
+        while let Attempt::Again = attempt(core, &mut live, &mut done)? {
+            core.counters.reruns.fetch_add(1, Ordering::Relaxed);
         }
-    };
+        Ok(())
+    });
     match outcome {
         Ok(()) => live.into_iter().chain(done).for_each(|write| quietly(|| write.done(core))),
         Err(error) => {

@@ -523,3 +523,41 @@ fn bad_settings_are_named() {
     assert_eq!(refused(store.relay("r").attempts(0)), "setting `attempts`: it must be at least 1");
     assert!(matches!(store.quarantine("r"), Err(Error::NoSuchRelay { .. })));
 }
+
+/// What was discarded stays so, also when the process dies before the position is past it.
+#[test]
+fn discarded_stays_discarded_through_a_crash() {
+    let (folder, store) = open();
+    let broker = broker();
+    // The first event is never confirmed, and holds the position back; the second is poison.
+    broker.script(
+        Rule::matching(|publishing| publishing.message.payload == b"first")
+            .always()
+            .then(Verdict::HoldConfirm),
+    );
+    let bad = Verdict::Return { code: 312, text: "NO_ROUTE".into() };
+    broker.script(Rule::matching(|publishing| publishing.message.payload == b"bad").always().then(bad));
+    let relay = quick(&store).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    append(&store, event("first", None));
+    let bad = append(&store, event("bad", Some("k")));
+    let behind = append(&store, event("behind", Some("k")));
+    assert!(matches!(bad.confirmed(SOON), Err(ConfirmError::Quarantined { seq: 1, .. })));
+    store.quarantine("r").unwrap().discard(1).unwrap();
+    behind.confirmed(SOON).unwrap();
+    assert_eq!(store.stats().unwrap().relays["r"].position, 0);
+    let copy = folder.path().join("copy.redb");
+    let hold = store.begin().unwrap();
+    std::fs::copy(store.path(), &copy).unwrap();
+    drop(hold);
+
+    let crashed = Store::open(&copy).unwrap();
+    let again = self::broker();
+    let second = quick(&crashed).publish_to(again.publisher()).unwrap();
+    until("an empty backlog", || crashed.stats().unwrap().backlog_events == 0);
+    assert!(!tapped(&again).contains(&"bad".to_owned()));
+    assert!(crashed.quarantine("r").unwrap().list(None, 10).unwrap().is_empty());
+    until("a trimmed log", || crashed.stats().unwrap().trimmed_to == 3);
+    assert!(crashed.read().unwrap().events(0).unwrap().next().is_none(), "its record is gone too");
+    stop(second);
+    drop(relay);
+}

@@ -402,8 +402,8 @@ impl Machine {
                     self.comes_back(&entry, item, out);
                 }
                 ExceptionState::Scheduled { .. } => self.admit(&entry, item, now, out),
-                ExceptionState::Quarantined { .. } => {
-                    debug_assert!(false, "a quarantined event is not due");
+                ExceptionState::Quarantined { .. } | ExceptionState::Discarded => {
+                    debug_assert!(false, "neither is due");
                     out.push(Action::Forget { seq: entry.seq });
                 }
             }

@@ -227,6 +227,7 @@ impl World {
                 assert!(position > self.disk.position, "the position rises");
                 assert!(position <= self.tail());
                 self.disk.position = position;
+                self.drop_passed();
             }
             Change::PutException { seq, key, exception } => {
                 self.disk.rows.insert(seq, Row { key, exception });
@@ -268,7 +269,7 @@ impl World {
                 (ExceptionState::Quarantined { holds_key: true, .. }, Some(key)) => {
                     found.holding.push((*seq, key));
                 }
-                (ExceptionState::Quarantined { .. }, _) => {}
+                (ExceptionState::Quarantined { .. } | ExceptionState::Discarded, _) => {}
             }
         }
         let position = self.disk.position;
@@ -311,6 +312,7 @@ impl World {
             Action::Publish { epoch, ticket, seq, resend, isolated } => {
                 assert!(self.up && !self.blocked && !self.paused, "publishes only when it may");
                 assert_eq!(epoch, Epoch(self.epoch));
+                assert!(!self.discarded.contains(&seq), "{seq} was given up");
                 self.publish(ticket, seq, resend, isolated);
             }
             Action::Save(change) => {
@@ -464,7 +466,7 @@ impl World {
                 ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms } => {
                     rows.push((due_ms, *seq))
                 }
-                ExceptionState::Quarantined { .. } => {}
+                ExceptionState::Quarantined { .. } | ExceptionState::Discarded => {}
             }
         }
         rows.sort_unstable();
@@ -575,9 +577,19 @@ impl World {
         self.flush();
         let quarantined = self.quarantined();
         let Some(seq) = quarantined.get(index % quarantined.len().max(1)).copied() else { return };
-        let row = self.disk.rows.remove(&seq).unwrap();
+        let row = self.disk.rows.get_mut(&seq).unwrap();
+        row.exception.state = ExceptionState::Discarded;
+        let key = row.key.take();
+        self.drop_passed();
         self.discarded.insert(seq);
-        self.step(Input::Discarded { seq, key: row.key });
+        self.step(Input::Discarded { seq, key });
+    }
+
+    /// A discarded event has a row until the position is past it.
+    fn drop_passed(&mut self) {
+        let position = self.disk.position;
+        let passed = |seq: u64, row: &Row| seq < position && row.exception.state == ExceptionState::Discarded;
+        self.disk.rows.retain(|seq, row| !passed(*seq, row));
     }
 
     // --- the world turns ----------------------------------------------------------------------------------------------
@@ -718,8 +730,8 @@ impl World {
         assert!(self.live.is_empty() && self.machine.figures().held_keys == 0);
     }
 
-    /// The first deliveries of a key's events ascend, but for those that were scheduled,
-    /// ran out of time, or were discarded (ahead of the position a crash forgets that: the log brings them again).
+    /// The first deliveries of a key's events ascend, but for those that were scheduled, ran out of time, or were
+    /// discarded.
     fn check_order(&self) {
         let mut seen = BTreeSet::new();
         let mut last: HashMap<Key, u64> = HashMap::new();

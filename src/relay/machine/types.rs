@@ -115,6 +115,8 @@ pub(crate) enum ExceptionState {
     Scheduled { due_ms: u64 },
     /// Taken out, at this wall time, until a person redrives or discards it. `holds_key`: later events of its key wait.
     Quarantined { at_ms: u64, holds_key: bool },
+    /// Given up by a person before the position was past it: kept until it is, so that a restart does not take it for new.
+    Discarded,
 }
 
 /// A durable change of the cursor. The shell keeps them in order and writes any prefix atomically.
