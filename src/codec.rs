@@ -2,8 +2,9 @@
 //!
 //! The only file that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
 //! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in DESIGN.md.
-//! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`].
+//! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX).
 
+#[cfg(any(feature = "json", feature = "bincode"))]
 use crate::error::EventError;
 
 /// Content type of a JSON payload.

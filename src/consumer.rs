@@ -128,7 +128,10 @@ impl ConsumerBuilder {
         };
         std::thread::Builder::new()
             .name("onewrite-consumer".into())
-            .spawn(move || report.send(worker.run(&received, &stopped)))
+            .spawn(move || {
+                worker.run(&received, &stopped);
+                report.send(());
+            })
             .map_err(|source| Error::Thread { what: "consumer", source })?;
         Ok(Consumer { stop, ended: Some(ended), shared: stats })
     }

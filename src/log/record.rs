@@ -79,11 +79,8 @@ pub(crate) fn encode_body(event: &Event, id: RecordId<'_>) -> Vec<u8> {
         put_text8(&mut out, exchange);
         put_text8(&mut out, routing_key);
     }
-    for text in [&event.content_type, &event.subject, &event.correlation_id, &event.traceparent] {
-        if let Some(text) = text {
-            put_text8(&mut out, text);
-        }
-    }
+    let texts = [&event.content_type, &event.subject, &event.correlation_id, &event.traceparent];
+    texts.into_iter().flatten().for_each(|text| put_text8(&mut out, text));
     if let Some(text) = &event.tracestate {
         put_text16(&mut out, text);
     }

@@ -184,7 +184,7 @@ impl Real {
                     tx.commit().unwrap();
                     Ok(saw)
                 }
-                Err(error) if body.steps.len() % 2 == 0 => {
+                Err(error) if body.steps.len().is_multiple_of(2) => {
                     tx.rollback().unwrap();
                     Err(in_words(&error))
                 }

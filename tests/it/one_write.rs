@@ -582,7 +582,7 @@ fn a_panic_while_dropping_hurts_nobody() {
                                 _ => Ok(None),
                             }
                         })
-                        .map(|receipt| std::mem::forget(receipt))
+                        .map(std::mem::forget)
                 }))
                 .expect("it is the writer thread that drops")
                 .is_ok()
