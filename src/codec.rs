@@ -8,10 +8,40 @@
 use crate::error::EventError;
 
 /// Content type of a JSON payload.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::Event;
+/// let tx = store.begin()?;
+/// tx.append(Event::json("paid", &1)?.unpublished())?;
+/// assert_eq!(tx.event(0)?.expect("appended above").content_type(), Some(onewrite::codec::JSON));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const JSON: &str = "application/json";
 /// Content type of a bincode payload.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::Event;
+/// let tx = store.begin()?;
+/// tx.append(Event::bincode("paid", &1)?.unpublished())?;
+/// assert_eq!(tx.event(0)?.expect("appended above").content_type(), Some(onewrite::codec::BINCODE));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const BINCODE: &str = "application/x-bincode";
 /// Content type of a payload of raw bytes.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::Event;
+/// let tx = store.begin()?;
+/// tx.append(Event::bytes("paid", "1").unpublished())?;
+/// assert_eq!(tx.event(0)?.expect("appended above").content_type(), Some(onewrite::codec::BYTES));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const BYTES: &str = "application/octet-stream";
 
 #[cfg(feature = "json")]

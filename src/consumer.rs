@@ -25,11 +25,25 @@ use crate::store::{Receipt, Store, Transaction};
 use crate::wire::ordering_key;
 
 /// Tries of a delivery whose handler fails before it is rejected, unless set.
+///
+/// ```
+/// assert_eq!(onewrite::HANDLER_ATTEMPTS_DEFAULT, 10);
+/// ```
 pub const HANDLER_ATTEMPTS_DEFAULT: u32 = 10;
 
 type Handler = dyn Fn(&Delivery, &Transaction) -> Result<()> + Send + Sync;
 
 /// Settings of a consumer, before it runs. See [`Store::consumer`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// let consumer = store.consumer("credit-service").prefetch(32).attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
+/// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `run` is called"]
 pub struct ConsumerBuilder {
@@ -75,18 +89,52 @@ impl Store {
 
 impl ConsumerBuilder {
     /// Deliveries in hand at most; 256 unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// assert!(store.consumer("credit-service").prefetch(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = store.consumer("credit-service").prefetch(32).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn prefetch(mut self, prefetch: u16) -> Self {
         self.prefetch = prefetch;
         self
     }
 
     /// Tries before a delivery whose handler fails is rejected; 10 unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// assert!(store.consumer("credit-service").attempts(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = store.consumer("credit-service").attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
         self
     }
 
     /// First and longest wait between tries; 100 ms and 30 s unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use std::time::Duration;
+    /// let (first, longest) = (Duration::from_millis(50), Duration::from_secs(10));
+    /// let consumer = store.consumer("credit-service").backoff(first, longest).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first, longest);
         self
@@ -102,6 +150,23 @@ impl ConsumerBuilder {
     ///
     /// # Errors
     /// [`Error::Setting`] for a setting that cannot work.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// # use onewrite::Message;
+    /// broker.publish("", "credit", Message { message_id: Some("m-1".into()), ..Message::default() })?;
+    /// let (sender, handled) = std::sync::mpsc::channel();
+    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), move |delivery, _tx| {
+    ///     let _ = sender.send(delivery.message.message_id.clone());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(handled.recv()?.as_deref(), Some("m-1"));
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn run<S, F>(self, mut source: S, handler: F) -> Result<Consumer>
     where
         S: Source,
@@ -138,6 +203,18 @@ impl ConsumerBuilder {
 }
 
 /// Figures of a consumer since it began.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+/// let stats: onewrite::ConsumerStats = consumer.stop(std::time::Duration::from_secs(5));
+/// assert_eq!((stats.applied, stats.rejected), (0, 0));
+/// assert_eq!(stats.failed, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ConsumerStats {
@@ -172,6 +249,18 @@ struct Shared {
 }
 
 /// A running consumer. Dropping it stops it, waiting 5 s at most.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// use std::time::Duration;
+/// use onewrite::Consumer;
+/// let consumer: Consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+/// assert_eq!(consumer.stop(Duration::from_secs(5)).failed, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping a consumer stops it"]
 pub struct Consumer {
@@ -182,6 +271,17 @@ pub struct Consumer {
 
 impl Consumer {
     /// Figures.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!(consumer.stats().applied, 0);
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn stats(&self) -> ConsumerStats {
         let shared = &self.shared;
@@ -199,6 +299,19 @@ impl Consumer {
     }
 
     /// Stops, `deadline` at most from now. What is applied by then is acknowledged; the rest goes back to the broker.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use std::time::Duration;
+    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let stats = consumer.stop(Duration::from_secs(5));
+    /// assert_eq!(stats.rejected, 0);
+    /// assert_eq!(broker.unsettled_len("credit"), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stop(mut self, deadline: Duration) -> ConsumerStats {
         self.end(deadline);
         self.stats()

@@ -8,9 +8,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// An error of the application or of a library below, boxed.
+///
+/// ```
+/// let error: onewrite::BoxError = "insufficient funds".into();
+/// assert_eq!(error.to_string(), "insufficient funds");
+/// ```
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// `Result` with this crate's [`Error`].
+///
+/// ```
+/// fn check(balance: u64) -> onewrite::Result<()> {
+///     if balance == 0 { Err(onewrite::Error::app("insufficient funds")) } else { Ok(()) }
+/// }
+/// assert!(check(0).is_err());
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Everything that a store, a transaction or a relay can answer instead of the value asked for.
@@ -177,6 +189,17 @@ impl Error {
     }
 
     /// The application's own error of type `E`, if that is what this is.
+    ///
+    /// ```
+    /// # use onewrite::Error;
+    /// #[derive(Debug, thiserror::Error)]
+    /// #[error("insufficient funds: {0} are missing")]
+    /// struct Insufficient(u64);
+    ///
+    /// let error = Error::app(Insufficient(40));
+    /// assert_eq!(error.downcast_app::<Insufficient>().map(|error| error.0), Some(40));
+    /// assert!(error.downcast_app::<std::fmt::Error>().is_none());
+    /// ```
     #[must_use]
     pub fn downcast_app<E: std::error::Error + 'static>(&self) -> Option<&E> {
         match self {
@@ -187,6 +210,17 @@ impl Error {
 }
 
 /// Why a store could not be opened or created. Each names the file.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Error, OpenError, Store};
+/// match Store::open(store.path()) {
+///     Err(Error::Open(OpenError::Locked { path })) => assert_eq!(path, store.path()),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -249,6 +283,12 @@ pub enum OpenError {
 }
 
 /// Why an event was refused at append.
+///
+/// ```
+/// use onewrite::{Event, EventError};
+/// let error = Event::bytes("paid", "1").header("region", "eu").header("region", "us").to("", "q").validate().unwrap_err();
+/// assert!(matches!(error, EventError::DuplicateHeader { name } if name == "region"));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EventError {
@@ -340,6 +380,11 @@ pub enum EventError {
 }
 
 /// A record that failed its check when it was read.
+///
+/// ```
+/// let error = onewrite::CorruptError { seq: 7, what: "its checksum is wrong" };
+/// assert_eq!(error.to_string(), "log record 7 is damaged: its checksum is wrong");
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("log record {seq} is damaged: {what}")]
 pub struct CorruptError {
@@ -350,6 +395,11 @@ pub struct CorruptError {
 }
 
 /// A failure of the storage engine, with what was being done.
+///
+/// ```
+/// let failure = onewrite::StorageFailure { action: "reading the log", source: "no such device".into(), fatal: true };
+/// assert_eq!(failure.to_string(), "reading the log: no such device");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error("{action}: {source}")]
 pub struct StorageFailure {
@@ -362,6 +412,16 @@ pub struct StorageFailure {
 }
 
 /// A setting that cannot work.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// use onewrite::Error;
+/// let refused = store.relay("rabbit").window_events(0).publish_to(broker.publisher());
+/// assert!(matches!(refused, Err(Error::Setting(error)) if error.setting == "window_events"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{setting}`: {reason}")]
 pub struct SettingError {

@@ -18,6 +18,16 @@ const RESERVED_NAMES: [&str; 4] = ["traceparent", "tracestate", "CC", "BCC"];
 const RESERVED_PREFIXES: [&str; 4] = ["cloudEvents_", "cloudEvents:", "ce-", "onewrite-"];
 
 /// Where an event goes.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Destination, Event};
+/// store.write(|tx| tx.append(Event::bytes("audited", "1").unpublished()))?;
+/// let event = store.read()?.event(0)?.expect("appended above");
+/// assert_eq!(event.destination(), &Destination::Unpublished);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Destination {
@@ -130,6 +140,18 @@ impl Event {
     }
 
     /// Sets where the event goes. The exchange may be empty: AMQP's default exchange, where the routing key names a queue.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Destination;
+    /// let event = onewrite::Event::bytes("paid", "1").to("payments", "payment.completed");
+    /// # store.write(move |tx| tx.append(event.clone()))?;
+    /// # let recorded = store.read()?.event(0)?.expect("appended above");
+    /// let to = Destination::Exchange { exchange: "payments".into(), routing_key: "payment.completed".into() };
+    /// assert_eq!(recorded.destination(), &to);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn to(mut self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         self.destination =
@@ -138,6 +160,16 @@ impl Event {
     }
 
     /// Keeps the event in the log only; no relay publishes it.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let event = onewrite::Event::bytes("paid", "1").unpublished();
+    /// # store.write(move |tx| tx.append(event.clone()))?;
+    /// # let recorded = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(recorded.lane(), None); // no relay takes it
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn unpublished(mut self) -> Self {
         self.destination = Some(Destination::Unpublished);
@@ -145,6 +177,16 @@ impl Event {
     }
 
     /// Sets the ordering key: events of one key are published in commit order. Without one, order is not kept.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let event = onewrite::Event::bytes("paid", "1").key("alice").to("", "payments");
+    /// # store.write(move |tx| tx.append(event.clone()))?;
+    /// # let recorded = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(recorded.key(), Some("alice"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
@@ -153,6 +195,19 @@ impl Event {
 
     /// Sets the event's id, its name for ever. Appending the same id with the same content again does nothing; with
     /// other content it is an error. Without this call the event gets a UUIDv7.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Error, Event};
+    /// let pay = |amount: &'static str| {
+    ///     store.write(move |tx| tx.append(Event::bytes("paid", amount).id("payment-1").to("", "payments")))
+    /// };
+    /// assert!(!pay("1")?.value().repeated);
+    /// assert!(pay("1")?.value().repeated);
+    /// assert!(matches!(pay("2"), Err(Error::Conflict { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
@@ -160,6 +215,16 @@ impl Event {
     }
 
     /// Sets the payload's content type.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let event = onewrite::Event::bytes("paid", "1").content_type("text/plain").to("", "payments");
+    /// # store.write(move |tx| tx.append(event.clone()))?;
+    /// # let recorded = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(recorded.content_type(), Some("text/plain"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
         self.content_type = Some(content_type.into());
@@ -167,6 +232,12 @@ impl Event {
     }
 
     /// Sets the CloudEvents `subject`: what the event is about within its source.
+    ///
+    /// ```
+    /// use onewrite::Event;
+    /// assert!(Event::bytes("paid", "1").subject("transfer-1").to("", "payments").validate().is_ok());
+    /// assert!(Event::bytes("paid", "1").subject("x".repeat(256)).to("", "payments").validate().is_err());
+    /// ```
     #[must_use]
     pub fn subject(mut self, subject: impl Into<String>) -> Self {
         self.subject = Some(subject.into());
@@ -174,6 +245,12 @@ impl Event {
     }
 
     /// Sets the AMQP `correlation_id`.
+    ///
+    /// ```
+    /// use onewrite::Event;
+    /// assert!(Event::bytes("paid", "1").correlation_id("request-17").to("", "payments").validate().is_ok());
+    /// assert!(Event::bytes("paid", "1").correlation_id("x".repeat(256)).to("", "payments").validate().is_err());
+    /// ```
     #[must_use]
     pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
         self.correlation_id = Some(correlation_id.into());
@@ -181,6 +258,14 @@ impl Event {
     }
 
     /// Sets the W3C trace context that travels as `traceparent` and `tracestate`.
+    ///
+    /// ```
+    /// use onewrite::Event;
+    /// let event = Event::bytes("paid", "1")
+    ///     .trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None)
+    ///     .to("", "payments");
+    /// assert!(event.validate().is_ok());
+    /// ```
     #[must_use]
     pub fn trace(mut self, traceparent: impl Into<String>, tracestate: Option<String>) -> Self {
         self.traceparent = Some(traceparent.into());
@@ -189,6 +274,16 @@ impl Event {
     }
 
     /// Adds a header. Names are unique within an event.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let event = onewrite::Event::bytes("paid", "1").header("region", "eu").header("tries", 2).to("", "payments");
+    /// # store.write(move |tx| tx.append(event.clone()))?;
+    /// # let recorded = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(recorded.headers()[0], ("region".to_owned(), "eu".into()));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<HeaderValue>) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -196,6 +291,13 @@ impl Event {
     }
 
     /// Publishes the event no earlier than this. Until then it holds nobody: it takes its place in its key's order when it becomes due.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use onewrite::Event;
+    /// let tomorrow = SystemTime::now() + Duration::from_secs(24 * 3600);
+    /// assert!(Event::bytes("remind", "1").not_before(tomorrow).to("", "mails").validate().is_ok());
+    /// ```
     #[must_use]
     pub fn not_before(mut self, time: SystemTime) -> Self {
         self.not_before_ms = Some(unix_ms(time));
@@ -203,6 +305,15 @@ impl Event {
     }
 
     /// Publishes the event no later than this: after it, an event not yet confirmed goes to quarantine as *expired*.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use onewrite::{Event, EventError};
+    /// let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    /// assert!(Event::bytes("quote", "1").expires(now + hour).to("", "quotes").validate().is_ok());
+    /// let never = Event::bytes("quote", "1").not_before(now + hour).expires(now).to("", "quotes");
+    /// assert!(matches!(never.validate(), Err(EventError::ExpiresBeforeDue { .. })));
+    /// ```
     #[must_use]
     pub fn expires(mut self, time: SystemTime) -> Self {
         self.expires_ms = Some(unix_ms(time));
@@ -336,6 +447,19 @@ fn unix_ms(time: SystemTime) -> u64 {
 }
 
 /// The identity of an event's lane: all events of one (destination, key) of one store and epoch.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, Lane};
+/// store.write(|tx| {
+///     tx.append(Event::bytes("paid", "1").key("alice").to("", "payments"))?;
+///     tx.append(Event::bytes("paid", "2").key("alice").to("", "payments"))
+/// })?;
+/// let second = store.read()?.event(1)?.expect("appended above");
+/// assert_eq!(second.lane(), Some(Lane { id: 0, number: 1 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane {
     /// The sequence number of the lane's first event: unique within the store and epoch.
@@ -345,6 +469,15 @@ pub struct Lane {
 }
 
 /// An event as the log holds it.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+/// let event: onewrite::Recorded = store.read()?.event(0)?.expect("appended above");
+/// assert_eq!((event.seq(), event.event_type(), event.key()), (0, "payment.completed", Some("alice")));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Recorded {
     pub(crate) seq: u64,
@@ -358,56 +491,155 @@ pub struct Recorded {
 
 impl Recorded {
     /// Its sequence number: commit order, from 0, without a hole.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.seq(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn seq(&self) -> u64 {
         self.seq
     }
     /// When it was appended, in Unix milliseconds by the wall clock.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(event.time_ms() > 1_700_000_000_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn time_ms(&self) -> u64 {
         self.time_ms
     }
     /// Its id.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.id().len(), 36); // a UUIDv7: no id was given
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
     /// Its type.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.event_type(), "payment.completed");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn event_type(&self) -> &str {
         &self.event.event_type
     }
     /// Its ordering key.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.key(), Some("alice"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn key(&self) -> Option<&str> {
         self.event.key.as_deref()
     }
     /// Where it goes.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(matches!(event.destination(), onewrite::Destination::Exchange { routing_key, .. } if routing_key == "payments"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn destination(&self) -> &Destination {
         self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
     }
     /// Its place in its lane; `None` for an unpublished event.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.lane().map(|lane| lane.number), Some(0)); // the first of its lane
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn lane(&self) -> Option<Lane> {
         self.lane
     }
     /// The payload's content type.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.content_type(), Some(onewrite::codec::BYTES));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn content_type(&self) -> Option<&str> {
         self.event.content_type.as_deref()
     }
     /// The application's headers.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(event.headers().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn headers(&self) -> &[(String, HeaderValue)] {
         &self.event.headers
     }
     /// The payload.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.payload(), b"100");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.event.payload
     }
     /// The checksum of its record (CRC-32, IEEE).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.crc(), store.read()?.event(0)?.expect("appended above").crc()); // it is the record's, not the reader's
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn crc(&self) -> u32 {
         self.crc

@@ -2,6 +2,14 @@
 //!
 //! Nothing here grows with the backlog. A bound that a user may move is the default of a setting; the setting's
 //! own documentation links back here. Units stand last in the name.
+//!
+//! ```
+//! use onewrite::{Event, limits};
+//! let keyed = |len| Event::bytes("paid", "1").key("k".repeat(len)).to("", "payments").validate();
+//! assert!(keyed(limits::KEY_BYTES_MAX).is_ok());
+//! assert!(keyed(limits::KEY_BYTES_MAX + 1).is_err());
+//! assert!(limits::WINDOW_EVENTS_DEFAULT <= limits::WINDOW_EVENTS_MAX);
+//! ```
 
 /// Longest value of an AMQP short string, in bytes: exchange, routing key, type, content type, message id,
 /// correlation id, header names. The protocol gives it one length byte.

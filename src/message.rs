@@ -8,6 +8,13 @@ use std::fmt;
 use std::sync::Arc;
 
 /// A header's value. The AMQP types that every client can read.
+///
+/// ```
+/// use onewrite::HeaderValue;
+/// assert_eq!(HeaderValue::from("eu"), HeaderValue::Text("eu".to_owned()));
+/// assert_eq!(HeaderValue::from(true), HeaderValue::Bool(true));
+/// assert_eq!(format!("{:?}", HeaderValue::from("secret")), "Text(6 bytes)");
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HeaderValue {
@@ -38,6 +45,12 @@ impl HeaderValue {
     }
 
     /// The integer, if it is one.
+    ///
+    /// ```
+    /// # use onewrite::HeaderValue;
+    /// assert_eq!(HeaderValue::from(7).as_int(), Some(7));
+    /// assert_eq!(HeaderValue::from("7").as_int(), None);
+    /// ```
     #[must_use]
     pub fn as_int(&self) -> Option<i64> {
         match self {
@@ -47,6 +60,12 @@ impl HeaderValue {
     }
 
     /// Bytes that the value takes on the wire, without its name and type tag.
+    ///
+    /// ```
+    /// # use onewrite::HeaderValue;
+    /// assert_eq!(HeaderValue::from(7).encoded_len(), 8);
+    /// assert_eq!(HeaderValue::from("eu").encoded_len(), 4 + 2);
+    /// ```
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         match self {
@@ -125,6 +144,12 @@ pub struct Message {
 
 impl Message {
     /// The first header of this name.
+    ///
+    /// ```
+    /// # use onewrite::Message;
+    /// let message = Message { headers: vec![("region".into(), "eu".into())], ..Message::default() };
+    /// assert_eq!(message.header("region").and_then(|value| value.as_text()), Some("eu"));
+    /// ```
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&HeaderValue> {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
@@ -146,10 +171,24 @@ impl fmt::Debug for Message {
 }
 
 /// Names one publish of one event. Never reused in the life of a relay, so that a late word is not taken for another's.
+///
+/// ```
+/// use onewrite::Ticket;
+/// assert!(Ticket(1) < Ticket(2)); // the later publish has the higher one
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
 /// One publish: where to, what, and under which ticket its outcome is to be told.
+///
+/// ```
+/// use std::sync::Arc;
+/// use onewrite::{Message, Outgoing, Ticket};
+/// let message = Arc::new(Message { payload: b"100".to_vec(), ..Message::default() });
+/// let outgoing =
+///     Outgoing { ticket: Ticket(1), exchange: "".into(), routing_key: "payments".into(), message, isolated: false };
+/// assert_eq!(&*outgoing.routing_key, "payments");
+/// ```
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     /// Under which the outcome is told.
@@ -166,6 +205,15 @@ pub struct Outgoing {
 }
 
 /// Whose fault a failure is, which decides who pays.
+///
+/// ```
+/// use onewrite::FaultClass;
+/// fn spends_attempts(class: FaultClass) -> bool {
+///     matches!(class, FaultClass::Message | FaultClass::Destination)
+/// }
+/// assert!(!spends_attempts(FaultClass::Outage));
+/// assert_eq!(FaultClass::Outage.to_string(), "outage");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FaultClass {
@@ -197,6 +245,12 @@ impl fmt::Display for FaultClass {
 }
 
 /// What went wrong, for a person and for a decision.
+///
+/// ```
+/// use onewrite::{Fault, FaultClass};
+/// let fault = Fault::with_code(FaultClass::Destination, 404, "no exchange 'payments'");
+/// assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{class} fault{}: {text}", code.map(|c| format!(" {c}")).unwrap_or_default())]
 pub struct Fault {
@@ -221,12 +275,27 @@ impl Fault {
     }
 
     /// A fault with the AMQP reply code.
+    ///
+    /// ```
+    /// # use onewrite::{Fault, FaultClass};
+    /// let fault = Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE");
+    /// assert_eq!(fault.to_string(), "destination fault 312: NO_ROUTE");
+    /// ```
     pub fn with_code(class: FaultClass, code: u16, text: impl Into<String>) -> Self {
         Self { class, code: Some(code), text: text.into() }
     }
 }
 
 /// The broker's word on one publish. Nothing is inferred from silence: what was neither confirmed nor refused is `Unknown`.
+///
+/// ```
+/// use onewrite::{Fault, FaultClass, Outcome};
+/// fn may_be_there(outcome: &Outcome) -> bool {
+///     matches!(outcome, Outcome::Confirmed | Outcome::Unknown(_))
+/// }
+/// assert!(may_be_there(&Outcome::Unknown(Fault::new(FaultClass::Outage, "connection reset"))));
+/// assert!(!may_be_there(&Outcome::Nacked));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {

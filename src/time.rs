@@ -7,6 +7,12 @@ use std::fmt::Debug;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// One reading of both clocks.
+///
+/// ```
+/// use onewrite::time::Now;
+/// let (earlier, later) = (Now { mono_ms: 5, wall_ms: 2_000 }, Now { mono_ms: 9, wall_ms: 1_000 }); // the wall clock was set back
+/// assert!(earlier.mono_ms < later.mono_ms);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Now {
     /// Milliseconds since some fixed point of this process; never goes back.
@@ -29,6 +35,11 @@ pub trait Clock: Debug + Send + Sync + 'static {
 }
 
 /// The operating system's clocks. The default.
+///
+/// ```
+/// use onewrite::time::{Clock, SystemClock};
+/// assert!(SystemClock::default().now().wall_ms > 0);
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct SystemClock {
     start: Instant,
@@ -36,6 +47,12 @@ pub struct SystemClock {
 
 impl SystemClock {
     /// A clock whose monotonic side starts at zero now.
+    ///
+    /// ```
+    /// use onewrite::time::{Clock, SystemClock};
+    /// let clock = SystemClock::new();
+    /// assert!(clock.now().mono_ms < 60_000);
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self { start: Instant::now() }

@@ -24,6 +24,13 @@ use crate::event::Recorded;
 use crate::message::{HeaderValue, Message};
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
+///
+/// ```
+/// use onewrite::HeaderSpelling;
+/// assert_eq!(HeaderSpelling::Underscore.prefix(), "cloudEvents_");
+/// assert_eq!(HeaderSpelling::Colon.prefix(), "cloudEvents:");
+/// assert_eq!(HeaderSpelling::Dash.prefix(), "ce-");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum HeaderSpelling {
@@ -56,16 +63,106 @@ impl HeaderSpelling {
 }
 
 /// Header: the store that numbered the lanes.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
+/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message; // the first event, published
+/// let header = message.header(onewrite::wire::STORE);
+/// assert_eq!(header.and_then(|value| value.as_text()).map(str::len), Some(36)); // a UUID
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const STORE: &str = "onewrite-store";
 /// Header: the store's epoch; it rises when numbers of lanes begin anew.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
+/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message; // the first event, published
+/// let header = message.header(onewrite::wire::EPOCH);
+/// assert!(header.and_then(|value| value.as_int()).is_some());
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const EPOCH: &str = "onewrite-epoch";
 /// Header: the event's lane.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
+/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message; // the first event, published
+/// let header = message.header(onewrite::wire::LANE);
+/// assert_eq!(header.and_then(|value| value.as_int()), Some(0)); // the sequence number of its first event
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const LANE: &str = "onewrite-lane";
 /// Header: the event's number in its lane.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
+/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message; // the first event, published
+/// let header = message.header(onewrite::wire::LANE_NUMBER);
+/// assert_eq!(header.and_then(|value| value.as_int()), Some(0)); // the first of its lane
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const LANE_NUMBER: &str = "onewrite-lane-number";
 /// Header: the checksum of the event's record (CRC-32, IEEE).
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
+/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message; // the first event, published
+/// let header = message.header(onewrite::wire::CRC);
+/// assert!(header.and_then(|value| value.as_int()).is_some());
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const CRC: &str = "onewrite-crc";
 /// Header: this may have been published before.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
+/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message; // the first event, published
+/// let header = message.header(onewrite::wire::RESEND);
+/// assert!(header.is_none()); // published once only
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub const RESEND: &str = "onewrite-resend";
 
 /// What a relay adds to every message.

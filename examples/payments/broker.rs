@@ -57,8 +57,9 @@ impl Broker {
     }
 
     fn rabbit_mq(url: &str) -> Result<Self, BoxError> {
-        let (before, host, after) =
-            split(url).ok_or("AMQP_URL must be like amqp://user:password@localhost:5672/%2f")?;
+        let (before, host, after) = split(url).ok_or(
+            "AMQP_URL must be like amqp://user:password@localhost:5672/%2f, with a host that is this machine",
+        )?;
         let upstream = host.clone();
         let door = Door::open(move |client| {
             if let Ok(broker) = TcpStream::connect(&upstream) {
@@ -141,25 +142,24 @@ impl Broker {
         })
     }
 
-    pub(crate) fn description(&self) -> String {
+    /// For the header, line by line.
+    pub(crate) fn description(&self) -> [String; 2] {
         match self {
-            Self::InProcess { .. } => {
-                "the in-process one (no AMQP_URL), in this process, behind a loopback socket: what it has\n                   \
-                 confirmed outlives the payment service, as with a real broker"
-                    .into()
-            }
-            Self::RabbitMq { host, queue, .. } => {
-                format!("RabbitMQ at {host} (AMQP_URL), through a proxy in this process; queue {queue},\n                   which RabbitMQ removes 5 minutes after its last use")
-            }
+            Self::InProcess { .. } => [
+                "the in-process one (AMQP_URL is not set), in this process, behind a loopback socket:".into(),
+                "what it has confirmed outlives the payment service, as with a real broker".into(),
+            ],
+            Self::RabbitMq { host, queue, .. } => [
+                format!("RabbitMQ at {host} (AMQP_URL), through a proxy in this process"),
+                format!("queue {queue}; RabbitMQ removes it 5 minutes after its last use"),
+            ],
         }
     }
 
     pub(crate) fn outage_description(&self) -> &'static str {
         match self {
-            Self::InProcess { .. } => "the broker goes away for 2 s",
-            Self::RabbitMq { .. } => {
-                "the broker goes away for 2 s (the proxy cuts all connections; RabbitMQ itself runs on)"
-            }
+            Self::InProcess { .. } => "the broker goes away",
+            Self::RabbitMq { .. } => "the proxy cuts all connections (RabbitMQ itself runs on)",
         }
     }
 }

@@ -95,19 +95,18 @@ fn tell_the_story() -> Result<bool, BoxError> {
 }
 
 fn print_header(broker: &Broker) {
+    let (seconds, [what, how]) = (broker.seconds(), broker.description());
     println!(
-        "Payments and credit offers: one redb transaction writes a transfer and its event; a relay publishes it."
+        "Payments and credit offers: one transaction writes a transfer and its event; a relay publishes it."
     );
     println!(
-        "  payment service  a process of its own, {TELLERS} threads, {TRANSFERS} transfers of $100 in about {} s",
-        broker.seconds()
+        "  payment service  a child process: {TELLERS} threads, {TRANSFERS} transfers of $100 in about {seconds} s"
     );
     println!(
-        "  credit service   in this process, with its own store; it raises the payer's credit offer, once per transfer"
+        "  credit service   in this process, with its own store: raises the payer's offer once per transfer"
     );
-    println!("  broker           {}", broker.description());
-    println!(
-        "Midway the payment service is ended by kill -9 and started again, and later {}.\n",
-        broker.outage_description()
-    );
+    println!("  broker           {what}");
+    println!("                   {how}");
+    println!("A third of the way the payment service is ended by kill -9 and started again.");
+    println!("At two thirds {} for 2 s.\n", broker.outage_description());
 }

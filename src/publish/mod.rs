@@ -30,10 +30,22 @@ pub use memory::*;
 pub use rabbitmq::*;
 
 /// Numbers the connections of one publisher or source, from 1.
+///
+/// ```
+/// use onewrite::publish::Epoch;
+/// assert!(Epoch(1) < Epoch(2)); // the later connection
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
 /// What a publisher tells the relay.
+///
+/// ```
+/// use onewrite::{Fault, FaultClass};
+/// use onewrite::publish::{Epoch, PublisherEvent};
+/// let event = PublisherEvent::Down { epoch: Epoch(1), fault: Fault::new(FaultClass::Outage, "connection reset") };
+/// assert!(matches!(event, PublisherEvent::Down { epoch: Epoch(1), .. }));
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum PublisherEvent {
@@ -60,23 +72,77 @@ pub enum PublisherEvent {
 }
 
 /// Where a publisher tells what happens. Cheap to clone; never blocks.
+///
+/// ```
+/// use onewrite::publish::{Epoch, PublisherEvent, PublisherEvents};
+/// let (sender, told) = crossbeam_channel::unbounded();
+/// let events = PublisherEvents::new(sender);
+/// events.clone().send(PublisherEvent::Up { epoch: Epoch(1) });
+/// assert!(matches!(told.try_recv(), Ok(PublisherEvent::Up { epoch: Epoch(1) })));
+/// ```
 #[derive(Debug, Clone)]
 pub struct PublisherEvents(Sender<PublisherEvent>);
 
 impl PublisherEvents {
     /// Wraps the sending half of an unbounded channel. What is in it is bounded by the relay's window.
+    ///
+    /// ```
+    /// # use onewrite::publish::{Epoch, PublisherEvent, PublisherEvents};
+    /// let (sender, told) = crossbeam_channel::unbounded();
+    /// assert!(PublisherEvents::new(sender).send(PublisherEvent::Blocked { blocked: true }));
+    /// assert_eq!(told.len(), 1);
+    /// ```
     #[must_use]
     pub fn new(sender: Sender<PublisherEvent>) -> Self {
         Self(sender)
     }
 
     /// Tells the relay. Returns `false` when the relay is gone, upon which the publisher should end.
+    ///
+    /// ```
+    /// # use onewrite::publish::{Epoch, PublisherEvent, PublisherEvents};
+    /// let (sender, told) = crossbeam_channel::unbounded();
+    /// drop(told); // the relay is gone
+    /// assert!(!PublisherEvents::new(sender).send(PublisherEvent::Up { epoch: Epoch(1) }));
+    /// ```
     pub fn send(&self, event: PublisherEvent) -> bool {
         self.0.send(event).is_ok()
     }
 }
 
 /// A broker, as the relay sees it. See the [module's invariants](self).
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use std::time::Duration;
+/// use onewrite::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
+/// use onewrite::{Event, Outcome, Outgoing, SettingError};
+///
+/// /// Takes everything, keeps nothing.
+/// #[derive(Debug, Default)]
+/// struct Void(Option<PublisherEvents>);
+///
+/// impl Publisher for Void {
+///     fn start(&mut self, events: PublisherEvents) -> Result<(), SettingError> {
+///         events.send(PublisherEvent::Up { epoch: Epoch(1) });
+///         self.0 = Some(events);
+///         Ok(())
+///     }
+///     fn publish(&mut self, _epoch: Epoch, outgoing: Outgoing) {
+///         if let Some(events) = &self.0 {
+///             events.send(PublisherEvent::Outcomes(vec![(outgoing.ticket, Outcome::Confirmed)]));
+///         }
+///     }
+///     fn stop(&mut self, _deadline: Duration) {}
+/// }
+///
+/// let relay = store.relay("void").publish_to(Void::default())?;
+/// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+/// receipt.confirmed(Duration::from_secs(5))?;
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Publisher: Send + fmt::Debug + 'static {
     /// Begins connecting, in the background. Called once.
     ///
@@ -92,6 +158,12 @@ pub trait Publisher: Send + fmt::Debug + 'static {
 }
 
 /// Names one delivery on one connection.
+///
+/// ```
+/// use onewrite::publish::{DeliveryTag, Epoch};
+/// let tag = |epoch| DeliveryTag { epoch: Epoch(epoch), tag: 1 };
+/// assert_ne!(tag(1), tag(2)); // the same number on another connection is another delivery
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeliveryTag {
     /// The connection it came over. A settlement for an epoch that is over is dropped: the broker redelivers.
@@ -101,6 +173,23 @@ pub struct DeliveryTag {
 }
 
 /// A message that a broker delivered.
+///
+/// ```
+/// # use onewrite::publish::{Source, SourceEvent, SourceEvents};
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("inbox", Default::default());
+/// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
+/// # let (sender, received) = crossbeam_channel::unbounded();
+/// # let mut source = broker.source("inbox");
+/// # source.start(SourceEvents::new(sender), 1)?;
+/// # let delivery = received.iter().find_map(|event| match event {
+/// #     SourceEvent::Delivery(delivery) => Some(delivery),
+/// #     _ => None,
+/// # }).expect("it is in the queue");
+/// assert_eq!(delivery.routing_key, "inbox");
+/// assert_eq!(delivery.message.payload, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Delivery {
     /// For settling it.
@@ -116,6 +205,24 @@ pub struct Delivery {
 }
 
 /// What a consumer says of a delivery.
+///
+/// ```
+/// use onewrite::publish::Settlement;
+/// # use onewrite::publish::{Source, SourceEvent, SourceEvents};
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("inbox", Default::default());
+/// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
+/// # let (sender, received) = crossbeam_channel::unbounded();
+/// # let mut source = broker.source("inbox");
+/// # source.start(SourceEvents::new(sender), 1)?;
+/// # let delivery = received.iter().find_map(|event| match event {
+/// #     SourceEvent::Delivery(delivery) => Some(delivery),
+/// #     _ => None,
+/// # }).expect("it is in the queue");
+/// source.settle(vec![(delivery.tag, Settlement::Acknowledge)]);
+/// assert_eq!(broker.unsettled_len("inbox"), 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Settlement {
@@ -128,6 +235,22 @@ pub enum Settlement {
 }
 
 /// What a source tells the consumer.
+///
+/// ```
+/// use onewrite::publish::{Source, SourceEvent, SourceEvents};
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("inbox", Default::default());
+/// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
+/// # let (sender, received) = crossbeam_channel::unbounded();
+/// # let mut source = broker.source("inbox");
+/// # source.start(SourceEvents::new(sender), 1)?;
+/// let delivery = received.iter().find_map(|event| match event {
+///     SourceEvent::Delivery(delivery) => Some(delivery),
+///     _ => None,
+/// }).expect("it is in the queue");
+/// assert_eq!(delivery.message.payload, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum SourceEvent {
@@ -148,23 +271,70 @@ pub enum SourceEvent {
 }
 
 /// Where a source hands over deliveries. Cheap to clone; never blocks: the prefetch bounds what is in it.
+///
+/// ```
+/// use onewrite::publish::{Epoch, SourceEvent, SourceEvents};
+/// let (sender, told) = crossbeam_channel::unbounded();
+/// let events = SourceEvents::new(sender);
+/// events.clone().send(SourceEvent::Up { epoch: Epoch(1) });
+/// assert!(matches!(told.try_recv(), Ok(SourceEvent::Up { epoch: Epoch(1) })));
+/// ```
 #[derive(Debug, Clone)]
 pub struct SourceEvents(Sender<SourceEvent>);
 
 impl SourceEvents {
     /// Wraps the sending half of an unbounded channel.
+    ///
+    /// ```
+    /// # use onewrite::publish::{Epoch, SourceEvent, SourceEvents};
+    /// let (sender, told) = crossbeam_channel::unbounded();
+    /// assert!(SourceEvents::new(sender).send(SourceEvent::Up { epoch: Epoch(1) }));
+    /// assert_eq!(told.len(), 1);
+    /// ```
     #[must_use]
     pub fn new(sender: Sender<SourceEvent>) -> Self {
         Self(sender)
     }
 
     /// Tells the consumer. Returns `false` when the consumer is gone, upon which the source should end.
+    ///
+    /// ```
+    /// # use onewrite::publish::{Epoch, SourceEvent, SourceEvents};
+    /// let (sender, told) = crossbeam_channel::unbounded();
+    /// drop(told); // the consumer is gone
+    /// assert!(!SourceEvents::new(sender).send(SourceEvent::Up { epoch: Epoch(1) }));
+    /// ```
     pub fn send(&self, event: SourceEvent) -> bool {
         self.0.send(event).is_ok()
     }
 }
 
 /// A queue on a broker, as the consumer sees it: manual acknowledgement, bounded prefetch.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use std::time::Duration;
+/// use onewrite::SettingError;
+/// use onewrite::publish::{DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
+///
+/// /// A queue that is always empty.
+/// #[derive(Debug, Default)]
+/// struct Empty;
+///
+/// impl Source for Empty {
+///     fn start(&mut self, events: SourceEvents, _prefetch: u16) -> Result<(), SettingError> {
+///         events.send(SourceEvent::Up { epoch: Epoch(1) });
+///         Ok(())
+///     }
+///     fn settle(&mut self, _settlements: Vec<(DeliveryTag, Settlement)>) {}
+///     fn stop(&mut self, _deadline: Duration) {}
+/// }
+///
+/// let consumer = store.consumer("credit-service").run(Empty, |_, _| Ok(()))?;
+/// assert_eq!(consumer.stop(Duration::from_secs(5)).applied, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Source: Send + fmt::Debug + 'static {
     /// Begins connecting and consuming, in the background, with at most `prefetch` unsettled deliveries. Called once.
     ///

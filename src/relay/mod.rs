@@ -30,6 +30,21 @@ use crate::wire::{HeaderSpelling, Wire};
 pub use self::machine::types::{Ordering, QuarantinePolicy};
 
 /// Settings of a relay, before it runs. See [`Store::relay`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// use onewrite::{Ordering, QuarantinePolicy};
+/// let relay = store
+///     .relay("rabbit")
+///     .ordering(Ordering::Total)
+///     .on_quarantine(QuarantinePolicy::SkipEvent)
+///     .window_events(1024)
+///     .publish_to(broker.publisher())?;
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `publish_to` is called"]
 pub struct RelayBuilder {
@@ -97,18 +112,48 @@ impl Store {
 
 impl RelayBuilder {
     /// How far apart events may overtake each other; [`Ordering::PerKey`] unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use onewrite::Ordering;
+    /// let relay = store.relay("rabbit").ordering(Ordering::Total).publish_to(broker.publisher())?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn ordering(mut self, ordering: Ordering) -> Self {
         self.settings.ordering = ordering;
         self
     }
 
     /// What happens to later events of a key when one is quarantined; [`QuarantinePolicy::HoldKey`] unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use onewrite::QuarantinePolicy;
+    /// let relay = store.relay("rabbit").on_quarantine(QuarantinePolicy::SkipEvent).publish_to(broker.publisher())?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn on_quarantine(mut self, policy: QuarantinePolicy) -> Self {
         self.settings.on_quarantine = policy;
         self
     }
 
     /// Unconfirmed events at most; 512 unless set, 16,384 at most. Throughput is where 256 or more are in flight.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// assert!(store.relay("rabbit").window_events(0).publish_to(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").window_events(1024).publish_to(broker.publisher())?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn window_events(mut self, events: usize) -> Self {
         self.settings.window_events = events;
         self.settings.lookahead_events = events.saturating_mul(LOOKAHEAD_PER_WINDOW);
@@ -116,6 +161,16 @@ impl RelayBuilder {
     }
 
     /// Unconfirmed payload bytes at most; 8 MiB unless set. One larger event may go alone.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// assert!(store.relay("rabbit").window_bytes(0).publish_to(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").window_bytes(1 << 20).publish_to(broker.publisher())?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn window_bytes(mut self, bytes: usize) -> Self {
         self.settings.window_bytes = bytes;
         self.settings.lookahead_bytes = bytes.saturating_mul(2);
@@ -123,12 +178,36 @@ impl RelayBuilder {
     }
 
     /// Tries of an event that the broker itself refuses, before it is quarantined; 5 unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// assert!(store.relay("rabbit").attempts(0).publish_to(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").attempts(3).publish_to(broker.publisher())?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.settings.attempts_max = attempts;
         self
     }
 
     /// Tries of an event whose destination is missing, closed to us or routes nowhere, before it is quarantined; 10 unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use std::time::Duration;
+    /// use onewrite::{ConfirmError, Event};
+    /// let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "nowhere")))?;
+    /// let error = receipt.confirmed(Duration::from_secs(5)).unwrap_err();
+    /// assert!(matches!(error, ConfirmError::Quarantined { seq: 0, .. }));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn destination_attempts(mut self, attempts: u32) -> Self {
         self.settings.destination_attempts_max = attempts;
         self
@@ -136,30 +215,96 @@ impl RelayBuilder {
 
     /// First and longest wait between tries of one event; 100 ms and 30 s unless set. Destination faults wait ten times
     /// longer at first. Waits are jittered.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use std::time::Duration;
+    /// let (short, long) = (Duration::from_millis(50), Duration::from_secs(10));
+    /// assert!(store.relay("rabbit").backoff(long, short).publish_to(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").backoff(short, long).publish_to(broker.publisher())?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         (self.settings.backoff_first_ms, self.settings.backoff_max_ms) = (as_ms(first), as_ms(longest));
         self
     }
 
     /// How CloudEvents attributes are spelt as headers.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// use onewrite::HeaderSpelling;
+    /// let relay = store.relay("rabbit").header_spelling(HeaderSpelling::Dash).publish_to(broker.publisher())?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
+    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// let message = &broker.messages("payments")[0].message; // the first event, published
+    /// assert_eq!(message.header("ce-id").and_then(|id| id.as_text()), Some("p-1"));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn header_spelling(mut self, spelling: HeaderSpelling) -> Self {
         self.spelling = spelling;
         self
     }
 
     /// The CloudEvents `source`: a URI reference; `/onewrite/` and the store's id unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// let relay = store.relay("rabbit").source("/services/ledger").publish_to(broker.publisher())?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
+    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// let message = &broker.messages("payments")[0].message; // the first event, published
+    /// assert_eq!(message.header("cloudEvents_source").and_then(|source| source.as_text()), Some("/services/ledger"));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn source(mut self, source: impl Into<String>) -> Self {
         self.source = Some(source.into());
         self
     }
 
     /// The AMQP `app_id`.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// let relay = store.relay("rabbit").app_id("ledger").publish_to(broker.publisher())?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
+    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// let message = &broker.messages("payments")[0].message; // the first event, published
+    /// assert_eq!(message.app_id.as_deref(), Some("ledger"));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn app_id(mut self, app_id: impl Into<String>) -> Self {
         self.app_id = Some(app_id.into());
         self
     }
 
     /// Where a relay begins whose name the store does not know yet; at the oldest event unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use onewrite::StartAt;
+    /// let relay = store.relay("rabbit").start_at(StartAt::Newest).publish_to(broker.publisher())?;
+    /// assert_eq!(store.stats()?.relays["rabbit"].position, 0); // nothing was appended yet
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn start_at(mut self, start: StartAt) -> Self {
         self.start = start;
         self
@@ -196,6 +341,18 @@ impl RelayBuilder {
     /// # Errors
     /// [`Error::Setting`] for a setting that cannot work, [`Error::RelayRunning`] for a name that runs already, or
     /// what the store says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use onewrite::Error;
+    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let second = store.relay("rabbit").publish_to(broker.publisher());
+    /// assert!(matches!(second, Err(Error::RelayRunning { .. })));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn publish_to(self, mut publisher: impl Publisher) -> Result<Relay> {
         self.check()?;
         let cursor = self.store.cursor(&self.name, self.start)?;
@@ -248,6 +405,19 @@ impl Drop for Registered {
 }
 
 /// A running relay. Dropping it stops it, waiting 5 s at most.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// use std::time::Duration;
+/// use onewrite::{Event, Relay};
+/// let relay: Relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?.confirmed(Duration::from_secs(5))?;
+/// assert_eq!(relay.stop(Duration::from_secs(5)).confirmed, 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "dropping a relay stops it"]
 pub struct Relay {
@@ -257,6 +427,18 @@ pub struct Relay {
 }
 
 /// What a stopped relay leaves.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// use std::time::Duration;
+/// let report: onewrite::StopReport = relay.stop(Duration::from_secs(5));
+/// assert!(report.clean);
+/// assert_eq!((report.backlog_events, report.unknown), (0, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct StopReport {
@@ -272,16 +454,58 @@ pub struct StopReport {
 
 impl Relay {
     /// Publishes nothing new until [`resume`](Self::resume). What is in flight gets its outcome.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// # use std::time::Duration;
+    /// # use onewrite::Event;
+    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// relay.pause();
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?; // writes go on
+    /// assert_eq!(relay.stop(Duration::from_secs(5)).unknown, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn pause(&self) {
         let _ = self.requests.send(RelayRequest::Pause);
     }
 
     /// Goes on after [`pause`](Self::pause).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// # use std::time::Duration;
+    /// # use onewrite::Event;
+    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// relay.pause();
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?; // writes go on
+    /// relay.resume();
+    /// receipt.confirmed(Duration::from_secs(5))?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn resume(&self) {
         let _ = self.requests.send(RelayRequest::Resume);
     }
 
     /// How it is, and its figures.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let status = relay.status();
+    /// assert_eq!(status.in_flight, 0);
+    /// assert_eq!(status.last_fault, None);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn status(&self) -> RelayStatus {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -289,6 +513,19 @@ impl Relay {
 
     /// Stops, `patience` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
     /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use std::time::Duration;
+    /// # use onewrite::Event;
+    /// broker.go_down();
+    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// assert_eq!(relay.stop(Duration::from_secs(5)).backlog_events, 1); // it stays in the log
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stop(mut self, patience: Duration) -> StopReport {
         self.end(patience)
     }

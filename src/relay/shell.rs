@@ -68,7 +68,13 @@ pub(crate) struct Shell {
     todo: VecDeque<Action>,
     scratch: Vec<Action>,
     changes: Vec<Change>,
+    /// Confirms that no crash can undo: below the position that is saved with them, or of an event with a row.
     confirmed: u64,
+    /// Events that are confirmed and wait for the position to pass them. After a crash they are published again, so
+    /// they count only then. The lookahead bounds it.
+    confirmed_ahead: BTreeSet<u64>,
+    /// The newest position that was handed over.
+    position: u64,
     /// Rows were changed since the last flush.
     rows_waiting: bool,
     state: RelayState,
@@ -116,6 +122,7 @@ impl Shell {
         let mut scratch = Vec::new();
         let machine = Machine::new(settings, recovered, now, &mut scratch);
         Ok(Self {
+            position: cursor.position,
             registered,
             cursor,
             machine,
@@ -130,6 +137,7 @@ impl Shell {
             scratch,
             changes: Vec::new(),
             confirmed: 0,
+            confirmed_ahead: BTreeSet::new(),
             rows_waiting: false,
             state: RelayState::Connecting,
             connections: 0,
@@ -234,20 +242,36 @@ impl Shell {
             Action::LoadDue { after, until_ms, events_max } => self.load_due(after, until_ms, events_max)?,
             Action::LoadParked { key, events_max } => self.load_parked(key, events_max)?,
             Action::Save(change) => {
-                self.rows_waiting |= !matches!(change, Change::Position(_));
+                match change {
+                    Change::Position(position) => self.pass(position),
+                    _ => self.rows_waiting = true,
+                }
                 self.changes.push(change);
             }
             Action::Confirmed { seq } => {
-                self.confirmed += 1;
+                if seq < self.position {
+                    self.confirmed += 1;
+                } else {
+                    self.confirmed_ahead.insert(seq);
+                }
                 self.waiters.confirmed(seq);
             }
             Action::Quarantined { seq, fault } => {
                 tracing::warn!(seq, %fault, "an event goes to quarantine");
+                // Whoever is told looks at the quarantine next: its row must be on its way before.
+                self.hand_over_changes()?;
                 self.waiters.quarantined(seq, &fault);
             }
             Action::Forget { seq } => _ = self.held.remove(&seq),
         }
         Ok(())
+    }
+
+    fn pass(&mut self, position: u64) {
+        self.position = position;
+        let ahead = self.confirmed_ahead.split_off(&position);
+        let passed = std::mem::replace(&mut self.confirmed_ahead, ahead);
+        self.confirmed += passed.len() as u64;
     }
 
     fn publish(&mut self, epoch: Epoch, ticket: Ticket, seq: u64, resend: bool, isolated: bool) {

@@ -76,6 +76,17 @@ struct Shared {
 }
 
 /// What [`Store::write_once`] did.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, Once};
+/// match store.write_once("request-17", |tx| tx.append(Event::bytes("paid", "1").to("", "payments")))? {
+///     Once::Done(receipt) => assert_eq!(receipt.seqs(), [0]),
+///     _ => unreachable!("no request of this id came before"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Once<T> {
@@ -87,6 +98,15 @@ pub enum Once<T> {
 
 impl<T> Once<T> {
     /// Whether the request had been committed before.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let again = || store.write_once("request-17", |_| Ok(()));
+    /// assert!(!again()?.is_repeat());
+    /// assert!(again()?.is_repeat());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn is_repeat(&self) -> bool {
         matches!(self, Self::Repeated(_))
@@ -98,11 +118,27 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Open`], naming the file.
+    ///
+    /// ```
+    /// use onewrite::Store;
+    /// # let folder = tempfile::tempdir()?;
+    /// let store = Store::open(folder.path().join("payments.redb"))?;
+    /// assert!(Store::open(store.path()).is_err()); // one owner
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::builder().open(path)
     }
 
     /// Settings before opening.
+    ///
+    /// ```
+    /// use onewrite::Store;
+    /// # let folder = tempfile::tempdir()?;
+    /// let store = Store::builder().cache_bytes(4 << 20).open(folder.path().join("payments.redb"))?;
+    /// assert_eq!(store.stats()?.next_seq, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn builder() -> StoreBuilder {
         StoreBuilder::default()
     }
@@ -142,6 +178,13 @@ impl Store {
     }
 
     /// The file.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.path(), folder.path().join("a.redb"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.core().path
@@ -158,6 +201,22 @@ impl Store {
     /// # Errors
     /// The closure's own error ([`Error::app`] wraps the application's), [`Error::Panicked`], [`Error::Poisoned`],
     /// [`Error::CommitUnknown`]; [`Error::InsideTransaction`] when called from inside a transaction of the same store.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Error, Event};
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// assert_eq!(receipt.seqs(), [0]); // durable
+    ///
+    /// let refused = store.write(|tx| {
+    ///     tx.append(Event::bytes("paid", "2").to("", "payments"))?;
+    ///     Err::<(), _>(Error::app("insufficient funds"))
+    /// });
+    /// assert!(refused.is_err());
+    /// assert_eq!(store.stats()?.next_seq, 1); // no trace of the second
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write<T, F>(&self, write: F) -> Result<Receipt<T>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -175,6 +234,18 @@ impl Store {
     /// The closure is queued at the first poll. Dropping the future after that does not take it back: give the
     /// request an id ([`write_once`](Self::write_once)) or the event one, and a retry is safe. A backlog quota's
     /// waiting policy does not apply; `append` fails at once.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let receipt = store.write_async(|tx| tx.append(Event::bytes("paid", "1").to("", "payments"))).await?;
+    /// assert_eq!(receipt.seqs(), [0]);
+    /// # Ok::<(), onewrite::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn write_async<T, F>(&self, write: F) -> WriteFuture<T>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -255,6 +326,16 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Poisoned`], or [`Error::InsideTransaction`] when this thread is inside one already.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+    /// assert_eq!(tx.commit()?.seqs(), [0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn begin(&self) -> Result<Transaction> {
         self.core().refuse_inside("Store::begin")?;
         self.ready()?;
@@ -266,6 +347,17 @@ impl Store {
     ///
     /// # Errors
     /// What redb says, or [`Error::Closed`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let before = store.read()?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// assert!(before.event(0)?.is_none()); // as of its own moment
+    /// assert!(store.read()?.event(0)?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn read(&self) -> Result<Snapshot> {
         Ok(Snapshot::new(self.core().begin_read()?))
     }
@@ -275,6 +367,16 @@ impl Store {
     ///
     /// # Errors
     /// What the storage engine says while closing; what was committed is durable all the same.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Error;
+    /// let other = store.clone();
+    /// store.close()?;
+    /// assert!(matches!(other.write(|_| Ok(())), Err(Error::Closed { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn close(self) -> Result<()> {
         self.core().refuse_inside("Store::close")?;
         self.shared.end_writer();
@@ -342,6 +444,16 @@ impl Drop for Shared {
 }
 
 /// A write on its way. See [`Store::write_async`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::WriteFuture;
+/// let write: WriteFuture<u32> = store.write_async(|_| Ok(7)); // nothing happens before it is polled
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// assert_eq!(runtime.block_on(write)?.into_value(), 7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[must_use = "a future does nothing until it is polled"]
 pub struct WriteFuture<T> {
     store: Store,

@@ -12,6 +12,21 @@ use crate::message::{Fault, FaultClass};
 use crate::relay::machine::types::{Change, Exception, ExceptionState};
 
 /// An event in quarantine, and why.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+/// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
+/// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+/// use onewrite::{FaultClass, Quarantined};
+/// let entry: Quarantined = store.quarantine("rabbit")?.list(None, 1)?.remove(0);
+/// assert_eq!((entry.seq, entry.key.as_deref()), (0, Some("alice")));
+/// assert_eq!(entry.fault.class, FaultClass::Destination);
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Quarantined {
@@ -32,6 +47,22 @@ pub struct Quarantined {
 }
 
 /// The quarantine of one relay, running or not. See [`Store::quarantine`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+/// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
+/// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+/// let quarantine: onewrite::Quarantine = store.quarantine("rabbit")?;
+/// for entry in quarantine.list(None, 100)? {
+///     quarantine.discard(entry.seq)?;
+/// }
+/// assert!(quarantine.list(None, 100)?.is_empty());
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Quarantine {
     store: Store,
@@ -44,6 +75,14 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NoSuchRelay`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Error;
+    /// assert!(matches!(store.quarantine("nobody"), Err(Error::NoSuchRelay { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn quarantine(&self, relay: &str) -> Result<Quarantine> {
         let id = self.core().tail().cursors.get(relay).map(|cursor| cursor.id);
         let id = id.ok_or_else(|| Error::NoSuchRelay { name: relay.to_owned() })?;
@@ -56,6 +95,21 @@ impl Quarantine {
     ///
     /// # Errors
     /// What the storage engine says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
+    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// let quarantine = store.quarantine("rabbit")?;
+    /// let page = quarantine.list(None, 100)?;
+    /// assert_eq!(page[0].seq, 0);
+    /// assert!(quarantine.list(Some(0), 100)?.is_empty()); // the next page
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
         self.store.core().refuse_inside("Quarantine")?;
         self.store.flush_ride(None)?;
@@ -78,6 +132,20 @@ impl Quarantine {
     ///
     /// # Errors
     /// [`Error::NotQuarantined`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
+    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// let (entry, record) = store.quarantine("rabbit")?.show(0)?;
+    /// assert!(entry.holds_key);
+    /// assert_eq!(record?.payload(), b"1");
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn show(&self, seq: u64) -> Result<(Quarantined, Result<Recorded>)> {
         let entry = self.find(seq)?;
         let missing = || Error::Corrupt(crate::error::CorruptError { seq, what: "it is missing" });
@@ -90,6 +158,22 @@ impl Quarantine {
     ///
     /// # Errors
     /// [`Error::NotQuarantined`]; [`Error::Corrupt`] if its record cannot be read: such an event can only be discarded.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
+    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// use std::time::Duration;
+    /// broker.declare_queue("nowhere", Default::default()); // what was wrong is put right
+    /// store.quarantine("rabbit")?.redrive(0)?;
+    /// receipt.confirmed(Duration::from_secs(5))?;
+    /// assert_eq!(broker.queue_len("nowhere"), 1);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn redrive(&self, seq: u64) -> Result<()> {
         let (entry, record) = self.show(seq)?;
         record?;
@@ -111,6 +195,21 @@ impl Quarantine {
     ///
     /// # Errors
     /// [`Error::NotQuarantined`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
+    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// use onewrite::Error;
+    /// let quarantine = store.quarantine("rabbit")?;
+    /// quarantine.discard(0)?;
+    /// assert!(matches!(quarantine.discard(0), Err(Error::NotQuarantined { seq: 0, .. })));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn discard(&self, seq: u64) -> Result<()> {
         let entry = self.find(seq)?;
         // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.

@@ -43,6 +43,20 @@ impl Snapshot {
     ///
     /// # Errors
     /// What redb says: no such table, or another type under this name.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::redb::TableDefinition;
+    /// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// store.write(|tx| {
+    ///     tx.open_table(ACCOUNTS)?.insert("alice", 100)?;
+    ///     Ok(())
+    /// })?;
+    /// let accounts = store.read()?.open_table(ACCOUNTS)?;
+    /// assert_eq!(accounts.get("alice")?.map(|row| row.value()), Some(100));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open_table<K: Key + 'static, V: Value + 'static>(
         &self,
         definition: TableDefinition<'_, K, V>,
@@ -54,6 +68,16 @@ impl Snapshot {
     ///
     /// # Errors
     /// As [`open_table`](Self::open_table).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::redb::MultimapTableDefinition;
+    /// const OWNERS: MultimapTableDefinition<&str, u64> = MultimapTableDefinition::new("owners");
+    /// store.write(|tx| Ok(tx.open_multimap_table(OWNERS)?.insert("alice", 1)?))?;
+    /// assert_eq!(store.read()?.open_multimap_table(OWNERS)?.get("alice")?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open_multimap_table<K: Key + 'static, V: Key + 'static>(
         &self,
         definition: redb::MultimapTableDefinition<'_, K, V>,
@@ -65,6 +89,17 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) if its record fails its check.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// let snapshot = store.read()?;
+    /// assert_eq!(snapshot.event(0)?.expect("appended above").event_type(), "paid");
+    /// assert!(snapshot.event(1)?.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
         let log = self.tx.open_table(LOG)?;
         match redb::ReadableTable::get(&log, seq)? {
@@ -78,6 +113,20 @@ impl Snapshot {
     ///
     /// # Errors
     /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// store.write(|tx| {
+    ///     tx.append(Event::bytes("opened", "1").unpublished())?;
+    ///     tx.append(Event::bytes("paid", "2").unpublished())
+    /// })?;
+    /// for event in store.read()?.events(1)? {
+    ///     assert_eq!(event?.event_type(), "paid");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn events(&self, from: u64) -> Result<Events> {
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
@@ -87,6 +136,20 @@ impl Snapshot {
 }
 
 /// Events of a [`Snapshot`], in order.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::Event;
+/// store.write(|tx| {
+///     tx.append(Event::bytes("opened", "1").unpublished())?;
+///     tx.append(Event::bytes("paid", "2").unpublished())
+/// })?;
+/// let mut events: onewrite::Events = store.read()?.events(0)?;
+/// assert_eq!(events.next().transpose()?.map(|event| event.seq()), Some(0));
+/// assert_eq!(events.count(), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Events {
     range: redb::Range<'static, u64, &'static [u8]>,
     /// No record below may come any more.

@@ -12,6 +12,18 @@ use crate::oneshot;
 /// Proof of a durable write: the closure's value, and the sequence numbers of its events.
 ///
 /// When a receipt exists, state and events are on disk. It can also wait for the broker's word.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, Receipt};
+/// let receipt: Receipt<u32> = store.write(|tx| {
+///     tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+///     Ok(400)
+/// })?;
+/// assert_eq!((receipt.seqs(), receipt.value()), (&[0][..], &400));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct Receipt<T = ()> {
     value: T,
@@ -21,6 +33,17 @@ pub struct Receipt<T = ()> {
 }
 
 /// Why waiting for the broker ended without its word.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use std::time::Duration;
+/// use onewrite::{ConfirmError, Event};
+/// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+/// let error = receipt.confirmed(Duration::from_secs(5)).unwrap_err(); // at once: no relay runs
+/// assert!(matches!(error, ConfirmError::NoRelay(_)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfirmError {
@@ -55,18 +78,45 @@ impl<T> Receipt<T> {
     }
 
     /// The sequence numbers of the events appended, in order. A repeated event shows the first one's.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// let receipt = store.write(|tx| {
+    ///     tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+    ///     tx.append(Event::bytes("audited", "1").unpublished())
+    /// })?;
+    /// assert_eq!(receipt.seqs(), [0, 1]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn seqs(&self) -> &[u64] {
         &self.seqs
     }
 
     /// What the closure returned.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.write(|_| Ok(7))?.value(), &7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn value(&self) -> &T {
         &self.value
     }
 
     /// What the closure returned.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let name: String = store.write(|_| Ok("alice".to_owned()))?.into_value();
+    /// assert_eq!(name, "alice");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn into_value(self) -> T {
         self.value
@@ -79,6 +129,21 @@ impl<T> Receipt<T> {
     /// # Errors
     /// See [`ConfirmError`]. On a timeout nothing is lost. Inside a write closure or an open transaction of the same
     /// store it fails at once: the events that it waits for might be that very transaction's.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// use std::time::Duration;
+    /// use onewrite::Event;
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// receipt.confirmed(Duration::from_secs(5))?;
+    /// assert_eq!(broker.queue_len("payments"), 1);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn confirmed(&self, patience: Duration) -> Result<(), ConfirmError> {
         let only =
             "there is no relay, or more than one, on this store in this process; name it with `confirmed_by`";
@@ -89,6 +154,22 @@ impl<T> Receipt<T> {
     ///
     /// # Errors
     /// See [`ConfirmError`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// use std::time::Duration;
+    /// use onewrite::Event;
+    /// let (one, two) = (store.relay("one").publish_to(broker.publisher())?, store.relay("two").publish_to(broker.publisher())?);
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// receipt.confirmed_by("one", Duration::from_secs(5))?;
+    /// receipt.confirmed_by("two", Duration::from_secs(5))?;
+    /// assert!(receipt.confirmed_by("three", Duration::from_secs(5)).is_err());
+    /// # let _ = (one.stop(Duration::from_secs(5)), two.stop(Duration::from_secs(5)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn confirmed_by(&self, relay: &str, patience: Duration) -> Result<(), ConfirmError> {
         self.wait(|core| core.relays.port(relay), "no relay of this name runs in this process", patience)
     }

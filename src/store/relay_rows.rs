@@ -16,6 +16,22 @@ use crate::log::record;
 use crate::relay::machine::types::{Exception, ExceptionState, Key};
 
 /// Where a new relay begins.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// use std::time::Duration;
+/// use onewrite::{Event, StartAt};
+/// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
+/// pay()?; // before the relay is made: not for it
+/// let relay = store.relay("new").start_at(StartAt::Newest).publish_to(broker.publisher())?;
+/// pay()?.confirmed(Duration::from_secs(5))?;
+/// assert_eq!(broker.queue_len("payments"), 1);
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum StartAt {
@@ -58,6 +74,20 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NoSuchRelay`], or [`Error::RelayRunning`] while it runs.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// use std::time::Duration;
+    /// use onewrite::Error;
+    /// let relay = store.relay("old").publish_to(broker.publisher())?;
+    /// assert!(matches!(store.forget_relay("old"), Err(Error::RelayRunning { .. })));
+    /// relay.stop(Duration::from_secs(5));
+    /// store.forget_relay("old")?;
+    /// assert!(store.stats()?.relays.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn forget_relay(&self, name: &str) -> Result<()> {
         let core = self.core();
         core.refuse_inside("Store::forget_relay")?;

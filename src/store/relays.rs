@@ -39,6 +39,15 @@ pub(crate) enum Awaited {
 }
 
 /// How a relay is.
+///
+/// ```
+/// use onewrite::RelayState;
+/// fn is_well(state: &RelayState) -> bool {
+///     matches!(state, RelayState::Connecting | RelayState::Connected)
+/// }
+/// assert!(is_well(&RelayState::default()));
+/// assert!(!is_well(&RelayState::Paused));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RelayState {
@@ -60,6 +69,18 @@ pub enum RelayState {
 }
 
 /// A relay's state and figures. Counters count since it was started.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// let status: onewrite::RelayStatus = relay.status();
+/// assert_eq!((status.in_flight, status.quarantined), (0, 0));
+/// assert!(!status.stalled);
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RelayStatus {

@@ -12,6 +12,14 @@ use crate::limits::{
 use crate::time::{Clock, SystemClock, as_ms};
 
 /// What happens when the backlog quota is reached.
+///
+/// ```
+/// use std::time::Duration;
+/// use onewrite::QuotaPolicy;
+/// assert_eq!(QuotaPolicy::default(), QuotaPolicy::Refuse);
+/// let patient = QuotaPolicy::Wait(Duration::from_millis(500));
+/// # let _ = patient;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum QuotaPolicy {
@@ -23,6 +31,17 @@ pub enum QuotaPolicy {
 }
 
 /// A limit on what may wait for the broker. None unless set: writes then go on until the disk is full.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// use onewrite::{BacklogQuota, Error, Event, QuotaPolicy, Store};
+/// let quota = BacklogQuota { events_max: 1, bytes_max: 1 << 20, policy: QuotaPolicy::Refuse };
+/// let store = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb"))?;
+/// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
+/// pay()?;
+/// assert!(matches!(pay(), Err(Error::BacklogFull { events_max: 1, .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BacklogQuota {
     /// Events at most.
@@ -34,6 +53,13 @@ pub struct BacklogQuota {
 }
 
 /// How long confirmed events stay in the log. They stay while *any* of the set limits still wants them.
+///
+/// ```
+/// use std::time::Duration;
+/// use onewrite::Retention;
+/// let retention = Retention::until_confirmed().keep_events(1000).keep_age(Duration::from_secs(3600));
+/// assert_eq!((retention.events_min, retention.age_ms_min), (1000, 3_600_000));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Retention {
     /// The newest this many.
@@ -58,23 +84,41 @@ impl Retention {
         Self::default()
     }
     /// Nothing is ever trimmed: for event sourcing.
+    ///
+    /// ```
+    /// assert!(onewrite::Retention::forever().forever);
+    /// ```
     #[must_use]
     pub fn forever() -> Self {
         Self { forever: true, ..Self::default() }
     }
     /// Keeps the newest `events`.
+    ///
+    /// ```
+    /// assert_eq!(onewrite::Retention::default().keep_events(1000).events_min, 1000);
+    /// ```
     #[must_use]
     pub fn keep_events(mut self, events: u64) -> Self {
         self.events_min = events;
         self
     }
     /// Keeps the newest records of `bytes` together.
+    ///
+    /// ```
+    /// assert_eq!(onewrite::Retention::default().keep_bytes(1 << 30).bytes_min, 1 << 30);
+    /// ```
     #[must_use]
     pub fn keep_bytes(mut self, bytes: u64) -> Self {
         self.bytes_min = bytes;
         self
     }
     /// Keeps what is younger than `age`.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// let retention = onewrite::Retention::default().keep_age(Duration::from_secs(60));
+    /// assert_eq!(retention.age_ms_min, 60_000);
+    /// ```
     #[must_use]
     pub fn keep_age(mut self, age: Duration) -> Self {
         self.age_ms_min = as_ms(age);
@@ -133,30 +177,71 @@ impl Default for StoreBuilder {
 
 impl StoreBuilder {
     /// Bytes of redb's page cache; 32 MiB unless set (redb's own default is 1 GiB).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::Store;
+    /// let store = Store::builder().cache_bytes(4 << 20).open(folder.path().join("a.redb"))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.settings.cache_bytes = bytes;
         self
     }
 
     /// Cap on one event's payload; 1 MiB unless set, at most [`PAYLOAD_BYTES_MAX`]. RabbitMQ 3.10 takes 128 MiB, RabbitMQ 4 takes 16 MiB.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Event, Store};
+    /// let store = Store::builder().payload_bytes_max(4).open(folder.path().join("a.redb"))?;
+    /// let error = store.write(|tx| tx.append(Event::bytes("paid", "12345").to("", "payments"))).unwrap_err();
+    /// assert_eq!(error.to_string(), "the payload is 5 bytes long; this store takes at most 4");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn payload_bytes_max(mut self, bytes: usize) -> Self {
         self.settings.payload_bytes_max = bytes;
         self
     }
 
     /// Limits what may wait for the broker.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{BacklogQuota, QuotaPolicy, Store};
+    /// let quota = BacklogQuota { events_max: 0, bytes_max: 1 << 30, policy: QuotaPolicy::Refuse };
+    /// let refused = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb"));
+    /// assert!(refused.is_err()); // a quota of zero would refuse every event
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn backlog_quota(mut self, quota: BacklogQuota) -> Self {
         self.settings.quota = Some(quota);
         self
     }
 
     /// How long confirmed events stay in the log; not at all unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Retention, Store};
+    /// let store = Store::builder().retention(Retention::forever()).open(folder.path().join("a.redb"))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn retention(mut self, retention: Retention) -> Self {
         self.settings.retention = retention;
         self
     }
 
     /// How long a seen id (request, delivery, event id given by the application) is remembered at least; 7 days unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use std::time::Duration;
+    /// use onewrite::Store;
+    /// let day = Duration::from_secs(24 * 3600);
+    /// let store = Store::builder().inbox_age(30 * day).open(folder.path().join("a.redb"))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn inbox_age(mut self, age: Duration) -> Self {
         self.settings.inbox_age_ms = as_ms(age);
         self
@@ -164,12 +249,29 @@ impl StoreBuilder {
 
     /// How long a relay's progress may wait for a commit to ride on before it gets one of its own; 250 ms unless set.
     /// What is not written when the process dies is published again.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use std::time::Duration;
+    /// use onewrite::Store;
+    /// let store = Store::builder().progress_delay(Duration::from_millis(50)).open(folder.path().join("a.redb"))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn progress_delay(mut self, delay: Duration) -> Self {
         self.settings.ride_ms = as_ms(delay);
         self
     }
 
     /// Whether a missing file is created; yes unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::Store;
+    /// let path = folder.path().join("a.redb");
+    /// assert!(Store::builder().create_if_missing(false).open(&path).is_err());
+    /// assert!(!path.exists());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create_if_missing(mut self, create: bool) -> Self {
         self.settings.create = create;
         self
@@ -177,12 +279,39 @@ impl StoreBuilder {
 
     /// Whether a redb database that has no log yet gets one; no unless set, so that a wrong path is not written to.
     /// The application's own tables stay as they are.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Store, redb::Database};
+    /// let path = folder.path().join("existing.redb");
+    /// drop(Database::create(&path)?); // a database of the application, without a log
+    /// assert!(Store::open(&path).is_err());
+    /// assert!(Store::builder().adopt_existing(true).open(&path).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn adopt_existing(mut self, adopt: bool) -> Self {
         self.settings.adopt = adopt;
         self
     }
 
     /// The clock; the operating system's unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use std::sync::Arc;
+    /// use onewrite::{Event, Store, time::{Clock, Now}};
+    /// #[derive(Debug)]
+    /// struct Fixed;
+    /// impl Clock for Fixed {
+    ///     fn now(&self) -> Now {
+    ///         Now { mono_ms: 0, wall_ms: 1_000 }
+    ///     }
+    /// }
+    /// let store = Store::builder().clock(Arc::new(Fixed)).open(folder.path().join("a.redb"))?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// assert_eq!(store.read()?.event(0)?.expect("appended above").time_ms(), 1_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.settings.clock = clock;
         self
@@ -195,6 +324,15 @@ impl StoreBuilder {
     ///
     /// # Errors
     /// [`Error::Open`](crate::Error::Open), naming the file, or [`Error::Setting`](crate::Error::Setting). Nothing is lost by trying.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Error, OpenError, Store};
+    /// let path = folder.path().join("payments.redb");
+    /// let store = Store::builder().open(&path)?;
+    /// assert!(matches!(Store::builder().open(&path), Err(Error::Open(OpenError::Locked { .. }))));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open(self, path: impl AsRef<Path>) -> Result<Store> {
         let settings = self.settings;
         if settings.payload_bytes_max > PAYLOAD_BYTES_MAX {

@@ -9,6 +9,17 @@ use super::{Store, relay_rows};
 use crate::error::Result;
 
 /// A store's figures at one moment.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::Event;
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+/// let stats: onewrite::Stats = store.stats()?;
+/// assert_eq!((stats.next_seq, stats.backlog_events, stats.writes), (1, 1, 1));
+/// assert!(stats.poisoned.is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
@@ -37,6 +48,19 @@ pub struct Stats {
 }
 
 /// One relay's figures, as durable; and as it runs, if it does.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// let stats = store.stats()?;
+/// let rabbit: &onewrite::RelayStats = &stats.relays["rabbit"];
+/// assert_eq!((rabbit.confirmed, rabbit.quarantined), (0, 0));
+/// assert!(rabbit.running.is_some());
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RelayStats {
@@ -61,6 +85,17 @@ impl Store {
     ///
     /// # Errors
     /// What the storage engine says while looking at the oldest event.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// let stats = store.stats()?;
+    /// assert_eq!(stats.backlog_events, 1); // nothing has published it
+    /// assert!(stats.backlog_bytes > 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stats(&self) -> Result<Stats> {
         let core = self.core();
         let (mut stats, oldest) = {

@@ -34,6 +34,18 @@ pub(crate) const REQUEST_SCOPE: &str = "onewrite.request";
 const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
 /// Where an event was appended.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::Event;
+/// let tx = store.begin()?;
+/// let pay = || tx.append(Event::bytes("paid", "1").id("payment-1").to("", "payments"));
+/// let (first, second) = (pay()?, pay()?);
+/// assert_eq!((first.seq, first.repeated), (0, false));
+/// assert_eq!((second.seq, second.repeated), (0, true));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Appended {
     /// Its sequence number: commit order, without a hole.
@@ -149,6 +161,18 @@ impl Transaction {
     ///
     /// # Errors
     /// What redb says (another type under this name, opened twice), or [`Error::ReservedTable`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::redb::{ReadableTable, TableDefinition};
+    /// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// let tx = store.begin()?;
+    /// tx.open_table(ACCOUNTS)?.insert("alice", 100)?;
+    /// assert_eq!(tx.open_table(ACCOUNTS)?.get("alice")?.map(|row| row.value()), Some(100));
+    /// tx.commit()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open_table<K: Key + 'static, V: Value + 'static>(
         &self,
         definition: TableDefinition<'_, K, V>,
@@ -161,6 +185,18 @@ impl Transaction {
     ///
     /// # Errors
     /// As [`open_table`](Self::open_table).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::redb::{MultimapTableDefinition, ReadableMultimapTable};
+    /// const OWNERS: MultimapTableDefinition<&str, u64> = MultimapTableDefinition::new("owners");
+    /// let tx = store.begin()?;
+    /// tx.open_multimap_table(OWNERS)?.insert("alice", 1)?;
+    /// tx.open_multimap_table(OWNERS)?.insert("alice", 2)?;
+    /// assert_eq!(tx.open_multimap_table(OWNERS)?.get("alice")?.len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open_multimap_table<K: Key + 'static, V: Key + 'static>(
         &self,
         definition: MultimapTableDefinition<'_, K, V>,
@@ -173,6 +209,18 @@ impl Transaction {
     ///
     /// # Errors
     /// As [`open_table`](Self::open_table).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::redb::TableDefinition;
+    /// const OLD: TableDefinition<&str, u64> = TableDefinition::new("old");
+    /// let tx = store.begin()?;
+    /// tx.open_table(OLD)?;
+    /// assert!(tx.delete_table(OLD)?);
+    /// assert!(!tx.delete_table(OLD)?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn delete_table(&self, definition: impl redb::TableHandle) -> Result<bool> {
         self.open(definition.name())?;
         Ok(self.redb().delete_table(definition)?)
@@ -194,6 +242,17 @@ impl Transaction {
     /// # Errors
     /// [`Error::Event`] naming the field that AMQP or the store's limits refuse; [`Error::Conflict`] for an id that is
     /// taken by other content; [`Error::BacklogFull`] where a quota is set. Nothing of the event is written then.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// assert_eq!(tx.append(Event::bytes("paid", "1").key("alice").to("", "payments"))?.seq, 0);
+    /// assert!(tx.append(Event::bytes("paid", "1")).is_err()); // it says neither where to go nor that it stays
+    /// tx.commit()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn append(&self, event: Event) -> Result<Appended> {
         event.validate()?;
         let max = self.core.settings.payload_bytes_max;
@@ -303,6 +362,17 @@ impl Transaction {
     ///
     /// # Errors
     /// [`Error::IdConflict`] if the id was seen with content of another checksum or length; and those of `first_time`.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Error;
+    /// let tx = store.begin()?;
+    /// assert!(tx.first_time_with("credit", "message-1", b"100")?);
+    /// assert!(!tx.first_time_with("credit", "message-1", b"100")?);
+    /// assert!(matches!(tx.first_time_with("credit", "message-1", b"999"), Err(Error::IdConflict { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn first_time_with(&self, scope: &str, id: impl AsRef<[u8]>, content: &[u8]) -> Result<bool> {
         let id = id.as_ref();
         let Some(first) = self.mark(scope, id, Some(content))? else { return Ok(true) };
@@ -347,6 +417,17 @@ impl Transaction {
     ///
     /// # Errors
     /// [`Error::Corrupt`] if its record fails its check.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// let seq = tx.append(Event::bytes("paid", "1").to("", "payments"))?.seq;
+    /// assert_eq!(tx.event(seq)?.expect("appended above").payload(), b"1");
+    /// assert!(tx.event(seq + 1)?.is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
         let pending = self.pending.borrow();
         if let Ok(at) = pending.frames.binary_search_by_key(&seq, |(seq, _)| *seq)
@@ -361,6 +442,17 @@ impl Transaction {
     }
 
     /// The sequence number that the next event appended here would get.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// assert_eq!(tx.next_seq(), 0);
+    /// tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+    /// assert_eq!(tx.next_seq(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn next_seq(&self) -> u64 {
         self.pending.borrow().next_seq
@@ -371,6 +463,17 @@ impl Transaction {
     /// # Errors
     /// On [`Error::CommitUnknown`] the change may be durable or not, and the store is poisoned; on any other nothing of
     /// it is.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+    /// let receipt = tx.commit()?;
+    /// assert_eq!(receipt.seqs(), [0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn commit(mut self) -> Result<Receipt> {
         let seqs = self.take_seqs();
         let core = Arc::clone(&self.core);
@@ -382,6 +485,17 @@ impl Transaction {
     ///
     /// # Errors
     /// What redb says; nothing is durable all the same.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+    /// tx.rollback()?;
+    /// assert_eq!(store.stats()?.next_seq, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rollback(mut self) -> Result<()> {
         self.abort()
     }

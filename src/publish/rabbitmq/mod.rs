@@ -111,6 +111,14 @@ impl RabbitMq {
 
     /// How often each side shows that it is alive: whole seconds, 10 by default. A dead peer is noticed within twice
     /// that. The lower of this and the broker's own value counts.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::new("amqp://localhost")?.heartbeat(Duration::from_secs(5));
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.options.heartbeat = heartbeat;
@@ -119,6 +127,14 @@ impl RabbitMq {
 
     /// How long a confirm may take, 60 s by default. After it the connection is given up and everything in flight is
     /// unknown. Time during which the broker blocks publishers does not count.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::new("amqp://localhost")?.confirm_deadline(Duration::from_secs(30));
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn confirm_deadline(mut self, deadline: Duration) -> Self {
         self.options.confirm_deadline = deadline;
@@ -126,6 +142,13 @@ impl RabbitMq {
     }
 
     /// The name that the broker shows for the connection. `onewrite` by default.
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::new("amqp://localhost")?.connection_name("ledger"); // shown in the management page
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn connection_name(mut self, name: impl Into<String>) -> Self {
         self.options.connection_name = name.into();
@@ -135,6 +158,14 @@ impl RabbitMq {
     /// First and longest wait between connection attempts, 0.1 s and 30 s by default. The waits double, with jitter,
     /// and start over once a connection has lasted 5 s or something was confirmed on it. After a refusal that waiting
     /// will not heal (wrong password, missing virtual host or exchange) it is always about 30 s.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::new("amqp://localhost")?.reconnect_backoff(Duration::from_millis(200), Duration::from_secs(60));
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn reconnect_backoff(mut self, first: Duration, max: Duration) -> Self {
         self.options.backoff = (first, max);
@@ -143,6 +174,13 @@ impl RabbitMq {
 
     /// Checks at each connect that this exchange exists. If not, nothing is published, and a fault of class
     /// [`FaultClass::Config`] says so until it does.
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::new("amqp://localhost")?.require_exchange("payments");
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn require_exchange(mut self, exchange: impl Into<String>) -> Self {
         self.options.required_exchanges.push(exchange.into());
@@ -150,6 +188,13 @@ impl RabbitMq {
     }
 
     /// Declares exchanges, queues and bindings at each connect. Nothing is declared unless this is called.
+    ///
+    /// ```
+    /// use onewrite::publish::{RabbitMq, Topology};
+    /// let publisher = RabbitMq::new("amqp://localhost")?.declare(Topology::new().queue("ledger"));
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn declare(mut self, topology: Topology) -> Self {
         self.options.topology = topology;
@@ -158,6 +203,13 @@ impl RabbitMq {
 
     /// Allows `amqp://` to a host that is not this machine. The password then travels in plain text: right only
     /// inside a tunnel or a private network.
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::new("amqp://app:secret@10.0.0.7")?.allow_plaintext_credentials();
+    /// assert!(!format!("{publisher:?}").contains("secret"));
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn allow_plaintext_credentials(mut self) -> Self {
         self.options.plaintext_allowed = true;

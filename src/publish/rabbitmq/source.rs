@@ -59,6 +59,14 @@ impl RabbitMqSource {
     }
 
     /// See [`RabbitMq::heartbeat`](super::RabbitMq::heartbeat).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onewrite::publish::RabbitMqSource;
+    /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.heartbeat(Duration::from_secs(5));
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.options.heartbeat = heartbeat;
@@ -66,6 +74,13 @@ impl RabbitMqSource {
     }
 
     /// See [`RabbitMq::connection_name`](super::RabbitMq::connection_name).
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMqSource;
+    /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.connection_name("ledger"); // shown in the management page
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn connection_name(mut self, name: impl Into<String>) -> Self {
         self.options.connection_name = name.into();
@@ -73,6 +88,14 @@ impl RabbitMqSource {
     }
 
     /// See [`RabbitMq::reconnect_backoff`](super::RabbitMq::reconnect_backoff).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use onewrite::publish::RabbitMqSource;
+    /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.reconnect_backoff(Duration::from_millis(200), Duration::from_secs(60));
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn reconnect_backoff(mut self, first: Duration, max: Duration) -> Self {
         self.options.backoff = (first, max);
@@ -80,6 +103,13 @@ impl RabbitMqSource {
     }
 
     /// See [`RabbitMq::declare`](super::RabbitMq::declare).
+    ///
+    /// ```
+    /// use onewrite::publish::{RabbitMqSource, Topology};
+    /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.declare(Topology::new().queue("ledger"));
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn declare(mut self, topology: Topology) -> Self {
         self.options.topology = topology;
@@ -87,6 +117,13 @@ impl RabbitMqSource {
     }
 
     /// See [`RabbitMq::allow_plaintext_credentials`](super::RabbitMq::allow_plaintext_credentials).
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMqSource;
+    /// let source = RabbitMqSource::new("amqp://app:secret@10.0.0.7", "ledger")?.allow_plaintext_credentials();
+    /// assert!(!format!("{source:?}").contains("secret"));
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
     #[must_use]
     pub fn allow_plaintext_credentials(mut self) -> Self {
         self.options.plaintext_allowed = true;

@@ -39,12 +39,23 @@ struct Binding {
 
 impl Topology {
     /// Nothing to declare.
+    ///
+    /// ```
+    /// use onewrite::publish::Topology;
+    /// assert_eq!(format!("{:?}", Topology::new()), format!("{:?}", Topology::default()));
+    /// ```
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// A durable exchange.
+    ///
+    /// ```
+    /// use onewrite::publish::{ExchangeKind, Topology};
+    /// let topology = Topology::new().exchange("payments", ExchangeKind::Topic);
+    /// assert!(format!("{topology:?}").contains("payments"));
+    /// ```
     #[must_use]
     pub fn exchange(mut self, name: impl Into<String>, kind: ExchangeKind) -> Self {
         self.exchanges.push((name.into(), kind));
@@ -52,6 +63,12 @@ impl Topology {
     }
 
     /// A durable queue of the broker's default kind.
+    ///
+    /// ```
+    /// use onewrite::publish::Topology;
+    /// let topology = Topology::new().queue("ledger");
+    /// assert!(format!("{topology:?}").contains("ledger"));
+    /// ```
     #[must_use]
     pub fn queue(self, name: impl Into<String>) -> Self {
         self.queue_with(name, [])
@@ -60,6 +77,12 @@ impl Topology {
     /// A durable queue with arguments, for example `x-queue-type`, `x-max-length`, `x-overflow`,
     /// `x-dead-letter-exchange`. An overflow of `drop-head`, RabbitMQ's default, confirms a message and then deletes
     /// an older one: use `reject-publish` where nothing may be lost.
+    ///
+    /// ```
+    /// use onewrite::publish::Topology;
+    /// let topology = Topology::new().queue_with("ledger", [("x-overflow", "reject-publish".into())]);
+    /// assert!(format!("{topology:?}").contains("x-overflow"));
+    /// ```
     #[must_use]
     pub fn queue_with<'a>(
         mut self,
@@ -72,6 +95,12 @@ impl Topology {
     }
 
     /// A binding of a queue to an exchange.
+    ///
+    /// ```
+    /// use onewrite::publish::Topology;
+    /// let topology = Topology::new().queue("ledger").bind("payments", "ledger", "payment.#");
+    /// assert!(format!("{topology:?}").contains("payment.#"));
+    /// ```
     #[must_use]
     pub fn bind(
         mut self,

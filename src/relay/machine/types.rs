@@ -12,6 +12,11 @@ use crate::publish::Epoch;
 pub(crate) type Key = Arc<str>;
 
 /// How far apart events may overtake each other.
+///
+/// ```
+/// use onewrite::Ordering;
+/// assert_eq!(Ordering::default(), Ordering::PerKey);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Ordering {
@@ -25,6 +30,11 @@ pub enum Ordering {
 }
 
 /// What happens to later events of a key when one of them is quarantined.
+///
+/// ```
+/// use onewrite::QuarantinePolicy;
+/// assert_eq!(QuarantinePolicy::default(), QuarantinePolicy::HoldKey);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum QuarantinePolicy {
