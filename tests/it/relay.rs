@@ -586,9 +586,9 @@ fn an_event_that_is_confirmed_again_counts_once() {
 fn what_is_told_as_quarantined_can_be_redriven_at_once() {
     let (_folder, store) = open();
     let broker = broker();
-    broker.script(Rule::any().times(20).then(Verdict::no_route()));
     let relay = quick(&store).destination_attempts(1).publish_to(broker.publisher()).unwrap();
     for n in 0..20 {
+        broker.script(Rule::any().times(1).then(Verdict::no_route()));
         let receipt = append(&store, event("x", None));
         assert!(matches!(receipt.confirmed(SOON), Err(ConfirmError::Quarantined { .. })));
         store.quarantine("r").unwrap().redrive(n).unwrap();
