@@ -203,7 +203,12 @@ fn create_aside(
     let prefix = format!(".{}.creating-", name.to_string_lossy());
     remove_left_over(folder, &prefix);
     let aside = folder.join(format!("{prefix}{}", fresh_uuid_text()));
-    let made = make(&aside, cache_bytes, initialise).and_then(|()| put_in_place(&aside, path));
+    let made = make(&aside, cache_bytes, initialise).and_then(|locked| {
+        let placed = put_in_place(&aside, path);
+        // Said, not left to closing: a process that is being forked elsewhere may hold a copy of the handle for a moment.
+        let _ = locked.unlock();
+        placed
+    });
     if made.is_err() {
         // Best effort: what cannot be removed now is removed by the next creation.
         let _ = std::fs::remove_file(&aside);
@@ -216,7 +221,7 @@ fn make(
     aside: &Path,
     cache_bytes: usize,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
-) -> Result<(), OpenError> {
+) -> Result<File, OpenError> {
     let io = |action, source| OpenError::Io { action, path: aside.into(), source };
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true);
@@ -226,7 +231,12 @@ fn make(
         try_open(aside, &file, cache_bytes, Open::Verify).map_err(|refusal| refusal.into_error(aside))?;
     initialise(&db)?;
     db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
-    file.sync_all().map_err(|source| io("sync", source))
+    // Locked until it is in place: other creations take what is free for a left-over.
+    if let Err(error) = file.try_lock() {
+        tracing::debug!(%error, "cannot lock the new file");
+    }
+    file.sync_all().map_err(|source| io("sync", source))?;
+    Ok(file)
 }
 
 /// Links, so that a file that another process has put there meanwhile is never replaced; renames over an empty file,
@@ -252,7 +262,10 @@ fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
             Err(error) => tracing::debug!(%error, "no hard links here; renaming instead"),
         }
     }
-    std::fs::rename(aside, path).map_err(io)
+    match std::fs::rename(aside, path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        renamed => renamed.map_err(io),
+    }
 }
 
 /// The empty file at `path`, locked; `None` if it is no longer there, or another creation has it.

@@ -324,6 +324,29 @@ fn confirmed_records_stay_as_long_as_retention_says() {
     }
 }
 
+/// Goal: a record whose lane is not written down yet is not trimmed. Method: progress rides on a commit of the application
+/// and no idle commit comes, so that more records are confirmed than the lane table knows; then the process dies.
+#[test]
+fn trimming_waits_for_the_lanes() {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = Store::builder().progress_delay(Duration::from_secs(3600));
+    let store = builder.open(folder.path().join("a.redb")).unwrap();
+    let broker = broker();
+    let relay = relay(&store, &broker);
+    store.write(|tx| (0..900).try_for_each(|n| tx.append(event(n)).map(drop))).unwrap();
+    eventually("all confirmed", || relay.status().confirmed == 900);
+    store.write(|tx| tx.open_table(STATE).map(drop)).unwrap();
+    eventually("the progress rode along", || {
+        store.write(|tx| tx.open_table(STATE).map(drop)).unwrap();
+        store.stats().unwrap().relays["relay"].position == 900
+    });
+    let copy = Store::open(crash_copy(&store, folder.path())).unwrap();
+    let seq = copy.write(|tx| tx.append(event(900))).unwrap().seqs()[0];
+    let lane = copy.read().unwrap().event(seq).unwrap().unwrap().lane().unwrap();
+    assert_eq!((seq, lane.id, lane.number), (900, 0, 300));
+    relay.stop(Duration::from_secs(5));
+}
+
 /// Goal: P3: a quarantined event outlives trimming and reopening, can be looked at, and goes once it is given up; so does
 /// what only a relay that is forgotten still held.
 #[test]

@@ -242,6 +242,47 @@ fn many_creators_leave_one_store() {
     }
 }
 
+/// Goal: of two that create over the same empty file the slower one does not replace the other's store. Method: `strace`
+/// holds one child up while it makes its file and the other just before it puts its own in place, where it can run; who
+/// says that it has written must be in the file.
+#[test]
+fn a_slow_creator_replaces_nothing() {
+    if !can_run("strace", &["-o", "/dev/null", "true"]) {
+        println!("strace cannot run here: only the race of many creators shows this");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    std::fs::write(&path, "").unwrap();
+    let spawn = |calls: &str, inject: &str, n: &str| {
+        let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:{inject}"));
+        let program = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        let mut child = child_under(&program, "store_open::child_opens_and_writes", &path, n);
+        child.stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let first = spawn("fdatasync", "delay_enter=500000:when=1", "0");
+    let began = Instant::now();
+    while left_over(folder.path()).is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let second = spawn("rename,renameat,renameat2", "delay_enter=1500000", "1");
+    let told = [first, second].map(|child| child.wait_with_output().unwrap().stdout);
+    let told = told.map(|told| String::from_utf8(told).unwrap());
+    let wrote: Vec<u64> = (0..2).filter(|n| told[*n as usize].contains("wrote")).collect();
+    assert!(!wrote.is_empty(), "{told:?}");
+    assert_eq!(audit(&Store::open(&path).unwrap()), wrote, "a store that was in use was replaced");
+}
+
+#[test]
+fn child_opens_and_writes() {
+    let Some((path, n)) = task() else { return };
+    match Store::open(path) {
+        Ok(store) => println!("wrote {:?}", put(&store, n.parse().unwrap()).unwrap().seqs()),
+        Err(error) => println!("{error}"),
+    }
+}
+
 /// Goal: P1 across an unclean end. Method: copy the file after each of many commits while the store is open, open the
 /// copy; everything acknowledged is there, whole, and it takes writes.
 #[test]
@@ -259,10 +300,10 @@ fn an_unclean_end_loses_nothing_acknowledged() {
     }
 }
 
-const IMAGES_PER_CHILD: u64 = 40;
+const IMAGES_PER_CHILD: u64 = 60;
 
 /// Goal: P9 and S6: bytes that changed on the disk never come out as an event that was not appended, and do not bring
-/// the process down. Method: 480 images of a store's file, half of them of one that was not closed, each damaged in
+/// the process down. Method: 360 images of a store's file, half of them of one that was not closed, each damaged in
 /// one way drawn from its seed; children open each and read every event, since the storage engine may panic where
 /// nobody can catch it.
 #[test]
@@ -277,7 +318,7 @@ fn damage_is_told_and_never_read_as_an_event() {
     std::fs::rename(folder.path().join("live.redb"), folder.path().join("clean")).unwrap();
     let mut told = String::new();
     for kind in ["unclean", "clean"] {
-        for first in (0..240).step_by(IMAGES_PER_CHILD as usize) {
+        for first in (0..180).step_by(IMAGES_PER_CHILD as usize) {
             let argument = format!("{kind} {first}");
             let output =
                 child("store_open::child_reads_damaged_images", folder.path(), &argument).output().unwrap();
@@ -290,7 +331,7 @@ fn damage_is_told_and_never_read_as_an_event() {
     let count = |what: &str| told.lines().filter(|line| line.contains(what)).count();
     let (refused, whole, partly) = (count(": refused"), count(": whole"), count(": partly"));
     println!("{refused} refused, {whole} whole, {partly} with damaged records told");
-    assert_eq!(refused + whole + partly, 480);
+    assert_eq!(refused + whole + partly, 360);
     assert!(refused >= 20 && whole >= 20 && partly >= 20, "{told}");
 }
 
@@ -352,6 +393,11 @@ fn read_damaged(path: &Path) -> &'static str {
             Err(_) => damaged += 1,
         }
     }
+    let unclean = path.file_name().unwrap().to_str().unwrap().contains("unclean");
+    if unclean {
+        // Every page was verified: what opens is one commit, whole, the application's tables too.
+        assert!(audit(&store).len() <= 120);
+    }
     // Whatever the damage does to a write, it is answered, and the process lives.
     let written = put(&store, 120);
     assert!(!matches!(written, Err(Error::Closed { .. } | Error::Panicked { .. })), "{written:?}");
@@ -386,7 +432,7 @@ fn a_killed_creation_can_be_opened() {
         return;
     }
     for call in ["ftruncate", "pwrite64", "fdatasync", "fsync", "link,linkat", "unlink"] {
-        for nth in 1..=40 {
+        for nth in (1..=8).chain((9..=60).step_by(4)) {
             let path = folder.path().join(format!("{call}-{nth}.redb"));
             let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:when={nth}"));
             let program = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
