@@ -249,13 +249,13 @@ fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
     if empty {
         _held = hold_empty(path);
         if _held.is_none() {
-            return std::fs::remove_file(aside).map_err(io);
+            return remove(aside).map_err(io);
         }
     } else {
         match std::fs::hard_link(aside, path) {
-            Ok(()) => return std::fs::remove_file(aside).map_err(io),
+            Ok(()) => return remove(aside).map_err(io),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return std::fs::remove_file(aside).map_err(io);
+                return remove(aside).map_err(io);
             }
             // Another creation took ours for a left-over, in the moment between close and link: the next round makes it anew.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -265,6 +265,14 @@ fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
     match std::fs::rename(aside, path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         renamed => renamed.map_err(io),
+    }
+}
+
+/// Removes a file that another creation may have taken for a left-over, in the moment before it was locked.
+fn remove(aside: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(aside) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
 }
 

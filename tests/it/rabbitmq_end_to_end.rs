@@ -173,12 +173,16 @@ fn absent_at_start_then_stopped_while_blocked() {
     assert_eq!(numbers, (0..100).collect::<Vec<_>>());
 
     node.block();
-    append(&store, Event::bytes("t", b"blocked".to_vec()).to("", "q"));
-    until("blocked", || relay.status().state == RelayState::Blocked);
+    // The alarm takes a moment to be raised; what is published before that is confirmed, and blocks nobody.
+    until("blocked", || {
+        append(&store, Event::bytes("t", b"blocked".to_vec()).to("", "q"));
+        relay.status().state == RelayState::Blocked
+    });
+    append(&store, Event::bytes("t", b"waits".to_vec()).to("", "q"));
     let start = Instant::now();
     let report = relay.stop(Duration::from_secs(3));
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
-    assert_eq!(report.backlog_events, 1);
+    assert!(report.backlog_events >= 1, "{report:?}");
     node.unblock();
 }
 
