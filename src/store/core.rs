@@ -232,8 +232,10 @@ impl Core {
         self.backlog_shrank.notify_all();
     }
 
-    pub(crate) fn over_quota(tail: &Tail, quota: &BacklogQuota) -> Option<Error> {
+    /// The refusal, if the quota is reached by what is durable and by so many events and bytes that are not yet.
+    pub(crate) fn over_quota(tail: &Tail, quota: &BacklogQuota, pending: (u64, u64)) -> Option<Error> {
         let (events, bytes) = tail.backlog();
+        let (events, bytes) = (events + pending.0, bytes + pending.1);
         let over = events >= quota.events_max || bytes >= quota.bytes_max;
         over.then_some(Error::BacklogFull {
             events,
@@ -251,7 +253,7 @@ impl Core {
         };
         let deadline = Instant::now() + *patience;
         let mut tail = self.tail();
-        while Self::over_quota(&tail, quota).is_some() && self.poison.get().is_none() {
+        while Self::over_quota(&tail, quota, (0, 0)).is_some() && self.poison.get().is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return;

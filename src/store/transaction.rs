@@ -299,14 +299,8 @@ impl Transaction {
         let Some(quota) = &self.core.settings.quota else { return Ok(()) };
         let pending = self.pending.borrow();
         let tail = self.core.tail();
-        let (events, bytes) = tail.backlog();
-        let events = events + pending.next_seq - tail.next_seq;
-        let bytes = bytes + pending.end_offset - tail.end_offset;
-        if events >= quota.events_max || bytes >= quota.bytes_max {
-            let (events_max, bytes_max) = (quota.events_max, quota.bytes_max);
-            return Err(Error::BacklogFull { events, bytes, events_max, bytes_max });
-        }
-        Ok(())
+        let added = (pending.next_seq - tail.next_seq, pending.end_offset - tail.end_offset);
+        Core::over_quota(&tail, quota, added).map_or(Ok(()), Err)
     }
 
     fn next_lane(&self, event: &Event, seq: u64) -> Result<Option<Lane>> {

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::{Database, TableDefinition};
 use onewrite::{
-    ConfirmError, Error, Event, FaultClass, HeaderValue, Message, Ordering, QuarantinePolicy, Relay,
-    RelayBuilder, RelayState, Store, wire,
+    BacklogQuota, ConfirmError, Error, Event, FaultClass, HeaderValue, Message, Ordering, QuarantinePolicy,
+    QuotaPolicy, Relay, RelayBuilder, RelayState, Store, wire,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -595,4 +595,30 @@ fn what_is_told_as_quarantined_can_be_redriven_at_once() {
         receipt.confirmed(SOON).unwrap();
     }
     stop(relay);
+}
+
+/// P8. A backlog quota refuses the event that would exceed it, within one transaction too, and nothing of it is written;
+/// the policy that waits lets the write go on once the broker has taken something.
+#[test]
+fn a_backlog_quota_refuses_or_waits() {
+    for policy in [QuotaPolicy::Refuse, QuotaPolicy::Wait(SOON)] {
+        let folder = tempfile::tempdir().unwrap();
+        let quota = BacklogQuota { events_max: 3, bytes_max: u64::MAX, policy };
+        let store = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb")).unwrap();
+        let four = store.write(|tx| (0..4).try_for_each(|_| tx.append(event("x", None)).map(drop)));
+        assert!(matches!(four, Err(Error::BacklogFull { events: 3, events_max: 3, .. })), "{four:?}");
+        assert_eq!(store.stats().unwrap().next_seq, 0);
+        (0..3).for_each(|_| drop(append(&store, event("x", None))));
+        if policy == QuotaPolicy::Refuse {
+            let refused = store.write(|tx| tx.append(event("x", None)));
+            assert!(matches!(refused, Err(Error::BacklogFull { .. })), "{refused:?}");
+        }
+        let broker = broker();
+        let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+        if policy == QuotaPolicy::Refuse {
+            until("room", || store.stats().unwrap().backlog_events == 0);
+        }
+        append(&store, event("fits", None)).confirmed(SOON).unwrap();
+        stop(relay);
+    }
 }
