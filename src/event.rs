@@ -4,7 +4,7 @@
 //! is published: what the broker would refuse later is refused while the caller can still do something about it.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::codec;
 use crate::error::EventError;
@@ -300,7 +300,7 @@ impl Event {
     /// ```
     #[must_use]
     pub fn not_before(mut self, time: SystemTime) -> Self {
-        self.not_before_ms = Some(unix_ms(time));
+        self.not_before_ms = Some(unix_ms_rounded_up(time));
         self
     }
 
@@ -444,6 +444,12 @@ pub(crate) fn fresh_uuid_text() -> String {
 
 fn unix_ms(time: SystemTime) -> u64 {
     as_ms(time.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+/// For a time that must have come: a millisecond that has only begun would be too early.
+fn unix_ms_rounded_up(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    as_ms(since.saturating_add(Duration::from_nanos(999_999)))
 }
 
 /// The identity of an event's lane: all events of one (destination, key) of one store and epoch.
@@ -710,6 +716,15 @@ mod tests {
         for (event, text) in cases {
             assert_eq!(event.validate().unwrap_err().to_string(), text);
         }
+    }
+
+    /// Neither side of a time is crossed by the rounding to milliseconds.
+    #[test]
+    fn due_is_rounded_up_and_expiry_down() {
+        let time = UNIX_EPOCH + Duration::from_nanos(1_000_001);
+        let event = good().not_before(time).expires(time);
+        assert_eq!((event.not_before_ms, event.expires_ms), (Some(2), Some(1)));
+        assert_eq!(good().not_before(UNIX_EPOCH + Duration::from_millis(2)).not_before_ms, Some(2));
     }
 
     /// A payload is never shown by `Debug`.

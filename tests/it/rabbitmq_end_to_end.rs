@@ -89,6 +89,7 @@ fn killed_under_a_full_window() {
     });
     for confirmed in [500, 2500] {
         until("confirms", || relay.status().confirmed >= confirmed);
+        node.settle_declarations();
         node.kill9();
         until("the outage seen", || matches!(relay.status().state, RelayState::Disconnected(_)));
         node.restart();
@@ -157,6 +158,7 @@ fn absent_at_start_then_stopped_while_blocked() {
     let mut node = RabbitNode::start();
     let tap = Tap::connect(&node.url());
     tap.queue("q", &[]);
+    node.settle_declarations();
     node.kill9();
     let (_folder, store) = open();
     let relay = store.relay("rabbit").publish_to(rabbit(&node.url())).unwrap();

@@ -624,6 +624,7 @@ fn a_broker_comes_dies_returns_and_blocks() {
     // Killed with a full window, three times over; it returns at the same address.
     let mut node = RabbitNode::start();
     Tap::connect(&node.url()).queue("crash.q", &[]);
+    node.settle_declarations();
     let publisher = RabbitMq::new(&node.url()).unwrap().confirm_deadline(Duration::from_secs(2));
     let mut rig = Rig::start(publisher);
     rig.wait_up();

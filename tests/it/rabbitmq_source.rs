@@ -217,6 +217,7 @@ fn after_a_lost_connection_the_unsettled_comes_again() {
     let first = rig.deliveries(3);
     rig.source.settle(vec![(first[0].tag, Settlement::Acknowledge)]);
     wait_acknowledged(&node);
+    node.settle_declarations();
     node.kill9();
     assert_eq!(rig.wait_down().class, FaultClass::Outage);
     node.restart();
