@@ -20,7 +20,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
-use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing};
+use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
 use crate::time::as_ms;
 
@@ -34,6 +34,13 @@ use super::settle::{Ledger, Word};
 
 /// Commands taken in at one turn.
 const BATCH: usize = 512;
+
+/// Outcomes are gathered into lots of this many while at least as many more are in flight: telling each by itself costs two
+/// wake-ups of threads (at a window of 4,096 the drain goes from 0.88 to 1.09 of a bare loop). Fewer are told at once.
+const LOT: usize = 64;
+
+/// How long an outcome may wait for its lot.
+const LOT_PATIENCE: Duration = Duration::from_millis(1);
 
 /// How long to wait for the broker's own word after an echo of it (`channel is closing`) was seen.
 const TELLING: Duration = Duration::from_millis(500);
@@ -125,6 +132,8 @@ enum Turn {
     Confirm(Confirmed),
     /// So many commands; 0 when the handle is gone.
     Commands(usize),
+    /// Outcomes have waited long enough.
+    Patience,
     Tick,
 }
 
@@ -144,6 +153,7 @@ async fn serve(
     let mut batch = Vec::with_capacity(BATCH);
     let tick = options.confirm_deadline.min(options.heartbeat);
     let mut timer = pin!(tokio::time::sleep(tick));
+    let mut patience = pin!(tokio::time::sleep(LOT_PATIENCE));
     let mut asked = pin!(stop.asked());
     let end = loop {
         let turn = poll_fn(|cx| {
@@ -159,12 +169,16 @@ async fn serve(
             if let Poll::Ready(count) = commands.poll_recv_many(cx, &mut batch, BATCH) {
                 return Poll::Ready(Turn::Commands(count));
             }
+            if window.holds_outcomes() && patience.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Turn::Patience);
+            }
             timer.as_mut().poll(cx).map(|()| Turn::Tick)
         })
         .await;
+        let patience_over = matches!(turn, Turn::Patience);
         let result = match turn {
             Turn::Stop | Turn::Commands(0) => break End::Stop,
-            Turn::Commands(_) => Ok(()),
+            Turn::Commands(_) | Turn::Patience => Ok(()),
             Turn::Connection(event) => window.connection(event, events),
             Turn::Confirm(confirmed) => window.confirmed(confirmed),
             Turn::Tick => {
@@ -177,8 +191,14 @@ async fn serve(
         // Confirms and commands are both taken in at every turn, so that neither waits for a flood of the other.
         // Confirms also after an error: what is confirmed needs no resend.
         let mut result = worse(result, window.take_ready_confirms());
-        if window.tell_settled(events).is_err() {
-            break End::Stop;
+        let held_before = window.holds_outcomes();
+        window.settle();
+        if patience_over || result.is_err() || window.has_lot() {
+            if window.tell_settled(events).is_err() {
+                break End::Stop;
+            }
+        } else if !held_before && window.holds_outcomes() {
+            patience.as_mut().reset(tokio::time::Instant::now() + LOT_PATIENCE);
         }
         if batch.is_empty() && !commands.is_empty() {
             let _ = commands.recv_many(&mut batch, BATCH).now_or_never();
@@ -191,12 +211,14 @@ async fn serve(
         }
         if let Err(broken) = result {
             let fault = window.why(broken, link).await;
+            window.settle();
             if window.tell_settled(events).is_err() {
                 break End::Stop;
             }
             break End::Fault(fault);
         }
     };
+    let _ = window.tell_settled(events);
     window.unblock(events);
     (end, window.worked)
 }
@@ -229,6 +251,8 @@ struct Window {
     frame_bytes_max: usize,
     confirms: Confirms,
     ledger: Ledger,
+    /// Settled, and waiting to be told in one lot.
+    settled: Vec<(Ticket, Outcome)>,
     clock: UnblockedClock,
     worked: bool,
 }
@@ -240,6 +264,7 @@ impl Window {
             frame_bytes_max: frame_max as usize,
             confirms: FuturesUnordered::new(),
             ledger: Ledger::new(),
+            settled: Vec::new(),
             clock: UnblockedClock::new(),
             worked: false,
         }
@@ -307,9 +332,22 @@ impl Window {
         })
     }
 
+    fn settle(&mut self) {
+        self.ledger.settle_into(&mut self.settled);
+    }
+
+    fn holds_outcomes(&self) -> bool {
+        !self.settled.is_empty()
+    }
+
+    /// Whether what is settled should be told now: it is a lot, or the relay may be waiting for it.
+    fn has_lot(&self) -> bool {
+        self.settled.len() >= LOT || self.ledger.len() < LOT
+    }
+
     /// An error says that nobody listens.
     fn tell_settled(&mut self, events: &PublisherEvents) -> Result<(), ()> {
-        let settled = self.ledger.settle();
+        let settled = std::mem::take(&mut self.settled);
         if settled.is_empty() || events.send(PublisherEvent::Outcomes(settled)) { Ok(()) } else { Err(()) }
     }
 

@@ -82,8 +82,7 @@ impl Ledger {
     }
 
     /// Takes out what is settled. Call it when every ready confirm has been noted.
-    pub(super) fn settle(&mut self) -> Vec<(Ticket, Outcome)> {
-        let mut settled = Vec::new();
+    pub(super) fn settle_into(&mut self, settled: &mut Vec<(Ticket, Outcome)>) {
         while let Some(word) = self.slots.front().and_then(|slot| slot.word) {
             let Some(slot) = self.slots.pop_front() else { break };
             if self.newest.get(&slot.id) == Some(&self.front) {
@@ -97,12 +96,23 @@ impl Ledger {
             };
             settled.push((slot.ticket, outcome));
         }
-        settled
     }
 
-    /// When the oldest publish that waits for its word was made. Right after [`Ledger::settle`] it is the front one.
+    /// Messages that are not settled.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// When the oldest publish that waits for its word was made. Right after [`Ledger::settle_into`] it is the front one.
     pub(super) fn oldest_since_ms(&self) -> Option<u64> {
         self.slots.iter().find(|slot| slot.word.is_none()).map(|slot| slot.since_ms)
+    }
+
+    #[cfg(test)]
+    fn settle(&mut self) -> Vec<(Ticket, Outcome)> {
+        let mut settled = Vec::new();
+        self.settle_into(&mut settled);
+        settled
     }
 
     #[cfg(test)]
