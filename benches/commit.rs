@@ -39,8 +39,8 @@ fn on_threads(writers: u64, writes: u64, write: impl Fn(u64) + Send + Sync + 'st
 struct Ours(Store, AtomicU64);
 
 impl Ours {
-    fn open(folder: &Path) -> Arc<Self> {
-        let store = Store::builder().cache_bytes(CACHE_BYTES).open(folder.join("ours.redb")).unwrap();
+    fn open(path: &Path) -> Arc<Self> {
+        let store = Store::builder().cache_bytes(CACHE_BYTES).open(path).unwrap();
         Arc::new(Self(store, AtomicU64::new(0)))
     }
 
@@ -83,7 +83,8 @@ fn criterion_benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("commit");
     group.throughput(Throughput::Elements(1)).sample_size(10).measurement_time(Duration::from_secs(3));
     for writers in WRITERS {
-        let (ours, plain) = (Ours::open(folder.path()), Plain::open(folder.path()));
+        let ours = Ours::open(&folder.path().join("ours.redb"));
+        let plain = Plain::open(folder.path());
         group.bench_function(BenchmarkId::new("onewrite", writers), |bench| {
             bench.iter_custom(|writes| {
                 let ours = Arc::clone(&ours);
@@ -117,13 +118,14 @@ fn ratios() {
         let writes = 300 * (1 + writers / 8);
         let plain_writes = 300;
         let folder = tempfile::tempdir().unwrap();
-        let (ours, plain) = (Ours::open(folder.path()), Plain::open(folder.path()));
+        let open = |name| Ours::open(&folder.path().join(name));
+        let (ours, keyed, plain) = (open("ours.redb"), open("keyed.redb"), Plain::open(folder.path()));
         let (mut a, mut b, mut c) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..rounds {
             let one = Arc::clone(&ours);
             let time = on_threads(writers, writes, move |_| one.write(None));
             a.push(writes as f64 / time.as_secs_f64());
-            let one = Arc::clone(&ours);
+            let one = Arc::clone(&keyed);
             let time = on_threads(writers, writes, move |n| one.write(Some(n % 1000)));
             b.push(writes as f64 / time.as_secs_f64());
             let one = Arc::clone(&plain);

@@ -2,34 +2,54 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+/// Who is to be told. Nobody yet is the common case where the answer is there first, and costs no system call.
+#[derive(Debug)]
+enum Waiter {
+    Nobody,
+    Thread(Thread),
+    Task(Waker),
+}
 
 #[derive(Debug)]
 enum State<T> {
-    Empty(Option<Waker>),
+    Empty(Waiter),
     Full(T),
     /// Taken, or the sender went away without sending.
     Gone,
 }
 
 #[derive(Debug)]
-struct Shared<T> {
-    state: Mutex<State<T>>,
-    filled: Condvar,
-}
+struct Shared<T>(Mutex<State<T>>);
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fill(&self, next: State<T>) {
         let before = std::mem::replace(&mut *self.lock(), next);
-        self.filled.notify_all();
-        if let State::Empty(Some(waker)) = before {
-            waker.wake();
+        match before {
+            State::Empty(Waiter::Thread(thread)) => thread.unpark(),
+            State::Empty(Waiter::Task(waker)) => waker.wake(),
+            _ => {}
+        }
+    }
+
+    /// What there is to take; `None` if nothing yet, and then `waiter` is told of it.
+    fn take(&self, waiter: impl FnOnce() -> Waiter) -> Option<Result<T, Abandoned>> {
+        let mut state = self.lock();
+        match std::mem::replace(&mut *state, State::Gone) {
+            State::Full(value) => Some(Ok(value)),
+            State::Gone => Some(Err(Abandoned)),
+            State::Empty(_) => {
+                *state = State::Empty(waiter());
+                None
+            }
         }
     }
 }
@@ -47,7 +67,7 @@ pub(crate) struct Receiver<T>(Arc<Shared<T>>);
 pub(crate) struct Abandoned;
 
 pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
-    let shared = Arc::new(Shared { state: Mutex::new(State::Empty(None)), filled: Condvar::new() });
+    let shared = Arc::new(Shared(Mutex::new(State::Empty(Waiter::Nobody))));
     (Sender(Some(Arc::clone(&shared))), Receiver(shared))
 }
 
@@ -74,39 +94,32 @@ impl<T> Drop for Sender<T> {
     }
 }
 
+fn this_thread() -> Waiter {
+    Waiter::Thread(thread::current())
+}
+
 impl<T> Receiver<T> {
     /// Waits as long as it takes.
     pub(crate) fn wait(self) -> Result<T, Abandoned> {
-        let mut state = self.0.lock();
         loop {
-            match std::mem::replace(&mut *state, State::Gone) {
-                State::Full(value) => return Ok(value),
-                State::Gone => return Err(Abandoned),
-                empty @ State::Empty(_) => {
-                    *state = empty;
-                    state = self.0.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
+            if let Some(taken) = self.0.take(this_thread) {
+                return taken;
             }
+            thread::park();
         }
     }
 
     /// Waits until `deadline` at most; `None` when it passes first.
     pub(crate) fn wait_until(self, deadline: Instant) -> Option<Result<T, Abandoned>> {
-        let mut state = self.0.lock();
         loop {
-            match std::mem::replace(&mut *state, State::Gone) {
-                State::Full(value) => return Some(Ok(value)),
-                State::Gone => return Some(Err(Abandoned)),
-                empty @ State::Empty(_) => {
-                    *state = empty;
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left == Duration::ZERO {
-                        return None;
-                    }
-                    let waited = self.0.filled.wait_timeout(state, left);
-                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                }
+            if let Some(taken) = self.0.take(this_thread) {
+                return Some(taken);
             }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return None;
+            }
+            thread::park_timeout(left);
         }
     }
 }
@@ -115,15 +128,7 @@ impl<T> Future for Receiver<T> {
     type Output = Result<T, Abandoned>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut state = self.0.lock();
-        match std::mem::replace(&mut *state, State::Gone) {
-            State::Full(value) => Poll::Ready(Ok(value)),
-            State::Gone => Poll::Ready(Err(Abandoned)),
-            State::Empty(_) => {
-                *state = State::Empty(Some(context.waker().clone()));
-                Poll::Pending
-            }
-        }
+        self.0.take(|| Waiter::Task(context.waker().clone())).map_or(Poll::Pending, Poll::Ready)
     }
 }
 

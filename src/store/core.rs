@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,54 @@ pub(crate) struct Counters {
     pub(crate) reruns: AtomicU64,
 }
 
+/// Whether a write may skip the queue.
+///
+/// A lone writer gains nothing from the writer thread and would pay two changes of threads per commit, so it commits on
+/// its own thread. With company the queue is what makes groups.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    /// Writes that were accepted and have no outcome yet, queued or not.
+    outstanding: AtomicUsize,
+    /// The last group from the queue held more than one write.
+    crowded: AtomicBool,
+    /// The writer thread looks at nothing but its queue, or is about to.
+    pub(crate) writer_waits: AtomicBool,
+    /// Held for reading by a write that skips the queue; closing waits for it.
+    skipping: RwLock<()>,
+}
+
+impl Queue {
+    /// A write goes into the queue.
+    pub(crate) fn enter(&self) {
+        self.outstanding.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// So many writes have their outcome, or did not get in.
+    pub(crate) fn leave(&self, writes: usize) {
+        self.outstanding.fetch_sub(writes, Ordering::AcqRel);
+    }
+
+    /// Notes the size of a group from the queue.
+    pub(crate) fn note_group(&self, writes: usize) {
+        self.crowded.store(writes > 1, Ordering::Relaxed);
+    }
+
+    /// Lets a write skip the queue if none is before it and none is likely to join it. It then counts as entered.
+    pub(crate) fn skip(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        if self.crowded.load(Ordering::Relaxed) {
+            return None;
+        }
+        let guard = self.skipping.try_read().ok()?;
+        self.outstanding.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        Some(guard)
+    }
+
+    /// Waits for a write that has skipped the queue. Afterwards `closing` keeps others from it.
+    pub(crate) fn await_skipping(&self) {
+        drop(self.skipping.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) path: PathBuf,
@@ -90,6 +138,7 @@ pub(crate) struct Core {
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
     pub(crate) counters: Counters,
+    pub(crate) queue: Queue,
     /// Futures that wait for room in the write queue.
     queue_waiters: Mutex<Vec<Waker>>,
     pub(crate) closing: AtomicBool,
@@ -120,6 +169,7 @@ impl Core {
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),
+            queue: Queue::default(),
             queue_waiters: Mutex::default(),
             closing: AtomicBool::new(false),
         }
@@ -229,7 +279,9 @@ impl Core {
     /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.
     pub(crate) fn announce_commit(&self) {
         self.relays.ring_all();
-        self.backlog_shrank.notify_all();
+        if self.settings.quota.is_some() {
+            self.backlog_shrank.notify_all();
+        }
     }
 
     /// The refusal, if the quota is reached by what is durable and by so many events and bytes that are not yet.

@@ -30,7 +30,7 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use self::core::Core;
 use self::transaction::{REQUEST_SCOPE, check_id};
-use self::writer::{Closure, Job};
+use self::writer::{Closure, Job, Write};
 use crate::error::{Error, Result};
 use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
@@ -251,29 +251,46 @@ impl Store {
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        let (job, answer) = Self::job(write);
-        WriteFuture { store: self.clone(), job: Some(job), answer }
+        let (closure, answer) = Self::closure(write);
+        WriteFuture { store: self.clone(), job: Some(Job::Write(closure)), answer }
     }
 
-    /// Queues a write and hands back where its answer comes. The caller is on no thread of this store's transactions.
+    /// Queues a write, or runs it here if nobody else writes, and hands back where its answer comes. The caller is on no thread of this store's transactions.
     pub(crate) fn submit<T, F>(&self, write: F) -> Result<oneshot::Receiver<Result<Receipt<T>>>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
         self.ready()?;
-        let (job, answer) = Self::job(write);
-        self.shared.jobs.send(job).map_err(|_| self.gone())?;
+        let (closure, answer) = Self::closure(write);
+        let core = self.core();
+        if let Some(_skipping) = core.queue.skip() {
+            if core.is_closing() {
+                core.queue.leave(1);
+                return Err(self.gone());
+            }
+            writer::run_batch(core, vec![closure]);
+            // The writer thread trims what is left, in a while.
+            if core.tail().trim_left && core.queue.writer_waits.load(Ordering::SeqCst) {
+                let _ = self.shared.jobs.try_send(Job::Ride);
+            }
+            return Ok(answer);
+        }
+        core.queue.enter();
+        if self.shared.jobs.send(Job::Write(closure)).is_err() {
+            core.queue.leave(1);
+            return Err(self.gone());
+        }
         Ok(answer)
     }
 
-    fn job<T, F>(write: F) -> (Job, oneshot::Receiver<Result<Receipt<T>>>)
+    fn closure<T, F>(write: F) -> (Box<dyn Write>, oneshot::Receiver<Result<Receipt<T>>>)
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        (Job::Write(Box::new(Closure { f: write, result: None, reply })), answer)
+        (Box::new(Closure { f: write, result: None, reply }), answer)
     }
 
     /// As [`write`](Self::write), once per request: if a request of this id was committed before, the closure does not
@@ -419,7 +436,8 @@ impl Store {
 
 impl Shared {
     fn end_writer(&self) {
-        self.core.closing.store(true, Ordering::Release);
+        self.core.closing.store(true, Ordering::SeqCst);
+        self.core.queue.await_skipping();
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(writer) = writer else { return };
         let _ = self.jobs.send(Job::Stop);
@@ -477,13 +495,18 @@ impl<T> Future for WriteFuture<T> {
             self.store.ready()?;
             // Ask to be woken before trying: room may appear between the two.
             core.await_queue_room(context.waker());
+            core.queue.enter();
             match self.store.shared.jobs.try_send(job) {
                 Ok(()) => {}
                 Err(TrySendError::Full(job)) => {
+                    core.queue.leave(1);
                     self.job = Some(job);
                     return Poll::Pending;
                 }
-                Err(TrySendError::Disconnected(_)) => return Poll::Ready(Err(self.store.gone())),
+                Err(TrySendError::Disconnected(_)) => {
+                    core.queue.leave(1);
+                    return Poll::Ready(Err(self.store.gone()));
+                }
             }
         }
         let answer = std::pin::Pin::new(&mut self.answer).poll(context);

@@ -38,8 +38,11 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.tickets.lock().unwrap_or_else(PoisonError::into_inner).serving += 1;
-        self.0.over.notify_all();
+        let mut tickets = self.0.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.serving += 1;
+        if tickets.next > tickets.serving {
+            self.0.over.notify_all();
+        }
     }
 }
 

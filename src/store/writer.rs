@@ -1,7 +1,8 @@
 //! The writer thread: group commit.
 //!
 //! A batch is what has queued up while the last commit was in its fsync; no time window is waited for. All closures of
-//! a batch run in one redb transaction, in the order in which they came, and one commit makes them durable.
+//! a batch run in one redb transaction, in the order in which they came, and one commit makes them durable. A write that
+//! finds nobody else writing skips the queue and is a batch of one on its caller's thread ([`Queue`](super::core::Queue)).
 //!
 //! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox marks) is rolled back in place.
 //! If it opened a table for writing, redb cannot roll back it alone: the batch is rolled back and the others run again
@@ -157,6 +158,8 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Waits for a job, or until waiting progress has waited long enough.
     fn wait(&mut self, jobs: &Receiver<Job>) {
+        // Said before the tail is looked at: who commits elsewhere changes the tail first and looks at this then.
+        self.core.queue.writer_waits.store(true, Ordering::SeqCst);
         let since = self.core.ride().since;
         let trim_left = self.core.tail().trim_left;
         let delay = Duration::from_millis(self.core.settings.ride_ms);
@@ -167,11 +170,17 @@ impl Writer<'_> {
             None if trim_left => jobs.recv_timeout(delay),
             None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
+        self.core.queue.writer_waits.store(false, Ordering::SeqCst);
         self.trimming = false;
         match job {
             Ok(job) => self.take(job),
             Err(RecvTimeoutError::Timeout) => {
-                self.commit_ride();
+                // A commit on another thread may have taken the progress along meanwhile.
+                if self.core.ride().since.is_some_and(|since| since.elapsed() >= delay)
+                    || self.core.tail().trim_left
+                {
+                    self.commit_ride();
+                }
                 self.trimming = true;
             }
             Err(RecvTimeoutError::Disconnected) => self.stop = true,
@@ -190,6 +199,7 @@ impl Writer<'_> {
     fn work(&mut self) {
         if !self.batch.is_empty() {
             let batch = std::mem::take(&mut self.batch);
+            self.core.queue.note_group(batch.len());
             run_batch(self.core, batch);
         }
         if !self.flushes.is_empty() {
@@ -218,8 +228,10 @@ impl Writer<'_> {
     }
 }
 
-/// Runs a batch and commits it, again without those that fail until the rest stands.
-fn run_batch(core: &Arc<Core>, mut live: Vec<Box<dyn Write>>) {
+/// Runs a batch and commits it, again without those that fail until the rest stands. On the writer thread, or for a
+/// write that skips the queue on its caller's.
+pub(crate) fn run_batch(core: &Arc<Core>, mut live: Vec<Box<dyn Write>>) {
+    let writes = live.len();
     let mut done: Vec<Box<dyn Write>> = Vec::new();
     let outcome = or_poison(core, || {
         while let Attempt::Again = attempt(core, &mut live, &mut done)? {
@@ -227,6 +239,7 @@ fn run_batch(core: &Arc<Core>, mut live: Vec<Box<dyn Write>>) {
         }
         Ok(())
     });
+    core.queue.leave(writes);
     match outcome {
         Ok(()) => live.into_iter().chain(done).for_each(|write| quietly(|| write.done(core))),
         Err(error) => {

@@ -674,3 +674,58 @@ fn other_kinds_of_tables_are_part_of_the_write() {
     assert_eq!(tags.get(0).unwrap().count(), 1);
     assert!(snapshot.open_table(STATE).unwrap().get(0).unwrap().is_some());
 }
+
+/// Goal: a write that finds nobody else writing commits on its caller's thread, and overtakes nothing that was queued
+/// before it. Method: look at the thread; queue one behind an exclusive transaction, then write.
+#[test]
+fn a_lone_write_skips_the_queue_and_overtakes_nothing() {
+    let (_folder, store) = open();
+    let here = std::thread::current().id();
+    let ran_on = store.write(|_| Ok(std::thread::current().id())).unwrap().into_value();
+    assert_eq!(ran_on, here);
+
+    for _ in 0..50 {
+        let (held, hold) = std::sync::mpsc::channel();
+        let holder = std::thread::spawn({
+            let store = store.clone();
+            move || {
+                let exclusive = store.begin().unwrap();
+                held.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+                drop(exclusive);
+            }
+        });
+        hold.recv().unwrap();
+        let mut first = std::pin::pin!(store.write_async(|tx| tx.append(event(1))));
+        assert!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        let second = store.write(|tx| tx.append(event(2))).unwrap();
+        let Poll::Ready(first) = first.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            panic!("the first was queued before the second");
+        };
+        assert_eq!(first.unwrap().seqs()[0] + 1, second.seqs()[0]);
+        holder.join().unwrap();
+    }
+}
+
+/// Goal: closing waits for a write that has skipped the queue. Method: close from another thread while its closure runs.
+#[test]
+fn closing_waits_for_a_write_that_skips_the_queue() {
+    let (folder, store) = open();
+    let (inside, is_inside) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            let write = move |tx: &Transaction| {
+                inside.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(200));
+                tx.append(event(1))
+            };
+            store.write(write).map(|receipt| receipt.seqs().to_vec())
+        }
+    });
+    is_inside.recv().unwrap();
+    in_time("close", move || store.close()).unwrap();
+    assert_eq!(writer.join().unwrap().unwrap(), [0]);
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    assert_eq!(store.stats().unwrap().next_seq, 1);
+}
