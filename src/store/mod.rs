@@ -225,7 +225,8 @@ impl Store {
         self.core().refuse_inside("Store::write")?;
         self.ready()?;
         self.core().wait_for_room();
-        let answer = self.submit(write)?;
+        let (closure, answer) = Self::closure(write);
+        self.run_or_enqueue(closure)?;
         answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(self.gone()))
     }
 
@@ -255,7 +256,7 @@ impl Store {
         WriteFuture { store: self.clone(), job: Some(Job::Write(closure)), answer }
     }
 
-    /// Queues a write, or runs it here if nobody else writes, and hands back where its answer comes. The caller is on no thread of this store's transactions.
+    /// Queues a write and hands back where its answer comes. The caller is on no thread of this store's transactions.
     pub(crate) fn submit<T, F>(&self, write: F) -> Result<oneshot::Receiver<Result<Receipt<T>>>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -263,25 +264,33 @@ impl Store {
     {
         self.ready()?;
         let (closure, answer) = Self::closure(write);
+        self.enqueue(closure)?;
+        Ok(answer)
+    }
+
+    fn enqueue(&self, closure: Box<dyn Write>) -> Result<()> {
+        let queue = &self.core().queue;
+        queue.enter();
+        self.shared.jobs.send(Job::Write(closure)).map_err(|_| {
+            queue.leave(1);
+            self.gone()
+        })
+    }
+
+    /// Runs a write on this thread if nobody else writes, else queues it.
+    fn run_or_enqueue(&self, closure: Box<dyn Write>) -> Result<()> {
         let core = self.core();
-        if let Some(_skipping) = core.queue.skip() {
-            if core.is_closing() {
-                core.queue.leave(1);
-                return Err(self.gone());
-            }
-            writer::run_batch(core, vec![closure]);
-            // The writer thread trims what is left, in a while.
-            if core.tail().trim_left && core.queue.writer_waits.load(Ordering::SeqCst) {
-                let _ = self.shared.jobs.try_send(Job::Ride);
-            }
-            return Ok(answer);
-        }
-        core.queue.enter();
-        if self.shared.jobs.send(Job::Write(closure)).is_err() {
+        let Some(_skipping) = core.queue.skip() else { return self.enqueue(closure) };
+        if core.is_closing() {
             core.queue.leave(1);
             return Err(self.gone());
         }
-        Ok(answer)
+        writer::run_batch(core, vec![closure]);
+        // The writer thread trims what is left, in a while.
+        if core.tail().trim_left && core.queue.writer_waits.load(Ordering::SeqCst) {
+            let _ = self.shared.jobs.try_send(Job::Ride);
+        }
+        Ok(())
     }
 
     fn closure<T, F>(write: F) -> (Box<dyn Write>, oneshot::Receiver<Result<Receipt<T>>>)

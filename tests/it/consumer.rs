@@ -69,6 +69,21 @@ fn stop(consumer: Consumer) {
     assert_eq!(stats.failed, None);
 }
 
+/// Goal: deliveries that wait together share a commit. Method: fill the queue first, count the commits.
+#[test]
+fn a_batch_is_one_commit() {
+    let (_folder, store, broker) = setup();
+    for n in 0..500 {
+        send(&broker, &n.to_string(), None, "x");
+    }
+    let before = store.stats().unwrap().commits;
+    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    until("all applied", || consumer.stats().applied == 500);
+    let commits = store.stats().unwrap().commits - before;
+    assert!(commits <= 50, "{commits} commits for 500 deliveries");
+    stop(consumer);
+}
+
 /// P6. Every message is sent three times, the connection ends again and again between commit and acknowledgement.
 /// Each takes effect once; the broker's `redelivered` flag plays no part.
 #[test]
