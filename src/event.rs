@@ -42,6 +42,19 @@ pub enum Destination {
     Unpublished,
 }
 
+impl Destination {
+    /// This exchange, with this routing key.
+    ///
+    /// ```
+    /// use onewrite::Destination;
+    /// let there = Destination::exchange("payments", "payment.completed");
+    /// assert!(matches!(there, Destination::Exchange { exchange, .. } if exchange == "payments"));
+    /// ```
+    pub fn exchange(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        Self::Exchange { exchange: exchange.into(), routing_key: routing_key.into() }
+    }
+}
+
 /// An event to append: a type, a payload, where it goes, and optionally a key, an id, headers and times.
 ///
 /// | part | limit | default |
@@ -64,6 +77,8 @@ pub enum Destination {
 pub struct Event {
     pub(crate) id: Option<String>,
     pub(crate) event_type: String,
+    /// Set by the stream that it is appended to.
+    pub(crate) stream: Option<String>,
     pub(crate) key: Option<String>,
     pub(crate) destination: Option<Destination>,
     pub(crate) content_type: Option<String>,
@@ -82,6 +97,7 @@ impl Event {
         Self {
             id: None,
             event_type: event_type.into(),
+            stream: None,
             key: None,
             destination: None,
             content_type: Some(content_type.to_owned()),
@@ -442,6 +458,10 @@ pub(crate) fn fresh_uuid_text() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
+pub(crate) fn category_of(stream: &str) -> &str {
+    stream.split_once('-').map_or(stream, |(category, _)| category)
+}
+
 fn unix_ms(time: SystemTime) -> u64 {
     as_ms(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
@@ -490,6 +510,7 @@ pub struct Recorded {
     pub(crate) time_ms: u64,
     pub(crate) end_offset: u64,
     pub(crate) lane: Option<Lane>,
+    pub(crate) revision: Option<u64>,
     pub(crate) id: String,
     pub(crate) crc: u32,
     pub(crate) event: Event,
@@ -579,6 +600,57 @@ impl Recorded {
     #[must_use]
     pub fn destination(&self) -> &Destination {
         self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
+    }
+    /// The stream that it belongs to; `None` for an event of the outbox alone.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.stream(), Some("account-7"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stream(&self) -> Option<&str> {
+        self.event.stream.as_deref()
+    }
+    /// The category of its stream: the part of the name before the first `-`, or all of it.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.category(), Some("account"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn category(&self) -> Option<&str> {
+        self.stream().map(category_of)
+    }
+    /// Its revision: its number in its stream, from 0, without a gap.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.revision(), Some(0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.revision
     }
     /// Its place in its lane; `None` for an unpublished event.
     ///

@@ -69,14 +69,17 @@ pub mod wire;
 pub use redb;
 
 pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, HANDLER_ATTEMPTS_DEFAULT};
-pub use error::{BoxError, CorruptError, Error, EventError, OpenError, Result, SettingError, StorageFailure};
+pub use error::{
+    BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError,
+    StorageFailure,
+};
 pub use event::{Destination, Event, Lane, Recorded};
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
     Appended, BacklogQuota, ConfirmError, Events, Once, Quarantine, Quarantined, QuotaPolicy, Receipt,
-    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder,
-    Transaction, WriteFuture,
+    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
+    StreamAppended, StreamEvents, StreamReader, Transaction, WriteFuture,
 };
 pub use wire::HeaderSpelling;
 

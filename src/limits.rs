@@ -54,11 +54,12 @@ pub const INBOX_AGE_MS_DEFAULT: u64 = 7 * 24 * 3600 * 1000;
 /// Inbox entries that one commit looks at while forgetting old ones.
 pub const INBOX_SWEEP_STEP: usize = 64;
 
-/// Events between two bulk writes of the lane table. Records younger than the last bulk write are not trimmed.
-pub const LANE_FLUSH_EVENTS: u64 = 4096;
+/// Events between two bulk writes of what is derived from the log: lanes and the stream index. Records younger than the
+/// last bulk write are not trimmed.
+pub const DERIVED_FLUSH_EVENTS: u64 = 4096;
 
-/// Lanes held in memory at most.
-pub const LANE_CACHE_MAX: usize = 16_384;
+/// Lanes, and streams, held in memory at most beside those that changed since the last bulk write.
+pub const BOOK_CACHE_MAX: usize = 16_384;
 
 /// Records removed by one commit at most, once they are confirmed and past retention.
 pub const TRIM_STEP: u64 = 512;

@@ -261,7 +261,8 @@ mod tests {
             .trace("00-aa-bb-01", Some("x=y".into()))
             .header("region", "eu");
         let lane = Some(crate::event::Lane { id: 2, number: 7 });
-        let position = Position { seq: 42, start_offset: 0, time_ms: 1_700_000_000_123, lane };
+        let position =
+            Position { seq: 42, start_offset: 0, time_ms: 1_700_000_000_123, lane, revision: None };
         decode(42, &encode(position, &encode_body(&event, RecordId::Text("e-1")))).unwrap()
     }
 

@@ -6,6 +6,7 @@
 //! parked      cursor u32 │ key len u16 │ key │ seq u64
 //! lane        exchange len u8 │ exchange │ routing key len u8 │ routing key │ key        (key may be empty: no key)
 //! inbox       scope len u8 │ scope │ id
+//! chunk       stream len u8 │ stream │ first revision u64
 //! ```
 
 use crate::event::Destination;
@@ -66,6 +67,12 @@ pub(crate) fn inbox(scope: &str, id: &[u8]) -> Vec<u8> {
     [&[len][..], scope.as_bytes(), id].concat()
 }
 
+/// A chunk of the stream index.
+pub(crate) fn chunk(stream: &[u8], first: u64) -> Vec<u8> {
+    let len = u8::try_from(stream.len()).expect("checked: at most SHORT_STRING_BYTES_MAX");
+    [&[len][..], stream, &first.to_be_bytes()].concat()
+}
+
 /// The largest key that begins with `prefix` is below this.
 pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
@@ -90,6 +97,8 @@ mod tests {
         let key = parked(1, "alice", 9);
         assert_eq!((parked_key(&key), last_seq(&key)), (Some("alice"), Some(9)));
         assert!(parked(1, "alice", 9) < parked(1, "alice", 10));
+        assert!(chunk(b"a", 255) < chunk(b"a", 256));
+        assert_eq!(last_seq(&chunk(b"a", 7)), Some(7));
         assert_eq!(after_prefix(&[1, 255]), vec![2]);
         assert!(after_prefix(&[255]).is_empty());
     }

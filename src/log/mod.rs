@@ -1,6 +1,8 @@
-//! The log's bytes: record frames, the keys of the tables around them, and the lane book. Pure; names no storage engine.
+//! The log's bytes: record frames, the keys of the tables around them, and what is derived from the log. Pure; names no storage engine.
 
+pub(crate) mod book;
 pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod record;
+pub(crate) mod streams;
 pub(crate) mod wire_bytes;

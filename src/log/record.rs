@@ -2,19 +2,21 @@
 //!
 //! ```text
 //!  0      2   3   4        8              16          24         32         40        44
-//!  ┌──────┬───┬───┬────────┬──────────────┬───────────┬──────────┬──────────┬─────────┬──────────┐
-//!  │ "OW" │ver│ 0 │ crc32  │ end offset   │ time      │ lane id  │ lane no. │ body    │ body …   │
-//!  │      │ 1 │   │        │ u64          │ ms u64    │ u64      │ u64      │ len u32 │          │
-//!  └──────┴───┴───┴────────┴──────────────┴───────────┴──────────┴──────────┴─────────┴──────────┘
+//!  ┌──────┬───┬───┬────────┬──────────────┬───────────┬──────────┬──────────┬─────────┬────────────┬────────┐
+//!  │ "OW" │ver│fl.│ crc32  │ end offset   │ time      │ lane id  │ lane no. │ body    │ [revision] │ body … │
+//!  │      │ 1 │   │        │ u64          │ ms u64    │ u64      │ u64      │ len u32 │  u64       │        │
+//!  └──────┴───┴───┴────────┴──────────────┴───────────┴──────────┴──────────┴─────────┴────────────┴────────┘
 //! ```
 //!
 //! All integers little-endian. The CRC-32 (IEEE) is over the record's sequence number (u64) and bytes 8 to the end:
 //! a record that stands at another position than it was written for fails its check. *End offset* counts the bytes of
 //! all records up to and including this one since the store began, so that a backlog's size is one subtraction.
-//! Lane id is `u64::MAX` for an event that is published nowhere.
+//! Lane id is `u64::MAX` for an event that is published nowhere. Bit 0 of the flags says that a revision follows: the
+//! event is of a stream. It stands outside the body, because the same event appended again has the same content
+//! whatever its revision.
 //!
 //! ```text
-//! body: flags u16 │ id │ type t8 │ [key t8] │ [exchange t8, routing key t8] │ [content type t8] │ [subject t8] │
+//! body: flags u16 │ id │ type t8 │ [stream t8] │ [key t8] │ [exchange t8, routing key t8] │ [content type t8] │ [subject t8] │
 //!       [correlation id t8] │ [traceparent t8] │ [tracestate t16] │ [not before u64] │ [expires u64] │
 //!       [count u16, { name t8, kind u8, value }…] │ payload to the end
 //! ```
@@ -35,6 +37,9 @@ const VERSION: u8 = 1;
 const FRAME_BYTES: usize = 44;
 const CHECKED_FROM: usize = 8;
 const NO_LANE: u64 = u64::MAX;
+/// Frame flag: a revision follows.
+const REVISION: u8 = 1;
+const REVISION_BYTES: usize = 8;
 
 const UUID: u16 = 1 << 0;
 const KEY: u16 = 1 << 1;
@@ -47,7 +52,8 @@ const TRACESTATE: u16 = 1 << 7;
 const NOT_BEFORE: u16 = 1 << 8;
 const EXPIRES: u16 = 1 << 9;
 const HEADERS: u16 = 1 << 10;
-const KNOWN_FLAGS: u16 = (1 << 11) - 1;
+const STREAM: u16 = 1 << 11;
+const KNOWN_FLAGS: u16 = (1 << 12) - 1;
 
 const TEXT: u8 = 0;
 const INT: u8 = 1;
@@ -72,6 +78,9 @@ pub(crate) fn encode_body(event: &Event, id: RecordId<'_>) -> Vec<u8> {
         RecordId::Text(text) => put_text8(&mut out, text),
     }
     put_text8(&mut out, &event.event_type);
+    if let Some(stream) = &event.stream {
+        put_text8(&mut out, stream);
+    }
     if let Some(key) = &event.key {
         put_text8(&mut out, key);
     }
@@ -108,6 +117,7 @@ fn flags(event: &Event, id: RecordId<'_>) -> u16 {
         (event.not_before_ms.is_some(), NOT_BEFORE),
         (event.expires_ms.is_some(), EXPIRES),
         (!event.headers.is_empty(), HEADERS),
+        (event.stream.is_some(), STREAM),
     ]
     .into_iter()
     .filter_map(|(set, flag)| set.then_some(flag))
@@ -146,25 +156,35 @@ pub(crate) struct Position {
     pub(crate) start_offset: u64,
     pub(crate) time_ms: u64,
     pub(crate) lane: Option<Lane>,
+    /// Of an event of a stream.
+    pub(crate) revision: Option<u64>,
 }
 
-/// Bytes of the record of a body of this length.
-pub(crate) fn frame_len(body: &[u8]) -> u64 {
-    (FRAME_BYTES + body.len()) as u64
+impl Position {
+    /// Bytes of the record of a body of this length at this position.
+    fn frame_len(self, body: &[u8]) -> usize {
+        let revision = if self.revision.is_some() { REVISION_BYTES } else { 0 };
+        FRAME_BYTES + revision + body.len()
+    }
 }
 
 /// Puts the frame around a body.
 pub(crate) fn encode(position: Position, body: &[u8]) -> Vec<u8> {
     let body_len = u32::try_from(body.len()).expect("validated: a payload is at most PAYLOAD_BYTES_MAX");
     let (lane_id, lane_number) = position.lane.map_or((NO_LANE, 0), |lane| (lane.id, lane.number));
-    let mut out = Vec::with_capacity(FRAME_BYTES + body.len());
+    let frame_len = position.frame_len(body);
+    let flags = if position.revision.is_some() { REVISION } else { 0 };
+    let mut out = Vec::with_capacity(frame_len);
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&[VERSION, 0, 0, 0, 0, 0]);
-    out.extend_from_slice(&(position.start_offset + frame_len(body)).to_le_bytes());
+    out.extend_from_slice(&[VERSION, flags, 0, 0, 0, 0]);
+    out.extend_from_slice(&(position.start_offset + frame_len as u64).to_le_bytes());
     out.extend_from_slice(&position.time_ms.to_le_bytes());
     out.extend_from_slice(&lane_id.to_le_bytes());
     out.extend_from_slice(&lane_number.to_le_bytes());
     out.extend_from_slice(&body_len.to_le_bytes());
+    if let Some(revision) = position.revision {
+        out.extend_from_slice(&revision.to_le_bytes());
+    }
     out.extend_from_slice(body);
     let crc = checksum(position.seq, out.get(CHECKED_FROM..).unwrap_or_default());
     if let Some(slot) = out.get_mut(4..CHECKED_FROM) {
@@ -204,6 +224,7 @@ struct Header {
     end_offset: u64,
     time_ms: u64,
     lane: Option<Lane>,
+    revision: Option<u64>,
 }
 
 /// Magic, version, checksum, lengths: in that order, so that nothing unchecked is ever believed.
@@ -217,8 +238,9 @@ fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     if reader.u8().map_err(malformed)? != VERSION {
         return Err(corrupt("its record version is unknown"));
     }
-    if reader.u8().map_err(malformed)? != 0 {
-        return Err(corrupt("a reserved byte is not zero"));
+    let flags = reader.u8().map_err(malformed)?;
+    if flags & !REVISION != 0 {
+        return Err(corrupt("its frame has a flag that is unknown"));
     }
     let crc = reader.u32().map_err(malformed)?;
     if crc != checksum(seq, reader.0) {
@@ -229,10 +251,11 @@ fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     let (id, number) = (reader.u64().map_err(malformed)?, reader.u64().map_err(malformed)?);
     let lane = (id != NO_LANE).then_some(Lane { id, number });
     let body_len = reader.u32().map_err(malformed)?;
+    let revision = (flags & REVISION != 0).then(|| reader.u64()).transpose().map_err(malformed)?;
     if usize::try_from(body_len) != Ok(reader.0.len()) {
         return Err(corrupt("its length does not match"));
     }
-    Ok((Header { seq, crc, end_offset, time_ms, lane }, reader.0))
+    Ok((Header { seq, crc, end_offset, time_ms, lane, revision }, reader.0))
 }
 
 fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
@@ -250,6 +273,10 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
     };
     let event_type = reader.text8()?.to_owned();
     let mut optional8 = |flag| has(flag).then(|| reader.text8().map(str::to_owned)).transpose();
+    let stream = optional8(STREAM)?;
+    if stream.is_some() != header.revision.is_some() {
+        return Err(Malformed("it has a stream without a revision, or the other way round"));
+    }
     let key = optional8(KEY)?;
     let (exchange, routing_key) = (optional8(PUBLISHED)?, optional8(PUBLISHED)?);
     let destination = match (exchange, routing_key) {
@@ -267,6 +294,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
     let event = Event {
         id: id.1,
         event_type,
+        stream,
         key,
         destination: Some(destination),
         content_type,
@@ -284,6 +312,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
         time_ms: header.time_ms,
         end_offset: header.end_offset,
         lane: header.lane,
+        revision: header.revision,
         id: id.0,
         crc: header.crc,
         event,
@@ -337,8 +366,10 @@ pub(crate) mod fuzzing {
     }
 
     pub(crate) fn body(seq: u64, body: &[u8]) {
-        let header = super::Header { seq, crc: 0, end_offset: 0, time_ms: 0, lane: None };
-        let _ = super::decode_body(header, body);
+        for revision in [None, Some(0)] {
+            let header = super::Header { seq, crc: 0, end_offset: 0, time_ms: 0, lane: None, revision };
+            let _ = super::decode_body(header, body);
+        }
     }
 }
 
@@ -349,7 +380,13 @@ mod tests {
     use super::*;
 
     fn position(seq: u64) -> Position {
-        Position { seq, start_offset: 1000, time_ms: 17, lane: Some(Lane { id: 3, number: 9 }) }
+        Position {
+            seq,
+            start_offset: 1000,
+            time_ms: 17,
+            lane: Some(Lane { id: 3, number: 9 }),
+            revision: None,
+        }
     }
 
     fn any_value() -> impl Strategy<Value = HeaderValue> {
@@ -367,17 +404,17 @@ mod tests {
         (
             (text(), "[a-z.]{1,60}", text(), proptest::option::of(("[a-z]{0,20}", "[a-z]{0,20}"))),
             (text(), text(), text(), text(), text()),
-            times,
+            (times, text()),
             proptest::collection::vec(any_value(), 0..5),
             proptest::collection::vec(any::<u8>(), 0..200),
         )
-            .prop_map(|(first, second, times, values, payload)| {
+            .prop_map(|(first, second, (times, stream), values, payload)| {
                 let (id, event_type, key, to) = first;
                 let mut event = Event::bytes(event_type, payload);
                 event.destination = Some(to.map_or(Destination::Unpublished, |(exchange, routing_key)| {
                     Destination::Exchange { exchange, routing_key }
                 }));
-                (event.id, event.key) = (id, key);
+                (event.id, event.key, event.stream) = (id, key, stream);
                 (
                     event.content_type,
                     event.subject,
@@ -396,9 +433,11 @@ mod tests {
         #[test]
         fn round_trip(event in any_event(), seq in any::<u64>(), other in any::<u64>()) {
             let id = event.id.as_deref().map_or(RecordId::Uuid([7; 16]), RecordId::Text);
-            let bytes = encode(position(seq), &encode_body(&event, id));
+            let revision = event.stream.as_ref().map(|_| seq / 2);
+            let bytes = encode(Position { revision, ..position(seq) }, &encode_body(&event, id));
             let back = decode(seq, &bytes).unwrap();
             prop_assert_eq!(&back.event, &event);
+            prop_assert_eq!(back.revision, revision);
             prop_assert_eq!(back.lane, Some(Lane { id: 3, number: 9 }));
             prop_assert_eq!(back.end_offset, 1000 + bytes.len() as u64);
             if other != seq {
@@ -409,7 +448,9 @@ mod tests {
         /// No single changed byte goes unnoticed.
         #[test]
         fn a_flipped_byte_is_noticed(event in any_event(), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
-            let mut bytes = encode(position(5), &encode_body(&event, RecordId::Uuid([7; 16])));
+            let revision = event.stream.as_ref().map(|_| 3);
+            let position = Position { revision, ..position(5) };
+            let mut bytes = encode(position, &encode_body(&event, RecordId::Uuid([7; 16])));
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
             prop_assert!(decode(5, &bytes).is_err());

@@ -2,7 +2,7 @@
 //! along, and a small piece of trimming.
 //!
 //! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk every
-//! [`LANE_FLUSH_EVENTS`] events, records are trimmed in steps at the log's left edge once enough can go.
+//! [`DERIVED_FLUSH_EVENTS`] events, records are trimmed in steps at the log's left edge once enough can go.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -13,15 +13,16 @@ use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
 use super::ride::Ride;
 use super::schema::{EXCEPTIONS, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow};
+use super::streams;
 use super::transaction::Pending;
 use crate::error::{Error, Result};
-use crate::limits::{INBOX_SWEEP_STEP, LANE_FLUSH_EVENTS, TRIM_BATCH_MIN, TRIM_STEP};
+use crate::limits::{DERIVED_FLUSH_EVENTS, INBOX_SWEEP_STEP, TRIM_BATCH_MIN, TRIM_STEP};
 use crate::log::{keys, record};
 
 /// What of the tail becomes true once the commit is durable.
 struct Next {
     state: StateRow,
-    lanes_flushed: bool,
+    derived_flushed: bool,
     cursors: Vec<(String, Cursor)>,
     trim_left: bool,
     /// Where the next sweep of the inbox begins, if this commit did a step of it.
@@ -68,9 +69,9 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         state: StateRow {
             trimmed_to: tail.trimmed_to,
             trimmed_offset: tail.trimmed_offset,
-            lanes_through: tail.lanes.written_through,
+            derived_through: tail.derived_through,
         },
-        lanes_flushed: false,
+        derived_flushed: false,
         cursors: Vec::new(),
         trim_left: false,
         swept_to: sweep_inbox(core, tx, &tail)?,
@@ -85,15 +86,16 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         next.cursors.push((name.clone(), cursor));
     }
     let floor = trim_floor(core, &tail, pending, &next.cursors);
-    let lanes_due = pending.next_seq - tail.lanes.written_through >= LANE_FLUSH_EVENTS
-        || (alone && floor > tail.lanes.written_through);
-    if lanes_due {
+    let derived_due = pending.next_seq - tail.derived_through >= DERIVED_FLUSH_EVENTS
+        || (alone && floor > tail.derived_through);
+    if derived_due {
         write_lanes(tx, &tail, pending)?;
-        next.state.lanes_through = pending.next_seq;
-        next.lanes_flushed = true;
+        streams::write_streams(tx, &tail.streams, &pending.streams)?;
+        next.state.derived_through = pending.next_seq;
+        next.derived_flushed = true;
     }
-    trim(core, tx, &tail, &mut next, floor, alone)?;
-    drop_released(tx, &tail, next.state.trimmed_to, &released)?;
+    trim(core, tx, &tail, pending, &mut next, floor, alone)?;
+    drop_released(tx, &tail, pending, next.state.trimmed_to, &released)?;
     if next.state != before {
         tx.open_table(META)?.insert(META_STATE, next.state.to_bytes().as_slice())?;
     }
@@ -112,8 +114,13 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         for (key, state) in &pending.lanes {
             tail.lanes.change(key.clone(), *state);
         }
-        if next.lanes_flushed {
-            tail.lanes.written(next.state.lanes_through);
+        for (name, stream) in &pending.streams {
+            tail.streams.appended(name, stream.state, &stream.run);
+        }
+        if next.derived_flushed {
+            tail.lanes.written();
+            tail.streams.written();
+            tail.derived_through = next.state.derived_through;
         }
         tail.cursors.extend(next.cursors);
         tail.inbox_added += pending.inbox.len();
@@ -224,6 +231,7 @@ fn trim(
     core: &Core,
     tx: &WriteTransaction,
     tail: &Tail,
+    pending: &Pending,
     next: &mut Next,
     floor: u64,
     alone: bool,
@@ -231,7 +239,7 @@ fn trim(
     let from = next.state.trimmed_to;
     // What is left is done when the store is idle.
     next.trim_left = floor > from && !alone;
-    let floor = floor.min(next.state.lanes_through);
+    let floor = floor.min(next.state.derived_through);
     if floor <= from || (!alone && floor - from < TRIM_BATCH_MIN) {
         return Ok(());
     }
@@ -252,7 +260,7 @@ fn trim(
                     break;
                 }
                 next.state.trimmed_offset = recorded.end_offset;
-                if needs.needs(seq, recorded.key()) {
+                if needs.needs(seq, recorded.key()) || streams::wants(tx, tail, pending, &recorded)? {
                     keep.insert(seq);
                 }
             }
@@ -312,16 +320,20 @@ impl<'tx> Needs<'tx> {
 pub(super) fn drop_released(
     tx: &WriteTransaction,
     tail: &Tail,
+    pending: &Pending,
     trimmed_to: u64,
     released: &[u64],
 ) -> Result<()> {
     for seq in released.iter().copied().filter(|seq| *seq < trimmed_to) {
-        let key = {
+        let recorded = {
             let log = tx.open_table(LOG)?;
             let Some(frame) = log.get(seq)? else { continue };
-            record::decode(seq, frame.value()).ok().and_then(|recorded| recorded.event.key)
+            record::decode(seq, frame.value()).ok()
         };
-        let needed = Needs::of(tx, tail, seq, seq + 1)?.needs(seq, key.as_deref());
+        let of_stream =
+            recorded.as_ref().map(|recorded| streams::wants(tx, tail, pending, recorded)).transpose()?;
+        let key = recorded.as_ref().and_then(|recorded| recorded.key());
+        let needed = of_stream == Some(true) || Needs::of(tx, tail, seq, seq + 1)?.needs(seq, key);
         if !needed {
             tx.open_table(LOG)?.remove(seq)?;
         }

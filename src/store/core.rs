@@ -21,7 +21,9 @@ use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::turn::Turns;
 use crate::error::{Error, Result};
-use crate::log::lanes::LaneBook;
+use crate::log::book::Book;
+use crate::log::lanes::LaneState;
+use crate::log::streams::StreamBook;
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,10 @@ pub(crate) struct Tail {
     pub(crate) end_offset: u64,
     pub(crate) trimmed_to: u64,
     pub(crate) trimmed_offset: u64,
-    pub(crate) lanes: LaneBook,
+    pub(crate) lanes: Book<LaneState>,
+    pub(crate) streams: StreamBook,
+    /// The tables that are derived from the log are true for all records below.
+    pub(crate) derived_through: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
     /// Inbox rows added since the last sweep step, and where the next one begins.
     pub(crate) inbox_added: usize,

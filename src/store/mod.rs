@@ -16,6 +16,7 @@ pub(crate) mod ride;
 mod schema;
 mod settings;
 mod stats;
+mod streams;
 mod transaction;
 mod turn;
 mod writer;
@@ -43,6 +44,7 @@ pub use self::relay_rows::StartAt;
 pub use self::relays::{RelayState, RelayStatus};
 pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
 pub use self::stats::{RelayStats, Stats};
+pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
@@ -385,7 +387,7 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn read(&self) -> Result<Snapshot> {
-        Ok(Snapshot::new(self.core().begin_read()?))
+        Ok(Snapshot::new(self.core().begin_read()?, self.core()))
     }
 
     /// Finishes what is queued, writes what waits, closes the file. Other handles of this store then fail with

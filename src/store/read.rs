@@ -1,14 +1,18 @@
 //! Reading: a snapshot of state and log together, as of one commit.
 
 use std::ops::Bound;
+use std::sync::{Arc, Weak};
 
 use redb::{Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 
+use super::core::Core;
 use super::recover::read_state;
-use super::schema::LOG;
+use super::schema::{CHUNKS, LOG, STREAMS};
+use super::streams::{NO_SEQ, StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
 use crate::log::record;
+use crate::log::streams::Run;
 
 /// The state and the log as of the last commit. Later commits do not show in it.
 ///
@@ -26,6 +30,8 @@ use crate::log::record;
 /// ```
 pub struct Snapshot {
     tx: ReadTransaction,
+    /// Its memory of the newest stretch of the stream index, for as long as that is of the same bulk write.
+    core: Weak<Core>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -35,8 +41,8 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
-    pub(crate) fn new(tx: ReadTransaction) -> Self {
-        Self { tx }
+    pub(crate) fn new(tx: ReadTransaction, core: &Arc<Core>) -> Self {
+        Self { tx, core: Arc::downgrade(core) }
     }
 
     /// Opens one of the application's tables.
@@ -106,6 +112,64 @@ impl Snapshot {
             Some(frame) => Ok(Some(record::decode(seq, frame.value())?)),
             None => Ok(None),
         }
+    }
+
+    /// The stream of this name as of this snapshot; one that has no event yet is empty.
+    ///
+    /// Cost: the newest stretch of the index is in memory while the snapshot is young. For one that has outlived a bulk
+    /// write of the index (every 4,096 events) that stretch is read from the log instead, once per call.
+    ///
+    /// # Errors
+    /// [`Error::BadId`](crate::Error::BadId) for a name of 0 or over 255 bytes; what redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("opened", "").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let snapshot = store.read()?;
+    /// for event in snapshot.stream("account-7")?.events(0) {
+    ///     assert_eq!(event?.event_type(), "opened");
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stream(&self, name: impl Into<String>) -> Result<StreamReader<'_>> {
+        let name = name.into();
+        check_name(&name)?;
+        let mut state = stream_row(&self.tx.open_table(STREAMS)?, name.as_bytes())?.unwrap_or_default();
+        let recent = self.recent(&name)?;
+        if !recent.seqs.is_empty() {
+            state.next = recent.first + recent.seqs.len() as u64;
+        }
+        Ok(StreamReader { source: self, view: View { name, state, recent } })
+    }
+
+    /// What of the stream no chunk of this snapshot holds.
+    fn recent(&self, name: &str) -> Result<Run> {
+        let derived_through = read_state(&self.tx)?.derived_through;
+        let log = self.tx.open_table(LOG)?;
+        let end = redb::ReadableTable::last(&log)?.map_or(0, |(seq, _)| seq.value() + 1);
+        if let Some(core) = self.core.upgrade() {
+            let tail = core.tail();
+            if tail.derived_through == derived_through {
+                let mut run = tail.streams.recent.get(name.as_bytes()).cloned().unwrap_or_default();
+                // What later commits appended is not of this snapshot. Holes stand before what they belong to.
+                let later = run.seqs.iter().position(|seq| *seq >= end && *seq != NO_SEQ);
+                run.seqs.truncate(later.unwrap_or(run.seqs.len()));
+                return Ok(run);
+            }
+        }
+        let mut run = Run::default();
+        for row in log.range(derived_through..end)? {
+            let (seq, frame) = row?;
+            let Ok(recorded) = record::decode(seq.value(), frame.value()) else { continue };
+            if let Some(revision) = recorded.revision().filter(|_| recorded.stream() == Some(name)) {
+                run.put(revision, seq.value(), NO_SEQ);
+            }
+        }
+        Ok(run)
     }
 
     /// The events from `from` on, in order, one at a time. A damaged record comes as an error in its place; reading
@@ -190,5 +254,15 @@ impl Iterator for Events {
         }
         self.behind_gap = Some(recorded);
         Some(Err(CorruptError { seq: expected, what: "it is missing" }.into()))
+    }
+}
+
+impl StreamSource for Snapshot {
+    fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>> {
+        find_chunk(&self.tx.open_table(CHUNKS)?, name, revision)
+    }
+
+    fn record(&self, seq: u64) -> Result<Option<Recorded>> {
+        self.event(seq)
     }
 }

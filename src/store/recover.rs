@@ -8,12 +8,15 @@ use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::schema::{
-    CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT, META_NEXT_CURSOR,
-    META_STATE, META_STORE_ID, PARKED, StateRow,
+    CHUNKS, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
+    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, STREAMS, StateRow,
 };
+use super::streams::{NO_SEQ, stream_row};
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::fresh_uuid;
-use crate::log::lanes::{LaneBook, LaneState};
+use crate::log::book::Book;
+use crate::log::lanes::LaneState;
+use crate::log::streams::StreamState;
 use crate::log::{keys, record};
 
 /// Writes the tables and the identity of a new store.
@@ -32,7 +35,7 @@ fn write_schema(db: &Database) -> Result<(), BoxError> {
         meta.insert(META_STATE, StateRow::default().to_bytes().as_slice())?;
         tx.open_table(LOG)?;
         tx.open_table(CURSORS)?;
-        for table in [LANES, EXCEPTIONS, DUE, PARKED, INBOX] {
+        for table in [LANES, STREAMS, CHUNKS, EXCEPTIONS, DUE, PARKED, INBOX] {
             tx.open_table(table)?;
         }
     }
@@ -85,7 +88,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         end_offset: end_of_log(&log, &state)?,
         trimmed_to: state.trimmed_to,
         trimmed_offset: state.trimmed_offset,
-        lanes: LaneBook::new(state.lanes_through),
+        derived_through: state.derived_through,
         ..Tail::default()
     };
     for row in tx.open_table(CURSORS)?.iter()? {
@@ -95,12 +98,12 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         tail.cursors.insert(name.value().to_owned(), cursor);
     }
     let known =
-        tail.cursors.values().map(|cursor| cursor.position).max().unwrap_or(0).max(state.lanes_through);
+        tail.cursors.values().map(|cursor| cursor.position).max().unwrap_or(0).max(state.derived_through);
     if tail.next_seq < known {
         // Its numbers would be given a second time.
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
     }
-    if replay_lanes(&tx, &mut tail)? {
+    if replay(&tx, &mut tail)? {
         return Ok(tail);
     }
     drop(log);
@@ -126,17 +129,21 @@ fn end_of_log(log: &impl ReadableTable<u64, &'static [u8]>, state: &StateRow) ->
     Ok(state.trimmed_offset)
 }
 
-/// Brings the lanes up to date from the records that the table does not know yet; `false` if one of them is damaged.
-fn replay_lanes(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
+/// Brings lanes and streams up to date from the records that their tables do not know yet; `false` if one of them is
+/// damaged.
+fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     let log = tx.open_table(LOG)?;
+    let streams = tx.open_table(STREAMS)?;
     let mut key = Vec::new();
-    for row in log.range(tail.lanes.written_through..)? {
+    let mut whole = true;
+    for row in log.range(tail.derived_through..)? {
         let (seq, frame) = row?;
         let recorded = match record::decode(seq.value(), frame.value()) {
             Ok(recorded) => recorded,
             Err(error) => {
                 tracing::error!(%error, "lanes cannot be rebuilt; a new epoch begins");
-                return Ok(false);
+                whole = false;
+                continue;
             }
         };
         if let Some(lane) = recorded.lane
@@ -144,22 +151,36 @@ fn replay_lanes(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
         {
             tail.lanes.change(key.as_slice().into(), LaneState { id: lane.id, next: lane.number + 1 });
         }
+        if let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) {
+            let name = stream.as_bytes();
+            let known = match tail.streams.states.get(name) {
+                Some(known) => known,
+                None => stream_row(&streams, name)?.unwrap_or_default(),
+            };
+            // Where a damaged record hides a revision, the index has a hole, which is told when it is read.
+            tail.streams.recent.entry(name.into()).or_default().put(revision, seq.value(), NO_SEQ);
+            let state = StreamState { next: known.next.max(revision + 1), ..known };
+            tail.streams.states.change(name.into(), state);
+        }
     }
-    Ok(true)
+    Ok(whole)
 }
 
 /// Numbers of lanes that cannot be known any more are not guessed: a reader would take a reused number for a repeat, and
 /// drop it. Under a new epoch every lane begins anew, and no old number is taken for a new one.
 fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Result<()> {
     identity.epoch += 1;
-    tail.lanes = LaneBook::new(tail.next_seq);
+    tail.lanes = Book::default();
     let tx = db.begin_write()?;
     tx.delete_table(LANES)?;
     tx.open_table(LANES)?;
+    super::streams::write_streams(&tx, &tail.streams, &Default::default())?;
+    tail.streams.written();
+    tail.derived_through = tail.next_seq;
     let state = StateRow {
         trimmed_to: tail.trimmed_to,
         trimmed_offset: tail.trimmed_offset,
-        lanes_through: tail.next_seq,
+        derived_through: tail.next_seq,
     };
     {
         let mut meta = tx.open_table(META)?;

@@ -109,7 +109,7 @@ impl Store {
         {
             // What trimming has left standing for this relay alone, nobody would come back for.
             let tail = core.tail();
-            super::commit::drop_released(tx.redb(), &tail, tail.trimmed_to, &released)?;
+            super::commit::drop_released(tx.redb(), &tail, &tx.pending.borrow(), tail.trimmed_to, &released)?;
         }
         tx.redb().open_table(CURSORS)?.remove(name)?;
         // Progress of it that still waits would write its row anew.

@@ -4,6 +4,8 @@
 //! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · next_cursor u32 · state 24
 //! onewrite.log         seq u64 → record    (log/record.rs)
 //! onewrite.lanes       lane → id u64, next u64
+//! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
+//! onewrite.chunks      (stream, first revision) → sequence numbers u64…
 //! onewrite.cursors     relay name → id u32, position u64, offset at position u64, confirmed u64
 //! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
 //! onewrite.due         (cursor, due ms, seq) → ()
@@ -19,6 +21,8 @@ use redb::TableDefinition;
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
 pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
 pub(crate) const LANES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.lanes");
+pub(crate) const STREAMS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.streams");
+pub(crate) const CHUNKS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.chunks");
 pub(crate) const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.cursors");
 pub(crate) const EXCEPTIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.exceptions");
 pub(crate) const DUE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.due");
@@ -44,18 +48,18 @@ pub(crate) struct StateRow {
     pub(crate) trimmed_to: u64,
     /// The end offset of the record before `trimmed_to`.
     pub(crate) trimmed_offset: u64,
-    /// The lane table is true for records below.
-    pub(crate) lanes_through: u64,
+    /// The tables of lanes, streams and chunks are true for records below.
+    pub(crate) derived_through: u64,
 }
 
 impl StateRow {
     pub(crate) fn to_bytes(self) -> Vec<u8> {
-        u64s([self.trimmed_to, self.trimmed_offset, self.lanes_through])
+        u64s([self.trimmed_to, self.trimmed_offset, self.derived_through])
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let [trimmed_to, trimmed_offset, lanes_through] = read_u64s(bytes)?;
-        Some(Self { trimmed_to, trimmed_offset, lanes_through })
+        let [trimmed_to, trimmed_offset, derived_through] = read_u64s(bytes)?;
+        Some(Self { trimmed_to, trimmed_offset, derived_through })
     }
 }
 
@@ -115,7 +119,7 @@ mod tests {
     fn rows_round_trip() {
         let row = InboxRow { first: 7, count: 2, crc: 0xdead_beef, len: 5, at_ms: 9 };
         assert_eq!(InboxRow::from_bytes(&row.to_bytes()), Some(row));
-        let state = StateRow { trimmed_to: 1, trimmed_offset: 2, lanes_through: 3 };
+        let state = StateRow { trimmed_to: 1, trimmed_offset: 2, derived_through: 3 };
         assert_eq!(StateRow::from_bytes(&state.to_bytes()), Some(state));
         assert_eq!(StateRow::from_bytes(&[0; 23]), None);
     }

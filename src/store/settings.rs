@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Store;
 use crate::error::{Result, SettingError};
+use crate::event::Destination;
 use crate::limits::{
     CACHE_BYTES_DEFAULT, INBOX_AGE_MS_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
 };
@@ -50,6 +51,24 @@ pub struct BacklogQuota {
     pub bytes_max: u64,
     /// What happens then.
     pub policy: QuotaPolicy,
+}
+
+/// Where events of streams go that do not say it themselves.
+#[derive(Clone)]
+pub(crate) struct StreamDestination(Arc<Rule>);
+
+type Rule = dyn Fn(&str, &str) -> Option<Destination> + Send + Sync;
+
+impl StreamDestination {
+    pub(crate) fn of(&self, stream: &str, event_type: &str) -> Option<Destination> {
+        (self.0)(stream, event_type)
+    }
+}
+
+impl std::fmt::Debug for StreamDestination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StreamDestination")
+    }
 }
 
 /// How long confirmed events stay in the log. They stay while *any* of the set limits still wants them.
@@ -132,6 +151,7 @@ pub(crate) struct Settings {
     pub(crate) payload_bytes_max: usize,
     pub(crate) quota: Option<BacklogQuota>,
     pub(crate) retention: Retention,
+    pub(crate) stream_destination: Option<StreamDestination>,
     pub(crate) inbox_age_ms: u64,
     pub(crate) ride_ms: u64,
     pub(crate) create: bool,
@@ -165,6 +185,7 @@ impl Default for StoreBuilder {
                 payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
                 quota: None,
                 retention: Retention::default(),
+                stream_destination: None,
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 ride_ms: RIDE_MS_DEFAULT,
                 create: true,
@@ -216,6 +237,35 @@ impl StoreBuilder {
     /// ```
     pub fn backlog_quota(mut self, quota: BacklogQuota) -> Self {
         self.settings.quota = Some(quota);
+        self
+    }
+
+    /// Where events of streams are published that have no destination of their own: by stream and event type; `None` for
+    /// nowhere. It is asked at append, and what it answers is recorded; unless set, such events stay in the log alone.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Destination, Event, ExpectedRevision, Store};
+    /// let store = Store::builder()
+    ///     .stream_destination(|stream, event_type| {
+    ///         stream.starts_with("account-").then(|| Destination::exchange("accounts", event_type))
+    ///     })
+    ///     .open(folder.path().join("a.redb"))?;
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100")], ExpectedRevision::Any)?;
+    ///     tx.stream("audit-7").append([Event::bytes("looked-at", "")], ExpectedRevision::Any)
+    /// })?;
+    /// let snapshot = store.read()?;
+    /// let destination = |seq| Ok::<_, onewrite::Error>(snapshot.event(seq)?.expect("appended above").destination().clone());
+    /// assert_eq!(destination(0)?, Destination::exchange("accounts", "deposited"));
+    /// assert_eq!(destination(1)?, Destination::Unpublished);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stream_destination(
+        mut self,
+        rule: impl Fn(&str, &str) -> Option<Destination> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.stream_destination = Some(StreamDestination(Arc::new(rule)));
         self
     }
 

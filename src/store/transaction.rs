@@ -17,6 +17,7 @@ use super::failure::damaged_row;
 use super::inside::Inside;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
+use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use crate::error::{Error, EventError, Result};
 use crate::event::{Event, Lane, Recorded, fresh_uuid};
@@ -24,6 +25,7 @@ use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
+use crate::log::streams::{Run, StreamState};
 
 /// The inbox scope of event ids that the application gave.
 pub(crate) const EVENT_SCOPE: &str = "onewrite.event";
@@ -62,6 +64,7 @@ pub(crate) struct Pending {
     pub(crate) frames: Vec<(u64, Vec<u8>)>,
     pub(crate) lanes: HashMap<Box<[u8]>, LaneState>,
     pub(crate) inbox: HashMap<Vec<u8>, InboxRow>,
+    pub(crate) streams: PendingStreams,
     undo: Vec<Undo>,
 }
 
@@ -69,6 +72,8 @@ pub(crate) struct Pending {
 enum Undo {
     Lane(Box<[u8]>, Option<LaneState>),
     Inbox(Vec<u8>),
+    /// The state before, and how many events the stream had been given before.
+    Stream(Box<[u8]>, Option<(StreamState, usize)>),
 }
 
 /// A point within a transaction to which what gathers in memory can be rolled back.
@@ -230,7 +235,7 @@ impl Transaction {
         if name.starts_with(RESERVED_PREFIX) {
             return Err(Error::ReservedTable { name: name.to_owned() });
         }
-        self.tables_opened.set(self.tables_opened.get() + 1);
+        self.touch();
         Ok(())
     }
 
@@ -254,6 +259,11 @@ impl Transaction {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn append(&self, event: Event) -> Result<Appended> {
+        self.append_at(event, None)
+    }
+
+    /// Appends an event of the outbox, or one of a stream with its revision.
+    pub(super) fn append_at(&self, event: Event, revision: Option<u64>) -> Result<Appended> {
         event.validate()?;
         let max = self.core.settings.payload_bytes_max;
         if event.payload.len() > max {
@@ -281,7 +291,8 @@ impl Transaction {
         let seq = self.pending.borrow().next_seq;
         let lane = self.next_lane(&event, seq)?;
         let mut pending = self.pending.borrow_mut();
-        let position = Position { seq, start_offset: pending.end_offset, time_ms: now.wall_ms, lane };
+        let position =
+            Position { seq, start_offset: pending.end_offset, time_ms: now.wall_ms, lane, revision };
         let frame = record::encode(position, &body);
         pending.next_seq += 1;
         pending.end_offset += frame.len() as u64;
@@ -507,6 +518,16 @@ impl Transaction {
         super::commit::commit(&self.core, tx, &self.pending.borrow(), writes)
     }
 
+    /// Names events that were there already as this closure's own.
+    pub(super) fn note_seqs(&self, seqs: &[u64]) {
+        self.seqs.borrow_mut().extend(seqs);
+    }
+
+    /// Something was written that only a rollback of the whole transaction takes back.
+    pub(super) fn touch(&self) {
+        self.tables_opened.set(self.tables_opened.get() + 1);
+    }
+
     pub(crate) fn take_seqs(&self) -> Vec<u64> {
         std::mem::take(&mut self.seqs.borrow_mut())
     }
@@ -544,6 +565,13 @@ impl Transaction {
                 Some(Undo::Lane(key, Some(before))) => drop(pending.lanes.insert(key, before)),
                 Some(Undo::Lane(key, None)) => drop(pending.lanes.remove(&key)),
                 Some(Undo::Inbox(key)) => drop(pending.inbox.remove(&key)),
+                Some(Undo::Stream(name, None)) => drop(pending.streams.remove(&name)),
+                Some(Undo::Stream(name, Some((state, events)))) => {
+                    if let Some(stream) = pending.streams.get_mut(&name) {
+                        stream.state = state;
+                        stream.run.seqs.truncate(events);
+                    }
+                }
                 None => {}
             }
         }
@@ -556,10 +584,31 @@ impl Pending {
         self.undo.push(Undo::Inbox(key.clone()));
         self.inbox.insert(key, row);
     }
+
+    /// An event of this stream has been appended, as the next of its revisions. `committed` is what the stream was
+    /// before this transaction.
+    pub(super) fn note_revision(&mut self, name: &[u8], committed: StreamState, seq: u64) {
+        let stream = self.change_stream(name, committed);
+        stream.state.next += 1;
+        stream.run.seqs.push(seq);
+    }
+
+    /// The stream gets another state.
+    pub(super) fn note_state(&mut self, name: &[u8], state: StreamState) {
+        self.change_stream(name, state).state = state;
+    }
+
+    fn change_stream(&mut self, name: &[u8], committed: StreamState) -> &mut PendingStream {
+        let before = self.streams.get(name).map(|stream| (stream.state, stream.run.seqs.len()));
+        self.undo.push(Undo::Stream(name.into(), before));
+        self.streams
+            .entry(name.into())
+            .or_insert_with(|| PendingStream { state: committed, run: Run::starting_at(committed.next) })
+    }
 }
 
 /// What tells content from other content: checksum and length.
-fn content_of(bytes: &[u8]) -> (u32, u32) {
+pub(super) fn content_of(bytes: &[u8]) -> (u32, u32) {
     (record::body_checksum(bytes), u32::try_from(bytes.len()).unwrap_or(u32::MAX))
 }
 

@@ -31,3 +31,5 @@ mod relay;
 mod scratch;
 #[cfg(unix)]
 mod store_open;
+#[cfg(unix)]
+mod streams;

@@ -4,8 +4,12 @@
 //! names the thing it is about: the file, the sequence number, the setting, the field. No error text ever holds a
 //! payload, a header value or a password.
 
+mod revision;
+
 use std::path::PathBuf;
 use std::sync::Arc;
+
+pub use self::revision::ExpectedRevision;
 
 /// An error of the application or of a library below, boxed.
 ///
@@ -156,6 +160,30 @@ pub enum Error {
         /// The id.
         id: String,
     },
+    /// The stream is not as the append expected; nothing was appended.
+    #[error("stream `{stream}` was expected at {expected}, and {}", actual_text(*actual))]
+    WrongRevision {
+        /// The stream.
+        stream: String,
+        /// What was expected.
+        expected: ExpectedRevision,
+        /// The revision of its newest event; `None` if it has never had one.
+        actual: Option<u64>,
+    },
+    /// The stream is deleted for good.
+    #[error("stream `{stream}` is deleted")]
+    StreamDeleted {
+        /// The stream.
+        stream: String,
+    },
+    /// The log has no readable event of this revision any more, though the stream should have one.
+    #[error("revision {revision} of stream `{stream}` is missing or damaged")]
+    MissingRevision {
+        /// The stream.
+        stream: String,
+        /// The revision.
+        revision: u64,
+    },
     /// A thread could not be started.
     #[error("cannot start the {what} thread: {source}")]
     Thread {
@@ -164,6 +192,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+}
+
+fn actual_text(actual: Option<u64>) -> String {
+    actual.map_or_else(|| "it has never had an event".into(), |revision| format!("is at revision {revision}"))
 }
 
 impl Error {

@@ -1,0 +1,73 @@
+//! What is derived from the log: rows that are written in bulk.
+//!
+//! A row per lane or stream, written at every append, would cost a random page write per event. So a book keeps what has
+//! changed since the last bulk write in memory; the table on disk is true for the records below a mark, and opening a
+//! store replays the records from there. **Invariant:** records at or above the mark are not trimmed.
+
+use std::collections::HashMap;
+
+use crate::limits::BOOK_CACHE_MAX;
+
+/// What has changed since the last bulk write, and a cache of the rest.
+#[derive(Debug)]
+pub(crate) struct Book<S> {
+    changed: HashMap<Box<[u8]>, S>,
+    cached: HashMap<Box<[u8]>, S>,
+}
+
+impl<S> Default for Book<S> {
+    fn default() -> Self {
+        Self { changed: HashMap::new(), cached: HashMap::new() }
+    }
+}
+
+impl<S: Copy> Book<S> {
+    pub(crate) fn get(&self, key: &[u8]) -> Option<S> {
+        self.changed.get(key).or_else(|| self.cached.get(key)).copied()
+    }
+
+    /// Notes a state as a committed transaction left it.
+    pub(crate) fn change(&mut self, key: Box<[u8]>, state: S) {
+        self.changed.insert(key, state);
+    }
+
+    /// Notes a state as read from the table.
+    pub(crate) fn cache(&mut self, key: Box<[u8]>, state: S) {
+        if self.cached.len() >= BOOK_CACHE_MAX {
+            self.cached.clear();
+        }
+        self.cached.insert(key, state);
+    }
+
+    /// What a bulk write must write.
+    pub(crate) fn changed(&self) -> impl Iterator<Item = (&[u8], S)> {
+        self.changed.iter().map(|(key, state)| (&**key, *state))
+    }
+
+    /// The bulk write is durable.
+    pub(crate) fn written(&mut self) {
+        for (key, state) in std::mem::take(&mut self.changed) {
+            self.cache(key, state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_win_over_the_cache_and_survive_it() {
+        let mut book = Book::default();
+        let key: Box<[u8]> = (*b"lane").into();
+        book.cache(key.clone(), 4);
+        book.change(key.clone(), 5);
+        for n in 0..=BOOK_CACHE_MAX {
+            book.cache(n.to_le_bytes().into(), 0);
+        }
+        assert_eq!(book.get(&key), Some(5));
+        book.written();
+        assert_eq!(book.get(&key), Some(5));
+        assert_eq!(book.changed().count(), 0);
+    }
+}

@@ -1,0 +1,148 @@
+//! Streams: the state of each, and where its newest revisions stand.
+//!
+//! The index (stream, revision) → sequence number is derived from the log. Its newest stretch is in memory; the rest is
+//! in *chunks*, one per stream and bulk write, each a run of contiguous revisions: an index row per event would cost a
+//! random page write for each.
+
+use std::collections::HashMap;
+
+use super::book::Book;
+
+/// What is known of a stream apart from its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StreamState {
+    /// The revision that its next event gets.
+    pub(crate) next: u64,
+    /// Revisions below are gone.
+    pub(crate) first: u64,
+    /// It is deleted for good: nothing of it can be read or appended.
+    pub(crate) deleted: bool,
+}
+
+impl StreamState {
+    pub(crate) fn to_bytes(self) -> [u8; 17] {
+        let mut bytes = [0; 17];
+        let numbers = self.next.to_le_bytes().into_iter().chain(self.first.to_le_bytes());
+        let all = numbers.chain([u8::from(self.deleted)]);
+        bytes.iter_mut().zip(all).for_each(|(slot, byte)| *slot = byte);
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (next, rest) = bytes.split_first_chunk::<8>()?;
+        let (first, deleted) = rest.split_first_chunk::<8>()?;
+        let (next, first) = (u64::from_le_bytes(*next), u64::from_le_bytes(*first));
+        match deleted {
+            [deleted @ (0 | 1)] => Some(Self { next, first, deleted: *deleted == 1 }),
+            _ => None,
+        }
+    }
+
+    /// The revisions that can be read.
+    pub(crate) fn readable(self) -> std::ops::Range<u64> {
+        if self.deleted { 0..0 } else { self.first.min(self.next)..self.next }
+    }
+
+    /// Whether the event of this revision is still wanted.
+    pub(crate) fn wants(self, revision: u64) -> bool {
+        !self.deleted && revision >= self.first
+    }
+}
+
+/// A run of contiguous revisions.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Run {
+    /// The revision of the first.
+    pub(crate) first: u64,
+    /// Their sequence numbers.
+    pub(crate) seqs: Vec<u64>,
+}
+
+impl Run {
+    pub(crate) fn starting_at(first: u64) -> Self {
+        Self { first, seqs: Vec::new() }
+    }
+
+    /// Where this revision stands, if it is of this run.
+    pub(crate) fn get(&self, revision: u64) -> Option<u64> {
+        let at = usize::try_from(revision.checked_sub(self.first)?).ok()?;
+        self.seqs.get(at).copied()
+    }
+
+    /// Notes where a later revision stands; those between are told to stand at `hole`.
+    pub(crate) fn put(&mut self, revision: u64, seq: u64, hole: u64) {
+        if self.seqs.is_empty() {
+            self.first = revision;
+        }
+        let at = usize::try_from(revision.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        if at >= self.seqs.len() {
+            self.seqs.resize(at, hole);
+            self.seqs.push(seq);
+        }
+    }
+
+    /// As the value of a chunk; its key has the first revision.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        self.seqs.iter().flat_map(|seq| seq.to_le_bytes()).collect()
+    }
+
+    pub(crate) fn from_bytes(first: u64, bytes: &[u8]) -> Option<Self> {
+        let (seqs, []) = bytes.as_chunks::<8>() else { return None };
+        Some(Self { first, seqs: seqs.iter().map(|seq| u64::from_le_bytes(*seq)).collect() })
+    }
+}
+
+/// All streams, as far as they are in memory.
+#[derive(Debug, Default)]
+pub(crate) struct StreamBook {
+    pub(crate) states: Book<StreamState>,
+    /// What has been appended since the last bulk write.
+    pub(crate) recent: HashMap<Box<[u8]>, Run>,
+}
+
+impl StreamBook {
+    /// Notes what a committed transaction appended to a stream.
+    pub(crate) fn appended(&mut self, stream: &[u8], state: StreamState, run: &Run) {
+        self.states.change(stream.into(), state);
+        if !run.seqs.is_empty() {
+            let recent = self.recent.entry(stream.into()).or_insert_with(|| Run::starting_at(run.first));
+            recent.seqs.extend(&run.seqs);
+        }
+    }
+
+    /// The bulk write is durable.
+    pub(crate) fn written(&mut self) {
+        self.states.written();
+        self.recent.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_round_trip() {
+        for deleted in [false, true] {
+            let state = StreamState { next: 7, first: 3, deleted };
+            assert_eq!(StreamState::from_bytes(&state.to_bytes()), Some(state));
+        }
+        assert_eq!(StreamState::from_bytes(&[2; 17]), None);
+        let run = Run { first: 3, seqs: vec![9, 11, 400] };
+        assert_eq!(Run::from_bytes(3, &run.to_bytes()), Some(run.clone()));
+        assert_eq!((run.get(2), run.get(3), run.get(5), run.get(6)), (None, Some(9), Some(400), None));
+        assert_eq!(Run::from_bytes(0, &[1; 9]), None);
+    }
+
+    #[test]
+    fn runs_join() {
+        let mut book = StreamBook::default();
+        let state = StreamState { next: 2, ..StreamState::default() };
+        book.appended(b"a", state, &Run { first: 1, seqs: vec![5] });
+        book.appended(b"a", StreamState { next: 4, ..state }, &Run { first: 2, seqs: vec![6, 8] });
+        assert_eq!(book.recent.get(&b"a"[..]), Some(&Run { first: 1, seqs: vec![5, 6, 8] }));
+        assert_eq!(book.states.get(b"a").map(|state| state.next), Some(4));
+        book.written();
+        assert!(book.recent.is_empty(), "memory does not grow with the log");
+    }
+}

@@ -1,0 +1,597 @@
+//! Streams in the file: appending under an expected revision, reading in order of revision, and the derived index.
+//!
+//! **Invariants.** The newest stretch of the index is in memory ([`StreamBook`]); a bulk write puts it into chunks, in the
+//! same commit that moves `derived_through`. So whoever knows `derived_through` as of a commit finds every revision:
+//! below it in a chunk of that commit, from it on in memory, or, where memory has moved on, in the log itself.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+
+use redb::{ReadableTable, WriteTransaction};
+
+use super::commit::drop_released;
+use super::core::Tail;
+use super::failure::damaged_row;
+use super::schema::{CHUNKS, STREAMS};
+use super::transaction::{EVENT_SCOPE, Pending, Transaction, check_id, content_of};
+use crate::error::{CorruptError, Error, ExpectedRevision, Result};
+use crate::event::{Destination, Event, Recorded};
+use crate::limits::SHORT_STRING_BYTES_MAX;
+use crate::log::keys;
+use crate::log::record::{self, RecordId};
+use crate::log::streams::{Run, StreamBook, StreamState};
+
+/// Stands in a run for a revision whose record was damaged when the index was rebuilt.
+pub(super) const NO_SEQ: u64 = u64::MAX;
+
+/// Where events were appended to a stream.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, ExpectedRevision};
+/// let append = || store.write(|tx| {
+///     let events = [Event::bytes("opened", "").id("open-7").unpublished()];
+///     tx.stream("account-7").append(events, ExpectedRevision::NoStream)
+/// });
+/// let first = append()?.into_value();
+/// assert_eq!((first.revisions, first.seqs, first.repeated), (0..1, vec![0], false));
+/// let again = append()?.into_value(); // a retry whose answer had been lost
+/// assert_eq!((again.revisions, again.seqs, again.repeated), (0..1, vec![0], true));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamAppended {
+    /// Their revisions.
+    pub revisions: Range<u64>,
+    /// Their sequence numbers in the log.
+    pub seqs: Vec<u64>,
+    /// They were there already, and nothing was written.
+    pub repeated: bool,
+}
+
+/// What a transaction did to a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PendingStream {
+    pub(crate) state: StreamState,
+    /// What it appended.
+    pub(crate) run: Run,
+}
+
+pub(crate) type PendingStreams = HashMap<Box<[u8]>, PendingStream>;
+
+// --- the derived tables -------------------------------------------------------------------------------------------
+
+pub(super) fn stream_row(
+    streams: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    name: &[u8],
+) -> Result<Option<StreamState>> {
+    let Some(row) = streams.get(name)? else { return Ok(None) };
+    StreamState::from_bytes(row.value()).map(Some).ok_or_else(|| damaged_row("stream"))
+}
+
+/// The bulk write: states, and a chunk for each stream that was appended to since the last one.
+pub(super) fn write_streams(
+    tx: &WriteTransaction,
+    book: &StreamBook,
+    pending: &PendingStreams,
+) -> Result<()> {
+    {
+        let mut streams = tx.open_table(STREAMS)?;
+        for (name, state) in book.states.changed() {
+            streams.insert(name, &state.to_bytes()[..])?;
+        }
+        // A transaction's own changes are newer.
+        for (name, stream) in pending {
+            streams.insert(&**name, &stream.state.to_bytes()[..])?;
+        }
+    }
+    let mut chunks = tx.open_table(CHUNKS)?;
+    let names: BTreeSet<&[u8]> = book.recent.keys().chain(pending.keys()).map(|name| &**name).collect();
+    for name in names {
+        let run = joined(book.recent.get(name), pending.get(name).map(|stream| &stream.run));
+        if !run.seqs.is_empty() {
+            chunks.insert(keys::chunk(name, run.first).as_slice(), run.to_bytes().as_slice())?;
+        }
+    }
+    Ok(())
+}
+
+/// One run of two that follow each other.
+fn joined(first: Option<&Run>, then: Option<&Run>) -> Run {
+    let mut run = first.filter(|run| !run.seqs.is_empty()).cloned();
+    if let Some(then) = then {
+        run.get_or_insert_with(|| Run::starting_at(then.first)).seqs.extend(&then.seqs);
+    }
+    run.unwrap_or_default()
+}
+
+/// Whether the log must keep this record for its stream.
+pub(super) fn wants(
+    tx: &WriteTransaction,
+    tail: &Tail,
+    pending: &Pending,
+    recorded: &Recorded,
+) -> Result<bool> {
+    let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) else { return Ok(false) };
+    let name = stream.as_bytes();
+    let known =
+        pending.streams.get(name).map(|stream| stream.state).or_else(|| tail.streams.states.get(name));
+    let state = match known {
+        Some(state) => state,
+        None => stream_row(&tx.open_table(STREAMS)?, name)?.unwrap_or_default(),
+    };
+    Ok(state.wants(revision))
+}
+
+// --- reading ------------------------------------------------------------------------------------------------------
+
+/// Where the rows and the records of one view come from.
+pub(super) trait StreamSource {
+    /// The chunk that this revision would be in: the last that begins at or before it.
+    fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>>;
+    /// The record at this sequence number.
+    fn record(&self, seq: u64) -> Result<Option<Recorded>>;
+}
+
+pub(super) fn find_chunk(
+    chunks: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    name: &[u8],
+    revision: u64,
+) -> Result<Option<Run>> {
+    let (from, to) = (keys::chunk(name, 0), keys::chunk(name, revision));
+    let Some(row) = chunks.range(from.as_slice()..=to.as_slice())?.next_back() else { return Ok(None) };
+    let (key, value) = row?;
+    let first = keys::last_seq(key.value()).ok_or_else(|| damaged_row("chunk"))?;
+    Run::from_bytes(first, value.value()).map(Some).ok_or_else(|| damaged_row("chunk"))
+}
+
+/// A stream as of one moment.
+#[derive(Debug, Clone)]
+pub(super) struct View {
+    pub(super) name: String,
+    pub(super) state: StreamState,
+    /// What no chunk holds.
+    pub(super) recent: Run,
+}
+
+impl View {
+    /// Where a revision stands. `cached` keeps the chunk of the last answer.
+    fn seq_of(&self, source: &dyn StreamSource, revision: u64, cached: &mut Run) -> Result<u64> {
+        if let Some(seq) = self.recent.get(revision).or_else(|| cached.get(revision)) {
+            return self.known(revision, seq);
+        }
+        if let Some(run) = source.chunk(self.name.as_bytes(), revision)? {
+            *cached = run;
+        }
+        self.known(revision, cached.get(revision).unwrap_or(NO_SEQ))
+    }
+
+    fn known(&self, revision: u64, seq: u64) -> Result<u64> {
+        if seq == NO_SEQ { Err(self.missing(revision)) } else { Ok(seq) }
+    }
+
+    fn missing(&self, revision: u64) -> Error {
+        Error::MissingRevision { stream: self.name.clone(), revision }
+    }
+
+    fn read(&self, source: &dyn StreamSource, revision: u64, cached: &mut Run) -> Result<Recorded> {
+        let seq = self.seq_of(source, revision, cached)?;
+        let recorded = source.record(seq)?.ok_or_else(|| self.missing(revision))?;
+        if recorded.stream() != Some(&*self.name) || recorded.revision() != Some(revision) {
+            return Err(CorruptError { seq, what: "it is not the event that the stream index says" }.into());
+        }
+        Ok(recorded)
+    }
+}
+
+/// Events of one stream, in order of revision; from the newest on with [`rev`](Iterator::rev). See [`StreamReader::events`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::{Event, ExpectedRevision};
+/// # store.write(|tx| {
+/// #     let events = ["1", "2"].map(|text| Event::bytes("deposited", text).unpublished());
+/// #     tx.stream("account-7").append(events, ExpectedRevision::Any)
+/// # })?;
+/// let snapshot = store.read()?;
+/// let events: onewrite::StreamEvents<'_> = snapshot.stream("account-7")?.events(0);
+/// let newest = events.rev().next().expect("two were appended")?;
+/// assert_eq!(newest.payload(), b"2");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct StreamEvents<'a> {
+    source: &'a dyn StreamSource,
+    view: View,
+    left: Range<u64>,
+    chunk: Run,
+}
+
+impl std::fmt::Debug for StreamEvents<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamEvents").field("stream", &self.view.name).field("left", &self.left).finish()
+    }
+}
+
+impl Iterator for StreamEvents<'_> {
+    type Item = Result<Recorded>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let revision = self.left.next()?;
+        Some(self.view.read(self.source, revision, &mut self.chunk))
+    }
+}
+
+impl DoubleEndedIterator for StreamEvents<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let revision = self.left.next_back()?;
+        Some(self.view.read(self.source, revision, &mut self.chunk))
+    }
+}
+
+/// A stream as of a snapshot. See [`Snapshot::stream`](crate::Snapshot::stream).
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, ExpectedRevision, StreamReader};
+/// store.write(|tx| {
+///     let events = ["100", "20"].map(|text| Event::bytes("deposited", text).unpublished());
+///     tx.stream("account-7").append(events, ExpectedRevision::NoStream)
+/// })?;
+/// let snapshot = store.read()?;
+/// let account: StreamReader<'_> = snapshot.stream("account-7")?;
+/// assert_eq!(account.revision(), Some(1));
+/// let payloads: Vec<_> = account.events(0).map(|event| Ok(event?.payload().to_vec())).collect::<onewrite::Result<_>>()?;
+/// assert_eq!(payloads, [b"100".to_vec(), b"20".to_vec()]);
+/// assert_eq!(snapshot.stream("account-8")?.revision(), None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct StreamReader<'a> {
+    pub(super) source: &'a dyn StreamSource,
+    pub(super) view: View,
+}
+
+impl std::fmt::Debug for StreamReader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamReader").field("stream", &self.view.name).finish_non_exhaustive()
+    }
+}
+
+impl<'a> StreamReader<'a> {
+    /// The revision of its newest event; `None` if it has never had one. A truncated or deleted stream keeps it.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.read()?.stream("account-7")?.revision(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.view.state.next.checked_sub(1)
+    }
+
+    /// Whether it is deleted for good.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// store.write(|tx| tx.stream("account-7").tombstone())?;
+    /// assert!(store.read()?.stream("account-7")?.is_deleted());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_deleted(&self) -> bool {
+        self.view.state.deleted
+    }
+
+    /// Its events from revision `from` on, read one by one as they are asked for. What is truncated is left out; a
+    /// deleted stream has none. A damaged record comes as an error in its place.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, ExpectedRevision};
+    /// # store.write(|tx| {
+    /// #     let events = ["1", "2", "3"].map(|text| Event::bytes("deposited", text).unpublished());
+    /// #     tx.stream("account-7").append(events, ExpectedRevision::Any)
+    /// # })?;
+    /// let snapshot = store.read()?;
+    /// assert_eq!(snapshot.stream("account-7")?.events(1).count(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn events(&self, from: u64) -> StreamEvents<'a> {
+        let readable = self.view.state.readable();
+        let left = from.max(readable.start)..readable.end;
+        StreamEvents { source: self.source, view: self.view.clone(), left, chunk: Run::default() }
+    }
+}
+
+// --- appending ----------------------------------------------------------------------------------------------------
+
+/// A stream within a write transaction. See [`Transaction::stream`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, ExpectedRevision, Stream};
+/// let tx = store.begin()?;
+/// let account: Stream<'_> = tx.stream("account-7");
+/// account.append([Event::bytes("opened", "").unpublished()], ExpectedRevision::NoStream)?;
+/// assert_eq!(account.read()?.revision(), Some(0)); // the transaction sees its own events
+/// tx.commit()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Stream<'a> {
+    tx: &'a Transaction,
+    name: String,
+}
+
+impl Transaction {
+    /// The stream of this name; it begins with its first event. The part of the name before the first `-` is its
+    /// category.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     // Several streams in one transaction: all or nothing.
+    ///     tx.stream("account-1").append([Event::bytes("withdrawn", "5").unpublished()], ExpectedRevision::Any)?;
+    ///     tx.stream("account-2").append([Event::bytes("deposited", "5").unpublished()], ExpectedRevision::Any)
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stream(&self, name: impl Into<String>) -> Stream<'_> {
+        Stream { tx: self, name: name.into() }
+    }
+
+    fn stream_state(&self, name: &[u8]) -> Result<StreamState> {
+        if let Some(stream) = self.pending.borrow().streams.get(name) {
+            return Ok(stream.state);
+        }
+        if let Some(state) = self.core.tail().streams.states.get(name) {
+            return Ok(state);
+        }
+        let state = stream_row(&self.redb().open_table(STREAMS)?, name)?.unwrap_or_default();
+        self.core.tail().streams.states.cache(name.into(), state);
+        Ok(state)
+    }
+
+    fn view(&self, name: &str) -> Result<View> {
+        let state = self.stream_state(name.as_bytes())?;
+        let tail = self.core.tail();
+        let pending = self.pending.borrow();
+        let own = pending.streams.get(name.as_bytes()).map(|stream| &stream.run);
+        let recent = joined(tail.streams.recent.get(name.as_bytes()), own);
+        Ok(View { name: name.to_owned(), state, recent })
+    }
+}
+
+impl StreamSource for Transaction {
+    fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>> {
+        find_chunk(&self.redb().open_table(CHUNKS)?, name, revision)
+    }
+
+    fn record(&self, seq: u64) -> Result<Option<Recorded>> {
+        self.event(seq)
+    }
+}
+
+impl<'a> Stream<'a> {
+    /// Appends events, with contiguous revisions, if the stream is as expected.
+    ///
+    /// Retry-safe for events whose ids the application gave: if these very events stand where the expectation says
+    /// (or, under `Any` and `StreamExists`, anywhere in the stream in a row), nothing is written and their first
+    /// positions are returned. An event without a destination goes where
+    /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says, else nowhere; its key, unless
+    /// it has one, is the stream's name, so that a stream is published in order.
+    ///
+    /// # Errors
+    /// [`Error::WrongRevision`] with what was expected and what is; [`Error::StreamDeleted`]; [`Error::BadId`] for a
+    /// name of 0 or over 255 bytes; [`Error::Conflict`] if some of the ids are taken; and those of
+    /// [`Transaction::append`]. An error may leave the first of several events appended: let the closure fail with it.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// let appended = store.write(|tx| {
+    ///     let events = ["100", "20"].map(|text| Event::bytes("deposited", text).to("accounts", "deposited"));
+    ///     tx.stream("account-7").append(events, ExpectedRevision::NoStream)
+    /// })?;
+    /// assert_eq!(appended.value().revisions, 0..2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn append(
+        &self,
+        events: impl IntoIterator<Item = Event>,
+        expected: ExpectedRevision,
+    ) -> Result<StreamAppended> {
+        let name = &self.name;
+        let state = self.state()?;
+        if state.deleted {
+            return Err(Error::StreamDeleted { stream: name.clone() });
+        }
+        let events: Vec<Event> = events.into_iter().map(|event| self.prepared(event)).collect();
+        if let Some(repeated) = self.repeated(&events, expected)? {
+            return Ok(repeated);
+        }
+        let actual = state.next.checked_sub(1);
+        if !expected.holds(actual) {
+            return Err(Error::WrongRevision { stream: name.clone(), expected, actual });
+        }
+        let (mut seqs, first) = (Vec::with_capacity(events.len()), state.next);
+        for (event, revision) in events.into_iter().zip(first..) {
+            let id = event.id.clone();
+            let appended = self.tx.append_at(event, Some(revision))?;
+            if appended.repeated {
+                return Err(Error::Conflict { id: id.unwrap_or_default(), seq: appended.seq });
+            }
+            seqs.push(appended.seq);
+            self.tx.pending.borrow_mut().note_revision(name.as_bytes(), state, appended.seq);
+        }
+        Ok(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: false })
+    }
+
+    /// The event as it will be recorded.
+    fn prepared(&self, mut event: Event) -> Event {
+        if event.destination.is_none() {
+            let rule = self.tx.core.settings.stream_destination.as_ref();
+            let by_rule = rule.and_then(|rule| rule.of(&self.name, &event.event_type));
+            event.destination = Some(by_rule.unwrap_or(Destination::Unpublished));
+        }
+        event.key.get_or_insert_with(|| self.name.clone());
+        event.stream = Some(self.name.clone());
+        event
+    }
+
+    /// Where exactly these events stand already, if they do.
+    fn repeated(&self, events: &[Event], expected: ExpectedRevision) -> Result<Option<StreamAppended>> {
+        let Some(Some(id)) = events.first().map(|event| event.id.as_deref()) else { return Ok(None) };
+        let first = match expected.first() {
+            Some(first) => Some(first),
+            None => self.revision_of(id)?,
+        };
+        let Some(first) = first else { return Ok(None) };
+        let reader = self.read()?;
+        if !reader.view.state.readable().contains(&first) {
+            return Ok(None);
+        }
+        let mut seqs = Vec::with_capacity(events.len());
+        let mut standing = reader.events(first);
+        for event in events {
+            let Some(recorded) = standing.next().transpose()? else { return Ok(None) };
+            let same_id = event.id.as_deref() == Some(recorded.id());
+            if !same_id || body_of(event) != body_of(&recorded.event) {
+                return Ok(None);
+            }
+            seqs.push(recorded.seq());
+        }
+        self.tx.note_seqs(&seqs);
+        Ok(Some(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: true }))
+    }
+
+    /// The revision that the event of this id has in this stream, if the id is still remembered.
+    fn revision_of(&self, id: &str) -> Result<Option<u64>> {
+        let Some(row) = self.tx.seen(&keys::inbox(EVENT_SCOPE, id.as_bytes()))? else { return Ok(None) };
+        let recorded = self.tx.event(row.first)?;
+        Ok(recorded.filter(|recorded| recorded.stream() == Some(&*self.name)).and_then(|it| it.revision()))
+    }
+
+    /// The stream as this transaction sees it, its own events included.
+    ///
+    /// # Errors
+    /// [`Error::BadId`] for a name that cannot be; what redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let tx = store.begin()?;
+    /// assert_eq!(tx.stream("account-7").read()?.events(0).count(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn read(&self) -> Result<StreamReader<'a>> {
+        check_name(&self.name)?;
+        Ok(StreamReader { source: self.tx, view: self.tx.view(&self.name)? })
+    }
+
+    /// Forgets the events before this revision; the stream keeps its revision. Their records leave the log once every
+    /// relay is done with them. Beyond the newest event it forgets all there are. Cost: one row read per forgotten
+    /// event.
+    ///
+    /// # Errors
+    /// [`Error::StreamDeleted`], [`Error::BadId`]; what redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, ExpectedRevision};
+    /// # store.write(|tx| {
+    /// #     let events = ["1", "2", "3"].map(|text| Event::bytes("deposited", text).unpublished());
+    /// #     tx.stream("account-7").append(events, ExpectedRevision::Any)
+    /// # })?;
+    /// store.write(|tx| tx.stream("account-7").truncate_before(2))?;
+    /// let snapshot = store.read()?;
+    /// let account = snapshot.stream("account-7")?;
+    /// assert_eq!((account.revision(), account.events(0).count()), (Some(2), 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn truncate_before(&self, revision: u64) -> Result<()> {
+        let state = self.state()?;
+        if state.deleted {
+            return Err(Error::StreamDeleted { stream: self.name.clone() });
+        }
+        let first = revision.min(state.next).max(state.first);
+        self.forget(StreamState { first, ..state })
+    }
+
+    /// Deletes the stream for good: its events are forgotten, and none can be appended any more. Its name and revision
+    /// stay known.
+    ///
+    /// # Errors
+    /// [`Error::BadId`]; what redb says. Deleting it again does nothing.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Error, Event, ExpectedRevision};
+    /// store.write(|tx| tx.stream("account-7").tombstone())?;
+    /// let late = store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "1").unpublished()], ExpectedRevision::Any)
+    /// });
+    /// assert!(matches!(late, Err(Error::StreamDeleted { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn tombstone(&self) -> Result<()> {
+        let state = self.state()?;
+        self.forget(StreamState { first: state.next, deleted: true, ..state })
+    }
+
+    fn state(&self) -> Result<StreamState> {
+        check_name(&self.name)?;
+        self.tx.stream_state(self.name.as_bytes())
+    }
+
+    /// Writes a state that wants fewer events, and lets go of what it no longer wants.
+    fn forget(&self, state: StreamState) -> Result<()> {
+        let (tx, name) = (self.tx, self.name.as_bytes());
+        let view = tx.view(&self.name)?;
+        let gone = view.state.readable().start..state.first;
+        let mut chunk = Run::default();
+        let mut released = Vec::new();
+        for revision in gone {
+            match view.seq_of(tx, revision, &mut chunk) {
+                Ok(seq) => released.push(seq),
+                // What is damaged is gone already.
+                Err(Error::MissingRevision { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        tx.touch();
+        tx.pending.borrow_mut().note_state(name, state);
+        tx.redb().open_table(STREAMS)?.insert(name, &state.to_bytes()[..])?;
+        {
+            let mut chunks = tx.redb().open_table(CHUNKS)?;
+            // The last that begins before the first wanted revision may reach beyond it.
+            let to = find_chunk(&chunks, name, state.first)?.map_or(state.first, |run| run.first);
+            chunks
+                .retain_in(keys::chunk(name, 0).as_slice()..keys::chunk(name, to).as_slice(), |_, _| false)?;
+        }
+        let tail = tx.core.tail();
+        drop_released(tx.redb(), &tail, &tx.pending.borrow(), tail.trimmed_to, &released)
+    }
+}
+
+/// The content of an event apart from where it stands.
+fn body_of(event: &Event) -> (u32, u32) {
+    content_of(&record::encode_body(event, RecordId::Text(event.id.as_deref().unwrap_or_default())))
+}
+
+pub(super) fn check_name(name: &str) -> Result<()> {
+    check_id("the stream's name", name.as_bytes(), SHORT_STRING_BYTES_MAX)
+}
