@@ -51,6 +51,7 @@
 //! - a guarantee beyond the broker's word: what RabbitMQ confirms and then drops (a queue with `drop-head`, a classic
 //!   queue on a lost disk) is lost there.
 
+mod aggregate;
 pub mod codec;
 mod consumer;
 mod error;
@@ -68,6 +69,7 @@ pub mod wire;
 /// The storage engine, whose table types an application uses: the version that this library is built with.
 pub use redb;
 
+pub use aggregate::{Aggregate, AggregateStream, Loaded};
 pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, HANDLER_ATTEMPTS_DEFAULT};
 pub use error::{
     BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError,

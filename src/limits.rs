@@ -129,3 +129,9 @@ const _: () = assert!(BATCH_WRITES_MAX <= WRITE_QUEUE_MAX);
 const _: () = assert!(WINDOW_EVENTS_DEFAULT <= WINDOW_EVENTS_MAX);
 const _: () = assert!(PAYLOAD_BYTES_DEFAULT <= PAYLOAD_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
+
+/// How often an aggregate decides anew at most when others are faster.
+pub const CONFLICT_ATTEMPTS_DEFAULT: u32 = 10;
+
+/// A stream's snapshot, in bytes: 16 MiB, as the largest payload.
+pub const SNAPSHOT_BYTES_MAX: usize = 16 << 20;

@@ -49,6 +49,43 @@ impl StreamState {
     }
 }
 
+/// A snapshot that the application took of what a stream adds up to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SnapshotRow {
+    /// The form of its bytes.
+    pub(crate) version: u32,
+    /// The newest revision in it.
+    pub(crate) revision: u64,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl SnapshotRow {
+    /// As the value of this stream's row. The checksum is over the stream's name and what follows it.
+    pub(crate) fn to_bytes(&self, stream: &[u8]) -> Vec<u8> {
+        let checked = [&self.version.to_le_bytes()[..], &self.revision.to_le_bytes(), &self.bytes].concat();
+        [&snapshot_checksum(stream, &checked).to_le_bytes()[..], &checked].concat()
+    }
+
+    /// `None` if it is damaged, or another stream's.
+    pub(crate) fn from_bytes(stream: &[u8], bytes: &[u8]) -> Option<Self> {
+        let (crc, checked) = bytes.split_first_chunk::<4>()?;
+        if u32::from_le_bytes(*crc) != snapshot_checksum(stream, checked) {
+            return None;
+        }
+        let (version, rest) = checked.split_first_chunk::<4>()?;
+        let (revision, bytes) = rest.split_first_chunk::<8>()?;
+        let (version, revision) = (u32::from_le_bytes(*version), u64::from_le_bytes(*revision));
+        Some(Self { version, revision, bytes: bytes.to_vec() })
+    }
+}
+
+fn snapshot_checksum(stream: &[u8], checked: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(stream);
+    hasher.update(checked);
+    hasher.finalize()
+}
+
 /// A run of contiguous revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Run {
@@ -132,6 +169,19 @@ mod tests {
         assert_eq!(Run::from_bytes(3, &run.to_bytes()), Some(run.clone()));
         assert_eq!((run.get(2), run.get(3), run.get(5), run.get(6)), (None, Some(9), Some(400), None));
         assert_eq!(Run::from_bytes(0, &[1; 9]), None);
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_none() {
+        let row = SnapshotRow { version: 2, revision: 9, bytes: b"state".to_vec() };
+        let bytes = row.to_bytes(b"a");
+        assert_eq!(SnapshotRow::from_bytes(b"a", &bytes), Some(row));
+        assert_eq!(SnapshotRow::from_bytes(b"b", &bytes), None);
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            assert_eq!(SnapshotRow::from_bytes(b"a", &bytes), None, "byte {at}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use redb::{Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefi
 
 use super::core::Core;
 use super::recover::read_state;
-use super::schema::{CHUNKS, LOG, STREAMS};
+use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{NO_SEQ, StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
@@ -260,6 +260,12 @@ impl Iterator for Events {
 impl StreamSource for Snapshot {
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>> {
         find_chunk(&self.tx.open_table(CHUNKS)?, name, revision)
+    }
+
+    fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let snapshots = self.tx.open_table(SNAPSHOTS)?;
+        let row = redb::ReadableTable::get(&snapshots, name)?;
+        Ok(row.map(|row| row.value().to_vec()))
     }
 
     fn record(&self, seq: u64) -> Result<Option<Recorded>> {

@@ -9,7 +9,7 @@ use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::schema::{
     CHUNKS, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
-    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, STREAMS, StateRow,
+    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, SNAPSHOTS, STREAMS, StateRow,
 };
 use super::streams::{NO_SEQ, stream_row};
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -35,7 +35,7 @@ fn write_schema(db: &Database) -> Result<(), BoxError> {
         meta.insert(META_STATE, StateRow::default().to_bytes().as_slice())?;
         tx.open_table(LOG)?;
         tx.open_table(CURSORS)?;
-        for table in [LANES, STREAMS, CHUNKS, EXCEPTIONS, DUE, PARKED, INBOX] {
+        for table in [LANES, STREAMS, CHUNKS, SNAPSHOTS, EXCEPTIONS, DUE, PARKED, INBOX] {
             tx.open_table(table)?;
         }
     }

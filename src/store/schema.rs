@@ -6,6 +6,7 @@
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
 //! onewrite.chunks      (stream, first revision) → sequence numbers u64…
+//! onewrite.snapshots   stream name → crc32 u32, version u32, revision u64, the application's bytes
 //! onewrite.cursors     relay name → id u32, position u64, offset at position u64, confirmed u64
 //! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
 //! onewrite.due         (cursor, due ms, seq) → ()
@@ -23,6 +24,7 @@ pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("on
 pub(crate) const LANES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.lanes");
 pub(crate) const STREAMS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.streams");
 pub(crate) const CHUNKS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.chunks");
+pub(crate) const SNAPSHOTS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.snapshots");
 pub(crate) const CURSORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.cursors");
 pub(crate) const EXCEPTIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.exceptions");
 pub(crate) const DUE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.due");

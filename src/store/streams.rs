@@ -12,14 +12,14 @@ use redb::{ReadableTable, WriteTransaction};
 use super::commit::drop_released;
 use super::core::Tail;
 use super::failure::damaged_row;
-use super::schema::{CHUNKS, STREAMS};
+use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{EVENT_SCOPE, Pending, Transaction, check_id, content_of};
-use crate::error::{CorruptError, Error, ExpectedRevision, Result};
+use crate::error::{CorruptError, Error, EventError, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
-use crate::limits::SHORT_STRING_BYTES_MAX;
+use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
-use crate::log::streams::{Run, StreamBook, StreamState};
+use crate::log::streams::{Run, SnapshotRow, StreamBook, StreamState};
 
 /// Stands in a run for a revision whose record was damaged when the index was rebuilt.
 pub(super) const NO_SEQ: u64 = u64::MAX;
@@ -130,6 +130,8 @@ pub(super) fn wants(
 pub(super) trait StreamSource {
     /// The chunk that this revision would be in: the last that begins at or before it.
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>>;
+    /// The row of the stream's snapshot.
+    fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>>;
     /// The record at this sequence number.
     fn record(&self, seq: u64) -> Result<Option<Recorded>>;
 }
@@ -260,6 +262,61 @@ impl std::fmt::Debug for StreamReader<'_> {
 }
 
 impl<'a> StreamReader<'a> {
+    pub(crate) fn name(&self) -> &str {
+        &self.view.name
+    }
+
+    /// The first revision that can be read: 0 unless the stream is truncated.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, ExpectedRevision};
+    /// # store.write(|tx| {
+    /// #     let events = ["1", "2"].map(|text| Event::bytes("deposited", text).unpublished());
+    /// #     tx.stream("account-7").append(events, ExpectedRevision::Any)
+    /// # })?;
+    /// store.write(|tx| tx.stream("account-7").truncate_before(1))?;
+    /// assert_eq!(store.read()?.stream("account-7")?.first_revision(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn first_revision(&self) -> u64 {
+        self.view.state.first
+    }
+
+    /// The newest snapshot that was saved in this version, and the newest revision in it. One of another version, or one
+    /// that fails its checksum, is none.
+    ///
+    /// # Errors
+    /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     let account = tx.stream("account-7");
+    ///     account.append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)?;
+    ///     account.save_snapshot(1, b"100")
+    /// })?;
+    /// let snapshot = store.read()?;
+    /// let account = snapshot.stream("account-7")?;
+    /// assert_eq!(account.snapshot(1)?, Some((0, b"100".to_vec())));
+    /// assert_eq!(account.snapshot(2)?, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn snapshot(&self, version: u32) -> Result<Option<(u64, Vec<u8>)>> {
+        let View { name, state, .. } = &self.view;
+        let Some(row) = self.source.snapshot_row(name.as_bytes())? else { return Ok(None) };
+        let row = SnapshotRow::from_bytes(name.as_bytes(), &row);
+        if row.is_none() {
+            tracing::warn!(stream = name, "a snapshot is damaged; the events are read instead");
+        }
+        let of_this = |row: &SnapshotRow| row.version == version && row.revision < state.next;
+        Ok(row.filter(of_this).map(|row| (row.revision, row.bytes)))
+    }
+
     /// The revision of its newest event; `None` if it has never had one. A truncated or deleted stream keeps it.
     ///
     /// ```
@@ -375,6 +432,11 @@ impl Transaction {
 impl StreamSource for Transaction {
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>> {
         find_chunk(&self.redb().open_table(CHUNKS)?, name, revision)
+    }
+
+    fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let row = self.redb().open_table(SNAPSHOTS)?.get(name)?.map(|row| row.value().to_vec());
+        Ok(row)
     }
 
     fn record(&self, seq: u64) -> Result<Option<Recorded>> {
@@ -500,6 +562,38 @@ impl<'a> Stream<'a> {
         Ok(StreamReader { source: self.tx, view: self.tx.view(&self.name)? })
     }
 
+    /// Saves what the stream adds up to, as of its newest event, in place of any earlier snapshot. It commits with this
+    /// transaction.
+    ///
+    /// # Errors
+    /// [`Error::StreamDeleted`]; [`Error::Event`] for more than [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX);
+    /// [`Error::WrongRevision`] for a stream without an event: there is nothing to sum up.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let nothing = store.write(|tx| tx.stream("account-7").save_snapshot(1, b"0"));
+    /// assert!(nothing.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn save_snapshot(&self, version: u32, bytes: &[u8]) -> Result<()> {
+        let state = self.state()?;
+        if state.deleted {
+            return Err(Error::StreamDeleted { stream: self.name.clone() });
+        }
+        if bytes.len() > SNAPSHOT_BYTES_MAX {
+            return Err(EventError::PayloadTooLarge { len: bytes.len(), max: SNAPSHOT_BYTES_MAX }.into());
+        }
+        let Some(revision) = state.next.checked_sub(1) else {
+            let (stream, expected) = (self.name.clone(), ExpectedRevision::StreamExists);
+            return Err(Error::WrongRevision { stream, expected, actual: None });
+        };
+        let row = SnapshotRow { version, revision, bytes: bytes.to_vec() }.to_bytes(self.name.as_bytes());
+        self.tx.touch();
+        self.tx.redb().open_table(SNAPSHOTS)?.insert(self.name.as_bytes(), row.as_slice())?;
+        Ok(())
+    }
+
     /// Forgets the events before this revision; the stream keeps its revision. Their records leave the log once every
     /// relay is done with them. Beyond the newest event it forgets all there are. Cost: one row read per forgotten
     /// event.
@@ -575,6 +669,9 @@ impl<'a> Stream<'a> {
         tx.touch();
         tx.pending.borrow_mut().note_state(name, state);
         tx.redb().open_table(STREAMS)?.insert(name, &state.to_bytes()[..])?;
+        if state.deleted {
+            tx.redb().open_table(SNAPSHOTS)?.remove(name)?;
+        }
         {
             let mut chunks = tx.redb().open_table(CHUNKS)?;
             // The last that begins before the first wanted revision may reach beyond it.

@@ -15,7 +15,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (2, &["event", "publish"]),
     (3, &["log", "relay::machine", "oneshot"]),
     (4, &["wire", "store", "publish::rabbitmq"]),
-    (5, &["relay", "inbox", "consumer"]),
+    (5, &["aggregate", "relay", "inbox", "consumer"]),
     (6, &[""]),
 ];
 

@@ -10,6 +10,8 @@
 
 mod support;
 
+#[cfg(unix)]
+mod aggregates;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod faults;

@@ -1,0 +1,368 @@
+//! Aggregates: a state that is folded from the events of one stream, and decides which events come next.
+
+use std::marker::PhantomData;
+
+use crate::error::{Error, ExpectedRevision, Result};
+use crate::event::{Event, Recorded};
+use crate::limits::CONFLICT_ATTEMPTS_DEFAULT;
+use crate::store::{Receipt, Store, StreamReader, Transaction};
+
+/// A state that is folded from the events of one stream. Its default is the state before the first event.
+///
+/// ```
+/// use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+///
+/// #[derive(Debug, Default)]
+/// struct Account {
+///     cents: u64,
+/// }
+///
+/// enum Entry {
+///     Deposited(u64),
+///     Withdrawn(u64),
+/// }
+///
+/// impl Aggregate for Account {
+///     const CATEGORY: &'static str = "account";
+///     type Event = Entry;
+///
+///     fn encode(event: &Entry) -> Result<Event> {
+///         Ok(match event {
+///             Entry::Deposited(cents) => Event::json("deposited", cents)?,
+///             Entry::Withdrawn(cents) => Event::json("withdrawn", cents)?,
+///         })
+///     }
+///     fn decode(recorded: &Recorded) -> Result<Entry> {
+///         let cents = onewrite::codec::from_json(recorded.payload())?;
+///         match recorded.event_type() {
+///             "deposited" => Ok(Entry::Deposited(cents)),
+///             "withdrawn" => Ok(Entry::Withdrawn(cents)),
+///             other => Err(Error::reject(format!("unknown event type `{other}`"))),
+///         }
+///     }
+///     fn apply(&mut self, event: &Entry) {
+///         match event {
+///             Entry::Deposited(cents) => self.cents += cents,
+///             Entry::Withdrawn(cents) => self.cents -= cents,
+///         }
+///     }
+/// }
+///
+/// # let folder = tempfile::tempdir()?;
+/// # let store = Store::open(folder.path().join("a.redb"))?;
+/// let account = store.aggregate::<Account>("7"); // the stream `account-7`
+/// account.execute(|_| Ok(vec![Entry::Deposited(100)]))?;
+/// let refused = account.execute(|state| {
+///     if state.cents < 500 {
+///         return Err(Error::app("insufficient funds"));
+///     }
+///     Ok(vec![Entry::Withdrawn(500)])
+/// });
+/// assert!(refused.is_err());
+/// assert_eq!(account.load()?.state.cents, 100);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub trait Aggregate: Default {
+    /// The category of its streams: that of id `7` is `CATEGORY-7`. Without a `-` of its own.
+    const CATEGORY: &'static str;
+    /// A snapshot is saved with the append that brings this many events since the last one; 0 for none.
+    const SNAPSHOT_EVERY: u64 = 0;
+    /// The form of its snapshots. A snapshot of another version is ignored, and the events are folded instead.
+    const SNAPSHOT_VERSION: u32 = 0;
+    /// What happens to it.
+    type Event;
+
+    /// The event as it is appended: type and payload, and an id where a retry must be recognised.
+    ///
+    /// # Errors
+    /// What the codec says.
+    fn encode(event: &Self::Event) -> Result<Event>;
+
+    /// What was recorded, as an event of this aggregate. The place to read older forms.
+    ///
+    /// # Errors
+    /// An unknown type or version: loading fails with it, since a state that leaves out an event is wrong.
+    fn decode(recorded: &Recorded) -> Result<Self::Event>;
+
+    /// Takes one event in. It has happened: nothing is checked here.
+    fn apply(&mut self, event: &Self::Event);
+
+    /// The state as a snapshot; `None` for none.
+    #[must_use]
+    fn save(&self) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// The state of a snapshot of this version; `None` if it cannot be read, upon which the events are folded.
+    #[must_use]
+    fn restore(_snapshot: &[u8]) -> Option<Self> {
+        None
+    }
+}
+
+/// An aggregate as of one moment.
+///
+/// ```
+/// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+/// # #[derive(Default)]
+/// # struct Count(u64);
+/// # impl Aggregate for Count {
+/// #     const CATEGORY: &'static str = "count";
+/// #     type Event = ();
+/// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+/// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+/// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+/// # }
+/// # let folder = tempfile::tempdir()?;
+/// # let store = Store::open(folder.path().join("a.redb"))?;
+/// let loaded: onewrite::Loaded<Count> = store.aggregate::<Count>("a").load()?;
+/// assert_eq!((loaded.state.0, loaded.revision), (0, None)); // nothing has happened yet
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded<A> {
+    /// The state.
+    pub state: A,
+    /// The revision of the newest event in it; `None` before the first.
+    pub revision: Option<u64>,
+    /// The revision that the snapshot it was loaded from had, if one was used.
+    pub snapshot: Option<u64>,
+}
+
+impl<A> Loaded<A> {
+    /// What an append must expect that builds on this state.
+    ///
+    /// ```
+    /// use onewrite::{ExpectedRevision, Loaded};
+    /// let loaded = Loaded { state: (), revision: Some(4), snapshot: None };
+    /// assert_eq!(loaded.expected(), ExpectedRevision::Exact(4));
+    /// ```
+    #[must_use]
+    pub fn expected(&self) -> ExpectedRevision {
+        self.revision.map_or(ExpectedRevision::NoStream, ExpectedRevision::Exact)
+    }
+}
+
+impl StreamReader<'_> {
+    /// Folds the stream into an aggregate: from the newest snapshot that can be read, else from the first event.
+    ///
+    /// # Errors
+    /// [`Error::StreamDeleted`]; [`Error::MissingRevision`] if the stream is truncated and no snapshot stands for what is
+    /// gone; what [`Aggregate::decode`] says.
+    ///
+    /// ```
+    /// # use onewrite::{Aggregate, Error, Event, ExpectedRevision, Recorded, Result, Store};
+    /// # #[derive(Default)]
+    /// # struct Count(u64);
+    /// # impl Aggregate for Count {
+    /// #     const CATEGORY: &'static str = "count";
+    /// #     type Event = ();
+    /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+    /// # }
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// // Two aggregates decided on in one transaction:
+    /// store.write(|tx| {
+    ///     let (from, to) = (tx.stream("count-a").read()?.fold::<Count>()?, tx.stream("count-b").read()?.fold::<Count>()?);
+    ///     tx.stream("count-a").append([Count::encode(&())?], from.expected())?;
+    ///     tx.stream("count-b").append([Count::encode(&())?], to.expected())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn fold<A: Aggregate>(&self) -> Result<Loaded<A>> {
+        let stream = self.name();
+        if self.is_deleted() {
+            return Err(Error::StreamDeleted { stream: stream.to_owned() });
+        }
+        let saved = self.snapshot(A::SNAPSHOT_VERSION)?;
+        let restored = saved.and_then(|(revision, bytes)| Some((A::restore(&bytes)?, revision)));
+        let (mut state, snapshot) = match restored {
+            Some((state, revision)) => (state, Some(revision)),
+            None => (A::default(), None),
+        };
+        let from = snapshot.map_or(0, |revision| revision + 1);
+        if from < self.first_revision() {
+            return Err(Error::MissingRevision { stream: stream.to_owned(), revision: from });
+        }
+        for recorded in self.events(from) {
+            state.apply(&A::decode(&recorded?)?);
+        }
+        Ok(Loaded { state, revision: self.revision(), snapshot })
+    }
+}
+
+impl Store {
+    /// The aggregate of this id: its stream is `CATEGORY-id`.
+    ///
+    /// ```
+    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # #[derive(Default)]
+    /// # struct Count(u64);
+    /// # impl Aggregate for Count {
+    /// #     const CATEGORY: &'static str = "count";
+    /// #     type Event = ();
+    /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+    /// # }
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// let receipt = store.aggregate::<Count>("a").execute(|_| Ok(vec![(), ()]))?;
+    /// assert_eq!((receipt.value().state.0, receipt.seqs()), (2, &[0, 1][..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn aggregate<A: Aggregate>(&self, id: impl std::fmt::Display) -> AggregateStream<A> {
+        AggregateStream {
+            store: self.clone(),
+            stream: format!("{}-{id}", A::CATEGORY),
+            attempts: CONFLICT_ATTEMPTS_DEFAULT,
+            of: PhantomData,
+        }
+    }
+}
+
+/// The stream of one aggregate. See [`Store::aggregate`].
+///
+/// ```
+/// # use onewrite::{Aggregate, AggregateStream, Error, Event, Recorded, Result, Store};
+/// # #[derive(Default)]
+/// # struct Count(u64);
+/// # impl Aggregate for Count {
+/// #     const CATEGORY: &'static str = "count";
+/// #     type Event = ();
+/// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+/// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+/// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+/// # }
+/// # let folder = tempfile::tempdir()?;
+/// # let store = Store::open(folder.path().join("a.redb"))?;
+/// let count: AggregateStream<Count> = store.aggregate("a");
+/// assert_eq!(count.attempts(3).load()?.state.0, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct AggregateStream<A> {
+    store: Store,
+    stream: String,
+    attempts: u32,
+    of: PhantomData<fn() -> A>,
+}
+
+impl<A: Aggregate> AggregateStream<A> {
+    /// How often [`execute`](Self::execute) decides at most while others are faster; 10 unless set, 1 at least.
+    ///
+    /// ```
+    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # #[derive(Default)]
+    /// # struct Count(u64);
+    /// # impl Aggregate for Count {
+    /// #     const CATEGORY: &'static str = "count";
+    /// #     type Event = ();
+    /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+    /// # }
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// store.aggregate::<Count>("a").attempts(1).execute(|_| Ok(vec![()]))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// The aggregate as of the last commit.
+    ///
+    /// # Errors
+    /// As [`StreamReader::fold`].
+    ///
+    /// ```
+    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # #[derive(Default)]
+    /// # struct Count(u64);
+    /// # impl Aggregate for Count {
+    /// #     const CATEGORY: &'static str = "count";
+    /// #     type Event = ();
+    /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+    /// # }
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.aggregate::<Count>("a").load()?.revision, None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn load(&self) -> Result<Loaded<A>> {
+        self.store.read()?.stream(&*self.stream)?.fold()
+    }
+
+    /// Loads, lets `decide` say what happens, and appends that if nobody was faster; else decides again on what is true
+    /// then. `decide` runs on this thread, outside any transaction, so it may take its time; it may run several times.
+    /// The receipt has the state afterwards. No events: nothing is written.
+    ///
+    /// # Errors
+    /// `decide`'s own; [`Error::WrongRevision`] once the attempts are used up; those of [`load`](Self::load) and of
+    /// [`Stream::append`](crate::Stream::append).
+    ///
+    /// ```
+    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # #[derive(Default)]
+    /// # struct Count(u64);
+    /// # impl Aggregate for Count {
+    /// #     const CATEGORY: &'static str = "count";
+    /// #     type Event = ();
+    /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+    /// # }
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// let count = store.aggregate::<Count>("a");
+    /// count.execute(|state| Ok(if state.0 == 0 { vec![()] } else { Vec::new() }))?;
+    /// let receipt = count.execute(|state| Ok(if state.0 == 0 { vec![()] } else { Vec::new() }))?;
+    /// assert_eq!((receipt.value().state.0, receipt.seqs().len()), (1, 0)); // nothing to do any more
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn execute(&self, mut decide: impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.try_once(&mut decide) {
+                Err(Error::WrongRevision { .. }) if attempts < self.attempts => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn try_once(&self, decide: &mut impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
+        let Loaded { mut state, revision, snapshot } = self.load()?;
+        let happened = decide(&state)?;
+        let events = happened.iter().map(A::encode).collect::<Result<Vec<Event>>>()?;
+        if events.is_empty() {
+            return Ok(Receipt::new(Loaded { state, revision, snapshot }, Vec::new(), self.store.core()));
+        }
+        let expected = revision.map_or(ExpectedRevision::NoStream, ExpectedRevision::Exact);
+        happened.iter().for_each(|event| state.apply(event));
+        let newest = revision.map_or(0, |revision| revision + 1) + events.len() as u64 - 1;
+        // Revisions since the snapshot that the state was loaded from.
+        let since = newest + 1 - snapshot.map_or(0, |revision| revision + 1);
+        let saved = if A::SNAPSHOT_EVERY > 0 && since >= A::SNAPSHOT_EVERY { state.save() } else { None };
+        let stream = self.stream.clone();
+        let write = move |tx: &Transaction| {
+            let stream = tx.stream(&*stream);
+            let appended = stream.append(events.iter().cloned(), expected)?;
+            if let Some(saved) = saved.as_ref().filter(|_| !appended.repeated) {
+                stream.save_snapshot(A::SNAPSHOT_VERSION, saved)?;
+            }
+            Ok(())
+        };
+        let receipt = self.store.write(write)?;
+        let seqs = receipt.seqs().to_vec();
+        let loaded = Loaded { state, revision: Some(newest), snapshot };
+        Ok(Receipt::new(loaded, seqs, self.store.core()))
+    }
+}
