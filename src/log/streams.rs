@@ -86,6 +86,9 @@ fn snapshot_checksum(stream: &[u8], checked: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// Stands in a run for a revision whose record was damaged when the index was rebuilt.
+pub(crate) const NO_SEQ: u64 = u64::MAX;
+
 /// A run of contiguous revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Run {
@@ -106,16 +109,25 @@ impl Run {
         self.seqs.get(at).copied()
     }
 
-    /// Notes where a later revision stands; those between are told to stand at `hole`.
-    pub(crate) fn put(&mut self, revision: u64, seq: u64, hole: u64) {
+    /// Notes where a later revision stands; those between stand at [`NO_SEQ`].
+    pub(crate) fn put(&mut self, revision: u64, seq: u64) {
         if self.seqs.is_empty() {
             self.first = revision;
         }
         let at = usize::try_from(revision.saturating_sub(self.first)).unwrap_or(usize::MAX);
         if at >= self.seqs.len() {
-            self.seqs.resize(at, hole);
+            self.seqs.resize(at, NO_SEQ);
             self.seqs.push(seq);
         }
+    }
+
+    /// Without the revisions below this one.
+    pub(crate) fn from(mut self, first: u64) -> Self {
+        let gone =
+            usize::try_from(first.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.seqs.len());
+        self.seqs.drain(..gone);
+        self.first += gone as u64;
+        self
     }
 
     /// As the value of a chunk; its key has the first revision.
@@ -142,8 +154,8 @@ impl StreamBook {
     pub(crate) fn appended(&mut self, stream: &[u8], state: StreamState, run: &Run) {
         self.states.change(stream.into(), state);
         if !run.seqs.is_empty() {
-            let recent = self.recent.entry(stream.into()).or_insert_with(|| Run::starting_at(run.first));
-            recent.seqs.extend(&run.seqs);
+            let recent = self.recent.entry(stream.into()).or_default();
+            (run.first..).zip(&run.seqs).for_each(|(revision, seq)| recent.put(revision, *seq));
         }
     }
 
@@ -169,6 +181,13 @@ mod tests {
         assert_eq!(Run::from_bytes(3, &run.to_bytes()), Some(run.clone()));
         assert_eq!((run.get(2), run.get(3), run.get(5), run.get(6)), (None, Some(9), Some(400), None));
         assert_eq!(Run::from_bytes(0, &[1; 9]), None);
+        assert_eq!(run.clone().from(4), Run { first: 4, seqs: vec![11, 400] });
+        assert_eq!(run.clone().from(1), run);
+        assert!(run.from(9).seqs.is_empty());
+        let mut holed = Run::default();
+        holed.put(5, 50);
+        holed.put(7, 70);
+        assert_eq!(holed, Run { first: 5, seqs: vec![50, NO_SEQ, 70] });
     }
 
     #[test]

@@ -195,9 +195,9 @@ impl Store {
     /// Runs `write` in a transaction and commits it together with whatever else is waiting: one fsync for all.
     ///
     /// When this returns `Ok`, the closure's changes and events are durable, together. On `Err` nothing of them is,
-    /// but for [`Error::CommitUnknown`]. Closures run one after another on the store's writer thread, in the order in
-    /// which they came. **A closure may run more than once**: when another of its group fails, the group is rolled
-    /// back and run again without that one. So it must not have effects outside the transaction. A closure that fails
+    /// but for [`Error::CommitUnknown`]. Closures run one after another in the order in which they came, on
+    /// the store's writer thread or, where nobody else writes, on the caller's. **A closure may run more than once**: when
+    /// another of its group fails, the group is rolled back and run again without that one. So it must not have effects outside the transaction. A closure that fails
     /// or panics leaves no trace and hurts no other.
     ///
     /// # Errors
@@ -288,8 +288,9 @@ impl Store {
             return Err(self.gone());
         }
         writer::run_batch(core, vec![closure]);
-        // The writer thread trims what is left, in a while.
-        if core.tail().trim_left && core.queue.writer_waits.load(Ordering::SeqCst) {
+        // The writer thread trims what is left, and writes what a failed commit has put back, in a while.
+        let something_left = core.tail().trim_left || !core.ride().is_empty();
+        if something_left && core.queue.writer_waits.load(Ordering::SeqCst) {
             let _ = self.shared.jobs.try_send(Job::Ride);
         }
         Ok(())

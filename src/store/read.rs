@@ -8,11 +8,11 @@ use redb::{Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefi
 use super::core::Core;
 use super::recover::read_state;
 use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
-use super::streams::{NO_SEQ, StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
+use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
 use crate::log::record;
-use crate::log::streams::Run;
+use crate::log::streams::{NO_SEQ, Run};
 
 /// The state and the log as of the last commit. Later commits do not show in it.
 ///
@@ -153,7 +153,8 @@ impl Snapshot {
         let end = redb::ReadableTable::last(&log)?.map_or(0, |(seq, _)| seq.value() + 1);
         if let Some(core) = self.core.upgrade() {
             let tail = core.tail();
-            if tail.derived_through == derived_through {
+            // Memory follows a commit a moment after the file: it may also be older than this snapshot.
+            if tail.derived_through == derived_through && tail.next_seq >= end {
                 let mut run = tail.streams.recent.get(name.as_bytes()).cloned().unwrap_or_default();
                 // What later commits appended is not of this snapshot. Holes stand before what they belong to.
                 let later = run.seqs.iter().position(|seq| *seq >= end && *seq != NO_SEQ);
@@ -166,7 +167,7 @@ impl Snapshot {
             let (seq, frame) = row?;
             let Ok(recorded) = record::decode(seq.value(), frame.value()) else { continue };
             if let Some(revision) = recorded.revision().filter(|_| recorded.stream() == Some(name)) {
-                run.put(revision, seq.value(), NO_SEQ);
+                run.put(revision, seq.value());
             }
         }
         Ok(run)

@@ -11,7 +11,7 @@ use super::schema::{
     CHUNKS, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
     META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, SNAPSHOTS, STREAMS, StateRow,
 };
-use super::streams::{NO_SEQ, stream_row};
+use super::streams::stream_row;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::fresh_uuid;
 use crate::log::book::Book;
@@ -70,11 +70,27 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     if format > FORMAT {
         return Err(OpenError::NewerFormat { path: path.into(), found: format, supported: FORMAT }.into());
     }
+    if format < FORMAT {
+        drop((meta, tx));
+        upgrade(db).map_err(storage)?;
+        return identify(path, db, false);
+    }
     let store_id =
         row(META_STORE_ID)?.try_into().map_err(|_| damaged("its row `store_id` cannot be read"))?;
     let epoch = row(META_EPOCH)?.try_into().map(u64::from_le_bytes);
     let epoch = epoch.map_err(|_| damaged("its row `epoch` cannot be read"))?;
     Ok(Identity { store_id, epoch })
+}
+
+/// Format 1 had no streams; its records are as they are today.
+fn upgrade(db: &Database) -> Result<(), BoxError> {
+    let tx = db.begin_write()?;
+    for table in [STREAMS, CHUNKS, SNAPSHOTS] {
+        tx.open_table(table)?;
+    }
+    tx.open_table(META)?.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?;
+    tx.commit()?;
+    Ok(())
 }
 
 /// Finds the end of the log and rebuilds what is derived from it.
@@ -136,8 +152,17 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     let streams = tx.open_table(STREAMS)?;
     let mut key = Vec::new();
     let mut whole = true;
+    let mut expected = tail.derived_through;
     for row in log.range(tail.derived_through..)? {
         let (seq, frame) = row?;
+        if seq.value() != expected {
+            tracing::error!(
+                seq = expected,
+                "a record is missing; lanes cannot be rebuilt; a new epoch begins"
+            );
+            whole = false;
+        }
+        expected = seq.value().saturating_add(1);
         let recorded = match record::decode(seq.value(), frame.value()) {
             Ok(recorded) => recorded,
             Err(error) => {
@@ -158,7 +183,7 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
                 None => stream_row(&streams, name)?.unwrap_or_default(),
             };
             // Where a damaged record hides a revision, the index has a hole, which is told when it is read.
-            tail.streams.recent.entry(name.into()).or_default().put(revision, seq.value(), NO_SEQ);
+            tail.streams.recent.entry(name.into()).or_default().put(revision, seq.value());
             let state = StreamState { next: known.next.max(revision + 1), ..known };
             tail.streams.states.change(name.into(), state);
         }

@@ -25,10 +25,12 @@ pub(crate) struct Ride {
     pub(crate) cursors: BTreeMap<String, CursorRide>,
     /// Since when the oldest of them waits.
     pub(crate) since: Option<Instant>,
+    /// It was put back, and the writer thread may not know that it waits again.
+    unannounced: bool,
 }
 
 impl Ride {
-    /// Adds changes; `true` if nothing waited before.
+    /// Adds changes; `true` if the writer thread is to be told that something waits.
     pub(crate) fn add(&mut self, cursor: &str, changes: &mut Vec<Change>, confirmed: u64) -> bool {
         if !self.cursors.contains_key(cursor) {
             self.cursors.insert(cursor.to_owned(), CursorRide::default());
@@ -42,9 +44,9 @@ impl Ride {
                 }
             }
         }
-        let first = self.since.is_none();
+        let tell = self.since.is_none() || std::mem::take(&mut self.unannounced);
         self.since.get_or_insert_with(Instant::now);
-        first
+        tell
     }
 
     /// Takes everything.
@@ -62,6 +64,7 @@ impl Ride {
             self.cursors.insert(name, older);
         }
         self.since = taken.since.or(self.since);
+        self.unannounced = true;
     }
 
     pub(crate) fn len(&self, cursor: &str) -> usize {

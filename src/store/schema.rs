@@ -35,7 +35,7 @@ pub(crate) const INBOX: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 
 /// The format that this version writes, and the newest it reads.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 pub(crate) const META_FORMAT: &str = "format";
 pub(crate) const META_STORE_ID: &str = "store_id";

@@ -19,10 +19,7 @@ use crate::event::{Destination, Event, Recorded};
 use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
-use crate::log::streams::{Run, SnapshotRow, StreamBook, StreamState};
-
-/// Stands in a run for a revision whose record was damaged when the index was rebuilt.
-pub(super) const NO_SEQ: u64 = u64::MAX;
+use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
 
 /// Where events were appended to a stream.
 ///
@@ -89,7 +86,13 @@ pub(super) fn write_streams(
     let mut chunks = tx.open_table(CHUNKS)?;
     let names: BTreeSet<&[u8]> = book.recent.keys().chain(pending.keys()).map(|name| &**name).collect();
     for name in names {
-        let run = joined(book.recent.get(name), pending.get(name).map(|stream| &stream.run));
+        let own = pending.get(name);
+        let run = joined(book.recent.get(name), own.map(|stream| &stream.run));
+        let state = own.map(|stream| stream.state).or_else(|| book.states.get(name)).unwrap_or_default();
+        if state.deleted {
+            continue;
+        }
+        let run = run.from(state.first);
         if !run.seqs.is_empty() {
             chunks.insert(keys::chunk(name, run.first).as_slice(), run.to_bytes().as_slice())?;
         }
@@ -448,8 +451,8 @@ impl<'a> Stream<'a> {
     /// Appends events, with contiguous revisions, if the stream is as expected.
     ///
     /// Retry-safe for events whose ids the application gave: if these very events stand where the expectation says
-    /// (or, under `Any` and `StreamExists`, anywhere in the stream in a row), nothing is written and their first
-    /// positions are returned. An event without a destination goes where
+    /// (or, under `Any` and `StreamExists`, anywhere in the stream in a row, while the first id is remembered: the store's
+    /// inbox age), and are not truncated, nothing is written and their first positions are returned. An event without a destination goes where
     /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says, else nowhere; its key, unless
     /// it has one, is the stream's name, so that a stream is published in order.
     ///
@@ -594,9 +597,10 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Forgets the events before this revision; the stream keeps its revision. Their records leave the log once every
-    /// relay is done with them. Beyond the newest event it forgets all there are. Cost: one row read per forgotten
-    /// event.
+    /// Forgets the events before this revision; the stream keeps its revision. Beyond the newest event it forgets all
+    /// there are. Their records leave the log when trimming passes them, which waits for every relay and for retention;
+    /// in a store without a relay they stay. What trimming has passed already is removed here and now: a few row reads
+    /// for each such event, so truncate in steps where there are many.
     ///
     /// # Errors
     /// [`Error::StreamDeleted`], [`Error::BadId`]; what redb says.
@@ -643,6 +647,9 @@ impl<'a> Stream<'a> {
     /// ```
     pub fn tombstone(&self) -> Result<()> {
         let state = self.state()?;
+        if state.deleted {
+            return Ok(());
+        }
         self.forget(StreamState { first: state.next, deleted: true, ..state })
     }
 
@@ -675,7 +682,10 @@ impl<'a> Stream<'a> {
         {
             let mut chunks = tx.redb().open_table(CHUNKS)?;
             // The last that begins before the first wanted revision may reach beyond it.
-            let to = find_chunk(&chunks, name, state.first)?.map_or(state.first, |run| run.first);
+            let to = match find_chunk(&chunks, name, state.first)? {
+                Some(run) if !state.deleted => run.first,
+                _ => state.first,
+            };
             chunks
                 .retain_in(keys::chunk(name, 0).as_slice()..keys::chunk(name, to).as_slice(), |_, _| false)?;
         }

@@ -175,7 +175,9 @@ impl Writer<'_> {
         match job {
             Ok(job) => self.take(job),
             Err(RecvTimeoutError::Timeout) => {
-                // A commit on another thread may have taken the progress along meanwhile.
+                // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
+                // turn is over.
+                drop(self.core.turns.take());
                 if self.core.ride().since.is_some_and(|since| since.elapsed() >= delay)
                     || self.core.tail().trim_left
                 {

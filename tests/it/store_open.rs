@@ -154,8 +154,8 @@ fn a_newer_format_is_refused_by_number() {
         }
         tx.commit().unwrap();
     };
-    set("format", Some(&2_u32.to_le_bytes()));
-    assert!(matches!(refusal(&path), OpenError::NewerFormat { found: 2, supported: 1, .. }));
+    set("format", Some(&3_u32.to_le_bytes()));
+    assert!(matches!(refusal(&path), OpenError::NewerFormat { found: 3, supported: 2, .. }));
     let adopting = Store::builder().adopt_existing(true).open(&path);
     assert!(matches!(adopting, Err(Error::Open(OpenError::NewerFormat { .. }))), "adopting changes nothing");
     set("format", Some(&[1, 0]));
@@ -163,6 +163,28 @@ fn a_newer_format_is_refused_by_number() {
     set("format", Some(&1_u32.to_le_bytes()));
     set("store_id", None);
     assert!(matches!(refusal(&path), OpenError::Damaged { .. }));
+}
+
+/// Goal: a file of format 1 is brought up to date, with its events. Method: take away what format 1 did not have.
+#[test]
+fn an_older_format_is_brought_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("older.redb");
+    let store = Store::open(&path).unwrap();
+    put(&store, 0).unwrap();
+    store.close().unwrap();
+    let db = Database::open(&path).unwrap();
+    let tx = db.begin_write().unwrap();
+    for name in ["onewrite.streams", "onewrite.chunks", "onewrite.snapshots"] {
+        assert!(tx.delete_table(TableDefinition::<&[u8], &[u8]>::new(name)).unwrap());
+    }
+    tx.open_table(META).unwrap().insert("format", &1_u32.to_le_bytes()[..]).unwrap();
+    tx.commit().unwrap();
+    drop(db);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(audit(&store), [0]);
+    let events = || [onewrite::Event::bytes("t", "").unpublished()];
+    store.write(move |tx| tx.stream("a").append(events(), onewrite::ExpectedRevision::NoStream)).unwrap();
 }
 
 /// Goal: where the file cannot be made, the error says what and where. Method: a folder without write permission (for

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use onewrite::{
     Destination, Error, Event, ExpectedRevision, Result, Snapshot, Store, StreamAppended, Transaction, limits,
 };
@@ -440,4 +441,63 @@ fn trimming_keeps_what_streams_want() {
     store.write(|tx| tx.stream("account-1").tombstone()).unwrap();
     assert_eq!(left(), 0);
     assert!(relay.stop(Duration::from_secs(5)).clean);
+}
+
+/// Goal: a snapshot shows a stream as of its own moment, however near a commit or a bulk write it is taken. Method: a writer
+/// counts its events in a table and sometimes fills the log; snapshots are taken all the while and compared with that table.
+#[test]
+fn a_snapshot_is_of_one_moment() {
+    const COUNT: TableDefinition<'_, u8, u64> = TableDefinition::new("count");
+    let (_folder, store) = open();
+    let writer = std::thread::spawn({
+        let store = store.clone();
+        move || {
+            for n in 0..3000_u64 {
+                let write = move |tx: &Transaction| {
+                    if n % 1000 == 999 {
+                        fill_in(tx)?;
+                    }
+                    tx.open_table(COUNT)?.insert(0, n + 1)?;
+                    tx.stream("account-1").append([text(0)], ExpectedRevision::Any)
+                };
+                store.write(write).unwrap();
+            }
+        }
+    });
+    let mut looks = 0;
+    while !writer.is_finished() {
+        let snapshot = store.read().unwrap();
+        let count =
+            snapshot.open_table(COUNT).map_or(0, |table| table.get(0).unwrap().map_or(0, |row| row.value()));
+        let stream = snapshot.stream("account-1").unwrap();
+        assert_eq!(stream.revision().map_or(0, |revision| revision + 1), count);
+        assert_eq!(stream.events(count.saturating_sub(3)).filter(Result::is_ok).count() as u64, count.min(3));
+        looks += 1;
+    }
+    writer.join().unwrap();
+    assert!(looks > 100, "{looks}");
+}
+
+/// Goal: what is deleted leaves nothing in the index but its name, also when it is deleted again. Method: delete one stream whose
+/// revisions are in chunks and one whose are in memory, write in bulk, look at the table by plain redb.
+#[test]
+fn a_deleted_stream_leaves_its_name_alone() {
+    let (_folder, store) = open();
+    for stream in ["old", "kept"] {
+        (0..5).for_each(|n| drop(append(&store, stream, text(n), ExpectedRevision::Any).unwrap()));
+    }
+    store.write(fill_in).unwrap();
+    (0..5).for_each(|n| drop(append(&store, "young", text(n), ExpectedRevision::Any).unwrap()));
+    for stream in ["old", "young", "old"] {
+        store.write(move |tx| tx.stream(stream).tombstone()).unwrap();
+    }
+    store.write(|tx| tx.stream("kept").truncate_before(3)).unwrap();
+    store.write(fill_in).unwrap();
+    let path = store.path().to_owned();
+    store.close().unwrap();
+    let db = onewrite::redb::Database::open(&path).unwrap();
+    let tx = db.begin_read().unwrap();
+    let chunks = tx.open_table(TableDefinition::<&[u8], &[u8]>::new("onewrite.chunks")).unwrap();
+    let left: Vec<_> = chunks.iter().unwrap().map(|row| row.unwrap().0.value()[1..5].to_vec()).collect();
+    assert_eq!(left, [b"kept".to_vec()]);
 }

@@ -218,6 +218,7 @@ async fn serve(
             break End::Fault(fault);
         }
     };
+    window.settle();
     let _ = window.tell_settled(events);
     window.unblock(events);
     (end, window.worked)
