@@ -89,9 +89,7 @@ pub(super) fn write_streams(
         let own = pending.get(name);
         let run = joined(book.recent.get(name), own.map(|stream| &stream.run));
         let state = own.map(|stream| stream.state).or_else(|| book.states.get(name)).unwrap_or_default();
-        if state.deleted {
-            continue;
-        }
+        // Of one that is deleted nothing is left.
         let run = run.from(state.first);
         if !run.seqs.is_empty() {
             chunks.insert(keys::chunk(name, run.first).as_slice(), run.to_bytes().as_slice())?;
