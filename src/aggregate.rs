@@ -339,13 +339,14 @@ impl<A: Aggregate> AggregateStream<A> {
     }
 
     fn try_once(&self, decide: &mut impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
-        let Loaded { mut state, revision, snapshot } = self.load()?;
+        let loaded = self.load()?;
+        let expected = loaded.expected();
+        let Loaded { mut state, revision, snapshot } = loaded;
         let happened = decide(&state)?;
         let events = happened.iter().map(A::encode).collect::<Result<Vec<Event>>>()?;
         if events.is_empty() {
             return Ok(Receipt::new(Loaded { state, revision, snapshot }, Vec::new(), self.store.core()));
         }
-        let expected = revision.map_or(ExpectedRevision::NoStream, ExpectedRevision::Exact);
         happened.iter().for_each(|event| state.apply(event));
         let newest = revision.map_or(0, |revision| revision + 1) + events.len() as u64 - 1;
         // Revisions since the snapshot that the state was loaded from.

@@ -88,7 +88,7 @@ pub(crate) struct Queue {
     outstanding: AtomicUsize,
     /// The last group from the queue held more than one write.
     crowded: AtomicBool,
-    /// The writer thread looks at nothing but its queue, or is about to.
+    /// The writer thread waits for its queue alone, without a time, or is about to: what is left to do must be told it.
     pub(crate) writer_waits: AtomicBool,
     /// Held for reading by a write that skips the queue; closing waits for it.
     skipping: RwLock<()>,

@@ -158,10 +158,13 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Waits for a job, or until waiting progress has waited long enough.
     fn wait(&mut self, jobs: &Receiver<Job>) {
-        // Said before the tail is looked at: who commits elsewhere changes the tail first and looks at this then.
-        self.core.queue.writer_waits.store(true, Ordering::SeqCst);
+        // Said before tail and ride are looked at: who commits elsewhere changes those first and looks at this then.
+        let waits = &self.core.queue.writer_waits;
+        waits.store(true, Ordering::SeqCst);
         let since = self.core.ride().since;
         let trim_left = self.core.tail().trim_left;
+        let untimed = since.is_none() && !trim_left;
+        waits.store(untimed, Ordering::SeqCst);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
         let job = match since {
             // In the middle of trimming: go on, unless something else is to be done.
@@ -170,7 +173,7 @@ impl Writer<'_> {
             None if trim_left => jobs.recv_timeout(delay),
             None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        self.core.queue.writer_waits.store(false, Ordering::SeqCst);
+        waits.store(false, Ordering::SeqCst);
         self.trimming = false;
         match job {
             Ok(job) => self.take(job),

@@ -15,6 +15,7 @@ use onewrite::publish::{
 };
 use onewrite::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 
+use crate::support::fake_broker::FakeBroker;
 use crate::support::rabbit::{MESSAGE_BYTES_MAX, RabbitNode, free_port, shared_node};
 use crate::support::tap::Tap;
 
@@ -699,6 +700,25 @@ fn a_broker_comes_dies_returns_and_blocks() {
     assert!(matches!(rig.outcomes.get(&21), Some(Outcome::Unknown(_))), "{:?}", rig.outcomes.get(&21));
     wait_no_socket_to(node.port());
     node.unblock();
+}
+
+/// Goal: outcomes wait for a lot only for a moment: those that are known are told although many more are in flight and nothing
+/// more is heard. Method: 100 in flight, of which a scripted server confirms the first three, and is silent then.
+#[test]
+fn outcomes_do_not_wait_for_a_lot_that_never_fills() {
+    let broker = FakeBroker::confirming(100, &[1, 2, 3]);
+    let mut rig = Rig::start(RabbitMq::new(&broker.url).unwrap());
+    rig.wait_up();
+    for n in 0..100 {
+        rig.publish(outgoing(n, "", "q", message(&format!("m{n}"), b"x")));
+    }
+    let began = Instant::now();
+    for n in 0..3 {
+        assert_eq!(rig.wait_outcome(n), Outcome::Confirmed);
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "told after {:?}", began.elapsed());
+    assert!(rig.next(Duration::from_millis(200)).is_none());
+    rig.publisher.stop(Duration::from_secs(1));
 }
 
 /// Goal: a connection that ends, or dies without ending, is noticed also when nothing is published; a confirm that does

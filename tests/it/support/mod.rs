@@ -1,6 +1,8 @@
 //! What the tests share.
 
 #[cfg(feature = "rabbitmq")]
+pub(crate) mod fake_broker;
+#[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbit;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod tap;
