@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use redb::{Database, ReadableDatabase};
 
+use super::bells::Bells;
 use super::cursor::Cursor;
 use super::inside::refuse_inside;
 use super::relays::Relays;
@@ -139,6 +140,7 @@ pub(crate) struct Core {
     /// one that failed, the next transaction cannot begin, and this is why.
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
+    pub(crate) bells: Arc<Bells>,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
@@ -171,6 +173,7 @@ impl Core {
             poison: OnceLock::new(),
             suspected: Mutex::default(),
             relays: Relays::default(),
+            bells: Arc::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),
@@ -216,6 +219,7 @@ impl Core {
             Arc::from(cause)
         });
         self.relays.ring_all();
+        self.bells.ring_all();
         Arc::clone(cause)
     }
 
@@ -284,6 +288,7 @@ impl Core {
     /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.
     pub(crate) fn announce_commit(&self) {
         self.relays.ring_all();
+        self.bells.ring_all();
         if self.settings.quota.is_some() {
             self.backlog_shrank.notify_all();
         }

@@ -1,5 +1,6 @@
 //! The store: one redb file with the application's state and the event log.
 
+pub(crate) mod bells;
 mod commit;
 pub(crate) mod core;
 pub(crate) mod cursor;

@@ -8,8 +8,8 @@ use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::schema::{
-    CHUNKS, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
-    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, SNAPSHOTS, STREAMS, StateRow,
+    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
+    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, STREAMS, StateRow,
 };
 use super::streams::stream_row;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -35,9 +35,10 @@ fn write_schema(db: &Database) -> Result<(), BoxError> {
         meta.insert(META_STATE, StateRow::default().to_bytes().as_slice())?;
         tx.open_table(LOG)?;
         tx.open_table(CURSORS)?;
-        for table in [LANES, STREAMS, CHUNKS, SNAPSHOTS, EXCEPTIONS, DUE, PARKED, INBOX] {
+        for table in [LANES, EXCEPTIONS, DUE, PARKED, INBOX] {
             tx.open_table(table)?;
         }
+        make_newer_tables(&tx)?;
     }
     tx.commit()?;
     Ok(())
@@ -82,12 +83,21 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     Ok(Identity { store_id, epoch })
 }
 
-/// Format 1 had no streams; its records are as they are today.
-fn upgrade(db: &Database) -> Result<(), BoxError> {
-    let tx = db.begin_write()?;
-    for table in [STREAMS, CHUNKS, SNAPSHOTS] {
+/// What formats 2 and 3 have added to format 1.
+fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
+    for table in BY_KEY {
         tx.open_table(table)?;
     }
+    for table in BY_NAME {
+        tx.open_table(table)?;
+    }
+    Ok(())
+}
+
+/// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer. Records are as they are today.
+fn upgrade(db: &Database) -> Result<(), BoxError> {
+    let tx = db.begin_write()?;
+    make_newer_tables(&tx)?;
     tx.open_table(META)?.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?;
     tx.commit()?;
     Ok(())

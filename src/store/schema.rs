@@ -12,6 +12,12 @@
 //! onewrite.due         (cursor, due ms, seq) → ()
 //! onewrite.parked      (cursor, key, seq) → ()
 //! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u32, at ms u64
+//! onewrite.projections projection name → see projections.rs
+//! onewrite.failures    (projection, seq) → see projections.rs
+//! onewrite.captures    table name → see capture/
+//! onewrite.changes     (capture, the application's key) → kind u8
+//! onewrite.seen        (scope, producer, lane [, hole]) → see seen.rs
+//! onewrite.rejected    (scope, number) → see rejected.rs
 //! ```
 //!
 //! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
@@ -30,12 +36,24 @@ pub(crate) const EXCEPTIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition
 pub(crate) const DUE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.due");
 pub(crate) const PARKED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.parked");
 pub(crate) const INBOX: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.inbox");
+pub(crate) const PROJECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.projections");
+pub(crate) const FAILURES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.failures");
+pub(crate) const CAPTURES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.captures");
+pub(crate) const CHANGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.changes");
+pub(crate) const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
+pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");
+
+/// Tables by name that a format has brought.
+pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];
+/// Tables by key that a format has brought, since format 1.
+pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 7] =
+    [STREAMS, CHUNKS, SNAPSHOTS, FAILURES, CHANGES, SEEN, REJECTED];
 
 /// Tables whose name begins so are ours; an application cannot open them for writing.
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 
 /// The format that this version writes, and the newest it reads.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
 
 pub(crate) const META_FORMAT: &str = "format";
 pub(crate) const META_STORE_ID: &str = "store_id";
