@@ -56,13 +56,16 @@ pub mod codec;
 mod consumer;
 mod error;
 mod event;
+mod filter;
 pub mod limits;
 mod log;
 mod message;
 mod oneshot;
+mod projection;
 pub mod publish;
 mod relay;
 mod store;
+mod subscription;
 pub mod time;
 pub mod wire;
 
@@ -76,13 +79,17 @@ pub use error::{
     StorageFailure,
 };
 pub use event::{Destination, Event, Lane, Recorded};
+pub use filter::EventFilter;
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
+pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
-    Appended, BacklogQuota, ConfirmError, Events, Once, Quarantine, Quarantined, QuotaPolicy, Receipt,
-    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
+    Appended, BacklogQuota, ConfirmError, Events, Once, ProjectionFailure, ProjectionState, ProjectionStats,
+    ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, RelayState,
+    RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
     StreamAppended, StreamEvents, StreamReader, Transaction, WriteFuture,
 };
+pub use subscription::{Subscription, SubscriptionStream};
 pub use wire::HeaderSpelling;
 
 /// What the fuzz targets reach inside.

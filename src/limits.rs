@@ -124,6 +124,24 @@ pub const PREFETCH_DEFAULT: u16 = 256;
 /// Deliveries that one commit of a consumer applies at most.
 pub const CONSUMER_BATCH_MAX: usize = 256;
 
+/// Events that a subscription holds in memory at most.
+pub const SUBSCRIPTION_EVENTS_MAX: usize = 256;
+
+/// Payload bytes that a subscription holds in memory at most, but for the last event it read.
+pub const SUBSCRIPTION_BYTES_MAX: usize = 1 << 20;
+
+/// Events that one commit of a projection applies, unless set.
+pub const PROJECTION_BATCH_DEFAULT: usize = 256;
+
+/// Payload bytes that one commit of a projection applies at most, but for the last event.
+pub const PROJECTION_BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Events that a projection's filter lets pass by before its position is written for their sake alone.
+pub const PROJECTION_SKIP_MAX: u64 = 4096;
+
+/// How long a projection lets events gather after the first, unless set, in milliseconds.
+pub const PROJECTION_DELAY_MS_DEFAULT: u64 = 5;
+
 const _: () = assert!(HEADERS_BYTES_MAX * 2 <= FRAME_BYTES_MAX as usize);
 const _: () = assert!(BATCH_WRITES_MAX <= WRITE_QUEUE_MAX);
 const _: () = assert!(WINDOW_EVENTS_DEFAULT <= WINDOW_EVENTS_MAX);

@@ -128,6 +128,50 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The projection runs already in this process.
+    #[error("projection `{name}` is running already")]
+    ProjectionRunning {
+        /// Its name.
+        name: String,
+    },
+    /// No projection of this name is known to the store.
+    #[error("the store has no projection named `{name}`")]
+    NoSuchProjection {
+        /// The name asked for.
+        name: String,
+    },
+    /// The projection writes only tables that it has declared.
+    #[error("table `{name}` is not declared by the projection: name it with `table` or `multimap_table`")]
+    UndeclaredTable {
+        /// The table asked for.
+        name: String,
+    },
+    /// The event is not among those that the projection has given up.
+    #[error("event {seq} is not among the failures of projection `{name}`")]
+    NoSuchFailure {
+        /// The projection.
+        name: String,
+        /// The event.
+        seq: u64,
+    },
+    /// The projection has not come as far in time.
+    #[error("projection `{name}` has come to {position} only")]
+    ProjectionBehind {
+        /// The projection.
+        name: String,
+        /// It has done with all events below.
+        position: u64,
+    },
+    /// The projection stands still before it has come as far.
+    #[error("projection `{name}` stands still at {position}: {reason}")]
+    ProjectionStopped {
+        /// The projection.
+        name: String,
+        /// It has done with all events below.
+        position: u64,
+        /// Why.
+        reason: String,
+    },
     /// The event is not in quarantine.
     #[error("event {seq} is not in the quarantine of relay `{relay}`")]
     NotQuarantined {

@@ -11,8 +11,9 @@ use redb::{ReadableTable, WriteTransaction};
 
 use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
+use super::projections::ProjectionRow;
 use super::ride::Ride;
-use super::schema::{EXCEPTIONS, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow};
+use super::schema::{EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow};
 use super::streams;
 use super::transaction::Pending;
 use crate::error::{Error, Result};
@@ -123,6 +124,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             tail.derived_through = next.state.derived_through;
         }
         tail.cursors.extend(next.cursors);
+        tail.projections.extend(pending.projections.iter().map(|(name, row)| (name.clone(), *row)));
         tail.inbox_added += pending.inbox.len();
         if let Some(swept_to) = next.swept_to {
             tail.sweep_after = swept_to;
@@ -224,6 +226,12 @@ fn trim_floor(core: &Core, tail: &Tail, pending: &Pending, moved: &[(String, Cur
     };
     let done = tail.cursors.iter().map(|(name, cursor)| position(name, cursor)).min();
     let done = done.unwrap_or(tail.trimmed_to);
+    let done = done.min(core.bells.wanted_from().unwrap_or(done));
+    let projected = tail.projections.iter().map(|(name, row)| {
+        let row = pending.projections.get(name).unwrap_or(row);
+        row.wants_from()
+    });
+    let done = projected.fold(done, u64::min);
     done.min(pending.next_seq.saturating_sub(retention.events_min))
 }
 
@@ -296,6 +304,14 @@ impl<'tx> Needs<'tx> {
             }
         }
         drop(table);
+        let failures = tx.open_table(FAILURES)?;
+        for track in tail.projections.values().flat_map(ProjectionRow::tracks) {
+            let (from, to) = (keys::exception(track.id, from), keys::exception(track.id, to));
+            for row in failures.range(&from[..]..&to[..])? {
+                exceptions.extend(keys::last_seq(row?.0.value()));
+            }
+        }
+        drop(failures);
         let parked = tx.open_table(PARKED)?;
         let parked = if redb::ReadableTableMetadata::is_empty(&parked)? { None } else { Some(parked) };
         Ok(Self { exceptions, parked, cursors: tail.cursors.values().map(|cursor| cursor.id).collect() })

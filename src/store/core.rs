@@ -17,6 +17,7 @@ use redb::{Database, ReadableDatabase};
 use super::bells::Bells;
 use super::cursor::Cursor;
 use super::inside::refuse_inside;
+use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
 use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
@@ -45,6 +46,7 @@ pub(crate) struct Tail {
     /// The tables that are derived from the log are true for all records below.
     pub(crate) derived_through: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
+    pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// Inbox rows added since the last sweep step, and where the next one begins.
     pub(crate) inbox_added: usize,
     pub(crate) sweep_after: Vec<u8>,
@@ -141,6 +143,7 @@ pub(crate) struct Core {
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
     pub(crate) bells: Arc<Bells>,
+    pub(crate) projections: Projections,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
@@ -174,6 +177,7 @@ impl Core {
             suspected: Mutex::default(),
             relays: Relays::default(),
             bells: Arc::default(),
+            projections: Projections::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),

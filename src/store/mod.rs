@@ -7,6 +7,7 @@ pub(crate) mod cursor;
 mod failure;
 mod file;
 mod inside;
+pub(crate) mod projections;
 pub(crate) mod quarantine;
 mod read;
 mod receipt;
@@ -38,13 +39,14 @@ use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
 
+pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
 pub use self::relay_rows::StartAt;
 pub use self::relays::{RelayState, RelayStatus};
 pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
-pub use self::stats::{RelayStats, Stats};
+pub use self::stats::{ProjectionStats, RelayStats, Stats};
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
 
@@ -413,7 +415,8 @@ impl Store {
         self.core().close()
     }
 
-    fn ready(&self) -> Result<()> {
+    /// Fails once the store is poisoned, closed or being closed.
+    pub(crate) fn ready(&self) -> Result<()> {
         if self.core().is_closing() { Err(self.gone()) } else { self.core().check() }
     }
 
@@ -450,6 +453,7 @@ impl Store {
 impl Shared {
     fn end_writer(&self) {
         self.core.closing.store(true, Ordering::SeqCst);
+        self.core.bells.ring_all();
         self.core.queue.await_skipping();
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(writer) = writer else { return };

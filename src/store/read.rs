@@ -11,6 +11,7 @@ use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
+use crate::filter::EventFilter;
 use crate::log::record;
 use crate::log::streams::{NO_SEQ, Run};
 
@@ -196,7 +197,42 @@ impl Snapshot {
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
-        Ok(Events { range, next: from, trimmed_to, behind_gap: None })
+        Ok(Events { range, next: from, trimmed_to, end: 0, behind_gap: None })
+    }
+
+    /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is told too.
+    pub(crate) fn events_to(&self, from: u64, end: u64) -> Result<Events> {
+        Ok(Events { end, ..self.events(from)? })
+    }
+}
+
+impl Snapshot {
+    /// As [`events`](Self::events), only those that the filter takes. Every record is read all the same; by stream,
+    /// [`stream`](Self::stream) reads only what it needs.
+    ///
+    /// # Errors
+    /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, EventFilter};
+    /// store.write(|tx| {
+    ///     tx.append(Event::bytes("opened", "1").unpublished())?;
+    ///     tx.append(Event::bytes("paid", "2").unpublished())
+    /// })?;
+    /// let paid: Vec<_> = store.read()?.events_of(0, &EventFilter::all().event_type("paid"))?.collect();
+    /// assert_eq!(paid.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn events_of<'f>(
+        &self,
+        from: u64,
+        filter: &'f EventFilter,
+    ) -> Result<impl Iterator<Item = Result<Recorded>> + use<'f>> {
+        // An error is shown whatever the filter says: nobody knows what the record was.
+        let wanted = |event: &Result<Recorded>| event.as_ref().map_or(true, |event| filter.matches(event));
+        Ok(self.events(from)?.filter(wanted))
     }
 }
 
@@ -221,6 +257,8 @@ pub struct Events {
     next: u64,
     /// From here on every record is there.
     trimmed_to: u64,
+    /// Records below are known to have been there.
+    end: u64,
     /// The record after those that were told as missing.
     behind_gap: Option<Result<Recorded>>,
 }
@@ -238,9 +276,15 @@ impl Iterator for Events {
         if let Some(recorded) = self.behind_gap.take() {
             return Some(recorded);
         }
-        let (seq, frame) = match self.range.next()? {
-            Ok(row) => row,
-            Err(error) => return Some(Err(error.into())),
+        let (seq, frame) = match self.range.next() {
+            Some(Ok(row)) => row,
+            Some(Err(error)) => return Some(Err(error.into())),
+            None => {
+                let expected = self.next.max(self.trimmed_to);
+                self.next = self.next.max(self.end);
+                let missing = CorruptError { seq: expected, what: "it is missing" };
+                return (expected < self.end).then_some(Err(missing.into()));
+            }
         };
         let seq = seq.value();
         // A damaged page can show records of another place, which are whole in themselves.

@@ -7,9 +7,10 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
+use super::projections::ProjectionRow;
 use super::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
-    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, STREAMS, StateRow,
+    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS, STREAMS, StateRow,
 };
 use super::streams::stream_row;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -123,8 +124,14 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         cursor.rows = cursor::count_rows(&tx.open_table(EXCEPTIONS)?, &tx.open_table(PARKED)?, cursor.id)?;
         tail.cursors.insert(name.value().to_owned(), cursor);
     }
-    let known =
-        tail.cursors.values().map(|cursor| cursor.position).max().unwrap_or(0).max(state.derived_through);
+    for row in tx.open_table(PROJECTIONS)?.iter()? {
+        let (name, row) = row?;
+        let row = ProjectionRow::from_bytes(name.value(), row.value());
+        tail.projections.insert(name.value().to_owned(), row.ok_or_else(|| damaged_row("projection"))?);
+    }
+    let positions = tail.cursors.values().map(|cursor| cursor.position);
+    let projected = tail.projections.values().flat_map(ProjectionRow::tracks).map(|track| track.position);
+    let known = positions.chain(projected).max().unwrap_or(0).max(state.derived_through);
     if tail.next_seq < known {
         // Its numbers would be given a second time.
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());

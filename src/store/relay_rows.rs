@@ -126,7 +126,8 @@ impl Store {
     }
 }
 
-fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
+/// Names a cursor, or a track of a projection, in keys. Never 0.
+pub(super) fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
     let mut meta = tx.redb().open_table(META)?;
     let id = meta.get(META_NEXT_CURSOR)?.and_then(|row| row.value().try_into().ok().map(u32::from_le_bytes));
     let id = id.ok_or_else(|| damaged_row("cursor number"))?;

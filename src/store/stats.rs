@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::core::Tail;
+use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
 use super::{Store, relay_rows};
 use crate::error::Result;
@@ -45,6 +47,8 @@ pub struct Stats {
     pub poisoned: Option<String>,
     /// The relays that the file knows, by name.
     pub relays: BTreeMap<String, RelayStats>,
+    /// The projections that the file knows, by name.
+    pub projections: BTreeMap<String, ProjectionStats>,
 }
 
 /// One relay's figures, as durable; and as it runs, if it does.
@@ -78,6 +82,36 @@ pub struct RelayStats {
     pub quarantined: u64,
     /// How it is, if it runs in this process.
     pub running: Option<RelayStatus>,
+}
+
+/// One projection's figures, as durable; and as it runs, if it does.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # use onewrite::Event;
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+/// let projection = store.projection("balances").run(|_, _| Ok(()))?;
+/// projection.await_position(0, std::time::Duration::from_secs(5))?;
+/// let stats: &onewrite::ProjectionStats = &store.stats()?.projections["balances"];
+/// assert_eq!((stats.position, stats.lag_events, stats.lag_ms), (1, 0, None));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ProjectionStats {
+    /// The version of its tables.
+    pub version: u32,
+    /// Everything below is in its tables, was let pass by its filter, or is among its failures.
+    pub position: u64,
+    /// Events in the log from there on, also those that its filter will let pass.
+    pub lag_events: u64,
+    /// Age of the oldest of them, by the wall clock, in milliseconds; `None` if there is none.
+    pub lag_ms: Option<u64>,
+    /// How far a rebuild has come, if one is under way.
+    pub rebuilding: Option<u64>,
+    /// How it is, if it runs in this process.
+    pub running: Option<ProjectionStatus>,
 }
 
 impl Store {
@@ -119,6 +153,7 @@ impl Store {
                 backlog_events,
                 backlog_bytes,
                 relays: relays.collect(),
+                projections: projection_stats(&tail),
                 ..Stats::default()
             };
             let oldest = tail.cursors.values().map(|cursor| cursor.position).min().unwrap_or(tail.trimmed_to);
@@ -129,6 +164,10 @@ impl Store {
             relay.running =
                 port.map(|port| port.status.lock().unwrap_or_else(PoisonError::into_inner).clone());
         }
+        for (name, projection) in &mut stats.projections {
+            projection.running = core.projections.get(name).map(|running| running.status().clone());
+            projection.lag_ms = relay_rows::age_ms(core, projection.position)?;
+        }
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         stats.commits = get(&core.counters.commits);
         stats.commits_alone = get(&core.counters.commits_alone);
@@ -138,4 +177,19 @@ impl Store {
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
         Ok(stats)
     }
+}
+
+fn projection_stats(tail: &Tail) -> BTreeMap<String, ProjectionStats> {
+    let stats = tail.projections.iter().map(|(name, row)| {
+        let stats = ProjectionStats {
+            version: row.live.version,
+            position: row.live.position,
+            lag_events: tail.next_seq.saturating_sub(row.live.position),
+            lag_ms: None,
+            rebuilding: row.rebuild.map(|rebuild| rebuild.position),
+            running: None,
+        };
+        (name.clone(), stats)
+    });
+    stats.collect()
 }

@@ -5,7 +5,7 @@
 //! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, 
 use super::core::Core;
 use super::failure::damaged_row;
 use super::inside::Inside;
+use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use super::streams::{PendingStream, PendingStreams};
@@ -65,6 +66,8 @@ pub(crate) struct Pending {
     pub(crate) lanes: HashMap<Box<[u8]>, LaneState>,
     pub(crate) inbox: HashMap<Vec<u8>, InboxRow>,
     pub(crate) streams: PendingStreams,
+    /// Written already; only a rollback of the whole transaction takes them back.
+    pub(crate) projections: BTreeMap<String, ProjectionRow>,
     undo: Vec<Undo>,
 }
 

@@ -13,15 +13,15 @@ const FLOORS: &[(u8, &[&str])] = &[
     (0, &["limits", "time", "error"]),
     (1, &["message", "codec"]),
     (2, &["event", "publish"]),
-    (3, &["log", "relay::machine", "oneshot"]),
+    (3, &["filter", "log", "relay::machine", "oneshot"]),
     (4, &["wire", "store", "publish::rabbitmq"]),
-    (5, &["aggregate", "relay", "inbox", "consumer"]),
+    (5, &["aggregate", "relay", "projection", "subscription", "consumer"]),
     (6, &[""]),
 ];
 
 /// Each outside crate and the rooms that may name it. The empty one is `lib.rs`: `pub use redb`.
 const CRATES: &[(&str, &[&str])] = &[
-    ("redb", &["store", ""]),
+    ("redb", &["store", "projection", ""]),
     ("libc", &["store"]),
     ("crc32fast", &["log"]),
     ("lapin", &["publish::rabbitmq"]),
@@ -33,6 +33,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["codec"]),
     ("uuid", &["event"]),
     ("humantime", &["wire"]),
+    ("futures_core", &["subscription"]),
     ("crossbeam_channel", &["store", "publish", "publish::rabbitmq", "relay", "consumer"]),
 ];
 

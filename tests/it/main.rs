@@ -22,6 +22,7 @@ mod log_and_lanes;
 mod model;
 #[cfg(unix)]
 mod one_write;
+mod projections;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]
@@ -35,3 +36,4 @@ mod scratch;
 mod store_open;
 #[cfg(unix)]
 mod streams;
+mod subscriptions;

@@ -1,0 +1,124 @@
+//! Which events a reader wants: by stream, by category, by type.
+
+use std::collections::BTreeSet;
+
+use crate::event::Recorded;
+
+/// A choice of events. Empty, it takes all.
+///
+/// Streams and categories: an event of any of them passes. Types: an event of any of them passes. Where both are given an
+/// event must pass both. The category of a stream is its name up to the first `-`.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, EventFilter, ExpectedRevision};
+/// store.write(|tx| {
+///     for (stream, event_type) in [("account-7", "opened"), ("account-7", "deposited"), ("card-1", "deposited")] {
+///         tx.stream(stream).append([Event::bytes(event_type, "")], ExpectedRevision::Any)?;
+///     }
+///     Ok(())
+/// })?;
+/// let deposits = EventFilter::all().category("account").event_type("deposited");
+/// let found: Vec<u64> = store.read()?.events(0)?
+///     .filter_map(|event| event.ok().filter(|event| deposits.matches(event)).map(|event| event.seq()))
+///     .collect();
+/// assert_eq!(found, [1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EventFilter {
+    streams: BTreeSet<String>,
+    categories: BTreeSet<String>,
+    types: BTreeSet<String>,
+}
+
+impl EventFilter {
+    /// Takes every event.
+    ///
+    /// ```
+    /// assert_eq!(onewrite::EventFilter::all(), onewrite::EventFilter::default());
+    /// ```
+    #[must_use]
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Takes the events of this stream (too).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, EventFilter, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("opened", "")], ExpectedRevision::Any)?;
+    ///     tx.stream("account-8").append([Event::bytes("opened", "")], ExpectedRevision::Any)
+    /// })?;
+    /// assert_eq!(store.read()?.events_of(0, &EventFilter::all().stream("account-8"))?.count(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stream(mut self, stream: impl Into<String>) -> Self {
+        self.streams.insert(stream.into());
+        self
+    }
+
+    /// Takes the events of all streams of this category (too).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, EventFilter, ExpectedRevision};
+    /// store.write(|tx| tx.stream("account-7").append([Event::bytes("opened", "")], ExpectedRevision::Any))?;
+    /// assert_eq!(store.read()?.events_of(0, &EventFilter::all().category("account"))?.count(), 1);
+    /// assert_eq!(store.read()?.events_of(0, &EventFilter::all().category("card"))?.count(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn category(mut self, category: impl Into<String>) -> Self {
+        self.categories.insert(category.into());
+        self
+    }
+
+    /// Takes the events of this type (too).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, EventFilter};
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+    /// assert_eq!(store.read()?.events_of(0, &EventFilter::all().event_type("paid"))?.count(), 1);
+    /// assert_eq!(store.read()?.events_of(0, &EventFilter::all().event_type("refunded"))?.count(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn event_type(mut self, event_type: impl Into<String>) -> Self {
+        self.types.insert(event_type.into());
+        self
+    }
+
+    /// Whether it takes this event.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::{Event, EventFilter};
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(EventFilter::all().matches(&event));
+    /// assert!(!EventFilter::all().category("account").matches(&event)); // it is of no stream
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn matches(&self, event: &Recorded) -> bool {
+        self.matches_stream(event) && (self.types.is_empty() || self.types.contains(event.event_type()))
+    }
+
+    fn matches_stream(&self, event: &Recorded) -> bool {
+        if self.streams.is_empty() && self.categories.is_empty() {
+            return true;
+        }
+        event.stream().is_some_and(|stream| self.streams.contains(stream))
+            || event.category().is_some_and(|category| self.categories.contains(category))
+    }
+}

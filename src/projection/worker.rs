@@ -1,0 +1,422 @@
+//! The projection's thread: reads a stretch of the log, applies it in one write closure, moves on.
+//!
+//! **Invariants.** A position moves only in the transaction that applies what it passes, or past what the filter lets pass.
+//! An event on which the handler fails is tried by itself, so that nothing else of its batch waits for it longer than
+//! one commit. The live track and a rebuild go on by turns on this one thread, so that neither overtakes the other unseen.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Asked, FailurePolicy, Handler, ProjectionBuilder};
+use crate::error::{Error, Result};
+use crate::event::Recorded;
+use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
+use crate::oneshot;
+use crate::store::bells::HungBell;
+use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Track, Which, read_stretch};
+use crate::store::{ProjectionState, Transaction};
+
+/// Batches that a rebuild applies for one of the live track: it has to become the faster one.
+const REBUILD_BATCHES: usize = 8;
+
+/// One line of progress, as the thread sees it.
+#[derive(Debug)]
+struct Line {
+    /// Everything below is done with, though perhaps not written yet where the filter let it pass.
+    next: u64,
+    /// The position that is durable.
+    durable: u64,
+    /// Tries of the event at `next` that failed, and when the next one is due.
+    attempts: u32,
+    retry_at: Option<Instant>,
+    /// It stands still for good.
+    stopped: bool,
+    /// How many events the next batch may hold: one, after a failure.
+    batch: usize,
+}
+
+impl Line {
+    fn of(track: Track, batch: usize) -> Self {
+        Self {
+            next: track.position,
+            durable: track.position,
+            attempts: 0,
+            retry_at: None,
+            stopped: false,
+            batch,
+        }
+    }
+}
+
+/// What a step has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// There may be more to do at once.
+    Moved,
+    /// It is at the end of the log.
+    AtEnd,
+    /// It waits for its next try, or stands still.
+    Waits,
+}
+
+pub(super) struct Worker {
+    settings: ProjectionBuilder,
+    handler: Arc<Handler>,
+    shared: Arc<RunningProjection>,
+    asked: Arc<Asked>,
+    bell: HungBell,
+    live: Line,
+    /// The live tables are of another version than the handler: they stay as they are.
+    frozen: bool,
+    rebuild: Option<Line>,
+}
+
+/// Why a batch was not committed.
+enum Failed {
+    /// The handler failed on the event of this place in the batch.
+    At(usize, Error),
+    /// The store is lost.
+    Lost(Error),
+}
+
+impl Worker {
+    pub(super) fn new(
+        settings: ProjectionBuilder,
+        row: ProjectionRow,
+        handler: Arc<Handler>,
+        shared: Arc<RunningProjection>,
+        asked: Arc<Asked>,
+        bell: HungBell,
+    ) -> Self {
+        let batch = settings.batch;
+        let frozen = row.live.version != settings.version;
+        // A rebuild to another version than ours is of no use any more.
+        let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
+        Self {
+            handler,
+            shared,
+            asked,
+            bell,
+            live: Line::of(row.live, batch),
+            frozen,
+            rebuild: rebuild.map(|rebuild| Line::of(rebuild, batch)),
+            settings,
+        }
+    }
+
+    /// The thread's whole life.
+    pub(super) fn run(mut self) {
+        let span = tracing::info_span!("projection", name = %self.settings.name);
+        let _entered = span.enter();
+        let ended = self.work();
+        let state = match ended.and_then(|()| self.write_skipped()) {
+            Ok(()) => ProjectionState::Ended,
+            Err(error) => {
+                tracing::error!(%error, "the projection can do nothing more");
+                ProjectionState::Failed(error.to_string())
+            }
+        };
+        self.shared.change(|status| status.state = state);
+    }
+
+    /// Goes on until it is asked to stop. Fails only if the store is lost.
+    fn work(&mut self) -> Result<()> {
+        if self.frozen && self.rebuild.is_none() {
+            self.begin_rebuild()?;
+        }
+        while !self.stops() {
+            self.settings.store.ready()?;
+            if self.asked.rebuild.load(Ordering::Acquire) {
+                self.begin_rebuild()?;
+                // Only now: who waits for the rebuild sees it asked for, or under way, at any time.
+                self.asked.rebuild.store(false, Ordering::Release);
+            }
+            let live = if self.frozen { Step::Waits } else { self.step(Which::Live)? };
+            let rebuild = self.step_rebuild()?;
+            self.show(live);
+            if live != Step::Moved && rebuild != Step::Moved {
+                self.wait();
+            }
+        }
+        Ok(())
+    }
+
+    fn stops(&self) -> bool {
+        self.asked.stop.load(Ordering::Acquire)
+    }
+
+    /// Sleeps until the log has grown or a try is due.
+    fn wait(&self) {
+        let lines = std::iter::once(&self.live).chain(&self.rebuild);
+        let due = lines.filter_map(|line| line.retry_at.filter(|_| !line.stopped)).min();
+        let rang = self.bell.bell.wait_until(due);
+        if rang && !self.stops() && !self.settings.delay.is_zero() {
+            // Let more gather; what asks for haste rings too, and is heard by the sleeper next.
+            let until = Instant::now() + self.settings.delay;
+            while !self.stops()
+                && let Some(left) = until.checked_duration_since(Instant::now())
+            {
+                std::thread::sleep(left.min(Duration::from_millis(20)));
+            }
+        }
+    }
+
+    fn show(&self, live: Step) {
+        let (position, rebuilding) = (self.live.next, self.rebuild.as_ref().map(|line| line.next));
+        self.shared.change(|status| {
+            status.position = position;
+            status.rebuilding = rebuilding;
+            match (live, &status.state) {
+                (_, ProjectionState::Stopped { .. }) if self.live.stopped => {}
+                (Step::Waits, ProjectionState::Stopped { .. }) => {}
+                (Step::Waits, _) if self.frozen => status.state = ProjectionState::Rebuilding,
+                (Step::Waits, _) => {}
+                (Step::AtEnd, _) => status.state = ProjectionState::Live,
+                (Step::Moved, ProjectionState::Live) => {}
+                (Step::Moved, _) => status.state = ProjectionState::CatchingUp,
+            }
+        });
+    }
+
+    fn line(&mut self, which: Which) -> Option<&mut Line> {
+        match which {
+            Which::Live => Some(&mut self.live),
+            Which::Rebuild => self.rebuild.as_mut(),
+        }
+    }
+
+    fn begin_rebuild(&mut self) -> Result<()> {
+        let (name, version) = (self.settings.name.clone(), self.settings.version);
+        tracing::info!(name, version, "rebuilding");
+        let trimmed_to = self.settings.store.core().tail().trimmed_to;
+        if trimmed_to > 0 {
+            tracing::warn!(
+                trimmed_to,
+                "events below that no stream keeps are trimmed, and not in the rebuilt tables"
+            );
+        }
+        self.write(move |tx| {
+            tx.begin_rebuild(&name, version)?;
+            Ok(())
+        })?;
+        self.rebuild = Some(Line {
+            next: 0,
+            durable: 0,
+            attempts: 0,
+            retry_at: None,
+            stopped: false,
+            batch: self.settings.batch,
+        });
+        self.shared.change(|status| {
+            status.rebuilding = Some(0);
+            status.rebuild_stopped = None;
+        });
+        Ok(())
+    }
+
+    fn step_rebuild(&mut self) -> Result<Step> {
+        for _ in 0..REBUILD_BATCHES {
+            if self.rebuild.is_none() || self.stops() {
+                return Ok(Step::Waits);
+            }
+            match self.step(Which::Rebuild)? {
+                Step::Moved => {}
+                // Whoever reads the tables never goes back in time.
+                Step::AtEnd if self.rebuild.as_ref().is_some_and(|line| line.next >= self.live.next) => {
+                    self.finish_rebuild()?;
+                    return Ok(Step::Moved);
+                }
+                other => return Ok(other),
+            }
+        }
+        Ok(Step::Moved)
+    }
+
+    fn finish_rebuild(&mut self) -> Result<()> {
+        let Some(rebuild) = &self.rebuild else { return Ok(()) };
+        let (name, owned, position) = (self.settings.name.clone(), self.settings.owned.clone(), rebuild.next);
+        self.write(move |tx| {
+            tx.move_projection(&name, Which::Rebuild, position)?;
+            tx.finish_rebuild(&name, &owned)
+        })?;
+        tracing::info!(position, "rebuilt");
+        if let Some(mut rebuild) = self.rebuild.take() {
+            rebuild.durable = rebuild.next;
+            self.live = rebuild;
+        }
+        self.frozen = false;
+        self.shared.change(|status| status.state = ProjectionState::CatchingUp);
+        Ok(())
+    }
+
+    /// Reads and applies one stretch.
+    fn step(&mut self, which: Which) -> Result<Step> {
+        let Some(line) = self.line(which) else { return Ok(Step::Waits) };
+        if line.stopped || line.retry_at.is_some_and(|at| at > Instant::now()) {
+            return Ok(Step::Waits);
+        }
+        let (next, batch) = (line.next, line.batch);
+        let wanted = |event: &Recorded| self.settings.filter.matches(event);
+        let stretch = read_stretch(&self.settings.store, next, wanted, batch, PROJECTION_BATCH_BYTES_MAX)?;
+        let Some(stretch) = stretch else { return Ok(Step::AtEnd) };
+        if stretch.events.is_empty() {
+            return self.pass(which, &stretch);
+        }
+        let position = stretch.position;
+        match self.apply(which, stretch.events.clone(), position) {
+            Ok(()) => self.moved(which, position, stretch.events.len()),
+            Err(Failed::Lost(error)) => return Err(error),
+            Err(Failed::At(0, error)) => {
+                let seq = stretch.events.first().map_or(next, |event| event.seq());
+                return self.failed(which, seq, &error);
+            }
+            Err(Failed::At(at, error)) => {
+                tracing::debug!(%error, "the batch is applied up to the event that fails");
+                let good: Vec<_> = stretch.events.into_iter().take(at).collect();
+                let Some(position) = good.last().map(|event| event.seq() + 1) else { return Ok(Step::Moved) };
+                let applied = good.len();
+                match self.apply(which, good, position) {
+                    Ok(()) => self.moved(which, position, applied),
+                    Err(Failed::Lost(error)) => return Err(error),
+                    // It fails on another now: from here on one by one.
+                    Err(Failed::At(..)) => {}
+                }
+                if let Some(line) = self.line(which) {
+                    line.batch = 1;
+                }
+            }
+        }
+        Ok(Step::Moved)
+    }
+
+    /// Goes past what the filter lets pass; stands before a record that cannot be read.
+    fn pass(&mut self, which: Which, stretch: &Stretch) -> Result<Step> {
+        let Some(line) = self.line(which) else { return Ok(Step::Waits) };
+        line.next = stretch.position;
+        if let Some((seq, error)) = &stretch.damaged {
+            // Trying again heals no record.
+            line.attempts = u32::MAX - 1;
+            return self.failed(which, *seq, error);
+        }
+        if line.next - line.durable >= PROJECTION_SKIP_MAX {
+            self.write_position(which)?;
+        }
+        Ok(Step::Moved)
+    }
+
+    fn moved(&mut self, which: Which, position: u64, applied: usize) {
+        let batch = self.settings.batch;
+        if let Some(line) = self.line(which) {
+            *line = Line::of(Track { id: 0, version: 0, position }, batch);
+        }
+        let live = which == Which::Live;
+        self.shared.change(|status| {
+            status.applied += applied as u64;
+            if live {
+                status.position = position;
+            } else {
+                status.rebuilding = Some(position);
+            }
+        });
+    }
+
+    /// The handler fails on this event, which is the first of its batch; or its record is damaged.
+    fn failed(&mut self, which: Which, seq: u64, error: &Error) -> Result<Step> {
+        let (policy, backoff) = (self.settings.policy, self.settings.backoff);
+        let Some(line) = self.line(which) else { return Ok(Step::Waits) };
+        line.attempts = line.attempts.saturating_add(1);
+        line.batch = 1;
+        let attempts = line.attempts;
+        let reason = error.to_string();
+        self.shared.change(|status| status.failed_tries += 1);
+        if attempts < policy.attempts() {
+            let wait = backoff.0.saturating_mul(1 << (attempts - 1).min(16)).min(backoff.1);
+            if let Some(line) = self.line(which) {
+                line.retry_at = Some(Instant::now() + wait);
+            }
+            tracing::warn!(seq, attempts, %reason, "an event is tried again later");
+            if which == Which::Live {
+                self.shared.change(|status| status.state = ProjectionState::Retrying { seq, reason });
+            }
+            return Ok(Step::Waits);
+        }
+        match policy {
+            FailurePolicy::Stop { .. } => {
+                tracing::error!(seq, %reason, "the projection stands still");
+                if let Some(line) = self.line(which) {
+                    line.stopped = true;
+                }
+                let frozen = self.frozen;
+                self.shared.change(|status| {
+                    if which == Which::Rebuild {
+                        status.rebuild_stopped = Some(format!("event {seq}: {reason}"));
+                    }
+                    if which == Which::Live || frozen {
+                        status.state = ProjectionState::Stopped { seq, reason };
+                    }
+                });
+                Ok(Step::Waits)
+            }
+            FailurePolicy::Quarantine { .. } => {
+                tracing::error!(seq, %reason, "the projection goes on without an event");
+                let name = self.settings.name.clone();
+                // Of a damaged record there was one try.
+                let attempts = if attempts == u32::MAX { 1 } else { attempts };
+                self.write(move |tx| tx.give_up_event(&name, which, seq, attempts, &reason))?;
+                self.moved(which, seq + 1, 0);
+                self.shared.change(|status| status.quarantined += 1);
+                Ok(Step::Moved)
+            }
+        }
+    }
+
+    /// One write closure for a batch: all of it, or the place in it where the handler failed.
+    fn apply(&self, which: Which, events: Vec<Arc<Recorded>>, position: u64) -> Result<(), Failed> {
+        let at = Arc::new(AtomicUsize::new(0));
+        let (handler, reached) = (Arc::clone(&self.handler), Arc::clone(&at));
+        let (name, owned) = (self.settings.name.clone(), self.settings.owned.clone());
+        let applied = self.write(move |tx| {
+            let tables = tx.projecting(&name, &owned, which)?;
+            for (index, event) in events.iter().enumerate() {
+                reached.store(index, Ordering::Relaxed);
+                handler(event, &tables)?;
+            }
+            tx.move_projection(&name, which, position)
+        });
+        applied.map_err(|error| match error {
+            Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. } => {
+                Failed::Lost(error)
+            }
+            error => Failed::At(at.load(Ordering::Relaxed), error),
+        })
+    }
+
+    /// Writes how far the filter has let everything pass.
+    fn write_position(&mut self, which: Which) -> Result<()> {
+        let Some(line) = self.line(which) else { return Ok(()) };
+        let (position, name) = (line.next, self.settings.name.clone());
+        self.write(move |tx| tx.move_projection(&name, which, position))?;
+        if let Some(line) = self.line(which) {
+            line.durable = position;
+        }
+        Ok(())
+    }
+
+    /// At the end: what was let pass need not be looked at again.
+    fn write_skipped(&mut self) -> Result<()> {
+        for which in [Which::Live, Which::Rebuild] {
+            if self.line(which).is_some_and(|line| line.next > line.durable) {
+                self.write_position(which)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A write among the application's own, in the queue: a group takes it along.
+    fn write(&self, write: impl FnMut(&Transaction) -> Result<()> + Send + 'static) -> Result<()> {
+        let store = &self.settings.store;
+        let answer = store.submit(write)?;
+        answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(store.gone())).map(drop)
+    }
+}

@@ -1,0 +1,293 @@
+//! Subscriptions: the events of the log, from a position on, as they become durable. For code that has no tables of its own;
+//! code that has some wants a [projection](crate::Store::projection), whose position is kept with them.
+//!
+//! **Invariants.** Nothing is handed out before it is durable. No read transaction is held between two events of the caller's.
+//! What the subscriber has not seen yet is not trimmed while the subscription lives.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_core::Stream;
+
+use crate::error::Result;
+use crate::event::Recorded;
+use crate::filter::EventFilter;
+use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
+use crate::store::Store;
+use crate::store::bells::HungBell;
+
+/// The events of the log from a position on: an endless iterator that waits for the next event. For async code
+/// [`into_stream`](Self::into_stream). See [`Store::subscribe`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, Subscription};
+/// store.write(|tx| tx.append(Event::bytes("opened", "").unpublished()))?;
+/// let mut subscription: Subscription = store.subscribe(0)?;
+/// assert_eq!(subscription.next().transpose()?.map(|event| event.seq()), Some(0));
+/// assert!(subscription.try_next().is_none()); // there is no other yet
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Subscription {
+    store: Store,
+    filter: EventFilter,
+    bell: HungBell,
+    /// The next sequence number to read.
+    next: u64,
+    read: VecDeque<Result<Recorded>>,
+    /// The store is lost, and that has been told.
+    ended: bool,
+}
+
+impl Store {
+    /// The events from sequence number `from` on: first those that the log holds, then each that is appended, once it is
+    /// durable. In order, without a gap.
+    ///
+    /// At most 256 events or 1 MiB are in memory at a time. What the subscriber has not seen yet is not trimmed while the
+    /// subscription lives: one that is kept and not read keeps the log from shrinking. Its position is not kept: a
+    /// [projection](Store::projection) keeps its own.
+    ///
+    /// A damaged record comes as an error in its place, and the next one after it. When the store is closed or poisoned that
+    /// comes as the last error.
+    ///
+    /// # Errors
+    /// [`Error::Closed`](crate::Error::Closed) or [`Error::Poisoned`](crate::Error::Poisoned).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use std::time::Duration;
+    /// use onewrite::Event;
+    /// let mut subscription = store.subscribe(0)?;
+    /// let reader = std::thread::spawn(move || subscription.next_timeout(Duration::from_secs(5)));
+    /// store.write(|tx| tx.append(Event::bytes("opened", "").unpublished()))?;
+    /// let event = reader.join().expect("it does not panic").transpose()?;
+    /// assert_eq!(event.map(|event| event.event_type().to_owned()).as_deref(), Some("opened"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn subscribe(&self, from: u64) -> Result<Subscription> {
+        self.ready()?;
+        let bell = self.core().bells.hang(Some(from));
+        Ok(Subscription {
+            store: self.clone(),
+            filter: EventFilter::all(),
+            bell,
+            next: from,
+            read: VecDeque::new(),
+            ended: false,
+        })
+    }
+}
+
+impl Subscription {
+    /// Only the events that the filter takes. Set it before the first event is taken.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, EventFilter};
+    /// store.write(|tx| {
+    ///     tx.append(Event::bytes("opened", "").unpublished())?;
+    ///     tx.append(Event::bytes("closed", "").unpublished())
+    /// })?;
+    /// let mut closed = store.subscribe(0)?.filter_events(EventFilter::all().event_type("closed"));
+    /// assert_eq!(closed.try_next().transpose()?.map(|event| event.seq()), Some(1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn filter_events(mut self, filter: EventFilter) -> Self {
+        self.filter = filter;
+        self
+    }
+
+    /// The sequence number from which on the log was not looked at yet: to subscribe from, another time, if all events that
+    /// were handed out are done with.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("opened", "").unpublished()))?;
+    /// let mut subscription = store.subscribe(0)?;
+    /// assert_eq!(subscription.position(), 0);
+    /// subscription.try_next().transpose()?;
+    /// assert_eq!(subscription.position(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn position(&self) -> u64 {
+        self.read.iter().find_map(|read| read.as_ref().ok().map(Recorded::seq)).unwrap_or(self.next)
+    }
+
+    /// The next event, if it is there.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert!(store.subscribe(0)?.try_next().is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_next(&mut self) -> Option<Result<Recorded>> {
+        if self.read.is_empty() && !self.ended {
+            self.refill();
+        }
+        let read = self.read.pop_front();
+        if let Some(Ok(event)) = &read {
+            // The one handed out is the subscriber's now.
+            self.bell.want_from(event.seq() + 1);
+        }
+        read
+    }
+
+    /// The next event; `None` if none comes in time, or the end of the store has been told.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use std::time::Duration;
+    /// assert!(store.subscribe(0)?.next_timeout(Duration::from_millis(10)).is_none());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<Recorded>> {
+        self.next_until(Instant::now().checked_add(timeout))
+    }
+
+    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Result<Recorded>> {
+        loop {
+            if let Some(event) = self.try_next() {
+                return Some(event);
+            }
+            if self.ended || !self.bell.bell.wait_until(deadline) {
+                return None;
+            }
+        }
+    }
+
+    /// Reads on, in a read transaction of its own.
+    fn refill(&mut self) {
+        match self.read_on() {
+            Ok(()) => {}
+            Err(error) => {
+                self.ended = true;
+                self.read.push_back(Err(error));
+            }
+        }
+    }
+
+    fn read_on(&mut self) -> Result<()> {
+        let core = self.store.core();
+        self.store.ready()?;
+        // Long stretches that the filter takes nothing of are read in pieces too: no read transaction grows old.
+        loop {
+            let (before, end) = (self.next, core.tail().next_seq);
+            if !self.read.is_empty() || before >= end {
+                break;
+            }
+            let mut bytes = 0;
+            let mut events = self.store.read()?.events_to(before, end)?;
+            for _ in 0..SUBSCRIPTION_EVENTS_MAX {
+                let Some(event) = events.next() else {
+                    // What trimming has taken stands between the last record and here.
+                    self.next = self.next.max(end);
+                    break;
+                };
+                match event {
+                    Ok(event) => {
+                        self.next = event.seq() + 1;
+                        if self.filter.matches(&event) {
+                            bytes += event.payload().len();
+                            self.read.push_back(Ok(event));
+                        }
+                    }
+                    Err(error) => {
+                        if let crate::error::Error::Corrupt(corrupt) = &error {
+                            self.next = self.next.max(corrupt.seq + 1);
+                        }
+                        self.read.push_back(Err(error));
+                    }
+                }
+                if bytes >= SUBSCRIPTION_BYTES_MAX {
+                    break;
+                }
+            }
+            if self.next == before {
+                // Nothing but what is told already: past it, or it would be told for ever.
+                self.next = if self.read.is_empty() { before } else { before + 1 };
+                break;
+            }
+        }
+        if self.read.is_empty() {
+            self.bell.want_from(self.next);
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Subscription {
+    type Item = Result<Recorded>;
+
+    /// Waits for the next event. `None` only after the end of the store was told.
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_until(None)
+    }
+}
+
+/// A subscription for async code. See [`Subscription::into_stream`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// let events: onewrite::SubscriptionStream = store.subscribe(0)?.into_stream();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a stream does nothing until it is polled"]
+pub struct SubscriptionStream(Subscription);
+
+impl Subscription {
+    /// The same as a [`Stream`](futures_core::Stream). It needs no runtime: poll it from any executor. A poll reads the
+    /// file where nothing read is left, which takes as long as the disk does.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use futures_util::StreamExt;
+    /// use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("opened", "").unpublished()))?;
+    /// let mut events = store.subscribe(0)?.into_stream();
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// # runtime.block_on(async {
+    /// let event = events.next().await.expect("it is there")?;
+    /// assert_eq!(event.event_type(), "opened");
+    /// # Ok::<(), onewrite::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn into_stream(self) -> SubscriptionStream {
+        SubscriptionStream(self)
+    }
+}
+
+impl Stream for SubscriptionStream {
+    type Item = Result<Recorded>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let subscription = &mut self.0;
+            if let Some(event) = subscription.try_next() {
+                return Poll::Ready(Some(event));
+            }
+            if subscription.ended {
+                return Poll::Ready(None);
+            }
+            // A ring since the look at the log is kept, and looked after at once.
+            if subscription.bell.bell.poll(context).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
