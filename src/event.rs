@@ -88,6 +88,8 @@ pub struct Event {
     pub(crate) tracestate: Option<String>,
     pub(crate) not_before_ms: Option<u64>,
     pub(crate) expires_ms: Option<u64>,
+    /// The form of the payload.
+    pub(crate) version: u32,
     pub(crate) headers: Vec<(String, HeaderValue)>,
     pub(crate) payload: Vec<u8>,
 }
@@ -107,6 +109,7 @@ impl Event {
             tracestate: None,
             not_before_ms: None,
             expires_ms: None,
+            version: 1,
             headers: Vec::new(),
             payload,
         }
@@ -317,6 +320,19 @@ impl Event {
     #[must_use]
     pub fn not_before(mut self, time: SystemTime) -> Self {
         self.not_before_ms = Some(unix_ms_rounded_up(time));
+        self
+    }
+
+    /// The version of the payload's form, for [upcasts](crate::StoreBuilder::upcast); 1 unless set. On the wire it is the
+    /// header `onewrite-version`, if it is not 1.
+    ///
+    /// ```
+    /// let event = onewrite::Event::bytes("paid", "1 EUR").version(2).to("", "payments");
+    /// assert!(event.validate().is_ok());
+    /// ```
+    #[must_use]
+    pub fn version(mut self, version: u32) -> Self {
+        self.version = version;
         self
     }
 
@@ -707,6 +723,21 @@ impl Recorded {
     #[must_use]
     pub fn payload(&self) -> &[u8] {
         &self.event.payload
+    }
+    /// The version of its payload; 1 unless the event said another. An older one is brought up to the newest that an
+    /// [upcast](crate::StoreBuilder::upcast) leads to.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1 EUR").version(2).unpublished()))?;
+    /// assert_eq!(store.read()?.event(0)?.expect("appended above").version(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.event.version
     }
     /// The checksum of its record (CRC-32, IEEE).
     ///

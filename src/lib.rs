@@ -67,6 +67,7 @@ mod relay;
 mod store;
 mod subscription;
 pub mod time;
+mod upcast;
 pub mod wire;
 
 /// The storage engine, whose table types an application uses: the version that this library is built with.

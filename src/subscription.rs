@@ -204,8 +204,8 @@ impl Subscription {
                         }
                     }
                     Err(error) => {
-                        if let crate::error::Error::Corrupt(corrupt) = &error {
-                            self.next = self.next.max(corrupt.seq + 1);
+                        if let Some(seq) = error.unreadable() {
+                            self.next = self.next.max(seq + 1);
                         }
                         self.read.push_back(Err(error));
                     }

@@ -14,6 +14,7 @@
 //! | `onewrite-store`, `onewrite-epoch` | who numbered the lanes |
 //! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its number there, from 0, without a gap |
 //! | `onewrite-crc` | the record's checksum |
+//! | `onewrite-version` | the version of the payload, if it is not 1 |
 //! | `onewrite-resend` | `true`, if it may have been published before |
 //!
 //! The application's own headers follow. Persistent and mandatory always: those are the publisher's.
@@ -147,6 +148,22 @@ pub const LANE_NUMBER: &str = "onewrite-lane-number";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const CRC: &str = "onewrite-crc";
+/// Header: the version of the payload, if it is not 1.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("payments", Default::default());
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1 EUR").version(2).to("", "payments")))?
+///     .confirmed(std::time::Duration::from_secs(5))?;
+/// let message = &broker.messages("payments")[0].message;
+/// assert_eq!(message.header(onewrite::wire::VERSION).and_then(|value| value.as_int()), Some(2));
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub const VERSION: &str = "onewrite-version";
 /// Header: this may have been published before.
 ///
 /// ```
@@ -229,6 +246,9 @@ impl Wire {
             headers.push((LANE_NUMBER.to_owned(), int(lane.number)));
         }
         headers.push((CRC.to_owned(), HeaderValue::Int(i64::from(recorded.crc))));
+        if recorded.event.version != 1 {
+            headers.push((VERSION.to_owned(), HeaderValue::Int(i64::from(recorded.event.version))));
+        }
     }
 }
 

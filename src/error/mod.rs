@@ -228,6 +228,18 @@ pub enum Error {
         /// The revision.
         revision: u64,
     },
+    /// An event of an older form could not be brought up to the newest, or is of a version that is unknown here.
+    #[error("event {seq} (`{event_type}`, version {version}) cannot be upcast: {reason}")]
+    Upcast {
+        /// The event.
+        seq: u64,
+        /// Its type, as recorded.
+        event_type: String,
+        /// Its version, as recorded.
+        version: u32,
+        /// Why.
+        reason: BoxError,
+    },
     /// A thread could not be started.
     #[error("cannot start the {what} thread: {source}")]
     Thread {
@@ -243,6 +255,14 @@ fn actual_text(actual: Option<u64>) -> String {
 }
 
 impl Error {
+    /// The event that cannot be read, if that is what this is: the next one may be.
+    pub(crate) fn unreadable(&self) -> Option<u64> {
+        match self {
+            Self::Corrupt(CorruptError { seq, .. }) | Self::Upcast { seq, .. } => Some(*seq),
+            _ => None,
+        }
+    }
+
     /// Wraps the application's own error, so that a write closure can return it with `?`.
     ///
     /// ```

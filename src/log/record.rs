@@ -18,7 +18,7 @@
 //! ```text
 //! body: flags u16 │ id │ type t8 │ [stream t8] │ [key t8] │ [exchange t8, routing key t8] │ [content type t8] │ [subject t8] │
 //!       [correlation id t8] │ [traceparent t8] │ [tracestate t16] │ [not before u64] │ [expires u64] │
-//!       [count u16, { name t8, kind u8, value }…] │ payload to the end
+//!       [version u32] │ [count u16, { name t8, kind u8, value }…] │ payload to the end
 //! ```
 //!
 //! `t8` and `t16` are UTF-8 behind a length of one or two bytes. The id is 16 raw bytes if flag 0 is set (a UUID that
@@ -53,7 +53,9 @@ const NOT_BEFORE: u16 = 1 << 8;
 const EXPIRES: u16 = 1 << 9;
 const HEADERS: u16 = 1 << 10;
 const STREAM: u16 = 1 << 11;
-const KNOWN_FLAGS: u16 = (1 << 12) - 1;
+/// The payload has another version than 1.
+const EVENT_VERSION: u16 = 1 << 12;
+const KNOWN_FLAGS: u16 = (1 << 13) - 1;
 
 const TEXT: u8 = 0;
 const INT: u8 = 1;
@@ -96,6 +98,9 @@ pub(crate) fn encode_body(event: &Event, id: RecordId<'_>) -> Vec<u8> {
     for time in [event.not_before_ms, event.expires_ms].into_iter().flatten() {
         out.extend_from_slice(&time.to_le_bytes());
     }
+    if event.version != 1 {
+        out.extend_from_slice(&event.version.to_le_bytes());
+    }
     if !event.headers.is_empty() {
         put_headers(&mut out, &event.headers);
     }
@@ -118,6 +123,7 @@ fn flags(event: &Event, id: RecordId<'_>) -> u16 {
         (event.expires_ms.is_some(), EXPIRES),
         (!event.headers.is_empty(), HEADERS),
         (event.stream.is_some(), STREAM),
+        (event.version != 1, EVENT_VERSION),
     ]
     .into_iter()
     .filter_map(|(set, flag)| set.then_some(flag))
@@ -290,6 +296,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
     let tracestate = has(TRACESTATE).then(|| reader.text16().map(str::to_owned)).transpose()?;
     let not_before_ms = has(NOT_BEFORE).then(|| reader.u64()).transpose()?;
     let expires_ms = has(EXPIRES).then(|| reader.u64()).transpose()?;
+    let version = has(EVENT_VERSION).then(|| reader.u32()).transpose()?.unwrap_or(1);
     let headers = if has(HEADERS) { read_headers(&mut reader)? } else { Vec::new() };
     let event = Event {
         id: id.1,
@@ -304,6 +311,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
         tracestate,
         not_before_ms,
         expires_ms,
+        version,
         headers,
         payload: reader.0.to_vec(),
     };

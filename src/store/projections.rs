@@ -698,12 +698,12 @@ pub(crate) fn read_stretch(
                     stretch.events.push(Arc::new(event));
                 }
             }
-            Err(Error::Corrupt(error)) => {
+            Err(error) => {
+                let Some(seq) = error.unreadable() else { return Err(error) };
                 // One that stands out of order is another place's: the one that belongs here is missing.
-                stretch.damaged = Some((error.seq.max(stretch.position), error.into()));
+                stretch.damaged = Some((seq.max(stretch.position), error));
                 break;
             }
-            Err(error) => return Err(error),
         }
         looked_at += 1;
         if stretch.events.len() >= events_max

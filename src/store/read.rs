@@ -14,6 +14,7 @@ use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::log::record;
 use crate::log::streams::{NO_SEQ, Run};
+use crate::upcast::Upcasts;
 
 /// The state and the log as of the last commit. Later commits do not show in it.
 ///
@@ -33,6 +34,7 @@ pub struct Snapshot {
     tx: ReadTransaction,
     /// Its memory of the newest stretch of the stream index, for as long as that is of the same bulk write.
     core: Weak<Core>,
+    upcasts: Arc<Upcasts>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -43,7 +45,7 @@ impl std::fmt::Debug for Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(tx: ReadTransaction, core: &Arc<Core>) -> Self {
-        Self { tx, core: Arc::downgrade(core) }
+        Self { tx, core: Arc::downgrade(core), upcasts: Arc::clone(&core.settings.upcasts) }
     }
 
     /// Opens one of the application's tables.
@@ -108,6 +110,11 @@ impl Snapshot {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
+        self.recorded(seq)?.map(|recorded| self.upcasts.upcast(recorded)).transpose()
+    }
+
+    /// As recorded, whatever its form.
+    fn recorded(&self, seq: u64) -> Result<Option<Recorded>> {
         let log = self.tx.open_table(LOG)?;
         match redb::ReadableTable::get(&log, seq)? {
             Some(frame) => Ok(Some(record::decode(seq, frame.value())?)),
@@ -197,7 +204,14 @@ impl Snapshot {
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
-        Ok(Events { range, next: from, trimmed_to, end: 0, behind_gap: None })
+        Ok(Events {
+            range,
+            next: from,
+            trimmed_to,
+            end: 0,
+            behind_gap: None,
+            upcasts: Arc::clone(&self.upcasts),
+        })
     }
 
     /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is told too.
@@ -261,6 +275,7 @@ pub struct Events {
     end: u64,
     /// The record after those that were told as missing.
     behind_gap: Option<Result<Recorded>>,
+    upcasts: Arc<Upcasts>,
 }
 
 impl std::fmt::Debug for Events {
@@ -293,7 +308,8 @@ impl Iterator for Events {
         }
         let expected = self.next.max(self.trimmed_to);
         self.next = seq.saturating_add(1);
-        let recorded = record::decode(seq, frame.value()).map_err(Into::into);
+        let recorded = record::decode(seq, frame.value());
+        let recorded = recorded.map_err(Into::into).and_then(|recorded| self.upcasts.upcast(recorded));
         if expected >= seq {
             return Some(recorded);
         }
@@ -314,6 +330,10 @@ impl StreamSource for Snapshot {
     }
 
     fn record(&self, seq: u64) -> Result<Option<Recorded>> {
-        self.event(seq)
+        self.recorded(seq)
+    }
+
+    fn upcasts(&self) -> &Upcasts {
+        &self.upcasts
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Store;
-use crate::error::{Result, SettingError};
+use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
     CACHE_BYTES_DEFAULT, INBOX_AGE_MS_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
 };
 use crate::time::{Clock, SystemClock, as_ms};
+use crate::upcast::Upcasts;
 
 /// What happens when the backlog quota is reached.
 ///
@@ -152,6 +153,7 @@ pub(crate) struct Settings {
     pub(crate) quota: Option<BacklogQuota>,
     pub(crate) retention: Retention,
     pub(crate) stream_destination: Option<StreamDestination>,
+    pub(crate) upcasts: Arc<Upcasts>,
     pub(crate) inbox_age_ms: u64,
     pub(crate) ride_ms: u64,
     pub(crate) create: bool,
@@ -186,6 +188,7 @@ impl Default for StoreBuilder {
                 quota: None,
                 retention: Retention::default(),
                 stream_destination: None,
+                upcasts: Arc::default(),
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 ride_ms: RIDE_MS_DEFAULT,
                 create: true,
@@ -266,6 +269,38 @@ impl StoreBuilder {
         rule: impl Fn(&str, &str) -> Option<Destination> + Send + Sync + 'static,
     ) -> Self {
         self.settings.stream_destination = Some(StreamDestination(Arc::new(rule)));
+        self
+    }
+
+    /// How payloads of an older form are read: from a (type, [version](crate::Event::version)) to a newer one, which may be of
+    /// another type. The chain runs whenever an event is read (streams, projections, subscriptions, the log); the log is never
+    /// rewritten, and a relay publishes what was recorded. Where it fails the event cannot be read
+    /// ([`Error::Upcast`](crate::Error::Upcast)); so it is with a version that is newer than any mentioned here.
+    ///
+    /// [`open`](Self::open) refuses chains that are incomplete (a version below the newest from which none leads on), circular, or
+    /// ambiguous (two from the same version).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Event, Store};
+    /// let path = folder.path().join("a.redb");
+    /// let store = Store::open(&path)?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "100").unpublished()))?; // in those days: cents, and only euros
+    /// store.close()?;
+    /// let store = Store::builder()
+    ///     .upcast(("paid", 1), ("paid", 2), |cents| Ok([cents, b" EUR"].concat()))
+    ///     .open(&path)?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!((event.version(), event.payload()), (2, &b"100 EUR"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn upcast(
+        mut self,
+        from: (&str, u32),
+        to: (&str, u32),
+        convert: impl Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.settings.upcasts).add(from, to, convert);
         self
     }
 
@@ -392,6 +427,7 @@ impl StoreBuilder {
         if settings.quota.is_some_and(|quota| quota.events_max == 0 || quota.bytes_max == 0) {
             return Err(SettingError::new("backlog_quota", "a quota of zero would refuse every event").into());
         }
+        settings.upcasts.check()?;
         Store::open_with(PathBuf::from(path.as_ref()), settings)
     }
 }

@@ -20,6 +20,7 @@ use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
+use crate::upcast::Upcasts;
 
 /// Where events were appended to a stream.
 ///
@@ -133,8 +134,10 @@ pub(super) trait StreamSource {
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>>;
     /// The row of the stream's snapshot.
     fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>>;
-    /// The record at this sequence number.
+    /// The record at this sequence number, as recorded.
     fn record(&self, seq: u64) -> Result<Option<Recorded>>;
+    /// How older forms are read.
+    fn upcasts(&self) -> &Upcasts;
 }
 
 pub(super) fn find_chunk(
@@ -217,19 +220,26 @@ impl std::fmt::Debug for StreamEvents<'_> {
     }
 }
 
+impl StreamEvents<'_> {
+    fn read(&mut self, revision: u64) -> Result<Recorded> {
+        let recorded = self.view.read(self.source, revision, &mut self.chunk)?;
+        self.source.upcasts().upcast(recorded)
+    }
+}
+
 impl Iterator for StreamEvents<'_> {
     type Item = Result<Recorded>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let revision = self.left.next()?;
-        Some(self.view.read(self.source, revision, &mut self.chunk))
+        Some(self.read(revision))
     }
 }
 
 impl DoubleEndedIterator for StreamEvents<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
         let revision = self.left.next_back()?;
-        Some(self.view.read(self.source, revision, &mut self.chunk))
+        Some(self.read(revision))
     }
 }
 
@@ -441,7 +451,11 @@ impl StreamSource for Transaction {
     }
 
     fn record(&self, seq: u64) -> Result<Option<Recorded>> {
-        self.event(seq)
+        self.recorded(seq)
+    }
+
+    fn upcasts(&self) -> &Upcasts {
+        &self.core.settings.upcasts
     }
 }
 
@@ -525,10 +539,13 @@ impl<'a> Stream<'a> {
         if !reader.view.state.readable().contains(&first) {
             return Ok(None);
         }
-        let mut seqs = Vec::with_capacity(events.len());
-        let mut standing = reader.events(first);
-        for event in events {
-            let Some(recorded) = standing.next().transpose()? else { return Ok(None) };
+        let (mut seqs, mut chunk) = (Vec::with_capacity(events.len()), Run::default());
+        for (event, revision) in events.iter().zip(first..) {
+            if revision >= reader.view.state.next {
+                return Ok(None);
+            }
+            // As recorded: what an upcast makes of it is not what was appended.
+            let recorded = reader.view.read(self.tx, revision, &mut chunk)?;
             let same_id = event.id.as_deref() == Some(recorded.id());
             if !same_id || body_of(event) != body_of(&recorded.event) {
                 return Ok(None);
@@ -542,7 +559,7 @@ impl<'a> Stream<'a> {
     /// The revision that the event of this id has in this stream, if the id is still remembered.
     fn revision_of(&self, id: &str) -> Result<Option<u64>> {
         let Some(row) = self.tx.seen(&keys::inbox(EVENT_SCOPE, id.as_bytes()))? else { return Ok(None) };
-        let recorded = self.tx.event(row.first)?;
+        let recorded = self.tx.recorded(row.first)?;
         Ok(recorded.filter(|recorded| recorded.stream() == Some(&*self.name)).and_then(|it| it.revision()))
     }
 

@@ -424,7 +424,7 @@ impl Transaction {
     /// The event at this sequence number, this transaction's own included; `None` if it is not there (any more).
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if its record fails its check.
+    /// [`Error::Corrupt`] if its record fails its check, [`Error::Upcast`] if it cannot be brought up to the newest form.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -437,6 +437,12 @@ impl Transaction {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
+        let recorded = self.recorded(seq)?;
+        recorded.map(|recorded| self.core.settings.upcasts.upcast(recorded)).transpose()
+    }
+
+    /// As recorded, whatever its form.
+    pub(super) fn recorded(&self, seq: u64) -> Result<Option<Recorded>> {
         let pending = self.pending.borrow();
         if let Ok(at) = pending.frames.binary_search_by_key(&seq, |(seq, _)| *seq)
             && let Some((_, frame)) = pending.frames.get(at)

@@ -37,3 +37,5 @@ mod store_open;
 #[cfg(unix)]
 mod streams;
 mod subscriptions;
+#[cfg(unix)]
+mod upcasts;

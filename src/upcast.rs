@@ -1,0 +1,127 @@
+//! Upcasts: events of an older form, read in the newest.
+//!
+//! An upcast leads from one (type, version) to another; together they are chains. They run when an event is read; the log
+//! is never rewritten, and a relay publishes what was recorded. **Invariant:** chains are checked when the store opens: from every
+//! version of a type that is mentioned one path leads to an end, and no path returns.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::error::{BoxError, Error, Result, SettingError};
+use crate::event::Recorded;
+
+type Convert = dyn Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync;
+
+/// One step of a chain.
+#[derive(Clone)]
+struct Step {
+    to: (String, u32),
+    convert: Arc<Convert>,
+}
+
+/// All steps, by where they lead from.
+#[derive(Clone, Default)]
+pub(crate) struct Upcasts {
+    steps: BTreeMap<(String, u32), Step>,
+    /// Two steps from the same place, and other mistakes that are told when the store opens.
+    mistake: Option<String>,
+    /// The newest version of each type that is mentioned.
+    newest: BTreeMap<String, u32>,
+}
+
+impl fmt::Debug for Upcasts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.steps.keys()).finish()
+    }
+}
+
+impl Upcasts {
+    pub(crate) fn add(
+        &mut self,
+        from: (&str, u32),
+        to: (&str, u32),
+        convert: impl Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync + 'static,
+    ) {
+        for (event_type, version) in [from, to] {
+            let newest = self.newest.entry(event_type.to_owned()).or_default();
+            *newest = version.max(*newest);
+        }
+        let from = (from.0.to_owned(), from.1);
+        let step = Step { to: (to.0.to_owned(), to.1), convert: Arc::new(convert) };
+        if let Some(earlier) = self.steps.get(&from) {
+            let mistake =
+                format!("two lead from {}: to {} and to {}", name(&from), name(&earlier.to), name(&step.to));
+            self.mistake.get_or_insert(mistake);
+        }
+        self.steps.insert(from, step);
+    }
+
+    /// Checks that every chain leads to an end, and that no version is left out.
+    pub(crate) fn check(&self) -> Result<(), SettingError> {
+        let fail = |reason: String| Err(SettingError::new("upcast", reason));
+        if let Some(mistake) = &self.mistake {
+            return fail(mistake.clone());
+        }
+        if let Some((from, _)) = self.steps.iter().find(|(from, step)| from.1 == 0 || step.to.1 == 0) {
+            return fail(format!("the one from {} names version 0; versions begin at 1", name(from)));
+        }
+        for (event_type, newest) in &self.newest {
+            for version in 1..*newest {
+                let from = (event_type.clone(), version);
+                if !self.steps.contains_key(&from) {
+                    return fail(format!(
+                        "none leads on from {}, though there is version {newest}",
+                        name(&from)
+                    ));
+                }
+            }
+        }
+        for from in self.steps.keys() {
+            let mut at = from;
+            for _ in 0..=self.steps.len() {
+                match self.steps.get(at) {
+                    Some(step) => at = &step.to,
+                    None => break,
+                }
+            }
+            if self.steps.contains_key(at) {
+                return fail(format!("from {} they lead round in a circle", name(from)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The event in its newest form.
+    pub(crate) fn upcast(&self, mut recorded: Recorded) -> Result<Recorded> {
+        if self.steps.is_empty() {
+            return Ok(recorded);
+        }
+        let (event_type, version) = (recorded.event.event_type.clone(), recorded.event.version);
+        let failed = |reason: BoxError| Error::Upcast {
+            seq: recorded.seq,
+            event_type: event_type.clone(),
+            version,
+            reason,
+        };
+        let mut at = (event_type.clone(), version);
+        if let Some(newest) = self.newest.get(&at.0).filter(|newest| at.1 > **newest) {
+            return Err(failed(format!("the newest version known here is {newest}").into()));
+        }
+        let mut payload = None;
+        while let Some(step) = self.steps.get(&at) {
+            let old = payload.as_deref().unwrap_or(recorded.payload());
+            payload = Some((step.convert)(old).map_err(failed)?);
+            at = step.to.clone();
+        }
+        if let Some(payload) = payload {
+            recorded.event.payload = payload;
+            (recorded.event.event_type, recorded.event.version) = at;
+        }
+        Ok(recorded)
+    }
+}
+
+fn name((event_type, version): &(String, u32)) -> String {
+    format!("version {version} of `{event_type}`")
+}
