@@ -15,6 +15,7 @@ use crossbeam_channel::{bounded, unbounded};
 use self::machine::types::Settings;
 use self::shell::Shell;
 use crate::error::{Error, Result, SettingError};
+use crate::event::{Destination, Recorded};
 use crate::limits::{
     ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
     LOOKAHEAD_PER_WINDOW, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT, WINDOW_EVENTS_DEFAULT,
@@ -28,6 +29,18 @@ use crate::time::as_ms;
 use crate::wire::{HeaderSpelling, Wire};
 
 pub use self::machine::types::{Ordering, QuarantinePolicy};
+
+type Rule = dyn Fn(&Recorded) -> Option<Destination> + Send + Sync;
+
+/// Where events go that were recorded as unpublished.
+#[derive(Clone)]
+pub(crate) struct Unpublished(Arc<Rule>);
+
+impl std::fmt::Debug for Unpublished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unpublished")
+    }
+}
 
 /// Settings of a relay, before it runs. See [`Store::relay`].
 ///
@@ -55,6 +68,7 @@ pub struct RelayBuilder {
     spelling: HeaderSpelling,
     source: Option<String>,
     app_id: Option<String>,
+    unpublished: Option<Unpublished>,
 }
 
 impl Store {
@@ -106,6 +120,7 @@ impl Store {
             spelling: HeaderSpelling::default(),
             source: None,
             app_id: None,
+            unpublished: None,
         }
     }
 }
@@ -310,6 +325,42 @@ impl RelayBuilder {
         self
     }
 
+    /// Where events go that were recorded as unpublished; they stay in the log alone unless set. So a stream that was kept
+    /// to itself is published from any position on: with a relay of a new name, this rule, and
+    /// [`start_at`](Self::start_at).
+    ///
+    /// The relay asks the rule whenever it reads such an event. These events have no numbers of a lane, so their reader knows
+    /// a repeat by the id. Keep the rule for as long as the relay has some of them in hand: one that waits for its next try when
+    /// the rule no longer names a place goes to quarantine.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("deposits", Default::default());
+    /// use std::time::Duration;
+    /// use onewrite::{Destination, Event, ExpectedRevision, StartAt};
+    /// store.write(|tx| tx.stream("account-7").append([Event::bytes("deposited", "1")], ExpectedRevision::Any))?;
+    /// let relay = store
+    ///     .relay("history")
+    ///     .start_at(StartAt::Position(0))
+    ///     .publish_unpublished(|event| {
+    ///         (event.category() == Some("account")).then(|| Destination::exchange("", "deposits"))
+    ///     })
+    ///     .publish_to(broker.publisher())?;
+    /// store.write(|tx| tx.append(Event::bytes("last", "").to("", "deposits")))?.confirmed(Duration::from_secs(5))?;
+    /// assert_eq!(broker.queue_len("deposits"), 2);
+    /// # let _ = relay.stop(Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn publish_unpublished(
+        mut self,
+        rule: impl Fn(&Recorded) -> Option<Destination> + Send + Sync + 'static,
+    ) -> Self {
+        self.unpublished = Some(Unpublished(Arc::new(rule)));
+        self
+    }
+
     fn check(&self) -> Result<(), SettingError> {
         let settings = &self.settings;
         let fail = |setting, reason: &str| Err(SettingError::new(setting, reason));
@@ -376,8 +427,9 @@ impl RelayBuilder {
         };
         let inputs = shell::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);
+        let form = shell::Form { wire, unpublished: self.unpublished };
         let shell =
-            Shell::new(registered, cursor, self.settings, wire, publisher, inputs, Arc::clone(&status))?;
+            Shell::new(registered, cursor, self.settings, form, publisher, inputs, Arc::clone(&status))?;
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("onewrite-relay".into())

@@ -13,9 +13,10 @@ use crossbeam_channel::{Receiver, never, select};
 use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings};
 use super::machine::{Machine, SeqState};
 use super::waiters::Waiters;
-use super::{Registered, StopReport};
+use super::{Registered, StopReport, Unpublished};
 use crate::error::{Error, Result};
 use crate::event::{Destination, Recorded};
+use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::message::{Fault, FaultClass, Message, Outgoing, Ticket};
 use crate::oneshot;
 use crate::publish::{Epoch, Publisher, PublisherEvent};
@@ -43,6 +44,13 @@ pub(crate) struct Inputs {
     pub(crate) told: Receiver<PublisherEvent>,
 }
 
+/// How events become messages.
+#[derive(Debug)]
+pub(crate) struct Form {
+    pub(crate) wire: Wire,
+    pub(crate) unpublished: Option<Unpublished>,
+}
+
 /// An event in memory, ready for the wire.
 #[derive(Debug)]
 struct Held {
@@ -56,7 +64,7 @@ pub(crate) struct Shell {
     registered: Registered,
     cursor: Cursor,
     machine: Machine,
-    wire: Wire,
+    form: Form,
     publisher: Box<dyn Publisher>,
     inputs: Inputs,
     status: Arc<Mutex<RelayStatus>>,
@@ -93,7 +101,7 @@ impl Shell {
         registered: Registered,
         cursor: Cursor,
         settings: Settings,
-        wire: Wire,
+        form: Form,
         publisher: Box<dyn Publisher>,
         inputs: Inputs,
         status: Arc<Mutex<RelayStatus>>,
@@ -106,7 +114,7 @@ impl Shell {
         let retrying = records
             .into_iter()
             .zip(found.retrying)
-            .map(|(read, (_, exception))| (hold(read, &wire, &mut names, &mut held), exception))
+            .map(|(read, (_, exception))| (hold(read, Met::Again, &form, &mut names, &mut held), exception))
             .collect();
         let recovered = Recovered {
             position: cursor.position,
@@ -126,7 +134,7 @@ impl Shell {
             registered,
             cursor,
             machine,
-            wire,
+            form,
             publisher,
             inputs,
             status,
@@ -292,7 +300,7 @@ impl Shell {
         let reads = relay_rows::read_log(&core, from, tail, events_max, bytes_max)?;
         // Positions without a record have been trimmed; only a relay that starts late meets them.
         let to = reads.last().map_or(tail, |(seq, _)| seq + 1);
-        let events = self.hold_all(reads);
+        let events = self.hold_all(reads, Met::First);
         self.step(Input::Tail(tail));
         self.step(Input::Loaded { to, events });
         Ok(())
@@ -305,8 +313,11 @@ impl Shell {
         // Those in memory already are not read again.
         let due: Vec<_> = found.due.into_iter().filter(|(seq, _)| !self.held.contains_key(seq)).collect();
         let reads = relay_rows::read_records(&core, due.iter().map(|(seq, _)| *seq))?;
-        let due =
-            self.hold_all(reads).into_iter().zip(due.into_iter().map(|(_, exception)| exception)).collect();
+        let due = self
+            .hold_all(reads, Met::Again)
+            .into_iter()
+            .zip(due.into_iter().map(|(_, exception)| exception))
+            .collect();
         self.step(Input::LoadedDue { due, resume: found.resume, next_due_ms: found.next_due_ms });
         Ok(())
     }
@@ -317,13 +328,13 @@ impl Shell {
         let (seqs, more) = relay_rows::read_parked(&core, self.cursor.id, &key, events_max)?;
         let new = seqs.into_iter().filter(|seq| !self.held.contains_key(seq));
         let reads = relay_rows::read_records(&core, new)?;
-        let events = self.hold_all(reads);
+        let events = self.hold_all(reads, Met::Again);
         self.step(Input::LoadedParked { key, events, more });
         Ok(())
     }
 
-    fn hold_all(&mut self, reads: Vec<Read>) -> Vec<Loaded> {
-        reads.into_iter().map(|read| hold(read, &self.wire, &mut self.names, &mut self.held)).collect()
+    fn hold_all(&mut self, reads: Vec<Read>, met: Met) -> Vec<Loaded> {
+        reads.into_iter().map(|read| hold(read, met, &self.form, &mut self.names, &mut self.held)).collect()
     }
 
     // --- progress -----------------------------------------------------------------------------------------------------
@@ -404,7 +415,7 @@ impl Shell {
                 let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
                 if let Some(Loaded::Event(entry)) =
-                    (!known).then(|| self.hold_all(read)).and_then(|mut all| all.pop())
+                    (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
                 {
                     self.step(Input::Redriven(entry));
                 }
@@ -546,9 +557,17 @@ enum Woken {
 }
 
 /// Makes a record ready for the wire and tells the machine what it is.
+/// Whether an event is met in the log, or again because a row of the cursor names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Met {
+    First,
+    Again,
+}
+
 fn hold(
     (seq, read): Read,
-    wire: &Wire,
+    met: Met,
+    form: &Form,
     names: &mut HashMap<Box<str>, Arc<str>>,
     held: &mut HashMap<u64, Held>,
 ) -> Loaded {
@@ -562,12 +581,27 @@ fn hold(
             };
         }
     };
-    let Destination::Exchange { exchange, routing_key } = recorded.destination() else {
-        return Loaded::Unpublished { seq };
+    let by_rule = match (recorded.destination(), &form.unpublished) {
+        (Destination::Unpublished, Some(rule)) => (rule.0)(&recorded),
+        _ => None,
     };
+    let Destination::Exchange { exchange, routing_key } = by_rule.as_ref().unwrap_or(recorded.destination())
+    else {
+        let fault =
+            || Fault::new(FaultClass::Destination, "the relay's rule names no destination for it any more");
+        return match met {
+            Met::First => Loaded::Unpublished { seq },
+            Met::Again => Loaded::Undecodable { seq, fault: fault() },
+        };
+    };
+    if exchange.len().max(routing_key.len()) > SHORT_STRING_BYTES_MAX {
+        let fault =
+            Fault::new(FaultClass::Destination, "the relay's rule names a destination of over 255 bytes");
+        return Loaded::Undecodable { seq, fault };
+    }
     let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
     let entry = entry_of(&recorded);
-    let message = Arc::new(wire.message(recorded));
+    let message = Arc::new(form.wire.message(recorded));
     held.insert(seq, Held { exchange, routing_key, message });
     Loaded::Event(entry)
 }

@@ -20,7 +20,7 @@ use redb::{
 use super::Store;
 use super::cursor::head;
 use super::failure::damaged_row;
-use super::relay_rows::{StartAt, next_cursor_id};
+use super::relay_rows::{StartAt, check_position, next_cursor_id};
 use super::schema::{FAILURES, PROJECTIONS, read_u64s, u64s};
 use super::transaction::Transaction;
 use crate::error::{Error, Result};
@@ -586,6 +586,10 @@ impl Store {
             // Not where trimming has come to: what streams still want stands below.
             StartAt::Oldest => 0,
             StartAt::Newest => tx.next_seq(),
+            StartAt::Position(position) => {
+                check_position(position, tx.next_seq())?;
+                position
+            }
         };
         let row =
             ProjectionRow { live: Track { id: next_cursor_id(&tx)?, version, position }, rebuild: None };

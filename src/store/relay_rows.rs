@@ -9,7 +9,7 @@ use super::failure::damaged_row;
 use super::recover::read_state;
 use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
 use super::transaction::Transaction;
-use crate::error::{CorruptError, Error, Result};
+use crate::error::{CorruptError, Error, Result, SettingError};
 use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
@@ -40,6 +40,8 @@ pub enum StartAt {
     Oldest,
     /// After the newest event: only what is appended from now on.
     Newest,
+    /// At this sequence number. Of what is trimmed below, the events that streams keep are still there.
+    Position(u64),
 }
 
 /// A record as read: whole, or with what is wrong.
@@ -57,9 +59,16 @@ impl Store {
         let id = next_cursor_id(&tx)?;
         let cursor = {
             let tail = core.tail();
+            if let StartAt::Position(position) = start {
+                check_position(position, tail.next_seq)?;
+            }
             let (position, position_offset) = match start {
                 StartAt::Oldest => (tail.trimmed_to, tail.trimmed_offset),
                 StartAt::Newest => (tail.next_seq, tail.end_offset),
+                StartAt::Position(position) => {
+                    let offset = super::commit::offset_at(tx.redb(), &tail, &tx.pending.borrow(), position)?;
+                    (position, offset)
+                }
             };
             Cursor { id, position, position_offset, confirmed: 0, rows: super::cursor::RowCounts::default() }
         };
@@ -124,6 +133,15 @@ impl Store {
         self.announce_ride();
         Ok(())
     }
+}
+
+/// A position beyond the end would skip what is appended next.
+pub(super) fn check_position(position: u64, next_seq: u64) -> Result<()> {
+    if position > next_seq {
+        let reason = format!("the log ends at {next_seq}, before {position}");
+        return Err(SettingError::new("start_at", reason).into());
+    }
+    Ok(())
 }
 
 /// Names a cursor, or a track of a projection, in keys. Never 0.

@@ -680,3 +680,26 @@ fn an_empty_rebuild_empties_the_tables() {
     run(2, EventFilter::all().event_type("other")).await_live(PATIENCE).unwrap();
     assert!(table(&store, TIMES).is_empty());
 }
+
+/// Goal: a rebuild for one version is of no use to another: it begins anew. Method: stop a rebuild for version 2 half way, and
+/// start version 3.
+#[test]
+fn a_rebuild_for_another_version_begins_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let running = Running::start(&folder.path().join("a.redb"), 1);
+    let events: Vec<u8> = (0..20).map(|n| n % 4).collect();
+    events.iter().for_each(|n| drop(append(&running.store, *n)));
+    running.projection.await_live(PATIENCE).unwrap();
+    running.projection.stop(PATIENCE);
+    running.gate.shut_at(13);
+    let second = summing(&running.store, 2, &running.gate);
+    running.gate.await_reached();
+    let stopping = std::thread::spawn(move || second.stop(PATIENCE));
+    std::thread::sleep(Duration::from_millis(50));
+    running.gate.open();
+    let left = stopping.join().unwrap().rebuilding.unwrap();
+    assert!((12..20).contains(&left), "{left}");
+    let third = summing(&running.store, 3, &running.gate);
+    third.await_live(PATIENCE).unwrap();
+    agree(&running.store, &events, 3);
+}

@@ -622,3 +622,98 @@ fn a_backlog_quota_refuses_or_waits() {
         stop(relay);
     }
 }
+
+/// Goal: a stream that was kept to itself can be published later, from any position, by rule; also what was trimmed around it; and
+/// what is published already is not touched by the rule. Method: three events of a stream, between published ones that are
+/// trimmed, then a relay of a new name.
+#[test]
+fn streams_can_be_published_after_the_fact() {
+    let folder = tempfile::tempdir().unwrap();
+    let store =
+        Store::builder().progress_delay(Duration::from_millis(5)).open(folder.path().join("a.redb")).unwrap();
+    let (first, later) = (MemoryBroker::new(), MemoryBroker::new());
+    first.declare_queue("q", Default::default());
+    later.declare_queue("q", Default::default());
+    later.declare_queue("history", Default::default());
+    let relay = store.relay("first").publish_to(first.publisher()).unwrap();
+    for n in 0..900_u64 {
+        store
+            .write(move |tx| {
+                if n % 300 == 100 {
+                    tx.stream("account-7").append(
+                        [Event::bytes("deposited", n.to_string())],
+                        onewrite::ExpectedRevision::Any,
+                    )?;
+                } else {
+                    tx.append(Event::bytes("other", "").to("", "q"))?;
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while store.stats().unwrap().trimmed_to < 900 {
+        assert!(Instant::now() < end, "{:?}", store.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(first.queue_len("q"), 897, "unpublished events stay in the log alone");
+    let beyond =
+        store.relay("beyond").start_at(onewrite::StartAt::Position(901)).publish_to(later.publisher());
+    assert!(beyond.unwrap_err().to_string().contains("the log ends at 900"));
+    let history = store
+        .relay("history")
+        .start_at(onewrite::StartAt::Position(300))
+        .publish_unpublished(|event| {
+            (event.category() == Some("account")).then(|| onewrite::Destination::exchange("", "history"))
+        })
+        .publish_to(later.publisher())
+        .unwrap();
+    let last = store.write(|tx| tx.append(Event::bytes("other", "").to("", "q"))).unwrap();
+    while later.queue_len("history") + later.queue_len("q") < 3 {
+        assert!(Instant::now() < end, "{:?}", store.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let told: Vec<_> = later
+        .messages("history")
+        .iter()
+        .map(|it| String::from_utf8(it.message.payload.clone()).unwrap())
+        .collect();
+    assert_eq!(told, ["400", "700"], "from the position on, in order");
+    let message = &later.messages("history")[0].message;
+    assert!(message.header(onewrite::wire::LANE).is_none() && message.message_id.is_some());
+    assert_eq!((last.seqs(), later.queue_len("q")), (&[900][..], 1));
+    relay.stop(Duration::from_secs(5));
+    history.stop(Duration::from_secs(5));
+}
+
+/// Goal: an event whose rule names no place any more while it waits for its next try is quarantined, not dropped. Method: a queue
+/// that is not there, then a relay of the same name without the rule.
+#[test]
+fn a_rule_that_is_gone_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let broker = MemoryBroker::new();
+    store.write(|tx| tx.append(Event::bytes("kept", "1").key("k").unpublished())).unwrap();
+    let run = |rule: Option<&'static str>| {
+        let builder = store.relay("r").backoff(Duration::from_millis(200), Duration::from_millis(200));
+        let builder = builder
+            .publish_unpublished(move |_| rule.map(|queue| onewrite::Destination::exchange("", queue)));
+        builder.publish_to(broker.publisher()).unwrap()
+    };
+    let relay = run(Some("absent"));
+    let end = Instant::now() + Duration::from_secs(20);
+    while relay.status().retrying == 0 {
+        assert!(Instant::now() < end, "{:?}", relay.status());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    relay.stop(Duration::from_secs(5));
+    assert_eq!(store.stats().unwrap().relays["r"].retrying, 1);
+    let relay = run(None);
+    while store.quarantine("r").unwrap().list(None, 10).unwrap().is_empty() {
+        assert!(Instant::now() < end, "{:?}", store.stats());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let fault = &store.quarantine("r").unwrap().list(None, 10).unwrap()[0].fault;
+    assert!(fault.text.contains("no destination"), "{fault:?}");
+    relay.stop(Duration::from_secs(5));
+}
