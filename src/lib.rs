@@ -85,10 +85,10 @@ pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ti
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
-    Appended, BacklogQuota, ConfirmError, Events, Once, ProjectionFailure, ProjectionState, ProjectionStats,
-    ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, RelayState,
-    RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
-    StreamAppended, StreamEvents, StreamReader, Transaction, WriteFuture,
+    Appended, BacklogQuota, ConfirmError, Events, Finding, Once, ProjectionFailure, ProjectionState,
+    ProjectionStats, ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt,
+    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
+    StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use wire::HeaderSpelling;

@@ -124,6 +124,9 @@ pub const PREFETCH_DEFAULT: u16 = 256;
 /// Deliveries that one commit of a consumer applies at most.
 pub const CONSUMER_BATCH_MAX: usize = 256;
 
+/// Findings that a verification lists at most; the others are counted.
+pub const FINDINGS_MAX: usize = 1000;
+
 /// Events that a subscription holds in memory at most.
 pub const SUBSCRIPTION_EVENTS_MAX: usize = 256;
 

@@ -73,6 +73,13 @@ pub(crate) fn chunk(stream: &[u8], first: u64) -> Vec<u8> {
     [&[len][..], stream, &first.to_be_bytes()].concat()
 }
 
+/// The stream and the first revision of a chunk's key.
+pub(crate) fn split_chunk(key: &[u8]) -> Option<(&[u8], u64)> {
+    let (len, rest) = key.split_first()?;
+    let stream = rest.get(..usize::from(*len))?;
+    (rest.len() == stream.len() + 8).then_some((stream, last_seq(key)?))
+}
+
 /// The largest key that begins with `prefix` is below this.
 pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
@@ -98,7 +105,8 @@ mod tests {
         assert_eq!((parked_key(&key), last_seq(&key)), (Some("alice"), Some(9)));
         assert!(parked(1, "alice", 9) < parked(1, "alice", 10));
         assert!(chunk(b"a", 255) < chunk(b"a", 256));
-        assert_eq!(last_seq(&chunk(b"a", 7)), Some(7));
+        assert_eq!(split_chunk(&chunk(b"a", 7)), Some((&b"a"[..], 7)));
+        assert_eq!(split_chunk(b"\x02a\0\0\0\0\0\0\0\x07"), None);
         assert_eq!(after_prefix(&[1, 255]), vec![2]);
         assert!(after_prefix(&[255]).is_empty());
     }

@@ -21,6 +21,7 @@ mod stats;
 mod streams;
 mod transaction;
 mod turn;
+mod verify;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -49,6 +50,7 @@ pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
 pub use self::stats::{ProjectionStats, RelayStats, Stats};
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
+pub use self::verify::{Finding, Verification};
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
 ///

@@ -214,6 +214,15 @@ impl Snapshot {
         })
     }
 
+    pub(super) fn tx(&self) -> &ReadTransaction {
+        &self.tx
+    }
+
+    /// All records up to `end`, as recorded, whatever their form.
+    pub(super) fn recorded_to(&self, end: u64) -> Result<Events> {
+        Ok(Events { upcasts: Arc::default(), ..self.events_to(0, end)? })
+    }
+
     /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is told too.
     pub(crate) fn events_to(&self, from: u64, end: u64) -> Result<Events> {
         Ok(Events { end, ..self.events(from)? })

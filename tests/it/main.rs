@@ -39,3 +39,5 @@ mod streams;
 mod subscriptions;
 #[cfg(unix)]
 mod upcasts;
+#[cfg(unix)]
+mod verify;

@@ -46,11 +46,8 @@ fn all_events_once_in_order_before_and_after() {
             std::thread::spawn(move || (0..5).for_each(|n| many(&store, 10_000 + writer * 1000 + n * 100)))
         })
         .collect();
-    let mut expected = 5;
-    for event in subscription.take(3995) {
-        let event = event.unwrap();
-        assert_eq!(event.seq(), expected);
-        expected += 1;
+    for (expected, event) in (5..).zip(subscription.take(3995)) {
+        assert_eq!(event.unwrap().seq(), expected);
     }
     writers.into_iter().for_each(|writer| writer.join().unwrap());
     assert_eq!(store.stats().unwrap().next_seq, 4000);

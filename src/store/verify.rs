@@ -1,0 +1,244 @@
+//! Looking at everything that is in the file, and telling what does not fit.
+
+use std::fmt;
+
+use redb::ReadableTable;
+
+use super::Store;
+use super::core::Core;
+use super::cursor::ExceptionRow;
+use super::failure::damaged_row;
+use super::read::Snapshot;
+use super::recover::read_state;
+use super::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
+use super::streams::{find_chunk, stream_row};
+use crate::error::{CorruptError, Result};
+use crate::event::Recorded;
+use crate::limits::FINDINGS_MAX;
+use crate::log::streams::{NO_SEQ, Run};
+use crate::log::{keys, record};
+use crate::relay::machine::types::ExceptionState;
+
+/// Something in the file that does not fit.
+///
+/// ```
+/// use onewrite::Finding;
+/// let finding = Finding::StreamIndex { stream: "account-7".into(), revision: 3, seq: 12 };
+/// assert_eq!(finding.to_string(), "the index of stream `account-7` and event 12 disagree about revision 3");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Finding {
+    /// A record of the log is damaged or missing.
+    Record(CorruptError),
+    /// The index of streams does not lead to this event, or leads to another.
+    StreamIndex {
+        /// The stream.
+        stream: String,
+        /// The revision.
+        revision: u64,
+        /// The event.
+        seq: u64,
+    },
+    /// An event waits or is quarantined, and its record is gone.
+    Exception {
+        /// The event.
+        seq: u64,
+    },
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record(error) => error.fmt(f),
+            Self::StreamIndex { stream, revision, seq } => {
+                write!(f, "the index of stream `{stream}` and event {seq} disagree about revision {revision}")
+            }
+            Self::Exception { seq } => {
+                write!(f, "event {seq} waits or is quarantined, and its record is gone")
+            }
+        }
+    }
+}
+
+/// What [`Store::verify`] has looked at, and what it has found.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// let verified: onewrite::Verification = store.verify()?;
+/// assert_eq!((verified.records, verified.findings_total), (0, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Records of the log whose checksums are right.
+    pub records: u64,
+    /// Those among them that are of a stream.
+    pub stream_events: u64,
+    /// What does not fit: the first 1,000.
+    pub findings: Vec<Finding>,
+    /// How many there were.
+    pub findings_total: u64,
+}
+
+impl Verification {
+    /// Whether everything fits.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert!(store.verify()?.is_whole());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.findings_total == 0
+    }
+
+    fn found(&mut self, finding: Finding) {
+        tracing::error!(%finding, "verification");
+        self.findings_total += 1;
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push(finding);
+        }
+    }
+}
+
+impl Store {
+    /// Reads the whole log and checks it: the checksum and place of every record, the index of streams against the events
+    /// that it leads to, and that what waits or is quarantined has its record. Writers go on meanwhile.
+    ///
+    /// Cost: every record is read, in one read transaction: the file cannot reuse pages for as long. redb's own pages are
+    /// verified when a file is opened that was not closed cleanly, not here.
+    ///
+    /// # Errors
+    /// What redb says. What does not fit is no error but a [`Finding`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| tx.stream("account-7").append([Event::bytes("opened", "")], ExpectedRevision::NoStream))?;
+    /// let verified = store.verify()?;
+    /// assert!(verified.is_whole());
+    /// assert_eq!((verified.records, verified.stream_events), (1, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn verify(&self) -> Result<Verification> {
+        // Before the snapshot: what is known to be in the log then is in it.
+        let end = self.core().tail().next_seq;
+        let snapshot = self.read()?;
+        let derived_through = read_state(snapshot.tx())?.derived_through;
+        let mut verified = Verification::default();
+        let mut indexed = 0;
+        for read in snapshot.recorded_to(end)? {
+            let recorded = match read {
+                Ok(recorded) => recorded,
+                Err(crate::error::Error::Corrupt(error)) => {
+                    verified.found(Finding::Record(error));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            verified.records += 1;
+            let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) else { continue };
+            verified.stream_events += 1;
+            let seq = recorded.seq();
+            let leads_to = match seq < derived_through {
+                true => written_index(&snapshot, &recorded, revision, &mut indexed)?,
+                false => recent_index(self.core(), derived_through, &recorded, revision),
+            };
+            if leads_to.is_some_and(|leads_to| leads_to != seq) {
+                verified.found(Finding::StreamIndex { stream: stream.to_owned(), revision, seq });
+            }
+        }
+        check_chunks(&snapshot, indexed, &mut verified)?;
+        check_exceptions(&snapshot, &mut verified)?;
+        Ok(verified)
+    }
+}
+
+/// Where the chunks say that a revision stands; `None` where its stream does not want it any more.
+fn written_index(
+    snapshot: &Snapshot,
+    recorded: &Recorded,
+    revision: u64,
+    indexed: &mut u64,
+) -> Result<Option<u64>> {
+    let name = recorded.stream().unwrap_or_default().as_bytes();
+    let state = stream_row(&snapshot.tx().open_table(STREAMS)?, name)?.unwrap_or_default();
+    if !state.wants(revision) {
+        return Ok(None);
+    }
+    let chunk = find_chunk(&snapshot.tx().open_table(CHUNKS)?, name, revision)?;
+    let leads_to = chunk.and_then(|run| run.get(revision));
+    *indexed += u64::from(leads_to == Some(recorded.seq()));
+    Ok(Some(leads_to.unwrap_or(NO_SEQ)))
+}
+
+/// Where memory says that a revision stands; `None` where it has moved on since the snapshot.
+fn recent_index(core: &Core, derived_through: u64, recorded: &Recorded, revision: u64) -> Option<u64> {
+    let tail = core.tail();
+    if tail.derived_through != derived_through {
+        return None;
+    }
+    let name = recorded.stream().unwrap_or_default().as_bytes();
+    let wanted = tail.streams.states.get(name).is_none_or(|state| state.wants(revision));
+    let run = tail.streams.recent.get(name);
+    wanted.then(|| run.and_then(|run| run.get(revision)).unwrap_or(NO_SEQ))
+}
+
+/// Every entry of a chunk leads to an event. `indexed` of them were met from the event's side.
+fn check_chunks(snapshot: &Snapshot, indexed: u64, verified: &mut Verification) -> Result<()> {
+    let mut entries = 0;
+    each_run(snapshot, |_, run| {
+        entries += run.seqs.iter().filter(|seq| **seq != NO_SEQ).count() as u64;
+        Ok(())
+    })?;
+    if entries == indexed {
+        return Ok(());
+    }
+    // Only now does it pay to look at each.
+    let log = snapshot.tx().open_table(LOG)?;
+    each_run(snapshot, |name, run| {
+        for (seq, revision) in run.seqs.iter().copied().zip(run.first..).filter(|(seq, _)| *seq != NO_SEQ) {
+            let recorded = log.get(seq)?.and_then(|frame| record::decode(seq, frame.value()).ok());
+            let fits = recorded.is_some_and(|recorded| {
+                recorded.revision() == Some(revision) && recorded.stream().map(str::as_bytes) == Some(name)
+            });
+            if !fits {
+                let stream = String::from_utf8_lossy(name).into_owned();
+                verified.found(Finding::StreamIndex { stream, revision, seq });
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Each chunk, as far as its stream wants it.
+fn each_run(snapshot: &Snapshot, mut look: impl FnMut(&[u8], Run) -> Result<()>) -> Result<()> {
+    let streams = snapshot.tx().open_table(STREAMS)?;
+    for row in snapshot.tx().open_table(CHUNKS)?.iter()? {
+        let (key, value) = row?;
+        let (name, first) = keys::split_chunk(key.value()).ok_or_else(|| damaged_row("chunk"))?;
+        let run = Run::from_bytes(first, value.value()).ok_or_else(|| damaged_row("chunk"))?;
+        let state = stream_row(&streams, name)?.unwrap_or_default();
+        look(name, run.from(state.first))?;
+    }
+    Ok(())
+}
+
+fn check_exceptions(snapshot: &Snapshot, verified: &mut Verification) -> Result<()> {
+    let log = snapshot.tx().open_table(LOG)?;
+    for row in snapshot.tx().open_table(EXCEPTIONS)?.iter()? {
+        let (at, row) = row?;
+        let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
+        let discarded = ExceptionRow::from_bytes(row.value())?.exception.state == ExceptionState::Discarded;
+        if !discarded && log.get(seq)?.is_none() {
+            verified.found(Finding::Exception { seq });
+        }
+    }
+    Ok(())
+}
