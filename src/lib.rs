@@ -85,7 +85,7 @@ pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ti
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
-    Appended, BacklogQuota, ConfirmError, Events, Finding, Once, ProjectionFailure, ProjectionState,
+    Appended, BacklogQuota, ConfirmError, Events, Finding, IoStats, Once, ProjectionFailure, ProjectionState,
     ProjectionStats, ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt,
     RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
     StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase};
 
 use super::bells::Bells;
+use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::inside::refuse_inside;
 use super::projections::{ProjectionRow, Projections};
@@ -133,6 +134,7 @@ impl Queue {
 pub(crate) struct Core {
     pub(crate) path: PathBuf,
     db: RwLock<Option<Database>>,
+    pub(crate) io: Arc<IoCounters>,
     pub(crate) settings: Settings,
     pub(crate) identity: Identity,
     pub(crate) turns: Arc<Turns>,
@@ -162,6 +164,7 @@ impl Core {
     pub(crate) fn new(
         path: PathBuf,
         db: Database,
+        io: Arc<IoCounters>,
         settings: Settings,
         identity: Identity,
         tail: Tail,
@@ -169,6 +172,7 @@ impl Core {
         Self {
             path,
             db: RwLock::new(Some(db)),
+            io,
             settings,
             identity,
             turns: Arc::default(),

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageError};
 
+use super::counted::{Counted, IoCounters};
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::event::fresh_uuid_text;
 
@@ -22,6 +23,7 @@ pub(crate) struct Opened {
     pub(crate) db: Database,
     /// It had to be repaired: the last owner did not close it.
     pub(crate) unclean: bool,
+    pub(crate) io: Arc<IoCounters>,
 }
 
 /// Opens the file, or makes it by way of `initialise`.
@@ -78,12 +80,13 @@ fn owner_only(options: &mut OpenOptions) {
 fn owner_only(_: &mut OpenOptions) {}
 
 fn open_database(path: &Path, file: &File, cache_bytes: usize) -> Result<Opened, OpenError> {
-    match try_open(path, file, cache_bytes, Open::IfClean) {
-        Ok(db) => Ok(Opened { db, unclean: false }),
+    let io = Arc::default();
+    match try_open(path, file, cache_bytes, Open::IfClean, &io) {
+        Ok(db) => Ok(Opened { db, unclean: false, io }),
         Err(Refusal::Unclean) => {
             tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
-            match try_open(path, file, cache_bytes, Open::Verify) {
-                Ok(db) => Ok(Opened { db, unclean: true }),
+            match try_open(path, file, cache_bytes, Open::Verify, &io) {
+                Ok(db) => Ok(Opened { db, unclean: true, io }),
                 Err(refusal) => Err(refusal.into_error(path)),
             }
         }
@@ -140,7 +143,13 @@ impl Refusal {
     }
 }
 
-fn try_open(path: &Path, file: &File, cache_bytes: usize, how: Open) -> Result<Database, Refusal> {
+fn try_open(
+    path: &Path,
+    file: &File,
+    cache_bytes: usize,
+    how: Open,
+    io: &Arc<IoCounters>,
+) -> Result<Database, Refusal> {
     let backend = file.try_clone().map_err(Refusal::Io)?;
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
@@ -153,7 +162,8 @@ fn try_open(path: &Path, file: &File, cache_bytes: usize, how: Open) -> Result<D
         });
     }
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        FileBackend::new(backend).and_then(|backend| builder.create_with_backend(backend))
+        let file = FileBackend::new(backend)?;
+        builder.create_with_backend(Counted { file, counters: Arc::clone(io) })
     }));
     match opened {
         Ok(Ok(db)) => Ok(db),
@@ -227,8 +237,8 @@ fn make(
     options.read(true).write(true).create_new(true);
     owner_only(&mut options);
     let file = options.open(aside).map_err(|source| io("create", source))?;
-    let db =
-        try_open(aside, &file, cache_bytes, Open::Verify).map_err(|refusal| refusal.into_error(aside))?;
+    let db = try_open(aside, &file, cache_bytes, Open::Verify, &Arc::default())
+        .map_err(|refusal| refusal.into_error(aside))?;
     initialise(&db)?;
     db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
     // Locked until it is in place: other creations take what is free for a left-over.

@@ -3,6 +3,7 @@
 pub(crate) mod bells;
 mod commit;
 pub(crate) mod core;
+mod counted;
 pub(crate) mod cursor;
 mod failure;
 mod file;
@@ -40,6 +41,7 @@ use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
 
+pub use self::counted::IoStats;
 pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
@@ -170,7 +172,7 @@ impl Store {
             path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch, unclean = opened.unclean,
             "store opened"
         );
-        let core = Arc::new(Core::new(path, opened.db, settings, identity, tail));
+        let core = Arc::new(Core::new(path, opened.db, opened.io, settings, identity, tail));
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::core::Tail;
+use super::counted::IoStats;
 use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
 use super::{Store, relay_rows};
@@ -43,6 +44,8 @@ pub struct Stats {
     pub writes: u64,
     /// Times a group was run again without a closure that had failed.
     pub reruns: u64,
+    /// What was asked of the operating system since the store was opened.
+    pub io: IoStats,
     /// Why the store accepts nothing more, if so.
     pub poisoned: Option<String>,
     /// The relays that the file knows, by name.
@@ -173,6 +176,7 @@ impl Store {
         stats.commits_alone = get(&core.counters.commits_alone);
         stats.writes = get(&core.counters.writes);
         stats.reruns = get(&core.counters.reruns);
+        stats.io = core.io.stats();
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
         Ok(stats)

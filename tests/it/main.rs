@@ -22,6 +22,8 @@ mod log_and_lanes;
 mod model;
 #[cfg(unix)]
 mod one_write;
+#[cfg(unix)]
+mod page_writes;
 mod projections;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;

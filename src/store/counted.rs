@@ -1,0 +1,128 @@
+//! What goes to the file and comes from it, counted: figures that do not wobble with the machine.
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use redb::backends::FileBackend;
+use redb::{BackendError, StorageBackend};
+
+/// Counters that only rise.
+#[derive(Debug, Default)]
+pub(crate) struct IoCounters {
+    writes: AtomicU64,
+    bytes_written: AtomicU64,
+    reads: AtomicU64,
+    bytes_read: AtomicU64,
+    syncs: AtomicU64,
+}
+
+/// What a store has asked of the operating system since it was opened.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, IoStats};
+/// let before: IoStats = store.stats()?.io;
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+/// let io = store.stats()?.io;
+/// assert_eq!(io.syncs - before.syncs, 1); // one fsync per commit
+/// assert!(io.writes > before.writes);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct IoStats {
+    /// Writes to the file: pages, and the header of each commit.
+    pub writes: u64,
+    /// Their bytes.
+    pub bytes_written: u64,
+    /// Reads of the file, where the page cache had not what was asked for.
+    pub reads: u64,
+    /// Their bytes.
+    pub bytes_read: u64,
+    /// Times the file was synced to the disk.
+    pub syncs: u64,
+}
+
+impl IoCounters {
+    pub(crate) fn stats(&self) -> IoStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        IoStats {
+            writes: get(&self.writes),
+            bytes_written: get(&self.bytes_written),
+            reads: get(&self.reads),
+            bytes_read: get(&self.bytes_read),
+            syncs: get(&self.syncs),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64, more: usize) {
+    counter.fetch_add(more as u64, Ordering::Relaxed);
+}
+
+/// The file, with its counters.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    pub(crate) file: FileBackend,
+    pub(crate) counters: Arc<IoCounters>,
+}
+
+type Io<T> = std::result::Result<T, std::io::Error>;
+type Lock<T> = std::result::Result<T, BackendError>;
+
+impl StorageBackend for Counted {
+    fn len(&self) -> Io<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> Io<()> {
+        count(&self.counters.reads, 1);
+        count(&self.counters.bytes_read, out.len());
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> Io<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> Io<()> {
+        count(&self.counters.syncs, 1);
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Io<()> {
+        count(&self.counters.writes, 1);
+        count(&self.counters.bytes_written, data.len());
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> Io<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {
+        self.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<()> {
+        self.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<()> {
+        self.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<()> {
+        self.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {
+        self.file.query_lock_range(start, end)
+    }
+}
