@@ -87,8 +87,8 @@ pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
     Appended, BacklogQuota, ConfirmError, Events, Finding, IoStats, Once, ProjectionFailure, ProjectionState,
     ProjectionStats, ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt,
-    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
-    StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
+    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
+    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use wire::HeaderSpelling;

@@ -27,6 +27,8 @@
 //!
 //! **Invariant.** Decoding never panics and never allocates more than the record is long, whatever the bytes.
 
+use std::ops::Range;
+
 use super::wire_bytes::{Malformed, Reader, put_text8, put_text16};
 use crate::error::CorruptError;
 use crate::event::{Destination, Event, Lane, Recorded};
@@ -219,6 +221,97 @@ pub(crate) fn decode(seq: u64, bytes: &[u8]) -> Result<Recorded, CorruptError> {
     decode_body(header, body).map_err(|Malformed(what)| corrupt(what))
 }
 
+/// Where the parts of a checked record stand in its bytes. What is asked for is read without copying.
+#[derive(Debug, Clone)]
+pub(crate) struct Skim {
+    pub(crate) seq: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) revision: Option<u64>,
+    pub(crate) version: u32,
+    event_type: Range<usize>,
+    stream: Option<Range<usize>>,
+    key: Option<Range<usize>>,
+    payload: usize,
+}
+
+impl Skim {
+    pub(crate) fn event_type<'a>(&self, frame: &'a [u8]) -> &'a str {
+        text_at(frame, &self.event_type)
+    }
+
+    pub(crate) fn stream<'a>(&self, frame: &'a [u8]) -> Option<&'a str> {
+        self.stream.as_ref().map(|at| text_at(frame, at))
+    }
+
+    pub(crate) fn key<'a>(&self, frame: &'a [u8]) -> Option<&'a str> {
+        self.key.as_ref().map(|at| text_at(frame, at))
+    }
+
+    pub(crate) fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        frame.get(self.payload..).unwrap_or_default()
+    }
+}
+
+fn text_at<'a>(frame: &'a [u8], at: &Range<usize>) -> &'a str {
+    let bytes = frame.get(at.clone()).unwrap_or_default();
+    std::str::from_utf8(bytes).expect("seen to be UTF-8 when it was skimmed")
+}
+
+/// Checks a record and finds its parts.
+pub(crate) fn skim(seq: u64, bytes: &[u8]) -> Result<Skim, CorruptError> {
+    let (header, body) = check(seq, bytes)?;
+    skim_body(&header, body, bytes.len()).map_err(|Malformed(what)| CorruptError { seq, what })
+}
+
+fn skim_body(header: &Header, body: &[u8], frame_len: usize) -> Result<Skim, Malformed> {
+    let mut reader = Reader(body);
+    let flags = reader.u16()?;
+    if flags & !KNOWN_FLAGS != 0 {
+        return Err(Malformed("it has a flag that is unknown"));
+    }
+    let has = |flag| flags & flag != 0;
+    if has(UUID) {
+        reader.take(16).map(drop)?
+    } else {
+        reader.text8().map(drop)?
+    }
+    let text = |reader: &mut Reader<'_>| -> Result<Range<usize>, Malformed> {
+        let len = reader.text8()?.len();
+        let end = frame_len - reader.0.len();
+        Ok(end - len..end)
+    };
+    let event_type = text(&mut reader)?;
+    let stream = has(STREAM).then(|| text(&mut reader)).transpose()?;
+    if stream.is_some() != header.revision.is_some() {
+        return Err(Malformed("it has a stream without a revision, or the other way round"));
+    }
+    let key = has(KEY).then(|| text(&mut reader)).transpose()?;
+    if has(PUBLISHED) {
+        reader.text8()?;
+        reader.text8()?;
+    }
+    for flag in [CONTENT_TYPE, SUBJECT, CORRELATION, TRACEPARENT] {
+        if has(flag) {
+            reader.text8()?;
+        }
+    }
+    if has(TRACESTATE) {
+        reader.text16()?;
+    }
+    for flag in [NOT_BEFORE, EXPIRES] {
+        if has(flag) {
+            reader.u64()?;
+        }
+    }
+    let version = if has(EVENT_VERSION) { reader.u32()? } else { 1 };
+    if has(HEADERS) {
+        read_headers(&mut reader)?;
+    }
+    let payload = frame_len - reader.0.len();
+    let Header { seq, time_ms, revision, .. } = *header;
+    Ok(Skim { seq, time_ms, revision, version, event_type, stream, key, payload })
+}
+
 /// Checks a record and tells the offset at which it ends.
 pub(crate) fn end_offset(seq: u64, bytes: &[u8]) -> Result<u64, CorruptError> {
     check(seq, bytes).map(|(header, _)| header.end_offset)
@@ -366,6 +459,17 @@ pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     text
 }
 
+/// What is skimmed is what is decoded.
+#[cfg(any(test, fuzzing))]
+fn agree(decoded: &Recorded, skimmed: &Skim, frame: &[u8]) {
+    assert_eq!(skimmed.seq, decoded.seq);
+    assert_eq!((skimmed.time_ms, skimmed.revision), (decoded.time_ms, decoded.revision));
+    assert_eq!(skimmed.version, decoded.event.version);
+    assert_eq!(skimmed.event_type(frame), decoded.event_type());
+    assert_eq!((skimmed.stream(frame), skimmed.key(frame)), (decoded.stream(), decoded.key()));
+    assert_eq!(skimmed.payload(frame), decoded.payload());
+}
+
 /// Ways in for the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing {
@@ -375,8 +479,14 @@ pub(crate) mod fuzzing {
 
     pub(crate) fn body(seq: u64, body: &[u8]) {
         for revision in [None, Some(0)] {
-            let header = super::Header { seq, crc: 0, end_offset: 0, time_ms: 0, lane: None, revision };
-            let _ = super::decode_body(header, body);
+            let header = || super::Header { seq, crc: 0, end_offset: 0, time_ms: 0, lane: None, revision };
+            let decoded = super::decode_body(header(), body);
+            let skimmed = super::skim_body(&header(), body, body.len());
+            // Both ways of reading must agree about everything.
+            assert_eq!(decoded.is_ok(), skimmed.is_ok());
+            if let (Ok(decoded), Ok(skimmed)) = (decoded, skimmed) {
+                super::agree(&decoded, &skimmed, body);
+            }
         }
     }
 }
@@ -412,11 +522,11 @@ mod tests {
         (
             (text(), "[a-z.]{1,60}", text(), proptest::option::of(("[a-z]{0,20}", "[a-z]{0,20}"))),
             (text(), text(), text(), text(), text()),
-            (times, text()),
+            (times, text(), prop_oneof![Just(1), any::<u32>()]),
             proptest::collection::vec(any_value(), 0..5),
             proptest::collection::vec(any::<u8>(), 0..200),
         )
-            .prop_map(|(first, second, (times, stream), values, payload)| {
+            .prop_map(|(first, second, (times, stream, version), values, payload)| {
                 let (id, event_type, key, to) = first;
                 let mut event = Event::bytes(event_type, payload);
                 event.destination = Some(to.map_or(Destination::Unpublished, |(exchange, routing_key)| {
@@ -431,6 +541,7 @@ mod tests {
                     event.tracestate,
                 ) = second;
                 (event.not_before_ms, event.expires_ms) = times;
+                event.version = version;
                 event.headers = values.into_iter().enumerate().map(|(i, v)| (format!("h{i}"), v)).collect();
                 event
             })
@@ -446,6 +557,7 @@ mod tests {
             let back = decode(seq, &bytes).unwrap();
             prop_assert_eq!(&back.event, &event);
             prop_assert_eq!(back.revision, revision);
+            agree(&back, &skim(seq, &bytes).unwrap(), &bytes);
             prop_assert_eq!(back.lane, Some(Lane { id: 3, number: 9 }));
             prop_assert_eq!(back.end_offset, 1000 + bytes.len() as u64);
             if other != seq {
@@ -467,9 +579,12 @@ mod tests {
         /// Whatever the bytes, also with a right checksum, decoding ends without a panic.
         #[test]
         fn hostile_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(0, &body);
+            prop_assert!(decode(0, &body).is_err() && skim(0, &body).is_err());
             let framed = frame_without_check(&body);
-            let _ = decode(5, &framed);
+            match (decode(5, &framed), skim(5, &framed)) {
+                (Ok(decoded), Ok(skimmed)) => agree(&decoded, &skimmed, &framed),
+                (decoded, skimmed) => prop_assert_eq!(decoded.err(), skimmed.err()),
+            }
         }
     }
 

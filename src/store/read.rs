@@ -3,7 +3,7 @@
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
-use redb::{Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
+use redb::{AccessGuard, Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 
 use super::core::Core;
 use super::recover::read_state;
@@ -201,17 +201,15 @@ impl Snapshot {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn events(&self, from: u64) -> Result<Events> {
+        Ok(Events { frames: self.frames(from)?, upcasts: Arc::clone(&self.upcasts) })
+    }
+
+    /// The records from `from` on, unread.
+    pub(super) fn frames(&self, from: u64) -> Result<Frames> {
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
-        Ok(Events {
-            range,
-            next: from,
-            trimmed_to,
-            end: 0,
-            behind_gap: None,
-            upcasts: Arc::clone(&self.upcasts),
-        })
+        Ok(Frames { range, next: from, trimmed_to, end: 0, behind_gap: None })
     }
 
     pub(super) fn tx(&self) -> &ReadTransaction {
@@ -220,12 +218,12 @@ impl Snapshot {
 
     /// All records up to `end`, as recorded, whatever their form.
     pub(super) fn recorded_to(&self, end: u64) -> Result<Events> {
-        Ok(Events { upcasts: Arc::default(), ..self.events_to(0, end)? })
+        Ok(Events { upcasts: Arc::default(), frames: Frames { end, ..self.frames(0)? } })
     }
 
     /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is told too.
     pub(crate) fn events_to(&self, from: u64, end: u64) -> Result<Events> {
-        Ok(Events { end, ..self.events(from)? })
+        Ok(Events { upcasts: Arc::clone(&self.upcasts), frames: Frames { end, ..self.frames(from)? } })
     }
 }
 
@@ -275,15 +273,7 @@ impl Snapshot {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Events {
-    range: redb::Range<'static, u64, &'static [u8]>,
-    /// No record below may come any more.
-    next: u64,
-    /// From here on every record is there.
-    trimmed_to: u64,
-    /// Records below are known to have been there.
-    end: u64,
-    /// The record after those that were told as missing.
-    behind_gap: Option<Result<Recorded>>,
+    frames: Frames,
     upcasts: Arc<Upcasts>,
 }
 
@@ -297,33 +287,59 @@ impl Iterator for Events {
     type Item = Result<Recorded>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(recorded) = self.behind_gap.take() {
-            return Some(recorded);
+        let frame = self.frames.next()?;
+        Some(frame.and_then(|(seq, frame)| self.upcasts.upcast(record::decode(seq, frame.value())?)))
+    }
+}
+
+/// A record's place, and its bytes as they stand there.
+type Frame = (u64, AccessGuard<'static, &'static [u8]>);
+
+/// The records of the log, unread; what is missing among them is told.
+pub(super) struct Frames {
+    range: redb::Range<'static, u64, &'static [u8]>,
+    /// No record below may come any more.
+    next: u64,
+    /// From here on every record is there.
+    trimmed_to: u64,
+    /// Records below are known to have been there.
+    end: u64,
+    /// The record after those that were told as missing.
+    behind_gap: Option<Frame>,
+}
+
+impl Iterator for Frames {
+    type Item = Result<Frame>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(frame) = self.behind_gap.take() {
+            return Some(Ok(frame));
         }
         let (seq, frame) = match self.range.next() {
-            Some(Ok(row)) => row,
+            Some(Ok((seq, frame))) => (seq.value(), frame),
             Some(Err(error)) => return Some(Err(error.into())),
-            None => {
-                let expected = self.next.max(self.trimmed_to);
-                self.next = self.next.max(self.end);
-                let missing = CorruptError { seq: expected, what: "it is missing" };
-                return (expected < self.end).then_some(Err(missing.into()));
-            }
+            None => return self.missing_at_end(),
         };
-        let seq = seq.value();
         // A damaged page can show records of another place, which are whole in themselves.
         if seq < self.next {
             return Some(Err(CorruptError { seq, what: "it stands out of order" }.into()));
         }
         let expected = self.next.max(self.trimmed_to);
         self.next = seq.saturating_add(1);
-        let recorded = record::decode(seq, frame.value());
-        let recorded = recorded.map_err(Into::into).and_then(|recorded| self.upcasts.upcast(recorded));
         if expected >= seq {
-            return Some(recorded);
+            return Some(Ok((seq, frame)));
         }
-        self.behind_gap = Some(recorded);
+        self.behind_gap = Some((seq, frame));
         Some(Err(CorruptError { seq: expected, what: "it is missing" }.into()))
+    }
+}
+
+impl Frames {
+    fn missing_at_end<T>(&mut self) -> Option<Result<T>> {
+        let expected = self.next.max(self.trimmed_to);
+        self.next = self.next.max(self.end);
+        let missing = CorruptError { seq: expected, what: "it is missing" };
+        (expected < self.end).then_some(Err(missing.into()))
     }
 }
 
