@@ -1,0 +1,134 @@
+//! Listen to yourself: a shop that only writes its state, and a search service that follows it.
+//!
+//! The shop has been running for a while when somebody begins to listen. What is there already is told first; from then on each
+//! change of a product is told, and of the stock only what is left when the relay comes round, since tills change it
+//! thousands of times. The broker goes away in between. At the end the search service must know exactly what the shop has.
+//!
+//! ```text
+//! cargo run --release --example listen_to_yourself
+//! AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2f cargo run --release --example listen_to_yourself
+//! ```
+
+#![allow(clippy::print_stdout, reason = "it tells its story there")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod search;
+mod shop;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use onewrite::{BoxError, Capture, CaptureMode, Result, Store};
+
+use crate::common::account::Account;
+use crate::common::broker::{Broker, wait_until};
+use crate::shop::{Counts, PRODUCTS, STOCK};
+
+const GOODS: u64 = 500;
+const CLERKS: u64 = 4;
+const CHANGES: u64 = 400;
+const TILLS: u64 = 4;
+const SALES: u64 = 500;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<ExitCode, BoxError> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("shop.redb");
+    let broker = Broker::choose("listen-to-yourself");
+    println!("Listen to yourself, through {}", broker.describe());
+
+    let before = Store::open(&path)?;
+    shop::stock_up(&before, GOODS)?;
+    before.close()?;
+    println!("  a shop has {GOODS} products, and nobody listens");
+
+    let products = Capture::json(PRODUCTS).to("", &broker.queue).snapshot(true);
+    let stock = Capture::json(STOCK).to("", &broker.queue).snapshot(true).mode(CaptureMode::NewestValue);
+    let store = Store::builder().capture(products).capture(stock).open(&path)?;
+    let index = Store::open(folder.path().join("search.redb"))?;
+    search::prepare(&index)?;
+    let consumer = broker.consume(index.consumer("search"), search::follow)?;
+    let relay = broker.publish(store.relay("search"))?;
+
+    let counts = Counts::default();
+    work(&store, &counts)?;
+    println!("  {CLERKS} clerks and {TILLS} tills have had their day, and somebody listens now");
+    relay.pause();
+    work(&store, &counts)?;
+    let waiting = store.stats()?.captures.get("stock").map_or(0, |capture| capture.waiting);
+    println!("  and another one while the broker was away: the stock of {waiting} products waits to be told");
+    relay.resume();
+
+    let drained = wait_until(|| {
+        let Ok(stats) = store.stats() else { return false };
+        let marks: u64 = stats.captures.values().map(|capture| capture.waiting).sum();
+        let walked = stats.captures.values().all(|capture| capture.snapshot_done);
+        walked && marks + stats.backlog_events == 0 && consumer.stats().applied >= stats.next_seq
+    });
+    let account = account(&store, &index, &counts, waiting, drained)?;
+    println!("{account}");
+    relay.stop(PATIENCE);
+    consumer.stop(PATIENCE);
+    Ok(if account.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn work(store: &Store, counts: &Counts) -> Result<(), BoxError> {
+    thread::scope(|scope| {
+        let clerks = (0..CLERKS)
+            .map(|clerk| scope.spawn(move || shop::clerk(store, counts, GOODS, clerk * 100, CHANGES / 2)));
+        let clerks: Vec<_> = clerks.collect();
+        let tills =
+            (0..TILLS).map(|till| scope.spawn(move || shop::till(store, counts, GOODS, till, SALES / 2)));
+        let tills: Vec<_> = tills.collect();
+        for thread in clerks.into_iter().chain(tills) {
+            thread.join().map_err(|_| "somebody panicked")??;
+        }
+        Ok(())
+    })
+}
+
+fn account(
+    store: &Store,
+    index: &Store,
+    counts: &Counts,
+    waiting: u64,
+    drained: bool,
+) -> Result<Account, BoxError> {
+    let (shop, known) = (shop::inventory(store)?, shop::inventory(index)?);
+    let (products, stock) = (counts.products.load(Ordering::Relaxed), counts.stock.load(Ordering::Relaxed));
+    let stats = store.stats()?;
+    let quarantined: u64 = stats.relays.values().map(|relay| relay.quarantined).sum();
+
+    // What a search should find, from the shop's own titles.
+    let mut expected = BTreeMap::<&str, BTreeSet<String>>::new();
+    for (number, entry, _) in &shop {
+        for word in entry.iter().flat_map(|(title, _)| title.split(' ')) {
+            expected.entry(word).or_default().insert(number.clone());
+        }
+    }
+    let mut wrong = search::words(index)?.iter().filter(|word| !expected.contains_key(&***word)).count();
+    for (word, products) in &expected {
+        wrong += usize::from(search::find(index, word)? != *products);
+    }
+    let differing = shop.iter().zip(&known).filter(|(ours, theirs)| ours != theirs).count();
+
+    let mut account = Account::new("The account, from the tables of both stores");
+    account.line("products changed", products, products > 0 && products <= CLERKS * (CHANGES / 2) * 2);
+    account.line("sales", stock, stock == TILLS * (SALES / 2) * 20 * 2);
+    account.line("products that waited, not sales", waiting, waiting > 0 && waiting <= GOODS / 10);
+    account.line(
+        "events in the log for all that",
+        stats.next_seq,
+        // Each change of a product, what was there at first, and of the stock much less than each sale.
+        stats.next_seq >= products && stats.next_seq < products + 2 * GOODS + stock / 10,
+    );
+    account.line("events waiting or quarantined", stats.backlog_events + quarantined, drained && quarantined == 0);
+    account.line("products in the shop", shop.len(), shop.len() as u64 == GOODS);
+    account.line("known otherwise to the search service", differing, differing == 0 && known.len() == shop.len());
+    account.line("words that find the wrong products", format!("{wrong} of {}", expected.len()), wrong == 0);
+    Ok(account)
+}
