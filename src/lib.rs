@@ -79,9 +79,10 @@ pub use event::{Destination, Event, Lane, Recorded};
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
-    Appended, BacklogQuota, ConfirmError, Events, Once, Quarantine, Quarantined, QuotaPolicy, Receipt,
-    RelayState, RelayStats, RelayStatus, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
-    StreamAppended, StreamEvents, StreamReader, Transaction, WriteFuture,
+    Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CapturedTable, Change, ConfirmError, Events,
+    Once, Operation, Quarantine, Quarantined, QuotaPolicy, Receipt, RelayState, RelayStats, RelayStatus,
+    Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents,
+    StreamReader, Transaction, WriteFuture,
 };
 pub use wire::HeaderSpelling;
 

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use redb::{ReadableTable, WriteTransaction};
 
+use super::capture::rows::{self as capture_rows, MarkCounts};
 use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
 use super::ride::Ride;
@@ -24,6 +25,7 @@ struct Next {
     state: StateRow,
     derived_flushed: bool,
     cursors: Vec<(String, Cursor)>,
+    marks: MarkCounts,
     trim_left: bool,
     /// Where the next sweep of the inbox begins, if this commit did a step of it.
     swept_to: Option<Vec<u8>>,
@@ -65,6 +67,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
     let tail = core.tail();
     write_frames(tx, pending)?;
     write_inbox(tx, pending)?;
+    let marks = capture_rows::write(tx, &pending.captures)?;
     let mut next = Next {
         state: StateRow {
             trimmed_to: tail.trimmed_to,
@@ -73,6 +76,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         },
         derived_flushed: false,
         cursors: Vec::new(),
+        marks,
         trim_left: false,
         swept_to: sweep_inbox(core, tx, &tail)?,
     };
@@ -123,6 +127,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             tail.derived_through = next.state.derived_through;
         }
         tail.cursors.extend(next.cursors);
+        tail.captures.settle(&pending.captures, &next.marks);
         tail.inbox_added += pending.inbox.len();
         if let Some(swept_to) = next.swept_to {
             tail.sweep_after = swept_to;

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase};
 
 use super::bells::Bells;
+use super::capture::rounds::Rounds;
+use super::capture::rows::CaptureBook;
 use super::cursor::Cursor;
 use super::inside::refuse_inside;
 use super::relays::Relays;
@@ -45,6 +47,8 @@ pub(crate) struct Tail {
     /// The tables that are derived from the log are true for all records below.
     pub(crate) derived_through: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
+    /// The tables that are captured.
+    pub(crate) captures: CaptureBook,
     /// Inbox rows added since the last sweep step, and where the next one begins.
     pub(crate) inbox_added: usize,
     pub(crate) sweep_after: Vec<u8>,
@@ -141,6 +145,7 @@ pub(crate) struct Core {
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
     pub(crate) bells: Arc<Bells>,
+    pub(crate) rounds: Rounds,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
@@ -174,6 +179,7 @@ impl Core {
             suspected: Mutex::default(),
             relays: Relays::default(),
             bells: Arc::default(),
+            rounds: Rounds::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),

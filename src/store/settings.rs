@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Store;
+use super::capture::{Capture, Captures};
 use crate::error::{Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
@@ -152,6 +153,7 @@ pub(crate) struct Settings {
     pub(crate) quota: Option<BacklogQuota>,
     pub(crate) retention: Retention,
     pub(crate) stream_destination: Option<StreamDestination>,
+    pub(crate) captures: Captures,
     pub(crate) inbox_age_ms: u64,
     pub(crate) ride_ms: u64,
     pub(crate) create: bool,
@@ -186,6 +188,7 @@ impl Default for StoreBuilder {
                 quota: None,
                 retention: Retention::default(),
                 stream_destination: None,
+                captures: Captures::default(),
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 ride_ms: RIDE_MS_DEFAULT,
                 create: true,
@@ -266,6 +269,31 @@ impl StoreBuilder {
         rule: impl Fn(&str, &str) -> Option<Destination> + Send + Sync + 'static,
     ) -> Self {
         self.settings.stream_destination = Some(StreamDestination(Arc::new(rule)));
+        self
+    }
+
+    /// Registers a table as captured: each of its changes leaves an event in the log, in the same transaction. It is then
+    /// written through [`Transaction::captured_table`](crate::Transaction::captured_table) alone.
+    ///
+    /// The file remembers it: a process that does not register the table cannot write it either, until
+    /// [`Store::end_capture`](crate::Store::end_capture).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Capture, Store, redb::TableDefinition};
+    /// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// let store = Store::builder()
+    ///     .capture(Capture::json(ACCOUNTS).to("accounts", "changed"))
+    ///     .open(folder.path().join("a.redb"))?;
+    /// let receipt = store.write(|tx| tx.captured_table(ACCOUNTS)?.insert("alice", 100).map(drop))?;
+    /// assert_eq!(receipt.seqs(), [0]); // the event of the change
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn capture<K: redb::Key + 'static, V: redb::Value + 'static>(
+        mut self,
+        capture: Capture<K, V>,
+    ) -> Self {
+        self.settings.captures.add(Arc::new(capture));
         self
     }
 
@@ -392,6 +420,7 @@ impl StoreBuilder {
         if settings.quota.is_some_and(|quota| quota.events_max == 0 || quota.bytes_max == 0) {
             return Err(SettingError::new("backlog_quota", "a quota of zero would refuse every event").into());
         }
+        settings.captures.check_settings()?;
         Store::open_with(PathBuf::from(path.as_ref()), settings)
     }
 }
