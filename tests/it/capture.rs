@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{
     BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, QuotaPolicy, Recorded,
-    Relay, Retention, Store, StoreBuilder, Transaction,
+    Relay, Retention, Store, StoreBuilder, Transaction, limits,
 };
 use proptest::prelude::*;
 
@@ -479,6 +479,35 @@ fn a_hot_key_starves_nobody() {
     assert!(relay.stop(SOON).clean);
 }
 
+/// Goal: while the broker takes its time, marks wait and coalesce; only half a window of them is in the log. Method: a broker
+/// that is there and confirms nothing, and many more marks than a window.
+#[test]
+fn rounds_keep_to_the_relay_s_pace() {
+    let (_folder, store) = open(CaptureMode::NewestValue);
+    let broker = broker();
+    broker.script(Rule::any().always().then(Verdict::HoldConfirm));
+    let relay = store.relay("r").window_events(100).publish_to(broker.publisher()).unwrap();
+    let all = |value: u64| {
+        let write = move |tx: &Transaction| {
+            let mut table = tx.captured_table(TABLE)?;
+            (0..2000).try_for_each(|key| table.insert(key, value).map(drop))
+        };
+        store.write(write).unwrap();
+    };
+    all(1);
+    until("a round has come", || store.stats().unwrap().next_seq > 0);
+    std::thread::sleep(Duration::from_millis(100));
+    let next_seq = store.stats().unwrap().next_seq;
+    assert!(next_seq <= 50 + limits::CAPTURE_ROUND_KEYS as u64, "{next_seq} events are in the log");
+    all(2);
+    broker.clear_script();
+    broker.release_confirms();
+    drained(&store);
+    assert_eq!(follow(published(&broker)), rows(&store));
+    assert_eq!(published(&broker).len(), 2000 + usize::try_from(next_seq).unwrap());
+    assert!(relay.stop(SOON).clean);
+}
+
 /// Goal: marks outlive the process, and without a relay they wait. Method: a crash and a clean end with marks waiting; the
 /// relay starts after that.
 #[test]
@@ -493,8 +522,12 @@ fn marks_wait_for_a_relay_and_outlive_the_process() {
     assert_eq!((stats(&store).waiting, store.stats().unwrap().next_seq), (2, 0));
     let path = store.path().to_owned();
     store.close().unwrap();
-    let store = builder().capture(capture(CaptureMode::NewestValue)).open(path).unwrap();
-    assert_eq!(stats(&store).waiting, 2);
+    // The snapshot of another table needs no relay, and does not change that.
+    const OTHER: TableDefinition<'_, u16, u64> = TableDefinition::new("other");
+    let other = Capture::with(OTHER, |_| Ok(Event::bytes("other", "").unpublished())).snapshot(true);
+    let store = builder().capture(capture(CaptureMode::NewestValue)).capture(other).open(path).unwrap();
+    until("the other is walked", || store.stats().unwrap().captures["other"].snapshot_done);
+    assert_eq!((stats(&store).waiting, store.stats().unwrap().next_seq), (2, 0));
     let broker = broker();
     let relay = relay(&store, &broker);
     drained(&store);
@@ -558,6 +591,11 @@ fn a_quota_holds_rounds_not_writes() {
     }
     let broker = broker();
     let relay = relay(&store, &broker);
+    until("some are published", || {
+        let stats = stats(&store);
+        assert_eq!(stats.failed, 0, "a full backlog is no fault of a codec");
+        stats.waiting < 30
+    });
     drained(&store);
     assert_eq!(published(&broker).len(), 50);
     assert_eq!(follow(published(&broker)), rows(&store));
@@ -665,6 +703,30 @@ fn a_snapshot_under_writers_and_crashes_is_the_table() {
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(store.stats().unwrap().next_seq, next_seq);
     }
+}
+
+/// Goal: a row that has changed before the snapshot comes to it is told once, by that change. Method: all rows are changed
+/// before the relay runs that both wait for; no more of them than one round takes.
+#[test]
+fn a_changed_row_is_told_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    filled(&path, 100);
+    let broker = broker();
+    let store = builder().open(&path).unwrap();
+    relay(&store, &broker).stop(SOON); // from now on the store has one, which does not run
+    store.close().unwrap();
+    let store = builder().capture(capture(CaptureMode::NewestValue).snapshot(true)).open(&path).unwrap();
+    for key in 0..100 {
+        put(&store, key, 2);
+    }
+    assert_eq!((stats(&store).waiting, stats(&store).snapshot_done), (100, false));
+    let relay = relay(&store, &broker);
+    drained(&store);
+    let published = published(&broker);
+    assert_eq!(published.len(), 100);
+    assert!(published.iter().all(|told| told.operation == Operation::Update && told.new == Some(2)));
+    assert!(relay.stop(SOON).clean);
 }
 
 /// Goal: a row whose codec fails during a snapshot is not lost: it is told as a snapshot once the codec works, with the value

@@ -351,7 +351,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         if name.starts_with(super::schema::RESERVED_PREFIX) {
             return refuse(format!("table `{name}` belongs to the library"));
         }
-        let Codec::With(_) = self.codec else {
+        if !matches!(self.codec, Codec::With(_)) {
             if self.destination.is_none() {
                 return refuse(format!(
                     "table `{name}`: say where its events go, with `to` or `unpublished`"
@@ -363,8 +363,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
             if name.len() + CHANGED.len() > SHORT_STRING_BYTES_MAX || name.chars().any(char::is_control) {
                 return refuse(format!("table `{}`: its name makes no event type", name.escape_debug()));
             }
-            return Ok(());
-        };
+        }
         Ok(())
     }
 

@@ -378,8 +378,7 @@ impl<'tx> Piece<'tx> {
         let mut last = None;
         for (key, value) in walked.rows {
             let mark = mark_key(row.id, &key);
-            // Where it has changed since, the event of that is to come.
-            if !self.is_marked(&mark)? {
+            if !self.is_told(&mark)? {
                 match self.publish(capture, Operation::Snapshot, &key, Some(&value))? {
                     Settled::Published => {}
                     Settled::CodecFailed => {
@@ -407,11 +406,9 @@ impl<'tx> Piece<'tx> {
         Ok(())
     }
 
-    fn is_marked(&self, mark: &[u8]) -> Result<bool> {
-        if let Some(pending) = self.tx.pending_mark(mark) {
-            return Ok(pending.is_some());
-        }
-        Ok(self.tx.redb().open_table(CHANGES)?.get(mark)?.is_some())
+    /// The event of its newest change is to come, or has been appended just now.
+    fn is_told(&self, mark: &[u8]) -> Result<bool> {
+        Ok(self.tx.pending_mark(mark).is_some() || self.tx.redb().open_table(CHANGES)?.get(mark)?.is_some())
     }
 
     // --- one key ------------------------------------------------------------------------------------------------------
@@ -465,5 +462,121 @@ fn kind_of(error: &Error) -> String {
         Error::Event(error) => error.to_string(),
         Error::Conflict { .. } => "its event's id is taken".to_owned(),
         _ => "its codec failed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::TableDefinition;
+
+    use super::super::Capture;
+    use super::*;
+    use crate::{Event, Store};
+
+    const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
+
+    fn open(folder: &tempfile::TempDir, mode: CaptureMode) -> Store {
+        let codec = |change: &super::super::Change<'_, u16, u64>| {
+            if change.new == Some(13) {
+                return Err(Error::app("unlucky"));
+            }
+            Ok(Event::bytes(change.operation.name(), change.key.to_string()).unpublished())
+        };
+        let capture = Capture::with(TABLE, codec).mode(mode);
+        Store::builder().capture(capture).open(folder.path().join("a.redb")).unwrap()
+    }
+
+    /// One round in a transaction of its own, as if there were a relay; after `before` in the same one.
+    fn round(store: &Store, before: impl FnOnce(&Transaction)) -> Vec<String> {
+        let core = store.core();
+        let mut tx = Transaction::begin(core).unwrap();
+        before(&tx);
+        let piece = Piece { paced: true, ..Piece::new(&tx) };
+        let outcome = piece.run().unwrap();
+        let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
+            let event = tx.event(seq).unwrap().unwrap();
+            format!("{} {}", event.event_type(), String::from_utf8_lossy(event.payload()))
+        });
+        let told = told.collect();
+        tx.finish(1).unwrap();
+        drop(tx);
+        note(core, Ok(outcome));
+        told
+    }
+
+    fn waiting(store: &Store) -> u64 {
+        store.stats().unwrap().captures["table"].waiting
+    }
+
+    /// Goal: a round and the writes of its group see each other. Method: a mark of a row that was there at switch-on, which an
+    /// earlier write of the very transaction removes: the remove is told. A later write marks anew what the round has told.
+    #[test]
+    fn a_round_counts_what_its_own_transaction_has_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder, CaptureMode::NewestValue);
+        store.write(|tx| tx.captured_table(TABLE)?.insert(1, 1).map(drop)).unwrap();
+        let id = store.core().tail().captures.get("table").unwrap().row.id;
+        let mark = mark_key(id, &1_u16.to_le_bytes());
+        let tx = store.begin().unwrap();
+        tx.touch();
+        tx.note_mark(mark, MarkKind::Snapshot);
+        tx.commit().unwrap();
+        assert_eq!(waiting(&store), 1);
+        let told = round(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));
+        assert_eq!(told, ["remove 1"]);
+        assert_eq!(waiting(&store), 0);
+
+        store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
+        let mut tx = Transaction::begin(store.core()).unwrap();
+        let outcome = Piece { paced: true, ..Piece::new(&tx) }.run().unwrap();
+        tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
+        tx.finish(1).unwrap();
+        drop(tx);
+        note(store.core(), Ok(outcome));
+        assert_eq!(waiting(&store), 1);
+        assert_eq!(round(&store, |_| ()), ["update 2"]);
+        assert_eq!(waiting(&store), 0);
+    }
+
+    /// Goal: what fails is bounded in memory, and slows rounds down instead. Method: more failing keys than are remembered,
+    /// then all that there is to hear of when the next round may come.
+    #[test]
+    fn failures_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder, CaptureMode::NewestValue);
+        let keys = u16::try_from(CAPTURE_FAILED_MAX + 2 * CAPTURE_ROUND_KEYS).unwrap();
+        store
+            .write(move |tx| {
+                let mut table = tx.captured_table(TABLE)?;
+                (0..keys).try_for_each(|key| table.insert(key, 13).map(drop))
+            })
+            .unwrap();
+        let now_ms = || store.core().settings.clock.now().mono_ms;
+        for _ in 0..CAPTURE_FAILED_MAX / CAPTURE_ROUND_KEYS {
+            assert_eq!(round(&store, |_| ()), Vec::<String>::new());
+            assert!(Rounds::due_ms(store.core()).unwrap() <= now_ms());
+        }
+        assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
+        round(&store, |_| ());
+        assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
+        assert!(Rounds::due_ms(store.core()).unwrap() > now_ms());
+        assert_eq!(waiting(&store), u64::from(keys));
+        // The first that failed are met again when their time has come, not before.
+        let due = |store: &Store| store.core().rounds.lock().failed.values().map(|f| f.due_ms).min().unwrap();
+        assert!(due(&store) >= CAPTURE_RETRY_MS.0);
+    }
+
+    /// Goal: the delay doubles up to its limit.
+    #[test]
+    fn the_delay_of_a_failing_key_grows() {
+        let mut state = State::default();
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            state.note(Outcome { failed: vec![vec![1]], ..Outcome::default() }, 100);
+            delays.push(state.failed[&vec![1]].due_ms - 100);
+        }
+        assert_eq!(delays, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
+        state.note(Outcome { settled: vec![vec![1]], ..Outcome::default() }, 100);
+        assert!(state.failed.is_empty());
     }
 }
