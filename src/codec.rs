@@ -49,6 +49,47 @@ pub(crate) fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>
     serde_json::to_vec(value).map_err(|error| EventError::Encode { format: "JSON", source: error.into() })
 }
 
+/// A key as JSON text and, if it is a string, the string itself.
+#[cfg(feature = "json")]
+#[derive(Debug)]
+pub(crate) struct JsonKey {
+    pub(crate) json: String,
+    pub(crate) string: Option<String>,
+}
+
+#[cfg(feature = "json")]
+pub(crate) fn json_key<K: serde::Serialize + ?Sized>(key: &K) -> Result<JsonKey, EventError> {
+    let json = serde_json::to_string(key)
+        .map_err(|error| EventError::Encode { format: "JSON", source: error.into() })?;
+    let string = json.starts_with('"').then(|| serde_json::from_str(&json).ok()).flatten();
+    Ok(JsonKey { json, string })
+}
+
+/// The payload of a captured change. `key` is JSON already; `old` is `None` where it was not asked for.
+#[cfg(feature = "json")]
+pub(crate) fn change_to_json<V: serde::Serialize>(
+    table: &str,
+    key: &str,
+    operation: &str,
+    new: Option<&V>,
+    old: Option<Option<&V>>,
+) -> Result<Vec<u8>, EventError> {
+    let mut json = b"{\"table\":".to_vec();
+    json.extend(to_json(table)?);
+    json.extend_from_slice(b",\"key\":");
+    json.extend_from_slice(key.as_bytes());
+    json.extend_from_slice(b",\"operation\":");
+    json.extend(to_json(operation)?);
+    json.extend_from_slice(b",\"new\":");
+    json.extend(to_json(&new)?);
+    if let Some(old) = old {
+        json.extend_from_slice(b",\"old\":");
+        json.extend(to_json(&old)?);
+    }
+    json.push(b'}');
+    Ok(json)
+}
+
 /// Decodes a JSON payload.
 ///
 /// # Errors

@@ -85,10 +85,11 @@ pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ti
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
-    Appended, BacklogQuota, ConfirmError, Events, Finding, IoStats, Once, ProjectionFailure, ProjectionState,
-    ProjectionStats, ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt,
-    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
-    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
+    Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CapturedTable, Change, ConfirmError, Events,
+    Finding, IoStats, Once, Operation, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
+    ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, RelayState, RelayStats,
+    RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
+    StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use wire::HeaderSpelling;

@@ -144,6 +144,20 @@ pub const PROJECTION_SKIP_MAX: u64 = 4096;
 
 /// How long a projection lets events gather after the first, unless set, in milliseconds.
 pub const PROJECTION_DELAY_MS_DEFAULT: u64 = 5;
+/// Keys of captured tables that one round turns into events at most: half of a default window.
+pub const CAPTURE_ROUND_KEYS: usize = 256;
+
+/// Keys and values that one such round reads, in bytes; it ends behind the key that exceeds it.
+pub const CAPTURE_ROUND_BYTES: usize = 1 << 20;
+
+/// Keys whose codec has failed that are remembered, each with a delay of its own. Beyond them rounds slow down instead.
+pub const CAPTURE_FAILED_MAX: usize = 1024;
+
+/// First and longest wait before a key whose codec has failed is tried again, in milliseconds.
+pub const CAPTURE_RETRY_MS: (u64, u64) = (1_000, 60_000);
+
+/// Wait after a round that could not go on, because the backlog quota is reached or too many codecs fail, in milliseconds.
+pub const CAPTURE_PAUSE_MS: u64 = 250;
 
 const _: () = assert!(HEADERS_BYTES_MAX * 2 <= FRAME_BYTES_MAX as usize);
 const _: () = assert!(BATCH_WRITES_MAX <= WRITE_QUEUE_MAX);

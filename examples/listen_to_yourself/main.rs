@@ -124,11 +124,19 @@ fn account(
         "events in the log for all that",
         stats.next_seq,
         // Each change of a product, what was there at first, and of the stock much less than each sale.
-        stats.next_seq >= products && stats.next_seq < products + 2 * GOODS + stock / 10,
+        stats.next_seq >= products && stats.next_seq < products + 2 * GOODS + stock / 2,
     );
-    account.line("events waiting or quarantined", stats.backlog_events + quarantined, drained && quarantined == 0);
+    account.line(
+        "events waiting or quarantined",
+        stats.backlog_events + quarantined,
+        drained && quarantined == 0,
+    );
     account.line("products in the shop", shop.len(), shop.len() as u64 == GOODS);
-    account.line("known otherwise to the search service", differing, differing == 0 && known.len() == shop.len());
+    account.line(
+        "known otherwise to the search service",
+        differing,
+        differing == 0 && known.len() == shop.len(),
+    );
     account.line("words that find the wrong products", format!("{wrong} of {}", expected.len()), wrong == 0);
     Ok(account)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use onewrite::publish::Delivery;
-use onewrite::redb::{MultimapTableDefinition, ReadableMultimapTable, ReadableTable};
+use onewrite::redb::{MultimapTableDefinition, ReadableMultimapTable};
 use onewrite::{Error, Result, Store, Transaction, codec};
 use serde::Deserialize;
 

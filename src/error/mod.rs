@@ -186,6 +186,30 @@ pub enum Error {
         /// The table asked for.
         name: String,
     },
+    /// The table is captured: written any other way, its change would be in no event.
+    #[error(
+        "table `{name}` is captured; it is written through `captured_table` alone, and `end_capture` ends it where it is not registered"
+    )]
+    CapturedTable {
+        /// The table.
+        name: String,
+    },
+    /// The table is not captured.
+    #[error("table `{name}` is not captured; `StoreBuilder::capture` registers it")]
+    NotCaptured {
+        /// The table.
+        name: String,
+    },
+    /// The table is registered as captured with other types.
+    #[error("table `{name}` is captured as {registered}, and was asked for as {asked}")]
+    CaptureTypes {
+        /// The table.
+        name: String,
+        /// The types that it is registered with.
+        registered: String,
+        /// The types that it was asked for with.
+        asked: String,
+    },
     /// An id of a request, a delivery or a scope cannot be kept.
     #[error("{what} is {len} bytes long; 1 to {max} are allowed")]
     BadId {

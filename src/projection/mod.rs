@@ -320,8 +320,8 @@ impl ProjectionBuilder {
     /// before that. When it fails or panics nothing of that event is written, and it is tried again after a while.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a setting that cannot work, [`Error::ProjectionRunning`] for a name that runs already, or what
-    /// the store says.
+    /// [`Error::Setting`] for a setting that cannot work, [`Error::ProjectionRunning`] for a name that runs already,
+    /// [`Error::CapturedTable`] for a table whose changes are captured, or what the store says.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -339,6 +339,11 @@ impl ProjectionBuilder {
         let store = self.store.clone();
         let core = store.core();
         core.refuse_inside("ProjectionBuilder::run")?;
+        // Its changes would go around the capture, and a rebuild would replace the table under it.
+        let captured = |name: &&String| core.tail().captures.holds(name);
+        if let Some(name) = self.owned.plain.iter().chain(&self.owned.multimap).find(captured) {
+            return Err(Error::CapturedTable { name: name.clone() });
+        }
         let shared = core.projections.register(&self.name)?;
         // From here on the name is taken: it is free again when this goes.
         let registered = Registered { store: store.clone(), name: self.name.clone() };

@@ -20,6 +20,7 @@ use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::message::{Fault, FaultClass, Message, Outgoing, Ticket};
 use crate::oneshot;
 use crate::publish::{Epoch, Publisher, PublisherEvent};
+use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
@@ -181,6 +182,7 @@ impl Shell {
     /// Waits for something, tells the machine, does what it says.
     fn turn(&mut self) -> Result<()> {
         self.work()?;
+        self.ask_for_round();
         self.show_status();
         match self.wait() {
             Woken::Bell => self.tell_tail(),
@@ -220,7 +222,24 @@ impl Shell {
         let wall =
             wake.wall_ms.map(|at| Duration::from_millis(at.saturating_sub(now.wall_ms)).min(WALL_CHECK));
         let next = mono.into_iter().chain(wall).min().map(|wait| Instant::now() + wait);
-        next.into_iter().chain(self.stop_at).min()
+        let round = self.round_due_ms().map(|at| at.saturating_sub(now.mono_ms));
+        let round = round.filter(|_| !self.registered.store.core().rounds.is_asked());
+        let round = round.map(|wait_ms| Instant::now() + Duration::from_millis(wait_ms));
+        next.into_iter().chain(round).chain(self.stop_at).min()
+    }
+
+    /// When captured tables have something for a relay that has little left to do. While the broker is away, or does not
+    /// keep up, they go on gathering.
+    fn round_due_ms(&self) -> Option<u64> {
+        let flows = matches!(self.state, RelayState::Connected) && !self.paused && !self.blocked;
+        let takes_more = flows && self.stop_at.is_none() && self.machine.is_caught_up();
+        if takes_more { Rounds::due_ms(self.registered.store.core()) } else { None }
+    }
+
+    fn ask_for_round(&self) {
+        if self.round_due_ms().is_some_and(|at| at <= self.now().mono_ms) {
+            self.registered.store.ask_for_round();
+        }
     }
 
     fn now(&self) -> Now {

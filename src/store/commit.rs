@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use redb::{ReadableTable, WriteTransaction};
 
+use super::capture::rows::{self as capture_rows, MarkCounts};
 use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
 use super::projections::ProjectionRow;
@@ -25,6 +26,7 @@ struct Next {
     state: StateRow,
     derived_flushed: bool,
     cursors: Vec<(String, Cursor)>,
+    marks: MarkCounts,
     trim_left: bool,
     /// Where the next sweep of the inbox begins, if this commit did a step of it.
     swept_to: Option<Vec<u8>>,
@@ -66,6 +68,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
     let tail = core.tail();
     write_frames(tx, pending)?;
     write_inbox(tx, pending)?;
+    let marks = capture_rows::write(tx, &pending.captures)?;
     let mut next = Next {
         state: StateRow {
             trimmed_to: tail.trimmed_to,
@@ -74,6 +77,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         },
         derived_flushed: false,
         cursors: Vec::new(),
+        marks,
         trim_left: false,
         swept_to: sweep_inbox(core, tx, &tail)?,
     };
@@ -125,6 +129,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         }
         tail.cursors.extend(next.cursors);
         tail.projections.extend(pending.projections.iter().map(|(name, row)| (name.clone(), *row)));
+        tail.captures.settle(&pending.captures, &next.marks);
         tail.inbox_added += pending.inbox.len();
         if let Some(swept_to) = next.swept_to {
             tail.sweep_after = swept_to;

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use redb::{Database, ReadableDatabase};
 
 use super::bells::Bells;
+use super::capture::rounds::Rounds;
+use super::capture::rows::CaptureBook;
 use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::inside::refuse_inside;
@@ -48,6 +50,8 @@ pub(crate) struct Tail {
     pub(crate) derived_through: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
+    /// The tables that are captured.
+    pub(crate) captures: CaptureBook,
     /// Inbox rows added since the last sweep step, and where the next one begins.
     pub(crate) inbox_added: usize,
     pub(crate) sweep_after: Vec<u8>,
@@ -146,6 +150,7 @@ pub(crate) struct Core {
     pub(crate) relays: Relays,
     pub(crate) bells: Arc<Bells>,
     pub(crate) projections: Projections,
+    pub(crate) rounds: Rounds,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
@@ -182,6 +187,7 @@ impl Core {
             relays: Relays::default(),
             bells: Arc::default(),
             projections: Projections::default(),
+            rounds: Rounds::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),

@@ -1,6 +1,7 @@
 //! The store: one redb file with the application's state and the event log.
 
 pub(crate) mod bells;
+pub(crate) mod capture;
 mod commit;
 pub(crate) mod core;
 mod counted;
@@ -42,6 +43,7 @@ use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
 
+pub use self::capture::{Capture, CaptureMode, CapturedTable, Change, Operation};
 pub use self::counted::IoStats;
 pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
 pub use self::quarantine::{Quarantine, Quarantined};
@@ -51,7 +53,7 @@ pub use self::relay_rows::StartAt;
 pub use self::relays::{RelayState, RelayStatus};
 pub use self::replay::{Replay, ReplayedEvent};
 pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
-pub use self::stats::{ProjectionStats, RelayStats, Stats};
+pub use self::stats::{CaptureStats, ProjectionStats, RelayStats, Stats};
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
 pub use self::verify::{Finding, Verification};
@@ -159,15 +161,17 @@ impl Store {
         let opened = file::open_or_create(&path, settings.cache_bytes, settings.create, &initialise)?;
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
-            let tail = recover::recover(&opened.db, &mut identity)?;
-            Ok((identity, tail))
+            let mut tail = recover::recover(&opened.db, &mut identity)?;
+            let switched = capture::rows::switch_on(&opened.db, &settings.captures, &mut tail)?;
+            Ok(switched.map(|()| (identity, tail)))
         });
+        let recovered = recovered.map_err(Error::from).and_then(|recovered| recovered.map_err(Error::from));
         let (identity, tail) = match recovered {
             Ok(recovered) => recovered,
             Err(error) => {
                 // What is wrong with it is told already.
                 let _ = file::close(opened.db);
-                return Err(error.into());
+                return Err(error);
             }
         };
         tracing::info!(
@@ -175,6 +179,7 @@ impl Store {
             "store opened"
         );
         let core = Arc::new(Core::new(path, opened.db, opened.io, settings, identity, tail));
+        capture::rounds::begin(&core);
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()
@@ -431,6 +436,14 @@ impl Store {
         match self.core().check() {
             Err(error) => error,
             Ok(()) => Error::Closed { path: self.core().path.clone() },
+        }
+    }
+
+    /// Asks the writer for a round of captures, unless one is asked for already.
+    pub(crate) fn ask_for_round(&self) {
+        if self.core().rounds.ask() {
+            // A full queue means that the writer is at work, and looks before it waits.
+            let _ = self.shared.jobs.try_send(Job::Ride);
         }
     }
 

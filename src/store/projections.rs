@@ -438,6 +438,9 @@ impl<'tx> ProjectionTransaction<'tx> {
         if !owned.iter().any(|table| table == name) {
             return Err(Error::UndeclaredTable { name: name.to_owned() });
         }
+        if self.tx.core.tail().captures.holds(name) {
+            return Err(Error::CapturedTable { name: name.to_owned() });
+        }
         Ok(format!("{}{name}", self.prefix.as_deref().unwrap_or_default()))
     }
 }

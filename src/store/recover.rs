@@ -136,6 +136,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         // Its numbers would be given a second time.
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
     }
+    tail.captures = super::capture::rows::recover(&tx)?;
     if replay(&tx, &mut tail)? {
         return Ok(tail);
     }

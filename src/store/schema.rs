@@ -14,8 +14,8 @@
 //! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u32, at ms u64
 //! onewrite.projections projection name → see projections.rs
 //! onewrite.failures    (projection, seq) → see projections.rs
-//! onewrite.captures    table name → see capture/
-//! onewrite.changes     (capture, the application's key) → kind u8
+//! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
+//! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
 //! onewrite.seen        (scope, producer, lane [, hole]) → see seen.rs
 //! onewrite.rejected    (scope, number) → see rejected.rs
 //! ```

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Store;
+use super::capture::{Capture, Captures};
 use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
@@ -154,6 +155,7 @@ pub(crate) struct Settings {
     pub(crate) retention: Retention,
     pub(crate) stream_destination: Option<StreamDestination>,
     pub(crate) upcasts: Arc<Upcasts>,
+    pub(crate) captures: Captures,
     pub(crate) inbox_age_ms: u64,
     pub(crate) ride_ms: u64,
     pub(crate) create: bool,
@@ -189,6 +191,7 @@ impl Default for StoreBuilder {
                 retention: Retention::default(),
                 stream_destination: None,
                 upcasts: Arc::default(),
+                captures: Captures::default(),
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 ride_ms: RIDE_MS_DEFAULT,
                 create: true,
@@ -301,6 +304,31 @@ impl StoreBuilder {
         convert: impl Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync + 'static,
     ) -> Self {
         Arc::make_mut(&mut self.settings.upcasts).add(from, to, convert);
+        self
+    }
+
+    /// Registers a table as captured: each of its changes leaves an event in the log, in the same transaction. It is then
+    /// written through [`Transaction::captured_table`](crate::Transaction::captured_table) alone.
+    ///
+    /// The file remembers it: a process that does not register the table cannot write it either, until
+    /// [`Store::end_capture`](crate::Store::end_capture).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Capture, Store, redb::TableDefinition};
+    /// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// let store = Store::builder()
+    ///     .capture(Capture::json(ACCOUNTS).to("accounts", "changed"))
+    ///     .open(folder.path().join("a.redb"))?;
+    /// let receipt = store.write(|tx| tx.captured_table(ACCOUNTS)?.insert("alice", 100).map(drop))?;
+    /// assert_eq!(receipt.seqs(), [0]); // the event of the change
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn capture<K: redb::Key + 'static, V: redb::Value + 'static>(
+        mut self,
+        capture: Capture<K, V>,
+    ) -> Self {
+        self.settings.captures.add(Arc::new(capture));
         self
     }
 
@@ -428,6 +456,7 @@ impl StoreBuilder {
             return Err(SettingError::new("backlog_quota", "a quota of zero would refuse every event").into());
         }
         settings.upcasts.check()?;
+        settings.captures.check_settings()?;
         Store::open_with(PathBuf::from(path.as_ref()), settings)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::capture::CaptureMode;
 use super::core::Tail;
 use super::counted::IoStats;
 use super::projections::ProjectionStatus;
@@ -52,6 +53,36 @@ pub struct Stats {
     pub relays: BTreeMap<String, RelayStats>,
     /// The projections that the file knows, by name.
     pub projections: BTreeMap<String, ProjectionStats>,
+    /// The tables that the file knows as captured, by name.
+    pub captures: BTreeMap<String, CaptureStats>,
+}
+
+/// One captured table's figures.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// use onewrite::{Capture, CaptureMode, CaptureStats, Store, redb::TableDefinition};
+/// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+/// let accounts = Capture::json(ACCOUNTS).to("accounts", "changed").mode(CaptureMode::NewestValue);
+/// let store = Store::builder().capture(accounts).open(folder.path().join("a.redb"))?;
+/// store.write(|tx| tx.captured_table(ACCOUNTS)?.insert("alice", 100).map(drop))?;
+/// let stats: CaptureStats = store.stats()?.captures["accounts"];
+/// assert_eq!((stats.mode, stats.waiting, stats.failed), (CaptureMode::NewestValue, 1, 0));
+/// assert!(stats.snapshot_done); // none was asked for
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CaptureStats {
+    /// When its changes become events.
+    pub mode: CaptureMode,
+    /// Keys that are marked and have no event yet.
+    pub waiting: u64,
+    /// No row that was there at switch-on is still to be walked.
+    pub snapshot_done: bool,
+    /// Keys among those that wait whose codec has failed since the store was opened: at most
+    /// [`CAPTURE_FAILED_MAX`](crate::limits::CAPTURE_FAILED_MAX) of all tables are counted. The log says why.
+    pub failed: u64,
 }
 
 /// One relay's figures, as durable; and as it runs, if it does.
@@ -150,7 +181,17 @@ impl Store {
                 };
                 (name.clone(), stats)
             });
+            let captures = tail.captures.iter().map(|(name, known)| {
+                let stats = CaptureStats {
+                    mode: known.row.mode,
+                    waiting: known.waiting,
+                    snapshot_done: !known.row.snapshot.is_open(),
+                    failed: core.rounds.failed(known.row.id),
+                };
+                (name.clone(), stats)
+            });
             let stats = Stats {
+                captures: captures.collect(),
                 next_seq: tail.next_seq,
                 trimmed_to: tail.trimmed_to,
                 backlog_events,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, Value, WriteTransaction};
 
+use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::core::Core;
 use super::failure::damaged_row;
 use super::inside::Inside;
@@ -68,6 +69,8 @@ pub(crate) struct Pending {
     pub(crate) streams: PendingStreams,
     /// Written already; only a rollback of the whole transaction takes them back.
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
+    /// Nothing undoes a part of it: who changes it has [touched](Transaction::touch) the transaction.
+    pub(crate) captures: PendingCaptures,
     undo: Vec<Undo>,
 }
 
@@ -168,7 +171,7 @@ impl Transaction {
     /// Opens one of the application's tables for reading and writing, creating it if there is none.
     ///
     /// # Errors
-    /// What redb says (another type under this name, opened twice), or [`Error::ReservedTable`].
+    /// What redb says (another type under this name, opened twice), [`Error::ReservedTable`] or [`Error::CapturedTable`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -237,6 +240,9 @@ impl Transaction {
     fn open(&self, name: &str) -> Result<()> {
         if name.starts_with(RESERVED_PREFIX) {
             return Err(Error::ReservedTable { name: name.to_owned() });
+        }
+        if self.core.tail().captures.holds(name) {
+            return Err(Error::CapturedTable { name: name.to_owned() });
         }
         self.touch();
         Ok(())
@@ -307,6 +313,44 @@ impl Transaction {
         drop(pending);
         self.seqs.borrow_mut().push(seq);
         Ok(Appended { seq, repeated: false })
+    }
+
+    /// Appends an event and then does what it tells of; if that fails, the event is taken back.
+    pub(super) fn append_with<T>(
+        &self,
+        event: Event,
+        then: impl FnOnce() -> std::result::Result<T, redb::StorageError>,
+    ) -> Result<T> {
+        let mark = self.mark_point();
+        let seqs = self.seqs.borrow().len();
+        self.append(event)?;
+        then().map_err(|error| {
+            let mut kept = self.take_seqs();
+            kept.truncate(seqs);
+            self.roll_back_to(&mark);
+            self.note_seqs(&kept);
+            error.into()
+        })
+    }
+
+    /// Marks a key of a captured table. The caller has touched the transaction.
+    pub(super) fn note_mark(&self, mark: Vec<u8>, kind: MarkKind) {
+        self.pending.borrow_mut().captures.marks.insert(mark, Some(kind));
+    }
+
+    /// Takes a mark away. The caller has touched the transaction.
+    pub(super) fn drop_mark(&self, mark: Vec<u8>) {
+        self.pending.borrow_mut().captures.marks.insert(mark, None);
+    }
+
+    /// What this transaction says of a mark, if it says anything; `Some(None)`: that it goes.
+    pub(super) fn pending_mark(&self, mark: &[u8]) -> Option<Option<MarkKind>> {
+        self.pending.borrow().captures.marks.get(mark).copied()
+    }
+
+    /// Changes what the file knows of a captured table. The caller has touched the transaction.
+    pub(super) fn note_capture(&self, name: &str, row: CaptureRow) {
+        self.pending.borrow_mut().captures.rows.insert(name.to_owned(), row);
     }
 
     fn check_quota(&self) -> Result<()> {

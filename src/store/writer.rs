@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::capture::rounds::Round;
 use super::core::Core;
 use super::receipt::Receipt;
 use super::transaction::Transaction;
@@ -158,6 +159,10 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Waits for a job, or until waiting progress has waited long enough.
     fn wait(&mut self, jobs: &Receiver<Job>) {
+        // Who asks sets this first and sends a job then.
+        if self.core.rounds.is_asked() {
+            return;
+        }
         // Said before tail and ride are looked at: who commits elsewhere changes those first and looks at this then.
         let waits = &self.core.queue.writer_waits;
         waits.store(true, Ordering::SeqCst);
@@ -202,9 +207,15 @@ impl Writer<'_> {
     }
 
     fn work(&mut self) {
-        if !self.batch.is_empty() {
-            let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
+        if !batch.is_empty() {
             self.core.queue.note_group(batch.len());
+        }
+        if self.core.rounds.is_asked() && !self.stop {
+            self.core.queue.enter();
+            batch.push(Box::new(Round::new(self.core)));
+        }
+        if !batch.is_empty() {
             run_batch(self.core, batch);
         }
         if !self.flushes.is_empty() {

@@ -28,7 +28,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio", &["publish::rabbitmq"]),
     ("futures_util", &["publish::rabbitmq"]),
     ("async_rs", &["publish::rabbitmq"]),
-    ("serde", &["codec", "event"]),
+    // `Capture::json` says in its signature what the types of its table must be.
+    ("serde", &["codec", "event", "store"]),
     ("serde_json", &["codec"]),
     ("bincode", &["codec"]),
     ("uuid", &["event"]),

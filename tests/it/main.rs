@@ -12,6 +12,8 @@ mod support;
 
 #[cfg(unix)]
 mod aggregates;
+#[cfg(unix)]
+mod capture;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod faults;

@@ -776,3 +776,14 @@ fn a_damaged_position_is_told() {
     let told = Store::open(&path).unwrap_err().to_string();
     assert!(told.contains("projection"), "{told}");
 }
+
+/// Goal: a projection cannot write around a capture, nor take a captured table away by a rebuild. Method: declare one.
+#[test]
+fn a_captured_table_is_nobodys_projection() {
+    let folder = tempfile::tempdir().unwrap();
+    let capture = onewrite::Capture::with(TIMES, |_| Ok(Event::bytes("t", "")));
+    let store = Store::builder().capture(capture.unpublished()).open(folder.path().join("a.redb")).unwrap();
+    let refused = store.projection("a").table(TIMES).run(|_, _| Ok(()));
+    assert!(matches!(refused, Err(Error::CapturedTable { .. })), "{refused:?}");
+    assert!(store.stats().unwrap().projections.is_empty());
+}

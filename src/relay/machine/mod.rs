@@ -284,6 +284,11 @@ impl Machine {
         if pending { SeqState::Pending } else { SeqState::AskDisk }
     }
 
+    /// The whole log is loaded, and at most half a window of it is unconfirmed: a round of what waits elsewhere may come.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        self.loaded_to >= self.tail && self.items.len() * 2 <= self.settings.window_events
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
     }

@@ -1,0 +1,582 @@
+//! Rounds: what waits becomes events, a bounded piece at a time.
+//!
+//! A round is one closure on the writer thread. It publishes the oldest marks in the order of their keys, going round from
+//! where the last one ended, so that a key that changes all the time cannot starve the others; and it walks a piece of a
+//! table that was switched on. Relays ask for rounds when they have little left to do, so marks coalesce while the broker
+//! is away.
+//!
+//! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
+//! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::ReadableTable;
+
+use super::erased::{Captured, RawChange};
+use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
+use super::{CaptureMode, Operation};
+use crate::error::{Error, Result};
+use crate::limits::{
+    CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES, CAPTURE_ROUND_KEYS,
+};
+use crate::log::keys;
+use crate::store::core::Core;
+use crate::store::failure::damaged_row;
+use crate::store::schema::CHANGES;
+use crate::store::transaction::Transaction;
+use crate::store::writer::Write;
+
+/// A key whose codec has failed.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    tries: u32,
+    /// By the monotonic clock.
+    due_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The mark that the last round ended with.
+    after: Vec<u8>,
+    /// No round before this, by the monotonic clock.
+    not_before_ms: u64,
+    /// Marks among those that wait: what a person has to look at.
+    failed: BTreeMap<Vec<u8>, Failed>,
+}
+
+/// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    /// A round is asked for, or runs.
+    asked: AtomicBool,
+    state: Mutex<State>,
+}
+
+impl Rounds {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Asks for one; `true` if none was asked for yet.
+    pub(crate) fn ask(&self) -> bool {
+        !self.asked.swap(true, Ordering::SeqCst)
+    }
+
+    /// When the next round has something to do, by the monotonic clock; `None` if nothing waits.
+    pub(crate) fn due_ms(core: &Core) -> Option<u64> {
+        if core.settings.captures.is_empty() {
+            return None;
+        }
+        let (waiting, walking) = {
+            let tail = core.tail();
+            let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
+            known.fold((0, false), |(waiting, walking), known| {
+                (waiting + known.waiting, walking || known.row.snapshot.is_open())
+            })
+        };
+        let state = core.rounds.lock();
+        let first_due = if walking || waiting > state.failed.len() as u64 {
+            0
+        } else {
+            state.failed.values().map(|failed| failed.due_ms).min().filter(|_| waiting > 0)?
+        };
+        Some(first_due.max(state.not_before_ms))
+    }
+
+    /// Keys of this capture whose codec has failed.
+    pub(crate) fn failed(&self, id: CaptureId) -> u64 {
+        let from = id.to_be_bytes().to_vec();
+        let to = keys::after_prefix(&from);
+        self.lock().failed.range(from..to).count() as u64
+    }
+}
+
+/// Asks for the first round where a snapshot is to be walked and there is no relay that would.
+pub(crate) fn begin(core: &Core) {
+    let tail = core.tail();
+    let mut known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
+    if tail.cursors.is_empty() && known.any(|known| known.row.snapshot.is_open()) {
+        core.rounds.ask();
+    }
+}
+
+/// One round, as the writer thread runs it.
+pub(crate) struct Round {
+    core: Arc<Core>,
+    outcome: Option<Result<Outcome>>,
+}
+
+/// What a round has done, to be noted once it is durable.
+#[derive(Debug, Default)]
+struct Outcome {
+    /// Where the next one begins.
+    after: Option<Vec<u8>>,
+    settled: Vec<Vec<u8>>,
+    failed: Vec<Vec<u8>>,
+    /// Nothing more can be done for now.
+    stuck: bool,
+    /// A table is not walked to its end.
+    walks_on: bool,
+}
+
+impl Round {
+    pub(crate) fn new(core: &Arc<Core>) -> Self {
+        Self { core: Arc::clone(core), outcome: None }
+    }
+}
+
+impl Write for Round {
+    fn run(&mut self, tx: &Transaction) -> bool {
+        let outcome = catch_unwind(AssertUnwindSafe(|| Piece::new(tx).run()));
+        // Nobody waits for its events.
+        tx.take_seqs();
+        let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
+        if let Err(error) = &outcome {
+            tx.core.suspect(error);
+        }
+        let good = outcome.is_ok();
+        self.outcome = Some(outcome);
+        good
+    }
+
+    fn done(self: Box<Self>, _: &Arc<Core>) {
+        let Self { core, outcome } = *self;
+        note(&core, outcome.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() })));
+    }
+
+    fn failed(self: Box<Self>, error: Error) {
+        note(&self.core, Err(error));
+    }
+}
+
+/// Notes how a round has ended, and lets the next one be asked for.
+fn note(core: &Core, outcome: Result<Outcome>) {
+    let now_ms = core.settings.clock.now().mono_ms;
+    let mut walks_on = false;
+    {
+        let mut state = core.rounds.lock();
+        match outcome {
+            Ok(outcome) => {
+                walks_on = outcome.walks_on && !outcome.stuck;
+                state.note(outcome, now_ms);
+            }
+            Err(error) => {
+                tracing::error!(%error, "what captured tables have left to publish was not read; it is tried again");
+                state.not_before_ms = now_ms.saturating_add(CAPTURE_RETRY_MS.0);
+            }
+        }
+    }
+    // Without a relay nobody would ask for the rest of a snapshot.
+    let unpaced = core.tail().cursors.is_empty();
+    core.rounds.asked.store(walks_on && unpaced && !core.is_closing(), Ordering::SeqCst);
+    // Relays look again, also where nothing was committed.
+    core.relays.ring_all();
+}
+
+impl State {
+    fn note(&mut self, outcome: Outcome, now_ms: u64) {
+        if let Some(after) = outcome.after {
+            self.after = after;
+        }
+        for key in outcome.settled {
+            self.failed.remove(&key);
+        }
+        let mut crowded = false;
+        for key in outcome.failed {
+            let tries = self.failed.get(&key).map_or(0, |failed| failed.tries);
+            if tries == 0 && self.failed.len() >= CAPTURE_FAILED_MAX {
+                crowded = true;
+                continue;
+            }
+            let (first, longest) = CAPTURE_RETRY_MS;
+            let delay = first.saturating_mul(1 << tries.min(16)).min(longest);
+            self.failed.insert(key, Failed { tries: tries + 1, due_ms: now_ms.saturating_add(delay) });
+        }
+        // More keys fail than are remembered: they are met again each time round, so rounds slow down.
+        if outcome.stuck || crowded {
+            self.not_before_ms = now_ms.saturating_add(CAPTURE_PAUSE_MS);
+        }
+    }
+}
+
+/// What became of one key.
+enum Settled {
+    Published,
+    CodecFailed,
+    /// The backlog quota is reached.
+    NoRoom,
+}
+
+/// A round at work.
+struct Piece<'tx> {
+    tx: &'tx Transaction,
+    registered: BTreeMap<CaptureId, (CaptureRow, Arc<dyn Captured>)>,
+    /// There is a relay. Without one marks wait: each would be published at once, and nothing would coalesce.
+    paced: bool,
+    keys_left: usize,
+    bytes_left: usize,
+    outcome: Outcome,
+}
+
+impl<'tx> Piece<'tx> {
+    fn new(tx: &'tx Transaction) -> Self {
+        let tail = tx.core.tail();
+        let registered = tx.core.settings.captures.iter().filter_map(|capture| {
+            let row = tail.captures.get(capture.name())?.row.clone();
+            Some((row.id, (row, Arc::clone(capture))))
+        });
+        Self {
+            tx,
+            registered: registered.collect(),
+            paced: !tail.cursors.is_empty(),
+            keys_left: CAPTURE_ROUND_KEYS,
+            bytes_left: CAPTURE_ROUND_BYTES,
+            outcome: Outcome::default(),
+        }
+    }
+
+    fn run(mut self) -> Result<Outcome> {
+        let walks: Vec<_> =
+            self.registered.values().filter(|(row, _)| row.snapshot.is_open()).cloned().collect();
+        let marks_max = match (self.paced, walks.is_empty()) {
+            (false, _) => 0,
+            (true, true) => self.keys_left,
+            // While a table is walked, marks leave it half of the room.
+            (true, false) => self.keys_left / 2,
+        };
+        let marks = self.next_marks(marks_max)?;
+        if marks.is_empty() && walks.is_empty() {
+            // Their keys failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
+            self.outcome.stuck = true;
+        }
+        for (mark, kind) in marks {
+            if !self.has_room() {
+                break;
+            }
+            self.publish_mark(mark, kind)?;
+        }
+        for (row, capture) in walks {
+            if self.has_room() {
+                self.walk(row, &*capture)?;
+            } else {
+                self.outcome.walks_on = true;
+            }
+        }
+        Ok(self.outcome)
+    }
+
+    fn has_room(&self) -> bool {
+        self.keys_left > 0 && self.bytes_left > 0 && !self.outcome.stuck
+    }
+
+    // --- marks --------------------------------------------------------------------------------------------------------
+
+    /// The marks whose turn it is: from behind the last one to the end, then from the beginning up to it.
+    fn next_marks(&self, max: usize) -> Result<Vec<(Vec<u8>, MarkKind)>> {
+        let now_ms = self.tx.core.settings.clock.now().mono_ms;
+        let state = self.tx.core.rounds.lock();
+        let middle = [&state.after[..], &[0]].concat();
+        let stretches = self.registered.keys().map(|id| {
+            let from = id.to_be_bytes().to_vec();
+            let to = keys::after_prefix(&from);
+            (from, to)
+        });
+        let behind = stretches.clone().map(|(from, to)| (from.max(middle.clone()), to));
+        let before = stretches.map(|(from, to)| (from, to.min(middle.clone())));
+        let changes = self.tx.redb().open_table(CHANGES)?;
+        let mut found = Vec::new();
+        for (from, to) in behind.chain(before).filter(|(from, to)| from < to) {
+            for mark in changes.range(from.as_slice()..to.as_slice())? {
+                if found.len() >= max {
+                    return Ok(found);
+                }
+                let (key, kind) = mark?;
+                let key = key.value();
+                if state.failed.get(key).is_some_and(|failed| failed.due_ms > now_ms) {
+                    continue;
+                }
+                let kind = MarkKind::from_bytes(kind.value()).ok_or_else(|| damaged_row("mark"))?;
+                found.push((key.to_vec(), kind));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Appends the event of a marked key, and takes the mark away.
+    fn publish_mark(&mut self, mark: Vec<u8>, kind: MarkKind) -> Result<()> {
+        let Some((id, key)) = mark.split_first_chunk::<4>() else { return Err(damaged_row("mark")) };
+        let Some((_, capture)) = self.registered.get(&u32::from_be_bytes(*id)) else { return Ok(()) };
+        let capture = Arc::clone(capture);
+        // An earlier write of this very transaction may have changed it.
+        let kind = self.tx.pending_mark(&mark).flatten().unwrap_or(kind);
+        let value = match catch_unwind(AssertUnwindSafe(|| capture.value(self.tx.redb(), key))) {
+            Ok(value) => value?,
+            Err(_) => {
+                self.mark_failed(&*capture, mark, &"reading its value panicked");
+                return Ok(());
+            }
+        };
+        let operation = match (kind, &value) {
+            (MarkKind::Change, Some(_)) => Operation::Update,
+            (MarkKind::Change, None) => Operation::Remove,
+            (MarkKind::Snapshot, Some(_)) => Operation::Snapshot,
+            // It was removed after switch-on, and that has an event of its own.
+            (MarkKind::Snapshot, None) => {
+                self.unmark(mark);
+                return Ok(());
+            }
+        };
+        match self.publish(&*capture, operation, key, value.as_deref())? {
+            Settled::Published => self.unmark(mark),
+            Settled::CodecFailed => {
+                self.outcome.after = Some(mark.clone());
+                self.outcome.failed.push(mark);
+            }
+            Settled::NoRoom => self.outcome.stuck = true,
+        }
+        Ok(())
+    }
+
+    fn unmark(&mut self, mark: Vec<u8>) {
+        self.tx.touch();
+        self.tx.drop_mark(mark.clone());
+        self.outcome.after = Some(mark.clone());
+        self.outcome.settled.push(mark);
+    }
+
+    fn mark_failed(&mut self, capture: &dyn Captured, mark: Vec<u8>, why: &dyn std::fmt::Display) {
+        tell_failure(capture, why);
+        self.outcome.after = Some(mark.clone());
+        self.outcome.failed.push(mark);
+    }
+
+    // --- the first switch-on ------------------------------------------------------------------------------------------
+
+    /// Appends events of rows that were there already, and notes how far that came.
+    fn walk(&mut self, row: CaptureRow, capture: &dyn Captured) -> Result<()> {
+        let after = match &row.snapshot {
+            SnapshotState::Behind(key) => Some(key.as_slice()),
+            _ => None,
+        };
+        let (keys_max, bytes_max) = (self.keys_left, self.bytes_left);
+        let walked =
+            catch_unwind(AssertUnwindSafe(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max)));
+        let Ok(walked) = walked else {
+            // Which row it was is not known. What is marked need not wait for it.
+            tell_failure(capture, &"reading its rows panicked");
+            self.outcome.stuck = true;
+            return Ok(());
+        };
+        let walked = walked?;
+        let mut last = None;
+        for (key, value) in walked.rows {
+            let mark = mark_key(row.id, &key);
+            if !self.is_told(&mark)? {
+                match self.publish(capture, Operation::Snapshot, &key, Some(&value))? {
+                    Settled::Published => {}
+                    Settled::CodecFailed => {
+                        self.tx.touch();
+                        self.tx.note_mark(mark.clone(), MarkKind::Snapshot);
+                        self.outcome.failed.push(mark);
+                    }
+                    Settled::NoRoom => {
+                        self.outcome.stuck = true;
+                        break;
+                    }
+                }
+            }
+            last = Some(key);
+        }
+        let ended = !walked.more && !self.outcome.stuck;
+        self.outcome.walks_on |= !ended;
+        let snapshot = match (ended, last) {
+            (true, _) => SnapshotState::Done,
+            (false, Some(key)) => SnapshotState::Behind(key),
+            (false, None) => return Ok(()),
+        };
+        self.tx.touch();
+        self.tx.note_capture(capture.name(), CaptureRow { snapshot, ..row });
+        Ok(())
+    }
+
+    /// The event of its newest change is to come, or has been appended just now.
+    fn is_told(&self, mark: &[u8]) -> Result<bool> {
+        Ok(self.tx.pending_mark(mark).is_some() || self.tx.redb().open_table(CHANGES)?.get(mark)?.is_some())
+    }
+
+    // --- one key ------------------------------------------------------------------------------------------------------
+
+    fn publish(
+        &mut self,
+        capture: &dyn Captured,
+        operation: Operation,
+        key: &[u8],
+        value: Option<&[u8]>,
+    ) -> Result<Settled> {
+        self.keys_left = self.keys_left.saturating_sub(1);
+        self.bytes_left = self.bytes_left.saturating_sub(key.len() + value.map_or(0, <[u8]>::len));
+        let change = RawChange { operation, key, new: value, old: None };
+        let encoded = catch_unwind(AssertUnwindSafe(|| capture.encode(change)));
+        let appended = match encoded {
+            Ok(event) => event.and_then(|event| self.tx.append(event)),
+            Err(_) => {
+                tell_failure(capture, &"its codec panicked");
+                return Ok(Settled::CodecFailed);
+            }
+        };
+        match appended {
+            Ok(_) => {
+                self.tx.touch();
+                Ok(Settled::Published)
+            }
+            Err(Error::BacklogFull { .. }) => Ok(Settled::NoRoom),
+            Err(error @ Error::Storage(_)) => Err(error),
+            // What the codec says, or that its event cannot be appended.
+            Err(error) => {
+                tell_failure(capture, &kind_of(&error));
+                Ok(Settled::CodecFailed)
+            }
+        }
+    }
+}
+
+/// Says that a key stays marked. Never which, and never its value: both are the application's.
+fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
+    let newest = capture.mode() == CaptureMode::NewestValue;
+    tracing::error!(table = capture.name(), newest, %why, "a row of a captured table makes no event; it is tried again");
+}
+
+/// An error of the codec may quote the value; of ours, none does.
+fn kind_of(error: &Error) -> String {
+    match error {
+        Error::Event(crate::error::EventError::Encode { format, .. }) => {
+            format!("it cannot be encoded as {format}")
+        }
+        Error::Event(error) => error.to_string(),
+        Error::Conflict { .. } => "its event's id is taken".to_owned(),
+        _ => "its codec failed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::TableDefinition;
+
+    use super::super::Capture;
+    use super::*;
+    use crate::{Event, Store};
+
+    const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
+
+    fn open(folder: &tempfile::TempDir, mode: CaptureMode) -> Store {
+        let codec = |change: &super::super::Change<'_, u16, u64>| {
+            if change.new == Some(13) {
+                return Err(Error::app("unlucky"));
+            }
+            Ok(Event::bytes(change.operation.name(), change.key.to_string()).unpublished())
+        };
+        let capture = Capture::with(TABLE, codec).mode(mode);
+        Store::builder().capture(capture).open(folder.path().join("a.redb")).unwrap()
+    }
+
+    /// One round in a transaction of its own, as if there were a relay; after `before` in the same one.
+    fn round(store: &Store, before: impl FnOnce(&Transaction)) -> Vec<String> {
+        let core = store.core();
+        let mut tx = Transaction::begin(core).unwrap();
+        before(&tx);
+        let piece = Piece { paced: true, ..Piece::new(&tx) };
+        let outcome = piece.run().unwrap();
+        let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
+            let event = tx.event(seq).unwrap().unwrap();
+            format!("{} {}", event.event_type(), String::from_utf8_lossy(event.payload()))
+        });
+        let told = told.collect();
+        tx.finish(1).unwrap();
+        drop(tx);
+        note(core, Ok(outcome));
+        told
+    }
+
+    fn waiting(store: &Store) -> u64 {
+        store.stats().unwrap().captures["table"].waiting
+    }
+
+    /// Goal: a round and the writes of its group see each other. Method: a mark of a row that was there at switch-on, which an
+    /// earlier write of the very transaction removes: the remove is told. A later write marks anew what the round has told.
+    #[test]
+    fn a_round_counts_what_its_own_transaction_has_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder, CaptureMode::NewestValue);
+        store.write(|tx| tx.captured_table(TABLE)?.insert(1, 1).map(drop)).unwrap();
+        let id = store.core().tail().captures.get("table").unwrap().row.id;
+        let mark = mark_key(id, &1_u16.to_le_bytes());
+        let tx = store.begin().unwrap();
+        tx.touch();
+        tx.note_mark(mark, MarkKind::Snapshot);
+        tx.commit().unwrap();
+        assert_eq!(waiting(&store), 1);
+        let told = round(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));
+        assert_eq!(told, ["remove 1"]);
+        assert_eq!(waiting(&store), 0);
+
+        store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
+        let mut tx = Transaction::begin(store.core()).unwrap();
+        let outcome = Piece { paced: true, ..Piece::new(&tx) }.run().unwrap();
+        tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
+        tx.finish(1).unwrap();
+        drop(tx);
+        note(store.core(), Ok(outcome));
+        assert_eq!(waiting(&store), 1);
+        assert_eq!(round(&store, |_| ()), ["update 2"]);
+        assert_eq!(waiting(&store), 0);
+    }
+
+    /// Goal: what fails is bounded in memory, and slows rounds down instead. Method: more failing keys than are remembered,
+    /// then all that there is to hear of when the next round may come.
+    #[test]
+    fn failures_are_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder, CaptureMode::NewestValue);
+        let keys = u16::try_from(CAPTURE_FAILED_MAX + 2 * CAPTURE_ROUND_KEYS).unwrap();
+        store
+            .write(move |tx| {
+                let mut table = tx.captured_table(TABLE)?;
+                (0..keys).try_for_each(|key| table.insert(key, 13).map(drop))
+            })
+            .unwrap();
+        let now_ms = || store.core().settings.clock.now().mono_ms;
+        for _ in 0..CAPTURE_FAILED_MAX / CAPTURE_ROUND_KEYS {
+            assert_eq!(round(&store, |_| ()), Vec::<String>::new());
+            assert!(Rounds::due_ms(store.core()).unwrap() <= now_ms());
+        }
+        assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
+        round(&store, |_| ());
+        assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
+        assert!(Rounds::due_ms(store.core()).unwrap() > now_ms());
+        assert_eq!(waiting(&store), u64::from(keys));
+        // The first that failed are met again when their time has come, not before.
+        let due = |store: &Store| store.core().rounds.lock().failed.values().map(|f| f.due_ms).min().unwrap();
+        assert!(due(&store) >= CAPTURE_RETRY_MS.0);
+    }
+
+    /// Goal: the delay doubles up to its limit.
+    #[test]
+    fn the_delay_of_a_failing_key_grows() {
+        let mut state = State::default();
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            state.note(Outcome { failed: vec![vec![1]], ..Outcome::default() }, 100);
+            delays.push(state.failed[&vec![1]].due_ms - 100);
+        }
+        assert_eq!(delays, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000]);
+        state.note(Outcome { settled: vec![vec![1]], ..Outcome::default() }, 100);
+        assert!(state.failed.is_empty());
+    }
+}
