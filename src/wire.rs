@@ -409,12 +409,19 @@ mod tests {
             assert_eq!(refused(&twice), "is given twice");
             for value in &wrong {
                 let mut other = good.clone();
-                other.headers.iter_mut().filter(|(header, _)| header == name).for_each(|at| at.1 = value.clone());
+                other
+                    .headers
+                    .iter_mut()
+                    .filter(|(header, _)| header == name)
+                    .for_each(|at| at.1 = value.clone());
                 assert!(refused(&other).starts_with("is not "));
             }
         }
         for other in ["018f00000000700080000000000000ff", "{018f0000-0000-7000-8000-0000000000ff}"] {
-            assert!(lane_of(&wire(other).message(recorded())).is_err(), "{other}: one store has one spelling");
+            assert!(
+                lane_of(&wire(other).message(recorded())).is_err(),
+                "{other}: one store has one spelling"
+            );
         }
     }
 }

@@ -42,10 +42,14 @@ impl RejectedRow {
         out.extend_from_slice(&self.since_ms.to_le_bytes());
         out.extend_from_slice(&self.attempts.to_le_bytes());
         let bit = |(at, there): (usize, bool)| u8::from(there) << (at + 1);
-        let there = texts(message).map(|text| text.is_some()).into_iter().chain([message.timestamp_s.is_some()]);
-        let flags = there.enumerate().map(bit).fold(if self.recheck { RECHECK } else { 0 }, |all, bit| all | bit);
+        let there =
+            texts(message).map(|text| text.is_some()).into_iter().chain([message.timestamp_s.is_some()]);
+        let flags =
+            there.enumerate().map(bit).fold(if self.recheck { RECHECK } else { 0 }, |all, bit| all | bit);
         out.push(flags);
-        for text in [&self.reason, &self.exchange, &self.routing_key].into_iter().chain(texts(message).into_iter().flatten())
+        for text in [&self.reason, &self.exchange, &self.routing_key]
+            .into_iter()
+            .chain(texts(message).into_iter().flatten())
         {
             put(&mut out, text.as_bytes());
         }
@@ -111,9 +115,25 @@ fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
     let headers = read_headers(reader)?;
     let payload = bytes32(reader)?.to_vec();
     reader.end()?;
-    let message =
-        Message { message_id, event_type, content_type, correlation_id, app_id, timestamp_s, headers, payload };
-    Ok(RejectedRow { since_ms, attempts, recheck: flags & RECHECK != 0, reason, exchange, routing_key, message })
+    let message = Message {
+        message_id,
+        event_type,
+        content_type,
+        correlation_id,
+        app_id,
+        timestamp_s,
+        headers,
+        payload,
+    };
+    Ok(RejectedRow {
+        since_ms,
+        attempts,
+        recheck: flags & RECHECK != 0,
+        reason,
+        exchange,
+        routing_key,
+        message,
+    })
 }
 
 fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, Malformed> {

@@ -274,7 +274,9 @@ mod tests {
                     self.0.insert(arrival.number, (arrival.checksum, time));
                     "first"
                 }
-                Some((checksum, _)) if arrival.number + 16 >= next && *checksum != arrival.checksum => "conflict",
+                Some((checksum, _)) if arrival.number + 16 >= next && *checksum != arrival.checksum => {
+                    "conflict"
+                }
                 Some(_) if arrival.time_ms.is_some() && time > newest => "conflict",
                 Some(_) => "repeat",
             }
@@ -388,7 +390,10 @@ mod tests {
         let hole = Hole { start: 7, end: 9 };
         assert_eq!(Hole::from_bytes(&key, &hole.to_bytes(&key)), Some(hole));
         for (good, is_some) in [
-            (rows.head.to_bytes(&key), (|bytes| Head::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()) as fn(&[u8]) -> bool),
+            (
+                rows.head.to_bytes(&key),
+                (|bytes| Head::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()) as fn(&[u8]) -> bool,
+            ),
             (hole.to_bytes(&key), |bytes| Hole::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()),
         ] {
             assert!(is_some(&good));
@@ -413,7 +418,13 @@ mod tests {
                 ..Message::default()
             })
         };
-        let all = [of("a", "t", b"100"), of("b", "t", b"100"), of("a", "u", b"100"), of("a", "t", b"200"), of("at", "", b"100")];
+        let all = [
+            of("a", "t", b"100"),
+            of("b", "t", b"100"),
+            of("a", "u", b"100"),
+            of("a", "t", b"200"),
+            of("at", "", b"100"),
+        ];
         for (at, one) in all.iter().enumerate() {
             assert!(!all[..at].contains(one), "{at}");
         }

@@ -16,6 +16,7 @@ use redb::{Database, ReadableDatabase};
 
 use super::bells::Bells;
 use super::cursor::Cursor;
+use super::doorbells::Doorbells;
 use super::inside::refuse_inside;
 use super::relays::Relays;
 use super::ride::Ride;
@@ -141,6 +142,8 @@ pub(crate) struct Core {
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
     pub(crate) bells: Arc<Bells>,
+    /// Rejected deliveries are to be driven again.
+    pub(crate) redrives: Doorbells,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
@@ -174,6 +177,7 @@ impl Core {
             suspected: Mutex::default(),
             relays: Relays::default(),
             bells: Arc::default(),
+            redrives: Doorbells::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),

@@ -45,6 +45,8 @@ pub struct Stats {
     pub poisoned: Option<String>,
     /// The relays that the file knows, by name.
     pub relays: BTreeMap<String, RelayStats>,
+    /// Deliveries in the quarantine of each consumer that has ever rejected one, by scope.
+    pub rejected: BTreeMap<String, u64>,
 }
 
 /// One relay's figures, as durable; and as it runs, if it does.
@@ -136,6 +138,7 @@ impl Store {
         stats.reruns = get(&core.counters.reruns);
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
+        stats.rejected = self.rejected_counts()?;
         Ok(stats)
     }
 }
