@@ -17,6 +17,8 @@ mod consumer;
 mod faults;
 mod floors;
 #[cfg(unix)]
+mod lanes_inbox;
+#[cfg(unix)]
 mod log_and_lanes;
 #[cfg(unix)]
 mod model;
