@@ -30,6 +30,8 @@ mod rabbitmq_end_to_end;
 mod rabbitmq_publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;
+#[cfg(unix)]
+mod rejected;
 mod relay;
 #[cfg(unix)]
 mod scratch;
