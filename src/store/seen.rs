@@ -3,6 +3,10 @@
 //! A lane takes one row and one per open hole (the rule and the rows: `log/seen.rs`), and is remembered for ever. An id
 //! takes a row of the inbox, and is remembered for the inbox age.
 //!
+//! **Ids by number.** Where the store remembers so many ids at most, each id of a delivery gets the next number of its scope
+//! (counted in the row `(scope)`), which stands in its inbox row; one that is too far behind counts as never seen, and the
+//! sweep of the inbox removes it in passing.
+//!
 //! **Invariant.** Looking writes nothing: a closure that looks and then fails leaves the transaction clean. Marking a
 //! lane writes its table, so it comes last.
 
@@ -10,7 +14,7 @@ use redb::{ReadableTable, WriteTransaction};
 
 use super::Store;
 use super::failure::damaged_row;
-use super::schema::SEEN;
+use super::schema::{InboxRow, SEEN, read_u64s, u64s};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
 use crate::event::LaneOf;
@@ -91,7 +95,7 @@ impl Transaction {
     pub(crate) fn is_first_delivery(&self, scope: &str, identity: &Identity) -> Result<bool> {
         match identity {
             Identity::Nameless => Ok(true),
-            Identity::Id { id, key, content } => match self.seen(key)? {
+            Identity::Id { id, key, content } => match self.remembered(scope, key)? {
                 None => Ok(true),
                 Some(row) if (row.crc, row.len) == *content => Ok(false),
                 Some(_) => Err(Error::IdConflict { scope: scope.to_owned(), id: id.clone() }),
@@ -106,7 +110,8 @@ impl Transaction {
             Identity::Id { key, content, .. } => {
                 let first = self.is_first_delivery(scope, identity)?;
                 if first {
-                    self.mark_id(key.clone(), *content);
+                    let number = self.next_id(scope)?;
+                    self.mark_id(key.clone(), *content, number);
                 }
                 Ok(first)
             }
@@ -117,6 +122,27 @@ impl Transaction {
                 Ok(true)
             }
         }
+    }
+
+    /// The row of an id, unless so many have come since that it is forgotten.
+    fn remembered(&self, scope: &str, key: &[u8]) -> Result<Option<InboxRow>> {
+        let row = self.seen(key)?;
+        let Some(row) = row.filter(|row| row.count == NUMBERED) else { return Ok(row) };
+        let Some(max) = self.core.settings.inbox_ids_max else { return Ok(Some(row)) };
+        let next = ids_next(&self.redb().open_table(SEEN)?, scope)?;
+        Ok(Some(row).filter(|row| !is_forgotten(row, next, max)))
+    }
+
+    /// The number of a new id, where ids have one.
+    fn next_id(&self, scope: &str) -> Result<Option<u64>> {
+        if self.core.settings.inbox_ids_max.is_none() {
+            return Ok(None);
+        }
+        self.touch();
+        let mut seen = self.redb().open_table(SEEN)?;
+        let number = ids_next(&seen, scope)?;
+        seen.insert(keys::inbox(scope, &[]).as_slice(), u64s([number + 1]).as_slice())?;
+        Ok(Some(number))
     }
 
     /// The rows that mark it as seen; `None` for a repeat.
@@ -139,6 +165,21 @@ impl Transaction {
 }
 
 type Row = &'static [u8];
+
+/// The count of an inbox row whose `first` is the number of its id: no closure leads to so many events.
+pub(super) const NUMBERED: u32 = u32::MAX;
+
+/// The number that the scope's next id gets.
+pub(super) fn ids_next(seen: &impl ReadableTable<Row, Row>, scope: &str) -> Result<u64> {
+    let Some(row) = seen.get(keys::inbox(scope, &[]).as_slice())? else { return Ok(0) };
+    let [next] = read_u64s(row.value()).ok_or_else(|| damaged_row("seen"))?;
+    Ok(next)
+}
+
+/// Whether at least `max` ids have come since.
+pub(super) fn is_forgotten(row: &InboxRow, next: u64, max: u64) -> bool {
+    row.count == NUMBERED && row.first.saturating_add(max) < next
+}
 
 fn read_head(seen: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Option<Head>> {
     let Some(row) = seen.get(key)? else { return Ok(None) };

@@ -17,6 +17,7 @@ use super::failure::damaged_row;
 use super::inside::Inside;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
+use super::seen::NUMBERED;
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use crate::error::{Error, EventError, Result};
@@ -398,7 +399,7 @@ impl Transaction {
         if let Some(row) = self.seen(&key)? {
             return Ok(Some(row));
         }
-        self.mark_id(key, content.map(content_of).unwrap_or_default());
+        self.mark_id(key, content.map(content_of).unwrap_or_default(), None);
         Ok(None)
     }
 
@@ -411,19 +412,19 @@ impl Transaction {
         row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
     }
 
-    /// Marks the id of a delivery, which has not been seen.
-    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32)) {
+    /// Marks the id of a delivery, which has not been seen; with its number, if it has one.
+    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>) {
         let at_ms = self.core.settings.clock.now().wall_ms;
         let mut pending = self.pending.borrow_mut();
-        let first = pending.next_seq;
-        pending.mark_seen(key, InboxRow { first, count: 0, crc, len, at_ms });
+        let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
+        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms });
     }
 
     /// Marks a key of the inbox; `false` if it was marked before.
     pub(super) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
         let first = self.seen(&key)?.is_none();
         if first {
-            self.mark_id(key, Default::default());
+            self.mark_id(key, Default::default(), None);
         }
         Ok(first)
     }

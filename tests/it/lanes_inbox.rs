@@ -748,6 +748,45 @@ pub(crate) fn damage(
     tx.commit().unwrap();
 }
 
+/// Goal: where so many ids are remembered at most, it is exactly the newest, per scope; rows of forgotten ones go in passing; a
+/// request's id is none of them. Method: ids against a list of them, and the rows at the end.
+#[test]
+fn foreign_ids_have_a_window_in_count() {
+    const MAX: usize = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::builder().inbox_ids_max(MAX as u64).open(folder.path().join("a.redb")).unwrap();
+    store.write_once("a request", |_| Ok(())).unwrap();
+    let mut random = Random(7);
+    let mut newest: [Vec<u64>; 2] = Default::default();
+    for _ in 0..4000 {
+        let scope = random.below(2);
+        let id = random.below(300);
+        let written = store.write(move |tx| {
+            let message =
+                Message { message_id: Some(id.to_string()), payload: vec![id as u8], ..Message::default() };
+            tx.first_delivery(&format!("scope {scope}"), &message)
+        });
+        let newest = &mut newest[scope as usize];
+        let first = !newest.contains(&id);
+        assert_eq!(*written.unwrap().value(), first);
+        if first {
+            newest.push(id);
+            newest.drain(..newest.len().saturating_sub(MAX));
+        }
+    }
+    assert!(
+        rows(&store, INBOX).0 <= 2 * (2 * MAX + 64),
+        "{} rows of two times {MAX} ids",
+        rows(&store, INBOX).0
+    );
+    assert!(store.write_once("a request", |_| Ok(())).unwrap().is_repeat());
+    let refused = Store::builder().inbox_ids_max(0).open(folder.path().join("b.redb")).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "setting `inbox_ids_max`: an inbox of no ids would see every message anew"
+    );
+}
+
 // --- one write, one fsync -------------------------------------------------------------------------------------------
 
 /// Goal: deliveries with lanes that wait together share a commit, and a handler that fails before it has written anything makes
