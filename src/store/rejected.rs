@@ -236,7 +236,8 @@ impl Rejected {
         }
     }
 
-    /// Gives it up, for ever. When this returns `Ok` that is durable. It stays seen: a repeat of it is only acknowledged.
+    /// Gives it up, for ever. When this returns `Ok` that is durable. What a handler has rejected stays seen: a repeat of it is
+    /// only acknowledged.
     ///
     /// # Errors
     /// [`Error::NotRejected`].
