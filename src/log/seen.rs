@@ -5,13 +5,14 @@
 //! hole is still told from a repeat.
 //!
 //! ```text
-//! head   next u64 │ newest ms u64 │ holes u64 │ known u16 │ checksum u32 × 16 │ crc32 u32
+//! head   next u64 │ newest ms u64 │ holes u64 │ checksum u32 × 16 │ crc32 u32
 //! hole   end u64 │ crc32 u32                              (its start stands in the key)
 //! ```
 //!
 //! Little-endian. The CRC-32 (IEEE) is over the row's key and what is before it: a row that cannot be trusted would let
-//! a delivery be dropped in silence. The ring of checksums is of the newest 16 numbers, by number modulo 16; bit *n* of
-//! `known` says whether slot *n* holds one.
+//! a delivery be dropped in silence. The ring of checksums is of the newest 16 numbers, by number modulo 16. A slot is asked
+//! only for a number that has been seen while it was among those, and that wrote it then: what stands in the slots of the
+//! others means nothing.
 //!
 //! **A repeat is not taken on trust.** A number that has been seen comes again with other content where a producer was
 //! restored from a backup and gives its numbers a second time. Two things tell: the checksum, for the newest 16
@@ -32,7 +33,7 @@ pub(crate) struct Head {
     pub(crate) newest_ms: u64,
     /// Rows of open holes: where there is none, none is looked for.
     pub(crate) holes: u64,
-    ring: [Option<u32>; RING as usize],
+    ring: [u32; RING as usize],
 }
 
 /// Numbers below `next` that have not been seen: `start` to before `end`.
@@ -82,8 +83,7 @@ pub(crate) fn decide<E>(
     let number = arrival.number;
     if number >= head.next {
         let gap = (number > head.next).then_some(Hole { start: head.next, end: number });
-        let mut after = *head;
-        after.move_to(number);
+        let mut after = Head { next: number.saturating_add(1), ..*head };
         after.note(arrival);
         after.holes += u64::from(gap.is_some());
         return Ok(Decision::First(Mark { head: after, remove: None, put: [gap, None] }));
@@ -104,18 +104,11 @@ pub(crate) fn decide<E>(
 }
 
 impl Head {
-    /// Everything up to `number` is behind `next` now; what has been skipped has no checksum.
-    fn move_to(&mut self, number: u64) {
-        let skipped = self.next.max(number.saturating_sub(RING - 1))..=number;
-        for number in skipped {
-            self.set(number, None);
-        }
-        self.next = number.saturating_add(1);
-    }
-
     fn note(&mut self, arrival: &Arrival) {
-        if self.in_ring(arrival.number) {
-            self.set(arrival.number, Some(arrival.checksum));
+        if self.in_ring(arrival.number)
+            && let Some(slot) = self.ring.get_mut(slot_of(arrival.number))
+        {
+            *slot = arrival.checksum;
         }
         let latest = arrival.time_ms.map_or(0, |(_, latest)| latest);
         self.newest_ms = self.newest_ms.max(latest);
@@ -123,8 +116,8 @@ impl Head {
 
     /// Tells a repeat from another message of the same number.
     fn compare(&self, arrival: &Arrival) -> Decision {
-        let known = if self.in_ring(arrival.number) { self.get(arrival.number) } else { None };
-        if known.is_some_and(|known| known != arrival.checksum) {
+        let known = self.ring.get(slot_of(arrival.number)).filter(|_| self.in_ring(arrival.number));
+        if known.is_some_and(|known| *known != arrival.checksum) {
             return Decision::Conflict("its content differs");
         }
         if arrival.time_ms.is_some_and(|(earliest, _)| earliest > self.newest_ms) {
@@ -137,26 +130,13 @@ impl Head {
         number.saturating_add(RING) >= self.next
     }
 
-    fn set(&mut self, number: u64, checksum: Option<u32>) {
-        if let Some(slot) = self.ring.get_mut((number % RING) as usize) {
-            *slot = checksum;
-        }
-    }
-
-    fn get(&self, number: u64) -> Option<u32> {
-        self.ring.get((number % RING) as usize).copied().flatten()
-    }
-
     pub(crate) fn to_bytes(self, key: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(94);
+        let mut out = Vec::with_capacity(92);
         for number in [self.next, self.newest_ms, self.holes] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        let bit = |(slot, checksum): (usize, &Option<u32>)| u16::from(checksum.is_some()) << slot;
-        let known = self.ring.iter().enumerate().map(bit).fold(0, |known, bit| known | bit);
-        out.extend_from_slice(&known.to_le_bytes());
         for checksum in self.ring {
-            out.extend_from_slice(&checksum.unwrap_or_default().to_le_bytes());
+            out.extend_from_slice(&checksum.to_le_bytes());
         }
         sealed(key, out)
     }
@@ -166,17 +146,19 @@ impl Head {
         let mut reader = Reader(unsealed(key, bytes)?);
         let mut read = || -> Result<Self, Malformed> {
             let (next, newest_ms, holes) = (reader.u64()?, reader.u64()?, reader.u64()?);
-            let known = reader.u16()?;
-            let mut ring = [None; RING as usize];
-            for (slot, at) in ring.iter_mut().enumerate() {
-                let checksum = reader.u32()?;
-                *at = (known >> slot & 1 == 1).then_some(checksum);
+            let mut ring = [0; RING as usize];
+            for slot in &mut ring {
+                *slot = reader.u32()?;
             }
             reader.end()?;
             Ok(Self { next, newest_ms, holes, ring })
         };
         read().ok()
     }
+}
+
+fn slot_of(number: u64) -> usize {
+    (number % RING) as usize
 }
 
 impl Hole {
@@ -352,7 +334,7 @@ mod tests {
         assert_eq!(rows.head.next, 100);
     }
 
-    /// A checksum of zero is one, and no checksum is none.
+    /// A checksum of zero is one, and a number that was skipped has none.
     #[test]
     fn an_unknown_checksum_is_not_zero() {
         let mut rows = Rows::default();
