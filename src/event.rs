@@ -469,7 +469,14 @@ pub(crate) fn fresh_uuid() -> [u8; 16] {
     uuid::Uuid::now_v7().into_bytes()
 }
 
-/// The same as text.
+/// The UUID of this usual text: 36 characters.
+pub(crate) fn uuid_from_text(text: &str) -> Option<[u8; 16]> {
+    // Other spellings of one UUID would be other names of one store.
+    let uuid = uuid::Uuid::try_parse(text).ok().filter(|_| text.len() == 36)?;
+    Some(uuid.into_bytes())
+}
+
+/// A fresh UUID as text.
 pub(crate) fn fresh_uuid_text() -> String {
     uuid::Uuid::now_v7().to_string()
 }
@@ -508,6 +515,17 @@ pub struct Lane {
     pub id: u64,
     /// The event's number within the lane, from 0, without a gap.
     pub number: u64,
+}
+
+/// A lane, told from those of all other stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LaneOf {
+    /// Who numbered it.
+    pub(crate) store: [u8; 16],
+    /// The store's epoch.
+    pub(crate) epoch: u64,
+    /// As [`Lane::id`].
+    pub(crate) id: u64,
 }
 
 /// An event as the log holds it.

@@ -37,7 +37,8 @@
 //! 3. **No loss.** Every committed event ends as confirmed by the broker, or in [quarantine](Quarantine) with a reason.
 //! 4. **At least once, same name.** A resend carries the same id, lane number and bytes.
 //! 5. **Order per key**, through retries, reconnects, restarts and quarantine.
-//! 6. **Once in effect** at a [consumer](Store::consumer), within the inbox age.
+//! 6. **Once in effect** at a [consumer](Store::consumer): for ever for what a store of this library has produced, within the
+//!    inbox age for what another producer has named.
 //! 7. **A broken broker never breaks the application.** Writes go on; an outage spends no event's attempts.
 //! 8. **Bounded.** Every limit has a [name](limits); memory does not grow with the backlog.
 //! 9. **Detected, not passed on.** A record whose checksum fails is never published; a failed durable write poisons the store.
@@ -74,7 +75,7 @@ pub mod wire;
 pub use redb;
 
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
-pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, HANDLER_ATTEMPTS_DEFAULT};
+pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo};
 pub use error::{
     BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError,
     StorageFailure,
@@ -87,9 +88,9 @@ pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
     Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CapturedTable, Change, ConfirmError, Events,
     Finding, IoStats, Once, Operation, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
-    ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, RelayState, RelayStats,
-    RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream,
-    StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
+    ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
+    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
+    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use wire::HeaderSpelling;

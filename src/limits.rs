@@ -158,6 +158,15 @@ pub const CAPTURE_RETRY_MS: (u64, u64) = (1_000, 60_000);
 
 /// Wait after a round that could not go on, because the backlog quota is reached or too many codecs fail, in milliseconds.
 pub const CAPTURE_PAUSE_MS: u64 = 250;
+/// How long a consumer may hold back what is behind a gap in its lane, in milliseconds: half of RabbitMQ's default
+/// `consumer_timeout`, after which the broker closes the channel.
+pub const HOLD_MS_MAX: u64 = 15 * 60 * 1000;
+
+/// The reason that is kept with a rejected delivery, in bytes.
+pub const REASON_BYTES_MAX: usize = 512;
+
+/// Rejected deliveries that one commit marks to be driven again at most.
+pub const REDRIVE_STEP: usize = 256;
 
 const _: () = assert!(HEADERS_BYTES_MAX * 2 <= FRAME_BYTES_MAX as usize);
 const _: () = assert!(BATCH_WRITES_MAX <= WRITE_QUEUE_MAX);

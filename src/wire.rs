@@ -1,4 +1,4 @@
-//! From a recorded event to the message on the wire.
+//! From a recorded event to the message on the wire, and what a reader finds in its headers.
 //!
 //! | on the wire | from |
 //! |---|---|
@@ -21,8 +21,10 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::event::Recorded;
+use crate::error::{Error, Result};
+use crate::event::{LaneOf, Recorded, uuid_from_text};
 use crate::message::{HeaderValue, Message};
+use crate::time::as_ms;
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
 ///
@@ -261,16 +263,67 @@ pub(crate) fn resend(message: &Message) -> Message {
 
 /// The ordering key that a message carries, in whichever spelling.
 pub(crate) fn ordering_key(message: &Message) -> Option<&str> {
+    cloud_event(message, "partitionkey")
+}
+
+fn cloud_event<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     HeaderSpelling::ALL
         .iter()
-        .find_map(|spelling| message.header(&[spelling.prefix(), "partitionkey"].concat())?.as_text())
+        .find_map(|spelling| message.header(&[spelling.prefix(), name].concat())?.as_text())
+}
+
+/// The earliest and the latest moment at which the event can have been appended, in Unix milliseconds. The AMQP timestamp
+/// has whole seconds only.
+pub(crate) fn time_ms(message: &Message) -> Option<(u64, u64)> {
+    let exact = cloud_event(message, "time").and_then(|time| humantime::parse_rfc3339(time).ok());
+    match exact.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
+        Some(since) => Some((as_ms(since), as_ms(since))),
+        None => message.timestamp_s.map(|seconds| {
+            let ms = seconds.saturating_mul(1000);
+            (ms, ms.saturating_add(999))
+        }),
+    }
+}
+
+/// The lane of the store that produced the message, and its number there; `None` for a message of anybody else.
+///
+/// # Errors
+/// [`Error::LaneHeader`] if the headers are there by half, twice, or are not what this library writes: such a message
+/// cannot be told from a repeat, nor taken for a foreign one.
+pub(crate) fn lane_of(message: &Message) -> Result<Option<(LaneOf, u64)>> {
+    let all = [one(message, STORE)?, one(message, EPOCH)?, one(message, LANE)?, one(message, LANE_NUMBER)?];
+    if all.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let [store, epoch, lane, number] = all;
+    let store = store.map(|store| store.as_text().and_then(uuid_from_text));
+    let store = needed(STORE, store, "is not the UUID of a store")?;
+    let int = |name, value: Option<&HeaderValue>| {
+        let int = value.map(|value| value.as_int().and_then(|int| u64::try_from(int).ok()));
+        needed(name, int, "is not a number from 0 on")
+    };
+    let lane = LaneOf { store, epoch: int(EPOCH, epoch)?, id: int(LANE, lane)? };
+    Ok(Some((lane, int(LANE_NUMBER, number)?)))
+}
+
+fn needed<T>(header: &'static str, value: Option<Option<T>>, otherwise: &'static str) -> Result<T> {
+    let problem = if value.is_some() { otherwise } else { "is missing, while others of its kind are there" };
+    value.flatten().ok_or(Error::LaneHeader { header, problem })
+}
+
+fn one<'a>(message: &'a Message, header: &'static str) -> Result<Option<&'a HeaderValue>> {
+    let mut values = message.headers.iter().filter(|(name, _)| name == header).map(|(_, value)| value);
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(Error::LaneHeader { header, problem: "is given twice" });
+    }
+    Ok(first)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::event::Event;
-    use crate::log::record::{Position, RecordId, decode, encode, encode_body};
 
     fn recorded() -> Recorded {
         let event = Event::bytes("payment.completed", b"100".to_vec())
@@ -280,10 +333,16 @@ mod tests {
             .correlation_id("c-1")
             .trace("00-aa-bb-01", Some("x=y".into()))
             .header("region", "eu");
-        let lane = Some(crate::event::Lane { id: 2, number: 7 });
-        let position =
-            Position { seq: 42, start_offset: 0, time_ms: 1_700_000_000_123, lane, revision: None };
-        decode(42, &encode(position, &encode_body(&event, RecordId::Text("e-1")))).unwrap()
+        Recorded {
+            seq: 42,
+            time_ms: 1_700_000_000_123,
+            end_offset: 100,
+            lane: Some(crate::event::Lane { id: 2, number: 7 }),
+            revision: None,
+            id: "e-1".into(),
+            crc: 9,
+            event,
+        }
     }
 
     /// The wire form of design §6, in each of its three spellings.
@@ -325,6 +384,64 @@ mod tests {
             assert_eq!(message.header(RESEND), None);
             assert_eq!(resend(&message).header(RESEND), Some(&HeaderValue::Bool(true)));
             assert_eq!(ordering_key(&message), Some("alice"));
+        }
+    }
+
+    fn wire(store: &str) -> Wire {
+        let spelling = HeaderSpelling::default();
+        Wire { spelling, source: "/bank".into(), app_id: None, store: store.into(), epoch: 3 }
+    }
+
+    const UUID: &str = "018f0000-0000-7000-8000-0000000000ff";
+
+    /// What is written is found again.
+    #[test]
+    fn a_lane_is_read_back() {
+        let message = wire(UUID).message(recorded());
+        let store = uuid_from_text(UUID).unwrap();
+        assert_eq!(lane_of(&message).unwrap(), Some((LaneOf { store, epoch: 3, id: 2 }, 7)));
+        assert_eq!(time_ms(&message), Some((1_700_000_000_123, 1_700_000_000_123)));
+        let coarse = Message { headers: Vec::new(), ..message };
+        assert_eq!(lane_of(&coarse).unwrap(), None);
+        assert_eq!(time_ms(&coarse), Some((1_700_000_000_000, 1_700_000_000_999)));
+        assert_eq!(time_ms(&Message::default()), None);
+    }
+
+    /// Goal: each way in which a lane's headers can be wrong is an error that names the header. Method: one wrong thing at a
+    /// time in a good message.
+    #[test]
+    fn lane_headers_by_half_are_named() {
+        let good = wire(UUID).message(recorded());
+        let wrong: [HeaderValue; 4] = ["x".into(), true.into(), (-1).into(), vec![1_u8].into()];
+        for name in [STORE, EPOCH, LANE, LANE_NUMBER] {
+            let refused = |message: &Message| match lane_of(message) {
+                Err(Error::LaneHeader { header, problem }) => {
+                    assert_eq!(header, name);
+                    problem
+                }
+                other => panic!("{name}: {other:?}"),
+            };
+            let mut missing = good.clone();
+            missing.headers.retain(|(header, _)| header != name);
+            assert_eq!(refused(&missing), "is missing, while others of its kind are there");
+            let mut twice = good.clone();
+            twice.headers.push((name.into(), good.header(name).unwrap().clone()));
+            assert_eq!(refused(&twice), "is given twice");
+            for value in &wrong {
+                let mut other = good.clone();
+                other
+                    .headers
+                    .iter_mut()
+                    .filter(|(header, _)| header == name)
+                    .for_each(|at| at.1 = value.clone());
+                assert!(refused(&other).starts_with("is not "));
+            }
+        }
+        for other in ["018f00000000700080000000000000ff", "{018f0000-0000-7000-8000-0000000000ff}"] {
+            assert!(
+                lane_of(&wire(other).message(recorded())).is_err(),
+                "{other}: one store has one spelling"
+            );
         }
     }
 }

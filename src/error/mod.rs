@@ -84,7 +84,7 @@ pub enum Error {
     /// The application's own error, returned from its closure. Nothing of that closure was written.
     #[error(transparent)]
     App(BoxError),
-    /// A consumer's handler refuses this delivery for good: to the dead-letter exchange with it.
+    /// A consumer's handler refuses this delivery for good: to quarantine with it, or to the dead-letter exchange.
     #[error("rejected: {0}")]
     Rejected(BoxError),
     /// The backlog quota that the application has set is reached.
@@ -227,6 +227,57 @@ pub enum Error {
         scope: String,
         /// The id.
         id: String,
+    },
+    /// A message carries some of the headers that number its lane, but not all of them as this library writes them.
+    #[error("header `{header}` {problem}")]
+    LaneHeader {
+        /// The header.
+        header: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A message names a store as its producer from which the consumer takes nothing.
+    #[error("the message says that store {producer} produced it, which is none of this consumer's producers")]
+    UnknownProducer {
+        /// The store's id, as its header says.
+        producer: String,
+    },
+    /// A number of a lane was seen before, with another message: the producer gave it twice, as one does that was
+    /// restored from a backup, or somebody else speaks in its name.
+    #[error(
+        "number {number} of lane {lane} of store {producer} (epoch {epoch}) was seen before in scope `{scope}`, with another message: {how}"
+    )]
+    LaneConflict {
+        /// The scope.
+        scope: String,
+        /// The store's id.
+        producer: String,
+        /// Its epoch.
+        epoch: u64,
+        /// The lane.
+        lane: u64,
+        /// The number.
+        number: u64,
+        /// How it is known.
+        how: &'static str,
+    },
+    /// No rejected delivery of this number is in the consumer's quarantine.
+    #[error("the quarantine of scope `{scope}` has no delivery {number}")]
+    NotRejected {
+        /// The scope.
+        scope: String,
+        /// The number asked for.
+        number: u64,
+    },
+    /// The row of a rejected delivery failed its check. It is never handed to a handler; it can only be discarded.
+    #[error("delivery {number} in the quarantine of scope `{scope}` is damaged: {what}")]
+    DamagedDelivery {
+        /// The scope.
+        scope: String,
+        /// Its number.
+        number: u64,
+        /// What is wrong.
+        what: &'static str,
     },
     /// The stream is not as the append expected; nothing was appended.
     #[error("stream `{stream}` was expected at {expected}, and {}", actual_text(*actual))]

@@ -7,9 +7,11 @@
 //! lane        exchange len u8 │ exchange │ routing key len u8 │ routing key │ key        (key may be empty: no key)
 //! inbox       scope len u8 │ scope │ id
 //! chunk       stream len u8 │ stream │ first revision u64
+//! seen        scope len u8 │ scope │ store 16 │ epoch u64 │ lane id u64 │ 0 for the head, or 1 │ start of a hole u64
+//! rejected    scope len u8 │ scope [│ 0 for a row, 1 for one that is driven again │ number u64]
 //! ```
 
-use crate::event::Destination;
+use crate::event::{Destination, LaneOf};
 
 /// Names a cursor in keys; given when the cursor is first made, never reused.
 pub(crate) type CursorId = u32;
@@ -67,6 +69,39 @@ pub(crate) fn inbox(scope: &str, id: &[u8]) -> Vec<u8> {
     [&[len][..], scope.as_bytes(), id].concat()
 }
 
+/// The head of a lane that a scope has seen something of.
+pub(crate) fn seen_head(scope: &str, lane: LaneOf) -> Vec<u8> {
+    let lane = [&lane.store[..], &lane.epoch.to_be_bytes(), &lane.id.to_be_bytes(), &[0]].concat();
+    inbox(scope, &lane)
+}
+
+/// A hole of the lane with this head.
+pub(crate) fn seen_hole(head: &[u8], start: u64) -> Vec<u8> {
+    let lane = head.split_last().map_or(head, |(_, lane)| lane);
+    [lane, &[1], &start.to_be_bytes()].concat()
+}
+
+/// What a scope has rejected, taken together.
+pub(crate) fn rejected(scope: &str) -> Vec<u8> {
+    inbox(scope, &[])
+}
+
+/// A rejected delivery.
+pub(crate) fn rejected_row(scope: &str, number: u64) -> Vec<u8> {
+    inbox(scope, &[&[0][..], &number.to_be_bytes()].concat())
+}
+
+/// The word that a rejected delivery is to be driven again.
+pub(crate) fn redriven(scope: &str, number: u64) -> Vec<u8> {
+    inbox(scope, &[&[1][..], &number.to_be_bytes()].concat())
+}
+
+/// The scope at the front of a key.
+pub(crate) fn scope_of(key: &[u8]) -> Option<&str> {
+    let (len, rest) = key.split_first()?;
+    std::str::from_utf8(rest.get(..usize::from(*len))?).ok()
+}
+
 /// A chunk of the stream index.
 pub(crate) fn chunk(stream: &[u8], first: u64) -> Vec<u8> {
     let len = u8::try_from(stream.len()).expect("checked: at most SHORT_STRING_BYTES_MAX");
@@ -107,6 +142,13 @@ mod tests {
         assert!(chunk(b"a", 255) < chunk(b"a", 256));
         assert_eq!(split_chunk(&chunk(b"a", 7)), Some((&b"a"[..], 7)));
         assert_eq!(split_chunk(b"\x02a\0\0\0\0\0\0\0\x07"), None);
+        let lane = LaneOf { store: [7; 16], epoch: 1, id: 2 };
+        let head = seen_head("a", lane);
+        assert!(head < seen_hole(&head, 0) && seen_hole(&head, 255) < seen_hole(&head, 256));
+        assert!(seen_hole(&head, u64::MAX) < seen_head("a", LaneOf { id: 3, ..lane }));
+        assert!(rejected("a") < rejected_row("a", 0) && rejected_row("a", u64::MAX) < redriven("a", 0));
+        assert!(redriven("a", u64::MAX) < rejected("b"));
+        assert_eq!(scope_of(&redriven("credit", 7)), Some("credit"));
         assert_eq!(after_prefix(&[1, 255]), vec![2]);
         assert!(after_prefix(&[255]).is_empty());
     }

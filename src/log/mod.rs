@@ -4,5 +4,7 @@ pub(crate) mod book;
 pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod record;
+pub(crate) mod rejected;
+pub(crate) mod seen;
 pub(crate) mod streams;
 pub(crate) mod wire_bytes;

@@ -14,9 +14,11 @@ use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
 use super::projections::ProjectionRow;
 use super::ride::Ride;
-use super::schema::{EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow};
-use super::streams;
+use super::schema::{
+    EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
+};
 use super::transaction::Pending;
+use super::{seen, streams};
 use crate::error::{Error, Result};
 use crate::limits::{DERIVED_FLUSH_EVENTS, INBOX_SWEEP_STEP, TRIM_BATCH_MIN, TRIM_STEP};
 use crate::log::{keys, record};
@@ -166,7 +168,7 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
     Ok(())
 }
 
-/// Forgets some of what was seen longer ago than the inbox age: a step after so many new marks, round and round.
+/// Forgets some of what was seen longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
 fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail) -> Result<Option<Vec<u8>>> {
     if tail.inbox_added < INBOX_SWEEP_STEP / 2 {
         return Ok(None);
@@ -180,8 +182,16 @@ fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail) -> Result<Option
         let (key, row) = row?;
         swept_to = key.value().to_vec();
         // A row that cannot be read tells nothing any more, either.
-        let at_ms = InboxRow::from_bytes(row.value()).map_or(0, |row| row.at_ms);
-        if at_ms.saturating_add(core.settings.inbox_age_ms) < now_ms {
+        let row = InboxRow::from_bytes(row.value());
+        let at_ms = row.map_or(0, |row| row.at_ms);
+        let numbered = row.filter(|row| row.count == seen::NUMBERED);
+        let outnumbered = match (core.settings.inbox_ids_max, numbered, keys::scope_of(&swept_to)) {
+            (Some(max), Some(row), Some(scope)) => {
+                seen::is_forgotten(&row, seen::ids_next(&tx.open_table(SEEN)?, scope)?, max)
+            }
+            _ => false,
+        };
+        if outnumbered || at_ms.saturating_add(core.settings.inbox_age_ms) < now_ms {
             old.push(swept_to.clone());
         }
     }

@@ -19,6 +19,7 @@ use super::capture::rounds::Rounds;
 use super::capture::rows::CaptureBook;
 use super::counted::IoCounters;
 use super::cursor::Cursor;
+use super::doorbells::Doorbells;
 use super::inside::refuse_inside;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
@@ -151,6 +152,8 @@ pub(crate) struct Core {
     pub(crate) bells: Arc<Bells>,
     pub(crate) projections: Projections,
     pub(crate) rounds: Rounds,
+    /// Rejected deliveries are to be driven again.
+    pub(crate) redrives: Doorbells,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks.
     backlog_shrank: Condvar,
@@ -188,6 +191,7 @@ impl Core {
             bells: Arc::default(),
             projections: Projections::default(),
             rounds: Rounds::default(),
+            redrives: Doorbells::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             counters: Counters::default(),

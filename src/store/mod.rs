@@ -6,6 +6,7 @@ mod commit;
 pub(crate) mod core;
 mod counted;
 pub(crate) mod cursor;
+mod doorbells;
 mod failure;
 mod file;
 mod inside;
@@ -14,11 +15,13 @@ pub(crate) mod quarantine;
 mod read;
 mod receipt;
 mod recover;
+pub(crate) mod rejected;
 pub(crate) mod relay_rows;
 pub(crate) mod relays;
 mod replay;
 pub(crate) mod ride;
 mod schema;
+pub(crate) mod seen;
 mod settings;
 mod stats;
 mod streams;
@@ -49,6 +52,7 @@ pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
+pub use self::rejected::{Rejected, RejectedDelivery};
 pub use self::relay_rows::StartAt;
 pub use self::relays::{RelayState, RelayStatus};
 pub use self::replay::{Replay, ReplayedEvent};
@@ -191,6 +195,20 @@ impl Store {
 
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.shared.core
+    }
+
+    /// The store's id: what its messages carry in the header [`onewrite-store`](crate::wire::STORE). It is given when the
+    /// file is made, and stays; a copy of the file has it too.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.id().len(), 36); // a UUID
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn id(&self) -> String {
+        crate::log::record::uuid_text(self.core().identity.store_id)
     }
 
     /// The file.

@@ -11,13 +11,15 @@
 //! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
 //! onewrite.due         (cursor, due ms, seq) → ()
 //! onewrite.parked      (cursor, key, seq) → ()
-//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u32, at ms u64
+//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u32, at ms u64   (ids by number: see seen.rs)
 //! onewrite.projections projection name → see projections.rs
 //! onewrite.failures    (projection, seq) → see projections.rs
 //! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
-//! onewrite.seen        (scope, producer, lane [, hole]) → see seen.rs
-//! onewrite.rejected    (scope, number) → see rejected.rs
+//! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole     (log/seen.rs);
+//!                      (scope) → ids that were given a number u64                               (seen.rs)
+//! onewrite.rejected    (scope) → next number u64, rows u64; (scope, number) → delivery          (log/rejected.rs);
+//!                      (scope, number) → (), to be driven again                                 (rejected.rs)
 //! ```
 //!
 //! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys

@@ -157,6 +157,7 @@ pub(crate) struct Settings {
     pub(crate) upcasts: Arc<Upcasts>,
     pub(crate) captures: Captures,
     pub(crate) inbox_age_ms: u64,
+    pub(crate) inbox_ids_max: Option<u64>,
     pub(crate) ride_ms: u64,
     pub(crate) create: bool,
     pub(crate) adopt: bool,
@@ -193,6 +194,7 @@ impl Default for StoreBuilder {
                 upcasts: Arc::default(),
                 captures: Captures::default(),
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
+                inbox_ids_max: None,
                 ride_ms: RIDE_MS_DEFAULT,
                 create: true,
                 adopt: false,
@@ -360,6 +362,28 @@ impl StoreBuilder {
         self
     }
 
+    /// How many ids of foreign messages are remembered per scope at most, the newest; as many as the
+    /// [age](Self::inbox_age) allows unless set. It concerns [consumers](Store::consumer) and
+    /// [`first_delivery`](crate::Transaction::first_delivery); messages with a lane need no id to be remembered.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Message, Store};
+    /// let store = Store::builder().inbox_ids_max(2).open(folder.path().join("a.redb"))?;
+    /// let message = |id: &str| Message { message_id: Some(id.into()), ..Message::default() };
+    /// let tx = store.begin()?;
+    /// for id in ["m-1", "m-2", "m-3"] {
+    ///     assert!(tx.first_delivery("credit-service", &message(id))?);
+    /// }
+    /// assert!(!tx.first_delivery("credit-service", &message("m-2"))?);
+    /// assert!(tx.first_delivery("credit-service", &message("m-1"))?); // forgotten
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn inbox_ids_max(mut self, ids: u64) -> Self {
+        self.settings.inbox_ids_max = Some(ids);
+        self
+    }
+
     /// How long a relay's progress may wait for a commit to ride on before it gets one of its own; 250 ms unless set.
     /// What is not written when the process dies is published again.
     ///
@@ -457,6 +481,13 @@ impl StoreBuilder {
         }
         settings.upcasts.check()?;
         settings.captures.check_settings()?;
+        if settings.inbox_ids_max == Some(0) {
+            return Err(SettingError::new(
+                "inbox_ids_max",
+                "an inbox of no ids would see every message anew",
+            )
+            .into());
+        }
         Store::open_with(PathBuf::from(path.as_ref()), settings)
     }
 }

@@ -55,6 +55,8 @@ pub struct Stats {
     pub projections: BTreeMap<String, ProjectionStats>,
     /// The tables that the file knows as captured, by name.
     pub captures: BTreeMap<String, CaptureStats>,
+    /// Deliveries in the quarantine of each consumer that has ever rejected one, by scope.
+    pub rejected: BTreeMap<String, u64>,
 }
 
 /// One captured table's figures.
@@ -220,6 +222,7 @@ impl Store {
         stats.io = core.io.stats();
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
+        stats.rejected = self.rejected_counts()?;
         Ok(stats)
     }
 }

@@ -19,6 +19,7 @@ use super::inside::Inside;
 use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
+use super::seen::NUMBERED;
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use crate::error::{Error, EventError, Result};
@@ -33,6 +34,9 @@ use crate::log::streams::{Run, StreamState};
 pub(crate) const EVENT_SCOPE: &str = "onewrite.event";
 /// The inbox scope of request ids.
 pub(crate) const REQUEST_SCOPE: &str = "onewrite.request";
+
+/// The inbox scope of deliveries that were rejected without being marked as seen.
+pub(crate) const REJECT_SCOPE: &str = "onewrite.rejected";
 
 /// An exclusive transaction held longer than this is worth a warning: all other writes wait for it.
 const HELD_TOO_LONG: Duration = Duration::from_secs(1);
@@ -442,11 +446,7 @@ impl Transaction {
         if let Some(row) = self.seen(&key)? {
             return Ok(Some(row));
         }
-        let (crc, len) = content.map(content_of).unwrap_or_default();
-        let at_ms = self.core.settings.clock.now().wall_ms;
-        let mut pending = self.pending.borrow_mut();
-        let first = pending.next_seq;
-        pending.mark_seen(key, InboxRow { first, count: 0, crc, len, at_ms });
+        self.mark_id(key, content.map(content_of).unwrap_or_default(), None);
         Ok(None)
     }
 
@@ -457,6 +457,23 @@ impl Transaction {
         let table = self.redb().open_table(INBOX)?;
         let row = redb::ReadableTable::get(&table, key)?;
         row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
+    }
+
+    /// Marks the id of a delivery, which has not been seen; with its number, if it has one.
+    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>) {
+        let at_ms = self.core.settings.clock.now().wall_ms;
+        let mut pending = self.pending.borrow_mut();
+        let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
+        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms });
+    }
+
+    /// Marks a key of the inbox; `false` if it was marked before.
+    pub(super) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
+        let first = self.seen(&key)?.is_none();
+        if first {
+            self.mark_id(key, Default::default(), None);
+        }
+        Ok(first)
     }
 
     /// Marks a request as done, with the events that it led to.

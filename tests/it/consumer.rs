@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use onewrite::publish::{Delivery, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{Consumer, ConsumerBuilder, Error, HeaderValue, Message, Result, Store, Transaction};
+use onewrite::{
+    Consumer, ConsumerBuilder, Error, HeaderValue, Message, RejectTo, Result, Store, Transaction,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 /// How often each message took effect.
@@ -171,6 +173,7 @@ fn rejected_goes_to_the_dead_letter_queue() {
     let (_folder, store, broker) = setup();
     let consumer = quick(&store)
         .attempts(3)
+        .rejects(RejectTo::DeadLetter)
         .run(broker.source("q"), |delivery, tx| {
             count(delivery, tx)?;
             match delivery.message.payload.as_slice() {
@@ -197,7 +200,7 @@ fn rejected_goes_to_the_dead_letter_queue() {
 #[test]
 fn an_id_with_other_content_is_a_conflict() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).rejects(RejectTo::DeadLetter).run(broker.source("q"), count).unwrap();
     send(&broker, "m", None, "one");
     send(&broker, "m", None, "one");
     send(&broker, "m", None, "other");

@@ -13,8 +13,8 @@ const FLOORS: &[(u8, &[&str])] = &[
     (0, &["limits", "time", "error"]),
     (1, &["message", "codec"]),
     (2, &["event", "publish"]),
-    (3, &["filter", "upcast", "log", "relay::machine", "oneshot"]),
-    (4, &["wire", "store", "publish::rabbitmq"]),
+    (3, &["filter", "upcast", "log", "relay::machine", "oneshot", "wire"]),
+    (4, &["store", "publish::rabbitmq"]),
     (5, &["aggregate", "relay", "projection", "subscription", "consumer"]),
     (6, &[""]),
 ];

@@ -19,6 +19,8 @@ mod consumer;
 mod faults;
 mod floors;
 #[cfg(unix)]
+mod lanes_inbox;
+#[cfg(unix)]
 mod log_and_lanes;
 #[cfg(unix)]
 mod model;
@@ -33,6 +35,8 @@ mod rabbitmq_end_to_end;
 mod rabbitmq_publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;
+#[cfg(unix)]
+mod rejected;
 mod relay;
 #[cfg(unix)]
 mod scratch;

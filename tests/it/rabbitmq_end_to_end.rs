@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::publish::{ExchangeKind, RabbitMq, RabbitMqSource, Topology};
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{ConfirmError, Event, FaultClass, RelayState, Store, wire};
+use onewrite::{ConfirmError, Event, FaultClass, GapPolicy, RelayState, Store, wire};
 
 use crate::support::rabbit::{RabbitNode, shared_node};
 use crate::support::tap::Tap;
@@ -110,6 +110,65 @@ fn killed_under_a_full_window() {
     assert_eq!(effects.len(), 6000, "lost: {}", 6000 - effects.len());
     assert!(effects.values().all(|times| *times == 1));
     assert_eq!(relay.status().quarantined, 0);
+    assert!(relay.stop(Duration::from_secs(10)).clean);
+}
+
+/// P6, by lanes. Goal: through RabbitMQ and its types of headers, repeats and another order change nothing, and a number that
+/// comes with another body is kept. Method: somebody takes the relay's messages out of a queue and puts them into another: in
+/// blocks turned round, every third twice, and once all of them again. The consumer holds back behind gaps, so the order of
+/// each key is that of the appends.
+#[test]
+fn repeated_and_turned_round_on_the_way() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("lanes-raw", &[]);
+    tap.queue("lanes", &[]);
+    let (_folder, store) = open();
+    let (_consumer_folder, credit) = open();
+    for n in 0..300_u64 {
+        let key = format!("k{}", n % 7);
+        append(&store, Event::bytes("paid", format!("{key}:{n}").into_bytes()).key(key).to("", "lanes-raw"));
+    }
+    let relay = store.relay("rabbit").publish_to(rabbit(&node.url())).unwrap();
+    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
+    let raw = tap.drain("lanes-raw");
+    assert_eq!(raw.len(), 300);
+    for block in raw.chunks(30) {
+        for (at, message) in block.iter().enumerate().rev() {
+            for _ in 0..=usize::from(at % 3 == 0) {
+                tap.publish("lanes", message.properties.clone(), &message.body);
+            }
+        }
+    }
+    tap.publish("lanes", raw[299].properties.clone(), b"k5:999");
+    raw.iter().for_each(|message| tap.publish("lanes", message.properties.clone(), &message.body));
+
+    let consumer = credit
+        .consumer("credit-service")
+        .producers([store.id()])
+        .on_gap(GapPolicy::Hold(Duration::from_secs(30)))
+        .run(RabbitMqSource::new(&node.url(), "lanes").unwrap(), |delivery, tx| {
+            let text = String::from_utf8_lossy(&delivery.message.payload);
+            let (key, number) =
+                text.split_once(':').ok_or_else(|| onewrite::Error::reject("no such form"))?;
+            let number: u64 = number.parse().map_err(onewrite::Error::app)?;
+            let last = tx.open_table(LAST)?.insert(key, number)?.map(|row| row.value());
+            match last {
+                Some(last) if last >= number => Err(onewrite::Error::reject("out of order")),
+                _ => Ok(()),
+            }
+        })
+        .unwrap();
+    until("all deliveries", || {
+        let stats = consumer.stats();
+        stats.applied + stats.repeated + stats.quarantined == 300 + 100 + 1 + 300
+    });
+    let stats = consumer.stop(Duration::from_secs(10));
+    assert_eq!((stats.applied, stats.conflicts, stats.quarantined), (300, 1, 1), "{stats:?}");
+    assert_eq!(tap.count("lanes"), 0);
+    let (entry, message) = credit.rejected("credit-service").get(0).unwrap();
+    assert!(entry.reason.ends_with("its content differs"), "{}", entry.reason);
+    assert_eq!(message.payload, b"k5:999");
     assert!(relay.stop(Duration::from_secs(10)).clean);
 }
 

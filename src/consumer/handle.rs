@@ -1,0 +1,157 @@
+//! A running consumer, as others see it: its figures, and how it is stopped.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::message::Fault;
+use crate::oneshot;
+
+/// Figures of a consumer since it began.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+/// let stats: onewrite::ConsumerStats = consumer.stop(std::time::Duration::from_secs(5));
+/// assert_eq!((stats.applied, stats.rejected), (0, 0));
+/// assert_eq!(stats.failed, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ConsumerStats {
+    /// Deliveries whose effects were committed.
+    pub applied: u64,
+    /// Deliveries recognised as repeats and only acknowledged.
+    pub repeated: u64,
+    /// Tries that failed and were put off.
+    pub retried: u64,
+    /// Deliveries rejected, to wherever they go.
+    pub rejected: u64,
+    /// Deliveries put into the consumer's own quarantine: that is durable.
+    pub quarantined: u64,
+    /// Deliveries whose number or id was seen before with another message; rejected too.
+    pub conflicts: u64,
+    /// Deliveries from quarantine whose effects were committed; they count as applied too.
+    pub redriven: u64,
+    /// Deliveries that wait now for a gap in their lane to be filled.
+    pub held: u64,
+    /// Times the connection was set up.
+    pub connections: u64,
+    /// Why there is no connection now.
+    pub disconnected: Option<Fault>,
+    /// Why the consumer can do nothing any more.
+    pub failed: Option<String>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) applied: AtomicU64,
+    pub(super) repeated: AtomicU64,
+    pub(super) retried: AtomicU64,
+    pub(super) rejected: AtomicU64,
+    pub(super) quarantined: AtomicU64,
+    pub(super) conflicts: AtomicU64,
+    pub(super) redriven: AtomicU64,
+    pub(super) held: AtomicU64,
+    pub(super) connections: AtomicU64,
+    pub(super) disconnected: Mutex<Option<Fault>>,
+    pub(super) failed: Mutex<Option<String>>,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A running consumer. Dropping it stops it, waiting 5 s at most.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// use std::time::Duration;
+/// use onewrite::Consumer;
+/// let consumer: Consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+/// assert_eq!(consumer.stop(Duration::from_secs(5)).failed, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping a consumer stops it"]
+pub struct Consumer {
+    pub(super) stop: Sender<Instant>,
+    pub(super) ended: Option<oneshot::Receiver<()>>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl Consumer {
+    /// Figures.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!(consumer.stats().applied, 0);
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stats(&self) -> ConsumerStats {
+        let shared = &self.shared;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ConsumerStats {
+            applied: get(&shared.applied),
+            repeated: get(&shared.repeated),
+            retried: get(&shared.retried),
+            rejected: get(&shared.rejected),
+            quarantined: get(&shared.quarantined),
+            conflicts: get(&shared.conflicts),
+            redriven: get(&shared.redriven),
+            held: get(&shared.held),
+            connections: get(&shared.connections),
+            disconnected: shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            failed: shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Stops, `deadline` at most from now. What is applied by then is acknowledged; the rest goes back to the broker.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use std::time::Duration;
+    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let stats = consumer.stop(Duration::from_secs(5));
+    /// assert_eq!(stats.rejected, 0);
+    /// assert_eq!(broker.unsettled_len("credit"), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stop(mut self, deadline: Duration) -> ConsumerStats {
+        self.end(deadline);
+        self.stats()
+    }
+
+    fn end(&mut self, deadline: Duration) {
+        let Some(ended) = self.ended.take() else { return };
+        let deadline = Instant::now() + deadline;
+        let _ = self.stop.try_send(deadline);
+        if ended.wait_until(deadline).is_none() {
+            tracing::warn!("the consumer did not end by its deadline; it ends by itself");
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.end(Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,153 @@
+//! What waits, lane by lane, for a gap before it to be filled. Knows nothing of a store, a broker or a clock.
+//!
+//! **Invariants.** Of a lane only what has a gap before it is held, in the order of numbers. Nothing is held longer than its
+//! own deadline.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use crate::event::LaneOf;
+
+/// What is held of all lanes.
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    lanes: HashMap<LaneOf, Lane<T>>,
+    /// Keeps two deliveries of one number apart.
+    arrivals: u64,
+    len: usize,
+}
+
+type Lane<T> = BTreeMap<(u64, u64), (T, Instant)>;
+
+impl<T> Default for Held<T> {
+    fn default() -> Self {
+        Self { lanes: HashMap::new(), arrivals: 0, len: 0 }
+    }
+}
+
+impl<T> Held<T> {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.lanes.clear();
+        self.len = 0;
+    }
+
+    /// Takes an item in. What may go on is told by [`release`](Self::release).
+    pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Instant) {
+        self.arrivals += 1;
+        self.len += 1;
+        let items = self.lanes.entry(lane).or_default();
+        // What stands behind it and came before it may not be made to wait longer: so deadlines rise with numbers.
+        let behind = items.range((number, 0)..).next().map(|(_, (_, until))| *until);
+        items.insert((number, self.arrivals), (item, behind.map_or(until, |behind| behind.min(until))));
+    }
+
+    /// Lets go, in order, of what has no gap before it, or has waited long enough. `next` is the lane's first number that has
+    /// not come yet; it moves with what goes.
+    pub(super) fn release(&mut self, lane: LaneOf, next: &mut u64, now: Instant) -> Vec<T> {
+        let mut released = Vec::new();
+        let Some(items) = self.lanes.get_mut(&lane) else { return released };
+        while let Some(first) = items.first_entry() {
+            let number = first.key().0;
+            if number > *next && first.get().1 > now {
+                break;
+            }
+            *next = (*next).max(number.saturating_add(1));
+            released.push(first.remove().0);
+        }
+        if items.is_empty() {
+            self.lanes.remove(&lane);
+        }
+        self.len -= released.len();
+        released
+    }
+
+    /// When something has waited long enough.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.firsts().map(|(_, until)| until).min()
+    }
+
+    /// Lanes whose first item has waited long enough.
+    pub(super) fn due(&self, now: Instant) -> Vec<LaneOf> {
+        self.firsts().filter(|(_, until)| *until <= now).map(|(lane, _)| lane).collect()
+    }
+
+    /// Nothing that could fill a gap can come: the lane that has waited longest waits no longer.
+    pub(super) fn give_up_one(&mut self, now: Instant) {
+        let Some((lane, _)) = self.firsts().min_by_key(|(_, until)| *until) else { return };
+        if let Some(mut first) = self.lanes.get_mut(&lane).and_then(|items| items.first_entry()) {
+            first.get_mut().1 = now;
+        }
+    }
+
+    fn firsts(&self) -> impl Iterator<Item = (LaneOf, Instant)> {
+        self.lanes.iter().filter_map(|(lane, items)| Some((*lane, items.first_key_value()?.1.1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LANE: LaneOf = LaneOf { store: [1; 16], epoch: 1, id: 0 };
+
+    /// Takes `numbers` in, in this order, each with a minute of patience; what goes on after each.
+    fn arrive(held: &mut Held<u64>, next: &mut u64, numbers: &[u64], now: Instant) -> Vec<Vec<u64>> {
+        let mut arrive = |number: &u64| {
+            held.put(LANE, *number, *number, now + Duration::from_secs(60));
+            held.release(LANE, next, now)
+        };
+        numbers.iter().map(&mut arrive).collect()
+    }
+
+    #[test]
+    fn order_is_restored_and_repeats_pass() {
+        let (mut held, mut next, now) = (Held::default(), 0, Instant::now());
+        let went = arrive(&mut held, &mut next, &[0, 3, 2, 0, 3, 1, 4], now);
+        let expected: [&[u64]; 7] = [&[0], &[], &[], &[0], &[], &[1, 2, 3, 3], &[4]];
+        assert_eq!(went, expected);
+        assert_eq!((held.len(), next, held.deadline()), (0, 5, None));
+    }
+
+    #[test]
+    fn what_has_waited_long_enough_goes_and_takes_its_successors_along() {
+        let (mut held, mut next, now) = (Held::default(), 0, Instant::now());
+        arrive(&mut held, &mut next, &[2, 3, 7], now);
+        assert!(held.due(now).is_empty());
+        let later = now + Duration::from_secs(59);
+        held.put(LANE, 9, 9, later + Duration::from_secs(60));
+        let later = now + Duration::from_secs(60);
+        assert_eq!((held.deadline(), held.due(later)), (Some(later), vec![LANE]));
+        assert_eq!(held.release(LANE, &mut next, later), [2, 3, 7]);
+        assert_eq!((held.len(), next), (1, 8));
+    }
+
+    /// Goal: a later arrival with a lower number does not make others wait longer.
+    #[test]
+    fn nothing_waits_longer_than_its_own_time() {
+        let (mut held, now) = (Held::default(), Instant::now());
+        let (early, late) = (now + Duration::from_secs(5), now + Duration::from_secs(9));
+        held.put(LANE, 7, 7, early);
+        held.put(LANE, 2, 2, late);
+        held.put(LANE, 9, 9, late);
+        assert_eq!(held.deadline(), Some(early));
+        assert_eq!(held.release(LANE, &mut 0, early), [2, 7]);
+        assert_eq!(held.deadline(), Some(late));
+    }
+
+    #[test]
+    fn one_that_is_given_up_goes_at_once() {
+        let (mut held, mut next, now) = (Held::default(), 0, Instant::now());
+        arrive(&mut held, &mut next, &[5, 9], now);
+        held.give_up_one(now);
+        assert_eq!(held.due(now), [LANE]);
+        assert_eq!(held.release(LANE, &mut next, now), [5]);
+        held.clear();
+        assert_eq!((held.len(), held.deadline()), (0, None));
+    }
+}

@@ -1,0 +1,342 @@
+//! The other end: deliveries applied exactly once in effect.
+//!
+//! Each delivery is one write closure: it looks whether the message has been seen, runs the handler, marks the message as
+//! seen, and commits with its group; only then is the delivery acknowledged. A crash at any point leaves either nothing,
+//! and the broker delivers again, or everything, and the next delivery of that message is recognised and only
+//! acknowledged. The broker's `redelivered` flag is not looked at. What a message is recognised by stands in
+//! `store/seen.rs`: its number in its producer's lane, or the id that a foreign producer gave it.
+//!
+//! **Nothing is dropped in silence.** What can never be handled goes to the consumer's own quarantine
+//! (`store/rejected.rs`), or, where it is told so, to the queue's dead-letter exchange.
+//!
+//! **Order.** Deliveries of one key are applied in the order in which they arrive: while one waits for its next try,
+//! later ones of its key wait behind it. Whether one may be applied before an earlier one of its *lane* has arrived at all
+//! is the [`GapPolicy`].
+//!
+//! | file | keeps |
+//! |---|---|
+//! | here | the settings |
+//! | `handle` | a running consumer and its figures |
+//! | `worker` | the thread |
+//! | `hold` | what waits for a gap in its lane to be filled |
+
+mod handle;
+mod hold;
+mod worker;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::unbounded;
+
+use self::handle::Shared;
+use self::worker::Worker;
+use crate::error::{Error, Result, SettingError};
+use crate::event::uuid_from_text;
+use crate::limits::{BACKOFF_MS_DEFAULT, HOLD_MS_MAX, PREFETCH_DEFAULT, SHORT_STRING_BYTES_MAX};
+use crate::oneshot;
+use crate::publish::{Delivery, Source, SourceEvents};
+use crate::store::{Store, Transaction};
+
+pub use self::handle::{Consumer, ConsumerStats};
+
+/// Tries of a delivery whose handler fails before it is rejected, unless set.
+///
+/// ```
+/// assert_eq!(onewrite::HANDLER_ATTEMPTS_DEFAULT, 10);
+/// ```
+pub const HANDLER_ATTEMPTS_DEFAULT: u32 = 10;
+
+/// What a consumer does with a delivery that comes before an earlier one of its lane: see [`ConsumerBuilder::on_gap`].
+///
+/// ```
+/// use std::time::Duration;
+/// use onewrite::GapPolicy;
+/// assert_eq!(GapPolicy::default(), GapPolicy::ApplyAtOnce);
+/// let patient = GapPolicy::Hold(Duration::from_secs(10));
+/// # let _ = patient;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum GapPolicy {
+    /// It is applied as it comes; the earlier one too, once it comes. The default.
+    #[default]
+    ApplyAtOnce,
+    /// It waits, unacknowledged, until the gap before it is filled, but no longer than this; then it is applied all the
+    /// same. Later ones of its lane wait with it, in their order.
+    Hold(Duration),
+}
+
+/// Where a consumer puts what can never be handled: see [`ConsumerBuilder::rejects`].
+///
+/// ```
+/// assert_eq!(onewrite::RejectTo::default(), onewrite::RejectTo::Quarantine);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RejectTo {
+    /// Into the store, durable, before the broker is told that it is done with: see [`Store::rejected`]. The default.
+    #[default]
+    Quarantine,
+    /// Back to the broker, which hands it to the queue's dead-letter exchange. **A queue that has none drops it.**
+    DeadLetter,
+}
+
+type Handler = dyn Fn(&Delivery, &Transaction) -> Result<()> + Send + Sync;
+
+/// Settings of a consumer, before it runs. See [`Store::consumer`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// let consumer = store.consumer("credit-service").prefetch(32).attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
+/// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `run` is called"]
+pub struct ConsumerBuilder {
+    store: Store,
+    scope: String,
+    prefetch: u16,
+    attempts: u32,
+    backoff: (Duration, Duration),
+    gap: GapPolicy,
+    reject_to: RejectTo,
+    producers: Option<BTreeSet<String>>,
+}
+
+impl Store {
+    /// A consumer that applies a queue's deliveries to this store, each once in effect, for ever where its producer is a
+    /// `onewrite` store, within the inbox age where it is not. `scope` names what it has seen and what it has rejected; give
+    /// it a name that stays.
+    ///
+    /// ```
+    /// use onewrite::{Error, Event, Store, publish::MemoryBroker, redb::TableDefinition};
+    /// const OFFERS: TableDefinition<&str, u64> = TableDefinition::new("offers");
+    /// # let folder = tempfile::tempdir()?;
+    /// # let broker = MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let credit = Store::open(folder.path().join("credit.redb"))?;
+    /// let consumer = credit.consumer("credit-service").run(broker.source("credit"), |delivery, tx| {
+    ///     let amount: u64 = onewrite::codec::from_json(&delivery.message.payload)?; // cannot be decoded: rejected
+    ///     tx.open_table(OFFERS)?.insert("alice", amount)?;
+    ///     Ok(())
+    /// })?;
+    /// # consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn consumer(&self, scope: impl Into<String>) -> ConsumerBuilder {
+        ConsumerBuilder {
+            store: self.clone(),
+            scope: scope.into(),
+            prefetch: PREFETCH_DEFAULT,
+            attempts: HANDLER_ATTEMPTS_DEFAULT,
+            backoff: (
+                Duration::from_millis(BACKOFF_MS_DEFAULT.0),
+                Duration::from_millis(BACKOFF_MS_DEFAULT.1),
+            ),
+            gap: GapPolicy::default(),
+            reject_to: RejectTo::default(),
+            producers: None,
+        }
+    }
+}
+
+impl ConsumerBuilder {
+    /// Deliveries in hand at most; 256 unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// assert!(store.consumer("credit-service").prefetch(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = store.consumer("credit-service").prefetch(32).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn prefetch(mut self, prefetch: u16) -> Self {
+        self.prefetch = prefetch;
+        self
+    }
+
+    /// Tries before a delivery whose handler fails is rejected; 10 unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// assert!(store.consumer("credit-service").attempts(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = store.consumer("credit-service").attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts;
+        self
+    }
+
+    /// First and longest wait between tries; 100 ms and 30 s unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use std::time::Duration;
+    /// let (first, longest) = (Duration::from_millis(50), Duration::from_secs(10));
+    /// let consumer = store.consumer("credit-service").backoff(first, longest).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.backoff = (first, longest);
+        self
+    }
+
+    /// What becomes of a delivery that comes before an earlier one of its lane; it is applied at once unless set.
+    ///
+    /// With [`GapPolicy::Hold`], deliveries of a lane are applied in the order in which they were appended, as long as what is
+    /// missing comes in time: also where the broker has put them in another order, or a relay's quarantine has let some by.
+    /// What is held counts against the [prefetch](Self::prefetch); when all that this allows is held, nothing more can come,
+    /// and what was held first goes on. A lane that this consumer meets in its middle begins with a gap. 15 minutes at most.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use std::time::Duration;
+    /// use onewrite::GapPolicy;
+    /// let patient = GapPolicy::Hold(Duration::from_secs(10));
+    /// let consumer = store.consumer("credit-service").on_gap(patient).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!(consumer.stats().held, 0);
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on_gap(mut self, policy: GapPolicy) -> Self {
+        self.gap = policy;
+        self
+    }
+
+    /// Where a delivery goes that can never be handled; into the store's own quarantine unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use onewrite::RejectTo;
+    /// let consumer = store
+    ///     .consumer("credit-service")
+    ///     .rejects(RejectTo::DeadLetter) // the queue has a dead-letter exchange
+    ///     .run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rejects(mut self, to: RejectTo) -> Self {
+        self.reject_to = to;
+        self
+    }
+
+    /// Takes messages that carry a lane from these stores only, named by their [id](Store::id); from any unless set. One that
+    /// names another store is rejected with [`Error::UnknownProducer`]. Messages without a lane are not concerned. It keeps
+    /// out mistakes, not attackers: whoever may publish to the queue may write any header.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
+    /// let of_bank = store.consumer("credit-service").producers([bank.id()]);
+    /// let consumer = of_bank.run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert!(store.consumer("credit-service").producers(["bank"]).run(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn producers(mut self, ids: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.producers = Some(ids.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Starts consuming.
+    ///
+    /// `handler` says what became of a delivery: `Ok`: its effects commit together with the mark, then it is
+    /// acknowledged; [`Error::reject`], or a payload that cannot be decoded: nothing of it commits, and it goes to the
+    /// [quarantine](Store::rejected) or [where it is told](Self::rejects); any other error, or a panic: nothing of it commits,
+    /// and it is tried again after a while. Like every write closure it may run more than once before it commits, so its
+    /// effects belong into the transaction. A message without a lane and without an id cannot be recognised: it is handled at
+    /// every delivery.
+    ///
+    /// Rejected without a call: a number or an id that was seen with another message ([`Error::LaneConflict`],
+    /// [`Error::IdConflict`]); headers of a lane that are there by half ([`Error::LaneHeader`]); a producer that is none of
+    /// the [set ones](Self::producers).
+    ///
+    /// A delivery that was [driven again](crate::Rejected::redrive) from quarantine comes with the epoch 0 and its number there
+    /// as its tag.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a setting that cannot work.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// # use onewrite::Message;
+    /// broker.publish("", "credit", Message { message_id: Some("m-1".into()), ..Message::default() })?;
+    /// let (sender, handled) = std::sync::mpsc::channel();
+    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), move |delivery, _tx| {
+    ///     let _ = sender.send(delivery.message.message_id.clone());
+    ///     Ok(())
+    /// })?;
+    /// assert_eq!(handled.recv()?.as_deref(), Some("m-1"));
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn run<S, F>(self, mut source: S, handler: F) -> Result<Consumer>
+    where
+        S: Source,
+        F: Fn(&Delivery, &Transaction) -> Result<()> + Send + Sync + 'static,
+    {
+        if self.scope.is_empty() || self.scope.len() > SHORT_STRING_BYTES_MAX {
+            return Err(SettingError::new("scope", "a scope is 1 to 255 bytes long").into());
+        }
+        if self.prefetch == 0 || self.attempts == 0 {
+            return Err(SettingError::new("prefetch, attempts", "both must be at least 1").into());
+        }
+        if matches!(self.gap, GapPolicy::Hold(patience) if patience > Duration::from_millis(HOLD_MS_MAX)) {
+            return Err(SettingError::new("on_gap", format!("at most {HOLD_MS_MAX} ms")).into());
+        }
+        let producers = self.producers.as_ref().map(parse_producers).transpose()?;
+        let (events, received) = unbounded();
+        source.start(SourceEvents::new(events), self.prefetch)?;
+        let (stop, stopped) = crossbeam_channel::bounded(1);
+        let (report, ended) = oneshot::channel();
+        let stats = Arc::new(Shared::default());
+        let rung = self.store.core().redrives.hang(&self.scope);
+        let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
+        std::thread::Builder::new()
+            .name("onewrite-consumer".into())
+            .spawn(move || {
+                worker.run(&received, &stopped, &rung);
+                report.send(());
+            })
+            .map_err(|source| Error::Thread { what: "consumer", source })?;
+        Ok(Consumer { stop, ended: Some(ended), shared: stats })
+    }
+}
+
+fn parse_producers(ids: &BTreeSet<String>) -> Result<BTreeSet<[u8; 16]>> {
+    let parse = |id: &String| {
+        uuid_from_text(id)
+            .ok_or_else(|| SettingError::new("producers", format!("`{id}` is not a store's id")).into())
+    };
+    ids.iter().map(parse).collect()
+}

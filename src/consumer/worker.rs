@@ -1,0 +1,589 @@
+//! The consumer's thread: takes deliveries in, applies them in batches, says what has become of them.
+//!
+//! **Invariants.** A delivery is acknowledged only after the commit that applies it, recognises it or puts it into
+//! quarantine. The thread sleeps unless something has come, is due, or was driven again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use super::handle::{Shared, count};
+use super::hold::Held;
+use super::{ConsumerBuilder, GapPolicy, Handler, RejectTo};
+use crate::error::{Error, EventError, Result};
+use crate::limits::CONSUMER_BATCH_MAX;
+use crate::log::keys;
+use crate::log::record::uuid_text;
+use crate::log::rejected::RejectedRow;
+use crate::message::Message;
+use crate::oneshot;
+use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent};
+use crate::store::rejected::{Refusal, reason};
+use crate::store::seen::Identity;
+use crate::store::{Receipt, Transaction};
+use crate::wire::ordering_key;
+
+/// A delivery in hand.
+#[derive(Debug)]
+struct Item {
+    delivery: Arc<Delivery>,
+    /// What it is recognised by, or why it cannot be taken at all.
+    identity: Result<Arc<Identity>, Arc<Error>>,
+    key: Option<Arc<str>>,
+    attempts: u32,
+    /// Its number in quarantine, if it was driven again from there.
+    redriven: Option<u64>,
+}
+
+/// What a delivery's transaction did.
+enum Applied {
+    Done,
+    Repeated,
+    /// It was driven again, and has gone from quarantine meanwhile.
+    Gone,
+}
+
+/// What a batch has come to.
+#[derive(Default)]
+struct Outcome {
+    settlements: Vec<(DeliveryTag, Settlement)>,
+    /// For the quarantine.
+    refused: Vec<(Item, Refusal)>,
+    /// The store takes nothing more.
+    lost: Option<Error>,
+}
+
+pub(super) struct Worker {
+    settings: ConsumerBuilder,
+    producers: Option<BTreeSet<[u8; 16]>>,
+    handler: Arc<Handler>,
+    source: Box<dyn Source>,
+    shared: Arc<Shared>,
+    /// Keys of which one delivery waits for its next try, with those that wait behind it.
+    keys: HashMap<Arc<str>, VecDeque<Item>>,
+    /// Deliveries that wait for their next try, by time; the number keeps them apart.
+    due: BTreeMap<(Instant, u64), Item>,
+    scheduled: u64,
+    held: Held<Item>,
+    redriven: Redrives,
+}
+
+/// Where the look for deliveries that are driven again stands.
+#[derive(Debug)]
+struct Redrives {
+    /// There may be some that are not in hand.
+    look: bool,
+    /// The last one that was found, where there were more.
+    after: Option<u64>,
+    in_hand: HashSet<u64>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("scope", &self.settings.scope).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        settings: ConsumerBuilder,
+        producers: Option<BTreeSet<[u8; 16]>>,
+        handler: Arc<Handler>,
+        source: Box<dyn Source>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self {
+            settings,
+            producers,
+            handler,
+            source,
+            shared,
+            keys: HashMap::new(),
+            due: BTreeMap::new(),
+            scheduled: 0,
+            held: Held::default(),
+            // What was driven again while no consumer ran waits in the file.
+            redriven: Redrives { look: true, after: None, in_hand: HashSet::new() },
+        }
+    }
+
+    pub(super) fn run(
+        mut self,
+        events: &Receiver<SourceEvent>,
+        stop: &Receiver<Instant>,
+        rung: &Receiver<()>,
+    ) {
+        let mut deadline = None;
+        while deadline.is_none() {
+            let mut batch = self.take_due();
+            let first = if batch.is_empty() && !self.may_look() {
+                self.wait(events, stop, rung, &mut deadline)
+            } else {
+                None
+            };
+            let more = std::iter::from_fn(|| events.try_recv().ok());
+            for event in first.into_iter().chain(more) {
+                self.receive(event, &mut batch);
+                if batch.len() >= CONSUMER_BATCH_MAX {
+                    break;
+                }
+            }
+            if let Ok(at) = stop.try_recv() {
+                deadline = Some(at);
+            }
+            if rung.try_recv().is_ok() {
+                self.look_again();
+            }
+            if let Err(error) = self.turn(batch) {
+                let scope = &self.settings.scope;
+                tracing::error!(%error, scope, "the consumer ends: its store takes nothing more");
+                *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                break;
+            }
+        }
+        let left = deadline.map_or(Duration::from_secs(2), |at| at.saturating_duration_since(Instant::now()));
+        self.source.stop(left);
+    }
+
+    /// Fails only if the store is lost.
+    fn turn(&mut self, mut batch: Vec<Item>) -> Result<()> {
+        self.load_redriven(&mut batch)?;
+        let batch = self.hold_back(batch)?;
+        self.apply(batch)
+    }
+
+    fn wait(
+        &mut self,
+        events: &Receiver<SourceEvent>,
+        stop: &Receiver<Instant>,
+        rung: &Receiver<()>,
+        deadline: &mut Option<Instant>,
+    ) -> Option<SourceEvent> {
+        let due = self.due.keys().next().map(|(due, _)| *due);
+        let until = due.into_iter().chain(self.held.deadline()).min();
+        let timer = until.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
+        crossbeam_channel::select! {
+            recv(events) -> event => event.ok(),
+            recv(stop) -> at => {
+                *deadline = Some(at.unwrap_or_else(|_| Instant::now()));
+                None
+            }
+            recv(rung) -> _ => {
+                self.look_again();
+                None
+            }
+            recv(timer) -> _ => None,
+        }
+    }
+
+    fn receive(&mut self, event: SourceEvent, batch: &mut Vec<Item>) {
+        match event {
+            SourceEvent::Up { epoch } => {
+                tracing::info!(scope = self.settings.scope, epoch = epoch.0, "consuming");
+                count(&self.shared.connections);
+                *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            SourceEvent::Down { epoch, fault } => {
+                tracing::warn!(scope = self.settings.scope, epoch = epoch.0, %fault, "not consuming");
+                *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+                self.forget_delivered();
+                batch.retain(|item| item.redriven.is_some() || item.delivery.tag.epoch > epoch);
+            }
+            SourceEvent::Delivery(delivery) => {
+                let identity = self.identify(&delivery.message).map(Arc::new).map_err(Arc::new);
+                let key = self.key_of(&delivery.message, identity.as_deref().ok());
+                let item = Item { delivery: Arc::from(delivery), identity, key, attempts: 0, redriven: None };
+                self.admit(item, batch);
+            }
+        }
+    }
+
+    /// The broker will deliver again all that it has delivered. What was driven again is ours.
+    fn forget_delivered(&mut self) {
+        self.held.clear();
+        self.shared.held.store(0, Ordering::Relaxed);
+        let behind = std::mem::take(&mut self.keys).into_values().flatten();
+        self.due.retain(|_, item| item.redriven.is_some());
+        self.keys = self.due.values().filter_map(|item| Some((item.key.clone()?, VecDeque::new()))).collect();
+        for item in behind.filter(|item| item.redriven.is_some()).collect::<Vec<_>>() {
+            self.hold(item);
+        }
+    }
+
+    fn identify(&self, message: &Message) -> Result<Identity> {
+        let identity = Identity::of(&self.settings.scope, message)?;
+        match (&self.producers, identity.place()) {
+            (Some(producers), Some((lane, _))) if !producers.contains(&lane.store) => {
+                Err(Error::UnknownProducer { producer: uuid_text(lane.store) })
+            }
+            _ => Ok(identity),
+        }
+    }
+
+    /// What keeps its order. Where gaps are waited for, a lane does, whether its events have a key or not.
+    fn key_of(&self, message: &Message, identity: Option<&Identity>) -> Option<Arc<str>> {
+        let holding = matches!(self.settings.gap, GapPolicy::Hold(_));
+        let of_lane = || identity.filter(|_| holding)?.place().map(|(lane, _)| format!("\0{lane:?}").into());
+        ordering_key(message).map(Arc::from).or_else(of_lane)
+    }
+
+    /// Puts a delivery into the batch, or behind the one of its key that waits.
+    fn admit(&mut self, item: Item, batch: &mut Vec<Item>) {
+        match item.key.as_ref().and_then(|key| self.keys.get_mut(key)) {
+            Some(behind) => behind.push_back(item),
+            None => batch.push(item),
+        }
+    }
+
+    /// Those whose next try is due, each with those that wait behind it.
+    fn take_due(&mut self) -> Vec<Item> {
+        let mut batch = Vec::new();
+        let now = Instant::now();
+        while let Some(entry) = self.due.first_entry()
+            && entry.key().0 <= now
+        {
+            let item = entry.remove();
+            let behind = item.key.as_ref().and_then(|key| self.keys.remove(key));
+            batch.push(item);
+            batch.extend(behind.into_iter().flatten());
+        }
+        batch
+    }
+
+    // --- driven again -----------------------------------------------------------------------------------------------
+
+    fn look_again(&mut self) {
+        self.redriven.look = true;
+        self.redriven.after = None;
+    }
+
+    /// There may be something to load, and room for it.
+    fn may_look(&self) -> bool {
+        self.redriven.look && self.redriven.in_hand.len() < CONSUMER_BATCH_MAX
+    }
+
+    /// Takes deliveries in that are driven again. Fails only if the store is lost.
+    fn load_redriven(&mut self, batch: &mut Vec<Item>) -> Result<()> {
+        if !self.may_look() {
+            return Ok(());
+        }
+        let store = self.settings.store.clone();
+        let room = CONSUMER_BATCH_MAX - self.redriven.in_hand.len();
+        let found = store.redriven(&self.settings.scope, self.redriven.after, room)?;
+        self.redriven.look = found.len() == room;
+        self.redriven.after = found.last().map(|(number, _)| *number).filter(|_| self.redriven.look);
+        for (number, row) in found {
+            match row {
+                _ if self.redriven.in_hand.contains(&number) => {}
+                Ok(row) => {
+                    self.redriven.in_hand.insert(number);
+                    let item = self.redriven_item(number, row);
+                    self.admit(item, batch);
+                }
+                Err(what) => {
+                    tracing::error!(
+                        scope = self.settings.scope,
+                        number,
+                        what,
+                        "a rejected delivery is damaged"
+                    );
+                    let scope = self.settings.scope.clone();
+                    store.write(move |tx| tx.unmark_redriven(&scope, number))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn redriven_item(&self, number: u64, row: RejectedRow) -> Item {
+        let identity = if row.recheck { self.identify(&row.message) } else { Ok(Identity::Nameless) };
+        let delivery = Delivery {
+            tag: DeliveryTag { epoch: Epoch(0), tag: number },
+            exchange: row.exchange,
+            routing_key: row.routing_key,
+            redelivered: true,
+            message: row.message,
+        };
+        let key = ordering_key(&delivery.message).map(Arc::from);
+        let (identity, delivery) = (identity.map(Arc::new).map_err(Arc::new), Arc::new(delivery));
+        Item { delivery, identity, key, attempts: 0, redriven: Some(number) }
+    }
+
+    // --- gaps -------------------------------------------------------------------------------------------------------
+
+    /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
+    fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
+        let GapPolicy::Hold(patience) = self.settings.gap else { return Ok(batch) };
+        let now = Instant::now();
+        let full = self.held.len() + batch.len() >= usize::from(self.settings.prefetch);
+        let mut due = self.held.due(now);
+        let lanes: Vec<_> = batch.iter().filter_map(Item::place).map(|(lane, _)| lane).collect();
+        let lanes: BTreeSet<_> = lanes.into_iter().chain(due.iter().copied()).collect();
+        let heads: Vec<_> = lanes.iter().map(|lane| keys::seen_head(&self.settings.scope, *lane)).collect();
+        let heads = heads.iter().map(Vec::as_slice);
+        let mut nexts: BTreeMap<_, _> =
+            lanes.iter().copied().zip(self.settings.store.lanes_next(heads)?).collect();
+        let mut passed = Vec::new();
+        for item in batch {
+            match item.place() {
+                Some((lane, number)) => {
+                    self.held.put(lane, number, item, now + patience);
+                    let next = nexts.entry(lane).or_default();
+                    passed.extend(self.held.release(lane, next, now));
+                }
+                None => passed.push(item),
+            }
+        }
+        if full && passed.is_empty() && due.is_empty() {
+            self.held.give_up_one(now);
+            due = self.held.due(now);
+        }
+        for lane in due {
+            let next = nexts.entry(lane).or_default();
+            passed.extend(self.held.release(lane, next, now));
+        }
+        self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
+        Ok(passed)
+    }
+
+    // --- applying ---------------------------------------------------------------------------------------------------
+
+    /// Applies a batch, one closure each, and settles what has become of them. Fails only if the store is lost.
+    fn apply(&mut self, batch: Vec<Item>) -> Result<()> {
+        let mut outcome = Outcome::default();
+        let mut answers = VecDeque::with_capacity(batch.len());
+        let mut failed_keys: HashMap<Arc<str>, Arc<AtomicBool>> = HashMap::new();
+        for item in batch {
+            let identity = match &item.identity {
+                Ok(identity) => Arc::clone(identity),
+                Err(error) => {
+                    let error = Arc::clone(error);
+                    self.refuse(item, &error, &mut outcome);
+                    continue;
+                }
+            };
+            let failed =
+                item.key.as_ref().map(|key| Arc::clone(failed_keys.entry(Arc::clone(key)).or_default()));
+            let answer = self.settings.store.submit(self.closure(&item, identity, failed))?;
+            answers.push_back((item, answer));
+        }
+        for (item, answer) in answers {
+            let result = self.answered(answer.wait());
+            self.settle(item, result, &mut outcome);
+        }
+        self.quarantine(&mut outcome)?;
+        self.source.settle(outcome.settlements);
+        outcome.lost.map_or(Ok(()), Err)
+    }
+
+    fn answered<T>(&self, answer: Result<Result<Receipt<T>>, oneshot::Abandoned>) -> Result<T> {
+        let answer = answer.unwrap_or_else(|oneshot::Abandoned| Err(self.settings.store.gone()));
+        answer.map(Receipt::into_value)
+    }
+
+    /// The transaction of one delivery. `failed` is shared by those of its key in this batch: they run one after
+    /// another, and one that fails holds back those after it.
+    fn closure(
+        &self,
+        item: &Item,
+        identity: Arc<Identity>,
+        failed: Option<Arc<AtomicBool>>,
+    ) -> impl FnMut(&Transaction) -> Result<Applied> + Send + 'static {
+        let (handler, delivery) = (Arc::clone(&self.handler), Arc::clone(&item.delivery));
+        let (scope, redriven) = (self.settings.scope.clone(), item.redriven);
+        move |tx| {
+            if failed.as_ref().is_some_and(|failed| failed.load(Ordering::Relaxed)) {
+                return Err(Error::app(Waits));
+            }
+            // Until it is known to have succeeded; a panic leaves it so.
+            let note =
+                |value| failed.as_ref().iter().for_each(|failed| failed.store(value, Ordering::Relaxed));
+            note(true);
+            let result = apply_one(tx, &scope, &identity, redriven, || handler(&delivery, tx));
+            // One that is rejected does not hold back its key: it will never be applied.
+            note(matches!(&result, Err(error) if !is_final(error)));
+            result
+        }
+    }
+
+    fn settle(&mut self, item: Item, result: Result<Applied>, outcome: &mut Outcome) {
+        match result {
+            Ok(applied) => {
+                match applied {
+                    Applied::Done => {
+                        count(&self.shared.applied);
+                        item.redriven.iter().for_each(|_| count(&self.shared.redriven));
+                    }
+                    Applied::Repeated => count(&self.shared.repeated),
+                    Applied::Gone => {}
+                }
+                self.finish(&item, Settlement::Acknowledge, outcome);
+            }
+            Err(error) if is_lost(&error) => {
+                outcome.lost.get_or_insert(error);
+            }
+            Err(error) if error.downcast_app::<Waits>().is_some() => self.hold(item),
+            Err(error) if is_final(&error) || item.attempts + 1 >= self.settings.attempts => {
+                self.refuse(item, &error, outcome);
+            }
+            Err(error) => {
+                count(&self.shared.retried);
+                tracing::warn!(
+                    error = reason(&error),
+                    attempts = item.attempts + 1,
+                    "a delivery is tried again later"
+                );
+                self.put_off(item);
+            }
+        }
+    }
+
+    /// Done with it: the broker is told, if it is the broker's.
+    fn finish(&mut self, item: &Item, settlement: Settlement, outcome: &mut Outcome) {
+        match item.redriven {
+            Some(number) => _ = self.redriven.in_hand.remove(&number),
+            None => outcome.settlements.push((item.delivery.tag, settlement)),
+        }
+    }
+
+    /// It will never be applied by itself.
+    fn refuse(&mut self, item: Item, error: &Error, outcome: &mut Outcome) {
+        let refusal = Refusal::new(error, item.attempts + 1);
+        let message_id = item.delivery.message.message_id.as_deref();
+        tracing::error!(
+            error = refusal.reason,
+            message_id,
+            attempts = refusal.attempts,
+            "a delivery is rejected"
+        );
+        if self.settings.reject_to == RejectTo::DeadLetter && item.redriven.is_none() {
+            self.count_refusal(&refusal);
+            self.finish(&item, Settlement::Reject, outcome);
+        } else {
+            outcome.refused.push((item, refusal));
+        }
+    }
+
+    fn count_refusal(&self, refusal: &Refusal) {
+        count(&self.shared.rejected);
+        if refusal.conflict {
+            count(&self.shared.conflicts);
+        }
+    }
+
+    /// Writes what is refused into the quarantine, one commit for all. What cannot be written stays in hand. Fails only if
+    /// the store is lost.
+    fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
+        let mut answers = Vec::with_capacity(outcome.refused.len());
+        for (item, refusal) in std::mem::take(&mut outcome.refused) {
+            let (scope, delivery) = (self.settings.scope.clone(), Arc::clone(&item.delivery));
+            let (identity, redriven) = (item.identity.as_ref().ok().map(Arc::clone), item.redriven);
+            let for_closure = refusal.clone();
+            let answer = self.settings.store.submit(move |tx| match redriven {
+                Some(number) => tx.reject_again(&scope, number, &for_closure).map(|()| true),
+                None => tx.reject_delivery(&scope, identity.as_deref(), &delivery, &for_closure),
+            })?;
+            answers.push((item, refusal, answer));
+        }
+        for (item, refusal, answer) in answers {
+            match self.answered(answer.wait()) {
+                Ok(first) => {
+                    if first {
+                        self.count_refusal(&refusal);
+                        count(&self.shared.quarantined);
+                    } else {
+                        count(&self.shared.repeated);
+                    }
+                    self.finish(&item, Settlement::Acknowledge, outcome);
+                }
+                Err(error) if is_lost(&error) => _ = outcome.lost.get_or_insert(error),
+                Err(error) => {
+                    tracing::warn!(%error, "a rejected delivery cannot be put into quarantine yet");
+                    self.put_off(item);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Behind the one of its key that failed in the same batch; if that one was rejected after all, due at once.
+    fn hold(&mut self, item: Item) {
+        match item.key.as_ref().and_then(|key| self.keys.get_mut(key)) {
+            Some(behind) => behind.push_back(item),
+            None => self.schedule(Duration::ZERO, item),
+        }
+    }
+
+    fn put_off(&mut self, mut item: Item) {
+        let (first, longest) = self.settings.backoff;
+        let wait = first.saturating_mul(1 << item.attempts.min(16)).min(longest);
+        item.attempts = item.attempts.saturating_add(1);
+        self.schedule(wait, item);
+    }
+
+    fn schedule(&mut self, wait: Duration, item: Item) {
+        if let Some(key) = &item.key {
+            self.keys.entry(Arc::clone(key)).or_default();
+        }
+        self.scheduled += 1;
+        self.due.insert((Instant::now() + wait, self.scheduled), item);
+    }
+}
+
+impl Item {
+    /// Its lane and number, if the broker has delivered it in one.
+    fn place(&self) -> Option<(crate::event::LaneOf, u64)> {
+        let identity = self.identity.as_ref().ok().filter(|_| self.redriven.is_none())?;
+        identity.place()
+    }
+}
+
+/// Looks, handles, marks; in this order, so that a handler that fails before it has written anything leaves the
+/// transaction clean.
+fn apply_one(
+    tx: &Transaction,
+    scope: &str,
+    identity: &Identity,
+    redriven: Option<u64>,
+    handle: impl FnOnce() -> Result<()>,
+) -> Result<Applied> {
+    if let Some(number) = redriven
+        && !tx.is_redriven(scope, number)?
+    {
+        return Ok(Applied::Gone);
+    }
+    let first = tx.is_first_delivery(scope, identity)?;
+    if first {
+        handle()?;
+        tx.mark_delivery(scope, identity)?;
+    }
+    if let Some(number) = redriven {
+        tx.remove_rejected(scope, number)?;
+    }
+    Ok(if first { Applied::Done } else { Applied::Repeated })
+}
+
+fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. })
+}
+
+/// Errors that another try cannot heal.
+fn is_final(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Rejected(_)
+            | Error::IdConflict { .. }
+            | Error::LaneConflict { .. }
+            | Error::BadId { .. }
+            | Error::Event(EventError::Decode { .. })
+    )
+}
+
+/// An earlier delivery of the same key failed in this batch.
+#[derive(Debug, thiserror::Error)]
+#[error("an earlier delivery of the same key waits for its next try")]
+struct Waits;
