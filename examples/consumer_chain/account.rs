@@ -10,12 +10,13 @@ use onewrite::{BoxError, Result, Store};
 use crate::arrivals::Arrivals;
 use crate::book::{Account, count};
 use crate::clients::{REQUESTS, request};
+use crate::mortal::KILLS;
 use crate::orders::{ORDERS, Order, PRODUCTS};
 use crate::payments::{ACCOUNTS, CUSTOMERS, OPENING, PAYMENTS, Payment, customer};
 use crate::plan::Role;
 use crate::service::RELAY;
 use crate::shipping::{LEDGER, REVENUE, STOCK, STOCKED};
-use crate::supervisor::{Events, KILLS};
+use crate::supervisor::Events;
 use crate::tables;
 
 /// What the three files hold.

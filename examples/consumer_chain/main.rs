@@ -26,7 +26,7 @@
 //! | `arrivals` | what a consumer notes of each event, for the account |
 //! | `service`, `plan` | the child process: store, relay, consumer; what it is told and tells |
 //! | `clients` | customers that ask until they have an answer |
-//! | `supervisor` | starts, kills and watches the services |
+//! | `supervisor`, `mortal` | runs the services; kills each of them when its time has come |
 //! | `account` | opens the three files at the end and compares them |
 //! | `broker`, `consuming` | the in-process broker behind its doors, or RabbitMQ |
 //! | `socket_source` | a `Source` of our own, over the socket |
@@ -52,6 +52,7 @@ mod door;
 mod frames;
 #[path = "../common/letter.rs"]
 mod letter;
+mod mortal;
 mod orders;
 mod payments;
 mod plan;
@@ -72,8 +73,8 @@ use onewrite::BoxError;
 
 use crate::broker::Broker;
 use crate::clients::{CLIENTS, REQUESTS};
+use crate::mortal::KILLS;
 use crate::plan::{Plan, Role};
-use crate::supervisor::KILLS;
 
 /// Whatever happens, the account is printed by then.
 const DEADLINE: Duration = Duration::from_secs(100);
@@ -111,6 +112,9 @@ fn tell_the_story(seed: u64) -> Result<bool, BoxError> {
     let folder = tempfile::tempdir()?;
     let plans = Role::ALL.map(|role| broker.plan(role, folder.path()));
     let events = supervisor::run(&plans, &broker, seed, begin)?;
+    if let Some(problem) = &events.problem {
+        println!("         {problem}"); // at once: what is in the files may be of no use
+    }
     let account = account::take(folder.path(), &events, begin)?;
     println!("{account}");
     Ok(account.is_right())
