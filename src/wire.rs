@@ -285,17 +285,19 @@ pub(crate) fn time_ms(message: &Message) -> Option<(u64, u64)> {
     }
 }
 
-/// The lane of the store that produced the message, and its number there; `None` for a message of anybody else.
+/// The lane of the store that produced the message, and its number there; `None` for a message of anybody else, and for an
+/// event that was given no lane.
 ///
 /// # Errors
 /// [`Error::LaneHeader`] if the headers are there by half, twice, or are not what this library writes: such a message
 /// cannot be told from a repeat, nor taken for a foreign one.
 pub(crate) fn lane_of(message: &Message) -> Result<Option<(LaneOf, u64)>> {
     let all = [one(message, STORE)?, one(message, EPOCH)?, one(message, LANE)?, one(message, LANE_NUMBER)?];
-    if all.iter().all(Option::is_none) {
+    let [store, epoch, lane, number] = all;
+    // A relay's rule publishes what was recorded as unpublished, and so was given no lane: it says whose it is, and no more.
+    if lane.is_none() && number.is_none() {
         return Ok(None);
     }
-    let [store, epoch, lane, number] = all;
     let store = store.map(|store| store.as_text().and_then(uuid_from_text));
     let store = needed(STORE, store, "is not the UUID of a store")?;
     let int = |name, value: Option<&HeaderValue>| {
@@ -437,6 +439,9 @@ mod tests {
                 assert!(refused(&other).starts_with("is not "));
             }
         }
+        let mut without = good.clone();
+        without.headers.retain(|(header, _)| header != LANE && header != LANE_NUMBER);
+        assert_eq!(lane_of(&without).unwrap(), None, "published after the fact");
         for other in ["018f00000000700080000000000000ff", "{018f0000-0000-7000-8000-0000000000ff}"] {
             assert!(
                 lane_of(&wire(other).message(recorded())).is_err(),

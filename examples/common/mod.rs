@@ -1,4 +1,4 @@
-//! What the examples share: which broker, and the account at the end.
+//! What the examples of one process share: which broker, and the account at the end.
 
-pub(crate) mod account;
+pub(crate) mod book;
 pub(crate) mod broker;

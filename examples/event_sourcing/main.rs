@@ -20,12 +20,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onewrite::{BoxError, Event, ExpectedRevision, Result, StartAt, Store};
 
 use crate::bank::{Account, Entry, InsufficientFunds, Movement};
-use crate::common::account::Account as Report;
+use crate::common::book::{self, count};
 use crate::common::broker::{Broker, wait_until};
 
 const ACCOUNTS: u64 = 20;
@@ -45,6 +45,7 @@ struct Counts {
 }
 
 fn main() -> Result<ExitCode, BoxError> {
+    let begin = Instant::now();
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("bank.redb");
     let broker = Broker::choose("event-sourcing");
@@ -86,7 +87,7 @@ fn main() -> Result<ExitCode, BoxError> {
         let seen = consumer.stats();
         seen.applied >= end && store.stats().is_ok_and(|stats| stats.backlog_events == 0)
     });
-    let report = account(&store, &statements, &counts, drained)?;
+    let report = account(&store, &statements, &counts, drained, begin.elapsed())?;
     println!("{report}");
     relay.stop(PATIENCE);
     consumer.stop(PATIENCE);
@@ -149,7 +150,13 @@ fn settle(decided: Result<()>, counts: &Counts) -> Result<(), BoxError> {
 }
 
 /// Four ways to know a balance: folding every event, folding from a snapshot, the projection, and what was published.
-fn account(store: &Store, statements: &Store, counts: &Counts, drained: bool) -> Result<Report, BoxError> {
+fn account(
+    store: &Store,
+    statements: &Store,
+    counts: &Counts,
+    drained: bool,
+    time: Duration,
+) -> Result<book::Account, BoxError> {
     let (folded, from_snapshots, snapshots) = views::folded(store, ACCOUNTS)?;
     let (projected, published) = (views::projected(store)?, views::projected(statements)?);
     let movements = views::movements(store)?;
@@ -159,37 +166,37 @@ fn account(store: &Store, statements: &Store, counts: &Counts, drained: bool) ->
     let cents = |balances: &views::Balances| balances.values().sum::<u64>();
     let in_and_out = movements.deposited - movements.withdrawn;
 
-    let mut report = Report::new("The account, from the tables of both stores");
+    let mut report = book::Account::new("from the tables of both stores", time);
     report.line(
         "events in the log",
-        stats.next_seq,
+        count(stats.next_seq),
         verified.records == stats.next_seq && verified.is_whole(),
     );
-    report.line("decisions asked for", decided, decided > 0);
+    report.line("decisions asked for", count(decided), decided > 0);
     report.line(
-        "decided again, somebody was faster",
-        format!("{} times", decisions - decided),
+        "decided again after a conflict",
+        format!("{} times", count(decisions - decided)),
         decisions > decided,
     );
     let (done, refused) = (counts.done.load(Ordering::Relaxed), counts.refused.load(Ordering::Relaxed));
     let asked = decided + TRANSFERS / 2 * 2;
     report.line(
-        "done, and refused for want of money",
-        format!("{done}, {refused}"),
+        "done, and refused",
+        format!("{}, {}", count(done), count(refused)),
         done + refused == asked && refused > 0,
     );
-    report.line("balances folded from every event", euros(cents(&folded)), cents(&folded) == in_and_out);
+    report.line("folded from every event", euros(cents(&folded)), cents(&folded) == in_and_out);
     report.line(
         "folded from snapshots",
         format!("{}, {snapshots} of {ACCOUNTS} accounts have one", euros(cents(&from_snapshots))),
         from_snapshots == folded && snapshots > 0,
     );
-    report.line("kept by the projection, version 2", euros(cents(&projected)), projected == folded);
-    report.line("movements it counted", movements.count, movements.count == stats.next_seq);
+    report.line("kept by the projection", euros(cents(&projected)), projected == folded);
+    report.line("movements it counted", count(movements.count), movements.count == stats.next_seq);
     report.line("known to the statement service", euros(cents(&published)), published == folded && drained);
     report.line(
         "events waiting or quarantined",
-        stats.backlog_events + stats.relays.values().map(|relay| relay.quarantined).sum::<u64>(),
+        count(stats.backlog_events + stats.relays.values().map(|relay| relay.quarantined).sum::<u64>()),
         stats.backlog_events == 0 && stats.relays.values().all(|relay| relay.quarantined == 0),
     );
     Ok(report)

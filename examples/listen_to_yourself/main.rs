@@ -20,11 +20,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onewrite::{BoxError, Capture, CaptureMode, Result, Store};
 
-use crate::common::account::Account;
+use crate::common::book::{Account, count};
 use crate::common::broker::{Broker, wait_until};
 use crate::shop::{Counts, PRODUCTS, STOCK};
 
@@ -36,6 +36,7 @@ const SALES: u64 = 500;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<ExitCode, BoxError> {
+    let begin = Instant::now();
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("shop.redb");
     let broker = Broker::choose("listen-to-yourself");
@@ -69,7 +70,7 @@ fn main() -> Result<ExitCode, BoxError> {
         let walked = stats.captures.values().all(|capture| capture.snapshot_done);
         walked && marks + stats.backlog_events == 0 && consumer.stats().applied >= stats.next_seq
     });
-    let account = account(&store, &index, &counts, waiting, drained)?;
+    let account = account(&store, &index, &counts, waiting, (drained, begin.elapsed()))?;
     println!("{account}");
     relay.stop(PATIENCE);
     consumer.stop(PATIENCE);
@@ -96,7 +97,7 @@ fn account(
     index: &Store,
     counts: &Counts,
     waiting: u64,
-    drained: bool,
+    (drained, time): (bool, Duration),
 ) -> Result<Account, BoxError> {
     let (shop, known) = (shop::inventory(store)?, shop::inventory(index)?);
     let (products, stock) = (counts.products.load(Ordering::Relaxed), counts.stock.load(Ordering::Relaxed));
@@ -116,27 +117,27 @@ fn account(
     }
     let differing = shop.iter().zip(&known).filter(|(ours, theirs)| ours != theirs).count();
 
-    let mut account = Account::new("The account, from the tables of both stores");
-    account.line("products changed", products, products > 0 && products <= CLERKS * (CHANGES / 2) * 2);
-    account.line("sales", stock, stock == TILLS * (SALES / 2) * 20 * 2);
-    account.line("products that waited, not sales", waiting, waiting > 0 && waiting <= GOODS / 10);
+    let mut account = Account::new("from the tables of both stores", time);
+    account.line("products changed", count(products), products > 0 && products <= CLERKS * (CHANGES / 2) * 2);
+    account.line("sales", count(stock), stock == TILLS * (SALES / 2) * 20 * 2);
+    account.line("stocks that waited, not sales", count(waiting), waiting > 0 && waiting <= GOODS / 10);
     account.line(
         "events in the log for all that",
-        stats.next_seq,
+        count(stats.next_seq),
         // Each change of a product, what was there at first, and of the stock much less than each sale.
         stats.next_seq >= products && stats.next_seq < products + 2 * GOODS + stock / 2,
     );
     account.line(
         "events waiting or quarantined",
-        stats.backlog_events + quarantined,
+        count(stats.backlog_events + quarantined),
         drained && quarantined == 0,
     );
-    account.line("products in the shop", shop.len(), shop.len() as u64 == GOODS);
+    account.line("products in the shop", count(shop.len() as u64), shop.len() as u64 == GOODS);
     account.line(
-        "known otherwise to the search service",
-        differing,
+        "known otherwise to the search",
+        count(differing as u64),
         differing == 0 && known.len() == shop.len(),
     );
-    account.line("words that find the wrong products", format!("{wrong} of {}", expected.len()), wrong == 0);
+    account.line("words that find wrong products", format!("{wrong} of {}", expected.len()), wrong == 0);
     Ok(account)
 }

@@ -1,7 +1,7 @@
 //! Which broker the story goes through: the in-process one behind a socket, or RabbitMQ behind a proxy. Either is
 //! reached by a door that can be shut.
 
-use std::io::{self, BufReader};
+use std::io;
 use std::net::{IpAddr, Shutdown, TcpStream};
 use std::path::Path;
 use std::thread;
@@ -13,8 +13,8 @@ use onewrite::{BoxError, Consumer, Store};
 use crate::bank::Destination;
 use crate::credit_service;
 use crate::door::Door;
-use crate::frames::{self, Publish, Word};
 use crate::payment_service::{Address, Plan, topology};
+use crate::publishing;
 
 /// The credit service's queue on the in-process broker.
 const QUEUE: &str = "credit";
@@ -51,7 +51,7 @@ impl Broker {
         let behind = broker.clone();
         let door = Door::open(move |stream| {
             // It ends with the connection; whoever published will hear of that.
-            let _ = serve(&behind, stream);
+            let _ = publishing::serve(&behind, stream);
         })?;
         Ok(Self::InProcess { broker, door })
     }
@@ -161,26 +161,6 @@ impl Broker {
             Self::InProcess { .. } => "the broker goes away",
             Self::RabbitMq { .. } => "the proxy cuts all connections (RabbitMQ itself runs on)",
         }
-    }
-}
-
-/// One connection to the in-process broker: takes each publish in, then says what became of it.
-fn serve(broker: &MemoryBroker, stream: &TcpStream) -> io::Result<()> {
-    let mut from = BufReader::new(stream);
-    let mut to = stream;
-    frames::write(&mut to, &Word::Ready)?;
-    loop {
-        let publish: Publish = frames::read(&mut from)?;
-        let (ticket, exchange, key) = (publish.ticket, publish.exchange.clone(), publish.routing_key.clone());
-        let word = match broker.publish(&exchange, &key, publish.into_message()) {
-            Ok(()) => Word::Confirmed { ticket },
-            Err(fault) => match fault.code {
-                None => Word::Nacked { ticket },
-                Some(code @ 312) => Word::Returned { ticket, code, text: fault.text },
-                Some(code) => Word::Refused { ticket, code, text: fault.text },
-            },
-        };
-        frames::write(&mut to, &word)?;
     }
 }
 

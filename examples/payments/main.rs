@@ -24,16 +24,29 @@
 //! | `supervisor` | starts, kills and watches the child; takes the broker away |
 //! | `account` | opens both files at the end and compares them, row by row |
 //! | `broker`, `door` | which broker, and the loopback door that can be shut |
-//! | `socket_publisher`, `frames` | a `Publisher` of our own, over the socket |
+//! | `socket_publisher`, `publishing`, `frames`, `letter` | a `Publisher` of our own, over the socket |
+//!
+//! What other examples need too is in `../common`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what this program is for")]
 
 mod account;
 mod bank;
+#[path = "../common/book.rs"]
+mod book;
 mod broker;
+#[path = "../common/child.rs"]
+mod child;
 mod credit_service;
+#[path = "../common/door.rs"]
 mod door;
+#[path = "../common/frames.rs"]
 mod frames;
+#[path = "../common/letter.rs"]
+mod letter;
 mod payment_service;
+#[path = "../common/publishing.rs"]
+mod publishing;
+#[path = "../common/socket_publisher.rs"]
 mod socket_publisher;
 mod supervisor;
 
@@ -42,7 +55,6 @@ use std::time::{Duration, Instant};
 
 use onewrite::{BoxError, Store};
 
-use crate::account::Account;
 use crate::broker::Broker;
 use crate::payment_service::Plan;
 
@@ -87,7 +99,7 @@ fn tell_the_story() -> Result<bool, BoxError> {
     credit_service::wait_for(&consumer, expected, broker.patience(), begin + DEADLINE);
     let stats = consumer.stop(Duration::from_secs(5));
 
-    let account = Account::take(&payments, &credit, &stats, &events, begin.elapsed())?;
+    let account = account::take(&payments, &credit, &stats, &events, begin.elapsed())?;
     payments.close()?;
     credit.close()?;
     println!("{account}");

@@ -1,15 +1,13 @@
 //! Starts the payment service, kills it at a third of its work, takes the broker away at two thirds, and tells how
 //! it goes.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use onewrite::{BoxError, Consumer, ConsumerStats};
 
 use crate::broker::Broker;
+use crate::child::Child;
 use crate::payment_service::{PLAN, Plan, Progress};
 use crate::{DEADLINE, TRANSFERS};
 
@@ -36,7 +34,7 @@ pub(crate) fn run(
     consumer: &Consumer,
     begin: Instant,
 ) -> Result<Events, BoxError> {
-    let mut service = PaymentService::start(plan)?;
+    let mut service = Child::<Progress>::start(PLAN, plan)?;
     let mut events = Events::default();
     let (started, writing) = (Instant::now(), Duration::from_secs(plan.seconds));
     let mut back_at = None;
@@ -59,7 +57,7 @@ pub(crate) fn run(
         if events.kills == 0 && passed(1) {
             say("kill -9 of the payment service, which is started again at once");
             service.kill()?;
-            service = PaymentService::start(plan)?;
+            service = Child::start(PLAN, plan)?;
             events.kills += 1;
         } else if events.outages == 0 && passed(2) {
             say("the broker goes away");
@@ -104,65 +102,4 @@ fn line(progress: &Progress, credit: &ConsumerStats) -> String {
         "committed {committed:>6}   confirmed {confirmed:>6}   offers updated {:>6}   repeats dropped {:>4}{broker}",
         credit.applied, credit.repeated
     )
-}
-
-/// The child process. Dropping it kills it.
-struct PaymentService {
-    child: Child,
-    orders: ChildStdin,
-    progress: Arc<Mutex<Progress>>,
-    /// Reads the child's output to its end.
-    reader: Option<thread::JoinHandle<()>>,
-}
-
-impl PaymentService {
-    fn start(plan: &Plan) -> Result<Self, BoxError> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .env(PLAN, serde_json::to_string(plan)?)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let (orders, output) = child.stdin.take().zip(child.stdout.take()).ok_or("the child has no pipes")?;
-        let progress = Arc::<Mutex<Progress>>::default();
-        let newest = Arc::clone(&progress);
-        let reader = thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                if let Ok(line) = serde_json::from_str(&line) {
-                    *newest.lock().unwrap_or_else(PoisonError::into_inner) = line;
-                }
-            }
-        });
-        Ok(Self { child, orders, progress, reader: Some(reader) })
-    }
-
-    fn progress(&self) -> Progress {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// `SIGKILL`, and waits until it is gone: its file is free then.
-    fn kill(&mut self) -> std::io::Result<()> {
-        self.child.kill()?;
-        self.child.wait().map(drop)
-    }
-
-    fn finish(&mut self) {
-        // It fails only if the child is gone, which is noticed elsewhere.
-        let _ = self.orders.write_all(b"finish\n");
-    }
-
-    fn ended(&mut self) -> std::io::Result<Option<ExitStatus>> {
-        let status = self.child.try_wait()?;
-        if status.is_some()
-            && let Some(reader) = self.reader.take()
-        {
-            let _ = reader.join();
-        }
-        Ok(status)
-    }
-}
-
-impl Drop for PaymentService {
-    fn drop(&mut self) {
-        let _ = self.kill();
-    }
 }

@@ -1,0 +1,113 @@
+//! The in-process broker's end of a consumer's connection, and the frames that go over it.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, unbounded};
+use onewrite::publish::{
+    Delivery, DeliveryTag, Epoch, MemoryBroker, Settlement, Source, SourceEvent, SourceEvents,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::frames;
+use crate::letter::Letter;
+
+/// From the consumer, first on each connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Subscribe {
+    pub(crate) queue: String,
+    pub(crate) prefetch: u16,
+}
+
+/// From the consumer, after that: what became of deliveries, by their tags, in order.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Settle(pub(crate) Vec<(u64, Verdict)>);
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Verdict {
+    Acknowledge,
+    Requeue,
+    Reject,
+}
+
+/// From the broker. `Consuming` comes first.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum News {
+    Consuming,
+    Delivery { tag: u64, exchange: String, routing_key: String, redelivered: bool, letter: Box<Letter> },
+}
+
+/// The queues, each with whose turn it is: one consumer at a time. What a killed one had in hand is back in the queue
+/// before the next one gets anything; with two at once, the new one could get later messages first.
+pub(crate) type Queues = BTreeMap<String, Mutex<()>>;
+
+/// One connection: hands out deliveries until it ends, upon which those that are not settled go back.
+pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) -> io::Result<()> {
+    let mut from = BufReader::new(stream);
+    let Subscribe { queue, prefetch } = frames::read(&mut from)?;
+    let turn = queues.get(&queue).ok_or_else(|| io::Error::other("there is no such queue"))?;
+    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let (events, told) = unbounded();
+    let mut source = broker.source(&queue);
+    source.start(SourceEvents::new(events), prefetch).map_err(io::Error::other)?;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = hand_out(stream, &told);
+            let _ = stream.shutdown(Shutdown::Both); // if the broker ended it, the other thread must hear of it
+        });
+        let ended = take_back(&mut source, &mut from);
+        source.stop(Duration::ZERO); // ends the other thread too
+        ended
+    })
+}
+
+/// Writes what the queue has for the consumer, flushing whenever nothing more waits.
+fn hand_out(stream: &TcpStream, told: &Receiver<SourceEvent>) -> io::Result<()> {
+    let mut to = BufWriter::new(stream);
+    while let Ok(first) = told.recv() {
+        for event in std::iter::once(first).chain(told.try_iter()) {
+            match event {
+                SourceEvent::Up { .. } => frames::write(&mut to, &News::Consuming)?,
+                SourceEvent::Delivery(delivery) => frames::write(&mut to, &News::from(*delivery))?,
+                _ => return Ok(()),
+            }
+        }
+        to.flush()?;
+    }
+    Ok(())
+}
+
+impl From<Delivery> for News {
+    fn from(delivery: Delivery) -> Self {
+        let Delivery { tag, exchange, routing_key, redelivered, message } = delivery;
+        Self::Delivery {
+            tag: tag.tag,
+            exchange,
+            routing_key,
+            redelivered,
+            letter: Box::new(Letter::new(message)),
+        }
+    }
+}
+
+/// Settles what the consumer says, until the connection ends.
+fn take_back(source: &mut impl Source, from: &mut BufReader<&TcpStream>) -> io::Result<()> {
+    // A connection has one source, which is connected once.
+    let epoch = Epoch(1);
+    loop {
+        let Settle(settled) = frames::read(from)?;
+        let settlement = |verdict| match verdict {
+            Verdict::Acknowledge => Settlement::Acknowledge,
+            Verdict::Requeue => Settlement::Requeue,
+            Verdict::Reject => Settlement::Reject,
+        };
+        let settled = settled.into_iter();
+        source.settle(
+            settled.map(|(tag, verdict)| (DeliveryTag { epoch, tag }, settlement(verdict))).collect(),
+        );
+    }
+}
