@@ -1,9 +1,10 @@
 //! Three services in a row over RabbitMQ, each killed at random, and the money is still right.
 //!
 //! ```text
-//!   clients ──request──> orders ──order.placed──> payments ──payment.taken──> shipping
-//!   (this process)       orders.redb  │           payments.redb  .refused     shipping.redb
-//!                                     └─ relay ─> broker ─> consumer ─ relay ─> broker ─> consumer
+//!    clients           orders                       payments                         shipping
+//!  (this process)     ┌─────────────┐ order.placed  ┌───────────────┐ payment.taken  ┌───────────────┐
+//!     ── request ──>  │ orders.redb │ ── broker ──> │ payments.redb │ ── broker ──>  │ shipping.redb │
+//!                     └─────────────┘               └───────────────┘ or .refused    └───────────────┘
 //! ```
 //!
 //! Each service is a child process with a store of its own, and each hop is one transaction:
