@@ -123,7 +123,9 @@ fn kept_with_a_reason_until_somebody_decides() {
     rejected.discard(4).unwrap();
     send(&broker, full("a new one"));
     until("it", || consumer.stats().quarantined == 1);
-    assert_eq!(page(None, 9), [0, 2, 3, 5]);
+    send(&broker, full("another new one"));
+    until("it too", || consumer.stats().quarantined == 2);
+    assert_eq!(page(None, 9), [0, 2, 3, 5, 6]);
     stop(consumer);
 }
 
