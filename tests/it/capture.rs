@@ -582,6 +582,27 @@ fn a_failing_codec_holds_nobody() {
     assert!(relay.stop(SOON).clean);
 }
 
+/// Goal: a key whose codec has failed is tried again though nothing else happens: no commit, no confirm. Method: it is the
+/// only one.
+#[test]
+fn a_lone_failing_key_is_tried_again() {
+    static BROKEN: AtomicBool = AtomicBool::new(true);
+    fn fragile(change: &Change<'_, u16, u64>) -> onewrite::Result<Event> {
+        if BROKEN.load(SeqCst) { Err(Error::app("not today")) } else { encode(change) }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let fragile = Capture::with(TABLE, fragile).to("e", "r").mode(CaptureMode::NewestValue);
+    let store = builder().capture(fragile).open(folder.path().join("a.redb")).unwrap();
+    put(&store, 1, 1);
+    let broker = broker();
+    let relay = relay(&store, &broker);
+    until("it has failed", || stats(&store).failed == 1);
+    BROKEN.store(false, SeqCst);
+    drained(&store);
+    assert_eq!(follow(published(&broker)), rows(&store));
+    assert!(relay.stop(SOON).clean);
+}
+
 /// Goal: under a backlog quota marks are never lost, and writes go on: only rounds wait for room. Method: a quota smaller
 /// than what is marked, and a broker that comes up late.
 #[test]
