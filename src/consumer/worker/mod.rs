@@ -3,6 +3,8 @@
 //! **Invariants.** A delivery is acknowledged only after the commit that applies it, recognises it or puts it into
 //! quarantine. The thread sleeps unless something has come, is due, or was driven again.
 
+mod intake;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,12 +18,10 @@ use super::hold::Held;
 use super::{ConsumerBuilder, GapPolicy, Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
 use crate::limits::CONSUMER_BATCH_MAX;
-use crate::log::keys;
 use crate::log::record::uuid_text;
-use crate::log::rejected::RejectedRow;
 use crate::message::Message;
 use crate::oneshot;
-use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent};
+use crate::publish::{Delivery, DeliveryTag, Settlement, Source, SourceEvent};
 use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
@@ -252,102 +252,6 @@ impl Worker {
             batch.extend(behind.into_iter().flatten());
         }
         batch
-    }
-
-    // --- driven again -----------------------------------------------------------------------------------------------
-
-    fn look_again(&mut self) {
-        self.redriven.look = true;
-        self.redriven.after = None;
-    }
-
-    /// There may be something to load, and room for it.
-    fn may_look(&self) -> bool {
-        self.redriven.look && self.redriven.in_hand.len() < CONSUMER_BATCH_MAX
-    }
-
-    /// Takes deliveries in that are driven again. Fails only if the store is lost.
-    fn load_redriven(&mut self, batch: &mut Vec<Item>) -> Result<()> {
-        if !self.may_look() {
-            return Ok(());
-        }
-        let store = self.settings.store.clone();
-        let room = CONSUMER_BATCH_MAX - self.redriven.in_hand.len();
-        let found = store.redriven(&self.settings.scope, self.redriven.after, room)?;
-        self.redriven.look = found.len() == room;
-        self.redriven.after = found.last().map(|(number, _)| *number).filter(|_| self.redriven.look);
-        for (number, row) in found {
-            match row {
-                _ if self.redriven.in_hand.contains(&number) => {}
-                Ok(row) => {
-                    self.redriven.in_hand.insert(number);
-                    let item = self.redriven_item(number, row);
-                    self.admit(item, batch);
-                }
-                Err(what) => {
-                    tracing::error!(
-                        scope = self.settings.scope,
-                        number,
-                        what,
-                        "a rejected delivery is damaged"
-                    );
-                    let scope = self.settings.scope.clone();
-                    store.write(move |tx| tx.unmark_redriven(&scope, number))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn redriven_item(&self, number: u64, row: RejectedRow) -> Item {
-        let identity = if row.recheck { self.identify(&row.message) } else { Ok(Identity::Nameless) };
-        let delivery = Delivery {
-            tag: DeliveryTag { epoch: Epoch(0), tag: number },
-            exchange: row.exchange,
-            routing_key: row.routing_key,
-            redelivered: true,
-            message: row.message,
-        };
-        let key = ordering_key(&delivery.message).map(Arc::from);
-        let (identity, delivery) = (identity.map(Arc::new).map_err(Arc::new), Arc::new(delivery));
-        Item { delivery, identity, key, attempts: 0, redriven: Some(number) }
-    }
-
-    // --- gaps -------------------------------------------------------------------------------------------------------
-
-    /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
-    fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
-        let GapPolicy::Hold(patience) = self.settings.gap else { return Ok(batch) };
-        let now = Instant::now();
-        let full = self.held.len() + batch.len() >= usize::from(self.settings.prefetch);
-        let mut due = self.held.due(now);
-        let lanes: Vec<_> = batch.iter().filter_map(Item::place).map(|(lane, _)| lane).collect();
-        let lanes: BTreeSet<_> = lanes.into_iter().chain(due.iter().copied()).collect();
-        let heads: Vec<_> = lanes.iter().map(|lane| keys::seen_head(&self.settings.scope, *lane)).collect();
-        let heads = heads.iter().map(Vec::as_slice);
-        let mut nexts: BTreeMap<_, _> =
-            lanes.iter().copied().zip(self.settings.store.lanes_next(heads)?).collect();
-        let mut passed = Vec::new();
-        for item in batch {
-            match item.place() {
-                Some((lane, number)) => {
-                    self.held.put(lane, number, item, now + patience);
-                    let next = nexts.entry(lane).or_default();
-                    passed.extend(self.held.release(lane, next, now));
-                }
-                None => passed.push(item),
-            }
-        }
-        if full && passed.is_empty() && due.is_empty() {
-            self.held.give_up_one(now);
-            due = self.held.due(now);
-        }
-        for lane in due {
-            let next = nexts.entry(lane).or_default();
-            passed.extend(self.held.release(lane, next, now));
-        }
-        self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
-        Ok(passed)
     }
 
     // --- applying ---------------------------------------------------------------------------------------------------
