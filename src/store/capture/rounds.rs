@@ -471,7 +471,8 @@ mod tests {
 
     use super::super::Capture;
     use super::*;
-    use crate::{Event, Store};
+    use crate::event::Event;
+    use crate::store::Store;
 
     const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 
