@@ -29,13 +29,17 @@ impl Unsettled {
         let mut frames = Vec::new();
         let mut run = Vec::new();
         for (tag, settlement) in settlements {
-            if !self.0.remove(&tag) {
+            if !self.0.contains(&tag) {
                 continue;
             }
+            if settlement != Settlement::Acknowledge {
+                // While it still counts as unsettled: a multiple frame must not cover it.
+                self.acknowledge(&mut run, &mut frames);
+            }
+            self.0.remove(&tag);
             match settlement {
                 Settlement::Acknowledge => run.push(tag),
                 Settlement::Requeue | Settlement::Reject => {
-                    self.acknowledge(&mut run, &mut frames);
                     frames.push(Frame::Reject { tag, requeue: settlement == Settlement::Requeue });
                 }
             }
@@ -75,6 +79,29 @@ mod tests {
         assert_eq!(
             unsettled.settle([(5, Settlement::Reject), (4, Settlement::Requeue)]),
             [Frame::Reject { tag: 4, requeue: true }]
+        );
+    }
+
+    /// What was acknowledged around a reject, in any order, must not take it along: the broker would hold it for accepted, and
+    /// close the channel when its reject comes. A run of the property below found it.
+    #[test]
+    fn an_acknowledgement_does_not_cover_a_reject() {
+        let mut unsettled = Unsettled::default();
+        (1..=4).for_each(|tag| unsettled.delivered(tag));
+        let settled = [
+            (3, Settlement::Acknowledge),
+            (1, Settlement::Acknowledge),
+            (2, Settlement::Requeue),
+            (4, Settlement::Acknowledge),
+        ];
+        assert_eq!(
+            unsettled.settle(settled),
+            [
+                Frame::Ack { tag: 1, multiple: false },
+                Frame::Ack { tag: 3, multiple: false },
+                Frame::Reject { tag: 2, requeue: true },
+                Frame::Ack { tag: 4, multiple: false },
+            ]
         );
     }
 
