@@ -33,7 +33,7 @@
 //!
 //! 1. **One write.** When [`Store::write`] returns `Ok`, state and events are on disk together; on `Err` or a crash before
 //!    that, neither is.
-//! 2. **No phantom.** Nothing is published before it is durable.
+//! 2. **No phantom.** Nothing is published, projected or shown to a subscriber before it is durable.
 //! 3. **No loss.** Every committed event ends as confirmed by the broker, or in [quarantine](Quarantine) with a reason.
 //! 4. **At least once, same name.** A resend carries the same id, lane number and bytes.
 //! 5. **Order per key**, through retries, reconnects, restarts and quarantine.
