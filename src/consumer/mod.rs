@@ -114,6 +114,10 @@ impl Store {
     /// `onewrite` store, within the inbox age where it is not. `scope` names what it has seen and what it has rejected; give
     /// it a name that stays.
     ///
+    /// Order is that of arrival. After a restart a key's later deliveries may arrive before those that the broker has still to take
+    /// back from the dead connection: a queue with `x-single-active-consumer`, or [`on_gap`](ConsumerBuilder::on_gap), keeps the order then
+    /// too.
+    ///
     /// ```
     /// use onewrite::{Error, Event, Store, publish::MemoryBroker, redb::TableDefinition};
     /// const OFFERS: TableDefinition<&str, u64> = TableDefinition::new("offers");
