@@ -291,3 +291,38 @@ impl Stream for SubscriptionStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+
+    /// Goal: what is read ahead is bounded in events and in bytes. Method: many small events, then few large ones.
+    #[test]
+    fn little_is_read_ahead() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().join("a.redb")).unwrap();
+        let append = |events: usize, bytes: usize| {
+            let write = move |tx: &crate::store::Transaction| {
+                (0..events)
+                    .try_for_each(|_| tx.append(Event::bytes("t", vec![7; bytes]).unpublished()).map(drop))
+            };
+            store.write(write).unwrap();
+        };
+        append(1000, 1);
+        append(10, 600 << 10);
+        let mut subscription = store.subscribe(0).unwrap();
+        assert!(subscription.try_next().unwrap().is_ok());
+        assert_eq!(subscription.read.len(), SUBSCRIPTION_EVENTS_MAX - 1);
+        let mut large = store.subscribe(1000).unwrap();
+        assert!(large.try_next().unwrap().is_ok());
+        assert_eq!(large.read.len(), 1, "two are more than {SUBSCRIPTION_BYTES_MAX} bytes");
+        assert_eq!(large.count_left(), 9);
+    }
+
+    impl Subscription {
+        fn count_left(&mut self) -> usize {
+            std::iter::from_fn(|| self.try_next()).count()
+        }
+    }
+}
