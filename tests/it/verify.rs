@@ -70,7 +70,7 @@ fn findings(path: &Path, damage: impl FnOnce(&WriteTransaction)) -> Vec<Finding>
 }
 
 /// Goal: nothing is found in a store that is whole, whatever it has been through; a flipped byte, a chunk that is gone, one that
-/// leads elsewhere or to nothing, and a record that the quarantine still needs are each found, and nothing else.
+/// leads elsewhere or to nothing, one of a stream that never was, and a record that the quarantine still needs are each found, and nothing else.
 /// Method: copies of one file, damaged by plain redb.
 #[test]
 fn what_does_not_fit_is_told() {
@@ -125,6 +125,12 @@ fn what_does_not_fit_is_told() {
             "{led_astray:?}"
         );
     }
+
+    let ghost = findings(&path, |tx| {
+        let key = [&[5][..], b"ghost", &0_u64.to_be_bytes()].concat();
+        tx.open_table(CHUNKS).unwrap().insert(key.as_slice(), &5500_u64.to_le_bytes()[..]).unwrap();
+    });
+    assert_eq!(ghost, [Finding::StreamIndex { stream: "ghost".into(), revision: 0, seq: 5500 }]);
 
     let needed = findings(&path, |tx| drop(tx.open_table(LOG).unwrap().remove(lost).unwrap()));
     assert_eq!(needed, [Finding::Exception { seq: lost }]);
