@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::redb::{ReadableTable, TableDefinition};
+use onewrite::redb::TableDefinition;
 use onewrite::{Event, EventFilter, ExpectedRevision, Store};
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
