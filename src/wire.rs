@@ -82,7 +82,7 @@ impl HeaderSpelling {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const STORE: &str = "onewrite-store";
-/// Header: the store's epoch; it rises when numbers of lanes begin anew.
+/// Header: the epoch in which the event was appended; it rises when numbers of lanes begin anew.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -191,7 +191,8 @@ pub(crate) struct Wire {
     pub(crate) source: String,
     pub(crate) app_id: Option<String>,
     pub(crate) store: String,
-    pub(crate) epoch: u64,
+    /// The sequence number at which each epoch after the first begins.
+    pub(crate) epoch_starts: Vec<u64>,
 }
 
 impl Wire {
@@ -242,7 +243,8 @@ impl Wire {
     fn ours(&self, recorded: &Recorded, headers: &mut Vec<(String, HeaderValue)>) {
         let int = |number: u64| HeaderValue::Int(number.cast_signed());
         headers.push((STORE.to_owned(), HeaderValue::Text(self.store.clone())));
-        headers.push((EPOCH.to_owned(), int(self.epoch)));
+        let epoch = 1 + self.epoch_starts.iter().filter(|start| **start <= recorded.seq).count() as u64;
+        headers.push((EPOCH.to_owned(), int(epoch)));
         if let Some(lane) = recorded.lane {
             headers.push((LANE.to_owned(), int(lane.id)));
             headers.push((LANE_NUMBER.to_owned(), int(lane.number)));
@@ -357,7 +359,7 @@ mod tests {
                 source: "/bank".into(),
                 app_id: Some("bank".into()),
                 store: "s".into(),
-                epoch: 3,
+                epoch_starts: vec![7, 42],
             };
             let message = wire.message(recorded());
             assert_eq!(message.message_id.as_deref(), Some("e-1"));
@@ -391,7 +393,13 @@ mod tests {
 
     fn wire(store: &str) -> Wire {
         let spelling = HeaderSpelling::default();
-        Wire { spelling, source: "/bank".into(), app_id: None, store: store.into(), epoch: 3 }
+        Wire {
+            spelling,
+            source: "/bank".into(),
+            app_id: None,
+            store: store.into(),
+            epoch_starts: vec![7, 42],
+        }
     }
 
     const UUID: &str = "018f0000-0000-7000-8000-0000000000ff";

@@ -75,6 +75,18 @@ impl<T> Held<T> {
         self.firsts().filter(|(_, until)| *until <= now).map(|(lane, _)| lane).collect()
     }
 
+    /// Lanes of which something is held.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = LaneOf> + '_ {
+        self.lanes.keys().copied()
+    }
+
+    /// Lanes whose first item has no gap before it any more.
+    pub(super) fn filled(&self, next: impl Fn(LaneOf) -> u64) -> Vec<LaneOf> {
+        let firsts =
+            self.lanes.iter().filter_map(|(lane, items)| Some((*lane, items.first_key_value()?.0.0)));
+        firsts.filter(|(lane, number)| *number <= next(*lane)).map(|(lane, _)| lane).collect()
+    }
+
     /// Nothing that could fill a gap can come: the lane that has waited longest waits no longer.
     pub(super) fn give_up_one(&mut self, now: Instant) {
         let Some((lane, _)) = self.firsts().min_by_key(|(_, until)| *until) else { return };

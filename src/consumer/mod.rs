@@ -325,11 +325,20 @@ impl ConsumerBuilder {
         let (report, ended) = oneshot::channel();
         let stats = Arc::new(Shared::default());
         let rung = self.store.core().redrives.hang(&self.scope);
+        let told = Arc::clone(&stats);
         let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
         std::thread::Builder::new()
             .name("onewrite-consumer".into())
             .spawn(move || {
-                worker.run(&received, &stopped, &rung);
+                let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    worker.run(&received, &stopped, &rung);
+                }));
+                if ran.is_err() {
+                    // Its connection is gone with it: what was in hand goes back to the broker.
+                    tracing::error!("the consumer ends: it panicked");
+                    let mut failed = told.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    *failed = Some("it panicked".into());
+                }
                 report.send(());
             })
             .map_err(|source| Error::Thread { what: "consumer", source })?;

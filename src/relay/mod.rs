@@ -423,7 +423,7 @@ impl RelayBuilder {
             source: self.source.unwrap_or_else(|| format!("/onewrite/{store_id}")),
             app_id: self.app_id,
             store: store_id,
-            epoch: core.identity.epoch,
+            epoch_starts: core.identity.epoch_starts.clone(),
         };
         let inputs = shell::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);

@@ -81,7 +81,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         cursors: Vec::new(),
         marks,
         trim_left: false,
-        swept_to: sweep_inbox(core, tx, &tail)?,
+        swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()))?,
     };
     let before = next.state;
     let mut released = Vec::new();
@@ -135,7 +135,8 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         tail.inbox_added += pending.inbox.len();
         if let Some(swept_to) = next.swept_to {
             tail.sweep_after = swept_to;
-            tail.inbox_added = tail.inbox_added.saturating_sub(INBOX_SWEEP_STEP / 2);
+            tail.inbox_added =
+                tail.inbox_added.saturating_sub((INBOX_SWEEP_STEP / 2).max(pending.inbox.len()));
         }
     }
     core.counters.commits.fetch_add(1, Ordering::Relaxed);
@@ -169,7 +170,7 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
 }
 
 /// Forgets some of what was seen longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
-fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail) -> Result<Option<Vec<u8>>> {
+fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail, step: usize) -> Result<Option<Vec<u8>>> {
     if tail.inbox_added < INBOX_SWEEP_STEP / 2 {
         return Ok(None);
     }
@@ -178,7 +179,7 @@ fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail) -> Result<Option
     let mut old = Vec::new();
     let mut swept_to = Vec::new();
     let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
-    for row in rows.by_ref().take(INBOX_SWEEP_STEP) {
+    for row in rows.by_ref().take(step) {
         let (key, row) = row?;
         swept_to = key.value().to_vec();
         // A row that cannot be read tells nothing any more, either.

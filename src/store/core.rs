@@ -32,10 +32,19 @@ use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 
 /// Who this store is, on the wire too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) store_id: [u8; 16],
-    pub(crate) epoch: u64,
+    /// The sequence number at which each epoch after the first begins. What was appended in an earlier epoch is published under
+    /// that one's name, also when it is published again.
+    pub(crate) epoch_starts: Vec<u64>,
+}
+
+impl Identity {
+    /// The epoch of what is appended now. The first is 1.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch_starts.len() as u64 + 1
+    }
 }
 
 /// The end of the log, and what is kept in memory about it.

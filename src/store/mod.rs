@@ -179,7 +179,7 @@ impl Store {
             }
         };
         tracing::info!(
-            path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch, unclean = opened.unclean,
+            path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch(), unclean = opened.unclean,
             "store opened"
         );
         let core = Arc::new(Core::new(path, opened.db, opened.io, settings, identity, tail));

@@ -9,8 +9,9 @@ use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::projections::ProjectionRow;
 use super::schema::{
-    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH, META_FORMAT,
-    META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS, STREAMS, StateRow,
+    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH,
+    META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS,
+    STREAMS, StateRow,
 };
 use super::streams::stream_row;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -19,6 +20,9 @@ use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamState;
 use crate::log::{keys, record};
+
+/// More epochs than any file can have come to: each takes a damaged file.
+const EPOCHS_MAX: usize = 1 << 20;
 
 /// Writes the tables and the identity of a new store.
 pub(crate) fn initialise(path: &Path, db: &Database) -> Result<(), OpenError> {
@@ -81,7 +85,15 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
         row(META_STORE_ID)?.try_into().map_err(|_| damaged("its row `store_id` cannot be read"))?;
     let epoch = row(META_EPOCH)?.try_into().map(u64::from_le_bytes);
     let epoch = epoch.map_err(|_| damaged("its row `epoch` cannot be read"))?;
-    Ok(Identity { store_id, epoch })
+    let starts = meta.get(META_EPOCH_STARTS).map_err(|error| storage(error.into()))?;
+    let starts = starts.map(|row| row.value().to_vec()).unwrap_or_default();
+    let (starts, odd) = starts.as_chunks::<8>();
+    let epochs_after_first = usize::try_from(epoch.wrapping_sub(1)).ok().filter(|count| *count < EPOCHS_MAX);
+    let count = epochs_after_first.filter(|count| odd.is_empty() && starts.len() <= *count);
+    let count = count.ok_or_else(|| damaged("its rows `epoch` and `epoch_starts` do not fit"))?;
+    let missing = std::iter::repeat_n(0, count - starts.len());
+    let epoch_starts = missing.chain(starts.iter().map(|start| u64::from_le_bytes(*start))).collect();
+    Ok(Identity { store_id, epoch_starts })
 }
 
 /// What formats 2 and 3 have added to format 1.
@@ -212,7 +224,7 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
 /// Numbers of lanes that cannot be known any more are not guessed: a reader would take a reused number for a repeat, and
 /// drop it. Under a new epoch every lane begins anew, and no old number is taken for a new one.
 fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Result<()> {
-    identity.epoch += 1;
+    identity.epoch_starts.push(tail.next_seq);
     tail.lanes = Book::default();
     let tx = db.begin_write()?;
     tx.delete_table(LANES)?;
@@ -227,7 +239,9 @@ fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Resul
     };
     {
         let mut meta = tx.open_table(META)?;
-        meta.insert(META_EPOCH, &identity.epoch.to_le_bytes()[..])?;
+        meta.insert(META_EPOCH, &identity.epoch().to_le_bytes()[..])?;
+        let starts: Vec<u8> = identity.epoch_starts.iter().flat_map(|start| start.to_le_bytes()).collect();
+        meta.insert(META_EPOCH_STARTS, starts.as_slice())?;
         meta.insert(META_STATE, state.to_bytes().as_slice())?;
     }
     tx.commit().map_err(Error::from)

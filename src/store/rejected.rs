@@ -391,7 +391,10 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    pub(crate) fn new(error: &Error, attempts: u32) -> Self {
+    pub(crate) fn new(error: &Error, attempts: u32, by_handler: bool) -> Self {
+        if by_handler && !matches!(error, Error::Storage(_)) {
+            return Self { reason: reason(error), attempts, handled: true, recheck: false, conflict: false };
+        }
         let unbelieved = matches!(error, Error::LaneHeader { .. } | Error::BadId { .. });
         let conflict = matches!(error, Error::LaneConflict { .. } | Error::IdConflict { .. });
         // Of a lane whose rows are damaged nobody knows what it has shown.

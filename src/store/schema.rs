@@ -1,7 +1,7 @@
 //! The tables of the file, and the rows of the small ones.
 //!
 //! ```text
-//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · next_cursor u32 · state 24
+//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24
 //! onewrite.log         seq u64 → record    (log/record.rs)
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
@@ -60,6 +60,8 @@ pub(crate) const FORMAT: u32 = 3;
 pub(crate) const META_FORMAT: &str = "format";
 pub(crate) const META_STORE_ID: &str = "store_id";
 pub(crate) const META_EPOCH: &str = "epoch";
+/// Sequence numbers at which the epochs after the first begin. Missing ones are of files from before there was this row: 0.
+pub(crate) const META_EPOCH_STARTS: &str = "epoch_starts";
 pub(crate) const META_NEXT_CURSOR: &str = "next_cursor";
 pub(crate) const META_STATE: &str = "state";
 

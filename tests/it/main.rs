@@ -16,6 +16,8 @@ mod aggregates;
 mod capture;
 mod consumer;
 #[cfg(target_os = "linux")]
+mod consumer_failures;
+#[cfg(target_os = "linux")]
 mod faults;
 mod floors;
 #[cfg(unix)]

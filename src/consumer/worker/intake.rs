@@ -69,7 +69,7 @@ impl Worker {
         };
         let key = ordering_key(&delivery.message).map(Arc::from);
         let (identity, delivery) = (identity.map(Arc::new).map_err(Arc::new), Arc::new(delivery));
-        Item { delivery, identity, key, attempts: 0, redriven: Some(number) }
+        Item { delivery, identity, key, attempts: 0, redriven: Some(number), waited: false }
     }
 
     /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
@@ -79,7 +79,8 @@ impl Worker {
         let full = self.held.len() + batch.len() >= usize::from(self.settings.prefetch);
         let mut due = self.held.due(now);
         let lanes: Vec<_> = batch.iter().filter_map(Item::place).map(|(lane, _)| lane).collect();
-        let lanes: BTreeSet<_> = lanes.into_iter().chain(due.iter().copied()).collect();
+        // All that are held: a gap may have been filled by somebody else.
+        let lanes: BTreeSet<_> = lanes.into_iter().chain(self.held.lanes()).collect();
         let heads: Vec<_> = lanes.iter().map(|lane| keys::seen_head(&self.settings.scope, *lane)).collect();
         let heads = heads.iter().map(Vec::as_slice);
         let mut nexts: BTreeMap<_, _> =
@@ -88,7 +89,8 @@ impl Worker {
         for item in batch {
             match item.place() {
                 Some((lane, number)) => {
-                    self.held.put(lane, number, item, now + patience);
+                    let until = if item.waited { now } else { now + patience };
+                    self.held.put(lane, number, item, until);
                     let next = nexts.entry(lane).or_default();
                     passed.extend(self.held.release(lane, next, now));
                 }
@@ -99,11 +101,17 @@ impl Worker {
             self.held.give_up_one(now);
             due = self.held.due(now);
         }
-        for lane in due {
+        let filled: Vec<_> = self.held.filled(|lane| nexts.get(&lane).copied().unwrap_or_default());
+        for lane in due.into_iter().chain(filled) {
             let next = nexts.entry(lane).or_default();
             passed.extend(self.held.release(lane, next, now));
         }
         self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
-        Ok(passed)
+        let mut ready = Vec::with_capacity(passed.len());
+        for mut item in passed {
+            item.waited = true;
+            self.admit(item, &mut ready);
+        }
+        Ok(ready)
     }
 }

@@ -7,8 +7,8 @@ mod intake;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -27,8 +27,14 @@ use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
 use crate::wire::ordering_key;
 
+/// How often heads are looked at while something waits for a gap that somebody else may fill.
+const HELD_LOOK: Duration = Duration::from_secs(1);
+
+/// A wait that no clock can express is this long.
+const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A delivery in hand.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Item {
     delivery: Arc<Delivery>,
     /// What it is recognised by, or why it cannot be taken at all.
@@ -37,6 +43,8 @@ struct Item {
     attempts: u32,
     /// Its number in quarantine, if it was driven again from there.
     redriven: Option<u64>,
+    /// It has waited for the gap before it, and does so once: not again for each try.
+    waited: bool,
 }
 
 /// What a delivery's transaction did.
@@ -45,6 +53,8 @@ enum Applied {
     Repeated,
     /// It was driven again, and has gone from quarantine meanwhile.
     Gone,
+    /// What it claims to be is another message's.
+    Conflict(Error),
 }
 
 /// What a batch has come to.
@@ -70,6 +80,8 @@ pub(super) struct Worker {
     scheduled: u64,
     held: Held<Item>,
     redriven: Redrives,
+    /// Nobody is there any more who could deliver.
+    source_gone: bool,
 }
 
 /// Where the look for deliveries that are driven again stands.
@@ -106,6 +118,7 @@ impl Worker {
             due: BTreeMap::new(),
             scheduled: 0,
             held: Held::default(),
+            source_gone: false,
             // What was driven again while no consumer ran waits in the file.
             redriven: Redrives { look: true, after: None, in_hand: HashSet::new() },
         }
@@ -135,6 +148,15 @@ impl Worker {
             if let Ok(at) = stop.try_recv() {
                 deadline = Some(at);
             }
+            if self.source_gone {
+                tracing::error!(
+                    scope = self.settings.scope,
+                    "the consumer ends: its source has ended by itself"
+                );
+                let mut failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                *failed = Some("the source has ended by itself".into());
+                break;
+            }
             if rung.try_recv().is_ok() {
                 self.look_again();
             }
@@ -151,9 +173,22 @@ impl Worker {
 
     /// Fails only if the store is lost.
     fn turn(&mut self, mut batch: Vec<Item>) -> Result<()> {
-        self.load_redriven(&mut batch)?;
-        let batch = self.hold_back(batch)?;
-        self.apply(batch)
+        if let Err(error) = self.load_redriven(&mut batch) {
+            self.settings.store.ready()?;
+            // The next ring looks again.
+            self.redriven.look = false;
+            tracing::error!(%error, "what is driven again cannot be read now");
+        }
+        let kept = batch.clone();
+        match self.hold_back(batch) {
+            Ok(batch) => self.apply(batch),
+            Err(error) => {
+                self.settings.store.ready()?;
+                tracing::error!(%error, "what a lane has seen cannot be read now; tried again later");
+                kept.into_iter().for_each(|item| self.put_off(item));
+                Ok(())
+            }
+        }
     }
 
     fn wait(
@@ -164,10 +199,15 @@ impl Worker {
         deadline: &mut Option<Instant>,
     ) -> Option<SourceEvent> {
         let due = self.due.keys().next().map(|(due, _)| *due);
-        let until = due.into_iter().chain(self.held.deadline()).min();
+        // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
+        let look = (self.held.len() > 0).then(|| Instant::now() + HELD_LOOK);
+        let until = due.into_iter().chain(self.held.deadline()).chain(look).min();
         let timer = until.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
         crossbeam_channel::select! {
-            recv(events) -> event => event.ok(),
+            recv(events) -> event => {
+                self.source_gone = event.is_err();
+                event.ok()
+            }
             recv(stop) -> at => {
                 *deadline = Some(at.unwrap_or_else(|_| Instant::now()));
                 None
@@ -196,7 +236,14 @@ impl Worker {
             SourceEvent::Delivery(delivery) => {
                 let identity = self.identify(&delivery.message).map(Arc::new).map_err(Arc::new);
                 let key = self.key_of(&delivery.message, identity.as_deref().ok());
-                let item = Item { delivery: Arc::from(delivery), identity, key, attempts: 0, redriven: None };
+                let item = Item {
+                    delivery: Arc::from(delivery),
+                    identity,
+                    key,
+                    attempts: 0,
+                    redriven: None,
+                    waited: false,
+                };
                 self.admit(item, batch);
             }
         }
@@ -260,27 +307,36 @@ impl Worker {
     fn apply(&mut self, batch: Vec<Item>) -> Result<()> {
         let mut outcome = Outcome::default();
         let mut answers = VecDeque::with_capacity(batch.len());
-        let mut failed_keys: HashMap<Arc<str>, Arc<AtomicBool>> = HashMap::new();
-        for item in batch {
+        let mut failed_keys: HashMap<Arc<str>, Arc<FailedPlaces>> = HashMap::new();
+        for (at, item) in batch.into_iter().enumerate() {
             let identity = match &item.identity {
                 Ok(identity) => Arc::clone(identity),
                 Err(error) => {
                     let error = Arc::clone(error);
-                    self.refuse(item, &error, &mut outcome);
+                    self.refuse(item, &error, false, &mut outcome);
                     continue;
                 }
             };
-            let failed =
-                item.key.as_ref().map(|key| Arc::clone(failed_keys.entry(Arc::clone(key)).or_default()));
-            let answer = self.settings.store.submit(self.closure(&item, identity, failed))?;
-            answers.push_back((item, answer));
+            let failed = item
+                .key
+                .as_ref()
+                .map(|key| (at, Arc::clone(failed_keys.entry(Arc::clone(key)).or_default())));
+            match self.settings.store.submit(self.closure(&item, identity, failed)) {
+                Ok(answer) => answers.push_back((item, answer)),
+                // What has been handed over before has its outcome all the same, and the broker is told of it.
+                Err(error) => {
+                    outcome.lost.get_or_insert(error);
+                    break;
+                }
+            }
         }
         for (item, answer) in answers {
             let result = self.answered(answer.wait());
             self.settle(item, result, &mut outcome);
         }
-        self.quarantine(&mut outcome)?;
+        let quarantined = self.quarantine(&mut outcome);
         self.source.settle(outcome.settlements);
+        quarantined?;
         outcome.lost.map_or(Ok(()), Err)
     }
 
@@ -289,33 +345,34 @@ impl Worker {
         answer.map(Receipt::into_value)
     }
 
-    /// The transaction of one delivery. `failed` is shared by those of its key in this batch: they run one after
-    /// another, and one that fails holds back those after it.
+    /// The transaction of one delivery. `failed`: its place in the batch, and what those of its key share.
     fn closure(
         &self,
         item: &Item,
         identity: Arc<Identity>,
-        failed: Option<Arc<AtomicBool>>,
+        failed: Option<(usize, Arc<FailedPlaces>)>,
     ) -> impl FnMut(&Transaction) -> Result<Applied> + Send + 'static {
         let (handler, delivery) = (Arc::clone(&self.handler), Arc::clone(&item.delivery));
         let (scope, redriven) = (self.settings.scope.clone(), item.redriven);
         move |tx| {
-            if failed.as_ref().is_some_and(|failed| failed.load(Ordering::Relaxed)) {
+            let Some((at, failed)) = &failed else {
+                return apply_one(tx, &scope, &identity, redriven, || handler(&delivery, tx));
+            };
+            if failed.is_before(*at) {
                 return Err(Error::app(Waits));
             }
             // Until it is known to have succeeded; a panic leaves it so.
-            let note =
-                |value| failed.as_ref().iter().for_each(|failed| failed.store(value, Ordering::Relaxed));
-            note(true);
+            failed.note(*at, true);
             let result = apply_one(tx, &scope, &identity, redriven, || handler(&delivery, tx));
             // One that is rejected does not hold back its key: it will never be applied.
-            note(matches!(&result, Err(error) if !is_final(error)));
+            failed.note(*at, matches!(&result, Err(error) if !is_final(error)));
             result
         }
     }
 
     fn settle(&mut self, item: Item, result: Result<Applied>, outcome: &mut Outcome) {
         match result {
+            Ok(Applied::Conflict(error)) => self.refuse(item, &error, false, outcome),
             Ok(applied) => {
                 match applied {
                     Applied::Done => {
@@ -323,16 +380,16 @@ impl Worker {
                         item.redriven.iter().for_each(|_| count(&self.shared.redriven));
                     }
                     Applied::Repeated => count(&self.shared.repeated),
-                    Applied::Gone => {}
+                    Applied::Gone | Applied::Conflict(_) => {}
                 }
                 self.finish(&item, Settlement::Acknowledge, outcome);
             }
-            Err(error) if is_lost(&error) => {
+            Err(error) if self.is_lost(&error) => {
                 outcome.lost.get_or_insert(error);
             }
             Err(error) if error.downcast_app::<Waits>().is_some() => self.hold(item),
             Err(error) if is_final(&error) || item.attempts + 1 >= self.settings.attempts => {
-                self.refuse(item, &error, outcome);
+                self.refuse(item, &error, true, outcome);
             }
             Err(error) => {
                 count(&self.shared.retried);
@@ -355,8 +412,8 @@ impl Worker {
     }
 
     /// It will never be applied by itself.
-    fn refuse(&mut self, item: Item, error: &Error, outcome: &mut Outcome) {
-        let refusal = Refusal::new(error, item.attempts + 1);
+    fn refuse(&mut self, item: Item, error: &Error, by_handler: bool, outcome: &mut Outcome) {
+        let refusal = Refusal::new(error, item.attempts + 1, by_handler);
         let message_id = item.delivery.message.message_id.as_deref();
         tracing::error!(
             error = refusal.reason,
@@ -404,7 +461,7 @@ impl Worker {
                     }
                     self.finish(&item, Settlement::Acknowledge, outcome);
                 }
-                Err(error) if is_lost(&error) => _ = outcome.lost.get_or_insert(error),
+                Err(error) if self.is_lost(&error) => _ = outcome.lost.get_or_insert(error),
                 Err(error) => {
                     tracing::warn!(%error, "a rejected delivery cannot be put into quarantine yet");
                     self.put_off(item);
@@ -422,11 +479,22 @@ impl Worker {
         }
     }
 
+    /// The error says that nothing can be written any more, and it is this store that says so: a handler may have met another.
+    fn is_lost(&self, error: &Error) -> bool {
+        let lost =
+            matches!(error, Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. });
+        lost && self.settings.store.ready().is_err()
+    }
+
     fn put_off(&mut self, mut item: Item) {
         let (first, longest) = self.settings.backoff;
         let wait = first.saturating_mul(1 << item.attempts.min(16)).min(longest);
         item.attempts = item.attempts.saturating_add(1);
-        self.schedule(wait, item);
+        match item.key.as_ref().and_then(|key| self.keys.get_mut(key)) {
+            // An earlier one of its key waits already: one time per key, or the later would overtake.
+            Some(behind) => behind.push_back(item),
+            None => self.schedule(wait, item),
+        }
     }
 
     fn schedule(&mut self, wait: Duration, item: Item) {
@@ -434,7 +502,8 @@ impl Worker {
             self.keys.entry(Arc::clone(key)).or_default();
         }
         self.scheduled += 1;
-        self.due.insert((Instant::now() + wait, self.scheduled), item);
+        let at = Instant::now().checked_add(wait).unwrap_or_else(|| Instant::now() + WAIT_MAX);
+        self.due.insert((at, self.scheduled), item);
     }
 }
 
@@ -460,7 +529,12 @@ fn apply_one(
     {
         return Ok(Applied::Gone);
     }
-    let first = tx.is_first_delivery(scope, identity)?;
+    let first = match tx.is_first_delivery(scope, identity) {
+        Err(error @ (Error::LaneConflict { .. } | Error::IdConflict { .. })) => {
+            return Ok(Applied::Conflict(error));
+        }
+        first => first?,
+    };
     if first {
         handle()?;
         tx.mark_delivery(scope, identity)?;
@@ -471,8 +545,25 @@ fn apply_one(
     Ok(if first { Applied::Done } else { Applied::Repeated })
 }
 
-fn is_lost(error: &Error) -> bool {
-    matches!(error, Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. })
+/// The places in one batch of those of one key that have failed, or are being tried. They run one after another, and whoever
+/// comes behind a failed one waits. One flag would not do: when the group runs again without the failed one, those before
+/// it run again too, and must neither wait for it nor take its word back.
+#[derive(Debug, Default)]
+struct FailedPlaces(Mutex<BTreeSet<usize>>);
+
+impl FailedPlaces {
+    fn is_before(&self, at: usize) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().is_some_and(|first| *first < at)
+    }
+
+    fn note(&self, at: usize, failed: bool) {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed {
+            places.insert(at);
+        } else {
+            places.remove(&at);
+        }
+    }
 }
 
 /// Errors that another try cannot heal.
