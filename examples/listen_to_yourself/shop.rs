@@ -79,8 +79,11 @@ pub(crate) fn till(store: &Store, counts: &Counts, products: u64, first: u64, wr
     Ok(())
 }
 
-/// Everything in the shop: product to title, price and stock.
-pub(crate) fn inventory(store: &Store) -> Result<Vec<(String, Option<(String, u64)>, Option<u64>)>> {
+/// A product, with its title and price if it is in the catalogue, and how many are left.
+pub(crate) type Product = (String, Option<(String, u64)>, u64);
+
+/// Everything in the shop.
+pub(crate) fn inventory(store: &Store) -> Result<Vec<Product>> {
     let snapshot = store.read()?;
     let (catalogue, stock) = (snapshot.open_table(PRODUCTS)?, snapshot.open_table(STOCK)?);
     let mut all = Vec::new();
@@ -90,7 +93,7 @@ pub(crate) fn inventory(store: &Store) -> Result<Vec<(String, Option<(String, u6
             let (title, cents) = row.value();
             (title.to_owned(), cents)
         });
-        all.push((number.value().to_owned(), entry, Some(left.value())));
+        all.push((number.value().to_owned(), entry, left.value()));
     }
     Ok(all)
 }

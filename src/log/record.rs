@@ -27,8 +27,6 @@
 //!
 //! **Invariant.** Decoding never panics and never allocates more than the record is long, whatever the bytes.
 
-use std::ops::Range;
-
 use super::wire_bytes::{Malformed, Reader, put_text8, put_text16};
 use crate::error::CorruptError;
 use crate::event::{Destination, Event, Lane, Recorded};
@@ -202,6 +200,7 @@ pub(crate) fn encode(position: Position, body: &[u8]) -> Vec<u8> {
     out
 }
 
+#[inline]
 fn checksum(seq: u64, checked: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&seq.to_le_bytes());
@@ -228,41 +227,53 @@ pub(crate) struct Skim {
     pub(crate) time_ms: u64,
     pub(crate) revision: Option<u64>,
     pub(crate) version: u32,
-    event_type: Range<usize>,
-    stream: Option<Range<usize>>,
-    key: Option<Range<usize>>,
-    payload: usize,
+    event_type: Place,
+    stream: Option<Place>,
+    key: Option<Place>,
+    payload: u32,
 }
+
+/// Where a text stands: beginning and length. Small, since a view is handed on for each event.
+#[derive(Debug, Clone, Copy)]
+struct Place(u32, u8);
 
 impl Skim {
+    #[inline]
     pub(crate) fn event_type<'a>(&self, frame: &'a [u8]) -> &'a str {
-        text_at(frame, &self.event_type)
+        text_at(frame, self.event_type)
     }
 
+    #[inline]
     pub(crate) fn stream<'a>(&self, frame: &'a [u8]) -> Option<&'a str> {
-        self.stream.as_ref().map(|at| text_at(frame, at))
+        self.stream.map(|at| text_at(frame, at))
     }
 
+    #[inline]
     pub(crate) fn key<'a>(&self, frame: &'a [u8]) -> Option<&'a str> {
-        self.key.as_ref().map(|at| text_at(frame, at))
+        self.key.map(|at| text_at(frame, at))
     }
 
+    #[inline]
     pub(crate) fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
-        frame.get(self.payload..).unwrap_or_default()
+        frame.get(self.payload as usize..).unwrap_or_default()
     }
 }
 
-fn text_at<'a>(frame: &'a [u8], at: &Range<usize>) -> &'a str {
-    let bytes = frame.get(at.clone()).unwrap_or_default();
+#[inline]
+fn text_at(frame: &[u8], Place(from, len): Place) -> &str {
+    let from = from as usize;
+    let bytes = frame.get(from..from + usize::from(len)).unwrap_or_default();
     std::str::from_utf8(bytes).expect("seen to be UTF-8 when it was skimmed")
 }
 
 /// Checks a record and finds its parts.
+#[inline]
 pub(crate) fn skim(seq: u64, bytes: &[u8]) -> Result<Skim, CorruptError> {
     let (header, body) = check(seq, bytes)?;
     skim_body(&header, body, bytes.len()).map_err(|Malformed(what)| CorruptError { seq, what })
 }
 
+#[inline]
 fn skim_body(header: &Header, body: &[u8], frame_len: usize) -> Result<Skim, Malformed> {
     let mut reader = Reader(body);
     let flags = reader.u16()?;
@@ -276,10 +287,10 @@ fn skim_body(header: &Header, body: &[u8], frame_len: usize) -> Result<Skim, Mal
         skip8(&mut reader)?;
     }
     let texts_from = reader.0;
-    let text = |reader: &mut Reader<'_>| -> Result<Range<usize>, Malformed> {
-        let len = skip8(reader)?;
-        let end = frame_len - reader.0.len();
-        Ok(end - len..end)
+    let place = |rest: &[u8]| u32::try_from(frame_len - rest.len()).map_err(|_| Malformed("it is too long"));
+    let text = |reader: &mut Reader<'_>| -> Result<Place, Malformed> {
+        let from = place(reader.0)?.saturating_add(1);
+        Ok(Place(from, skip8(reader)?))
     };
     let event_type = text(&mut reader)?;
     let stream = has(STREAM).then(|| text(&mut reader)).transpose()?;
@@ -318,14 +329,15 @@ fn skim_body(header: &Header, body: &[u8], frame_len: usize) -> Result<Skim, Mal
     if has(HEADERS) {
         read_headers(&mut reader)?;
     }
-    let payload = frame_len - reader.0.len();
+    let payload = place(reader.0)?;
     let Header { seq, time_ms, revision, .. } = *header;
     Ok(Skim { seq, time_ms, revision, version, event_type, stream, key, payload })
 }
 
-fn skip8(reader: &mut Reader<'_>) -> Result<usize, Malformed> {
-    let len = usize::from(reader.u8()?);
-    reader.take(len)?;
+#[inline]
+fn skip8(reader: &mut Reader<'_>) -> Result<u8, Malformed> {
+    let len = reader.u8()?;
+    reader.take(len.into())?;
     Ok(len)
 }
 
@@ -344,6 +356,7 @@ struct Header {
 }
 
 /// Magic, version, checksum, lengths: in that order, so that nothing unchecked is ever believed.
+#[inline]
 fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     let corrupt = |what| CorruptError { seq, what };
     if !bytes.starts_with(&MAGIC) {
@@ -382,11 +395,13 @@ fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     Ok((Header { seq, crc, end_offset, time_ms, lane, revision }, body))
 }
 
+#[inline]
 fn le_u64(frame: &[u8; FRAME_BYTES], at: usize) -> u64 {
     let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
     u64::from_le_bytes(*bytes.expect("every field lies in the frame"))
 }
 
+#[inline]
 fn le_u32(frame: &[u8; FRAME_BYTES], at: usize) -> u32 {
     let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
     u32::from_le_bytes(*bytes.expect("every field lies in the frame"))

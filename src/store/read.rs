@@ -311,6 +311,7 @@ pub(super) struct Frames {
 impl Iterator for Frames {
     type Item = Result<Frame>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(frame) = self.behind_gap.take() {
             return Some(Ok(frame));
@@ -335,6 +336,7 @@ impl Iterator for Frames {
 }
 
 impl Frames {
+    #[cold]
     fn missing_at_end<T>(&mut self) -> Option<Result<T>> {
         let expected = self.next.max(self.trimmed_to);
         self.next = self.next.max(self.end);

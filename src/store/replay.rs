@@ -62,6 +62,7 @@ impl Snapshot {
 impl Iterator for Replay {
     type Item = Result<ReplayedEvent>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         let frame = self.frames.next()?;
         Some(frame.and_then(|(seq, frame)| {
@@ -104,54 +105,63 @@ impl fmt::Debug for ReplayedEvent {
 impl ReplayedEvent {
     /// Its sequence number.
     #[must_use]
+    #[inline]
     pub fn seq(&self) -> u64 {
         self.skim.seq
     }
 
     /// When it was appended, Unix milliseconds by the store's clock.
     #[must_use]
+    #[inline]
     pub fn time_ms(&self) -> u64 {
         self.skim.time_ms
     }
 
     /// Its type.
     #[must_use]
+    #[inline]
     pub fn event_type(&self) -> &str {
         self.skim.event_type(self.frame.value())
     }
 
     /// The version of its payload.
     #[must_use]
+    #[inline]
     pub fn version(&self) -> u32 {
         self.skim.version
     }
 
     /// Its key.
     #[must_use]
+    #[inline]
     pub fn key(&self) -> Option<&str> {
         self.skim.key(self.frame.value())
     }
 
     /// Its stream.
     #[must_use]
+    #[inline]
     pub fn stream(&self) -> Option<&str> {
         self.skim.stream(self.frame.value())
     }
 
     /// Its stream's category.
     #[must_use]
+    #[inline]
     pub fn category(&self) -> Option<&str> {
         self.stream().map(category_of)
     }
 
     /// Its revision in its stream.
     #[must_use]
+    #[inline]
     pub fn revision(&self) -> Option<u64> {
         self.skim.revision
     }
 
     /// Its payload.
     #[must_use]
+    #[inline]
     pub fn payload(&self) -> &[u8] {
         self.skim.payload(self.frame.value())
     }
