@@ -423,22 +423,27 @@ impl<'tx> Piece<'tx> {
         self.keys_left = self.keys_left.saturating_sub(1);
         self.bytes_left = self.bytes_left.saturating_sub(key.len() + value.map_or(0, <[u8]>::len));
         let change = RawChange { operation, key, new: value, old: None };
-        let encoded = catch_unwind(AssertUnwindSafe(|| capture.encode(change)));
-        let appended = match encoded {
-            Ok(event) => event.and_then(|event| self.tx.append(event)),
+        let event = match catch_unwind(AssertUnwindSafe(|| capture.encode(change))) {
+            Ok(Ok(event)) => event,
+            // Whatever it is, it is about this key: a codec may look into a file of its own, which may be full or broken.
+            Ok(Err(error)) => {
+                self.tx.core.suspect(&error);
+                tell_failure(capture, &kind_of(&error));
+                return Ok(Settled::CodecFailed);
+            }
             Err(_) => {
                 tell_failure(capture, &"its codec panicked");
                 return Ok(Settled::CodecFailed);
             }
         };
-        match appended {
+        match self.tx.append(event) {
             Ok(_) => {
                 self.tx.touch();
                 Ok(Settled::Published)
             }
             Err(Error::BacklogFull { .. }) => Ok(Settled::NoRoom),
             Err(error @ Error::Storage(_)) => Err(error),
-            // What the codec says, or that its event cannot be appended.
+            // The event that the codec made cannot be appended.
             Err(error) => {
                 tell_failure(capture, &kind_of(&error));
                 Ok(Settled::CodecFailed)
