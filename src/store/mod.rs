@@ -457,9 +457,9 @@ impl Store {
         }
     }
 
-    /// Asks the writer for a round of captures, unless one is asked for already.
-    pub(crate) fn ask_for_round(&self) {
-        if self.core().rounds.ask() {
+    /// Asks the writer for a round of captures with so many keys, unless one is asked for already.
+    pub(crate) fn ask_for_round(&self, keys: usize) {
+        if self.core().rounds.ask(keys) {
             // A full queue means that the writer is at work, and looks before it waits.
             let _ = self.shared.jobs.try_send(Job::Ride);
         }

@@ -1,10 +1,12 @@
 //! Rounds of captured tables when something goes wrong or is slow: each test is a fault that a review has found.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::{StorageError, TableDefinition};
-use onewrite::{Capture, CaptureMode, Change, Error, Event, Store};
+use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, limits};
 
 const A: TableDefinition<'_, u16, u64> = TableDefinition::new("a");
 const B: TableDefinition<'_, u16, u64> = TableDefinition::new("b");
@@ -58,8 +60,76 @@ fn no_error_of_a_codec_stops_a_round() {
         let broker = broker();
         let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
         until("all others are published", || waiting(&store, "a") + waiting(&store, "b") == 1);
-        let captures = store.stats().unwrap().captures;
-        assert_eq!((captures["a"].waiting, captures["a"].failed), (1, 1));
+        // What has failed is noted a little after the commit.
+        until("the failed key is counted", || store.stats().unwrap().captures["a"].failed == 1);
+        assert_eq!(waiting(&store, "a"), 1);
         relay.stop(Duration::from_secs(1));
     }
+}
+
+// --- the relay's pace ---------------------------------------------------------------------------------------------------
+
+/// Goal: traffic that never lets the window become half empty starves no mark, as long as the broker keeps up. Method: a
+/// broker that confirms each event after a second, and 400 of a window of 512 on their way all the time; the mark is
+/// published while that goes on.
+#[test]
+fn steady_traffic_starves_no_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Capture::with(A, |change| Ok(event(change))).mode(CaptureMode::NewestValue);
+    let store = Store::builder().capture(a).open(folder.path().join("a.redb")).unwrap();
+    let broker = broker();
+    broker.script(Rule::any().always().then(Verdict::DelayConfirm(Duration::from_secs(1))));
+    let relay = store.relay("r").window_events(512).publish_to(broker.publisher()).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let traffic = {
+        let (store, stop) = (store.clone(), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            let mut next = Instant::now();
+            while !stop.load(SeqCst) {
+                let event = || Event::bytes("x", "").to("e", "r");
+                store.write(move |tx| (0..4).try_for_each(|_| tx.append(event()).map(drop))).unwrap();
+                next += Duration::from_millis(10);
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        })
+    };
+    let in_flight = || store.stats().unwrap().relays["r"].running.as_ref().map_or(0, |r| r.in_flight);
+    until("more than half of the window is on its way", || in_flight() > 350);
+    store.write(|tx| tx.captured_table(A)?.insert(1, 1).map(drop)).unwrap();
+    until("the mark is published", || waiting(&store, "a") == 0);
+    stop.store(true, SeqCst);
+    traffic.join().unwrap();
+    relay.stop(Duration::from_secs(1));
+}
+
+/// Goal: a broker that confirms nothing gets no rounds, however long marks wait. Method: it takes over half of a window, and
+/// two seconds pass; then it confirms one event, and a small round comes, once.
+#[test]
+fn a_silent_broker_gets_no_round() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Capture::with(A, |change| Ok(event(change))).mode(CaptureMode::NewestValue);
+    let store = Store::builder().capture(a).open(folder.path().join("a.redb")).unwrap();
+    let broker = broker();
+    broker.script(Rule::any().times(1).then(Verdict::DelayConfirm(Duration::from_secs(4))));
+    broker.script(Rule::any().always().then(Verdict::HoldConfirm));
+    let relay = store.relay("r").window_events(100).publish_to(broker.publisher()).unwrap();
+    let event = || Event::bytes("x", "").to("e", "r");
+    store.write(move |tx| (0..80).try_for_each(|_| tx.append(event()).map(drop))).unwrap();
+    let next_seq = || store.stats().unwrap().next_seq;
+    until("they are on their way", || broker.tap().len() == 80);
+    store
+        .write(|tx| {
+            let mut table = tx.captured_table(A)?;
+            (0..1000).try_for_each(|key| table.insert(key, 1).map(drop))
+        })
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(next_seq(), 80);
+    until("one confirm has come, and a small round", || next_seq() > 80);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(next_seq(), 80 + limits::CAPTURE_SMALL_ROUND_KEYS as u64);
+    broker.clear_script();
+    broker.release_confirms();
+    until("all is published", || waiting(&store, "a") == 0);
+    relay.stop(Duration::from_secs(1));
 }

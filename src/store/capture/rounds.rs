@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::ReadableTable;
@@ -50,8 +50,10 @@ struct State {
 /// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
-    /// A round is asked for, or runs.
-    asked: AtomicBool,
+    /// A round of so many keys is asked for, or runs. 0: none.
+    asked: AtomicUsize,
+    /// Rounds that have ended, well or not.
+    ended: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -61,12 +63,21 @@ impl Rounds {
     }
 
     pub(crate) fn is_asked(&self) -> bool {
+        self.keys_asked() > 0
+    }
+
+    fn keys_asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Asks for one; `true` if none was asked for yet.
-    pub(crate) fn ask(&self) -> bool {
-        !self.asked.swap(true, Ordering::SeqCst)
+    /// Asks for one of so many keys; `true` if none was asked for yet.
+    pub(crate) fn ask(&self, keys: usize) -> bool {
+        self.asked.compare_exchange(0, keys, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// How many have ended, well or not.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
     }
 
     /// When the next round has something to do, by the monotonic clock; `None` if nothing waits.
@@ -103,7 +114,7 @@ pub(crate) fn begin(core: &Core) {
     let tail = core.tail();
     let mut known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
     if tail.cursors.is_empty() && known.any(|known| known.row.snapshot.is_open()) {
-        core.rounds.ask();
+        core.rounds.ask(CAPTURE_ROUND_KEYS);
     }
 }
 
@@ -134,7 +145,7 @@ impl Round {
 
 impl Write for Round {
     fn run(&mut self, tx: &Transaction) -> bool {
-        let outcome = catch_unwind(AssertUnwindSafe(|| Piece::new(tx).run()));
+        let outcome = catch_unwind(AssertUnwindSafe(|| Piece::new(tx, tx.core.rounds.keys_asked()).run()));
         // Nobody waits for its events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
@@ -175,7 +186,9 @@ fn note(core: &Core, outcome: Result<Outcome>) {
     }
     // Without a relay nobody would ask for the rest of a snapshot.
     let unpaced = core.tail().cursors.is_empty();
-    core.rounds.asked.store(walks_on && unpaced && !core.is_closing(), Ordering::SeqCst);
+    let goes_on = walks_on && unpaced && !core.is_closing();
+    core.rounds.ended.fetch_add(1, Ordering::SeqCst);
+    core.rounds.asked.store(if goes_on { CAPTURE_ROUND_KEYS } else { 0 }, Ordering::SeqCst);
     // Relays look again, also where nothing was committed.
     core.relays.ring_all();
 }
@@ -226,7 +239,7 @@ struct Piece<'tx> {
 }
 
 impl<'tx> Piece<'tx> {
-    fn new(tx: &'tx Transaction) -> Self {
+    fn new(tx: &'tx Transaction, keys: usize) -> Self {
         let tail = tx.core.tail();
         let registered = tx.core.settings.captures.iter().filter_map(|capture| {
             let row = tail.captures.get(capture.name())?.row.clone();
@@ -236,7 +249,7 @@ impl<'tx> Piece<'tx> {
             tx,
             registered: registered.collect(),
             paced: !tail.cursors.is_empty(),
-            keys_left: CAPTURE_ROUND_KEYS,
+            keys_left: keys,
             bytes_left: CAPTURE_ROUND_BYTES,
             outcome: Outcome::default(),
         }
@@ -497,7 +510,7 @@ mod tests {
         let core = store.core();
         let mut tx = Transaction::begin(core).unwrap();
         before(&tx);
-        let piece = Piece { paced: true, ..Piece::new(&tx) };
+        let piece = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) };
         let outcome = piece.run().unwrap();
         let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
             let event = tx.event(seq).unwrap().unwrap();
@@ -534,7 +547,7 @@ mod tests {
 
         store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
         let mut tx = Transaction::begin(store.core()).unwrap();
-        let outcome = Piece { paced: true, ..Piece::new(&tx) }.run().unwrap();
+        let outcome = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) }.run().unwrap();
         tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
         tx.finish(1).unwrap();
         drop(tx);
