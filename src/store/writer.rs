@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::capture::rounds::Round;
 use super::core::Core;
@@ -129,8 +129,12 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     while !state.stop {
         state.wait(jobs);
         while state.batch.len() < BATCH_WRITES_MAX && !state.stop {
-            let Ok(job) = jobs.try_recv() else { break };
-            state.take(job);
+            match jobs.try_recv() {
+                Ok(job) => state.take(job),
+                Err(TryRecvError::Empty) => break,
+                // A walk that goes on never waits for the queue: that the last handle is gone shows only here.
+                Err(TryRecvError::Disconnected) => state.stop = true,
+            }
         }
         core.announce_queue_room();
         state.work();

@@ -1,12 +1,13 @@
 //! Rounds of captured tables when something goes wrong or is slow: each test is a fault that a review has found.
 
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::{StorageError, TableDefinition};
-use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, limits};
+use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, Transaction, limits};
 
 const A: TableDefinition<'_, u16, u64> = TableDefinition::new("a");
 const B: TableDefinition<'_, u16, u64> = TableDefinition::new("b");
@@ -34,6 +35,21 @@ fn waiting(store: &Store, table: &str) -> u64 {
 
 fn event(change: &Change<'_, u16, u64>) -> Event {
     Event::bytes("c", change.key.to_string()).key(change.key.to_string()).to("e", "r")
+}
+
+/// A file with these rows, before there was a capture.
+fn filled(path: &Path, name: &'static str, rows: u16) {
+    let store = Store::open(path).unwrap();
+    let fill = move |tx: &Transaction| {
+        let mut table = tx.open_table(TableDefinition::<u16, u64>::new(name))?;
+        (0..rows).try_for_each(|key| Ok(table.insert(key, 1).map(drop)?))
+    };
+    store.write(fill).unwrap();
+    store.close().unwrap();
+}
+
+fn snapshot_done(store: &Store, table: &str) -> bool {
+    store.stats().unwrap().captures[table].snapshot_done
 }
 
 // --- codecs that fail ---------------------------------------------------------------------------------------------------
@@ -132,4 +148,39 @@ fn a_silent_broker_gets_no_round() {
     broker.release_confirms();
     until("all is published", || waiting(&store, "a") == 0);
     relay.stop(Duration::from_secs(1));
+}
+
+// --- snapshots ----------------------------------------------------------------------------------------------------------
+
+/// Goal: the writer ends once the last handle is gone, also in the middle of a snapshot. Method: a write drops that handle on
+/// the writer thread while a large table is walked slowly; the file can be opened again at once.
+#[test]
+fn the_writer_ends_with_the_last_handle() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    // All of them take 4 s at least.
+    filled(&path, "a", 20_000);
+    let a = Capture::with(A, |_| {
+        std::thread::sleep(Duration::from_micros(200));
+        Ok(Event::bytes("c", "").unpublished())
+    });
+    let store = Store::builder().capture(a.snapshot(true)).open(&path).unwrap();
+    let slot: Arc<Mutex<Option<Store>>> = Arc::default();
+    let gone = Arc::new(AtomicBool::new(false));
+    let (in_write, told) = (Arc::clone(&slot), Arc::clone(&gone));
+    let mut write = Box::pin(store.write_async(move |_| {
+        until("this is the last handle", || in_write.lock().unwrap().is_some());
+        std::thread::sleep(Duration::from_millis(20));
+        drop(in_write.lock().unwrap().take());
+        told.store(true, SeqCst);
+        Ok(())
+    }));
+    let waker = std::task::Waker::noop();
+    assert!(write.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+    drop(write);
+    *slot.lock().unwrap() = Some(store);
+    until("the last handle is gone", || gone.load(SeqCst));
+    let began = Instant::now();
+    until("the file is free", || Store::open(&path).is_ok());
+    assert!(began.elapsed() < Duration::from_secs(2), "only after {:?}", began.elapsed());
 }
