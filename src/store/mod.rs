@@ -183,7 +183,6 @@ impl Store {
             "store opened"
         );
         let core = Arc::new(Core::new(path, opened.db, opened.io, settings, identity, tail));
-        capture::rounds::begin(&core);
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()

@@ -184,3 +184,49 @@ fn the_writer_ends_with_the_last_handle() {
     until("the file is free", || Store::open(&path).is_ok());
     assert!(began.elapsed() < Duration::from_secs(2), "only after {:?}", began.elapsed());
 }
+
+/// Goal: without a relay, a round that has failed is repeated. Method: while a table is walked, writes that leave their group
+/// unable to commit, the round in it included; the snapshot comes to its end, and no row is told twice.
+#[test]
+fn a_snapshot_without_a_relay_survives_failed_commits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    filled(&path, "a", 20_000);
+    let a = Capture::with(A, |change| {
+        std::thread::sleep(Duration::from_micros(20));
+        Ok(Event::bytes("c", change.key.to_string()).unpublished())
+    });
+    let store = Store::builder().capture(a.snapshot(true)).open(&path).unwrap();
+    let failed = (0..10).filter(|_| {
+        // redb refuses to commit once a table was left in the middle of this.
+        let write = store.write(|tx| {
+            let mut table = tx.open_table(TableDefinition::<u8, u8>::new("x"))?;
+            table.insert(1, 1)?;
+            let unwind = || table.retain(|_, _| std::panic::resume_unwind(Box::new(())));
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(unwind));
+            Ok(())
+        });
+        write.is_err()
+    });
+    assert!(failed.count() > 0);
+    until("the snapshot is done", || snapshot_done(&store, "a"));
+    assert_eq!(store.stats().unwrap().next_seq, 20_000);
+}
+
+/// Goal: a snapshot does not depend on the relay that it began with. Method: the store's only relay, which does not run, is
+/// forgotten.
+#[test]
+fn a_snapshot_goes_on_when_the_relay_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    filled(&path, "a", 1000);
+    let store = Store::open(&path).unwrap();
+    store.relay("r").publish_to(broker().publisher()).unwrap().stop(Duration::from_secs(1));
+    store.close().unwrap();
+    let a = Capture::with(A, |change| Ok(event(change))).snapshot(true);
+    let store = Store::builder().capture(a).open(&path).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(!snapshot_done(&store, "a"), "it waits for the relay");
+    store.forget_relay("r").unwrap();
+    until("the snapshot is done", || snapshot_done(&store, "a"));
+}

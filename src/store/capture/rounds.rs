@@ -3,7 +3,7 @@
 //! A round is one closure on the writer thread. It publishes the oldest marks in the order of their keys, going round from
 //! where the last one ended, so that a key that changes all the time cannot starve the others; and it walks a piece of a
 //! table that was switched on. Relays ask for rounds when they have little left to do, so marks coalesce while the broker
-//! is away.
+//! is away. Where there is no relay, the writer thread asks by itself as long as a table is to be walked.
 //!
 //! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
 //! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redb::ReadableTable;
 
@@ -19,9 +20,7 @@ use super::erased::{Captured, RawChange};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
 use super::{CaptureMode, Operation};
 use crate::error::{Error, Result};
-use crate::limits::{
-    CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES, CAPTURE_ROUND_KEYS,
-};
+use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
 use crate::log::keys;
 use crate::store::core::Core;
 use crate::store::failure::damaged_row;
@@ -101,20 +100,26 @@ impl Rounds {
         Some(first_due.max(state.not_before_ms))
     }
 
+    /// How long until the writer has to ask for a round by itself: a table is to be walked, and there is no relay that would
+    /// ask. `None`: never.
+    pub(crate) fn walk_due_in(core: &Core) -> Option<Duration> {
+        if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
+            return None;
+        }
+        let walks = {
+            let tail = core.tail();
+            let mut known = core.settings.captures.iter().filter_map(|c| tail.captures.get(c.name()));
+            tail.cursors.is_empty() && known.any(|known| known.row.snapshot.is_open())
+        };
+        let now_ms = core.settings.clock.now().mono_ms;
+        walks.then(|| Duration::from_millis(core.rounds.lock().not_before_ms.saturating_sub(now_ms)))
+    }
+
     /// Keys of this capture whose codec has failed.
     pub(crate) fn failed(&self, id: CaptureId) -> u64 {
         let from = id.to_be_bytes().to_vec();
         let to = keys::after_prefix(&from);
         self.lock().failed.range(from..to).count() as u64
-    }
-}
-
-/// Asks for the first round where a snapshot is to be walked and there is no relay that would.
-pub(crate) fn begin(core: &Core) {
-    let tail = core.tail();
-    let mut known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-    if tail.cursors.is_empty() && known.any(|known| known.row.snapshot.is_open()) {
-        core.rounds.ask(CAPTURE_ROUND_KEYS);
     }
 }
 
@@ -133,8 +138,6 @@ struct Outcome {
     failed: Vec<Vec<u8>>,
     /// Nothing more can be done for now.
     stuck: bool,
-    /// A table is not walked to its end.
-    walks_on: bool,
 }
 
 impl Round {
@@ -170,25 +173,18 @@ impl Write for Round {
 /// Notes how a round has ended, and lets the next one be asked for.
 fn note(core: &Core, outcome: Result<Outcome>) {
     let now_ms = core.settings.clock.now().mono_ms;
-    let mut walks_on = false;
     {
         let mut state = core.rounds.lock();
         match outcome {
-            Ok(outcome) => {
-                walks_on = outcome.walks_on && !outcome.stuck;
-                state.note(outcome, now_ms);
-            }
+            Ok(outcome) => state.note(outcome, now_ms),
             Err(error) => {
                 tracing::error!(%error, "what captured tables have left to publish was not read; it is tried again");
                 state.not_before_ms = now_ms.saturating_add(CAPTURE_RETRY_MS.0);
             }
         }
     }
-    // Without a relay nobody would ask for the rest of a snapshot.
-    let unpaced = core.tail().cursors.is_empty();
-    let goes_on = walks_on && unpaced && !core.is_closing();
     core.rounds.ended.fetch_add(1, Ordering::SeqCst);
-    core.rounds.asked.store(if goes_on { CAPTURE_ROUND_KEYS } else { 0 }, Ordering::SeqCst);
+    core.rounds.asked.store(0, Ordering::SeqCst);
     // Relays look again, also where nothing was committed.
     core.relays.ring_all();
 }
@@ -278,8 +274,6 @@ impl<'tx> Piece<'tx> {
         for (row, capture) in walks {
             if self.has_room() {
                 self.walk(row, &*capture)?;
-            } else {
-                self.outcome.walks_on = true;
             }
         }
         Ok(self.outcome)
@@ -408,7 +402,6 @@ impl<'tx> Piece<'tx> {
             last = Some(key);
         }
         let ended = !walked.more && !self.outcome.stuck;
-        self.outcome.walks_on |= !ended;
         let snapshot = match (ended, last) {
             (true, _) => SnapshotState::Done,
             (false, Some(key)) => SnapshotState::Behind(key),
@@ -490,6 +483,7 @@ mod tests {
     use super::super::Capture;
     use super::*;
     use crate::event::Event;
+    use crate::limits::CAPTURE_ROUND_KEYS;
     use crate::store::Store;
 
     const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
