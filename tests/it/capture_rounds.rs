@@ -230,3 +230,37 @@ fn a_snapshot_goes_on_when_the_relay_is_forgotten() {
     store.forget_relay("r").unwrap();
     until("the snapshot is done", || snapshot_done(&store, "a"));
 }
+
+/// Goal: marks leave a snapshot its half of a round in bytes as in keys. Method: two writers that change large rows all the
+/// time, more than a round takes, next to a snapshot of small ones.
+#[test]
+fn large_hot_rows_starve_no_snapshot() {
+    const BIG: TableDefinition<'_, u16, &[u8]> = TableDefinition::new("big");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    filled(&path, "a", 1000);
+    let a = Capture::with(A, |change| Ok(event(change))).snapshot(true);
+    let big = Capture::with(BIG, |c| Ok(Event::bytes("big", "").key(c.key.to_string()).to("e", "r")));
+    let big = big.mode(CaptureMode::NewestValue);
+    let store = Store::builder().capture(a).capture(big).open(&path).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers = [(); 2].map(|()| {
+        let (store, stop) = (store.clone(), Arc::clone(&stop));
+        std::thread::spawn(move || {
+            while !stop.load(SeqCst) {
+                let heat = |tx: &Transaction| {
+                    let mut table = tx.captured_table(BIG)?;
+                    let value = vec![7; 64 << 10];
+                    (0..40).try_for_each(|key| table.insert(key, value.as_slice()).map(drop))
+                };
+                store.write(heat).unwrap();
+            }
+        })
+    });
+    until("more waits than a round takes", || waiting(&store, "big") == 40);
+    let relay = store.relay("r").publish_to(broker().publisher()).unwrap();
+    until("the snapshot is done", || snapshot_done(&store, "a"));
+    stop.store(true, SeqCst);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    relay.stop(Duration::from_secs(1));
+}

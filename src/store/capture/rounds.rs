@@ -265,12 +265,16 @@ impl<'tx> Piece<'tx> {
             // Their keys failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
             self.outcome.stuck = true;
         }
+        // The same of the bytes: large rows that change all the time would leave none.
+        let for_walks = if walks.is_empty() { 0 } else { self.bytes_left / 2 };
+        self.bytes_left -= for_walks;
         for (mark, kind) in marks {
             if !self.has_room() {
                 break;
             }
             self.publish_mark(mark, kind)?;
         }
+        self.bytes_left += for_walks;
         for (row, capture) in walks {
             if self.has_room() {
                 self.walk(row, &*capture)?;
