@@ -11,7 +11,43 @@ use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, Transaction, l
 
 const A: TableDefinition<'_, u16, u64> = TableDefinition::new("a");
 const B: TableDefinition<'_, u16, u64> = TableDefinition::new("b");
+const BAD: TableDefinition<'_, u16, Unlucky> = TableDefinition::new("a");
 const SOON: Duration = Duration::from_secs(20);
+
+/// A number of which one value cannot be read for a while.
+#[derive(Debug)]
+struct Unlucky;
+
+static CURED: AtomicBool = AtomicBool::new(false);
+
+impl redb::Value for Unlucky {
+    type SelfType<'a> = u64;
+    type AsBytes<'a> = [u8; 8];
+
+    fn fixed_width() -> Option<usize> {
+        Some(8)
+    }
+
+    fn from_bytes<'a>(data: &'a [u8]) -> u64
+    where
+        Self: 'a,
+    {
+        let value = u64::from_le_bytes(data.try_into().unwrap());
+        assert!(value != 13 || CURED.load(SeqCst));
+        value
+    }
+
+    fn as_bytes<'a, 'b: 'a>(value: &'a u64) -> [u8; 8]
+    where
+        Self: 'b,
+    {
+        value.to_le_bytes()
+    }
+
+    fn type_name() -> redb::TypeName {
+        redb::TypeName::new("unlucky")
+    }
+}
 
 fn broker() -> MemoryBroker {
     let broker = MemoryBroker::with_tap();
@@ -263,4 +299,29 @@ fn large_hot_rows_starve_no_snapshot() {
     stop.store(true, SeqCst);
     writers.into_iter().for_each(|writer| writer.join().unwrap());
     relay.stop(Duration::from_secs(1));
+}
+
+/// Goal: a row that cannot be read holds the snapshot of its own table alone, and not for ever. Method: such a row in the
+/// table that is walked first, with a relay and without one; then it can be read.
+#[test]
+fn an_unreadable_row_holds_no_other_table() {
+    for with_relay in [true, false] {
+        CURED.store(false, SeqCst);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.redb");
+        let store = Store::open(&path).unwrap();
+        store.write(|tx| Ok(tx.open_table(BAD)?.insert(1, 13).map(drop)?)).unwrap();
+        store.close().unwrap();
+        filled(&path, "b", 1000);
+        let a = Capture::with(BAD, |_| Ok(Event::bytes("c", "").to("e", "r"))).snapshot(true);
+        let b = Capture::with(B, |change| Ok(event(change))).snapshot(true);
+        let store = Store::builder().capture(a).capture(b).open(&path).unwrap();
+        let broker = broker();
+        let relay = with_relay.then(|| store.relay("r").publish_to(broker.publisher()).unwrap());
+        until("the other table's snapshot is done", || snapshot_done(&store, "b"));
+        assert!(!snapshot_done(&store, "a"));
+        CURED.store(true, SeqCst);
+        until("it is tried again", || snapshot_done(&store, "a"));
+        drop(relay);
+    }
 }

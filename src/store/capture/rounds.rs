@@ -28,12 +28,22 @@ use crate::store::schema::CHANGES;
 use crate::store::transaction::Transaction;
 use crate::store::writer::Write;
 
-/// A key whose codec has failed.
+/// What has failed and is tried again later: a key's codec, or the walk of a table.
 #[derive(Debug, Clone, Copy)]
 struct Failed {
     tries: u32,
     /// By the monotonic clock.
     due_ms: u64,
+}
+
+impl Failed {
+    /// Once more: the delay doubles up to its limit.
+    fn again(earlier: Option<&Self>, now_ms: u64) -> Self {
+        let tries = earlier.map_or(0, |failed| failed.tries);
+        let (first, longest) = CAPTURE_RETRY_MS;
+        let delay = first.saturating_mul(1 << tries.min(16)).min(longest);
+        Self { tries: tries + 1, due_ms: now_ms.saturating_add(delay) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +54,8 @@ struct State {
     not_before_ms: u64,
     /// Marks among those that wait: what a person has to look at.
     failed: BTreeMap<Vec<u8>, Failed>,
+    /// Tables with a row that cannot be read: their walks rest, those of others go on.
+    unreadable: BTreeMap<CaptureId, Failed>,
 }
 
 /// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
@@ -84,20 +96,22 @@ impl Rounds {
         if core.settings.captures.is_empty() {
             return None;
         }
-        let (waiting, walking) = {
+        let (waiting, walks) = {
             let tail = core.tail();
             let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-            known.fold((0, false), |(waiting, walking), known| {
-                (waiting + known.waiting, walking || known.row.snapshot.is_open())
-            })
+            let (waiting, walks): (Vec<_>, Vec<_>) = known
+                .map(|known| (known.waiting, known.row.snapshot.is_open().then_some(known.row.id)))
+                .unzip();
+            (waiting.into_iter().sum::<u64>(), walks)
         };
         let state = core.rounds.lock();
-        let first_due = if walking || waiting > state.failed.len() as u64 {
-            0
-        } else {
-            state.failed.values().map(|failed| failed.due_ms).min().filter(|_| waiting > 0)?
+        let mark_due = match waiting {
+            0 => None,
+            _ if waiting > state.failed.len() as u64 => Some(0),
+            _ => state.failed.values().map(|failed| failed.due_ms).min(),
         };
-        Some(first_due.max(state.not_before_ms))
+        let walk_due = state.walk_due_ms(walks.into_iter().flatten());
+        Some(mark_due.into_iter().chain(walk_due).min()?.max(state.not_before_ms))
     }
 
     /// How long until the writer has to ask for a round by itself: a table is to be walked, and there is no relay that would
@@ -106,13 +120,17 @@ impl Rounds {
         if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
             return None;
         }
-        let walks = {
+        let walks: Vec<_> = {
             let tail = core.tail();
-            let mut known = core.settings.captures.iter().filter_map(|c| tail.captures.get(c.name()));
-            tail.cursors.is_empty() && known.any(|known| known.row.snapshot.is_open())
+            if !tail.cursors.is_empty() {
+                return None;
+            }
+            let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
+            known.filter(|known| known.row.snapshot.is_open()).map(|known| known.row.id).collect()
         };
-        let now_ms = core.settings.clock.now().mono_ms;
-        walks.then(|| Duration::from_millis(core.rounds.lock().not_before_ms.saturating_sub(now_ms)))
+        let state = core.rounds.lock();
+        let due_ms = state.walk_due_ms(walks)?.max(state.not_before_ms);
+        Some(Duration::from_millis(due_ms.saturating_sub(core.settings.clock.now().mono_ms)))
     }
 
     /// Keys of this capture whose codec has failed.
@@ -136,6 +154,9 @@ struct Outcome {
     after: Option<Vec<u8>>,
     settled: Vec<Vec<u8>>,
     failed: Vec<Vec<u8>>,
+    /// Tables whose next rows were read, and those where that failed.
+    walked: Vec<CaptureId>,
+    unreadable: Vec<CaptureId>,
     /// Nothing more can be done for now.
     stuck: bool,
 }
@@ -190,6 +211,11 @@ fn note(core: &Core, outcome: Result<Outcome>) {
 }
 
 impl State {
+    /// When the first of these tables may be walked.
+    fn walk_due_ms(&self, walks: impl IntoIterator<Item = CaptureId>) -> Option<u64> {
+        walks.into_iter().map(|id| self.unreadable.get(&id).map_or(0, |failed| failed.due_ms)).min()
+    }
+
     fn note(&mut self, outcome: Outcome, now_ms: u64) {
         if let Some(after) = outcome.after {
             self.after = after;
@@ -199,14 +225,20 @@ impl State {
         }
         let mut crowded = false;
         for key in outcome.failed {
-            let tries = self.failed.get(&key).map_or(0, |failed| failed.tries);
-            if tries == 0 && self.failed.len() >= CAPTURE_FAILED_MAX {
+            let earlier = self.failed.get(&key);
+            if earlier.is_none() && self.failed.len() >= CAPTURE_FAILED_MAX {
                 crowded = true;
                 continue;
             }
-            let (first, longest) = CAPTURE_RETRY_MS;
-            let delay = first.saturating_mul(1 << tries.min(16)).min(longest);
-            self.failed.insert(key, Failed { tries: tries + 1, due_ms: now_ms.saturating_add(delay) });
+            let failed = Failed::again(earlier, now_ms);
+            self.failed.insert(key, failed);
+        }
+        for id in outcome.walked {
+            self.unreadable.remove(&id);
+        }
+        for id in outcome.unreadable {
+            let failed = Failed::again(self.unreadable.get(&id), now_ms);
+            self.unreadable.insert(id, failed);
         }
         // More keys fail than are remembered: they are met again each time round, so rounds slow down.
         if outcome.stuck || crowded {
@@ -252,8 +284,7 @@ impl<'tx> Piece<'tx> {
     }
 
     fn run(mut self) -> Result<Outcome> {
-        let walks: Vec<_> =
-            self.registered.values().filter(|(row, _)| row.snapshot.is_open()).cloned().collect();
+        let walks = self.due_walks();
         let marks_max = match (self.paced, walks.is_empty()) {
             (false, _) => 0,
             (true, true) => self.keys_left,
@@ -262,7 +293,7 @@ impl<'tx> Piece<'tx> {
         };
         let marks = self.next_marks(marks_max)?;
         if marks.is_empty() && walks.is_empty() {
-            // Their keys failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
+            // What there is failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
             self.outcome.stuck = true;
         }
         // The same of the bytes: large rows that change all the time would leave none.
@@ -370,6 +401,16 @@ impl<'tx> Piece<'tx> {
 
     // --- the first switch-on ------------------------------------------------------------------------------------------
 
+    /// The tables that are to be walked, but for those that rest.
+    fn due_walks(&self) -> Vec<(CaptureRow, Arc<dyn Captured>)> {
+        let core = &self.tx.core;
+        let (now_ms, state) = (core.settings.clock.now().mono_ms, core.rounds.lock());
+        let open = self.registered.values().filter(|(row, _)| row.snapshot.is_open());
+        open.filter(|(row, _)| state.walk_due_ms([row.id]).is_some_and(|due| due <= now_ms))
+            .cloned()
+            .collect()
+    }
+
     /// Appends events of rows that were there already, and notes how far that came.
     fn walk(&mut self, row: CaptureRow, capture: &dyn Captured) -> Result<()> {
         let after = match &row.snapshot {
@@ -380,12 +421,13 @@ impl<'tx> Piece<'tx> {
         let walked =
             catch_unwind(AssertUnwindSafe(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max)));
         let Ok(walked) = walked else {
-            // Which row it was is not known. What is marked need not wait for it.
+            // Which row it was is not known. Nothing but this table's walk need wait for it.
             tell_failure(capture, &"reading its rows panicked");
-            self.outcome.stuck = true;
+            self.outcome.unreadable.push(row.id);
             return Ok(());
         };
         let walked = walked?;
+        self.outcome.walked.push(row.id);
         let mut last = None;
         for (key, value) in walked.rows {
             let mark = mark_key(row.id, &key);
