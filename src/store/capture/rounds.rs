@@ -8,7 +8,7 @@
 //! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
 //! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -323,8 +323,13 @@ impl<'tx> Piece<'tx> {
     /// The marks whose turn it is: from behind the last one to the end, then from the beginning up to it.
     fn next_marks(&self, max: usize) -> Result<Vec<(Vec<u8>, MarkKind)>> {
         let now_ms = self.tx.core.settings.clock.now().mono_ms;
-        let state = self.tx.core.rounds.lock();
-        let middle = [&state.after[..], &[0]].concat();
+        // Copied, so that nobody who asks for figures waits until the file is read.
+        let (middle, resting) = {
+            let state = self.tx.core.rounds.lock();
+            let resting = state.failed.iter().filter(|(_, failed)| failed.due_ms > now_ms);
+            let resting: BTreeSet<_> = resting.map(|(key, _)| key.clone()).collect();
+            ([&state.after[..], &[0]].concat(), resting)
+        };
         let stretches = self.registered.keys().map(|id| {
             let from = id.to_be_bytes().to_vec();
             let to = keys::after_prefix(&from);
@@ -341,7 +346,7 @@ impl<'tx> Piece<'tx> {
                 }
                 let (key, kind) = mark?;
                 let key = key.value();
-                if state.failed.get(key).is_some_and(|failed| failed.due_ms > now_ms) {
+                if resting.contains(key) {
                     continue;
                 }
                 let kind = MarkKind::from_bytes(kind.value()).ok_or_else(|| damaged_row("mark"))?;
