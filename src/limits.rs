@@ -147,7 +147,13 @@ pub const PROJECTION_DELAY_MS_DEFAULT: u64 = 5;
 /// Keys of captured tables that one round turns into events at most: half of a default window.
 pub const CAPTURE_ROUND_KEYS: usize = 256;
 
-/// Keys and values that one such round reads, in bytes; it ends behind the key that exceeds it.
+/// Keys of a round that a relay with a full window asks for, so that steady traffic starves no mark.
+pub const CAPTURE_SMALL_ROUND_KEYS: usize = 32;
+
+/// How long something waits before a relay asks for such a round, in milliseconds.
+pub const CAPTURE_PATIENCE_MS: u64 = 1_000;
+
+/// Keys and values that one round reads, in bytes; it ends behind the key that exceeds it.
 pub const CAPTURE_ROUND_BYTES: usize = 1 << 20;
 
 /// Keys whose codec has failed that are remembered, each with a delay of its own. Beyond them rounds slow down instead.

@@ -16,7 +16,9 @@ use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
 use crate::error::{Error, Result};
 use crate::event::{Destination, Recorded};
-use crate::limits::SHORT_STRING_BYTES_MAX;
+use crate::limits::{
+    CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SHORT_STRING_BYTES_MAX,
+};
 use crate::message::{Fault, FaultClass, Message, Outgoing, Ticket};
 use crate::oneshot;
 use crate::publish::{Epoch, Publisher, PublisherEvent};
@@ -92,6 +94,17 @@ pub(crate) struct Shell {
     blocked: bool,
     last_fault: Option<Fault>,
     stop_at: Option<Instant>,
+    patience: Option<Patience>,
+}
+
+/// Since when captured tables have had something to publish, without a round.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// By the monotonic clock.
+    since_ms: u64,
+    /// Confirms, and ended rounds, that there had been by then.
+    confirmed: u64,
+    rounds: u64,
 }
 
 /// Names kept once for all events; beyond this many they are forgotten and met anew.
@@ -154,6 +167,7 @@ impl Shell {
             blocked: false,
             last_fault: None,
             stop_at: None,
+            patience: None,
         })
     }
 
@@ -222,23 +236,52 @@ impl Shell {
         let wall =
             wake.wall_ms.map(|at| Duration::from_millis(at.saturating_sub(now.wall_ms)).min(WALL_CHECK));
         let next = mono.into_iter().chain(wall).min().map(|wait| Instant::now() + wait);
-        let round = self.round_due_ms().map(|at| at.saturating_sub(now.mono_ms));
+        let round = self.round_due().map(|(at, _)| at.saturating_sub(now.mono_ms));
         let round = round.filter(|_| !self.registered.store.core().rounds.is_asked());
         let round = round.map(|wait_ms| Instant::now() + Duration::from_millis(wait_ms));
         next.into_iter().chain(round).chain(self.stop_at).min()
     }
 
-    /// When captured tables have something for a relay that has little left to do. While the broker is away, or does not
-    /// keep up, they go on gathering.
-    fn round_due_ms(&self) -> Option<u64> {
-        let flows = matches!(self.state, RelayState::Connected) && !self.paused && !self.blocked;
-        let takes_more = flows && self.stop_at.is_none() && self.machine.is_caught_up();
-        if takes_more { Rounds::due_ms(self.registered.store.core()) } else { None }
+    /// When captured tables have something for this relay, and how many keys of it: plenty once it has little left to do, a
+    /// few once they have waited long enough. While the broker is away, or does not keep up, they go on gathering.
+    fn round_due(&self) -> Option<(u64, usize)> {
+        if !self.flows() {
+            return None;
+        }
+        let due_ms = Rounds::due_ms(self.registered.store.core())?;
+        if self.machine.is_caught_up() {
+            return Some((due_ms, CAPTURE_ROUND_KEYS));
+        }
+        // With much traffic and a slow confirm more than half a window is always on its way, though the broker keeps up.
+        // One that confirms nothing does not.
+        let patience = self.patience.filter(|patience| self.machine.confirmed() > patience.confirmed)?;
+        let due_ms = due_ms.max(patience.since_ms.saturating_add(CAPTURE_PATIENCE_MS));
+        self.machine.has_loaded_all().then_some((due_ms, CAPTURE_SMALL_ROUND_KEYS))
     }
 
-    fn ask_for_round(&self) {
-        if self.round_due_ms().is_some_and(|at| at <= self.now().mono_ms) {
-            self.registered.store.ask_for_round();
+    fn flows(&self) -> bool {
+        matches!(self.state, RelayState::Connected) && !self.paused && !self.blocked && self.stop_at.is_none()
+    }
+
+    fn ask_for_round(&mut self) {
+        self.note_patience();
+        let now_ms = self.now().mono_ms;
+        if let Some((_, keys)) = self.round_due().filter(|(due_ms, _)| *due_ms <= now_ms) {
+            self.registered.store.ask_for_round(keys);
+        }
+    }
+
+    /// Commits and the ends of rounds ring, so what begins to wait is seen at once.
+    fn note_patience(&mut self) {
+        let core = self.registered.store.core();
+        if !self.flows() || Rounds::due_ms(core).is_none() {
+            self.patience = None;
+            return;
+        }
+        let rounds = core.rounds.ended();
+        if self.patience.is_none_or(|patience| patience.rounds != rounds) {
+            let since_ms = core.settings.clock.now().mono_ms;
+            self.patience = Some(Patience { since_ms, confirmed: self.machine.confirmed(), rounds });
         }
     }
 

@@ -183,7 +183,6 @@ impl Store {
             "store opened"
         );
         let core = Arc::new(Core::new(path, opened.db, opened.io, settings, identity, tail));
-        capture::rounds::begin(&core);
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()
@@ -457,9 +456,9 @@ impl Store {
         }
     }
 
-    /// Asks the writer for a round of captures, unless one is asked for already.
-    pub(crate) fn ask_for_round(&self) {
-        if self.core().rounds.ask() {
+    /// Asks the writer for a round of captures with so many keys, unless one is asked for already.
+    pub(crate) fn ask_for_round(&self, keys: usize) {
+        if self.core().rounds.ask(keys) {
             // A full queue means that the writer is at work, and looks before it waits.
             let _ = self.shared.jobs.try_send(Job::Ride);
         }

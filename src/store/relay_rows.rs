@@ -130,6 +130,7 @@ impl Store {
             // What only this relay still wanted can go.
             tail.trim_left = true;
         }
+        // If it was the last, a snapshot goes on without one: the writer sees that, too, when it is woken.
         self.announce_ride();
         Ok(())
     }

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 
-use super::capture::rounds::Round;
+use super::capture::rounds::{Round, Rounds};
 use super::core::Core;
 use super::receipt::Receipt;
 use super::transaction::Transaction;
 use crate::error::{Error, Result, StorageFailure};
-use crate::limits::BATCH_WRITES_MAX;
+use crate::limits::{BATCH_WRITES_MAX, CAPTURE_ROUND_KEYS};
 use crate::oneshot;
 
 /// What the writer thread is sent.
@@ -129,8 +129,12 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     while !state.stop {
         state.wait(jobs);
         while state.batch.len() < BATCH_WRITES_MAX && !state.stop {
-            let Ok(job) = jobs.try_recv() else { break };
-            state.take(job);
+            match jobs.try_recv() {
+                Ok(job) => state.take(job),
+                Err(TryRecvError::Empty) => break,
+                // A walk that goes on never waits for the queue: that the last handle is gone shows only here.
+                Err(TryRecvError::Disconnected) => state.stop = true,
+            }
         }
         core.announce_queue_room();
         state.work();
@@ -163,6 +167,13 @@ impl Writer<'_> {
         if self.core.rounds.is_asked() {
             return;
         }
+        // Without a relay nobody else asks for the rest of a snapshot, nor for a round that has failed to be repeated.
+        let walk_due = Rounds::walk_due_in(self.core);
+        if walk_due == Some(Duration::ZERO) {
+            self.core.rounds.ask(CAPTURE_ROUND_KEYS);
+            return;
+        }
+        let walk_due = walk_due.map(|wait| Instant::now() + wait);
         // Said before tail and ride are looked at: who commits elsewhere changes those first and looks at this then.
         let waits = &self.core.queue.writer_waits;
         waits.store(true, Ordering::SeqCst);
@@ -171,17 +182,23 @@ impl Writer<'_> {
         let untimed = since.is_none() && !trim_left;
         waits.store(untimed, Ordering::SeqCst);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
-        let job = match since {
+        let ride_due = match since {
             // In the middle of trimming: go on, unless something else is to be done.
-            _ if trim_left && self.trimming => jobs.recv_timeout(Duration::from_millis(1)),
-            Some(since) => jobs.recv_deadline(since + delay),
-            None if trim_left => jobs.recv_timeout(delay),
+            _ if trim_left && self.trimming => Some(Instant::now() + Duration::from_millis(1)),
+            Some(since) => Some(since + delay),
+            None if trim_left => Some(Instant::now() + delay),
+            None => None,
+        };
+        let job = match ride_due.into_iter().chain(walk_due).min() {
+            Some(deadline) => jobs.recv_deadline(deadline),
             None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         waits.store(false, Ordering::SeqCst);
         self.trimming = false;
         match job {
             Ok(job) => self.take(job),
+            // Only the walk is due: it is looked at next.
+            Err(RecvTimeoutError::Timeout) if ride_due.is_none_or(|due| due > Instant::now()) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
                 // turn is over.

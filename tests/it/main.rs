@@ -14,6 +14,8 @@ mod support;
 mod aggregates;
 #[cfg(unix)]
 mod capture;
+#[cfg(unix)]
+mod capture_rounds;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;

@@ -286,7 +286,16 @@ impl Machine {
 
     /// The whole log is loaded, and at most half a window of it is unconfirmed: a round of what waits elsewhere may come.
     pub(crate) fn is_caught_up(&self) -> bool {
-        self.loaded_to >= self.tail && self.items.len() * 2 <= self.settings.window_events
+        self.has_loaded_all() && self.items.len() * 2 <= self.settings.window_events
+    }
+
+    pub(crate) fn has_loaded_all(&self) -> bool {
+        self.loaded_to >= self.tail
+    }
+
+    /// Events that the broker has confirmed. It only rises.
+    pub(crate) fn confirmed(&self) -> u64 {
+        self.confirmed
     }
 
     pub(crate) fn in_flight(&self) -> usize {

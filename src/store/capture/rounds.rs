@@ -3,15 +3,16 @@
 //! A round is one closure on the writer thread. It publishes the oldest marks in the order of their keys, going round from
 //! where the last one ended, so that a key that changes all the time cannot starve the others; and it walks a piece of a
 //! table that was switched on. Relays ask for rounds when they have little left to do, so marks coalesce while the broker
-//! is away.
+//! is away. Where there is no relay, the writer thread asks by itself as long as a table is to be walked.
 //!
 //! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
 //! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use redb::ReadableTable;
 
@@ -19,9 +20,7 @@ use super::erased::{Captured, RawChange};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
 use super::{CaptureMode, Operation};
 use crate::error::{Error, Result};
-use crate::limits::{
-    CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES, CAPTURE_ROUND_KEYS,
-};
+use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
 use crate::log::keys;
 use crate::store::core::Core;
 use crate::store::failure::damaged_row;
@@ -29,12 +28,22 @@ use crate::store::schema::CHANGES;
 use crate::store::transaction::Transaction;
 use crate::store::writer::Write;
 
-/// A key whose codec has failed.
+/// What has failed and is tried again later: a key's codec, or the walk of a table.
 #[derive(Debug, Clone, Copy)]
 struct Failed {
     tries: u32,
     /// By the monotonic clock.
     due_ms: u64,
+}
+
+impl Failed {
+    /// Once more: the delay doubles up to its limit.
+    fn again(earlier: Option<&Self>, now_ms: u64) -> Self {
+        let tries = earlier.map_or(0, |failed| failed.tries);
+        let (first, longest) = CAPTURE_RETRY_MS;
+        let delay = first.saturating_mul(1 << tries.min(16)).min(longest);
+        Self { tries: tries + 1, due_ms: now_ms.saturating_add(delay) }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -45,13 +54,17 @@ struct State {
     not_before_ms: u64,
     /// Marks among those that wait: what a person has to look at.
     failed: BTreeMap<Vec<u8>, Failed>,
+    /// Tables with a row that cannot be read: their walks rest, those of others go on.
+    unreadable: BTreeMap<CaptureId, Failed>,
 }
 
 /// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
-    /// A round is asked for, or runs.
-    asked: AtomicBool,
+    /// A round of so many keys is asked for, or runs. 0: none.
+    asked: AtomicUsize,
+    /// Rounds that have ended, well or not.
+    ended: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -61,12 +74,21 @@ impl Rounds {
     }
 
     pub(crate) fn is_asked(&self) -> bool {
+        self.keys_asked() > 0
+    }
+
+    fn keys_asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Asks for one; `true` if none was asked for yet.
-    pub(crate) fn ask(&self) -> bool {
-        !self.asked.swap(true, Ordering::SeqCst)
+    /// Asks for one of so many keys; `true` if none was asked for yet.
+    pub(crate) fn ask(&self, keys: usize) -> bool {
+        self.asked.compare_exchange(0, keys, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// How many have ended, well or not.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
     }
 
     /// When the next round has something to do, by the monotonic clock; `None` if nothing waits.
@@ -74,20 +96,41 @@ impl Rounds {
         if core.settings.captures.is_empty() {
             return None;
         }
-        let (waiting, walking) = {
+        let (waiting, walks) = {
             let tail = core.tail();
             let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-            known.fold((0, false), |(waiting, walking), known| {
-                (waiting + known.waiting, walking || known.row.snapshot.is_open())
-            })
+            let (waiting, walks): (Vec<_>, Vec<_>) = known
+                .map(|known| (known.waiting, known.row.snapshot.is_open().then_some(known.row.id)))
+                .unzip();
+            (waiting.into_iter().sum::<u64>(), walks)
         };
         let state = core.rounds.lock();
-        let first_due = if walking || waiting > state.failed.len() as u64 {
-            0
-        } else {
-            state.failed.values().map(|failed| failed.due_ms).min().filter(|_| waiting > 0)?
+        let mark_due = match waiting {
+            0 => None,
+            _ if waiting > state.failed.len() as u64 => Some(0),
+            _ => state.failed.values().map(|failed| failed.due_ms).min(),
         };
-        Some(first_due.max(state.not_before_ms))
+        let walk_due = state.walk_due_ms(walks.into_iter().flatten());
+        Some(mark_due.into_iter().chain(walk_due).min()?.max(state.not_before_ms))
+    }
+
+    /// How long until the writer has to ask for a round by itself: a table is to be walked, and there is no relay that would
+    /// ask. `None`: never.
+    pub(crate) fn walk_due_in(core: &Core) -> Option<Duration> {
+        if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
+            return None;
+        }
+        let walks: Vec<_> = {
+            let tail = core.tail();
+            if !tail.cursors.is_empty() {
+                return None;
+            }
+            let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
+            known.filter(|known| known.row.snapshot.is_open()).map(|known| known.row.id).collect()
+        };
+        let state = core.rounds.lock();
+        let due_ms = state.walk_due_ms(walks)?.max(state.not_before_ms);
+        Some(Duration::from_millis(due_ms.saturating_sub(core.settings.clock.now().mono_ms)))
     }
 
     /// Keys of this capture whose codec has failed.
@@ -95,15 +138,6 @@ impl Rounds {
         let from = id.to_be_bytes().to_vec();
         let to = keys::after_prefix(&from);
         self.lock().failed.range(from..to).count() as u64
-    }
-}
-
-/// Asks for the first round where a snapshot is to be walked and there is no relay that would.
-pub(crate) fn begin(core: &Core) {
-    let tail = core.tail();
-    let mut known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-    if tail.cursors.is_empty() && known.any(|known| known.row.snapshot.is_open()) {
-        core.rounds.ask();
     }
 }
 
@@ -120,10 +154,11 @@ struct Outcome {
     after: Option<Vec<u8>>,
     settled: Vec<Vec<u8>>,
     failed: Vec<Vec<u8>>,
+    /// Tables whose next rows were read, and those where that failed.
+    walked: Vec<CaptureId>,
+    unreadable: Vec<CaptureId>,
     /// Nothing more can be done for now.
     stuck: bool,
-    /// A table is not walked to its end.
-    walks_on: bool,
 }
 
 impl Round {
@@ -134,7 +169,7 @@ impl Round {
 
 impl Write for Round {
     fn run(&mut self, tx: &Transaction) -> bool {
-        let outcome = catch_unwind(AssertUnwindSafe(|| Piece::new(tx).run()));
+        let outcome = catch_unwind(AssertUnwindSafe(|| Piece::new(tx, tx.core.rounds.keys_asked()).run()));
         // Nobody waits for its events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
@@ -159,28 +194,28 @@ impl Write for Round {
 /// Notes how a round has ended, and lets the next one be asked for.
 fn note(core: &Core, outcome: Result<Outcome>) {
     let now_ms = core.settings.clock.now().mono_ms;
-    let mut walks_on = false;
     {
         let mut state = core.rounds.lock();
         match outcome {
-            Ok(outcome) => {
-                walks_on = outcome.walks_on && !outcome.stuck;
-                state.note(outcome, now_ms);
-            }
+            Ok(outcome) => state.note(outcome, now_ms),
             Err(error) => {
                 tracing::error!(%error, "what captured tables have left to publish was not read; it is tried again");
                 state.not_before_ms = now_ms.saturating_add(CAPTURE_RETRY_MS.0);
             }
         }
     }
-    // Without a relay nobody would ask for the rest of a snapshot.
-    let unpaced = core.tail().cursors.is_empty();
-    core.rounds.asked.store(walks_on && unpaced && !core.is_closing(), Ordering::SeqCst);
+    core.rounds.ended.fetch_add(1, Ordering::SeqCst);
+    core.rounds.asked.store(0, Ordering::SeqCst);
     // Relays look again, also where nothing was committed.
     core.relays.ring_all();
 }
 
 impl State {
+    /// When the first of these tables may be walked.
+    fn walk_due_ms(&self, walks: impl IntoIterator<Item = CaptureId>) -> Option<u64> {
+        walks.into_iter().map(|id| self.unreadable.get(&id).map_or(0, |failed| failed.due_ms)).min()
+    }
+
     fn note(&mut self, outcome: Outcome, now_ms: u64) {
         if let Some(after) = outcome.after {
             self.after = after;
@@ -190,14 +225,20 @@ impl State {
         }
         let mut crowded = false;
         for key in outcome.failed {
-            let tries = self.failed.get(&key).map_or(0, |failed| failed.tries);
-            if tries == 0 && self.failed.len() >= CAPTURE_FAILED_MAX {
+            let earlier = self.failed.get(&key);
+            if earlier.is_none() && self.failed.len() >= CAPTURE_FAILED_MAX {
                 crowded = true;
                 continue;
             }
-            let (first, longest) = CAPTURE_RETRY_MS;
-            let delay = first.saturating_mul(1 << tries.min(16)).min(longest);
-            self.failed.insert(key, Failed { tries: tries + 1, due_ms: now_ms.saturating_add(delay) });
+            let failed = Failed::again(earlier, now_ms);
+            self.failed.insert(key, failed);
+        }
+        for id in outcome.walked {
+            self.unreadable.remove(&id);
+        }
+        for id in outcome.unreadable {
+            let failed = Failed::again(self.unreadable.get(&id), now_ms);
+            self.unreadable.insert(id, failed);
         }
         // More keys fail than are remembered: they are met again each time round, so rounds slow down.
         if outcome.stuck || crowded {
@@ -226,7 +267,7 @@ struct Piece<'tx> {
 }
 
 impl<'tx> Piece<'tx> {
-    fn new(tx: &'tx Transaction) -> Self {
+    fn new(tx: &'tx Transaction, keys: usize) -> Self {
         let tail = tx.core.tail();
         let registered = tx.core.settings.captures.iter().filter_map(|capture| {
             let row = tail.captures.get(capture.name())?.row.clone();
@@ -236,15 +277,14 @@ impl<'tx> Piece<'tx> {
             tx,
             registered: registered.collect(),
             paced: !tail.cursors.is_empty(),
-            keys_left: CAPTURE_ROUND_KEYS,
+            keys_left: keys,
             bytes_left: CAPTURE_ROUND_BYTES,
             outcome: Outcome::default(),
         }
     }
 
     fn run(mut self) -> Result<Outcome> {
-        let walks: Vec<_> =
-            self.registered.values().filter(|(row, _)| row.snapshot.is_open()).cloned().collect();
+        let walks = self.due_walks();
         let marks_max = match (self.paced, walks.is_empty()) {
             (false, _) => 0,
             (true, true) => self.keys_left,
@@ -253,20 +293,22 @@ impl<'tx> Piece<'tx> {
         };
         let marks = self.next_marks(marks_max)?;
         if marks.is_empty() && walks.is_empty() {
-            // Their keys failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
+            // What there is failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
             self.outcome.stuck = true;
         }
+        // The same of the bytes: large rows that change all the time would leave none.
+        let for_walks = if walks.is_empty() { 0 } else { self.bytes_left / 2 };
+        self.bytes_left -= for_walks;
         for (mark, kind) in marks {
             if !self.has_room() {
                 break;
             }
             self.publish_mark(mark, kind)?;
         }
+        self.bytes_left += for_walks;
         for (row, capture) in walks {
             if self.has_room() {
                 self.walk(row, &*capture)?;
-            } else {
-                self.outcome.walks_on = true;
             }
         }
         Ok(self.outcome)
@@ -281,8 +323,13 @@ impl<'tx> Piece<'tx> {
     /// The marks whose turn it is: from behind the last one to the end, then from the beginning up to it.
     fn next_marks(&self, max: usize) -> Result<Vec<(Vec<u8>, MarkKind)>> {
         let now_ms = self.tx.core.settings.clock.now().mono_ms;
-        let state = self.tx.core.rounds.lock();
-        let middle = [&state.after[..], &[0]].concat();
+        // Copied, so that nobody who asks for figures waits until the file is read.
+        let (middle, resting) = {
+            let state = self.tx.core.rounds.lock();
+            let resting = state.failed.iter().filter(|(_, failed)| failed.due_ms > now_ms);
+            let resting: BTreeSet<_> = resting.map(|(key, _)| key.clone()).collect();
+            ([&state.after[..], &[0]].concat(), resting)
+        };
         let stretches = self.registered.keys().map(|id| {
             let from = id.to_be_bytes().to_vec();
             let to = keys::after_prefix(&from);
@@ -299,7 +346,7 @@ impl<'tx> Piece<'tx> {
                 }
                 let (key, kind) = mark?;
                 let key = key.value();
-                if state.failed.get(key).is_some_and(|failed| failed.due_ms > now_ms) {
+                if resting.contains(key) {
                     continue;
                 }
                 let kind = MarkKind::from_bytes(kind.value()).ok_or_else(|| damaged_row("mark"))?;
@@ -359,6 +406,16 @@ impl<'tx> Piece<'tx> {
 
     // --- the first switch-on ------------------------------------------------------------------------------------------
 
+    /// The tables that are to be walked, but for those that rest.
+    fn due_walks(&self) -> Vec<(CaptureRow, Arc<dyn Captured>)> {
+        let core = &self.tx.core;
+        let (now_ms, state) = (core.settings.clock.now().mono_ms, core.rounds.lock());
+        let open = self.registered.values().filter(|(row, _)| row.snapshot.is_open());
+        open.filter(|(row, _)| state.walk_due_ms([row.id]).is_some_and(|due| due <= now_ms))
+            .cloned()
+            .collect()
+    }
+
     /// Appends events of rows that were there already, and notes how far that came.
     fn walk(&mut self, row: CaptureRow, capture: &dyn Captured) -> Result<()> {
         let after = match &row.snapshot {
@@ -369,12 +426,13 @@ impl<'tx> Piece<'tx> {
         let walked =
             catch_unwind(AssertUnwindSafe(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max)));
         let Ok(walked) = walked else {
-            // Which row it was is not known. What is marked need not wait for it.
+            // Which row it was is not known. Nothing but this table's walk need wait for it.
             tell_failure(capture, &"reading its rows panicked");
-            self.outcome.stuck = true;
+            self.outcome.unreadable.push(row.id);
             return Ok(());
         };
         let walked = walked?;
+        self.outcome.walked.push(row.id);
         let mut last = None;
         for (key, value) in walked.rows {
             let mark = mark_key(row.id, &key);
@@ -395,7 +453,6 @@ impl<'tx> Piece<'tx> {
             last = Some(key);
         }
         let ended = !walked.more && !self.outcome.stuck;
-        self.outcome.walks_on |= !ended;
         let snapshot = match (ended, last) {
             (true, _) => SnapshotState::Done,
             (false, Some(key)) => SnapshotState::Behind(key),
@@ -423,22 +480,27 @@ impl<'tx> Piece<'tx> {
         self.keys_left = self.keys_left.saturating_sub(1);
         self.bytes_left = self.bytes_left.saturating_sub(key.len() + value.map_or(0, <[u8]>::len));
         let change = RawChange { operation, key, new: value, old: None };
-        let encoded = catch_unwind(AssertUnwindSafe(|| capture.encode(change)));
-        let appended = match encoded {
-            Ok(event) => event.and_then(|event| self.tx.append(event)),
+        let event = match catch_unwind(AssertUnwindSafe(|| capture.encode(change))) {
+            Ok(Ok(event)) => event,
+            // Whatever it is, it is about this key: a codec may look into a file of its own, which may be full or broken.
+            Ok(Err(error)) => {
+                self.tx.core.suspect(&error);
+                tell_failure(capture, &kind_of(&error));
+                return Ok(Settled::CodecFailed);
+            }
             Err(_) => {
                 tell_failure(capture, &"its codec panicked");
                 return Ok(Settled::CodecFailed);
             }
         };
-        match appended {
+        match self.tx.append(event) {
             Ok(_) => {
                 self.tx.touch();
                 Ok(Settled::Published)
             }
             Err(Error::BacklogFull { .. }) => Ok(Settled::NoRoom),
             Err(error @ Error::Storage(_)) => Err(error),
-            // What the codec says, or that its event cannot be appended.
+            // The event that the codec made cannot be appended.
             Err(error) => {
                 tell_failure(capture, &kind_of(&error));
                 Ok(Settled::CodecFailed)
@@ -472,6 +534,7 @@ mod tests {
     use super::super::Capture;
     use super::*;
     use crate::event::Event;
+    use crate::limits::CAPTURE_ROUND_KEYS;
     use crate::store::Store;
 
     const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
@@ -492,7 +555,7 @@ mod tests {
         let core = store.core();
         let mut tx = Transaction::begin(core).unwrap();
         before(&tx);
-        let piece = Piece { paced: true, ..Piece::new(&tx) };
+        let piece = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) };
         let outcome = piece.run().unwrap();
         let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
             let event = tx.event(seq).unwrap().unwrap();
@@ -529,7 +592,7 @@ mod tests {
 
         store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
         let mut tx = Transaction::begin(store.core()).unwrap();
-        let outcome = Piece { paced: true, ..Piece::new(&tx) }.run().unwrap();
+        let outcome = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) }.run().unwrap();
         tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
         tx.finish(1).unwrap();
         drop(tx);

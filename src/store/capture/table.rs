@@ -1,6 +1,7 @@
 //! The only way to write a captured table.
 
 use std::borrow::Borrow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use redb::{
@@ -15,7 +16,8 @@ use crate::store::transaction::Transaction;
 
 /// A captured table, open in a [`Transaction`]: each of its changes is in the log, or marked, in the same transaction.
 ///
-/// It is written through these methods alone; [`read`](Self::read) has everything that only reads.
+/// It is written through these methods alone; [`read`](Self::read) has everything that only reads. To leak it, or a guard
+/// that it returns ([`std::mem::forget`]), is not supported: row and event may then differ.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -253,7 +255,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// As [`insert`](Self::insert). Rows that went before it are gone, each with its event.
     ///
     /// # Panics
-    /// If `keep` does. The transaction cannot be committed any more then.
+    /// If `keep` or the codec does. Rows that went before it are gone, each with its event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -274,29 +276,40 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         mut keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
     ) -> Result<()> {
         let Self { table, tx, capture, id } = self;
-        let mut failed = None;
-        table.retain(|key, value| {
-            if failed.is_some() {
+        let (mut failed, mut panicked) = (None, None);
+        let retained = table.retain(|key, value| {
+            if failed.is_some() || panicked.is_some() {
                 return true;
             }
-            // redb hands both over for good: what is still needed of them is copied first.
-            let key_bytes = K::as_bytes(&key).as_ref().to_vec();
-            let value_bytes = V::as_bytes(&value).as_ref().to_vec();
-            if keep(key, value) {
-                return true;
-            }
-            let left = match capture.mode() {
-                CaptureMode::NewestValue => {
-                    tx.note_mark(mark_key(*id, &key_bytes), MarkKind::Change);
-                    Ok(())
+            // A panic goes around redb: one that left it in the middle would make the whole group impossible to commit, also
+            // where the closure catches it.
+            let kept = catch_unwind(AssertUnwindSafe(|| {
+                // redb hands both over for good: what is still needed of them is copied first.
+                let key_bytes = K::as_bytes(&key).as_ref().to_vec();
+                let value_bytes = V::as_bytes(&value).as_ref().to_vec();
+                if keep(key, value) {
+                    return Ok(true);
                 }
-                CaptureMode::EveryChange => capture
-                    .encode(removed(&key_bytes, &value_bytes))
-                    .and_then(|event| tx.append(event).map(drop)),
-            };
-            failed = left.err();
-            failed.is_some()
-        })?;
+                match capture.mode() {
+                    CaptureMode::NewestValue => tx.note_mark(mark_key(*id, &key_bytes), MarkKind::Change),
+                    CaptureMode::EveryChange => {
+                        let event = capture.encode(removed(&key_bytes, &value_bytes))?;
+                        tx.append(event)?;
+                    }
+                }
+                Ok(false)
+            }));
+            match kept {
+                Ok(Ok(kept)) => return kept,
+                Ok(Err(error)) => failed = Some(error),
+                Err(panic) => panicked = Some(panic),
+            }
+            true
+        });
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
+        }
+        retained?;
         failed.map_or(Ok(()), Err)
     }
 }
