@@ -70,6 +70,8 @@ pub(super) struct Worker {
     /// The live tables are of another version than the handler: they stay as they are.
     frozen: bool,
     rebuild: Option<Line>,
+    /// The file still knows a rebuild to another version than ours.
+    stale: bool,
 }
 
 /// Why a batch was not committed.
@@ -93,6 +95,7 @@ impl Worker {
         let frozen = row.live.version != settings.version;
         // A rebuild to another version than ours is of no use any more.
         let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
+        let stale = row.rebuild.is_some() && rebuild.is_none();
         Self {
             handler,
             shared,
@@ -101,6 +104,7 @@ impl Worker {
             live: Line::of(row.live, batch),
             frozen,
             rebuild: rebuild.map(|rebuild| Line::of(rebuild, batch)),
+            stale,
             settings,
         }
     }
@@ -123,7 +127,12 @@ impl Worker {
     /// Goes on until it is asked to stop. Fails only if the store is lost.
     fn work(&mut self) -> Result<()> {
         if self.frozen && self.rebuild.is_none() {
+            // Which drops a stale one too.
             self.begin_rebuild()?;
+        } else if self.stale {
+            // A version was taken back. Nobody goes on with its rebuild, and the log would wait for it for ever.
+            let name = self.settings.name.clone();
+            self.write(move |tx| tx.cancel_rebuild(&name))?;
         }
         while !self.stops() {
             self.settings.store.ready()?;

@@ -524,6 +524,15 @@ impl Transaction {
         self.write_projection_row(name, row)
     }
 
+    /// Forgets the rebuild that is under way, if there is one.
+    pub(crate) fn cancel_rebuild(&self, name: &str) -> Result<()> {
+        let mut row = self.projection_row(name)?;
+        let Some(old) = row.rebuild.take() else { return Ok(()) };
+        self.touch();
+        self.drop_rebuild(old)?;
+        self.write_projection_row(name, row)
+    }
+
     /// The rebuild takes the place of the live one, tables and all.
     pub(crate) fn finish_rebuild(&self, name: &str, owned: &OwnedTables) -> Result<()> {
         let row = self.projection_row(name)?;
