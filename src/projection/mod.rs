@@ -308,10 +308,14 @@ impl ProjectionBuilder {
             }
             () if self.batch == 0 => fail("batch", "it must be at least 1"),
             () if self.policy.attempts() == 0 => fail("on_failure", "at least one attempt is made"),
-            () if self.owned.plain.iter().chain(&self.owned.multimap).any(unfit) => {
+            () if self.owned.names().any(unfit) => {
                 fail("table", "a table's name is not empty and does not begin with `onewrite.`")
             }
-            () => Ok(()),
+            () => match self.owned.twice() {
+                // A rebuild would put it in its place twice: the second time nothing in the place of what is new.
+                Some(name) => Err(SettingError::new("table", format!("`{name}` is declared twice"))),
+                None => Ok(()),
+            },
         }
     }
 
@@ -341,7 +345,7 @@ impl ProjectionBuilder {
         core.refuse_inside("ProjectionBuilder::run")?;
         // Its changes would go around the capture, and a rebuild would replace the table under it.
         let captured = |name: &&String| core.tail().captures.holds(name);
-        if let Some(name) = self.owned.plain.iter().chain(&self.owned.multimap).find(captured) {
+        if let Some(name) = self.owned.names().find(captured) {
             return Err(Error::CapturedTable { name: name.clone() });
         }
         let shared = core.projections.register(&self.name)?;

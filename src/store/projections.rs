@@ -9,7 +9,7 @@
 //! **Invariants.** A position is written in the transaction that applies what it passes. The tables of a rebuild carry
 //! another name until it has caught up; one transaction then puts them in the place of the old ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use redb::{
@@ -308,6 +308,16 @@ fn multimap(name: &str) -> MultimapTableDefinition<'_, u64, u64> {
 }
 
 impl OwnedTables {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.plain.iter().chain(&self.multimap)
+    }
+
+    /// A name that is declared more than once, of one kind or of both.
+    pub(crate) fn twice(&self) -> Option<&String> {
+        let mut seen = BTreeSet::new();
+        self.names().find(|name| !seen.insert(*name))
+    }
+
     /// Puts the tables of a rebuild in the place of the old ones. A table that the rebuild has not opened is gone then.
     fn swap(&self, tx: &WriteTransaction, rebuild: CursorId) -> Result<()> {
         let prefix = shadow_prefix(rebuild);

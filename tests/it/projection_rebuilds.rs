@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{MemoryBroker, QueueOptions};
-use onewrite::redb::{ReadableTable, TableDefinition};
+use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{Error, Event, FailurePolicy, Projection, Store};
 
 const ROWS: TableDefinition<'_, u64, u64> = TableDefinition::new("rows");
+/// Of the same name, and of the other kind.
+const MULTI_ROWS: MultimapTableDefinition<'_, u64, u64> = MultimapTableDefinition::new("rows");
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn open() -> (tempfile::TempDir, Store) {
@@ -79,4 +81,17 @@ fn a_version_that_is_taken_back_holds_nothing() {
         store.stats().unwrap().trimmed_to > 0
     });
     let _ = relay.stop(PATIENCE);
+}
+
+/// Goal: a table is declared once: a rebuild that puts it in its place twice would lose it. Method: twice of one kind, and once
+/// of each; the error names it.
+#[test]
+fn a_table_is_declared_once() {
+    let (_folder, store) = open();
+    let twice = store.projection("p").table(ROWS).table(ROWS).run(|_, _| Ok(()));
+    let both = store.projection("p").table(ROWS).multimap_table(MULTI_ROWS).run(|_, _| Ok(()));
+    for refused in [twice, both] {
+        let Err(Error::Setting(error)) = refused else { panic!("it runs") };
+        assert!(error.setting == "table" && error.reason.contains("`rows`"), "{error}");
+    }
 }
