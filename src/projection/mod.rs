@@ -367,7 +367,7 @@ impl ProjectionBuilder {
         let asked = Arc::<Asked>::default();
         let handler: Arc<Handler> = Arc::new(handler);
         let projection_handler = Arc::clone(&handler);
-        let (name, owned) = (self.name.clone(), self.owned.clone());
+        let (name, version, owned) = (self.name.clone(), self.version, self.owned.clone());
         let worker = Worker::new(self, row, handler, Arc::clone(&shared), Arc::clone(&asked), hung);
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()
@@ -381,6 +381,7 @@ impl ProjectionBuilder {
         Ok(Projection {
             store,
             name,
+            version,
             owned,
             handler: projection_handler,
             shared,
@@ -425,6 +426,7 @@ pub(crate) struct Asked {
 pub struct Projection {
     store: Store,
     name: String,
+    version: u32,
     owned: OwnedTables,
     handler: Arc<Handler>,
     shared: Arc<RunningProjection>,
@@ -592,13 +594,10 @@ impl Projection {
     /// ```
     pub fn redrive(&self, seq: u64) -> Result<()> {
         let (name, owned, handler) = (self.name.clone(), self.owned.clone(), Arc::clone(&self.handler));
-        if self.shared.status().state == ProjectionState::Rebuilding {
-            // Its tables are of another version than the handler.
-            let position = self.status().position;
-            let reason = "its tables are being rebuilt for this handler".to_owned();
-            return Err(Error::ProjectionStopped { name: self.name.clone(), position, reason });
-        }
+        let version = self.version;
         let redrive = move |tx: &crate::store::Transaction| {
+            // Asked in the transaction: until a rebuild is done the tables are another handler's.
+            tx.require_version(&name, version)?;
             // Looked at first: the record of a failure stands for as long as the failure does.
             let event = tx.event(seq);
             tx.drop_failure(&name, seq)?;

@@ -477,6 +477,16 @@ impl Transaction {
         track.ok_or_else(|| Error::NoSuchProjection { name: name.to_owned() })
     }
 
+    /// Fails where the live tables are of another version.
+    pub(crate) fn require_version(&self, name: &str, version: u32) -> Result<()> {
+        let live = self.projection_row(name)?.live;
+        if live.version == version {
+            return Ok(());
+        }
+        let reason = format!("its tables are of version {} and not rebuilt yet", live.version);
+        Err(Error::ProjectionStopped { name: name.to_owned(), position: live.position, reason })
+    }
+
     fn projection_row(&self, name: &str) -> Result<ProjectionRow> {
         if let Some(row) = self.pending.borrow().projections.get(name) {
             return Ok(*row);

@@ -95,3 +95,29 @@ fn a_table_is_declared_once() {
         assert!(error.setting == "table" && error.reason.contains("`rows`"), "{error}");
     }
 }
+
+/// Goal: a handler writes only tables of its own version. Method: version 1 gives an event up; version 2 stands still in its
+/// rebuild; the event is not given to version 2 until its tables are the live ones.
+#[test]
+fn a_redrive_does_not_mix_versions() {
+    let (_folder, store) = open();
+    append(&store, 5);
+    let first = store.projection("p").table(ROWS).on_failure(FailurePolicy::Quarantine { attempts: 1 });
+    let first = first
+        .run(|event, tx| {
+            if event.seq() == 1 {
+                return Err(Error::app("it cannot be applied"));
+            }
+            tx.open_table(ROWS)?.insert(event.seq(), 1)?;
+            Ok(())
+        })
+        .unwrap();
+    first.await_live(PATIENCE).unwrap();
+    first.stop(PATIENCE);
+    let second = run(&store, 2, |seq| seq == 3);
+    assert!(second.await_live(PATIENCE).is_err());
+    let refused = second.redrive(1);
+    assert!(matches!(refused, Err(Error::ProjectionStopped { .. })), "{refused:?}");
+    assert_eq!(rows(&store), [(0, 1), (2, 1), (3, 1), (4, 1)]);
+    assert_eq!(second.failures(None, 10).unwrap().len(), 1);
+}
