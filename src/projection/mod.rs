@@ -6,6 +6,7 @@
 
 mod worker;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -369,11 +370,15 @@ impl ProjectionBuilder {
         let projection_handler = Arc::clone(&handler);
         let (name, version, owned) = (self.name.clone(), self.version, self.owned.clone());
         let worker = Worker::new(self, row, handler, Arc::clone(&shared), Arc::clone(&asked), hung);
+        let panicked = Arc::clone(&shared);
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("onewrite-projection".into())
             .spawn(move || {
-                worker.run();
+                // Who waits must hear of it, and the status must not go on saying that it lives.
+                if catch_unwind(AssertUnwindSafe(move || worker.run())).is_err() {
+                    panicked.change(|status| status.state = ProjectionState::Failed("it panicked".into()));
+                }
                 drop(registered);
                 report.send(());
             })
