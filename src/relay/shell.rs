@@ -5,6 +5,7 @@
 //! something has happened.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -601,7 +602,14 @@ fn hold(
         }
     };
     let by_rule = match (recorded.destination(), &form.unpublished) {
-        (Destination::Unpublished, Some(rule)) => (rule.0)(&recorded),
+        (Destination::Unpublished, Some(rule)) => {
+            // It is the application's code: one event that it cannot take must not end the relay.
+            let Ok(by_rule) = catch_unwind(AssertUnwindSafe(|| (rule.0)(&recorded))) else {
+                let fault = Fault::new(FaultClass::Destination, "the relay's rule panicked");
+                return Loaded::Undecodable { seq, fault };
+            };
+            by_rule
+        }
         _ => None,
     };
     let Destination::Exchange { exchange, routing_key } = by_rule.as_ref().unwrap_or(recorded.destination())

@@ -717,3 +717,23 @@ fn a_rule_that_is_gone_loses_nothing() {
     assert!(fault.text.contains("no destination"), "{fault:?}");
     relay.stop(Duration::from_secs(5));
 }
+
+/// Goal: a rule that panics on one event costs that event's publication and nothing else. Method: it panics on the first of two.
+#[test]
+fn a_rule_that_panics_quarantines_its_event() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let rule = |event: &onewrite::Recorded| {
+        assert_ne!(event.payload(), b"bad", "an application's own mistake");
+        Some(onewrite::Destination::exchange("", "q"))
+    };
+    let relay = quick(&store).publish_unpublished(rule).publish_to(broker.publisher()).unwrap();
+    for payload in ["bad", "good"] {
+        store.write(move |tx| tx.append(Event::bytes("t", payload).unpublished()).map(drop)).unwrap();
+    }
+    until("the other is published", || broker.queue_len("q") == 1);
+    until("it is quarantined", || relay.status().quarantined == 1);
+    let fault = &store.quarantine("r").unwrap().list(None, 10).unwrap()[0].fault;
+    assert!(fault.text.contains("rule panicked"), "{fault:?}");
+    relay.stop(SOON);
+}
