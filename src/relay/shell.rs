@@ -434,10 +434,10 @@ impl Shell {
             RelayRequest::Redriven { seq } => {
                 let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
-                if let Some(Loaded::Event(entry)) =
+                if let Some(loaded) =
                     (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
                 {
-                    self.step(Input::Redriven(entry));
+                    self.step(Input::Redriven(loaded));
                 }
             }
             RelayRequest::Discarded { seq, key } => {

@@ -737,3 +737,29 @@ fn a_rule_that_panics_quarantines_its_event() {
     assert!(fault.text.contains("rule panicked"), "{fault:?}");
     relay.stop(SOON);
 }
+
+/// Goal: an event that is redriven and can go nowhere is back in quarantine. Method: the rule named a queue that was not there;
+/// the relay of now has no such rule. What waited behind it by its key goes on.
+#[test]
+fn a_redriven_event_without_a_rule_is_quarantined_again() {
+    let (_folder, store) = open();
+    let broker = broker();
+    store.write(|tx| tx.append(Event::bytes("t", "1").key("k").unpublished())).unwrap();
+    let run = |rule: Option<&'static str>| {
+        let builder = quick(&store).attempts(1).destination_attempts(1);
+        let builder = builder
+            .publish_unpublished(move |_| rule.map(|queue| onewrite::Destination::exchange("", queue)));
+        builder.publish_to(broker.publisher()).unwrap()
+    };
+    let listed = || store.quarantine("r").unwrap().list(None, 10).unwrap();
+    let relay = run(Some("absent"));
+    until("it is quarantined", || listed().len() == 1);
+    relay.stop(SOON);
+    let relay = run(None);
+    append(&store, event("behind", Some("k")));
+    until("it is connected", || relay.status().state == RelayState::Connected);
+    store.quarantine("r").unwrap().redrive(0).unwrap();
+    until("it is quarantined again", || listed().iter().any(|entry| entry.fault.text.contains("no destination")));
+    until("what is behind it is published", || broker.queue_len("q") == 1);
+    relay.stop(SOON);
+}
