@@ -447,7 +447,8 @@ mod tests {
         let row = store.projection_row("p", 1, StartAt::Oldest).unwrap();
         let (shared, asked) = (Arc::default(), Arc::default());
         let bell = store.core().bells.hang(None);
-        let mut worker = Worker::new(store.projection("p"), row, Arc::new(|_, _| Ok(())), shared, asked, bell);
+        let mut worker =
+            Worker::new(store.projection("p"), row, Arc::new(|_, _| Ok(())), shared, asked, bell);
         worker.failed(Which::Live, 0, &Error::app("it cannot be applied")).unwrap();
         assert!(worker.live.retry_at.is_some());
         let stretch = Stretch { position: 1, ..Stretch::default() };

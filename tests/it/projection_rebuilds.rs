@@ -1,7 +1,5 @@
 //! Projections that change: their version, their tables, their name; and what a rebuild leaves behind.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{MemoryBroker, QueueOptions};

@@ -759,7 +759,9 @@ fn a_redriven_event_without_a_rule_is_quarantined_again() {
     append(&store, event("behind", Some("k")));
     until("it is connected", || relay.status().state == RelayState::Connected);
     store.quarantine("r").unwrap().redrive(0).unwrap();
-    until("it is quarantined again", || listed().iter().any(|entry| entry.fault.text.contains("no destination")));
+    until("it is quarantined again", || {
+        listed().iter().any(|entry| entry.fault.text.contains("no destination"))
+    });
     until("what is behind it is published", || broker.queue_len("q") == 1);
     relay.stop(SOON);
 }
