@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::error::{BoxError, Error, Result, SettingError};
@@ -111,7 +112,10 @@ impl Upcasts {
         let mut payload = None;
         while let Some(step) = self.steps.get(&at) {
             let old = payload.as_deref().unwrap_or(recorded.payload());
-            payload = Some((step.convert)(old).map_err(failed)?);
+            // It is the application's code, on whatever thread reads: a panic must not end that one.
+            let converted = catch_unwind(AssertUnwindSafe(|| (step.convert)(old)));
+            let converted = converted.unwrap_or_else(|_| Err("the upcast panicked".into()));
+            payload = Some(converted.map_err(failed)?);
             at = step.to.clone();
         }
         if let Some(payload) = payload {

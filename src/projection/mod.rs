@@ -6,6 +6,7 @@
 
 mod worker;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -308,10 +309,14 @@ impl ProjectionBuilder {
             }
             () if self.batch == 0 => fail("batch", "it must be at least 1"),
             () if self.policy.attempts() == 0 => fail("on_failure", "at least one attempt is made"),
-            () if self.owned.plain.iter().chain(&self.owned.multimap).any(unfit) => {
+            () if self.owned.names().any(unfit) => {
                 fail("table", "a table's name is not empty and does not begin with `onewrite.`")
             }
-            () => Ok(()),
+            () => match self.owned.twice() {
+                // A rebuild would put it in its place twice: the second time nothing in the place of what is new.
+                Some(name) => Err(SettingError::new("table", format!("`{name}` is declared twice"))),
+                None => Ok(()),
+            },
         }
     }
 
@@ -341,7 +346,7 @@ impl ProjectionBuilder {
         core.refuse_inside("ProjectionBuilder::run")?;
         // Its changes would go around the capture, and a rebuild would replace the table under it.
         let captured = |name: &&String| core.tail().captures.holds(name);
-        if let Some(name) = self.owned.plain.iter().chain(&self.owned.multimap).find(captured) {
+        if let Some(name) = self.owned.names().find(captured) {
             return Err(Error::CapturedTable { name: name.clone() });
         }
         let shared = core.projections.register(&self.name)?;
@@ -363,13 +368,17 @@ impl ProjectionBuilder {
         let asked = Arc::<Asked>::default();
         let handler: Arc<Handler> = Arc::new(handler);
         let projection_handler = Arc::clone(&handler);
-        let (name, owned) = (self.name.clone(), self.owned.clone());
+        let (name, version, owned) = (self.name.clone(), self.version, self.owned.clone());
         let worker = Worker::new(self, row, handler, Arc::clone(&shared), Arc::clone(&asked), hung);
+        let panicked = Arc::clone(&shared);
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("onewrite-projection".into())
             .spawn(move || {
-                worker.run();
+                // Who waits must hear of it, and the status must not go on saying that it lives.
+                if catch_unwind(AssertUnwindSafe(move || worker.run())).is_err() {
+                    panicked.change(|status| status.state = ProjectionState::Failed("it panicked".into()));
+                }
                 drop(registered);
                 report.send(());
             })
@@ -377,6 +386,7 @@ impl ProjectionBuilder {
         Ok(Projection {
             store,
             name,
+            version,
             owned,
             handler: projection_handler,
             shared,
@@ -421,6 +431,7 @@ pub(crate) struct Asked {
 pub struct Projection {
     store: Store,
     name: String,
+    version: u32,
     owned: OwnedTables,
     handler: Arc<Handler>,
     shared: Arc<RunningProjection>,
@@ -588,13 +599,10 @@ impl Projection {
     /// ```
     pub fn redrive(&self, seq: u64) -> Result<()> {
         let (name, owned, handler) = (self.name.clone(), self.owned.clone(), Arc::clone(&self.handler));
-        if self.shared.status().state == ProjectionState::Rebuilding {
-            // Its tables are of another version than the handler.
-            let position = self.status().position;
-            let reason = "its tables are being rebuilt for this handler".to_owned();
-            return Err(Error::ProjectionStopped { name: self.name.clone(), position, reason });
-        }
+        let version = self.version;
         let redrive = move |tx: &crate::store::Transaction| {
+            // Asked in the transaction: until a rebuild is done the tables are another handler's.
+            tx.require_version(&name, version)?;
             // Looked at first: the record of a failure stands for as long as the failure does.
             let event = tx.event(seq);
             tx.drop_failure(&name, seq)?;

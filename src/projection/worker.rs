@@ -70,6 +70,8 @@ pub(super) struct Worker {
     /// The live tables are of another version than the handler: they stay as they are.
     frozen: bool,
     rebuild: Option<Line>,
+    /// The file still knows a rebuild to another version than ours.
+    stale: bool,
 }
 
 /// Why a batch was not committed.
@@ -93,6 +95,7 @@ impl Worker {
         let frozen = row.live.version != settings.version;
         // A rebuild to another version than ours is of no use any more.
         let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
+        let stale = row.rebuild.is_some() && rebuild.is_none();
         Self {
             handler,
             shared,
@@ -101,6 +104,7 @@ impl Worker {
             live: Line::of(row.live, batch),
             frozen,
             rebuild: rebuild.map(|rebuild| Line::of(rebuild, batch)),
+            stale,
             settings,
         }
     }
@@ -123,7 +127,12 @@ impl Worker {
     /// Goes on until it is asked to stop. Fails only if the store is lost.
     fn work(&mut self) -> Result<()> {
         if self.frozen && self.rebuild.is_none() {
+            // Which drops a stale one too.
             self.begin_rebuild()?;
+        } else if self.stale {
+            // A version was taken back. Nobody goes on with its rebuild, and the log would wait for it for ever.
+            let name = self.settings.name.clone();
+            self.write(move |tx| tx.cancel_rebuild(&name))?;
         }
         while !self.stops() {
             self.settings.store.ready()?;
@@ -292,6 +301,7 @@ impl Worker {
 
     /// Goes past what the filter lets pass; stands before a record that cannot be read.
     fn pass(&mut self, which: Which, stretch: &Stretch) -> Result<Step> {
+        let batch = self.settings.batch;
         let Some(line) = self.line(which) else { return Ok(Step::Waits) };
         line.next = stretch.position;
         if let Some((seq, error)) = &stretch.damaged {
@@ -299,6 +309,8 @@ impl Worker {
             line.attempts = u32::MAX - 1;
             return self.failed(which, *seq, error);
         }
+        // An event that was to be tried again may be gone, its stream truncated: then nothing is due any more.
+        (line.attempts, line.retry_at, line.batch) = (0, None, batch);
         if line.next - line.durable >= PROJECTION_SKIP_MAX {
             self.write_position(which)?;
         }
@@ -418,5 +430,30 @@ impl Worker {
         let store = &self.settings.store;
         let answer = store.submit(write)?;
         answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(store.gone())).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{StartAt, Store};
+
+    /// Goal: a try that is no longer due keeps nobody awake. Method: an event has failed, and at its next try it is gone (its
+    /// stream was truncated, and it was trimmed); then nothing is due, and the next batch is a whole one.
+    #[test]
+    fn a_try_that_is_gone_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().join("a.redb")).unwrap();
+        let row = store.projection_row("p", 1, StartAt::Oldest).unwrap();
+        let (shared, asked) = (Arc::default(), Arc::default());
+        let bell = store.core().bells.hang(None);
+        let mut worker =
+            Worker::new(store.projection("p"), row, Arc::new(|_, _| Ok(())), shared, asked, bell);
+        worker.failed(Which::Live, 0, &Error::app("it cannot be applied")).unwrap();
+        assert!(worker.live.retry_at.is_some());
+        let stretch = Stretch { position: 1, ..Stretch::default() };
+        assert_eq!(worker.pass(Which::Live, &stretch).unwrap(), Step::Moved);
+        let Line { next, attempts, retry_at, batch, .. } = worker.live;
+        assert_eq!((next, attempts, retry_at, batch), (1, 0, None, worker.settings.batch));
     }
 }

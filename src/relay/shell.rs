@@ -5,6 +5,7 @@
 //! something has happened.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -476,10 +477,10 @@ impl Shell {
             RelayRequest::Redriven { seq } => {
                 let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
-                if let Some(Loaded::Event(entry)) =
+                if let Some(loaded) =
                     (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
                 {
-                    self.step(Input::Redriven(entry));
+                    self.step(Input::Redriven(loaded));
                 }
             }
             RelayRequest::Discarded { seq, key } => {
@@ -644,7 +645,14 @@ fn hold(
         }
     };
     let by_rule = match (recorded.destination(), &form.unpublished) {
-        (Destination::Unpublished, Some(rule)) => (rule.0)(&recorded),
+        (Destination::Unpublished, Some(rule)) => {
+            // It is the application's code: one event that it cannot take must not end the relay.
+            let Ok(by_rule) = catch_unwind(AssertUnwindSafe(|| (rule.0)(&recorded))) else {
+                let fault = Fault::new(FaultClass::Destination, "the relay's rule panicked");
+                return Loaded::Undecodable { seq, fault };
+            };
+            by_rule
+        }
         _ => None,
     };
     let Destination::Exchange { exchange, routing_key } = by_rule.as_ref().unwrap_or(recorded.destination())

@@ -9,7 +9,7 @@
 //! **Invariants.** A position is written in the transaction that applies what it passes. The tables of a rebuild carry
 //! another name until it has caught up; one transaction then puts them in the place of the old ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use redb::{
@@ -308,6 +308,16 @@ fn multimap(name: &str) -> MultimapTableDefinition<'_, u64, u64> {
 }
 
 impl OwnedTables {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.plain.iter().chain(&self.multimap)
+    }
+
+    /// A name that is declared more than once, of one kind or of both.
+    pub(crate) fn twice(&self) -> Option<&String> {
+        let mut seen = BTreeSet::new();
+        self.names().find(|name| !seen.insert(*name))
+    }
+
     /// Puts the tables of a rebuild in the place of the old ones. A table that the rebuild has not opened is gone then.
     fn swap(&self, tx: &WriteTransaction, rebuild: CursorId) -> Result<()> {
         let prefix = shadow_prefix(rebuild);
@@ -467,6 +477,16 @@ impl Transaction {
         track.ok_or_else(|| Error::NoSuchProjection { name: name.to_owned() })
     }
 
+    /// Fails where the live tables are of another version.
+    pub(crate) fn require_version(&self, name: &str, version: u32) -> Result<()> {
+        let live = self.projection_row(name)?.live;
+        if live.version == version {
+            return Ok(());
+        }
+        let reason = format!("its tables are of version {} and not rebuilt yet", live.version);
+        Err(Error::ProjectionStopped { name: name.to_owned(), position: live.position, reason })
+    }
+
     fn projection_row(&self, name: &str) -> Result<ProjectionRow> {
         if let Some(row) = self.pending.borrow().projections.get(name) {
             return Ok(*row);
@@ -521,6 +541,15 @@ impl Transaction {
         }
         let id = next_cursor_id(self)?;
         row.rebuild = Some(Track { id, version, position: 0 });
+        self.write_projection_row(name, row)
+    }
+
+    /// Forgets the rebuild that is under way, if there is one.
+    pub(crate) fn cancel_rebuild(&self, name: &str) -> Result<()> {
+        let mut row = self.projection_row(name)?;
+        let Some(old) = row.rebuild.take() else { return Ok(()) };
+        self.touch();
+        self.drop_rebuild(old)?;
         self.write_projection_row(name, row)
     }
 

@@ -32,6 +32,7 @@ mod model;
 mod one_write;
 #[cfg(unix)]
 mod page_writes;
+mod projection_rebuilds;
 mod projections;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;

@@ -717,3 +717,51 @@ fn a_rule_that_is_gone_loses_nothing() {
     assert!(fault.text.contains("no destination"), "{fault:?}");
     relay.stop(Duration::from_secs(5));
 }
+
+/// Goal: a rule that panics on one event costs that event's publication and nothing else. Method: it panics on the first of two.
+#[test]
+fn a_rule_that_panics_quarantines_its_event() {
+    let (_folder, store) = open();
+    let broker = broker();
+    let rule = |event: &onewrite::Recorded| {
+        assert_ne!(event.payload(), b"bad", "an application's own mistake");
+        Some(onewrite::Destination::exchange("", "q"))
+    };
+    let relay = quick(&store).publish_unpublished(rule).publish_to(broker.publisher()).unwrap();
+    for payload in ["bad", "good"] {
+        store.write(move |tx| tx.append(Event::bytes("t", payload).unpublished()).map(drop)).unwrap();
+    }
+    until("the other is published", || broker.queue_len("q") == 1);
+    until("it is quarantined", || relay.status().quarantined == 1);
+    let fault = &store.quarantine("r").unwrap().list(None, 10).unwrap()[0].fault;
+    assert!(fault.text.contains("rule panicked"), "{fault:?}");
+    relay.stop(SOON);
+}
+
+/// Goal: an event that is redriven and can go nowhere is back in quarantine. Method: the rule named a queue that was not there;
+/// the relay of now has no such rule. What waited behind it by its key goes on.
+#[test]
+fn a_redriven_event_without_a_rule_is_quarantined_again() {
+    let (_folder, store) = open();
+    let broker = broker();
+    store.write(|tx| tx.append(Event::bytes("t", "1").key("k").unpublished())).unwrap();
+    let run = |rule: Option<&'static str>| {
+        let builder = quick(&store).attempts(1).destination_attempts(1);
+        let builder = builder
+            .publish_unpublished(move |_| rule.map(|queue| onewrite::Destination::exchange("", queue)));
+        builder.publish_to(broker.publisher()).unwrap()
+    };
+    let listed = || store.quarantine("r").unwrap().list(None, 10).unwrap();
+    let relay = run(Some("absent"));
+    until("it is quarantined", || listed().len() == 1);
+    relay.stop(SOON);
+    let relay = run(None);
+    append(&store, event("behind", Some("k")));
+    until("it is connected", || relay.status().state == RelayState::Connected);
+    store.quarantine("r").unwrap().redrive(0).unwrap();
+    until("it is quarantined again", || {
+        listed().iter().any(|entry| entry.fault.text.contains("no destination"))
+    });
+    until("what is behind it is published", || broker.queue_len("q") == 1);
+    relay.stop(SOON);
+}

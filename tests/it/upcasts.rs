@@ -216,3 +216,27 @@ fn chains_that_do_not_hold_are_refused() {
     }
     assert!(!path.exists());
 }
+
+/// Goal: an upcast that panics is told like one that fails. Method: one that panics on a payload, read by a projection, a
+/// subscription and a snapshot.
+#[test]
+fn an_upcast_that_panics_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = Store::builder().upcast(("paid", 1), ("paid", 2), |payload| {
+        assert_ne!(payload, b"7", "an application's own mistake");
+        Ok(payload.to_vec())
+    });
+    let store = builder.open(folder.path().join("a.redb")).unwrap();
+    let append = |payload: &'static str| {
+        store.write(move |tx| tx.append(Event::bytes("paid", payload).unpublished())).unwrap()
+    };
+    let projection = store.projection("seen").run(|_, _| Ok(())).unwrap();
+    append("1");
+    projection.await_live(PATIENCE).unwrap();
+    let seq = append("7").seqs()[0];
+    let stopped = projection.await_position(seq, PATIENCE).unwrap_err();
+    assert!(stopped.to_string().contains("the upcast panicked"), "{stopped}");
+    assert!(matches!(store.read().unwrap().event(seq), Err(Error::Upcast { seq: 1, .. })));
+    let told = store.subscribe(seq).unwrap().next().unwrap();
+    assert!(matches!(told, Err(Error::Upcast { seq: 1, .. })), "{told:?}");
+}

@@ -245,7 +245,7 @@ impl Machine {
             }
             Input::Blocked(blocked) => self.blocked = blocked,
             Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
-            Input::Redriven(entry) => self.redriven(&entry, now, out),
+            Input::Redriven(loaded) => self.redriven(loaded, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
             Input::Pause => self.paused = true,
             Input::Resume => self.paused = false,
@@ -526,11 +526,25 @@ impl Machine {
     }
 
     /// Without room for it, it waits on disk, where it is due.
-    fn redriven(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
-        let seq = entry.seq;
+    fn redriven(&mut self, loaded: Loaded, now: Now, out: &mut Vec<Action>) {
+        let seq = loaded.seq();
         if self.items.contains_key(&seq) {
             return;
         }
+        let entry = &match loaded {
+            Loaded::Event(entry) => entry,
+            // Back to where it was, or it would be neither there nor tried. Its key is unknown now: it holds nobody.
+            Loaded::Undecodable { seq, fault } => {
+                self.quarantine_unread(seq, fault, now, out);
+                self.release(seq);
+                return;
+            }
+            Loaded::Unpublished { seq } => {
+                debug_assert!(false, "an unpublished event has no exception");
+                out.push(Action::Forget { seq });
+                return;
+            }
+        };
         if self.has_room() {
             let mut item = Item::new(entry, Home::Exception);
             item.sent = true;

@@ -558,7 +558,8 @@ impl World {
         self.flush();
         let quarantined = self.quarantined();
         let Some(seq) = quarantined.get(index % quarantined.len().max(1)).copied() else { return };
-        let Loaded::Event(entry) = self.read(seq) else { return };
+        let loaded = self.read(seq);
+        let Loaded::Event(entry) = &loaded else { return };
         let row = self.disk.rows.get_mut(&seq).unwrap();
         row.key = entry.key.clone();
         row.exception = Exception {
@@ -570,7 +571,7 @@ impl World {
         self.attempts.remove(&seq);
         self.spent.remove(&seq);
         self.live.insert(seq);
-        self.step(Input::Redriven(entry));
+        self.step(Input::Redriven(loaded));
     }
 
     fn discard(&mut self, index: usize) {

@@ -268,7 +268,7 @@ fn refusals_end_in_quarantine_which_holds_the_key_until_it_is_redriven() {
     assert!(story.was_parked(4), "later ones wait on disk at once");
     assert_eq!(story.published(), Vec::<u64>::new());
 
-    story.tell(Input::Redriven(entry(0, "a")));
+    story.tell(Input::Redriven(Loaded::Event(entry(0, "a"))));
     assert_eq!(story.published(), [0]);
     story.confirm(0);
     assert_eq!(story.asked_parked(), [key("a")]);
@@ -625,7 +625,7 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
     story.up();
     assert_eq!(story.asked_parked(), [key("a")]);
     // Not holding until now (it had run out of time, say).
-    story.tell(Input::Redriven(entry(0, "a")));
+    story.tell(Input::Redriven(Loaded::Event(entry(0, "a"))));
     story.did.clear();
     let events = story.events(&[1]);
     story.tell(Input::LoadedParked { key: key("a"), events, more: false });
@@ -672,7 +672,7 @@ fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
     }
     story.down(FaultClass::Outage);
     for seq in 0..5 {
-        story.tell(Input::Redriven(entry(seq, "")));
+        story.tell(Input::Redriven(Loaded::Event(entry(seq, ""))));
     }
     assert_eq!(story.machine.figures().in_memory, 2);
     story.did.clear();

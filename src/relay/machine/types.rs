@@ -165,8 +165,9 @@ pub(crate) enum Input {
     Blocked(bool),
     /// What became of one publish.
     Outcome { ticket: Ticket, outcome: Outcome },
-    /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared.
-    Redriven(Entry),
+    /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared. It
+    /// comes as `Undecodable` where it cannot be published any more.
+    Redriven(Loaded),
     /// A quarantined event was durably removed by a person.
     Discarded { seq: u64, key: Option<Key> },
     /// Publish nothing new until `Resume`.

@@ -1,0 +1,121 @@
+//! Projections that change: their version, their tables, their name; and what a rebuild leaves behind.
+
+use std::time::{Duration, Instant};
+
+use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
+use onewrite::{Error, Event, FailurePolicy, Projection, Store};
+
+const ROWS: TableDefinition<'_, u64, u64> = TableDefinition::new("rows");
+/// Of the same name, and of the other kind.
+const MULTI_ROWS: MultimapTableDefinition<'_, u64, u64> = MultimapTableDefinition::new("rows");
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn open() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let builder = Store::builder().progress_delay(Duration::from_millis(5));
+    let store = builder.open(folder.path().join("a.redb")).unwrap();
+    (folder, store)
+}
+
+fn append(store: &Store, events: u64) {
+    for _ in 0..events {
+        store.write(|tx| tx.append(Event::bytes("counted", "1").unpublished()).map(drop)).unwrap();
+    }
+}
+
+fn rows(store: &Store) -> Vec<(u64, u64)> {
+    let Ok(table) = store.read().unwrap().open_table(ROWS) else { return Vec::new() };
+    table.iter().unwrap().map(|row| row.unwrap()).map(|(seq, row)| (seq.value(), row.value())).collect()
+}
+
+/// Writes its version at each event; fails for good at those that `fails` says.
+fn run(store: &Store, version: u32, fails: impl Fn(u64) -> bool + Send + Sync + 'static) -> Projection {
+    let builder = store.projection("p").table(ROWS).version(version);
+    builder
+        .on_failure(FailurePolicy::Stop { attempts: 1 })
+        .run(move |event, tx| {
+            if fails(event.seq()) {
+                return Err(Error::app("it cannot be applied"));
+            }
+            tx.open_table(ROWS)?.insert(event.seq(), u64::from(version))?;
+            Ok(())
+        })
+        .unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Goal: a version that was tried and taken back leaves nothing that the log waits for. Method: version 2 stands still in its
+/// rebuild; version 1 runs again, and what a relay confirms is trimmed.
+#[test]
+fn a_version_that_is_taken_back_holds_nothing() {
+    let (_folder, store) = open();
+    append(&store, 1);
+    let first = run(&store, 1, |_| false);
+    first.await_live(PATIENCE).unwrap();
+    first.stop(PATIENCE);
+    let second = run(&store, 2, |_| true);
+    assert!(second.await_live(PATIENCE).is_err());
+    second.stop(PATIENCE);
+    assert_eq!(store.stats().unwrap().projections["p"].rebuilding, Some(0));
+    let first = run(&store, 1, |_| false);
+    let broker = MemoryBroker::new();
+    broker.declare_queue("q", QueueOptions::default());
+    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    for _ in 0..600 {
+        store.write(|tx| tx.append(Event::bytes("counted", "1").to("", "q")).map(drop)).unwrap();
+    }
+    first.await_live(PATIENCE).unwrap();
+    assert_eq!(store.stats().unwrap().projections["p"].rebuilding, None);
+    until("what is confirmed and applied is trimmed", || {
+        append(&store, 1);
+        store.stats().unwrap().trimmed_to > 0
+    });
+    let _ = relay.stop(PATIENCE);
+}
+
+/// Goal: a table is declared once: a rebuild that puts it in its place twice would lose it. Method: twice of one kind, and once
+/// of each; the error names it.
+#[test]
+fn a_table_is_declared_once() {
+    let (_folder, store) = open();
+    let twice = store.projection("p").table(ROWS).table(ROWS).run(|_, _| Ok(()));
+    let both = store.projection("p").table(ROWS).multimap_table(MULTI_ROWS).run(|_, _| Ok(()));
+    for refused in [twice, both] {
+        let Err(Error::Setting(error)) = refused else { panic!("it runs") };
+        assert!(error.setting == "table" && error.reason.contains("`rows`"), "{error}");
+    }
+}
+
+/// Goal: a handler writes only tables of its own version. Method: version 1 gives an event up; version 2 stands still in its
+/// rebuild; the event is not given to version 2 until its tables are the live ones.
+#[test]
+fn a_redrive_does_not_mix_versions() {
+    let (_folder, store) = open();
+    append(&store, 5);
+    let first = store.projection("p").table(ROWS).on_failure(FailurePolicy::Quarantine { attempts: 1 });
+    let first = first
+        .run(|event, tx| {
+            if event.seq() == 1 {
+                return Err(Error::app("it cannot be applied"));
+            }
+            tx.open_table(ROWS)?.insert(event.seq(), 1)?;
+            Ok(())
+        })
+        .unwrap();
+    first.await_live(PATIENCE).unwrap();
+    first.stop(PATIENCE);
+    let second = run(&store, 2, |seq| seq == 3);
+    assert!(second.await_live(PATIENCE).is_err());
+    let refused = second.redrive(1);
+    assert!(matches!(refused, Err(Error::ProjectionStopped { .. })), "{refused:?}");
+    assert_eq!(rows(&store), [(0, 1), (2, 1), (3, 1), (4, 1)]);
+    assert_eq!(second.failures(None, 10).unwrap().len(), 1);
+}
