@@ -52,7 +52,7 @@ impl Store {
     /// [projection](Store::projection) keeps its own.
     ///
     /// A damaged record comes as an error in its place, and the next one after it. When the store is closed or poisoned that
-    /// comes as the last error.
+    /// comes as the last error. A living subscription holds the store open: what ends one that waits is [`Store::close`].
     ///
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed) or [`Error::Poisoned`](crate::Error::Poisoned).
@@ -132,9 +132,11 @@ impl Subscription {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn try_next(&mut self) -> Option<Result<Recorded>> {
-        if self.read.is_empty() && !self.ended {
-            self.refill();
-        }
+        while self.read.is_empty() && !self.ended && self.refill() {}
+        self.take()
+    }
+
+    fn take(&mut self) -> Option<Result<Recorded>> {
         let read = self.read.pop_front();
         if let Some(Ok(event)) = &read {
             // The one handed out is the subscriber's now.
@@ -158,72 +160,66 @@ impl Subscription {
 
     fn next_until(&mut self, deadline: Option<Instant>) -> Option<Result<Recorded>> {
         loop {
-            if let Some(event) = self.try_next() {
+            let more = self.read.is_empty() && !self.ended && self.refill();
+            if let Some(event) = self.take() {
                 return Some(event);
             }
-            if self.ended || !self.bell.bell.wait_until(deadline) {
+            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if self.ended || late || (!more && !self.bell.bell.wait_until(deadline)) {
                 return None;
             }
         }
     }
 
-    /// Reads on, in a read transaction of its own.
-    fn refill(&mut self) {
-        match self.read_on() {
-            Ok(()) => {}
-            Err(error) => {
-                self.ended = true;
-                self.read.push_back(Err(error));
-            }
-        }
+    /// Reads on, a piece at a time, each in a read transaction of its own; whether there is more to look at, though nothing
+    /// wanted was in this piece.
+    fn refill(&mut self) -> bool {
+        self.read_on().unwrap_or_else(|error| {
+            self.ended = true;
+            self.read.push_back(Err(error));
+            false
+        })
     }
 
-    fn read_on(&mut self) -> Result<()> {
-        let core = self.store.core();
+    fn read_on(&mut self) -> Result<bool> {
         self.store.ready()?;
-        // Long stretches that the filter takes nothing of are read in pieces too: no read transaction grows old.
-        loop {
-            let (before, end) = (self.next, core.tail().next_seq);
-            if !self.read.is_empty() || before >= end {
+        let (before, end) = (self.next, self.store.core().tail().next_seq);
+        if before >= end {
+            self.bell.want_from(before);
+            return Ok(false);
+        }
+        let mut bytes = 0;
+        let mut events = self.store.read()?.events_to(before, end)?;
+        for _ in 0..SUBSCRIPTION_EVENTS_MAX {
+            let Some(event) = events.next() else {
+                // What trimming has taken stands between the last record and here.
+                self.next = self.next.max(end);
                 break;
-            }
-            let mut bytes = 0;
-            let mut events = self.store.read()?.events_to(before, end)?;
-            for _ in 0..SUBSCRIPTION_EVENTS_MAX {
-                let Some(event) = events.next() else {
-                    // What trimming has taken stands between the last record and here.
-                    self.next = self.next.max(end);
-                    break;
-                };
-                match event {
-                    Ok(event) => {
-                        self.next = event.seq() + 1;
-                        if self.filter.matches(&event) {
-                            bytes += event.payload().len();
-                            self.read.push_back(Ok(event));
-                        }
-                    }
-                    Err(error) => {
-                        if let Some(seq) = error.unreadable() {
-                            self.next = self.next.max(seq + 1);
-                        }
-                        self.read.push_back(Err(error));
+            };
+            match event {
+                Ok(event) => {
+                    self.next = event.seq() + 1;
+                    if self.filter.matches(&event) {
+                        bytes += event.payload().len();
+                        self.read.push_back(Ok(event));
                     }
                 }
-                if bytes >= SUBSCRIPTION_BYTES_MAX {
-                    break;
+                Err(error) => {
+                    // Only what is known to be about one record is passed over.
+                    let Some(seq) = error.unreadable() else { return Err(error) };
+                    self.next = self.next.max(seq + 1);
+                    self.read.push_back(Err(error));
                 }
             }
-            if self.next == before {
-                // Nothing but what is told already: past it, or it would be told for ever.
-                self.next = if self.read.is_empty() { before } else { before + 1 };
+            if bytes >= SUBSCRIPTION_BYTES_MAX {
                 break;
             }
         }
-        if self.read.is_empty() {
-            self.bell.want_from(self.next);
+        if self.next == before {
+            // Nothing but what is told already: past it, or it would be told for ever.
+            self.next = before + 1;
         }
-        Ok(())
+        Ok(self.read.is_empty())
     }
 }
 
@@ -278,11 +274,17 @@ impl Stream for SubscriptionStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             let subscription = &mut self.0;
-            if let Some(event) = subscription.try_next() {
+            let more = subscription.read.is_empty() && !subscription.ended && subscription.refill();
+            if let Some(event) = subscription.take() {
                 return Poll::Ready(Some(event));
             }
             if subscription.ended {
                 return Poll::Ready(None);
+            }
+            if more {
+                // Others of the executor get their turn between two pieces of the log.
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
             // A ring since the look at the log is kept, and looked after at once.
             if subscription.bell.bell.poll(context).is_pending() {

@@ -146,6 +146,14 @@ pub enum Error {
         /// The table asked for.
         name: String,
     },
+    /// Another running projection writes this table: a rebuild of one would delete what the other has written.
+    #[error("table `{name}` is projection `{projection}`'s")]
+    ProjectionTable {
+        /// The table.
+        name: String,
+        /// Whose it is.
+        projection: String,
+    },
     /// The event is not among those that the projection has given up.
     #[error("event {seq} is not among the failures of projection `{name}`")]
     NoSuchFailure {

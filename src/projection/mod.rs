@@ -21,7 +21,7 @@ use crate::limits::{
 };
 use crate::oneshot;
 use crate::store::bells::Bell;
-use crate::store::projections::{OwnedTables, RunningProjection, Which};
+use crate::store::projections::{OwnedTables, RunningProjection, Which, not_rebuilt};
 use crate::store::{
     ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction, StartAt, Store,
 };
@@ -201,7 +201,11 @@ impl ProjectionBuilder {
     }
 
     /// Where a new projection begins: at the oldest event that the log holds unless set. Of a log that trims what is
-    /// confirmed, what is gone is gone; streams keep their events. It says nothing for one that has a position already.
+    /// confirmed, what is gone is gone; streams keep their events. It says nothing for one that has a position already, and a
+    /// rebuild begins at the oldest event in any case.
+    ///
+    /// A new projection does not look at what is in its tables: of one that was [forgotten](Store::forget_projection), and is made
+    /// anew over the same tables, they hold everything twice. Delete them first.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -326,7 +330,8 @@ impl ProjectionBuilder {
     ///
     /// # Errors
     /// [`Error::Setting`] for a setting that cannot work, [`Error::ProjectionRunning`] for a name that runs already,
-    /// [`Error::CapturedTable`] for a table whose changes are captured, or what the store says.
+    /// [`Error::CapturedTable`] for a table whose changes are captured, [`Error::ProjectionTable`] for one that another running
+    /// projection has declared, or what the store says.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -349,7 +354,7 @@ impl ProjectionBuilder {
         if let Some(name) = self.owned.names().find(captured) {
             return Err(Error::CapturedTable { name: name.clone() });
         }
-        let shared = core.projections.register(&self.name)?;
+        let shared = core.projections.register(&self.name, &self.owned)?;
         // From here on the name is taken: it is free again when this goes.
         let registered = Registered { store: store.clone(), name: self.name.clone() };
         let row = store.projection_row(&self.name, self.version, self.start)?;
@@ -522,7 +527,11 @@ impl Projection {
             if let Some(done) = done(status) {
                 return Some(done.or_else(|reason| stands(status.position, reason)));
             }
+            let asked = self.asked.rebuild.load(Ordering::Acquire);
+            let mends = asked || (status.rebuilding.is_some() && status.rebuild_stopped.is_none());
             match &status.state {
+                // A rebuild that goes on may lead past it.
+                ProjectionState::Stopped { .. } if mends => None,
                 ProjectionState::Stopped { seq, reason } => {
                     Some(stands(status.position, format!("event {seq}: {reason}")))
                 }
@@ -600,6 +609,12 @@ impl Projection {
     pub fn redrive(&self, seq: u64) -> Result<()> {
         let (name, owned, handler) = (self.name.clone(), self.owned.clone(), Arc::clone(&self.handler));
         let version = self.version;
+        // Said at once where it is plain; a write would wait for its turn first.
+        if let Some(live) = self.store.core().tail().projections.get(&self.name).map(|row| row.live)
+            && live.version != version
+        {
+            return Err(not_rebuilt(&self.name, live));
+        }
         let redrive = move |tx: &crate::store::Transaction| {
             // Asked in the transaction: until a rebuild is done the tables are another handler's.
             tx.require_version(&name, version)?;

@@ -20,6 +20,9 @@ use crate::store::{ProjectionState, Transaction};
 /// Batches that a rebuild applies for one of the live track: it has to become the faster one.
 const REBUILD_BATCHES: usize = 8;
 
+/// What a filter has let pass is written down for its own sake once nothing else has been done for so long.
+const SKIPPED_AFTER: Duration = Duration::from_secs(1);
+
 /// One line of progress, as the thread sees it.
 #[derive(Debug)]
 struct Line {
@@ -47,6 +50,10 @@ impl Line {
             batch,
         }
     }
+}
+
+fn lines_ahead(live: &Line, rebuild: Option<&Line>) -> bool {
+    std::iter::once(live).chain(rebuild).any(|line| line.next > line.durable)
 }
 
 /// What a step has come to.
@@ -145,7 +152,7 @@ impl Worker {
             let rebuild = self.step_rebuild()?;
             self.show(live);
             if live != Step::Moved && rebuild != Step::Moved {
-                self.wait();
+                self.wait()?;
             }
         }
         Ok(())
@@ -156,19 +163,27 @@ impl Worker {
     }
 
     /// Sleeps until the log has grown or a try is due.
-    fn wait(&self) {
+    fn wait(&mut self) -> Result<()> {
         let lines = std::iter::once(&self.live).chain(&self.rebuild);
         let due = lines.filter_map(|line| line.retry_at.filter(|_| !line.stopped)).min();
-        let rang = self.bell.bell.wait_until(due);
+        // The log is not trimmed before what was let pass is written down too: when nothing else is to be done.
+        let unwritten =
+            lines_ahead(&self.live, self.rebuild.as_ref()).then(|| Instant::now() + SKIPPED_AFTER);
+        let rang = self.bell.bell.wait_until(due.into_iter().chain(unwritten).min());
+        if !rang && unwritten.is_some_and(|at| at <= Instant::now()) {
+            self.write_skipped()?;
+        }
         if rang && !self.stops() && !self.settings.delay.is_zero() {
             // Let more gather; what asks for haste rings too, and is heard by the sleeper next.
             let until = Instant::now() + self.settings.delay;
             while !self.stops()
+                && self.settings.store.ready().is_ok()
                 && let Some(left) = until.checked_duration_since(Instant::now())
             {
                 std::thread::sleep(left.min(Duration::from_millis(20)));
             }
         }
+        Ok(())
     }
 
     fn show(&self, live: Step) {
@@ -217,9 +232,13 @@ impl Worker {
             stopped: false,
             batch: self.settings.batch,
         });
+        let frozen = self.frozen;
         self.shared.change(|status| {
             status.rebuilding = Some(0);
             status.rebuild_stopped = None;
+            if frozen {
+                status.state = ProjectionState::Rebuilding;
+            }
         });
         Ok(())
     }

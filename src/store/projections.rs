@@ -260,21 +260,34 @@ impl RunningProjection {
 /// The projections that run in this process.
 #[derive(Debug, Default)]
 pub(crate) struct Projections {
-    running: Mutex<BTreeMap<String, Arc<RunningProjection>>>,
+    running: Mutex<BTreeMap<String, Running>>,
+}
+
+/// One of them, and the tables that are its own.
+#[derive(Debug)]
+struct Running {
+    shared: Arc<RunningProjection>,
+    owned: OwnedTables,
 }
 
 impl Projections {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<RunningProjection>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn register(&self, name: &str) -> Result<Arc<RunningProjection>> {
+    /// Takes the name, and the tables: a rebuild of one would delete what another has written.
+    pub(crate) fn register(&self, name: &str, owned: &OwnedTables) -> Result<Arc<RunningProjection>> {
         let mut running = self.lock();
         if running.contains_key(name) {
             return Err(Error::ProjectionRunning { name: name.to_owned() });
         }
+        for (projection, other) in running.iter() {
+            if let Some(table) = owned.names().find(|table| other.owned.names().any(|its| its == *table)) {
+                return Err(Error::ProjectionTable { name: table.clone(), projection: projection.clone() });
+            }
+        }
         let shared = Arc::<RunningProjection>::default();
-        running.insert(name.to_owned(), Arc::clone(&shared));
+        running.insert(name.to_owned(), Running { shared: Arc::clone(&shared), owned: owned.clone() });
         Ok(shared)
     }
 
@@ -283,7 +296,7 @@ impl Projections {
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Arc<RunningProjection>> {
-        self.lock().get(name).cloned()
+        self.lock().get(name).map(|running| Arc::clone(&running.shared))
     }
 }
 
@@ -307,6 +320,26 @@ fn multimap(name: &str) -> MultimapTableDefinition<'_, u64, u64> {
     MultimapTableDefinition::new(name)
 }
 
+/// Deletes a table of this name, of whichever kind: that of an earlier version may have been another.
+fn delete_any(tx: &WriteTransaction, name: &str) -> Result<()> {
+    match tx.delete_table(plain(name)) {
+        Err(redb::TableError::TableIsMultimap(_)) => tx.delete_multimap_table(multimap(name))?,
+        deleted => deleted?,
+    };
+    Ok(())
+}
+
+/// Deletes the tables whose names begin so.
+fn delete_all(tx: &WriteTransaction, prefix: &str) -> Result<()> {
+    let plain: Vec<String> = tx.list_tables()?.map(|table| table.name().to_owned()).collect();
+    let multimap: Vec<String> = tx.list_multimap_tables()?.map(|table| table.name().to_owned()).collect();
+    plain
+        .iter()
+        .chain(&multimap)
+        .filter(|name| name.starts_with(prefix))
+        .try_for_each(|name| delete_any(tx, name))
+}
+
 impl OwnedTables {
     pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
         self.plain.iter().chain(&self.multimap)
@@ -327,11 +360,11 @@ impl OwnedTables {
             Err(error) => Err(error),
         };
         for name in &self.plain {
-            tx.delete_table(plain(name))?;
+            delete_any(tx, name)?;
             absent(tx.rename_table(plain(&shadow(name)), plain(name)))?;
         }
         for name in &self.multimap {
-            tx.delete_multimap_table(multimap(name))?;
+            delete_any(tx, name)?;
             absent(tx.rename_multimap_table(multimap(&shadow(name)), multimap(name)))?;
         }
         Ok(())
@@ -457,6 +490,12 @@ impl<'tx> ProjectionTransaction<'tx> {
 
 // --- what the worker does -----------------------------------------------------------------------------------------
 
+/// What a handler is told whose tables are of another version.
+pub(crate) fn not_rebuilt(name: &str, live: Track) -> Error {
+    let reason = format!("its tables are of version {} and not rebuilt yet", live.version);
+    Error::ProjectionStopped { name: name.to_owned(), position: live.position, reason }
+}
+
 impl Transaction {
     /// The tables of one track.
     pub(crate) fn projecting<'tx>(
@@ -480,11 +519,7 @@ impl Transaction {
     /// Fails where the live tables are of another version.
     pub(crate) fn require_version(&self, name: &str, version: u32) -> Result<()> {
         let live = self.projection_row(name)?.live;
-        if live.version == version {
-            return Ok(());
-        }
-        let reason = format!("its tables are of version {} and not rebuilt yet", live.version);
-        Err(Error::ProjectionStopped { name: name.to_owned(), position: live.position, reason })
+        if live.version == version { Ok(()) } else { Err(not_rebuilt(name, live)) }
     }
 
     fn projection_row(&self, name: &str) -> Result<ProjectionRow> {
@@ -529,7 +564,8 @@ impl Transaction {
         self.redb()
             .open_table(FAILURES)?
             .insert(&keys::exception(track.id, seq)[..], failure.to_bytes().as_slice())?;
-        self.move_projection(name, which, seq + 1)
+        // Never beyond the log: the next open would take it for one that has lost its end.
+        self.move_projection(name, which, (seq + 1).min(self.next_seq()))
     }
 
     /// Begins a rebuild from the beginning of the log; one that was under way is forgotten.
@@ -559,6 +595,8 @@ impl Transaction {
         let Some(rebuild) = row.rebuild else { return Ok(()) };
         self.touch();
         owned.swap(self.redb(), rebuild.id)?;
+        // What it had declared once, and does no longer.
+        delete_all(self.redb(), &shadow_prefix(rebuild.id))?;
         self.drop_failures(row.live.id)?;
         self.write_projection_row(name, ProjectionRow { live: rebuild, rebuild: None })
     }
@@ -566,16 +604,7 @@ impl Transaction {
     /// Forgets a rebuild that nobody goes on with: its failures and its tables, whose names tell that they are its.
     fn drop_rebuild(&self, rebuild: Track) -> Result<()> {
         self.drop_failures(rebuild.id)?;
-        let (tx, prefix) = (self.redb(), shadow_prefix(rebuild.id));
-        let tables: Vec<String> = tx.list_tables()?.map(|table| table.name().to_owned()).collect();
-        for name in tables.iter().filter(|name| name.starts_with(&prefix)) {
-            tx.delete_table(plain(name))?;
-        }
-        let tables: Vec<String> = tx.list_multimap_tables()?.map(|table| table.name().to_owned()).collect();
-        for name in tables.iter().filter(|name| name.starts_with(&prefix)) {
-            tx.delete_multimap_table(multimap(name))?;
-        }
-        Ok(())
+        delete_all(self.redb(), &shadow_prefix(rebuild.id))
     }
 
     /// Forgets the failures of a track, and the records that stood for them alone.
@@ -653,7 +682,8 @@ impl Store {
     }
 
     /// Forgets a projection: its position and the events that it had given up. Its tables stay as they are, and are the
-    /// application's then. The log no longer waits for it.
+    /// application's then: a new projection over them would write everything a second time, so delete them before. The log no
+    /// longer waits for it.
     ///
     /// # Errors
     /// [`Error::NoSuchProjection`], or [`Error::ProjectionRunning`] while it runs.

@@ -120,7 +120,7 @@ pub struct RelayStats {
     pub running: Option<RelayStatus>,
 }
 
-/// One projection's figures, as durable; and as it runs, if it does.
+/// One projection's figures: as it runs, if it does, else as durable.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -212,6 +212,11 @@ impl Store {
         }
         for (name, projection) in &mut stats.projections {
             projection.running = core.projections.get(name).map(|running| running.status().clone());
+            // What its filter has let pass is written down only now and then.
+            if let Some(running) = &projection.running {
+                projection.position = projection.position.max(running.position);
+                projection.lag_events = stats.next_seq.saturating_sub(projection.position);
+            }
             projection.lag_ms = relay_rows::age_ms(core, projection.position)?;
         }
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);

@@ -197,3 +197,21 @@ fn damage_and_the_end_are_told() {
     assert!(matches!(last, Some(Err(Error::Closed { .. }))), "{last:?}");
     assert!(then_nothing);
 }
+
+/// Goal: a wait keeps its time also over a long stretch that the filter takes nothing of. Method: 50,000 events, 10 ms.
+#[test]
+fn a_wait_keeps_its_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    for _ in 0..50 {
+        let many = |tx: &onewrite::Transaction| {
+            (0..1000).try_for_each(|_| tx.append(Event::bytes("counted", "").unpublished()).map(drop))
+        };
+        store.write(many).unwrap();
+    }
+    let mut subscription = store.subscribe(0).unwrap().filter_events(EventFilter::all().event_type("other"));
+    assert!(subscription.next_timeout(Duration::from_millis(10)).is_none());
+    assert!(subscription.position() < 50_000, "it has looked at all of it");
+    assert!(subscription.try_next().is_none());
+    assert_eq!(subscription.position(), 50_000, "there is nothing for it in the log");
+}
