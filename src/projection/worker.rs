@@ -14,7 +14,7 @@ use crate::event::Recorded;
 use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 use crate::oneshot;
 use crate::store::bells::HungBell;
-use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Track, Which, read_stretch};
+use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Which, read_stretch};
 use crate::store::{ProjectionState, Transaction};
 
 /// Batches that a rebuild applies for one of the live track: it has to become the faster one.
@@ -40,15 +40,8 @@ struct Line {
 }
 
 impl Line {
-    fn of(track: Track, batch: usize) -> Self {
-        Self {
-            next: track.position,
-            durable: track.position,
-            attempts: 0,
-            retry_at: None,
-            stopped: false,
-            batch,
-        }
+    fn at(position: u64, batch: usize) -> Self {
+        Self { next: position, durable: position, attempts: 0, retry_at: None, stopped: false, batch }
     }
 }
 
@@ -85,6 +78,8 @@ pub(super) struct Worker {
 enum Failed {
     /// The handler failed on the event of this place in the batch.
     At(usize, Error),
+    /// The handler took them all; the group that they were committed with failed.
+    Commit(Error),
     /// The store is lost.
     Lost(Error),
 }
@@ -108,9 +103,9 @@ impl Worker {
             shared,
             asked,
             bell,
-            live: Line::of(row.live, batch),
+            live: Line::at(row.live.position, batch),
             frozen,
-            rebuild: rebuild.map(|rebuild| Line::of(rebuild, batch)),
+            rebuild: rebuild.map(|rebuild| Line::at(rebuild.position, batch)),
             stale,
             settings,
         }
@@ -224,14 +219,7 @@ impl Worker {
             tx.begin_rebuild(&name, version)?;
             Ok(())
         })?;
-        self.rebuild = Some(Line {
-            next: 0,
-            durable: 0,
-            attempts: 0,
-            retry_at: None,
-            stopped: false,
-            batch: self.settings.batch,
-        });
+        self.rebuild = Some(Line::at(0, self.settings.batch));
         let frozen = self.frozen;
         self.shared.change(|status| {
             status.rebuilding = Some(0);
@@ -295,6 +283,7 @@ impl Worker {
         match self.apply(which, stretch.events.clone(), position) {
             Ok(()) => self.moved(which, position, stretch.events.len()),
             Err(Failed::Lost(error)) => return Err(error),
+            Err(Failed::Commit(error)) => return Ok(self.commit_failed(which, &error)),
             Err(Failed::At(0, error)) => {
                 let seq = stretch.events.first().map_or(next, |event| event.seq());
                 return self.failed(which, seq, &error);
@@ -309,6 +298,7 @@ impl Worker {
                     Err(Failed::Lost(error)) => return Err(error),
                     // It fails on another now: from here on one by one.
                     Err(Failed::At(..)) => {}
+                    Err(Failed::Commit(error)) => return Ok(self.commit_failed(which, &error)),
                 }
                 if let Some(line) = self.line(which) {
                     line.batch = 1;
@@ -339,7 +329,7 @@ impl Worker {
     fn moved(&mut self, which: Which, position: u64, applied: usize) {
         let batch = self.settings.batch;
         if let Some(line) = self.line(which) {
-            *line = Line::of(Track { id: 0, version: 0, position }, batch);
+            *line = Line::at(position, batch);
         }
         let live = which == Which::Live;
         self.shared.change(|status| {
@@ -404,7 +394,7 @@ impl Worker {
 
     /// One write closure for a batch: all of it, or the place in it where the handler failed.
     fn apply(&self, which: Which, events: Vec<Arc<Recorded>>, position: u64) -> Result<(), Failed> {
-        let at = Arc::new(AtomicUsize::new(0));
+        let (at, count) = (Arc::new(AtomicUsize::new(0)), events.len());
         let (handler, reached) = (Arc::clone(&self.handler), Arc::clone(&at));
         let (name, owned) = (self.settings.name.clone(), self.settings.owned.clone());
         let applied = self.write(move |tx| {
@@ -413,14 +403,25 @@ impl Worker {
                 reached.store(index, Ordering::Relaxed);
                 handler(event, &tables)?;
             }
+            reached.store(events.len(), Ordering::Relaxed);
             tx.move_projection(&name, which, position)
         });
-        applied.map_err(|error| match error {
-            Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. } => {
-                Failed::Lost(error)
-            }
-            error => Failed::At(at.load(Ordering::Relaxed), error),
+        applied.map_err(|error| match at.load(Ordering::Relaxed) {
+            // A handler may have met another store that is closed.
+            _ if self.settings.store.ready().is_err() => Failed::Lost(error),
+            all if all == count => Failed::Commit(error),
+            at => Failed::At(at, error),
         })
+    }
+
+    /// Nobody's event is to blame: all of it is tried again after a while, and no attempt is spent.
+    fn commit_failed(&mut self, which: Which, error: &Error) -> Step {
+        tracing::warn!(%error, "a group could not be committed; its events are applied again");
+        let first = self.settings.backoff.0;
+        if let Some(line) = self.line(which) {
+            line.retry_at = Some(Instant::now() + first);
+        }
+        Step::Waits
     }
 
     /// Writes how far the filter has let everything pass.

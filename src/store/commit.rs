@@ -176,6 +176,8 @@ fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail, step: usize) -> 
     }
     let now_ms = core.settings.clock.now().wall_ms;
     let mut inbox = tx.open_table(INBOX)?;
+    let seen =
+        core.settings.inbox_ids_max.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
     let mut old = Vec::new();
     let mut swept_to = Vec::new();
     let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
@@ -186,9 +188,9 @@ fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail, step: usize) -> 
         let row = InboxRow::from_bytes(row.value());
         let at_ms = row.map_or(0, |row| row.at_ms);
         let numbered = row.filter(|row| row.count == seen::NUMBERED);
-        let outnumbered = match (core.settings.inbox_ids_max, numbered, keys::scope_of(&swept_to)) {
-            (Some(max), Some(row), Some(scope)) => {
-                seen::is_forgotten(&row, seen::ids_next(&tx.open_table(SEEN)?, scope)?, max)
+        let outnumbered = match (&seen, numbered, keys::scope_of(&swept_to)) {
+            (Some((max, seen)), Some(row), Some(scope)) => {
+                seen::is_forgotten(&row, seen::ids_next(seen, scope)?, *max)
             }
             _ => false,
         };

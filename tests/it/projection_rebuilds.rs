@@ -227,3 +227,46 @@ fn what_is_let_pass_is_no_lag() {
     let copy = crate::scratch::crash_copy(&store, store.path().parent().unwrap());
     assert_eq!(Store::open(&copy).unwrap().stats().unwrap().projections["p"].position, 50);
 }
+
+/// Goal: that a group could not be committed is no event's fault. Method: writes that spoil their
+/// transaction, beside the projection's own, until one of these has shared a commit; one attempt is all that an event has.
+#[test]
+fn a_commit_that_fails_is_no_event_s_fault() {
+    let (_folder, store) = open();
+    append(&store, 1);
+    let builder = store.projection("p").table(ROWS).on_failure(FailurePolicy::Quarantine { attempts: 1 });
+    let builder = builder.batch_delay(Duration::ZERO);
+    let tries = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let tried = Arc::clone(&tries);
+    let projection = builder
+        .run(move |event, tx| {
+            tried.fetch_add(1, Ordering::SeqCst);
+            tx.open_table(ROWS)?.insert(event.seq(), 1)?;
+            Ok(())
+        })
+        .unwrap();
+    projection.await_live(PATIENCE).unwrap();
+    // Until one has shared a commit with a spoiler: more events, and a spoiler for each.
+    let end = Instant::now() + PATIENCE;
+    let mut events = 1;
+    while tries.load(Ordering::SeqCst) <= events && Instant::now() < end {
+        let spoil = |tx: &onewrite::Transaction| {
+            let mut table = tx.open_table(TableDefinition::<u8, u8>::new("x"))?;
+            table.insert(1, 1)?;
+            let unwind = || table.retain(|_, _| std::panic::resume_unwind(Box::new(())));
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(unwind));
+            Ok(())
+        };
+        append(&store, 1);
+        events += 1;
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| store.write(spoil).map(drop));
+            }
+        });
+    }
+    assert!(tries.load(Ordering::SeqCst) > events, "no group was spoilt");
+    projection.await_live(PATIENCE).unwrap();
+    assert!(projection.failures(None, 10).unwrap().is_empty());
+    assert_eq!(rows(&store).len() as u64, events);
+}
