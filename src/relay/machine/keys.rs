@@ -20,6 +20,7 @@ pub(crate) enum Place {
 
 /// One key's state; kept only while there is something to remember.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct KeyState {
     /// Events in memory that block later ones of the key.
     pub(crate) active: BTreeSet<u64>,
@@ -92,6 +93,7 @@ impl KeyState {
 
 /// All keys of which there is something to remember.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Keys {
     states: HashMap<Key, KeyState>,
     held: usize,
@@ -142,6 +144,16 @@ impl Keys {
         }
         assert_eq!(self.held, self.states.values().filter(|state| state.is_held()).count());
         assert_eq!(self.loading, self.states.values().map(|state| state.loading).sum::<usize>());
+    }
+
+    /// In one order, whatever the map's.
+    #[cfg(test)]
+    pub(super) fn hash_for_test(&self, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let mut states: Vec<_> = self.states.iter().collect();
+        states.sort_unstable_by_key(|(key, _)| *key);
+        states.hash(hasher);
+        self.wanting.hash(hasher);
     }
 
     /// Keys blocked on disk or parked.

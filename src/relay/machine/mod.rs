@@ -11,6 +11,8 @@
 //! - Every event loaded is forgotten exactly once.
 
 mod backoff;
+#[cfg(test)]
+mod exhaustive_tests;
 mod flow;
 mod keys;
 #[cfg(test)]
@@ -133,6 +135,7 @@ pub(crate) enum SeqState {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct Machine {
     settings: Settings,
     jitter: Jitter,

@@ -1,0 +1,107 @@
+//! When two worlds are the same: whatever can happen from here on is the same in both.
+//!
+//! Left out is what only looks back (counters, the texts of faults, the draws of the jitter, which begin anew at each step) and what
+//! time has made irrelevant: times are told from now on, tickets by their rank, and a time that has passed is *now*.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+
+use super::super::types::{Action, Change, Exception, ExceptionState};
+use super::super::{Item, ItemState, Machine};
+use super::world::World;
+use crate::time::Now;
+
+impl World {
+    pub(super) fn fingerprint(&self) -> u64 {
+        let hasher = &mut DefaultHasher::new();
+        self.budget.hash(hasher);
+        (self.up, self.position, self.stored, self.confirmed, self.discarded).hash(hasher);
+        self.flights.len().hash(hasher);
+        self.flights.values().for_each(|flight| flight.hash(hasher));
+        // They matter only while one of them may still arrive.
+        if self.budget.ghosts > 0 {
+            self.ghosts.hash(hasher);
+        }
+        self.parked.hash(hasher);
+        self.rows.len().hash(hasher);
+        for (seq, row) in &self.rows {
+            seq.hash(hasher);
+            hash_exception(row, self.now, hasher);
+        }
+        self.requests.len().hash(hasher);
+        self.requests.iter().for_each(|request| hash_request(request, self.now, hasher));
+        self.pending.len().hash(hasher);
+        self.pending.iter().for_each(|change| hash_change(change, self.now, hasher));
+        hash_machine(&self.machine, self.now, hasher);
+        hasher.finish()
+    }
+}
+
+fn hash_exception(exception: &Exception, now: Now, hasher: &mut DefaultHasher) {
+    (exception.attempts, exception.destination_attempts).hash(hasher);
+    match exception.state {
+        ExceptionState::Retry { due_ms } => (0, due_ms.saturating_sub(now.wall_ms)).hash(hasher),
+        ExceptionState::Scheduled { due_ms } => (1, due_ms.saturating_sub(now.wall_ms)).hash(hasher),
+        ExceptionState::Quarantined { holds_key, .. } => (2, holds_key).hash(hasher),
+        ExceptionState::Discarded => 3.hash(hasher),
+    }
+}
+
+fn hash_request(request: &Action, now: Now, hasher: &mut DefaultHasher) {
+    match request {
+        Action::Load { from, events_max, bytes_max } => (0, from, events_max, bytes_max).hash(hasher),
+        Action::LoadDue { after, until_ms, events_max } => {
+            // Not cut off at now: what is due between the question and now is not in the answer.
+            let age = now.wall_ms - until_ms;
+            (1, after.map(|(due_ms, seq)| (now.wall_ms - due_ms, seq)), age, events_max).hash(hasher);
+        }
+        Action::LoadParked { key, events_max } => (2, key, events_max).hash(hasher),
+        _ => unreachable!("only these are requests"),
+    }
+}
+
+fn hash_change(change: &Change, now: Now, hasher: &mut DefaultHasher) {
+    match change {
+        Change::Position(position) => (0, position).hash(hasher),
+        Change::PutException { seq, exception, .. } => {
+            (1, seq).hash(hasher);
+            hash_exception(exception, now, hasher);
+        }
+        Change::DropException { seq } => (2, seq).hash(hasher),
+        Change::Park { seq, .. } => (3, seq).hash(hasher),
+        Change::Unpark { seq, .. } => (4, seq).hash(hasher),
+    }
+}
+
+fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
+    (machine.epoch.is_some(), machine.blocked, machine.paused).hash(hasher);
+    (machine.position, machine.loaded_to, machine.tail, machine.saved_position).hash(hasher);
+    (&machine.ahead, machine.load_out, machine.due_out).hash(hasher);
+    machine.due_resume.map(|(due_ms, seq)| (now.wall_ms.saturating_sub(due_ms), seq)).hash(hasher);
+    machine.next_due_ms.map(|due_ms| due_ms.saturating_sub(now.wall_ms)).hash(hasher);
+    machine.starved_since_ms.map(|since| now.mono_ms - since).hash(hasher);
+    let mut items: Vec<(&u64, &Item)> = machine.items.iter().collect();
+    items.sort_unstable_by_key(|(seq, _)| **seq);
+    items.len().hash(hasher);
+    for (seq, item) in items {
+        seq.hash(hasher);
+        hash_item(machine, item, now, hasher);
+    }
+    (&machine.open, &machine.ready, &machine.suspects).hash(hasher);
+    machine.timers.iter().for_each(|(due_ms, seq)| (due_ms.saturating_sub(now.mono_ms), seq).hash(hasher));
+    machine.in_flight.values().for_each(|seq| seq.hash(hasher));
+    machine.keys.hash_for_test(hasher);
+}
+
+/// Nacks in a row only lengthen waits, and here all waits are as long.
+fn hash_item(machine: &Machine, item: &Item, now: Now, hasher: &mut DefaultHasher) {
+    (item.home as u8, item.attempts, item.destination_attempts, item.sent, item.suspect).hash(hasher);
+    match item.state {
+        ItemState::Ready => 0.hash(hasher),
+        ItemState::Queued => 1.hash(hasher),
+        ItemState::InFlight { ticket, isolated } => {
+            (2, machine.in_flight.range(..ticket).count(), isolated).hash(hasher);
+        }
+        ItemState::Waiting { due_ms, apart } => (3, due_ms.saturating_sub(now.mono_ms), apart).hash(hasher),
+    }
+}

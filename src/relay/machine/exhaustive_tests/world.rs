@@ -1,0 +1,530 @@
+//! What surrounds the machine: a disk, a broker, connections, people; and what each of them may do next.
+//!
+//! **Invariants.** Everything is small and comes in one order, so that equal worlds look equal. The machine's jitter begins anew before
+//! each step: no state depends on how many waits were drawn before it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::backoff::Jitter;
+use super::super::types::{
+    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, Recovered, Settings,
+};
+use super::super::{Machine, Wake};
+use super::Log;
+use crate::message::{Fault, FaultClass, Outcome, Ticket};
+use crate::publish::Epoch;
+use crate::time::Now;
+
+const WALL_START_MS: u64 = 1_000_000;
+const QUIET_STEPS_MAX: usize = 2000;
+
+/// How often each thing may still happen.
+#[derive(Debug, Clone, Copy, Hash)]
+pub(super) struct Budget {
+    pub(super) connections: u8,
+    pub(super) nacks: u8,
+    pub(super) returns: u8,
+    /// The broker closes the channel for what one message is.
+    pub(super) closes: u8,
+    pub(super) crashes: u8,
+    pub(super) redrives: u8,
+    pub(super) discards: u8,
+    /// Messages that are stored though nobody was told so.
+    pub(super) ghosts: u8,
+}
+
+/// One thing that happens.
+#[derive(Debug, Clone)]
+pub(super) enum Move {
+    Up,
+    Down(FaultClass),
+    Land(Ticket, Fate),
+    /// A message of a lost connection reaches its queue after all.
+    Ghost(usize),
+    Answer(usize),
+    /// The next change is on disk.
+    Flush,
+    /// Time goes on to the machine's next timer.
+    Wait,
+    Crash,
+    Redrive(u64),
+    Discard(u64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Confirmed,
+    Nacked,
+    /// Stored by one queue, refused by another.
+    NackedAndStored,
+    Returned,
+    /// Its own connection broke: nobody knows.
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, Hash)]
+pub(super) struct Flight {
+    pub(super) seq: u64,
+    pub(super) isolated: bool,
+}
+
+#[derive(Clone)]
+pub(super) struct World {
+    pub(super) log: Log,
+    settings: Settings,
+    pub(super) budget: Budget,
+    pub(super) machine: Machine,
+    pub(super) now: Now,
+    pub(super) up: bool,
+    epoch: u64,
+    pub(super) flights: BTreeMap<Ticket, Flight>,
+    /// What dead connections still hold, each in its order.
+    pub(super) ghosts: Vec<Vec<u64>>,
+    pub(super) requests: Vec<Action>,
+    pub(super) pending: Vec<Change>,
+    pub(super) position: u64,
+    pub(super) rows: BTreeMap<u64, Exception>,
+    pub(super) parked: BTreeSet<u64>,
+    /// Bits by sequence number: in the queue, confirmed, given up.
+    pub(super) stored: u8,
+    pub(super) confirmed: u8,
+    pub(super) discarded: u8,
+}
+
+type Check = Result<(), String>;
+
+fn bit(seq: u64) -> u8 {
+    1 << seq
+}
+
+fn require(holds: bool, text: impl FnOnce() -> String) -> Check {
+    if holds { Ok(()) } else { Err(text()) }
+}
+
+impl World {
+    pub(super) fn new(log: Log, settings: Settings, budget: Budget) -> Self {
+        let now = Now { mono_ms: 0, wall_ms: WALL_START_MS };
+        let recovered = Recovered { tail: log.len() as u64, ..Recovered::default() };
+        let machine = Machine::new(settings.clone(), recovered, now, &mut Vec::new());
+        Self {
+            log,
+            settings,
+            budget,
+            machine,
+            now,
+            up: false,
+            epoch: 0,
+            flights: BTreeMap::new(),
+            ghosts: Vec::new(),
+            requests: Vec::new(),
+            pending: Vec::new(),
+            position: 0,
+            rows: BTreeMap::new(),
+            parked: BTreeSet::new(),
+            stored: 0,
+            confirmed: 0,
+            discarded: 0,
+        }
+    }
+
+    fn tail(&self) -> u64 {
+        self.log.len() as u64
+    }
+
+    fn key(&self, seq: u64) -> Option<Key> {
+        let key = self.log[usize::try_from(seq).unwrap()]?;
+        Some(Key::from(if key == 0 { "a" } else { "b" }))
+    }
+
+    /// Whether order is kept between these two.
+    fn are_ordered(&self, a: u64, b: u64) -> bool {
+        self.settings.ordering == Ordering::Total || (self.key(a).is_some() && self.key(a) == self.key(b))
+    }
+
+    fn read(&self, seq: u64) -> Loaded {
+        Loaded::Event(Entry { seq, key: self.key(seq), bytes: 1, not_before_ms: None, expires_ms: None })
+    }
+
+    // --- what may happen ------------------------------------------------------------------------------------------------
+
+    pub(super) fn moves(&self) -> Vec<Move> {
+        let mut moves = Vec::with_capacity(16);
+        let budget = &self.budget;
+        if !self.up && budget.connections > 0 {
+            moves.push(Move::Up);
+        }
+        if self.up {
+            moves.push(Move::Down(FaultClass::Outage));
+            if budget.closes > 0 && self.flights.values().any(|flight| !flight.isolated) {
+                moves.push(Move::Down(FaultClass::Destination));
+            }
+        }
+        for (ticket, flight) in &self.flights {
+            moves.extend(self.fates(*flight).into_iter().map(|fate| Move::Land(*ticket, fate)));
+        }
+        if budget.ghosts > 0 {
+            moves.extend((0..self.ghosts.len()).map(Move::Ghost));
+        }
+        moves.extend((0..self.requests.len()).map(Move::Answer));
+        if !self.pending.is_empty() {
+            moves.push(Move::Flush);
+        }
+        if self.until_wake().is_some() {
+            moves.push(Move::Wait);
+        }
+        if budget.crashes > 0 {
+            moves.push(Move::Crash);
+        }
+        // A person acts on what is on disk, and the store writes what is pending before.
+        if self.pending.is_empty() {
+            let quarantined = || self.quarantined().into_iter();
+            if budget.redrives > 0 {
+                moves.extend(quarantined().map(Move::Redrive));
+            }
+            if budget.discards > 0 {
+                moves.extend(quarantined().map(Move::Discard));
+            }
+        }
+        moves
+    }
+
+    fn fates(&self, flight: Flight) -> Vec<Fate> {
+        let budget = &self.budget;
+        let mut fates = vec![Fate::Confirmed];
+        if budget.nacks > 0 {
+            fates.push(Fate::Nacked);
+            if budget.ghosts > 0 {
+                fates.push(Fate::NackedAndStored);
+            }
+        }
+        if budget.returns > 0 {
+            fates.push(Fate::Returned);
+        }
+        if flight.isolated {
+            fates.push(Fate::Unknown);
+        }
+        fates
+    }
+
+    fn quarantined(&self) -> Vec<u64> {
+        let state = |row: &Exception| matches!(row.state, ExceptionState::Quarantined { .. });
+        self.rows.iter().filter(|(_, row)| state(row)).map(|(seq, _)| *seq).collect()
+    }
+
+    // --- what happens ---------------------------------------------------------------------------------------------------
+
+    pub(super) fn take(&mut self, next: &Move) -> Check {
+        match next {
+            Move::Up => {
+                self.budget.connections -= 1;
+                self.come_up()
+            }
+            Move::Down(class) => {
+                self.budget.closes -= u8::from(*class == FaultClass::Destination);
+                self.up = false;
+                self.lose_flights(|flight| !flight.isolated);
+                self.step(Input::Down { fault: Fault::new(*class, "") })
+            }
+            Move::Land(ticket, fate) => self.land(*ticket, *fate),
+            Move::Ghost(index) => {
+                self.budget.ghosts -= 1;
+                let seq = self.ghosts[*index].remove(0);
+                self.ghosts.retain(|ghosts| !ghosts.is_empty());
+                self.store(seq)
+            }
+            Move::Answer(index) => self.answer(*index),
+            Move::Flush => self.flush_one(),
+            Move::Wait => self.wait(),
+            Move::Crash => {
+                self.budget.crashes -= 1;
+                self.crash()
+            }
+            Move::Redrive(seq) => {
+                self.budget.redrives -= 1;
+                self.redrive(*seq)
+            }
+            Move::Discard(seq) => {
+                self.budget.discards -= 1;
+                self.discard(*seq)
+            }
+        }
+    }
+
+    fn come_up(&mut self) -> Check {
+        self.epoch += 1;
+        self.up = true;
+        self.step(Input::Up { epoch: Epoch(self.epoch) })
+    }
+
+    /// Their connection is gone. What was on it may reach the broker at any later time, or never.
+    fn lose_flights(&mut self, is_lost: impl Fn(&Flight) -> bool) {
+        let lost: Vec<u64> =
+            self.flights.values().filter(|flight| is_lost(flight)).map(|flight| flight.seq).collect();
+        self.flights.retain(|_, flight| !is_lost(flight));
+        if !lost.is_empty() {
+            self.ghosts.push(lost);
+            self.ghosts.sort_unstable();
+        }
+    }
+
+    fn land(&mut self, ticket: Ticket, fate: Fate) -> Check {
+        let Flight { seq, .. } = self.flights.remove(&ticket).unwrap();
+        let outcome = match fate {
+            Fate::Confirmed => {
+                self.store(seq)?;
+                Outcome::Confirmed
+            }
+            Fate::Nacked => {
+                self.budget.nacks -= 1;
+                Outcome::Nacked
+            }
+            Fate::NackedAndStored => {
+                self.budget.nacks -= 1;
+                self.budget.ghosts -= 1;
+                self.store(seq)?;
+                Outcome::Nacked
+            }
+            Fate::Returned => {
+                self.budget.returns -= 1;
+                Outcome::Returned(Fault::new(FaultClass::Destination, ""))
+            }
+            Fate::Unknown => {
+                self.ghosts.push(vec![seq]);
+                self.ghosts.sort_unstable();
+                Outcome::Unknown(Fault::new(FaultClass::Outage, ""))
+            }
+        };
+        self.step(Input::Outcome { ticket, outcome })
+    }
+
+    /// The broker puts it into its queue: those before it must be there, or have been given up.
+    fn store(&mut self, seq: u64) -> Check {
+        let missing = |earlier: &u64| {
+            self.are_ordered(*earlier, seq) && (self.stored | self.discarded) & bit(*earlier) == 0
+        };
+        if let Some(earlier) = (0..seq).find(missing).filter(|_| self.stored & bit(seq) == 0) {
+            return Err(format!("{seq} is stored before {earlier}"));
+        }
+        self.stored |= bit(seq);
+        Ok(())
+    }
+
+    fn until_wake(&self) -> Option<u64> {
+        let Wake { mono_ms, wall_ms } = self.machine.next_wake();
+        let mono = mono_ms.map(|at| at.saturating_sub(self.now.mono_ms));
+        let wall = wall_ms.map(|at| at.saturating_sub(self.now.wall_ms));
+        mono.into_iter().chain(wall).min()
+    }
+
+    fn wait(&mut self) -> Check {
+        let ms = self.until_wake().unwrap_or(0);
+        self.now.mono_ms += ms;
+        self.now.wall_ms += ms;
+        self.step(Input::Tick)
+    }
+
+    fn redrive(&mut self, seq: u64) -> Check {
+        let state = ExceptionState::Retry { due_ms: self.now.wall_ms };
+        self.rows.insert(seq, Exception { state, attempts: 0, destination_attempts: 0, fault: None });
+        self.step(Input::Redriven(self.read(seq)))
+    }
+
+    fn discard(&mut self, seq: u64) -> Check {
+        self.rows.get_mut(&seq).unwrap().state = ExceptionState::Discarded;
+        self.drop_passed();
+        self.discarded |= bit(seq);
+        self.step(Input::Discarded { seq, key: self.key(seq) })
+    }
+
+    // --- the disk -------------------------------------------------------------------------------------------------------
+
+    fn flush_one(&mut self) -> Check {
+        match self.pending.remove(0) {
+            Change::Position(position) => {
+                require(position > self.position, || "the position does not rise".into())?;
+                self.position = position;
+                self.drop_passed();
+            }
+            Change::PutException { seq, exception, .. } => {
+                self.rows.insert(seq, exception);
+            }
+            Change::DropException { seq } => {
+                require(self.rows.remove(&seq).is_some(), || format!("{seq} has no exception to drop"))?;
+            }
+            Change::Park { seq, .. } => {
+                self.parked.insert(seq);
+            }
+            Change::Unpark { seq, .. } => {
+                require(self.parked.remove(&seq), || format!("{seq} is not parked"))?;
+            }
+        }
+        for seq in 0..self.position {
+            let known = self.is_settled(seq) || self.rows.contains_key(&seq) || self.parked.contains(&seq);
+            require(known, || format!("{seq} is below the position, unsettled, and has no row"))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Check {
+        while !self.pending.is_empty() {
+            self.flush_one()?;
+        }
+        Ok(())
+    }
+
+    fn is_settled(&self, seq: u64) -> bool {
+        (self.confirmed | self.discarded) & bit(seq) != 0
+    }
+
+    /// A discarded event has a row until the position is past it.
+    fn drop_passed(&mut self) {
+        let position = self.position;
+        self.rows.retain(|seq, row| *seq >= position || row.state != ExceptionState::Discarded);
+    }
+
+    fn crash(&mut self) -> Check {
+        self.pending.clear();
+        self.requests.clear();
+        self.up = false;
+        self.lose_flights(|_| true);
+        let mut found = Recovered { position: self.position, tail: self.tail(), ..Recovered::default() };
+        for (seq, row) in &self.rows {
+            let held = || self.key(*seq).map(|key| (*seq, key));
+            match row.state {
+                ExceptionState::Retry { .. } if found.retrying.len() < self.settings.retrying_max => {
+                    found.retrying.push((self.read(*seq), row.clone()));
+                }
+                ExceptionState::Retry { due_ms } => {
+                    found.holding.extend(held());
+                    found.next_due_ms = found.next_due_ms.into_iter().chain([due_ms]).min();
+                }
+                ExceptionState::Quarantined { holds_key: true, .. } => found.holding.extend(held()),
+                _ => {}
+            }
+        }
+        found.ahead = self.rows.range(self.position..).map(|(seq, _)| *seq).collect();
+        for seq in &self.parked {
+            let key = self.key(*seq).unwrap();
+            if *seq >= self.position {
+                found.parked_ahead.push((key, *seq));
+            } else if !found.parked_keys.contains(&key) {
+                found.parked_keys.push(key);
+            }
+        }
+        let mut out = Vec::new();
+        self.machine = Machine::new(self.settings.clone(), found, self.now, &mut out);
+        self.perform(out)
+    }
+
+    // --- the machine ----------------------------------------------------------------------------------------------------
+
+    fn step(&mut self, input: Input) -> Check {
+        let mut out = Vec::new();
+        self.machine.jitter = Jitter::new(0);
+        self.machine.step(input, self.now, &mut out);
+        self.perform(out)
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) -> Check {
+        for action in actions {
+            match action {
+                Action::Publish { ticket, seq, isolated, .. } => self.publish(ticket, seq, isolated)?,
+                Action::Save(change) => self.pending.push(change),
+                Action::Confirmed { seq } => {
+                    require(self.stored & bit(seq) != 0, || {
+                        format!("{seq} is confirmed but was never stored")
+                    })?;
+                    self.confirmed |= bit(seq);
+                }
+                Action::Quarantined { .. } | Action::Forget { .. } => {}
+                Action::Load { .. } | Action::LoadDue { .. } | Action::LoadParked { .. } => {
+                    self.requests.push(action)
+                }
+            }
+        }
+        self.machine.check();
+        Ok(())
+    }
+
+    fn publish(&mut self, ticket: Ticket, seq: u64, isolated: bool) -> Check {
+        require(self.up, || format!("{seq} is published while the broker is away"))?;
+        require(self.discarded & bit(seq) == 0, || format!("{seq} is published, but was given up"))?;
+        let strict = self.settings.ordering != Ordering::Relaxed;
+        for other in self.flights.values().map(|flight| flight.seq) {
+            let apart = other != seq && !(strict && self.are_ordered(other, seq));
+            require(apart, || format!("{seq} is published while {other} is in flight"))?;
+        }
+        self.flights.insert(ticket, Flight { seq, isolated });
+        require(self.flights.len() <= self.settings.window_events, || "the window is not kept".into())
+    }
+
+    fn answer(&mut self, index: usize) -> Check {
+        match self.requests.remove(index) {
+            Action::Load { from, events_max, .. } => {
+                let to = self.tail().min(from + events_max as u64);
+                let events = (from..to).map(|seq| self.read(seq)).collect();
+                self.step(Input::Loaded { to, events })
+            }
+            Action::LoadDue { after, until_ms, events_max } => {
+                self.flush()?;
+                self.answer_due(after, until_ms, events_max)
+            }
+            Action::LoadParked { key, events_max } => {
+                self.flush()?;
+                let of_key = |seq: &&u64| self.key(**seq).as_ref() == Some(&key);
+                let seqs: Vec<u64> = self.parked.iter().filter(of_key).copied().collect();
+                let events = seqs.iter().take(events_max).map(|seq| self.read(*seq)).collect();
+                self.step(Input::LoadedParked { events, more: seqs.len() > events_max, key })
+            }
+            _ => unreachable!("only these are requests"),
+        }
+    }
+
+    fn answer_due(&mut self, after: Option<(u64, u64)>, until_ms: u64, events_max: usize) -> Check {
+        let due_ms = |row: &Exception| match row.state {
+            ExceptionState::Retry { due_ms } => Some(due_ms),
+            _ => None,
+        };
+        let mut rows: Vec<(u64, u64)> =
+            self.rows.iter().filter_map(|(seq, row)| Some((due_ms(row)?, *seq))).collect();
+        rows.sort_unstable();
+        rows.retain(|row| after.is_none_or(|after| *row > after));
+        let next_due_ms = rows.iter().map(|(due_ms, _)| *due_ms).find(|due_ms| *due_ms > until_ms);
+        rows.retain(|(due_ms, _)| *due_ms <= until_ms);
+        let resume = (rows.len() > events_max).then(|| rows[events_max - 1]);
+        rows.truncate(events_max);
+        let due = rows.iter().map(|(_, seq)| (self.read(*seq), self.rows[seq].clone())).collect();
+        self.step(Input::LoadedDue { due, next_due_ms: next_due_ms.filter(|_| resume.is_none()), resume })
+    }
+
+    // --- the end --------------------------------------------------------------------------------------------------------
+
+    /// Everything is well from now on, people give up what is in quarantine: nothing may be left.
+    pub(super) fn heal(mut self) -> Check {
+        self.budget.ghosts = 0;
+        for _ in 0..QUIET_STEPS_MAX {
+            if !self.up {
+                self.come_up()?;
+            } else if let Some(ticket) = self.flights.keys().next().copied() {
+                self.land(ticket, Fate::Confirmed)?;
+            } else if !self.requests.is_empty() {
+                self.answer(0)?;
+            } else if self.until_wake().is_some() {
+                self.wait()?;
+            } else {
+                self.flush()?;
+                let Some(seq) = self.quarantined().first().copied() else { return self.check_settled() };
+                self.discard(seq)?;
+            }
+        }
+        Err(format!("not quiet after {QUIET_STEPS_MAX} steps"))
+    }
+
+    fn check_settled(&self) -> Check {
+        for seq in 0..self.tail() {
+            require(self.is_settled(seq), || format!("{seq} is lost"))?;
+        }
+        require(self.position == self.tail(), || format!("the position stays at {}", self.position))?;
+        require(self.rows.is_empty() && self.parked.is_empty(), || "rows are left".into())
+    }
+}
