@@ -23,7 +23,8 @@ pub enum Ordering {
     /// At most one unconfirmed event per key; events of different keys, and events without a key, overtake freely. The default.
     #[default]
     PerKey,
-    /// At most one unconfirmed event in all, in commit order.
+    /// At most one unconfirmed event in all, in commit order. What is put into quarantine, or scheduled for later, holds its own key
+    /// alone: it is passed by, and so is what waits behind it.
     Total,
     /// Events of one key are pipelined in order. A nack, a return or a lost connection may reorder them.
     Relaxed,
@@ -129,7 +130,9 @@ pub(crate) enum ExceptionState {
     Discarded,
 }
 
-/// A durable change of the cursor. The shell keeps them in order and writes any prefix atomically.
+/// A durable change of the cursor. The shell keeps them in order. What one step leaves is written together or not at all (but for a
+/// step that quarantines: what stands before an [`Action::Quarantined`] may be written without what comes after it): a row that replaces
+/// another must not be found beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
     /// Everything below is settled, but for the exceptions and the parked.

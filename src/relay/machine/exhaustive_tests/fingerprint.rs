@@ -15,7 +15,7 @@ impl World {
     pub(super) fn fingerprint(&self) -> u64 {
         let hasher = &mut DefaultHasher::new();
         self.budget.hash(hasher);
-        (self.up, self.position, self.stored, self.confirmed, self.discarded).hash(hasher);
+        (self.up, self.position, self.stored, self.confirmed, self.passed_by, self.discarded).hash(hasher);
         self.flights.len().hash(hasher);
         self.flights.values().for_each(|flight| flight.hash(hasher));
         // They matter only while one of them may still arrive.
@@ -31,7 +31,10 @@ impl World {
         self.requests.len().hash(hasher);
         self.requests.iter().for_each(|request| hash_request(request, self.now, hasher));
         self.pending.len().hash(hasher);
-        self.pending.iter().for_each(|change| hash_change(change, self.now, hasher));
+        for changes in &self.pending {
+            changes.len().hash(hasher);
+            changes.iter().for_each(|change| hash_change(change, self.now, hasher));
+        }
         hash_machine(&self.machine, self.now, hasher);
         hasher.finish()
     }

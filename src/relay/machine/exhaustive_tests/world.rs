@@ -42,7 +42,7 @@ pub(super) enum Move {
     /// A message of a lost connection reaches its queue after all.
     Ghost(usize),
     Answer(usize),
-    /// The next change is on disk.
+    /// The next step's changes are on disk.
     Flush,
     /// Time goes on to the machine's next timer.
     Wait,
@@ -81,13 +81,15 @@ pub(super) struct World {
     /// What dead connections still hold, each in its order.
     pub(super) ghosts: Vec<Vec<u64>>,
     pub(super) requests: Vec<Action>,
-    pub(super) pending: Vec<Change>,
+    /// What each step, or its part up to a quarantine, has left to be written: together or not at all.
+    pub(super) pending: Vec<Vec<Change>>,
     pub(super) position: u64,
     pub(super) rows: BTreeMap<u64, Exception>,
     pub(super) parked: BTreeSet<u64>,
-    /// Bits by sequence number: in the queue, confirmed, given up.
+    /// Bits by sequence number: in the queue, confirmed, once on disk because of a quarantine, given up.
     pub(super) stored: u8,
     pub(super) confirmed: u8,
+    pub(super) passed_by: u8,
     pub(super) discarded: u8,
 }
 
@@ -123,6 +125,7 @@ impl World {
             parked: BTreeSet::new(),
             stored: 0,
             confirmed: 0,
+            passed_by: 0,
             discarded: 0,
         }
     }
@@ -136,9 +139,15 @@ impl World {
         Some(Key::from(if key == 0 { "a" } else { "b" }))
     }
 
-    /// Whether order is kept between these two.
-    fn are_ordered(&self, a: u64, b: u64) -> bool {
-        self.settings.ordering == Ordering::Total || (self.key(a).is_some() && self.key(a) == self.key(b))
+    fn have_one_key(&self, a: u64, b: u64) -> bool {
+        self.key(a).is_some() && self.key(a) == self.key(b)
+    }
+
+    /// Whether the earlier must come first. Under total order too what went to quarantine holds its own key alone, and what waits
+    /// behind it there is passed by.
+    fn are_ordered(&self, earlier: u64, later: u64) -> bool {
+        let total = self.settings.ordering == Ordering::Total && self.passed_by & bit(earlier) == 0;
+        total || self.have_one_key(earlier, later)
     }
 
     fn read(&self, seq: u64) -> Loaded {
@@ -339,28 +348,31 @@ impl World {
     // --- the disk -------------------------------------------------------------------------------------------------------
 
     fn flush_one(&mut self) -> Check {
-        match self.pending.remove(0) {
+        for change in self.pending.remove(0) {
+            self.write(change)?;
+        }
+        for seq in 0..self.position {
+            let known = self.is_settled(seq) || self.rows.contains_key(&seq) || self.parked.contains(&seq);
+            require(known, || format!("{seq} is below the position, unsettled, and has no row"))?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, change: Change) -> Check {
+        match change {
             Change::Position(position) => {
                 require(position > self.position, || "the position does not rise".into())?;
                 self.position = position;
                 self.drop_passed();
             }
-            Change::PutException { seq, exception, .. } => {
-                self.rows.insert(seq, exception);
-            }
+            Change::PutException { seq, exception, .. } => _ = self.rows.insert(seq, exception),
             Change::DropException { seq } => {
                 require(self.rows.remove(&seq).is_some(), || format!("{seq} has no exception to drop"))?;
             }
-            Change::Park { seq, .. } => {
-                self.parked.insert(seq);
-            }
+            Change::Park { seq, .. } => _ = self.parked.insert(seq),
             Change::Unpark { seq, .. } => {
                 require(self.parked.remove(&seq), || format!("{seq} is not parked"))?;
             }
-        }
-        for seq in 0..self.position {
-            let known = self.is_settled(seq) || self.rows.contains_key(&seq) || self.parked.contains(&seq);
-            require(known, || format!("{seq} is below the position, unsettled, and has no row"))?;
         }
         Ok(())
     }
@@ -426,32 +438,50 @@ impl World {
     }
 
     fn perform(&mut self, actions: Vec<Action>) -> Check {
+        let mut changes = Vec::new();
         for action in actions {
             match action {
                 Action::Publish { ticket, seq, isolated, .. } => self.publish(ticket, seq, isolated)?,
-                Action::Save(change) => self.pending.push(change),
+                Action::Save(change) => {
+                    if let Change::Park { seq, .. } = change {
+                        self.passed_by |= bit(seq);
+                    }
+                    changes.push(change);
+                }
                 Action::Confirmed { seq } => {
                     require(self.stored & bit(seq) != 0, || {
                         format!("{seq} is confirmed but was never stored")
                     })?;
                     self.confirmed |= bit(seq);
                 }
-                Action::Quarantined { .. } | Action::Forget { .. } => {}
+                Action::Quarantined { seq, .. } => {
+                    self.hand_over(&mut changes);
+                    self.passed_by |= bit(seq);
+                }
+                Action::Forget { .. } => {}
                 Action::Load { .. } | Action::LoadDue { .. } | Action::LoadParked { .. } => {
                     self.requests.push(action)
                 }
             }
         }
+        self.hand_over(&mut changes);
         self.machine.check();
         Ok(())
+    }
+
+    fn hand_over(&mut self, changes: &mut Vec<Change>) {
+        if !changes.is_empty() {
+            self.pending.push(std::mem::take(changes));
+        }
     }
 
     fn publish(&mut self, ticket: Ticket, seq: u64, isolated: bool) -> Check {
         require(self.up, || format!("{seq} is published while the broker is away"))?;
         require(self.discarded & bit(seq) == 0, || format!("{seq} is published, but was given up"))?;
         let strict = self.settings.ordering != Ordering::Relaxed;
+        let total = self.settings.ordering == Ordering::Total;
         for other in self.flights.values().map(|flight| flight.seq) {
-            let apart = other != seq && !(strict && self.are_ordered(other, seq));
+            let apart = other != seq && !total && !(strict && self.have_one_key(other, seq));
             require(apart, || format!("{seq} is published while {other} is in flight"))?;
         }
         self.flights.insert(ticket, Flight { seq, isolated });
