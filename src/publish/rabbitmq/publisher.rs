@@ -29,7 +29,7 @@ use super::classify::{Phase, classify, is_telling};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
 use super::options::Options;
-use super::pace::Pace;
+use super::rota::Rota;
 use super::settle::{Ledger, Word};
 
 /// Commands taken in at one turn.
@@ -56,14 +56,17 @@ pub(super) async fn run(
     current: Arc<AtomicU64>,
     mut stop: Stop,
 ) {
-    let mut pace = Pace::new(options.backoff);
+    let mut rota = Rota::new(options.targets.len(), options.backoff);
     for number in 1.. {
         let epoch = Epoch(number);
-        let target = &options.target;
-        let attempt = without_commands(&mut commands, Link::open(&options));
+        let Some(target) = options.targets.get(rota.at()) else { return };
+        let attempt = without_commands(&mut commands, Link::open(&options, target));
         let Some(attempt) = stop.or(attempt).await else { return };
-        let fault = match attempt {
-            Err(fault) => fault,
+        let (fault, wait) = match attempt {
+            Err(fault) => {
+                let wait = rota.refused(fault.class, Instant::now());
+                (fault, wait)
+            }
             Ok(mut link) => {
                 info!(%target, epoch = number, "publisher connected");
                 let began = Instant::now();
@@ -71,10 +74,10 @@ pub(super) async fn run(
                 if !events.send(PublisherEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
+                let tick = options.confirm_deadline.min(options.heartbeat(target));
                 let (end, worked) =
-                    serve(&mut link, epoch, &options, &mut commands, &events, &mut stop).await;
+                    serve(&mut link, epoch, &options, tick, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
-                pace.had_connection(began.elapsed(), worked);
                 let fault = match end {
                     End::Fault(fault) => fault,
                     End::Stop => {
@@ -85,7 +88,8 @@ pub(super) async fn run(
                 };
                 // First the news, then the tidying: the relay need not wait for a broker that does not answer.
                 tokio::spawn(link.close(stop.time_to_close()));
-                fault
+                let wait = rota.lost(fault.class, began.elapsed(), worked, Instant::now());
+                (target.naming(fault), wait)
             }
         };
         if fault.class == FaultClass::Config {
@@ -93,7 +97,6 @@ pub(super) async fn run(
         } else {
             warn!(%target, epoch = number, %fault, "publisher disconnected");
         }
-        let wait = pace.next_wait(fault.class);
         if !events.send(PublisherEvent::Down { epoch, fault }) {
             return;
         }
@@ -145,13 +148,13 @@ async fn serve(
     link: &mut Link,
     epoch: Epoch,
     options: &Options,
+    tick: Duration,
     commands: &mut mpsc::Receiver<Command>,
     events: &PublisherEvents,
     stop: &mut Stop,
 ) -> (End, bool) {
     let mut window = Window::new(link.channel.clone(), link.connection.configuration().frame_max());
     let mut batch = Vec::with_capacity(BATCH);
-    let tick = options.confirm_deadline.min(options.heartbeat);
     let mut timer = pin!(tokio::time::sleep(tick));
     let mut patience = pin!(tokio::time::sleep(LOT_PATIENCE));
     let mut asked = pin!(stop.asked());
