@@ -114,7 +114,7 @@ async fn secure(stream: TcpStream, options: &Options, target: &Target) -> Result
         return Ok(Transport::plain(stream));
     }
     let tls = options.tls.clone().unwrap_or_default();
-    Ok(Transport::Tls(Box::new(tls.secure(stream, target).await?)))
+    Ok(Transport::tls(tls.secure(stream, target).await?))
 }
 
 #[cfg(not(feature = "tls"))]

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use async_rs::traits::Reactor;
 use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
-use futures_util::Stream;
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
@@ -49,9 +48,16 @@ async fn connect_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 }
 
 /// A connected stream; with TLS, the handshake is done and the peer is who it should be.
-pub(super) enum Transport {
-    /// Nothing was read from it yet, if `fresh`.
-    Plain { stream: TcpStream, fresh: bool },
+pub(super) struct Transport {
+    stream: Stream,
+    /// Nothing of what the peer said has been handed on yet.
+    fresh: bool,
+    /// Why writing failed, while it is seen whether the peer has said why.
+    broken: Option<io::Error>,
+}
+
+enum Stream {
+    Plain(TcpStream),
     #[cfg(feature = "tls")]
     Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
 }
@@ -61,46 +67,70 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Duplex for T {}
 
 impl Transport {
     pub(super) fn plain(stream: TcpStream) -> Self {
-        Self::Plain { stream, fresh: true }
+        Self { stream: Stream::Plain(stream), fresh: true, broken: None }
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+        Self { stream: Stream::Tls(Box::new(stream)), fresh: true, broken: None }
+    }
+
+    fn is_plain(&self) -> bool {
+        matches!(self.stream, Stream::Plain(_))
     }
 
     fn stream(&mut self) -> Pin<&mut (dyn Duplex + Unpin)> {
-        match self {
-            Self::Plain { stream, .. } => Pin::new(stream),
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream),
             #[cfg(feature = "tls")]
-            Self::Tls(stream) => Pin::new(stream.as_mut()),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()),
         }
     }
 
-    /// Whether these bytes, just read, are the first ones that a plain-text peer has sent.
-    fn is_first_word(&mut self, read: &[u8]) -> bool {
-        match self {
-            Self::Plain { fresh, .. } if !read.is_empty() => std::mem::take(fresh),
-            _ => false,
+    /// Writes by `write`. If that fails since the peer has closed, what counts is what it said before: with TLS 1.3 it looks at our
+    /// certificate only once the handshake is over for us, and then, where we have begun to write, its alert is followed by a reset.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut (dyn Duplex + Unpin)>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.broken.is_none() {
+            match write(self.stream(), cx) {
+                Poll::Ready(Err(error)) if self.fresh && !self.is_plain() && has_closed(&error) => {
+                    self.broken = Some(error);
+                }
+                other => return other,
+            }
         }
+        // Pending until tokio has heard of the end too, which is a moment.
+        let word = std::task::ready!(self.stream().poll_read(cx, &mut ReadBuf::new(&mut [0])));
+        let error = self.broken.take().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
+        Poll::Ready(Err(word.err().filter(is_refusal).unwrap_or(error)))
     }
+}
+
+fn has_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), ConnectionReset | BrokenPipe | ConnectionAborted)
 }
 
 impl futures_io::AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let mut buffer = ReadBuf::new(buffer);
-        match this.stream().poll_read(cx, &mut buffer) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Ready(Ok(()))
-                if this.is_first_word(buffer.filled()) && buffer.filled().starts_with(&TLS_ALERT) =>
-            {
-                Poll::Ready(Err(Refusal("the peer speaks TLS, not plain text: use amqps://").into()))
-            }
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(buffer.filled().len())),
+        std::task::ready!(this.stream().poll_read(cx, &mut buffer))?;
+        let read = buffer.filled();
+        if this.fresh && this.is_plain() && read.starts_with(&TLS_ALERT) {
+            return Poll::Ready(Err(Refusal("the peer speaks TLS, not plain text: use amqps://").into()));
         }
+        this.fresh &= read.is_empty();
+        Poll::Ready(Ok(read.len()))
     }
 }
 
 impl futures_io::AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().stream().poll_write(cx, bytes)
+        self.get_mut().write(cx, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -108,11 +138,11 @@ impl futures_io::AsyncWrite for Transport {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().stream().poll_write_vectored(cx, slices)
+        self.get_mut().write(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream().poll_flush(cx)
+        self.get_mut().write(cx, |stream, cx| stream.poll_flush(cx))
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -168,7 +198,7 @@ impl Reactor for Sockets {
         self.0.sleep(duration)
     }
 
-    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+    fn interval(&self, duration: Duration) -> impl futures_util::Stream<Item = Instant> + Send + 'static {
         self.0.interval(duration)
     }
 
