@@ -118,7 +118,8 @@ async fn publish_one(
             Outcome::Returned(return_fault(&returned))
         }
         Ok(Ok(Confirmation::Ack(None))) => Outcome::Confirmed,
-        Ok(Ok(Confirmation::Nack(None))) => Outcome::Nacked,
+        // Perhaps only on this channel (see `nacks`): the next one gets another.
+        Ok(Ok(Confirmation::Nack(None))) => return Outcome::Nacked,
     };
     *slot = Some(link);
     outcome

@@ -10,7 +10,7 @@
 //! | `background`, `rota`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
-//! | `publisher`, `isolated`, `settle` | publishing; `settle` is pure |
+//! | `publisher`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
 //! | `source`, `consumer`, `acks` | consuming; `acks` is pure |
 //!
 //! **Logs.** Ours name host, virtual host, epoch and fault. lapin's thread logs nothing (see `connection`); its tasks on
@@ -23,6 +23,7 @@ mod connection;
 mod consumer;
 mod convert;
 mod isolated;
+mod nacks;
 mod options;
 mod pace;
 mod publisher;

@@ -28,6 +28,7 @@ use super::background::Stop;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
+use super::nacks::{Destination, Nacks};
 use super::options::Options;
 use super::rota::Rota;
 use super::settle::{Ledger, Word};
@@ -57,6 +58,7 @@ pub(super) async fn run(
     mut stop: Stop,
 ) {
     let mut rota = Rota::new(options.targets.len(), options.backoff);
+    let mut nacks = Nacks::default();
     for number in 1.. {
         let epoch = Epoch(number);
         let Some(target) = options.targets.get(rota.at()) else { return };
@@ -74,9 +76,10 @@ pub(super) async fn run(
                 if !events.send(PublisherEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
-                let tick = options.confirm_deadline.min(options.heartbeat(target));
+                nacks.connected();
+                let window = Window::new(&link, &mut nacks);
                 let (end, worked) =
-                    serve(&mut link, epoch, &options, tick, &mut commands, &events, &mut stop).await;
+                    serve(&mut link, window, epoch, &options, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
                 let fault = match end {
                     End::Fault(fault) => fault,
@@ -140,21 +143,22 @@ enum Turn {
     Tick,
 }
 
-type Confirmed = (u64, lapin::Result<Confirmation>);
+type Confirmed = (u64, Destination, lapin::Result<Confirmation>);
 type Confirms = FuturesUnordered<Pin<Box<dyn Future<Output = Confirmed> + Send>>>;
 
 /// One epoch. Tells why it ended, and whether the broker has confirmed anything on it.
 async fn serve(
     link: &mut Link,
+    mut window: Window<'_>,
     epoch: Epoch,
     options: &Options,
-    tick: Duration,
     commands: &mut mpsc::Receiver<Command>,
     events: &PublisherEvents,
     stop: &mut Stop,
 ) -> (End, bool) {
-    let mut window = Window::new(link.channel.clone(), link.connection.configuration().frame_max());
     let mut batch = Vec::with_capacity(BATCH);
+    let heartbeat = Duration::from_secs(link.connection.configuration().heartbeat().max(1).into());
+    let tick = options.confirm_deadline.min(heartbeat);
     let mut timer = pin!(tokio::time::sleep(tick));
     let mut patience = pin!(tokio::time::sleep(LOT_PATIENCE));
     let mut asked = pin!(stop.asked());
@@ -250,7 +254,7 @@ fn worse(a: Result<(), Broken>, b: Result<(), Broken>) -> Result<(), Broken> {
 }
 
 /// What is in flight on one channel.
-struct Window {
+struct Window<'a> {
     channel: Channel,
     frame_bytes_max: usize,
     confirms: Confirms,
@@ -259,18 +263,20 @@ struct Window {
     settled: Vec<(Ticket, Outcome)>,
     clock: UnblockedClock,
     worked: bool,
+    nacks: &'a mut Nacks,
 }
 
-impl Window {
-    fn new(channel: Channel, frame_max: u32) -> Self {
+impl<'a> Window<'a> {
+    fn new(link: &Link, nacks: &'a mut Nacks) -> Self {
         Self {
-            channel,
-            frame_bytes_max: frame_max as usize,
+            channel: link.channel.clone(),
+            frame_bytes_max: link.connection.configuration().frame_max() as usize,
             confirms: FuturesUnordered::new(),
             ledger: Ledger::new(),
             settled: Vec::new(),
             clock: UnblockedClock::new(),
             worked: false,
+            nacks,
         }
     }
 
@@ -285,13 +291,14 @@ impl Window {
         };
         let id = outgoing.message.message_id.as_deref().unwrap_or_default();
         let tag = self.ledger.published(ticket, id, self.clock.now_ms());
+        let destination = self.nacks.destination(&outgoing.exchange, &outgoing.routing_key);
         let channel = self.channel.clone();
         let mut confirm: Pin<Box<dyn Future<Output = Confirmed> + Send>> =
-            Box::pin(async move { (tag, prepared.send(&channel).await) });
+            Box::pin(async move { (tag, destination, prepared.send(&channel).await) });
         // The first poll hands the frames to lapin and draws the tag: in this order, here and now. The set polls it
         // again, with a waker.
         match (&mut confirm).now_or_never() {
-            Some((_, Err(error))) => return Err(error.into()),
+            Some((_, _, Err(error))) => return Err(error.into()),
             Some(confirmed) => self.confirmed(confirmed)?,
             None => self.confirms.push(confirm),
         }
@@ -314,7 +321,7 @@ impl Window {
         result
     }
 
-    fn confirmed(&mut self, (tag, confirmation): Confirmed) -> Result<(), Broken> {
+    fn confirmed(&mut self, (tag, destination, confirmation): Confirmed) -> Result<(), Broken> {
         let (word, returned) = match confirmation? {
             Confirmation::Ack(returned) => (Word::Ack, returned),
             Confirmation::Nack(returned) => (Word::Nack, returned),
@@ -327,6 +334,22 @@ impl Window {
         };
         self.worked = true;
         self.ledger.confirmed(tag, word);
+        let stuck = match word {
+            Word::Ack => {
+                self.nacks.acked(destination);
+                false
+            }
+            Word::Nack => self.nacks.nacked(destination, Instant::now()),
+        };
+        self.returned(returned)?;
+        if stuck {
+            let text = "the broker nacks every message of a destination: perhaps only on this channel";
+            return Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+        }
+        Ok(())
+    }
+
+    fn returned(&mut self, returned: Option<BasicReturnMessage>) -> Result<(), Broken> {
         let Some(returned) = returned else { return Ok(()) };
         // Not of this confirm: of whichever message has this id.
         let id = returned.properties.message_id().as_ref().map_or("", ShortString::as_str);
