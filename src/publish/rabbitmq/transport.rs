@@ -214,3 +214,20 @@ impl Reactor for Sockets {
 fn not_asked_for() -> io::Error {
     io::ErrorKind::Unsupported.into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: an address that refuses hands over to the next one of the same name. Method: a closed port before an open one.
+    #[test]
+    fn the_addresses_of_a_name_are_tried_in_turn() {
+        let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connect = |addresses: &[SocketAddr]| runtime.block_on(connect_first(addresses));
+        assert!(connect(&[closed, open.local_addr().unwrap()]).is_ok());
+        assert_eq!(connect(&[closed]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(connect(&[]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
