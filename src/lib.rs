@@ -113,6 +113,6 @@ pub mod fuzzing {
 }
 
 /// The README's code blocks are tests.
-#[cfg(all(doctest, feature = "json"))]
+#[cfg(all(doctest, feature = "json", feature = "tls"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -106,7 +106,10 @@ pub const RECONNECT_MS_DEFAULT: (u64, u64) = (100, 30_000);
 /// Wait between connection attempts after a refusal that waiting will not heal (wrong password, missing vhost), in milliseconds.
 pub const CONFIG_RETRY_MS: u64 = 30_000;
 
-/// Deadline of a connection attempt, in milliseconds: TCP, handshake, channel, confirm mode.
+/// Brokers in one list.
+pub const BROKERS_MAX: usize = 64;
+
+/// Deadline of a connection attempt to one broker, in milliseconds: TCP, handshake, channel, confirm mode.
 pub const CONNECT_MS_MAX: u64 = 10_000;
 
 /// Deadline of a publisher confirm, in milliseconds. After it the outcome is unknown and the connection is given up.

@@ -28,6 +28,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio", &["publish::rabbitmq"]),
     ("futures_util", &["publish::rabbitmq"]),
     ("async_rs", &["publish::rabbitmq"]),
+    ("futures_io", &["publish::rabbitmq"]),
+    ("rustls", &["publish::rabbitmq"]),
+    ("tokio_rustls", &["publish::rabbitmq"]),
+    ("rustls_native_certs", &["publish::rabbitmq"]),
     // `Capture::json` says in its signature what the types of its table must be.
     ("serde", &["codec", "event", "store"]),
     ("serde_json", &["codec"]),

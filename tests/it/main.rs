@@ -37,9 +37,13 @@ mod projections;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]
+mod rabbitmq_failover;
+#[cfg(feature = "rabbitmq")]
 mod rabbitmq_publisher;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;
+#[cfg(feature = "tls")]
+mod rabbitmq_tls;
 #[cfg(unix)]
 mod rejected;
 mod relay;

@@ -1,123 +1,22 @@
 //! `RabbitMq` against a real broker, at the `Publisher` seam: what is told of each ticket is judged by what really is
 //! in the queues.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use lapin::ExchangeKind as Kind;
 use lapin::types::AMQPValue;
 use onewrite::publish::{
     Epoch, ExchangeKind, Publisher, PublisherEvent, PublisherEvents, RabbitMq, Topology,
 };
-use onewrite::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
+use onewrite::{FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 
 use crate::support::fake_broker::FakeBroker;
 use crate::support::rabbit::{MESSAGE_BYTES_MAX, RabbitNode, free_port, shared_node};
+use crate::support::rig::{Rig, SOON, isolated, message, outgoing};
 use crate::support::tap::Tap;
-
-const SOON: Duration = Duration::from_secs(20);
-
-/// A publisher and everything it has told.
-struct Rig {
-    publisher: RabbitMq,
-    events: Receiver<PublisherEvent>,
-    epoch: Epoch,
-    /// Every outcome, of the epoch and of isolated messages.
-    outcomes: BTreeMap<u64, Outcome>,
-    blocked: bool,
-}
-
-impl Rig {
-    fn start(publisher: RabbitMq) -> Self {
-        let (sender, events) = crossbeam_channel::unbounded();
-        let mut publisher =
-            publisher.reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
-        publisher.start(PublisherEvents::new(sender)).expect("the settings are right");
-        Self { publisher, events, epoch: Epoch(0), outcomes: BTreeMap::new(), blocked: false }
-    }
-
-    fn up(url: &str) -> Self {
-        let mut rig = Self::start(RabbitMq::new(url).expect("a URI"));
-        rig.wait_up();
-        rig
-    }
-
-    /// Takes in one event; tells of a `Down`.
-    fn next(&mut self, limit: Duration) -> Option<PublisherEvent> {
-        let event = self.events.recv_timeout(limit).ok()?;
-        match &event {
-            PublisherEvent::Up { epoch } => self.epoch = *epoch,
-            PublisherEvent::Blocked { blocked } => self.blocked = *blocked,
-            PublisherEvent::Outcomes(outcomes) => {
-                for (ticket, outcome) in outcomes {
-                    let before = self.outcomes.insert(ticket.0, outcome.clone());
-                    assert!(before.is_none(), "{ticket:?} was told twice: {before:?}, {outcome:?}");
-                }
-            }
-            _ => {}
-        }
-        Some(event)
-    }
-
-    fn wait_up(&mut self) {
-        let began = Instant::now();
-        let mut seen = Vec::new();
-        while began.elapsed() < SOON {
-            match self.next(SOON) {
-                Some(PublisherEvent::Up { .. }) => return,
-                other => seen.push(other),
-            }
-        }
-        panic!("not connected within {SOON:?}: {seen:?}");
-    }
-
-    fn wait_down(&mut self) -> Fault {
-        let began = Instant::now();
-        while began.elapsed() < SOON {
-            if let Some(PublisherEvent::Down { fault, .. }) = self.next(SOON) {
-                return fault;
-            }
-        }
-        panic!("no Down within {SOON:?}");
-    }
-
-    fn wait_outcome(&mut self, ticket: u64) -> Outcome {
-        let began = Instant::now();
-        while began.elapsed() < SOON {
-            if let Some(outcome) = self.outcomes.get(&ticket) {
-                return outcome.clone();
-            }
-            self.next(Duration::from_millis(100));
-        }
-        panic!("no outcome of ticket {ticket} within {SOON:?}");
-    }
-
-    fn publish(&mut self, outgoing: Outgoing) {
-        self.publisher.publish(self.epoch, outgoing);
-    }
-}
-
-fn message(id: &str, payload: &[u8]) -> Message {
-    Message { message_id: Some(id.to_owned()), payload: payload.to_vec(), ..Message::default() }
-}
-
-fn outgoing(ticket: u64, exchange: &str, routing_key: &str, message: Message) -> Outgoing {
-    Outgoing {
-        ticket: Ticket(ticket),
-        exchange: exchange.into(),
-        routing_key: routing_key.into(),
-        message: Arc::new(message),
-        isolated: false,
-    }
-}
-
-fn isolated(outgoing: Outgoing) -> Outgoing {
-    Outgoing { isolated: true, ..outgoing }
-}
 
 /// Goal: what is confirmed lies in the queue, byte for byte, in order, with every property and header.
 /// Method: publish 2,000 messages of all shapes, payloads of 0 bytes to 300 KiB; read back with a plain client.

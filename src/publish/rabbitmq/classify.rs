@@ -7,6 +7,8 @@ use lapin::ErrorKind;
 
 use crate::message::{Fault, FaultClass};
 
+use super::transport::is_refusal;
+
 /// What was being done when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -36,6 +38,9 @@ pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
         }
         ErrorKind::SerialisationError(_) => {
             Fault::new(FaultClass::Message, "a message cannot be encoded as AMQP frames")
+        }
+        ErrorKind::IOError(io) if phase == Phase::Connect && is_refusal(io) => {
+            Fault::new(FaultClass::Config, io.to_string())
         }
         _ => Fault::new(FaultClass::Outage, error.to_string()),
     }

@@ -1,6 +1,6 @@
 //! One connection, from the name lookup to the open channel, under one deadline; and its end.
 //!
-//! **Invariants.** lapin never opens a socket: it gets one that is connected. Whatever happens to a [`Link`] or to an
+//! **Invariants.** lapin never opens a socket: it gets one that is connected, and secured where that was asked for. Whatever happens to a [`Link`] or to an
 //! attempt that is dropped half-way, its socket is shut down, so lapin's own thread sees the end of it and goes.
 //! lapin logs nothing: at `WARN` it would show returned messages with their payload, at `TRACE` the login.
 
@@ -10,12 +10,12 @@ use std::net::Shutdown;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use async_rs::TokioRuntime;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
+use tokio::net::TcpStream;
 use tracing::dispatcher::{DefaultGuard, Dispatch};
 
 use crate::limits::CONNECT_MS_MAX;
@@ -23,6 +23,8 @@ use crate::message::{Fault, FaultClass};
 
 use super::classify::{Phase, classify};
 use super::options::Options;
+use super::transport::{self, Transport, connect_tcp};
+use super::uri::Target;
 
 /// A connection with one channel on it.
 pub(super) struct Link {
@@ -35,9 +37,9 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects for publishing: topology asked for, exchanges checked, confirms on.
-    pub(super) async fn open(options: &Options) -> Result<Self, Fault> {
-        within_deadline(&options.target.to_string(), async {
-            let link = Self::connect(options).await?;
+    pub(super) async fn open(options: &Options, target: &Target) -> Result<Self, Fault> {
+        within_deadline(target, async {
+            let link = Self::connect(options, target).await?;
             link.channel
                 .confirm_select(ConfirmSelectOptions::default())
                 .await
@@ -48,15 +50,12 @@ impl Link {
     }
 
     /// Connects; topology asked for, exchanges checked, a channel open. Not under a deadline of its own.
-    pub(super) async fn connect(options: &Options) -> Result<Self, Fault> {
-        let runtime = TokioRuntime::tokio_current();
-        let target = &options.target;
+    pub(super) async fn connect(options: &Options, target: &Target) -> Result<Self, Fault> {
         let unreachable =
             |error: io::Error| Fault::new(FaultClass::Outage, format!("cannot connect to {target}: {error}"));
-        let addresses = runtime.to_socket_addrs((target.host.clone(), target.port));
-        let stream = AsyncTcpStream::connect(&runtime, addresses).await.map_err(unreachable)?;
+        let stream = connect_tcp(target).await.map_err(unreachable)?;
         let socket = Socket::of(&stream).map_err(unreachable)?;
-        let stream = secure(stream, options).await?;
+        let stream = AsyncTcpStream::Plain(secure(stream, options, target).await?);
         let ready = Mutex::new(Some(stream));
         let properties = ConnectionProperties::default()
             .with_auth_provider(target.credentials.clone())
@@ -67,8 +66,9 @@ impl Link {
             // lapin asks twice only to reconnect, which is ours to do.
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
         };
+        let heartbeat = options.heartbeat(target);
         let connection =
-            Connection::connector(target.to_lapin(options.heartbeat), runtime, take_ready, properties)
+            Connection::connector(target.to_lapin(heartbeat), transport::runtime(), take_ready, properties)
                 .await
                 .map_err(|error| classify(&error, Phase::Connect))?;
         let events = connection.events_listener().boxed();
@@ -94,50 +94,37 @@ impl Link {
     }
 }
 
-/// Runs a connection attempt under [`CONNECT_MS_MAX`].
+/// Runs a connection attempt to `target` under [`CONNECT_MS_MAX`]. Whatever goes wrong, the fault says with whom.
 pub(super) async fn within_deadline<T>(
-    target: &str,
+    target: &Target,
     attempt: impl Future<Output = Result<T, Fault>>,
 ) -> Result<T, Fault> {
     let deadline = Duration::from_millis(CONNECT_MS_MAX);
-    tokio::time::timeout(deadline, attempt).await.unwrap_or_else(|_| {
-        Err(Fault::new(
-            FaultClass::Outage,
-            format!("{target} did not answer within {} s", deadline.as_secs()),
-        ))
-    })
+    let result = tokio::time::timeout(deadline, attempt).await.unwrap_or_else(|_| {
+        let text = format!("{target} did not answer within {} s", deadline.as_secs());
+        Err(Fault::new(FaultClass::Outage, text))
+    });
+    result.map_err(|fault| target.naming(fault))
 }
 
-type Stream = AsyncTcpStream<<TokioRuntime as async_rs::traits::Reactor>::TcpStream>;
+/// TLS over the stream, if the URI asks for it.
+#[cfg(feature = "tls")]
+async fn secure(stream: TcpStream, options: &Options, target: &Target) -> Result<Transport, Fault> {
+    if !target.tls {
+        return Ok(Transport::plain(stream));
+    }
+    let tls = options.tls.clone().unwrap_or_default();
+    Ok(Transport::tls(tls.secure(stream, target).await?))
+}
 
 #[cfg(not(feature = "tls"))]
 #[expect(clippy::unused_async, reason = "the same shape as with TLS")]
-async fn secure(stream: Stream, options: &Options) -> Result<Stream, Fault> {
+async fn secure(stream: TcpStream, _: &Options, target: &Target) -> Result<Transport, Fault> {
     // `Target::parse` has refused `amqps://`. Held here too, since the cost of being wrong is plain text.
-    if options.target.tls {
+    if target.tls {
         return Err(Fault::new(FaultClass::Config, "TLS is not compiled in"));
     }
-    Ok(stream)
-}
-
-#[cfg(feature = "tls")]
-async fn secure(stream: Stream, options: &Options) -> Result<Stream, Fault> {
-    if !options.target.tls {
-        return Ok(stream);
-    }
-    let config = lapin::tcp::OwnedTLSConfig::default();
-    stream.into_tls(&options.target.host, config.as_ref()).await.map_err(|error| {
-        let class = match error.kind() {
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::TimedOut => FaultClass::Outage,
-            // Unknown authority, wrong host name, a peer that speaks plain text.
-            _ => FaultClass::Config,
-        };
-        Fault::new(class, format!("TLS with {}: {error}", options.target))
-    })
+    Ok(Transport::plain(stream))
 }
 
 /// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it.
@@ -145,18 +132,13 @@ struct Socket(#[cfg(unix)] std::net::TcpStream);
 
 impl Socket {
     #[cfg(unix)]
-    fn of(stream: &Stream) -> io::Result<Self> {
+    fn of(stream: &TcpStream) -> io::Result<Self> {
         use std::os::fd::AsFd;
-        match stream {
-            AsyncTcpStream::Plain(plain) => {
-                Ok(Self(std::net::TcpStream::from(plain.get_ref().as_fd().try_clone_to_owned()?)))
-            }
-            _ => Err(io::Error::other("not a plain TCP stream")),
-        }
+        Ok(Self(std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?)))
     }
 
     #[cfg(not(unix))]
-    fn of(_: &Stream) -> io::Result<Self> {
+    fn of(_: &TcpStream) -> io::Result<Self> {
         Ok(Self())
     }
 }

@@ -28,7 +28,8 @@ use super::classify::{Phase, classify, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
 use super::options::Options;
-use super::pace::Pace;
+use super::rota::Rota;
+use super::uri::Target;
 
 /// How long to wait for the broker's own word after an echo of it was seen.
 const TELLING: Duration = Duration::from_millis(500);
@@ -49,14 +50,17 @@ pub(super) async fn run(
     events: SourceEvents,
     mut stop: Stop,
 ) {
-    let mut pace = Pace::new(options.backoff);
+    let mut rota = Rota::new(options.targets.len(), options.backoff);
     for number in 1.. {
         let epoch = Epoch(number);
-        let target = &options.target;
-        let attempt = discarding(&mut settlements, open(&options, &subscription));
+        let Some(target) = options.targets.get(rota.at()) else { return };
+        let attempt = discarding(&mut settlements, open(&options, target, &subscription));
         let Some(attempt) = stop.or(attempt).await else { return };
-        let fault = match attempt {
-            Err(fault) => fault,
+        let (fault, wait) = match attempt {
+            Err(fault) => {
+                let wait = rota.refused(fault.class, Instant::now());
+                (fault, wait)
+            }
             Ok((mut link, consumer)) => {
                 info!(%target, epoch = number, queue = %subscription.queue, "source connected");
                 let began = Instant::now();
@@ -65,11 +69,11 @@ pub(super) async fn run(
                 }
                 let (end, worked) =
                     serve(&mut link, consumer, epoch, &mut settlements, &events, &mut stop).await;
-                pace.had_connection(began.elapsed(), worked);
                 match end {
                     Some(fault) => {
                         tokio::spawn(link.close(stop.time_to_close()));
-                        fault
+                        let wait = rota.lost(fault.class, began.elapsed(), worked, Instant::now());
+                        (target.naming(fault), wait)
                     }
                     None => return link.close(stop.time_to_close()).await,
                 }
@@ -80,7 +84,6 @@ pub(super) async fn run(
         } else {
             warn!(%target, epoch = number, %fault, "source disconnected");
         }
-        let wait = pace.next_wait(fault.class);
         if !events.send(SourceEvent::Down { epoch, fault }) {
             return;
         }
@@ -91,9 +94,13 @@ pub(super) async fn run(
     }
 }
 
-async fn open(options: &Options, subscription: &Subscription) -> Result<(Link, Consumer), Fault> {
-    within_deadline(&options.target.to_string(), async {
-        let link = Link::connect(options).await?;
+async fn open(
+    options: &Options,
+    target: &Target,
+    subscription: &Subscription,
+) -> Result<(Link, Consumer), Fault> {
+    within_deadline(target, async {
+        let link = Link::connect(options, target).await?;
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consumer = link

@@ -4,7 +4,7 @@
 //! connection.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::Confirmation;
 use tokio::sync::mpsc;
@@ -18,6 +18,7 @@ use super::classify::{Phase, classify};
 use super::connection::Link;
 use super::options::Options;
 use super::publisher::{Prepared, return_fault};
+use super::rota::Rota;
 
 /// A connection that nobody needs any more is given back after this.
 const IDLE: Duration = Duration::from_secs(10);
@@ -30,6 +31,7 @@ pub(super) async fn run(
     mut stop: Stop,
 ) {
     let mut link: Option<Link> = None;
+    let mut rota = Rota::new(options.targets.len(), options.backoff);
     loop {
         let next = if link.is_some() {
             stop.or(tokio::time::timeout(IDLE, suspects.recv())).await
@@ -47,9 +49,9 @@ pub(super) async fn run(
             }
         };
         let ticket = suspect.ticket;
-        let one = publish_one(&mut link, &options, suspect);
+        let one = publish_one(&mut link, &options, &mut rota, suspect);
         let outcome = stop.or(one).await.unwrap_or_else(|| Outcome::Unknown(stopped()));
-        debug!(target = %options.target, ?ticket, "isolated message settled");
+        debug!(?ticket, "isolated message settled");
         let away = matches!(outcome, Outcome::Unknown(_));
         if !events.send(PublisherEvent::Outcomes(vec![(ticket, outcome)])) {
             break;
@@ -73,10 +75,15 @@ fn stopped() -> Fault {
 }
 
 /// Leaves a connection in `slot` only when it is as good as new.
-async fn publish_one(slot: &mut Option<Link>, options: &Options, suspect: Outgoing) -> Outcome {
+async fn publish_one(
+    slot: &mut Option<Link>,
+    options: &Options,
+    rota: &mut Rota,
+    suspect: Outgoing,
+) -> Outcome {
     let link = match slot.take().filter(Link::is_alive) {
         Some(link) => link,
-        None => match Link::open(options).await {
+        None => match open_any(options, rota).await {
             Ok(link) => link,
             Err(fault) => return Outcome::Unknown(fault),
         },
@@ -97,7 +104,7 @@ async fn publish_one(slot: &mut Option<Link>, options: &Options, suspect: Outgoi
         }
         Ok(Err(error)) => {
             let fault = classify(&error, Phase::Publish);
-            warn!(target = %options.target, %fault, "isolated message failed");
+            warn!(%fault, "isolated message failed");
             return match fault.class {
                 FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
                 _ => Outcome::Unknown(fault),
@@ -111,8 +118,24 @@ async fn publish_one(slot: &mut Option<Link>, options: &Options, suspect: Outgoi
             Outcome::Returned(return_fault(&returned))
         }
         Ok(Ok(Confirmation::Ack(None))) => Outcome::Confirmed,
-        Ok(Ok(Confirmation::Nack(None))) => Outcome::Nacked,
+        // Perhaps only on this channel (see `nacks`): the next one gets another.
+        Ok(Ok(Confirmation::Nack(None))) => return Outcome::Nacked,
     };
     *slot = Some(link);
     outcome
+}
+
+/// Asks each broker once, as the window's connection does.
+async fn open_any(options: &Options, rota: &mut Rota) -> Result<Link, Fault> {
+    loop {
+        let Some(target) = options.targets.get(rota.at()) else { return Err(stopped()) };
+        let fault = match Link::open(options, target).await {
+            Ok(link) => return Ok(link),
+            Err(fault) => fault,
+        };
+        debug!(%target, %fault, "no connection for isolated messages");
+        if !rota.refused(fault.class, Instant::now()).is_zero() {
+            return Err(fault);
+        }
+    }
 }

@@ -7,9 +7,10 @@
 //! | file | keeps |
 //! |---|---|
 //! | `uri`, `options`, `topology` | the settings; passwords are in `uri` alone |
-//! | `background`, `pace` | the thread and its stop; the waits between attempts |
+//! | `background`, `rota`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
+//! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
-//! | `publisher`, `isolated`, `settle` | publishing; `settle` is pure |
+//! | `publisher`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
 //! | `source`, `consumer`, `acks` | consuming; `acks` is pure |
 //!
 //! **Logs.** Ours name host, virtual host, epoch and fault. lapin's thread logs nothing (see `connection`); its tasks on
@@ -22,12 +23,17 @@ mod connection;
 mod consumer;
 mod convert;
 mod isolated;
+mod nacks;
 mod options;
 mod pace;
 mod publisher;
+mod rota;
 mod settle;
 mod source;
+#[cfg(feature = "tls")]
+mod tls;
 mod topology;
+mod transport;
 mod uri;
 
 use std::fmt;
@@ -46,6 +52,8 @@ use background::Background;
 use options::Options;
 
 pub use source::RabbitMqSource;
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 pub use topology::Topology;
 
 /// Room for the largest window, and for what is in it from an epoch that has just ended.
@@ -106,7 +114,33 @@ impl RabbitMq {
     /// # Ok::<(), onewrite::SettingError>(())
     /// ```
     pub fn new(url: &str) -> Result<Self, SettingError> {
-        Ok(Self { options: Options::new(url)?, running: None, started: false })
+        Self::with_brokers([url])
+    }
+
+    /// A publisher for whichever of several brokers can be reached: the nodes of a cluster, or a broker and its spare. Each
+    /// URI is written as in [`new`](Self::new) and has its own credentials, virtual host and scheme.
+    ///
+    /// They are asked in the order of the list, round and round, and the one that takes the connection is kept until it
+    /// fails. Then the next one is asked at once; only when all of a round have failed is there a wait
+    /// ([`reconnect_backoff`](Self::reconnect_backoff)). One that refuses us (wrong password, unknown authority) is left
+    /// alone for about 30 s while the others are asked. Each has 10 s ([`CONNECT_MS_MAX`](crate::limits::CONNECT_MS_MAX)) to answer, so one behind a
+    /// dead network costs that much each time its turn comes. Names are looked up anew at each attempt. Every fault says which broker it is about.
+    ///
+    /// What was unconfirmed on one broker is published again on the next. Brokers that are not of one cluster know nothing
+    /// of each other's queues: consumers must then read both.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); or there is none, or more than [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMq;
+    /// let publisher = RabbitMq::with_brokers(["amqp://app:secret@10.0.0.7", "amqp://app:secret@10.0.0.8"])?;
+    /// assert!(RabbitMq::with_brokers([""; 0]).is_err());
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
+    pub fn with_brokers(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, SettingError> {
+        Ok(Self { options: Options::new(urls)?, running: None, started: false })
     }
 
     /// How often each side shows that it is alive: whole seconds, 10 by default. A dead peer is noticed within twice
@@ -121,7 +155,7 @@ impl RabbitMq {
     /// ```
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
-        self.options.heartbeat = heartbeat;
+        self.options.heartbeat = Some(heartbeat);
         self
     }
 
@@ -201,6 +235,21 @@ impl RabbitMq {
         self
     }
 
+    /// How `amqps://` connections are secured. Without this, as by [`Tls::new`].
+    ///
+    /// ```
+    /// use onewrite::publish::{RabbitMq, Tls};
+    /// let publisher = RabbitMq::new("amqps://app:secret@10.0.0.7")?.tls(Tls::new().server_name("rabbit.internal")?);
+    /// # let _ = publisher;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.options.tls = Some(tls);
+        self
+    }
+
     /// Allows `amqp://` to a host that is not this machine. The password then travels in plain text: right only
     /// inside a tunnel or a private network.
     ///
@@ -217,14 +266,10 @@ impl RabbitMq {
     }
 }
 
-/// Shows host, port and virtual host only.
+/// Shows hosts, ports and virtual hosts only.
 impl fmt::Debug for RabbitMq {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitMq")
-            .field("host", &self.options.target.host)
-            .field("port", &self.options.target.port)
-            .field("vhost", &self.options.target.vhost)
-            .finish_non_exhaustive()
+        f.debug_struct("RabbitMq").field("brokers", &self.options.targets).finish_non_exhaustive()
     }
 }
 

@@ -22,11 +22,13 @@ impl Pace {
         Self { first, max, failures: 0 }
     }
 
-    /// A connection ended that had lived for `lived` and, or not, had `worked`.
-    pub(super) fn had_connection(&mut self, lived: Duration, worked: bool) {
-        if worked || lived >= STABLE {
+    /// A connection ended that had lived for `lived` and, or not, had `worked`. Tells whether it had proved itself.
+    pub(super) fn had_connection(&mut self, lived: Duration, worked: bool) -> bool {
+        let proved = worked || lived >= STABLE;
+        if proved {
             self.failures = 0;
         }
+        proved
     }
 
     /// The wait before the next attempt.

@@ -28,8 +28,9 @@ use super::background::Stop;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
+use super::nacks::{Destination, Nacks};
 use super::options::Options;
-use super::pace::Pace;
+use super::rota::Rota;
 use super::settle::{Ledger, Word};
 
 /// Commands taken in at one turn.
@@ -56,14 +57,18 @@ pub(super) async fn run(
     current: Arc<AtomicU64>,
     mut stop: Stop,
 ) {
-    let mut pace = Pace::new(options.backoff);
+    let mut rota = Rota::new(options.targets.len(), options.backoff);
+    let mut nacks = Nacks::default();
     for number in 1.. {
         let epoch = Epoch(number);
-        let target = &options.target;
-        let attempt = without_commands(&mut commands, Link::open(&options));
+        let Some(target) = options.targets.get(rota.at()) else { return };
+        let attempt = without_commands(&mut commands, Link::open(&options, target));
         let Some(attempt) = stop.or(attempt).await else { return };
-        let fault = match attempt {
-            Err(fault) => fault,
+        let (fault, wait) = match attempt {
+            Err(fault) => {
+                let wait = rota.refused(fault.class, Instant::now());
+                (fault, wait)
+            }
             Ok(mut link) => {
                 info!(%target, epoch = number, "publisher connected");
                 let began = Instant::now();
@@ -71,10 +76,11 @@ pub(super) async fn run(
                 if !events.send(PublisherEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
+                nacks.connected();
+                let window = Window::new(&link, &mut nacks);
                 let (end, worked) =
-                    serve(&mut link, epoch, &options, &mut commands, &events, &mut stop).await;
+                    serve(&mut link, window, epoch, &options, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
-                pace.had_connection(began.elapsed(), worked);
                 let fault = match end {
                     End::Fault(fault) => fault,
                     End::Stop => {
@@ -85,7 +91,8 @@ pub(super) async fn run(
                 };
                 // First the news, then the tidying: the relay need not wait for a broker that does not answer.
                 tokio::spawn(link.close(stop.time_to_close()));
-                fault
+                let wait = rota.lost(fault.class, began.elapsed(), worked, Instant::now());
+                (target.naming(fault), wait)
             }
         };
         if fault.class == FaultClass::Config {
@@ -93,7 +100,6 @@ pub(super) async fn run(
         } else {
             warn!(%target, epoch = number, %fault, "publisher disconnected");
         }
-        let wait = pace.next_wait(fault.class);
         if !events.send(PublisherEvent::Down { epoch, fault }) {
             return;
         }
@@ -137,21 +143,22 @@ enum Turn {
     Tick,
 }
 
-type Confirmed = (u64, lapin::Result<Confirmation>);
+type Confirmed = (u64, Destination, lapin::Result<Confirmation>);
 type Confirms = FuturesUnordered<Pin<Box<dyn Future<Output = Confirmed> + Send>>>;
 
 /// One epoch. Tells why it ended, and whether the broker has confirmed anything on it.
 async fn serve(
     link: &mut Link,
+    mut window: Window<'_>,
     epoch: Epoch,
     options: &Options,
     commands: &mut mpsc::Receiver<Command>,
     events: &PublisherEvents,
     stop: &mut Stop,
 ) -> (End, bool) {
-    let mut window = Window::new(link.channel.clone(), link.connection.configuration().frame_max());
     let mut batch = Vec::with_capacity(BATCH);
-    let tick = options.confirm_deadline.min(options.heartbeat);
+    let heartbeat = Duration::from_secs(link.connection.configuration().heartbeat().max(1).into());
+    let tick = options.confirm_deadline.min(heartbeat);
     let mut timer = pin!(tokio::time::sleep(tick));
     let mut patience = pin!(tokio::time::sleep(LOT_PATIENCE));
     let mut asked = pin!(stop.asked());
@@ -247,7 +254,7 @@ fn worse(a: Result<(), Broken>, b: Result<(), Broken>) -> Result<(), Broken> {
 }
 
 /// What is in flight on one channel.
-struct Window {
+struct Window<'a> {
     channel: Channel,
     frame_bytes_max: usize,
     confirms: Confirms,
@@ -256,18 +263,20 @@ struct Window {
     settled: Vec<(Ticket, Outcome)>,
     clock: UnblockedClock,
     worked: bool,
+    nacks: &'a mut Nacks,
 }
 
-impl Window {
-    fn new(channel: Channel, frame_max: u32) -> Self {
+impl<'a> Window<'a> {
+    fn new(link: &Link, nacks: &'a mut Nacks) -> Self {
         Self {
-            channel,
-            frame_bytes_max: frame_max as usize,
+            channel: link.channel.clone(),
+            frame_bytes_max: link.connection.configuration().frame_max() as usize,
             confirms: FuturesUnordered::new(),
             ledger: Ledger::new(),
             settled: Vec::new(),
             clock: UnblockedClock::new(),
             worked: false,
+            nacks,
         }
     }
 
@@ -282,13 +291,14 @@ impl Window {
         };
         let id = outgoing.message.message_id.as_deref().unwrap_or_default();
         let tag = self.ledger.published(ticket, id, self.clock.now_ms());
+        let destination = self.nacks.destination(&outgoing.exchange, &outgoing.routing_key);
         let channel = self.channel.clone();
         let mut confirm: Pin<Box<dyn Future<Output = Confirmed> + Send>> =
-            Box::pin(async move { (tag, prepared.send(&channel).await) });
+            Box::pin(async move { (tag, destination, prepared.send(&channel).await) });
         // The first poll hands the frames to lapin and draws the tag: in this order, here and now. The set polls it
         // again, with a waker.
         match (&mut confirm).now_or_never() {
-            Some((_, Err(error))) => return Err(error.into()),
+            Some((_, _, Err(error))) => return Err(error.into()),
             Some(confirmed) => self.confirmed(confirmed)?,
             None => self.confirms.push(confirm),
         }
@@ -311,7 +321,7 @@ impl Window {
         result
     }
 
-    fn confirmed(&mut self, (tag, confirmation): Confirmed) -> Result<(), Broken> {
+    fn confirmed(&mut self, (tag, destination, confirmation): Confirmed) -> Result<(), Broken> {
         let (word, returned) = match confirmation? {
             Confirmation::Ack(returned) => (Word::Ack, returned),
             Confirmation::Nack(returned) => (Word::Nack, returned),
@@ -324,6 +334,22 @@ impl Window {
         };
         self.worked = true;
         self.ledger.confirmed(tag, word);
+        let stuck = match word {
+            Word::Ack => {
+                self.nacks.acked(destination);
+                false
+            }
+            Word::Nack => self.nacks.nacked(destination, Instant::now()),
+        };
+        self.returned(returned)?;
+        if stuck {
+            let text = "the broker nacks every message of a destination: perhaps only on this channel";
+            return Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+        }
+        Ok(())
+    }
+
+    fn returned(&mut self, returned: Option<BasicReturnMessage>) -> Result<(), Broken> {
         let Some(returned) = returned else { return Ok(()) };
         // Not of this confirm: of whichever message has this id.
         let id = returned.properties.message_id().as_ref().map_or("", ShortString::as_str);

@@ -51,11 +51,29 @@ impl RabbitMqSource {
     /// assert!(RabbitMqSource::new("amqp://localhost", "").is_err());
     /// ```
     pub fn new(url: &str, queue: impl Into<String>) -> Result<Self, SettingError> {
+        Self::with_brokers([url], queue)
+    }
+
+    /// A consumer of `queue` on whichever of these brokers can be reached; see
+    /// [`RabbitMq::with_brokers`](super::RabbitMq::with_brokers).
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new); or there is no URI, or more than [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMqSource;
+    /// let nodes = "amqp://localhost:5672,amqp://localhost:5673";
+    /// assert!(RabbitMqSource::with_brokers(nodes.split(','), "ledger").is_ok());
+    /// ```
+    pub fn with_brokers(
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+        queue: impl Into<String>,
+    ) -> Result<Self, SettingError> {
         let queue = queue.into();
         if queue.is_empty() || queue.len() > SHORT_STRING_BYTES_MAX {
             return Err(SettingError::new("queue", "its name must be 1 to 255 bytes long"));
         }
-        Ok(Self { options: Options::new(url)?, queue, running: None, started: false })
+        Ok(Self { options: Options::new(urls)?, queue, running: None, started: false })
     }
 
     /// See [`RabbitMq::heartbeat`](super::RabbitMq::heartbeat).
@@ -69,7 +87,7 @@ impl RabbitMqSource {
     /// ```
     #[must_use]
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
-        self.options.heartbeat = heartbeat;
+        self.options.heartbeat = Some(heartbeat);
         self
     }
 
@@ -116,6 +134,22 @@ impl RabbitMqSource {
         self
     }
 
+    /// See [`RabbitMq::tls`](super::RabbitMq::tls).
+    ///
+    /// ```
+    /// use onewrite::publish::{RabbitMqSource, Tls};
+    /// let tls = Tls::new().server_name("rabbit.internal")?;
+    /// let source = RabbitMqSource::new("amqps://app:secret@10.0.0.7", "ledger")?.tls(tls);
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, tls: super::Tls) -> Self {
+        self.options.tls = Some(tls);
+        self
+    }
+
     /// See [`RabbitMq::allow_plaintext_credentials`](super::RabbitMq::allow_plaintext_credentials).
     ///
     /// ```
@@ -131,13 +165,11 @@ impl RabbitMqSource {
     }
 }
 
-/// Shows host, port, virtual host and queue only.
+/// Shows hosts, ports, virtual hosts and the queue only.
 impl fmt::Debug for RabbitMqSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitMqSource")
-            .field("host", &self.options.target.host)
-            .field("port", &self.options.target.port)
-            .field("vhost", &self.options.target.vhost)
+            .field("brokers", &self.options.targets)
             .field("queue", &self.queue)
             .finish_non_exhaustive()
     }

@@ -14,6 +14,7 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 
 use crate::error::SettingError;
 use crate::limits::{CONNECT_MS_MAX, FRAME_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::message::{Fault, FaultClass};
 
 /// User and password. Shows neither.
 #[derive(Clone)]
@@ -109,6 +110,15 @@ impl Target {
         }
         let credentials = Credentials { user, password };
         Ok(Self { host, port, vhost, tls, credentials, heartbeat_s: parsed.heartbeat })
+    }
+
+    /// Says of a fault which broker it is about, unless that is said already, or it is about what was published.
+    pub(super) fn naming(&self, mut fault: Fault) -> Fault {
+        let name = self.to_string();
+        if matches!(fault.class, FaultClass::Outage | FaultClass::Config) && !fault.text.contains(&name) {
+            fault.text = format!("{name}: {}", fault.text);
+        }
+        fault
     }
 
     /// Whether the host is this machine, so that nobody between can read along.

@@ -1,8 +1,12 @@
 //! What the tests share.
 
+#[cfg(feature = "tls")]
+pub(crate) mod certs;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod fake_broker;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbit;
+#[cfg(feature = "rabbitmq")]
+pub(crate) mod rig;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod tap;

@@ -8,8 +8,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
@@ -34,13 +34,25 @@ pub(crate) struct RabbitNode {
     dist_port: u16,
     epmd_port: u16,
     broker: Option<Supervised>,
-    _epmd: Supervised,
+    _epmd: Arc<Supervised>,
     _cleaner: Supervised,
 }
 
 impl RabbitNode {
     /// Starts a broker and waits until it takes logins.
     pub(crate) fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same with more lines in its `rabbitmq.conf`.
+    pub(crate) fn start_with(settings: &str) -> Self {
+        let epmd_port = free_port();
+        let mut node = Self::prepare(settings, epmd_port, start_epmd(epmd_port));
+        node.restart();
+        node
+    }
+
+    fn prepare(settings: &str, epmd_port: u16, epmd: Arc<Supervised>) -> Self {
         assert!(
             Path::new(SCRIPTS).join("rabbitmq-server").exists(),
             "these tests need RabbitMQ, and {SCRIPTS}/rabbitmq-server is missing: run `apt-get install rabbitmq-server`"
@@ -51,17 +63,11 @@ impl RabbitNode {
             tempfile::Builder::new().prefix("onewrite-rabbit-").tempdir().expect("a temporary folder").keep();
         let cleaner = Supervised::cleaner(&folder);
         std::fs::write(folder.join("plugins"), "[].\n").expect("write into the temporary folder");
-        let settings = format!("max_message_size = {MESSAGE_BYTES_MAX}\n");
+        let settings = format!("max_message_size = {MESSAGE_BYTES_MAX}\n{settings}");
         std::fs::write(folder.join("rabbitmq.conf"), settings).expect("write into the temporary folder");
         let name = format!("ow{}_{}@localhost", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let (port, dist_port, epmd_port) = (free_port(), free_port(), free_port());
-        let mut epmd = Command::new("epmd");
-        epmd.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
-        let epmd = Supervised::start(&epmd, &folder.join("epmd.out"));
-        let mut node =
-            Self { folder, name, port, dist_port, epmd_port, broker: None, _epmd: epmd, _cleaner: cleaner };
-        node.restart();
-        node
+        let (port, dist_port) = (free_port(), free_port());
+        Self { folder, name, port, dist_port, epmd_port, broker: None, _epmd: epmd, _cleaner: cleaner }
     }
 
     /// `amqp://` with the default user, for the virtual host `/`.
@@ -76,6 +82,14 @@ impl RabbitNode {
     /// Where it takes AMQP connections, on 127.0.0.1.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The secret that nodes of a cluster share. Before the first start.
+    fn take_cookie(&self, cookie: &str) {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.folder.join(".erlang.cookie");
+        std::fs::write(&path, cookie.replace(' ', "")).expect("write into the temporary folder");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("its own file");
     }
 
     /// Waits until what was declared is on the broker's disk. RabbitMQ answers a declaration earlier: of about thirty
@@ -176,6 +190,64 @@ impl RabbitNode {
     }
 }
 
+/// Several brokers that are one cluster. Its nodes are killed and started again one by one.
+#[derive(Debug)]
+pub(crate) struct RabbitCluster {
+    pub(crate) nodes: Vec<RabbitNode>,
+}
+
+impl RabbitCluster {
+    /// Starts `count` brokers and joins them.
+    pub(crate) fn start(count: usize) -> Self {
+        let epmd_port = free_port();
+        let epmd = start_epmd(epmd_port);
+        let nodes: Vec<_> = (0..count)
+            .map(|_| {
+                let mut node = RabbitNode::prepare("", epmd_port, Arc::clone(&epmd));
+                node.take_cookie("one cookie for all of the cluster");
+                node.restart();
+                node
+            })
+            .collect();
+        for node in nodes.iter().skip(1) {
+            node.ctl(&["stop_app"]);
+            node.ctl(&["join_cluster", &nodes[0].name]);
+            node.ctl(&["start_app"]);
+        }
+        Self { nodes }
+    }
+
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.nodes.iter().map(RabbitNode::url).collect()
+    }
+
+    /// The place of the node that leads this quorum queue; asked of the first node that runs.
+    pub(crate) fn leader(&self, queue: &str) -> Option<usize> {
+        let said = self.running()?.ctl(&["--quiet", "list_queues", "--no-table-headers", "name", "leader"]);
+        let leader = said.lines().find_map(|line| line.trim().strip_prefix(queue)).map(str::trim)?;
+        self.nodes.iter().position(|node| node.name == leader)
+    }
+
+    /// How many members of this quorum queue are up.
+    pub(crate) fn online(&self, queue: &str) -> usize {
+        let arguments = ["--quiet", "list_queues", "--no-table-headers", "name", "online"];
+        let said = self.running().map(|node| node.ctl(&arguments)).unwrap_or_default();
+        let online = said.lines().find_map(|line| line.trim().strip_prefix(queue));
+        online.map_or(0, |names| names.matches("@localhost").count())
+    }
+
+    fn running(&self) -> Option<&RabbitNode> {
+        self.nodes.iter().find(|node| node.broker.is_some())
+    }
+}
+
+/// Erlang's name server, of a test's own.
+fn start_epmd(port: u16) -> Arc<Supervised> {
+    let mut epmd = Command::new("epmd");
+    epmd.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
+    Arc::new(Supervised::start(&epmd, Path::new("/dev/null")))
+}
+
 /// The broker that tests share which neither kill nor block it. Give every queue and exchange a name of its own.
 pub(crate) fn shared_node() -> &'static RabbitNode {
     static NODE: OnceLock<RabbitNode> = OnceLock::new();
@@ -208,7 +280,7 @@ pub(crate) fn free_port() -> u16 {
 
 /// A process that ends when this is dropped, or when the test process does.
 #[derive(Debug)]
-struct Supervised {
+pub(crate) struct Supervised {
     supervisor: Child,
     /// Of the process that is supervised.
     pid: u32,
@@ -216,13 +288,13 @@ struct Supervised {
 
 impl Supervised {
     /// Removes the folder when everything else has ended.
-    fn cleaner(folder: &Path) -> Self {
+    pub(crate) fn cleaner(folder: &Path) -> Self {
         let mut cleaner = Command::new("sh");
         cleaner.args(["-c", CLEANER, "cleaner"]).arg(folder);
         Self::spawn(cleaner)
     }
 
-    fn start(command: &Command, log: &Path) -> Self {
+    pub(crate) fn start(command: &Command, log: &Path) -> Self {
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(log).expect("the log file opens");
         let mut supervisor = Command::new("sh");

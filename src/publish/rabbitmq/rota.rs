@@ -1,0 +1,206 @@
+//! Which broker of the list comes next, and when.
+//!
+//! **Rules.** The brokers are asked in the order of the list, round and round; one that was connected to is kept until it
+//! fails. Whoever fails hands over to the next at once; only when a whole round has failed is there a wait. A broker that
+//! refused us (wrong password, unknown authority) rests for about 30 s, and the others go on without it.
+//!
+//! Pure: the time is a parameter.
+
+use std::time::{Duration, Instant};
+
+use crate::message::FaultClass;
+
+use super::pace::Pace;
+
+/// The order of attempts over one list of brokers.
+#[derive(Debug)]
+pub(super) struct Rota {
+    pace: Pace,
+    at: usize,
+    /// Brokers of this round that have failed, or rest.
+    failed: usize,
+    /// Until when each is left alone.
+    rests: Vec<Option<Instant>>,
+}
+
+impl Rota {
+    /// `brokers` is not 0.
+    pub(super) fn new(brokers: usize, backoff: (Duration, Duration)) -> Self {
+        Self { pace: Pace::new(backoff), at: 0, failed: 0, rests: vec![None; brokers] }
+    }
+
+    /// The place in the list of the broker to ask.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// An attempt failed. The wait before the next one; zero while somebody of the round is left.
+    pub(super) fn refused(&mut self, class: FaultClass, now: Instant) -> Duration {
+        let rest = (class == FaultClass::Config).then(|| now + self.pace.next_wait(class));
+        if let Some(own) = self.rests.get_mut(self.at) {
+            *own = rest;
+        }
+        self.advance();
+        while self.failed < self.rests.len() {
+            if self.rested_at(self.at).is_none_or(|at| at <= now) {
+                return Duration::ZERO;
+            }
+            self.advance();
+        }
+        self.failed = 0;
+        self.wait_for_a_round(now)
+    }
+
+    /// A connection was lost that had lived for `lived` and, or not, had `worked`. As for [`refused`](Self::refused); but a broker
+    /// that is well, and only does not like what is published, is kept.
+    pub(super) fn lost(
+        &mut self,
+        class: FaultClass,
+        lived: Duration,
+        worked: bool,
+        now: Instant,
+    ) -> Duration {
+        if self.pace.had_connection(lived, worked) {
+            self.failed = 0;
+        }
+        match class {
+            FaultClass::Message | FaultClass::Destination => self.pace.next_wait(class),
+            _ => self.refused(class, now),
+        }
+    }
+
+    fn advance(&mut self) {
+        self.failed += 1;
+        self.at = (self.at + 1) % self.rests.len();
+    }
+
+    /// Until when this one is left alone; past, or nothing, if it is not.
+    fn rested_at(&self, broker: usize) -> Option<Instant> {
+        self.rests.get(broker).copied().flatten()
+    }
+
+    /// Begins at the first that will have rested by then, or at the one whose rest ends first.
+    fn wait_for_a_round(&mut self, now: Instant) -> Duration {
+        let count = self.rests.len();
+        let in_order = (0..count).map(|n| (self.at + n) % count);
+        let rest_of = |broker: &usize| self.rested_at(*broker).filter(|at| *at > now);
+        let Some(first) = in_order.clone().min_by_key(rest_of) else { return Duration::ZERO };
+        let wait = match rest_of(&first) {
+            Some(at) => at - now,
+            None => self.pace.next_wait(FaultClass::Outage),
+        };
+        self.at = first;
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use FaultClass::{Config, Destination, Outage};
+
+    fn rota(brokers: usize) -> Rota {
+        Rota::new(brokers, (Duration::from_millis(100), Duration::from_secs(30)))
+    }
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    #[test]
+    fn each_of_a_round_is_asked_at_once_and_then_there_is_a_wait() {
+        let (mut rota, now) = (rota(3), Instant::now());
+        let mut last_longest = Duration::ZERO;
+        for round in 0..6 {
+            for broker in 0..2 {
+                assert_eq!(rota.at(), broker, "round {round}");
+                assert_eq!(rota.refused(Outage, now), Duration::ZERO);
+            }
+            let wait = rota.refused(Outage, now);
+            let longest = Duration::from_millis(100 << round);
+            assert!(wait > last_longest / 2 && wait <= longest, "round {round}: {wait:?}");
+            last_longest = longest;
+        }
+        assert_eq!(rota.at(), 0);
+    }
+
+    #[test]
+    fn who_is_connected_to_is_kept_and_handed_over_when_it_fails() {
+        let (mut rota, now) = (rota(3), Instant::now());
+        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
+        assert_eq!(rota.at(), 1);
+        // It worked: the first one's failure is forgotten, and all three are asked.
+        assert_eq!(rota.lost(Outage, LONG, true, now), Duration::ZERO);
+        assert_eq!(rota.at(), 2);
+        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
+        assert_eq!(rota.at(), 0);
+        assert!(rota.refused(Outage, now) > Duration::ZERO);
+        assert_eq!(rota.at(), 1);
+    }
+
+    /// Goal: brokers that take a connection and drop it at once are not run through in a tight loop.
+    #[test]
+    fn connections_that_prove_nothing_count_as_failures() {
+        let (mut rota, now) = (rota(2), Instant::now());
+        for round in 0..5 {
+            assert_eq!(rota.lost(Outage, Duration::ZERO, false, now), Duration::ZERO);
+            let wait = rota.lost(Outage, Duration::ZERO, false, now);
+            assert!(wait >= Duration::from_millis(50 << round), "{wait:?}");
+        }
+    }
+
+    /// Goal: what is wrong with a message or a destination is not mended by another broker.
+    #[test]
+    fn a_destination_fault_keeps_the_broker() {
+        let (mut rota, now) = (rota(2), Instant::now());
+        for _ in 0..3 {
+            assert!(rota.lost(Destination, LONG, true, now) > Duration::ZERO);
+            assert_eq!(rota.at(), 0);
+        }
+        // Where it already keeps us from connecting, it may.
+        assert_eq!(rota.refused(Destination, now), Duration::ZERO);
+        assert_eq!(rota.at(), 1);
+    }
+
+    #[test]
+    fn one_that_refuses_us_rests_while_the_others_go_on() {
+        let (mut rota, began) = (rota(3), Instant::now());
+        assert_eq!(rota.refused(Config, began), Duration::ZERO);
+        let mut now = began;
+        for _ in 0..4 {
+            for broker in 1..=2 {
+                assert_eq!(rota.at(), broker);
+                let wait = rota.refused(Outage, now);
+                assert!((wait == Duration::ZERO) == (broker == 1), "{wait:?}");
+                now += wait;
+            }
+        }
+        assert!(now < began + Duration::from_secs(2));
+        // Rested.
+        now += Duration::from_secs(36);
+        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
+        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
+        assert_eq!(rota.at(), 0);
+    }
+
+    #[test]
+    fn where_all_refuse_us_each_is_asked_every_thirty_seconds() {
+        let (mut rota, mut now) = (rota(3), Instant::now());
+        let mut asked = [0; 3];
+        let end = now + Duration::from_secs(3600);
+        while now < end {
+            asked[rota.at()] += 1;
+            now += rota.refused(Config, now);
+        }
+        assert!(asked.iter().all(|times| (100..=150).contains(times)), "{asked:?}");
+    }
+
+    #[test]
+    fn a_single_broker_is_asked_as_its_own_list() {
+        let (mut rota, now) = (rota(1), Instant::now());
+        let wait = rota.refused(Outage, now);
+        assert!(wait >= Duration::from_millis(50) && wait <= Duration::from_millis(100), "{wait:?}");
+        let wait = rota.refused(Config, now);
+        assert!(wait >= Duration::from_secs(24) && wait <= Duration::from_secs(36), "{wait:?}");
+        let wait = rota.lost(Outage, LONG, true, now);
+        assert!(wait >= Duration::from_millis(50) && wait <= Duration::from_millis(100), "{wait:?}");
+    }
+}

@@ -1,0 +1,322 @@
+//! [`Tls`]: whom to trust, and who we are.
+//!
+//! **Invariants.** The peer's certificate is always verified, and its name too: nothing here can be set that leaves it
+//! out. A private key is in `Pem` and in what rustls makes of it; no `Debug`, no error text shows anything of a file's
+//! content. The crypto provider is named, so that no other crate of the process chooses it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{AlertDescription, ClientConfig, RootCertStore, version};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::error::SettingError;
+use crate::message::{Fault, FaultClass};
+
+use super::uri::Target;
+
+const CA: &str = "tls ca";
+const CHAIN: &str = "tls client certificate";
+const KEY: &str = "tls client key";
+
+/// How `amqps://` connections are secured: TLS 1.2 or 1.3, the broker's certificate and its name always verified.
+///
+/// Without any setting the operating system's certificate authorities are trusted, and the name in the certificate
+/// must be the host of the URI. There is no way to skip the verification.
+///
+/// PEM is taken as bytes, or as files. Files are read here, so that a mistake is told at once, and **again at each
+/// connection attempt**: certificates that are renewed in place need no restart. A file that cannot be used then is a fault of class
+/// [`Config`](FaultClass::Config) that names it. No error shows anything of the content.
+///
+/// ```no_run
+/// use onewrite::publish::{RabbitMq, Tls};
+/// let tls = Tls::new()
+///     .ca_file("/etc/ledger/ca.pem")?                                                // trust this one, and no other
+///     .client_certificate_files("/etc/ledger/cert.pem", "/etc/ledger/key.pem")?;     // if the broker asks who we are
+/// let publisher = RabbitMq::new("amqps://app:secret@rabbit.internal")?.tls(tls);
+/// # let _ = publisher;
+/// # Ok::<(), onewrite::SettingError>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// None: the operating system's.
+    authorities: Vec<Pem>,
+    /// Chain and key.
+    identity: Option<(Pem, Pem)>,
+    server_name: Option<ServerName<'static>>,
+}
+
+impl Tls {
+    /// The operating system's authorities, no client certificate.
+    ///
+    /// ```
+    /// use onewrite::publish::Tls;
+    /// assert!(format!("{:?}", Tls::new()).contains("system"));
+    /// ```
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Trusts the certificate authorities in this PEM, and no longer the operating system's. Called more than once,
+    /// all that were given are trusted, as is wanted while one takes the place of another.
+    ///
+    /// # Errors
+    /// There is no certificate in it, or one that cannot be read.
+    ///
+    /// ```
+    /// use onewrite::publish::Tls;
+    /// let error = Tls::new().ca_pem("no certificate").unwrap_err();
+    /// assert_eq!(error.setting, "tls ca");
+    /// ```
+    pub fn ca_pem(self, pem: impl Into<Vec<u8>>) -> Result<Self, SettingError> {
+        self.ca(Pem::Given(pem.into().into()))
+    }
+
+    /// As [`ca_pem`](Self::ca_pem), from a file that is read again at each connection attempt.
+    ///
+    /// # Errors
+    /// The file cannot be read, or as for [`ca_pem`](Self::ca_pem).
+    ///
+    /// ```
+    /// use onewrite::publish::Tls;
+    /// let error = Tls::new().ca_file("/nowhere/ca.pem").unwrap_err();
+    /// assert!(error.to_string().contains("/nowhere/ca.pem"));
+    /// ```
+    pub fn ca_file(self, path: impl Into<PathBuf>) -> Result<Self, SettingError> {
+        self.ca(Pem::File(path.into()))
+    }
+
+    fn ca(mut self, pem: Pem) -> Result<Self, SettingError> {
+        self.authorities.push(pem);
+        self.roots()?;
+        Ok(self)
+    }
+
+    /// Shows the broker this certificate when it asks for one. `chain` is the certificate and what leads to its
+    /// authority, `key` its private key, not encrypted: PKCS #8, PKCS #1 or SEC 1.
+    ///
+    /// # Errors
+    /// Either cannot be read, or the key is not the certificate's.
+    ///
+    /// ```
+    /// use onewrite::publish::Tls;
+    /// let error = Tls::new().client_certificate_pem("no chain", "no key").unwrap_err();
+    /// assert_eq!(error.setting, "tls client certificate");
+    /// ```
+    pub fn client_certificate_pem(
+        self,
+        chain: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Result<Self, SettingError> {
+        self.identity(Pem::Given(chain.into().into()), Pem::Given(key.into().into()))
+    }
+
+    /// As [`client_certificate_pem`](Self::client_certificate_pem), from files that are read again at each connection attempt.
+    ///
+    /// # Errors
+    /// A file cannot be read, or as for [`client_certificate_pem`](Self::client_certificate_pem).
+    ///
+    /// ```
+    /// use onewrite::publish::Tls;
+    /// let error = Tls::new().client_certificate_files("/nowhere/cert.pem", "/nowhere/key.pem").unwrap_err();
+    /// assert!(error.to_string().contains("/nowhere/cert.pem"));
+    /// ```
+    pub fn client_certificate_files(
+        self,
+        chain: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Result<Self, SettingError> {
+        self.identity(Pem::File(chain.into()), Pem::File(key.into()))
+    }
+
+    fn identity(mut self, chain: Pem, key: Pem) -> Result<Self, SettingError> {
+        self.identity = Some((chain, key));
+        self.config_with(RootCertStore::empty())?;
+        Ok(self)
+    }
+
+    /// The name that the broker's certificate must carry, where that is not the host of the URI: behind a tunnel or a
+    /// load balancer, or one certificate for all nodes of a cluster. It is asked for (SNI) and verified.
+    ///
+    /// # Errors
+    /// It is neither a DNS name nor an IP address.
+    ///
+    /// ```
+    /// use onewrite::publish::Tls;
+    /// assert!(Tls::new().server_name("rabbit.internal").is_ok());
+    /// assert!(Tls::new().server_name("no name").is_err());
+    /// ```
+    pub fn server_name(mut self, name: impl Into<String>) -> Result<Self, SettingError> {
+        let refused = |_| SettingError::new("tls server name", "it is neither a DNS name nor an IP address");
+        self.server_name = Some(ServerName::try_from(name.into()).map_err(refused)?);
+        Ok(self)
+    }
+
+    /// The handshake. Reads what is in files, so not on this thread.
+    pub(super) async fn secure(
+        &self,
+        stream: TcpStream,
+        target: &Target,
+    ) -> Result<TlsStream<TcpStream>, Fault> {
+        let config_fault = |error: SettingError| Fault::new(FaultClass::Config, error.to_string());
+        let settings = self.clone();
+        let config = tokio::task::spawn_blocking(move || settings.config_with(settings.roots()?))
+            .await
+            .map_err(|_| Fault::new(FaultClass::Outage, "the reading of the TLS settings did not end"))?
+            .map_err(config_fault)?;
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(target.host.clone()).map_err(|_| {
+                Fault::new(FaultClass::Config, format!("{target}: no certificate can carry this name"))
+            })?,
+        };
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .map_err(|error| handshake_fault(&error, target))
+    }
+
+    fn config_with(&self, roots: RootCertStore) -> Result<ClientConfig, SettingError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+            .map_err(|error| SettingError::new("tls", error.to_string()))?
+            .with_root_certificates(roots);
+        let Some((chain, key)) = &self.identity else { return Ok(config.with_no_client_auth()) };
+        let (certificates, private) = (chain.certificates(CHAIN)?, key.private_key()?);
+        config.with_client_auth_cert(certificates, private).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => key.refuse(KEY, "is not the key of the certificate"),
+            rustls::Error::InvalidCertificate(_) => chain.refuse(CHAIN, "begins with no X.509 certificate"),
+            _ => key.refuse(KEY, "is not of a kind that is understood: RSA, ECDSA or Ed25519"),
+        })
+    }
+
+    fn roots(&self) -> Result<RootCertStore, SettingError> {
+        let mut roots = RootCertStore::empty();
+        for pem in &self.authorities {
+            for certificate in pem.certificates(CA)? {
+                roots.add(certificate).map_err(|_| pem.refuse(CA, "holds what is no X.509 certificate"))?;
+            }
+        }
+        if self.authorities.is_empty() {
+            // Some that cannot be read do no harm: they are not trusted.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            if roots.is_empty() {
+                return Err(SettingError::new(
+                    CA,
+                    "the operating system has no certificate authorities; name one with ca_pem or ca_file",
+                ));
+            }
+        }
+        Ok(roots)
+    }
+}
+
+/// Shows where things come from, and nothing of what is in them.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Tls");
+        if self.authorities.is_empty() {
+            shown.field("ca", &"system");
+        } else {
+            shown.field("ca", &self.authorities);
+        }
+        shown.field("client_certificate", &self.identity).field("server_name", &self.server_name).finish()
+    }
+}
+
+/// PEM, or where it is.
+#[derive(Clone)]
+enum Pem {
+    Given(Arc<[u8]>),
+    File(PathBuf),
+}
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Pem {
+    fn name(&self) -> String {
+        match self {
+            Self::Given(_) => "the PEM".to_owned(),
+            Self::File(path) => path.display().to_string(),
+        }
+    }
+
+    fn refuse(&self, setting: &'static str, reason: &str) -> SettingError {
+        SettingError::new(setting, format!("{} {reason}", self.name()))
+    }
+
+    fn bytes(&self, setting: &'static str) -> Result<Arc<[u8]>, SettingError> {
+        match self {
+            Self::Given(bytes) => Ok(Arc::clone(bytes)),
+            Self::File(path) => read(path)
+                .map(Arc::from)
+                .map_err(|error| self.refuse(setting, &format!("cannot be read: {error}"))),
+        }
+    }
+
+    fn certificates(&self, setting: &'static str) -> Result<Vec<CertificateDer<'static>>, SettingError> {
+        // The errors of the PEM reader quote lines.
+        let certificates: Vec<_> = CertificateDer::pem_slice_iter(&self.bytes(setting)?)
+            .collect::<Result<_, _>>()
+            .map_err(|_| self.refuse(setting, "is damaged PEM"))?;
+        if certificates.is_empty() {
+            return Err(self.refuse(setting, "holds no certificate in PEM"));
+        }
+        Ok(certificates)
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, SettingError> {
+        PrivateKeyDer::from_pem_slice(&self.bytes(KEY)?)
+            .map_err(|_| self.refuse(KEY, "holds no private key in PEM, or an encrypted one"))
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(PEM_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Far above any bundle of authorities: a path that names something endless must not fill the memory.
+const PEM_BYTES_MAX: u64 = 16 << 20;
+
+fn handshake_fault(error: &io::Error, target: &Target) -> Fault {
+    let class = if super::transport::is_refusal(error) { FaultClass::Config } else { FaultClass::Outage };
+    Fault::new(class, format!("TLS with {target}: {error}"))
+}
+
+/// Whether it is about who the two are or how they speak: waiting does not heal it.
+pub(super) fn is_refusal(error: &rustls::Error) -> bool {
+    use AlertDescription as Alert;
+    match error {
+        // What a broker says that is ending, or whose record was damaged on the way.
+        rustls::Error::AlertReceived(
+            Alert::CloseNotify
+            | Alert::InternalError
+            | Alert::UserCanceled
+            | Alert::BadRecordMac
+            | Alert::DecryptError
+            | Alert::RecordOverflow
+            | Alert::UnexpectedMessage,
+        )
+        | rustls::Error::DecryptError
+        | rustls::Error::PeerSentOversizedRecord
+        | rustls::Error::FailedToGetCurrentTime
+        | rustls::Error::FailedToGetRandomBytes => false,
+        // Unknown authority, wrong name, expired, plain text, too old a protocol, no certificate of ours or a wrong one.
+        _ => true,
+    }
+}

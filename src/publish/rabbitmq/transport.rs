@@ -1,0 +1,233 @@
+//! The stream under a connection: TCP, or TLS over it. And how lapin is given one.
+//!
+//! lapin opens no socket and knows nothing of TLS. It takes any runtime, and a runtime says what its streams are: ours
+//! says [`Transport`].
+
+use std::future::Future;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+
+use crate::limits::CONNECT_MS_MAX;
+
+use super::uri::Target;
+
+/// The first two bytes of what a TLS server answers to a client that speaks plain text: an alert, of SSL 3 or later.
+const TLS_ALERT: [u8; 2] = [0x15, 3];
+
+/// Connects to the first of the host's addresses that takes the connection. The name is looked up anew each time.
+pub(super) async fn connect_tcp(target: &Target) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((target.host.as_str(), target.port)).await?.collect();
+    connect_first(&addresses).await
+}
+
+/// An address that never answers must not use up the time of those behind it: each has an equal share of the connect deadline.
+async fn connect_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let share =
+        Duration::from_millis(CONNECT_MS_MAX) / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failure)
+}
+
+/// A connected stream; with TLS, the handshake is done and the peer is who it should be.
+pub(super) struct Transport {
+    stream: Stream,
+    /// Nothing of what the peer said has been handed on yet.
+    fresh: bool,
+    /// Why writing failed, while it is seen whether the peer has said why.
+    broken: Option<io::Error>,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+}
+
+trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite {}
+impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Duplex for T {}
+
+impl Transport {
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self { stream: Stream::Plain(stream), fresh: true, broken: None }
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
+        Self { stream: Stream::Tls(Box::new(stream)), fresh: true, broken: None }
+    }
+
+    fn is_plain(&self) -> bool {
+        matches!(self.stream, Stream::Plain(_))
+    }
+
+    fn stream(&mut self) -> Pin<&mut (dyn Duplex + Unpin)> {
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream),
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) => Pin::new(stream.as_mut()),
+        }
+    }
+
+    /// Writes by `write`. If that fails since the peer has closed, what counts is what it said before: with TLS 1.3 it looks at our
+    /// certificate only once the handshake is over for us, and then, where we have begun to write, its alert is followed by a reset.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut (dyn Duplex + Unpin)>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.broken.is_none() {
+            match write(self.stream(), cx) {
+                Poll::Ready(Err(error)) if self.fresh && !self.is_plain() && has_closed(&error) => {
+                    self.broken = Some(error);
+                }
+                other => return other,
+            }
+        }
+        // Pending until tokio has heard of the end too, which is a moment.
+        let word = std::task::ready!(self.stream().poll_read(cx, &mut ReadBuf::new(&mut [0])));
+        let error = self.broken.take().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
+        Poll::Ready(Err(word.err().filter(is_refusal).unwrap_or(error)))
+    }
+}
+
+fn has_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), ConnectionReset | BrokenPipe | ConnectionAborted)
+}
+
+impl futures_io::AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let mut buffer = ReadBuf::new(buffer);
+        std::task::ready!(this.stream().poll_read(cx, &mut buffer))?;
+        let read = buffer.filled();
+        if this.fresh && this.is_plain() && read.starts_with(&TLS_ALERT) {
+            return Poll::Ready(Err(Refusal("the peer speaks TLS, not plain text: use amqps://").into()));
+        }
+        this.fresh &= read.is_empty();
+        Poll::Ready(Ok(read.len()))
+    }
+}
+
+impl futures_io::AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().write(cx, |stream, cx| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().write(cx, |stream, cx| stream.poll_write_vectored(cx, slices))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().write(cx, |stream, cx| stream.poll_flush(cx))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().stream().poll_shutdown(cx)
+    }
+}
+
+/// Said by us of a peer that waiting will not heal, in the place of an I/O error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(&'static str);
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(io::ErrorKind::InvalidData, refusal)
+    }
+}
+
+/// Whether an error of a stream is a word of the two sides about each other, and not the network's: a peer that speaks
+/// otherwise, or that does not take our certificate (with TLS 1.3 it says so after the handshake).
+pub(super) fn is_refusal(error: &io::Error) -> bool {
+    let Some(inner) = error.get_ref() else { return false };
+    #[cfg(feature = "tls")]
+    if let Some(error) = inner.downcast_ref::<rustls::Error>() {
+        return super::tls::is_refusal(error);
+    }
+    inner.is::<Refusal>()
+}
+
+/// The runtime that lapin gets: tokio's current one, with our streams.
+pub(super) fn runtime() -> LapinRuntime {
+    Runtime::new(RuntimeParts::new(Tokio::current(), Sockets(Tokio::current())))
+}
+
+pub(super) type LapinRuntime = Runtime<RuntimeParts<Tokio, Sockets>>;
+
+/// tokio's reactor, but for the type of its streams.
+#[derive(Debug, Clone)]
+pub(super) struct Sockets(Tokio);
+
+impl Reactor for Sockets {
+    type TcpStream = Transport;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: Read + Write + Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl futures_io::AsyncRead + futures_io::AsyncWrite + Send + Unpin + 'static> {
+        Err::<Transport, _>(not_asked_for())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl futures_util::Stream<Item = Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        _: SocketAddr,
+    ) -> impl Future<Output = io::Result<Transport>> + Send + 'static {
+        std::future::ready(Err(not_asked_for()))
+    }
+}
+
+/// lapin is given a stream that is connected; another it would need only to reconnect, which is ours to do.
+fn not_asked_for() -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: an address that refuses hands over to the next one of the same name. Method: a closed port before an open one.
+    #[test]
+    fn the_addresses_of_a_name_are_tried_in_turn() {
+        let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connect = |addresses: &[SocketAddr]| runtime.block_on(connect_first(addresses));
+        assert!(connect(&[closed, open.local_addr().unwrap()]).is_ok());
+        assert_eq!(connect(&[closed]).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(connect(&[]).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
