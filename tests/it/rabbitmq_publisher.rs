@@ -799,7 +799,7 @@ fn wait_no_socket_to(port: u16) {
 }
 
 /// Sockets connected to this port that a process still holds. What the kernel alone still winds up has inode 0.
-fn sockets_to(port: u16) -> usize {
+pub(crate) fn sockets_to(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let suffix = format!(":{port:04X}");
     let held = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());

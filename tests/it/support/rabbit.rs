@@ -90,6 +90,13 @@ impl RabbitNode {
         drop(self.broker.take());
     }
 
+    /// Starts the broker if it does not run.
+    pub(crate) fn ensure_running(&mut self) {
+        if self.broker.is_none() {
+            self.restart();
+        }
+    }
+
     /// Starts the broker again, with the files it had.
     pub(crate) fn restart(&mut self) {
         self.kill9();
