@@ -16,11 +16,18 @@
 //! | `secrets` | a canary through all of it |
 //! | `table` | that DESIGN.md names tests that exist |
 
+mod clock;
+mod config;
+mod consumer;
+mod destination;
+mod hostile;
 mod judge;
+mod message;
 mod outage;
+mod reconnects;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::RabbitMq;
@@ -141,7 +148,11 @@ impl Line {
     }
 
     fn until_empty(&self) {
-        until("an empty backlog", || self.store.stats().unwrap().backlog_events == 0);
+        let deadline = Instant::now() + SOON;
+        while self.store.stats().unwrap().backlog_events != 0 {
+            assert!(Instant::now() < deadline, "after {SOON:?} still waiting: {:?}", self.relay.status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Nobody was charged for anything.
