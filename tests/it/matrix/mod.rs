@@ -23,8 +23,11 @@ mod destination;
 mod hostile;
 mod judge;
 mod message;
+mod network;
+
 mod outage;
 mod reconnects;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
@@ -102,10 +105,16 @@ impl Line {
         Self { _folder: folder, store, relay, queue: queue.to_owned(), appended: BTreeMap::new() }
     }
 
-    /// The next event of a key. The write must not wait for any broker (P7).
+    /// The next event of a key.
     fn append(&mut self, key: &str) -> Receipt<Appended> {
+        let queue = self.queue.clone();
+        self.append_to(key, "", &queue)
+    }
+
+    /// The next event of a key, to some exchange. The write must not wait for any broker (P7).
+    fn append_to(&mut self, key: &str, exchange: &str, routing_key: &str) -> Receipt<Appended> {
         let number = self.appended.entry(key.to_owned()).or_default();
-        let event = Event::bytes("matrix", payload(key, *number)).key(key).to("", &*self.queue);
+        let event = Event::bytes("matrix", payload(key, *number)).key(key).to(exchange, routing_key);
         *number += 1;
         let began = Instant::now();
         let receipt = self.store.write(move |tx| tx.append(event.clone())).unwrap();

@@ -89,6 +89,11 @@ impl Tap {
         ));
     }
 
+    pub(crate) fn unbind(&self, queue: &str, exchange: &str, routing_key: &str) {
+        let none = FieldTable::default();
+        self.run(self.channel.queue_unbind(queue.into(), exchange.into(), routing_key.into(), none));
+    }
+
     pub(crate) fn delete_queue(&self, name: &str) {
         self.run(self.channel.queue_delete(name.into(), QueueDeleteOptions::default()));
     }
