@@ -128,7 +128,7 @@ pub(super) fn play(stream: &mut TcpStream, script: &Script) -> io::Result<()> {
     let (channels, frame_max, heartbeat) = script.tune;
     let tune = [&channels.to_be_bytes()[..], &frame_max.to_be_bytes(), &heartbeat.to_be_bytes()].concat();
     // What is said at the beginning of each phase, and what is awaited before it.
-    let turns: [(Phase, Option<(u16, u16)>, Vec<u8>); 6] = [
+    let turns = [
         (Phase::Greeting, None, method(0, (10, 10), &start)),
         (Phase::Login, Some((10, 11)), method(0, (10, 30), &tune)),
         (Phase::Open, Some((10, 40)), method(0, (10, 41), &[0])),
@@ -175,7 +175,7 @@ fn run_child(name: &str) {
     let shown =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && shown.contains("all well"), "{shown}");
-    println!("{}", shown.lines().filter(|line| line.starts_with("told")).collect::<Vec<_>>().join("\n"));
+    eprintln!("{}", shown.lines().filter(|line| line.starts_with("told")).collect::<Vec<_>>().join("\n"));
 }
 
 static PANICS: AtomicU64 = AtomicU64::new(0);

@@ -78,7 +78,7 @@ fn the_judge_condemns_bad_histories() {
     };
     let good = [("a:0", "i", false), ("b:0", "k", false), ("a:1", "j", false), ("a:0", "i", true)];
     assert_eq!(judge(&good), Ok(()));
-    let bad: [(&str, Vec<(&str, &str, bool)>); 6] = [
+    let bad = [
         ("came before", vec![good[2], good[0], good[1]]),
         ("arrived", good[..2].to_vec()),
         ("again as", vec![good[0], ("a:0", "other", true)]),

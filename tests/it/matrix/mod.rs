@@ -25,9 +25,11 @@ mod judge;
 mod message;
 mod network;
 
+mod order;
 mod outage;
 mod reconnects;
 mod secrets;
+mod table;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
