@@ -11,7 +11,7 @@ use crate::support::proxy::{ChaosProxy, End, Way};
 use crate::support::rabbit::RabbitNode;
 use crate::support::tap::Tap;
 
-const STEPS: u64 = 30;
+const STEPS: u64 = 24;
 const KEYS: u64 = 40;
 /// Another seed is another test: the first failure of one is worth keeping here.
 const SEED: u64 = 7;
@@ -94,7 +94,7 @@ fn kill(node: &mut RabbitNode) -> Tap {
 
 /// Goal: with strict order (the default) the first deliveries of each key ascend without a gap, and a resend is the same message and says
 /// so, through nacks, returns, missing exchanges, cuts, resets, lost links, garbled frames, kills of the broker, quarantines
-/// and redrives; and all of it arrives. Method: some 1,000 events of 40 keys, 30 random disturbances from a seed and two
+/// and redrives; and all of it arrives. Method: some 600 events of 40 keys, 24 random disturbances from a seed and two
 /// `kill -9` between them; a queue of its own is read raw when it is over.
 #[test]
 fn first_deliveries_ascend_without_a_gap_through_everything() {
@@ -108,17 +108,18 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
     let mut told = Vec::new();
     let began = Instant::now();
     for step in 0..STEPS {
-        for _ in 0..20 + random.below(30) {
+        for _ in 0..10 + random.below(30) {
             line.append_to(&format!("k{}", random.below(KEYS)), "order", "r");
         }
         let what = disturb(&mut random, &mut line, &proxy, &tap);
         told.push(format!("{:?}: {what}", began.elapsed()));
-        if step == 9 || step == 19 {
+        if step == 7 || step == 15 {
             told.push("kill -9".into());
             tap = kill(&mut node);
         }
         std::thread::sleep(Duration::from_millis(random.below(200)));
     }
+    println!("disturbed for {:?}", began.elapsed());
     // Everything is well again; what is in quarantine is driven again until nothing is.
     tap.exchange("order-missing", ExchangeKind::Fanout);
     tap.bind("order-tap", "order-missing", "");
@@ -134,6 +135,7 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
         assert!(Instant::now() < deadline, "seed {SEED}: not all is confirmed: {stats:#?}\n{told:#?}");
         std::thread::sleep(Duration::from_millis(10));
     }
+    println!("all confirmed after {:?}", began.elapsed());
     let raw = tap.drain("order-tap");
     let judge = super::Judge::of(&raw).unwrap_or_else(|error| panic!("seed {SEED}: {error}\n{told:#?}"));
     judge.complete(&line.appended).unwrap_or_else(|error| panic!("seed {SEED}: {error}\n{told:#?}"));
@@ -147,7 +149,7 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
     );
     // The test has shown something only if all of it happened.
     assert!(
-        judge.repeats > 50 && status.reconnects > 8 && status.quarantined > 0,
+        judge.repeats > 20 && status.reconnects > 8 && status.quarantined > 0,
         "too quiet: {status:?}\n{told:#?}"
     );
     assert!(line.relay.stop(SOON).clean);
