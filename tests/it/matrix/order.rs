@@ -48,7 +48,8 @@ fn disturb(random: &mut Random, line: &mut Line, proxy: &ChaosProxy, tap: &Tap) 
     match random.below(8) {
         0 => format!("room for {}", tap.take("order-full").len()),
         1 => {
-            for queue in ["order-tap", "order-full"] {
+            // The tap last, and first again in `bind`: whatever is routed anywhere must reach it.
+            for queue in ["order-full", "order-tap"] {
                 tap.unbind(queue, "order", "r");
             }
             std::thread::sleep(Duration::from_millis(random.below(400)));
