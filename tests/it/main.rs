@@ -26,6 +26,8 @@ mod floors;
 mod lanes_inbox;
 #[cfg(unix)]
 mod log_and_lanes;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+mod matrix;
 #[cfg(unix)]
 mod model;
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::publish::{ExchangeKind, RabbitMq, RabbitMqSource, Topology};
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{ConfirmError, Event, FaultClass, GapPolicy, RelayState, Store, wire};
+use onewrite::{Event, GapPolicy, RelayState, Store, wire};
 
 use crate::support::rabbit::{RabbitNode, shared_node};
 use crate::support::tap::Tap;
@@ -170,81 +170,6 @@ fn repeated_and_turned_round_on_the_way() {
     assert!(entry.reason.ends_with("its content differs"), "{}", entry.reason);
     assert_eq!(message.payload, b"k5:999");
     assert!(relay.stop(Duration::from_secs(10)).clean);
-}
-
-/// A missing exchange closes the channel with everything in flight. Only its own event goes to quarantine; the others
-/// arrive, also those of other destinations with the same window.
-#[test]
-fn a_missing_exchange_stops_only_its_own() {
-    let node = shared_node();
-    let tap = Tap::connect(&node.url());
-    tap.queue("e2e-good", &[]);
-    let (_folder, store) = open();
-    let receipts: Vec<_> = (0..300)
-        .map(|n| {
-            let event = Event::bytes("t", format!("{n}").into_bytes());
-            append(&store, if n == 150 { event.to("e2e-nowhere", "x") } else { event.to("", "e2e-good") })
-        })
-        .collect();
-    let relay = store
-        .relay("rabbit")
-        .destination_attempts(2)
-        .backoff(Duration::from_millis(20), Duration::from_millis(100))
-        .publish_to(rabbit(&node.url()))
-        .unwrap();
-    match receipts[150].confirmed(SOON).unwrap_err() {
-        ConfirmError::Quarantined { seq: 150, fault } => {
-            assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)));
-            assert!(fault.text.contains("e2e-nowhere"), "{fault}");
-        }
-        error => panic!("{error}"),
-    }
-    for (n, receipt) in receipts.iter().enumerate().filter(|(n, _)| *n != 150) {
-        receipt.confirmed(SOON).unwrap_or_else(|error| panic!("{n}: {error}"));
-    }
-    let mut seen: Vec<u32> =
-        tap.drain("e2e-good").iter().map(|raw| String::from_utf8_lossy(&raw.body).parse().unwrap()).collect();
-    seen.sort_unstable();
-    seen.dedup();
-    assert_eq!(seen, (0..300).filter(|n| *n != 150).collect::<Vec<_>>());
-    assert!(relay.stop(Duration::from_secs(10)).clean);
-}
-
-/// The broker is absent when the relay starts: writes go on, and everything arrives once it is there. Then it blocks:
-/// `stop` keeps its deadline.
-#[test]
-fn absent_at_start_then_stopped_while_blocked() {
-    let mut node = RabbitNode::start();
-    let tap = Tap::connect(&node.url());
-    tap.queue("q", &[]);
-    node.settle_declarations();
-    node.kill9();
-    let (_folder, store) = open();
-    let relay = store.relay("rabbit").publish_to(rabbit(&node.url())).unwrap();
-    for n in 0..100 {
-        append(&store, Event::bytes("t", format!("{n}").into_bytes()).key("k").to("", "q"));
-    }
-    until("its absence noticed", || matches!(relay.status().state, RelayState::Disconnected(_)));
-    assert_eq!(store.stats().unwrap().backlog_events, 100);
-    node.restart();
-    until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
-    let tap = Tap::connect(&node.url());
-    let numbers: Vec<_> =
-        tap.drain("q").iter().map(|raw| String::from_utf8_lossy(&raw.body).parse::<u32>().unwrap()).collect();
-    assert_eq!(numbers, (0..100).collect::<Vec<_>>());
-
-    node.block();
-    // The alarm takes a moment to be raised; what is published before that is confirmed, and blocks nobody.
-    until("blocked", || {
-        append(&store, Event::bytes("t", b"blocked".to_vec()).to("", "q"));
-        relay.status().state == RelayState::Blocked
-    });
-    append(&store, Event::bytes("t", b"waits".to_vec()).to("", "q"));
-    let start = Instant::now();
-    let report = relay.stop(Duration::from_secs(3));
-    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
-    assert!(report.backlog_events >= 1, "{report:?}");
-    node.unblock();
 }
 
 /// The wire form of design §6, read back raw.

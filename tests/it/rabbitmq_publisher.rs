@@ -2,8 +2,6 @@
 //! in the queues.
 
 use std::collections::{HashMap, HashSet};
-use std::io::Write;
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use lapin::ExchangeKind as Kind;
@@ -330,80 +328,6 @@ fn topology_is_declared_when_asked_and_never_changed() {
     drop(rig);
 }
 
-/// Set in the process that logs everything it does to its standard error.
-const LOUD_CHILD: &str = "ONEWRITE_TEST_LOUD_CHILD";
-const CANARY: &str = "c4n4ry-Secret";
-const PAYLOAD_CANARY: &str = "p4yl04d-Canary";
-
-/// Goal: a refused login and a missing virtual host are config faults, told within a second, and no text anywhere shows
-/// the password or a payload, in letters or as the list of bytes that lapin's frames would show. Method: canaries
-/// through success and failures, with every log line of every thread at TRACE, in a process of its own.
-#[test]
-fn refusals_are_config_faults_and_show_no_secret() {
-    if std::env::var_os(LOUD_CHILD).is_some() {
-        return loud_child();
-    }
-    let node = shared_node();
-    node.ctl(&["add_user", "spy", CANARY]);
-    node.ctl(&["set_permissions", "-p", "/", "spy", "", "allowed.*|amq.default", ".*"]);
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "rabbitmq_publisher::refusals_are_config_faults_and_show_no_secret", "--nocapture"])
-        .env(LOUD_CHILD, node.url())
-        .output()
-        .unwrap();
-    let shown =
-        format!("{}{}", String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    for secret in [CANARY, PAYLOAD_CANARY] {
-        let bytes = format!("{:?}", secret.as_bytes());
-        assert!(!shown.contains(secret), "{secret} is shown in letters");
-        assert!(!shown.contains(bytes.trim_matches(['[', ']'])), "{secret} is shown as bytes");
-    }
-    assert!(child.status.success(), "{shown}");
-    for expected in ["publisher refused by the broker", "publisher connected", "TRACE"] {
-        assert!(shown.contains(expected), "the log lacks {expected:?}, so it proves nothing");
-    }
-}
-
-fn loud_child() {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
-    let node = std::env::var(LOUD_CHILD).unwrap();
-    let url = |password: &str, vhost: &str| {
-        let address = node.split_once('@').unwrap().1.split_once('/').unwrap().0;
-        format!("amqp://spy:{password}@{address}/{vhost}")
-    };
-    let refused = |url: &str| {
-        let publisher = RabbitMq::new(url).unwrap();
-        eprintln!("{publisher:?}");
-        let began = Instant::now();
-        let mut rig = Rig::start(publisher);
-        let fault = rig.wait_down();
-        assert!(began.elapsed() < Duration::from_secs(1), "told after {:?}", began.elapsed());
-        eprintln!("{fault} {fault:?} {:?}", rig.publisher);
-        rig.publisher.stop(Duration::from_secs(5));
-        (fault.class, fault.code)
-    };
-    assert_eq!(refused(&url(&format!("{CANARY}-wrong"), "%2f")), (FaultClass::Config, Some(403)));
-    assert_eq!(refused(&url(CANARY, "no-such-vhost")), (FaultClass::Config, Some(530)));
-    // The same code for an exchange that we may not write to is about that exchange.
-    let mut rig = Rig::up(&url(CANARY, "%2f"));
-    rig.publish(outgoing(0, "amq.topic", "x", message("m", PAYLOAD_CANARY.as_bytes())));
-    let fault = rig.wait_down();
-    assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(403)), "{fault}");
-    eprintln!("{fault:?} {:?}", rig.publisher);
-    rig.wait_up();
-    // lapin would log a returned message at WARN, payload and all.
-    rig.publish(outgoing(1, "", "nowhere", message("m", PAYLOAD_CANARY.as_bytes())));
-    let outcome = rig.wait_outcome(1);
-    assert!(matches!(outcome, Outcome::Returned(_)), "{outcome:?}");
-    eprintln!("{outcome:?}");
-    rig.publisher.stop(Duration::from_secs(5));
-    eprintln!("{:?}", RabbitMq::new(&format!("amqp://spy:{CANARY}@host:x")).unwrap_err());
-}
-
 /// Goal: TLS that is not compiled in, and credentials in plain text to another machine, are refused before anything is
 /// sent. Method: the settings alone; no such host is ever asked.
 #[test]
@@ -441,68 +365,6 @@ fn tls_is_never_downgraded() {
     assert!(fault.class == FaultClass::Config && fault.text.contains("TLS"), "{fault}");
     assert!(began.elapsed() < Duration::from_secs(1), "told after {:?}", began.elapsed());
     rig.publisher.stop(Duration::from_secs(5));
-}
-
-/// Goal: a listener that never answers is given up by a deadline, tells an outage, and leaves no thread; stop
-/// interrupts the attempt. Method: a listener that accepts nothing; stop in the middle.
-#[test]
-fn a_silent_peer_is_given_up() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("amqp://127.0.0.1:{}", listener.local_addr().unwrap().port());
-    let mut stopped = Rig::start(RabbitMq::new(&url).unwrap());
-    std::thread::sleep(Duration::from_millis(300));
-    let began = Instant::now();
-    stopped.publisher.stop(Duration::from_secs(5));
-    assert!(began.elapsed() < Duration::from_secs(1), "stop took {:?}", began.elapsed());
-    let began = Instant::now();
-    let mut rig = Rig::start(RabbitMq::new(&url).unwrap());
-    let fault = rig.wait_down();
-    assert_eq!(fault.class, FaultClass::Outage, "{fault}");
-    assert!(began.elapsed() >= Duration::from_secs(9) && began.elapsed() < Duration::from_secs(12));
-    std::thread::sleep(Duration::from_secs(1));
-    let port = listener.local_addr().unwrap().port();
-    assert_eq!(sockets_to(port), 1, "the next attempt's socket, and none of the one that was given up");
-    rig.publisher.stop(Duration::from_secs(5));
-}
-
-/// Goal: a peer that closes at once, talks nonsense, or announces a monstrous frame size is an outage: no panic, no
-/// giant allocation, and the publisher goes on trying. Method: a scripted listener.
-#[test]
-fn a_hostile_peer_is_an_outage() {
-    // connection.start of a broker, with the mechanisms PLAIN; then connection.tune with frame_max 2^32-1.
-    let start = b"\x01\0\0\0\0\0\x1d\0\x0a\0\x0a\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US\xce";
-    let tune = b"\x01\0\0\0\0\0\x0c\0\x0a\0\x1e\xff\xff\xff\xff\xff\xff\0\x00\xce";
-    let scripts: Vec<Vec<u8>> = vec![
-        vec![],
-        b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(),
-        b"AMQP\x00\x01\x00\x00".to_vec(),
-        start[..20].to_vec(),
-        [start.as_slice(), tune.as_slice()].concat(),
-        [b"\x01\0\0\xff\xff\xff\xff".as_slice(), &[0; 100]].concat(),
-    ];
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("amqp://127.0.0.1:{}", listener.local_addr().unwrap().port());
-    let count = scripts.len();
-    let peer = std::thread::spawn(move || {
-        for script in scripts {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.write_all(&script);
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    });
-    let mut rig = Rig::start(RabbitMq::new(&url).unwrap());
-    for n in 0..count {
-        let fault = rig.wait_down();
-        // Script 2 announces AMQP 1.0: that is a wrong broker, not one that is away.
-        let expected = if n == 2 { FaultClass::Config } else { FaultClass::Outage };
-        assert_eq!(fault.class, expected, "script {n}: {fault}");
-        if n == 2 {
-            rig.publisher.stop(Duration::from_secs(5));
-            rig = Rig::start(RabbitMq::new(&url).unwrap());
-        }
-    }
-    rig.publisher.stop(Duration::from_secs(5));
-    peer.join().unwrap();
 }
 
 /// Goal: an absent broker is waited for; one that is killed with a full window has kept everything that was confirmed;
@@ -698,7 +560,7 @@ fn wait_no_socket_to(port: u16) {
 }
 
 /// Sockets connected to this port that a process still holds. What the kernel alone still winds up has inode 0.
-fn sockets_to(port: u16) -> usize {
+pub(crate) fn sockets_to(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let suffix = format!(":{port:04X}");
     let held = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());

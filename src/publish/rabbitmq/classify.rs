@@ -27,8 +27,9 @@ pub(super) enum Phase {
 pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
     match error.kind() {
         ErrorKind::ProtocolError(error) => {
-            let code = error.get_id();
-            Fault::with_code(class_of(code, phase), code, error.get_message().as_str())
+            let (code, text) = (error.get_id(), error.get_message().as_str());
+            let class = if is_lapins_own(text) { FaultClass::Outage } else { class_of(code, phase) };
+            Fault::with_code(class, code, text)
         }
         ErrorKind::InvalidProtocolVersion(version) => {
             Fault::new(FaultClass::Config, format!("the server speaks AMQP {version}, not 0-9-1"))
@@ -44,6 +45,18 @@ pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
         }
         _ => Fault::new(FaultClass::Outage, error.to_string()),
     }
+}
+
+/// Whether lapin itself complains of what came over the line, under a reply code that it has chosen for the server: a frame that
+/// is out of place or too large, an acknowledgement of nothing. No message of ours is to blame for that.
+///
+/// lapin's texts are all that tells. RabbitMQ's own begin with the code's name (`FRAME_ERROR - …`), so that no name of an exchange
+/// in them can be taken for one of these.
+fn is_lapins_own(text: &str) -> bool {
+    !text.starts_with(|first: char| first.is_ascii_uppercase())
+        && (text.starts_with("frame too large: ")
+            || text.contains(" received on channel ")
+            || text.contains(" received for inexistant delivery_tag "))
 }
 
 /// The class of an AMQP reply code.
@@ -101,6 +114,24 @@ mod tests {
                 assert_eq!(class_of(code, phase), FaultClass::Outage, "{code} while {phase:?}");
             }
         }
+    }
+
+    /// The story: a hostile peer answered a publish with a frame out of place. lapin names that as 505, the code of a message's
+    /// own fault, and the event was quarantined for it. Method: lapin's texts, and a broker's that looks like them.
+    #[test]
+    fn what_lapin_complains_of_is_nobodys_fault() {
+        for text in [
+            "frame too large: 131081 bytes",
+            "unexpected content header frame received on channel 1",
+            "content header frame with class id 10 instead of 60 received on channel 1",
+            "heartbeat frame received on channel 3",
+            "connection frame received on channel 1",
+            "invalid ack received for inexistant delivery_tag 999 on channel 1, current is Some(2)",
+        ] {
+            assert!(is_lapins_own(text), "{text}");
+        }
+        assert!(!is_lapins_own("NOT_FOUND - no exchange ' received on channel ' in vhost '/'"));
+        assert!(!is_lapins_own("FRAME_ERROR - type 33, first 16 octets"));
     }
 
     #[test]

@@ -4,6 +4,10 @@
 pub(crate) mod certs;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod fake_broker;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+pub(crate) mod netns;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+pub(crate) mod proxy;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbit;
 #[cfg(feature = "rabbitmq")]

@@ -4,8 +4,9 @@
 //! supervisor, which reads a pipe from the test process and kills its charge when the pipe closes. Only processes
 //! that were started here are killed, by their pid. A missing broker fails the test; it never skips it.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +31,7 @@ const CLEANER: &str = r#"echo $$; read -r _; for n in 1 2 3 4 5; do sleep 0.2; r
 pub(crate) struct RabbitNode {
     folder: PathBuf,
     name: String,
+    place: Place,
     port: u16,
     dist_port: u16,
     epmd_port: u16,
@@ -38,21 +40,39 @@ pub(crate) struct RabbitNode {
     _cleaner: Supervised,
 }
 
+/// Where a broker listens.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) address: IpAddr,
+    /// A process in whose network namespace it runs; in ours without one.
+    pub(crate) namespace_of: Option<u32>,
+}
+
 impl RabbitNode {
-    /// Starts a broker and waits until it takes logins.
+    /// Starts a broker on 127.0.0.1 and waits until it takes logins.
     pub(crate) fn start() -> Self {
         Self::start_with("")
     }
 
     /// The same with more lines in its `rabbitmq.conf`.
     pub(crate) fn start_with(settings: &str) -> Self {
+        Self::start_in(Place::HERE, settings)
+    }
+
+    /// Starts a broker somewhere else, where we can reach it.
+    pub(crate) fn start_at(place: Place) -> Self {
+        Self::start_in(place, "")
+    }
+
+    fn start_in(place: Place, settings: &str) -> Self {
         let epmd_port = free_port();
-        let mut node = Self::prepare(settings, epmd_port, start_epmd(epmd_port));
+        let epmd = start_epmd(&place, epmd_port);
+        let mut node = Self::prepare(place, settings, epmd_port, epmd);
         node.restart();
         node
     }
 
-    fn prepare(settings: &str, epmd_port: u16, epmd: Arc<Supervised>) -> Self {
+    fn prepare(place: Place, settings: &str, epmd_port: u16, epmd: Arc<Supervised>) -> Self {
         assert!(
             Path::new(SCRIPTS).join("rabbitmq-server").exists(),
             "these tests need RabbitMQ, and {SCRIPTS}/rabbitmq-server is missing: run `apt-get install rabbitmq-server`"
@@ -63,11 +83,12 @@ impl RabbitNode {
             tempfile::Builder::new().prefix("onewrite-rabbit-").tempdir().expect("a temporary folder").keep();
         let cleaner = Supervised::cleaner(&folder);
         std::fs::write(folder.join("plugins"), "[].\n").expect("write into the temporary folder");
-        let settings = format!("max_message_size = {MESSAGE_BYTES_MAX}\n{settings}");
+        // The default user may come from wherever a test puts the broker.
+        let settings = format!("max_message_size = {MESSAGE_BYTES_MAX}\nloopback_users = none\n{settings}");
         std::fs::write(folder.join("rabbitmq.conf"), settings).expect("write into the temporary folder");
         let name = format!("ow{}_{}@localhost", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let (port, dist_port) = (free_port(), free_port());
-        Self { folder, name, port, dist_port, epmd_port, broker: None, _epmd: epmd, _cleaner: cleaner }
+        Self { folder, name, place, port, dist_port, epmd_port, broker: None, _epmd: epmd, _cleaner: cleaner }
     }
 
     /// `amqp://` with the default user, for the virtual host `/`.
@@ -76,7 +97,7 @@ impl RabbitNode {
     }
 
     pub(crate) fn url_as(&self, user: &str, password: &str, vhost: &str) -> String {
-        format!("amqp://{user}:{password}@127.0.0.1:{}/{vhost}", self.port)
+        format!("amqp://{user}:{password}@{}:{}/{vhost}", self.place.address, self.port)
     }
 
     /// Where it takes AMQP connections, on 127.0.0.1.
@@ -102,6 +123,13 @@ impl RabbitNode {
     /// [`settle_declarations`](Self::settle_declarations) before, if anything was declared just now.
     pub(crate) fn kill9(&mut self) {
         drop(self.broker.take());
+    }
+
+    /// Starts the broker if it does not run.
+    pub(crate) fn ensure_running(&mut self) {
+        if self.broker.is_none() {
+            self.restart();
+        }
     }
 
     /// Starts the broker again, with the files it had.
@@ -164,13 +192,13 @@ impl RabbitNode {
 
     fn command(&self, script: &str) -> Command {
         let folder = &self.folder;
-        let mut command = Command::new(PathBuf::from(SCRIPTS).join(script));
+        let mut command = self.place.command(PathBuf::from(SCRIPTS).join(script));
         command
             .env("HOME", folder)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODENAME", &self.name)
-            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_IP_ADDRESS", self.place.address.to_string())
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_MNESIA_BASE", folder.join("mnesia"))
@@ -186,7 +214,19 @@ impl RabbitNode {
 
     /// Whether the broker greets and takes our login.
     fn answers(&self) -> bool {
-        greets(self.port) && super::tap::Tap::try_connect(&self.url()).is_ok()
+        greets((self.place.address, self.port).into()) && super::tap::Tap::try_connect(&self.url()).is_ok()
+    }
+}
+
+impl Place {
+    const HERE: Self = Self { address: IpAddr::V4(Ipv4Addr::LOCALHOST), namespace_of: None };
+
+    /// `nsenter` becomes the program, so its pid is the program's.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let Some(pid) = self.namespace_of else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "--target", &pid.to_string(), "--"]).arg(program);
+        command
     }
 }
 
@@ -200,10 +240,10 @@ impl RabbitCluster {
     /// Starts `count` brokers and joins them.
     pub(crate) fn start(count: usize) -> Self {
         let epmd_port = free_port();
-        let epmd = start_epmd(epmd_port);
+        let epmd = start_epmd(&Place::HERE, epmd_port);
         let nodes: Vec<_> = (0..count)
             .map(|_| {
-                let mut node = RabbitNode::prepare("", epmd_port, Arc::clone(&epmd));
+                let mut node = RabbitNode::prepare(Place::HERE, "", epmd_port, Arc::clone(&epmd));
                 node.take_cookie("one cookie for all of the cluster");
                 node.restart();
                 node
@@ -242,8 +282,8 @@ impl RabbitCluster {
 }
 
 /// Erlang's name server, of a test's own.
-fn start_epmd(port: u16) -> Arc<Supervised> {
-    let mut epmd = Command::new("epmd");
+fn start_epmd(place: &Place, port: u16) -> Arc<Supervised> {
+    let mut epmd = place.command("epmd");
     epmd.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
     Arc::new(Supervised::start(&epmd, Path::new("/dev/null")))
 }
@@ -254,8 +294,7 @@ pub(crate) fn shared_node() -> &'static RabbitNode {
     NODE.get_or_init(RabbitNode::start)
 }
 
-fn greets(port: u16) -> bool {
-    let address = ([127, 0, 0, 1], port).into();
+fn greets(address: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
     let mut first = [0];
     stream.set_read_timeout(Some(Duration::from_secs(2))).is_ok()

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use lapin::message::Delivery;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions,
-    QueueDeclareOptions, QueueDeleteOptions,
+    BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -88,6 +89,11 @@ impl Tap {
         ));
     }
 
+    pub(crate) fn unbind(&self, queue: &str, exchange: &str, routing_key: &str) {
+        let none = FieldTable::default();
+        self.run(self.channel.queue_unbind(queue.into(), exchange.into(), routing_key.into(), none));
+    }
+
     pub(crate) fn delete_queue(&self, name: &str) {
         self.run(self.channel.queue_delete(name.into(), QueueDeleteOptions::default()));
     }
@@ -107,7 +113,19 @@ impl Tap {
         });
     }
 
-    /// Takes everything that is ready out of the queue.
+    /// Takes what is ready, one by one: also where more may come meanwhile.
+    pub(crate) fn take(&self, queue: &str) -> Vec<Raw> {
+        self.run(async {
+            let mut messages = Vec::new();
+            let options = BasicGetOptions { no_ack: true };
+            while let Some(got) = self.channel.basic_get(queue.into(), options).await? {
+                messages.push(raw(got.delivery));
+            }
+            Ok(messages)
+        })
+    }
+
+    /// Takes everything that is ready out of the queue. Nothing may be on its way to it: that would be lost.
     pub(crate) fn drain(&self, queue: &str) -> Vec<Raw> {
         let count = self.count(queue);
         self.run(async {
@@ -119,17 +137,20 @@ impl Tap {
             let mut messages = Vec::with_capacity(count);
             let mut deliveries = consumer.take(count);
             while let Some(delivery) = deliveries.next().await {
-                let delivery = delivery?;
-                messages.push(Raw {
-                    exchange: delivery.exchange.as_str().to_owned(),
-                    routing_key: delivery.routing_key.as_str().to_owned(),
-                    properties: delivery.properties,
-                    body: delivery.data,
-                });
+                messages.push(raw(delivery?));
             }
             self.channel.basic_cancel("tap".into(), lapin::options::BasicCancelOptions::default()).await?;
             Ok(messages)
         })
+    }
+}
+
+fn raw(delivery: Delivery) -> Raw {
+    Raw {
+        exchange: delivery.exchange.as_str().to_owned(),
+        routing_key: delivery.routing_key.as_str().to_owned(),
+        properties: delivery.properties,
+        body: delivery.data,
     }
 }
 

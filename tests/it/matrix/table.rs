@@ -1,0 +1,78 @@
+//! The tables of DESIGN.md, *What happens when …*, name tests that exist; and every row of the matrix is in them.
+
+use std::fs;
+use std::path::Path;
+
+/// The lines of the tables, but for their heads.
+fn rows(design: &str) -> Vec<&str> {
+    let begin = design.find("## What happens when").expect("the section is there");
+    let section = &design[begin..];
+    let end = section[3..].find("\n## ").map_or(section.len(), |end| end + 3);
+    let is_row =
+        |line: &&str| line.starts_with("| ") && !line.starts_with("| when") && !line.starts_with("| #");
+    section[..end].lines().filter(is_row).collect()
+}
+
+/// What stands in backticks in the last column, as far as it is the path of a test.
+fn named(row: &str) -> Vec<&str> {
+    let column = row.trim_end().trim_end_matches('|').rsplit(" | ").next().unwrap_or("");
+    column.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect()
+}
+
+/// Whether `module::test` is a test of this binary.
+fn exists(root: &Path, name: &str) -> bool {
+    let (module, test) = name.rsplit_once("::").expect("a path");
+    let file = root.join("tests/it").join(format!("{}.rs", module.replace("::", "/")));
+    let source = fs::read_to_string(&file).unwrap_or_default();
+    let Some((before, _)) = source.split_once(&format!("fn {test}(")) else { return false };
+    // `proptest!` makes tests of the functions in it, which stand indented.
+    before.trim_end().ends_with("#[test]") || (before.ends_with("\n    ") && before.contains("proptest! {"))
+}
+
+/// Goal: the tables cannot rot. Method: each row names a test, or says why there is none; each named test is there; each test of the matrix
+/// whose name begins with a row's number is named; B1 to B22 and C1 to C9 are all there.
+#[test]
+fn the_design_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let design = fs::read_to_string(root.join("DESIGN.md")).unwrap();
+    let rows = rows(&design);
+    assert!(rows.len() > 60, "{} rows", rows.len());
+    let mut all = Vec::new();
+    for row in &rows {
+        let names = named(row);
+        assert!(!names.is_empty() || row.contains("cannot"), "names no test, and does not say why: {row}");
+        for name in names {
+            assert!(exists(root, name), "no such test: {name}");
+            all.push(name);
+        }
+    }
+    for entry in fs::read_dir(root.join("tests/it/matrix")).unwrap() {
+        let source = fs::read_to_string(entry.unwrap().path()).unwrap();
+        for line in source.lines().filter_map(|line| line.strip_prefix("fn ")) {
+            let test = line.split('(').next().unwrap();
+            let numbered =
+                test.starts_with(['b', 'c']) && test[1..].starts_with(|c: char| c.is_ascii_digit());
+            let is_named = || all.iter().any(|name| name.ends_with(&format!("::{test}")));
+            assert!(!numbered || is_named(), "DESIGN.md does not name {test}");
+        }
+    }
+    let number = |row: &&str| row.split('|').nth(1).unwrap_or("").trim().replace('–', ", ");
+    let numbers: Vec<_> = rows.iter().map(number).collect();
+    let has = |id: String| numbers.iter().any(|row| row.split(", ").any(|in_row| in_row == id));
+    for n in (1..=22).filter(|n| *n != 15) {
+        assert!(has(format!("B{n}")), "B{n} has no row");
+    }
+    (1..=9).for_each(|n| assert!(has(format!("C{n}")), "C{n} has no row"));
+}
+
+/// Goal: the check can fail. Method: rows that name nothing, something that is not there, and something that is.
+#[test]
+fn a_row_that_rots_is_seen() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    assert!(exists(root, "matrix::table::a_row_that_rots_is_seen"));
+    assert!(!exists(root, "matrix::table::exists"), "no test");
+    assert!(!exists(root, "matrix::nowhere::x"));
+    let text = "# x\n## What happens when …\n| when | then | test |\n|---|---|---|\n| a | `b::c` | `d::e`, `f` |\n## y\n| z | z | z |";
+    assert_eq!(rows(text), ["| a | `b::c` | `d::e`, `f` |"]);
+    assert_eq!(named(rows(text)[0]), ["d::e"]);
+}
