@@ -70,6 +70,10 @@ pub const TRIM_BATCH_MIN: u64 = 256;
 /// How long a relay's progress may wait for a commit to ride on before it gets one of its own, in milliseconds.
 pub const RIDE_MS_DEFAULT: u64 = 250;
 
+/// How long a write waits for a relay to let expired events go, under
+/// [`QuotaPolicy::DropExpired`](crate::QuotaPolicy::DropExpired), in milliseconds.
+pub const QUOTA_SWEEP_MS_MAX: u64 = 1_000;
+
 /// Unconfirmed events in flight, by default.
 pub const WINDOW_EVENTS_DEFAULT: usize = 512;
 

@@ -453,6 +453,7 @@ pub(crate) struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.store.core().relays.remove(&self.name);
+        self.store.core().forget_sweeps(&self.name);
     }
 }
 

@@ -18,6 +18,8 @@ pub(crate) enum RelayRequest {
     Redriven { seq: u64 },
     /// A person has durably discarded this event.
     Discarded { seq: u64, key: Option<String> },
+    /// Room is wanted under the backlog quota.
+    LetExpiredGo,
     /// Publish nothing new.
     Pause,
     /// Go on.

@@ -34,6 +34,7 @@ mod one_write;
 mod page_writes;
 mod projection_rebuilds;
 mod projections;
+mod quota;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]

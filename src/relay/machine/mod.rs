@@ -17,12 +17,14 @@ mod keys;
 mod model_tests;
 #[cfg(test)]
 mod story_tests;
+mod sweep;
 pub(crate) mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::backoff::Jitter;
 use self::keys::{KeyState, Keys, Place};
+use self::sweep::Sweep;
 use self::types::{
     Action, Change, Entry, Exception, ExceptionState, Figures, Input, Key, Loaded, Ordering,
     QuarantinePolicy, Recovered, Settings,
@@ -130,6 +132,8 @@ pub(crate) enum SeqState {
     Pending,
     /// Settled, or a row on disk says what it waits for.
     AskDisk,
+    /// As `Pending`, unless it has an exception on disk.
+    AskRow,
 }
 
 #[derive(Debug)]
@@ -143,8 +147,12 @@ pub(crate) struct Machine {
     /// Everything below has been loaded.
     loaded_to: u64,
     tail: u64,
-    /// Events that the log will bring although they have an exception already: found at the start.
+    /// Events that the log will bring although they are settled, or parked, already: redriven ones that a sweep had
+    /// taken out.
     ahead: BTreeSet<u64>,
+    /// From here on nothing has an exception.
+    rows_to: u64,
+    sweep: Sweep,
     /// Events asked for, while the answer is out.
     load_out: usize,
     due_out: usize,
@@ -184,7 +192,9 @@ impl Machine {
             position: recovered.position,
             loaded_to: recovered.position,
             tail: recovered.tail.max(recovered.position),
-            ahead: recovered.ahead.into_iter().collect(),
+            ahead: BTreeSet::new(),
+            rows_to: recovered.tail,
+            sweep: Sweep::default(),
             load_out: 0,
             due_out: 0,
             due_resume: None,
@@ -247,6 +257,10 @@ impl Machine {
             Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
             Input::Redriven(loaded) => self.redriven(loaded, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
+            Input::LetExpiredGo => self.let_expired_go(now, out),
+            Input::FoundExpired { found, next, to, earliest_ms } => {
+                self.found_expired(found, next, (to, earliest_ms), now, out);
+            }
             Input::Pause => self.paused = true,
             Input::Resume => self.paused = false,
             Input::Tick => {}
@@ -280,8 +294,12 @@ impl Machine {
     }
 
     pub(crate) fn seq_state(&self, seq: u64) -> SeqState {
-        let pending = seq >= self.loaded_to || self.items.contains_key(&seq);
-        if pending { SeqState::Pending } else { SeqState::AskDisk }
+        match () {
+            () if self.items.contains_key(&seq) => SeqState::Pending,
+            () if seq < self.loaded_to || self.ahead.contains(&seq) => SeqState::AskDisk,
+            () if seq < self.rows_to => SeqState::AskRow,
+            () => SeqState::Pending,
+        }
     }
 
     /// The whole log is loaded, and at most half a window of it is unconfirmed: a round of what waits elsewhere may come.
@@ -320,11 +338,10 @@ impl Machine {
         self.load_out = 0;
         self.loaded_to = self.loaded_to.max(to);
         for loaded in events {
-            if !self.ahead.is_empty() && self.ahead.remove(&loaded.seq()) {
-                self.forget_again(loaded.seq(), out);
-                continue;
-            }
+            let settled = !self.ahead.is_empty() && self.ahead.remove(&loaded.seq());
             match loaded {
+                Loaded::Apart { .. } => {}
+                _ if settled => self.forget_again(loaded.seq(), out),
                 Loaded::Unpublished { seq } => out.push(Action::Forget { seq }),
                 Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
                 Loaded::Event(entry) => self.arrived(&entry, now, out),
@@ -341,7 +358,9 @@ impl Machine {
 
     /// A new event of the log.
     fn arrived(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
-        if let Some(due_ms) = entry.not_before_ms.filter(|due_ms| *due_ms > now.wall_ms) {
+        self.sweep.note_expiry(entry.expires_ms);
+        let lives = !is_expired(entry.expires_ms, now);
+        if let Some(due_ms) = entry.not_before_ms.filter(|due_ms| lives && *due_ms > now.wall_ms) {
             let state = ExceptionState::Scheduled { due_ms };
             let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: None };
             let (seq, key) = (entry.seq, entry.key.clone());
@@ -400,7 +419,7 @@ impl Machine {
                     self.release(seq);
                     continue;
                 }
-                Loaded::Unpublished { seq } => {
+                Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                     debug_assert!(false, "an unpublished event has no exception");
                     out.push(Action::Save(Change::DropException { seq }));
                     out.push(Action::Forget { seq });
@@ -470,7 +489,7 @@ impl Machine {
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
                     self.quarantine_unread(seq, fault, now, out);
                 }
-                Loaded::Unpublished { seq } => {
+                Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                     debug_assert!(false, "an unpublished event is not parked");
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
                     out.push(Action::Forget { seq });
@@ -539,12 +558,14 @@ impl Machine {
                 self.release(seq);
                 return;
             }
-            Loaded::Unpublished { seq } => {
+            Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                 debug_assert!(false, "an unpublished event has no exception");
                 out.push(Action::Forget { seq });
                 return;
             }
         };
+        // The next sweep looks at all rows again, this one's too.
+        self.sweep.note_expiry(entry.expires_ms);
         if self.has_room() {
             let mut item = Item::new(entry, Home::Exception);
             item.sent = true;
@@ -597,7 +618,7 @@ impl Machine {
                 }
             }
             Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
-            Loaded::Unpublished { seq } => {
+            Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                 debug_assert!(false, "an unpublished event has no exception");
                 out.push(Action::Forget { seq });
             }
@@ -610,6 +631,7 @@ impl Machine {
     fn settle(&mut self, seq: u64, out: &mut Vec<Action>) {
         let Some(item) = self.remove(seq) else { return };
         self.drop_row(seq, &item, out);
+        self.note_ahead(seq);
         self.confirmed += 1;
         out.push(Action::Confirmed { seq });
         out.push(Action::Forget { seq });
@@ -747,6 +769,7 @@ impl Machine {
         if item.home == Home::Exception {
             out.push(Action::Save(Change::DropException { seq }));
         }
+        self.note_ahead(seq);
         out.push(Action::Forget { seq });
         self.keys.with(key, |state| {
             state.parked = true;
@@ -765,6 +788,13 @@ impl Machine {
 
     fn is_strict(&self) -> bool {
         self.settings.ordering != Ordering::Relaxed
+    }
+
+    /// The log will bring this one, though no exception tells it apart.
+    fn note_ahead(&mut self, seq: u64) {
+        if seq >= self.loaded_to {
+            self.ahead.insert(seq);
+        }
     }
 
     fn note_due(&mut self, due_ms: u64) {
