@@ -83,6 +83,9 @@ pub const WINDOW_EVENTS_MAX: usize = 16_384;
 /// Unconfirmed payload bytes in flight, by default.
 pub const WINDOW_BYTES_DEFAULT: usize = 8 << 20;
 
+/// Highest rate limit of a relay that can be set, in events per second.
+pub const RATE_LIMIT_MAX: u32 = 1_000_000;
+
 /// Events that a relay holds in memory beyond the window, per event of the window.
 pub const LOOKAHEAD_PER_WINDOW: usize = 4;
 

@@ -43,6 +43,7 @@ impl Machine {
     }
 
     fn publish(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.rate_wake_ms = None;
         while self.can_publish() {
             let Some(seq) = self.next_to_send() else { return };
             let Some(item) = self.items.get(&seq) else { return };
@@ -51,6 +52,12 @@ impl Machine {
                 continue;
             }
             if !self.window_has_room(item.bytes) {
+                return;
+            }
+            if let Some(rate) = &mut self.rate
+                && !rate.take(now.mono_ms)
+            {
+                self.rate_wake_ms = Some(rate.wake_at_ms(self.ready.len() + self.suspects.len()));
                 return;
             }
             self.send(seq, out);

@@ -15,6 +15,7 @@ mod flow;
 mod keys;
 #[cfg(test)]
 mod model_tests;
+pub(crate) mod rate;
 #[cfg(test)]
 mod story_tests;
 mod sweep;
@@ -24,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::backoff::Jitter;
 use self::keys::{KeyState, Keys, Place};
+use self::rate::Bucket;
 use self::sweep::Sweep;
 use self::types::{
     Action, Change, Entry, Exception, ExceptionState, Figures, Input, Key, Loaded, Ordering,
@@ -140,6 +142,9 @@ pub(crate) enum SeqState {
 pub(crate) struct Machine {
     settings: Settings,
     jitter: Jitter,
+    rate: Option<Bucket>,
+    /// When it lets go what is ready and would have room in the window.
+    rate_wake_ms: Option<u64>,
     epoch: Option<Epoch>,
     blocked: bool,
     paused: bool,
@@ -185,6 +190,8 @@ impl Machine {
     pub(crate) fn new(settings: Settings, recovered: Recovered, now: Now, out: &mut Vec<Action>) -> Self {
         let mut machine = Self {
             jitter: Jitter::new(settings.seed),
+            rate: settings.rate_limit.map(Bucket::new),
+            rate_wake_ms: None,
             settings,
             epoch: None,
             blocked: false,
@@ -272,7 +279,7 @@ impl Machine {
         let timer = self.timers.first().map(|(due_ms, _)| *due_ms);
         let starved = self.starved_since_ms.map(|since| since + flow::SPILL_PATIENCE_MS);
         Wake {
-            mono_ms: timer.into_iter().chain(starved).min(),
+            mono_ms: timer.into_iter().chain(starved).chain(self.rate_wake_ms).min(),
             wall_ms: self.next_due_ms.filter(|_| self.may_read() && self.due_out == 0 && self.has_room()),
         }
     }

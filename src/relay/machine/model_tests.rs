@@ -139,6 +139,8 @@ struct World {
     keep_poison: bool,
     // This life of the machine.
     last_ticket: u64,
+    /// When each publish was.
+    published_ms: Vec<u64>,
     flights: BTreeMap<u64, Flight>,
     requests: VecDeque<Action>,
     live: BTreeSet<u64>,
@@ -173,6 +175,7 @@ impl World {
             healed: false,
             keep_poison: scenario.keep_poison,
             last_ticket: 0,
+            published_ms: Vec::new(),
             flights: BTreeMap::new(),
             requests: VecDeque::new(),
             live: BTreeSet::new(),
@@ -262,6 +265,7 @@ impl World {
         self.pending.clear();
         (self.up, self.blocked, self.paused) = (false, false, false);
         self.flights.clear();
+        self.published_ms.clear();
         self.requests.clear();
         self.live.clear();
         self.sweep = None;
@@ -397,6 +401,7 @@ impl World {
     fn publish(&mut self, ticket: Ticket, seq: u64, resend: bool, isolated: bool) {
         assert!(ticket.0 > self.last_ticket, "tickets rise");
         self.last_ticket = ticket.0;
+        self.check_rate();
         assert!(self.live.contains(&seq), "{seq} is published, so its record is needed");
         let found = self.log(seq).clone();
         assert!(resend || !self.flights.values().any(|flight| flight.seq == seq));
@@ -423,6 +428,17 @@ impl World {
             sweep.exempt.insert(seq);
         }
         self.flights.insert(ticket.0, Flight { seq, isolated, fate });
+    }
+
+    /// No stretch of time up to now has seen more publishes than burst and rate allow.
+    fn check_rate(&mut self) {
+        self.published_ms.push(self.now.mono_ms);
+        let Some(rate) = self.settings.rate_limit else { return };
+        let burst = super::rate::Bucket::burst(rate);
+        for (count, from_ms) in (1..).zip(self.published_ms.iter().rev()) {
+            let allowed = burst + u64::from(rate) * (self.now.mono_ms - from_ms) / 1000;
+            assert!(count <= allowed, "{count} publishes since {from_ms}, {allowed} allowed");
+        }
     }
 
     fn fate(&mut self, found: &LogEntry, isolated: bool) -> (Fate, bool) {
@@ -867,7 +883,7 @@ impl World {
 fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Settings> {
     (
         (1..6_usize, 20..300_usize, 2..16_usize, 50..600_usize, 1..9_usize),
-        (1..4_u32, 1..4_u32, 1..100_u64, 1..4_usize, 1..6_usize, any::<u64>()),
+        (1..4_u32, 1..4_u32, 1..100_u64, 1..4_usize, 1..6_usize, any::<u64>(), rate_limit()),
     )
         .prop_map(
             move |((window_events, window_bytes, lookahead_events, lookahead_bytes, load_events), rest)| {
@@ -878,6 +894,7 @@ fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strateg
                     retrying_max,
                     held_keys_max,
                     seed,
+                    rate_limit,
                 ) = rest;
                 Settings {
                     ordering,
@@ -893,10 +910,15 @@ fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strateg
                     backoff_max_ms: backoff_first_ms * 20,
                     retrying_max,
                     held_keys_max,
+                    rate_limit,
                     seed,
                 }
             },
         )
+}
+
+fn rate_limit() -> impl Strategy<Value = Option<u32>> {
+    prop_oneof![3 => Just(None), 1 => (1..200_u32).prop_map(Some)]
 }
 
 fn append() -> impl Strategy<Value = Op> {

@@ -36,6 +36,7 @@ fn settings() -> Settings {
         backoff_max_ms: 10_000,
         retrying_max: 4,
         held_keys_max: 8,
+        rate_limit: None,
         seed: 7,
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) retrying_max: usize,
     /// Keys blocked or parked at most.
     pub(crate) held_keys_max: usize,
+    /// Publishes per second at most.
+    pub(crate) rate_limit: Option<u32>,
     /// Seed of the jitter.
     pub(crate) seed: u64,
 }
