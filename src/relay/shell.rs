@@ -84,7 +84,7 @@ pub(crate) struct Shell {
     /// Confirms that no crash can undo: below the position that is saved with them, or of an event with a row.
     confirmed: u64,
     /// Events that are confirmed and wait for the position to pass them. After a crash they are published again, so
-    /// they count only then. The lookahead bounds it.
+    /// they count only then. How far the machine lets the position stay behind bounds it.
     confirmed_ahead: BTreeSet<u64>,
     /// The newest position that was handed over.
     position: u64,
@@ -520,13 +520,13 @@ impl Shell {
     fn request(&mut self, request: RelayRequest) -> Result<()> {
         match request {
             RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
-            RelayRequest::Redriven { seq } => {
+            RelayRequest::Redriven { seq, fault } => {
                 let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
                 if let Some(loaded) =
                     (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
                 {
-                    self.step(Input::Redriven(loaded));
+                    self.step(Input::Redriven(loaded, fault));
                 }
             }
             RelayRequest::Discarded { seq, key } => {
@@ -729,16 +729,17 @@ fn hold(
         return Loaded::Undecodable { seq, fault };
     }
     let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
-    let entry = entry_of(&recorded);
+    let entry = entry_of(&recorded, &exchange);
     let message = Arc::new(form.wire.message(recorded));
     held.insert(seq, Held { exchange, routing_key, message });
     Loaded::Event(entry)
 }
 
-fn entry_of(recorded: &Recorded) -> Entry {
+fn entry_of(recorded: &Recorded, exchange: &Arc<str>) -> Entry {
     Entry {
         seq: recorded.seq(),
         key: recorded.key().map(Key::from),
+        exchange: Arc::clone(exchange),
         bytes: recorded.payload().len(),
         not_before_ms: recorded.event.not_before_ms,
         expires_ms: recorded.event.expires_ms,

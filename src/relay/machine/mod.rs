@@ -11,6 +11,7 @@
 //! - Every event loaded is forgotten exactly once.
 
 mod backoff;
+mod culprit;
 mod flow;
 mod keys;
 #[cfg(test)]
@@ -24,19 +25,17 @@ pub(crate) mod types;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::backoff::Jitter;
+use self::culprit::{Learnt, closes_channel};
 use self::keys::{KeyState, Keys, Place};
 use self::rate::Bucket;
 use self::sweep::Sweep;
 use self::types::{
-    Action, Change, Entry, Exception, ExceptionState, Figures, Input, Key, Loaded, Ordering,
-    QuarantinePolicy, Recovered, Settings,
+    Action, Change, DESTINATION_BACKOFF_FACTOR, Entry, Exception, ExceptionState, Figures, Input, Key,
+    Loaded, Ordering, QuarantinePolicy, Recovered, Settings,
 };
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::publish::Epoch;
 use crate::time::Now;
-
-/// Destination faults wait this many times longer: a missing exchange is seldom back in a moment.
-const DESTINATION_BACKOFF_FACTOR: u64 = 10;
 
 /// What settles an event's place on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +70,7 @@ enum ItemState {
 #[derive(Debug, Clone)]
 struct Item {
     key: Option<Key>,
+    exchange: Key,
     bytes: usize,
     expires_ms: Option<u64>,
     home: Home,
@@ -84,12 +84,17 @@ struct Item {
     sent: bool,
     /// It was in flight when one message made the broker close the channel: it is published alone until it has an outcome.
     suspect: bool,
+    /// The first to be tried among those.
+    likely: bool,
+    /// It was the one: it is never published among others again.
+    culprit: bool,
 }
 
 impl Item {
     fn new(entry: &Entry, home: Home) -> Self {
         Self {
             key: entry.key.clone(),
+            exchange: Key::clone(&entry.exchange),
             bytes: entry.bytes,
             expires_ms: entry.expires_ms,
             home,
@@ -100,12 +105,31 @@ impl Item {
             fault: None,
             sent: false,
             suspect: false,
+            likely: false,
+            culprit: false,
+        }
+    }
+
+    /// One that has been tried before: with its counters, and alone if it was a culprit.
+    fn again(entry: &Entry, exception: Exception) -> Self {
+        let culprit = exception.fault.as_ref().is_some_and(closes_channel);
+        Self {
+            attempts: exception.attempts,
+            destination_attempts: exception.destination_attempts,
+            fault: exception.fault,
+            suspect: culprit,
+            culprit,
+            ..Self::new(entry, Home::Exception)
         }
     }
 
     /// Waits for a retry with its counters on disk: counted apart from the lookahead.
     fn is_retrying(&self) -> bool {
         matches!(self.state, ItemState::Waiting { apart: true, .. })
+    }
+
+    fn is_alone(&self) -> bool {
+        matches!(self.state, ItemState::InFlight { isolated: true, .. })
     }
 
     fn exception(&self, state: ExceptionState) -> Exception {
@@ -169,6 +193,7 @@ pub(crate) struct Machine {
     open: BTreeSet<u64>,
     ready: BTreeSet<u64>,
     suspects: BTreeSet<u64>,
+    learnt: Learnt,
     timers: BTreeSet<(u64, u64)>,
     in_flight: BTreeMap<Ticket, u64>,
     in_flight_bytes: usize,
@@ -210,6 +235,7 @@ impl Machine {
             open: BTreeSet::new(),
             ready: BTreeSet::new(),
             suspects: BTreeSet::new(),
+            learnt: Learnt::default(),
             timers: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
@@ -254,15 +280,15 @@ impl Machine {
             }
             Input::LoadedParked { key, events, more } => self.loaded_parked(&key, events, more, now, out),
             Input::Up { epoch } => {
-                self.end_epoch(false);
+                self.end_epoch(None);
                 self.epoch = Some(epoch);
             }
             Input::Down { fault } => {
-                self.end_epoch(matches!(fault.class, FaultClass::Message | FaultClass::Destination));
+                self.end_epoch(Some(&fault));
             }
             Input::Blocked(blocked) => self.blocked = blocked,
             Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
-            Input::Redriven(loaded) => self.redriven(loaded, now, out),
+            Input::Redriven(loaded, fault) => self.redriven(loaded, fault, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
             Input::LetExpiredGo => self.let_expired_go(now, out),
             Input::FoundExpired { found, next, to, earliest_ms } => {
@@ -433,10 +459,9 @@ impl Machine {
                     continue;
                 }
             };
-            let mut item = Item::new(&entry, Home::Exception);
-            (item.attempts, item.destination_attempts) = (exception.attempts, exception.destination_attempts);
-            item.fault = exception.fault;
-            match exception.state {
+            let state = exception.state;
+            let mut item = Item::again(&entry, exception);
+            match state {
                 ExceptionState::Retry { .. } => {
                     item.sent = true;
                     self.comes_back(&entry, item, out);
@@ -507,32 +532,18 @@ impl Machine {
     }
 
     /// What was in flight is lost, and will be sent again; alone, if one of them made the broker close the channel.
-    fn end_epoch(&mut self, for_one_message: bool) {
+    fn end_epoch(&mut self, fault: Option<&Fault>) {
         self.epoch = None;
         self.blocked = false;
-        let lost: Vec<u64> = self
-            .in_flight
-            .values()
-            .copied()
-            .filter(|seq| {
-                let state = self.items.get(seq).map(|item| item.state);
-                matches!(state, Some(ItemState::InFlight { isolated: false, .. }))
-            })
-            .collect();
-        for seq in lost {
-            self.land(seq);
-            if let Some(item) = self.items.get_mut(&seq) {
-                item.suspect |= for_one_message;
-            }
-            self.make_ready(seq);
-        }
+        self.lost(fault);
     }
 
     fn outcome(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
         let Some(seq) = self.in_flight.get(&ticket).copied() else { return };
+        let isolated = self.items.get(&seq).is_some_and(|item| item.is_alone());
         self.land(seq);
+        self.learn(seq, isolated, &outcome, now);
         if let Some(item) = self.items.get_mut(&seq) {
-            item.suspect = false;
             if !matches!(outcome, Outcome::Nacked) {
                 item.nacks = 0;
             }
@@ -552,7 +563,7 @@ impl Machine {
     }
 
     /// Without room for it, it waits on disk, where it is due.
-    fn redriven(&mut self, loaded: Loaded, now: Now, out: &mut Vec<Action>) {
+    fn redriven(&mut self, loaded: Loaded, fault: Fault, now: Now, out: &mut Vec<Action>) {
         let seq = loaded.seq();
         if self.items.contains_key(&seq) {
             return;
@@ -574,7 +585,9 @@ impl Machine {
         // The next sweep looks at all rows again, this one's too.
         self.sweep.note_expiry(entry.expires_ms);
         if self.has_room() {
-            let mut item = Item::new(entry, Home::Exception);
+            let state = ExceptionState::Retry { due_ms: now.wall_ms };
+            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: Some(fault) };
+            let mut item = Item::again(entry, exception);
             item.sent = true;
             self.comes_back(entry, item, out);
             return;
@@ -598,10 +611,8 @@ impl Machine {
     fn resume_retry(&mut self, loaded: Loaded, exception: Exception, now: Now, out: &mut Vec<Action>) {
         match loaded {
             Loaded::Event(entry) => {
-                let mut item = Item::new(&entry, Home::Exception);
-                (item.attempts, item.destination_attempts) =
-                    (exception.attempts, exception.destination_attempts);
-                (item.fault, item.sent) = (exception.fault, true);
+                let mut item = Item::again(&entry, exception);
+                item.sent = true;
                 self.insert(entry.seq, item);
                 // One at a time, also where several were redriven past each other.
                 let place = entry.key.as_ref().map_or(Place::Goes, |key| {

@@ -141,6 +141,10 @@ struct World {
     last_ticket: u64,
     /// When each publish was.
     published_ms: Vec<u64>,
+    /// Exchanges that an event which was alone was refused for, and none was taken for since.
+    closed: BTreeSet<Key>,
+    /// Events that were refused when they were alone.
+    refused_alone: BTreeSet<u64>,
     flights: BTreeMap<u64, Flight>,
     requests: VecDeque<Action>,
     live: BTreeSet<u64>,
@@ -176,6 +180,8 @@ impl World {
             keep_poison: scenario.keep_poison,
             last_ticket: 0,
             published_ms: Vec::new(),
+            closed: BTreeSet::new(),
+            refused_alone: BTreeSet::new(),
             flights: BTreeMap::new(),
             requests: VecDeque::new(),
             live: BTreeSet::new(),
@@ -266,6 +272,8 @@ impl World {
         (self.up, self.blocked, self.paused) = (false, false, false);
         self.flights.clear();
         self.published_ms.clear();
+        self.closed.clear();
+        self.refused_alone.clear();
         self.requests.clear();
         self.live.clear();
         self.sweep = None;
@@ -374,6 +382,11 @@ impl World {
     /// Attempts rise only with a return or a refusal of the message's or the destination's own.
     fn check_attempts(&mut self, seq: u64, exception: &Exception) {
         let said = (exception.attempts, exception.destination_attempts);
+        let known = self.attempts.get(&seq).copied().unwrap_or_default();
+        if self.closed.contains(&self.log(seq).entry.exchange) && said.1 == known.1 + 1 {
+            // It fails with its exchange, without being published.
+            self.spent.entry(seq).or_insert(known).1 = said.1;
+        }
         let spent = self.spent.get(&seq).copied().unwrap_or_default();
         assert!(said.0 <= spent.0 && said.1 <= spent.1, "{seq}: {said:?} attempts, spent were {spent:?}");
         assert!(said.0 <= self.settings.attempts_max && said.1 <= self.settings.destination_attempts_max);
@@ -416,6 +429,8 @@ impl World {
             Ordering::Total => assert!(self.flights.is_empty(), "one in flight in all"),
             Ordering::Relaxed => {}
         }
+        let alone = found.poison == Poison::No || isolated || !self.refused_alone.contains(&seq);
+        assert!(alone, "{seq} was refused alone, and is published among others");
         if isolated {
             assert!(!self.flights.values().any(|flight| flight.isolated), "one alone at a time");
         }
@@ -446,7 +461,9 @@ impl World {
         match found.poison {
             Poison::Message if ill && isolated => return (Fate::Refused(FaultClass::Message), false),
             Poison::Message if ill => return (Fate::ClosesChannel(FaultClass::Message), false),
-            Poison::Destination if ill && isolated => return (Fate::Returned, false),
+            Poison::Destination if ill && isolated => {
+                return (Fate::Refused(FaultClass::Destination), false);
+            }
             Poison::Destination if ill => return (Fate::ClosesChannel(FaultClass::Destination), false),
             _ => {}
         }
@@ -619,10 +636,26 @@ impl World {
             self.down(class);
             return;
         }
-        let Flight { seq, fate, .. } = self.flights.remove(&ticket).unwrap();
+        let Flight { seq, fate, isolated } = self.flights.remove(&ticket).unwrap();
+        let exchange = Key::clone(&self.log(seq).entry.exchange);
+        if isolated {
+            match fate {
+                Fate::Refused(class @ (FaultClass::Message | FaultClass::Destination)) => {
+                    self.refused_alone.insert(seq);
+                    if class == FaultClass::Destination {
+                        self.closed.insert(Key::clone(&exchange));
+                    }
+                }
+                Fate::Unknown => {}
+                _ => {
+                    self.closed.remove(&exchange);
+                    self.refused_alone.remove(&seq);
+                }
+            }
+        }
         let spent =
             self.spent.entry(seq).or_insert_with(|| self.attempts.get(&seq).copied().unwrap_or_default());
-        let fault = |class| Fault::new(class, "the model says so");
+        let fault = |class| Fault::with_code(class, 404, format!("no exchange '{exchange}'"));
         let outcome = match fate {
             Fate::Confirmed => Outcome::Confirmed,
             Fate::Nacked => Outcome::Nacked,
@@ -646,7 +679,7 @@ impl World {
         self.blocked = false;
         // No outcome for what was on the channel.
         self.flights.retain(|_, flight| flight.isolated);
-        self.step(Input::Down { fault: Fault::new(class, "down") });
+        self.step(Input::Down { fault: Fault::with_code(class, 404, "no exchange 'missing'") });
     }
 
     fn come_up(&mut self) {
@@ -678,15 +711,16 @@ impl World {
             state: ExceptionState::Retry { due_ms: self.now.wall_ms },
             attempts: 0,
             destination_attempts: 0,
-            fault: None,
+            ..row.exception.clone()
         };
+        let fault = row.exception.fault.clone().unwrap();
         self.attempts.remove(&seq);
         self.spent.remove(&seq);
         self.live.insert(seq);
         if let Some(sweep) = &mut self.sweep {
             sweep.exempt.insert(seq);
         }
-        self.step(Input::Redriven(loaded));
+        self.step(Input::Redriven(loaded, fault));
     }
 
     fn discard(&mut self, index: usize) {
@@ -717,6 +751,7 @@ impl World {
                 let entry = Entry {
                     seq: self.tail(),
                     key: key.map(|key| Key::from(format!("k{key}"))),
+                    exchange: exchange_of(*poison),
                     bytes: *bytes,
                     not_before_ms: not_before.as_ref().map(at),
                     expires_ms: expires.as_ref().map(at),
@@ -915,6 +950,10 @@ fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strateg
                 }
             },
         )
+}
+
+fn exchange_of(poison: Poison) -> Key {
+    if poison == Poison::Destination { "missing".into() } else { "there".into() }
 }
 
 fn rate_limit() -> impl Strategy<Value = Option<u32>> {

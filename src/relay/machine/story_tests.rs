@@ -55,7 +55,7 @@ fn key(name: &str) -> Key {
 
 fn entry(seq: u64, key: &str) -> Entry {
     let key = Some(Key::from(key)).filter(|key| !key.is_empty());
-    Entry { seq, key, bytes: 10, not_before_ms: None, expires_ms: None }
+    Entry { seq, key, exchange: "e".into(), bytes: 10, not_before_ms: None, expires_ms: None }
 }
 
 fn retry(attempts: u32) -> Exception {
@@ -269,7 +269,7 @@ fn refusals_end_in_quarantine_which_holds_the_key_until_it_is_redriven() {
     assert!(story.was_parked(4), "later ones wait on disk at once");
     assert_eq!(story.published(), Vec::<u64>::new());
 
-    story.tell(Input::Redriven(Loaded::Event(entry(0, "a"))));
+    story.tell(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     assert_eq!(story.published(), [0]);
     story.confirm(0);
     assert_eq!(story.asked_parked(), [key("a")]);
@@ -624,7 +624,7 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
     story.up();
     assert_eq!(story.asked_parked(), [key("a")]);
     // Not holding until now (it had run out of time, say).
-    story.tell(Input::Redriven(Loaded::Event(entry(0, "a"))));
+    story.tell(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     story.did.clear();
     let events = story.events(&[1]);
     story.tell(Input::LoadedParked { key: key("a"), events, more: false });
@@ -671,7 +671,7 @@ fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
     }
     story.down(FaultClass::Outage);
     for seq in 0..5 {
-        story.tell(Input::Redriven(Loaded::Event(entry(seq, ""))));
+        story.tell(Input::Redriven(Loaded::Event(entry(seq, "")), fault(FaultClass::Message)));
     }
     assert_eq!(story.machine.figures().in_memory, 2);
     story.did.clear();

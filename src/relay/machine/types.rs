@@ -8,6 +8,12 @@ use std::sync::Arc;
 use crate::message::{Fault, Outcome, Ticket};
 use crate::publish::Epoch;
 
+/// Destination faults wait this many times longer.
+pub(super) const DESTINATION_BACKOFF_FACTOR: u64 = 10;
+
+/// Events between the position and what has been read, per event of the lookahead, before what waits gets a row.
+const SPAN_PER_LOOKAHEAD: u64 = 4;
+
 /// The ordering key of an event.
 pub(crate) type Key = Arc<str>;
 
@@ -74,11 +80,24 @@ pub(crate) struct Settings {
     pub(crate) seed: u64,
 }
 
+impl Settings {
+    /// First wait after a fault of the destination: a missing exchange is seldom back in a moment.
+    pub(crate) fn destination_wait_ms(&self) -> u64 {
+        self.backoff_first_ms.saturating_mul(DESTINATION_BACKOFF_FACTOR).min(self.backoff_max_ms)
+    }
+
+    /// How far the position may stay behind what has been read for the sake of events that wait.
+    pub(crate) fn span_events(&self) -> u64 {
+        self.lookahead_events as u64 * SPAN_PER_LOOKAHEAD
+    }
+}
+
 /// What the machine knows of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) seq: u64,
     pub(crate) key: Option<Key>,
+    pub(crate) exchange: Arc<str>,
     pub(crate) bytes: usize,
     /// Earliest publication, Unix milliseconds.
     pub(crate) not_before_ms: Option<u64>,
@@ -198,8 +217,8 @@ pub(crate) enum Input {
     /// What became of one publish.
     Outcome { ticket: Ticket, outcome: Outcome },
     /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared. It
-    /// comes as `Undecodable` where it cannot be published any more.
-    Redriven(Loaded),
+    /// comes as `Undecodable` where it cannot be published any more. With the fault that it had gone there for.
+    Redriven(Loaded, Fault),
     /// Room is wanted: what has expired and is not in flight goes to quarantine now, wherever it stands.
     LetExpiredGo,
     /// Answers `FindExpired`. `next` is where the search goes on; without it everything before `to` has been looked at.
