@@ -19,6 +19,8 @@ mod capture_rounds;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;
+#[cfg(feature = "rabbitmq")]
+mod fairness;
 #[cfg(target_os = "linux")]
 mod faults;
 mod floors;
@@ -28,6 +30,8 @@ mod lanes_inbox;
 mod log_and_lanes;
 #[cfg(unix)]
 mod model;
+#[cfg(all(target_os = "linux", feature = "rabbitmq"))]
+mod offline;
 #[cfg(unix)]
 mod one_write;
 #[cfg(unix)]

@@ -91,6 +91,13 @@ impl Machine {
         self.make_ready(seq);
     }
 
+    /// A person has put something right, perhaps this exchange.
+    pub(super) fn probe_again(&mut self, exchange: &Key) {
+        if let Some(closed) = self.learnt.closed.get_mut(exchange) {
+            closed.probe_ms = 0;
+        }
+    }
+
     /// An event has its outcome. Whoever was alone and was refused stays alone, and clears the others.
     pub(super) fn learn(&mut self, seq: u64, isolated: bool, outcome: &Outcome, now: Now) {
         let probe_ms = now.mono_ms + self.settings.destination_wait_ms();
@@ -99,11 +106,12 @@ impl Machine {
             Outcome::Refused(fault) if isolated && closes_channel(fault) => Some(fault),
             _ => None,
         };
-        let known = std::mem::replace(&mut item.culprit, culprit.is_some());
-        (item.suspect, item.likely) = (culprit.is_some(), false);
+        let known = item.culprit;
+        let says_nothing = matches!(outcome, Outcome::Unknown(_));
+        item.culprit = culprit.is_some() || (known && says_nothing);
+        (item.suspect, item.likely) = (item.culprit, false);
         let (exchange, bytes) = (Key::clone(&item.exchange), item.bytes);
         let Some(fault) = culprit else {
-            let says_nothing = matches!(outcome, Outcome::Unknown(_));
             if isolated && !says_nothing {
                 self.learnt.closed.remove(&exchange);
                 self.learnt.large_bytes = self.learnt.large_bytes.filter(|large| bytes < *large);

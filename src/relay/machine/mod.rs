@@ -584,6 +584,7 @@ impl Machine {
         };
         // The next sweep looks at all rows again, this one's too.
         self.sweep.note_expiry(entry.expires_ms);
+        self.probe_again(&entry.exchange);
         if self.has_room() {
             let state = ExceptionState::Retry { due_ms: now.wall_ms };
             let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: Some(fault) };
