@@ -76,7 +76,7 @@ impl Machine {
             if now.mono_ms < closed.probe_ms {
                 return Turn::Fails(closed.fault.clone());
             }
-            closed.probe_ms = now.mono_ms + self.settings.destination_wait_ms();
+            closed.probe_ms = now.mono_ms + self.settings.probe_wait_ms();
             return if item.suspect { Turn::Goes } else { Turn::Alone };
         }
         let is_large = self.learnt.large_bytes.is_some_and(|bytes| item.bytes >= bytes);
@@ -91,7 +91,7 @@ impl Machine {
         self.make_ready(seq);
     }
 
-    /// A person has put something right, perhaps this exchange.
+    /// The next event for this exchange asks again: a person may have put it right, or the last one got no answer.
     pub(super) fn probe_again(&mut self, exchange: &Key) {
         if let Some(closed) = self.learnt.closed.get_mut(exchange) {
             closed.probe_ms = 0;
@@ -100,7 +100,7 @@ impl Machine {
 
     /// An event has its outcome. Whoever was alone and was refused stays alone, and clears the others.
     pub(super) fn learn(&mut self, seq: u64, isolated: bool, outcome: &Outcome, now: Now) {
-        let probe_ms = now.mono_ms + self.settings.destination_wait_ms();
+        let probe_ms = now.mono_ms + self.settings.probe_wait_ms();
         let Some(item) = self.items.get_mut(&seq) else { return };
         let culprit = match outcome {
             Outcome::Refused(fault) if isolated && closes_channel(fault) => Some(fault),
@@ -112,6 +112,10 @@ impl Machine {
         (item.suspect, item.likely) = (item.culprit, false);
         let (exchange, bytes) = (Key::clone(&item.exchange), item.bytes);
         let Some(fault) = culprit else {
+            if says_nothing {
+                // Nobody fails for an answer that has not come.
+                self.probe_again(&exchange);
+            }
             if isolated && !says_nothing {
                 self.learnt.closed.remove(&exchange);
                 self.learnt.large_bytes = self.learnt.large_bytes.filter(|large| bytes < *large);

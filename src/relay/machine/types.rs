@@ -81,9 +81,10 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// First wait after a fault of the destination: a missing exchange is seldom back in a moment.
-    pub(crate) fn destination_wait_ms(&self) -> u64 {
-        self.backoff_first_ms.saturating_mul(DESTINATION_BACKOFF_FACTOR).min(self.backoff_max_ms)
+    /// For so long a missing exchange is not asked for again: the shortest wait of an event that it has failed, so that the first of
+    /// them to be due asks.
+    pub(crate) fn probe_wait_ms(&self) -> u64 {
+        self.backoff_first_ms.saturating_mul(DESTINATION_BACKOFF_FACTOR).min(self.backoff_max_ms) / 2
     }
 
     /// How far the position may stay behind what has been read for the sake of events that wait.
