@@ -345,6 +345,10 @@ impl World {
                 if let Change::PutException { seq, exception, .. } = &change {
                     self.check_attempts(*seq, exception);
                 }
+                // A parked row has no room for what was learnt of it.
+                if let Change::Park { seq, .. } = &change {
+                    self.refused_alone.remove(seq);
+                }
                 self.pending.push(change);
             }
             Action::Confirmed { seq } => {
