@@ -1,7 +1,7 @@
 //! A long time without a broker: a backlog grows while it is away, and is drained when it comes, once each, in order per key, with
 //! memory that does not grow with the backlog.
 //!
-//! 40,000 events here; a million, and every rate, is for `benches/offline.rs`.
+//! 20,000 events here; a million, and every rate, is for `benches/offline.rs`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use crate::support::rabbit::RabbitNode;
 use crate::support::tap::{Raw, Tap};
 
 const LIMIT: Duration = Duration::from_secs(180);
-const EVENTS: u64 = 40_000;
-const KEYS: u64 = 2000;
+const EVENTS: u64 = 20_000;
+const KEYS: u64 = 1000;
 const WINDOW: usize = 256;
 
 /// The child's word to the parent.
@@ -28,7 +28,7 @@ fn resident_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Goal: 40,000 events of 1 KB written while the broker is away are drained when it comes: once each, in order per key, with a full window, in
+/// Goal: 20,000 events of 2 KB written while the broker is away are drained when it comes: once each, in order per key, with a full window, in
 /// few commits, and in memory that does not know how many they are. Method: a process of its own, whose memory is nobody else's, writes
 /// them, 1,000 to a commit, with a page cache of 4 MiB; the broker starts; the child watches its relay; the queue is judged raw.
 #[test]
@@ -87,7 +87,7 @@ fn child_drains() {
         store
             .write(move |tx| {
                 (first..first + 1000).try_for_each(|n| {
-                    let event = Event::bytes("t", format!("{n:8}{}", "x".repeat(1000)));
+                    let event = Event::bytes("t", format!("{n:8}{}", "x".repeat(2000)));
                     tx.append(event.key((n % KEYS).to_string()).to("", "offline")).map(drop)
                 })
             })

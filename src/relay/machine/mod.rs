@@ -543,10 +543,10 @@ impl Machine {
         let isolated = self.items.get(&seq).is_some_and(|item| item.is_alone());
         self.land(seq);
         self.learn(seq, isolated, &outcome, now);
-        if let Some(item) = self.items.get_mut(&seq) {
-            if !matches!(outcome, Outcome::Nacked) {
-                item.nacks = 0;
-            }
+        if let Some(item) = self.items.get_mut(&seq)
+            && !matches!(outcome, Outcome::Nacked)
+        {
+            item.nacks = 0;
         }
         match outcome {
             Outcome::Confirmed => self.settle(seq, out),
