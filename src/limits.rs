@@ -70,6 +70,10 @@ pub const TRIM_BATCH_MIN: u64 = 256;
 /// How long a relay's progress may wait for a commit to ride on before it gets one of its own, in milliseconds.
 pub const RIDE_MS_DEFAULT: u64 = 250;
 
+/// How long a write waits for a relay to let expired events go, under
+/// [`QuotaPolicy::DropExpired`](crate::QuotaPolicy::DropExpired), in milliseconds.
+pub const QUOTA_SWEEP_MS_MAX: u64 = 1_000;
+
 /// Unconfirmed events in flight, by default.
 pub const WINDOW_EVENTS_DEFAULT: usize = 512;
 
@@ -78,6 +82,9 @@ pub const WINDOW_EVENTS_MAX: usize = 16_384;
 
 /// Unconfirmed payload bytes in flight, by default.
 pub const WINDOW_BYTES_DEFAULT: usize = 8 << 20;
+
+/// Highest rate limit of a relay that can be set, in events per second.
+pub const RATE_LIMIT_MAX: u32 = 1_000_000;
 
 /// Events that a relay holds in memory beyond the window, per event of the window.
 pub const LOOKAHEAD_PER_WINDOW: usize = 4;

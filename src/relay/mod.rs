@@ -18,8 +18,8 @@ use crate::error::{Error, Result, SettingError};
 use crate::event::{Destination, Recorded};
 use crate::limits::{
     ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
-    LOOKAHEAD_PER_WINDOW, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT, WINDOW_EVENTS_DEFAULT,
-    WINDOW_EVENTS_MAX,
+    LOOKAHEAD_PER_WINDOW, RATE_LIMIT_MAX, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT,
+    WINDOW_EVENTS_DEFAULT, WINDOW_EVENTS_MAX,
 };
 use crate::oneshot;
 use crate::publish::Publisher;
@@ -113,6 +113,7 @@ impl Store {
                 backoff_max_ms: BACKOFF_MS_DEFAULT.1,
                 retrying_max: RETRYING_MAX,
                 held_keys_max: HELD_KEYS_MAX,
+                rate_limit: None,
                 seed: u64::from_le_bytes(
                     crate::event::fresh_uuid().last_chunk().copied().unwrap_or_default(),
                 ),
@@ -189,6 +190,33 @@ impl RelayBuilder {
     pub fn window_bytes(mut self, bytes: usize) -> Self {
         self.settings.window_bytes = bytes;
         self.settings.lookahead_bytes = bytes.saturating_mul(2);
+        self
+    }
+
+    /// Publishes per second at most, resends among them; not limited unless set. After a pause a tenth of a second's worth may go at
+    /// once (at least one), also when the relay starts: in any stretch of time `t` no more than that and the rate times `t`.
+    ///
+    /// For a broker, or a line, that a long backlog must not take for itself. An idle relay, and [`stop`](Relay::stop), wait for
+    /// nothing on its account; events wait in the file, not in memory.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// use std::time::{Duration, Instant};
+    /// use onewrite::Event;
+    /// assert!(store.relay("rabbit").rate_limit(0).publish_to(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").rate_limit(100).publish_to(broker.publisher())?; // ten at once
+    /// let began = Instant::now();
+    /// let twenty = |tx: &onewrite::Transaction| (0..20).try_for_each(|_| tx.append(Event::bytes("paid", "1").to("", "payments")).map(drop));
+    /// store.write(twenty)?.confirmed(Duration::from_secs(5))?;
+    /// assert!(began.elapsed() >= Duration::from_millis(99)); // the other ten, one each 10 ms
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rate_limit(mut self, events_per_second: u32) -> Self {
+        self.settings.rate_limit = Some(events_per_second);
         self
     }
 
@@ -371,6 +399,9 @@ impl RelayBuilder {
             () if settings.window_events == 0 || settings.window_events > WINDOW_EVENTS_MAX => {
                 fail("window_events", "it must be 1 to 16384")
             }
+            () if settings.rate_limit.is_some_and(|rate| rate == 0 || rate > RATE_LIMIT_MAX) => {
+                fail("rate_limit", "it must be 1 to 1,000,000 events per second")
+            }
             () if settings.window_bytes == 0 => fail("window_bytes", "it must be at least 1"),
             () if settings.attempts_max == 0 => fail("attempts", "it must be at least 1"),
             () if settings.destination_attempts_max == 0 => {
@@ -453,6 +484,7 @@ pub(crate) struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.store.core().relays.remove(&self.name);
+        self.store.core().forget_sweeps(&self.name);
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 
-use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings};
+use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
 use super::machine::{Machine, SeqState};
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
@@ -25,6 +25,7 @@ use crate::oneshot;
 use crate::publish::{Epoch, Publisher, PublisherEvent};
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
+use crate::store::expired::{FoundExpired, find_expired};
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus};
@@ -83,12 +84,16 @@ pub(crate) struct Shell {
     /// Confirms that no crash can undo: below the position that is saved with them, or of an event with a row.
     confirmed: u64,
     /// Events that are confirmed and wait for the position to pass them. After a crash they are published again, so
-    /// they count only then. The lookahead bounds it.
+    /// they count only then. How far the machine lets the position stay behind bounds it.
     confirmed_ahead: BTreeSet<u64>,
     /// The newest position that was handed over.
     position: u64,
     /// Rows were changed since the last flush.
     rows_waiting: bool,
+    /// Among them rows of events that the log has still to bring.
+    rows_ahead_waiting: bool,
+    /// The next piece of a search for expired events: one is done in each turn.
+    search: Option<Search>,
     state: RelayState,
     connections: u64,
     paused: bool,
@@ -138,7 +143,6 @@ impl Shell {
             retrying,
             parked_keys: found.parked_keys,
             parked_ahead: found.parked_ahead,
-            ahead: found.ahead,
             next_due_ms: found.next_due_ms,
         };
         let now = core.settings.clock.now();
@@ -162,6 +166,8 @@ impl Shell {
             confirmed: 0,
             confirmed_ahead: BTreeSet::new(),
             rows_waiting: false,
+            rows_ahead_waiting: false,
+            search: None,
             state: RelayState::Connecting,
             connections: 0,
             paused: false,
@@ -197,6 +203,7 @@ impl Shell {
     /// Waits for something, tells the machine, does what it says.
     fn turn(&mut self) -> Result<()> {
         self.work()?;
+        self.search()?;
         self.ask_for_round();
         self.show_status();
         match self.wait() {
@@ -219,7 +226,8 @@ impl Shell {
     }
 
     fn wait(&self) -> Woken {
-        let timer = self.timer().map_or_else(never, crossbeam_channel::at);
+        let busy = self.search.as_ref().map(|_| Instant::now());
+        let timer = busy.or_else(|| self.timer()).map_or_else(never, crossbeam_channel::at);
         let Inputs { rung, requested, told } = &self.inputs;
         select! {
             recv(told) -> event => event.map_or(Woken::PublisherGone, Woken::Told),
@@ -312,6 +320,13 @@ impl Shell {
             Action::Load { from, events_max, bytes_max } => self.load(from, events_max, bytes_max)?,
             Action::LoadDue { after, until_ms, events_max } => self.load_due(after, until_ms, events_max)?,
             Action::LoadParked { key, events_max } => self.load_parked(key, events_max)?,
+            Action::FindExpired { at, until_ms, events_max } => {
+                self.search = Some(Search { at, until_ms, events_max });
+            }
+            Action::Swept { to, earliest_ms } => {
+                self.flush_rows()?;
+                self.registered.store.core().swept(&self.registered.name, to, earliest_ms);
+            }
             Action::Save(change) => {
                 match change {
                     Change::Position(position) => self.pass(position),
@@ -363,10 +378,40 @@ impl Shell {
         let reads = relay_rows::read_log(&core, from, tail, events_max, bytes_max)?;
         // Positions without a record have been trimmed; only a relay that starts late meets them.
         let to = reads.last().map_or(tail, |(seq, _)| seq + 1);
-        let events = self.hold_all(reads, Met::First);
+        let apart = self.apart(from, to)?;
+        let events = reads
+            .into_iter()
+            .map(|read| match read {
+                (seq, _) if apart.contains(&seq) => Loaded::Apart { seq },
+                read => hold(read, Met::First, &self.form, &mut self.names, &mut self.held),
+            })
+            .collect();
         self.step(Input::Tail(tail));
         self.step(Input::Loaded { to, events });
         Ok(())
+    }
+
+    /// The events of `from..to` that have an exception: known from a former life, or taken out by a sweep.
+    fn apart(&mut self, from: u64, to: u64) -> Result<BTreeSet<u64>> {
+        if self.rows_ahead_waiting {
+            self.flush_rows()?;
+        }
+        let core = self.registered.store.core();
+        let any =
+            core.tail().cursors.get(&self.registered.name).is_some_and(|cursor| cursor.rows.any_exception());
+        if any { relay_rows::exceptions_between(core, self.cursor.id, from, to) } else { Ok(BTreeSet::new()) }
+    }
+
+    /// One piece of the search for expired events.
+    fn search(&mut self) -> Result<()> {
+        let Some(Search { at, until_ms, events_max }) = self.search.take() else { return Ok(()) };
+        self.flush_rows()?;
+        let core = self.registered.store.core();
+        let FoundExpired { found, next, to, earliest_ms } =
+            find_expired(core, self.cursor.id, at, until_ms, events_max)?;
+        self.rows_ahead_waiting |= !found.is_empty();
+        self.step(Input::FoundExpired { found, next, to, earliest_ms });
+        self.work()
     }
 
     fn load_due(&mut self, after: Option<(u64, u64)>, until_ms: u64, events_max: usize) -> Result<()> {
@@ -428,6 +473,7 @@ impl Shell {
             return Ok(());
         }
         self.rows_waiting = false;
+        self.rows_ahead_waiting = false;
         self.hand_over_changes()?;
         self.registered.store.flush_ride(None)
     }
@@ -474,13 +520,13 @@ impl Shell {
     fn request(&mut self, request: RelayRequest) -> Result<()> {
         match request {
             RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
-            RelayRequest::Redriven { seq } => {
+            RelayRequest::Redriven { seq, fault } => {
                 let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
                 if let Some(loaded) =
                     (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
                 {
-                    self.step(Input::Redriven(loaded));
+                    self.step(Input::Redriven(loaded, fault));
                 }
             }
             RelayRequest::Discarded { seq, key } => {
@@ -488,6 +534,7 @@ impl Shell {
                 self.waiters.quarantined(seq, &fault);
                 self.step(Input::Discarded { seq, key: key.map(Key::from) });
             }
+            RelayRequest::LetExpiredGo => self.step(Input::LetExpiredGo),
             RelayRequest::Pause => {
                 self.paused = true;
                 self.step(Input::Pause);
@@ -510,14 +557,15 @@ impl Shell {
         self.work()?;
         let mut left = BTreeSet::new();
         for seq in seqs {
-            if self.machine.seq_state(seq) == SeqState::Pending {
+            let state = self.machine.seq_state(seq);
+            if state == SeqState::Pending {
                 left.insert(seq);
                 continue;
             }
             self.flush_rows()?;
             match relay_rows::row_state(self.registered.store.core(), self.cursor.id, seq) {
-                Ok(RowState::Settled) => {}
-                Ok(RowState::Waiting) => drop(left.insert(seq)),
+                Ok(RowState::Settled) if state == SeqState::AskDisk => {}
+                Ok(RowState::Settled | RowState::Waiting) => drop(left.insert(seq)),
                 Ok(RowState::Quarantined(exception)) => {
                     let unknown = || Fault::new(FaultClass::Undecodable, "no reason was recorded");
                     let fault = exception.fault.unwrap_or_else(unknown);
@@ -553,6 +601,10 @@ impl Shell {
                 }
                 // Its reply is dropped, which tells the waiter that the relay has ended.
                 RelayRequest::Await { .. } => {}
+                // So that nobody waits for an answer.
+                RelayRequest::LetExpiredGo => {
+                    self.registered.store.core().forget_sweeps(&self.registered.name);
+                }
                 _ => {}
             }
         }
@@ -574,9 +626,8 @@ impl Shell {
         self.show_status();
         let backlog_events = {
             let tail = self.registered.store.core().tail();
-            tail.cursors
-                .get(&self.registered.name)
-                .map_or(0, |cursor| tail.next_seq.saturating_sub(cursor.position) + cursor.rows.waiting())
+            let cursor = tail.cursors.get(&self.registered.name);
+            cursor.map_or(0, |cursor| tail.backlog_of(cursor).0)
         };
         let report =
             StopReport { clean, backlog_events, unknown, confirmed: self.machine.figures().confirmed };
@@ -607,6 +658,14 @@ impl Shell {
             last_fault: self.last_fault.clone(),
         };
     }
+}
+
+/// Where a search for expired events goes on.
+#[derive(Debug)]
+struct Search {
+    at: SweepAt,
+    until_ms: u64,
+    events_max: usize,
 }
 
 /// What has happened.
@@ -670,16 +729,17 @@ fn hold(
         return Loaded::Undecodable { seq, fault };
     }
     let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
-    let entry = entry_of(&recorded);
+    let entry = entry_of(&recorded, &exchange);
     let message = Arc::new(form.wire.message(recorded));
     held.insert(seq, Held { exchange, routing_key, message });
     Loaded::Event(entry)
 }
 
-fn entry_of(recorded: &Recorded) -> Entry {
+fn entry_of(recorded: &Recorded, exchange: &Arc<str>) -> Entry {
     Entry {
         seq: recorded.seq(),
         key: recorded.key().map(Key::from),
+        exchange: Arc::clone(exchange),
         bytes: recorded.payload().len(),
         not_before_ms: recorded.event.not_before_ms,
         expires_ms: recorded.event.expires_ms,

@@ -25,8 +25,10 @@ use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
 use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
+use super::sweeps::{Sweeps, Wanted};
 use super::turn::Turns;
 use crate::error::{Error, Result};
+use crate::limits::QUOTA_SWEEP_MS_MAX;
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
@@ -74,12 +76,20 @@ impl Tail {
     pub(crate) fn backlog(&self) -> (u64, u64) {
         self.cursors
             .values()
-            .map(|cursor| {
-                let events = self.next_seq.saturating_sub(cursor.position) + cursor.rows.waiting();
-                (events, self.end_offset.saturating_sub(cursor.position_offset))
-            })
-            .max()
+            .map(|cursor| self.backlog_of(cursor))
+            .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
             .unwrap_or((self.next_seq - self.trimmed_to, self.end_offset - self.trimmed_offset))
+    }
+
+    /// What lies between a cursor's position and the end of the log and has no exception, and what waits with a row.
+    /// Quarantined and discarded events are not in it, wherever they stand. What is confirmed behind an event that is not
+    /// counts until the position passes it, and what is parked before the position is past it counts twice until then: both
+    /// are bounded by how far a relay reads ahead.
+    pub(crate) fn backlog_of(&self, cursor: &Cursor) -> (u64, u64) {
+        let rows = &cursor.rows;
+        let events = self.next_seq.saturating_sub(cursor.position).saturating_sub(rows.ahead);
+        let bytes = self.end_offset.saturating_sub(cursor.position_offset).saturating_sub(rows.ahead_bytes);
+        (events + rows.waiting(), bytes + rows.waiting_bytes)
     }
 }
 
@@ -164,8 +174,10 @@ pub(crate) struct Core {
     /// Rejected deliveries are to be driven again.
     pub(crate) redrives: Doorbells,
     ride: Mutex<Ride>,
-    /// Rings when the backlog shrinks.
+    /// Rings when the backlog shrinks, or could not.
     backlog_shrank: Condvar,
+    /// Searches for expired events.
+    sweeps: Sweeps,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
     /// Futures that wait for room in the write queue.
@@ -203,6 +215,7 @@ impl Core {
             redrives: Doorbells::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
+            sweeps: Sweeps::default(),
             counters: Counters::default(),
             queue: Queue::default(),
             queue_waiters: Mutex::default(),
@@ -321,30 +334,62 @@ impl Core {
         }
     }
 
+    /// A relay has let everything go that had expired before `to`; it is durable.
+    pub(crate) fn swept(&self, relay: &str, to: u64, earliest_ms: Option<u64>) {
+        self.sweeps.done(relay, to, earliest_ms);
+        // Whoever looks at both holds this lock.
+        let _tail = self.tail();
+        self.backlog_shrank.notify_all();
+    }
+
+    /// A relay begins or ends.
+    pub(crate) fn forget_sweeps(&self, relay: &str) {
+        self.sweeps.forget(relay);
+        let _tail = self.tail();
+        self.backlog_shrank.notify_all();
+    }
+
     /// The refusal, if the quota is reached by what is durable and by so many events and bytes that are not yet.
     pub(crate) fn over_quota(tail: &Tail, quota: &BacklogQuota, pending: (u64, u64)) -> Option<Error> {
         let (events, bytes) = tail.backlog();
-        let (events, bytes) = (events + pending.0, bytes + pending.1);
-        let over = events >= quota.events_max || bytes >= quota.bytes_max;
-        over.then_some(Error::BacklogFull {
-            events,
-            bytes,
+        Self::is_over(quota, (events, bytes), pending).then_some(Error::BacklogFull {
+            events: events + pending.0,
+            bytes: bytes + pending.1,
             events_max: quota.events_max,
             bytes_max: quota.bytes_max,
         })
     }
 
+    pub(crate) fn is_over(quota: &BacklogQuota, backlog: (u64, u64), added: (u64, u64)) -> bool {
+        backlog.0 + added.0 >= quota.events_max || backlog.1 + added.1 >= quota.bytes_max
+    }
+
+    /// Asks the relays to let expired events go, where the quota's policy says so, without waiting for it.
+    pub(crate) fn ask_for_sweeps(&self, tail: &Tail, added: (u64, u64)) -> Option<Wanted> {
+        let quota = self.settings.quota.as_ref();
+        let quota = quota.filter(|quota| quota.policy == QuotaPolicy::DropExpired)?;
+        let now_ms = self.settings.clock.now().wall_ms;
+        Some(self.sweeps.ask(tail, quota, added, now_ms, &self.relays))
+    }
+
     /// Waits for room under the quota, where its policy says so. `append` decides in the end.
     pub(crate) fn wait_for_room(&self) {
-        let Some(quota @ BacklogQuota { policy: QuotaPolicy::Wait(patience), .. }) = &self.settings.quota
-        else {
-            return;
+        let Some(quota) = &self.settings.quota else { return };
+        let patience = match quota.policy {
+            QuotaPolicy::Refuse => return,
+            QuotaPolicy::DropExpired => Duration::from_millis(QUOTA_SWEEP_MS_MAX),
+            QuotaPolicy::Wait(patience) => patience,
         };
-        let deadline = Instant::now() + *patience;
         let mut tail = self.tail();
+        if Self::over_quota(&tail, quota, (0, 0)).is_none() {
+            return;
+        }
+        let deadline = Instant::now() + patience;
+        let wanted = self.ask_for_sweeps(&tail, (0, 0));
         while Self::over_quota(&tail, quota, (0, 0)).is_some() && self.poison.get().is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
+            let vain = wanted.as_ref().is_some_and(|wanted| !self.sweeps.is_awaited(wanted));
+            if left == Duration::ZERO || vain {
                 return;
             }
             tail = self.backlog_shrank.wait_timeout(tail, left).unwrap_or_else(PoisonError::into_inner).0;

@@ -12,7 +12,7 @@ use redb::{ReadableTable, WriteTransaction};
 
 use super::failure::damaged_row;
 use super::ride::CursorRide;
-use super::schema::{CURSORS, DUE, EXCEPTIONS, PARKED, read_u64s, u64s};
+use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, PARKED, read_u64s, u64s};
 use crate::error::Result;
 use crate::log::keys::{self, CursorId};
 use crate::log::wire_bytes::{Malformed, Reader, put_text8, put_text16};
@@ -22,7 +22,7 @@ use crate::relay::machine::types::{Change, Exception, ExceptionState, Key};
 /// Longest text of a fault that is kept, in bytes.
 const FAULT_TEXT_BYTES_MAX: usize = 1024;
 
-/// How many rows a cursor has, by kind.
+/// How many rows a cursor has, by kind, and what they mean for the backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RowCounts {
     pub(crate) retrying: u64,
@@ -30,12 +30,44 @@ pub(crate) struct RowCounts {
     pub(crate) quarantined: u64,
     pub(crate) discarded: u64,
     pub(crate) parked: u64,
+    /// Records of those that are still to be published.
+    pub(crate) waiting_bytes: u64,
+    /// Exceptions at or past the position, of whatever kind: the distance to the end of the log counts them too.
+    pub(crate) ahead: u64,
+    pub(crate) ahead_bytes: u64,
 }
 
 impl RowCounts {
     /// Those that are still to be published.
     pub(crate) fn waiting(&self) -> u64 {
         self.retrying + self.scheduled + self.parked
+    }
+
+    /// Whether any event stands apart from the log with a row of its own.
+    pub(crate) fn any_exception(&self) -> bool {
+        self.retrying + self.scheduled + self.quarantined + self.discarded > 0
+    }
+
+    fn count(&mut self, state: ExceptionState, is_ahead: bool, bytes: u64) {
+        *self.of(state) += 1;
+        self.waiting_bytes += if due_of(state).is_some() { bytes } else { 0 };
+        self.ahead += u64::from(is_ahead);
+        self.ahead_bytes += if is_ahead { bytes } else { 0 };
+    }
+
+    fn uncount(&mut self, state: ExceptionState, is_ahead: bool, bytes: u64) {
+        let count = self.of(state);
+        *count = count.saturating_sub(1);
+        let waiting = if due_of(state).is_some() { bytes } else { 0 };
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(waiting);
+        if is_ahead {
+            self.passed(1, bytes);
+        }
+    }
+
+    fn passed(&mut self, rows: u64, bytes: u64) {
+        self.ahead = self.ahead.saturating_sub(rows);
+        self.ahead_bytes = self.ahead_bytes.saturating_sub(bytes);
     }
 
     fn of(&mut self, state: ExceptionState) -> &mut u64 {
@@ -173,6 +205,7 @@ pub(crate) fn apply(
     let mut released =
         if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes)? };
     if let Some(position) = ride.position.filter(|position| *position > cursor.position) {
+        pass_rows(tx, cursor, position)?;
         cursor.position = position;
         cursor.position_offset = offset_of(position)?;
     }
@@ -188,6 +221,7 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
     let mut exceptions = tx.open_table(EXCEPTIONS)?;
     let mut due = tx.open_table(DUE)?;
     let mut parked = tx.open_table(PARKED)?;
+    let log = tx.open_table(LOG)?;
     let mut released = Vec::new();
     for change in changes {
         match change {
@@ -197,10 +231,11 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
                 let at = keys::exception(cursor.id, *seq);
                 let old =
                     exceptions.insert(&at[..], row.to_bytes().as_slice())?.map(|old| old.value().to_vec());
+                let bytes = record_bytes(&log, *seq)?;
                 if let Some(old) = old {
-                    forget_row(&mut due, cursor, *seq, &ExceptionRow::from_bytes(&old)?)?;
+                    forget_row(&mut due, cursor, *seq, bytes, &ExceptionRow::from_bytes(&old)?)?;
                 }
-                *cursor.rows.of(exception.state) += 1;
+                cursor.rows.count(exception.state, *seq >= cursor.position, bytes);
                 if let Some(due_ms) = due_of(exception.state) {
                     due.insert(&keys::due(cursor.id, due_ms, *seq)[..], &[][..])?;
                 }
@@ -209,24 +244,48 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
                 let at = keys::exception(cursor.id, *seq);
                 let old = exceptions.remove(&at[..])?.map(|old| old.value().to_vec());
                 if let Some(old) = old {
-                    forget_row(&mut due, cursor, *seq, &ExceptionRow::from_bytes(&old)?)?;
+                    let bytes = record_bytes(&log, *seq)?;
+                    forget_row(&mut due, cursor, *seq, bytes, &ExceptionRow::from_bytes(&old)?)?;
                 }
                 released.push(*seq);
             }
             Change::Park { key, seq } => {
                 if parked.insert(keys::parked(cursor.id, key, *seq).as_slice(), &[][..])?.is_none() {
                     cursor.rows.parked += 1;
+                    cursor.rows.waiting_bytes += record_bytes(&log, *seq)?;
                 }
             }
             Change::Unpark { key, seq } => {
                 if parked.remove(keys::parked(cursor.id, key, *seq).as_slice())?.is_some() {
                     cursor.rows.parked -= 1;
+                    let bytes = record_bytes(&log, *seq)?;
+                    cursor.rows.waiting_bytes = cursor.rows.waiting_bytes.saturating_sub(bytes);
                 }
                 released.push(*seq);
             }
         }
     }
     Ok(released)
+}
+
+/// The length of a record; nothing for one that is gone.
+fn record_bytes(log: &impl ReadableTable<u64, &'static [u8]>, seq: u64) -> Result<u64> {
+    Ok(log.get(seq)?.map_or(0, |frame| frame.value().len() as u64))
+}
+
+/// The position is about to pass these rows: they no longer stand before it.
+fn pass_rows(tx: &WriteTransaction, cursor: &mut Cursor, position: u64) -> Result<()> {
+    if cursor.rows.ahead == 0 {
+        return Ok(());
+    }
+    let (exceptions, log) = (tx.open_table(EXCEPTIONS)?, tx.open_table(LOG)?);
+    let (from, to) = (keys::exception(cursor.id, cursor.position), keys::exception(cursor.id, position));
+    for row in exceptions.range(&from[..]..&to[..])? {
+        if let Some(seq) = keys::last_seq(row?.0.value()) {
+            cursor.rows.passed(1, record_bytes(&log, seq)?);
+        }
+    }
+    Ok(())
 }
 
 /// Drops the rows of discarded events that the position has passed.
@@ -248,10 +307,10 @@ fn forget_row(
     due: &mut redb::Table<'_, &'static [u8], &'static [u8]>,
     cursor: &mut Cursor,
     seq: u64,
+    bytes: u64,
     row: &ExceptionRow,
 ) -> Result<()> {
-    let count = cursor.rows.of(row.exception.state);
-    *count = count.saturating_sub(1);
+    cursor.rows.uncount(row.exception.state, seq >= cursor.position, bytes);
     if let Some(due_ms) = due_of(row.exception.state) {
         due.remove(&keys::due(cursor.id, due_ms, seq)[..])?;
     }
@@ -262,14 +321,22 @@ fn forget_row(
 pub(crate) fn count_rows(
     exceptions: &impl ReadableTable<&'static [u8], &'static [u8]>,
     parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    id: CursorId,
+    log: &impl ReadableTable<u64, &'static [u8]>,
+    cursor: &Cursor,
 ) -> Result<RowCounts> {
     let mut counts = RowCounts::default();
-    let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
+    let (from, to) = (cursor.id.to_be_bytes(), keys::after_prefix(&cursor.id.to_be_bytes()));
+    let seq_of = |at: &[u8]| keys::last_seq(at).ok_or_else(|| damaged_row("exception"));
     for row in exceptions.range(&from[..]..to.as_slice())? {
-        *counts.of(ExceptionRow::from_bytes(row?.1.value())?.exception.state) += 1;
+        let (at, row) = row?;
+        let seq = seq_of(at.value())?;
+        let state = ExceptionRow::from_bytes(row.value())?.exception.state;
+        counts.count(state, seq >= cursor.position, record_bytes(log, seq)?);
     }
-    counts.parked = parked.range(&from[..]..to.as_slice())?.count() as u64;
+    for row in parked.range(&from[..]..to.as_slice())? {
+        counts.parked += 1;
+        counts.waiting_bytes += record_bytes(log, seq_of(row?.0.value())?)?;
+    }
     Ok(counts)
 }
 

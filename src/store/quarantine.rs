@@ -181,12 +181,12 @@ impl Quarantine {
             state: ExceptionState::Retry { due_ms: self.store.core().settings.clock.now().wall_ms },
             attempts: 0,
             destination_attempts: 0,
-            fault: Some(entry.fault),
+            fault: Some(entry.fault.clone()),
         };
         let key = entry.key.as_deref().map(Into::into);
         self.change(Change::PutException { seq, key, exception })?;
         tracing::info!(relay = %self.relay, seq, "redriven");
-        self.tell(RelayRequest::Redriven { seq });
+        self.tell(RelayRequest::Redriven { seq, fault: entry.fault });
         Ok(())
     }
 

@@ -133,7 +133,8 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
     for row in tx.open_table(CURSORS)?.iter()? {
         let (name, row) = row?;
         let mut cursor = Cursor::from_bytes(row.value()).ok_or_else(|| damaged_row("cursor"))?;
-        cursor.rows = cursor::count_rows(&tx.open_table(EXCEPTIONS)?, &tx.open_table(PARKED)?, cursor.id)?;
+        cursor.rows =
+            cursor::count_rows(&tx.open_table(EXCEPTIONS)?, &tx.open_table(PARKED)?, &log, &cursor)?;
         tail.cursors.insert(name.value().to_owned(), cursor);
     }
     for row in tx.open_table(PROJECTIONS)?.iter()? {

@@ -1,5 +1,7 @@
 //! What a relay reads from the file. Short read transactions only: none is held from one batch to the next.
 
+use std::collections::BTreeSet;
+
 use redb::ReadableTable;
 
 use super::Store;
@@ -211,7 +213,6 @@ pub(crate) struct FoundRows {
     pub(crate) retrying: Vec<(u64, Exception)>,
     pub(crate) parked_keys: Vec<Key>,
     pub(crate) parked_ahead: Vec<(Key, u64)>,
-    pub(crate) ahead: Vec<u64>,
     pub(crate) next_due_ms: Option<u64>,
 }
 
@@ -225,9 +226,6 @@ pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Re
         let (at, row) = row?;
         let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
         let row = ExceptionRow::from_bytes(row.value())?;
-        if seq >= cursor.position {
-            found.ahead.push(seq);
-        }
         match (row.exception.state, row.key) {
             (ExceptionState::Retry { .. }, _) if found.retrying.len() < retrying_max => {
                 found.retrying.push((seq, row.exception));
@@ -336,6 +334,25 @@ pub(crate) fn read_parked(
         seqs.push(keys::last_seq(row?.0.value()).ok_or_else(|| damaged_row("parked"))?);
     }
     Ok((seqs, false))
+}
+
+/// The events of `from..to` that have an exception.
+pub(crate) fn exceptions_between(core: &Core, id: CursorId, from: u64, to: u64) -> Result<BTreeSet<u64>> {
+    exceptions_in(&core.begin_read()?, id, from, to)
+}
+
+pub(super) fn exceptions_in(
+    tx: &redb::ReadTransaction,
+    id: CursorId,
+    from: u64,
+    to: u64,
+) -> Result<BTreeSet<u64>> {
+    let (from, to) = (keys::exception(id, from), keys::exception(id, to));
+    let mut found = BTreeSet::new();
+    for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..&to[..])? {
+        found.extend(keys::last_seq(row?.0.value()));
+    }
+    Ok(found)
 }
 
 /// What the file says of one event below a cursor's position.

@@ -15,9 +15,11 @@ pub(crate) enum RelayRequest {
     /// Answer when all of these are confirmed, or one of them is quarantined.
     Await { seqs: Vec<u64>, reply: oneshot::Sender<Awaited> },
     /// A person has durably redriven this event.
-    Redriven { seq: u64 },
+    Redriven { seq: u64, fault: Fault },
     /// A person has durably discarded this event.
     Discarded { seq: u64, key: Option<String> },
+    /// Room is wanted under the backlog quota.
+    LetExpiredGo,
     /// Publish nothing new.
     Pause,
     /// Go on.

@@ -29,11 +29,27 @@ pub enum QuotaPolicy {
     /// `append` fails with [`Error::BacklogFull`](crate::Error::BacklogFull). The default.
     #[default]
     Refuse,
+    /// Events that have [expired](crate::Event::expires) before they were published are let go first; if that makes no room,
+    /// `append` fails.
+    ///
+    /// The relays whose backlog is too large are asked, and `write` waits for what they find, for a second at most
+    /// ([`QUOTA_SWEEP_MS_MAX`](crate::limits::QUOTA_SWEEP_MS_MAX)); a search that takes longer goes on, and later writes
+    /// find the room. It also works while the broker is away. What is let go is not lost in silence: it stands in the relay's
+    /// [quarantine](crate::Store::quarantine) as expired, holds nobody, and does not count as backlog; its record stays until it is
+    /// discarded. What is in flight is left to its outcome.
+    ///
+    /// A relay that does not run lets nothing go. What does not wait (`write_async`, `append` in a handler or in `begin`) asks and
+    /// fails at once: the next try finds the room.
+    DropExpired,
     /// `write` waits for room up to this long before its closure runs; then `append` fails.
     Wait(Duration),
 }
 
 /// A limit on what may wait for the broker. None unless set: writes then go on until the disk is full.
+///
+/// Counted is, for the relay that has most before it, what it has still to publish: whatever comes after its position, and what waits
+/// apart (for a retry, a time, or an earlier event of its key). What is in quarantine is not counted. A little is counted too much: what
+/// is confirmed behind an event that is not, until that one has its outcome or is put aside.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;

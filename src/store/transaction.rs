@@ -362,7 +362,10 @@ impl Transaction {
         let pending = self.pending.borrow();
         let tail = self.core.tail();
         let added = (pending.next_seq - tail.next_seq, pending.end_offset - tail.end_offset);
-        Core::over_quota(&tail, quota, added).map_or(Ok(()), Err)
+        let Some(error) = Core::over_quota(&tail, quota, added) else { return Ok(()) };
+        // Whoever did not wait before (a future, a consumer) finds room at its next try.
+        self.core.ask_for_sweeps(&tail, added);
+        Err(error)
     }
 
     fn next_lane(&self, event: &Event, seq: u64) -> Result<Option<Lane>> {

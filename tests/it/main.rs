@@ -19,6 +19,8 @@ mod capture_rounds;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;
+#[cfg(feature = "rabbitmq")]
+mod fairness;
 #[cfg(target_os = "linux")]
 mod faults;
 mod floors;
@@ -30,12 +32,15 @@ mod log_and_lanes;
 mod matrix;
 #[cfg(unix)]
 mod model;
+#[cfg(all(target_os = "linux", feature = "rabbitmq"))]
+mod offline;
 #[cfg(unix)]
 mod one_write;
 #[cfg(unix)]
 mod page_writes;
 mod projection_rebuilds;
 mod projections;
+mod quota;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]

@@ -1,8 +1,9 @@
 //! What flows after every input: timers, publishes, reads, and the position.
 
+use super::culprit::Turn;
 use super::types::{Action, Change, Ordering};
 use super::{Item, ItemState, Machine, expired, is_expired};
-use crate::message::Ticket;
+use crate::message::{FaultClass, Ticket};
 use crate::time::Now;
 
 /// How long nothing may be sendable, with more in the log, before events that wait behind others make room on disk. A
@@ -17,6 +18,7 @@ impl Machine {
     pub(super) fn settle_step(&mut self, now: Now, out: &mut Vec<Action>) {
         self.fire_timers(now);
         self.publish(now, out);
+        self.let_position_pass(now, out);
         self.spill_if_starved(now, out);
         self.ask_for_more(now, out);
         self.save_position(out);
@@ -43,6 +45,7 @@ impl Machine {
     }
 
     fn publish(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.rate_wake_ms = None;
         while self.can_publish() {
             let Some(seq) = self.next_to_send() else { return };
             let Some(item) = self.items.get(&seq) else { return };
@@ -50,7 +53,25 @@ impl Machine {
                 self.quarantine(seq, expired(), now, out);
                 continue;
             }
-            if !self.window_has_room(item.bytes) {
+            let bytes = item.bytes;
+            match self.turn_of(seq, now) {
+                Turn::Goes => {}
+                Turn::Alone => {
+                    self.suspect(seq);
+                    continue;
+                }
+                Turn::Fails(fault) => {
+                    self.failed(seq, FaultClass::Destination, fault, now, out);
+                    continue;
+                }
+            }
+            if !self.window_has_room(bytes) {
+                return;
+            }
+            if let Some(rate) = &mut self.rate
+                && !rate.take(now.mono_ms)
+            {
+                self.rate_wake_ms = Some(rate.wake_at_ms(self.ready.len() + self.suspects.len()));
                 return;
             }
             self.send(seq, out);
@@ -59,7 +80,7 @@ impl Machine {
 
     /// The lowest that may go: a suspect if none is out already, else one of the others.
     fn next_to_send(&self) -> Option<u64> {
-        let suspect = self.suspects.first().filter(|_| self.isolated_out < ISOLATED_MAX).copied();
+        let suspect = (self.isolated_out < ISOLATED_MAX).then(|| self.next_suspect()).flatten();
         if self.settings.ordering == Ordering::Total {
             return self.first_in_total_order(suspect);
         }
@@ -167,6 +188,12 @@ impl Machine {
             self.starved_since_ms = None;
             return;
         }
+        // What waits for its next try frees no room of itself; what waits behind a key that flows soon does.
+        self.spill_waiting(now, out);
+        if self.wants_more() {
+            self.starved_since_ms = None;
+            return;
+        }
         let since = *self.starved_since_ms.get_or_insert(now.mono_ms);
         if now.mono_ms < since + SPILL_PATIENCE_MS {
             return;
@@ -178,7 +205,6 @@ impl Machine {
             }
             self.park_queue(&key, out);
         }
-        self.spill_waiting(now, out);
     }
 
     /// Events in nack backoff get a row of their own, and no longer hold the position or the lookahead.

@@ -11,30 +11,33 @@
 //! - Every event loaded is forgotten exactly once.
 
 mod backoff;
+mod culprit;
 #[cfg(test)]
 mod exhaustive_tests;
 mod flow;
 mod keys;
 #[cfg(test)]
 mod model_tests;
+pub(crate) mod rate;
 #[cfg(test)]
 mod story_tests;
+mod sweep;
 pub(crate) mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::backoff::Jitter;
+use self::culprit::{Learnt, closes_channel};
 use self::keys::{KeyState, Keys, Place};
+use self::rate::Bucket;
+use self::sweep::Sweep;
 use self::types::{
-    Action, Change, Entry, Exception, ExceptionState, Figures, Input, Key, Loaded, Ordering,
-    QuarantinePolicy, Recovered, Settings,
+    Action, Change, DESTINATION_BACKOFF_FACTOR, Entry, Exception, ExceptionState, Figures, Input, Key,
+    Loaded, Ordering, QuarantinePolicy, Recovered, Settings,
 };
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::publish::Epoch;
 use crate::time::Now;
-
-/// Destination faults wait this many times longer: a missing exchange is seldom back in a moment.
-const DESTINATION_BACKOFF_FACTOR: u64 = 10;
 
 /// What settles an event's place on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +72,7 @@ enum ItemState {
 #[derive(Debug, Clone)]
 struct Item {
     key: Option<Key>,
+    exchange: Key,
     bytes: usize,
     expires_ms: Option<u64>,
     home: Home,
@@ -82,12 +86,17 @@ struct Item {
     sent: bool,
     /// It was in flight when one message made the broker close the channel: it is published alone until it has an outcome.
     suspect: bool,
+    /// The first to be tried among those.
+    likely: bool,
+    /// It was the one: it is never published among others again.
+    culprit: bool,
 }
 
 impl Item {
     fn new(entry: &Entry, home: Home) -> Self {
         Self {
             key: entry.key.clone(),
+            exchange: Key::clone(&entry.exchange),
             bytes: entry.bytes,
             expires_ms: entry.expires_ms,
             home,
@@ -98,12 +107,31 @@ impl Item {
             fault: None,
             sent: false,
             suspect: false,
+            likely: false,
+            culprit: false,
+        }
+    }
+
+    /// One that has been tried before: with its counters, and alone if it was a culprit.
+    fn again(entry: &Entry, exception: Exception) -> Self {
+        let culprit = exception.fault.as_ref().is_some_and(closes_channel);
+        Self {
+            attempts: exception.attempts,
+            destination_attempts: exception.destination_attempts,
+            fault: exception.fault,
+            suspect: culprit,
+            culprit,
+            ..Self::new(entry, Home::Exception)
         }
     }
 
     /// Waits for a retry with its counters on disk: counted apart from the lookahead.
     fn is_retrying(&self) -> bool {
         matches!(self.state, ItemState::Waiting { apart: true, .. })
+    }
+
+    fn is_alone(&self) -> bool {
+        matches!(self.state, ItemState::InFlight { isolated: true, .. })
     }
 
     fn exception(&self, state: ExceptionState) -> Exception {
@@ -132,6 +160,8 @@ pub(crate) enum SeqState {
     Pending,
     /// Settled, or a row on disk says what it waits for.
     AskDisk,
+    /// As `Pending`, unless it has an exception on disk.
+    AskRow,
 }
 
 #[derive(Debug)]
@@ -139,6 +169,9 @@ pub(crate) enum SeqState {
 pub(crate) struct Machine {
     settings: Settings,
     jitter: Jitter,
+    rate: Option<Bucket>,
+    /// When it lets go what is ready and would have room in the window.
+    rate_wake_ms: Option<u64>,
     epoch: Option<Epoch>,
     blocked: bool,
     paused: bool,
@@ -146,8 +179,12 @@ pub(crate) struct Machine {
     /// Everything below has been loaded.
     loaded_to: u64,
     tail: u64,
-    /// Events that the log will bring although they have an exception already: found at the start.
+    /// Events that the log will bring although they are settled, or parked, already: redriven ones that a sweep had
+    /// taken out.
     ahead: BTreeSet<u64>,
+    /// From here on nothing has an exception.
+    rows_to: u64,
+    sweep: Sweep,
     /// Events asked for, while the answer is out.
     load_out: usize,
     due_out: usize,
@@ -159,6 +196,7 @@ pub(crate) struct Machine {
     open: BTreeSet<u64>,
     ready: BTreeSet<u64>,
     suspects: BTreeSet<u64>,
+    learnt: Learnt,
     timers: BTreeSet<(u64, u64)>,
     in_flight: BTreeMap<Ticket, u64>,
     in_flight_bytes: usize,
@@ -180,6 +218,8 @@ impl Machine {
     pub(crate) fn new(settings: Settings, recovered: Recovered, now: Now, out: &mut Vec<Action>) -> Self {
         let mut machine = Self {
             jitter: Jitter::new(settings.seed),
+            rate: settings.rate_limit.map(Bucket::new),
+            rate_wake_ms: None,
             settings,
             epoch: None,
             blocked: false,
@@ -187,7 +227,9 @@ impl Machine {
             position: recovered.position,
             loaded_to: recovered.position,
             tail: recovered.tail.max(recovered.position),
-            ahead: recovered.ahead.into_iter().collect(),
+            ahead: BTreeSet::new(),
+            rows_to: recovered.tail,
+            sweep: Sweep::default(),
             load_out: 0,
             due_out: 0,
             due_resume: None,
@@ -196,6 +238,7 @@ impl Machine {
             open: BTreeSet::new(),
             ready: BTreeSet::new(),
             suspects: BTreeSet::new(),
+            learnt: Learnt::default(),
             timers: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
@@ -240,16 +283,20 @@ impl Machine {
             }
             Input::LoadedParked { key, events, more } => self.loaded_parked(&key, events, more, now, out),
             Input::Up { epoch } => {
-                self.end_epoch(false);
+                self.end_epoch(None);
                 self.epoch = Some(epoch);
             }
             Input::Down { fault } => {
-                self.end_epoch(matches!(fault.class, FaultClass::Message | FaultClass::Destination));
+                self.end_epoch(Some(&fault));
             }
             Input::Blocked(blocked) => self.blocked = blocked,
             Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
-            Input::Redriven(loaded) => self.redriven(loaded, now, out),
+            Input::Redriven(loaded, fault) => self.redriven(loaded, fault, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
+            Input::LetExpiredGo => self.let_expired_go(now, out),
+            Input::FoundExpired { found, next, to, earliest_ms } => {
+                self.found_expired(found, next, (to, earliest_ms), now, out);
+            }
             Input::Pause => self.paused = true,
             Input::Resume => self.paused = false,
             Input::Tick => {}
@@ -261,7 +308,7 @@ impl Machine {
         let timer = self.timers.first().map(|(due_ms, _)| *due_ms);
         let starved = self.starved_since_ms.map(|since| since + flow::SPILL_PATIENCE_MS);
         Wake {
-            mono_ms: timer.into_iter().chain(starved).min(),
+            mono_ms: timer.into_iter().chain(starved).chain(self.rate_wake_ms).min(),
             wall_ms: self.next_due_ms.filter(|_| self.may_read() && self.due_out == 0 && self.has_room()),
         }
     }
@@ -283,8 +330,12 @@ impl Machine {
     }
 
     pub(crate) fn seq_state(&self, seq: u64) -> SeqState {
-        let pending = seq >= self.loaded_to || self.items.contains_key(&seq);
-        if pending { SeqState::Pending } else { SeqState::AskDisk }
+        match () {
+            () if self.items.contains_key(&seq) => SeqState::Pending,
+            () if seq < self.loaded_to || self.ahead.contains(&seq) => SeqState::AskDisk,
+            () if seq < self.rows_to => SeqState::AskRow,
+            () => SeqState::Pending,
+        }
     }
 
     /// The whole log is loaded, and at most half a window of it is unconfirmed: a round of what waits elsewhere may come.
@@ -323,11 +374,10 @@ impl Machine {
         self.load_out = 0;
         self.loaded_to = self.loaded_to.max(to);
         for loaded in events {
-            if !self.ahead.is_empty() && self.ahead.remove(&loaded.seq()) {
-                self.forget_again(loaded.seq(), out);
-                continue;
-            }
+            let settled = !self.ahead.is_empty() && self.ahead.remove(&loaded.seq());
             match loaded {
+                Loaded::Apart { .. } => {}
+                _ if settled => self.forget_again(loaded.seq(), out),
                 Loaded::Unpublished { seq } => out.push(Action::Forget { seq }),
                 Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
                 Loaded::Event(entry) => self.arrived(&entry, now, out),
@@ -344,7 +394,9 @@ impl Machine {
 
     /// A new event of the log.
     fn arrived(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
-        if let Some(due_ms) = entry.not_before_ms.filter(|due_ms| *due_ms > now.wall_ms) {
+        self.sweep.note_expiry(entry.expires_ms);
+        let lives = !is_expired(entry.expires_ms, now);
+        if let Some(due_ms) = entry.not_before_ms.filter(|due_ms| lives && *due_ms > now.wall_ms) {
             let state = ExceptionState::Scheduled { due_ms };
             let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: None };
             let (seq, key) = (entry.seq, entry.key.clone());
@@ -403,17 +455,16 @@ impl Machine {
                     self.release(seq);
                     continue;
                 }
-                Loaded::Unpublished { seq } => {
+                Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                     debug_assert!(false, "an unpublished event has no exception");
                     out.push(Action::Save(Change::DropException { seq }));
                     out.push(Action::Forget { seq });
                     continue;
                 }
             };
-            let mut item = Item::new(&entry, Home::Exception);
-            (item.attempts, item.destination_attempts) = (exception.attempts, exception.destination_attempts);
-            item.fault = exception.fault;
-            match exception.state {
+            let state = exception.state;
+            let mut item = Item::again(&entry, exception);
+            match state {
                 ExceptionState::Retry { .. } => {
                     item.sent = true;
                     self.comes_back(&entry, item, out);
@@ -473,7 +524,7 @@ impl Machine {
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
                     self.quarantine_unread(seq, fault, now, out);
                 }
-                Loaded::Unpublished { seq } => {
+                Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                     debug_assert!(false, "an unpublished event is not parked");
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
                     out.push(Action::Forget { seq });
@@ -484,35 +535,21 @@ impl Machine {
     }
 
     /// What was in flight is lost, and will be sent again; alone, if one of them made the broker close the channel.
-    fn end_epoch(&mut self, for_one_message: bool) {
+    fn end_epoch(&mut self, fault: Option<&Fault>) {
         self.epoch = None;
         self.blocked = false;
-        let lost: Vec<u64> = self
-            .in_flight
-            .values()
-            .copied()
-            .filter(|seq| {
-                let state = self.items.get(seq).map(|item| item.state);
-                matches!(state, Some(ItemState::InFlight { isolated: false, .. }))
-            })
-            .collect();
-        for seq in lost {
-            self.land(seq);
-            if let Some(item) = self.items.get_mut(&seq) {
-                item.suspect |= for_one_message;
-            }
-            self.make_ready(seq);
-        }
+        self.lost(fault);
     }
 
     fn outcome(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
         let Some(seq) = self.in_flight.get(&ticket).copied() else { return };
+        let isolated = self.items.get(&seq).is_some_and(|item| item.is_alone());
         self.land(seq);
-        if let Some(item) = self.items.get_mut(&seq) {
-            item.suspect = false;
-            if !matches!(outcome, Outcome::Nacked) {
-                item.nacks = 0;
-            }
+        self.learn(seq, isolated, &outcome, now);
+        if let Some(item) = self.items.get_mut(&seq)
+            && !matches!(outcome, Outcome::Nacked)
+        {
+            item.nacks = 0;
         }
         match outcome {
             Outcome::Confirmed => self.settle(seq, out),
@@ -529,7 +566,7 @@ impl Machine {
     }
 
     /// Without room for it, it waits on disk, where it is due.
-    fn redriven(&mut self, loaded: Loaded, now: Now, out: &mut Vec<Action>) {
+    fn redriven(&mut self, loaded: Loaded, fault: Fault, now: Now, out: &mut Vec<Action>) {
         let seq = loaded.seq();
         if self.items.contains_key(&seq) {
             return;
@@ -542,14 +579,19 @@ impl Machine {
                 self.release(seq);
                 return;
             }
-            Loaded::Unpublished { seq } => {
+            Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                 debug_assert!(false, "an unpublished event has no exception");
                 out.push(Action::Forget { seq });
                 return;
             }
         };
+        // The next sweep looks at all rows again, this one's too.
+        self.sweep.note_expiry(entry.expires_ms);
+        self.probe_again(&entry.exchange);
         if self.has_room() {
-            let mut item = Item::new(entry, Home::Exception);
+            let state = ExceptionState::Retry { due_ms: now.wall_ms };
+            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: Some(fault) };
+            let mut item = Item::again(entry, exception);
             item.sent = true;
             self.comes_back(entry, item, out);
             return;
@@ -573,10 +615,8 @@ impl Machine {
     fn resume_retry(&mut self, loaded: Loaded, exception: Exception, now: Now, out: &mut Vec<Action>) {
         match loaded {
             Loaded::Event(entry) => {
-                let mut item = Item::new(&entry, Home::Exception);
-                (item.attempts, item.destination_attempts) =
-                    (exception.attempts, exception.destination_attempts);
-                (item.fault, item.sent) = (exception.fault, true);
+                let mut item = Item::again(&entry, exception);
+                item.sent = true;
                 self.insert(entry.seq, item);
                 // One at a time, also where several were redriven past each other.
                 let place = entry.key.as_ref().map_or(Place::Goes, |key| {
@@ -600,7 +640,7 @@ impl Machine {
                 }
             }
             Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
-            Loaded::Unpublished { seq } => {
+            Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
                 debug_assert!(false, "an unpublished event has no exception");
                 out.push(Action::Forget { seq });
             }
@@ -613,6 +653,7 @@ impl Machine {
     fn settle(&mut self, seq: u64, out: &mut Vec<Action>) {
         let Some(item) = self.remove(seq) else { return };
         self.drop_row(seq, &item, out);
+        self.note_ahead(seq);
         self.confirmed += 1;
         out.push(Action::Confirmed { seq });
         out.push(Action::Forget { seq });
@@ -750,6 +791,7 @@ impl Machine {
         if item.home == Home::Exception {
             out.push(Action::Save(Change::DropException { seq }));
         }
+        self.note_ahead(seq);
         out.push(Action::Forget { seq });
         self.keys.with(key, |state| {
             state.parked = true;
@@ -768,6 +810,13 @@ impl Machine {
 
     fn is_strict(&self) -> bool {
         self.settings.ordering != Ordering::Relaxed
+    }
+
+    /// The log will bring this one, though no exception tells it apart.
+    fn note_ahead(&mut self, seq: u64) {
+        if seq >= self.loaded_to {
+            self.ahead.insert(seq);
+        }
     }
 
     fn note_due(&mut self, due_ms: u64) {

@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use proptest::prelude::*;
 
 use super::types::{
-    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, QuarantinePolicy,
-    Recovered, Settings,
+    Action, Change, Entry, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, Input, Key, Loaded,
+    Ordering, QuarantinePolicy, Recovered, Settings, SweepAt,
 };
 use super::{Machine, Wake};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
@@ -99,6 +99,7 @@ enum Op {
     Discard(usize),
     Rot(usize),
     Answer(usize),
+    LetExpiredGo,
     Flush,
     Crash,
     Tick,
@@ -110,6 +111,17 @@ struct Scenario {
     seed: u64,
     keep_poison: bool,
     ops: Vec<Op>,
+}
+
+/// A sweep that runs.
+#[derive(Debug)]
+struct Sweep {
+    /// The log ended here when it began.
+    tail: u64,
+    /// The earliest the wall clock has shown since.
+    wall_ms: u64,
+    /// What was in flight since, or was redriven: left to its outcome, or to the next sweep.
+    exempt: BTreeSet<u64>,
 }
 
 struct World {
@@ -127,9 +139,16 @@ struct World {
     keep_poison: bool,
     // This life of the machine.
     last_ticket: u64,
+    /// When each publish was.
+    published_ms: Vec<u64>,
+    /// Exchanges that an event which was alone was refused for, and none was taken for since.
+    closed: BTreeSet<Key>,
+    /// Events that were refused when they were alone.
+    refused_alone: BTreeSet<u64>,
     flights: BTreeMap<u64, Flight>,
     requests: VecDeque<Action>,
     live: BTreeSet<u64>,
+    sweep: Option<Sweep>,
     // For ever.
     tap: Vec<u64>,
     confirmed: BTreeSet<u64>,
@@ -160,9 +179,13 @@ impl World {
             healed: false,
             keep_poison: scenario.keep_poison,
             last_ticket: 0,
+            published_ms: Vec::new(),
+            closed: BTreeSet::new(),
+            refused_alone: BTreeSet::new(),
             flights: BTreeMap::new(),
             requests: VecDeque::new(),
             live: BTreeSet::new(),
+            sweep: None,
             tap: Vec::new(),
             confirmed: BTreeSet::new(),
             discarded: BTreeSet::new(),
@@ -248,8 +271,12 @@ impl World {
         self.pending.clear();
         (self.up, self.blocked, self.paused) = (false, false, false);
         self.flights.clear();
+        self.published_ms.clear();
+        self.closed.clear();
+        self.refused_alone.clear();
         self.requests.clear();
         self.live.clear();
+        self.sweep = None;
         self.last_ticket = 0;
         // The monotonic clock of a new process starts anywhere.
         self.now.mono_ms = self.draw(1000);
@@ -276,7 +303,6 @@ impl World {
         let (below, ahead): (Vec<_>, Vec<_>) =
             self.disk.parked.iter().cloned().partition(|(_, seq)| *seq < position);
         found.parked_ahead = ahead;
-        found.ahead = self.disk.rows.range(position..).map(|(seq, _)| *seq).collect();
         let keys: BTreeSet<Key> = below.into_iter().map(|(key, _)| key).collect();
         found.parked_keys = keys.into_iter().collect();
         self.live = found.retrying.iter().map(|(loaded, _)| loaded.seq()).collect();
@@ -319,6 +345,10 @@ impl World {
                 if let Change::PutException { seq, exception, .. } = &change {
                     self.check_attempts(*seq, exception);
                 }
+                // A parked row has no room for what was learnt of it.
+                if let Change::Park { seq, .. } = &change {
+                    self.refused_alone.remove(seq);
+                }
                 self.pending.push(change);
             }
             Action::Confirmed { seq } => {
@@ -340,6 +370,11 @@ impl World {
                 assert!(!self.requests.iter().any(|other| matches!(other, Action::LoadDue { .. })));
                 self.requests.push_back(action);
             }
+            Action::FindExpired { .. } => {
+                assert!(!self.requests.iter().any(|other| matches!(other, Action::FindExpired { .. })));
+                self.requests.push_back(action);
+            }
+            Action::Swept { to, .. } => self.check_swept(to),
             Action::LoadParked { ref key, .. } => {
                 let same = |other: &Action| matches!(other, Action::LoadParked { key: k, .. } if k == key);
                 assert!(!self.requests.iter().any(same));
@@ -351,15 +386,39 @@ impl World {
     /// Attempts rise only with a return or a refusal of the message's or the destination's own.
     fn check_attempts(&mut self, seq: u64, exception: &Exception) {
         let said = (exception.attempts, exception.destination_attempts);
+        let known = self.attempts.get(&seq).copied().unwrap_or_default();
+        if self.closed.contains(&self.log(seq).entry.exchange) && said.1 == known.1 + 1 {
+            // It fails with its exchange, without being published.
+            self.spent.entry(seq).or_insert(known).1 = said.1;
+        }
         let spent = self.spent.get(&seq).copied().unwrap_or_default();
         assert!(said.0 <= spent.0 && said.1 <= spent.1, "{seq}: {said:?} attempts, spent were {spent:?}");
         assert!(said.0 <= self.settings.attempts_max && said.1 <= self.settings.destination_attempts_max);
         self.attempts.insert(seq, said);
     }
 
+    /// What had expired when the sweep began is let go.
+    fn check_swept(&mut self, to: u64) {
+        self.flush();
+        let Some(Sweep { tail, wall_ms, exempt }) = self.sweep.take() else { return };
+        assert!(to >= tail, "all of the log was looked at");
+        for seq in (0..tail).filter(|seq| !exempt.contains(seq)) {
+            let found = self.log(seq);
+            if found.kind != Kind::Event || found.entry.expires_ms.is_none_or(|at| at > wall_ms) {
+                continue;
+            }
+            let state = self.disk.rows.get(&seq).map(|row| row.exception.state);
+            let let_go = self.confirmed.contains(&seq)
+                || self.discarded.contains(&seq)
+                || matches!(state, Some(ExceptionState::Quarantined { .. }));
+            assert!(let_go, "{seq} has expired and still waits: {state:?}");
+        }
+    }
+
     fn publish(&mut self, ticket: Ticket, seq: u64, resend: bool, isolated: bool) {
         assert!(ticket.0 > self.last_ticket, "tickets rise");
         self.last_ticket = ticket.0;
+        self.check_rate();
         assert!(self.live.contains(&seq), "{seq} is published, so its record is needed");
         let found = self.log(seq).clone();
         assert!(resend || !self.flights.values().any(|flight| flight.seq == seq));
@@ -374,6 +433,8 @@ impl World {
             Ordering::Total => assert!(self.flights.is_empty(), "one in flight in all"),
             Ordering::Relaxed => {}
         }
+        let alone = found.poison == Poison::No || isolated || !self.refused_alone.contains(&seq);
+        assert!(alone, "{seq} was refused alone, and is published among others");
         if isolated {
             assert!(!self.flights.values().any(|flight| flight.isolated), "one alone at a time");
         }
@@ -382,7 +443,21 @@ impl World {
         if stored {
             self.tap.push(seq);
         }
+        if let Some(sweep) = &mut self.sweep {
+            sweep.exempt.insert(seq);
+        }
         self.flights.insert(ticket.0, Flight { seq, isolated, fate });
+    }
+
+    /// No stretch of time up to now has seen more publishes than burst and rate allow.
+    fn check_rate(&mut self) {
+        self.published_ms.push(self.now.mono_ms);
+        let Some(rate) = self.settings.rate_limit else { return };
+        let burst = super::rate::Bucket::burst(rate);
+        for (count, from_ms) in (1..).zip(self.published_ms.iter().rev()) {
+            let allowed = burst + u64::from(rate) * (self.now.mono_ms - from_ms) / 1000;
+            assert!(count <= allowed, "{count} publishes since {from_ms}, {allowed} allowed");
+        }
     }
 
     fn fate(&mut self, found: &LogEntry, isolated: bool) -> (Fate, bool) {
@@ -390,7 +465,9 @@ impl World {
         match found.poison {
             Poison::Message if ill && isolated => return (Fate::Refused(FaultClass::Message), false),
             Poison::Message if ill => return (Fate::ClosesChannel(FaultClass::Message), false),
-            Poison::Destination if ill && isolated => return (Fate::Returned, false),
+            Poison::Destination if ill && isolated => {
+                return (Fate::Refused(FaultClass::Destination), false);
+            }
             Poison::Destination if ill => return (Fate::ClosesChannel(FaultClass::Destination), false),
             _ => {}
         }
@@ -440,22 +517,78 @@ impl World {
             Action::Load { from, events_max, bytes_max } => self.answer_load(from, events_max, bytes_max),
             Action::LoadDue { after, until_ms, events_max } => self.answer_due(after, until_ms, events_max),
             Action::LoadParked { key, events_max } => self.answer_parked(&key, events_max),
+            Action::FindExpired { at, until_ms, events_max } => self.answer_expired(at, until_ms, events_max),
             _ => unreachable!(),
         }
     }
 
     fn answer_load(&mut self, from: u64, events_max: usize, bytes_max: usize) {
+        // Rows of events that the log has still to bring are written before it does.
+        let is_ahead = |change: &Change| matches!(change, Change::PutException { seq, .. } if *seq >= from);
+        if self.pending.iter().any(is_ahead) {
+            self.flush();
+        }
         let (mut events, mut bytes, mut to) = (Vec::new(), 0, from);
         for seq in from..self.tail() {
             bytes += self.log(seq).entry.bytes;
             if events.len() >= events_max || (bytes > bytes_max && !events.is_empty()) {
                 break;
             }
-            events.push(self.read(seq));
+            let apart = self.disk.rows.contains_key(&seq);
+            events.push(if apart { Loaded::Apart { seq } } else { self.read(seq) });
             to = seq + 1;
         }
-        self.live.extend(events.iter().map(Loaded::seq));
+        let held = events.iter().filter(|loaded| !matches!(loaded, Loaded::Apart { .. }));
+        self.live.extend(held.map(Loaded::seq));
         self.step(Input::Loaded { to, events });
+    }
+
+    fn answer_expired(&mut self, at: SweepAt, until_ms: u64, events_max: usize) {
+        self.flush();
+        let mut to = 0;
+        // What is looked at, and where the search goes on.
+        let (candidates, next): (Vec<(u64, ExpiredPlace)>, _) = match at {
+            SweepAt::Due(after) => {
+                let due_of = |(seq, row): (&u64, &Row)| match row.exception.state {
+                    ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms } => {
+                        Some(((due_ms, *seq), row.exception.clone()))
+                    }
+                    _ => None,
+                };
+                let mut rows: Vec<_> = self.disk.rows.iter().filter_map(due_of).collect();
+                rows.sort_unstable_by_key(|(at, _)| *at);
+                rows.retain(|(at, _)| after.is_none_or(|after| *at > after));
+                let more = rows.len() > events_max;
+                rows.truncate(events_max);
+                let next =
+                    if more { SweepAt::Due(rows.last().map(|(at, _)| *at)) } else { SweepAt::Parked(None) };
+                let place = |((_, seq), exception)| (seq, ExpiredPlace::Exception(exception));
+                (rows.into_iter().map(place).collect(), Some(next))
+            }
+            SweepAt::Parked(after) => {
+                let after = |row: &&(Key, u64)| after.as_ref().is_none_or(|after| *row > after);
+                let mut rows: Vec<_> = self.disk.parked.iter().filter(after).cloned().collect();
+                let more = rows.len() > events_max;
+                rows.truncate(events_max);
+                let next = if more { SweepAt::Parked(rows.last().cloned()) } else { SweepAt::Log(0) };
+                (rows.into_iter().map(|(_, seq)| (seq, ExpiredPlace::Parked)).collect(), Some(next))
+            }
+            SweepAt::Log(from) => {
+                to = self.tail().min(from + events_max as u64);
+                let next = (to < self.tail()).then_some(SweepAt::Log(to));
+                let free = (from..to).filter(|seq| !self.disk.rows.contains_key(seq));
+                (free.map(|seq| (seq, ExpiredPlace::Log)).collect(), next)
+            }
+        };
+        let (mut found, mut earliest_ms) = (Vec::new(), None);
+        for (seq, place) in candidates {
+            let LogEntry { entry, kind: Kind::Event, .. } = self.log(seq) else { continue };
+            match entry.expires_ms {
+                Some(at) if at <= until_ms => found.push(ExpiredEvent { seq, key: entry.key.clone(), place }),
+                expires_ms => earliest_ms = earliest_ms.into_iter().chain(expires_ms).min(),
+            }
+        }
+        self.step(Input::FoundExpired { found, next, to, earliest_ms });
     }
 
     fn answer_due(&mut self, after: Option<(u64, u64)>, until_ms: u64, events_max: usize) {
@@ -507,10 +640,26 @@ impl World {
             self.down(class);
             return;
         }
-        let Flight { seq, fate, .. } = self.flights.remove(&ticket).unwrap();
+        let Flight { seq, fate, isolated } = self.flights.remove(&ticket).unwrap();
+        let exchange = Key::clone(&self.log(seq).entry.exchange);
+        if isolated {
+            match fate {
+                Fate::Refused(class @ (FaultClass::Message | FaultClass::Destination)) => {
+                    self.refused_alone.insert(seq);
+                    if class == FaultClass::Destination {
+                        self.closed.insert(Key::clone(&exchange));
+                    }
+                }
+                Fate::Unknown => {}
+                _ => {
+                    self.closed.remove(&exchange);
+                    self.refused_alone.remove(&seq);
+                }
+            }
+        }
         let spent =
             self.spent.entry(seq).or_insert_with(|| self.attempts.get(&seq).copied().unwrap_or_default());
-        let fault = |class| Fault::new(class, "the model says so");
+        let fault = |class| Fault::with_code(class, 404, format!("no exchange '{exchange}'"));
         let outcome = match fate {
             Fate::Confirmed => Outcome::Confirmed,
             Fate::Nacked => Outcome::Nacked,
@@ -534,7 +683,7 @@ impl World {
         self.blocked = false;
         // No outcome for what was on the channel.
         self.flights.retain(|_, flight| flight.isolated);
-        self.step(Input::Down { fault: Fault::new(class, "down") });
+        self.step(Input::Down { fault: Fault::with_code(class, 404, "no exchange 'missing'") });
     }
 
     fn come_up(&mut self) {
@@ -566,12 +715,16 @@ impl World {
             state: ExceptionState::Retry { due_ms: self.now.wall_ms },
             attempts: 0,
             destination_attempts: 0,
-            fault: None,
+            ..row.exception.clone()
         };
+        let fault = row.exception.fault.clone().unwrap();
         self.attempts.remove(&seq);
         self.spent.remove(&seq);
         self.live.insert(seq);
-        self.step(Input::Redriven(loaded));
+        if let Some(sweep) = &mut self.sweep {
+            sweep.exempt.insert(seq);
+        }
+        self.step(Input::Redriven(loaded, fault));
     }
 
     fn discard(&mut self, index: usize) {
@@ -602,6 +755,7 @@ impl World {
                 let entry = Entry {
                     seq: self.tail(),
                     key: key.map(|key| Key::from(format!("k{key}"))),
+                    exchange: exchange_of(*poison),
                     bytes: *bytes,
                     not_before_ms: not_before.as_ref().map(at),
                     expires_ms: expires.as_ref().map(at),
@@ -613,6 +767,9 @@ impl World {
             Op::Advance { ms, wall_jump_ms } => {
                 self.now.mono_ms += ms;
                 self.now.wall_ms = (self.now.wall_ms + ms).saturating_add_signed(*wall_jump_ms);
+                if let Some(sweep) = &mut self.sweep {
+                    sweep.wall_ms = sweep.wall_ms.min(self.now.wall_ms);
+                }
                 self.step(Input::Tick);
             }
             Op::Land(index) => self.land(*index),
@@ -649,10 +806,19 @@ impl World {
                 }
             }
             Op::Answer(index) => self.answer(*index),
+            Op::LetExpiredGo => self.let_expired_go(),
             Op::Flush => self.flush(),
             Op::Crash => self.recover(),
             Op::Tick => self.step(Input::Tick),
         }
+    }
+
+    fn let_expired_go(&mut self) {
+        if self.sweep.is_none() {
+            let exempt = self.flights.values().map(|flight| flight.seq).collect();
+            self.sweep = Some(Sweep { tail: self.tail(), wall_ms: self.now.wall_ms, exempt });
+        }
+        self.step(Input::LetExpiredGo);
     }
 
     /// Everything is well from now on; runs until nothing is left to happen.
@@ -756,7 +922,7 @@ impl World {
 fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Settings> {
     (
         (1..6_usize, 20..300_usize, 2..16_usize, 50..600_usize, 1..9_usize),
-        (1..4_u32, 1..4_u32, 1..100_u64, 1..4_usize, 1..6_usize, any::<u64>()),
+        (1..4_u32, 1..4_u32, 1..100_u64, 1..4_usize, 1..6_usize, any::<u64>(), rate_limit()),
     )
         .prop_map(
             move |((window_events, window_bytes, lookahead_events, lookahead_bytes, load_events), rest)| {
@@ -767,6 +933,7 @@ fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strateg
                     retrying_max,
                     held_keys_max,
                     seed,
+                    rate_limit,
                 ) = rest;
                 Settings {
                     ordering,
@@ -782,10 +949,19 @@ fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strateg
                     backoff_max_ms: backoff_first_ms * 20,
                     retrying_max,
                     held_keys_max,
+                    rate_limit,
                     seed,
                 }
             },
         )
+}
+
+fn exchange_of(poison: Poison) -> Key {
+    if poison == Poison::Destination { "missing".into() } else { "there".into() }
+}
+
+fn rate_limit() -> impl Strategy<Value = Option<u32>> {
+    prop_oneof![3 => Just(None), 1 => (1..200_u32).prop_map(Some)]
 }
 
 fn append() -> impl Strategy<Value = Op> {
@@ -793,7 +969,7 @@ fn append() -> impl Strategy<Value = Op> {
         prop_oneof![1 => Just(None), 4 => (0..4_u8).prop_map(Some)],
         prop_oneof![8 => 1..60_usize, 1 => 60..500_usize],
         prop_oneof![9 => Just(None), 1 => (-50..400_i64).prop_map(Some)],
-        prop_oneof![12 => Just(None), 1 => (-50..900_i64).prop_map(Some)],
+        prop_oneof![8 => Just(None), 1 => (-50..900_i64).prop_map(Some)],
         prop_oneof![20 => Just(Kind::Event), 1 => Just(Kind::Unpublished), 1 => Just(Kind::Undecodable)],
         prop_oneof![20 => Just(Poison::No), 1 => Just(Poison::Message), 1 => Just(Poison::Destination)],
     )
@@ -832,6 +1008,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..8_usize).prop_map(Op::Discard),
         1 => (0..100_usize).prop_map(Op::Rot),
         40 => (0..8_usize).prop_map(Op::Answer),
+        3 => Just(Op::LetExpiredGo),
         5 => Just(Op::Flush),
         2 => Just(Op::Crash),
         2 => Just(Op::Tick),

@@ -36,6 +36,7 @@ fn settings() -> Settings {
         backoff_max_ms: 10_000,
         retrying_max: 4,
         held_keys_max: 8,
+        rate_limit: None,
         seed: 7,
     }
 }
@@ -54,7 +55,7 @@ fn key(name: &str) -> Key {
 
 fn entry(seq: u64, key: &str) -> Entry {
     let key = Some(Key::from(key)).filter(|key| !key.is_empty());
-    Entry { seq, key, bytes: 10, not_before_ms: None, expires_ms: None }
+    Entry { seq, key, exchange: "e".into(), bytes: 10, not_before_ms: None, expires_ms: None }
 }
 
 fn retry(attempts: u32) -> Exception {
@@ -268,7 +269,7 @@ fn refusals_end_in_quarantine_which_holds_the_key_until_it_is_redriven() {
     assert!(story.was_parked(4), "later ones wait on disk at once");
     assert_eq!(story.published(), Vec::<u64>::new());
 
-    story.tell(Input::Redriven(Loaded::Event(entry(0, "a"))));
+    story.tell(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     assert_eq!(story.published(), [0]);
     story.confirm(0);
     assert_eq!(story.asked_parked(), [key("a")]);
@@ -573,19 +574,17 @@ fn a_restart_goes_on_where_the_disk_says() {
 /// restart, which must not make it a new one, nor let a parked one pass the event it waited for.
 #[test]
 fn rows_ahead_of_the_position_are_not_taken_for_new_events() {
-    let log: Vec<_> = (0..).zip(["a", "b", "a"]).map(|(seq, key)| Loaded::Event(entry(seq, key))).collect();
+    let log = vec![Loaded::Event(entry(0, "a")), Loaded::Apart { seq: 1 }, Loaded::Event(entry(2, "a"))];
     // 0 was in flight, 1 quarantined, 2 parked behind 0.
     let recovered = Recovered {
         tail: 3,
         holding: vec![(1, key("b"))],
         parked_ahead: vec![(key("a"), 2)],
-        ahead: vec![1],
         ..Recovered::default()
     };
     let mut story = Story::recovered(settings(), recovered, log);
     assert_eq!(story.saved(), [Change::Unpark { key: key("a"), seq: 2 }]);
     story.up();
-    assert!(story.did.contains(&Action::Forget { seq: 1 }));
     assert_eq!(story.published(), [0]);
     story.confirm(0);
     assert_eq!(story.published(), [2]);
@@ -625,7 +624,7 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
     story.up();
     assert_eq!(story.asked_parked(), [key("a")]);
     // Not holding until now (it had run out of time, say).
-    story.tell(Input::Redriven(Loaded::Event(entry(0, "a"))));
+    story.tell(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     story.did.clear();
     let events = story.events(&[1]);
     story.tell(Input::LoadedParked { key: key("a"), events, more: false });
@@ -672,7 +671,7 @@ fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
     }
     story.down(FaultClass::Outage);
     for seq in 0..5 {
-        story.tell(Input::Redriven(Loaded::Event(entry(seq, ""))));
+        story.tell(Input::Redriven(Loaded::Event(entry(seq, "")), fault(FaultClass::Message)));
     }
     assert_eq!(story.machine.figures().in_memory, 2);
     story.did.clear();
@@ -680,4 +679,189 @@ fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
     assert_eq!(story.in_flight(), [0, 1]);
     story.confirm(0);
     assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })));
+}
+
+fn missing() -> Fault {
+    Fault::with_code(FaultClass::Destination, 404, "NOT_FOUND - no exchange 'gone' in vhost '/'")
+}
+
+/// A retry that goes among others would make the broker close the channel again, with all of them; the others that were in
+/// flight then have done nothing.
+#[test]
+fn one_close_has_one_culprit_which_stays_alone() {
+    let mut story = Story::new(Settings { attempts_max: 3, destination_attempts_max: 3, ..settings() });
+    story.up();
+    story.append(&["a", "b"]);
+    story.append_entry(|entry| (entry.key, entry.exchange) = (Some(key("c")), "gone".into()));
+    story.append(&["d"]);
+    assert_eq!(story.published(), [0, 1, 2, 3]);
+    story.tell(Input::Down { fault: missing() });
+    story.up();
+    assert_eq!(story.published_how(), [(2, true, true)], "the likeliest first");
+    story.outcome(2, Outcome::Refused(missing()));
+    assert_eq!(
+        story.published_how(),
+        [(0, true, false), (1, true, false), (3, true, false)],
+        "the others are cleared"
+    );
+    story.pass_to_timer();
+    assert_eq!(story.published_how(), [(2, true, true)], "alone, also the next time");
+    story.outcome(2, Outcome::Unknown(fault(FaultClass::Outage)));
+    assert_eq!(story.published_how(), [(2, true, true)], "nothing was said of it");
+    story.outcome(2, Outcome::Confirmed);
+    for seq in [0, 1, 3] {
+        story.confirm(seq);
+    }
+    assert_eq!(story.machine.figures().position, 4);
+}
+
+/// Each event for a missing exchange costs the broker a channel. One at a time finds out for all of them.
+#[test]
+fn a_missing_exchange_is_asked_for_by_one_event_at_a_time() {
+    let to_gone = |story: &mut Story, name: &str| {
+        story.append_entry(|entry| (entry.key, entry.exchange) = (Some(key(name)), "gone".into()));
+    };
+    let mut story = Story::new(Settings { destination_attempts_max: 9, ..settings() });
+    story.up();
+    to_gone(&mut story, "a");
+    story.tell(Input::Down { fault: missing() });
+    story.up();
+    story.outcome(0, Outcome::Refused(missing()));
+    story.did.clear();
+    to_gone(&mut story, "b");
+    to_gone(&mut story, "c");
+    story.append(&["d"]);
+    let exception = |change: &Change| match change {
+        Change::PutException { seq, exception, .. } => {
+            Some((*seq, exception.destination_attempts, exception.fault.clone()))
+        }
+        _ => None,
+    };
+    let put: Vec<_> = story.saved().iter().filter_map(exception).collect();
+    assert_eq!(put, [(1, 1, Some(missing())), (2, 1, Some(missing()))], "they fail with their exchange");
+    assert_eq!(story.published(), [3]);
+    // Whoever is due first asks again; when the answer is yes, all go.
+    story.pass_to_timer();
+    let probe = story.published_how();
+    assert!(matches!(probe[..], [(_, _, true)]), "{probe:?}");
+    story.confirm(probe[0].0);
+    story.pass(2000);
+    let all: Vec<_> = story.published_how().into_iter().map(|(seq, _, alone)| (seq, alone)).collect();
+    assert_eq!(all.len(), 2, "{all:?}");
+}
+
+/// A message that was too large says that one as large will be, too.
+#[test]
+fn what_is_as_large_as_what_was_too_large_goes_alone() {
+    let mut story = Story::with(settings(), &["a"]);
+    story.append_entry(|entry| entry.bytes = 900);
+    story.published();
+    story.down(FaultClass::Message);
+    story.up();
+    assert_eq!(story.published_how(), [(1, true, true)], "the largest is the likeliest");
+    let too_large = Fault::with_code(FaultClass::Message, 406, "PRECONDITION_FAILED - message size");
+    story.outcome(1, Outcome::Refused(too_large));
+    assert_eq!(story.published_how(), [(0, true, false)]);
+    story.append_entry(|entry| entry.bytes = 900);
+    assert_eq!(story.published_how(), [(2, false, true)]);
+    story.append(&[""]);
+    assert_eq!(story.published_how(), [(3, false, false)]);
+    story.confirm(2);
+    story.append_entry(|entry| entry.bytes = 900);
+    assert_eq!(story.published_how(), [(4, false, false)], "the broker takes it now");
+}
+
+/// One event for a full queue once held the position, and with it trimming, the backlog's figure, and all that a crash would
+/// have published again.
+#[test]
+fn the_position_does_not_stay_behind_for_an_event_that_waits() {
+    let small = Settings { lookahead_events: 4, load_events: 4, backoff_first_ms: 5000, ..settings() };
+    let mut story = Story::new(small);
+    story.up();
+    story.append(&["full", "full"]);
+    story.append(&[""; 40]);
+    story.outcome(0, Outcome::Nacked);
+    for _ in 0..100 {
+        story.in_flight().first().copied().into_iter().for_each(|seq| story.confirm(seq));
+    }
+    assert_eq!(story.machine.figures().position, 42);
+    assert!(story.was_parked(1));
+    let row = story.saved().into_iter().find_map(|change| match change {
+        Change::PutException { seq: 0, exception, .. } => Some(exception),
+        _ => None,
+    });
+    let row = row.expect("it has a row");
+    assert_eq!((row.attempts, row.destination_attempts), (0, 0), "nothing is spent");
+    story.did.clear();
+    story.pass_to_timer();
+    assert_eq!(story.published(), [0]);
+}
+
+/// Goal: the rate limit holds resends too, wakes only while something is ready, and a stop waits for nothing on its account.
+#[test]
+fn a_rate_limit_counts_resends_and_wakes_nobody_for_nothing() {
+    let mut story = Story::new(Settings { rate_limit: Some(20), ..settings() }); // two at once, then one each 50 ms
+    story.up();
+    story.append(&["", "", ""]);
+    assert_eq!(story.published(), [0, 1]);
+    let wake = |story: &Story| story.machine.next_wake().mono_ms;
+    assert_eq!(wake(&story), Some(50));
+    story.outcome(0, Outcome::Unknown(fault(FaultClass::Outage)));
+    story.pass(49);
+    assert_eq!(story.published(), Vec::<u64>::new());
+    story.pass(1);
+    assert_eq!(story.published_how(), [(0, true, false)]);
+    story.tell(Input::Pause);
+    assert_eq!(wake(&story), None, "paused");
+    story.tell(Input::Resume);
+    story.pass(50);
+    assert_eq!(story.published(), [2]);
+    for seq in 0..3 {
+        story.confirm(seq);
+    }
+    assert_eq!(story.machine.next_wake(), super::Wake::default(), "idle");
+}
+
+/// Goal: what has expired goes at once when room is wanted, wherever it stands; what is in flight stays; and a second search
+/// looks only at what is new. Method: one in flight, one behind its key, one in the log, one parked.
+#[test]
+fn a_sweep_takes_out_what_has_expired() {
+    use super::types::{ExpiredEvent, ExpiredPlace, SweepAt};
+    let mut story = Story::new(settings());
+    story.up();
+    let expires = |story: &mut Story, name: &str, at: u64| {
+        story.append_entry(|entry| (entry.key, entry.expires_ms) = (Some(key(name)), Some(1_000_000 + at)));
+    };
+    expires(&mut story, "a", 50);
+    expires(&mut story, "a", 50);
+    expires(&mut story, "a", 500);
+    story.pass(100);
+    story.did.clear();
+    story.tell(Input::LetExpiredGo);
+    assert!(story.was_quarantined(1) && !story.was_quarantined(0) && !story.was_quarantined(2));
+    let until_ms = 1_000_100;
+    let find = |at| Action::FindExpired { at, until_ms, events_max: 16 };
+    assert_eq!(story.did.last(), Some(&find(SweepAt::Due(None))));
+    story.tell(Input::LetExpiredGo);
+    assert_eq!(story.did.iter().filter(|action| matches!(action, Action::FindExpired { .. })).count(), 1);
+    let event = |seq, place| ExpiredEvent { seq, key: Some(key("z")), place };
+    let found = vec![event(7, ExpiredPlace::Log), event(0, ExpiredPlace::Log), event(1, ExpiredPlace::Log)];
+    let answer = |found, next, to| Input::FoundExpired { found, next, to, earliest_ms: None };
+    story.tell(answer(Vec::new(), Some(SweepAt::Log(0)), 0));
+    assert_eq!(story.did.last(), Some(&find(SweepAt::Log(3))), "what the log has brought is known");
+    story.did.clear();
+    story.tell(answer(found, None, 8));
+    assert!(story.was_quarantined(7) && !story.was_quarantined(0) && !story.was_quarantined(1));
+    assert_eq!(story.did.last(), Some(&Action::Swept { to: 8, earliest_ms: Some(1_000_050) }));
+    story.confirm(0);
+    story.confirm(2);
+    story.tell(Input::LetExpiredGo);
+    assert_eq!(
+        story.did.last(),
+        Some(&find(SweepAt::Due(None))),
+        "what was in flight had expired: looked for again"
+    );
+    story.tell(answer(Vec::new(), None, 8));
+    story.tell(Input::LetExpiredGo);
+    assert_eq!(story.did.last(), Some(&find(SweepAt::Log(8))));
 }

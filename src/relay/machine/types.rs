@@ -8,6 +8,12 @@ use std::sync::Arc;
 use crate::message::{Fault, Outcome, Ticket};
 use crate::publish::Epoch;
 
+/// Destination faults wait this many times longer.
+pub(super) const DESTINATION_BACKOFF_FACTOR: u64 = 10;
+
+/// Events between the position and what has been read, per event of the lookahead, before what waits gets a row.
+const SPAN_PER_LOOKAHEAD: u64 = 4;
+
 /// The ordering key of an event.
 pub(crate) type Key = Arc<str>;
 
@@ -69,8 +75,23 @@ pub(crate) struct Settings {
     pub(crate) retrying_max: usize,
     /// Keys blocked or parked at most.
     pub(crate) held_keys_max: usize,
+    /// Publishes per second at most.
+    pub(crate) rate_limit: Option<u32>,
     /// Seed of the jitter.
     pub(crate) seed: u64,
+}
+
+impl Settings {
+    /// For so long a missing exchange is not asked for again: the shortest wait of an event that it has failed, so that the first of
+    /// them to be due asks.
+    pub(crate) fn probe_wait_ms(&self) -> u64 {
+        self.backoff_first_ms.saturating_mul(DESTINATION_BACKOFF_FACTOR).min(self.backoff_max_ms) / 2
+    }
+
+    /// How far the position may stay behind what has been read for the sake of events that wait.
+    pub(crate) fn span_events(&self) -> u64 {
+        self.lookahead_events as u64 * SPAN_PER_LOOKAHEAD
+    }
 }
 
 /// What the machine knows of one event.
@@ -78,6 +99,7 @@ pub(crate) struct Settings {
 pub(crate) struct Entry {
     pub(crate) seq: u64,
     pub(crate) key: Option<Key>,
+    pub(crate) exchange: Arc<str>,
     pub(crate) bytes: usize,
     /// Earliest publication, Unix milliseconds.
     pub(crate) not_before_ms: Option<u64>,
@@ -94,13 +116,15 @@ pub(crate) enum Loaded {
     Unpublished { seq: u64 },
     /// A record that fails its check. Quarantined; its key is unknown, so it holds nobody.
     Undecodable { seq: u64, fault: Fault },
+    /// An exception says what becomes of it. Only the log brings such; nothing of it is held.
+    Apart { seq: u64 },
 }
 
 impl Loaded {
     pub(crate) fn seq(&self) -> u64 {
         match self {
             Self::Event(entry) => entry.seq,
-            Self::Unpublished { seq } | Self::Undecodable { seq, .. } => *seq,
+            Self::Unpublished { seq } | Self::Undecodable { seq, .. } | Self::Apart { seq } => *seq,
         }
     }
 }
@@ -147,6 +171,34 @@ pub(crate) enum Change {
     Unpark { key: Key, seq: u64 },
 }
 
+/// Where the search for expired events goes on: first what has a row, then what the log has still to bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SweepAt {
+    /// Exceptions that are due at some time, after this (due time, seq).
+    Due(Option<(u64, u64)>),
+    /// Parked events, after this one.
+    Parked(Option<(Key, u64)>),
+    /// The log, from here on.
+    Log(u64),
+}
+
+/// An expired event that is not in memory, and where it was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExpiredEvent {
+    pub(crate) seq: u64,
+    pub(crate) key: Option<Key>,
+    pub(crate) place: ExpiredPlace,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ExpiredPlace {
+    /// Without a row.
+    Log,
+    Parked,
+    /// With this exception.
+    Exception(Exception),
+}
+
 /// What the machine is told.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
@@ -169,8 +221,13 @@ pub(crate) enum Input {
     /// What became of one publish.
     Outcome { ticket: Ticket, outcome: Outcome },
     /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared. It
-    /// comes as `Undecodable` where it cannot be published any more.
-    Redriven(Loaded),
+    /// comes as `Undecodable` where it cannot be published any more. With the fault that it had gone there for.
+    Redriven(Loaded, Fault),
+    /// Room is wanted: what has expired and is not in flight goes to quarantine now, wherever it stands.
+    LetExpiredGo,
+    /// Answers `FindExpired`. `next` is where the search goes on; without it everything before `to` has been looked at.
+    /// `earliest_ms`: when the first of the others expires.
+    FoundExpired { found: Vec<ExpiredEvent>, next: Option<SweepAt>, to: u64, earliest_ms: Option<u64> },
     /// A quarantined event was durably removed by a person.
     Discarded { seq: u64, key: Option<Key> },
     /// Publish nothing new until `Resume`.
@@ -193,6 +250,12 @@ pub(crate) enum Action {
     LoadDue { after: Option<(u64, u64)>, until_ms: u64, events_max: usize },
     /// Read the first parked events of this key, at most this many. One per key is out at a time.
     LoadParked { key: Key, events_max: usize },
+    /// Find events that have expired by this wall time, looking at this many at most. Events that have an exception are
+    /// passed over in the log; nothing of what is found is held. One is out at a time.
+    FindExpired { at: SweepAt, until_ms: u64, events_max: usize },
+    /// Of the events before `to`, none waits any more that had expired; the first of the others does at `earliest_ms`. (The
+    /// `Save`s stand before.)
+    Swept { to: u64, earliest_ms: Option<u64> },
     /// Write this down.
     Save(Change),
     /// The broker has it. (Its `Save`s stand before.)
@@ -218,9 +281,6 @@ pub(crate) struct Recovered {
     pub(crate) parked_keys: Vec<Key>,
     /// Parked events at or past the position. The log brings them again, in order, so their rows are dropped.
     pub(crate) parked_ahead: Vec<(Key, u64)>,
-    /// Events at or past the position that have an exception, of whatever state. The log brings them again too, and they
-    /// are passed over there.
-    pub(crate) ahead: Vec<u64>,
     /// The earliest due time on disk among exceptions that are not in `retrying`.
     pub(crate) next_due_ms: Option<u64>,
 }

@@ -42,6 +42,8 @@ impl World {
 
 fn hash_exception(exception: &Exception, now: Now, hasher: &mut DefaultHasher) {
     (exception.attempts, exception.destination_attempts).hash(hasher);
+    // Whether it was a culprit.
+    exception.fault.as_ref().map(|fault| fault.code).hash(hasher);
     match exception.state {
         ExceptionState::Retry { due_ms } => (0, due_ms.saturating_sub(now.wall_ms)).hash(hasher),
         ExceptionState::Scheduled { due_ms } => (1, due_ms.saturating_sub(now.wall_ms)).hash(hasher),
@@ -79,7 +81,8 @@ fn hash_change(change: &Change, now: Now, hasher: &mut DefaultHasher) {
 fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
     (machine.epoch.is_some(), machine.blocked, machine.paused).hash(hasher);
     (machine.position, machine.loaded_to, machine.tail, machine.saved_position).hash(hasher);
-    (&machine.ahead, machine.load_out, machine.due_out).hash(hasher);
+    (&machine.ahead, machine.rows_to, machine.load_out, machine.due_out).hash(hasher);
+    machine.learnt.hash_for_test(now, hasher);
     machine.due_resume.map(|(due_ms, seq)| (now.wall_ms.saturating_sub(due_ms), seq)).hash(hasher);
     machine.next_due_ms.map(|due_ms| due_ms.saturating_sub(now.wall_ms)).hash(hasher);
     machine.starved_since_ms.map(|since| now.mono_ms - since).hash(hasher);
@@ -98,7 +101,8 @@ fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
 
 /// Nacks in a row only lengthen waits, and here all waits are as long.
 fn hash_item(machine: &Machine, item: &Item, now: Now, hasher: &mut DefaultHasher) {
-    (item.home as u8, item.attempts, item.destination_attempts, item.sent, item.suspect).hash(hasher);
+    (item.home as u8, item.attempts, item.destination_attempts, item.sent).hash(hasher);
+    (item.suspect, item.likely, item.culprit).hash(hasher);
     match item.state {
         ItemState::Ready => 0.hash(hasher),
         ItemState::Queued => 1.hash(hasher),

@@ -58,6 +58,8 @@ pub(super) enum Fate {
     /// Stored by one queue, refused by another.
     NackedAndStored,
     Returned,
+    /// It was alone, and its exchange is missing.
+    Refused,
     /// Its own connection broke: nobody knows.
     Unknown,
 }
@@ -94,6 +96,12 @@ pub(super) struct World {
 }
 
 type Check = Result<(), String>;
+
+const EXCHANGE: &str = "x";
+
+fn missing_exchange(class: FaultClass) -> Fault {
+    Fault::with_code(class, 404, format!("no exchange '{EXCHANGE}'"))
+}
 
 fn bit(seq: u64) -> u8 {
     1 << seq
@@ -151,7 +159,8 @@ impl World {
     }
 
     fn read(&self, seq: u64) -> Loaded {
-        Loaded::Event(Entry { seq, key: self.key(seq), bytes: 1, not_before_ms: None, expires_ms: None })
+        let (key, exchange) = (self.key(seq), Key::from(EXCHANGE));
+        Loaded::Event(Entry { seq, key, exchange, bytes: 1, not_before_ms: None, expires_ms: None })
     }
 
     // --- what may happen ------------------------------------------------------------------------------------------------
@@ -211,6 +220,9 @@ impl World {
         }
         if flight.isolated {
             fates.push(Fate::Unknown);
+            if budget.closes > 0 {
+                fates.push(Fate::Refused);
+            }
         }
         fates
     }
@@ -232,7 +244,7 @@ impl World {
                 self.budget.closes -= u8::from(*class == FaultClass::Destination);
                 self.up = false;
                 self.lose_flights(|flight| !flight.isolated);
-                self.step(Input::Down { fault: Fault::new(*class, "") })
+                self.step(Input::Down { fault: missing_exchange(*class) })
             }
             Move::Land(ticket, fate) => self.land(*ticket, *fate),
             Move::Ghost(index) => {
@@ -297,6 +309,10 @@ impl World {
                 self.budget.returns -= 1;
                 Outcome::Returned(Fault::new(FaultClass::Destination, ""))
             }
+            Fate::Refused => {
+                self.budget.closes -= 1;
+                Outcome::Refused(missing_exchange(FaultClass::Destination))
+            }
             Fate::Unknown => {
                 self.ghosts.push(vec![seq]);
                 self.ghosts.sort_unstable();
@@ -334,8 +350,10 @@ impl World {
 
     fn redrive(&mut self, seq: u64) -> Check {
         let state = ExceptionState::Retry { due_ms: self.now.wall_ms };
-        self.rows.insert(seq, Exception { state, attempts: 0, destination_attempts: 0, fault: None });
-        self.step(Input::Redriven(self.read(seq)))
+        let row = self.rows.get_mut(&seq).unwrap();
+        *row = Exception { state, attempts: 0, destination_attempts: 0, ..row.clone() };
+        let fault = row.fault.clone().unwrap();
+        self.step(Input::Redriven(self.read(seq), fault))
     }
 
     fn discard(&mut self, seq: u64) -> Check {
@@ -414,7 +432,6 @@ impl World {
                 _ => {}
             }
         }
-        found.ahead = self.rows.range(self.position..).map(|(seq, _)| *seq).collect();
         for seq in &self.parked {
             let key = self.key(*seq).unwrap();
             if *seq >= self.position {
@@ -459,6 +476,7 @@ impl World {
                     self.passed_by |= bit(seq);
                 }
                 Action::Forget { .. } => {}
+                Action::FindExpired { .. } | Action::Swept { .. } => unreachable!("nothing expires here"),
                 Action::Load { .. } | Action::LoadDue { .. } | Action::LoadParked { .. } => {
                     self.requests.push(action)
                 }
@@ -491,8 +509,16 @@ impl World {
     fn answer(&mut self, index: usize) -> Check {
         match self.requests.remove(index) {
             Action::Load { from, events_max, .. } => {
+                // Rows of events that the log has still to bring are written before it does.
+                let is_ahead =
+                    |change: &Change| matches!(change, Change::PutException { seq, .. } if *seq >= from);
+                if self.pending.iter().flatten().any(is_ahead) {
+                    self.flush()?;
+                }
                 let to = self.tail().min(from + events_max as u64);
-                let events = (from..to).map(|seq| self.read(seq)).collect();
+                let read =
+                    |seq| if self.rows.contains_key(&seq) { Loaded::Apart { seq } } else { self.read(seq) };
+                let events = (from..to).map(read).collect();
                 self.step(Input::Loaded { to, events })
             }
             Action::LoadDue { after, until_ms, events_max } => {

@@ -1,0 +1,212 @@
+//! Who made the broker close the channel, and who else would.
+//!
+//! A close names no message, so all that was in flight is under suspicion and published alone, one at a time. One close has
+//! one culprit: once it is found the others go free. What is learnt spares the window further closes: a culprit is tried again
+//! alone; so is what is as large as a message that was too large; and an exchange that is missing is asked for again by one event at a
+//! time, for all of them.
+
+use std::collections::HashMap;
+
+use super::types::{Action, Key, Ordering};
+use super::{ItemState, Machine};
+use crate::message::{Fault, FaultClass, Outcome};
+use crate::time::Now;
+
+/// Exchanges known to be closed that are remembered. Beyond them all are met anew.
+const CLOSED_MAX: usize = 1024;
+
+/// What has been learnt from refusals of events that were alone.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Learnt {
+    closed: HashMap<Key, Closed>,
+    /// The broker has refused one of so many bytes.
+    large_bytes: Option<usize>,
+}
+
+/// An exchange that is missing, or closed to us.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+struct Closed {
+    fault: Fault,
+    /// From then on the next event for it finds out whether that is still so.
+    probe_ms: u64,
+}
+
+/// What is to be done with an event whose turn it is.
+pub(super) enum Turn {
+    Goes,
+    /// Alone.
+    Alone,
+    /// Not at all: its exchange has just failed another one.
+    Fails(Fault),
+}
+
+/// Whether this refusal closes the channel of whatever is published with it. A return does not.
+pub(super) fn closes_channel(fault: &Fault) -> bool {
+    let of_its_own = matches!(fault.class, FaultClass::Message | FaultClass::Destination);
+    of_its_own && fault.code.is_some_and(|code| !(310..320).contains(&code))
+}
+
+#[cfg(test)]
+impl Learnt {
+    /// What of it decides what happens from now on.
+    pub(super) fn hash_for_test(&self, now: Now, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        let mut closed: Vec<_> = self
+            .closed
+            .iter()
+            .map(|(exchange, closed)| (exchange, closed.probe_ms.saturating_sub(now.mono_ms)))
+            .collect();
+        closed.sort_unstable();
+        (closed, self.large_bytes).hash(hasher);
+    }
+}
+
+impl Machine {
+    /// Everything in flight on the connection is lost. All of it is under suspicion if one message is to blame.
+    pub(super) fn lost(&mut self, fault: Option<&Fault>) {
+        let of_window =
+            |item: &super::Item| matches!(item.state, ItemState::InFlight { isolated: false, .. });
+        let in_flight = self.in_flight.values().copied();
+        let lost: Vec<u64> = in_flight.filter(|seq| self.items.get(seq).is_some_and(of_window)).collect();
+        let culprits = |fault: &&Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
+        let fault = fault.filter(culprits);
+        let largest = lost.iter().filter_map(|seq| self.items.get(seq)).map(|item| item.bytes).max();
+        for seq in lost {
+            self.land(seq);
+            if let (Some(fault), Some(item)) = (fault, self.items.get_mut(&seq)) {
+                item.suspect = true;
+                item.likely = match fault.class {
+                    FaultClass::Destination => names(fault, &item.exchange),
+                    _ => Some(item.bytes) == largest,
+                };
+            }
+            self.make_ready(seq);
+        }
+    }
+
+    /// How the event goes whose turn it is.
+    pub(super) fn turn_of(&mut self, seq: u64, now: Now) -> Turn {
+        let Some(item) = self.items.get(&seq) else { return Turn::Goes };
+        if let Some(closed) = self.learnt.closed.get_mut(&item.exchange) {
+            if now.mono_ms < closed.probe_ms {
+                return Turn::Fails(closed.fault.clone());
+            }
+            closed.probe_ms = now.mono_ms + self.settings.probe_wait_ms();
+            return if item.suspect { Turn::Goes } else { Turn::Alone };
+        }
+        let is_large = self.learnt.large_bytes.is_some_and(|bytes| item.bytes >= bytes);
+        if is_large && !item.suspect { Turn::Alone } else { Turn::Goes }
+    }
+
+    /// Makes an event go alone.
+    pub(super) fn suspect(&mut self, seq: u64) {
+        if let Some(item) = self.items.get_mut(&seq) {
+            item.suspect = true;
+        }
+        self.make_ready(seq);
+    }
+
+    /// The next event for this exchange asks again: a person may have put it right, or the last one got no answer.
+    pub(super) fn probe_again(&mut self, exchange: &Key) {
+        if let Some(closed) = self.learnt.closed.get_mut(exchange) {
+            closed.probe_ms = 0;
+        }
+    }
+
+    /// An event has its outcome. Whoever was alone and was refused stays alone, and clears the others.
+    pub(super) fn learn(&mut self, seq: u64, isolated: bool, outcome: &Outcome, now: Now) {
+        let probe_ms = now.mono_ms + self.settings.probe_wait_ms();
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        let culprit = match outcome {
+            Outcome::Refused(fault) if isolated && closes_channel(fault) => Some(fault),
+            _ => None,
+        };
+        let known = item.culprit;
+        let says_nothing = matches!(outcome, Outcome::Unknown(_));
+        item.culprit = culprit.is_some() || (known && says_nothing);
+        (item.suspect, item.likely) = (item.culprit, false);
+        let (exchange, bytes) = (Key::clone(&item.exchange), item.bytes);
+        let Some(fault) = culprit else {
+            if says_nothing {
+                // Nobody fails for an answer that has not come.
+                self.probe_again(&exchange);
+            }
+            if isolated && !says_nothing {
+                self.learnt.closed.remove(&exchange);
+                self.learnt.large_bytes = self.learnt.large_bytes.filter(|large| bytes < *large);
+            }
+            return;
+        };
+        if fault.class == FaultClass::Message {
+            let before = self.learnt.large_bytes;
+            self.learnt.large_bytes = before.into_iter().chain([bytes]).min();
+        } else if names(fault, &exchange) {
+            if self.learnt.closed.len() >= CLOSED_MAX {
+                self.learnt.closed.clear();
+            }
+            self.learnt.closed.insert(exchange, Closed { fault: fault.clone(), probe_ms });
+        }
+        if !known {
+            self.clear_others(seq);
+        }
+    }
+
+    /// One close has one culprit.
+    fn clear_others(&mut self, culprit: u64) {
+        let cleared: Vec<u64> = self
+            .suspects
+            .iter()
+            .copied()
+            .filter(|seq| *seq != culprit && self.items.get(seq).is_some_and(|item| !item.culprit))
+            .collect();
+        for seq in cleared {
+            if let Some(item) = self.items.get_mut(&seq) {
+                (item.suspect, item.likely) = (false, false);
+            }
+            self.suspects.remove(&seq);
+            self.ready.insert(seq);
+        }
+    }
+
+    /// The suspect that goes next: the likeliest.
+    pub(super) fn next_suspect(&self) -> Option<u64> {
+        let likely = |seq: &&u64| self.items.get(seq).is_some_and(|item| item.likely);
+        // In order of the log where order is total: then there is but one.
+        let first = self.suspects.first();
+        if self.settings.ordering == Ordering::Total {
+            return first.copied();
+        }
+        self.suspects.iter().find(likely).or(first).copied()
+    }
+
+    /// The position must not stay behind for one that waits: whatever is confirmed beyond it would be published again after
+    /// a crash, is not trimmed, and is remembered. So whoever waits so far behind what has been read gets a row.
+    pub(super) fn let_position_pass(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.settings.ordering == Ordering::Total {
+            return;
+        }
+        while let Some(seq) = self.open.first().copied()
+            && self.loaded_to - seq > self.settings.span_events()
+            && let Some(item) = self.items.get(&seq)
+        {
+            match (item.state, item.key.clone()) {
+                (ItemState::Waiting { due_ms, .. }, _) => {
+                    self.set_aside(seq, due_ms.saturating_sub(now.mono_ms), now, out);
+                }
+                (ItemState::Queued, Some(key)) => self.park_queue(&key, out),
+                // What can go goes first, and what is in flight has a deadline.
+                _ => return,
+            }
+            if self.open.first() == Some(&seq) {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether the broker's words are about this exchange.
+fn names(fault: &Fault, exchange: &str) -> bool {
+    fault.text.contains(&format!("'{exchange}'"))
+}

@@ -1,0 +1,92 @@
+//! Who has been asked to let expired events go, and what came of it.
+//!
+//! A relay alone knows what of its backlog is in flight, so a relay lets go; a write that finds the quota reached asks and
+//! waits. **Invariant:** a relay is asked once at a time, and not again while nothing can have expired since.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::core::{Core, Tail};
+use super::relays::{RelayRequest, Relays};
+use super::settings::BacklogQuota;
+
+#[derive(Debug, Default)]
+struct Sweep {
+    asked: bool,
+    /// Answers so far.
+    answers: u64,
+    /// Before this sequence number nothing expires until this time.
+    seen: Option<(u64, Option<u64>)>,
+}
+
+impl Sweep {
+    fn is_current(&self, next_seq: u64, now_ms: u64) -> bool {
+        self.seen.is_some_and(|(to, earliest_ms)| {
+            to >= next_seq && earliest_ms.is_none_or(|earliest_ms| earliest_ms > now_ms)
+        })
+    }
+}
+
+/// By relay.
+#[derive(Debug, Default)]
+pub(crate) struct Sweeps(Mutex<BTreeMap<String, Sweep>>);
+
+/// Answers that a write waits for: this many of each relay.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted(Vec<(String, u64)>);
+
+impl Sweeps {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Sweep>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks every relay that has too much before it, counting `added` too. Nothing is wanted if one of them cannot help:
+    /// the others alone make no room.
+    pub(crate) fn ask(
+        &self,
+        tail: &Tail,
+        quota: &BacklogQuota,
+        added: (u64, u64),
+        now_ms: u64,
+        relays: &Relays,
+    ) -> Wanted {
+        let mut sweeps = self.lock();
+        let mut wanted = Vec::new();
+        for (name, cursor) in &tail.cursors {
+            if !Core::is_over(quota, tail.backlog_of(cursor), added) {
+                continue;
+            }
+            let sweep = sweeps.entry(name.clone()).or_default();
+            let Some(port) = relays.port(name).filter(|_| !sweep.is_current(tail.next_seq, now_ms)) else {
+                return Wanted::default();
+            };
+            if !sweep.asked {
+                sweep.asked = port.requests.send(RelayRequest::LetExpiredGo).is_ok();
+            }
+            wanted.push((name.clone(), sweep.answers + 1));
+        }
+        Wanted(wanted)
+    }
+
+    /// Whether an answer is still to come.
+    pub(crate) fn is_awaited(&self, wanted: &Wanted) -> bool {
+        let sweeps = self.lock();
+        let comes = |(name, answers): &(String, u64)| {
+            sweeps.get(name).is_some_and(|sweep| sweep.asked && sweep.answers < *answers)
+        };
+        wanted.0.iter().any(comes)
+    }
+
+    pub(crate) fn done(&self, relay: &str, to: u64, earliest_ms: Option<u64>) {
+        if let Some(sweep) = self.lock().get_mut(relay) {
+            *sweep = Sweep { asked: false, answers: sweep.answers + 1, seen: Some((to, earliest_ms)) };
+        }
+    }
+
+    /// The relay has ended: it answers no more, and what it has seen may not be so when it runs again.
+    pub(crate) fn forget(&self, relay: &str) {
+        if let Some(sweep) = self.lock().get_mut(relay) {
+            *sweep = Sweep { asked: false, seen: None, ..*sweep };
+        }
+    }
+}
