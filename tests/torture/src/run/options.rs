@@ -14,6 +14,8 @@ pub(super) struct Options {
     pub(super) seed: Option<u64>,
     /// Keep the folder also of a clean run.
     pub(super) keep: bool,
+    /// The library has a mistake on purpose: nothing is worth keeping, also where a promise is broken.
+    pub(super) mistakes: bool,
 }
 
 /// What is done.
@@ -41,9 +43,16 @@ impl Options {
         let mut options = Self::default();
         let mut arguments = arguments.iter();
         while let Some(name) = arguments.next() {
-            if name == "--keep" {
-                options.keep = true;
-                continue;
+            match name.as_str() {
+                "--keep" => {
+                    options.keep = true;
+                    continue;
+                }
+                "--mistakes" => {
+                    options.mistakes = true;
+                    continue;
+                }
+                _ => {}
             }
             let slot = match name.as_str() {
                 "--events" => &mut options.events,
