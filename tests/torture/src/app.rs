@@ -1,7 +1,7 @@
 //! An application: it owns a store, so its writers and its relay are one process. It may be killed at any moment.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use onewrite::publish::RabbitMq;
@@ -38,19 +38,21 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         .attempts(2)
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
         .publish_to(publisher)?;
-    let (written, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (enough, ended) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| -> Result<()> {
         let writers: Vec<_> = (0..WRITERS)
             .map(|number| {
                 let writer = Writer::new(plan, &store, number)?;
-                let (written, closing) = (&written, &closing);
-                Ok(scope.spawn(move || writer.run(written, closing)))
+                let enough = &enough;
+                Ok(scope.spawn(move || writer.run(enough)))
             })
             .collect::<Result<_>>()?;
         let redriver = scope.spawn(|| redrive(&store, &ended));
         while !writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            tell(&store, &written)?;
-            std::thread::sleep(Duration::from_millis(200));
+            let there = tell(&store)?.events;
+            let is_enough = plan.quota.map_or(closing.load(Ordering::SeqCst), |quota| there >= quota);
+            enough.store(is_enough, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(100));
         }
         for writer in writers {
             // A store that takes nothing more ends the process; its next life goes on.
@@ -59,8 +61,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
                 std::process::exit(5);
             }
         }
-        while !closing.load(Ordering::SeqCst) || tell(&store, &written)?.backlog > 0 {
-            tell(&store, &written)?;
+        while !closing.load(Ordering::SeqCst) || tell(&store)?.backlog > 0 {
+            tell(&store)?;
             std::thread::sleep(Duration::from_millis(200));
         }
         ended.store(true, Ordering::SeqCst);
@@ -83,15 +85,11 @@ fn open(plan: &Plan) -> Result<Store> {
 }
 
 /// Tells the conductor how far it is.
-fn tell(store: &Store, written: &AtomicU64) -> Result<Progress> {
+fn tell(store: &Store) -> Result<Progress> {
     let stats = store.stats()?;
     let relay = stats.relays.get(RELAY).cloned().unwrap_or_default();
     let waiting = relay.retrying + relay.scheduled + relay.parked + destination_faults(store)?.len() as u64;
-    let progress = Progress {
-        events: stats.next_seq,
-        backlog: stats.next_seq - relay.position + waiting,
-        written: written.load(Ordering::SeqCst),
-    };
+    let progress = Progress { events: stats.next_seq, backlog: stats.next_seq - relay.position + waiting };
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(&progress)?)?;
     out.flush()?;

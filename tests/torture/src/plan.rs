@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     pub(crate) began_ms: u64,
     /// Events per second that this application is to write.
     pub(crate) rate: u64,
-    /// Events that it is to write in all; none: until it is told to stop.
+    /// Events that are to be in its log; none: it writes until it is told to stop.
     pub(crate) quota: Option<u64>,
     /// Whether delivered records are trimmed.
     pub(crate) trims: bool,
@@ -58,8 +58,6 @@ pub(crate) struct Progress {
     pub(crate) events: u64,
     /// Events that wait for the broker.
     pub(crate) backlog: u64,
-    /// Events that its writers have had acknowledged, over all lives.
-    pub(crate) written: u64,
 }
 
 /// Raised when a line has come on stdin: finish, and end. The end of stdin means that the conductor is gone: end at once.

@@ -1,7 +1,7 @@
 //! A writer thread: says on disk what it is about to write, writes it, says what it was answered.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use onewrite::{Error, Event, ExpectedRevision, Once, Receipt, Store, Transaction};
@@ -72,8 +72,6 @@ pub(crate) struct Writer<'a> {
     random: Random,
     next_batch: u64,
     next_event: u64,
-    /// Events that were acknowledged, over all lives.
-    written: u64,
     /// The last batch of an earlier life, if it got no answer and may be asked for again.
     unanswered: Option<Batch>,
 }
@@ -88,7 +86,6 @@ impl<'a> Writer<'a> {
             random: Random::new(plan.seed, &format!("{}-{number}-{}", plan.name, plan.life)),
             next_batch: 0,
             next_event: 0,
-            written: 0,
             unanswered: None,
         };
         writer.remember()?;
@@ -119,28 +116,22 @@ impl<'a> Writer<'a> {
                 break;
             }
         }
-        // Near enough for the pace: what failed is counted too.
-        self.written = self.next_event;
         Ok(())
     }
 
-    /// Writes until its quota is reached, or until it is told to stop. Fails if the store takes nothing more.
-    pub(crate) fn run(mut self, written: &AtomicU64, closing: &AtomicBool) -> Result<()> {
-        written.fetch_add(self.written, Ordering::SeqCst);
+    /// Writes until there is enough. Fails if the store takes nothing more.
+    pub(crate) fn run(mut self, enough: &AtomicBool) -> Result<()> {
         if let Some(batch) = self.unanswered.take() {
             self.write(&batch)?;
         }
-        let quota = self.plan.quota.map(|quota| quota.div_ceil(WRITERS));
-        while quota.map_or(!closing.load(Ordering::SeqCst), |quota| self.written < quota) {
-            let behind = self.due().saturating_sub(self.written);
-            if behind == 0 {
+        while !enough.load(Ordering::SeqCst) {
+            // What failed is counted too.
+            if self.next_event >= self.due() {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;
             }
             let batch = self.draw();
-            let events = self.write(&batch)?;
-            self.written += events;
-            written.fetch_add(events, Ordering::SeqCst);
+            self.write(&batch)?;
         }
         Ok(())
     }
@@ -186,8 +177,8 @@ impl<'a> Writer<'a> {
         Planned { n, key, to, len, crc, poison }
     }
 
-    /// Intent, write, answer. How many events were written.
-    fn write(&mut self, batch: &Batch) -> Result<u64> {
+    /// Intent, write, answer.
+    fn write(&mut self, batch: &Batch) -> Result<()> {
         self.history.line(&Line::Intent {
             batch: batch.number,
             kind: format!("{:?}", batch.kind),
@@ -200,11 +191,7 @@ impl<'a> Writer<'a> {
         let answer = self.ask(batch);
         let number = batch.number;
         match answer {
-            Ok(seqs) => {
-                let events = seqs.len() as u64;
-                self.history.line(&Line::Ok { batch: number, seqs })?;
-                Ok(events)
-            }
+            Ok(seqs) => Ok(self.history.line(&Line::Ok { batch: number, seqs })?),
             Err(error @ (Error::CommitUnknown { .. } | Error::Poisoned { .. } | Error::Closed { .. })) => {
                 self.history.line(&Line::Unknown { batch: number, why: error.to_string() })?;
                 self.history.sync()?;
@@ -213,8 +200,7 @@ impl<'a> Writer<'a> {
             Err(error) => {
                 self.history.line(&Line::No { batch: number, why: error.to_string() })?;
                 let meant = matches!(batch.kind, Kind::Fail | Kind::Panic | Kind::WrongRevision);
-                // It failed as it should; the numbers are spent all the same.
-                if meant { Ok(batch.events.len() as u64) } else { Err(error.into()) }
+                if meant { Ok(()) } else { Err(error.into()) }
             }
         }
     }

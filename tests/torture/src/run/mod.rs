@@ -142,19 +142,34 @@ fn play(scene: &Scene, times: &Timetable, node: &mut RabbitNode) -> Result<()> {
             scope.spawn(|| ending(scene, || broker_track(scene, times, node))),
             scope.spawn(|| ending(scene, || process_track(scene, times))),
         ];
-        let mut told = Instant::now();
+        let (mut told, mut ran) = (Instant::now(), Ok(()));
         while !scene.over.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(100));
             if told.elapsed() > TELL_EVERY {
                 told = Instant::now();
                 tell(scene);
             }
-            if is_reached(scene, times) {
+            let alive = all_run(scene);
+            if alive.is_err() || is_reached(scene, times) {
                 scene.over.store(true, Ordering::SeqCst);
             }
+            ran = alive;
         }
-        tracks.into_iter().try_for_each(|track| track.join().map_err(|_| "a track of faults panicked")?)
+        let tracks =
+            tracks.into_iter().map(|track| track.join().map_err(|_| "a track of faults panicked")?);
+        tracks.collect::<Vec<_>>().into_iter().collect::<Result<()>>().and(ran)
     })
+}
+
+/// Fails if one has ended that nobody has killed. One that is just being killed is locked.
+fn all_run(scene: &Scene) -> Result<()> {
+    let processes = scene.apps.iter().chain([&scene.consumer, &scene.tap]);
+    for process in processes {
+        if let Ok(mut process) = process.try_lock() {
+            process.still_runs()?;
+        }
+    }
+    Ok(())
 }
 
 /// Whoever ends, ends the play.
@@ -170,11 +185,11 @@ fn ending(scene: &Scene, track: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn is_reached(scene: &Scene, times: &Timetable) -> bool {
-    let written: u64 = scene.apps.iter().map(|app| locked(app).progress().written).sum();
+    let events: u64 = scene.apps.iter().map(|app| locked(app).progress().events).sum();
     scene.began.elapsed() >= times.time
         && scene.app_kills.load(Ordering::SeqCst) >= times.app_kills
         && scene.broker_kills.load(Ordering::SeqCst) >= times.broker_kills
-        && times.events.is_none_or(|events| written >= events)
+        && times.events.is_none_or(|quota| events >= quota)
 }
 
 fn tell(scene: &Scene) {
@@ -205,7 +220,10 @@ fn end(scene: &Scene, node: &RabbitNode) -> Result<()> {
             Some(status) if status.success() => {}
             Some(status) => return Err(format!("{} ended with {status}", app.name()).into()),
             // The judge will say what is missing.
-            None => eprintln!("torture: {} still has {:?} after {patience:?}", app.name(), app.progress()),
+            None => {
+                eprintln!("torture: {} still has {:?} after {patience:?}", app.name(), app.progress());
+                app.kill()?;
+            }
         }
     }
     let admin = Admin::connect(&node.url())?;

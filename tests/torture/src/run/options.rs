@@ -80,7 +80,8 @@ impl Options {
             seed: self.seed.unwrap_or(fresh_seed),
             time: Duration::from_secs(seconds),
             events: self.events,
-            rate: self.events.map_or(RATE, |events| (events / seconds).max(1)),
+            // One in eleven events is of a write that fails on purpose.
+            rate: self.events.map_or(RATE, |events| (events * 11 / 10 / seconds).max(1)),
             app_kills: self.app_kills.unwrap_or(seconds / APP_KILL_SECONDS),
             broker_kills: self.broker_kills.unwrap_or(seconds / BROKER_KILL_SECONDS),
         }
