@@ -136,9 +136,11 @@ fn freeze(scene: &Scene, node: &RabbitNode, time: Duration) -> Result<()> {
 
 fn alarm(scene: &Scene, node: &RabbitNode, time: Duration) -> Result<()> {
     scene.note(&format!("broker: memory alarm for {time:?}"))?;
-    node.block();
-    std::thread::sleep(time);
-    node.unblock();
+    // One call: where the machine is busy, a second would come late, and nothing flows until then.
+    let (low, high) =
+        [0.0001, 0.4].map(|mark| format!("vm_memory_monitor:set_vm_memory_high_watermark({mark})")).into();
+    let sleep = format!("timer:sleep({})", time.as_millis());
+    node.ctl(&["eval", &format!("{low}, {sleep}, {high}.")]);
     Ok(())
 }
 
@@ -196,16 +198,16 @@ fn kill(scene: &Scene, process: &Mutex<Process>, random: &mut Random) -> Result<
 fn connection_fault(scene: &Scene, proxy: &Proxy, random: &mut Random) -> Result<()> {
     let port = proxy.port;
     match random.below(100) {
-        0..15 => kill(scene, &scene.consumer, random)?,
-        15..25 => {
+        0..20 => kill(scene, &scene.consumer, random)?,
+        20..28 => {
             scene.note(&format!("proxy {port}: cut"))?;
             proxy.cut();
         }
-        25..35 => {
+        28..36 => {
             scene.note(&format!("proxy {port}: reset"))?;
             proxy.reset()?;
         }
-        35..45 => {
+        36..45 => {
             scene.note(&format!("proxy {port}: silent, and no FIN"))?;
             proxy.silence();
         }
