@@ -301,6 +301,10 @@ impl Work {
             None => event,
         };
         // Every fourth has an id of the application's own.
-        if planned.n / WRITERS % 4 == 0 { event.id(format!("{}-{}", self.app, planned.n)) } else { event }
+        if (planned.n / WRITERS).is_multiple_of(4) {
+            event.id(format!("{}-{}", self.app, planned.n))
+        } else {
+            event
+        }
     }
 }

@@ -53,9 +53,9 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
         subtract(w, 4, "k1");
     }),
     ("a delivery is left in the consumer's quarantine", Lost, |w| w.rejected.push("a0-4".into())),
-    ("the row of an acknowledged batch is gone", Lost, |w| drop(w.rows.remove(&("a0".into(), 0)))),
+    ("the row of an acknowledged batch is gone", Lost, |w| _ = w.rows.remove(&("a0".into(), 0))),
     ("the row of a killed writer's batch is gone, its event is there", Lost, |w| {
-        drop(w.rows.remove(&("a0".into(), 4)))
+        _ = w.rows.remove(&("a0".into(), 4))
     }),
     ("half of a batch is there", Lost, |w| {
         w.records.retain(|(_, record)| record.id != "a1-1");
@@ -74,9 +74,9 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
     ("a bit of a record has flipped", Lost, |w| w.records[3].1.flip = Some(60)),
     ("a bit of a record's lane number has flipped", Lost, |w| w.records[3].1.flip = Some(32)),
     ("a record's end offset does not follow", Lost, |w| w.records[3].1.offset_off = 1),
-    ("effects without a balance", Lost, |w| drop(w.balances.remove(&("a1".into(), "k1".into())))),
+    ("effects without a balance", Lost, |w| _ = w.balances.remove(&("a1".into(), "k1".into()))),
     ("a byte of a message is another", Phantom, |w| w.tap[0].body[20] ^= 1),
-    ("a message is cut", Phantom, |w| drop(w.tap[0].body.pop())),
+    ("a message is cut", Phantom, |w| _ = w.tap[0].body.pop()),
     ("a resend has another byte", Phantom, |w| w.tap.last_mut().unwrap().body[20] ^= 1),
     ("a resend has another id", Phantom, |w| w.tap.last_mut().unwrap().message_id.push('x')),
     ("a resend has another lane number", Phantom, |w| w.tap.last_mut().unwrap().lane_number += 1),
@@ -103,10 +103,10 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
         (record.key, record.to, record.lane, record.lane_number) = (Some("k1".into()), 0, 0, 3);
         w.records.insert(11, (app, record));
     }),
-    ("a refused batch left its row", Phantom, |w| drop(w.rows.insert(("a0".into(), 2), 1))),
-    ("a row counts other events", Phantom, |w| drop(w.rows.insert(("a0".into(), 0), 2))),
-    ("a row of a batch without one", Phantom, |w| drop(w.rows.insert(("a0".into(), 1), 2))),
-    ("a row of nobody", Phantom, |w| drop(w.rows.insert(("a0".into(), 77), 1))),
+    ("a refused batch left its row", Phantom, |w| _ = w.rows.insert(("a0".into(), 2), 1)),
+    ("a row counts other events", Phantom, |w| _ = w.rows.insert(("a0".into(), 0), 2)),
+    ("a row of a batch without one", Phantom, |w| _ = w.rows.insert(("a0".into(), 1), 2)),
+    ("a row of nobody", Phantom, |w| _ = w.rows.insert(("a0".into(), 77), 1)),
     ("an event is in the log twice", Phantom, |w| {
         let (app, mut record) = w.records[0].clone();
         (record.seq, record.lane_number) = (11, 3);
@@ -123,12 +123,12 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
         w.records[5].1.stream = None;
         w.records[5].1.revision = None;
     }),
-    ("an effect of a refused event", Phantom, |w| drop(w.effects.insert(("a0".into(), 5), 1))),
+    ("an effect of a refused event", Phantom, |w| _ = w.effects.insert(("a0".into(), 5), 1)),
     ("an effect of an event that was never committed", Phantom, |w| {
-        drop(w.effects.insert(("a0".into(), 9), 1))
+        _ = w.effects.insert(("a0".into(), 9), 1)
     }),
-    ("an effect of nobody", Phantom, |w| drop(w.effects.insert(("a0".into(), 99), 1))),
-    ("an effect of what cannot be published", Phantom, |w| drop(w.effects.insert(("a0".into(), 10), 1))),
+    ("an effect of nobody", Phantom, |w| _ = w.effects.insert(("a0".into(), 99), 1)),
+    ("an effect of what cannot be published", Phantom, |w| _ = w.effects.insert(("a0".into(), 10), 1)),
     ("a batch was both written and refused", Phantom, |w| {
         w.histories.push(("a0".into(), Line::No { batch: 0, why: "late".into() }));
     }),
@@ -160,7 +160,7 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
     ("a balance is of other events", AppliedTwice, |w| {
         w.balances.get_mut(&("a0".into(), "k1".into())).unwrap().1 ^= 1
     }),
-    ("a balance of nobody", AppliedTwice, |w| drop(w.balances.insert(("a0".into(), "k99".into()), (1, 7)))),
+    ("a balance of nobody", AppliedTwice, |w| _ = w.balances.insert(("a0".into(), "k99".into()), (1, 7))),
 ];
 
 /// Goal: no violation is passed over, and each is called what it is. Method: the good run, spoiled in one way at a time.
