@@ -15,7 +15,7 @@ fn main() -> ExitCode {
                 eprintln!("{sentence}");
             }
             if !verdict.is_clean() {
-                eprintln!("seed {}; everything is kept in {}", run.seed, Path::new(&folder).display());
+                eprintln!("seed {}, judged in {}", run.seed, Path::new(&folder).display());
             }
             println!("{}", verdict.last_line(&run));
             ExitCode::from(u8::from(!verdict.is_clean()))
