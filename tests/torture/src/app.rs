@@ -47,7 +47,12 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
                 Ok(scope.spawn(move || writer.run(enough)))
             })
             .collect::<Result<_>>()?;
-        let redriver = scope.spawn(|| redrive(&store, &ended));
+        scope.spawn(|| {
+            if let Err(error) = redrive(&store, &ended) {
+                eprintln!("{}, life {}: driving again failed: {error}", plan.name, plan.life);
+                std::process::exit(5);
+            }
+        });
         while !writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
             let there = tell(&store)?.events;
             let is_enough = plan.quota.map_or(closing.load(Ordering::SeqCst), |quota| there >= quota);
@@ -66,7 +71,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             std::thread::sleep(Duration::from_millis(200));
         }
         ended.store(true, Ordering::SeqCst);
-        redriver.join().map_err(|_| "the redriver panicked")?
+        Ok(())
     })?;
     relay.stop(Duration::from_secs(10));
     Ok(store.close()?)

@@ -214,9 +214,17 @@ fn end(scene: &Scene, node: &RabbitNode) -> Result<()> {
     for app in &scene.apps {
         locked(app).tell_to_end()?;
     }
+    let mut told = Instant::now();
+    while Instant::now() < until && scene.apps.iter().any(|app| locked(app).still_runs().is_ok()) {
+        std::thread::sleep(Duration::from_millis(100));
+        if told.elapsed() > TELL_EVERY {
+            told = Instant::now();
+            tell(scene);
+        }
+    }
     for app in &scene.apps {
         let mut app = locked(app);
-        match app.await_end(until.saturating_duration_since(Instant::now()))? {
+        match app.await_end(Duration::ZERO)? {
             Some(status) if status.success() => {}
             Some(status) => return Err(format!("{} ended with {status}", app.name()).into()),
             // The judge will say what is missing.
