@@ -61,6 +61,8 @@ mod filter;
 pub mod limits;
 mod log;
 mod message;
+#[cfg(onewrite_mutations)]
+mod mutations;
 mod oneshot;
 mod projection;
 pub mod publish;

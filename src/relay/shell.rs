@@ -521,6 +521,12 @@ impl Shell {
         match request {
             RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
             RelayRequest::Redriven { seq, fault } => {
+                // It may have been found among those that are due before this was heard: by now it is in memory, delivered, its
+                // record perhaps trimmed, or back in quarantine. The file knows.
+                self.flush_rows()?;
+                if !relay_rows::is_to_be_tried(self.registered.store.core(), self.cursor.id, seq)? {
+                    return Ok(());
+                }
                 let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
                 if let Some(loaded) =

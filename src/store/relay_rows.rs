@@ -283,6 +283,14 @@ pub(crate) struct FoundDue {
     pub(crate) next_due_ms: Option<u64>,
 }
 
+/// Whether the file says that this event is to be tried again.
+pub(crate) fn is_to_be_tried(core: &Core, id: CursorId, seq: u64) -> Result<bool> {
+    let tx = core.begin_read()?;
+    let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])?;
+    let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
+    Ok(row.is_some_and(|row| matches!(row.exception.state, ExceptionState::Retry { .. })))
+}
+
 /// Exceptions due by `until_ms`, in order of (due time, seq), after `after`, at most so many.
 pub(crate) fn read_due(
     core: &Core,

@@ -306,6 +306,8 @@ impl Worker {
     /// Applies a batch, one closure each, and settles what has become of them. Fails only if the store is lost.
     fn apply(&mut self, batch: Vec<Item>) -> Result<()> {
         let mut outcome = Outcome::default();
+        #[cfg(onewrite_mutations)]
+        self.acknowledge_before_commit(&batch);
         let mut answers = VecDeque::with_capacity(batch.len());
         let mut failed_keys: HashMap<Arc<str>, Arc<FailedPlaces>> = HashMap::new();
         for (at, item) in batch.into_iter().enumerate() {
@@ -335,9 +337,23 @@ impl Worker {
             self.settle(item, result, &mut outcome);
         }
         let quarantined = self.quarantine(&mut outcome);
+        #[cfg(onewrite_mutations)]
+        if crate::mutations::mutated("acknowledge-before-commit") {
+            outcome.settlements.clear();
+        }
         self.source.settle(outcome.settlements);
         quarantined?;
         outcome.lost.map_or(Ok(()), Err)
+    }
+
+    #[cfg(onewrite_mutations)]
+    fn acknowledge_before_commit(&mut self, batch: &[Item]) {
+        if crate::mutations::mutated("acknowledge-before-commit") {
+            let broker_has_it = |item: &&Item| item.redriven.is_none() && item.attempts == 0;
+            let tags =
+                batch.iter().filter(broker_has_it).map(|item| (item.delivery.tag, Settlement::Acknowledge));
+            self.source.settle(tags.collect());
+        }
     }
 
     fn answered<T>(&self, answer: Result<Result<Receipt<T>>, oneshot::Abandoned>) -> Result<T> {

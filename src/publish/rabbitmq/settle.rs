@@ -81,6 +81,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// Takes the confirm that carries a return for its own.
+    #[cfg(onewrite_mutations)]
+    pub(super) fn returned_with(&mut self, tag: u64, fault: &Fault) {
+        if let Some(slot) = self.slot(tag) {
+            slot.returned = Some(fault.clone());
+        }
+    }
+
     /// Takes out what is settled. Call it when every ready confirm has been noted.
     pub(super) fn settle_into(&mut self, settled: &mut Vec<(Ticket, Outcome)>) {
         while let Some(word) = self.slots.front().and_then(|slot| slot.word) {

@@ -75,6 +75,10 @@ impl Machine {
                 return;
             }
             self.send(seq, out);
+            #[cfg(onewrite_mutations)]
+            if crate::mutations::mutated("mark-before-confirm") && seq % 16 == 0 {
+                self.outcome(Ticket(self.last_ticket), crate::message::Outcome::Confirmed, now, out);
+            }
         }
     }
 

@@ -41,13 +41,22 @@ pub(crate) struct KeyState {
 impl KeyState {
     /// Whether an event that arrives now may be active at once.
     pub(crate) fn is_free(&self) -> bool {
-        self.active.is_empty() && self.held_by.is_empty() && self.queue.is_empty() && !self.parked
+        self.takes_one() && self.held_by.is_empty() && self.queue.is_empty() && !self.parked
+    }
+
+    /// Whether one more may be active beside those that are.
+    fn takes_one(&self) -> bool {
+        #[cfg(onewrite_mutations)]
+        if crate::mutations::mutated("two-of-a-key") {
+            return self.active.len() < 2;
+        }
+        self.active.is_empty()
     }
 
     /// Whether this one may become active. Nobody waits for a later one that is held on disk: after a restart the log
     /// may bring events again that come before it.
     pub(crate) fn lets_go(&self, seq: u64) -> bool {
-        self.active.is_empty() && !self.is_held_before(seq)
+        self.takes_one() && !self.is_held_before(seq)
     }
 
     /// Whether an earlier one holds this one from disk.
@@ -87,7 +96,7 @@ impl KeyState {
     }
 
     fn is_forgettable(&self) -> bool {
-        self.is_free() && self.loading == 0 && self.relaxed == 0
+        self.is_free() && self.active.is_empty() && self.loading == 0 && self.relaxed == 0
     }
 }
 
