@@ -197,7 +197,7 @@ fn what_waits_apart_expires_too() {
 }
 
 /// Goal: without its relay a cursor lets nothing go, and a write is refused without waiting; one that cannot wait is refused at
-/// first and finds room at its next try. Method: a relay that is stopped, then runs; futures, and an exclusive transaction.
+/// first and finds room at its next try. Method: a relay that is stopped, then runs; futures.
 #[test]
 fn only_a_running_relay_lets_go() {
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), Ahead::new(), broker());
