@@ -29,22 +29,25 @@ pub(super) async fn connect_tcp(target: &Target) -> io::Result<TcpStream> {
     connect_first(&addresses).await
 }
 
-/// An address that never answers must not use up the time of those behind it: each has an equal share of the connect deadline.
+/// An address that never answers must not use up the time of those behind it: each has an equal share of the connect deadline. The
+/// last one has whatever is left; the deadline itself, which says so in its words, is the caller's.
 async fn connect_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let share =
-        Duration::from_millis(CONNECT_MS_MAX) / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses {
-        match tokio::time::timeout(share, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => failure = error,
-            Err(_) => failure = io::ErrorKind::TimedOut.into(),
+    let Some((last, others)) = addresses.split_last() else {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    };
+    let share = Duration::from_millis(CONNECT_MS_MAX) / u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for address in others {
+        if let Ok(Ok(stream)) = tokio::time::timeout(share, connect_one(address)).await {
+            return Ok(stream);
         }
     }
-    Err(failure)
+    connect_one(last).await
+}
+
+async fn connect_one(address: &SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// A connected stream; with TLS, the handshake is done and the peer is who it should be.
