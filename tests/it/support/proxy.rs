@@ -464,6 +464,8 @@ mod tests {
 
         (rig.client, rig.echo) = connect(&rig.proxy, &rig.listener);
         rig.proxy.end_all(End::Vanish);
+        // What is being handed on may still pass.
+        std::thread::sleep(20 * TICK);
         assert_eq!(rig.up(b"lost"), Err(ErrorKind::WouldBlock));
         assert_eq!(rig.down(b"lost"), Err(ErrorKind::WouldBlock));
         rig.client.shutdown(Shutdown::Both).unwrap();
