@@ -94,6 +94,8 @@ pub(crate) struct Shell {
     rows_ahead_waiting: bool,
     /// The next piece of a search for expired events: one is done in each turn.
     search: Option<Search>,
+    /// The next piece of the log to read: from, events, bytes.
+    load: Option<(u64, usize, usize)>,
     state: RelayState,
     connections: u64,
     paused: bool,
@@ -168,6 +170,7 @@ impl Shell {
             rows_waiting: false,
             rows_ahead_waiting: false,
             search: None,
+            load: None,
             state: RelayState::Connecting,
             connections: 0,
             paused: false,
@@ -195,6 +198,8 @@ impl Shell {
             tracing::error!(%error, "the relay can do nothing more");
             self.state = RelayState::Failed(error.to_string());
             self.show_status();
+            // Nobody waits for what it was searching for.
+            self.registered.store.core().forget_sweeps(&name);
             self.await_stop();
         }
         self.end(failure.is_none())
@@ -204,6 +209,11 @@ impl Shell {
     fn turn(&mut self) -> Result<()> {
         self.work()?;
         self.search()?;
+        // One in each turn: a stretch of the log that needs nothing done must not keep everybody else waiting.
+        if let Some((from, events_max, bytes_max)) = self.load.take() {
+            self.load(from, events_max, bytes_max)?;
+            self.work()?;
+        }
         self.ask_for_round();
         self.show_status();
         match self.wait() {
@@ -226,7 +236,8 @@ impl Shell {
     }
 
     fn wait(&self) -> Woken {
-        let busy = self.search.as_ref().map(|_| Instant::now());
+        let is_busy = self.search.is_some() || self.load.is_some();
+        let busy = is_busy.then(Instant::now);
         let timer = busy.or_else(|| self.timer()).map_or_else(never, crossbeam_channel::at);
         let Inputs { rung, requested, told } = &self.inputs;
         select! {
@@ -317,7 +328,7 @@ impl Shell {
             Action::Publish { epoch, ticket, seq, resend, isolated } => {
                 self.publish(epoch, ticket, seq, resend, isolated);
             }
-            Action::Load { from, events_max, bytes_max } => self.load(from, events_max, bytes_max)?,
+            Action::Load { from, events_max, bytes_max } => self.load = Some((from, events_max, bytes_max)),
             Action::LoadDue { after, until_ms, events_max } => self.load_due(after, until_ms, events_max)?,
             Action::LoadParked { key, events_max } => self.load_parked(key, events_max)?,
             Action::FindExpired { at, until_ms, events_max } => {

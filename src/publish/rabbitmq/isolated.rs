@@ -50,14 +50,16 @@ pub(super) async fn run(
         };
         let ticket = suspect.ticket;
         let one = publish_one(&mut link, &options, &mut rota, suspect);
-        let outcome = stop.or(one).await.unwrap_or_else(|| Outcome::Unknown(stopped()));
+        let (outcome, rest) =
+            stop.or(one).await.unwrap_or_else(|| (Outcome::Unknown(stopped()), Duration::ZERO));
         debug!(?ticket, "isolated message settled");
         let away = matches!(outcome, Outcome::Unknown(_));
         if !events.send(PublisherEvent::Outcomes(vec![(ticket, outcome)])) {
             break;
         }
         // The relay may hand the same one over at once; a broker that is away is not asked in a tight loop.
-        if away && stop.or(tokio::time::sleep(options.backoff.0)).await.is_none() {
+        let pause = if away { rest.max(options.backoff.0) } else { Duration::ZERO };
+        if !pause.is_zero() && stop.or(tokio::time::sleep(pause)).await.is_none() {
             break;
         }
     }
@@ -74,20 +76,33 @@ fn stopped() -> Fault {
     Fault::new(FaultClass::Outage, "the publisher was stopped")
 }
 
-/// Leaves a connection in `slot` only when it is as good as new.
+/// Tells what became of it, and for how long no broker should be asked. A broker that gives no answer, or a nack, hands over to the next: it
+/// may be half dead while the others are well.
 async fn publish_one(
     slot: &mut Option<Link>,
     options: &Options,
     rota: &mut Rota,
     suspect: Outgoing,
-) -> Outcome {
+) -> (Outcome, Duration) {
     let link = match slot.take().filter(Link::is_alive) {
         Some(link) => link,
         None => match open_any(options, rota).await {
             Ok(link) => link,
-            Err(fault) => return Outcome::Unknown(fault),
+            Err((fault, rest)) => return (Outcome::Unknown(fault), rest),
         },
     };
+    let outcome = publish_over(link, slot, options, suspect).await;
+    match outcome {
+        Outcome::Unknown(_) | Outcome::Nacked => {
+            _ = rota.lost(FaultClass::Outage, Duration::ZERO, false, Instant::now());
+        }
+        _ => rota.answered(),
+    }
+    (outcome, Duration::ZERO)
+}
+
+/// Leaves the connection in `slot` only when it is as good as new.
+async fn publish_over(link: Link, slot: &mut Option<Link>, options: &Options, suspect: Outgoing) -> Outcome {
     let frame_bytes_max = link.connection.configuration().frame_max() as usize;
     let prepared = match Prepared::new(&suspect, frame_bytes_max) {
         Ok(prepared) => prepared,
@@ -125,17 +140,19 @@ async fn publish_one(
     outcome
 }
 
-/// Asks each broker once, as the window's connection does.
-async fn open_any(options: &Options, rota: &mut Rota) -> Result<Link, Fault> {
+/// Asks each broker once, as the window's connection does. If all fail: how long those rest that have refused us.
+async fn open_any(options: &Options, rota: &mut Rota) -> Result<Link, (Fault, Duration)> {
     loop {
-        let Some(target) = options.targets.get(rota.at()) else { return Err(stopped()) };
+        let Some(target) = options.targets.get(rota.at()) else { return Err((stopped(), Duration::ZERO)) };
         let fault = match Link::open(options, target).await {
             Ok(link) => return Ok(link),
             Err(fault) => fault,
         };
         debug!(%target, %fault, "no connection for isolated messages");
-        if !rota.refused(fault.class, Instant::now()).is_zero() {
-            return Err(fault);
+        let wait = rota.refused(fault.class, Instant::now());
+        if !wait.is_zero() {
+            let rest = if fault.class == FaultClass::Config { wait } else { Duration::ZERO };
+            return Err((fault, rest));
         }
     }
 }

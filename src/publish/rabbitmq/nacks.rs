@@ -66,7 +66,8 @@ impl Nacks {
             return false;
         }
         let Some(since) = *self.heard.entry(destination).or_insert(Some(now)) else { return false };
-        let times = self.suspect.filter(|(suspect, _)| *suspect == destination).map_or(0, |(_, times)| times);
+        // Whoever it was for: several that are full must not take turns.
+        let times = self.suspect.map_or(0, |(_, times)| times);
         let over = now.duration_since(since) >= PATIENCE * (1 << times.min(DOUBLINGS_MAX));
         if over {
             self.suspect = Some((destination, times.saturating_add(1)));
@@ -121,6 +122,20 @@ mod tests {
         nacks.connected();
         assert!(!nacks.nacked(full, now));
         assert!(nacks.nacked(full, now + s(5)), "it has recovered in between");
+    }
+
+    #[test]
+    fn several_that_are_full_do_not_take_turns() {
+        let (mut nacks, mut now) = (Nacks::default(), Instant::now());
+        let full: Vec<_> = (0..5).map(|n| nacks.destination("orders", &n.to_string())).collect();
+        let began = now;
+        for n in 0..7 {
+            nacks.connected();
+            while !full.iter().cycle().skip(n).take(full.len()).any(|full| nacks.nacked(*full, now)) {
+                now += s(1);
+            }
+        }
+        assert_eq!(now - began, s(5 + 10 + 20 + 40 + 80 + 160 + 320));
     }
 
     #[test]

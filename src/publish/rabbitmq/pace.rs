@@ -7,7 +7,7 @@ use crate::limits::CONFIG_RETRY_MS;
 use crate::message::FaultClass;
 
 /// A connection that lived this long has proved itself, also when nothing was published over it.
-const STABLE: Duration = Duration::from_secs(5);
+pub(super) const STABLE: Duration = Duration::from_secs(5);
 
 /// Jittered exponential backoff. A refusal that waiting will not heal is asked about slowly.
 #[derive(Debug)]

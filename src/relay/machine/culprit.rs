@@ -89,12 +89,13 @@ impl Machine {
     /// How the event goes whose turn it is.
     pub(super) fn turn_of(&mut self, seq: u64, now: Now) -> Turn {
         let Some(item) = self.items.get(&seq) else { return Turn::Goes };
-        if let Some(closed) = self.learnt.closed.get_mut(&item.exchange) {
-            if now.mono_ms < closed.probe_ms {
-                return Turn::Fails(closed.fault.clone());
-            }
-            closed.probe_ms = now.mono_ms + self.settings.probe_wait_ms();
-            return if item.suspect { Turn::Goes } else { Turn::Alone };
+        if let Some(closed) = self.learnt.closed.get(&item.exchange) {
+            // Only an answer fails anybody. Until there is one, who comes waits for the turn to go alone.
+            return match (now.mono_ms < closed.probe_ms, item.suspect) {
+                (true, _) => Turn::Fails(closed.fault.clone()),
+                (false, true) => Turn::Goes,
+                (false, false) => Turn::Alone,
+            };
         }
         let is_large = self.learnt.large_bytes.is_some_and(|bytes| item.bytes >= bytes);
         if is_large && !item.suspect { Turn::Alone } else { Turn::Goes }
@@ -126,7 +127,9 @@ impl Machine {
         let known = item.culprit;
         let says_nothing = matches!(outcome, Outcome::Unknown(_));
         item.culprit = culprit.is_some() || (known && says_nothing);
-        (item.suspect, item.likely) = (item.culprit, false);
+        // Under suspicion until there is an answer.
+        item.suspect = item.culprit || (says_nothing && item.suspect);
+        item.likely &= says_nothing;
         let (exchange, bytes) = (Key::clone(&item.exchange), item.bytes);
         let Some(fault) = culprit else {
             if says_nothing {
@@ -134,7 +137,9 @@ impl Machine {
                 self.probe_again(&exchange);
             }
             if isolated && !says_nothing {
-                self.learnt.closed.remove(&exchange);
+                if self.learnt.closed.remove(&exchange).is_some() {
+                    self.clear(|item| item.exchange == exchange);
+                }
                 self.learnt.large_bytes = self.learnt.large_bytes.filter(|large| bytes < *large);
             }
             return;
@@ -149,18 +154,16 @@ impl Machine {
             self.learnt.closed.insert(exchange, Closed { fault: fault.clone(), probe_ms });
         }
         if !known {
-            self.clear_others(seq);
+            // One close has one culprit.
+            self.clear(|_| true);
         }
     }
 
-    /// One close has one culprit.
-    fn clear_others(&mut self, culprit: u64) {
-        let cleared: Vec<u64> = self
-            .suspects
-            .iter()
-            .copied()
-            .filter(|seq| *seq != culprit && self.items.get(seq).is_some_and(|item| !item.culprit))
-            .collect();
+    /// Those that wait to go alone, but for culprits, go among the others again.
+    fn clear(&mut self, is_cleared: impl Fn(&super::Item) -> bool) {
+        let is_cleared = |item: &super::Item| !item.culprit && is_cleared(item);
+        let cleared: Vec<u64> =
+            self.suspects.iter().copied().filter(|seq| self.items.get(seq).is_some_and(is_cleared)).collect();
         for seq in cleared {
             if let Some(item) = self.items.get_mut(&seq) {
                 (item.suspect, item.likely) = (false, false);
@@ -196,6 +199,10 @@ impl Machine {
                     self.set_aside(seq, due_ms.saturating_sub(now.mono_ms), now, out);
                 }
                 (ItemState::Queued, Some(key)) => self.park_queue(&key, out),
+                // Behind another that has been given no answer yet.
+                (ItemState::Ready, _) if item.suspect && self.is_alone_taken() => {
+                    self.set_aside(seq, self.settings.probe_wait_ms(), now, out);
+                }
                 // What can go goes first, and what is in flight has a deadline.
                 _ => return,
             }
@@ -206,7 +213,7 @@ impl Machine {
     }
 }
 
-/// Whether the broker's words are about this exchange.
+/// Whether the broker's words are about this exchange, and not about one routing key of it (*access to topic 'a.b' in exchange 'x'*).
 fn names(fault: &Fault, exchange: &str) -> bool {
-    fault.text.contains(&format!("'{exchange}'"))
+    fault.text.contains(&format!("'{exchange}'")) && !fault.text.contains("access to topic '")
 }

@@ -2,7 +2,7 @@
 
 use super::culprit::Turn;
 use super::types::{Action, Change, Ordering};
-use super::{Item, ItemState, Machine, expired, is_expired};
+use super::{Home, Item, ItemState, Machine, expired, is_expired};
 use crate::message::{FaultClass, Ticket};
 use crate::time::Now;
 
@@ -82,9 +82,14 @@ impl Machine {
         }
     }
 
+    /// As many are published alone as may be.
+    pub(super) fn is_alone_taken(&self) -> bool {
+        self.isolated_out >= ISOLATED_MAX
+    }
+
     /// The lowest that may go: a suspect if none is out already, else one of the others.
     fn next_to_send(&self) -> Option<u64> {
-        let suspect = (self.isolated_out < ISOLATED_MAX).then(|| self.next_suspect()).flatten();
+        let suspect = (!self.is_alone_taken()).then(|| self.next_suspect()).flatten();
         if self.settings.ordering == Ordering::Total {
             return self.first_in_total_order(suspect);
         }
@@ -181,7 +186,8 @@ impl Machine {
 
     /// Memory is full of events that wait behind others, nothing can be sent, and there is more in the log: make room.
     fn spill_if_starved(&mut self, now: Now, out: &mut Vec<Action>) {
-        let idle = self.ready.is_empty() && self.suspects.is_empty() && self.window_has_room(0);
+        let waits_for_its_turn = self.suspects.is_empty() || self.is_alone_taken();
+        let idle = self.ready.is_empty() && waits_for_its_turn && self.window_has_room(0);
         let starved = self.can_publish()
             && idle
             && self.settings.ordering != Ordering::Total
@@ -192,8 +198,9 @@ impl Machine {
             self.starved_since_ms = None;
             return;
         }
-        // What waits for its next try frees no room of itself; what waits behind a key that flows soon does.
-        self.spill_waiting(now, out);
+        // What waits for its next try frees no room of itself; what waits behind a key that flows soon does. What has come back from
+        // a row, and would go there again, is not hurried: it would come and go at full speed.
+        self.spill_waiting(Some(Home::Log), now, out);
         if self.wants_more() {
             self.starved_since_ms = None;
             return;
@@ -209,11 +216,23 @@ impl Machine {
             }
             self.park_queue(&key, out);
         }
+        self.spill_waiting(None, now, out);
+        self.spill_suspects(now, out);
+    }
+
+    /// Events that wait to go alone do not fill memory while the one before them gets no answer.
+    fn spill_suspects(&mut self, now: Now, out: &mut Vec<Action>) {
+        for seq in self.suspects.iter().rev().copied().collect::<Vec<_>>() {
+            if self.wants_more() {
+                return;
+            }
+            self.set_aside(seq, self.settings.probe_wait_ms(), now, out);
+        }
     }
 
     /// Events in nack backoff get a row of their own, and no longer hold the position or the lookahead.
-    fn spill_waiting(&mut self, now: Now, out: &mut Vec<Action>) {
-        let holds_lookahead = |item: &Item| !item.is_retrying();
+    fn spill_waiting(&mut self, from: Option<Home>, now: Now, out: &mut Vec<Action>) {
+        let holds_lookahead = |item: &Item| !item.is_retrying() && from.is_none_or(|home| item.home == home);
         let waiting: Vec<(u64, u64)> = self
             .timers
             .iter()

@@ -375,7 +375,7 @@ fn after_a_closed_channel_the_suspects_go_alone_one_at_a_time() {
     story.confirm(1);
     assert_eq!(story.published_how(), [(2, true, true)]);
     story.outcome(2, Outcome::Unknown(fault(FaultClass::Outage)));
-    assert_eq!(story.published_how(), [(2, true, false)], "it had its outcome");
+    assert_eq!(story.published_how(), [(2, true, true)], "that was no answer");
 }
 
 #[test]
@@ -748,6 +748,56 @@ fn a_missing_exchange_is_asked_for_by_one_event_at_a_time() {
     story.pass(2000);
     let all: Vec<_> = story.published_how().into_iter().map(|(seq, _, alone)| (seq, alone)).collect();
     assert_eq!(all.len(), 2, "{all:?}");
+}
+
+/// Whoever asks anew for an exchange that was missing once failed by the asking itself: nobody was asked, and the exchange stayed closed for ever.
+#[test]
+fn a_new_event_asks_for_an_exchange_that_was_missing() {
+    let mut story = Story::new(Settings { destination_attempts_max: 1, ..settings() });
+    let to_gone = |story: &mut Story, name: &str| {
+        story.append_entry(|entry| (entry.key, entry.exchange) = (Some(key(name)), "gone".into()));
+    };
+    story.up();
+    to_gone(&mut story, "a");
+    story.tell(Input::Down { fault: missing() });
+    story.up();
+    story.outcome(0, Outcome::Refused(missing()));
+    story.did.clear();
+    story.pass(60_000);
+    to_gone(&mut story, "b");
+    to_gone(&mut story, "c");
+    assert_eq!(story.published_how(), [(1, false, true)], "one asks, the other waits for the answer");
+    // No answer fails nobody, and no wait does.
+    let unknown = || Outcome::Unknown(Fault::new(FaultClass::Outage, "no confirm"));
+    story.outcome(1, unknown());
+    story.pass(60_000);
+    assert_eq!(story.published_how().iter().map(|(_, _, alone)| *alone).collect::<Vec<_>>(), [true]);
+    assert_eq!(
+        story.saved().iter().filter(|change| matches!(change, Change::PutException { .. })).count(),
+        0
+    );
+    story.outcome(1, Outcome::Confirmed);
+    assert_eq!(story.published_how(), [(2, false, false)], "the others go among the rest");
+}
+
+/// The permission to write to one routing key of an exchange says nothing of the others.
+#[test]
+fn one_forbidden_topic_does_not_close_its_exchange() {
+    let mut story = Story::new(settings());
+    let to_exchange = |story: &mut Story, name: &str| {
+        story.append_entry(|entry| (entry.key, entry.exchange) = (Some(key(name)), "x".into()));
+    };
+    story.up();
+    to_exchange(&mut story, "a");
+    let text =
+        "ACCESS_REFUSED - write access to topic 'a.b' in exchange 'x' in vhost '/' refused for user 'u'";
+    let forbidden = Fault::with_code(FaultClass::Destination, 403, text);
+    story.tell(Input::Down { fault: forbidden.clone() });
+    story.up();
+    story.outcome(0, Outcome::Refused(forbidden));
+    story.did.clear();
+    to_exchange(&mut story, "b");
+    assert_eq!(story.published_how(), [(1, false, false)]);
 }
 
 /// A message that was too large says that one as large will be, too.

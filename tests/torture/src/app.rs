@@ -113,6 +113,12 @@ fn redrive(store: &Store, ended: &AtomicBool) -> Result<()> {
 }
 
 fn destination_faults(store: &Store) -> Result<Vec<u64>> {
-    let page = store.quarantine(RELAY)?.list(None, 1000)?;
-    Ok(page.iter().filter(|entry| entry.fault.class != FaultClass::Message).map(|entry| entry.seq).collect())
+    let (quarantine, mut seqs, mut after) = (store.quarantine(RELAY)?, Vec::new(), None);
+    loop {
+        let page = quarantine.list(after, 1000)?;
+        let Some(last) = page.last() else { return Ok(seqs) };
+        after = Some(last.seq);
+        let of_destination = page.iter().filter(|entry| entry.fault.class != FaultClass::Message);
+        seqs.extend(of_destination.map(|entry| entry.seq));
+    }
 }

@@ -67,6 +67,8 @@ pub enum Line {
 pub struct Run {
     pub seed: u64,
     pub apps: Vec<String>,
+    /// Those among them whose log is never trimmed.
+    pub keep_logs: Vec<String>,
     pub consumer: String,
     pub app_kills: u64,
     pub broker_kills: u64,

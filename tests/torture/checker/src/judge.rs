@@ -40,6 +40,11 @@ impl Judge {
         self.apps.entry(name.to_owned()).or_default()
     }
 
+    /// Nothing is ever taken from this application's log: every number has its record there.
+    pub fn keeps_log(&mut self, app: &str) {
+        self.app(app).keeps_log = true;
+    }
+
     /// A line of one of the application's histories, in the order of its lives.
     pub fn history(&mut self, app: &str, line: Line) {
         match line {

@@ -31,6 +31,10 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 pub fn judge(folder: &Path) -> Result<(Run, Verdict)> {
     let run: Run = serde_json::from_slice(&std::fs::read(folder.join("run.json"))?)?;
     let mut judge = Judge::new(run.apps.iter().map(String::as_str));
+    if run.apps.is_empty() {
+        return Err("run.json names no application".into());
+    }
+    run.keep_logs.iter().for_each(|app| judge.keeps_log(app));
     for app in &run.apps {
         for path in histories(folder, app)? {
             read_history(&path, |line| judge.history(app, line))?;
@@ -39,7 +43,11 @@ pub fn judge(folder: &Path) -> Result<(Run, Verdict)> {
     }
     read_tap(&folder.join("tap.bin"), |message| judge.tapped(&message))?;
     read_consumer(&folder.join(format!("{}.redb", run.consumer)), &mut judge)?;
-    Ok((run, judge.finish()))
+    let verdict = judge.finish();
+    if verdict.events == 0 {
+        return Err("there is not one event: nothing was tested".into());
+    }
+    Ok((run, verdict))
 }
 
 /// The histories of an application, in the order of its lives: names hold the number of the life in five digits.
@@ -53,6 +61,9 @@ fn histories(folder: &Path, app: &str) -> io::Result<Vec<PathBuf>> {
         }
     }
     paths.sort();
+    if paths.is_empty() {
+        return Err(io::Error::other(format!("there is no history of {app}")));
+    }
     Ok(paths)
 }
 

@@ -88,6 +88,7 @@ fn conduct(folder: &Path, times: &Timetable) -> Result<()> {
     let run = Run {
         seed: times.seed,
         apps: APPS.map(str::to_owned).to_vec(),
+        keep_logs: APPS.iter().filter(|name| !trims(name)).map(|name| (*name).to_owned()).collect(),
         consumer: CONSUMER.to_owned(),
         app_kills: scene.app_kills.load(Ordering::SeqCst),
         broker_kills: scene.broker_kills.load(Ordering::SeqCst),
@@ -95,6 +96,11 @@ fn conduct(folder: &Path, times: &Timetable) -> Result<()> {
     };
     std::fs::write(folder.join("run.json"), serde_json::to_vec(&run)?)?;
     ended
+}
+
+/// The first application keeps its log.
+fn trims(app: &str) -> bool {
+    app != APPS[0]
 }
 
 /// Starts everything.
@@ -111,7 +117,7 @@ fn set(folder: &Path, times: &Timetable, node: &RabbitNode) -> Result<Scene> {
         began_ms,
         rate: times.rate.div_ceil(apps),
         quota: times.events.map(|events| events.div_ceil(apps)),
-        trims: name != APPS[0],
+        trims: trims(name),
     };
     let through = |proxy: &Proxy| format!("amqp://guest:guest@127.0.0.1:{}", proxy.port);
     let tap = Process::start("tap", plan("tap", format!("amqp://guest:guest@127.0.0.1:{}", node.port())))?;

@@ -11,6 +11,8 @@ pub(super) struct App {
     pub(super) batches: HashMap<u64, Batch>,
     /// Sequence number to event.
     pub(super) by_seq: HashMap<u64, u64>,
+    /// Nothing is ever taken from its log.
+    pub(super) keeps_log: bool,
     /// Of its log: the newest so far, and where it ends.
     pub(super) last_record: Option<(u64, u64)>,
     /// Stream to its next revision, as far as the log has been read.

@@ -16,6 +16,7 @@ impl Judge {
             case.answers(&mut app);
             case.batches(&app);
             case.holes(&app);
+            case.whole_log(&app);
             case.lanes(&app);
             case.ends(&app);
             case.order(&app);
@@ -124,10 +125,19 @@ impl Case<'_> {
         }
     }
 
+    /// Where nothing is trimmed, what was acknowledged or published is in the log too.
+    fn whole_log(&mut self, app: &App) {
+        for (n, event) in app.events.iter().filter(|_| app.keeps_log) {
+            if let (Some(seq), None) = (event.seq, &event.record) {
+                self.says(Violation::Lost, &format!("event {n}, seq {seq}, is no longer in the log"));
+            }
+        }
+    }
+
     /// Each lane is one destination and key, numbered from 0 without a gap, in commit order, and named after its first event.
     fn lanes(&mut self, app: &App) {
         let mut numbered = Vec::new();
-        let mut lane_of = HashMap::new();
+        let (mut lane_of, mut of_lane) = (HashMap::new(), HashMap::new());
         for (n, event) in &app.events {
             let (Some(facts), Some(seq)) = (event.facts(), event.seq) else { continue };
             numbered.push((facts.lane, facts.number, seq, *n));
@@ -136,6 +146,12 @@ impl Case<'_> {
                 self.says(
                     Violation::Phantom,
                     &format!("event {n} is in another lane than others of its destination and key"),
+                );
+            }
+            if *of_lane.entry(facts.lane).or_insert(of) != of {
+                self.says(
+                    Violation::Phantom,
+                    &format!("event {n} is in the lane of another destination or key"),
                 );
             }
         }
@@ -159,7 +175,8 @@ impl Case<'_> {
         }
     }
 
-    /// Each committed event was delivered and applied once, or is in quarantine with a reason.
+    /// Each committed event was delivered and applied once; what cannot be published is in quarantine with a reason, and nothing else is: the
+    /// conductor has driven again whatever its destination had kept back.
     fn ends(&mut self, app: &App) {
         for (n, event) in &app.events {
             let Some(seq) = event.seq else {
@@ -177,9 +194,15 @@ impl Case<'_> {
                     "event {n}, seq {seq}, cannot be published, and is not in quarantine with a reason"
                 );
                 self.says(Violation::Lost, &sentence);
-            } else if event.tap.is_none() && reason.is_none() {
+            } else if let (false, Some(reason)) = (event.planned.poison, reason) {
+                let sentence =
+                    format!("event {n}, seq {seq}, is left in quarantine, and can be published: {reason}");
+                self.says(Violation::Lost, &sentence);
+            } else if event.planned.poison {
+                // In its place.
+            } else if event.tap.is_none() {
                 self.says(Violation::Lost, &format!("event {n}, seq {seq}, never reached the tap"));
-            } else if event.effects == 0 && reason.is_none() {
+            } else if event.effects == 0 {
                 self.says(Violation::Lost, &format!("event {n}, seq {seq}, was never applied"));
             }
             if event.effects > 1 {

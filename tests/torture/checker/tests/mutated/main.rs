@@ -22,6 +22,7 @@ fn a_good_run_is_clean() {
 #[test]
 fn a_trimmed_log_is_clean() {
     let mut world = World::good();
+    world.trimmed = true;
     let kept = world.records.split_off(5);
     world.records = kept;
     // Encoded alone, end offsets would begin anew; only differences are judged.
@@ -71,6 +72,15 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
         w.quarantined.values_mut().for_each(String::clear);
     }),
     ("what cannot be published is nowhere", Lost, |w| w.quarantined.clear()),
+    ("what can be published is left in quarantine", Lost, |w| {
+        w.quarantined.insert(("a0".into(), 3), "505: out of place".into());
+        drop_tapped(w, "a0-3");
+        w.effects.remove(&("a0".into(), 3));
+        subtract(w, 3, "k1");
+    }),
+    ("a published event is gone from a log that keeps all", Lost, |w| {
+        w.records.retain(|(_, record)| record.id != "a0-12")
+    }),
     ("a bit of a record has flipped", Lost, |w| w.records[3].1.flip = Some(60)),
     ("a bit of a record's lane number has flipped", Lost, |w| w.records[3].1.flip = Some(32)),
     ("a record's end offset does not follow", Lost, |w| w.records[3].1.offset_off = 1),
@@ -115,6 +125,18 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
     ("a record has another key than was meant", Phantom, |w| w.records[0].1.key = Some("k2".into())),
     ("a record has another destination than was meant", Phantom, |w| w.records[0].1.to = 2),
     ("a record is in another's lane", Phantom, |w| w.records[4].1.lane = 0),
+    ("two keys share a lane", Phantom, |w| {
+        let (lane, key) = (w.records[0].1.lane, w.records[0].1.key.clone());
+        for (at, number) in [(0, 0), (1, 1), (3, 2), (8, 3), (10, 4)] {
+            (w.records[at].1.lane, w.records[at].1.lane_number) = (lane, number);
+        }
+        assert_ne!(w.records[1].1.key, key);
+        for message in w.tap.iter_mut().filter(|message| message.store.ends_with("-a0")) {
+            let record =
+                w.records.iter().find(|(app, record)| app == "a0" && record.seq == message.sequence).unwrap();
+            (message.lane, message.lane_number) = (record.1.lane, record.1.lane_number);
+        }
+    }),
     ("a lane is not numbered from 0", Phantom, |w| {
         w.records[2].1.lane_number = 1;
         w.tap[2].lane_number = 1;

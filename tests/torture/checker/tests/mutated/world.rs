@@ -19,6 +19,8 @@ pub(crate) struct World {
     pub(crate) effects: BTreeMap<(String, u64), u64>,
     pub(crate) balances: BTreeMap<(String, String), (u64, u64)>,
     pub(crate) rejected: Vec<String>,
+    /// The log has been trimmed.
+    pub(crate) trimmed: bool,
 }
 
 /// A record before it is bytes.
@@ -225,6 +227,9 @@ impl World {
 
     pub(crate) fn judged(&self) -> Verdict {
         let mut judge = Judge::new(["a0", "a1"]);
+        if !self.trimmed {
+            judge.keeps_log("a0");
+        }
         for (app, line) in &self.histories {
             judge.history(app, line.clone());
         }
