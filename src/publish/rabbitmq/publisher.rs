@@ -341,6 +341,13 @@ impl<'a> Window<'a> {
             }
             Word::Nack => self.nacks.nacked(destination, Instant::now()),
         };
+        #[cfg(onewrite_mutations)]
+        if let Some(returned) = &returned
+            && crate::mutations::mutated("trust-return-pairing")
+        {
+            self.ledger.returned_with(tag, &return_fault(returned));
+            return Ok(());
+        }
         self.returned(returned)?;
         if stuck {
             let text = "the broker nacks every message of a destination: perhaps only on this channel";
@@ -351,11 +358,6 @@ impl<'a> Window<'a> {
 
     fn returned(&mut self, returned: Option<BasicReturnMessage>) -> Result<(), Broken> {
         let Some(returned) = returned else { return Ok(()) };
-        #[cfg(onewrite_mutations)]
-        if crate::mutations::mutated("trust-return-pairing") {
-            self.ledger.returned_with(tag, &return_fault(&returned));
-            return Ok(());
-        }
         // Not of this confirm: of whichever message has this id.
         let id = returned.properties.message_id().as_ref().map_or("", ShortString::as_str);
         self.ledger.returned(id, &return_fault(&returned)).map_err(|_| {
