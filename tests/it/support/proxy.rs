@@ -48,6 +48,8 @@ struct Shared {
     rules: Mutex<Rules>,
     sessions: Mutex<HashMap<u64, Arc<Session>>>,
     accepted: AtomicU64,
+    /// Rounds of the thread that accepts.
+    rounds: AtomicU64,
     bytes: [AtomicU64; 2],
     over: AtomicBool,
 }
@@ -85,6 +87,7 @@ impl ChaosProxy {
             rules: Mutex::default(),
             sessions: Mutex::default(),
             accepted: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
             bytes: [AtomicU64::new(0), AtomicU64::new(0)],
             over: AtomicBool::new(false),
         });
@@ -131,14 +134,27 @@ impl ChaosProxy {
         }
     }
 
-    /// New connections are refused by the operating system: nobody listens.
+    /// New connections are refused by the operating system: nobody listens. Once this returns it is so.
     pub(crate) fn refuse(&self, refuse: bool) {
         self.rules().refuse = refuse;
+        self.await_round();
     }
 
-    /// New connections are taken, and nothing ever comes of them.
+    /// New connections are taken, and nothing ever comes of them. Once this returns it is so.
     pub(crate) fn silent(&self, silent: bool) {
         self.rules().silent = silent;
+        self.await_round();
+    }
+
+    /// Waits until the thread that accepts has been through a round that began after this was called.
+    fn await_round(&self) {
+        let rounds = || self.shared.rounds.load(Ordering::SeqCst);
+        let begun = rounds();
+        // The one that is under way, and a whole one.
+        while rounds() < begun + 2 {
+            assert!(!self.acceptor.as_ref().is_none_or(JoinHandle::is_finished), "the proxy accepts no more");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Connections taken so far.
@@ -191,18 +207,18 @@ fn accept_all(shared: &Arc<Shared>, port: u16, listener: TcpListener) {
         };
         if refuse {
             listener = None;
+            std::thread::sleep(TICK);
         } else {
             match listener.get_or_insert_with(|| listen(port)).accept() {
                 Ok((client, _)) => {
                     let number = shared.accepted.fetch_add(1, Ordering::SeqCst);
                     take_in(shared, number, client, silent);
-                    continue;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(TICK),
                 Err(error) => panic!("the proxy cannot accept: {error}"),
             }
         }
-        std::thread::sleep(TICK);
+        shared.rounds.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -387,7 +403,7 @@ mod tests {
             rig
         }
 
-        /// Sends upwards and reads until as much has come, the connection has ended, or half a second is over. An error's
+        /// Sends upwards and reads until as much has come, the connection has ended, or two seconds are over. An error's
         /// kind stands for how it ended.
         fn up(&mut self, bytes: &[u8]) -> Result<usize, ErrorKind> {
             self.client.write_all(bytes).map_err(|error| error.kind())?;
@@ -404,7 +420,7 @@ mod tests {
         let client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
         let (echo, _) = listener.accept().unwrap();
         for socket in [&client, &echo] {
-            socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         }
         (client, echo)
     }
@@ -473,12 +489,10 @@ mod tests {
         assert_eq!(rig.proxy.live(), 1);
 
         rig.proxy.refuse(true);
-        std::thread::sleep(4 * TICK);
         let refused = TcpStream::connect(("127.0.0.1", rig.proxy.port())).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         rig.proxy.refuse(false);
         rig.proxy.silent(true);
-        std::thread::sleep(4 * TICK);
         (rig.client, rig.echo) = connect(&rig.proxy, &rig.listener);
         assert_eq!(rig.up(b"hello"), Err(ErrorKind::WouldBlock));
         assert_eq!(rig.proxy.accepted(), 3);
