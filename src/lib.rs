@@ -109,8 +109,8 @@ pub mod fuzzing {
     }
 
     /// The same as a body, behind a frame that is right.
-    pub fn decode_body(seq: u64, body: &[u8]) {
-        fuzzing::body(seq, body);
+    pub fn decode_body(body: &[u8]) {
+        fuzzing::body(body);
     }
 }
 

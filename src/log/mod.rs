@@ -1,10 +1,12 @@
 //! The log's bytes: record frames, the keys of the tables around them, and what is derived from the log. Pure; names no storage engine.
 
 pub(crate) mod book;
+mod checksum;
 pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod record;
 pub(crate) mod rejected;
 pub(crate) mod seen;
+pub(crate) mod skim;
 pub(crate) mod streams;
 pub(crate) mod wire_bytes;

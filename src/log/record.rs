@@ -27,6 +27,7 @@
 //!
 //! **Invariant.** Decoding never panics and never allocates more than the record is long, whatever the bytes.
 
+use super::checksum::checksum;
 use super::wire_bytes::{Malformed, Reader, put_text8, put_text16};
 use crate::error::CorruptError;
 use crate::event::{Destination, Event, Lane, Recorded};
@@ -34,28 +35,29 @@ use crate::message::HeaderValue;
 
 const MAGIC: [u8; 2] = *b"OW";
 const VERSION: u8 = 1;
-const FRAME_BYTES: usize = 44;
-const CHECKED_FROM: usize = 8;
+pub(super) const FRAME_BYTES: usize = 44;
+pub(super) const CHECKED_FROM: usize = 8;
+pub(super) const TIME_AT: usize = 16;
 const NO_LANE: u64 = u64::MAX;
 /// Frame flag: a revision follows.
-const REVISION: u8 = 1;
+pub(super) const REVISION: u8 = 1;
 const REVISION_BYTES: usize = 8;
 
-const UUID: u16 = 1 << 0;
-const KEY: u16 = 1 << 1;
-const PUBLISHED: u16 = 1 << 2;
-const CONTENT_TYPE: u16 = 1 << 3;
-const SUBJECT: u16 = 1 << 4;
-const CORRELATION: u16 = 1 << 5;
-const TRACEPARENT: u16 = 1 << 6;
-const TRACESTATE: u16 = 1 << 7;
-const NOT_BEFORE: u16 = 1 << 8;
-const EXPIRES: u16 = 1 << 9;
-const HEADERS: u16 = 1 << 10;
-const STREAM: u16 = 1 << 11;
+pub(super) const UUID: u16 = 1 << 0;
+pub(super) const KEY: u16 = 1 << 1;
+pub(super) const PUBLISHED: u16 = 1 << 2;
+pub(super) const CONTENT_TYPE: u16 = 1 << 3;
+pub(super) const SUBJECT: u16 = 1 << 4;
+pub(super) const CORRELATION: u16 = 1 << 5;
+pub(super) const TRACEPARENT: u16 = 1 << 6;
+pub(super) const TRACESTATE: u16 = 1 << 7;
+pub(super) const NOT_BEFORE: u16 = 1 << 8;
+pub(super) const EXPIRES: u16 = 1 << 9;
+pub(super) const HEADERS: u16 = 1 << 10;
+pub(super) const STREAM: u16 = 1 << 11;
 /// The payload has another version than 1.
-const EVENT_VERSION: u16 = 1 << 12;
-const KNOWN_FLAGS: u16 = (1 << 13) - 1;
+pub(super) const EVENT_VERSION: u16 = 1 << 12;
+pub(super) const KNOWN_FLAGS: u16 = (1 << 13) - 1;
 
 const TEXT: u8 = 0;
 const INT: u8 = 1;
@@ -176,6 +178,12 @@ impl Position {
 
 /// Puts the frame around a body.
 pub(crate) fn encode(position: Position, body: &[u8]) -> Vec<u8> {
+    let out = framed(position, body);
+    debug_assert!(decode(position.seq, &out).is_ok(), "what is written can be read");
+    out
+}
+
+fn framed(position: Position, body: &[u8]) -> Vec<u8> {
     let body_len = u32::try_from(body.len()).expect("validated: a payload is at most PAYLOAD_BYTES_MAX");
     let (lane_id, lane_number) = position.lane.map_or((NO_LANE, 0), |lane| (lane.id, lane.number));
     let frame_len = position.frame_len(body);
@@ -196,16 +204,7 @@ pub(crate) fn encode(position: Position, body: &[u8]) -> Vec<u8> {
     if let Some(slot) = out.get_mut(4..CHECKED_FROM) {
         slot.copy_from_slice(&crc.to_le_bytes());
     }
-    debug_assert!(decode(position.seq, &out).is_ok(), "what is written can be read");
     out
-}
-
-#[inline]
-fn checksum(seq: u64, checked: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&seq.to_le_bytes());
-    hasher.update(checked);
-    hasher.finalize()
 }
 
 /// The checksum of a body alone: tells whether two events with one id have the same content.
@@ -220,155 +219,38 @@ pub(crate) fn decode(seq: u64, bytes: &[u8]) -> Result<Recorded, CorruptError> {
     decode_body(header, body).map_err(|Malformed(what)| corrupt(what))
 }
 
-/// Where the parts of a checked record stand in its bytes. What is asked for is read without copying.
-#[derive(Debug, Clone)]
-pub(crate) struct Skim {
-    pub(crate) seq: u64,
-    pub(crate) time_ms: u64,
-    pub(crate) revision: Option<u64>,
-    pub(crate) version: u32,
-    event_type: Place,
-    stream: Option<Place>,
-    key: Option<Place>,
-    payload: u32,
-}
-
-/// Where a text stands: beginning and length. Small, since a view is handed on for each event.
-#[derive(Debug, Clone, Copy)]
-struct Place(u32, u8);
-
-impl Skim {
-    #[inline]
-    pub(crate) fn event_type<'a>(&self, frame: &'a [u8]) -> &'a str {
-        text_at(frame, self.event_type)
-    }
-
-    #[inline]
-    pub(crate) fn stream<'a>(&self, frame: &'a [u8]) -> Option<&'a str> {
-        self.stream.map(|at| text_at(frame, at))
-    }
-
-    #[inline]
-    pub(crate) fn key<'a>(&self, frame: &'a [u8]) -> Option<&'a str> {
-        self.key.map(|at| text_at(frame, at))
-    }
-
-    #[inline]
-    pub(crate) fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
-        frame.get(self.payload as usize..).unwrap_or_default()
-    }
-}
-
-#[inline]
-fn text_at(frame: &[u8], Place(from, len): Place) -> &str {
-    let from = from as usize;
-    let bytes = frame.get(from..from + usize::from(len)).unwrap_or_default();
-    std::str::from_utf8(bytes).expect("seen to be UTF-8 when it was skimmed")
-}
-
-/// Checks a record and finds its parts.
-#[inline]
-pub(crate) fn skim(seq: u64, bytes: &[u8]) -> Result<Skim, CorruptError> {
-    let (header, body) = check(seq, bytes)?;
-    skim_body(&header, body, bytes.len()).map_err(|Malformed(what)| CorruptError { seq, what })
-}
-
-#[inline]
-fn skim_body(header: &Header, body: &[u8], frame_len: usize) -> Result<Skim, Malformed> {
-    let mut reader = Reader(body);
-    let flags = reader.u16()?;
-    if flags & !KNOWN_FLAGS != 0 {
-        return Err(Malformed("it has a flag that is unknown"));
-    }
-    let has = |flag| flags & flag != 0;
-    if has(UUID) {
-        reader.take(16)?;
-    } else {
-        skip8(&mut reader)?;
-    }
-    let texts_from = reader.0;
-    let place = |rest: &[u8]| u32::try_from(frame_len - rest.len()).map_err(|_| Malformed("it is too long"));
-    let text = |reader: &mut Reader<'_>| -> Result<Place, Malformed> {
-        let from = place(reader.0)?.saturating_add(1);
-        Ok(Place(from, skip8(reader)?))
-    };
-    let event_type = text(&mut reader)?;
-    let stream = has(STREAM).then(|| text(&mut reader)).transpose()?;
-    if stream.is_some() != header.revision.is_some() {
-        return Err(Malformed("it has a stream without a revision, or the other way round"));
-    }
-    let key = has(KEY).then(|| text(&mut reader)).transpose()?;
-    // One look at all of them: what is ASCII is UTF-8. What is not is looked at by itself.
-    let shown = texts_from.get(..texts_from.len() - reader.0.len()).unwrap_or_default();
-    if !shown.is_ascii() {
-        let mut shown = Reader(shown);
-        for _ in [true, stream.is_some(), key.is_some()].into_iter().filter(|there| *there) {
-            shown.text8()?;
-        }
-    }
-    // What is not shown is passed over.
-    if has(PUBLISHED) {
-        skip8(&mut reader)?;
-        skip8(&mut reader)?;
-    }
-    for flag in [CONTENT_TYPE, SUBJECT, CORRELATION, TRACEPARENT] {
-        if has(flag) {
-            skip8(&mut reader)?;
-        }
-    }
-    if has(TRACESTATE) {
-        let len = usize::from(reader.u16()?);
-        reader.take(len)?;
-    }
-    for flag in [NOT_BEFORE, EXPIRES] {
-        if has(flag) {
-            reader.u64()?;
-        }
-    }
-    let version = if has(EVENT_VERSION) { reader.u32()? } else { 1 };
-    if has(HEADERS) {
-        read_headers(&mut reader)?;
-    }
-    let payload = place(reader.0)?;
-    let Header { seq, time_ms, revision, .. } = *header;
-    Ok(Skim { seq, time_ms, revision, version, event_type, stream, key, payload })
-}
-
-#[inline]
-fn skip8(reader: &mut Reader<'_>) -> Result<u8, Malformed> {
-    let len = reader.u8()?;
-    reader.take(len.into())?;
-    Ok(len)
-}
-
 /// Checks a record and tells the offset at which it ends.
 pub(crate) fn end_offset(seq: u64, bytes: &[u8]) -> Result<u64, CorruptError> {
     check(seq, bytes).map(|(header, _)| header.end_offset)
 }
 
-struct Header {
+const NO_MARK: &str = "it does not begin with the record mark";
+
+pub(super) struct Header {
     seq: u64,
     crc: u32,
     end_offset: u64,
     time_ms: u64,
     lane: Option<Lane>,
-    revision: Option<u64>,
+    pub(super) revision: Option<u64>,
 }
 
 /// Magic, version, checksum, lengths: in that order, so that nothing unchecked is ever believed.
 #[inline]
-fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
+pub(super) fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     let corrupt = |what| CorruptError { seq, what };
-    if !bytes.starts_with(&MAGIC) {
-        let what =
-            if bytes.len() < 2 { "it ends too early" } else { "it does not begin with the record mark" };
-        return Err(corrupt(what));
-    }
     // One look at the length; what follows are plain loads.
     let Some((frame, body)) = bytes.split_first_chunk::<FRAME_BYTES>() else {
-        return Err(corrupt("it ends too early"));
+        return Err(corrupt(if MAGIC.starts_with(bytes) || bytes.starts_with(&MAGIC) {
+            "it ends too early"
+        } else {
+            NO_MARK
+        }));
     };
-    let &[_, _, version, flags, ..] = frame;
+    let &[mark_0, mark_1, version, flags, ..] = frame;
+    if [mark_0, mark_1] != MAGIC {
+        return Err(corrupt(NO_MARK));
+    }
     if version != VERSION {
         return Err(corrupt("its record version is unknown"));
     }
@@ -379,7 +261,7 @@ fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     if crc != checksum(seq, bytes.get(CHECKED_FROM..).unwrap_or_default()) {
         return Err(corrupt("its checksum does not match"));
     }
-    let (end_offset, time_ms) = (le_u64(frame, 8), le_u64(frame, 16));
+    let (end_offset, time_ms) = (le_u64(frame, 8), le_u64(frame, TIME_AT));
     let (id, number) = (le_u64(frame, 24), le_u64(frame, 32));
     let lane = (id != NO_LANE).then_some(Lane { id, number });
     let body_len = le_u32(frame, 40);
@@ -396,7 +278,7 @@ fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
 }
 
 #[inline]
-fn le_u64(frame: &[u8; FRAME_BYTES], at: usize) -> u64 {
+pub(super) fn le_u64(frame: &[u8; FRAME_BYTES], at: usize) -> u64 {
     let bytes = frame.get(at..).and_then(|rest| rest.first_chunk());
     u64::from_le_bytes(*bytes.expect("every field lies in the frame"))
 }
@@ -470,7 +352,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
     })
 }
 
-fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, Malformed> {
+pub(super) fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, Malformed> {
     let count = usize::from(reader.u16()?);
     // Each takes at least three bytes: a corrupt count cannot ask for more than the record holds.
     let mut headers = Vec::with_capacity(count.min(reader.0.len() / 3));
@@ -509,35 +391,36 @@ pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     text
 }
 
-/// What is skimmed is what is decoded.
+/// Both ways of reading, of a body that may be anything: whatever both look at, they must agree on.
 #[cfg(any(test, fuzzing))]
-fn agree(decoded: &Recorded, skimmed: &Skim, frame: &[u8]) {
-    assert_eq!(skimmed.seq, decoded.seq);
-    assert_eq!((skimmed.time_ms, skimmed.revision), (decoded.time_ms, decoded.revision));
-    assert_eq!(skimmed.version, decoded.event.version);
-    assert_eq!(skimmed.event_type(frame), decoded.event_type());
-    assert_eq!((skimmed.stream(frame), skimmed.key(frame)), (decoded.stream(), decoded.key()));
-    assert_eq!(skimmed.payload(frame), decoded.payload());
+fn read_both_ways(body: &[u8], revision: Option<u64>) {
+    use crate::log::skim::skim;
+    let position = Position { seq: 5, start_offset: 0, time_ms: 17, lane: None, revision };
+    let frame = framed(position, body);
+    match (decode(5, &frame), skim(5, &frame)) {
+        (Ok(decoded), Ok(skimmed)) => {
+            assert_eq!(skimmed.seq, decoded.seq);
+            assert_eq!(skimmed.time_ms(&frame), decoded.time_ms);
+            assert_eq!(skimmed.revision(&frame), decoded.revision);
+            assert_eq!(skimmed.version, decoded.event.version);
+            assert_eq!(skimmed.event_type(&frame), decoded.event_type());
+            assert_eq!((skimmed.stream(&frame), skimmed.key(&frame)), (decoded.stream(), decoded.key()));
+            assert_eq!(skimmed.payload(&frame), decoded.payload());
+        }
+        // Texts that are not shown are not looked at.
+        (decoded, skimmed) => assert!(decoded.is_err(), "{:?}", skimmed.err()),
+    }
 }
 
 /// Ways in for the fuzz targets.
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing {
     pub(crate) fn record(seq: u64, bytes: &[u8]) {
-        let _ = super::decode(seq, bytes);
+        let _ = (super::decode(seq, bytes), crate::log::skim::skim(seq, bytes));
     }
 
-    pub(crate) fn body(seq: u64, body: &[u8]) {
-        for revision in [None, Some(0)] {
-            let header = || super::Header { seq, crc: 0, end_offset: 0, time_ms: 0, lane: None, revision };
-            let decoded = super::decode_body(header(), body);
-            let skimmed = super::skim_body(&header(), body, body.len());
-            // Both ways of reading must agree about everything that both look at.
-            assert!(decoded.is_err() || skimmed.is_ok());
-            if let (Ok(decoded), Ok(skimmed)) = (decoded, skimmed) {
-                super::agree(&decoded, &skimmed, body);
-            }
-        }
+    pub(crate) fn body(body: &[u8]) {
+        [None, Some(0)].into_iter().for_each(|revision| super::read_both_ways(body, revision));
     }
 }
 
@@ -546,6 +429,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::log::skim::skim;
 
     fn position(seq: u64) -> Position {
         Position {
@@ -607,7 +491,8 @@ mod tests {
             let back = decode(seq, &bytes).unwrap();
             prop_assert_eq!(&back.event, &event);
             prop_assert_eq!(back.revision, revision);
-            agree(&back, &skim(seq, &bytes).unwrap(), &bytes);
+            prop_assert!(skim(seq, &bytes).is_ok());
+            read_both_ways(&encode_body(&event, id), revision);
             prop_assert_eq!(back.lane, Some(Lane { id: 3, number: 9 }));
             prop_assert_eq!(back.end_offset, 1000 + bytes.len() as u64);
             if other != seq {
@@ -630,23 +515,8 @@ mod tests {
         #[test]
         fn hostile_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(decode(0, &body).is_err() && skim(0, &body).is_err());
-            let framed = frame_without_check(&body);
-            match (decode(5, &framed), skim(5, &framed)) {
-                (Ok(decoded), Ok(skimmed)) => agree(&decoded, &skimmed, &framed),
-                // Texts that are not shown are not looked at.
-                (decoded, skimmed) => prop_assert!(decoded.is_err(), "{:?}", skimmed.err()),
-            }
+            [None, Some(3)].into_iter().for_each(|revision| read_both_ways(&body, revision));
         }
-    }
-
-    /// `encode` asserts that its result can be read; hostile bodies cannot.
-    fn frame_without_check(body: &[u8]) -> Vec<u8> {
-        let mut out = [&MAGIC[..], &[VERSION, 0, 0, 0, 0, 0], &[0; 32]].concat();
-        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        out.extend_from_slice(body);
-        let crc = checksum(5, &out[CHECKED_FROM..]);
-        out[4..8].copy_from_slice(&crc.to_le_bytes());
-        out
     }
 
     #[test]

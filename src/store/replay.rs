@@ -2,12 +2,10 @@
 
 use std::fmt;
 
-use redb::AccessGuard;
-
-use super::read::{Frames, Snapshot};
+use super::read::{Frame, Frames, Snapshot};
 use crate::error::Result;
 use crate::event::category_of;
-use crate::log::record::{self, Skim};
+use crate::log::skim::{Skim, skim};
 
 /// Events of a [`Snapshot`], in order, each as a view of its record. See [`Snapshot::replay`].
 ///
@@ -64,11 +62,7 @@ impl Iterator for Replay {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let frame = self.frames.next()?;
-        Some(frame.and_then(|(seq, frame)| {
-            let skim = record::skim(seq, frame.value())?;
-            Ok(ReplayedEvent { frame, skim })
-        }))
+        self.frames.next_as(|seq, frame| Ok(skim(seq, frame)?), |frame, skim| ReplayedEvent { frame, skim })
     }
 }
 
@@ -87,7 +81,7 @@ impl Iterator for Replay {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct ReplayedEvent {
-    frame: AccessGuard<'static, &'static [u8]>,
+    frame: Frame,
     skim: Skim,
 }
 
@@ -114,7 +108,7 @@ impl ReplayedEvent {
     #[must_use]
     #[inline]
     pub fn time_ms(&self) -> u64 {
-        self.skim.time_ms
+        self.skim.time_ms(self.frame.value())
     }
 
     /// Its type.
@@ -156,7 +150,7 @@ impl ReplayedEvent {
     #[must_use]
     #[inline]
     pub fn revision(&self) -> Option<u64> {
-        self.skim.revision
+        self.skim.revision(self.frame.value())
     }
 
     /// Its payload.
