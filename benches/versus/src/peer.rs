@@ -1,0 +1,3 @@
+//! What a user would pick instead, each written as its own users would at their best.
+
+pub(crate) mod sqlite;

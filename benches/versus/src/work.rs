@@ -1,0 +1,17 @@
+//! What is compared. Each work has a file of its own, runs by itself, and tells its ratios.
+
+mod commit;
+
+use std::error::Error;
+
+use crate::Setup;
+use crate::report::Report;
+
+pub(crate) struct Work {
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) run: fn(&Setup) -> Result<Report, Box<dyn Error>>,
+}
+
+pub(crate) const ALL: &[Work] =
+    &[Work { name: "commit", about: "durable transactions of a state row and an event", run: commit::run }];
