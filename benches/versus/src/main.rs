@@ -5,6 +5,7 @@
 //! Absolute figures are of the machine and the moment, and are printed only to make sense of the ratios.
 
 mod peer;
+mod plot;
 mod report;
 mod work;
 

@@ -1,6 +1,7 @@
 //! What is compared. Each work has a file of its own, runs by itself, and tells its ratios.
 
-mod commit;
+pub(crate) mod commit;
+pub(crate) mod sides;
 
 use std::error::Error;
 
