@@ -4,6 +4,7 @@
 //! All sides of a comparison take turns within each round, in one process, on one disk, beside one broker; what is told is the ratio of medians.
 //! Absolute figures are of the machine and the moment, and are printed only to make sense of the ratios.
 
+mod child;
 mod peer;
 mod plot;
 mod report;
@@ -110,6 +111,9 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> ExitCode {
+    if let Some(ended) = child::run() {
+        return ended;
+    }
     match arguments() {
         Ok(Some(arguments)) => match run(arguments) {
             Ok(()) => ExitCode::SUCCESS,
