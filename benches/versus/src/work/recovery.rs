@@ -6,6 +6,7 @@
 //! From a cold disk add the time it takes to read the file once.
 
 use std::error::Error;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -20,9 +21,9 @@ use crate::work::sides::CACHE_BYTES;
 
 pub(crate) const CHILD: &str = "recovery";
 const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
-/// What one commit writes while the file is being filled.
-const COMMIT_BYTES: usize = 4 << 20;
-/// With its frame just within a page of 64 KiB: redb's pages are powers of two.
+/// What one commit writes at most: a hundredth of the file, so that writing on after each kill changes its size but little.
+const COMMIT_BYTES_MAX: usize = 8 << 20;
+/// With its frame just within 64 KiB: redb gives each such record some pages of its own, in powers of two.
 const LARGE_PAYLOAD: usize = 60 << 10;
 const SMALL_PAYLOAD: usize = 256;
 /// Commits that each process makes at least before it may be killed.
@@ -111,18 +112,23 @@ impl Opened {
     }
 }
 
-/// Writes until there are so many payload bytes, and on and on. It says how many events there are after each commit; before, how many are wanted.
+/// What the file takes on the disk: redb makes it longer ahead of time, by as much again.
+fn allocated_bytes(path: &Path) -> Result<u64, Failure> {
+    Ok(std::fs::metadata(path)?.blocks() * 512)
+}
+
+/// Writes on and on. After each commit it says how many events are durable, and whether the file is as large as it is to be.
 pub(crate) fn child(path: &Path, arguments: &[String]) -> Result<(), Failure> {
     let [kind, bytes, payload] = arguments else { return Err("kind, bytes and payload are wanted".into()) };
     let (kind, bytes, payload): (_, u64, usize) = (Kind::from_word(kind)?, bytes.parse()?, payload.parse()?);
     let store = Opened::open(kind, path)?;
     let mut events = store.events()?;
-    tell(&[bytes as f64 / payload as f64])?;
-    let batch = (COMMIT_BYTES / payload) as u64;
+    let batch = (COMMIT_BYTES_MAX as u64).min(bytes / 100) / payload as u64;
     loop {
         store.append(events, batch, payload)?;
         events += batch;
-        tell(&[events as f64])?;
+        let enough = allocated_bytes(path)? >= bytes;
+        tell(&[events as f64, f64::from(u8::from(enough))])?;
     }
 }
 
@@ -130,17 +136,18 @@ pub(crate) fn child(path: &Path, arguments: &[String]) -> Result<(), Failure> {
 fn write_and_kill(kind: Kind, path: &Path, case: Case, round: usize) -> Result<f64, Failure> {
     let arguments = [format!("{kind:?}"), case.bytes.to_string(), case.payload.to_string()];
     let mut process = Process::start(CHILD, path, &arguments)?;
-    let wanted = process.hear()?[0];
-    let (mut told, mut commits) = (0.0, 0);
-    while told < wanted || commits < COMMITS_MIN {
-        told = process.hear()?[0];
+    let (mut told, mut enough, mut commits) = (0.0, 0.0, 0);
+    while enough == 0.0 || commits < COMMITS_MIN {
+        let [events, large] = process.hear()?[..] else { return Err("not two numbers".into()) };
+        (told, enough) = (events, large);
         commits += 1;
     }
     // In the middle of whatever it does then.
     std::thread::sleep(Duration::from_millis(7 + 13 * round as u64));
     for line in process.kill()? {
         // The last one may be cut; what it said then is not known.
-        told = line.parse().map_or(told, |more: f64| more.max(told));
+        let events = line.split_once(' ').and_then(|(events, _)| events.parse().ok());
+        told = events.map_or(told, |events: f64| events.max(told));
     }
     Ok(told)
 }
@@ -163,7 +170,7 @@ fn measure(setup: &Setup, kind: Kind, case: Case) -> Result<Row, Failure> {
     let (mut open_ms, mut commit_us, mut file_bytes) = (Vec::new(), Vec::new(), 0);
     for round in 0..setup.rounds.unwrap_or(setup.size(3, 5)) {
         let told = write_and_kill(kind, &path, case, round)?;
-        file_bytes = std::fs::metadata(&path)?.len();
+        file_bytes = allocated_bytes(&path)?;
         let (time, store) = timed(|| Opened::open(kind, &path));
         let store = store?;
         open_ms.push(time.as_secs_f64() * 1000.0);
@@ -197,7 +204,7 @@ fn compare(setup: &Setup) -> Result<Report, Failure> {
             for kind in KINDS {
                 let row = measure(setup, kind, case)?;
                 println!(
-                    "{megabytes:>6} MB of {payload:>5}-byte events, file of {:>6} MB   {:<34} open {:>8.1} ms   commit {:>6.0} µs",
+                    "{:>6} MB of {payload:>5}-byte events   {:<34} open {:>8.1} ms   commit {:>6.0} µs",
                     row.file_bytes / 1_000_000,
                     kind.name(),
                     row.open_ms,

@@ -23,7 +23,7 @@ use crate::work::sides::{CACHE_BYTES, PAYLOAD};
 pub(crate) const CHILD: &str = "scale";
 const SHORT: u64 = 10_000;
 const KEYS: u64 = 1000;
-const FILL_BATCH: u64 = 1000;
+const FILL_BATCH: u64 = 5000;
 const BATCH: u64 = 100;
 /// Events of one step: half of the short backlog.
 const STEP: u64 = 5000;
