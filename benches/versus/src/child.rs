@@ -47,7 +47,7 @@ impl Process {
         self.child.kill()?;
         self.child.wait()?;
         let mut left = Vec::new();
-        while let Some(line) = self.lines.next() {
+        for line in self.lines.by_ref() {
             left.push(line?);
         }
         Ok(left)
