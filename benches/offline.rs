@@ -13,11 +13,18 @@
 )]
 
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueuePurgeOptions};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    QueuePurgeOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use onewrite::publish::RabbitMq;
 use onewrite::{Event, Relay, Store, Transaction};
 
@@ -194,6 +201,49 @@ fn short_drain(node: &Node, tap: &Tap) -> f64 {
     rate
 }
 
+/// Publishes by lapin alone what the store's events become, persistent, 512 unconfirmed, until told to stop. Tells the rate.
+fn bare_publisher(url: String, stop: Arc<AtomicBool>) -> f64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_message_id("0190a000-0000-7000-8000-000000000000".into());
+        let (start, mut count, mut confirms) = (Instant::now(), 0u64, FuturesUnordered::new());
+        while !stop.load(Ordering::Relaxed) {
+            while confirms.len() < 512 {
+                let publish =
+                    channel.basic_publish("".into(), QUEUE.into(), options, &PAYLOAD, properties.clone());
+                confirms.push(publish.await.unwrap());
+            }
+            assert!(confirms.next().await.unwrap().unwrap().is_ack());
+            count += 1;
+        }
+        count as f64 / start.elapsed().as_secs_f64()
+    })
+}
+
+/// Small writes into a store with no relay, while the broker is as busy through somebody else.
+fn small_writes_beside_bare_lapin(node: &Node, store: &Store) -> (f64, f64) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let publisher = std::thread::spawn({
+        let (url, stop) = (node.url(), Arc::clone(&stop));
+        move || bare_publisher(url, stop)
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    let writes = (0..7)
+        .map(|_| {
+            std::thread::sleep(Duration::from_secs(1));
+            small_writes(store, 50)
+        })
+        .collect();
+    stop.store(true, Ordering::Relaxed);
+    (median(writes), publisher.join().unwrap())
+}
+
 fn long_offline(node: &Node, rounds: u64) {
     let events = setting("EVENTS", 1_000_000);
     let tap = Tap::connect(node);
@@ -246,10 +296,15 @@ fn long_offline(node: &Node, rounds: u64) {
     );
     let during = median(during);
     println!(
-        "small durable writes per second while it drains: {during:.0}, ratio to the broker being away {:.2} (two cores, the broker has most of them)",
+        "small durable writes per second while it drains: {during:.0}, ratio to the broker being away {:.2}",
         during / large
     );
     relays.1.stop(Duration::from_secs(10));
+    let (beside, rate) = small_writes_beside_bare_lapin(node, &empty);
+    println!(
+        "small durable writes per second, no relay, a bare lapin loop publishing {rate:.0}/s: {beside:.0}, ratio to the broker being away {:.2}",
+        beside / small
+    );
     let tap = Tap::connect(node);
     tap.purge(QUEUE);
     let after = median((0..3).map(|_| short_drain(node, &tap)).collect());
