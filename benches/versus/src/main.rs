@@ -4,6 +4,7 @@
 //! All sides of a comparison take turns within each round, in one process, on one disk, beside one broker; what is told is the ratio of medians.
 //! Absolute figures are of the machine and the moment, and are printed only to make sense of the ratios.
 
+mod node;
 mod peer;
 mod report;
 mod work;

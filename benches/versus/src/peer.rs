@@ -1,3 +1,4 @@
 //! What a user would pick instead, each written as its own users would at their best.
 
+pub(crate) mod lapin;
 pub(crate) mod sqlite;

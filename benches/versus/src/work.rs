@@ -1,6 +1,7 @@
 //! What is compared. Each work has a file of its own, runs by itself, and tells its ratios.
 
 mod commit;
+mod drain;
 
 use std::error::Error;
 
@@ -13,5 +14,7 @@ pub(crate) struct Work {
     pub(crate) run: fn(&Setup) -> Result<Report, Box<dyn Error>>,
 }
 
-pub(crate) const ALL: &[Work] =
-    &[Work { name: "commit", about: "durable transactions of a state row and an event", run: commit::run }];
+pub(crate) const ALL: &[Work] = &[
+    Work { name: "commit", about: "durable transactions of a state row and an event", run: commit::run },
+    Work { name: "drain", about: "a backlog into RabbitMQ", run: drain::run },
+];
