@@ -4,9 +4,11 @@
 //! All sides of a comparison take turns within each round, in one process, on one disk, beside one broker; what is told is the ratio of medians.
 //! Absolute figures are of the machine and the moment, and are printed only to make sense of the ratios.
 
+mod flow;
 mod node;
 mod peer;
 mod report;
+mod tap;
 mod work;
 
 use std::error::Error;

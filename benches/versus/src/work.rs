@@ -2,6 +2,8 @@
 
 mod commit;
 mod drain;
+mod latency;
+mod pipeline;
 
 use std::error::Error;
 
@@ -17,4 +19,6 @@ pub(crate) struct Work {
 pub(crate) const ALL: &[Work] = &[
     Work { name: "commit", about: "durable transactions of a state row and an event", run: commit::run },
     Work { name: "drain", about: "a backlog into RabbitMQ", run: drain::run },
+    Work { name: "latency", about: "from a write's begin to its delivery to a consumer", run: latency::run },
+    Work { name: "pipeline", about: "16 writers, a relay and a consumer at once", run: pipeline::run },
 ];

@@ -116,7 +116,7 @@ impl Client {
 
     /// Lets the connection live so long, as a service's would.
     pub(crate) fn idle(&self, time: std::time::Duration) {
-        self.runtime.block_on(tokio::time::sleep(time));
+        self.runtime.block_on(async { tokio::time::sleep(time).await });
     }
 
     pub(crate) fn close(self) -> Result<()> {
