@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -184,7 +184,7 @@ fn ours(folder: &Path, node: &Node, writers: usize) -> Result<(Vec<Writing>, Pub
 }
 
 fn polled(
-    path: &PathBuf,
+    path: &Path,
     node: &Node,
     writers: usize,
     interval: Duration,
