@@ -3,8 +3,8 @@
 use std::error::Error;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::RabbitMq;
@@ -15,6 +15,7 @@ use crate::node::Node;
 use crate::peer::lapin::{Client, Kind, plain};
 use crate::peer::page::Pages;
 use crate::peer::poller::Poller;
+use crate::peer::shared::Shared;
 use crate::peer::sqlite::Sqlite;
 use crate::tap::{PAYLOAD_BYTES, Stamp, Tap};
 
@@ -190,17 +191,16 @@ fn polled(
     interval: Duration,
     sharing: Sharing,
 ) -> Result<(Vec<Writing>, Publishing), Box<dyn Error>> {
-    let shared = Arc::new(Mutex::new(Sqlite::open(path)?));
+    let shared = Arc::new(Shared::new(Sqlite::open(path)?));
     let connection = || match sharing {
         Sharing::Mutex => Ok(Arc::clone(&shared)),
-        Sharing::Each => Sqlite::open(path).map(|sqlite| Arc::new(Mutex::new(sqlite))),
+        Sharing::Each => Sqlite::open(path).map(|sqlite| Arc::new(Shared::new(sqlite))),
     };
     let mut writing = Vec::with_capacity(writers);
     for _ in 0..writers {
         let sqlite = connection()?;
         writing.push(Box::new(move |id, payload: &[u8; PAYLOAD_BYTES]| {
-            let mut sqlite = sqlite.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(sqlite.write(id, &ROW, QUEUE, payload)?)
+            Ok(sqlite.write(|sqlite| sqlite.write(id, &ROW, QUEUE, payload))?)
         }) as Writing);
     }
     let poller = Poller::start(path, connection()?, &node.url, QUEUE, interval)?;

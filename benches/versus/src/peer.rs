@@ -3,4 +3,5 @@
 pub(crate) mod lapin;
 pub(crate) mod page;
 pub(crate) mod poller;
+pub(crate) mod shared;
 pub(crate) mod sqlite;

@@ -2,12 +2,13 @@
 //! the interval when there was nothing.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::lapin::{Client, plain};
+use super::shared::Shared;
 use super::sqlite::{Outboxed, Sqlite};
 
 /// Events of one batch, all of which may be unconfirmed at once.
@@ -19,13 +20,11 @@ pub(crate) struct Poller {
     thread: JoinHandle<Result<(), String>>,
 }
 
-/// Which connection deletes: the writers' own, or one for itself.
-pub(crate) type Deleting = Arc<Mutex<Sqlite>>;
-
 impl Poller {
+    /// `deleting` is the writers' own connection, or one for this alone.
     pub(crate) fn start(
         path: &Path,
-        deleting: Deleting,
+        deleting: Arc<Shared>,
         url: &str,
         queue: &'static str,
         interval: Duration,
@@ -55,7 +54,7 @@ impl Poller {
 /// Whether there was something.
 fn turn(
     reading: &Sqlite,
-    deleting: &Mutex<Sqlite>,
+    deleting: &Shared,
     client: &Client,
     queue: &str,
 ) -> Result<bool, Box<dyn std::error::Error>> {
@@ -64,6 +63,6 @@ fn turn(
     let Some(last) = batch.last().map(|event| event.seq) else { return Ok(false) };
     let payloads = batch.iter().map(|Outboxed { payload, .. }| &payload[..]);
     client.publish_all(queue, &plain(), BATCH, payloads)?;
-    deleting.lock().unwrap_or_else(PoisonError::into_inner).delete_through(last)?;
+    deleting.delete(|sqlite| sqlite.delete_through(last))?;
     Ok(true)
 }

@@ -30,6 +30,9 @@ pub(crate) fn run(setup: &Setup) -> Result<Report, Box<dyn Error>> {
     for round in 0..rounds {
         for index in (0..sides.len()).map(|index| (index + round) % sides.len()) {
             let measured = sustained(sides[index], &node, &setup.folder, stretch)?;
+            if measured.rate == 0.0 {
+                return Err(format!("{}: nothing was delivered in {stretch:?}", sides[index]).into());
+            }
             println!("round {round}: {:<16} {:>8.0} events/s to the consumer", sides[index], measured.rate);
             rates[index].push(measured.rate);
             syncs.extend(measured.syncs);
