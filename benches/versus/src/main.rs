@@ -5,9 +5,12 @@
 //! Absolute figures are of the machine and the moment, and are printed only to make sense of the ratios.
 
 mod child;
+mod flow;
+mod node;
 mod peer;
 mod plot;
 mod report;
+mod tap;
 mod work;
 
 use std::error::Error;

@@ -2,7 +2,10 @@
 
 pub(crate) mod disk;
 pub(crate) mod fjall;
+pub(crate) mod lapin;
+pub(crate) mod poller;
 pub(crate) mod redb;
+pub(crate) mod shared;
 pub(crate) mod sqlite;
 
 /// What a peer says when it fails, from whatever thread.

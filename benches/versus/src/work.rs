@@ -1,6 +1,9 @@
 //! What is compared. Each work has a file of its own, runs by itself, and tells its ratios.
 
 pub(crate) mod commit;
+mod drain;
+mod latency;
+mod pipeline;
 pub(crate) mod recovery;
 pub(crate) mod replay;
 pub(crate) mod scale;
@@ -22,4 +25,7 @@ pub(crate) const ALL: &[Work] = &[
     Work { name: "replay", about: "reading the log from its beginning", run: replay::run },
     Work { name: "recovery", about: "opening after kill -9", run: recovery::run },
     Work { name: "scale", about: "what a long backlog costs", run: scale::run },
+    Work { name: "drain", about: "a backlog into RabbitMQ", run: drain::run },
+    Work { name: "latency", about: "from a write's begin to its delivery to a consumer", run: latency::run },
+    Work { name: "pipeline", about: "16 writers, a relay and a consumer at once", run: pipeline::run },
 ];

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Failure;
 
 const PAGE_BYTES: usize = 4096;
-const PAGES: u64 = 16 << 10;
+const PAGES: u64 = 4 << 10;
 
 pub(crate) struct Disk {
     file: File,

@@ -50,11 +50,11 @@ impl Sqlite {
         transaction.commit()
     }
 
-    /// The oldest events behind `after`, at most so many.
-    pub(crate) fn poll(&self, after: i64, limit: usize) -> Result<Vec<Outboxed>> {
-        let mut select =
-            self.0.prepare_cached("SELECT seq, payload FROM outbox WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
-        let rows = select.query_map(params![after, i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
+    /// The oldest events, at most so many. Always from the first row on: SQLite numbers an emptied table from 1 again, and who asked
+    /// for what is behind the last number seen would lose events.
+    pub(crate) fn poll(&self, limit: usize) -> Result<Vec<Outboxed>> {
+        let mut select = self.0.prepare_cached("SELECT seq, payload FROM outbox ORDER BY seq LIMIT ?1")?;
+        let rows = select.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], |row| {
             Ok(Outboxed { seq: row.get(0)?, payload: row.get(1)? })
         })?;
         rows.collect()
