@@ -108,7 +108,7 @@ impl Side for Fjall {
 
 impl Side for Disk {
     fn write(&self, _: usize, id: u64) -> Result<(), Failure> {
-        Disk::write(self, id, &ROW, &PAYLOAD)
+        Ok(Disk::write(self, id, &ROW, &PAYLOAD)?)
     }
 
     fn counts(&self) -> Result<[u64; 2], Failure> {
