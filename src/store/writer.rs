@@ -177,6 +177,7 @@ impl Writer<'_> {
         // Said before tail and ride are looked at: who commits elsewhere changes those first and looks at this then.
         let waits = &self.core.queue.writer_waits;
         waits.store(true, Ordering::SeqCst);
+        let commits = self.core.counters.commits.load(Ordering::Relaxed);
         let since = self.core.ride().since;
         let trim_left = self.core.tail().trim_left;
         let untimed = since.is_none() && !trim_left;
@@ -203,8 +204,10 @@ impl Writer<'_> {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
                 // turn is over.
                 drop(self.core.turns.take());
+                // Trimming goes on with each commit, so while there are others it needs none of its own.
+                let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 if self.core.ride().since.is_some_and(|since| since.elapsed() >= delay)
-                    || self.core.tail().trim_left
+                    || (idle && self.core.tail().trim_left)
                 {
                     self.commit_ride();
                 }

@@ -10,14 +10,15 @@ use crate::message::{Fault, FaultClass, HeaderValue, Message};
 
 /// A string with one length byte, or a message fault naming the field.
 pub(super) fn short(field: &str, text: &str) -> Result<ShortString, Fault> {
-    ShortString::try_new(text).map_err(|_| {
-        // A header's name is shown only in part: it is as long as it is wrong.
-        let field: String = field.chars().take(64).collect();
-        Fault::new(
-            FaultClass::Message,
-            format!("field `{field}` is {} bytes long; AMQP carries {SHORT_STRING_BYTES_MAX}", text.len()),
-        )
-    })
+    ShortString::try_new(text).map_err(|_| too_long(field, text))
+}
+
+#[cold]
+fn too_long(field: &str, text: &str) -> Fault {
+    Fault::new(
+        FaultClass::Message,
+        format!("field `{field}` is {} bytes long; AMQP carries {SHORT_STRING_BYTES_MAX}", text.len()),
+    )
 }
 
 /// The properties, always persistent. Two headers of one name leave one, the later.
@@ -57,7 +58,9 @@ pub(super) fn to_table(entries: &[(String, HeaderValue)]) -> Result<FieldTable, 
             HeaderValue::Bool(bool) => AMQPValue::Boolean(*bool),
             HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(ByteArray::from(bytes.clone())),
         };
-        table.insert(short(&format!("header {name}"), name)?, value);
+        // A name that is too long is shown in part.
+        let shown = || format!("header {}", name.chars().take(57).collect::<String>());
+        table.insert(ShortString::try_new(name.as_str()).map_err(|_| too_long(&shown(), name))?, value);
     }
     Ok(table)
 }

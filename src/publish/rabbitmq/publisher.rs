@@ -36,9 +36,12 @@ use super::settle::{Ledger, Word};
 /// Commands taken in at one turn.
 const BATCH: usize = 512;
 
-/// Outcomes are gathered into lots of this many while at least as many more are in flight: telling each by itself costs two
-/// wake-ups of threads (at a window of 4,096 the drain goes from 0.88 to 1.09 of a bare loop). Fewer are told at once.
-const LOT: usize = 64;
+/// Outcomes are gathered into lots while at least as many more are in flight: telling each by itself costs two wake-ups of threads, and what
+/// is published for it goes out by itself too. Fewer than the smallest lot are told at once.
+const LOT_MIN: usize = 64;
+
+/// A lot is an eighth of what is in flight, within bounds: the larger the window, the less a lot says about the room in it.
+const LOT_MAX: usize = 512;
 
 /// How long an outcome may wait for its lot.
 const LOT_PATIENCE: Duration = Duration::from_millis(1);
@@ -376,7 +379,8 @@ impl<'a> Window<'a> {
 
     /// Whether what is settled should be told now: it is a lot, or the relay may be waiting for it.
     fn has_lot(&self) -> bool {
-        self.settled.len() >= LOT || self.ledger.len() < LOT
+        let in_flight = self.ledger.len();
+        in_flight < LOT_MIN || self.settled.len() >= (in_flight / 8).clamp(LOT_MIN, LOT_MAX)
     }
 
     /// An error says that nobody listens.
