@@ -511,6 +511,30 @@ fn progress_rides_on_the_applications_commits() {
     stop(relay);
 }
 
+/// Nor where each of them takes longer than progress waits for one. Method: writes that are slow on their caller's thread, as with a slow
+/// disk; there is always something to trim, and a deadline of the writer's passes during each.
+#[test]
+fn progress_rides_on_slow_commits_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let delay = Duration::from_millis(100);
+    let store = Store::builder().progress_delay(delay).open(folder.path().join("a.redb")).unwrap();
+    let broker = broker();
+    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let slow = || {
+        store.write(move |tx| {
+            std::thread::sleep(delay * 2);
+            (0..10).try_for_each(|_| tx.append(event("x", None)).map(drop))
+        })
+    };
+    slow().unwrap();
+    let before = store.stats().unwrap();
+    (0..7).for_each(|_| drop(slow().unwrap()));
+    let after = store.stats().unwrap();
+    assert_eq!(after.commits_alone, before.commits_alone);
+    assert!(after.relays["r"].confirmed > before.relays["r"].confirmed);
+    stop(relay);
+}
+
 /// Settings that cannot work are refused by name.
 #[test]
 fn bad_settings_are_named() {
