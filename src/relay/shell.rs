@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
+use rustc_hash::FxHashMap;
 
 use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
 use super::machine::{Machine, SeqState};
@@ -73,7 +74,7 @@ pub(crate) struct Shell {
     publisher: Box<dyn Publisher>,
     inputs: Inputs,
     status: Arc<Mutex<RelayStatus>>,
-    held: HashMap<u64, Held>,
+    held: FxHashMap<u64, Held>,
     /// Exchanges and routing keys, one copy each.
     names: HashMap<Box<str>, Arc<str>>,
     waiters: Waiters,
@@ -130,7 +131,7 @@ impl Shell {
     ) -> Result<Self> {
         let core = registered.store.core();
         let found = relay_rows::find_rows(core, &cursor, settings.retrying_max)?;
-        let mut held = HashMap::new();
+        let mut held = FxHashMap::default();
         let mut names = HashMap::new();
         let records = relay_rows::read_records(core, found.retrying.iter().map(|(seq, _)| *seq))?;
         let retrying = records
@@ -708,7 +709,7 @@ fn hold(
     met: Met,
     form: &Form,
     names: &mut HashMap<Box<str>, Arc<str>>,
-    held: &mut HashMap<u64, Held>,
+    held: &mut FxHashMap<u64, Held>,
 ) -> Loaded {
     let recorded = match read {
         Ok(recorded) => recorded,

@@ -39,6 +39,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("uuid", &["event"]),
     ("humantime", &["wire"]),
     ("futures_core", &["subscription"]),
+    ("rustc_hash", &["relay", "relay::machine"]),
     ("crossbeam_channel", &["store", "publish", "publish::rabbitmq", "relay", "consumer"]),
 ];
 

@@ -292,8 +292,7 @@ impl<'a> Window<'a> {
                 return Ok(());
             }
         };
-        let id = outgoing.message.message_id.as_deref().unwrap_or_default();
-        let tag = self.ledger.published(ticket, id, self.clock.now_ms());
+        let tag = self.ledger.published(ticket, Arc::clone(&outgoing.message), self.clock.now_ms());
         let destination = self.nacks.destination(&outgoing.exchange, &outgoing.routing_key);
         let channel = self.channel.clone();
         let mut confirm: Pin<Box<dyn Future<Output = Confirmed> + Send>> =

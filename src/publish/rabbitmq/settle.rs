@@ -12,10 +12,10 @@
 //! what waits are the youngest ones. Once every tag up to `x` has its word, only returns of tags beyond `x` can wait.
 //! A return that comes after its message was settled breaks the argument; it is reported, never passed over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::message::{Fault, Outcome, Ticket};
+use crate::message::{Fault, Message, Outcome, Ticket};
 
 /// The unsettled publishes of one channel, in publish order.
 #[derive(Debug)]
@@ -23,19 +23,15 @@ pub(super) struct Ledger {
     /// Tag of the front slot.
     front: u64,
     slots: VecDeque<Slot>,
-    /// The newest unsettled tag of each message id; older ones hang on it by `Slot::earlier`.
-    newest: HashMap<Arc<str>, u64>,
 }
 
 #[derive(Debug)]
 struct Slot {
     ticket: Ticket,
-    id: Arc<str>,
+    message: Arc<Message>,
     since_ms: u64,
     word: Option<Word>,
     returned: Option<Fault>,
-    /// The next older unsettled tag of the same message id.
-    earlier: Option<u64>,
 }
 
 /// The broker's confirm.
@@ -51,15 +47,13 @@ pub(super) struct LateReturn;
 
 impl Ledger {
     pub(super) fn new() -> Self {
-        Self { front: 1, slots: VecDeque::new(), newest: HashMap::new() }
+        Self { front: 1, slots: VecDeque::new() }
     }
 
     /// Notes a publish. The tag counts from 1, as the broker's does.
-    pub(super) fn published(&mut self, ticket: Ticket, id: &str, since_ms: u64) -> u64 {
+    pub(super) fn published(&mut self, ticket: Ticket, message: Arc<Message>, since_ms: u64) -> u64 {
         let tag = self.front + self.slots.len() as u64;
-        let id: Arc<str> = Arc::from(id);
-        let earlier = self.newest.insert(Arc::clone(&id), tag);
-        self.slots.push_back(Slot { ticket, id, since_ms, word: None, returned: None, earlier });
+        self.slots.push_back(Slot { ticket, message, since_ms, word: None, returned: None });
         tag
     }
 
@@ -72,13 +66,15 @@ impl Ledger {
 
     /// Notes that the message of this id came back. Where one id is in flight twice, both count as returned: which of
     /// them it was cannot be known, and a repeat is harmless where a loss is not.
+    ///
+    /// Looks at all that is unsettled: returns are few, and an index of ids would cost each publish more.
     pub(super) fn returned(&mut self, id: &str, fault: &Fault) -> Result<(), LateReturn> {
-        let mut next = Some(*self.newest.get(id).ok_or(LateReturn)?);
-        while let Some(slot) = next.and_then(|tag| self.slot(tag)) {
+        let mut found = Err(LateReturn);
+        for slot in self.slots.iter_mut().filter(|slot| slot.message.message_id.as_deref() == Some(id)) {
             slot.returned = Some(fault.clone());
-            next = slot.earlier;
+            found = Ok(());
         }
-        Ok(())
+        found
     }
 
     /// Takes the confirm that carries a return for its own.
@@ -93,9 +89,6 @@ impl Ledger {
     pub(super) fn settle_into(&mut self, settled: &mut Vec<(Ticket, Outcome)>) {
         while let Some(word) = self.slots.front().and_then(|slot| slot.word) {
             let Some(slot) = self.slots.pop_front() else { break };
-            if self.newest.get(&slot.id) == Some(&self.front) {
-                self.newest.remove(&slot.id);
-            }
             self.front += 1;
             let outcome = match (slot.returned, word) {
                 (Some(fault), _) => Outcome::Returned(fault),
@@ -145,11 +138,15 @@ mod tests {
         Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE")
     }
 
+    fn message(id: &str) -> Arc<Message> {
+        Arc::new(Message { message_id: Some(id.to_owned()), ..Message::default() })
+    }
+
     #[test]
     fn nothing_is_settled_past_a_hole() {
         let mut ledger = Ledger::new();
         for n in 1..=3 {
-            assert_eq!(ledger.published(Ticket(n), &format!("m{n}"), n), n);
+            assert_eq!(ledger.published(Ticket(n), message(&format!("m{n}")), n), n);
         }
         ledger.confirmed(2, Word::Ack);
         ledger.confirmed(3, Word::Nack);
@@ -166,7 +163,7 @@ mod tests {
                 (Ticket(3), Outcome::Nacked)
             ]
         );
-        assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none() && ledger.newest.is_empty());
+        assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none());
         assert_eq!(ledger.returned("m2", &no_route()), Err(LateReturn));
     }
 
@@ -175,9 +172,9 @@ mod tests {
     #[test]
     fn an_id_in_flight_twice_counts_as_returned_twice() {
         let mut ledger = Ledger::new();
-        ledger.published(Ticket(1), "same", 0);
-        ledger.published(Ticket(2), "other", 0);
-        ledger.published(Ticket(3), "same", 0);
+        ledger.published(Ticket(1), message("same"), 0);
+        ledger.published(Ticket(2), message("other"), 0);
+        ledger.published(Ticket(3), message("same"), 0);
         ledger.returned("same", &no_route()).unwrap();
         ledger.confirmed(1, Word::Ack);
         assert_eq!(ledger.settle(), [(Ticket(1), Outcome::Returned(no_route()))]);
@@ -188,7 +185,7 @@ mod tests {
             ledger.settle(),
             [(Ticket(2), Outcome::Confirmed), (Ticket(3), Outcome::Returned(no_route()))]
         );
-        assert!(ledger.newest.is_empty());
+        assert!(ledger.is_empty());
     }
 
     /// lapin and the broker, as far as pairing goes.
@@ -230,7 +227,7 @@ mod tests {
             let count = plan.len() as u64;
             let mut ledger = Ledger::new();
             for tag in 1..=count {
-                ledger.published(Ticket(tag + 1000), &format!("m{tag}"), 0);
+                ledger.published(Ticket(tag + 1000), message(&format!("m{tag}")), 0);
             }
             // A random order in which no confirm overtakes another by more than `reach`.
             let mut order: Vec<u64> = (1..=count).collect();
@@ -255,7 +252,7 @@ mod tests {
                     break;
                 }
             }
-            prop_assert!(ledger.is_empty() && ledger.newest.is_empty());
+            prop_assert!(ledger.is_empty());
             for (tag, (returned, acked)) in (1..).zip(&plan) {
                 let expected = match (returned, acked) {
                     (true, _) => Outcome::Returned(no_route()),

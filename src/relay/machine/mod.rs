@@ -24,7 +24,9 @@ mod story_tests;
 mod sweep;
 pub(crate) mod types;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
+
+use rustc_hash::FxHashMap;
 
 use self::backoff::Jitter;
 use self::culprit::{Learnt, closes_channel};
@@ -191,7 +193,7 @@ pub(crate) struct Machine {
     /// Where reading what is due goes on.
     due_resume: Option<(u64, u64)>,
     next_due_ms: Option<u64>,
-    items: HashMap<u64, Item>,
+    items: FxHashMap<u64, Item>,
     /// Those among them that hold the position back.
     open: BTreeSet<u64>,
     ready: BTreeSet<u64>,
@@ -234,7 +236,7 @@ impl Machine {
             due_out: 0,
             due_resume: None,
             next_due_ms: recovered.next_due_ms,
-            items: HashMap::new(),
+            items: FxHashMap::default(),
             open: BTreeSet::new(),
             ready: BTreeSet::new(),
             suspects: BTreeSet::new(),
