@@ -11,7 +11,8 @@ use crate::node::Node;
 use crate::report::{Goal, Report, median, percentile};
 
 const IDLE: Duration = Duration::from_millis(20);
-const WARM_UP: Duration = Duration::from_millis(500);
+/// A new file grows at first.
+const WARM_UP: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(setup: &Setup) -> Result<Report, Box<dyn Error>> {
     let node = Node::start(&setup.folder)?;
