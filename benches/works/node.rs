@@ -42,7 +42,10 @@ pub fn publisher(url: &str) -> RabbitMq {
 
 fn said(output: Output) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "RabbitMQ is missing or does not start (run: scripts/test packages): {error}");
+    assert!(
+        output.status.success(),
+        "RabbitMQ is missing or does not start (run: scripts/test packages): {error}"
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
