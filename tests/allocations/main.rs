@@ -23,32 +23,42 @@ use works::{EVENTS, SINGLE_EVENTS, Works};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What one event may cost: what was measured in a release build, five times. A tenth more is let pass.
+/// What one event may cost, as measured in a release build.
 #[derive(Debug, Clone, Copy)]
 struct Budget {
     allocations: f64,
     bytes: f64,
 }
 
-/// The caller's own parts of an event: type, payload, key, routing key. They are within every budget of appending.
-const EVENT: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-const APPEND: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-const APPEND_SINGLY: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-const ENCODE: Budget = Budget { allocations: 0.0, bytes: 0.0 };
+/// The caller's own parts of an event: type, content type, payload, key, routing key. They are in every budget of appending.
+const EVENT: Budget = Budget { allocations: 5.0, bytes: 319.0 };
+/// The event's five; body, frame, three times the lane's key; one for the number in the receipt; four are redb's pages.
+const APPEND: Budget = Budget { allocations: 15.1, bytes: 3_700.0 };
+/// A whole commit: redb's transaction, its tables opened, the path of pages to each changed row copied. It is shared by the group.
+const APPEND_SINGLY: Budget = Budget { allocations: 280.0, bytes: 82_900.0 };
+/// Appending without the commit.
+const ENCODE: Budget = Budget { allocations: 10.3, bytes: 1_525.0 };
 /// Views of the records in their places.
 const REPLAY: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-const EVENTS_READ: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-const RELAY_TO_NOTHING: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-const RELAY_TO_MEMORY: Budget = Budget { allocations: 0.0, bytes: 0.0 };
+/// Each event by itself: id, type, content type, payload, key, routing key.
+const EVENTS_READ: Budget = Budget { allocations: 6.0, bytes: 350.0 };
+/// Those six, 26 of the message with its 13 headers, and the key, the list of outcomes, and the maps of shell and machine.
+const RELAY_TO_NOTHING: Budget = Budget { allocations: 35.5, bytes: 3_475.0 };
+/// The queue keeps the very message that the relay made.
+const RELAY_TO_MEMORY: Budget = Budget { allocations: 35.5, bytes: 3_700.0 };
+/// Twice that again for lapin: names and values of properties and headers in its own types, frames, promises.
 #[cfg(feature = "rabbitmq")]
-const RELAY_TO_RABBITMQ: Budget = Budget { allocations: 0.0, bytes: 0.0 };
+const RELAY_TO_RABBITMQ: Budget = Budget { allocations: 108.0, bytes: 12_300.0 };
 
 /// With debug assertions each record is read back as it is appended.
 const READ_BACK: Budget =
     if cfg!(debug_assertions) { EVENTS_READ } else { Budget { allocations: 0.0, bytes: 0.0 } };
 
 impl Budget {
-    const SLACK: f64 = 1.1;
+    /// Less than one allocation on the paths of the relay: one more is seen.
+    const ALLOCATIONS_SLACK: f64 = 1.025;
+    /// Buffers grow by doubling, and what they hold at once differs from run to run.
+    const BYTES_SLACK: f64 = 1.1;
     /// What may come on top where the budget is nothing: a snapshot has a few allocations of its own.
     const REST: Self = Self { allocations: 0.05, bytes: 16.0 };
 
@@ -57,8 +67,8 @@ impl Budget {
     }
 
     fn holds(self, used: Self) -> bool {
-        used.allocations <= self.allocations * Self::SLACK + Self::REST.allocations
-            && used.bytes <= self.bytes * Self::SLACK + Self::REST.bytes
+        used.allocations <= self.allocations * Self::ALLOCATIONS_SLACK + Self::REST.allocations
+            && used.bytes <= self.bytes * Self::BYTES_SLACK + Self::REST.bytes
     }
 }
 
@@ -72,7 +82,7 @@ fn asked_by(work: impl FnOnce()) -> Budget {
 
 /// What one event costs.
 fn cost(works: &mut Works, events: u64, work: impl Fn(&mut Works, u64)) -> Budget {
-    work(works, events);
+    work(works, events / 8);
     let once = asked_by(|| work(works, events));
     let twice = asked_by(|| work(works, 2 * events));
     let each = |once: f64, twice: f64| (twice - once) / events as f64;
