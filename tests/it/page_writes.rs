@@ -18,7 +18,30 @@ struct Cost {
     syncs: f64,
 }
 
+/// Budgets, as measured; a tenth more is let pass. A commit is one sync; the file grows in steps, and each step is synced too.
+/// The pages of the log that 100 records of about 200 bytes fill, and those that lead to them.
+const LOG: Cost = Cost { writes: 13.3, bytes: 50_800.0, syncs: 1.0 };
+/// Lanes are written in bulk, 4,096 events at a time.
+const KEYED: Cost = Cost { writes: 13.6, bytes: 52_000.0, syncs: 1.0 };
+/// So is the index of the streams: a row for each stream and bulk write.
+const STREAMS: Cost = Cost { writes: 17.6, bytes: 68_100.0, syncs: 1.0 };
+/// A commit of one event: a leaf of the log, the pages that lead to it, the trees' roots, the header.
+const SINGLE: Cost = Cost { writes: 7.0, bytes: 24_900.0, syncs: 1.0 };
+/// One commit of the relay's cursor, for all of the backlog.
+const DRAINED: Cost = Cost { writes: 0.07, bytes: 230.0, syncs: 0.01 };
+/// And one commit for each 512 records that go.
+const TRIMMED: Cost = Cost { writes: 2.3, bytes: 8_400.0, syncs: 0.21 };
+
 impl Cost {
+    fn hold(self, what: &str, used: Self) {
+        let within = |used: f64, budget: f64| used <= budget * 1.1;
+        let all = within(used.writes, self.writes)
+            && within(used.bytes, self.bytes)
+            && within(used.syncs, self.syncs);
+        assert!(all, "{what} costs {used:?}, its budget is {self:?}");
+        assert!(used.writes > 0.0 && used.bytes > 0.0 && used.syncs > 0.0, "{what}: nothing was counted");
+    }
+
     fn between(before: IoStats, after: IoStats, per: u64) -> Self {
         let each = |after: u64, before: u64| (after - before) as f64 / per as f64;
         Self {
@@ -62,8 +85,8 @@ fn keyed(tx: &Transaction, n: u64) -> onewrite::Result<()> {
     tx.append(event().key((n % 1000).to_string()).to("", "q")).map(drop)
 }
 
-/// Goal: the stream index stays within 40 page writes per 100 events over 1,000 streams, a lane per key costs little, and a commit
-/// is one sync. Method: count what goes to the file, in commits of 100 events; say what was counted.
+/// Goal: events, lanes and the index of streams keep to their budgets. Method: count what goes to the file, in commits of 100
+/// events of 100 bytes; say what was counted.
 #[test]
 fn hundred_events_cost_so_many_writes() {
     let log = io_of(EVENTS, |tx, _| tx.append(event()).map(drop));
@@ -72,14 +95,9 @@ fn hundred_events_cost_so_many_writes() {
         tx.stream(format!("s-{}", n % 1000)).append([event()], ExpectedRevision::Any).map(drop)
     });
     eprintln!("per 100 events: log alone {log:.1?}, 1,000 keys {keyed:.1?}, 1,000 streams {streams:.1?}");
-    assert!((5.0..15.0).contains(&log.writes), "{log:?}");
-    assert!(keyed.writes < 15.0, "{keyed:?}");
-    assert!(streams.writes <= 20.0, "{streams:?}");
-    for Cost { bytes, syncs, .. } in [log, keyed, streams] {
-        assert!(bytes < 1.0, "{bytes}");
-        // The file grows in steps, and each step is synced too.
-        assert!((1.0..1.1).contains(&syncs), "{syncs}");
-    }
+    LOG.hold("log alone", log);
+    KEYED.hold("1,000 keys", keyed);
+    STREAMS.hold("1,000 streams", streams);
 }
 
 /// Goal: a commit of one keyed event has its budget too. Method: as above.
@@ -87,20 +105,19 @@ fn hundred_events_cost_so_many_writes() {
 fn one_event_costs_so_many_writes() {
     let single = io_of(1, keyed);
     eprintln!("per event, one in a commit: {single:.1?}");
-    assert!(single.writes < 1.0, "{single:?}");
-    assert!(single.bytes < 1.0, "{single:?}");
+    SINGLE.hold("one keyed event", single);
 }
 
 /// Goal: draining and trimming a backlog costs little beside having written it. Method: a relay drains 20,000 events of 100 bytes
-/// while nobody writes, with its progress written at the end only; what goes to the file until it has stopped is counted, and the
-/// same again where the log is trimmed behind it.
+/// while nobody writes, with its progress written at the end only; what goes to the file until it has stopped is counted. Again
+/// where the log is trimmed, with commits of one event each that the trimming rides on.
 #[test]
 fn a_drained_event_costs_so_many_writes() {
     let kept = drained(Retention::forever());
     let trimmed = drained(Retention::until_confirmed());
     eprintln!("per 100 events drained: kept {kept:.2?}, trimmed {trimmed:.2?}");
-    assert!(kept.writes < 0.01, "{kept:?}");
-    assert!(trimmed.writes < 0.01, "{trimmed:?}");
+    DRAINED.hold("drained", kept);
+    TRIMMED.hold("drained and trimmed", trimmed);
 }
 
 fn drained(retention: Retention) -> Cost {
