@@ -52,6 +52,8 @@
 //! - a guarantee beyond the broker's word: what RabbitMQ confirms and then drops (a queue with `drop-head`, a classic
 //!   queue on a lost disk) is lost there.
 
+#![forbid(unsafe_code)]
+
 mod aggregate;
 pub mod codec;
 mod consumer;

@@ -70,6 +70,23 @@ fn nothing_is_left_undone_or_ignored() {
     }
 }
 
+/// The counting allocator cannot be written without it. `src/lib.rs` forbids it for all of the library.
+#[test]
+fn unsafe_code_stands_in_the_counting_allocator_alone() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).expect("src/lib.rs");
+    assert!(code_only(&lib).contains("#![forbid(unsafe_code)]"));
+    for folder in ["src", "tests", "examples", "benches"] {
+        for (file, source) in files(folder) {
+            let is_unsafe = code_only(&source).split(|char| !is_word(char)).any(|word| word == "unsafe");
+            assert_eq!(
+                is_unsafe,
+                (folder, &*file) == ("tests", "allocations/counting.rs"),
+                "{folder}/{file}"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_dependency_has_its_rooms() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
