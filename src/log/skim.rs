@@ -138,7 +138,7 @@ impl Walk<'_> {
     #[inline]
     #[allow(
         clippy::cast_possible_truncation,
-        reason = "four texts of at most 255 bytes lie before the last that is shown"
+        reason = "three texts of at most 255 bytes lie before the last that is shown"
     )]
     fn text8(&mut self) -> Result<Place, Malformed> {
         let from = (self.before + self.at + 1) as u16;

@@ -30,6 +30,8 @@ struct Next {
     cursors: Vec<(String, Cursor)>,
     marks: MarkCounts,
     trim_left: bool,
+    /// It has trimmed whatever it could.
+    thorough: bool,
     /// Where the next sweep of the inbox begins, if this commit did a step of it.
     swept_to: Option<Vec<u8>>,
 }
@@ -68,6 +70,7 @@ fn failed(core: &Core, ride: Ride, error: redb::CommitError) -> Error {
 
 fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, alone: bool) -> Result<Next> {
     let tail = core.tail();
+    let thorough = alone || tail.trim_now;
     write_frames(tx, pending)?;
     write_inbox(tx, pending)?;
     let marks = capture_rows::write(tx, &pending.captures)?;
@@ -81,6 +84,7 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         cursors: Vec::new(),
         marks,
         trim_left: false,
+        thorough,
         swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()))?,
     };
     let before = next.state;
@@ -94,14 +98,14 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
     }
     let floor = trim_floor(core, &tail, pending, &next.cursors);
     let derived_due = pending.next_seq - tail.derived_through >= DERIVED_FLUSH_EVENTS
-        || (alone && floor > tail.derived_through);
+        || (thorough && floor > tail.derived_through);
     if derived_due {
         write_lanes(tx, &tail, pending)?;
         streams::write_streams(tx, &tail.streams, &pending.streams)?;
         next.state.derived_through = pending.next_seq;
         next.derived_flushed = true;
     }
-    trim(core, tx, &tail, pending, &mut next, floor, alone)?;
+    trim(core, tx, &tail, pending, &mut next, floor)?;
     drop_released(tx, &tail, pending, next.state.trimmed_to, &released)?;
     if next.state != before {
         tx.open_table(META)?.insert(META_STATE, next.state.to_bytes().as_slice())?;
@@ -118,6 +122,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         tail.trimmed_to = next.state.trimmed_to;
         tail.trimmed_offset = next.state.trimmed_offset;
         tail.trim_left = next.trim_left;
+        tail.trim_now &= !next.thorough;
         for (key, state) in &pending.lanes {
             tail.lanes.change(key.clone(), *state);
         }
@@ -260,13 +265,12 @@ fn trim(
     pending: &Pending,
     next: &mut Next,
     floor: u64,
-    alone: bool,
 ) -> Result<()> {
     let from = next.state.trimmed_to;
-    // What is left is done when the store is idle.
-    next.trim_left = floor > from && !alone;
+    // What is left is done when the store is idle, or has not been for long enough.
+    next.trim_left = floor > from && !next.thorough;
     let floor = floor.min(next.state.derived_through);
-    if floor <= from || (!alone && floor - from < TRIM_BATCH_MIN) {
+    if floor <= from || (!next.thorough && floor - from < TRIM_BATCH_MIN) {
         return Ok(());
     }
     let mut log = tx.open_table(LOG)?;

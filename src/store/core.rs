@@ -69,6 +69,8 @@ pub(crate) struct Tail {
     pub(crate) sweep_after: Vec<u8>,
     /// Records can go, but the last commit had done its share, or put it off until the store is idle.
     pub(crate) trim_left: bool,
+    /// It has been put off for long enough: the next commit does it, whoever's it is.
+    pub(crate) trim_now: bool,
 }
 
 impl Tail {

@@ -204,14 +204,16 @@ impl Writer<'_> {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
                 // turn is over.
                 drop(self.core.turns.take());
-                // Trimming goes on with each commit, so while there are others it needs none of its own.
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
-                if self.core.ride().since.is_some_and(|since| since.elapsed() >= delay)
-                    || (idle && self.core.tail().trim_left)
-                {
+                let trim_left = self.core.tail().trim_left;
+                let overdue = self.core.ride().since.is_some_and(|since| since.elapsed() >= delay);
+                if overdue || (idle && trim_left) {
                     self.commit_ride();
+                    self.trimming = true;
+                } else if trim_left {
+                    // While others commit it needs no commit of its own: the next one does it.
+                    self.core.tail().trim_now = true;
                 }
-                self.trimming = true;
             }
             Err(RecvTimeoutError::Disconnected) => self.stop = true,
         }

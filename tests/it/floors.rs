@@ -39,7 +39,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("uuid", &["event"]),
     ("humantime", &["wire"]),
     ("futures_core", &["subscription"]),
-    ("rustc_hash", &["relay", "relay::machine"]),
+    ("rustc_hash", &["relay", "relay::machine", "publish::rabbitmq"]),
     ("crossbeam_channel", &["store", "publish", "publish::rabbitmq", "relay", "consumer"]),
 ];
 

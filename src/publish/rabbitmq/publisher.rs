@@ -185,7 +185,9 @@ async fn serve(
             timer.as_mut().poll(cx).map(|()| Turn::Tick)
         })
         .await;
-        let patience_over = matches!(turn, Turn::Patience);
+        // Looked at here too: what comes in is asked for first, and may never end.
+        let patience_over = matches!(turn, Turn::Patience)
+            || (window.holds_outcomes() && patience.deadline() <= tokio::time::Instant::now());
         let result = match turn {
             Turn::Stop | Turn::Commands(0) => break End::Stop,
             Turn::Commands(_) | Turn::Patience => Ok(()),
@@ -301,7 +303,8 @@ impl<'a> Window<'a> {
         // again, with a waker.
         match (&mut confirm).now_or_never() {
             Some((_, _, Err(error))) => return Err(error.into()),
-            Some(confirmed) => self.confirmed(confirmed)?,
+            // By way of the set too: what is noted here would be settled only at the next turn, whenever that is.
+            Some(confirmed) => self.confirms.push(Box::pin(std::future::ready(confirmed))),
             None => self.confirms.push(confirm),
         }
         Ok(())

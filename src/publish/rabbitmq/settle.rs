@@ -13,7 +13,10 @@
 //! A return that comes after its message was settled breaks the argument; it is reported, never passed over.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::sync::Arc;
+
+use rustc_hash::FxBuildHasher;
 
 use crate::message::{Fault, Message, Outcome, Ticket};
 
@@ -29,6 +32,8 @@ pub(super) struct Ledger {
 struct Slot {
     ticket: Ticket,
     message: Arc<Message>,
+    /// Of its id: a whole window of them is looked through faster than one of texts.
+    id_hash: u64,
     since_ms: u64,
     word: Option<Word>,
     returned: Option<Fault>,
@@ -53,7 +58,8 @@ impl Ledger {
     /// Notes a publish. The tag counts from 1, as the broker's does.
     pub(super) fn published(&mut self, ticket: Ticket, message: Arc<Message>, since_ms: u64) -> u64 {
         let tag = self.front + self.slots.len() as u64;
-        self.slots.push_back(Slot { ticket, message, since_ms, word: None, returned: None });
+        let id_hash = hash(message.message_id.as_deref().unwrap_or_default());
+        self.slots.push_back(Slot { ticket, message, id_hash, since_ms, word: None, returned: None });
         tag
     }
 
@@ -67,10 +73,12 @@ impl Ledger {
     /// Notes that the message of this id came back. Where one id is in flight twice, both count as returned: which of
     /// them it was cannot be known, and a repeat is harmless where a loss is not.
     ///
-    /// Looks at all that is unsettled: returns are few, and an index of ids would cost each publish more.
+    /// Looks through all that is unsettled: an index of ids would cost each publish an allocation and three look-ups, returned or not.
     pub(super) fn returned(&mut self, id: &str, fault: &Fault) -> Result<(), LateReturn> {
-        let mut found = Err(LateReturn);
-        for slot in self.slots.iter_mut().filter(|slot| slot.message.message_id.as_deref() == Some(id)) {
+        let (id_hash, mut found) = (hash(id), Err(LateReturn));
+        let has_it =
+            |slot: &&mut Slot| slot.id_hash == id_hash && slot.message.message_id.as_deref() == Some(id);
+        for slot in self.slots.iter_mut().filter(has_it) {
             slot.returned = Some(fault.clone());
             found = Ok(());
         }
@@ -125,6 +133,10 @@ impl Ledger {
         let index = usize::try_from(tag.checked_sub(self.front)?).ok()?;
         self.slots.get_mut(index)
     }
+}
+
+fn hash(id: &str) -> u64 {
+    FxBuildHasher.hash_one(id)
 }
 
 #[cfg(test)]

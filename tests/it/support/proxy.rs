@@ -149,10 +149,11 @@ impl ChaosProxy {
     /// Waits until the thread that accepts has been through a round that began after this was called.
     fn await_round(&self) {
         let rounds = || self.shared.rounds.load(Ordering::SeqCst);
-        let begun = rounds();
+        let (begun, deadline) = (rounds(), Instant::now() + Duration::from_secs(30));
         // The one that is under way, and a whole one.
         while rounds() < begun + 2 {
             assert!(!self.acceptor.as_ref().is_none_or(JoinHandle::is_finished), "the proxy accepts no more");
+            assert!(Instant::now() < deadline, "the proxy does not come round: it waits for its broker");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -419,6 +420,12 @@ mod tests {
     fn connect(proxy: &ChaosProxy, listener: &TcpListener) -> (TcpStream, TcpStream) {
         let client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
         let (echo, _) = listener.accept().unwrap();
+        // The proxy has connected; a moment later it knows this connection, and what is asked for holds for it.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while proxy.sessions().keys().max().is_none_or(|newest| newest + 1 != proxy.accepted()) {
+            assert!(Instant::now() < deadline, "the proxy has not taken the connection in");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         for socket in [&client, &echo] {
             socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         }
