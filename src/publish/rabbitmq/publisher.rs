@@ -143,6 +143,8 @@ enum Turn {
     Commands(usize),
     /// Outcomes have waited long enough.
     Patience,
+    /// There is something to settle.
+    Again,
     Tick,
 }
 
@@ -176,6 +178,9 @@ async fn serve(
             if let Poll::Ready(confirmed) = window.poll_confirm(cx) {
                 return Poll::Ready(Turn::Confirm(confirmed));
             }
+            if std::mem::take(&mut window.noted) {
+                return Poll::Ready(Turn::Again);
+            }
             if let Poll::Ready(count) = commands.poll_recv_many(cx, &mut batch, BATCH) {
                 return Poll::Ready(Turn::Commands(count));
             }
@@ -190,7 +195,7 @@ async fn serve(
             || (window.holds_outcomes() && patience.deadline() <= tokio::time::Instant::now());
         let result = match turn {
             Turn::Stop | Turn::Commands(0) => break End::Stop,
-            Turn::Commands(_) | Turn::Patience => Ok(()),
+            Turn::Commands(_) | Turn::Patience | Turn::Again => Ok(()),
             Turn::Connection(event) => window.connection(event, events),
             Turn::Confirm(confirmed) => window.confirmed(confirmed),
             Turn::Tick => {
@@ -268,6 +273,8 @@ struct Window<'a> {
     settled: Vec<(Ticket, Outcome)>,
     clock: UnblockedClock,
     worked: bool,
+    /// A confirm was noted while publishing, after this turn had settled: there is to be another turn.
+    noted: bool,
     nacks: &'a mut Nacks,
 }
 
@@ -281,6 +288,7 @@ impl<'a> Window<'a> {
             settled: Vec::new(),
             clock: UnblockedClock::new(),
             worked: false,
+            noted: false,
             nacks,
         }
     }
@@ -303,8 +311,12 @@ impl<'a> Window<'a> {
         // again, with a waker.
         match (&mut confirm).now_or_never() {
             Some((_, _, Err(error))) => return Err(error.into()),
-            // By way of the set too: what is noted here would be settled only at the next turn, whenever that is.
-            Some(confirmed) => self.confirms.push(Box::pin(std::future::ready(confirmed))),
+            // Noted at once: it may carry the return of an older message whose own confirm stands in the set already, and so would be
+            // settled before this one if this one were put behind it.
+            Some(confirmed) => {
+                self.noted = true;
+                self.confirmed(confirmed)?;
+            }
             None => self.confirms.push(confirm),
         }
         Ok(())
