@@ -10,6 +10,11 @@
 //! Why that is enough: the broker sends returns in publish order, each before its own confirm. Each completed confirm
 //! takes the oldest waiting return, so never more returns wait than there are returned tags still without a word; and
 //! what waits are the youngest ones. Once every tag up to `x` has its word, only returns of tags beyond `x` can wait.
+//!
+//! So confirms are noted in the order in which they completed. The set of waiting confirms keeps to it, even where it hands out only some of
+//! those that are ready: they queue as they wake. One that is ready before it is put there must be noted at once: behind
+//! others it would be late, and with it a return of theirs.
+//!
 //! A return that comes after its message was settled breaks the argument; it is reported, never passed over.
 
 use std::collections::VecDeque;
