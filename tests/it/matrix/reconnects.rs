@@ -23,7 +23,10 @@ fn b22_a_thousand_reconnects() {
     Tap::connect(&node.url()).queue("b22", &[]);
     let folder = tempfile::tempdir().unwrap();
     let argument = format!("{} {}", node.port(), node.url());
-    let output = child("matrix::reconnects::child_reconnects", folder.path(), argument).output().unwrap();
+    let mut child = child("matrix::reconnects::child_reconnects", folder.path(), argument);
+    // A connection has two buffers of 4 MiB. They go back to the system with it, instead of staying behind in whichever of glibc's
+    // arenas its thread had: how many of those there are depends on who ran beside whom, and says nothing of what is left behind.
+    let output = child.env("MALLOC_MMAP_THRESHOLD_", "262144").output().unwrap();
     let shown =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && shown.contains("flat"), "{shown}");
@@ -79,6 +82,6 @@ fn child_reconnects() {
     let (warm, last) = (of(WARM), samples.last().unwrap().1);
     assert!(last[0] <= warm[0] + 2, "threads: {samples:?}");
     assert!(last[1] <= warm[1] + 4, "descriptors: {samples:?}");
-    assert!(last[2] <= warm[2] + (8 << 10), "resident KiB: {samples:?}");
+    assert!(last[2] <= warm[2] + (2 << 10), "resident KiB: {samples:?}");
     println!("flat");
 }
