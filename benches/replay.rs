@@ -44,12 +44,8 @@ fn timed(read: impl FnOnce() -> u64) -> (Duration, u64) {
 fn scan(store: &Store) -> u64 {
     let log = store.read().unwrap().open_table(LOG).unwrap();
     let rows = log.range::<u64>(..).unwrap();
-    rows.map(|row| {
-        let (_, frame) = row.unwrap();
-        let frame = frame.value();
-        frame.len() as u64 + u64::from(*frame.last().unwrap())
-    })
-    .sum()
+    let look = |frame: &[u8]| frame.len() as u64 + u64::from(*frame.last().unwrap());
+    rows.map(|row| look(row.unwrap().1.value())).sum()
 }
 
 /// A scan that looks at every byte, as whoever uses the events will.
@@ -68,6 +64,16 @@ fn scan_with_checksum(store: &Store) -> u64 {
 fn replay(store: &Store) -> u64 {
     let snapshot = store.read().unwrap();
     snapshot.replay(0).unwrap().map(|event| event.unwrap().payload().len() as u64).sum()
+}
+
+fn visit(store: &Store) -> u64 {
+    let mut sum = 0;
+    let told = store.read().unwrap().replay(0).unwrap().visit(|event| -> onewrite::Result<()> {
+        sum += event?.payload().len() as u64;
+        Ok(())
+    });
+    told.unwrap();
+    sum
 }
 
 fn owned(store: &Store) -> u64 {
@@ -92,11 +98,12 @@ fn main() {
     let store = Store::builder().cache_bytes(2 << 30).open(folder.path().join("a.redb")).unwrap();
     fill(&store, events);
     type Read = fn(&Store) -> u64;
-    let reads: [(&str, Read); 6] = [
+    let reads: [(&str, Read); 7] = [
         ("plain redb scan", scan),
         ("plain redb scan, every byte", scan_every_byte),
         ("plain redb scan, CRC-32 of each row", scan_with_checksum),
         ("onewrite, replay", replay),
+        ("onewrite, visit", visit),
         ("onewrite, each event by itself", owned),
         ("onewrite, by category and type", replay_filtered),
     ];

@@ -319,8 +319,8 @@ impl Frames {
     #[inline]
     pub(super) fn next_as<P, T>(
         &mut self,
-        read: impl Fn(u64, &[u8]) -> Result<P>,
-        make: impl Fn(Frame, P) -> T,
+        read: impl FnOnce(u64, &[u8]) -> Result<P>,
+        make: impl FnOnce(Frame, P) -> T,
     ) -> Option<Result<T>> {
         if self.behind_gap.is_some() {
             return self.after_gap(read, make);
@@ -344,8 +344,8 @@ impl Frames {
     #[cold]
     fn after_gap<P, T>(
         &mut self,
-        read: impl Fn(u64, &[u8]) -> Result<P>,
-        make: impl Fn(Frame, P) -> T,
+        read: impl FnOnce(u64, &[u8]) -> Result<P>,
+        make: impl FnOnce(Frame, P) -> T,
     ) -> Option<Result<T>> {
         self.behind_gap.take().map(|(seq, frame)| read(seq, frame.value()).map(|parts| make(frame, parts)))
     }

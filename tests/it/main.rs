@@ -54,6 +54,7 @@ mod rabbitmq_tls;
 #[cfg(unix)]
 mod rejected;
 mod relay;
+mod replay;
 #[cfg(unix)]
 mod scratch;
 #[cfg(unix)]
