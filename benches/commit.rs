@@ -3,7 +3,16 @@
 //! `cargo bench --bench commit`. Each element is one transaction: a 100-byte state row and a 256-byte event, durable.
 //! The ratios at the end come from interleaved rounds with medians: what one machine does at one moment is no figure.
 
-#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(
+    missing_docs,
+    dead_code,
+    unreachable_pub,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark"
+)]
+
+mod rounds;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +22,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use onewrite::redb::{Database, TableDefinition};
 use onewrite::{Event, Store};
+use rounds::{is_test, median, setting};
 
 const STATE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("state");
 const OUTBOX: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("outbox");
@@ -101,14 +111,9 @@ fn criterion_benches(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Interleaved rounds; the ratio of medians.
 fn ratios() {
-    let rounds = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(7);
+    let rounds = setting("ROUNDS", 7);
     println!("\ncommits per second, medians of {rounds} interleaved rounds");
     println!(
         "{:>8} {:>12} {:>12} {:>12} {:>8} {:>8}",
@@ -142,7 +147,7 @@ fn main() {
     criterion_benches(&mut criterion);
     criterion.final_summary();
     // `cargo test` runs benches with `--test`: once, without figures.
-    if !std::env::args().any(|argument| argument == "--test") {
+    if !is_test() {
         ratios();
     }
 }

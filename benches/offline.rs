@@ -5,12 +5,16 @@
 
 #![allow(
     missing_docs,
+    dead_code,
+    unreachable_pub,
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "a benchmark"
 )]
+
+mod rounds;
 
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -27,6 +31,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
 use onewrite::publish::RabbitMq;
 use onewrite::{Event, Relay, Store, Transaction};
+use rounds::{is_test, median, setting};
 
 const QUEUE: &str = "offline.rest";
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbit-node");
@@ -112,15 +117,6 @@ impl Tap {
     fn purge(&self, name: &str) {
         self.runtime.block_on(self.channel.queue_purge(name.into(), QueuePurgeOptions::default())).unwrap();
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
 fn open() -> (tempfile::TempDir, Store) {
@@ -425,7 +421,7 @@ fn fairness(node: &Node, rounds: u64) {
 }
 
 fn main() {
-    if std::env::args().any(|argument| argument == "--test") {
+    if is_test() {
         return;
     }
     let asked = |name: &str| {

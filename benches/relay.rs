@@ -6,11 +6,15 @@
 
 #![allow(
     missing_docs,
+    dead_code,
+    unreachable_pub,
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::unwrap_used,
     reason = "a benchmark"
 )]
+
+mod rounds;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -25,6 +29,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use onewrite::publish::{MemoryBroker, Publisher, QueueOptions, RabbitMq};
 use onewrite::{Event, Store};
+use rounds::{is_test, median, setting};
 
 const PAYLOAD: [u8; 256] = [8; 256];
 const QUEUE: &str = "bench";
@@ -145,13 +150,8 @@ async fn bare_lapin(channel: &Channel, properties: &BasicProperties, events: u64
     start.elapsed()
 }
 
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 fn ratios() {
-    let rounds: usize = std::env::var("ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(5);
+    let rounds = setting("ROUNDS", 5);
     let events = 20_000;
     let Some(node) = Node::start() else {
         eprintln!("RabbitMQ is missing or does not start; run: scripts/test packages");
@@ -205,7 +205,7 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     criterion_benches(&mut criterion);
     criterion.final_summary();
-    if !std::env::args().any(|argument| argument == "--test") {
+    if !is_test() {
         ratios();
     }
 }

@@ -1,23 +1,21 @@
 //! Replay: reading a long log from its beginning, against a plain redb range scan of the very same bytes.
 //!
-//! `cargo bench --bench replay` (`EVENTS=1000000`, `ROUNDS=5` unless set). Both read the same file, warm, in interleaved rounds;
+//! `cargo bench --bench replay` (`EVENTS=1000000`, `ROUNDS=7` unless set). Both read the same file, warm, in interleaved rounds;
 //! the figures are medians. Reading through the log checks each record's checksum and place and finds its parts. Three scans
 //! stand beside it: one that looks at the length and the last byte of each row, one that adds up every byte, and one that computes
 //! a CRC-32 of each row, which is what a log that checks its records cannot do without.
 
-#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(missing_docs, unreachable_pub, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
 
-use std::time::{Duration, Instant};
+mod rounds;
 
+use criterion::{Criterion, Throughput};
 use onewrite::redb::TableDefinition;
 use onewrite::{Event, EventFilter, ExpectedRevision, Store};
+use rounds::{Side, is_test, rates, setting};
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
 const PAYLOAD: [u8; 256] = [8; 256];
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 fn fill(store: &Store, events: u64) {
     let batch = 1000;
@@ -32,13 +30,6 @@ fn fill(store: &Store, events: u64) {
             })
             .unwrap();
     }
-}
-
-/// How long it takes, and what it has read: so that nothing is optimised away.
-fn timed(read: impl FnOnce() -> u64) -> (Duration, u64) {
-    let start = Instant::now();
-    let sum = read();
-    (start.elapsed(), sum)
 }
 
 fn scan(store: &Store) -> u64 {
@@ -86,45 +77,50 @@ fn replay_filtered(store: &Store) -> u64 {
     events.events_of(0, &filter).unwrap().map(|event| event.unwrap().payload().len() as u64).sum()
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times.get(times.len() / 2).unwrap().as_secs_f64()
+type Read = fn(&Store) -> u64;
+
+const READS: [(&str, Read); 7] = [
+    ("plain redb scan", scan),
+    ("plain redb scan, every byte", scan_every_byte),
+    ("plain redb scan, CRC-32 of each row", scan_with_checksum),
+    ("onewrite, visit", visit),
+    ("onewrite, replay", replay),
+    ("onewrite, each event by itself", owned),
+    ("onewrite, by category and type", replay_filtered),
+];
+
+fn criterion_benches(criterion: &mut Criterion, store: &Store, events: u64) {
+    let mut group = criterion.benchmark_group("replay");
+    group.throughput(Throughput::Elements(events)).sample_size(10);
+    for (name, read) in READS {
+        group.bench_function(name, |bench| bench.iter(|| read(store)));
+    }
+    group.finish();
 }
 
 fn main() {
-    let (events, rounds) = (setting("EVENTS", 1_000_000), setting("ROUNDS", 5));
+    let (events, rounds) = (setting("EVENTS", 1_000_000), setting("ROUNDS", 7));
     let folder = tempfile::tempdir().unwrap();
     // The page cache holds all of it: what is measured is the work, not the disk.
     let store = Store::builder().cache_bytes(2 << 30).open(folder.path().join("a.redb")).unwrap();
     fill(&store, events);
-    type Read = fn(&Store) -> u64;
-    let reads: [(&str, Read); 7] = [
-        ("plain redb scan", scan),
-        ("plain redb scan, every byte", scan_every_byte),
-        ("plain redb scan, CRC-32 of each row", scan_with_checksum),
-        ("onewrite, replay", replay),
-        ("onewrite, visit", visit),
-        ("onewrite, each event by itself", owned),
-        ("onewrite, by category and type", replay_filtered),
-    ];
-    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); reads.len()];
-    for _ in 0..rounds {
-        for ((_, read), times) in reads.iter().zip(&mut times) {
-            let (time, sum) = timed(|| read(&store));
-            assert!(sum > 0);
-            times.push(time);
-        }
+    let mut criterion = Criterion::default().configure_from_args();
+    criterion_benches(&mut criterion, &store, events);
+    criterion.final_summary();
+    if is_test() {
+        return;
     }
-    let medians: Vec<f64> = times.into_iter().map(median).collect();
-    let [scan, bytes, checksum, ..] = medians[..] else { unreachable!("there are six") };
-    println!("{events} events of 256 bytes, medians of {rounds} interleaved rounds");
-    for ((name, _), time) in reads.iter().zip(&medians) {
+    let mut sides: Vec<Side<'_>> =
+        READS.iter().map(|(name, read)| (*name, Box::new(|| read(&store)) as Box<_>)).collect();
+    let rates = rates(rounds, events, &mut sides);
+    let [scan, bytes, checksum, ..] = rates[..] else { unreachable!("there are seven") };
+    println!("\n{events} events of 256 bytes, medians of {rounds} interleaved rounds");
+    for ((name, _), rate) in READS.iter().zip(&rates) {
         println!(
-            "{name:<36} {:>10.0} events/s   {:.2} of the scan   {:.2} with every byte   {:.2} with checksum",
-            events as f64 / time,
-            scan / time,
-            bytes / time,
-            checksum / time
+            "{name:<36} {rate:>10.0} events/s   {:.2} of the scan   {:.2} with every byte   {:.2} with checksum",
+            rate / scan,
+            rate / bytes,
+            rate / checksum
         );
     }
 }
