@@ -4,6 +4,7 @@
 //! AMQP 0-9-1 publish carries besides its exchange and routing key; an [`Outcome`] is the broker's word on one
 //! publish; a [`Fault`] says what kind of wrong it was, which decides who pays for it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -136,8 +137,8 @@ pub struct Message {
     pub app_id: Option<String>,
     /// `timestamp`, in whole seconds since the Unix epoch.
     pub timestamp_s: Option<u64>,
-    /// Headers, in the order they were added.
-    pub headers: Vec<(String, HeaderValue)>,
+    /// Headers, in the order they were added. The names that this library gives are borrowed.
+    pub headers: Vec<(Cow<'static, str>, HeaderValue)>,
     /// The payload.
     pub payload: Vec<u8>,
 }

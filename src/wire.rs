@@ -19,6 +19,7 @@
 //!
 //! The application's own headers follow. Persistent and mandatory always: those are the publisher's.
 
+use std::borrow::Cow;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
@@ -46,6 +47,18 @@ pub enum HeaderSpelling {
     Dash,
 }
 
+/// An attribute's name in each spelling, so that no message needs a name of its own.
+macro_rules! spelt {
+    ($attribute:literal) => {
+        [concat!("cloudEvents_", $attribute), concat!("cloudEvents:", $attribute), concat!("ce-", $attribute)]
+    };
+}
+
+type Spelt = [&'static str; 3];
+
+const PARTITION_KEY: Spelt = spelt!("partitionkey");
+const TIME: Spelt = spelt!("time");
+
 impl HeaderSpelling {
     /// What stands before an attribute's name.
     ///
@@ -54,10 +67,14 @@ impl HeaderSpelling {
     /// ```
     #[must_use]
     pub fn prefix(self) -> &'static str {
+        self.of(spelt!(""))
+    }
+
+    fn of(self, [underscore, colon, dash]: Spelt) -> &'static str {
         match self {
-            Self::Underscore => "cloudEvents_",
-            Self::Colon => "cloudEvents:",
-            Self::Dash => "ce-",
+            Self::Underscore => underscore,
+            Self::Colon => colon,
+            Self::Dash => dash,
         }
     }
 
@@ -195,6 +212,8 @@ pub(crate) struct Wire {
     pub(crate) epoch_starts: Vec<u64>,
 }
 
+type Header = (Cow<'static, str>, HeaderValue);
+
 impl Wire {
     /// The message of an event that has not been published before, as far as is known.
     pub(crate) fn message(&self, recorded: Recorded) -> Message {
@@ -204,10 +223,10 @@ impl Wire {
         let event = recorded.event;
         for (name, value) in [("traceparent", event.traceparent), ("tracestate", event.tracestate)] {
             if let Some(value) = value {
-                headers.push((name.to_owned(), HeaderValue::Text(value)));
+                headers.push((name.into(), HeaderValue::Text(value)));
             }
         }
-        headers.extend(event.headers);
+        headers.extend(event.headers.into_iter().map(|(name, value)| (name.into(), value)));
         Message {
             message_id: Some(recorded.id),
             event_type: Some(event.event_type),
@@ -220,38 +239,37 @@ impl Wire {
         }
     }
 
-    fn cloud_events(&self, recorded: &Recorded, headers: &mut Vec<(String, HeaderValue)>) {
-        let prefix = self.spelling.prefix();
-        let mut put = |name: &str, value: &str| {
-            headers.push(([prefix, name].concat(), HeaderValue::Text(value.to_owned())));
+    fn cloud_events(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
+        let mut put = |name: Spelt, value: String| {
+            headers.push((self.spelling.of(name).into(), HeaderValue::Text(value)));
         };
-        put("specversion", "1.0");
-        put("id", &recorded.id);
-        put("source", &self.source);
-        put("type", &recorded.event.event_type);
+        put(spelt!("specversion"), "1.0".to_owned());
+        put(spelt!("id"), recorded.id.clone());
+        put(spelt!("source"), self.source.clone());
+        put(spelt!("type"), recorded.event.event_type.clone());
         let time = UNIX_EPOCH + Duration::from_millis(recorded.time_ms);
-        put("time", &humantime::format_rfc3339_millis(time).to_string());
-        put("sequence", &format!("{:020}", recorded.seq));
+        put(TIME, humantime::format_rfc3339_millis(time).to_string());
+        put(spelt!("sequence"), format!("{:020}", recorded.seq));
         if let Some(subject) = &recorded.event.subject {
-            put("subject", subject);
+            put(spelt!("subject"), subject.clone());
         }
         if let Some(key) = &recorded.event.key {
-            put("partitionkey", key);
+            put(PARTITION_KEY, key.clone());
         }
     }
 
-    fn ours(&self, recorded: &Recorded, headers: &mut Vec<(String, HeaderValue)>) {
+    fn ours(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
         let int = |number: u64| HeaderValue::Int(number.cast_signed());
-        headers.push((STORE.to_owned(), HeaderValue::Text(self.store.clone())));
+        headers.push((STORE.into(), HeaderValue::Text(self.store.clone())));
         let epoch = 1 + self.epoch_starts.iter().filter(|start| **start <= recorded.seq).count() as u64;
-        headers.push((EPOCH.to_owned(), int(epoch)));
+        headers.push((EPOCH.into(), int(epoch)));
         if let Some(lane) = recorded.lane {
-            headers.push((LANE.to_owned(), int(lane.id)));
-            headers.push((LANE_NUMBER.to_owned(), int(lane.number)));
+            headers.push((LANE.into(), int(lane.id)));
+            headers.push((LANE_NUMBER.into(), int(lane.number)));
         }
-        headers.push((CRC.to_owned(), HeaderValue::Int(i64::from(recorded.crc))));
+        headers.push((CRC.into(), HeaderValue::Int(i64::from(recorded.crc))));
         if recorded.event.version != 1 {
-            headers.push((VERSION.to_owned(), HeaderValue::Int(i64::from(recorded.event.version))));
+            headers.push((VERSION.into(), HeaderValue::Int(i64::from(recorded.event.version))));
         }
     }
 }
@@ -259,25 +277,23 @@ impl Wire {
 /// The same message, marked as one that may have been published before.
 pub(crate) fn resend(message: &Message) -> Message {
     let mut message = message.clone();
-    message.headers.push((RESEND.to_owned(), HeaderValue::Bool(true)));
+    message.headers.push((RESEND.into(), HeaderValue::Bool(true)));
     message
 }
 
 /// The ordering key that a message carries, in whichever spelling.
 pub(crate) fn ordering_key(message: &Message) -> Option<&str> {
-    cloud_event(message, "partitionkey")
+    cloud_event(message, PARTITION_KEY)
 }
 
-fn cloud_event<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
-    HeaderSpelling::ALL
-        .iter()
-        .find_map(|spelling| message.header(&[spelling.prefix(), name].concat())?.as_text())
+fn cloud_event(message: &Message, name: Spelt) -> Option<&str> {
+    HeaderSpelling::ALL.iter().find_map(|spelling| message.header(spelling.of(name))?.as_text())
 }
 
 /// The earliest and the latest moment at which the event can have been appended, in Unix milliseconds. The AMQP timestamp
 /// has whole seconds only.
 pub(crate) fn time_ms(message: &Message) -> Option<(u64, u64)> {
-    let exact = cloud_event(message, "time").and_then(|time| humantime::parse_rfc3339(time).ok());
+    let exact = cloud_event(message, TIME).and_then(|time| humantime::parse_rfc3339(time).ok());
     match exact.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
         Some(since) => Some((as_ms(since), as_ms(since))),
         None => message.timestamp_s.map(|seconds| {

@@ -33,7 +33,7 @@ impl Letter {
                 HeaderValue::Bytes(bytes) => Header::Bytes(bytes),
                 _ => return None, // a kind that came after this example
             };
-            Some((name, value))
+            Some((name.into_owned(), value))
         });
         Self {
             message_id: message.message_id,
@@ -55,7 +55,7 @@ impl Letter {
                 Header::Bool(bool) => HeaderValue::Bool(bool),
                 Header::Bytes(bytes) => HeaderValue::Bytes(bytes),
             };
-            (name, value)
+            (name.into(), value)
         });
         Message {
             message_id: self.message_id,

@@ -12,6 +12,8 @@
 //!
 //! **Invariant.** Decoding never panics and never allocates more than the row is long, whatever the bytes.
 
+use std::borrow::Cow;
+
 use super::seen::{sealed, unsealed};
 use super::wire_bytes::{Malformed, Reader};
 use crate::message::{HeaderValue, Message};
@@ -136,7 +138,7 @@ fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
     })
 }
 
-fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, Malformed> {
+fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(Cow<'static, str>, HeaderValue)>, Malformed> {
     let count = reader.u32()? as usize;
     // Each takes at least six bytes: a corrupt count cannot ask for more than the row holds.
     let mut headers = Vec::with_capacity(count.min(reader.0.len() / 6));
@@ -149,7 +151,7 @@ fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, M
             BOOL => HeaderValue::Bool(reader.u8()? != 0),
             _ => return Err(Malformed("a header in it has an unknown kind")),
         };
-        headers.push((name, value));
+        headers.push((name.into(), value));
     }
     Ok(headers)
 }
@@ -181,7 +183,7 @@ mod tests {
         let message = (
             (text(), text(), text(), text(), text()),
             prop::option::of(any::<u64>()),
-            prop::collection::vec((".{0,300}", value), 0..4),
+            prop::collection::vec((".{0,300}".prop_map(Cow::Owned), value), 0..4),
             prop::collection::vec(any::<u8>(), 0..50),
         );
         let message = message.prop_map(|(texts, timestamp_s, headers, payload)| Message {

@@ -33,7 +33,7 @@ fn setup() -> (tempfile::TempDir, Store, MemoryBroker) {
 }
 
 fn send(broker: &MemoryBroker, id: &str, key: Option<&str>, payload: &str) {
-    let headers = key.map(|key| ("cloudEvents_partitionkey".to_owned(), HeaderValue::from(key)));
+    let headers = key.map(|key| ("cloudEvents_partitionkey".into(), HeaderValue::from(key)));
     let message = Message {
         message_id: Some(id.into()),
         headers: headers.into_iter().collect(),

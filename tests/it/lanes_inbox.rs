@@ -49,7 +49,7 @@ pub(crate) fn quick(store: &Store) -> ConsumerBuilder {
 
 /// A message that carries a lane of [`BANK`].
 pub(crate) fn numbered(lane: i64, number: i64, payload: &str) -> Message {
-    let header = |name: &str, value: HeaderValue| (name.to_owned(), value);
+    let header = |name: &'static str, value: HeaderValue| (name.into(), value);
     Message {
         message_id: Some(format!("{lane}-{number}-{payload}")),
         timestamp_s: Some(1_700_000_000),
@@ -67,7 +67,7 @@ pub(crate) fn numbered(lane: i64, number: i64, payload: &str) -> Message {
 pub(crate) fn set(message: &mut Message, name: &str, value: impl Into<HeaderValue>) {
     let value = value.into();
     message.headers.retain(|(header, _)| header != name);
-    message.headers.push((name.to_owned(), value));
+    message.headers.push((name.to_owned().into(), value));
 }
 
 pub(crate) fn send(broker: &MemoryBroker, message: Message) {

@@ -210,7 +210,7 @@ fn what_cannot_be_carried_is_refused_by_name() {
                 4,
                 "",
                 "short.q",
-                Message { headers: vec![(long.clone(), 1.into())], ..message("a", b"") },
+                Message { headers: vec![(long.clone().into(), 1.into())], ..message("a", b"") },
             ),
         ),
         (

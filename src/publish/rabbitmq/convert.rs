@@ -2,6 +2,8 @@
 //!
 //! **Invariant.** Nothing here panics on a string that is too long: lapin's `ShortString::from` would.
 
+use std::collections::BTreeMap;
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ByteArray, FieldTable, ShortString};
 
@@ -48,21 +50,25 @@ pub(super) fn to_properties(message: &Message) -> Result<BasicProperties, Fault>
     Ok(properties)
 }
 
-/// Headers or arguments as an AMQP table.
-pub(super) fn to_table(entries: &[(String, HeaderValue)]) -> Result<FieldTable, Fault> {
-    let mut table = FieldTable::default();
+/// Headers or arguments as an AMQP table. It is built of all entries at once: one by one, each would be searched a place.
+pub(super) fn to_table(entries: &[(impl AsRef<str>, HeaderValue)]) -> Result<FieldTable, Fault> {
+    let mut table = Vec::with_capacity(entries.len());
     for (name, value) in entries {
-        let value = match value {
-            HeaderValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            HeaderValue::Int(int) => AMQPValue::LongLongInt(*int),
-            HeaderValue::Bool(bool) => AMQPValue::Boolean(*bool),
-            HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(ByteArray::from(bytes.clone())),
-        };
+        let (name, value) = (name.as_ref(), to_amqp(value));
         // A name that is too long is shown in part.
         let shown = || format!("header {}", name.chars().take(57).collect::<String>());
-        table.insert(ShortString::try_new(name.as_str()).map_err(|_| too_long(&shown(), name))?, value);
+        table.push((ShortString::try_new(name).map_err(|_| too_long(&shown(), name))?, value));
     }
-    Ok(table)
+    Ok(BTreeMap::from_iter(table).into())
+}
+
+fn to_amqp(value: &HeaderValue) -> AMQPValue {
+    match value {
+        HeaderValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
+        HeaderValue::Int(int) => AMQPValue::LongLongInt(*int),
+        HeaderValue::Bool(bool) => AMQPValue::Boolean(*bool),
+        HeaderValue::Bytes(bytes) => AMQPValue::ByteArray(ByteArray::from(bytes.clone())),
+    }
 }
 
 /// Bytes of the content header frame, at most. It must fit into one frame: lapin waits for ever for the room of one
@@ -94,7 +100,7 @@ pub(super) fn to_message(properties: &BasicProperties, payload: Vec<u8>) -> Mess
         table
             .inner()
             .iter()
-            .filter_map(|(name, value)| Some((name.as_str().to_owned(), to_value(value)?)))
+            .filter_map(|(name, value)| Some((name.as_str().to_owned().into(), to_value(value)?)))
             .collect()
     });
     Message {
@@ -199,7 +205,7 @@ mod tests {
             ("content_type", |m, s| m.content_type = Some(s)),
             ("correlation_id", |m, s| m.correlation_id = Some(s)),
             ("app_id", |m, s| m.app_id = Some(s)),
-            ("header", |m, s| m.headers.push((s, 1.into()))),
+            ("header", |m, s| m.headers.push((s.into(), 1.into()))),
         ];
         for (field, set) in cases {
             let mut message = full();
