@@ -8,9 +8,10 @@ pub fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
-/// `cargo test` runs benchmarks with `--test`: once, without figures.
+/// `cargo test` runs benchmarks too, once and without figures: only `cargo bench` says `--bench`.
 pub fn is_test() -> bool {
-    std::env::args().any(|argument| argument == "--test")
+    let told = |wanted: &str| std::env::args().any(|argument| argument == wanted);
+    told("--test") || !told("--bench")
 }
 
 pub fn median(mut values: Vec<f64>) -> f64 {
@@ -21,12 +22,13 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// One side of a comparison: does its work, and returns what it has read or written, which must not be nothing.
 pub type Side<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);
 
-/// Every side once per round, each round beginning with another; so many elements per second, by medians.
+/// Every side once per round, each round beginning with another, and every other one backwards; so many elements per second, by medians.
 pub fn rates(rounds: u64, elements: u64, sides: &mut [Side<'_>]) -> Vec<f64> {
     let mut rates = vec![Vec::new(); sides.len()];
     for round in 0..rounds {
         for turn in 0..sides.len() {
             let at = (round as usize + turn) % sides.len();
+            let at = if round % 2 == 0 { at } else { sides.len() - 1 - at };
             let (Some((name, work)), Some(rates)) = (sides.get_mut(at), rates.get_mut(at)) else { continue };
             let start = Instant::now();
             let seen = work();

@@ -209,7 +209,7 @@ impl Snapshot {
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
-        Ok(Frames { range, next: from, trimmed_to, end: 0, behind_gap: None })
+        Ok(Frames { range, next: from, trimmed_to, end: 0, behind_gap: None, failed: false })
     }
 
     pub(super) fn tx(&self) -> &ReadTransaction {
@@ -309,6 +309,8 @@ pub(super) struct Frames {
     end: u64,
     /// The record after those that were told as missing.
     behind_gap: Option<(u64, Frame)>,
+    /// The file could not be read, and this was told.
+    failed: bool,
 }
 
 impl Frames {
@@ -350,11 +352,15 @@ impl Frames {
         self.behind_gap.take().map(|(seq, frame)| read(seq, frame.value()).map(|parts| make(frame, parts)))
     }
 
-    /// There is no record, or it cannot be read.
+    /// There is no record, or it cannot be read. redb's range says for ever that it cannot read on; that is told once.
     #[cold]
     fn at_end<T>(&mut self, row: Option<Row>) -> Option<Result<T>> {
         match row {
-            Some(Err(error)) => Some(Err(error.into())),
+            _ if self.failed => None,
+            Some(Err(error)) => {
+                self.failed = true;
+                Some(Err(error.into()))
+            }
             _ => self.missing_at_end(),
         }
     }
@@ -400,5 +406,107 @@ impl StreamSource for Snapshot {
 
     fn upcasts(&self) -> &Upcasts {
         &self.upcasts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::backends::FileBackend;
+    use redb::{BackendError, Database, ReadableDatabase, StorageBackend};
+
+    use super::*;
+    use crate::event::Event;
+    use crate::store::Store;
+
+    /// A file that can be read until it cannot.
+    #[derive(Debug)]
+    struct Failing(FileBackend, Arc<AtomicBool>);
+
+    impl StorageBackend for Failing {
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            if self.1.load(Ordering::Relaxed) {
+                return Err(io::Error::other("the disk is gone"));
+            }
+            self.0.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.0.write(offset, data)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.0.close()
+        }
+
+        fn try_lock_range(
+            &self,
+            start: Bound<u64>,
+            end: Bound<u64>,
+        ) -> std::result::Result<bool, BackendError> {
+            self.0.try_lock_range(start, end)
+        }
+    }
+
+    /// Goal: a file that cannot be read any more is told once and ends every way of reading the log; redb's own range would say it for
+    /// ever. Method: a disk that goes after the third event, of 200 that do not fit into the cache.
+    #[test]
+    fn a_disk_that_goes_ends_the_log_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.redb");
+        let store = Store::open(&path).unwrap();
+        store
+            .write(|tx| {
+                (0..200).try_for_each(|_| tx.append(Event::bytes("e", vec![7; 9000]).unpublished()).map(drop))
+            })
+            .unwrap();
+        store.close().unwrap();
+        type Told<'a> = &'a mut dyn FnMut(bool);
+        let outcomes = |read: &dyn Fn(&Snapshot, Told<'_>)| {
+            let gone = Arc::new(AtomicBool::new(false));
+            let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+            let backend = Failing(FileBackend::new(file).unwrap(), Arc::clone(&gone));
+            let db = Database::builder().set_cache_size(0).create_with_backend(backend).unwrap();
+            let tx = db.begin_read().unwrap();
+            let snapshot = Snapshot { tx, core: Weak::new(), upcasts: Arc::default() };
+            let (mut well, mut badly) = (0, 0);
+            read(&snapshot, &mut |is_ok| {
+                if is_ok {
+                    well += 1
+                } else {
+                    badly += 1
+                }
+                gone.store(well >= 3, Ordering::Relaxed);
+                assert!(badly < 100, "told for ever");
+            });
+            (well, badly)
+        };
+        let visited = outcomes(&|snapshot, told| {
+            let end = snapshot.replay(0).unwrap().visit(|event| -> Result<()> {
+                told(event.is_ok());
+                Ok(())
+            });
+            end.unwrap();
+        });
+        let replayed =
+            outcomes(&|snapshot, told| snapshot.replay(0).unwrap().for_each(|event| told(event.is_ok())));
+        let copied =
+            outcomes(&|snapshot, told| snapshot.events(0).unwrap().for_each(|event| told(event.is_ok())));
+        assert_eq!((visited.1, replayed.1, copied.1), (1, 1, 1));
+        assert!((3..200).contains(&visited.0), "{visited:?}");
     }
 }

@@ -59,7 +59,8 @@ impl Snapshot {
 
 impl Replay {
     /// Shows each event that is left to `visit`, in the place where redb has it, until `visit` says [`Err`]; a later call goes on behind the
-    /// event that was shown last. What cannot be read is shown too, as an error in its place: whether to go on is `visit`'s to say.
+    /// event that was shown last. A record that is damaged or
+    /// missing is shown too, as an error in its place: whether to go on is `visit`'s to say. A file that cannot be read is shown once, and ends it.
     ///
     /// Cost: about that of redb's own range scan, checksums included: nothing is handed on, so nothing is moved. The iterator costs about a
     /// tenth more, and its events can be kept.

@@ -88,9 +88,10 @@ fn compare(setup: &Setup) -> Result<Report, Failure> {
     fill(&store, events)?;
     let mut rates = vec![Vec::new(); READS.len()];
     for round in 0..rounds {
-        // Whoever comes after whom is another each round.
+        // Each round begins with another, and every other one goes backwards.
         for turn in 0..READS.len() {
             let at = (round + turn) % READS.len();
+            let at = if round % 2 == 0 { at } else { READS.len() - 1 - at };
             let ((name, read), rates) = (&READS[at], &mut rates[at]);
             let (time, seen) = timed(|| read(&store));
             let (rows, sum) = seen?;
