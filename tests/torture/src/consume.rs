@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use onewrite::publish::{Delivery, RabbitMqSource};
@@ -34,11 +34,12 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let source = RabbitMqSource::new(&plan.url, QUEUE)?
         .heartbeat(Duration::from_secs(2))
         .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
-    let failed = Mutex::new(HashSet::new());
+    let failures = Arc::new(Mutex::new(Failures::default()));
+    let of_handler = Arc::clone(&failures);
     let consumer = store
         .consumer(SCOPE)
         .backoff(Duration::from_millis(300), Duration::from_millis(900))
-        .run(source, move |delivery, tx| apply(delivery, tx, &failed))?;
+        .run(source, move |delivery, tx| apply(delivery, tx, &of_handler))?;
     loop {
         std::thread::sleep(Duration::from_millis(200));
         if let Some(failed) = consumer.stats().failed {
@@ -46,7 +47,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         }
         let rejected = store.rejected(SCOPE);
         rejected.redrive_all()?;
-        if closing.load(Ordering::SeqCst) && rejected.is_empty()? {
+        // What is to be tried again is waited for: whoever is started next would fail at it once more, and be told to end before its next try.
+        if closing.load(Ordering::SeqCst) && rejected.is_empty()? && locked(&failures).open.is_empty() {
             break;
         }
     }
@@ -54,8 +56,20 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     Ok(store.close()?)
 }
 
+/// Deliveries that the handler of this process failed at, by the checksum of their payload.
+#[derive(Default)]
+struct Failures {
+    once: HashSet<u32>,
+    /// Those among them that it has not been through with yet.
+    open: HashSet<u32>,
+}
+
+fn locked(failures: &Mutex<Failures>) -> MutexGuard<'_, Failures> {
+    failures.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// One delivery: a row of its own, and the running balance of its key.
-fn apply(delivery: &Delivery, tx: &Transaction, failed: &Mutex<HashSet<u32>>) -> onewrite::Result<()> {
+fn apply(delivery: &Delivery, tx: &Transaction, failures: &Mutex<Failures>) -> onewrite::Result<()> {
     let payload = &delivery.message.payload;
     let Some((app, n)) = name_in(payload) else { return Err(Error::reject("it names no event")) };
     let crc = crc32fast::hash(payload);
@@ -70,9 +84,13 @@ fn apply(delivery: &Delivery, tx: &Transaction, failed: &Mutex<HashSet<u32>>) ->
     if crc.is_multiple_of(REJECTS_ONE_IN) && delivery.tag.epoch.0 != 0 {
         return Err(Error::reject("on purpose"));
     }
-    let first = || failed.lock().unwrap_or_else(PoisonError::into_inner).insert(crc);
-    if crc.is_multiple_of(FAILS_ONE_IN) && first() {
-        return Err(Error::app("on purpose"));
+    if crc.is_multiple_of(FAILS_ONE_IN) {
+        let mut failures = locked(failures);
+        if failures.once.insert(crc) {
+            failures.open.insert(crc);
+            return Err(Error::app("on purpose"));
+        }
+        failures.open.remove(&crc);
     }
     Ok(())
 }
