@@ -2,16 +2,15 @@
 //!
 //! `cargo bench --bench codec`. Both sides run on redb's pages without a commit: writing is appended and rolled back, reading is a warm
 //! scan. The same parts on both sides: id, type, key, exchange, routing key, content type, time, a payload of 256 bytes; what is read in place
-//! is found, not copied. The ratios at the end come
-//! from interleaved rounds with medians (`ROUNDS=15`, `EVENTS=10000`).
+//! is found, not copied. The ratios at the end come from interleaved rounds with medians (`ROUNDS=15`, `EVENTS=10000`).
 
-#![allow(missing_docs, unreachable_pub, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
 
 mod rounds;
 
 use std::hint::black_box;
 
-use criterion::{BatchSize, Criterion, Throughput};
+use criterion::{Criterion, Throughput};
 use onewrite::redb::{Database, ReadableDatabase, TableDefinition};
 use onewrite::{Event, Store};
 use rounds::{Side, is_test, rates, setting};
@@ -50,11 +49,11 @@ mod in_one_piece {
     use serde::de::Visitor;
     use serde::{Deserializer, Serializer};
 
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         struct Bytes;
         impl Visitor<'_> for Bytes {
             type Value = Vec<u8>;
@@ -215,7 +214,7 @@ fn criterion_benches(criterion: &mut Criterion, files: &Files) {
     let mut group = criterion.benchmark_group("codec");
     group.throughput(Throughput::Elements(files.events)).sample_size(20);
     for (name, mut work) in files.sides() {
-        group.bench_function(name, |bench| bench.iter_batched(|| (), |()| work(), BatchSize::PerIteration));
+        group.bench_function(name, |bench| bench.iter(&mut work));
     }
     group.finish();
 }

@@ -3,14 +3,7 @@
 //! `cargo bench --bench commit`. Each element is one transaction: a 100-byte state row and a 256-byte event, durable.
 //! The ratios at the end come from interleaved rounds with medians: what one machine does at one moment is no figure.
 
-#![allow(
-    missing_docs,
-    dead_code,
-    unreachable_pub,
-    clippy::print_stdout,
-    clippy::unwrap_used,
-    reason = "a benchmark"
-)]
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
 
 mod rounds;
 
@@ -146,7 +139,6 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     criterion_benches(&mut criterion);
     criterion.final_summary();
-    // `cargo test` runs benches with `--test`: once, without figures.
     if !is_test() {
         ratios();
     }

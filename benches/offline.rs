@@ -5,8 +5,6 @@
 
 #![allow(
     missing_docs,
-    dead_code,
-    unreachable_pub,
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::unwrap_used,

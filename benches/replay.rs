@@ -5,7 +5,7 @@
 //! stand beside it: one that looks at the length and the last byte of each row, one that adds up every byte, and one that computes
 //! a CRC-32 of each row, which is what a log that checks its records cannot do without.
 
-#![allow(missing_docs, unreachable_pub, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
+#![allow(missing_docs, clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark")]
 
 mod rounds;
 

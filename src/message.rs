@@ -137,7 +137,7 @@ pub struct Message {
     pub app_id: Option<String>,
     /// `timestamp`, in whole seconds since the Unix epoch.
     pub timestamp_s: Option<u64>,
-    /// Headers, in the order they were added. The names that this library gives are borrowed.
+    /// Headers, in the order they were added. The names that this library gives to what it publishes are borrowed.
     pub headers: Vec<(Cow<'static, str>, HeaderValue)>,
     /// The payload.
     pub payload: Vec<u8>,

@@ -1,6 +1,12 @@
 //! What the benchmarks share: settings from the environment, and rounds in turn, of which the medians count. What one
 //! machine does at one moment is no figure; two medians of one run make a ratio.
 
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each benchmark is a crate of its own, and none uses all of it"
+)]
+
 use std::time::Instant;
 
 /// A number from the environment.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onewrite::publish::{Delivery, RabbitMqSource};
 use onewrite::redb::{ReadableTable, TableDefinition};
@@ -21,6 +21,8 @@ const SCOPE: &str = "torture";
 /// The handler fails at its first try of one delivery in so many. Each is in hand until its next try, so that some are at
 /// every moment: a kill finds them.
 const FAILS_ONE_IN: u32 = 199;
+/// Longer than any next try takes to come.
+const TRIES_WITHIN: Duration = Duration::from_secs(10);
 /// The handler rejects one delivery in so many, until it is driven again.
 const REJECTS_ONE_IN: u32 = 2003;
 
@@ -40,6 +42,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         .consumer(SCOPE)
         .backoff(Duration::from_millis(300), Duration::from_millis(900))
         .run(source, move |delivery, tx| apply(delivery, tx, &of_handler))?;
+    let mut closing_since = None;
     loop {
         std::thread::sleep(Duration::from_millis(200));
         if let Some(failed) = consumer.stats().failed {
@@ -47,8 +50,13 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         }
         let rejected = store.rejected(SCOPE);
         rejected.redrive_all()?;
-        // What is to be tried again is waited for: whoever is started next would fail at it once more, and be told to end before its next try.
-        if closing.load(Ordering::SeqCst) && rejected.is_empty()? && locked(&failures).open.is_empty() {
+        if !closing.load(Ordering::SeqCst) {
+            continue;
+        }
+        // What is to be tried again is waited for: whoever is started next would fail at it once more, and be told to end before its next
+        // try. Not for ever: what never comes again is the judge's to tell.
+        let waited = closing_since.get_or_insert_with(Instant::now).elapsed();
+        if rejected.is_empty()? && (locked(&failures).open.is_empty() || waited > TRIES_WITHIN) {
             break;
         }
     }
