@@ -183,7 +183,8 @@ pub const CRC: &str = "onewrite-crc";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const VERSION: &str = "onewrite-version";
-/// Header: this may have been published before.
+/// Header: this may have been published before. What has been published without it may still arrive later: a link that was half-open
+/// hands over what it held when it is back.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;

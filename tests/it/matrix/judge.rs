@@ -1,6 +1,6 @@
 //! Who judges order: from what arrived on the broker alone, never from our own records.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use onewrite::wire;
 
@@ -11,12 +11,14 @@ pub(super) fn payload(key: &str, number: u64) -> Vec<u8> {
     format!("{key}:{number}").into_bytes()
 }
 
-/// Takes arrivals in their order. **Rule:** the first arrivals of a key ascend without a gap; a later arrival of the same event is
-/// a resend: same id, and marked as one.
+/// Takes arrivals in their order. **Rule:** the first arrivals of a key ascend without a gap; a later arrival of the same event has
+/// the same id, and all but one of an event's arrivals are marked as resends. The one that is not may be the last: what a dead link
+/// still held comes when the link is back.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     next: BTreeMap<String, u64>,
     ids: HashMap<Vec<u8>, String>,
+    unmarked: HashSet<Vec<u8>>,
     pub(super) repeats: u64,
 }
 
@@ -37,6 +39,9 @@ impl Judge {
         let text = String::from_utf8_lossy(body);
         let parsed = text.rsplit_once(':').and_then(|(key, number)| Some((key, number.parse::<u64>().ok()?)));
         let (key, number) = parsed.ok_or_else(|| format!("no such event was appended: {text:?}"))?;
+        if !resend && !self.unmarked.insert(body.to_vec()) {
+            return Err(format!("{text} came again and neither is marked as a resend"));
+        }
         let next = self.next.entry(key.to_owned()).or_default();
         if number > *next {
             return Err(format!("{text} came before {key}:{next}"));
@@ -50,10 +55,8 @@ impl Judge {
         }
         self.repeats += 1;
         match self.ids.get(body) {
-            Some(first) if first == id && resend => Ok(()),
-            Some(first) => {
-                Err(format!("{text} came as {first} and again as {id}, marked as a resend: {resend}"))
-            }
+            Some(first) if first == id => Ok(()),
+            Some(first) => Err(format!("{text} came as {first} and again as {id}")),
             None => Err(format!("{text} is new and comes after its place")),
         }
     }
@@ -78,11 +81,13 @@ fn the_judge_condemns_bad_histories() {
     };
     let good = [("a:0", "i", false), ("b:0", "k", false), ("a:1", "j", false), ("a:0", "i", true)];
     assert_eq!(judge(&good), Ok(()));
+    // The first sending of `a:0` arrives last.
+    assert_eq!(judge(&[("a:0", "i", true), good[1], good[2], good[0]]), Ok(()));
     let bad = [
         ("came before", vec![good[2], good[0], good[1]]),
         ("arrived", good[..2].to_vec()),
         ("again as", vec![good[0], ("a:0", "other", true)]),
-        ("marked as a resend: false", vec![good[0], ("a:0", "i", false)]),
+        ("neither is marked as a resend", vec![good[0], good[0]]),
         ("no such event", vec![("c", "x", false)]),
         ("arrived", [&good[..], &[("c:0", "x", false)]].concat()),
     ];

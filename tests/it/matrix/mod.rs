@@ -113,6 +113,20 @@ impl Line {
         self.append_to(key, "", &queue)
     }
 
+    /// So many events of five keys, in one write, which takes no longer than any other.
+    fn append_at_once(&mut self, count: u64) {
+        let mut events = Vec::new();
+        for n in 0..count {
+            let key = format!("k{}", n % 5);
+            let number = self.appended.entry(key.clone()).or_default();
+            events.push(Event::bytes("matrix", payload(&key, *number)).key(key).to("", &*self.queue));
+            *number += 1;
+        }
+        self.store
+            .write(move |tx| events.iter().try_for_each(|event| tx.append(event.clone()).map(drop)))
+            .unwrap();
+    }
+
     /// The next event of a key, to some exchange. The write must not wait for any broker (P7).
     fn append_to(&mut self, key: &str, exchange: &str, routing_key: &str) -> Receipt<Appended> {
         let number = self.appended.entry(key.to_owned()).or_default();

@@ -12,5 +12,7 @@ pub(crate) mod proxy;
 pub(crate) mod rabbit;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rig;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+pub(crate) mod standstill;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod tap;
