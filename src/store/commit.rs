@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use redb::{ReadableTable, WriteTransaction};
 
@@ -144,6 +145,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
                 tail.inbox_added.saturating_sub((INBOX_SWEEP_STEP / 2).max(pending.inbox.len()));
         }
     }
+    core.ride().carried(Instant::now());
     core.counters.commits.fetch_add(1, Ordering::Relaxed);
     core.counters.writes.fetch_add(writes, Ordering::Relaxed);
     if writes == 0 {

@@ -15,6 +15,7 @@ pub(crate) struct IoCounters {
     reads: AtomicU64,
     bytes_read: AtomicU64,
     syncs: AtomicU64,
+    resizes: AtomicU64,
 }
 
 /// What a store has asked of the operating system since it was opened.
@@ -41,8 +42,10 @@ pub struct IoStats {
     pub reads: u64,
     /// Their bytes.
     pub bytes_read: u64,
-    /// Times the file was synced to the disk.
+    /// Times the file was synced to the disk: once per commit, and once each time it has grown.
     pub syncs: u64,
+    /// Times the file was made longer or shorter. It at least doubles, or grows by a region of up to 4 GiB, so this is seldom.
+    pub resizes: u64,
 }
 
 impl IoCounters {
@@ -54,6 +57,7 @@ impl IoCounters {
             reads: get(&self.reads),
             bytes_read: get(&self.bytes_read),
             syncs: get(&self.syncs),
+            resizes: get(&self.resizes),
         }
     }
 }
@@ -84,6 +88,7 @@ impl StorageBackend for Counted {
     }
 
     fn set_len(&self, len: u64) -> Io<()> {
+        count(&self.counters.resizes, 1);
         self.file.set_len(len)
     }
 

@@ -5,7 +5,7 @@
 //! one cursor are written all together and in order, or not at all: losing them only causes repeats.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::relay::machine::types::Change;
 
@@ -24,7 +24,9 @@ pub(crate) struct CursorRide {
 pub(crate) struct Ride {
     pub(crate) cursors: BTreeMap<String, CursorRide>,
     /// Since when the oldest of them waits.
-    pub(crate) since: Option<Instant>,
+    since: Option<Instant>,
+    /// When the last commit was through: it took along what had waited by its beginning.
+    carried: Option<Instant>,
     /// It was put back, and the writer thread may not know that it waits again.
     unannounced: bool,
 }
@@ -51,7 +53,28 @@ impl Ride {
 
     /// Takes everything.
     pub(crate) fn take(&mut self) -> Self {
-        std::mem::take(self)
+        Self {
+            cursors: std::mem::take(&mut self.cursors),
+            since: self.since.take(),
+            carried: self.carried,
+            unannounced: std::mem::take(&mut self.unannounced),
+        }
+    }
+
+    /// A commit is through.
+    pub(crate) fn carried(&mut self, at: Instant) {
+        self.carried = Some(at);
+    }
+
+    /// When it gets a commit of its own, if none comes: not before it has waited for `delay`, and not before nobody has committed for
+    /// as long. While writes flow the next of them takes it along, however long the last one took.
+    pub(crate) fn due_at(&self, delay: Duration) -> Option<Instant> {
+        self.since.map(|since| self.carried.map_or(since, |carried| carried.max(since)) + delay)
+    }
+
+    /// A commit of its own has failed; it waits anew, or for nothing.
+    pub(crate) fn wait_anew(&mut self, since: Option<Instant>) {
+        self.since = since;
     }
 
     /// Puts back what a rolled-back transaction had taken, before what has come since.
@@ -73,5 +96,35 @@ impl Ride {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.cursors.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: while writes flow, progress never gets a commit of its own, however long one of them takes; when they cease it waits no
+    /// longer than it may. Method: a commit that takes ten times the delay.
+    #[test]
+    fn a_long_commit_is_no_idle_time() {
+        let mut ride = Ride::default();
+        let delay = Duration::from_millis(250);
+        assert_eq!(ride.due_at(delay), None, "nothing waits");
+        assert!(ride.add("rabbit", &mut vec![Change::Position(1)], 1), "the writer thread is told");
+        let since = ride.since.unwrap();
+        assert_eq!(ride.due_at(delay), Some(since + delay));
+        let long_commit = ride.take();
+        assert!(ride.is_empty() && ride.due_at(delay).is_none());
+        // Confirmed while that commit is in its fsync.
+        assert!(ride.add("rabbit", &mut vec![Change::Position(2)], 1));
+        let through = ride.since.unwrap() + delay * 10;
+        ride.carried(through);
+        assert_eq!(ride.due_at(delay), Some(through + delay));
+        // What waits anew does so from its own time.
+        let mut later = ride.take();
+        assert!(later.due_at(delay) == Some(through + delay) && ride.due_at(delay).is_none());
+        later.wait_anew(Some(through + delay * 2));
+        assert_eq!(later.due_at(delay), Some(through + delay * 3));
+        drop(long_commit);
     }
 }

@@ -400,7 +400,8 @@ impl StoreBuilder {
         self
     }
 
-    /// How long a relay's progress may wait for a commit to ride on before it gets one of its own; 250 ms unless set.
+    /// How long a relay's progress may wait for a commit to ride on before it gets one of its own; 250 ms unless set,
+    /// from when it began to wait or from the end of the last commit, whichever is later: while writes flow they carry it.
     /// What is not written when the process dies is published again, and what is confirmed leaves the log of a store that nobody writes to no
     /// sooner.
     ///

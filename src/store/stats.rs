@@ -12,6 +12,9 @@ use super::relays::RelayStatus;
 use super::{Store, relay_rows};
 use crate::error::Result;
 
+/// How often [`Store::stats`] looks at counters that a commit changes under its eyes.
+const SAME_MOMENT_LOOKS: usize = 16;
+
 /// A store's figures at one moment.
 ///
 /// ```
@@ -220,11 +223,17 @@ impl Store {
             projection.lag_ms = relay_rows::age_ms(core, projection.position)?;
         }
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        stats.commits = get(&core.counters.commits);
-        stats.commits_alone = get(&core.counters.commits_alone);
-        stats.writes = get(&core.counters.writes);
-        stats.reruns = get(&core.counters.reruns);
-        stats.io = core.io.stats();
+        // Of one moment, so that syncs can be held against commits; whoever is interrupted in between looks again.
+        for _ in 0..SAME_MOMENT_LOOKS {
+            stats.commits = get(&core.counters.commits);
+            stats.commits_alone = get(&core.counters.commits_alone);
+            stats.writes = get(&core.counters.writes);
+            stats.reruns = get(&core.counters.reruns);
+            stats.io = core.io.stats();
+            if get(&core.counters.commits) == stats.commits {
+                break;
+            }
+        }
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
         stats.rejected = self.rejected_counts()?;

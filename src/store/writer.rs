@@ -178,15 +178,15 @@ impl Writer<'_> {
         let waits = &self.core.queue.writer_waits;
         waits.store(true, Ordering::SeqCst);
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
-        let since = self.core.ride().since;
-        let trim_left = self.core.tail().trim_left;
-        let untimed = since.is_none() && !trim_left;
-        waits.store(untimed, Ordering::SeqCst);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
-        let ride_due = match since {
+        let due_at = self.core.ride().due_at(delay);
+        let trim_left = self.core.tail().trim_left;
+        let untimed = due_at.is_none() && !trim_left;
+        waits.store(untimed, Ordering::SeqCst);
+        let ride_due = match due_at {
             // In the middle of trimming: go on, unless something else is to be done.
             _ if trim_left && self.trimming => Some(Instant::now() + Duration::from_millis(1)),
-            Some(since) => Some(since + delay),
+            Some(due_at) => Some(due_at),
             None if trim_left => Some(Instant::now() + delay),
             None => None,
         };
@@ -206,7 +206,7 @@ impl Writer<'_> {
                 drop(self.core.turns.take());
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 let trim_left = self.core.tail().trim_left;
-                let overdue = self.core.ride().since.is_some_and(|since| since.elapsed() >= delay);
+                let overdue = self.core.ride().due_at(delay).is_some_and(|due_at| due_at <= Instant::now());
                 if overdue || (idle && trim_left) {
                     self.commit_ride();
                     self.trimming = true;
@@ -255,7 +255,7 @@ impl Writer<'_> {
         if let Err(error) = self.try_commit_ride() {
             // It waits on; without a pause a failing disk would be asked again at once.
             let mut ride = self.core.ride();
-            ride.since = if self.core.poisoned().is_some() { None } else { Some(Instant::now()) };
+            ride.wait_anew(self.core.poisoned().is_none().then(Instant::now));
             self.core.tail().trim_left = false;
             tracing::warn!(%error, "writing a relay's progress failed; it will be repeated");
         }

@@ -106,7 +106,8 @@ fn watch(flow: &Flow, stretch: Duration) -> Result<Sustained, Box<dyn Error>> {
 struct Syncs {
     /// Commits that carried writes of the application.
     written: u64,
-    /// Syncs of the file beyond one for each of those.
+    /// Syncs of the file beyond one for each of those, and one for each time the file has grown: the engine makes a new length durable
+    /// before it uses it.
     more: u64,
 }
 
@@ -116,8 +117,9 @@ impl Syncs {
         let alone = after.commits_alone - before.commits_alone;
         let written = after.commits - before.commits - alone;
         let syncs = after.io.syncs - before.io.syncs;
+        let growths = after.io.resizes - before.io.resizes;
         // One commit may be between its sync and its count when either is read.
-        Self { written, more: alone.max(syncs.saturating_sub(written + 1)) }
+        Self { written, more: alone.max(syncs.saturating_sub(written + growths + 1)) }
     }
 
     fn and(self, other: Self) -> Self {
