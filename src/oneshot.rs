@@ -1,5 +1,8 @@
 //! One value from one thread to another, waited for by a thread or by a future. No runtime.
+//!
+//! Many answers at once ([`Wakes`]): whoever is woken wakes two others before it goes on.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +21,8 @@ enum Waiter {
 #[derive(Debug)]
 enum State<T> {
     Empty(Waiter),
-    Full(T),
+    /// The answer, and whom its taker helps to wake.
+    Full(T, Option<Arc<Wakes>>),
     /// Taken, or the sender went away without sending.
     Gone,
 }
@@ -26,17 +30,59 @@ enum State<T> {
 #[derive(Debug)]
 struct Shared<T>(Mutex<State<T>>);
 
+impl Waiter {
+    fn tell(self) {
+        match self {
+            Self::Thread(thread) => thread.unpark(),
+            Self::Task(waker) => waker.wake(),
+            Self::Nobody => {}
+        }
+    }
+}
+
+/// How many others a thread wakes that has got its answer.
+const WOKEN_WAKES: usize = 2;
+
+/// Threads whose answers are there and who are still to be woken.
+///
+/// Waking a thread is a system call of several microseconds. Whoever has many to wake wakes the first ([`wake`](Self::wake)) and goes
+/// on; each that takes its answer wakes two more. Such a thread is inside [`Receiver::wait`] and does so before it returns, so all are
+/// woken as long as each is given a processor. Who began keeps hold of it, and wakes who is left after a while.
+#[derive(Debug, Default)]
+pub(crate) struct Wakes(Mutex<VecDeque<Thread>>);
+
+impl Wakes {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Thread>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes so many of those who are left.
+    pub(crate) fn wake(&self, threads_max: usize) {
+        for _ in 0..threads_max {
+            let Some(thread) = self.lock().pop_front() else { return };
+            thread.unpark();
+        }
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.wake(usize::MAX);
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.lock().is_empty()
+    }
+}
+
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fill(&self, next: State<T>) {
-        let before = std::mem::replace(&mut *self.lock(), next);
-        match before {
-            State::Empty(Waiter::Thread(thread)) => thread.unpark(),
-            State::Empty(Waiter::Task(waker)) => waker.wake(),
-            _ => {}
+    /// Returns who is to be told.
+    fn fill(&self, next: State<T>) -> Waiter {
+        match std::mem::replace(&mut *self.lock(), next) {
+            State::Empty(waiter) => waiter,
+            State::Full(..) | State::Gone => Waiter::Nobody,
         }
     }
 
@@ -44,7 +90,13 @@ impl<T> Shared<T> {
     fn take(&self, waiter: impl FnOnce() -> Waiter) -> Option<Result<T, Abandoned>> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Gone) {
-            State::Full(value) => Some(Ok(value)),
+            State::Full(value, wakes) => {
+                drop(state);
+                if let Some(wakes) = wakes {
+                    wakes.wake(WOKEN_WAKES);
+                }
+                Some(Ok(value))
+            }
             State::Gone => Some(Err(Abandoned)),
             State::Empty(_) => {
                 *state = State::Empty(waiter());
@@ -74,7 +126,17 @@ pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
 impl<T> Sender<T> {
     pub(crate) fn send(mut self, value: T) {
         if let Some(shared) = self.0.take() {
-            shared.fill(State::Full(value));
+            shared.fill(State::Full(value, None)).tell();
+        }
+    }
+
+    /// Sends. A thread that waits for it is left to `wakes`; a task is woken, which only puts it into a queue.
+    pub(crate) fn send_among(mut self, value: T, wakes: &Arc<Wakes>) {
+        if let Some(shared) = self.0.take() {
+            match shared.fill(State::Full(value, Some(Arc::clone(wakes)))) {
+                Waiter::Thread(thread) => wakes.lock().push_back(thread),
+                other => other.tell(),
+            }
         }
     }
 }
@@ -89,7 +151,7 @@ impl<T> Sender<T> {
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
-            shared.fill(State::Gone);
+            shared.fill(State::Gone).tell();
         }
     }
 }
@@ -149,5 +211,54 @@ mod tests {
 
         let (_sender, receiver) = channel::<u8>();
         assert_eq!(receiver.wait_until(Instant::now()), None);
+    }
+    /// Goal: a chain wakes everybody, whoever of them is woken first, and whoever does not wait. Method: a hundred threads that all
+    /// wait, of whom one is woken; a task and one who has given up among them.
+    #[test]
+    fn whoever_is_woken_wakes_two_others() {
+        let wakes = Arc::new(Wakes::default());
+        let (senders, waiters): (Vec<_>, Vec<_>) = (0..100)
+            .map(|n| {
+                let (sender, receiver) = channel();
+                let waits = Arc::clone(&receiver.0);
+                let waiter = std::thread::spawn(move || receiver.wait());
+                while matches!(*waits.lock(), State::Empty(Waiter::Nobody)) {
+                    std::thread::yield_now();
+                }
+                ((n, sender), (n, waiter))
+            })
+            .unzip();
+        let (gone, task) = (channel(), channel());
+        drop(gone.1);
+        gone.0.send_among(1000, &wakes);
+        for (n, sender) in senders {
+            sender.send_among(n, &wakes);
+        }
+        task.0.send_among(1001, &wakes);
+        assert_eq!(wakes.lock().len(), 100, "only threads that wait are left to it");
+        wakes.wake(1);
+        for (n, waiter) in waiters {
+            assert_eq!(waiter.join().unwrap(), Ok(n));
+        }
+        assert!(wakes.is_done());
+        assert_eq!(task.1.wait(), Ok(1001));
+    }
+
+    /// Goal: nobody waits for ever for one who does not go on. Method: the first of a chain has been told by other means.
+    #[test]
+    fn who_began_a_chain_can_end_it() {
+        let wakes = Arc::new(Wakes::default());
+        let (sender, receiver) = channel();
+        let waits = Arc::clone(&receiver.0);
+        let waiter = std::thread::spawn(move || receiver.wait());
+        while matches!(*waits.lock(), State::Empty(Waiter::Nobody)) {
+            std::thread::yield_now();
+        }
+        wakes.lock().push_back(std::thread::current());
+        sender.send_among(7, &wakes);
+        wakes.wake(1);
+        assert!(!wakes.is_done());
+        wakes.wake_all();
+        assert_eq!(waiter.join().unwrap(), Ok(7));
     }
 }

@@ -130,6 +130,11 @@ impl Queue {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Writes in the queue and in the group that is being committed.
+    pub(crate) fn company(&self) -> usize {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
     /// So many writes have their outcome, or did not get in.
     pub(crate) fn leave(&self, writes: usize) {
         self.outstanding.fetch_sub(writes, Ordering::AcqRel);

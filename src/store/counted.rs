@@ -3,6 +3,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
@@ -16,6 +17,8 @@ pub(crate) struct IoCounters {
     bytes_read: AtomicU64,
     syncs: AtomicU64,
     resizes: AtomicU64,
+    /// How long a sync takes of late, in nanoseconds.
+    sync_ns: AtomicU64,
 }
 
 /// What a store has asked of the operating system since it was opened.
@@ -60,6 +63,19 @@ impl IoCounters {
             resizes: get(&self.resizes),
         }
     }
+
+    /// How long a sync takes of late.
+    pub(crate) fn sync_time(&self) -> Duration {
+        Duration::from_nanos(self.sync_ns.load(Ordering::Relaxed))
+    }
+
+    /// The newest counts for an eighth.
+    fn note_sync(&self, took: Duration) {
+        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let before_ns = self.sync_ns.load(Ordering::Relaxed);
+        let next_ns = if before_ns == 0 { took_ns } else { before_ns - before_ns / 8 + took_ns / 8 };
+        self.sync_ns.store(next_ns, Ordering::Relaxed);
+    }
 }
 
 fn count(counter: &AtomicU64, more: usize) {
@@ -94,7 +110,10 @@ impl StorageBackend for Counted {
 
     fn sync_data(&self) -> Io<()> {
         count(&self.counters.syncs, 1);
-        self.file.sync_data()
+        let began = Instant::now();
+        let result = self.file.sync_data();
+        self.counters.note_sync(began.elapsed());
+        result
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Io<()> {

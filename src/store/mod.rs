@@ -320,7 +320,7 @@ impl Store {
             core.queue.leave(1);
             return Err(self.gone());
         }
-        writer::run_batch(core, vec![closure]);
+        writer::run_alone(core, closure);
         // The writer thread trims what is left, and writes what a failed commit has put back, in a while.
         let something_left = core.tail().trim_left || !core.ride().is_empty();
         if something_left && core.queue.writer_waits.load(Ordering::SeqCst) {

@@ -546,6 +546,33 @@ fn many_writers_share_commits() {
     assert_eq!(store.stats().unwrap().commits, stats.commits + 5);
 }
 
+/// Goal: with so many writers that those of a group are woken in a chain, each gets its own answer, in time, also when others of its
+/// group fail. Method: 400 threads, ten writes each, one in seven of which fails.
+#[test]
+fn hundreds_of_writers_are_all_answered() {
+    let (_folder, store) = open();
+    let threads: Vec<_> = (0..400_u64)
+        .map(|thread| {
+            let store = store.clone();
+            let write = move |n: u64| {
+                let number = thread * 100 + n;
+                let answer = store.write(move |tx| {
+                    let appended = tx.append(Event::bytes("counted", payload(number)).to("", "q"))?;
+                    if number % 7 == 3 { Err(Error::app("told to")) } else { Ok((number, appended)) }
+                });
+                match answer {
+                    Ok(receipt) => assert_eq!(receipt.value().0, number),
+                    Err(error) => assert!(number % 7 == 3 && matches!(error, Error::App(_)), "{error}"),
+                }
+            };
+            std::thread::spawn(move || (0..10).for_each(write))
+        })
+        .collect();
+    in_time("a writer", move || threads.into_iter().for_each(|thread| thread.join().unwrap()));
+    let kept = (0..400_u64).flat_map(|thread| (0..10).map(move |n| thread * 100 + n));
+    assert_eq!(events(&store.read().unwrap()).len(), kept.filter(|number| number % 7 != 3).count());
+}
+
 /// What panics when it is dropped.
 struct Thorn(Arc<Mutex<u32>>);
 

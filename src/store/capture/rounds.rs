@@ -22,6 +22,7 @@ use super::{CaptureMode, Operation};
 use crate::error::{Error, Result};
 use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
 use crate::log::keys;
+use crate::oneshot::Wakes;
 use crate::store::core::Core;
 use crate::store::failure::damaged_row;
 use crate::store::schema::CHANGES;
@@ -181,7 +182,7 @@ impl Write for Round {
         good
     }
 
-    fn done(self: Box<Self>, _: &Arc<Core>) {
+    fn done(self: Box<Self>, _: &Arc<Core>, _: Option<&Arc<Wakes>>) {
         let Self { core, outcome } = *self;
         note(&core, outcome.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() })));
     }
