@@ -40,7 +40,7 @@ struct Next {
 /// Commits. On an error the progress that would have ridden along goes back to waiting, and nothing in memory changes.
 pub(crate) fn commit(core: &Core, tx: WriteTransaction, pending: &Pending, writes: u64) -> Result<()> {
     let ride = core.ride().take();
-    match prepare(core, &tx, pending, &ride, writes == 0) {
+    let result = match prepare(core, &tx, pending, &ride, writes == 0) {
         Ok(next) => match tx.commit() {
             Ok(()) => {
                 settle(core, pending, next, writes);
@@ -55,7 +55,9 @@ pub(crate) fn commit(core: &Core, tx: WriteTransaction, pending: &Pending, write
             }
             Err(core.note(error))
         }
-    }
+    };
+    core.announce_rest();
+    result
 }
 
 fn failed(core: &Core, ride: Ride, error: redb::CommitError) -> Error {
@@ -99,7 +101,8 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
     }
     let floor = trim_floor(core, &tail, pending, &next.cursors);
     let derived_due = pending.next_seq - tail.derived_through >= DERIVED_FLUSH_EVENTS
-        || (thorough && floor > tail.derived_through);
+        || (thorough && floor > tail.derived_through)
+        || (pending.flush_derived && pending.next_seq > tail.derived_through);
     if derived_due {
         write_lanes(tx, &tail, pending)?;
         streams::write_streams(tx, &tail.streams, &pending.streams)?;

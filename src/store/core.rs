@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, 
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use redb::{Database, ReadableDatabase};
 
 use super::bells::Bells;
@@ -20,6 +21,7 @@ use super::capture::rows::CaptureBook;
 use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
+use super::file::Opened;
 use super::inside::refuse_inside;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
@@ -112,7 +114,7 @@ pub(crate) struct Counters {
 ///
 /// A lone writer gains nothing from the writer thread and would pay two changes of threads per commit, so it commits on
 /// its own thread. With company the queue is what makes groups.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Queue {
     /// Writes that were accepted and have no outcome yet, queued or not.
     outstanding: AtomicUsize,
@@ -120,11 +122,30 @@ pub(crate) struct Queue {
     crowded: AtomicBool,
     /// The writer thread waits for its queue alone, without a time, or is about to: what is left to do must be told it.
     pub(crate) writer_waits: AtomicBool,
+    /// Tells it.
+    nudges: (Sender<()>, Receiver<()>),
     /// Held for reading by a write that skips the queue; closing waits for it.
     skipping: RwLock<()>,
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            outstanding: AtomicUsize::default(),
+            crowded: AtomicBool::default(),
+            writer_waits: AtomicBool::default(),
+            nudges: bounded(1),
+            skipping: RwLock::default(),
+        }
+    }
+}
+
 impl Queue {
+    /// What the writer thread waits for beside its queue.
+    pub(crate) fn nudges(&self) -> &Receiver<()> {
+        &self.nudges.1
+    }
+
     /// A write goes into the queue.
     pub(crate) fn enter(&self) {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
@@ -166,6 +187,8 @@ pub(crate) struct Core {
     pub(crate) path: PathBuf,
     db: RwLock<Option<Database>>,
     pub(crate) io: Arc<IoCounters>,
+    /// The open had to verify every page.
+    pub(crate) verified_at_open: bool,
     pub(crate) settings: Settings,
     pub(crate) identity: Identity,
     pub(crate) turns: Arc<Turns>,
@@ -199,16 +222,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Core {
     pub(crate) fn new(
         path: PathBuf,
-        db: Database,
-        io: Arc<IoCounters>,
+        opened: Opened,
         settings: Settings,
         identity: Identity,
         tail: Tail,
     ) -> Self {
         Self {
             path,
-            db: RwLock::new(Some(db)),
-            io,
+            db: RwLock::new(Some(opened.db)),
+            io: opened.io,
+            verified_at_open: opened.unclean,
             settings,
             identity,
             turns: Arc::default(),
@@ -338,6 +361,16 @@ impl Core {
         self.bells.ring_all();
         if self.settings.quota.is_some() {
             self.backlog_shrank.notify_all();
+        }
+    }
+
+    /// A commit has ended, either way: the writer thread is told if something is left for it to do in a while.
+    pub(crate) fn announce_rest(&self) {
+        let something_left =
+            self.settings.quick_repair_idle.is_some() || self.tail().trim_left || !self.ride().is_empty();
+        if something_left && self.queue.writer_waits.load(Ordering::SeqCst) {
+            // One that is not taken yet tells the same.
+            let _ = self.queue.nudges.0.try_send(());
         }
     }
 

@@ -184,7 +184,7 @@ impl Store {
             path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch(), unclean = opened.unclean,
             "store opened"
         );
-        let core = Arc::new(Core::new(path, opened.db, opened.io, settings, identity, tail));
+        let core = Arc::new(Core::new(path, opened, settings, identity, tail));
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()
@@ -321,11 +321,6 @@ impl Store {
             return Err(self.gone());
         }
         writer::run_alone(core, closure);
-        // The writer thread trims what is left, and writes what a failed commit has put back, in a while.
-        let something_left = core.tail().trim_left || !core.ride().is_empty();
-        if something_left && core.queue.writer_waits.load(Ordering::SeqCst) {
-            let _ = self.shared.jobs.try_send(Job::Ride);
-        }
         Ok(())
     }
 

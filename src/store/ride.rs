@@ -66,6 +66,11 @@ impl Ride {
         self.carried = Some(at);
     }
 
+    /// When the last commit was through, if there was one since the store was opened.
+    pub(crate) fn last_commit(&self) -> Option<Instant> {
+        self.carried
+    }
+
     /// When it gets a commit of its own, if none comes: not before it has waited for `delay`, and not before nobody has committed for
     /// as long. While writes flow the next of them takes it along, however long the last one took.
     pub(crate) fn due_at(&self, delay: Duration) -> Option<Instant> {

@@ -42,12 +42,15 @@ pub struct Stats {
     pub backlog_age_ms: Option<u64>,
     /// Durable commits since the store was opened: one fsync each.
     pub commits: u64,
-    /// Those among them that carried a relay's progress and no write of the application.
+    /// Those among them that carried a relay's progress and no write of the application, or none of either
+    /// ([`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle)).
     pub commits_alone: u64,
     /// Write closures and exclusive transactions committed since the store was opened.
     pub writes: u64,
     /// Times a group was run again without a closure that had failed.
     pub reruns: u64,
+    /// The end before this open was unclean, and every page was verified.
+    pub verified_at_open: bool,
     /// What was asked of the operating system since the store was opened.
     pub io: IoStats,
     /// Why the store accepts nothing more, if so.
@@ -234,6 +237,7 @@ impl Store {
                 break;
             }
         }
+        stats.verified_at_open = core.verified_at_open;
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
         stats.rejected = self.rejected_counts()?;

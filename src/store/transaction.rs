@@ -75,6 +75,8 @@ pub(crate) struct Pending {
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// Nothing undoes a part of it: who changes it has [touched](Transaction::touch) the transaction.
     pub(crate) captures: PendingCaptures,
+    /// What is derived from the log is to be written, however little has come since it last was.
+    pub(crate) flush_derived: bool,
     undo: Vec<Undo>,
 }
 
@@ -589,6 +591,15 @@ impl Transaction {
     pub(crate) fn finish(&mut self, writes: u64) -> Result<()> {
         let tx = self.tx.take().expect("a transaction is finished once").0;
         super::commit::commit(&self.core, tx, &self.pending.borrow(), writes)
+    }
+
+    /// Its commit saves where the free pages are, and what is derived from the log, so that an open after an unclean end need not look
+    /// for either.
+    pub(crate) fn set_quick_repair(&mut self) {
+        self.pending.borrow_mut().flush_derived = true;
+        if let Some(TxDebug(tx)) = &mut self.tx {
+            tx.set_quick_repair(true);
+        }
     }
 
     /// Names events that were there already as this closure's own.

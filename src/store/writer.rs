@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use super::capture::rounds::{Round, Rounds};
 use super::core::Core;
@@ -130,6 +130,8 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         stop: false,
         trimming: false,
         wakes: None,
+        opened: Instant::now(),
+        saved_at: None,
     };
     while !state.stop {
         state.wait(jobs);
@@ -157,6 +159,28 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     core.announce_queue_room();
 }
 
+/// The next job, or a nudge, which is a [`Job::Ride`].
+fn receive(
+    jobs: &Receiver<Job>,
+    nudges: &Receiver<()>,
+    deadline: Option<Instant>,
+) -> std::result::Result<Job, RecvTimeoutError> {
+    let mut select = Select::new();
+    let at_jobs = select.recv(jobs);
+    select.recv(nudges);
+    let ready = match deadline {
+        Some(deadline) => select.select_deadline(deadline).map_err(|_| RecvTimeoutError::Timeout)?,
+        None => select.select(),
+    };
+    if ready.index() == at_jobs {
+        ready.recv(jobs).map_err(|_| RecvTimeoutError::Disconnected)
+    } else {
+        // Whoever nudges lives as long as this thread.
+        let _ = ready.recv(nudges);
+        Ok(Job::Ride)
+    }
+}
+
 struct Writer<'a> {
     core: &'a Arc<Core>,
     batch: Vec<Box<dyn Write>>,
@@ -166,6 +190,9 @@ struct Writer<'a> {
     trimming: bool,
     /// Those of the last group who are still to be woken.
     wakes: Option<Arc<Wakes>>,
+    opened: Instant,
+    /// After how many commits the newest quick-repair commit was the last.
+    saved_at: Option<u64>,
 }
 
 impl Writer<'_> {
@@ -196,7 +223,8 @@ impl Writer<'_> {
         let delay = Duration::from_millis(self.core.settings.ride_ms);
         let due_at = self.core.ride().due_at(delay);
         let trim_left = self.core.tail().trim_left;
-        let untimed = due_at.is_none() && !trim_left;
+        let save_due = self.save_due();
+        let untimed = due_at.is_none() && !trim_left && save_due.is_none();
         waits.store(untimed, Ordering::SeqCst);
         let ride_due = match due_at {
             // In the middle of trimming: go on, unless something else is to be done.
@@ -205,14 +233,15 @@ impl Writer<'_> {
             None if trim_left => Some(Instant::now() + delay),
             None => None,
         };
-        let job = match ride_due.into_iter().chain(walk_due).min() {
-            Some(deadline) => jobs.recv_deadline(deadline),
-            None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-        };
+        let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).min();
+        let job = receive(jobs, self.core.queue.nudges(), deadline);
         waits.store(false, Ordering::SeqCst);
         self.trimming = false;
         match job {
             Ok(job) => self.take(job),
+            Err(RecvTimeoutError::Timeout) if save_due.is_some_and(|due| due <= Instant::now()) => {
+                self.save_if_idle();
+            }
             // Only the walk is due: it is looked at next.
             Err(RecvTimeoutError::Timeout) if ride_due.is_none_or(|due| due > Instant::now()) => {}
             Err(RecvTimeoutError::Timeout) => {
@@ -231,6 +260,35 @@ impl Writer<'_> {
                 }
             }
             Err(RecvTimeoutError::Disconnected) => self.stop = true,
+        }
+    }
+
+    /// When the next open is to be made quick, if nobody writes before.
+    fn save_due(&self) -> Option<Instant> {
+        let idle = self.core.settings.quick_repair_idle?;
+        let is_saved = self.saved_at == Some(self.core.counters.commits.load(Ordering::Relaxed));
+        (!is_saved && self.core.poisoned().is_none())
+            .then(|| self.core.ride().last_commit().map_or(self.opened, |at| at.max(self.opened)) + idle)
+    }
+
+    /// Commits with quick repair, unless somebody has written meanwhile.
+    fn save_if_idle(&mut self) {
+        let saved = or_poison(self.core, || {
+            // It waits for its turn: an exclusive transaction may be at work.
+            let mut tx = Transaction::begin(self.core)?;
+            if self.save_due().is_none_or(|due| due > Instant::now()) {
+                return tx.abort();
+            }
+            let commits = self.core.counters.commits.load(Ordering::Relaxed);
+            tx.set_quick_repair();
+            tx.finish(0)?;
+            self.saved_at = Some(commits + 1);
+            Ok(())
+        });
+        if let Err(error) = saved {
+            // After as long a time once more.
+            self.opened = Instant::now();
+            tracing::warn!(%error, "the commit that makes the next open quick has failed; it will be repeated");
         }
     }
 
