@@ -27,6 +27,7 @@ use crate::publish::{Epoch, Publisher, PublisherEvent};
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
 use crate::store::expired::{FoundExpired, find_expired};
+use crate::store::failure::engine_panicked;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus};
@@ -188,7 +189,9 @@ impl Shell {
         let span = tracing::info_span!("relay", name = %name);
         let _entered = span.enter();
         let failure = loop {
-            if let Err(error) = self.turn() {
+            // The storage engine panics on some damaged pages.
+            let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
+            if let Err(error) = turn.unwrap_or_else(|panic| Err(engine_panicked(&*panic))) {
                 break Some(error);
             }
             if self.stop_at.is_some() && self.may_end() {

@@ -1,6 +1,9 @@
 //! redb's errors as ours. A failure of the medium is marked fatal: it poisons the store.
 
-use crate::error::{BoxError, Error, StorageFailure};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{BoxError, Error, Result, StorageFailure};
 
 fn fatal(error: &redb::StorageError) -> bool {
     use redb::StorageError as E;
@@ -42,4 +45,23 @@ impl From<redb::CommitError> for Error {
 /// A row of one of our own tables that cannot be read.
 pub(crate) fn damaged_row(what: &'static str) -> Error {
     failure("reading the file", format!("a {what} row is damaged"), false)
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
+}
+
+/// The storage engine has panicked: on a page that is damaged in a way that it does not look for.
+#[cold]
+pub(crate) fn engine_panicked(panic: &(dyn Any + Send)) -> Error {
+    failure("reading the file", format!("the storage engine panicked: {}", panic_text(panic)), false)
+}
+
+/// Runs what reads pages, and nothing of the application's. The storage engine checks no page that it reads, and panics on some that are
+/// damaged.
+#[inline]
+pub(crate) fn unless_it_panics<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(engine_panicked(&*panic)))
 }

@@ -8,7 +8,7 @@ mod counted;
 pub(crate) mod cursor;
 mod doorbells;
 pub(crate) mod expired;
-mod failure;
+pub(crate) mod failure;
 mod file;
 mod inside;
 pub(crate) mod projections;

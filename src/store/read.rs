@@ -1,15 +1,18 @@
 //! Reading: a snapshot of state and log together, as of one commit.
 
+use std::any::Any;
 use std::ops::Bound;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
 use redb::{AccessGuard, Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 
 use super::core::Core;
+use super::failure::{engine_panicked, unless_it_panics};
 use super::recover::read_state;
 use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
-use crate::error::{CorruptError, Result};
+use crate::error::{CorruptError, Error, Result};
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::log::record;
@@ -110,7 +113,7 @@ impl Snapshot {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
-        self.recorded(seq)?.map(|recorded| self.upcasts.upcast(recorded)).transpose()
+        unless_it_panics(|| self.recorded(seq))?.map(|recorded| self.upcasts.upcast(recorded)).transpose()
     }
 
     /// As recorded, whatever its form.
@@ -287,8 +290,10 @@ impl Iterator for Events {
     type Item = Result<Recorded>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let upcasts = &self.upcasts;
-        self.frames.next_as(|seq, frame| upcasts.upcast(record::decode(seq, frame)?), |_, recorded| recorded)
+        let recorded = self
+            .frames
+            .guarded(|frames| frames.next_as(|seq, frame| Ok(record::decode(seq, frame)?), |_, it| it));
+        recorded.map(|recorded| recorded.and_then(|recorded| self.upcasts.upcast(recorded)))
     }
 }
 
@@ -341,6 +346,32 @@ impl Frames {
             (Err(error), _) => Some(Err(error)),
             (Ok(_), row) => self.at_end(row),
         }
+    }
+
+    /// What `read` gives, which must run nothing of the application's. If the storage engine panics that is told, and is the end: how far its
+    /// range came is not known.
+    #[inline]
+    pub(super) fn guarded<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Option<Result<T>>,
+    ) -> Option<Result<T>> {
+        if self.failed {
+            return None;
+        }
+        catch_unwind(AssertUnwindSafe(|| read(self)))
+            .unwrap_or_else(|panic| Some(Err(self.panicked(&*panic))))
+    }
+
+    /// It was told that nothing more can be read.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// The storage engine has panicked; nothing more comes.
+    #[cold]
+    pub(super) fn panicked(&mut self, panic: &(dyn Any + Send)) -> Error {
+        self.failed = true;
+        engine_panicked(panic)
     }
 
     #[cold]

@@ -1,6 +1,8 @@
 //! Replay: the log from a position on, without copying.
 
+use std::cell::Cell;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::read::{Frame, Frames, Snapshot};
 use crate::error::{Error, Result};
@@ -88,18 +90,38 @@ impl Replay {
         &mut self,
         mut visit: impl FnMut(Result<ReplayedEvent<&[u8]>>) -> Result<(), E>,
     ) -> Result<(), E> {
-        loop {
-            let shown = self.frames.next_as(
-                |seq, bytes| {
-                    Ok(visit(skim(seq, bytes).map(|skim| ReplayedEvent { bytes, skim }).map_err(Error::from)))
-                },
-                |_, shown| shown,
-            );
-            match shown {
-                None => return Ok(()),
-                Some(Ok(shown)) => shown?,
-                Some(Err(error)) => visit(Err(error))?,
+        if self.frames.has_failed() {
+            return Ok(());
+        }
+        // Caught once for all events, not for each: whose the panic is, it says.
+        let visiting = Cell::new(false);
+        let all = catch_unwind(AssertUnwindSafe(|| {
+            let mut show = |event: Result<ReplayedEvent<&[u8]>>| {
+                visiting.set(true);
+                let said = visit(event);
+                visiting.set(false);
+                said
+            };
+            loop {
+                let shown = self.frames.next_as(
+                    |seq, bytes| {
+                        Ok(show(
+                            skim(seq, bytes).map(|skim| ReplayedEvent { bytes, skim }).map_err(Error::from),
+                        ))
+                    },
+                    |_, shown| shown,
+                );
+                match shown {
+                    None => return Ok(()),
+                    Some(Ok(shown)) => shown?,
+                    Some(Err(error)) => show(Err(error))?,
+                }
             }
+        }));
+        match all {
+            Ok(said) => said,
+            Err(panic) if visiting.get() => resume_unwind(panic),
+            Err(panic) => visit(Err(self.frames.panicked(&*panic))),
         }
     }
 }
@@ -109,10 +131,12 @@ impl Iterator for Replay {
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        self.frames.next_as(
-            |seq, frame| Ok(skim(seq, frame)?),
-            |frame, skim| ReplayedEvent { bytes: PageBytes(frame), skim },
-        )
+        self.frames.guarded(|frames| {
+            frames.next_as(
+                |seq, frame| Ok(skim(seq, frame)?),
+                |frame, skim| ReplayedEvent { bytes: PageBytes(frame), skim },
+            )
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use redb::{ReadableTable, WriteTransaction};
 
 use super::commit::drop_released;
 use super::core::Tail;
-use super::failure::damaged_row;
+use super::failure::{damaged_row, unless_it_panics};
 use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{EVENT_SCOPE, Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, EventError, ExpectedRevision, Result};
@@ -232,14 +232,14 @@ impl Iterator for StreamEvents<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let revision = self.left.next()?;
-        Some(self.read(revision))
+        Some(unless_it_panics(|| self.read(revision)))
     }
 }
 
 impl DoubleEndedIterator for StreamEvents<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
         let revision = self.left.next_back()?;
-        Some(self.read(revision))
+        Some(unless_it_panics(|| self.read(revision)))
     }
 }
 

@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use super::capture::rounds::{Round, Rounds};
 use super::core::Core;
+use super::failure::panic_text;
 use super::receipt::Receipt;
 use super::transaction::Transaction;
 use crate::error::{Error, Result, StorageFailure};
@@ -114,11 +115,6 @@ fn same(error: &Error) -> Error {
             fatal: matches!(other, Error::Storage(failure) if failure.fatal),
         }),
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
 }
 
 /// The thread's whole life.

@@ -187,3 +187,30 @@ fn damage_is_told_in_its_place() {
     }
     assert_eq!(in_turn, read);
 }
+
+/// Goal: what a visitor panics with is its own affair. Method: one that does, at the second event; the replay then goes on behind it.
+#[test]
+fn a_visitors_panic_is_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    for n in 0..3 {
+        crate::scratch::put(&store, n).unwrap();
+    }
+    let mut replay = store.read().unwrap().replay(0).unwrap();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        replay.visit(|event| -> onewrite::Result<()> {
+            if event?.seq() == 1 {
+                std::panic::resume_unwind(Box::new("mine"));
+            }
+            Ok(())
+        })
+    }));
+    assert_eq!(panic.unwrap_err().downcast_ref(), Some(&"mine"));
+    let mut seen = Vec::new();
+    let mut note = |event: onewrite::Result<ReplayedEvent<&[u8]>>| {
+        seen.push(event?.seq());
+        Ok::<(), onewrite::Error>(())
+    };
+    replay.visit(&mut note).unwrap();
+    assert_eq!(seen, [2]);
+}

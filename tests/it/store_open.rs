@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use onewrite::redb::{Database, ReadableDatabase, TableDefinition};
-use onewrite::{Error, OpenError, Store};
+use onewrite::{Error, OpenError, Snapshot, Store};
 
 use crate::scratch::{Random, STATE, audit, can_run, child, child_under, crash_copy, event, put, task};
 
@@ -499,6 +499,7 @@ fn read_damaged(path: &Path) -> &'static str {
             Err(_) => damaged += 1,
         }
     }
+    read_in_place(&snapshot, &seqs);
     let unclean = path.file_name().unwrap().to_str().unwrap().contains("unclean");
     if unclean {
         // Every page was verified: what opens is one commit, whole, the application's tables too.
@@ -514,6 +515,24 @@ fn read_damaged(path: &Path) -> &'static str {
     }
     assert!(seqs.is_sorted_by(|a, b| a < b), "events repeated or out of order: {seqs:?}");
     if damaged == 0 && seqs.len() == 120 { "whole" } else { "partly" }
+}
+
+/// The other ways to read say the same. Once a page has made the storage engine panic, that may be the end of them all.
+fn read_in_place(snapshot: &Snapshot, seqs: &[u64]) {
+    let Ok(replay) = snapshot.replay(0) else { return };
+    let replayed: Vec<u64> = replay.take(1000).filter_map(|event| Some(event.ok()?.seq())).collect();
+    assert_eq!(replayed, seqs, "replayed in place");
+    let mut visited = Vec::new();
+    let visit = |event: onewrite::Result<onewrite::ReplayedEvent<&[u8]>>| {
+        visited.extend(event.map(|event| event.seq()));
+        Ok::<(), Error>(())
+    };
+    snapshot.replay(0).unwrap().visit(visit).unwrap();
+    assert_eq!(visited, seqs, "visited");
+    for seq in 0..121 {
+        let read = snapshot.event(seq);
+        assert!(!matches!(read, Ok(Some(_))) || seqs.contains(&seq) || seqs.len() < 120, "{seq}: {read:?}");
+    }
 }
 
 /// Goal: S8: a creation that is killed anywhere leaves nothing that cannot be opened. Method: `kill -9` a child at
