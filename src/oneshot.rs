@@ -132,12 +132,20 @@ impl<T> Sender<T> {
 
     /// Sends. A thread that waits for it is left to `wakes`; a task is woken, which only puts it into a queue.
     pub(crate) fn send_among(mut self, value: T, wakes: &Arc<Wakes>) {
-        if let Some(shared) = self.0.take() {
-            match shared.fill(State::Full(value, Some(Arc::clone(wakes)))) {
-                Waiter::Thread(thread) => wakes.lock().push_back(thread),
-                other => other.tell(),
+        let Some(shared) = self.0.take() else { return };
+        let mut state = shared.lock();
+        // It is among them before it can take its answer, and wake others in its turn.
+        let task = match std::mem::replace(&mut *state, State::Gone) {
+            State::Empty(Waiter::Thread(thread)) => {
+                wakes.lock().push_back(thread);
+                Waiter::Nobody
             }
-        }
+            State::Empty(other) => other,
+            State::Full(..) | State::Gone => Waiter::Nobody,
+        };
+        *state = State::Full(value, Some(Arc::clone(wakes)));
+        drop(state);
+        task.tell();
     }
 }
 
@@ -196,6 +204,9 @@ impl<T> Future for Receiver<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::task::Wake;
+
     use super::*;
 
     #[test]
@@ -212,8 +223,17 @@ mod tests {
         let (_sender, receiver) = channel::<u8>();
         assert_eq!(receiver.wait_until(Instant::now()), None);
     }
-    /// Goal: a chain wakes everybody, whoever of them is woken first, and whoever does not wait. Method: a hundred threads that all
-    /// wait, of whom one is woken; a task and one who has given up among them.
+
+    struct Told(AtomicU32);
+
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Goal: a chain wakes every thread that waits, and tasks are woken at once. Method: a hundred threads that all wait, of whom one is woken;
+    /// a task that was polled, a future that was not, and one that is gone among them.
     #[test]
     fn whoever_is_woken_wakes_two_others() {
         let wakes = Arc::new(Wakes::default());
@@ -228,23 +248,28 @@ mod tests {
                 ((n, sender), (n, waiter))
             })
             .unzip();
-        let (gone, task) = (channel(), channel());
+        let (gone, unpolled, mut task) = (channel(), channel(), channel());
         drop(gone.1);
         gone.0.send_among(1000, &wakes);
+        let told = Arc::new(Told(AtomicU32::new(0)));
+        let waker = Waker::from(Arc::clone(&told));
+        assert_eq!(Pin::new(&mut task.1).poll(&mut Context::from_waker(&waker)), Poll::Pending);
         for (n, sender) in senders {
             sender.send_among(n, &wakes);
         }
-        task.0.send_among(1001, &wakes);
+        unpolled.0.send_among(1001, &wakes);
+        task.0.send_among(1002, &wakes);
+        assert_eq!(told.0.load(Ordering::SeqCst), 1, "a task is woken at once");
         assert_eq!(wakes.lock().len(), 100, "only threads that wait are left to it");
         wakes.wake(1);
         for (n, waiter) in waiters {
             assert_eq!(waiter.join().unwrap(), Ok(n));
         }
         assert!(wakes.is_done());
-        assert_eq!(task.1.wait(), Ok(1001));
+        assert_eq!((unpolled.1.wait(), task.1.wait()), (Ok(1001), Ok(1002)));
     }
 
-    /// Goal: nobody waits for ever for one who does not go on. Method: the first of a chain has been told by other means.
+    /// Goal: nobody waits for ever for one who does not go on. Method: the first of a chain is one who has given up.
     #[test]
     fn who_began_a_chain_can_end_it() {
         let wakes = Arc::new(Wakes::default());
@@ -254,7 +279,11 @@ mod tests {
         while matches!(*waits.lock(), State::Empty(Waiter::Nobody)) {
             std::thread::yield_now();
         }
-        wakes.lock().push_back(std::thread::current());
+        let quitter = channel();
+        let quits = Arc::clone(&quitter.1.0);
+        assert_eq!(quitter.1.wait_until(Instant::now() + Duration::from_millis(1)), None);
+        assert!(matches!(*quits.lock(), State::Empty(Waiter::Thread(_))));
+        quitter.0.send_among(6, &wakes);
         sender.send_among(7, &wakes);
         wakes.wake(1);
         assert!(!wakes.is_done());

@@ -148,11 +148,15 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
                 tail.inbox_added.saturating_sub((INBOX_SWEEP_STEP / 2).max(pending.inbox.len()));
         }
     }
-    core.ride().carried(Instant::now());
-    core.counters.commits.fetch_add(1, Ordering::Relaxed);
-    core.counters.writes.fetch_add(writes, Ordering::Relaxed);
-    if writes == 0 {
-        core.counters.commits_alone.fetch_add(1, Ordering::Relaxed);
+    {
+        // All at once for whoever reads them under this lock.
+        let mut ride = core.ride();
+        ride.carried(Instant::now());
+        core.counters.commits.fetch_add(1, Ordering::Relaxed);
+        core.counters.writes.fetch_add(writes, Ordering::Relaxed);
+        if writes == 0 {
+            core.counters.commits_alone.fetch_add(1, Ordering::Relaxed);
+        }
     }
     core.announce_commit();
 }

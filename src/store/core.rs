@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -120,12 +120,22 @@ pub(crate) struct Queue {
     outstanding: AtomicUsize,
     /// The last group from the queue held more than one write.
     crowded: AtomicBool,
-    /// The writer thread waits for its queue alone, without a time, or is about to: what is left to do must be told it.
-    pub(crate) writer_waits: AtomicBool,
+    /// What the writer thread waits for beside its queue, or is about to: what is left to do, and it does not wait for, must be told it.
+    writer_waits: AtomicU8,
     /// Tells it.
     nudges: (Sender<()>, Receiver<()>),
     /// Held for reading by a write that skips the queue; closing waits for it.
     skipping: RwLock<()>,
+}
+
+/// What the writer thread waits for beside its queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// It is at work, or looks at what is left when that is due.
+    Timed = 0,
+    /// For the store to have been idle for long enough, which may be hours.
+    UntilIdle = 1,
+    Untimed = 2,
 }
 
 impl Default for Queue {
@@ -133,7 +143,7 @@ impl Default for Queue {
         Self {
             outstanding: AtomicUsize::default(),
             crowded: AtomicBool::default(),
-            writer_waits: AtomicBool::default(),
+            writer_waits: AtomicU8::new(Waits::Timed as u8),
             nudges: bounded(1),
             skipping: RwLock::default(),
         }
@@ -141,7 +151,12 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// What the writer thread waits for beside its queue.
+    /// Said before what is left is looked at: who commits elsewhere changes that first and looks at this then.
+    pub(crate) fn writer_waits(&self, waits: Waits) {
+        self.writer_waits.store(waits as u8, Ordering::SeqCst);
+    }
+
+    /// What nudges the writer thread.
     pub(crate) fn nudges(&self) -> &Receiver<()> {
         &self.nudges.1
     }
@@ -366,9 +381,12 @@ impl Core {
 
     /// A commit has ended, either way: the writer thread is told if something is left for it to do in a while.
     pub(crate) fn announce_rest(&self) {
-        let something_left =
-            self.settings.quick_repair_idle.is_some() || self.tail().trim_left || !self.ride().is_empty();
-        if something_left && self.queue.writer_waits.load(Ordering::SeqCst) {
+        let waits = self.queue.writer_waits.load(Ordering::SeqCst);
+        if waits == Waits::Timed as u8 {
+            return;
+        }
+        let unsaved = waits == Waits::Untimed as u8 && self.settings.quick_repair_idle.is_some();
+        if unsaved || self.tail().trim_left || !self.ride().is_empty() {
             // One that is not taken yet tells the same.
             let _ = self.queue.nudges.0.try_send(());
         }

@@ -16,7 +16,7 @@ pub(crate) struct IoCounters {
     reads: AtomicU64,
     bytes_read: AtomicU64,
     syncs: AtomicU64,
-    resizes: AtomicU64,
+    growths: AtomicU64,
     /// How long a sync takes of late, in nanoseconds.
     sync_ns: AtomicU64,
 }
@@ -45,10 +45,10 @@ pub struct IoStats {
     pub reads: u64,
     /// Their bytes.
     pub bytes_read: u64,
-    /// Times the file was synced to the disk: once per commit, and once each time it has grown.
+    /// Times the file was synced to the disk: once per commit (twice where quick repair is saved), and once each time it has grown.
     pub syncs: u64,
-    /// Times the file was made longer or shorter. It at least doubles, or grows by a region of up to 4 GiB, so this is seldom.
-    pub resizes: u64,
+    /// Times the file was made longer. It about doubles, or grows by a region of up to 4 GiB, so this is seldom.
+    pub growths: u64,
 }
 
 impl IoCounters {
@@ -60,7 +60,7 @@ impl IoCounters {
             reads: get(&self.reads),
             bytes_read: get(&self.bytes_read),
             syncs: get(&self.syncs),
-            resizes: get(&self.resizes),
+            growths: get(&self.growths),
         }
     }
 
@@ -104,8 +104,10 @@ impl StorageBackend for Counted {
     }
 
     fn set_len(&self, len: u64) -> Io<()> {
-        count(&self.counters.resizes, 1);
-        self.file.set_len(len)
+        let grows = len > self.file.len()?;
+        self.file.set_len(len)?;
+        count(&self.counters.growths, usize::from(grows));
+        Ok(())
     }
 
     fn sync_data(&self) -> Io<()> {

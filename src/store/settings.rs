@@ -425,7 +425,8 @@ impl StoreBuilder {
     /// After an unclean end an open verifies every page, which takes a second and more per GB; after this commit it takes milliseconds, at
     /// any size. The next write takes that away, until the store has been idle again.
     ///
-    /// **Cost.** Two syncs and a few pages (at 10 GB about a third of a MiB) each time the store falls idle; nothing while writes flow.
+    /// **Cost.** Two syncs and a few pages (at 10 GB about a third of a MiB) each time the store falls idle, and once after an open that nobody writes to; nothing while writes
+    /// flow.
     ///
     /// **Safety.** An open that need not verify does not. Should the disk have lost what it told as synced, which only a lying disk does, that
     /// commit may be damaged and is not noticed before it is read; events have checksums of their own, the application's tables have none. An

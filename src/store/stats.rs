@@ -12,9 +12,6 @@ use super::relays::RelayStatus;
 use super::{Store, relay_rows};
 use crate::error::Result;
 
-/// How often [`Store::stats`] looks at counters that a commit changes under its eyes.
-const SAME_MOMENT_LOOKS: usize = 16;
-
 /// A store's figures at one moment.
 ///
 /// ```
@@ -40,7 +37,8 @@ pub struct Stats {
     pub backlog_bytes: u64,
     /// Age of the oldest of them, by the wall clock, in milliseconds; `None` if there is none.
     pub backlog_age_ms: Option<u64>,
-    /// Durable commits since the store was opened: one fsync each.
+    /// Durable commits since the store was opened: one fsync each, two where
+    /// [`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle) made them.
     pub commits: u64,
     /// Those among them that carried a relay's progress and no write of the application, or none of either
     /// ([`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle)).
@@ -226,17 +224,15 @@ impl Store {
             projection.lag_ms = relay_rows::age_ms(core, projection.position)?;
         }
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        // Of one moment, so that syncs can be held against commits; whoever is interrupted in between looks again.
-        for _ in 0..SAME_MOMENT_LOOKS {
+        {
+            // Of one moment. The commit that is under way, if one is, may have been synced and is not counted yet.
+            let _unchanged = core.ride();
             stats.commits = get(&core.counters.commits);
             stats.commits_alone = get(&core.counters.commits_alone);
             stats.writes = get(&core.counters.writes);
-            stats.reruns = get(&core.counters.reruns);
             stats.io = core.io.stats();
-            if get(&core.counters.commits) == stats.commits {
-                break;
-            }
         }
+        stats.reruns = get(&core.counters.reruns);
         stats.verified_at_open = core.verified_at_open;
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;

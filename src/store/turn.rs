@@ -34,6 +34,12 @@ impl Turns {
         }
         Turn(Arc::clone(self))
     }
+
+    /// Nobody has it, and nobody waits for it.
+    pub(crate) fn is_free(&self) -> bool {
+        let tickets = self.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        tickets.next == tickets.serving
+    }
 }
 
 impl Drop for Turn {

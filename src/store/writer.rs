@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use super::capture::rounds::{Round, Rounds};
-use super::core::Core;
+use super::core::{Core, Waits};
 use super::failure::panic_text;
 use super::receipt::Receipt;
 use super::transaction::Transaction;
@@ -212,16 +212,17 @@ impl Writer<'_> {
             return;
         }
         let walk_due = walk_due.map(|wait| Instant::now() + wait);
-        // Said before tail and ride are looked at: who commits elsewhere changes those first and looks at this then.
-        let waits = &self.core.queue.writer_waits;
-        waits.store(true, Ordering::SeqCst);
+        self.core.queue.writer_waits(Waits::Untimed);
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
         let due_at = self.core.ride().due_at(delay);
         let trim_left = self.core.tail().trim_left;
         let save_due = self.save_due();
-        let untimed = due_at.is_none() && !trim_left && save_due.is_none();
-        waits.store(untimed, Ordering::SeqCst);
+        self.core.queue.writer_waits(match save_due {
+            _ if due_at.is_some() || trim_left => Waits::Timed,
+            Some(_) => Waits::UntilIdle,
+            None => Waits::Untimed,
+        });
         let ride_due = match due_at {
             // In the middle of trimming: go on, unless something else is to be done.
             _ if trim_left && self.trimming => Some(Instant::now() + Duration::from_millis(1)),
@@ -231,7 +232,7 @@ impl Writer<'_> {
         };
         let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).min();
         let job = receive(jobs, self.core.queue.nudges(), deadline);
-        waits.store(false, Ordering::SeqCst);
+        self.core.queue.writer_waits(Waits::Timed);
         self.trimming = false;
         match job {
             Ok(job) => self.take(job),
@@ -262,28 +263,38 @@ impl Writer<'_> {
     /// When the next open is to be made quick, if nobody writes before.
     fn save_due(&self) -> Option<Instant> {
         let idle = self.core.settings.quick_repair_idle?;
-        let is_saved = self.saved_at == Some(self.core.counters.commits.load(Ordering::Relaxed));
-        (!is_saved && self.core.poisoned().is_none())
-            .then(|| self.core.ride().last_commit().map_or(self.opened, |at| at.max(self.opened)) + idle)
+        let (commits, last) = {
+            let ride = self.core.ride();
+            (ride.commits(), ride.last_commit())
+        };
+        if self.saved_at == Some(commits) || self.core.poisoned().is_some() {
+            return None;
+        }
+        // Idle for longer than time lasts is never.
+        last.map_or(self.opened, |last| last.max(self.opened)).checked_add(idle)
     }
 
     /// Commits with quick repair, unless somebody has written meanwhile.
     fn save_if_idle(&mut self) {
+        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= Instant::now());
+        if !is_due(self.save_due()) {
+            return;
+        }
         let saved = or_poison(self.core, || {
             // It waits for its turn: an exclusive transaction may be at work.
             let mut tx = Transaction::begin(self.core)?;
-            if self.save_due().is_none_or(|due| due > Instant::now()) {
+            if !is_due(self.save_due()) {
                 return tx.abort();
             }
-            let commits = self.core.counters.commits.load(Ordering::Relaxed);
+            let commits = self.core.ride().commits();
             tx.set_quick_repair();
             tx.finish(0)?;
             self.saved_at = Some(commits + 1);
             Ok(())
         });
         if let Err(error) = saved {
-            // After as long a time once more.
-            self.opened = Instant::now();
+            // As if opened in a while: after as long a time as then.
+            self.opened = Instant::now() + SAVE_RETRY;
             tracing::warn!(%error, "the commit that makes the next open quick has failed; it will be repeated");
         }
     }
@@ -312,9 +323,13 @@ impl Writer<'_> {
             self.core.queue.enter();
             batch.push(Box::new(Round::new(self.core)));
         }
+        if !self.core.turns.is_free() {
+            // Whoever has the turn may keep it for long, and may even wait for one of them.
+            self.wake_the_rest();
+        }
         if !batch.is_empty() {
             let wakes = run_batch(self.core, batch, wakes_pay);
-            // Nobody waits for longer than one more group.
+            // Nobody is left for longer than one more group.
             self.wake_the_rest();
             if let Some(wakes) = &wakes {
                 wakes.wake(1);
@@ -359,6 +374,8 @@ const COMMIT_COSTS: Duration = Duration::from_micros(150);
 const WAKE_COSTS: Duration = Duration::from_micros(8);
 /// How long a chain may take while there is nothing else to do.
 const WAKES_PATIENCE: Duration = Duration::from_millis(1);
+/// A quick-repair commit that has failed is not tried again sooner.
+const SAVE_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs a write that skips the queue, on its caller's thread.
 pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>) {

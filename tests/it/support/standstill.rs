@@ -1,7 +1,7 @@
 //! How long the machine stood still, for tests that judge how soon something is told.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,44 +13,53 @@ const USUAL: Duration = Duration::from_millis(50);
 ///
 /// A host that takes the processors away, and comes back seconds later, is no fault of what is tested.
 pub(crate) struct Standstill {
-    late_us: Arc<AtomicU64>,
+    meter: Arc<Mutex<Meter>>,
     over: Arc<AtomicBool>,
-    meter: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Meter {
+    late: Duration,
+    last_beat: Instant,
+}
+
+impl Meter {
+    fn lateness(&self) -> Duration {
+        let late = self.last_beat.elapsed().saturating_sub(STEP);
+        if late > USUAL { late } else { Duration::ZERO }
+    }
 }
 
 impl Standstill {
     pub(crate) fn watch() -> Self {
-        let late_us = Arc::new(AtomicU64::new(0));
+        let meter = Arc::new(Mutex::new(Meter { late: Duration::ZERO, last_beat: Instant::now() }));
         let over = Arc::new(AtomicBool::new(false));
-        let meter = {
-            let (late_us, over) = (Arc::clone(&late_us), Arc::clone(&over));
+        let thread = {
+            let (meter, over) = (Arc::clone(&meter), Arc::clone(&over));
             std::thread::spawn(move || {
                 while !over.load(Ordering::Relaxed) {
-                    let began = Instant::now();
                     std::thread::sleep(STEP);
-                    let late = began.elapsed().saturating_sub(STEP);
-                    if late > USUAL {
-                        late_us.fetch_add(u64::try_from(late.as_micros()).unwrap(), Ordering::Relaxed);
-                    }
+                    let mut meter = meter.lock().unwrap();
+                    let late = meter.late + meter.lateness();
+                    *meter = Meter { late, last_beat: Instant::now() };
                 }
             })
         };
-        Self { late_us, over, meter: Some(meter) }
+        Self { meter, over, thread: Some(thread) }
     }
 
-    /// All of it since [`watch`](Self::watch), but for what the thread has not woken up from yet.
+    /// All of it since [`watch`](Self::watch), what the thread has not woken up from yet too.
     pub(crate) fn so_far(&self) -> Duration {
-        // Whoever asks was woken just now: so is the meter, within its step.
-        std::thread::sleep(STEP * 2);
-        Duration::from_micros(self.late_us.load(Ordering::Relaxed))
+        let meter = self.meter.lock().unwrap();
+        meter.late + meter.lateness()
     }
 }
 
 impl Drop for Standstill {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        if let Some(meter) = self.meter.take() {
-            let _ = meter.join();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 }

@@ -117,7 +117,7 @@ impl Syncs {
         let alone = after.commits_alone - before.commits_alone;
         let written = after.commits - before.commits - alone;
         let syncs = after.io.syncs - before.io.syncs;
-        let growths = after.io.resizes - before.io.resizes;
+        let growths = after.io.growths - before.io.growths;
         // One commit may be between its sync and its count when either is read.
         Self { written, more: alone.max(syncs.saturating_sub(written + growths + 1)) }
     }
