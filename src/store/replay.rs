@@ -95,15 +95,16 @@ impl Replay {
         }
         // Caught once for all events, not for each: whose the panic is, it says.
         let visiting = Cell::new(false);
+        let (frames, said) = (&mut self.frames, &mut visit);
         let all = catch_unwind(AssertUnwindSafe(|| {
             let mut show = |event: Result<ReplayedEvent<&[u8]>>| {
                 visiting.set(true);
-                let said = visit(event);
+                let answer = said(event);
                 visiting.set(false);
-                said
+                answer
             };
             loop {
-                let shown = self.frames.next_as(
+                let shown = frames.next_as(
                     |seq, bytes| {
                         Ok(show(
                             skim(seq, bytes).map(|skim| ReplayedEvent { bytes, skim }).map_err(Error::from),
