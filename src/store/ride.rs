@@ -27,8 +27,6 @@ pub(crate) struct Ride {
     since: Option<Instant>,
     /// When the last commit was through: it took along what had waited by its beginning.
     carried: Option<Instant>,
-    /// How many there were.
-    commits: u64,
     /// It was put back, and the writer thread may not know that it waits again.
     unannounced: bool,
 }
@@ -59,7 +57,6 @@ impl Ride {
             cursors: std::mem::take(&mut self.cursors),
             since: self.since.take(),
             carried: self.carried,
-            commits: self.commits,
             unannounced: std::mem::take(&mut self.unannounced),
         }
     }
@@ -67,12 +64,6 @@ impl Ride {
     /// A commit is through.
     pub(crate) fn carried(&mut self, at: Instant) {
         self.carried = Some(at);
-        self.commits += 1;
-    }
-
-    /// Commits since the store was opened.
-    pub(crate) fn commits(&self) -> u64 {
-        self.commits
     }
 
     /// When the last commit was through, if there was one since the store was opened.

@@ -264,8 +264,9 @@ impl Writer<'_> {
     fn save_due(&self) -> Option<Instant> {
         let idle = self.core.settings.quick_repair_idle?;
         let (commits, last) = {
+            // Both change under its lock.
             let ride = self.core.ride();
-            (ride.commits(), ride.last_commit())
+            (self.core.counters.commits.load(Ordering::Relaxed), ride.last_commit())
         };
         if self.saved_at == Some(commits) || self.core.poisoned().is_some() {
             return None;
@@ -286,7 +287,7 @@ impl Writer<'_> {
             if !is_due(self.save_due()) {
                 return tx.abort();
             }
-            let commits = self.core.ride().commits();
+            let commits = self.core.counters.commits.load(Ordering::Relaxed);
             tx.set_quick_repair();
             tx.finish(0)?;
             self.saved_at = Some(commits + 1);

@@ -263,6 +263,36 @@ fn same_size() -> Event {
     Event::bytes("t", vec![7; 100]).key("k").to("", "orders").id("id")
 }
 
+/// Goal: what a commit off the writer thread leaves to be trimmed is trimmed in a while, whatever that thread waits for beside. Method: the
+/// relay is gone, so that nobody else asks; an exclusive transaction pushes confirmed records out of what retention keeps; without and with a
+/// wait of an hour for the store to be idle.
+#[test]
+fn an_exclusive_transaction_leaves_nothing_untrimmed() {
+    for idle in [None, Some(Duration::from_secs(3600))] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut builder = Store::builder().retention(Retention::until_confirmed().keep_events(10));
+        if let Some(idle) = idle {
+            builder = builder.quick_repair_when_idle(idle);
+        }
+        let store =
+            builder.progress_delay(Duration::from_millis(10)).open(folder.path().join("a.redb")).unwrap();
+        let broker = broker();
+        let relay = relay(&store, &broker);
+        (0..20).for_each(|n| drop(store.write(move |tx| tx.append(event(n))).unwrap()));
+        let trimmed_to = |to: u64| eventually("trimmed", || store.stats().unwrap().trimmed_to == to);
+        trimmed_to(10);
+        assert!(relay.stop(Duration::from_secs(20)).clean);
+        // By then the writer thread waits for nothing of this.
+        std::thread::sleep(Duration::from_millis(200));
+        let tx = store.begin().unwrap();
+        for n in 20..25 {
+            tx.append(event(n)).unwrap();
+        }
+        tx.commit().unwrap();
+        trimmed_to(15);
+    }
+}
+
 /// Goal: retention keeps exactly what it says, counted from the newest, and nothing goes before it is confirmed.
 /// Method: 700 events (more than one step of trimming), with the broker away at first; then wait for what is left.
 #[test]

@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use onewrite::publish::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableDatabase, TableDefinition};
-use onewrite::{Error, OpenError, Snapshot, Store};
+use onewrite::{Error, OpenError, RelayState, Snapshot, Store};
 
 use crate::scratch::{Random, STATE, audit, can_run, child, child_under, crash_copy, event, put, task};
 
@@ -530,6 +531,67 @@ fn read_damaged(path: &Path) -> &'static str {
     assert!(!matches!(next, Err(Error::Closed { .. })), "{written:?}, then {next:?}");
     assert!(seqs.is_sorted_by(|a, b| a < b), "events repeated or out of order: {seqs:?}");
     if damaged == 0 && seqs.len() == 120 { "whole" } else { "partly" }
+}
+
+/// Goal: P9: a page on which the storage engine panics is an error to everybody who reads, and the relay says that it has failed. Method: in
+/// the file of a store that died idle, whose open reads nothing of the log, each leaf that holds events says that its first value
+/// ends far behind the page.
+#[test]
+fn a_page_that_makes_the_engine_panic_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let live = folder.path().join("live.redb");
+    let store = Store::open(&live).unwrap();
+    for n in 0..40 {
+        put(&store, n).unwrap();
+    }
+    store.close().unwrap();
+    let idle = open_idle(&live, Duration::from_millis(1));
+    until_saved(&idle, 1);
+    let path = crash_copy(&idle, folder.path());
+    drop(idle);
+    let mut image = std::fs::read(&path).unwrap();
+    let mut leaves = 0;
+    for page in image.chunks_mut(4096) {
+        // A leaf's first byte is 1; the ends of its values begin at its fifth.
+        if page[0] == 1 && page.windows(8).any(|bytes| bytes == b"counted.") {
+            page[6] = 0x7f;
+            leaves += 1;
+        }
+    }
+    assert!(leaves > 0, "no leaf was found");
+    std::fs::write(&path, image).unwrap();
+
+    let store = Store::open(&path).unwrap();
+    let panicked = |error: Error| assert!(error.to_string().contains("panicked"), "{error}");
+    let snapshot = store.read().unwrap();
+    let mut events = snapshot.events(0).unwrap();
+    panicked(events.next().unwrap().unwrap_err());
+    assert!(events.next().is_none(), "it is told once");
+    let mut replay = snapshot.replay(0).unwrap();
+    panicked(replay.next().unwrap().unwrap_err());
+    assert!(replay.next().is_none());
+    let mut told = 0;
+    let mut replay = snapshot.replay(0).unwrap();
+    for _ in 0..2 {
+        let visit = |event: onewrite::Result<onewrite::ReplayedEvent<&[u8]>>| {
+            panicked(event.map(|event| event.seq()).unwrap_err());
+            told += 1;
+            Ok::<(), Error>(())
+        };
+        replay.visit(visit).unwrap();
+    }
+    assert_eq!(told, 1);
+    panicked(snapshot.event(0).unwrap_err());
+
+    let broker = MemoryBroker::new();
+    broker.declare_queue("orders", QueueOptions::default());
+    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !matches!(relay.status().state, RelayState::Failed(_)) {
+        assert!(Instant::now() < deadline, "{:?}", relay.status());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(!relay.stop(Duration::from_secs(5)).clean);
 }
 
 /// The other ways to read say the same. Once a page has made the storage engine panic, that may be the end of them all.
