@@ -96,6 +96,14 @@ impl Flow {
         Ok(Self { writers, publishing, tap, folder })
     }
 
+    /// How often whoever polls has found nothing, and waited for its interval.
+    pub(crate) fn rests(&self) -> Option<u64> {
+        match &self.publishing {
+            Publishing::Polled(poller) => Some(poller.rests()),
+            _ => None,
+        }
+    }
+
     /// The store, if it is ours.
     pub(crate) fn store(&self) -> Option<&Store> {
         match &self.publishing {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ const BATCH: usize = 1024;
 /// Runs until it is stopped.
 pub(crate) struct Poller {
     stop: Arc<AtomicBool>,
+    /// Times it has found nothing, and waited.
+    rests: Arc<AtomicU64>,
     thread: JoinHandle<Result<(), String>>,
 }
 
@@ -33,16 +35,24 @@ impl Poller {
         let client = Client::connect(url)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let rests = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&rests);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let turn = turn(&reading, &deleting, &client, queue);
                 if !turn.map_err(|error| format!("the poller: {error}"))? {
+                    counted.fetch_add(1, Ordering::Relaxed);
                     client.idle(interval);
                 }
             }
             client.close().map_err(|error| error.to_string())
         });
-        Ok(Self { stop, thread })
+        Ok(Self { stop, rests, thread })
+    }
+
+    /// How often it has found nothing, and waited.
+    pub(crate) fn rests(&self) -> u64 {
+        self.rests.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stop(self) -> Result<(), Box<dyn std::error::Error>> {

@@ -27,14 +27,17 @@ pub(crate) fn run(setup: &Setup) -> Result<Report, Box<dyn Error>> {
     let sides = [Side::Ours, Side::Polled(OFTEN, sharing), Side::Polled(SELDOM, sharing)];
     let mut rates = [const { Vec::new() }; 3];
     let mut syncs = Vec::new();
+    let mut rests = [0; 3];
     for round in 0..rounds {
         for index in (0..sides.len()).map(|index| (index + round) % sides.len()) {
             let measured = sustained(sides[index], &node, &setup.folder, stretch)?;
             if measured.rate == 0.0 {
                 return Err(format!("{}: nothing was delivered in {stretch:?}", sides[index]).into());
             }
-            println!("round {round}: {:<16} {:>8.0} events/s to the consumer", sides[index], measured.rate);
+            print!("round {round}: {:<16} {:>8.0} events/s to the consumer", sides[index], measured.rate);
+            println!("{}", measured.rests.map(|rests| format!(", {rests} rests")).unwrap_or_default());
             rates[index].push(measured.rate);
+            rests[index] += measured.rests.unwrap_or_default();
             syncs.extend(measured.syncs);
         }
     }
@@ -44,8 +47,13 @@ pub(crate) fn run(setup: &Setup) -> Result<Report, Box<dyn Error>> {
     println!("onewrite, a write every 20 ms: {slow}");
     let [ours, often, seldom] = rates.map(|rates| median(&rates));
     let mut report = Report::default();
-    for (key, peer, goal) in [("pipeline_vs_poll10", often, 2.0), ("pipeline_vs_poll100", seldom, 3.0)] {
-        let about = format!("{ours:.0} events/s over {peer:.0} of SQLite ({sharing:?}), polled, and lapin");
+    let polled =
+        [("pipeline_vs_poll10", often, rests[1], 2.0), ("pipeline_vs_poll100", seldom, rests[2], 3.0)];
+    for (key, peer, rests, goal) in polled {
+        let looked = stretch * u32::try_from(rounds)?;
+        let about = format!(
+            "{ours:.0} events/s over {peer:.0} of SQLite ({sharing:?}), polled, which waited for its interval {rests} times in {looked:?}, and lapin"
+        );
         report.add(key, ours / peer, Goal::AtLeast(goal), about);
     }
     let most = full.per_1000().max(slow.per_1000());
@@ -71,6 +79,8 @@ pub(super) struct Sustained {
     pub(super) rate: f64,
     /// If it is ours.
     syncs: Option<Syncs>,
+    /// How often whoever polls found nothing meanwhile, and waited.
+    rests: Option<u64>,
 }
 
 /// All writers at full speed.
@@ -93,12 +103,13 @@ fn slow_syncs(node: &Node, folder: &Path, stretch: Duration) -> Result<Syncs, Bo
 fn watch(flow: &Flow, stretch: Duration) -> Result<Sustained, Box<dyn Error>> {
     std::thread::sleep(WARM_UP);
     let stats = || flow.store().map(onewrite::Store::stats).transpose();
-    let before = stats()?;
+    let (before, rested) = (stats()?, flow.rests());
     let (start, first) = (Instant::now(), flow.tap.delivered());
     std::thread::sleep(stretch);
     let rate = (flow.tap.delivered() - first) as f64 / start.elapsed().as_secs_f64();
     let syncs = before.zip(stats()?).map(|(before, after)| Syncs::between(&before, &after));
-    Ok(Sustained { rate, syncs })
+    let rests = rested.zip(flow.rests()).map(|(before, after)| after - before);
+    Ok(Sustained { rate, syncs, rests })
 }
 
 /// What a stretch has asked of the disk.
