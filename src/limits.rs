@@ -39,6 +39,12 @@ pub const FRAME_BYTES_MAX: u32 = 128 << 10;
 /// Default page cache of the store, in bytes. redb's own default of 1 GiB is too much for an edge device.
 pub const CACHE_BYTES_DEFAULT: usize = 32 << 20;
 
+/// Smallest journal of a store, in bytes.
+pub const JOURNAL_BYTES_MIN: usize = 1 << 20;
+
+/// Largest journal of a store, in bytes.
+pub const JOURNAL_BYTES_MAX: usize = 256 << 20;
+
 /// Writes that may wait for the writer thread. A further one blocks its caller.
 pub const WRITE_QUEUE_MAX: usize = 1024;
 

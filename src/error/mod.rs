@@ -441,6 +441,13 @@ pub enum OpenError {
         /// What the check found.
         reason: String,
     },
+    /// The store was not closed, and its [journal](crate::StoreBuilder::journal_bytes) is not there: commits are in it that the file does not hold. Put it back. To go on
+    /// without them, at an older state, put an empty file in its place.
+    #[error("{path} is missing: the store was not closed, and its last commits are in that journal; an empty file in its place gives them up", path = path.display())]
+    JournalMissing {
+        /// The journal.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {

@@ -15,6 +15,8 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageError};
 
 use super::counted::{Counted, IoCounters};
+use super::journal::side::{self, Side};
+use super::journal::{Journal, Start};
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::event::fresh_uuid_text;
 
@@ -24,24 +26,40 @@ pub(crate) struct Opened {
     /// It had to be repaired: the last owner did not close it.
     pub(crate) unclean: bool,
     pub(crate) io: Arc<IoCounters>,
+    pub(crate) journal: Option<Journaled>,
+}
+
+/// The journal of a store that is open.
+pub(crate) struct Journaled {
+    pub(crate) side: Side,
+    /// Unless it was only brought into the file.
+    pub(crate) start: Option<Start>,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) cache_bytes: usize,
+    /// 0 for none.
+    pub(crate) journal_bytes: usize,
+    pub(crate) create: bool,
 }
 
 /// Opens the file, or makes it by way of `initialise`.
 pub(crate) fn open_or_create(
     path: &Path,
-    cache_bytes: usize,
-    create: bool,
+    options: Options,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<Opened, OpenError> {
     // Someone else may create or remove the file between our steps; each round sees a newer truth.
     for _ in 0..8 {
         match open_file(path)? {
-            Some(file) => return open_database(path, &file, cache_bytes),
-            None if !create => {
+            Some(file) => return open_database(path, &file, options),
+            None if !options.create => {
                 let source = ErrorKind::NotFound.into();
                 return Err(OpenError::Io { action: "open", path: path.into(), source });
             }
-            None => create_aside(path, cache_bytes, initialise)?,
+            None => create_aside(path, options.cache_bytes, initialise)?,
         }
     }
     let source = std::io::Error::other("it appears and disappears while it is being opened");
@@ -71,27 +89,46 @@ fn open_file(path: &Path) -> Result<Option<File>, OpenError> {
 }
 
 #[cfg(unix)]
-fn owner_only(options: &mut OpenOptions) {
+pub(super) fn owner_only(options: &mut OpenOptions) {
     use std::os::unix::fs::OpenOptionsExt;
     options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
 }
 
 #[cfg(not(unix))]
-fn owner_only(_: &mut OpenOptions) {}
+pub(super) fn owner_only(_: &mut OpenOptions) {}
 
-fn open_database(path: &Path, file: &File, cache_bytes: usize) -> Result<Opened, OpenError> {
+fn open_database(path: &Path, file: &File, options: Options) -> Result<Opened, OpenError> {
+    let side = side::acquire(path, file, options.journal_bytes)?;
     let io = Arc::default();
-    match try_open(path, file, cache_bytes, Open::IfClean, &io) {
-        Ok(db) => Ok(Opened { db, unclean: false, io }),
+    let start = (options.journal_bytes > 0).then(Start::default);
+    let with = With {
+        cache_bytes: options.cache_bytes,
+        io: &io,
+        journal: side.as_ref().zip(start.as_ref()),
+    };
+    let (opened, unclean) = match try_open(path, file, &with, Open::IfClean) {
         Err(Refusal::Unclean) => {
             tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
-            match try_open(path, file, cache_bytes, Open::Verify, &io) {
-                Ok(db) => Ok(Opened { db, unclean: true, io }),
-                Err(refusal) => Err(refusal.into_error(path)),
-            }
+            (try_open(path, file, &with, Open::Verify), true)
         }
-        Err(refusal) => Err(refusal.into_error(path)),
+        opened => (opened, false),
+    };
+    match opened {
+        Ok(db) => Ok(Opened { db, unclean, io, journal: side.map(|side| Journaled { side, start }) }),
+        Err(refusal) => {
+            if let Some(side) = side {
+                side.discard();
+            }
+            Err(refusal.into_error(path))
+        }
     }
+}
+
+/// What a database is opened with.
+struct With<'a> {
+    cache_bytes: usize,
+    io: &'a Arc<IoCounters>,
+    journal: Option<(&'a Side, &'a Start)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,15 +183,14 @@ impl Refusal {
 fn try_open(
     path: &Path,
     file: &File,
-    cache_bytes: usize,
+    with: &With<'_>,
     how: Open,
-    io: &Arc<IoCounters>,
 ) -> Result<Database, Refusal> {
     let backend = file.try_clone().map_err(Refusal::Io)?;
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
     let mut builder = Builder::new();
-    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(how == Open::Verify);
+    builder.set_cache_size(with.cache_bytes).set_check_integrity_on_open(how == Open::Verify);
     if how == Open::IfClean {
         builder.set_repair_callback(move |session| {
             seen.store(true, Ordering::Relaxed);
@@ -162,8 +198,11 @@ fn try_open(
         });
     }
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let file = FileBackend::new(backend)?;
-        builder.create_with_backend(Counted { file, counters: Arc::clone(io) })
+        let counted = |file| Counted { file, counters: Arc::clone(with.io) };
+        let file = counted(FileBackend::new(backend)?);
+        let Some((side, start)) = with.journal else { return builder.create_with_backend(file) };
+        let journal = Journal::new(file, counted(side.backend()?), Some(side.path.clone()), Arc::clone(start));
+        builder.create_with_backend(journal?)
     }));
     match opened {
         Ok(Ok(db)) => Ok(db),
@@ -206,10 +245,7 @@ fn create_aside(
     let name = path
         .file_name()
         .ok_or_else(|| OpenError::NotAStore { path: path.into(), reason: "the path names no file".into() })?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     let prefix = format!(".{}.creating-", name.to_string_lossy());
     remove_left_over(folder, &prefix);
     let aside = folder.join(format!("{prefix}{}", fresh_uuid_text()));
@@ -237,7 +273,8 @@ fn make(
     options.read(true).write(true).create_new(true);
     owner_only(&mut options);
     let file = options.open(aside).map_err(|source| io("create", source))?;
-    let db = try_open(aside, &file, cache_bytes, Open::Verify, &Arc::default())
+    let with = With { cache_bytes, io: &Arc::default(), journal: None };
+    let db = try_open(aside, &file, &with, Open::Verify)
         .map_err(|refusal| refusal.into_error(aside))?;
     initialise(&db)?;
     db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
@@ -298,13 +335,13 @@ fn hold_empty(path: &Path) -> Option<File> {
 }
 
 #[cfg(unix)]
-fn same_file(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
+pub(super) fn same_file(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 #[cfg(not(unix))]
-fn same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+pub(super) fn same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
     true
 }
 
@@ -324,12 +361,35 @@ fn remove_left_over(folder: &Path, prefix: &str) {
 
 /// Makes the new name itself durable. Windows has no such call; there the rename is durable with the file's metadata.
 fn sync_folder(folder: &Path) -> Result<(), OpenError> {
-    if cfg!(unix) {
-        File::open(folder).and_then(|handle| handle.sync_all()).map_err(|source| OpenError::Io {
-            action: "sync",
-            path: folder.into(),
-            source,
-        })?;
+    sync_handle(folder).map_err(|source| OpenError::Io { action: "sync", path: folder.into(), source })
+}
+
+fn sync_handle(folder: &Path) -> std::io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
-    Ok(())
+}
+
+/// Makes a file's name durable, or that it is gone.
+pub(super) fn sync_parent(path: &Path) -> std::io::Result<()> {
+    sync_handle(folder_of(path))
+}
+
+/// The store is open, and says of itself whether it is written through a journal.
+pub(crate) fn start_journal(journal: Option<Journaled>) {
+    let Some(Journaled { side, start }) = journal else { return };
+    match start {
+        Some(start) => start.store(true, Ordering::Release),
+        // It was there from an earlier time, and is empty.
+        None => {
+            if let Err(error) = side::remove(&side.path) {
+                tracing::warn!(%error, path = %side.path.display(), "cannot remove a journal that is no longer used");
+            }
+        }
+    }
 }

@@ -11,6 +11,7 @@ pub(crate) mod expired;
 pub(crate) mod failure;
 mod file;
 mod inside;
+mod journal;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
 mod read;
@@ -164,9 +165,15 @@ impl Store {
 
     pub(crate) fn open_with(path: PathBuf, settings: settings::Settings) -> Result<Self> {
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
-        let opened = file::open_or_create(&path, settings.cache_bytes, settings.create, &initialise)?;
+        let options = file::Options {
+            cache_bytes: settings.cache_bytes,
+            journal_bytes: settings.journal_bytes,
+            create: settings.create,
+        };
+        let mut opened = file::open_or_create(&path, options, &initialise)?;
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
+            recover::note_journal(&path, &opened)?;
             let mut tail = recover::recover(&opened.db, &mut identity)?;
             let switched = capture::rows::switch_on(&opened.db, &settings.captures, &mut tail)?;
             Ok(switched.map(|()| (identity, tail)))
@@ -177,6 +184,9 @@ impl Store {
             Err(error) => {
                 // What is wrong with it is told already.
                 let _ = file::close(opened.db);
+                if let Some(journal) = opened.journal {
+                    journal.side.discard();
+                }
                 return Err(error);
             }
         };
@@ -184,6 +194,7 @@ impl Store {
             path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch(), unclean = opened.unclean,
             "store opened"
         );
+        file::start_journal(opened.journal.take());
         let core = Arc::new(Core::new(path, opened, settings, identity, tail));
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);

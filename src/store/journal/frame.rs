@@ -1,0 +1,218 @@
+//! What stands in a journal: frames, each of which is what one sync made durable.
+//!
+//! ```text
+//! frame   magic 8 · crc32 u32 · blocks u32 · number u64 · flags u32 · 0 u32 · block numbers u64… · zeros to 4,096 · blocks of 4,096
+//! ```
+//!
+//! Little-endian. The checksum (CRC-32, IEEE) covers everything after itself. Frames are numbered from 1 on, without a hole, and begin at a multiple of
+//! 4,096, so that writing one never touches a sector of the one before. They stand one after the other from the beginning of a half.
+
+use std::collections::BTreeMap;
+
+use crate::log::record::body_checksum;
+
+/// Bytes of a block: a page of the storage engine, or a part of a larger one.
+pub(super) const BLOCK: usize = 4096;
+
+/// What is written of the file, by the number of the block.
+pub(super) type Blocks = BTreeMap<u64, Box<[u8]>>;
+
+const MAGIC: [u8; 8] = *b"1wjrnl01";
+const HEAD: usize = 32;
+const CRC_AT: usize = 8;
+const CHECKED_FROM: usize = 12;
+
+/// Everything before this frame is in the file already.
+const RESET: u32 = 1;
+
+/// Blocks that a frame's head takes.
+fn head_blocks(blocks: usize) -> usize {
+    (HEAD + 8 * blocks).div_ceil(BLOCK)
+}
+
+/// Bytes of a frame of so many blocks.
+pub(super) fn frame_bytes(blocks: usize) -> usize {
+    (head_blocks(blocks) + blocks) * BLOCK
+}
+
+/// Writes a frame over `out`. One without blocks says that all before it is in the file.
+pub(super) fn encode(number: u64, blocks: &Blocks, out: &mut Vec<u8>) {
+    out.clear();
+    out.reserve(frame_bytes(blocks.len()));
+    let flags = if blocks.is_empty() { RESET } else { 0 };
+    out.extend(MAGIC);
+    out.extend([0; 4]);
+    out.extend(u32::try_from(blocks.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend(number.to_le_bytes());
+    out.extend(flags.to_le_bytes());
+    out.extend([0; 4]);
+    for number in blocks.keys() {
+        out.extend(number.to_le_bytes());
+    }
+    out.resize(head_blocks(blocks.len()) * BLOCK, 0);
+    for block in blocks.values() {
+        out.extend_from_slice(block);
+    }
+    let crc = body_checksum(out.get(CHECKED_FROM..).unwrap_or_default());
+    if let Some(place) = out.get_mut(CRC_AT..CHECKED_FROM) {
+        place.copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+/// A frame that has been read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Frame<'a> {
+    pub(super) number: u64,
+    numbers: &'a [u8],
+    data: &'a [u8],
+    reset: bool,
+}
+
+impl<'a> Frame<'a> {
+    fn bytes(&self) -> usize {
+        frame_bytes(self.numbers.len() / 8)
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = (u64, &'a [u8])> {
+        let numbers = self.numbers.as_chunks::<8>().0.iter().map(|number| u64::from_le_bytes(*number));
+        numbers.zip(self.data.chunks_exact(BLOCK))
+    }
+
+    /// The frame at the beginning of `bytes`, if it is whole.
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let (head, rest) = bytes.split_at_checked(HEAD)?;
+        let head = head.strip_prefix(&MAGIC)?;
+        let (crc, head) = head.split_first_chunk::<4>()?;
+        let (blocks, head) = head.split_first_chunk::<4>()?;
+        let (number, head) = head.split_first_chunk::<8>()?;
+        let flags = head.first_chunk::<4>()?;
+        let blocks = usize::try_from(u32::from_le_bytes(*blocks)).ok()?;
+        let frame_bytes = head_blocks(blocks).checked_add(blocks)?.checked_mul(BLOCK)?;
+        let numbers = rest.get(..blocks.checked_mul(8)?)?;
+        let data = bytes.get(head_blocks(blocks) * BLOCK..frame_bytes)?;
+        if body_checksum(bytes.get(CHECKED_FROM..frame_bytes)?) != u32::from_le_bytes(*crc) {
+            return None;
+        }
+        let reset = u32::from_le_bytes(*flags) & RESET != 0;
+        Some(Self { number: u64::from_le_bytes(*number), numbers, data, reset })
+    }
+}
+
+/// A frame is not what was written, and others that are newer stand behind it: this is no end that a crash has torn.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Hole {
+    pub(super) number: u64,
+}
+
+/// The frames of a half, from its beginning on for as long as each follows the one before; and where they end. Older ones may stand behind.
+fn run(half: &[u8]) -> (Vec<Frame<'_>>, usize) {
+    let mut frames: Vec<Frame<'_>> = Vec::new();
+    let mut at = 0;
+    while let Some(frame) = half.get(at..).and_then(Frame::read) {
+        if frames.last().is_some_and(|last| frame.number != last.number + 1) {
+            break;
+        }
+        at += frame.bytes();
+        frames.push(frame);
+    }
+    (frames, at)
+}
+
+/// Whether a frame newer than `number` stands at any place of `bytes`.
+fn any_newer(bytes: &[u8], number: u64) -> bool {
+    let mut starts = (0..bytes.len()).step_by(BLOCK).filter_map(|at| bytes.get(at..));
+    starts.any(|bytes| Frame::read(bytes).is_some_and(|frame| frame.number > number))
+}
+
+/// What the two halves of a journal hold that may not be in the file yet: the newest form of each block. That is in the newer half alone:
+/// it is begun once all of the other is in the file, and only then is the other written over.
+pub(super) fn replay<'a>(halves: [&'a [u8]; 2]) -> Result<BTreeMap<u64, &'a [u8]>, Hole> {
+    let first = |frames: &[Frame<'_>]| frames.first().map_or(0, |frame| frame.number);
+    let [a, b] = halves.map(|half| (half, run(half)));
+    let (half, (frames, end)) = if first(&a.1.0) > first(&b.1.0) { a } else { b };
+    if let Some(last) = frames.last()
+        && any_newer(half.get(end..).unwrap_or_default(), last.number)
+    {
+        return Err(Hole { number: last.number + 1 });
+    }
+    let after = frames.iter().rposition(|frame| frame.reset).map_or(0, |reset| reset + 1);
+    Ok(frames.iter().skip(after).flat_map(Frame::blocks).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(numbers: &[u64], fill: u8) -> Blocks {
+        numbers.iter().map(|number| (*number, vec![fill; BLOCK].into())).collect()
+    }
+
+    fn half(frames: &[(u64, Blocks)], blocks_max: usize) -> Vec<u8> {
+        let (mut half, mut out) = (Vec::new(), Vec::new());
+        for (number, blocks) in frames {
+            encode(*number, blocks, &mut out);
+            assert_eq!(out.len(), frame_bytes(blocks.len()));
+            half.extend_from_slice(&out);
+        }
+        half.resize(blocks_max * BLOCK, 0);
+        half
+    }
+
+    fn fills(replayed: &BTreeMap<u64, &[u8]>) -> Vec<(u64, u8)> {
+        replayed.iter().map(|(number, block)| (*number, *block.last().unwrap())).collect()
+    }
+
+    /// Goal: what is written is what is read, the newest of each block, also where the numbers fill more than one block.
+    #[test]
+    fn the_newest_of_each_block() {
+        let many: Vec<u64> = (0..1200).map(|n| n * 3).collect();
+        let newer = half(&[(7, blocks(&many, 1)), (8, blocks(&[3, 4], 2)), (9, blocks(&[4, 5], 3))], 1300);
+        let older = half(&[(5, blocks(&[7], 9)), (6, blocks(&[7], 9))], 1300);
+        for halves in [[&newer[..], &older], [&older, &newer], [&newer, &[]]] {
+            let found = replay(halves).unwrap();
+            assert_eq!(found.len(), 1202);
+            assert_eq!(fills(&found)[..5], [(0, 1), (3, 2), (4, 3), (5, 3), (6, 1)]);
+        }
+        assert!(replay([&[0; 4 * BLOCK], &[]]).unwrap().is_empty());
+    }
+
+    /// Goal: what is in the file already is not written over it. Method: a reset in the middle; an older half that is being written over.
+    #[test]
+    fn what_is_in_the_file_is_left() {
+        let newer = half(&[(11, blocks(&[1], 1)), (12, Blocks::new()), (13, blocks(&[2], 2))], 16);
+        assert_eq!(fills(&replay([&newer, &[]]).unwrap()), [(2, 2)]);
+        let mut older = half(&[(7, blocks(&[3], 3)), (8, blocks(&[3], 3)), (9, blocks(&[4], 4)), (10, blocks(&[5], 5))], 16);
+        older[2 * BLOCK..3 * BLOCK].fill(0);
+        assert_eq!(fills(&replay([&older, &newer]).unwrap()), [(2, 2)]);
+    }
+
+    /// Goal: a torn end is the end; a hole before newer frames is none. Method: each byte of the last and of the middle frame changed,
+    /// with frames of an older time behind.
+    #[test]
+    fn a_torn_end_is_told_from_a_hole() {
+        let older = half(&[(1, blocks(&[9], 9)), (2, blocks(&[9], 9)), (3, blocks(&[9], 9)), (4, blocks(&[9], 9))], 8);
+        let newer = half(&[(5, blocks(&[1], 1)), (6, blocks(&[2], 2)), (7, blocks(&[3], 3))], 6);
+        let mut good = older.clone();
+        good[..newer.len()].copy_from_slice(&newer);
+        assert_eq!(fills(&replay([&good, &[]]).unwrap()), [(1, 1), (2, 2), (3, 3)]);
+        for at in (0..HEAD + 8).chain([BLOCK, 2 * BLOCK - 1]) {
+            let mut torn = good.clone();
+            torn[4 * BLOCK + at] ^= 1;
+            assert_eq!(fills(&replay([&torn, &[]]).unwrap()), [(1, 1), (2, 2)], "byte {at}");
+            torn = good.clone();
+            torn[2 * BLOCK + at] ^= 1;
+            assert_eq!(replay([&torn, &[]]).unwrap_err(), Hole { number: 6 }, "byte {at}");
+        }
+    }
+
+    /// Goal: lengths that cannot be are no frame, and ask for no memory.
+    #[test]
+    fn hostile_lengths_are_no_frame() {
+        let mut frame = half(&[(1, blocks(&[1], 1))], 2);
+        for count in [2_u32, 511, u32::MAX / 8, u32::MAX] {
+            frame[12..16].copy_from_slice(&count.to_le_bytes());
+            assert!(Frame::read(&frame).is_none());
+        }
+        assert!(Frame::read(&frame[..20]).is_none());
+    }
+}
