@@ -101,11 +101,7 @@ fn open_database(path: &Path, file: &File, options: Options) -> Result<Opened, O
     let side = side::acquire(path, file, options.journal_bytes)?;
     let io = Arc::default();
     let start = (options.journal_bytes > 0).then(Start::default);
-    let with = With {
-        cache_bytes: options.cache_bytes,
-        io: &io,
-        journal: side.as_ref().zip(start.as_ref()),
-    };
+    let with = With { cache_bytes: options.cache_bytes, io: &io, journal: side.as_ref().zip(start.as_ref()) };
     let (opened, unclean) = match try_open(path, file, &with, Open::IfClean) {
         Err(Refusal::Unclean) => {
             tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
@@ -180,12 +176,7 @@ impl Refusal {
     }
 }
 
-fn try_open(
-    path: &Path,
-    file: &File,
-    with: &With<'_>,
-    how: Open,
-) -> Result<Database, Refusal> {
+fn try_open(path: &Path, file: &File, with: &With<'_>, how: Open) -> Result<Database, Refusal> {
     let backend = file.try_clone().map_err(Refusal::Io)?;
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
@@ -201,7 +192,8 @@ fn try_open(
         let counted = |file| Counted { file, counters: Arc::clone(with.io) };
         let file = counted(FileBackend::new(backend)?);
         let Some((side, start)) = with.journal else { return builder.create_with_backend(file) };
-        let journal = Journal::new(file, counted(side.backend()?), Some(side.path.clone()), Arc::clone(start));
+        let journal =
+            Journal::new(file, counted(side.backend()?), Some(side.path.clone()), Arc::clone(start));
         builder.create_with_backend(journal?)
     }));
     match opened {
@@ -274,8 +266,7 @@ fn make(
     owner_only(&mut options);
     let file = options.open(aside).map_err(|source| io("create", source))?;
     let with = With { cache_bytes, io: &Arc::default(), journal: None };
-    let db = try_open(aside, &file, &with, Open::Verify)
-        .map_err(|refusal| refusal.into_error(aside))?;
+    let db = try_open(aside, &file, &with, Open::Verify).map_err(|refusal| refusal.into_error(aside))?;
     initialise(&db)?;
     db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
     // Locked until it is in place: other creations take what is free for a left-over.

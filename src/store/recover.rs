@@ -12,8 +12,8 @@ use super::journal::side;
 use super::projections::ProjectionRow;
 use super::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH,
-    META_EPOCH_STARTS, META_FORMAT, META_JOURNAL, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS,
-    STREAMS, StateRow,
+    META_EPOCH_STARTS, META_FORMAT, META_JOURNAL, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED,
+    PROJECTIONS, STREAMS, StateRow,
 };
 use super::streams::stream_row;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -105,6 +105,8 @@ pub(crate) fn note_journal(path: &Path, opened: &Opened) -> Result<()> {
     drop(tx);
     let found = opened.journal.as_ref().is_some_and(|journal| journal.side.found);
     if noted && opened.unclean && !found {
+        // Closed, it would not say any more that it was not.
+        opened.io.seal();
         return Err(OpenError::JournalMissing { path: side::path_of(path) }.into());
     }
     let used = opened.journal.as_ref().is_some_and(|journal| journal.start.is_some());
@@ -112,7 +114,11 @@ pub(crate) fn note_journal(path: &Path, opened: &Opened) -> Result<()> {
         let tx = opened.db.begin_write()?;
         {
             let mut meta = tx.open_table(META)?;
-            if used { meta.insert(META_JOURNAL, &[][..])? } else { meta.remove(META_JOURNAL)? };
+            if used {
+                meta.insert(META_JOURNAL, &[][..])?
+            } else {
+                meta.remove(META_JOURNAL)?
+            };
         }
         tx.commit()?;
     }

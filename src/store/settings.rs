@@ -9,7 +9,8 @@ use super::capture::{Capture, Captures};
 use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
-    CACHE_BYTES_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
+    CACHE_BYTES_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, PAYLOAD_BYTES_DEFAULT,
+    PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
 };
 use crate::time::{Clock, SystemClock, as_ms};
 use crate::upcast::Upcasts;
@@ -564,7 +565,8 @@ impl StoreBuilder {
         }
         let journal = settings.journal_bytes;
         if journal != 0 && !(JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX).contains(&journal) {
-            let reason = format!("{journal} bytes are not between {JOURNAL_BYTES_MIN} and {JOURNAL_BYTES_MAX}, nor 0");
+            let reason =
+                format!("{journal} bytes are not between {JOURNAL_BYTES_MIN} and {JOURNAL_BYTES_MAX}, nor 0");
             return Err(SettingError::new("journal_bytes", reason).into());
         }
         if settings.quota.is_some_and(|quota| quota.events_max == 0 || quota.bytes_max == 0) {

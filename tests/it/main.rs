@@ -24,6 +24,7 @@ mod fairness;
 #[cfg(target_os = "linux")]
 mod faults;
 mod floors;
+mod journal;
 #[cfg(unix)]
 mod lanes_inbox;
 #[cfg(unix)]

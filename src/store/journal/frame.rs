@@ -104,8 +104,8 @@ pub(super) struct Hole {
     pub(super) number: u64,
 }
 
-/// The frames of a half, from its beginning on for as long as each follows the one before; and where they end. Older ones may stand behind.
-fn run(half: &[u8]) -> (Vec<Frame<'_>>, usize) {
+/// The frames of a half, from its beginning on for as long as each follows the one before. Older ones may stand behind.
+fn run(half: &[u8]) -> Vec<Frame<'_>> {
     let mut frames: Vec<Frame<'_>> = Vec::new();
     let mut at = 0;
     while let Some(frame) = half.get(at..).and_then(Frame::read) {
@@ -115,25 +115,24 @@ fn run(half: &[u8]) -> (Vec<Frame<'_>>, usize) {
         at += frame.bytes();
         frames.push(frame);
     }
-    (frames, at)
+    frames
 }
 
-/// Whether a frame newer than `number` stands at any place of `bytes`.
-fn any_newer(bytes: &[u8], number: u64) -> bool {
-    let mut starts = (0..bytes.len()).step_by(BLOCK).filter_map(|at| bytes.get(at..));
-    starts.any(|bytes| Frame::read(bytes).is_some_and(|frame| frame.number > number))
+/// The number of the newest frame that stands at any place; 0 if there is none.
+fn newest(half: &[u8]) -> u64 {
+    let starts = (0..half.len()).step_by(BLOCK).filter_map(|at| half.get(at..));
+    starts.filter_map(Frame::read).map(|frame| frame.number).max().unwrap_or(0)
 }
 
 /// What the two halves of a journal hold that may not be in the file yet: the newest form of each block. That is in the newer half alone:
 /// it is begun once all of the other is in the file, and only then is the other written over.
 pub(super) fn replay<'a>(halves: [&'a [u8]; 2]) -> Result<BTreeMap<u64, &'a [u8]>, Hole> {
-    let first = |frames: &[Frame<'_>]| frames.first().map_or(0, |frame| frame.number);
-    let [a, b] = halves.map(|half| (half, run(half)));
-    let (half, (frames, end)) = if first(&a.1.0) > first(&b.1.0) { a } else { b };
-    if let Some(last) = frames.last()
-        && any_newer(half.get(end..).unwrap_or_default(), last.number)
-    {
-        return Err(Hole { number: last.number + 1 });
+    let last = |frames: &[Frame<'_>]| frames.last().map_or(0, |frame| frame.number);
+    let [a, b] = halves.map(run);
+    let frames = if last(&a) > last(&b) { a } else { b };
+    // A frame that a crash has torn is the newest there is.
+    if halves.into_iter().map(newest).any(|newest| newest > last(&frames)) {
+        return Err(Hole { number: last(&frames) + 1 });
     }
     let after = frames.iter().rposition(|frame| frame.reset).map_or(0, |reset| reset + 1);
     Ok(frames.iter().skip(after).flat_map(Frame::blocks).collect())
@@ -181,7 +180,10 @@ mod tests {
     fn what_is_in_the_file_is_left() {
         let newer = half(&[(11, blocks(&[1], 1)), (12, Blocks::new()), (13, blocks(&[2], 2))], 16);
         assert_eq!(fills(&replay([&newer, &[]]).unwrap()), [(2, 2)]);
-        let mut older = half(&[(7, blocks(&[3], 3)), (8, blocks(&[3], 3)), (9, blocks(&[4], 4)), (10, blocks(&[5], 5))], 16);
+        let mut older = half(
+            &[(7, blocks(&[3], 3)), (8, blocks(&[3], 3)), (9, blocks(&[4], 4)), (10, blocks(&[5], 5))],
+            16,
+        );
         older[2 * BLOCK..3 * BLOCK].fill(0);
         assert_eq!(fills(&replay([&older, &newer]).unwrap()), [(2, 2)]);
     }
@@ -190,7 +192,10 @@ mod tests {
     /// with frames of an older time behind.
     #[test]
     fn a_torn_end_is_told_from_a_hole() {
-        let older = half(&[(1, blocks(&[9], 9)), (2, blocks(&[9], 9)), (3, blocks(&[9], 9)), (4, blocks(&[9], 9))], 8);
+        let older = half(
+            &[(1, blocks(&[9], 9)), (2, blocks(&[9], 9)), (3, blocks(&[9], 9)), (4, blocks(&[9], 9))],
+            8,
+        );
         let newer = half(&[(5, blocks(&[1], 1)), (6, blocks(&[2], 2)), (7, blocks(&[3], 3))], 6);
         let mut good = older.clone();
         good[..newer.len()].copy_from_slice(&newer);
@@ -202,6 +207,9 @@ mod tests {
             torn = good.clone();
             torn[2 * BLOCK + at] ^= 1;
             assert_eq!(replay([&torn, &[]]).unwrap_err(), Hole { number: 6 }, "byte {at}");
+            torn = good.clone();
+            torn[at] ^= 1;
+            assert_eq!(replay([&torn, &older]).unwrap_err(), Hole { number: 5 }, "byte {at}");
         }
     }
 

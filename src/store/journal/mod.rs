@@ -93,7 +93,8 @@ impl<D: StorageBackend> Journal<D> {
         // Half of a half, so that there are two frames at least before the next checkpoint.
         let blocks_max = usize::try_from(half_bytes / 2 / BLOCK_BYTES).unwrap_or(usize::MAX);
         let blocks_max = (1..=blocks_max).rev().find(|blocks| frame_bytes(*blocks) as u64 <= half_bytes / 2);
-        let blocks_max = blocks_max.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the journal is too small"))?;
+        let blocks_max =
+            blocks_max.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the journal is too small"))?;
         let overlay = RwLock::new(Overlay { direct: true, ..Overlay::default() });
         let log = Mutex::new(Log { next_number: 1, half: 0, at: 0, frame: Vec::new(), replayed: false });
         let (main_dirty, failed) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -250,7 +251,8 @@ impl<D: StorageBackend> Journal<D> {
                 let at = |place: u64| usize::try_from(place - base).unwrap_or(usize::MAX);
                 at(range.start)..at(range.end)
             };
-            if let Some((out, block)) = out.get_mut(of(from..to, offset)).zip(block.get(of(from..to, start))) {
+            if let Some((out, block)) = out.get_mut(of(from..to, offset)).zip(block.get(of(from..to, start)))
+            {
                 out.copy_from_slice(block);
             }
         }
@@ -289,7 +291,10 @@ impl<D: StorageBackend> StorageBackend for Journal<D> {
     fn set_len(&self, len: u64) -> Result<()> {
         self.once(|| {
             if len % BLOCK_BYTES != 0 {
-                return Err(Error::new(ErrorKind::InvalidInput, format!("a length of {len} bytes ends within a block")));
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("a length of {len} bytes ends within a block"),
+                ));
             }
             let mut log = self.log();
             if len < self.main.len()? {

@@ -55,7 +55,8 @@ pub(crate) fn acquire(store: &Path, main: &File, bytes: usize) -> Result<Option<
         },
     };
     // Whoever had it may have removed it in between.
-    let named = || std::fs::symlink_metadata(&path).and_then(|named| Ok(same_file(&file.metadata()?, &named)));
+    let named =
+        || std::fs::symlink_metadata(&path).and_then(|named| Ok(same_file(&file.metadata()?, &named)));
     if file.try_lock().is_err() || !named().unwrap_or(false) {
         return Err(locked());
     }
@@ -118,7 +119,9 @@ impl Side {
 
     /// The store could not be opened. A journal that was there stays.
     pub(crate) fn discard(self) {
-        if !self.found && let Err(error) = remove(&self.path) {
+        if !self.found
+            && let Err(error) = remove(&self.path)
+        {
             tracing::debug!(%error, path = %self.path.display(), "cannot remove the journal");
         }
     }

@@ -119,7 +119,10 @@ fn image(before: [Vec<u8>; 2], ops: &[(usize, Op)], cut: usize, pattern: u64, dr
                         [usize::try_from(pattern - 3).unwrap() % 3];
                     for (index, piece) in data.chunks(grain).enumerate() {
                         if draw.below(2) == 0 {
-                            apply(&mut contents[file], &Op::Write(offset + (index * grain) as u64, piece.to_vec()));
+                            apply(
+                                &mut contents[file],
+                                &Op::Write(offset + (index * grain) as u64, piece.to_vec()),
+                            );
                         }
                     }
                 }
@@ -148,11 +151,18 @@ struct Known {
 
 /// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking. Reads everything back after each step.
 fn work(draw: &Draw, steps: usize) -> ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known>) {
-    let before = [vec![0; (BLOCKS * BLOCK_BYTES) as usize], vec![0; (2 * HALF_BLOCKS * BLOCK_BYTES) as usize]];
+    let before =
+        [vec![0; (BLOCKS * BLOCK_BYTES) as usize], vec![0; (2 * HALF_BLOCKS * BLOCK_BYTES) as usize]];
     let (main, side) = Disk::pair(before.clone());
     let started = Arc::new(AtomicBool::new(draw.below(4) > 0));
     let journal = Journal::new(main.clone(), side, None, Arc::clone(&started)).unwrap();
-    let mut known = Known { ops: 0, synced: before[0].clone(), touched: Vec::new(), seen: before[0].clone(), small: false };
+    let mut known = Known {
+        ops: 0,
+        synced: before[0].clone(),
+        touched: Vec::new(),
+        seen: before[0].clone(),
+        small: false,
+    };
     let mut history = vec![known.clone()];
     let mut written = 0;
     for step in 0..steps {
@@ -191,7 +201,8 @@ fn work(draw: &Draw, steps: usize) -> ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known
             }
             _ => {
                 let offset = draw.below(known.seen.len() as u64 - 1);
-                let mut out = vec![0; usize::try_from(1 + draw.below(known.seen.len() as u64 - offset)).unwrap()];
+                let mut out =
+                    vec![0; usize::try_from(1 + draw.below(known.seen.len() as u64 - offset)).unwrap()];
                 journal.read(offset, &mut out).unwrap();
                 let offset = usize::try_from(offset).unwrap();
                 assert_eq!(out, known.seen[offset..offset + out.len()], "step {step}");
@@ -225,7 +236,9 @@ fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
     // The sync itself may have been cut: it then holds what was pending, or nothing of it.
     let in_a_frame = before.small && (after.small || after.touched.is_empty());
     if in_a_frame && !before.touched.is_empty() {
-        let is = |content: &[u8]| before.touched.iter().all(|number| block(found, *number) == block(content, *number));
+        let is = |content: &[u8]| {
+            before.touched.iter().all(|number| block(found, *number) == block(content, *number))
+        };
         assert!(is(&before.synced) || is(&before.seen), "{about}: half of a frame");
     }
 }
@@ -258,8 +271,15 @@ fn nothing_that_was_synced_is_lost() {
                 for again in 0..recovery.len() {
                     let crashed = image(crashed.clone(), &recovery, again, pattern, &draw);
                     let (main, side) = Disk::pair(crashed);
-                    side::bring(&main, &side).unwrap().unwrap_or_else(|hole| panic!("{about}, {again}: {hole:?}"));
-                    judge(&main.0.lock().unwrap().contents[0], &history, cut, &format!("{about}, recovery cut at {again}"));
+                    side::bring(&main, &side)
+                        .unwrap()
+                        .unwrap_or_else(|hole| panic!("{about}, {again}: {hole:?}"));
+                    judge(
+                        &main.0.lock().unwrap().contents[0],
+                        &history,
+                        cut,
+                        &format!("{about}, recovery cut at {again}"),
+                    );
                     images += 1;
                 }
             }
@@ -273,10 +293,12 @@ fn nothing_that_was_synced_is_lost() {
 fn after_an_error_nothing_is_written() {
     let draw = Draw(AtomicU64::new(7));
     for dead_at in 0..60 {
-        let contents = [vec![0; (BLOCKS * BLOCK_BYTES) as usize], vec![0; (2 * HALF_BLOCKS * BLOCK_BYTES) as usize]];
+        let contents =
+            [vec![0; (BLOCKS * BLOCK_BYTES) as usize], vec![0; (2 * HALF_BLOCKS * BLOCK_BYTES) as usize]];
         let (main, side) = Disk::pair(contents);
         main.0.lock().unwrap().dead_at = Some(dead_at);
-        let journal = Journal::new(main.clone(), side.clone(), None, Arc::new(AtomicBool::new(true))).unwrap();
+        let journal =
+            Journal::new(main.clone(), side.clone(), None, Arc::new(AtomicBool::new(true))).unwrap();
         let mut synced = vec![0; (BLOCKS * BLOCK_BYTES) as usize];
         let mut seen = synced.clone();
         let mut failed = false;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use onewrite::limits::JOURNAL_BYTES_MIN;
 use onewrite::publish::RabbitMq;
 use onewrite::redb::TableDefinition;
 use onewrite::{Capture, Change, Event, FaultClass, Retention, Store};
@@ -82,7 +83,10 @@ fn open(plan: &Plan) -> Result<Store> {
     let captured = Capture::with(CAPTURED, |change: &Change<'_, &str, &[u8]>| {
         Ok(Event::bytes("captured", change.new.unwrap_or_default()).key(change.key))
     });
+    // Each other life has a journal, which turns over every dozen commits.
+    let journal_bytes = if plan.life % 2 == 1 { JOURNAL_BYTES_MIN } else { 0 };
     Ok(Store::builder()
+        .journal_bytes(journal_bytes)
         .retention(retention)
         .payload_bytes_max(POISON_BYTES as usize)
         .capture(captured.to(exchange(CAPTURED_TO), ROUTING_KEY))

@@ -1,0 +1,199 @@
+//! A store behind a journal: the second file, what it promises, what its absence and its damage get.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use onewrite::limits::{JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN};
+use onewrite::redb::TableDefinition;
+use onewrite::{Error, OpenError, Store};
+
+use crate::scratch::{Random, audit, event, put};
+
+const LARGE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("large");
+
+fn open(path: &Path) -> Store {
+    Store::builder().journal_bytes(JOURNAL_BYTES_MIN).open(path).unwrap()
+}
+
+fn journal(path: &Path) -> PathBuf {
+    path.with_extension("redb-journal")
+}
+
+/// What a crash at this moment would leave: both files, elsewhere. Nobody writes meanwhile.
+fn crashed(path: &Path, folder: &Path, name: &str) -> PathBuf {
+    let copy = folder.join(name);
+    fs::copy(path, &copy).unwrap();
+    fs::copy(journal(path), journal(&copy)).unwrap();
+    copy
+}
+
+/// Goal: after a crash everything acknowledged is there, opened with a journal or without; a clean end leaves one file. Method: images of both files
+/// after writes of all sizes, up to transactions that no frame takes, while the journal turns over many times; state and events are compared.
+#[test]
+fn a_crash_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let store = open(&path);
+    let mut random = Random(11);
+    let mut large = Vec::new();
+    for n in 0..150 {
+        put(&store, n).unwrap();
+        if random.below(6) == 0 {
+            let bytes = vec![u8::try_from(n).unwrap(); usize::try_from(random.below(900_000)).unwrap()];
+            let written = bytes.clone();
+            store.write(move |tx| Ok(drop(tx.open_table(LARGE)?.insert(n, &written[..])?))).unwrap();
+            large.push((n, bytes));
+        }
+        if n % 50 == 20 {
+            // The file shrinks.
+            store
+                .write(move |tx| tx.open_table(LARGE)?.retain(|key, _| key + 10 > n).map_err(Error::from))
+                .unwrap();
+            large.retain(|(key, _)| key + 10 > n);
+        }
+        if random.below(4) > 0 {
+            continue;
+        }
+        let copy = crashed(&path, folder.path(), &format!("{n}.redb"));
+        let opened = if random.below(2) == 0 { open(&copy) } else { Store::open(&copy).unwrap() };
+        assert!(opened.stats().unwrap().verified_at_open);
+        assert_eq!(audit(&opened), (0..=n).collect::<Vec<_>>(), "after {n}");
+        let snapshot = opened.read().unwrap();
+        for (key, bytes) in &large {
+            let row = snapshot.open_table(LARGE).unwrap().get(key).unwrap().map(|row| row.value().to_vec());
+            assert!(row.as_ref() == Some(bytes), "after {n}: row {key}");
+        }
+        drop(snapshot);
+        put(&opened, n + 1).unwrap();
+        opened.close().unwrap();
+        assert!(!journal(&copy).exists());
+        let again = Store::open(&copy).unwrap();
+        assert!(!again.stats().unwrap().verified_at_open);
+        assert_eq!(audit(&again), (0..=n + 1).collect::<Vec<_>>());
+        again.close().unwrap();
+        fs::remove_file(&copy).unwrap();
+    }
+    store.close().unwrap();
+    assert!(!journal(&path).exists());
+}
+
+/// Goal: a commit with a journal is one write in one piece and one sync; pages that each commit writes go to the file once for many.
+#[test]
+fn a_commit_is_one_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::builder().journal_bytes(8 << 20).open(folder.path().join("a.redb")).unwrap();
+    (0..20).for_each(|n| drop(put(&store, n).unwrap()));
+    let before = store.stats().unwrap().io;
+    (20..40).for_each(|n| drop(put(&store, n).unwrap()));
+    let after = store.stats().unwrap().io;
+    assert_eq!((after.writes - before.writes, after.syncs - before.syncs), (20, 20));
+}
+
+/// Goal: a journal that is lost after a crash is missed, by name, and nothing is written; an empty file in its place gives it up, at a state that is whole. One that is
+/// not needed is not asked for.
+#[test]
+fn a_lost_journal_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let store = open(&path);
+    (0..100).for_each(|n| drop(put(&store, n).unwrap()));
+    let copy = crashed(&path, folder.path(), "b.redb");
+    store.close().unwrap();
+    assert_eq!(audit(&Store::open(&path).unwrap()), (0..100).collect::<Vec<_>>());
+
+    let aside = folder.path().join("aside");
+    fs::rename(journal(&copy), &aside).unwrap();
+    for with in [0, JOURNAL_BYTES_MIN] {
+        match Store::builder().journal_bytes(with).open(&copy) {
+            Err(Error::Open(OpenError::JournalMissing { path })) => assert_eq!(path, journal(&copy)),
+            other => panic!("{other:?}"),
+        }
+        assert!(!journal(&copy).exists());
+    }
+    fs::rename(&aside, journal(&copy)).unwrap();
+    assert_eq!(audit(&open(&copy)), (0..100).collect::<Vec<_>>(), "back in its place");
+
+    let store = open(&path);
+    (100..200).for_each(|n| drop(put(&store, n).unwrap()));
+    let copy = crashed(&path, folder.path(), "c.redb");
+    fs::write(journal(&copy), "").unwrap();
+    let there = audit(&Store::open(&copy).unwrap());
+    assert_eq!(there, (0..there.len() as u64).collect::<Vec<_>>());
+    assert!((100..200).contains(&there.len()), "{}", there.len());
+    assert!(!journal(&copy).exists());
+}
+
+/// Goal: a frame that is not as it was written, with newer ones behind, is an error that names the journal; both files stay as they are.
+/// Method: each of some bytes of the first half changed.
+#[test]
+fn a_damaged_journal_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let store = Store::builder().journal_bytes(8 << 20).open(&path).unwrap();
+    (0..40).for_each(|n| drop(put(&store, n).unwrap()));
+    let copy = crashed(&path, folder.path(), "b.redb");
+    let (main, side) = (fs::read(&copy).unwrap(), fs::read(journal(&copy)).unwrap());
+    for at in [5000, 60_000, 200_000] {
+        let mut damaged = side.clone();
+        damaged[at] ^= 0x40;
+        fs::write(journal(&copy), &damaged).unwrap();
+        match Store::open(&copy) {
+            Err(Error::Open(OpenError::Damaged { path, reason })) => {
+                assert_eq!(path, journal(&copy));
+                assert!(reason.contains("does not match its checksum"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(fs::read(&copy).unwrap() == main && fs::read(journal(&copy)).unwrap() == damaged);
+    }
+    fs::write(journal(&copy), &side).unwrap();
+    assert_eq!(audit(&Store::open(&copy).unwrap()), (0..40).collect::<Vec<_>>());
+}
+
+/// Goal: a file of noise in the place of a journal is nothing, and asks for no memory; one that is longer than a journal can be is refused.
+#[test]
+fn noise_is_no_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    drop(put(&open(&path), 0).unwrap());
+    let mut random = Random(5);
+    let noise: Vec<u8> = (0..300_001).map(|_| random.below(256) as u8).collect();
+    fs::write(journal(&path), &noise).unwrap();
+    assert_eq!(audit(&open(&path)), [0]);
+    let long = fs::File::create(journal(&path)).unwrap();
+    long.set_len(JOURNAL_BYTES_MAX as u64 + 1).unwrap();
+    assert!(matches!(Store::open(&path), Err(Error::Open(OpenError::Damaged { .. }))));
+}
+
+/// Goal: one owner, also of the journal; no links; the owner alone may read it; sizes that cannot be are refused.
+#[test]
+fn it_is_one_owners() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let store = open(&path);
+    for with in [0, JOURNAL_BYTES_MIN] {
+        let other = Store::builder().journal_bytes(with).open(&path);
+        assert!(matches!(other, Err(Error::Open(OpenError::Locked { path: locked })) if locked == path));
+    }
+    put(&store, 0).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(fs::metadata(journal(&path)).unwrap().permissions().mode() & 0o777, 0o600);
+        let linked = folder.path().join("b.redb");
+        Store::open(&linked).unwrap().close().unwrap();
+        std::os::unix::fs::symlink(&path, journal(&linked)).unwrap();
+        assert!(matches!(Store::open(&linked), Err(Error::Open(OpenError::Symlink { .. }))));
+    }
+    store.close().unwrap();
+    // Who has none keeps those away who want one.
+    let plain = Store::open(&path).unwrap();
+    let other = Store::builder().journal_bytes(JOURNAL_BYTES_MIN).open(&path);
+    assert!(matches!(other, Err(Error::Open(OpenError::Locked { .. }))));
+    assert!(!journal(&path).exists());
+    plain.write(|tx| tx.append(event(1))).unwrap();
+    for bytes in [1, JOURNAL_BYTES_MIN - 1, JOURNAL_BYTES_MAX + 1] {
+        let refused = Store::builder().journal_bytes(bytes).open(folder.path().join("c.redb"));
+        assert!(refused.unwrap_err().to_string().contains("journal_bytes"));
+    }
+}
