@@ -14,9 +14,10 @@ const SIZE: (u32, u32) = (860, 520);
 /// A line: its name, colour, and whose figures it shows. Where these are several the best at each number of writers is drawn.
 type Line = (&'static str, RGBColor, fn(Kind) -> bool);
 
-const LINES: [Line; 5] = [
+const LINES: [Line; 6] = [
     ("onewrite", RGBColor(200, 30, 30), |kind| kind == Kind::Keyless),
     ("onewrite, 1,000 keys", RGBColor(230, 140, 60), |kind| kind == Kind::Keyed),
+    ("onewrite, behind a journal", RGBColor(150, 30, 120), |kind| kind == Kind::Journaled),
     ("redb by hand", RGBColor(120, 60, 160), |kind| kind == Kind::Redb),
     ("SQLite", RGBColor(30, 90, 180), Kind::is_sqlite),
     ("fjall", RGBColor(40, 140, 80), Kind::is_fjall),

@@ -151,6 +151,11 @@ fn ratios(measured: &[Measured]) -> Result<Report, Failure> {
         }
     }
     add("keyed_vs_keyless", worst.0, worst.1, Goal::AtLeast(0.7));
+    let (one, many) = (at(Kind::Journaled, 1)?, at(Kind::Journaled, 64)?);
+    add("journal_one_vs_redb", one, at(Kind::Redb, 1)?, Goal::AtLeast(0.95));
+    add("journal_one_vs_sqlite", one, sqlite, Goal::AtLeast(0.75));
+    let sqlite = best(measured, |other| other.kind.is_sqlite())?;
+    add("journal_many_vs_sqlite", many, sqlite, Goal::AtLeast(10.0));
     Ok(report)
 }
 

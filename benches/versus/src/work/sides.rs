@@ -16,6 +16,7 @@ pub(crate) const ROW: [u8; 100] = [7; 100];
 pub(crate) const PAYLOAD: [u8; 256] = [8; 256];
 /// Of every store's pages or blocks.
 pub(crate) const CACHE_BYTES: usize = 32 << 20;
+const JOURNAL_BYTES: usize = 8 << 20;
 const KEYS: u64 = 1000;
 const STATE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("state");
 
@@ -34,8 +35,9 @@ pub(crate) struct Ours {
 }
 
 impl Ours {
-    pub(crate) fn open(path: &Path, keyed: bool) -> Result<Self, Failure> {
-        Ok(Self { store: Store::builder().cache_bytes(CACHE_BYTES).open(path)?, keyed })
+    pub(crate) fn open(path: &Path, keyed: bool, journal_bytes: usize) -> Result<Self, Failure> {
+        let builder = Store::builder().cache_bytes(CACHE_BYTES).journal_bytes(journal_bytes);
+        Ok(Self { store: builder.open(path)?, keyed })
     }
 }
 
@@ -121,6 +123,7 @@ impl Side for Disk {
 pub(crate) enum Kind {
     Keyless,
     Keyed,
+    Journaled,
     Redb,
     SqliteShared,
     SqliteEach,
@@ -129,9 +132,10 @@ pub(crate) enum Kind {
 }
 
 /// In the order in which they are told.
-pub(crate) const KINDS: [Kind; 10] = [
+pub(crate) const KINDS: [Kind; 11] = [
     Kind::Keyless,
     Kind::Keyed,
+    Kind::Journaled,
     Kind::Redb,
     Kind::SqliteShared,
     Kind::SqliteEach,
@@ -147,6 +151,7 @@ impl Kind {
         match self {
             Self::Keyless => "onewrite",
             Self::Keyed => "onewrite, keyed",
+            Self::Journaled => "onewrite, behind a journal",
             Self::Redb => "redb by hand",
             Self::SqliteShared => "SQLite, one connection",
             Self::SqliteEach => "SQLite, one connection each",
@@ -172,7 +177,8 @@ impl Kind {
     pub(crate) fn make(self, folder: &Path, writers: usize) -> Result<Box<dyn Side>, Failure> {
         let path = folder.join(format!("{self:?}-{writers}"));
         Ok(match self {
-            Self::Keyless | Self::Keyed => Box::new(Ours::open(&path, self == Self::Keyed)?),
+            Self::Keyless | Self::Keyed => Box::new(Ours::open(&path, self == Self::Keyed, 0)?),
+            Self::Journaled => Box::new(Ours::open(&path, false, JOURNAL_BYTES)?),
             Self::Redb => Box::new(Redb::open(&path, CACHE_BYTES)?),
             Self::SqliteShared => Box::new(SharedSqlite::open(&path, 1)?),
             Self::SqliteEach => Box::new(SharedSqlite::open(&path, writers)?),
