@@ -23,7 +23,7 @@ pub(crate) struct IoCounters {
     sealed: AtomicBool,
 }
 
-/// What a store has asked of the operating system since it was opened.
+/// What a store has asked of the operating system since it was opened, for its file and its [journal](crate::StoreBuilder::journal_bytes) together.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -39,7 +39,7 @@ pub(crate) struct IoCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct IoStats {
-    /// Writes to the file: pages, and the header of each commit.
+    /// Writes to the file: pages, and the header of each commit. Behind a journal: one per commit, and those of pages to their places, many commits at a time.
     pub writes: u64,
     /// Their bytes.
     pub bytes_written: u64,
@@ -48,6 +48,7 @@ pub struct IoStats {
     /// Their bytes.
     pub bytes_read: u64,
     /// Times the file was synced to the disk: once per commit (twice where quick repair is saved), and once each time it has grown.
+    /// Behind a journal also each time half of it is full.
     pub syncs: u64,
     /// Times the file was made longer. It about doubles, or grows by a region of up to 4 GiB, so this is seldom.
     pub growths: u64,
