@@ -25,6 +25,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, Recorded, uuid_from_text};
 use crate::message::{HeaderValue, Message};
+use crate::text::Text;
 use crate::time::as_ms;
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
@@ -206,9 +207,9 @@ pub const RESEND: &str = "onewrite-resend";
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     pub(crate) spelling: HeaderSpelling,
-    pub(crate) source: String,
-    pub(crate) app_id: Option<String>,
-    pub(crate) store: String,
+    pub(crate) source: Text,
+    pub(crate) app_id: Option<Text>,
+    pub(crate) store: Text,
     /// The sequence number at which each epoch after the first begins.
     pub(crate) epoch_starts: Vec<u64>,
 }
@@ -241,16 +242,16 @@ impl Wire {
     }
 
     fn cloud_events(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
-        let mut put = |name: Spelt, value: String| {
+        let mut put = |name: Spelt, value: Text| {
             headers.push((self.spelling.of(name).into(), HeaderValue::Text(value)));
         };
-        put(spelt!("specversion"), "1.0".to_owned());
+        put(spelt!("specversion"), Text::from_static("1.0"));
         put(spelt!("id"), recorded.id.clone());
         put(spelt!("source"), self.source.clone());
         put(spelt!("type"), recorded.event.event_type.clone());
         let time = UNIX_EPOCH + Duration::from_millis(recorded.time_ms);
-        put(TIME, humantime::format_rfc3339_millis(time).to_string());
-        put(spelt!("sequence"), format!("{:020}", recorded.seq));
+        put(TIME, humantime::format_rfc3339_millis(time).to_string().into());
+        put(spelt!("sequence"), format!("{:020}", recorded.seq).into());
         if let Some(subject) = &recorded.event.subject {
             put(spelt!("subject"), subject.clone());
         }

@@ -25,6 +25,7 @@ use crate::oneshot;
 use crate::publish::Publisher;
 use crate::store::relays::{RelayPort, RelayRequest};
 use crate::store::{RelayStatus, StartAt, Store};
+use crate::text::Text;
 use crate::time::as_ms;
 use crate::wire::{HeaderSpelling, Wire};
 
@@ -451,9 +452,9 @@ impl RelayBuilder {
         let store_id = uuid_text(core.identity.store_id);
         let wire = Wire {
             spelling: self.spelling,
-            source: self.source.unwrap_or_else(|| format!("/onewrite/{store_id}")),
-            app_id: self.app_id,
-            store: store_id,
+            source: self.source.unwrap_or_else(|| format!("/onewrite/{store_id}")).as_str().into(),
+            app_id: self.app_id.as_deref().map(Text::from),
+            store: store_id.as_str().into(),
             epoch_starts: core.identity.epoch_starts.clone(),
         };
         let inputs = shell::Inputs { rung, requested, told };

@@ -31,6 +31,7 @@ use crate::store::failure::engine_panicked;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus};
+use crate::text::Text;
 use crate::time::Now;
 use crate::wire::{self, Wire};
 
@@ -759,7 +760,7 @@ fn hold(
 fn entry_of(recorded: &Recorded, exchange: &Arc<str>) -> Entry {
     Entry {
         seq: recorded.seq(),
-        key: recorded.key().map(Key::from),
+        key: recorded.event.key.as_ref().map(Text::shared),
         exchange: Arc::clone(exchange),
         bytes: recorded.payload().len(),
         not_before_ms: recorded.event.not_before_ms,

@@ -48,7 +48,7 @@ impl Identity {
         };
         check_id("the id", id.as_bytes(), INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id.as_bytes());
-        Ok(Self::Id { id: id.clone(), key, content: content_of(&message.payload) })
+        Ok(Self::Id { id: id.as_str().to_owned(), key, content: content_of(&message.payload) })
     }
 
     /// The lane and the number in it.
