@@ -481,6 +481,12 @@ pub(crate) fn uuid_from_text(text: &str) -> Option<[u8; 16]> {
     Some(uuid.into_bytes())
 }
 
+/// The usual text of a UUID.
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> Text {
+    let mut text = uuid::Uuid::encode_buffer();
+    Text::from(&*uuid::Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut text))
+}
+
 /// A fresh UUID as text.
 pub(crate) fn fresh_uuid_text() -> String {
     uuid::Uuid::now_v7().to_string()
@@ -851,6 +857,13 @@ mod tests {
         let event = good().not_before(time).expires(time);
         assert_eq!((event.not_before_ms, event.expires_ms), (Some(2), Some(1)));
         assert_eq!(good().not_before(UNIX_EPOCH + Duration::from_millis(2)).not_before_ms, Some(2));
+    }
+
+    #[test]
+    fn uuid_text_is_the_usual_one() {
+        let bytes = [0x01, 0x8f, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 0xff];
+        assert_eq!(uuid_text(bytes), "018f0000-0000-7000-8000-0000000000ff");
+        assert_eq!(uuid_from_text(&uuid_text(bytes)), Some(bytes));
     }
 
     /// A payload is never shown by `Debug`.

@@ -212,15 +212,18 @@ pub(crate) struct Wire {
     pub(crate) store: Text,
     /// The sequence number at which each epoch after the first begins.
     pub(crate) epoch_starts: Vec<u64>,
+    /// The last time that was written out: events of one commit share it.
+    pub(crate) time: (u64, Text),
 }
 
 type Header = (Cow<'static, str>, HeaderValue);
 
 impl Wire {
     /// The message of an event that has not been published before, as far as is known.
-    pub(crate) fn message(&self, recorded: Recorded) -> Message {
+    pub(crate) fn message(&mut self, recorded: Recorded) -> Message {
         let mut headers = Vec::with_capacity(14 + recorded.event.headers.len());
-        self.cloud_events(&recorded, &mut headers);
+        let time = self.time(recorded.time_ms);
+        self.cloud_events(&recorded, time, &mut headers);
         self.ours(&recorded, &mut headers);
         let event = recorded.event;
         for (name, value) in [("traceparent", event.traceparent), ("tracestate", event.tracestate)] {
@@ -241,7 +244,15 @@ impl Wire {
         }
     }
 
-    fn cloud_events(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
+    fn time(&mut self, time_ms: u64) -> Text {
+        if self.time.0 != time_ms || self.time.1.is_empty() {
+            let time = UNIX_EPOCH + Duration::from_millis(time_ms);
+            self.time = (time_ms, humantime::format_rfc3339_millis(time).to_string().as_str().into());
+        }
+        self.time.1.clone()
+    }
+
+    fn cloud_events(&self, recorded: &Recorded, time: Text, headers: &mut Vec<Header>) {
         let mut put = |name: Spelt, value: Text| {
             headers.push((self.spelling.of(name).into(), HeaderValue::Text(value)));
         };
@@ -249,9 +260,8 @@ impl Wire {
         put(spelt!("id"), recorded.id.clone());
         put(spelt!("source"), self.source.clone());
         put(spelt!("type"), recorded.event.event_type.clone());
-        let time = UNIX_EPOCH + Duration::from_millis(recorded.time_ms);
-        put(TIME, humantime::format_rfc3339_millis(time).to_string().into());
-        put(spelt!("sequence"), format!("{:020}", recorded.seq).into());
+        put(TIME, time);
+        put(spelt!("sequence"), twenty_digits(recorded.seq));
         if let Some(subject) = &recorded.event.subject {
             put(spelt!("subject"), subject.clone());
         }
@@ -274,6 +284,16 @@ impl Wire {
             headers.push((VERSION.into(), HeaderValue::Int(i64::from(recorded.event.version))));
         }
     }
+}
+
+/// As `{:020}` writes it, a digit at a time and without the formatter's steps in between.
+fn twenty_digits(mut number: u64) -> Text {
+    let mut digits = [b'0'; 20];
+    for digit in digits.iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
+    }
+    str::from_utf8(&digits).expect("digits are ASCII").into()
 }
 
 /// The same message, marked as one that may have been published before.
@@ -372,12 +392,13 @@ mod tests {
     fn carries_what_it_should() {
         for (spelling, prefix) in HeaderSpelling::ALL.into_iter().zip(["cloudEvents_", "cloudEvents:", "ce-"])
         {
-            let wire = Wire {
+            let mut wire = Wire {
                 spelling,
                 source: "/bank".into(),
                 app_id: Some("bank".into()),
                 store: "s".into(),
                 epoch_starts: vec![7, 42],
+                time: Default::default(),
             };
             let message = wire.message(recorded());
             assert_eq!(message.message_id.as_deref(), Some("e-1"));
@@ -417,6 +438,7 @@ mod tests {
             app_id: None,
             store: store.into(),
             epoch_starts: vec![7, 42],
+            time: Default::default(),
         }
     }
 

@@ -126,7 +126,7 @@ impl Shell {
         registered: Registered,
         cursor: Cursor,
         settings: Settings,
-        form: Form,
+        mut form: Form,
         publisher: Box<dyn Publisher>,
         inputs: Inputs,
         status: Arc<Mutex<RelayStatus>>,
@@ -139,7 +139,7 @@ impl Shell {
         let retrying = records
             .into_iter()
             .zip(found.retrying)
-            .map(|(read, (_, exception))| (hold(read, Met::Again, &form, &mut names, &mut held), exception))
+            .map(|(read, (_, exception))| (hold(read, Met::Again, &mut form, &mut names, &mut held), exception))
             .collect();
         let recovered = Recovered {
             position: cursor.position,
@@ -399,7 +399,7 @@ impl Shell {
             .into_iter()
             .map(|read| match read {
                 (seq, _) if apart.contains(&seq) => Loaded::Apart { seq },
-                read => hold(read, Met::First, &self.form, &mut self.names, &mut self.held),
+                read => hold(read, Met::First, &mut self.form, &mut self.names, &mut self.held),
             })
             .collect();
         self.step(Input::Tail(tail));
@@ -458,7 +458,7 @@ impl Shell {
     }
 
     fn hold_all(&mut self, reads: Vec<Read>, met: Met) -> Vec<Loaded> {
-        reads.into_iter().map(|read| hold(read, met, &self.form, &mut self.names, &mut self.held)).collect()
+        reads.into_iter().map(|read| hold(read, met, &mut self.form, &mut self.names, &mut self.held)).collect()
     }
 
     // --- progress -----------------------------------------------------------------------------------------------------
@@ -711,7 +711,7 @@ enum Met {
 fn hold(
     (seq, read): Read,
     met: Met,
-    form: &Form,
+    form: &mut Form,
     names: &mut HashMap<Box<str>, Arc<str>>,
     held: &mut FxHashMap<u64, Held>,
 ) -> Loaded {
