@@ -139,7 +139,9 @@ impl Shell {
         let retrying = records
             .into_iter()
             .zip(found.retrying)
-            .map(|(read, (_, exception))| (hold(read, Met::Again, &mut form, &mut names, &mut held), exception))
+            .map(|(read, (_, exception))| {
+                (hold(read, Met::Again, &mut form, &mut names, &mut held), exception)
+            })
             .collect();
         let recovered = Recovered {
             position: cursor.position,
@@ -458,7 +460,10 @@ impl Shell {
     }
 
     fn hold_all(&mut self, reads: Vec<Read>, met: Met) -> Vec<Loaded> {
-        reads.into_iter().map(|read| hold(read, met, &mut self.form, &mut self.names, &mut self.held)).collect()
+        reads
+            .into_iter()
+            .map(|read| hold(read, met, &mut self.form, &mut self.names, &mut self.held))
+            .collect()
     }
 
     // --- progress -----------------------------------------------------------------------------------------------------
@@ -525,11 +530,7 @@ impl Shell {
                 self.blocked = blocked;
                 self.step(Input::Blocked(blocked));
             }
-            PublisherEvent::Outcomes(outcomes) => {
-                for (ticket, outcome) in outcomes {
-                    self.step(Input::Outcome { ticket, outcome });
-                }
-            }
+            PublisherEvent::Outcomes(outcomes) => self.step(Input::Outcomes(outcomes)),
         }
     }
 

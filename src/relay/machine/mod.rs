@@ -292,7 +292,11 @@ impl Machine {
                 self.end_epoch(Some(&fault));
             }
             Input::Blocked(blocked) => self.blocked = blocked,
-            Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
+            Input::Outcomes(outcomes) => {
+                for (ticket, outcome) in outcomes {
+                    self.outcome(ticket, outcome, now, out);
+                }
+            }
             Input::Redriven(loaded, fault) => self.redriven(loaded, fault, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
             Input::LetExpiredGo => self.let_expired_go(now, out),
