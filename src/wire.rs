@@ -219,7 +219,8 @@ pub(crate) struct Wire {
 type Header = (Cow<'static, str>, HeaderValue);
 
 impl Wire {
-    /// The message of an event that has not been published before, as far as is known.
+    /// The message of an event that has not been published before, as far as is known. The headers of the library stand in the
+    /// order of their names, as they do on the wire: a table of them need not be sorted.
     pub(crate) fn message(&mut self, recorded: Recorded) -> Message {
         let mut headers = Vec::with_capacity(14 + recorded.event.headers.len());
         let time = self.time(recorded.time_ms);
@@ -256,30 +257,30 @@ impl Wire {
         let mut put = |name: Spelt, value: Text| {
             headers.push((self.spelling.of(name).into(), HeaderValue::Text(value)));
         };
-        put(spelt!("specversion"), Text::from_static("1.0"));
         put(spelt!("id"), recorded.id.clone());
-        put(spelt!("source"), self.source.clone());
-        put(spelt!("type"), recorded.event.event_type.clone());
-        put(TIME, time);
-        put(spelt!("sequence"), twenty_digits(recorded.seq));
-        if let Some(subject) = &recorded.event.subject {
-            put(spelt!("subject"), subject.clone());
-        }
         if let Some(key) = &recorded.event.key {
             put(PARTITION_KEY, key.clone());
         }
+        put(spelt!("sequence"), twenty_digits(recorded.seq));
+        put(spelt!("source"), self.source.clone());
+        put(spelt!("specversion"), Text::from_static("1.0"));
+        if let Some(subject) = &recorded.event.subject {
+            put(spelt!("subject"), subject.clone());
+        }
+        put(TIME, time);
+        put(spelt!("type"), recorded.event.event_type.clone());
     }
 
     fn ours(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
         let int = |number: u64| HeaderValue::Int(number.cast_signed());
-        headers.push((STORE.into(), HeaderValue::Text(self.store.clone())));
+        headers.push((CRC.into(), HeaderValue::Int(i64::from(recorded.crc))));
         let epoch = 1 + self.epoch_starts.iter().filter(|start| **start <= recorded.seq).count() as u64;
         headers.push((EPOCH.into(), int(epoch)));
         if let Some(lane) = recorded.lane {
             headers.push((LANE.into(), int(lane.id)));
             headers.push((LANE_NUMBER.into(), int(lane.number)));
         }
-        headers.push((CRC.into(), HeaderValue::Int(i64::from(recorded.crc))));
+        headers.push((STORE.into(), HeaderValue::Text(self.store.clone())));
         if recorded.event.version != 1 {
             headers.push((VERSION.into(), HeaderValue::Int(i64::from(recorded.event.version))));
         }
@@ -424,9 +425,29 @@ mod tests {
             }
             assert_eq!(message.header("traceparent").and_then(HeaderValue::as_text), Some("00-aa-bb-01"));
             assert_eq!(message.header("region").and_then(HeaderValue::as_text), Some("eu"));
+            let names: Vec<_> =
+                message.headers.iter().map(|(name, _)| name).take_while(|name| *name != "region").collect();
+            assert!(names.len() == 15 && names.is_sorted(), "nothing is left to sort: {names:?}");
             assert_eq!(message.header(RESEND), None);
             assert_eq!(resend(&message).header(RESEND), Some(&HeaderValue::Bool(true)));
             assert_eq!(ordering_key(&message), Some("alice"));
+        }
+    }
+
+    #[test]
+    fn digits_are_the_formatters() {
+        for number in [0, 9, 10, 1_000_000_007, u64::MAX] {
+            assert_eq!(twenty_digits(number), format!("{number:020}").as_str());
+        }
+    }
+
+    /// Goal: each event has its own time, though one that was written out is used again. Method: the same, another, and the first again.
+    #[test]
+    fn the_time_is_the_events() {
+        let mut wire = wire(UUID);
+        for time_ms in [0, 0, 1_700_000_000_123, 1_700_000_000_124, 1_700_000_000_123] {
+            let message = wire.message(Recorded { time_ms, ..recorded() });
+            assert_eq!(super::time_ms(&message), Some((time_ms, time_ms)));
         }
     }
 
