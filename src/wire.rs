@@ -212,8 +212,8 @@ pub(crate) struct Wire {
     pub(crate) store: Text,
     /// The sequence number at which each epoch after the first begins.
     pub(crate) epoch_starts: Vec<u64>,
-    /// The last time that was written out: events of one commit share it.
-    pub(crate) time: (u64, Text),
+    /// A second, and a time in it as it was written.
+    pub(crate) second: Option<(u64, [u8; 24])>,
 }
 
 type Header = (Cow<'static, str>, HeaderValue);
@@ -245,12 +245,19 @@ impl Wire {
         }
     }
 
+    /// RFC 3339, with milliseconds. What stands before those is written anew only where the second has changed.
     fn time(&mut self, time_ms: u64) -> Text {
-        if self.time.0 != time_ms || self.time.1.is_empty() {
-            let time = UNIX_EPOCH + Duration::from_millis(time_ms);
-            self.time = (time_ms, humantime::format_rfc3339_millis(time).to_string().as_str().into());
+        let second = time_ms / 1000;
+        if self.second.is_none_or(|(known, _)| known != second) {
+            let time =
+                humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time_ms)).to_string();
+            self.second = time.as_bytes().try_into().ok().map(|digits| (second, digits));
         }
-        self.time.1.clone()
+        let (_, mut digits) = self.second.expect("as long until the year 9999, the last that can be written");
+        let [.., hundreds, tens, ones, _] = &mut digits;
+        let digit = |of: u64| b'0' + (time_ms / of % 10) as u8;
+        (*hundreds, *tens, *ones) = (digit(100), digit(10), digit(1));
+        str::from_utf8(&digits).expect("a time is ASCII").into()
     }
 
     fn cloud_events(&self, recorded: &Recorded, time: Text, headers: &mut Vec<Header>) {
@@ -399,7 +406,7 @@ mod tests {
                 app_id: Some("bank".into()),
                 store: "s".into(),
                 epoch_starts: vec![7, 42],
-                time: Default::default(),
+                second: None,
             };
             let message = wire.message(recorded());
             assert_eq!(message.message_id.as_deref(), Some("e-1"));
@@ -441,11 +448,11 @@ mod tests {
         }
     }
 
-    /// Goal: each event has its own time, though one that was written out is used again. Method: the same, another, and the first again.
+    /// Goal: each event has its own time, though the second is written once. Method: the same, others of its second, another second, and the first again.
     #[test]
     fn the_time_is_the_events() {
         let mut wire = wire(UUID);
-        for time_ms in [0, 0, 1_700_000_000_123, 1_700_000_000_124, 1_700_000_000_123] {
+        for time_ms in [0, 0, 999, 1_700_000_000_123, 1_700_000_000_007, 1_700_000_001_000, 1] {
             let message = wire.message(Recorded { time_ms, ..recorded() });
             assert_eq!(super::time_ms(&message), Some((time_ms, time_ms)));
         }
@@ -459,7 +466,7 @@ mod tests {
             app_id: None,
             store: store.into(),
             epoch_starts: vec![7, 42],
-            time: Default::default(),
+            second: None,
         }
     }
 

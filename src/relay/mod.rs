@@ -456,7 +456,7 @@ impl RelayBuilder {
             app_id: self.app_id.as_deref().map(Text::from),
             store: store_id,
             epoch_starts: core.identity.epoch_starts.clone(),
-            time: Default::default(),
+            second: None,
         };
         let inputs = shell::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);
