@@ -44,6 +44,7 @@ use self::core::Core;
 use self::transaction::{REQUEST_SCOPE, check_id};
 use self::writer::{Closure, Job, Write};
 use crate::error::{Error, Result};
+use crate::event::uuid_text;
 use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
@@ -209,7 +210,7 @@ impl Store {
     /// ```
     #[must_use]
     pub fn id(&self) -> String {
-        crate::log::record::uuid_text(self.core().identity.store_id)
+        uuid_text(self.core().identity.store_id).into()
     }
 
     /// The file.

@@ -507,7 +507,7 @@ impl<'a> Stream<'a> {
             let id = event.id.clone();
             let appended = self.tx.append_at(event, Some(revision))?;
             if appended.repeated {
-                return Err(Error::Conflict { id: id.unwrap_or_default(), seq: appended.seq });
+                return Err(Error::Conflict { id: id.unwrap_or_default().into(), seq: appended.seq });
             }
             seqs.push(appended.seq);
             self.tx.pending.borrow_mut().note_revision(name.as_bytes(), state, appended.seq);
@@ -522,7 +522,7 @@ impl<'a> Stream<'a> {
             let by_rule = rule.and_then(|rule| rule.of(&self.name, &event.event_type));
             event.destination = Some(by_rule.unwrap_or(Destination::Unpublished));
         }
-        event.key.get_or_insert_with(|| self.name.clone());
+        event.key.get_or_insert_with(|| self.name.clone().into());
         event.stream = Some(self.name.clone());
         event
     }
