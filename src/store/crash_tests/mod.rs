@@ -6,7 +6,9 @@
 //! was under way, in every table and in what is derived from them in memory; and the work must go on from there. What the store
 //! must hold is told by a plain model (`model`), and held at every step of the recording too.
 //!
-//! `cargo test` goes through short recordings. `ONEWRITE_CRASH=seconds`, for a release build, draws seed after seed for so long.
+//! `cargo test` goes through short recordings. `ONEWRITE_CRASH=seconds`, for a release build, draws seed after seed for so long, from
+//! `ONEWRITE_CRASH_SEED` on, in each test. A failure tells seed, cut and damage, and where the image is kept: where pages stand differs a
+//! little from run to run (ids are drawn, and what waits in a hash map is written in its order).
 
 mod disk;
 mod faults;
@@ -40,15 +42,42 @@ struct Case {
 }
 
 /// What was tried, and what failed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tally {
+    /// When a long run ends.
+    ends: Option<Instant>,
     images: AtomicUsize,
     refused: AtomicUsize,
     failed: AtomicUsize,
     told: Mutex<Vec<String>>,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        let ends = long_run().map(|duration| Instant::now() + duration);
+        let (images, refused, failed) = Default::default();
+        Self { ends, images, refused, failed, told: Mutex::default() }
+    }
+}
+
 impl Tally {
+    fn is_over(&self) -> bool {
+        self.ends.is_some_and(|ends| ends < Instant::now())
+    }
+
+    /// The seeds to go through, each with the steps of its recording: these, and then others while there is time.
+    fn seeds(
+        &self,
+        short: &'static [(u64, usize)],
+        steps: usize,
+    ) -> impl Iterator<Item = (u64, usize)> + use<> {
+        let first =
+            std::env::var("ONEWRITE_CRASH_SEED").map_or(100, |seed| seed.parse().expect("it is a number"));
+        let ends = self.ends;
+        let is_time = move |_: &u64| ends.is_some_and(|ends| Instant::now() < ends);
+        short.iter().copied().chain((first..).take_while(is_time).map(move |seed| (seed, steps)))
+    }
+
     /// Judges one image; a panic is a failure too.
     fn judge<T>(&self, case: Case, image: &[u8], judge: impl FnOnce() -> Result<T, String>) -> Option<T> {
         self.images.fetch_add(1, Ordering::Relaxed);
@@ -92,7 +121,7 @@ fn damages(cut: &Cut<'_>, seed: u64, per_cut: usize) -> Vec<Damage> {
 /// Judges `per_cut` images of each cut, on two threads.
 fn cut_everywhere(tally: &Tally, recording: &Recording, per_cut: usize) {
     let half = |thread: usize| {
-        for cut in recording.cuts(0).filter(|cut| cut.at % 2 == thread) {
+        for cut in recording.cuts(0).filter(|cut| cut.at % 2 == thread).take_while(|_| !tally.is_over()) {
             for damage in damages(&cut, recording.seed, per_cut) {
                 let image = cut.image(recording.seed, damage);
                 judge_one(tally, recording, &cut, damage, image);
@@ -126,21 +155,12 @@ fn long_run() -> Option<Duration> {
     Some(Duration::from_secs(seconds.parse().expect("ONEWRITE_CRASH is a number of seconds")))
 }
 
-/// The seeds to go through, each with the steps of its recording.
-fn seeds(short: &[(u64, usize)], steps: usize) -> impl Iterator<Item = (u64, usize)> {
-    let ends = long_run().map(|duration| Instant::now() + duration);
-    let long = (100..)
-        .map(move |seed| (seed, steps))
-        .take_while(move |_| ends.is_some_and(|ends| Instant::now() < ends));
-    short.to_vec().into_iter().chain(long)
-}
-
 /// S1. Goal: whatever of the unsynced a power cut leaves, what was acknowledged is there, the write under way is there wholly or not at
 /// all, and the work goes on. Method: every cut of the recording.
 #[test]
 fn a_power_cut_at_every_operation() {
     let (tally, mut gone_through) = (Tally::default(), BTreeSet::new());
-    for (seed, steps) in seeds(&[(0, 30), (3, 30), (5, 30), (6, 30)], 60) {
+    for (seed, steps) in tally.seeds(&[(0, 30), (3, 30), (5, 30), (6, 30)], 60) {
         let recording = Recording::of_new(seed, steps);
         gone_through.extend(recording.gone_through());
         let per_cut = if long_run().is_some() { 4 } else { 1 };
@@ -156,7 +176,7 @@ fn a_power_cut_at_every_operation() {
 #[test]
 fn a_power_cut_in_a_recovery() {
     let tally = Tally::default();
-    for (seed, steps) in seeds(&[(1, 24), (11, 24)], 40) {
+    for (seed, steps) in tally.seeds(&[(1, 24), (11, 24)], 40) {
         let recording = Recording::of_new(seed, steps);
         let per_cut = if long_run().is_some() { 4 } else { 1 };
         let cuts: Vec<Cut<'_>> = recording.cuts(0).filter(|cut| !cut.unsynced.is_empty()).collect();
@@ -179,7 +199,7 @@ fn a_power_cut_in_a_recovery() {
 #[test]
 fn a_power_cut_in_a_creation() {
     let tally = Tally::default();
-    for (seed, _) in seeds(&[(0, 0), (4, 0)], 0) {
+    for (seed, _) in tally.seeds(&[(0, 0), (4, 0)], 0) {
         let disk = Disk::default();
         Subject::make(seed, &disk).unwrap();
         let open = |image: Vec<u8>| Subject::open(seed, Disk::of(image));
@@ -226,11 +246,12 @@ fn each_image(
 #[test]
 fn a_power_cut_on_a_disk_that_lies() {
     let tally = Tally::default();
-    for (seed, steps) in seeds(&[(7, 20), (8, 20)], 60) {
+    for (seed, steps) in tally.seeds(&[(7, 20), (8, 20)], 60) {
         let recording = Recording::of_new(seed, steps);
         let every = if long_run().is_some() { 1 } else { 4 };
         for lies in 1..=3 {
-            for cut in recording.cuts(lies).filter(|cut| cut.at % every == 0 && !cut.unsynced.is_empty()) {
+            let cuts = recording.cuts(lies).filter(|cut| cut.at % every == 0 && !cut.unsynced.is_empty());
+            for cut in cuts.take_while(|_| !tally.is_over()) {
                 let damage =
                     Damage::ALL[Rng::of(&[seed, cut.at as u64, lies as u64]).index(Damage::ALL.len())];
                 let image = cut.image(seed, damage);
@@ -249,11 +270,11 @@ fn a_power_cut_on_a_disk_that_lies() {
 #[test]
 fn an_error_at_every_call() {
     let tally = Tally::default();
-    for (seed, steps) in seeds(&[(0, 16), (3, 16)], 30) {
+    for (seed, steps) in tally.seeds(&[(0, 16), (3, 16)], 30) {
         let start = Recording::of_new(seed, 0).start;
         let calls = faults::calls(seed, &start, steps);
         let every = if long_run().is_some() { 1 } else { (calls / 150).max(1) };
-        for at in (0..calls).step_by(every) {
+        for at in (0..calls).step_by(every).take_while(|_| !tally.is_over()) {
             let (lasting, all) = (at / every % 2 == 0, at / every % 4 < 2);
             let damage = if all { Damage::Everything } else { Damage::Nothing };
             let case = Case { seed, steps, cut: at, damage };

@@ -29,6 +29,7 @@ pub(super) struct Recording {
 /// What a good set of recordings goes through.
 pub(super) const EVERYTHING: &[&str] = &[
     "closes and opens",
+    "empties the log",
     "exclusive",
     "fails",
     "group",
@@ -93,7 +94,10 @@ impl Recording {
         let newest = self.moments.last().map(|mark| &mark.moment.observed);
         let [_, _, trimmed_to, _, derived_through, _] = newest.map_or([0; 6], |observed| observed.ends);
         let has_set_len = self.ops.iter().any(|op| matches!(op, Op::SetLen(_)));
+        let is_empty =
+            |mark: &Mark| mark.moment.observed.has_empty_log() && !mark.moment.model.events.is_empty();
         let facts = [
+            (self.moments.iter().any(is_empty), "empties the log"),
             (trimmed_to > 0, "trims"),
             (derived_through > 0, "writes what is derived"),
             (has_set_len, "grows"),

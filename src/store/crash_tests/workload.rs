@@ -116,13 +116,26 @@ impl Step {
         if let Some(relay) = model.relays.iter().position(|relay| relay.is_none()) {
             return Self::MakeRelay(relay);
         }
-        match rng.below(24) {
+        // Now and then everything is done, and nothing is left in the log.
+        match (model.steps % 16, rng.below(24)) {
+            (12, _) => Self::Write(let_go(rng, model)),
+            (at @ (13 | 14), _) => ride(rng, model, at as usize - 13, true),
+            (15, _) => Self::Flush,
+            (_, kind) => Self::draw_any(seed, kind, rng, model),
+        }
+    }
+
+    fn draw_any(seed: u64, kind: u64, rng: &mut Rng, model: &Model) -> Self {
+        match kind {
             0 => Self::Once(format!("request-{}", rng.below(6)), items(rng, model, 0)),
             1 | 2 => Self::Group((0..3).map(|at| items(rng, model, at)).collect(), rng.index(4)),
             3 => Self::Exclusive(items(rng, model, 0), true),
             4 => Self::Exclusive(items(rng, model, 0), false),
             5 => Self::Fails(items(rng, model, 0), rng.one_in(2)),
-            6..=10 => ride(rng, model),
+            6..=10 => {
+                let at = rng.index(RELAYS.len());
+                ride(rng, model, at, false)
+            }
             11 | 12 => Self::Flush,
             13 if seed % 2 == 1 => Self::QuickRepair,
             13 => Self::Flush,
@@ -209,13 +222,21 @@ fn items(rng: &mut Rng, model: &Model, at: u64) -> Vec<Item> {
     items
 }
 
-/// A relay has come further: some of what it passes stands apart, some of what stood apart is settled.
-fn ride(rng: &mut Rng, model: &Model) -> Step {
-    let at = rng.index(RELAYS.len());
+/// No stream wants its events any more.
+fn let_go(rng: &mut Rng, model: &Model) -> Vec<Item> {
+    let live = model.streams.iter().filter(|(_, stream)| !stream.deleted);
+    let truncate = live.map(|(name, stream)| Item::Truncate(name, stream.seqs.len() as u64));
+    let row = Item::Row(rng.below(12), Blob { tag: model.steps << 16, len: 60 });
+    std::iter::once(row).chain(truncate).collect()
+}
+
+/// A relay has come further: some of what it passes stands apart, some of what stood apart is settled. Or all is settled.
+fn ride(rng: &mut Rng, model: &Model, at: usize, all: bool) -> Step {
     let relay = model.relays[at].as_ref().expect("made first").with(model.rides[at].as_ref());
-    let position = relay.position + rng.below(model.events.len() as u64 - relay.position + 1);
+    let left = model.events.len() as u64 - relay.position;
+    let position = relay.position + if all { left } else { rng.below(left + 1) };
     let mut changes = Vec::new();
-    for seq in relay.position..position {
+    for seq in (relay.position..position).filter(|_| !all) {
         let key = model.events[seq as usize].key;
         match (key, rng.below(12)) {
             (_, 0) => {
@@ -231,10 +252,10 @@ fn ride(rng: &mut Rng, model: &Model) -> Step {
             _ => {}
         }
     }
-    for seq in relay.exceptions.iter().copied().filter(|_| rng.one_in(3)) {
+    for seq in relay.exceptions.iter().copied().filter(|_| all || rng.one_in(3)) {
         changes.push(Change::DropException { seq });
     }
-    for seq in relay.parked.iter().copied().filter(|_| rng.one_in(3)) {
+    for seq in relay.parked.iter().copied().filter(|_| all || rng.one_in(3)) {
         let key = model.events[seq as usize].key.expect("only keyed events are parked").into();
         changes.push(Change::Unpark { key, seq });
     }
@@ -314,6 +335,11 @@ impl Subject {
         Self::open_with(seed, disk, settings(seed))
     }
 
+    /// Each read goes to the disk.
+    pub(super) fn open_uncached(seed: u64, disk: Disk) -> Result<Self> {
+        Self::open_with(seed, disk, Settings { cache_bytes: 0, ..settings(seed) })
+    }
+
     /// Makes a store of a database that has none.
     pub(super) fn adopt(seed: u64, disk: Disk) -> Result<Self> {
         Self::open_with(seed, disk, Settings { adopt: true, ..settings(seed) })
@@ -366,7 +392,7 @@ impl Subject {
                 Err(error) => return Err(error),
                 Ok(_) => return Err(Error::app("a failing closure has succeeded")),
             },
-            Step::MakeRelay(at) => drop(store.cursor(RELAYS[*at], StartAt::Oldest)?),
+            Step::MakeRelay(at) => store.cursor(RELAYS[*at], StartAt::Oldest).map(|_| ())?,
             Step::Ride(at, position, changes) => {
                 let mut changes = changes.clone();
                 changes.push(Change::Position(*position));
