@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
 /// Counters that only rise.
@@ -84,15 +83,15 @@ fn count(counter: &AtomicU64, more: usize) {
 
 /// The file, with its counters.
 #[derive(Debug)]
-pub(crate) struct Counted {
-    pub(crate) file: FileBackend,
+pub(crate) struct Counted<B> {
+    pub(crate) file: B,
     pub(crate) counters: Arc<IoCounters>,
 }
 
 type Io<T> = std::result::Result<T, std::io::Error>;
 type Lock<T> = std::result::Result<T, BackendError>;
 
-impl StorageBackend for Counted {
+impl<B: StorageBackend> StorageBackend for Counted<B> {
     fn len(&self) -> Io<u64> {
         self.file.len()
     }

@@ -12,11 +12,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, StorageError};
+use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
 
 use super::counted::{Counted, IoCounters};
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::event::fresh_uuid_text;
+
+/// What a database is kept on: a file, or a disk that the tests of crashes make up.
+pub(super) trait Medium {
+    type Backend: StorageBackend;
+
+    fn backend(&self) -> Result<Self::Backend, Refusal>;
+}
+
+impl Medium for File {
+    type Backend = FileBackend;
+
+    fn backend(&self) -> Result<FileBackend, Refusal> {
+        let file = self.try_clone().map_err(Refusal::Io)?;
+        FileBackend::new(file).map_err(Refusal::Database)
+    }
+}
 
 /// A database that is open, and how it came.
 pub(crate) struct Opened {
@@ -79,7 +95,11 @@ fn owner_only(options: &mut OpenOptions) {
 #[cfg(not(unix))]
 fn owner_only(_: &mut OpenOptions) {}
 
-fn open_database(path: &Path, file: &File, cache_bytes: usize) -> Result<Opened, OpenError> {
+pub(super) fn open_database(
+    path: &Path,
+    file: &impl Medium,
+    cache_bytes: usize,
+) -> Result<Opened, OpenError> {
     let io = Arc::default();
     match try_open(path, file, cache_bytes, Open::IfClean, &io) {
         Ok(db) => Ok(Opened { db, unclean: false, io }),
@@ -102,7 +122,7 @@ enum Open {
     Verify,
 }
 
-enum Refusal {
+pub(super) enum Refusal {
     Unclean,
     Database(DatabaseError),
     Io(std::io::Error),
@@ -145,12 +165,12 @@ impl Refusal {
 
 fn try_open(
     path: &Path,
-    file: &File,
+    file: &impl Medium,
     cache_bytes: usize,
     how: Open,
     io: &Arc<IoCounters>,
 ) -> Result<Database, Refusal> {
-    let backend = file.try_clone().map_err(Refusal::Io)?;
+    let backend = file.backend()?;
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
     let mut builder = Builder::new();
@@ -162,8 +182,7 @@ fn try_open(
         });
     }
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let file = FileBackend::new(backend)?;
-        builder.create_with_backend(Counted { file, counters: Arc::clone(io) })
+        builder.create_with_backend(Counted { file: backend, counters: Arc::clone(io) })
     }));
     match opened {
         Ok(Ok(db)) => Ok(db),
@@ -237,16 +256,26 @@ fn make(
     options.read(true).write(true).create_new(true);
     owner_only(&mut options);
     let file = options.open(aside).map_err(|source| io("create", source))?;
-    let db = try_open(aside, &file, cache_bytes, Open::Verify, &Arc::default())
-        .map_err(|refusal| refusal.into_error(aside))?;
-    initialise(&db)?;
-    db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
+    make_database(aside, &file, cache_bytes, initialise)?;
     // Locked until it is in place: other creations take what is free for a left-over.
     if let Err(error) = file.try_lock() {
         tracing::debug!(%error, "cannot lock the new file");
     }
     file.sync_all().map_err(|source| io("sync", source))?;
     Ok(file)
+}
+
+/// The engine's part of a creation. What it leaves is nobody's until it is synced and in place.
+pub(super) fn make_database(
+    path: &Path,
+    file: &impl Medium,
+    cache_bytes: usize,
+    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
+) -> Result<(), OpenError> {
+    let db = try_open(path, file, cache_bytes, Open::Verify, &Arc::default())
+        .map_err(|refusal| refusal.into_error(path))?;
+    initialise(&db)?;
+    db.close().map_err(|error| OpenError::Storage { path: path.into(), source: error.into() })
 }
 
 /// Links, so that a file that another process has put there meanwhile is never replaced; renames over an empty file,

@@ -5,6 +5,8 @@ pub(crate) mod capture;
 mod commit;
 pub(crate) mod core;
 mod counted;
+#[cfg(test)]
+mod crash_tests;
 pub(crate) mod cursor;
 mod doorbells;
 pub(crate) mod expired;
@@ -166,6 +168,11 @@ impl Store {
     pub(crate) fn open_with(path: PathBuf, settings: settings::Settings) -> Result<Self> {
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
         let opened = file::open_or_create(&path, settings.cache_bytes, settings.create, &initialise)?;
+        Self::start(path, opened, settings)
+    }
+
+    /// Finds what the database holds, and begins.
+    fn start(path: PathBuf, opened: file::Opened, settings: settings::Settings) -> Result<Self> {
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
             let mut tail = recover::recover(&opened.db, &mut identity)?;

@@ -196,7 +196,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct StoreBuilder {
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Default for StoreBuilder {

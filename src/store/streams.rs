@@ -319,7 +319,8 @@ impl<'a> StreamReader<'a> {
     /// ```
     pub fn snapshot(&self, version: u32) -> Result<Option<(u64, Vec<u8>)>> {
         let View { name, state, .. } = &self.view;
-        let Some(row) = self.source.snapshot_row(name.as_bytes())? else { return Ok(None) };
+        let row = unless_it_panics(|| self.source.snapshot_row(name.as_bytes()))?;
+        let Some(row) = row else { return Ok(None) };
         let row = SnapshotRow::from_bytes(name.as_bytes(), &row);
         if row.is_none() {
             tracing::warn!(stream = name, "a snapshot is damaged; the events are read instead");
