@@ -10,6 +10,7 @@ use crate::codec;
 use crate::error::EventError;
 use crate::limits::{HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, SHORT_STRING_BYTES_MAX};
 use crate::message::HeaderValue;
+use crate::text::Text;
 use crate::time::as_ms;
 
 /// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.
@@ -75,17 +76,17 @@ impl Destination {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Event {
-    pub(crate) id: Option<String>,
-    pub(crate) event_type: String,
+    pub(crate) id: Option<Text>,
+    pub(crate) event_type: Text,
     /// Set by the stream that it is appended to.
     pub(crate) stream: Option<String>,
-    pub(crate) key: Option<String>,
+    pub(crate) key: Option<Text>,
     pub(crate) destination: Option<Destination>,
-    pub(crate) content_type: Option<String>,
-    pub(crate) subject: Option<String>,
-    pub(crate) correlation_id: Option<String>,
-    pub(crate) traceparent: Option<String>,
-    pub(crate) tracestate: Option<String>,
+    pub(crate) content_type: Option<Text>,
+    pub(crate) subject: Option<Text>,
+    pub(crate) correlation_id: Option<Text>,
+    pub(crate) traceparent: Option<Text>,
+    pub(crate) tracestate: Option<Text>,
     pub(crate) not_before_ms: Option<u64>,
     pub(crate) expires_ms: Option<u64>,
     /// The form of the payload.
@@ -95,14 +96,14 @@ pub struct Event {
 }
 
 impl Event {
-    fn new(event_type: impl Into<String>, payload: Vec<u8>, content_type: &str) -> Self {
+    fn new(event_type: impl Into<String>, payload: Vec<u8>, content_type: &'static str) -> Self {
         Self {
             id: None,
-            event_type: event_type.into(),
+            event_type: owned(event_type),
             stream: None,
             key: None,
             destination: None,
-            content_type: Some(content_type.to_owned()),
+            content_type: Some(Text::from_static(content_type)),
             subject: None,
             correlation_id: None,
             traceparent: None,
@@ -208,7 +209,7 @@ impl Event {
     /// ```
     #[must_use]
     pub fn key(mut self, key: impl Into<String>) -> Self {
-        self.key = Some(key.into());
+        self.key = Some(owned(key));
         self
     }
 
@@ -229,7 +230,7 @@ impl Event {
     /// ```
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {
-        self.id = Some(id.into());
+        self.id = Some(owned(id));
         self
     }
 
@@ -246,7 +247,7 @@ impl Event {
     /// ```
     #[must_use]
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
-        self.content_type = Some(content_type.into());
+        self.content_type = Some(owned(content_type));
         self
     }
 
@@ -259,7 +260,7 @@ impl Event {
     /// ```
     #[must_use]
     pub fn subject(mut self, subject: impl Into<String>) -> Self {
-        self.subject = Some(subject.into());
+        self.subject = Some(owned(subject));
         self
     }
 
@@ -272,7 +273,7 @@ impl Event {
     /// ```
     #[must_use]
     pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
-        self.correlation_id = Some(correlation_id.into());
+        self.correlation_id = Some(owned(correlation_id));
         self
     }
 
@@ -287,8 +288,8 @@ impl Event {
     /// ```
     #[must_use]
     pub fn trace(mut self, traceparent: impl Into<String>, tracestate: Option<String>) -> Self {
-        self.traceparent = Some(traceparent.into());
-        self.tracestate = tracestate;
+        self.traceparent = Some(owned(traceparent));
+        self.tracestate = tracestate.map(Text::from);
         self
     }
 
@@ -388,7 +389,7 @@ impl Event {
             }
         }
         for (field, value) in [("id", &self.id), ("key", &self.key)] {
-            if value.as_ref().is_some_and(String::is_empty) {
+            if value.as_ref().is_some_and(|text| text.is_empty()) {
                 return Err(EventError::Empty { field });
             }
         }
@@ -446,6 +447,10 @@ impl fmt::Debug for Event {
     }
 }
 
+fn owned(text: impl Into<String>) -> Text {
+    Text::from(text.into())
+}
+
 const _: () = assert!(KEY_BYTES_MAX == SHORT_STRING_BYTES_MAX, "`short` serves both");
 
 fn short(field: &str, value: &str) -> Result<(), EventError> {
@@ -474,6 +479,12 @@ pub(crate) fn uuid_from_text(text: &str) -> Option<[u8; 16]> {
     // Other spellings of one UUID would be other names of one store.
     let uuid = uuid::Uuid::try_parse(text).ok().filter(|_| text.len() == 36)?;
     Some(uuid.into_bytes())
+}
+
+/// The usual text of a UUID.
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> Text {
+    let mut text = uuid::Uuid::encode_buffer();
+    Text::from(&*uuid::Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut text))
 }
 
 /// A fresh UUID as text.
@@ -545,7 +556,7 @@ pub struct Recorded {
     pub(crate) end_offset: u64,
     pub(crate) lane: Option<Lane>,
     pub(crate) revision: Option<u64>,
-    pub(crate) id: String,
+    pub(crate) id: Text,
     pub(crate) crc: u32,
     pub(crate) event: Event,
 }
@@ -846,6 +857,13 @@ mod tests {
         let event = good().not_before(time).expires(time);
         assert_eq!((event.not_before_ms, event.expires_ms), (Some(2), Some(1)));
         assert_eq!(good().not_before(UNIX_EPOCH + Duration::from_millis(2)).not_before_ms, Some(2));
+    }
+
+    #[test]
+    fn uuid_text_is_the_usual_one() {
+        let bytes = [0x01, 0x8f, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 0xff];
+        assert_eq!(uuid_text(bytes), "018f0000-0000-7000-8000-0000000000ff");
+        assert_eq!(uuid_from_text(&uuid_text(bytes)), Some(bytes));
     }
 
     /// A payload is never shown by `Debug`.

@@ -71,6 +71,7 @@ pub mod publish;
 mod relay;
 mod store;
 mod subscription;
+mod text;
 pub mod time;
 mod upcast;
 pub mod wire;
@@ -98,6 +99,7 @@ pub use store::{
     Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
+pub use text::Text;
 pub use wire::HeaderSpelling;
 
 /// What the fuzz targets reach inside.

@@ -8,11 +8,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::text::Text;
+
 /// A header's value. The AMQP types that every client can read.
 ///
 /// ```
 /// use onewrite::HeaderValue;
-/// assert_eq!(HeaderValue::from("eu"), HeaderValue::Text("eu".to_owned()));
+/// assert_eq!(HeaderValue::from("eu"), HeaderValue::Text("eu".into()));
 /// assert_eq!(HeaderValue::from(true), HeaderValue::Bool(true));
 /// assert_eq!(format!("{:?}", HeaderValue::from("secret")), "Text(6 bytes)");
 /// ```
@@ -20,7 +22,7 @@ use std::sync::Arc;
 #[non_exhaustive]
 pub enum HeaderValue {
     /// UTF-8 text (AMQP long string).
-    Text(String),
+    Text(Text),
     /// A signed 64-bit integer.
     Int(i64),
     /// A boolean.
@@ -92,11 +94,16 @@ impl fmt::Debug for HeaderValue {
 
 impl From<&str> for HeaderValue {
     fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
+        Self::Text(text.into())
     }
 }
 impl From<String> for HeaderValue {
     fn from(text: String) -> Self {
+        Self::Text(text.into())
+    }
+}
+impl From<Text> for HeaderValue {
+    fn from(text: Text) -> Self {
         Self::Text(text)
     }
 }
@@ -126,15 +133,15 @@ impl From<Vec<u8>> for HeaderValue {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Message {
     /// `message_id`: the event's id.
-    pub message_id: Option<String>,
+    pub message_id: Option<Text>,
     /// `type`: the event's type.
-    pub event_type: Option<String>,
+    pub event_type: Option<Text>,
     /// `content_type` of the payload.
-    pub content_type: Option<String>,
+    pub content_type: Option<Text>,
     /// `correlation_id`.
-    pub correlation_id: Option<String>,
+    pub correlation_id: Option<Text>,
     /// `app_id`.
-    pub app_id: Option<String>,
+    pub app_id: Option<Text>,
     /// `timestamp`, in whole seconds since the Unix epoch.
     pub timestamp_s: Option<u64>,
     /// Headers, in the order they were added. The names that this library gives to what it publishes are borrowed.

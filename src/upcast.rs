@@ -98,7 +98,7 @@ impl Upcasts {
         if self.steps.is_empty() {
             return Ok(recorded);
         }
-        let (event_type, version) = (recorded.event.event_type.clone(), recorded.event.version);
+        let (event_type, version) = (String::from(recorded.event.event_type.clone()), recorded.event.version);
         let failed = |reason: BoxError| Error::Upcast {
             seq: recorded.seq,
             event_type: event_type.clone(),
@@ -120,7 +120,7 @@ impl Upcasts {
         }
         if let Some(payload) = payload {
             recorded.event.payload = payload;
-            (recorded.event.event_type, recorded.event.version) = at;
+            (recorded.event.event_type, recorded.event.version) = (at.0.into(), at.1);
         }
         Ok(recorded)
     }

@@ -25,6 +25,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, Recorded, uuid_from_text};
 use crate::message::{HeaderValue, Message};
+use crate::text::Text;
 use crate::time::as_ms;
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
@@ -206,20 +207,24 @@ pub const RESEND: &str = "onewrite-resend";
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     pub(crate) spelling: HeaderSpelling,
-    pub(crate) source: String,
-    pub(crate) app_id: Option<String>,
-    pub(crate) store: String,
+    pub(crate) source: Text,
+    pub(crate) app_id: Option<Text>,
+    pub(crate) store: Text,
     /// The sequence number at which each epoch after the first begins.
     pub(crate) epoch_starts: Vec<u64>,
+    /// A second, and a time in it as it was written.
+    pub(crate) second: Option<(u64, [u8; 24])>,
 }
 
 type Header = (Cow<'static, str>, HeaderValue);
 
 impl Wire {
-    /// The message of an event that has not been published before, as far as is known.
-    pub(crate) fn message(&self, recorded: Recorded) -> Message {
+    /// The message of an event that has not been published before, as far as is known. The headers of the library stand in the
+    /// order of their names, as they do on the wire: a table of them need not be sorted.
+    pub(crate) fn message(&mut self, recorded: Recorded) -> Message {
         let mut headers = Vec::with_capacity(14 + recorded.event.headers.len());
-        self.cloud_events(&recorded, &mut headers);
+        let time = self.time(recorded.time_ms);
+        self.cloud_events(&recorded, time, &mut headers);
         self.ours(&recorded, &mut headers);
         let event = recorded.event;
         for (name, value) in [("traceparent", event.traceparent), ("tracestate", event.tracestate)] {
@@ -240,39 +245,63 @@ impl Wire {
         }
     }
 
-    fn cloud_events(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
-        let mut put = |name: Spelt, value: String| {
+    /// RFC 3339, with milliseconds. What stands before those is written anew only where the second has changed.
+    fn time(&mut self, time_ms: u64) -> Text {
+        let second = time_ms / 1000;
+        if self.second.is_none_or(|(known, _)| known != second) {
+            let time =
+                humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time_ms)).to_string();
+            self.second = time.as_bytes().try_into().ok().map(|digits| (second, digits));
+        }
+        let (_, mut digits) = self.second.expect("as long until the year 9999, the last that can be written");
+        let [.., hundreds, tens, ones, _] = &mut digits;
+        let digit = |of: u64| b'0' + (time_ms / of % 10) as u8;
+        (*hundreds, *tens, *ones) = (digit(100), digit(10), digit(1));
+        str::from_utf8(&digits).expect("a time is ASCII").into()
+    }
+
+    fn cloud_events(&self, recorded: &Recorded, time: Text, headers: &mut Vec<Header>) {
+        let mut put = |name: Spelt, value: Text| {
             headers.push((self.spelling.of(name).into(), HeaderValue::Text(value)));
         };
-        put(spelt!("specversion"), "1.0".to_owned());
         put(spelt!("id"), recorded.id.clone());
-        put(spelt!("source"), self.source.clone());
-        put(spelt!("type"), recorded.event.event_type.clone());
-        let time = UNIX_EPOCH + Duration::from_millis(recorded.time_ms);
-        put(TIME, humantime::format_rfc3339_millis(time).to_string());
-        put(spelt!("sequence"), format!("{:020}", recorded.seq));
-        if let Some(subject) = &recorded.event.subject {
-            put(spelt!("subject"), subject.clone());
-        }
         if let Some(key) = &recorded.event.key {
             put(PARTITION_KEY, key.clone());
         }
+        put(spelt!("sequence"), twenty_digits(recorded.seq));
+        put(spelt!("source"), self.source.clone());
+        put(spelt!("specversion"), Text::from_static("1.0"));
+        if let Some(subject) = &recorded.event.subject {
+            put(spelt!("subject"), subject.clone());
+        }
+        put(TIME, time);
+        put(spelt!("type"), recorded.event.event_type.clone());
     }
 
     fn ours(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
         let int = |number: u64| HeaderValue::Int(number.cast_signed());
-        headers.push((STORE.into(), HeaderValue::Text(self.store.clone())));
+        headers.push((CRC.into(), HeaderValue::Int(i64::from(recorded.crc))));
         let epoch = 1 + self.epoch_starts.iter().filter(|start| **start <= recorded.seq).count() as u64;
         headers.push((EPOCH.into(), int(epoch)));
         if let Some(lane) = recorded.lane {
             headers.push((LANE.into(), int(lane.id)));
             headers.push((LANE_NUMBER.into(), int(lane.number)));
         }
-        headers.push((CRC.into(), HeaderValue::Int(i64::from(recorded.crc))));
+        headers.push((STORE.into(), HeaderValue::Text(self.store.clone())));
         if recorded.event.version != 1 {
             headers.push((VERSION.into(), HeaderValue::Int(i64::from(recorded.event.version))));
         }
     }
+}
+
+/// As `{:020}` writes it, a digit at a time and without the formatter's steps in between.
+fn twenty_digits(mut number: u64) -> Text {
+    let mut digits = [b'0'; 20];
+    for digit in digits.iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
+    }
+    str::from_utf8(&digits).expect("digits are ASCII").into()
 }
 
 /// The same message, marked as one that may have been published before.
@@ -371,12 +400,13 @@ mod tests {
     fn carries_what_it_should() {
         for (spelling, prefix) in HeaderSpelling::ALL.into_iter().zip(["cloudEvents_", "cloudEvents:", "ce-"])
         {
-            let wire = Wire {
+            let mut wire = Wire {
                 spelling,
                 source: "/bank".into(),
                 app_id: Some("bank".into()),
                 store: "s".into(),
                 epoch_starts: vec![7, 42],
+                second: None,
             };
             let message = wire.message(recorded());
             assert_eq!(message.message_id.as_deref(), Some("e-1"));
@@ -402,9 +432,29 @@ mod tests {
             }
             assert_eq!(message.header("traceparent").and_then(HeaderValue::as_text), Some("00-aa-bb-01"));
             assert_eq!(message.header("region").and_then(HeaderValue::as_text), Some("eu"));
+            let names: Vec<_> =
+                message.headers.iter().map(|(name, _)| name).take_while(|name| *name != "region").collect();
+            assert!(names.len() == 15 && names.is_sorted(), "nothing is left to sort: {names:?}");
             assert_eq!(message.header(RESEND), None);
             assert_eq!(resend(&message).header(RESEND), Some(&HeaderValue::Bool(true)));
             assert_eq!(ordering_key(&message), Some("alice"));
+        }
+    }
+
+    #[test]
+    fn digits_are_the_formatters() {
+        for number in [0, 9, 10, 1_000_000_007, u64::MAX] {
+            assert_eq!(twenty_digits(number), format!("{number:020}").as_str());
+        }
+    }
+
+    /// Goal: each event has its own time, though the second is written once. Method: the same, others of its second, another second, and the first again.
+    #[test]
+    fn the_time_is_the_events() {
+        let mut wire = wire(UUID);
+        for time_ms in [0, 0, 999, 1_700_000_000_123, 1_700_000_000_007, 1_700_000_001_000, 1] {
+            let message = wire.message(Recorded { time_ms, ..recorded() });
+            assert_eq!(super::time_ms(&message), Some((time_ms, time_ms)));
         }
     }
 
@@ -416,6 +466,7 @@ mod tests {
             app_id: None,
             store: store.into(),
             epoch_starts: vec![7, 42],
+            second: None,
         }
     }
 

@@ -24,7 +24,7 @@ const PAYLOAD: [u8; 256] = [8; 256];
 /// Longer than anything here takes, with everything made fifty times slower by a simulator.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The n-th event. Its parts are the caller's: three allocations (type, payload, key), and two more of its destination.
+/// The n-th event. Its parts are the caller's: three allocations (type, payload, key), and one more of its destination.
 pub fn event(n: u64) -> Event {
     Event::bytes("payment.completed", PAYLOAD).key(format!("account-{}", n % KEYS)).to("", QUEUE)
 }

@@ -1,6 +1,6 @@
 //! A message, as the socket carries it.
 
-use onewrite::{HeaderValue, Message};
+use onewrite::{HeaderValue, Message, Text};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ impl Letter {
     pub(crate) fn new(message: Message) -> Self {
         let headers = message.headers.into_iter().filter_map(|(name, value)| {
             let value = match value {
-                HeaderValue::Text(text) => Header::Text(text),
+                HeaderValue::Text(text) => Header::Text(text.into()),
                 HeaderValue::Int(int) => Header::Int(int),
                 HeaderValue::Bool(bool) => Header::Bool(bool),
                 HeaderValue::Bytes(bytes) => Header::Bytes(bytes),
@@ -36,11 +36,11 @@ impl Letter {
             Some((name.into_owned(), value))
         });
         Self {
-            message_id: message.message_id,
-            event_type: message.event_type,
-            content_type: message.content_type,
-            correlation_id: message.correlation_id,
-            app_id: message.app_id,
+            message_id: message.message_id.map(String::from),
+            event_type: message.event_type.map(String::from),
+            content_type: message.content_type.map(String::from),
+            correlation_id: message.correlation_id.map(String::from),
+            app_id: message.app_id.map(String::from),
             timestamp_s: message.timestamp_s,
             headers: headers.collect(),
             payload: message.payload,
@@ -50,7 +50,7 @@ impl Letter {
     pub(crate) fn into_message(self) -> Message {
         let headers = self.headers.into_iter().map(|(name, value)| {
             let value = match value {
-                Header::Text(text) => HeaderValue::Text(text),
+                Header::Text(text) => HeaderValue::from(text),
                 Header::Int(int) => HeaderValue::Int(int),
                 Header::Bool(bool) => HeaderValue::Bool(bool),
                 Header::Bytes(bytes) => HeaderValue::Bytes(bytes),
@@ -58,11 +58,11 @@ impl Letter {
             (name.into(), value)
         });
         Message {
-            message_id: self.message_id,
-            event_type: self.event_type,
-            content_type: self.content_type,
-            correlation_id: self.correlation_id,
-            app_id: self.app_id,
+            message_id: self.message_id.map(Text::from),
+            event_type: self.event_type.map(Text::from),
+            content_type: self.content_type.map(Text::from),
+            correlation_id: self.correlation_id.map(Text::from),
+            app_id: self.app_id.map(Text::from),
             timestamp_s: self.timestamp_s,
             headers: headers.collect(),
             payload: self.payload,

@@ -441,11 +441,17 @@ pub enum OpenError {
         /// What the check found.
         reason: String,
     },
-    /// The store was not closed, and its [journal](crate::StoreBuilder::journal_bytes) is not there: commits are in it that the file does not hold. Put it back. To go on
-    /// without them, at an older state, put an empty file in its place.
-    #[error("{path} is missing: the store was not closed, and its last commits are in that journal; an empty file in its place gives them up", path = path.display())]
+    /// The store was not closed, and its [journal](crate::StoreBuilder::journal_bytes) is not there, or is another's: commits are in it that the file does not hold.
+    /// Put it back; or give them up ([`abandon_missing_journal`](crate::StoreBuilder::abandon_missing_journal)). Nothing has been written.
+    #[error("the journal {path} is missing, or is not this store's: the store was not closed, and its last commits are in that journal", path = path.display())]
     JournalMissing {
-        /// The journal.
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// There is something where the store's [journal](crate::StoreBuilder::journal_bytes) is to be: another's journal with commits in it, or no journal at all. It is left as it is.
+    #[error("{path} is in the way: it is no journal of this store; move it away if it is not needed", path = path.display())]
+    JournalInTheWay {
+        /// The file.
         path: PathBuf,
     },
     /// The operating system refused.

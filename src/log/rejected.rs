@@ -17,6 +17,7 @@ use std::borrow::Cow;
 use super::seen::{sealed, unsealed};
 use super::wire_bytes::{Malformed, Reader};
 use crate::message::{HeaderValue, Message};
+use crate::text::Text;
 
 const RECHECK: u8 = 1;
 const TEXT: u8 = 0;
@@ -49,7 +50,7 @@ impl RejectedRow {
         let flags =
             there.enumerate().map(bit).fold(if self.recheck { RECHECK } else { 0 }, |all, bit| all | bit);
         out.push(flags);
-        for text in [&self.reason, &self.exchange, &self.routing_key]
+        for text in [self.reason.as_str(), &self.exchange, &self.routing_key]
             .into_iter()
             .chain(texts(message).into_iter().flatten())
         {
@@ -84,9 +85,9 @@ impl RejectedRow {
     }
 }
 
-fn texts(message: &Message) -> [&Option<String>; 5] {
+fn texts(message: &Message) -> [Option<&str>; 5] {
     let Message { message_id, event_type, content_type, correlation_id, app_id, .. } = message;
-    [message_id, event_type, content_type, correlation_id, app_id]
+    [message_id, event_type, content_type, correlation_id, app_id].map(|text| text.as_deref())
 }
 
 fn len(len: usize) -> [u8; 4] {
@@ -110,7 +111,7 @@ fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
     }
     let (reason, exchange, routing_key) = (text32(reader)?, text32(reader)?, text32(reader)?);
     let has = |at: u8| flags >> (at + 1) & 1 == 1;
-    let mut optional = |at| has(at).then(|| text32(reader)).transpose();
+    let mut optional = |at| has(at).then(|| text32(reader).map(Text::from)).transpose();
     let (message_id, event_type, content_type) = (optional(0)?, optional(1)?, optional(2)?);
     let (correlation_id, app_id) = (optional(3)?, optional(4)?);
     let timestamp_s = has(5).then(|| reader.u64()).transpose()?;
@@ -145,7 +146,7 @@ fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(Cow<'static, str>, Heade
     for _ in 0..count {
         let name = text32(reader)?;
         let value = match reader.u8()? {
-            TEXT => HeaderValue::Text(text32(reader)?),
+            TEXT => HeaderValue::Text(text32(reader)?.into()),
             BYTES => HeaderValue::Bytes(bytes32(reader)?.to_vec()),
             INT => HeaderValue::Int(reader.u64()?.cast_signed()),
             BOOL => HeaderValue::Bool(reader.u8()? != 0),
@@ -173,9 +174,9 @@ mod tests {
     use super::*;
 
     fn any_row() -> impl Strategy<Value = RejectedRow> {
-        let text = || prop::option::of(".{0,9}");
+        let text = || prop::option::of(".{0,9}".prop_map(Text::from));
         let value = prop_oneof![
-            ".{0,9}".prop_map(HeaderValue::Text),
+            ".{0,9}".prop_map(HeaderValue::from),
             any::<i64>().prop_map(HeaderValue::Int),
             any::<bool>().prop_map(HeaderValue::Bool),
             prop::collection::vec(any::<u8>(), 0..9).prop_map(HeaderValue::Bytes),

@@ -15,7 +15,7 @@ use crossbeam_channel::{bounded, unbounded};
 use self::machine::types::Settings;
 use self::shell::Shell;
 use crate::error::{Error, Result, SettingError};
-use crate::event::{Destination, Recorded};
+use crate::event::{Destination, Recorded, uuid_text};
 use crate::limits::{
     ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
     LOOKAHEAD_PER_WINDOW, RATE_LIMIT_MAX, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT,
@@ -25,6 +25,7 @@ use crate::oneshot;
 use crate::publish::Publisher;
 use crate::store::relays::{RelayPort, RelayRequest};
 use crate::store::{RelayStatus, StartAt, Store};
+use crate::text::Text;
 use crate::time::as_ms;
 use crate::wire::{HeaderSpelling, Wire};
 
@@ -451,10 +452,11 @@ impl RelayBuilder {
         let store_id = uuid_text(core.identity.store_id);
         let wire = Wire {
             spelling: self.spelling,
-            source: self.source.unwrap_or_else(|| format!("/onewrite/{store_id}")),
-            app_id: self.app_id,
+            source: self.source.unwrap_or_else(|| format!("/onewrite/{store_id}")).as_str().into(),
+            app_id: self.app_id.as_deref().map(Text::from),
             store: store_id,
             epoch_starts: core.identity.epoch_starts.clone(),
+            second: None,
         };
         let inputs = shell::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);
@@ -468,10 +470,6 @@ impl RelayBuilder {
             .map_err(|source| Error::Thread { what: "relay", source })?;
         Ok(Relay { requests, ended: Some(ended), status })
     }
-}
-
-fn uuid_text(bytes: [u8; 16]) -> String {
-    crate::log::record::uuid_text(bytes)
 }
 
 /// Frees the relay's name when dropped.

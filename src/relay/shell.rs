@@ -31,6 +31,7 @@ use crate::store::failure::engine_panicked;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus};
+use crate::text::Text;
 use crate::time::Now;
 use crate::wire::{self, Wire};
 
@@ -125,7 +126,7 @@ impl Shell {
         registered: Registered,
         cursor: Cursor,
         settings: Settings,
-        form: Form,
+        mut form: Form,
         publisher: Box<dyn Publisher>,
         inputs: Inputs,
         status: Arc<Mutex<RelayStatus>>,
@@ -138,7 +139,9 @@ impl Shell {
         let retrying = records
             .into_iter()
             .zip(found.retrying)
-            .map(|(read, (_, exception))| (hold(read, Met::Again, &form, &mut names, &mut held), exception))
+            .map(|(read, (_, exception))| {
+                (hold(read, Met::Again, &mut form, &mut names, &mut held), exception)
+            })
             .collect();
         let recovered = Recovered {
             position: cursor.position,
@@ -398,7 +401,7 @@ impl Shell {
             .into_iter()
             .map(|read| match read {
                 (seq, _) if apart.contains(&seq) => Loaded::Apart { seq },
-                read => hold(read, Met::First, &self.form, &mut self.names, &mut self.held),
+                read => hold(read, Met::First, &mut self.form, &mut self.names, &mut self.held),
             })
             .collect();
         self.step(Input::Tail(tail));
@@ -457,7 +460,10 @@ impl Shell {
     }
 
     fn hold_all(&mut self, reads: Vec<Read>, met: Met) -> Vec<Loaded> {
-        reads.into_iter().map(|read| hold(read, met, &self.form, &mut self.names, &mut self.held)).collect()
+        reads
+            .into_iter()
+            .map(|read| hold(read, met, &mut self.form, &mut self.names, &mut self.held))
+            .collect()
     }
 
     // --- progress -----------------------------------------------------------------------------------------------------
@@ -524,11 +530,7 @@ impl Shell {
                 self.blocked = blocked;
                 self.step(Input::Blocked(blocked));
             }
-            PublisherEvent::Outcomes(outcomes) => {
-                for (ticket, outcome) in outcomes {
-                    self.step(Input::Outcome { ticket, outcome });
-                }
-            }
+            PublisherEvent::Outcomes(outcomes) => self.step(Input::Outcomes(outcomes)),
         }
     }
 
@@ -710,7 +712,7 @@ enum Met {
 fn hold(
     (seq, read): Read,
     met: Met,
-    form: &Form,
+    form: &mut Form,
     names: &mut HashMap<Box<str>, Arc<str>>,
     held: &mut FxHashMap<u64, Held>,
 ) -> Loaded {
@@ -759,7 +761,7 @@ fn hold(
 fn entry_of(recorded: &Recorded, exchange: &Arc<str>) -> Entry {
     Entry {
         seq: recorded.seq(),
-        key: recorded.key().map(Key::from),
+        key: recorded.event.key.as_ref().map(Text::shared),
         exchange: Arc::clone(exchange),
         bytes: recorded.payload().len(),
         not_before_ms: recorded.event.not_before_ms,

@@ -2,10 +2,9 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use redb::backends::FileBackend;
 use redb::{BackendError, StorageBackend};
 
 /// Counters that only rise.
@@ -19,8 +18,6 @@ pub(crate) struct IoCounters {
     growths: AtomicU64,
     /// How long a sync takes of late, in nanoseconds.
     sync_ns: AtomicU64,
-    /// Nothing may be written any more.
-    sealed: AtomicBool,
 }
 
 /// What a store has asked of the operating system since it was opened, for its file and its [journal](crate::StoreBuilder::journal_bytes) together.
@@ -67,19 +64,6 @@ impl IoCounters {
         }
     }
 
-    /// From here on nothing is written, also not by closing.
-    pub(crate) fn seal(&self) {
-        self.sealed.store(true, Ordering::Release);
-    }
-
-    fn check(&self) -> Io<()> {
-        if self.sealed.load(Ordering::Acquire) {
-            Err(std::io::Error::other("the file is left as it is"))
-        } else {
-            Ok(())
-        }
-    }
-
     /// How long a sync takes of late.
     pub(crate) fn sync_time(&self) -> Duration {
         Duration::from_nanos(self.sync_ns.load(Ordering::Relaxed))
@@ -100,15 +84,15 @@ fn count(counter: &AtomicU64, more: usize) {
 
 /// The file, with its counters.
 #[derive(Debug)]
-pub(crate) struct Counted {
-    pub(crate) file: FileBackend,
+pub(crate) struct Counted<B> {
+    pub(crate) file: B,
     pub(crate) counters: Arc<IoCounters>,
 }
 
 type Io<T> = std::result::Result<T, std::io::Error>;
 type Lock<T> = std::result::Result<T, BackendError>;
 
-impl StorageBackend for Counted {
+impl<B: StorageBackend> StorageBackend for Counted<B> {
     fn len(&self) -> Io<u64> {
         self.file.len()
     }
@@ -120,7 +104,6 @@ impl StorageBackend for Counted {
     }
 
     fn set_len(&self, len: u64) -> Io<()> {
-        self.counters.check()?;
         let grows = len > self.file.len()?;
         self.file.set_len(len)?;
         count(&self.counters.growths, usize::from(grows));
@@ -128,7 +111,6 @@ impl StorageBackend for Counted {
     }
 
     fn sync_data(&self) -> Io<()> {
-        self.counters.check()?;
         count(&self.counters.syncs, 1);
         let began = Instant::now();
         let result = self.file.sync_data();
@@ -137,7 +119,6 @@ impl StorageBackend for Counted {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Io<()> {
-        self.counters.check()?;
         count(&self.counters.writes, 1);
         count(&self.counters.bytes_written, data.len());
         self.file.write(offset, data)

@@ -8,17 +8,62 @@ use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, StorageError};
+use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
 
 use super::counted::{Counted, IoCounters};
-use super::journal::side::{self, Side};
-use super::journal::{Journal, Start};
+use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::event::fresh_uuid_text;
+
+/// What a database is kept on: a file, or a disk that the tests of crashes make up.
+pub(super) trait Medium {
+    type Backend: StorageBackend;
+
+    /// What it is asked is to be counted.
+    fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal>;
+}
+
+impl Medium for File {
+    type Backend = Counted<FileBackend>;
+
+    fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal> {
+        Ok(Counted { file: file_backend(self).map_err(Refusal::Io)?, counters: Arc::clone(io) })
+    }
+}
+
+pub(super) fn file_backend(file: &File) -> std::io::Result<FileBackend> {
+    FileBackend::new(file.try_clone()?).map_err(std::io::Error::other)
+}
+
+/// A file behind a journal.
+struct Journaled<'a> {
+    file: &'a File,
+    side: SideFile,
+    options: JournalOptions,
+    /// Why the journal does not let it be opened.
+    refusal: JournalRefusal,
+}
+
+impl Medium for Journaled<'_> {
+    type Backend = Journal<Counted<FileBackend>, SideFile>;
+
+    fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal> {
+        let side = self.side.counted_by(io);
+        Ok(Journal::new(self.file.backend(io)?, side, self.options, Arc::clone(&self.refusal)))
+    }
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) cache_bytes: usize,
+    pub(crate) journal: JournalOptions,
+    pub(crate) create: bool,
+}
 
 /// A database that is open, and how it came.
 pub(crate) struct Opened {
@@ -26,23 +71,6 @@ pub(crate) struct Opened {
     /// It had to be repaired: the last owner did not close it.
     pub(crate) unclean: bool,
     pub(crate) io: Arc<IoCounters>,
-    pub(crate) journal: Option<Journaled>,
-}
-
-/// The journal of a store that is open.
-pub(crate) struct Journaled {
-    pub(crate) side: Side,
-    /// Unless it was only brought into the file.
-    pub(crate) start: Option<Start>,
-}
-
-/// How a file is opened.
-#[derive(Clone, Copy)]
-pub(crate) struct Options {
-    pub(crate) cache_bytes: usize,
-    /// 0 for none.
-    pub(crate) journal_bytes: usize,
-    pub(crate) create: bool,
 }
 
 /// Opens the file, or makes it by way of `initialise`.
@@ -54,7 +82,7 @@ pub(crate) fn open_or_create(
     // Someone else may create or remove the file between our steps; each round sees a newer truth.
     for _ in 0..8 {
         match open_file(path)? {
-            Some(file) => return open_database(path, &file, options),
+            Some(file) => return open_file_or_journal(path, &file, options),
             None if !options.create => {
                 let source = ErrorKind::NotFound.into();
                 return Err(OpenError::Io { action: "open", path: path.into(), source });
@@ -97,34 +125,42 @@ pub(super) fn owner_only(options: &mut OpenOptions) {
 #[cfg(not(unix))]
 pub(super) fn owner_only(_: &mut OpenOptions) {}
 
-fn open_database(path: &Path, file: &File, options: Options) -> Result<Opened, OpenError> {
-    let side = side::acquire(path, file, options.journal_bytes)?;
-    let io = Arc::default();
-    let start = (options.journal_bytes > 0).then(Start::default);
-    let with = With { cache_bytes: options.cache_bytes, io: &io, journal: side.as_ref().zip(start.as_ref()) };
-    let (opened, unclean) = match try_open(path, file, &with, Open::IfClean) {
-        Err(Refusal::Unclean) => {
-            tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
-            (try_open(path, file, &with, Open::Verify), true)
+fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Opened, OpenError> {
+    let io = |source| OpenError::Io { action: "read", path: path.into(), source };
+    if options.journal.bytes == 0 && !is_journaled(file).map_err(io)? {
+        let opened = open_database(path, file, options.cache_bytes)?;
+        // Another process may have had it in between, behind a journal, and died.
+        if is_journaled(file).map_err(io)? {
+            let _ = close(opened.db);
+            return Err(OpenError::Locked { path: path.into() });
         }
-        opened => (opened, false),
-    };
-    match opened {
-        Ok(db) => Ok(Opened { db, unclean, io, journal: side.map(|side| Journaled { side, start }) }),
-        Err(refusal) => {
-            if let Some(side) = side {
-                side.discard();
-            }
-            Err(refusal.into_error(path))
-        }
+        return Ok(opened);
     }
+    let side = SideFile::of(path).map_err(io)?;
+    let journaled = Journaled { file, side, options: options.journal, refusal: JournalRefusal::default() };
+    open_database(path, &journaled, options.cache_bytes).map_err(|error| {
+        let refusal = journaled.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        refusal.unwrap_or(error)
+    })
 }
 
-/// What a database is opened with.
-struct With<'a> {
+pub(super) fn open_database(
+    path: &Path,
+    file: &impl Medium,
     cache_bytes: usize,
-    io: &'a Arc<IoCounters>,
-    journal: Option<(&'a Side, &'a Start)>,
+) -> Result<Opened, OpenError> {
+    let io = Arc::default();
+    match try_open(path, file, cache_bytes, Open::IfClean, &io) {
+        Ok(db) => Ok(Opened { db, unclean: false, io }),
+        Err(Refusal::Unclean) => {
+            tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
+            match try_open(path, file, cache_bytes, Open::Verify, &io) {
+                Ok(db) => Ok(Opened { db, unclean: true, io }),
+                Err(refusal) => Err(refusal.into_error(path)),
+            }
+        }
+        Err(refusal) => Err(refusal.into_error(path)),
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -135,7 +171,7 @@ enum Open {
     Verify,
 }
 
-enum Refusal {
+pub(super) enum Refusal {
     Unclean,
     Database(DatabaseError),
     Io(std::io::Error),
@@ -176,26 +212,25 @@ impl Refusal {
     }
 }
 
-fn try_open(path: &Path, file: &File, with: &With<'_>, how: Open) -> Result<Database, Refusal> {
-    let backend = file.try_clone().map_err(Refusal::Io)?;
+fn try_open(
+    path: &Path,
+    file: &impl Medium,
+    cache_bytes: usize,
+    how: Open,
+    io: &Arc<IoCounters>,
+) -> Result<Database, Refusal> {
+    let backend = file.backend(io)?;
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
     let mut builder = Builder::new();
-    builder.set_cache_size(with.cache_bytes).set_check_integrity_on_open(how == Open::Verify);
+    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(how == Open::Verify);
     if how == Open::IfClean {
         builder.set_repair_callback(move |session| {
             seen.store(true, Ordering::Relaxed);
             session.abort();
         });
     }
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        let counted = |file| Counted { file, counters: Arc::clone(with.io) };
-        let file = counted(FileBackend::new(backend)?);
-        let Some((side, start)) = with.journal else { return builder.create_with_backend(file) };
-        let journal =
-            Journal::new(file, counted(side.backend()?), Some(side.path.clone()), Arc::clone(start));
-        builder.create_with_backend(journal?)
-    }));
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
     match opened {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(_)) if unclean.load(Ordering::Relaxed) => Err(Refusal::Unclean),
@@ -265,16 +300,26 @@ fn make(
     options.read(true).write(true).create_new(true);
     owner_only(&mut options);
     let file = options.open(aside).map_err(|source| io("create", source))?;
-    let with = With { cache_bytes, io: &Arc::default(), journal: None };
-    let db = try_open(aside, &file, &with, Open::Verify).map_err(|refusal| refusal.into_error(aside))?;
-    initialise(&db)?;
-    db.close().map_err(|error| OpenError::Storage { path: aside.into(), source: error.into() })?;
+    make_database(aside, &file, cache_bytes, initialise)?;
     // Locked until it is in place: other creations take what is free for a left-over.
     if let Err(error) = file.try_lock() {
         tracing::debug!(%error, "cannot lock the new file");
     }
     file.sync_all().map_err(|source| io("sync", source))?;
     Ok(file)
+}
+
+/// The engine's part of a creation. What it leaves is nobody's until it is synced and in place.
+pub(super) fn make_database(
+    path: &Path,
+    file: &impl Medium,
+    cache_bytes: usize,
+    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
+) -> Result<(), OpenError> {
+    let db = try_open(path, file, cache_bytes, Open::Verify, &Arc::default())
+        .map_err(|refusal| refusal.into_error(path))?;
+    initialise(&db)?;
+    db.close().map_err(|error| OpenError::Storage { path: path.into(), source: error.into() })
 }
 
 /// Links, so that a file that another process has put there meanwhile is never replaced; renames over an empty file,
@@ -326,13 +371,13 @@ fn hold_empty(path: &Path) -> Option<File> {
 }
 
 #[cfg(unix)]
-pub(super) fn same_file(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
+fn same_file(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
 #[cfg(not(unix))]
-pub(super) fn same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
+fn same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
     true
 }
 
@@ -369,18 +414,4 @@ fn folder_of(path: &Path) -> &Path {
 /// Makes a file's name durable, or that it is gone.
 pub(super) fn sync_parent(path: &Path) -> std::io::Result<()> {
     sync_handle(folder_of(path))
-}
-
-/// The store is open, and says of itself whether it is written through a journal.
-pub(crate) fn start_journal(journal: Option<Journaled>) {
-    let Some(Journaled { side, start }) = journal else { return };
-    match start {
-        Some(start) => start.store(true, Ordering::Release),
-        // It was there from an earlier time, and is empty.
-        None => {
-            if let Err(error) = side::remove(&side.path) {
-                tracing::warn!(%error, path = %side.path.display(), "cannot remove a journal that is no longer used");
-            }
-        }
-    }
 }

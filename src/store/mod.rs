@@ -5,6 +5,8 @@ pub(crate) mod capture;
 mod commit;
 pub(crate) mod core;
 mod counted;
+#[cfg(test)]
+mod crash_tests;
 pub(crate) mod cursor;
 mod doorbells;
 pub(crate) mod expired;
@@ -42,9 +44,11 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use self::core::Core;
+use self::journal::JournalOptions;
 use self::transaction::{REQUEST_SCOPE, check_id};
 use self::writer::{Closure, Job, Write};
 use crate::error::{Error, Result};
+use crate::event::uuid_text;
 use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
@@ -167,13 +171,17 @@ impl Store {
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
         let options = file::Options {
             cache_bytes: settings.cache_bytes,
-            journal_bytes: settings.journal_bytes,
+            journal: JournalOptions { bytes: settings.journal_bytes, abandon: settings.abandon_journal },
             create: settings.create,
         };
-        let mut opened = file::open_or_create(&path, options, &initialise)?;
+        let opened = file::open_or_create(&path, options, &initialise)?;
+        Self::start(path, opened, settings)
+    }
+
+    /// Finds what the database holds, and begins.
+    fn start(path: PathBuf, opened: file::Opened, settings: settings::Settings) -> Result<Self> {
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
-            recover::note_journal(&path, &opened)?;
             let mut tail = recover::recover(&opened.db, &mut identity)?;
             let switched = capture::rows::switch_on(&opened.db, &settings.captures, &mut tail)?;
             Ok(switched.map(|()| (identity, tail)))
@@ -184,9 +192,6 @@ impl Store {
             Err(error) => {
                 // What is wrong with it is told already.
                 let _ = file::close(opened.db);
-                if let Some(journal) = opened.journal {
-                    journal.side.discard();
-                }
                 return Err(error);
             }
         };
@@ -194,7 +199,6 @@ impl Store {
             path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch(), unclean = opened.unclean,
             "store opened"
         );
-        file::start_journal(opened.journal.take());
         let core = Arc::new(Core::new(path, opened, settings, identity, tail));
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
@@ -220,7 +224,7 @@ impl Store {
     /// ```
     #[must_use]
     pub fn id(&self) -> String {
-        crate::log::record::uuid_text(self.core().identity.store_id)
+        uuid_text(self.core().identity.store_id).into()
     }
 
     /// The file.

@@ -149,12 +149,16 @@ impl Snapshot {
     pub fn stream(&self, name: impl Into<String>) -> Result<StreamReader<'_>> {
         let name = name.into();
         check_name(&name)?;
+        unless_it_panics(|| Ok(StreamReader { source: self, view: self.view(name)? }))
+    }
+
+    fn view(&self, name: String) -> Result<View> {
         let mut state = stream_row(&self.tx.open_table(STREAMS)?, name.as_bytes())?.unwrap_or_default();
         let recent = self.recent(&name)?;
         if !recent.seqs.is_empty() {
             state.next = recent.first + recent.seqs.len() as u64;
         }
-        Ok(StreamReader { source: self, view: View { name, state, recent } })
+        Ok(View { name, state, recent })
     }
 
     /// What of the stream no chunk of this snapshot holds.

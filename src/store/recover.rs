@@ -7,13 +7,11 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
-use super::file::Opened;
-use super::journal::side;
 use super::projections::ProjectionRow;
 use super::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH,
-    META_EPOCH_STARTS, META_FORMAT, META_JOURNAL, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED,
-    PROJECTIONS, STREAMS, StateRow,
+    META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS,
+    STREAMS, StateRow,
 };
 use super::streams::stream_row;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -96,33 +94,6 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     let missing = std::iter::repeat_n(0, count - starts.len());
     let epoch_starts = missing.chain(starts.iter().map(|start| u64::from_le_bytes(*start))).collect();
     Ok(Identity { store_id, epoch_starts })
-}
-
-/// Notes whether the file is written through a journal; if it was, and was not closed, that journal must have been there.
-pub(crate) fn note_journal(path: &Path, opened: &Opened) -> Result<()> {
-    let tx = opened.db.begin_read()?;
-    let noted = tx.open_table(META)?.get(META_JOURNAL)?.is_some();
-    drop(tx);
-    let found = opened.journal.as_ref().is_some_and(|journal| journal.side.found);
-    if noted && opened.unclean && !found {
-        // Closed, it would not say any more that it was not.
-        opened.io.seal();
-        return Err(OpenError::JournalMissing { path: side::path_of(path) }.into());
-    }
-    let used = opened.journal.as_ref().is_some_and(|journal| journal.start.is_some());
-    if noted != used {
-        let tx = opened.db.begin_write()?;
-        {
-            let mut meta = tx.open_table(META)?;
-            if used {
-                meta.insert(META_JOURNAL, &[][..])?
-            } else {
-                meta.remove(META_JOURNAL)?
-            };
-        }
-        tx.commit()?;
-    }
-    Ok(())
 }
 
 /// What formats 2 and 3 have added to format 1.

@@ -360,7 +360,7 @@ fn entry(
             reason: row.reason,
             exchange: row.exchange,
             routing_key: row.routing_key,
-            message_id: row.message.message_id,
+            message_id: row.message.message_id.map(String::from),
             damaged: None,
         },
         Err(what) => {

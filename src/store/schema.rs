@@ -1,7 +1,7 @@
 //! The tables of the file, and the rows of the small ones.
 //!
 //! ```text
-//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · journal 0
+//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24
 //! onewrite.log         seq u64 → record    (log/record.rs)
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
@@ -64,9 +64,6 @@ pub(crate) const META_EPOCH: &str = "epoch";
 pub(crate) const META_EPOCH_STARTS: &str = "epoch_starts";
 pub(crate) const META_NEXT_CURSOR: &str = "next_cursor";
 pub(crate) const META_STATE: &str = "state";
-
-/// There if the file is written through a journal.
-pub(crate) const META_JOURNAL: &str = "journal";
 
 /// The row `state`: what cannot be derived from the log once its beginning is trimmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

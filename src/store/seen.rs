@@ -17,9 +17,8 @@ use super::failure::damaged_row;
 use super::schema::{InboxRow, SEEN, read_u64s, u64s};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
-use crate::event::LaneOf;
+use crate::event::{LaneOf, uuid_text};
 use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
-use crate::log::record::uuid_text;
 use crate::log::seen::{Arrival, Decision, Head, Hole, Mark, checksum, decide};
 use crate::log::{keys, record};
 use crate::message::Message;
@@ -48,7 +47,7 @@ impl Identity {
         };
         check_id("the id", id.as_bytes(), INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id.as_bytes());
-        Ok(Self::Id { id: id.clone(), key, content: content_of(&message.payload) })
+        Ok(Self::Id { id: id.as_str().to_owned(), key, content: content_of(&message.payload) })
     }
 
     /// The lane and the number in it.
@@ -154,7 +153,7 @@ impl Transaction {
             Decision::Repeat => Ok(None),
             Decision::Conflict(how) => Err(Error::LaneConflict {
                 scope: scope.to_owned(),
-                producer: uuid_text(lane.store),
+                producer: uuid_text(lane.store).into(),
                 epoch: lane.epoch,
                 lane: lane.id,
                 number: arrival.number,

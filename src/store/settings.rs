@@ -168,6 +168,7 @@ impl Retention {
 pub(crate) struct Settings {
     pub(crate) cache_bytes: usize,
     pub(crate) journal_bytes: usize,
+    pub(crate) abandon_journal: bool,
     pub(crate) payload_bytes_max: usize,
     pub(crate) quota: Option<BacklogQuota>,
     pub(crate) retention: Retention,
@@ -198,7 +199,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct StoreBuilder {
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 impl Default for StoreBuilder {
@@ -207,6 +208,7 @@ impl Default for StoreBuilder {
             settings: Settings {
                 cache_bytes: CACHE_BYTES_DEFAULT,
                 journal_bytes: 0,
+                abandon_journal: false,
                 payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
                 quota: None,
                 retention: Retention::default(),
@@ -239,21 +241,22 @@ impl StoreBuilder {
         self
     }
 
-    /// Writes each commit into a journal first: a second file beside the store's, of its name with `-journal` behind. 0, for none, unless set; 8 MiB
+    /// Writes each commit into a journal first: a second file beside the store's, of its name with `.journal` behind. 0, for none, unless set; 8 MiB
     /// are plenty.
     ///
     /// A commit writes a dozen pages all over the file. With a journal they go there in one piece, with one sync, and to their places many
     /// commits at a time: commits are quicker, those of many writers most (see README), and the pages that each commit writes anew are written once for many.
     ///
     /// **Guarantee.** The same as without. When `write` returns its commit is synced in the journal. After a crash `open` brings what the journal
-    /// holds into the file, with or without this setting; then the file is verified as ever. Closing the store leaves one file.
+    /// holds into the file, with or without this setting, and then redb looks at it as ever. Closing the store leaves one file.
     ///
-    /// **The two files belong together** while the store is open and after a crash: who copies or moves one needs both. A journal that is not there
-    /// after a crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing).
+    /// **The two files belong together** while the store is open and after a crash: who copies or moves one needs both. The file knows its journal: one that is missing after a
+    /// crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing), and another's is never brought into it
+    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Whoever opens a file that was not closed with plain redb goes around its journal: do not.
     ///
-    /// **Cost.** The bytes on the disk, as much memory at most, a commit that takes some milliseconds longer each time half of the journal is full, and
-    /// opening writes it anew (some milliseconds for 8 MiB). A transaction of more than a quarter of it goes to its places at once, with one
-    /// sync more.
+    /// **Cost.** The bytes on the disk, as much memory at most, and a commit that takes some milliseconds longer each time half of the journal is full. Opening writes the journal
+    /// anew. A transaction of more than a quarter of it goes to its places at once, with one sync more. On a disk so full that pages find no room when they go to their places the store
+    /// cannot be opened before there is room; nothing is lost.
     ///
     /// # Errors
     /// `open` refuses fewer than [`JOURNAL_BYTES_MIN`] and more than [`JOURNAL_BYTES_MAX`] bytes.
@@ -264,13 +267,33 @@ impl StoreBuilder {
     /// let path = folder.path().join("a.redb");
     /// let store = Store::builder().journal_bytes(8 << 20).open(&path)?;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
-    /// assert!(folder.path().join("a.redb-journal").exists());
+    /// assert!(folder.path().join("a.redb.journal").exists());
     /// store.close()?;
-    /// assert!(!folder.path().join("a.redb-journal").exists());
+    /// assert!(!folder.path().join("a.redb.journal").exists());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn journal_bytes(mut self, bytes: usize) -> Self {
         self.settings.journal_bytes = bytes;
+        self
+    }
+
+    /// Opens a store that was not closed though its [journal](Self::journal_bytes) is gone for good, without the commits that were in it; no unless set. The file
+    /// is then as it was when it was last written to: often at an older state, and damaged if the crash came while pages went to their places. The log says so
+    /// each time something was given up.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Error, OpenError, Store};
+    /// let path = folder.path().join("a.redb");
+    /// let store = Store::builder().journal_bytes(1 << 20).open(&path)?;
+    /// let copy = folder.path().join("b.redb"); // of the file alone, as a crash would leave it
+    /// std::fs::copy(&path, &copy)?;
+    /// assert!(matches!(Store::open(&copy), Err(Error::Open(OpenError::JournalMissing { .. }))));
+    /// let older = Store::builder().abandon_missing_journal(true).open(&copy)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn abandon_missing_journal(mut self, abandon: bool) -> Self {
+        self.settings.abandon_journal = abandon;
         self
     }
 

@@ -319,7 +319,8 @@ impl<'a> StreamReader<'a> {
     /// ```
     pub fn snapshot(&self, version: u32) -> Result<Option<(u64, Vec<u8>)>> {
         let View { name, state, .. } = &self.view;
-        let Some(row) = self.source.snapshot_row(name.as_bytes())? else { return Ok(None) };
+        let row = unless_it_panics(|| self.source.snapshot_row(name.as_bytes()))?;
+        let Some(row) = row else { return Ok(None) };
         let row = SnapshotRow::from_bytes(name.as_bytes(), &row);
         if row.is_none() {
             tracing::warn!(stream = name, "a snapshot is damaged; the events are read instead");
@@ -507,7 +508,7 @@ impl<'a> Stream<'a> {
             let id = event.id.clone();
             let appended = self.tx.append_at(event, Some(revision))?;
             if appended.repeated {
-                return Err(Error::Conflict { id: id.unwrap_or_default(), seq: appended.seq });
+                return Err(Error::Conflict { id: id.unwrap_or_default().into(), seq: appended.seq });
             }
             seqs.push(appended.seq);
             self.tx.pending.borrow_mut().note_revision(name.as_bytes(), state, appended.seq);
@@ -522,7 +523,7 @@ impl<'a> Stream<'a> {
             let by_rule = rule.and_then(|rule| rule.of(&self.name, &event.event_type));
             event.destination = Some(by_rule.unwrap_or(Destination::Unpublished));
         }
-        event.key.get_or_insert_with(|| self.name.clone());
+        event.key.get_or_insert_with(|| self.name.clone().into());
         event.stream = Some(self.name.clone());
         event
     }

@@ -297,7 +297,7 @@ impl Transaction {
                     self.seqs.borrow_mut().push(first.first);
                     return Ok(Appended { seq: first.first, repeated: true });
                 }
-                return Err(Error::Conflict { id: text.clone(), seq: first.first });
+                return Err(Error::Conflict { id: text.clone().into(), seq: first.first });
             }
             id_row = Some(key);
         }

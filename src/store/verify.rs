@@ -7,7 +7,7 @@ use redb::ReadableTable;
 use super::Store;
 use super::core::Core;
 use super::cursor::ExceptionRow;
-use super::failure::damaged_row;
+use super::failure::{damaged_row, unless_it_panics};
 use super::read::Snapshot;
 use super::recover::read_state;
 use super::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
@@ -114,7 +114,8 @@ impl Store {
     /// verified when a file is opened that was not closed cleanly, not here.
     ///
     /// # Errors
-    /// What redb says. What does not fit is no error but a [`Finding`].
+    /// What redb says; that it panicked, on a page that is damaged in a way it does not look for. What does not fit is no error but a
+    /// [`Finding`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -127,6 +128,10 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn verify(&self) -> Result<Verification> {
+        unless_it_panics(|| self.look_at_everything())
+    }
+
+    fn look_at_everything(&self) -> Result<Verification> {
         // Before the snapshot: what is known to be in the log then is in it.
         let end = self.core().tail().next_seq;
         let snapshot = self.read()?;

@@ -385,7 +385,7 @@ pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>) {
 
 /// Runs a batch and commits it, again without those that fail until the rest stands. Returns those who are still to be woken: nobody,
 /// unless `chain` says so, of the number of writers and the time of a sync.
-fn run_batch(
+pub(super) fn run_batch(
     core: &Arc<Core>,
     mut live: Vec<Box<dyn Write>>,
     chain: impl FnOnce(usize, Duration) -> bool,

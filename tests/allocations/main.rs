@@ -30,25 +30,25 @@ struct Budget {
     bytes: f64,
 }
 
-/// The caller's own parts of an event: type, content type, payload, key, routing key. They are in every budget of appending.
-const EVENT: Budget = Budget { allocations: 5.0, bytes: 319.0 };
-/// The event's five; body, frame, three times the lane's key; one at commit; the rest is redb's.
-const APPEND: Budget = Budget { allocations: 14.4, bytes: 3_710.0 };
+/// The caller's own parts of an event: type, payload, key, routing key. They are in every budget of appending.
+const EVENT: Budget = Budget { allocations: 4.0, bytes: 294.0 };
+/// The event's four; body, frame, three times the lane's key; one at commit; the rest is redb's.
+const APPEND: Budget = Budget { allocations: 13.4, bytes: 3_690.0 };
 /// A whole commit: redb's transaction, its tables opened, the path of pages to each changed row copied. It is shared by the group.
-const APPEND_SINGLY: Budget = Budget { allocations: 278.8, bytes: 81_900.0 };
+const APPEND_SINGLY: Budget = Budget { allocations: 277.8, bytes: 81_900.0 };
 /// Appending without the commit.
-const ENCODE: Budget = Budget { allocations: 10.3, bytes: 1_525.0 };
+const ENCODE: Budget = Budget { allocations: 9.3, bytes: 1_500.0 };
 /// Views of the records in their places.
 const REPLAY: Budget = Budget { allocations: 0.0, bytes: 0.0 };
-/// Each event by itself: id, type, content type, payload, key, routing key.
-const EVENTS_READ: Budget = Budget { allocations: 6.0, bytes: 350.0 };
-/// Those six, 12 of the message (the values of its headers, whose names are borrowed), and the key, the list of outcomes, and the maps of shell and machine.
-const RELAY_TO_NOTHING: Budget = Budget { allocations: 21.5, bytes: 3_225.0 };
+/// Each event by itself: id, type, payload, key, routing key.
+const EVENTS_READ: Budget = Budget { allocations: 5.0, bytes: 390.0 };
+/// Those five, four of the message (itself, its list of headers, sequence and time; all other texts are shared), the list of outcomes, and the maps of shell and machine.
+const RELAY_TO_NOTHING: Budget = Budget { allocations: 12.5, bytes: 3_120.0 };
 /// The queue keeps the very message that the relay made.
-const RELAY_TO_MEMORY: Budget = Budget { allocations: 21.5, bytes: 3_450.0 };
-/// More than twice that again for lapin: names and values of properties and headers in its own types, frames, promises.
+const RELAY_TO_MEMORY: Budget = Budget { allocations: 12.5, bytes: 3_340.0 };
+/// More than three times that again for lapin: names and values of properties and headers in its own types, frames, promises.
 #[cfg(feature = "rabbitmq")]
-const RELAY_TO_RABBITMQ: Budget = Budget { allocations: 69.9, bytes: 11_980.0 };
+const RELAY_TO_RABBITMQ: Budget = Budget { allocations: 60.0, bytes: 11_810.0 };
 
 /// With debug assertions each record is read back as it is appended.
 const READ_BACK: Budget =

@@ -145,7 +145,7 @@ fn the_window_in_count_bounds_the_inbox() {
                     let id = format!("{:08x}-{round}-{n}", (round * 256 + n).wrapping_mul(2_654_435_761));
                     assert!(tx.first_delivery(
                         "service",
-                        &Message { message_id: Some(id), ..Message::default() }
+                        &Message { message_id: Some(id.into()), ..Message::default() }
                     )?);
                 }
                 Ok(())

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use onewrite::limits::{JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN};
 use onewrite::redb::TableDefinition;
@@ -16,7 +17,7 @@ fn open(path: &Path) -> Store {
 }
 
 fn journal(path: &Path) -> PathBuf {
-    path.with_extension("redb-journal")
+    path.with_extension("redb.journal")
 }
 
 /// What a crash at this moment would leave: both files, elsewhere. Nobody writes meanwhile.
@@ -89,38 +90,86 @@ fn a_commit_is_one_write() {
     assert_eq!((after.writes - before.writes, after.syncs - before.syncs), (20, 20));
 }
 
-/// Goal: a journal that is lost after a crash is missed, by name, and nothing is written; an empty file in its place gives it up, at a state that is whole. One that is
-/// not needed is not asked for.
+/// Goal: a journal that is lost after a crash is missed, by name, and nothing is written, neither by whoever wants a journal nor by who wants none; given up, what is there is whole. One that
+/// is not needed is not asked for. Method: a first life, a later one, and one that died idle after a commit with quick repair.
 #[test]
 fn a_lost_journal_is_missed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
-    let store = open(&path);
-    (0..100).for_each(|n| drop(put(&store, n).unwrap()));
-    let copy = crashed(&path, folder.path(), "b.redb");
-    store.close().unwrap();
-    assert_eq!(audit(&Store::open(&path).unwrap()), (0..100).collect::<Vec<_>>());
-
-    let aside = folder.path().join("aside");
-    fs::rename(journal(&copy), &aside).unwrap();
-    for with in [0, JOURNAL_BYTES_MIN] {
-        match Store::builder().journal_bytes(with).open(&copy) {
-            Err(Error::Open(OpenError::JournalMissing { path })) => assert_eq!(path, journal(&copy)),
-            other => panic!("{other:?}"),
+    let mut there = 0;
+    for (life, idle) in [None, None, Some(Duration::from_millis(30))].into_iter().enumerate() {
+        let builder = Store::builder().journal_bytes(8 << 20);
+        let builder = if let Some(idle) = idle { builder.quick_repair_when_idle(idle) } else { builder };
+        let store = builder.open(&path).unwrap();
+        (there..there + 20).for_each(|n| drop(put(&store, n).unwrap()));
+        if let Some(idle) = idle {
+            std::thread::sleep(idle * 10);
         }
-        assert!(!journal(&copy).exists());
-    }
-    fs::rename(&aside, journal(&copy)).unwrap();
-    assert_eq!(audit(&open(&copy)), (0..100).collect::<Vec<_>>(), "back in its place");
+        let copy = crashed(&path, folder.path(), &format!("{life}.redb"));
+        store.close().unwrap();
 
+        let aside = folder.path().join("aside");
+        fs::rename(journal(&copy), &aside).unwrap();
+        let before = fs::read(&copy).unwrap();
+        for with in [0, JOURNAL_BYTES_MIN] {
+            match Store::builder().journal_bytes(with).open(&copy) {
+                Err(Error::Open(OpenError::JournalMissing { path })) => assert_eq!(path, journal(&copy)),
+                other => panic!("life {life}: {other:?}"),
+            }
+            assert!(!journal(&copy).exists());
+        }
+        assert!(fs::read(&copy).unwrap() == before, "life {life}: it was written to");
+        let given_up = folder.path().join(format!("given-up-{life}.redb"));
+        fs::copy(&copy, &given_up).unwrap();
+        let older = Store::builder().abandon_missing_journal(true).open(&given_up).unwrap();
+        assert_eq!(
+            audit(&older),
+            (0..there).collect::<Vec<_>>(),
+            "life {life}: no page had gone to its place"
+        );
+        older.close().unwrap();
+
+        fs::rename(&aside, journal(&copy)).unwrap();
+        there += 20;
+        assert_eq!(audit(&open(&copy)), (0..there).collect::<Vec<_>>(), "life {life}: back in its place");
+        let store = Store::open(&path).unwrap();
+        assert!(!store.stats().unwrap().verified_at_open);
+        assert_eq!(audit(&store), (0..there).collect::<Vec<_>>());
+        store.close().unwrap();
+    }
+}
+
+/// Goal: what a user does to files after a crash never brings one store's journal into another's file. Method: the file removed, replaced by an older copy, moved away.
+#[test]
+fn a_journal_stays_with_its_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let backup = folder.path().join("backup.redb");
     let store = open(&path);
-    (100..200).for_each(|n| drop(put(&store, n).unwrap()));
-    let copy = crashed(&path, folder.path(), "c.redb");
-    fs::write(journal(&copy), "").unwrap();
-    let there = audit(&Store::open(&copy).unwrap());
-    assert_eq!(there, (0..there.len() as u64).collect::<Vec<_>>());
-    assert!((100..200).contains(&there.len()), "{}", there.len());
-    assert!(!journal(&copy).exists());
+    put(&store, 0).unwrap();
+    store.close().unwrap();
+    fs::copy(&path, &backup).unwrap();
+    let store = open(&path);
+    put(&store, 1).unwrap();
+    let hot = crashed(&path, folder.path(), "hot.redb");
+    let held = fs::read(journal(&hot)).unwrap();
+
+    // Put back from a backup: without a journal it is opened, with one it is told what is in the way.
+    fs::copy(&backup, &hot).unwrap();
+    assert_eq!(audit(&Store::open(&hot).unwrap()), [0]);
+    for _ in 0..2 {
+        let refused = Store::builder().journal_bytes(JOURNAL_BYTES_MIN).open(&hot).unwrap_err();
+        assert!(
+            matches!(&refused, Error::Open(OpenError::JournalInTheWay { path }) if *path == journal(&hot))
+        );
+        // Removed, and made anew.
+        fs::remove_file(&hot).unwrap();
+        assert_eq!(audit(&Store::open(&hot).unwrap()), [0_u64; 0]);
+    }
+    assert!(fs::read(journal(&hot)).unwrap() == held, "left as it is");
+    // Its own file again.
+    fs::copy(&path, &hot).unwrap();
+    assert_eq!(audit(&open(&hot)), [0, 1]);
 }
 
 /// Goal: a frame that is not as it was written, with newer ones behind, is an error that names the journal; both files stay as they are.
@@ -150,19 +199,24 @@ fn a_damaged_journal_is_told() {
     assert_eq!(audit(&Store::open(&copy).unwrap()), (0..40).collect::<Vec<_>>());
 }
 
-/// Goal: a file of noise in the place of a journal is nothing, and asks for no memory; one that is longer than a journal can be is refused.
+/// Goal: what is no journal is in the way, and left as it is; who wants no journal does not mind.
 #[test]
-fn noise_is_no_journal() {
+fn noise_is_in_the_way() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
-    drop(put(&open(&path), 0).unwrap());
+    put(&Store::open(&path).unwrap(), 0).unwrap();
     let mut random = Random(5);
-    let noise: Vec<u8> = (0..300_001).map(|_| random.below(256) as u8).collect();
+    let noise: Vec<u8> = (0..30_001).map(|_| random.below(256) as u8).collect();
     fs::write(journal(&path), &noise).unwrap();
-    assert_eq!(audit(&open(&path)), [0]);
-    let long = fs::File::create(journal(&path)).unwrap();
-    long.set_len(JOURNAL_BYTES_MAX as u64 + 1).unwrap();
-    assert!(matches!(Store::open(&path), Err(Error::Open(OpenError::Damaged { .. }))));
+    let refused = Store::builder().journal_bytes(JOURNAL_BYTES_MIN).open(&path);
+    assert!(matches!(refused, Err(Error::Open(OpenError::JournalInTheWay { .. }))));
+    assert_eq!(audit(&Store::open(&path).unwrap()), [0]);
+    assert!(fs::read(journal(&path)).unwrap() == noise);
+    // One that was being made when the power went.
+    for blank in [vec![], vec![0; 100_000]] {
+        fs::write(journal(&path), blank).unwrap();
+        assert_eq!(audit(&open(&path)), [0]);
+    }
 }
 
 /// Goal: one owner, also of the journal; no links; the owner alone may read it; sizes that cannot be are refused.
@@ -183,7 +237,8 @@ fn it_is_one_owners() {
         let linked = folder.path().join("b.redb");
         Store::open(&linked).unwrap().close().unwrap();
         std::os::unix::fs::symlink(&path, journal(&linked)).unwrap();
-        assert!(matches!(Store::open(&linked), Err(Error::Open(OpenError::Symlink { .. }))));
+        let refused = Store::builder().journal_bytes(JOURNAL_BYTES_MIN).open(&linked);
+        assert!(matches!(refused, Err(Error::Open(OpenError::Symlink { .. }))));
     }
     store.close().unwrap();
     // Who has none keeps those away who want one.

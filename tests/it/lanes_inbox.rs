@@ -51,7 +51,7 @@ pub(crate) fn quick(store: &Store) -> ConsumerBuilder {
 pub(crate) fn numbered(lane: i64, number: i64, payload: &str) -> Message {
     let header = |name: &'static str, value: HeaderValue| (name.into(), value);
     Message {
-        message_id: Some(format!("{lane}-{number}-{payload}")),
+        message_id: Some(format!("{lane}-{number}-{payload}").into()),
         timestamp_s: Some(1_700_000_000),
         headers: vec![
             header(wire::STORE, BANK.into()),
@@ -762,8 +762,11 @@ fn foreign_ids_have_a_window_in_count() {
         let scope = random.below(2);
         let id = random.below(300);
         let written = store.write(move |tx| {
-            let message =
-                Message { message_id: Some(id.to_string()), payload: vec![id as u8], ..Message::default() };
+            let message = Message {
+                message_id: Some(id.to_string().into()),
+                payload: vec![id as u8],
+                ..Message::default()
+            };
             tx.first_delivery(&format!("scope {scope}"), &message)
         });
         let newest = &mut newest[scope as usize];

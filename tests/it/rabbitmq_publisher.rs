@@ -28,10 +28,10 @@ fn what_is_confirmed_is_in_the_queue_as_it_was_sent() {
     let mut rig = Rig::up(&node.url());
     let count = 2000;
     let shape = |n: u64| Message {
-        message_id: Some(format!("exact-{n}")),
+        message_id: Some(format!("exact-{n}").into()),
         event_type: Some("payment.completed".into()),
         content_type: Some("application/json".into()),
-        correlation_id: n.is_multiple_of(2).then(|| format!("c-{n}")),
+        correlation_id: n.is_multiple_of(2).then(|| format!("c-{n}").into()),
         app_id: Some("é".into()),
         timestamp_s: Some(1_700_000_000 + n),
         headers: vec![
@@ -57,7 +57,8 @@ fn what_is_confirmed_is_in_the_queue_as_it_was_sent() {
             ("exact", "a.b", &sent.payload)
         );
         let p = &raw.properties;
-        let text = |field: &Option<lapin::types::ShortString>| field.as_ref().map(|text| text.to_string());
+        let text =
+            |field: &Option<lapin::types::ShortString>| field.as_ref().map(|text| text.as_str().into());
         assert_eq!(*p.delivery_mode(), Some(2));
         assert_eq!(text(p.message_id()), sent.message_id);
         assert_eq!(text(p.kind()), sent.event_type);
@@ -203,7 +204,15 @@ fn what_cannot_be_carried_is_refused_by_name() {
         ("exchange", outgoing(0, &long, "short.q", message("a", b""))),
         ("routing_key", outgoing(1, "", &long, message("a", b""))),
         ("message_id", outgoing(2, "", "short.q", message(&long, b""))),
-        ("type", outgoing(3, "", "short.q", Message { event_type: Some(long.clone()), ..message("a", b"") })),
+        (
+            "type",
+            outgoing(
+                3,
+                "",
+                "short.q",
+                Message { event_type: Some(long.as_str().into()), ..message("a", b"") },
+            ),
+        ),
         (
             "header",
             outgoing(

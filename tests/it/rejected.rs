@@ -34,7 +34,7 @@ fn strict() -> Arc<AtomicBool> {
 /// A foreign message that has everything that a message can have.
 fn full(payload: &str) -> Message {
     Message {
-        message_id: Some(format!("id of {payload}")),
+        message_id: Some(format!("id of {payload}").into()),
         event_type: Some("t".into()),
         content_type: Some("text/plain".into()),
         correlation_id: Some("c".into()),

@@ -17,8 +17,8 @@ use super::handle::{Shared, count};
 use super::hold::Held;
 use super::{ConsumerBuilder, GapPolicy, Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
+use crate::event::uuid_text;
 use crate::limits::CONSUMER_BATCH_MAX;
-use crate::log::record::uuid_text;
 use crate::message::Message;
 use crate::oneshot;
 use crate::publish::{Delivery, DeliveryTag, Settlement, Source, SourceEvent};
@@ -265,7 +265,7 @@ impl Worker {
         let identity = Identity::of(&self.settings.scope, message)?;
         match (&self.producers, identity.place()) {
             (Some(producers), Some((lane, _))) if !producers.contains(&lane.store) => {
-                Err(Error::UnknownProducer { producer: uuid_text(lane.store) })
+                Err(Error::UnknownProducer { producer: uuid_text(lane.store).into() })
             }
             _ => Ok(identity),
         }

@@ -95,7 +95,7 @@ pub(super) fn header_frame_len_max(message: &Message) -> usize {
 /// [`HeaderValue::Text`], text that is not UTF-8 [`HeaderValue::Bytes`]. Floats, decimals, arrays, tables, void and
 /// unsigned values beyond `i64` are dropped: this library writes none.
 pub(super) fn to_message(properties: &BasicProperties, payload: Vec<u8>) -> Message {
-    let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
+    let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().into());
     let headers = properties.headers().as_ref().map_or_else(Vec::new, |table| {
         table
             .inner()
@@ -126,9 +126,9 @@ fn to_value(value: &AMQPValue) -> Option<HeaderValue> {
         AMQPValue::LongUInt(int) => HeaderValue::Int((*int).into()),
         AMQPValue::LongLongInt(int) => HeaderValue::Int(*int),
         AMQPValue::Timestamp(seconds) => HeaderValue::Int(i64::try_from(*seconds).ok()?),
-        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str().to_owned()),
+        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str().into()),
         AMQPValue::LongString(text) => match std::str::from_utf8(text.as_bytes()) {
-            Ok(text) => HeaderValue::Text(text.to_owned()),
+            Ok(text) => HeaderValue::Text(text.into()),
             Err(_) => HeaderValue::Bytes(text.as_bytes().to_vec()),
         },
         AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(bytes.as_slice().to_vec()),
@@ -200,11 +200,11 @@ mod tests {
         let long = "x".repeat(256);
         type Set = fn(&mut Message, String);
         let cases: [(&str, Set); 6] = [
-            ("message_id", |m, s| m.message_id = Some(s)),
-            ("type", |m, s| m.event_type = Some(s)),
-            ("content_type", |m, s| m.content_type = Some(s)),
-            ("correlation_id", |m, s| m.correlation_id = Some(s)),
-            ("app_id", |m, s| m.app_id = Some(s)),
+            ("message_id", |m, s| m.message_id = Some(s.into())),
+            ("type", |m, s| m.event_type = Some(s.into())),
+            ("content_type", |m, s| m.content_type = Some(s.into())),
+            ("correlation_id", |m, s| m.correlation_id = Some(s.into())),
+            ("app_id", |m, s| m.app_id = Some(s.into())),
             ("header", |m, s| m.headers.push((s.into(), 1.into()))),
         ];
         for (field, set) in cases {

@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn message(id: &str) -> Arc<Message> {
-        Arc::new(Message { message_id: Some(id.to_owned()), ..Message::default() })
+        Arc::new(Message { message_id: Some(id.into()), ..Message::default() })
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! **Invariants.** Under strict ordering at most one event of a key is active (to be sent, in flight, or waiting for its
 //! next try). Nothing in memory waits for an event on disk. While rows of a key are parked on disk and not in memory, nothing newer of it is admitted in memory.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::types::Key;
@@ -113,13 +114,13 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    pub(crate) fn get(&self, key: &str) -> Option<&KeyState> {
-        self.states.get(key)
-    }
-
     /// Changes one key's state, and keeps what is derived from all of them.
     pub(crate) fn with<T>(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> T) -> T {
-        let state = self.states.entry(Key::clone(key)).or_default();
+        let mut entry = match self.states.entry(Key::clone(key)) {
+            Entry::Occupied(entry) => entry,
+            Entry::Vacant(entry) => entry.insert_entry(KeyState::default()),
+        };
+        let state = entry.get_mut();
         let (before, loading) = (state.is_held(), state.loading);
         let result = change(state);
         self.loading = self.loading - loading + state.loading;
@@ -134,7 +135,7 @@ impl Keys {
             self.wanting.remove(key);
         }
         if state.is_forgettable() {
-            self.states.remove(key);
+            entry.remove();
         }
         result
     }

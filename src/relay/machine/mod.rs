@@ -292,7 +292,11 @@ impl Machine {
                 self.end_epoch(Some(&fault));
             }
             Input::Blocked(blocked) => self.blocked = blocked,
-            Input::Outcome { ticket, outcome } => self.outcome(ticket, outcome, now, out),
+            Input::Outcomes(outcomes) => {
+                for (ticket, outcome) in outcomes {
+                    self.outcome(ticket, outcome, now, out);
+                }
+            }
             Input::Redriven(loaded, fault) => self.redriven(loaded, fault, now, out),
             Input::Discarded { seq, key } => self.discarded(seq, key),
             Input::LetExpiredGo => self.let_expired_go(now, out),
@@ -424,24 +428,24 @@ impl Machine {
             return;
         };
         let strict = self.is_strict();
-        // Nothing in memory waits for what is on disk: memory might be full of it, and what it waits for not fit in.
-        let waits_on_disk =
-            |state: &KeyState| state.is_held_before(entry.seq) || (state.parked && home != Home::Parked);
-        if self.keys.get(&key).is_some_and(waits_on_disk) {
-            self.park(&key, entry.seq, out);
-            return;
-        }
-        let free = match self.keys.get(&key) {
-            Some(state) => state.lets_go(entry.seq) && state.queue.is_empty(),
-            None => true,
-        };
-        if free {
-            if strict {
-                self.keys.with(&key, |state| state.active.insert(entry.seq));
+        let place = self.keys.with(&key, |state| {
+            // Nothing in memory waits for what is on disk: memory might be full of it, and what it waits for not fit in.
+            if state.is_held_before(entry.seq) || (state.parked && home != Home::Parked) {
+                return Place::Held;
             }
-            self.make_ready(entry.seq);
-        } else {
-            self.keys.with(&key, |state| state.queue.push_back(entry.seq));
+            if !state.lets_go(entry.seq) || !state.queue.is_empty() {
+                state.queue.push_back(entry.seq);
+                return Place::Queued;
+            }
+            if strict {
+                state.active.insert(entry.seq);
+            }
+            Place::Goes
+        });
+        match place {
+            Place::Goes => self.make_ready(entry.seq),
+            Place::Queued => {}
+            Place::Held => self.park(&key, entry.seq, out),
         }
     }
 
@@ -533,7 +537,7 @@ impl Machine {
                 }
             }
         }
-        self.pump(key);
+        self.free(key, |_| ());
     }
 
     /// What was in flight is lost, and will be sent again; alone, if one of them made the broker close the channel.
@@ -608,8 +612,7 @@ impl Machine {
 
     fn discarded(&mut self, seq: u64, key: Option<Key>) {
         if let Some(key) = key {
-            self.keys.with(&key, |state| state.held_by.remove(&seq));
-            self.pump(&key);
+            self.free(&key, |state| state.held_by.remove(&seq));
         }
     }
 
@@ -676,8 +679,7 @@ impl Machine {
     /// The event blocks its key no longer.
     fn leave_key(&mut self, seq: u64, key: Option<&Key>) {
         if let Some(key) = key {
-            self.keys.with(key, |state| state.active.remove(&seq));
-            self.pump(key);
+            self.free(key, |state| state.active.remove(&seq));
         }
     }
 
@@ -908,16 +910,21 @@ impl Machine {
         }
     }
 
-    /// Lets those that wait behind a key go, as far as it is free.
-    fn pump(&mut self, key: &Key) {
+    /// Lets those that wait behind a key go, as far as it is free after this change.
+    fn free<T>(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> T) {
         let strict = self.is_strict();
-        while let Some(seq) = self.keys.with(key, |state| {
-            let next = state.take_next();
-            if strict {
-                state.active.extend(next);
+        let freed = self.keys.with(key, |state| {
+            change(state);
+            let mut freed = Vec::new();
+            while let Some(seq) = state.take_next() {
+                if strict {
+                    state.active.insert(seq);
+                }
+                freed.push(seq);
             }
-            next
-        }) {
+            freed
+        });
+        for seq in freed {
             self.make_ready(seq);
         }
     }

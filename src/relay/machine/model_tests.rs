@@ -88,7 +88,7 @@ enum Op {
         ms: u64,
         wall_jump_ms: i64,
     },
-    Land(usize),
+    Land(usize, usize),
     StaleOutcome,
     Down(FaultClass),
     Up,
@@ -631,15 +631,25 @@ impl World {
 
     // --- broker -------------------------------------------------------------------------------------------------------
 
-    fn land(&mut self, index: usize) {
-        let Some(ticket) = self.flights.keys().copied().nth(index % self.flights.len().max(1)) else {
-            return;
-        };
-        let flight = &self.flights[&ticket];
-        if let Fate::ClosesChannel(class) = flight.fate {
-            self.down(class);
-            return;
+    /// So many outcomes are told in one lot, if there are as many and none closes the channel before.
+    fn land(&mut self, index: usize, count: usize) {
+        let mut lot = Vec::new();
+        while lot.len() < count {
+            let Some(ticket) = self.flights.keys().copied().nth(index % self.flights.len().max(1)) else {
+                break;
+            };
+            match self.flights[&ticket].fate {
+                Fate::ClosesChannel(class) if lot.is_empty() => return self.down(class),
+                Fate::ClosesChannel(_) => break,
+                _ => lot.push((Ticket(ticket), self.outcome_of(ticket))),
+            }
         }
+        if !lot.is_empty() {
+            self.step(Input::Outcomes(lot));
+        }
+    }
+
+    fn outcome_of(&mut self, ticket: u64) -> Outcome {
         let Flight { seq, fate, isolated } = self.flights.remove(&ticket).unwrap();
         let exchange = Key::clone(&self.log(seq).entry.exchange);
         if isolated {
@@ -660,7 +670,7 @@ impl World {
         let spent =
             self.spent.entry(seq).or_insert_with(|| self.attempts.get(&seq).copied().unwrap_or_default());
         let fault = |class| Fault::with_code(class, 404, format!("no exchange '{exchange}'"));
-        let outcome = match fate {
+        match fate {
             Fate::Confirmed => Outcome::Confirmed,
             Fate::Nacked => Outcome::Nacked,
             Fate::Returned => {
@@ -674,8 +684,7 @@ impl World {
             }
             Fate::Unknown => Outcome::Unknown(fault(FaultClass::Outage)),
             Fate::ClosesChannel(_) => unreachable!(),
-        };
-        self.step(Input::Outcome { ticket: Ticket(ticket), outcome });
+        }
     }
 
     fn down(&mut self, class: FaultClass) {
@@ -772,11 +781,11 @@ impl World {
                 }
                 self.step(Input::Tick);
             }
-            Op::Land(index) => self.land(*index),
+            Op::Land(index, count) => self.land(*index, *count),
             Op::StaleOutcome => {
                 let ticket = self.draw(self.last_ticket + 2);
                 if !self.flights.contains_key(&ticket) {
-                    self.step(Input::Outcome { ticket: Ticket(ticket), outcome: Outcome::Confirmed });
+                    self.step(Input::Outcomes(vec![(Ticket(ticket), Outcome::Confirmed)]));
                 }
             }
             Op::Down(class) => self.down(*class),
@@ -843,7 +852,7 @@ impl World {
                 self.answer(0);
             } else if !self.flights.is_empty() {
                 let index = usize::try_from(self.draw(1000)).unwrap();
-                self.land(index);
+                self.land(index, 1);
             } else if let Some(ms) = self.until_wake() {
                 self.now.mono_ms += ms;
                 self.now.wall_ms += ms;
@@ -997,7 +1006,7 @@ fn op() -> impl Strategy<Value = Op> {
         30 => append(),
         12 => (0..400_u64, prop_oneof![6 => Just(0), 1 => -2000..2000_i64])
             .prop_map(|(ms, wall_jump_ms)| Op::Advance { ms, wall_jump_ms }),
-        40 => (0..8_usize).prop_map(Op::Land),
+        40 => (0..8_usize, 1..5_usize).prop_map(|(index, count)| Op::Land(index, count)),
         1 => Just(Op::StaleOutcome),
         2 => fault_class().prop_map(Op::Down),
         8 => Just(Op::Up),

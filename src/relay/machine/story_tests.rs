@@ -152,7 +152,7 @@ impl Story {
 
     fn outcome(&mut self, seq: u64, outcome: Outcome) {
         let ticket = self.ticket(seq);
-        self.tell(Input::Outcome { ticket, outcome });
+        self.tell(Input::Outcomes(vec![(ticket, outcome)]));
     }
 
     fn confirm(&mut self, seq: u64) {
@@ -387,7 +387,7 @@ fn an_isolated_event_keeps_its_ticket_when_the_main_channel_closes() {
     let ticket = story.ticket(0);
     story.down(FaultClass::Outage);
     assert_eq!(story.in_flight(), [0]);
-    story.tell(Input::Outcome { ticket, outcome: Outcome::Confirmed });
+    story.tell(Input::Outcomes(vec![(ticket, Outcome::Confirmed)]));
     assert_eq!(story.in_flight(), Vec::<u64>::new());
     story.up();
     assert_eq!(story.published_how(), [(1, true, true)]);
@@ -403,7 +403,7 @@ fn after_an_outage_all_is_sent_again_in_order() {
     story.up();
     assert!(story.saved().is_empty());
     assert_eq!(story.published_how(), [(0, true, false), (1, true, false), (2, true, false)]);
-    story.tell(Input::Outcome { ticket: late, outcome: Outcome::Confirmed });
+    story.tell(Input::Outcomes(vec![(late, Outcome::Confirmed)]));
     assert_eq!(story.in_flight(), [0, 1, 2], "a late word on an old ticket says nothing");
 }
 

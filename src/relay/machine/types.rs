@@ -218,8 +218,8 @@ pub(crate) enum Input {
     Down { fault: Fault },
     /// The broker blocks us, or no longer does.
     Blocked(bool),
-    /// What became of one publish.
-    Outcome { ticket: Ticket, outcome: Outcome },
+    /// What became of publishes.
+    Outcomes(Vec<(Ticket, Outcome)>),
     /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared. It
     /// comes as `Undecodable` where it cannot be published any more. With the fault that it had gone there for.
     Redriven(Loaded, Fault),

@@ -1,10 +1,10 @@
 //! What stands in a journal: frames, each of which is what one sync made durable.
 //!
 //! ```text
-//! frame   magic 8 · crc32 u32 · blocks u32 · number u64 · flags u32 · 0 u32 · block numbers u64… · zeros to 4,096 · blocks of 4,096
+//! frame   salt 8 · crc32 u32 · blocks u32 · number u64 · flags u32 · 0 u32 · block numbers u64… · zeros to 4,096 · blocks of 4,096
 //! ```
 //!
-//! Little-endian. The checksum (CRC-32, IEEE) covers everything after itself. Frames are numbered from 1 on, without a hole, and begin at a multiple of
+//! Little-endian. The salt is drawn anew for each life of a store that is opened: what an application has put into a page is never taken for a frame. The checksum (CRC-32, IEEE) covers everything after itself. Frames are numbered from 1 on, without a hole, and begin at a multiple of
 //! 4,096, so that writing one never touches a sector of the one before. They stand one after the other from the beginning of a half.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,9 @@ pub(super) const BLOCK: usize = 4096;
 /// What is written of the file, by the number of the block.
 pub(super) type Blocks = BTreeMap<u64, Box<[u8]>>;
 
-const MAGIC: [u8; 8] = *b"1wjrnl01";
+/// What the frames of one life begin with.
+pub(super) type Salt = [u8; 8];
+
 const HEAD: usize = 32;
 const CRC_AT: usize = 8;
 const CHECKED_FROM: usize = 12;
@@ -36,11 +38,11 @@ pub(super) fn frame_bytes(blocks: usize) -> usize {
 }
 
 /// Writes a frame over `out`. One without blocks says that all before it is in the file.
-pub(super) fn encode(number: u64, blocks: &Blocks, out: &mut Vec<u8>) {
+pub(super) fn encode(salt: Salt, number: u64, blocks: &Blocks, out: &mut Vec<u8>) {
     out.clear();
     out.reserve(frame_bytes(blocks.len()));
     let flags = if blocks.is_empty() { RESET } else { 0 };
-    out.extend(MAGIC);
+    out.extend(salt);
     out.extend([0; 4]);
     out.extend(u32::try_from(blocks.len()).unwrap_or(u32::MAX).to_le_bytes());
     out.extend(number.to_le_bytes());
@@ -79,16 +81,16 @@ impl<'a> Frame<'a> {
     }
 
     /// The frame at the beginning of `bytes`, if it is whole.
-    fn read(bytes: &'a [u8]) -> Option<Self> {
+    fn read(salt: Salt, bytes: &'a [u8]) -> Option<Self> {
         let (head, rest) = bytes.split_at_checked(HEAD)?;
-        let head = head.strip_prefix(&MAGIC)?;
+        let head = head.strip_prefix(&salt)?;
         let (crc, head) = head.split_first_chunk::<4>()?;
         let (blocks, head) = head.split_first_chunk::<4>()?;
         let (number, head) = head.split_first_chunk::<8>()?;
         let flags = head.first_chunk::<4>()?;
         let blocks = usize::try_from(u32::from_le_bytes(*blocks)).ok()?;
-        let frame_bytes = head_blocks(blocks).checked_add(blocks)?.checked_mul(BLOCK)?;
         let numbers = rest.get(..blocks.checked_mul(8)?)?;
+        let frame_bytes = head_blocks(blocks).checked_add(blocks)?.checked_mul(BLOCK)?;
         let data = bytes.get(head_blocks(blocks) * BLOCK..frame_bytes)?;
         if body_checksum(bytes.get(CHECKED_FROM..frame_bytes)?) != u32::from_le_bytes(*crc) {
             return None;
@@ -105,10 +107,10 @@ pub(super) struct Hole {
 }
 
 /// The frames of a half, from its beginning on for as long as each follows the one before. Older ones may stand behind.
-fn run(half: &[u8]) -> Vec<Frame<'_>> {
+fn run(salt: Salt, half: &[u8]) -> Vec<Frame<'_>> {
     let mut frames: Vec<Frame<'_>> = Vec::new();
     let mut at = 0;
-    while let Some(frame) = half.get(at..).and_then(Frame::read) {
+    while let Some(frame) = half.get(at..).and_then(|bytes| Frame::read(salt, bytes)) {
         if frames.last().is_some_and(|last| frame.number != last.number + 1) {
             break;
         }
@@ -119,19 +121,19 @@ fn run(half: &[u8]) -> Vec<Frame<'_>> {
 }
 
 /// The number of the newest frame that stands at any place; 0 if there is none.
-fn newest(half: &[u8]) -> u64 {
+fn newest(salt: Salt, half: &[u8]) -> u64 {
     let starts = (0..half.len()).step_by(BLOCK).filter_map(|at| half.get(at..));
-    starts.filter_map(Frame::read).map(|frame| frame.number).max().unwrap_or(0)
+    starts.filter_map(|bytes| Frame::read(salt, bytes)).map(|frame| frame.number).max().unwrap_or(0)
 }
 
 /// What the two halves of a journal hold that may not be in the file yet: the newest form of each block. That is in the newer half alone:
 /// it is begun once all of the other is in the file, and only then is the other written over.
-pub(super) fn replay<'a>(halves: [&'a [u8]; 2]) -> Result<BTreeMap<u64, &'a [u8]>, Hole> {
+pub(super) fn replay<'a>(salt: Salt, halves: [&'a [u8]; 2]) -> Result<BTreeMap<u64, &'a [u8]>, Hole> {
     let last = |frames: &[Frame<'_>]| frames.last().map_or(0, |frame| frame.number);
-    let [a, b] = halves.map(run);
+    let [a, b] = halves.map(|half| run(salt, half));
     let frames = if last(&a) > last(&b) { a } else { b };
     // A frame that a crash has torn is the newest there is.
-    if halves.into_iter().map(newest).any(|newest| newest > last(&frames)) {
+    if halves.into_iter().any(|half| newest(salt, half) > last(&frames)) {
         return Err(Hole { number: last(&frames) + 1 });
     }
     let after = frames.iter().rposition(|frame| frame.reset).map_or(0, |reset| reset + 1);
@@ -142,6 +144,8 @@ pub(super) fn replay<'a>(halves: [&'a [u8]; 2]) -> Result<BTreeMap<u64, &'a [u8]
 mod tests {
     use super::*;
 
+    const SALT: Salt = *b"salt-ab!";
+
     fn blocks(numbers: &[u64], fill: u8) -> Blocks {
         numbers.iter().map(|number| (*number, vec![fill; BLOCK].into())).collect()
     }
@@ -149,7 +153,7 @@ mod tests {
     fn half(frames: &[(u64, Blocks)], blocks_max: usize) -> Vec<u8> {
         let (mut half, mut out) = (Vec::new(), Vec::new());
         for (number, blocks) in frames {
-            encode(*number, blocks, &mut out);
+            encode(SALT, *number, blocks, &mut out);
             assert_eq!(out.len(), frame_bytes(blocks.len()));
             half.extend_from_slice(&out);
         }
@@ -168,24 +172,24 @@ mod tests {
         let newer = half(&[(7, blocks(&many, 1)), (8, blocks(&[3, 4], 2)), (9, blocks(&[4, 5], 3))], 1300);
         let older = half(&[(5, blocks(&[7], 9)), (6, blocks(&[7], 9))], 1300);
         for halves in [[&newer[..], &older], [&older, &newer], [&newer, &[]]] {
-            let found = replay(halves).unwrap();
+            let found = replay(SALT, halves).unwrap();
             assert_eq!(found.len(), 1202);
             assert_eq!(fills(&found)[..5], [(0, 1), (3, 2), (4, 3), (5, 3), (6, 1)]);
         }
-        assert!(replay([&[0; 4 * BLOCK], &[]]).unwrap().is_empty());
+        assert!(replay(SALT, [&[0; 4 * BLOCK], &[]]).unwrap().is_empty());
     }
 
     /// Goal: what is in the file already is not written over it. Method: a reset in the middle; an older half that is being written over.
     #[test]
     fn what_is_in_the_file_is_left() {
         let newer = half(&[(11, blocks(&[1], 1)), (12, Blocks::new()), (13, blocks(&[2], 2))], 16);
-        assert_eq!(fills(&replay([&newer, &[]]).unwrap()), [(2, 2)]);
+        assert_eq!(fills(&replay(SALT, [&newer, &[]]).unwrap()), [(2, 2)]);
         let mut older = half(
             &[(7, blocks(&[3], 3)), (8, blocks(&[3], 3)), (9, blocks(&[4], 4)), (10, blocks(&[5], 5))],
             16,
         );
         older[2 * BLOCK..3 * BLOCK].fill(0);
-        assert_eq!(fills(&replay([&older, &newer]).unwrap()), [(2, 2)]);
+        assert_eq!(fills(&replay(SALT, [&older, &newer]).unwrap()), [(2, 2)]);
     }
 
     /// Goal: a torn end is the end; a hole before newer frames is none. Method: each byte of the last and of the middle frame changed,
@@ -199,17 +203,17 @@ mod tests {
         let newer = half(&[(5, blocks(&[1], 1)), (6, blocks(&[2], 2)), (7, blocks(&[3], 3))], 6);
         let mut good = older.clone();
         good[..newer.len()].copy_from_slice(&newer);
-        assert_eq!(fills(&replay([&good, &[]]).unwrap()), [(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(fills(&replay(SALT, [&good, &[]]).unwrap()), [(1, 1), (2, 2), (3, 3)]);
         for at in (0..HEAD + 8).chain([BLOCK, 2 * BLOCK - 1]) {
             let mut torn = good.clone();
             torn[4 * BLOCK + at] ^= 1;
-            assert_eq!(fills(&replay([&torn, &[]]).unwrap()), [(1, 1), (2, 2)], "byte {at}");
+            assert_eq!(fills(&replay(SALT, [&torn, &[]]).unwrap()), [(1, 1), (2, 2)], "byte {at}");
             torn = good.clone();
             torn[2 * BLOCK + at] ^= 1;
-            assert_eq!(replay([&torn, &[]]).unwrap_err(), Hole { number: 6 }, "byte {at}");
+            assert_eq!(replay(SALT, [&torn, &[]]).unwrap_err(), Hole { number: 6 }, "byte {at}");
             torn = good.clone();
             torn[at] ^= 1;
-            assert_eq!(replay([&torn, &older]).unwrap_err(), Hole { number: 5 }, "byte {at}");
+            assert_eq!(replay(SALT, [&torn, &older]).unwrap_err(), Hole { number: 5 }, "byte {at}");
         }
     }
 
@@ -219,8 +223,16 @@ mod tests {
         let mut frame = half(&[(1, blocks(&[1], 1))], 2);
         for count in [2_u32, 511, u32::MAX / 8, u32::MAX] {
             frame[12..16].copy_from_slice(&count.to_le_bytes());
-            assert!(Frame::read(&frame).is_none());
+            assert!(Frame::read(SALT, &frame).is_none());
         }
-        assert!(Frame::read(&frame[..20]).is_none());
+        assert!(Frame::read(SALT, &frame[..20]).is_none());
+    }
+
+    /// Goal: what only looks like a frame is none. Method: a good frame of another life, as a page that an application has stored.
+    #[test]
+    fn a_frame_of_another_life_is_none() {
+        let half = half(&[(1, blocks(&[1], 1))], 8);
+        assert!(replay(*b"another!", [&half, &[]]).unwrap().is_empty());
+        assert_eq!(replay(SALT, [&half, &[]]).unwrap().len(), 1);
     }
 }

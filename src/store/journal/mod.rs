@@ -10,50 +10,88 @@
 //!   newer, stays whole until the first frame after that is durable. So a torn frame is always the newest there is.
 //! - What is too large for a frame goes to its place at once (*direct*): the file then keeps the promise of a sync by itself, and a frame
 //!   without blocks says that what stands before it must not be replayed.
-//! - Nothing goes to its place before its frame is durable, unless it is direct; so after a crash the file is as the last frame says, once
-//!   that is replayed: pages written directly by a transaction that was not committed are free pages of that state.
+//! - Nothing goes to its place before its frame is durable, unless it is direct. What is direct is either of a transaction that is not
+//!   committed, and then on pages that are free in the last durable state, which the storage engine never writes over; or the header, whose
+//!   last durable form stands in a frame, or in the file if there is none, where its own checksums tell a torn one.
 //! - After an error nothing is written any more, and the journal stays for the next open.
+//! - Which journal is of which file, and when it may be written over, is `life`'s to say.
 
 mod frame;
-pub(crate) mod side;
+mod life;
+mod side;
 #[cfg(test)]
 mod tests;
 
 use std::collections::btree_map::Entry;
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Bound;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use redb::{BackendError, StorageBackend};
 
 use frame::{BLOCK, Blocks, encode, frame_bytes};
+pub(crate) use life::Sides;
+use life::{Id, Refusal};
+pub(crate) use side::{SideFile, is_journaled};
+
+use crate::error::OpenError;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 /// Blocks that are written to their places in one call at most, if they touch.
 const JOINED_MAX: usize = 64;
 
-/// redb's file, behind a journal.
+/// What is wanted of a journal.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct JournalOptions {
+    /// 0: what there is is brought into the file, and there is none then.
+    pub(crate) bytes: usize,
+    /// One that is missing is given up.
+    pub(crate) abandon: bool,
+}
+
+/// Why a file could not be opened behind a journal: the storage engine passes on errors of the operating system only.
+pub(crate) type JournalRefusal = Arc<Mutex<Option<OpenError>>>;
+
+/// redb's file, behind a journal. It has none before the engine has locked the file, and asks how long it is.
 #[derive(Debug)]
-pub(crate) struct Journal<D> {
+pub(crate) struct Journal<D, S: Sides> {
     main: D,
-    side: D,
-    /// Removed when the file is closed, if it was made use of.
-    side_path: Option<PathBuf>,
-    half_bytes: u64,
-    blocks_max: usize,
+    sides: S,
+    options: JournalOptions,
+    refusal: JournalRefusal,
+    begun: OnceLock<Option<Begun<S::Side>>>,
     overlay: RwLock<Overlay>,
     log: Mutex<Log>,
     /// The file holds what the next sync must make durable there.
     main_dirty: AtomicBool,
     failed: AtomicBool,
-    /// Before that all is direct.
-    started: Start,
 }
 
-/// Set once the store's file says that it is written through a journal, so that it is missed if it is not there after a crash.
-pub(crate) type Start = Arc<AtomicBool>;
+/// A journal in use.
+#[derive(Debug)]
+struct Begun<F> {
+    side: F,
+    id: Id,
+    half_bytes: u64,
+    blocks_max: usize,
+}
+
+impl<F: StorageBackend> Begun<F> {
+    fn new(side: F, id: Id) -> Result<Self> {
+        let half_bytes = life::half_bytes(side.len()?);
+        // Half of a half, so that there are two frames at least before the next checkpoint.
+        let most = usize::try_from(half_bytes / 2 / BLOCK_BYTES).unwrap_or(usize::MAX);
+        let blocks_max = (1..=most).rev().find(|blocks| frame_bytes(*blocks) as u64 <= half_bytes / 2);
+        let blocks_max =
+            blocks_max.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the journal is too small"))?;
+        Ok(Self { side, id, half_bytes, blocks_max })
+    }
+
+    fn has_room(&self, log: &Log, blocks: usize) -> bool {
+        log.at + frame_bytes(blocks) as u64 <= self.half_bytes
+    }
+}
 
 /// What is newer than the file. Locked after the log, where both are.
 #[derive(Debug, Default)]
@@ -73,9 +111,10 @@ impl Overlay {
 }
 
 /// Where the next frame goes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Log {
-    next_number: u64,
+    /// The number of the last one; the first is 1.
+    number: u64,
     half: u64,
     at: u64,
     frame: Vec<u8>,
@@ -83,22 +122,38 @@ struct Log {
     replayed: bool,
 }
 
-impl<D: StorageBackend> Journal<D> {
-    /// `side` is a fresh journal, all zeros, and nobody else's. Everything goes to the file itself until `started` is set, and a sync has been made.
-    ///
-    /// # Errors
-    /// If the file does not end at a block's end, or the journal is too small.
-    pub(crate) fn new(main: D, side: D, side_path: Option<PathBuf>, started: Start) -> Result<Self> {
-        let half_bytes = side.len()? / 2 / BLOCK_BYTES * BLOCK_BYTES;
-        // Half of a half, so that there are two frames at least before the next checkpoint.
-        let blocks_max = usize::try_from(half_bytes / 2 / BLOCK_BYTES).unwrap_or(usize::MAX);
-        let blocks_max = (1..=blocks_max).rev().find(|blocks| frame_bytes(*blocks) as u64 <= half_bytes / 2);
-        let blocks_max =
-            blocks_max.ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the journal is too small"))?;
+impl<D: StorageBackend, S: Sides> Journal<D, S> {
+    pub(crate) fn new(main: D, sides: S, options: JournalOptions, refusal: JournalRefusal) -> Self {
+        let begun = OnceLock::new();
         let overlay = RwLock::new(Overlay { direct: true, ..Overlay::default() });
-        let log = Mutex::new(Log { next_number: 1, half: 0, at: 0, frame: Vec::new(), replayed: false });
-        let (main_dirty, failed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self { main, side, side_path, half_bytes, blocks_max, overlay, log, main_dirty, failed, started })
+        // What a process that was killed has written may still be on its way.
+        let main_dirty = AtomicBool::new(true);
+        let (log, failed) = (Mutex::default(), AtomicBool::new(false));
+        Self { main, sides, options, refusal, begun, overlay, log, main_dirty, failed }
+    }
+
+    /// Begins a life, unless that has been done.
+    fn begin(&self) -> Result<()> {
+        // Opening is one thread's; the log keeps another out all the same.
+        let _log = self.log();
+        if self.begun.get().is_some() {
+            return Ok(());
+        }
+        let begun = match life::begin(&self.main, &self.sides, self.options) {
+            Ok(begun) => begun.map(|(side, id)| Begun::new(side, id)).transpose()?,
+            Err(Refusal::Io(error)) => return Err(error),
+            Err(Refusal::Open(error)) => {
+                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                return Err(Error::other("its journal does not let it be opened"));
+            }
+        };
+        self.changed().direct = begun.is_none();
+        let _ = self.begun.set(begun);
+        Ok(())
+    }
+
+    fn journal(&self) -> Option<&Begun<S::Side>> {
+        self.begun.get().and_then(Option::as_ref)
     }
 
     fn shown(&self) -> RwLockReadGuard<'_, Overlay> {
@@ -115,12 +170,17 @@ impl<D: StorageBackend> Journal<D> {
 
     /// Runs what must not be done again, or gone on from, if it fails.
     fn once<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
-        if self.failed.load(Ordering::Acquire) {
-            return Err(Error::other("writing to this file or its journal has failed before"));
-        }
+        self.check()?;
         let result = act();
         self.failed.fetch_or(result.is_err(), Ordering::AcqRel);
         result
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.failed.load(Ordering::Acquire) {
+            return Err(Error::other("writing to this file or its journal has failed before"));
+        }
+        Ok(())
     }
 
     /// Writes blocks to their places, those that touch together.
@@ -157,19 +217,14 @@ impl<D: StorageBackend> Journal<D> {
     }
 
     /// Makes the frame that has been encoded durable.
-    fn append(&self, log: &mut Log, is_reset: bool) -> Result<()> {
+    fn append(&self, begun: &Begun<S::Side>, log: &mut Log, is_reset: bool) -> Result<()> {
         let bytes = log.frame.len() as u64;
-        debug_assert!(bytes <= self.half_bytes);
-        self.side.write(log.half * self.half_bytes + log.at, &log.frame)?;
-        self.side.sync_data()?;
+        begun.side.write(BLOCK_BYTES + log.half * begun.half_bytes + log.at, &log.frame)?;
+        begun.side.sync_data()?;
         log.replayed = !is_reset;
         log.at += bytes;
-        log.next_number += 1;
+        log.number += 1;
         Ok(())
-    }
-
-    fn has_room(&self, log: &Log, blocks: usize) -> bool {
-        log.at + frame_bytes(blocks) as u64 <= self.half_bytes
     }
 
     /// Goes on in the other half.
@@ -181,30 +236,28 @@ impl<D: StorageBackend> Journal<D> {
     }
 
     /// Says that all before is in the file.
-    fn reset(&self, log: &mut Log) -> Result<()> {
+    fn reset(&self, begun: &Begun<S::Side>, log: &mut Log) -> Result<()> {
         if !log.replayed {
             return Ok(());
         }
-        if !self.has_room(log, 0) {
+        if !begun.has_room(log, 0) {
             self.turn_over(log)?;
         }
-        encode(log.next_number, &Blocks::new(), &mut log.frame);
-        self.append(log, true)
+        encode(life::salt(begun.id), log.number + 1, &Blocks::new(), &mut log.frame);
+        self.append(begun, log, true)
     }
 
-    /// If what is pending is too large for a frame: from here on what is written goes to the file, until the next sync. The log is held.
-    fn go_direct_if_large(&self, overlay: &mut Overlay) -> Result<()> {
-        if overlay.pending.len() > self.blocks_max {
-            // What the frames say goes first. It need not be synced: they stand until the sync that ends this.
-            self.place(&overlay.logged)?;
-            self.place(&overlay.pending)?;
-            *overlay = Overlay { direct: true, ..Overlay::default() };
-        }
+    /// From here on what is written goes to the file, until the next sync. The log is held.
+    fn go_direct(&self, overlay: &mut Overlay) -> Result<()> {
+        // What the frames say goes first. It need not be synced: they stand until the sync that ends this.
+        self.place(&overlay.logged)?;
+        self.place(&overlay.pending)?;
+        *overlay = Overlay { direct: true, ..Overlay::default() };
         Ok(())
     }
 
-    /// Puts what is written into the overlay; `true` if that has become too large for a frame.
-    fn put(&self, overlay: &mut Overlay, offset: u64, data: &[u8]) -> Result<bool> {
+    /// Puts what is written into the overlay.
+    fn put(&self, overlay: &mut Overlay, offset: u64, data: &[u8]) -> Result<()> {
         let mut number = offset / BLOCK_BYTES;
         let mut from = usize::try_from(offset % BLOCK_BYTES).unwrap_or_default();
         let mut left = data;
@@ -231,7 +284,7 @@ impl<D: StorageBackend> Journal<D> {
             }
             (number, from, left) = (number + 1, 0, rest);
         }
-        Ok(overlay.pending.len() > self.blocks_max)
+        Ok(())
     }
 
     fn read_through(&self, overlay: &Overlay, offset: u64, out: &mut [u8]) -> Result<()> {
@@ -262,8 +315,9 @@ impl<D: StorageBackend> Journal<D> {
 
 type Lock<T> = std::result::Result<T, BackendError>;
 
-impl<D: StorageBackend> StorageBackend for Journal<D> {
+impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
     fn len(&self) -> Result<u64> {
+        self.begin()?;
         self.main.len()
     }
 
@@ -273,35 +327,41 @@ impl<D: StorageBackend> StorageBackend for Journal<D> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let blocks_max = self.journal().map_or(0, |begun| begun.blocks_max);
+        // At most: a part of a block at either end.
+        let blocks = data.len() / BLOCK + 2;
+        let fits = |overlay: &Overlay| !overlay.direct && overlay.pending.len() + blocks <= blocks_max;
         self.once(|| {
             let mut overlay = self.changed();
-            if overlay.direct {
-                self.main_dirty.store(true, Ordering::Release);
-                return self.main.write(offset, data);
+            if fits(&overlay) {
+                return self.put(&mut overlay, offset, data);
             }
-            if self.put(&mut overlay, offset, data)? {
+            if !overlay.direct {
                 drop(overlay);
                 let _log = self.log();
-                self.go_direct_if_large(&mut self.changed())?;
+                // What the log was waited for may have failed.
+                self.check()?;
+                overlay = self.changed();
+                if fits(&overlay) {
+                    return self.put(&mut overlay, offset, data);
+                }
+                self.go_direct(&mut overlay)?;
             }
-            Ok(())
+            self.main_dirty.store(true, Ordering::Release);
+            self.main.write(offset, data)
         })
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
         self.once(|| {
-            if len % BLOCK_BYTES != 0 {
-                return Err(Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("a length of {len} bytes ends within a block"),
-                ));
-            }
             let mut log = self.log();
-            if len < self.main.len()? {
+            if let Some(begun) = self.journal()
+                && len < self.main.len()?
+            {
                 // What is replayed would make it longer again.
                 self.checkpoint()?;
-                self.reset(&mut log)?;
-                self.changed().pending.split_off(&(len / BLOCK_BYTES));
+                self.reset(begun, &mut log)?;
+                self.changed().pending.split_off(&len.div_ceil(BLOCK_BYTES));
             }
             self.main.set_len(len)?;
             self.main_dirty.store(true, Ordering::Release);
@@ -312,16 +372,15 @@ impl<D: StorageBackend> StorageBackend for Journal<D> {
     fn sync_data(&self) -> Result<()> {
         self.once(|| {
             let mut log = self.log();
+            let Some(begun) = self.journal() else { return self.sync_main() };
             let mut overlay = loop {
                 let mut overlay = self.changed();
-                self.go_direct_if_large(&mut overlay)?;
-                if overlay.direct {
-                    overlay.direct = !self.started.load(Ordering::Acquire);
+                if std::mem::take(&mut overlay.direct) {
                     drop(overlay);
                     self.sync_main()?;
-                    return self.reset(&mut log);
+                    return self.reset(begun, &mut log);
                 }
-                if self.has_room(&log, overlay.pending.len()) {
+                if begun.has_room(&log, overlay.pending.len()) {
                     break overlay;
                 }
                 drop(overlay);
@@ -330,31 +389,35 @@ impl<D: StorageBackend> StorageBackend for Journal<D> {
             let pending = std::mem::take(&mut overlay.pending);
             let some = !pending.is_empty();
             if some {
-                encode(log.next_number, &pending, &mut log.frame);
+                encode(life::salt(begun.id), log.number + 1, &pending, &mut log.frame);
                 // Nobody brings it to its place before the log is free, and then its frame is durable.
                 overlay.logged.extend(pending);
             }
             drop(overlay);
             // A new length, which what is in the frame may need.
             self.sync_main()?;
-            if some { self.append(&mut log, false) } else { Ok(()) }
+            if some { self.append(begun, &mut log, false) } else { Ok(()) }
         })
     }
 
     fn close(&self) -> Result<()> {
-        let emptied = self.once(|| {
-            let _log = self.log();
-            let pending = std::mem::take(&mut self.changed().pending);
-            self.changed().logged.extend(pending);
-            self.checkpoint()
+        let ended = self.journal().map_or(Ok(()), |begun| {
+            self.once(|| {
+                let _log = self.log();
+                // What was not synced is nobody's.
+                self.changed().pending.clear();
+                self.checkpoint()?;
+                life::end(&self.main, begun.id)
+            })?;
+            if let Err(error) = self.sides.remove() {
+                // It is of a life that has ended: the next one begins over it.
+                tracing::warn!(%error, path = %self.sides.path().display(), "cannot remove the journal");
+            }
+            Ok(())
         });
-        let started = self.started.load(Ordering::Acquire);
-        let path = self.side_path.as_deref().filter(|_| started);
-        let emptied = emptied.and_then(|()| path.map_or(Ok(()), side::remove));
         // The locks go in any case.
         let closed = self.main.close();
-        self.side.close()?;
-        emptied.and(closed)
+        ended.and(closed)
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {

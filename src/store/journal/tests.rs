@@ -1,5 +1,6 @@
 //! The journal over a simulated disk, which loses, tears and reorders what was not synced.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -7,9 +8,9 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::*;
 
-const HALF_BLOCKS: u64 = 16;
+const HALF_BLOCKS: usize = 16;
 /// Blocks of the file at the beginning; it grows and shrinks.
-const BLOCKS: u64 = 24;
+const BLOCKS: usize = 24;
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -23,8 +24,10 @@ struct World {
     /// Which file, and what was asked of it.
     ops: Vec<(usize, Op)>,
     contents: [Vec<u8>; 2],
-    /// From this operation on nothing works.
-    dead_at: Option<usize>,
+    /// This call, counted from 0, fails; with `lasting` all after it too.
+    fails_at: Option<usize>,
+    lasting: bool,
+    calls: usize,
 }
 
 /// One of the two files of a world.
@@ -51,8 +54,10 @@ impl Disk {
 
     fn run(&self, op: Op) -> Result<()> {
         let mut world = self.0.lock().unwrap();
-        if world.dead_at.is_some_and(|dead_at| world.ops.len() >= dead_at) {
-            return Err(Error::other("the power is gone"));
+        let call = world.calls;
+        world.calls += 1;
+        if world.fails_at.is_some_and(|at| call == at || world.lasting && call > at) {
+            return Err(Error::other("told to"));
         }
         apply(&mut world.contents[self.1], &op);
         world.ops.push((self.1, op));
@@ -84,6 +89,49 @@ impl StorageBackend for Disk {
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.run(Op::Write(offset, data.to_vec()))
     }
+}
+
+/// The place of a journal, where there is always a file.
+#[derive(Debug, Clone)]
+struct Place(Disk);
+
+impl Sides for Place {
+    type Side = Disk;
+
+    fn path(&self) -> &Path {
+        Path::new("a.journal")
+    }
+
+    fn open(&self) -> std::result::Result<Option<Disk>, OpenError> {
+        Ok(Some(self.0.clone()))
+    }
+
+    fn create(&self) -> Result<Disk> {
+        Ok(self.0.clone())
+    }
+
+    fn remove(&self) -> Result<()> {
+        self.0.set_len(0)
+    }
+}
+
+const SIDE_BYTES: usize = BLOCK + 2 * HALF_BLOCKS * BLOCK;
+
+/// A file of so many blocks that the engine would take for its own.
+fn empty(blocks: usize) -> Vec<u8> {
+    let mut content = b"redb\x1a\x0a\xa9\x0d\x0a".to_vec();
+    content.resize(blocks * BLOCK, 0);
+    content
+}
+
+fn behind(main: &Disk, side: &Disk, bytes: usize) -> Journal<Disk, Place> {
+    let options = JournalOptions { bytes, abandon: false };
+    Journal::new(main.clone(), Place(side.clone()), options, JournalRefusal::default())
+}
+
+/// What the next open does first; this one wants no journal.
+fn recover(main: &Disk, side: &Disk) -> Result<()> {
+    behind(main, side, 0).len().map(drop)
 }
 
 /// Numbers that are the same each time (splitmix64).
@@ -147,53 +195,50 @@ struct Known {
     touched: Vec<u64>,
     /// As it is seen.
     seen: Vec<u8>,
-    /// Bytes of what is written since are a frame's at most, so it comes wholly or not at all.
+    /// What is written since fits into a frame, so it comes wholly or not at all.
     small: bool,
 }
 
-/// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking. Reads everything back after each step.
+/// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking, also in the middle of it. Reads everything back after each step.
 fn work(draw: &Draw, steps: usize) -> ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known>) {
-    let before =
-        [vec![0; (BLOCKS * BLOCK_BYTES) as usize], vec![0; (2 * HALF_BLOCKS * BLOCK_BYTES) as usize]];
+    let before = [empty(BLOCKS), Vec::new()];
     let (main, side) = Disk::pair(before.clone());
-    let started = Arc::new(AtomicBool::new(draw.below(4) > 0));
-    let journal = Journal::new(main.clone(), side, None, Arc::clone(&started)).unwrap();
-    let mut known = Known {
-        ops: 0,
-        synced: before[0].clone(),
-        touched: Vec::new(),
-        seen: before[0].clone(),
-        small: false,
-    };
+    let journal = behind(&main, &side, SIDE_BYTES);
+    journal.len().unwrap();
+    let frame_blocks = journal.journal().unwrap().blocks_max as u64;
+    let seen = main.0.lock().unwrap().contents[0].clone();
+    let ops = main.0.lock().unwrap().ops.len();
+    let mut known = Known { ops, synced: seen.clone(), touched: Vec::new(), seen, small: true };
     let mut history = vec![known.clone()];
-    let mut written = 0;
     for step in 0..steps {
         let blocks = known.seen.len() as u64 / BLOCK_BYTES;
         match draw.below(20) {
             0..10 => {
                 let run = if draw.below(15) == 0 { 1 + draw.below(12) } else { 1 };
-                let first = draw.below(blocks.saturating_sub(run).max(1));
+                let first = 1 + draw.below(blocks.saturating_sub(run + 1).max(1));
                 let run = run.min(blocks - first);
-                let (offset, len) = match draw.below(5) {
-                    0 => (first * BLOCK_BYTES + draw.below(4000), 1 + draw.below(96)),
+                let (offset, len) = match draw.below(6) {
+                    // The engine's header.
+                    0 => (9 + draw.below(200), 1 + draw.below(100)),
+                    1 => (first * BLOCK_BYTES + draw.below(4000), 1 + draw.below(96)),
                     _ => (first * BLOCK_BYTES, run * BLOCK_BYTES),
                 };
                 let data = vec![u8::try_from(1 + step % 255).unwrap(); usize::try_from(len).unwrap()];
                 journal.write(offset, &data).unwrap();
                 apply(&mut known.seen, &Op::Write(offset, data));
                 known.touched.extend(offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES));
-                written += run;
-                known.small &= written <= 2;
+                known.touched.sort_unstable();
+                known.touched.dedup();
+                // A write may take two blocks more than it fills.
+                known.small &= known.touched.len() as u64 + 2 <= frame_blocks && run + 2 <= frame_blocks;
             }
-            10..17 => {
+            10..16 => {
                 journal.sync_data().unwrap();
                 known.synced.clone_from(&known.seen);
                 known.touched.clear();
-                // Direct until it has started.
-                known.small = started.swap(true, Ordering::Relaxed);
-                written = 0;
+                known.small = true;
             }
-            17 if known.touched.is_empty() => {
+            16..18 => {
                 let blocks = (blocks + 6).saturating_sub(draw.below(12)).clamp(4, 60);
                 let len = blocks * BLOCK_BYTES;
                 journal.set_len(len).unwrap();
@@ -220,16 +265,18 @@ fn work(draw: &Draw, steps: usize) -> ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known
     (before, ops, history)
 }
 
+/// A block; of the first what is the engine's.
 fn block(content: &[u8], number: u64) -> &[u8] {
     let at = usize::try_from(number * BLOCK_BYTES).unwrap();
-    content.get(at..at + BLOCK).unwrap_or_default()
+    let block = content.get(at..at + BLOCK).unwrap_or_default();
+    if number == 0 { &block[..BLOCK - 32] } else { block }
 }
 
 /// `found` is the file after recovery: as the last sync before the cut left it, but for what was written since; and that wholly or not at all, if it
-/// fits into a frame.
+/// fits into a frame. No longer than it has ever been asked to be since then.
 fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
-    let before = history.iter().rposition(|known| known.ops <= cut).unwrap();
-    let (before, after) = (&history[before], history.get(before + 1).unwrap_or(&history[before]));
+    let at = history.iter().rposition(|known| known.ops <= cut).unwrap();
+    let (before, after) = (&history[at], history.get(at + 1).unwrap_or(&history[at]));
     let blocks = (before.synced.len() as u64 / BLOCK_BYTES).min(after.seen.len() as u64 / BLOCK_BYTES);
     let touched = |number: &u64| before.touched.contains(number) || after.touched.contains(number);
     for number in (0..blocks).filter(|number| !touched(number)) {
@@ -243,6 +290,9 @@ fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
         };
         assert!(is(&before.synced) || is(&before.seen), "{about}: half of a frame");
     }
+    let since = history[..=at].iter().rposition(|known| known.touched.is_empty()).unwrap_or(0);
+    let lens = history[since..].iter().take(at + 2 - since).map(|known| known.seen.len());
+    assert!(found.len() <= lens.max().unwrap() && found.len() % BLOCK == 0, "{about}: {} bytes", found.len());
 }
 
 /// Goal: after a crash at any operation the file is as the last sync left it. Method: random work on a journal so small that it turns over every few syncs; the power
@@ -254,12 +304,12 @@ fn nothing_that_was_synced_is_lost() {
     for seed in 0..seeds {
         let draw = Draw(AtomicU64::new(seed));
         let (before, ops, history) = work(&draw, 120);
-        for cut in 0..=ops.len() {
+        for cut in history[0].ops..=ops.len() {
             for pattern in 0..6 {
                 let about = format!("seed {seed}, cut {cut}, pattern {pattern}");
                 let crashed = image(before.clone(), &ops, cut, pattern, &draw);
                 let (main, side) = Disk::pair(crashed.clone());
-                side::bring(&main, &side).unwrap().unwrap_or_else(|hole| panic!("{about}: {hole:?}"));
+                recover(&main, &side).unwrap_or_else(|error| panic!("{about}: {error}"));
                 let recovery = {
                     let mut world = main.0.lock().unwrap();
                     judge(&world.contents[0], &history, cut, &about);
@@ -271,17 +321,11 @@ fn nothing_that_was_synced_is_lost() {
                     continue;
                 }
                 for again in 0..recovery.len() {
+                    let about = format!("{about}, recovery cut at {again}");
                     let crashed = image(crashed.clone(), &recovery, again, pattern, &draw);
                     let (main, side) = Disk::pair(crashed);
-                    side::bring(&main, &side)
-                        .unwrap()
-                        .unwrap_or_else(|hole| panic!("{about}, {again}: {hole:?}"));
-                    judge(
-                        &main.0.lock().unwrap().contents[0],
-                        &history,
-                        cut,
-                        &format!("{about}, recovery cut at {again}"),
-                    );
+                    recover(&main, &side).unwrap_or_else(|error| panic!("{about}: {error}"));
+                    judge(&main.0.lock().unwrap().contents[0], &history, cut, &about);
                     images += 1;
                 }
             }
@@ -290,56 +334,149 @@ fn nothing_that_was_synced_is_lost() {
     println!("{images} images");
 }
 
-/// Goal: an error ends it: nothing is written after, a sync is not tried again, and the journal holds what was acknowledged. Method: the disk fails from each operation on.
+/// Goal: an error ends it: nothing is written after, a sync is not tried again, and what was acknowledged is found by the next open. Method: each call
+/// fails, once or from then on.
 #[test]
 fn after_an_error_nothing_is_written() {
     let draw = Draw(AtomicU64::new(7));
-    for dead_at in 0..60 {
-        let contents =
-            [vec![0; (BLOCKS * BLOCK_BYTES) as usize], vec![0; (2 * HALF_BLOCKS * BLOCK_BYTES) as usize]];
-        let (main, side) = Disk::pair(contents);
-        main.0.lock().unwrap().dead_at = Some(dead_at);
-        let journal =
-            Journal::new(main.clone(), side.clone(), None, Arc::new(AtomicBool::new(true))).unwrap();
-        let mut synced = vec![0; (BLOCKS * BLOCK_BYTES) as usize];
-        let mut seen = synced.clone();
+    for (fails_at, lasting) in (0..70).flat_map(|at| [(at, false), (at, true)]) {
+        let (main, side) = Disk::pair([empty(BLOCKS), Vec::new()]);
+        let journal = behind(&main, &side, SIDE_BYTES);
+        journal.len().unwrap();
+        let mut seen = main.0.lock().unwrap().contents[0].clone();
+        let mut synced = seen.clone();
+        let fails_at = {
+            let mut world = main.0.lock().unwrap();
+            world.fails_at = Some(world.calls + fails_at);
+            world.lasting = lasting;
+            world.calls + fails_at
+        };
         let mut failed = false;
-        for step in 1..40_u8 {
-            let offset = draw.below(BLOCKS) * BLOCK_BYTES;
+        for step in 1..60_u8 {
+            let offset = (1 + draw.below(BLOCKS as u64 - 1)) * BLOCK_BYTES;
             let result = journal.write(offset, &[step; BLOCK]).and_then(|()| {
                 apply(&mut seen, &Op::Write(offset, vec![step; BLOCK]));
                 journal.sync_data()
             });
-            assert!(result.is_err() || !failed, "dead at {dead_at}: a sync after a failed one");
+            assert!(result.is_err() || !failed, "{fails_at}: a sync after a failed one");
             failed |= result.is_err();
             if !failed {
                 synced.clone_from(&seen);
             }
+            if failed {
+                break;
+            }
         }
-        assert!(failed && journal.close().is_err(), "dead at {dead_at}");
-        let ops = main.0.lock().unwrap().ops.len();
-        assert_eq!(ops, dead_at);
-        main.0.lock().unwrap().dead_at = None;
-        side::bring(&main, &side).unwrap().unwrap();
+        assert!(
+            failed
+                && journal.sync_data().is_err()
+                && journal.write(0, &[1]).is_err()
+                && journal.close().is_err()
+        );
+        {
+            let mut world = main.0.lock().unwrap();
+            assert_eq!(world.calls, fails_at + 1, "something was asked of the disk after the error");
+            world.fails_at = None;
+        }
+        recover(&main, &side).unwrap();
         let found = main.0.lock().unwrap().contents[0].clone();
-        assert!(found == synced || found == seen, "dead at {dead_at}");
+        let is =
+            |content: &[u8]| (0..BLOCKS as u64).all(|number| block(&found, number) == block(content, number));
+        assert!(is(&synced) || is(&seen), "{fails_at}");
     }
 }
 
-/// Goal: closing brings everything to its place.
+/// Goal: closing brings what was synced to its place, and what was not nowhere.
 #[test]
 fn closing_leaves_nothing_in_the_journal() {
-    let (main, side) = Disk::pair([vec![0; BLOCK * 8], vec![0; BLOCK * 32]]);
-    let journal = Journal::new(main.clone(), side, None, Arc::new(AtomicBool::new(true))).unwrap();
-    journal.sync_data().unwrap();
+    let (main, side) = Disk::pair([empty(8), Vec::new()]);
+    let journal = behind(&main, &side, 40 * BLOCK);
+    journal.len().unwrap();
     journal.write(BLOCK_BYTES, &[1; BLOCK]).unwrap();
     journal.sync_data().unwrap();
     journal.write(2 * BLOCK_BYTES, &[2; BLOCK]).unwrap();
-    assert_eq!(main.0.lock().unwrap().contents[0], [0; BLOCK * 8], "not before");
+    let content = || main.0.lock().unwrap().contents[0].clone();
+    assert_eq!(content()[BLOCK..], [0; BLOCK * 7], "not before");
     journal.close().unwrap();
-    let world = main.0.lock().unwrap();
-    assert_eq!(world.contents[0][BLOCK..3 * BLOCK], [[1; BLOCK], [2; BLOCK]].concat());
-    assert!(matches!(world.ops.last(), Some((0, Op::Sync))));
+    assert_eq!(content()[BLOCK..3 * BLOCK], [[1; BLOCK], [0; BLOCK]].concat());
+    assert!(side.0.lock().unwrap().contents[1].is_empty());
+    assert!(!life::Lives::of(&main).unwrap().unwrap().is_one_open());
+}
+
+/// Goal: more than a frame takes is not kept in memory, however much is written in one call.
+#[test]
+fn memory_is_bounded() {
+    let (main, side) = Disk::pair([empty(2000), Vec::new()]);
+    let journal = behind(&main, &side, SIDE_BYTES);
+    journal.len().unwrap();
+    let frame_blocks = journal.journal().unwrap().blocks_max;
+    for blocks in [1, 3, 1500, 1] {
+        journal.write(BLOCK_BYTES, &vec![7; blocks * BLOCK]).unwrap();
+        assert!(journal.shown().pending.len() <= frame_blocks);
+    }
+    journal.sync_data().unwrap();
+    assert_eq!(main.0.lock().unwrap().contents[0][BLOCK..1501 * BLOCK], vec![7; 1500 * BLOCK]);
+}
+
+/// Why a file is not opened, or what it holds then.
+fn opened(main: &Disk, side: &Disk, bytes: usize, abandon: bool) -> std::result::Result<(), String> {
+    let refusal = JournalRefusal::default();
+    let journal = Journal::new(
+        main.clone(),
+        Place(side.clone()),
+        JournalOptions { bytes, abandon },
+        Arc::clone(&refusal),
+    );
+    journal.len().map(drop).map_err(|error| {
+        refusal.lock().unwrap().take().map_or(error.to_string(), |error| format!("{error:?}"))
+    })
+}
+
+/// Goal: a journal is brought into the file that it is of, and into no other; whoever is refused has changed nothing. Method: two files, each with what a crash has left in its journal;
+/// journals swapped, missing, cut short, of nobody.
+#[test]
+fn a_journal_is_of_one_file() {
+    let crashed = |fill: u8| {
+        let (main, side) = Disk::pair([empty(8), Vec::new()]);
+        let journal = behind(&main, &side, 40 * BLOCK);
+        journal.len().unwrap();
+        journal.write(BLOCK_BYTES, &[fill; BLOCK]).unwrap();
+        journal.sync_data().unwrap();
+        let contents = main.0.lock().unwrap().contents.clone();
+        contents
+    };
+    let ([a, a_side], [b, b_side]) = (crashed(1), crashed(2));
+    let cut = a_side[..20 * BLOCK].to_vec();
+    let noise = vec![9; 3 * BLOCK];
+    let cases = [
+        (&a, &b_side, "JournalMissing"),
+        (&a, &Vec::new(), "JournalMissing"),
+        (&a, &noise, "JournalMissing"),
+        (&a, &cut, "Damaged"),
+        (&empty(8), &b_side, "JournalInTheWay"),
+        (&empty(8), &noise, "JournalInTheWay"),
+    ];
+    for (main_bytes, side_bytes, expected) in cases {
+        let (main, side) = Disk::pair([main_bytes.clone(), side_bytes.clone()]);
+        let refused = opened(&main, &side, 40 * BLOCK, false).unwrap_err();
+        assert!(refused.contains(expected), "{refused}");
+        assert!(main.0.lock().unwrap().ops.is_empty(), "{expected}");
+        if expected == "JournalMissing" {
+            opened(&main, &side, 0, true).unwrap();
+            assert_eq!(main.0.lock().unwrap().contents[0][BLOCK..2 * BLOCK], [0; BLOCK], "given up");
+        }
+    }
+    // Who wants no journal, and has none, leaves others' alone.
+    let (main, side) = Disk::pair([empty(8), b_side.clone()]);
+    opened(&main, &side, 0, false).unwrap();
+    assert!(main.0.lock().unwrap().ops.is_empty());
+    // What is not the engine's is left to it to refuse.
+    let (main, side) = Disk::pair([vec![3; 8 * BLOCK], Vec::new()]);
+    opened(&main, &side, 40 * BLOCK, false).unwrap();
+    assert!(main.0.lock().unwrap().ops.is_empty());
+    let (main, side) = Disk::pair([b, b_side]);
+    opened(&main, &side, 40 * BLOCK, false).unwrap();
+    assert_eq!(main.0.lock().unwrap().contents[0][BLOCK..2 * BLOCK], [2; BLOCK]);
 }
 
 const STATE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("state");
@@ -350,20 +487,28 @@ fn row(key: u64, len: u64) -> Vec<u8> {
     (0..len).map(|at| (key * 31 + at) as u8).collect()
 }
 
-fn database(main: Disk, side: Disk) -> Database {
-    let journal = Journal::new(main, side, None, Arc::new(AtomicBool::new(true))).unwrap();
+fn database(main: &Disk, side: &Disk, bytes: usize) -> Database {
     let mut builder = Database::builder();
-    builder.set_cache_size(1 << 20).set_check_integrity_on_open(true).create_with_backend(journal).unwrap()
+    builder.set_cache_size(64 << 10).set_check_integrity_on_open(true);
+    builder.create_with_backend(behind(main, side, bytes)).unwrap()
 }
 
-/// Commits of 0 to `commits`, and the operations of the disk that had been done when each was acknowledged.
-fn commit_all(draw: &Draw, side_len: usize, commits: u64) -> (Vec<(usize, Op)>, Vec<usize>) {
-    let (main, side) = Disk::pair([Vec::new(), vec![0; side_len]]);
-    let db = database(main.clone(), side);
+/// Commits of 0 to `commits`, and the operations of the disk that had been done when each was acknowledged. Some are committed twice over, as quick repair
+/// does it, and some are aborted after the file has grown.
+fn commit_all(draw: &Draw, side_bytes: usize, commits: u64) -> (Vec<(usize, Op)>, Vec<usize>) {
+    let (main, side) = Disk::pair([Vec::new(), Vec::new()]);
+    database(&main, &side, 0).close().unwrap();
+    let db = database(&main, &side, side_bytes);
     let mut acknowledged = Vec::new();
     for commit in 0..commits {
         let len = if draw.below(12) == 0 { 200_000 } else { draw.below(3000) };
-        let tx = db.begin_write().unwrap();
+        if draw.below(8) == 0 {
+            let tx = db.begin_write().unwrap();
+            tx.open_table(STATE).unwrap().insert(1000, &row(1, 2_000_000)[..]).unwrap();
+            tx.abort().unwrap();
+        }
+        let mut tx = db.begin_write().unwrap();
+        tx.set_quick_repair(draw.below(5) == 0);
         tx.open_table(STATE).unwrap().insert(commit, &row(commit, len)[..]).unwrap();
         if draw.below(20) == 0 {
             tx.open_table(STATE).unwrap().retain(|key, _| key + 5 > commit).unwrap();
@@ -373,7 +518,10 @@ fn commit_all(draw: &Draw, side_len: usize, commits: u64) -> (Vec<(usize, Op)>, 
         acknowledged.push(main.0.lock().unwrap().ops.len());
     }
     let ops = main.0.lock().unwrap().ops.clone();
-    main.0.lock().unwrap().dead_at = Some(0);
+    {
+        let mut world = main.0.lock().unwrap();
+        (world.fails_at, world.lasting) = (Some(0), true);
+    }
     drop(db);
     (ops, acknowledged)
 }
@@ -383,24 +531,17 @@ fn commit_all(draw: &Draw, side_len: usize, commits: u64) -> (Vec<(usize, Op)>, 
 #[test]
 fn the_engine_finds_its_commits() {
     let full = std::env::var("ONEWRITE_MODEL").is_ok_and(|value| value == "full");
-    let side_len = 2 * 64 * BLOCK;
+    let side_bytes = BLOCK + 2 * 64 * BLOCK;
     let mut images = 0;
     for seed in 0..if full { 40 } else { 2 } {
         let draw = Draw(AtomicU64::new(1000 + seed));
-        let (ops, acknowledged) = commit_all(&draw, side_len, 40);
+        let (ops, acknowledged) = commit_all(&draw, side_bytes, 40);
         let first = acknowledged[0];
         for cut in (first..=ops.len()).filter(|_| full || draw.below(3) == 0) {
             let pattern = draw.below(6);
             let about = format!("seed {seed}, cut {cut}, pattern {pattern}");
-            let crashed = image([Vec::new(), vec![0; side_len]], &ops, cut, pattern, &draw);
-            let (main, side) = Disk::pair(crashed);
-            side::bring(&main, &side).unwrap().unwrap_or_else(|hole| panic!("{about}: {hole:?}"));
-            let fresh = |main: &Disk| {
-                let contents = main.0.lock().unwrap().contents[0].clone();
-                let (main, side) = Disk::pair([contents, vec![0; side_len]]);
-                (database(main.clone(), side), main)
-            };
-            let (db, main) = fresh(&main);
+            let (main, side) = Disk::pair(image([Vec::new(), Vec::new()], &ops, cut, pattern, &draw));
+            let db = database(&main, &side, if draw.below(2) == 0 { side_bytes } else { 0 });
             let tx = db.begin_read().unwrap();
             let (state, log) = (tx.open_table(STATE).unwrap(), tx.open_table(LOG).unwrap());
             let lens: Vec<(u64, u64)> = log
@@ -422,7 +563,8 @@ fn the_engine_finds_its_commits() {
             tx.open_table(LOG).unwrap().insert(next, len).unwrap();
             tx.commit().unwrap();
             db.close().unwrap();
-            let (db, _) = fresh(&main);
+            assert!(side.0.lock().unwrap().contents[1].is_empty());
+            let db = database(&main, &side, side_bytes);
             let log = db.begin_read().unwrap().open_table(LOG).unwrap();
             assert_eq!(log.last().unwrap().map(|(key, _)| key.value()), Some(next), "{about}");
             images += 1;

@@ -19,11 +19,16 @@ fn named(row: &str) -> Vec<&str> {
     column.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect()
 }
 
-/// Whether `module::test` is a test of this binary.
+/// Whether `module::test` is a test of this binary, or of the library itself, where it has a folder of tests.
 fn exists(root: &Path, name: &str) -> bool {
     let (module, test) = name.rsplit_once("::").expect("a path");
-    let file = root.join("tests/it").join(format!("{}.rs", module.replace("::", "/")));
-    let source = fs::read_to_string(&file).unwrap_or_default();
+    let module = module.replace("::", "/");
+    let files = [format!("tests/it/{module}.rs"), format!("src/{module}/mod.rs")];
+    let sources = files.map(|file| fs::read_to_string(root.join(file)).unwrap_or_default());
+    sources.iter().any(|source| has_test(source, test))
+}
+
+fn has_test(source: &str, test: &str) -> bool {
     let Some((before, _)) = source.split_once(&format!("fn {test}(")) else { return false };
     // `proptest!` makes tests of the functions in it, which stand indented.
     before.trim_end().ends_with("#[test]") || (before.ends_with("\n    ") && before.contains("proptest! {"))
@@ -72,6 +77,8 @@ fn a_row_that_rots_is_seen() {
     assert!(exists(root, "matrix::table::a_row_that_rots_is_seen"));
     assert!(!exists(root, "matrix::table::exists"), "no test");
     assert!(!exists(root, "matrix::nowhere::x"));
+    assert!(exists(root, "store::crash_tests::a_power_cut_in_a_recovery"));
+    assert!(!exists(root, "store::crash_tests::cut_everywhere"), "no test");
     let text = "# x\n## What happens when …\n| when | then | test |\n|---|---|---|\n| a | `b::c` | `d::e`, `f` |\n## y\n| z | z | z |";
     assert_eq!(rows(text), ["| a | `b::c` | `d::e`, `f` |"]);
     assert_eq!(named(rows(text)[0]), ["d::e"]);

@@ -91,7 +91,7 @@ impl Rig {
 }
 
 pub(crate) fn message(id: &str, payload: &[u8]) -> Message {
-    Message { message_id: Some(id.to_owned()), payload: payload.to_vec(), ..Message::default() }
+    Message { message_id: Some(id.into()), payload: payload.to_vec(), ..Message::default() }
 }
 
 pub(crate) fn outgoing(ticket: u64, exchange: &str, routing_key: &str, message: Message) -> Outgoing {

@@ -23,11 +23,11 @@ use crate::publish::{
 const SOON: Duration = Duration::from_secs(10);
 
 fn message(id: &str) -> Message {
-    Message { message_id: Some(id.to_owned()), ..Message::default() }
+    Message { message_id: Some(id.into()), ..Message::default() }
 }
 
 fn id_of(message: &Message) -> String {
-    message.message_id.clone().unwrap_or_default()
+    message.message_id.as_deref().unwrap_or_default().to_owned()
 }
 
 fn ids(broker: &MemoryBroker, queue: &str) -> Vec<String> {

@@ -319,7 +319,7 @@ impl World {
                 Outcome::Unknown(Fault::new(FaultClass::Outage, ""))
             }
         };
-        self.step(Input::Outcome { ticket, outcome })
+        self.step(Input::Outcomes(vec![(ticket, outcome)]))
     }
 
     /// The broker puts it into its queue: those before it must be there, or have been given up.

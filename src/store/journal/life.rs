@@ -1,0 +1,246 @@
+//! Which journal belongs to which file, and how one life of a store behind a journal begins and ends.
+//!
+//! A *life* is from opening to closing. It has an id, drawn at random, which stands at the head of the journal and, while what is in the journal may not be in
+//! the file, in the file too: in the part of its first block that the storage engine leaves alone (it writes 320 bytes). So a journal is
+//! replayed over the file that it is of, and over no other, whatever has been copied, moved or put back; and one that is missing is missed before anything is written.
+//!
+//! ```text
+//! file, at 4,064    id of the life that ended last 16 · id of the life that may not have ended 16 (zeros: none)
+//! journal, at 0     "1wjrnl01" · bytes of the journal u64 · id 16 · crc32 u32 · zeros to 4,096; then two halves of frames
+//! ```
+//!
+//! **Invariants.** All this is done under the engine's lock of the file. A journal that holds frames is written over only once the file says that its life has ended.
+
+use std::io::{ErrorKind, Result};
+use std::path::Path;
+
+use redb::StorageBackend;
+
+use super::frame::{BLOCK, Hole, Salt, replay};
+use super::{BLOCK_BYTES, JournalOptions};
+use crate::error::OpenError;
+use crate::event::fresh_uuid;
+use crate::limits::JOURNAL_BYTES_MAX;
+use crate::log::record::body_checksum;
+
+/// What every redb file begins with.
+const ENGINE: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+const LIVES_AT: u64 = BLOCK_BYTES - 32;
+const MAGIC: [u8; 8] = *b"1wjrnl01";
+const HEAD: usize = 36;
+
+pub(super) type Id = [u8; 16];
+const NONE: Id = [0; 16];
+
+/// What a file says of its lives behind a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lives {
+    pub(super) ended: Id,
+    pub(super) current: Id,
+}
+
+impl Lives {
+    /// `None` if the file is not the storage engine's.
+    pub(super) fn of(main: &impl StorageBackend) -> Result<Option<Self>> {
+        if main.len()? < BLOCK_BYTES {
+            return Ok(None);
+        }
+        let mut engine = ENGINE;
+        main.read(0, &mut engine)?;
+        let (mut ended, mut current) = (NONE, NONE);
+        main.read(LIVES_AT, &mut ended)?;
+        main.read(LIVES_AT + 16, &mut current)?;
+        Ok((engine == ENGINE).then_some(Self { ended, current }))
+    }
+
+    pub(super) fn is_one_open(self) -> bool {
+        self.current != NONE
+    }
+
+    fn write(self, main: &impl StorageBackend) -> Result<()> {
+        main.write(LIVES_AT, &[self.ended, self.current].concat())?;
+        main.sync_data()
+    }
+}
+
+/// The file holds all of that life.
+pub(super) fn end(main: &impl StorageBackend, id: Id) -> Result<()> {
+    Lives { ended: id, current: NONE }.write(main)
+}
+
+pub(super) fn salt(id: Id) -> Salt {
+    id.last_chunk().copied().unwrap_or_default()
+}
+
+/// Where a journal is kept.
+pub(crate) trait Sides: std::fmt::Debug + Send + Sync + 'static {
+    type Side: StorageBackend;
+
+    /// Where, for errors.
+    fn path(&self) -> &Path;
+    fn open(&self) -> std::result::Result<Option<Self::Side>, OpenError>;
+    /// An empty one, whose name is durable.
+    fn create(&self) -> Result<Self::Side>;
+    fn remove(&self) -> Result<()>;
+}
+
+/// What is at a journal's place.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    /// Nothing, or one that was being made.
+    Blank,
+    /// The journal of this life, all of it there or cut short.
+    Of(Id, bool),
+    Strange,
+}
+
+fn found(side: &impl StorageBackend) -> Result<Found> {
+    let len = side.len()?;
+    if len == 0 {
+        return Ok(Found::Blank);
+    }
+    let mut head = vec![0; usize::try_from(len.min(BLOCK_BYTES)).unwrap_or(BLOCK)];
+    side.read(0, &mut head)?;
+    if head.iter().all(|byte| *byte == 0) {
+        return Ok(Found::Blank);
+    }
+    let read = || {
+        let (head, crc) = head.get(..HEAD)?.split_last_chunk::<4>()?;
+        let (bytes, id) = head.strip_prefix(&MAGIC)?.split_first_chunk::<8>()?;
+        let is_whole = u64::from_le_bytes(*bytes) == len && len <= JOURNAL_BYTES_MAX as u64;
+        let id = Id::try_from(id).ok()?;
+        (body_checksum(head) == u32::from_le_bytes(*crc)).then_some(Found::Of(id, is_whole))
+    };
+    Ok(read().unwrap_or(Found::Strange))
+}
+
+/// Bytes of a half of a journal of so many bytes.
+pub(super) fn half_bytes(side_bytes: u64) -> u64 {
+    side_bytes.saturating_sub(BLOCK_BYTES) / 2 / BLOCK_BYTES * BLOCK_BYTES
+}
+
+/// Makes a blank journal of a new life: the head last, so that it says what is there.
+fn lay_out(side: &impl StorageBackend, bytes: usize, id: Id) -> Result<()> {
+    side.set_len(0)?;
+    let zeros = vec![0; bytes.min(1 << 20)];
+    let mut at = 0;
+    while at < bytes {
+        // Written, not only reserved: so a full disk is met here.
+        let part = zeros.get(..zeros.len().min(bytes - at)).unwrap_or_default();
+        side.write(at as u64, part)?;
+        at += part.len();
+    }
+    side.sync_data()?;
+    let mut head = [&MAGIC[..], &(bytes as u64).to_le_bytes(), &id].concat();
+    head.extend(body_checksum(&head).to_le_bytes());
+    side.write(0, &head)?;
+    side.sync_data()
+}
+
+/// Brings what a journal holds into its file.
+fn bring(
+    main: &impl StorageBackend,
+    side: &impl StorageBackend,
+    id: Id,
+) -> Result<std::result::Result<usize, Hole>> {
+    let mut bytes = vec![0; usize::try_from(side.len()?).unwrap_or_default()];
+    side.read(0, &mut bytes)?;
+    let half = usize::try_from(half_bytes(bytes.len() as u64)).unwrap_or_default();
+    let (a, b) = bytes.get(BLOCK..).and_then(|bytes| bytes.split_at_checked(half)).unwrap_or_default();
+    let blocks = match replay(salt(id), [a, b.get(..half).unwrap_or_default()]) {
+        Ok(blocks) => blocks,
+        Err(hole) => return Ok(Err(hole)),
+    };
+    for (number, block) in &blocks {
+        main.write(number.checked_mul(BLOCK_BYTES).ok_or(ErrorKind::InvalidData)?, block)?;
+    }
+    main.sync_data()?;
+    Ok(Ok(blocks.len()))
+}
+
+/// Why a life cannot begin.
+pub(super) enum Refusal {
+    Open(OpenError),
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<OpenError> for Refusal {
+    fn from(error: OpenError) -> Self {
+        Self::Open(error)
+    }
+}
+
+/// Ends the life that a crash has ended, and begins one, if there is to be a journal. The file is locked.
+pub(super) fn begin<S: Sides>(
+    main: &impl StorageBackend,
+    sides: &S,
+    options: JournalOptions,
+) -> std::result::Result<Option<(S::Side, Id)>, Refusal> {
+    let path = || sides.path().to_path_buf();
+    let Some(mut lives) = Lives::of(main)? else { return Ok(None) };
+    if !lives.is_one_open() && options.bytes == 0 {
+        return Ok(None);
+    }
+    let side = sides.open()?;
+    let at_place = side.as_ref().map_or(Ok(Found::Blank), found)?;
+    if lives.is_one_open() {
+        match (&side, &at_place) {
+            (Some(side), Found::Of(id, true)) if *id == lives.current => match bring(main, side, *id)? {
+                Ok(blocks) => {
+                    tracing::warn!(path = %path().display(), blocks, "the store was not closed; its journal is brought into it");
+                }
+                Err(Hole { number }) => {
+                    let reason = format!("frame {number} does not match its checksum, and newer ones follow");
+                    return Err(OpenError::Damaged { path: path(), reason }.into());
+                }
+            },
+            (Some(_), Found::Of(id, false)) if *id == lives.current => {
+                return Err(OpenError::Damaged {
+                    path: path(),
+                    reason: "it is not as long as it was".into(),
+                }
+                .into());
+            }
+            _ if options.abandon => {
+                tracing::error!(path = %path().display(), "the journal is missing; going on without its commits")
+            }
+            _ => return Err(OpenError::JournalMissing { path: path() }.into()),
+        }
+        lives = Lives { ended: lives.current, current: NONE };
+        lives.write(main)?;
+    }
+    let is_ours = match at_place {
+        Found::Blank => true,
+        Found::Of(id, _) => {
+            id == lives.ended || side.as_ref().is_some_and(|side| has_no_frames(side, id).unwrap_or(false))
+        }
+        Found::Strange => false,
+    };
+    if options.bytes == 0 {
+        if is_ours && let Err(error) = sides.remove() {
+            tracing::warn!(%error, path = %path().display(), "cannot remove a journal that is no longer used");
+        }
+        return Ok(None);
+    }
+    if !is_ours {
+        return Err(OpenError::JournalInTheWay { path: path() }.into());
+    }
+    let side = side.map_or_else(|| sides.create(), Ok)?;
+    let id = fresh_uuid();
+    lay_out(&side, options.bytes, id)?;
+    Lives { current: id, ..lives }.write(main)?;
+    Ok(Some((side, id)))
+}
+
+/// One that was made, and whose life never began.
+fn has_no_frames(side: &impl StorageBackend, id: Id) -> Result<bool> {
+    let mut bytes = vec![0; usize::try_from(side.len()?.min(JOURNAL_BYTES_MAX as u64)).unwrap_or_default()];
+    side.read(0, &mut bytes)?;
+    Ok(!bytes.chunks(BLOCK).any(|block| block.starts_with(&salt(id))))
+}
