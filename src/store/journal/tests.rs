@@ -226,11 +226,10 @@ fn work(draw: &Draw, steps: usize) -> ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known
                 let data = vec![u8::try_from(1 + step % 255).unwrap(); usize::try_from(len).unwrap()];
                 journal.write(offset, &data).unwrap();
                 apply(&mut known.seen, &Op::Write(offset, data));
+                known.small &= known.touched.len() as u64 + len / BLOCK_BYTES + 2 <= frame_blocks;
                 known.touched.extend(offset / BLOCK_BYTES..(offset + len).div_ceil(BLOCK_BYTES));
                 known.touched.sort_unstable();
                 known.touched.dedup();
-                // A write may take two blocks more than it fills.
-                known.small &= known.touched.len() as u64 + 2 <= frame_blocks && run + 2 <= frame_blocks;
             }
             10..16 => {
                 journal.sync_data().unwrap();
@@ -292,7 +291,7 @@ fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
     }
     let since = history[..=at].iter().rposition(|known| known.touched.is_empty()).unwrap_or(0);
     let lens = history[since..].iter().take(at + 2 - since).map(|known| known.seen.len());
-    assert!(found.len() <= lens.max().unwrap() && found.len() % BLOCK == 0, "{about}: {} bytes", found.len());
+    assert!(found.len() <= lens.max().unwrap(), "{about}: {} bytes", found.len());
 }
 
 /// Goal: after a crash at any operation the file is as the last sync left it. Method: random work on a journal so small that it turns over every few syncs; the power
