@@ -128,7 +128,7 @@ fn newest(salt: Salt, half: &[u8]) -> u64 {
 
 /// What the two halves of a journal hold that may not be in the file yet: the newest form of each block. That is in the newer half alone:
 /// it is begun once all of the other is in the file, and only then is the other written over.
-pub(super) fn replay<'a>(salt: Salt, halves: [&'a [u8]; 2]) -> Result<BTreeMap<u64, &'a [u8]>, Hole> {
+pub(super) fn replay(salt: Salt, halves: [&[u8]; 2]) -> Result<BTreeMap<u64, &[u8]>, Hole> {
     let last = |frames: &[Frame<'_>]| frames.last().map_or(0, |frame| frame.number);
     let [a, b] = halves.map(|half| run(salt, half));
     let frames = if last(&a) > last(&b) { a } else { b };

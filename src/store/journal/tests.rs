@@ -150,33 +150,30 @@ impl Draw {
 /// What the disk holds after the power went off before operation `cut`: what was synced, and of the rest what the pattern lets through.
 fn image(before: [Vec<u8>; 2], ops: &[(usize, Op)], cut: usize, pattern: u64, draw: &Draw) -> [Vec<u8>; 2] {
     let mut contents = before;
-    for file in 0..2 {
+    for (file, content) in contents.iter_mut().enumerate() {
         let of_file = |(index, (of, op)): (usize, &(usize, Op))| (*of == file).then_some((index, op.clone()));
         let done: Vec<(usize, Op)> = ops[..cut].iter().enumerate().filter_map(of_file).collect();
         let synced = done.iter().rposition(|(_, op)| matches!(op, Op::Sync)).map_or(0, |at| at + 1);
-        done[..synced].iter().for_each(|(_, op)| apply(&mut contents[file], op));
+        done[..synced].iter().for_each(|(_, op)| apply(content, op));
         for (_, op) in &done[synced..] {
             match (pattern, op) {
                 // Nothing arrived.
                 (0, _) => {}
                 // All of it did.
-                (1, op) => apply(&mut contents[file], op),
+                (1, op) => apply(content, op),
                 // Some did.
-                (2, op) if draw.below(2) == 0 => apply(&mut contents[file], op),
+                (2, op) if draw.below(2) == 0 => apply(content, op),
                 // Pieces did: sectors, pages, or a stretch that begins and ends anywhere.
                 (3.., Op::Write(offset, data)) => {
                     let grain = [512, BLOCK, 1 + usize::try_from(draw.below(5000)).unwrap()]
                         [usize::try_from(pattern - 3).unwrap() % 3];
                     for (index, piece) in data.chunks(grain).enumerate() {
                         if draw.below(2) == 0 {
-                            apply(
-                                &mut contents[file],
-                                &Op::Write(offset + (index * grain) as u64, piece.to_vec()),
-                            );
+                            apply(content, &Op::Write(offset + (index * grain) as u64, piece.to_vec()));
                         }
                     }
                 }
-                (3.., op) if draw.below(2) == 0 => apply(&mut contents[file], op),
+                (3.., op) if draw.below(2) == 0 => apply(content, op),
                 _ => {}
             }
         }
@@ -199,8 +196,11 @@ struct Known {
     small: bool,
 }
 
+/// What the disk held before, what was done to it, and what is known of each moment.
+type Worked = ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known>);
+
 /// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking, also in the middle of it. Reads everything back after each step.
-fn work(draw: &Draw, steps: usize) -> ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known>) {
+fn work(draw: &Draw, steps: usize) -> Worked {
     let before = [empty(BLOCKS), Vec::new()];
     let (main, side) = Disk::pair(before.clone());
     let journal = behind(&main, &side, SIDE_BYTES);
@@ -441,8 +441,7 @@ fn a_journal_is_of_one_file() {
         journal.len().unwrap();
         journal.write(BLOCK_BYTES, &[fill; BLOCK]).unwrap();
         journal.sync_data().unwrap();
-        let contents = main.0.lock().unwrap().contents.clone();
-        contents
+        main.0.lock().unwrap().contents.clone()
     };
     let ([a, a_side], [b, b_side]) = (crashed(1), crashed(2));
     let cut = a_side[..20 * BLOCK].to_vec();
@@ -536,7 +535,7 @@ fn the_engine_finds_its_commits() {
         let draw = Draw(AtomicU64::new(1000 + seed));
         let (ops, acknowledged) = commit_all(&draw, side_bytes, 40);
         let first = acknowledged[0];
-        for cut in (first..=ops.len()).filter(|_| full || draw.below(3) == 0) {
+        for cut in (first..=ops.len()).filter(|_| full || draw.below(8) == 0) {
             let pattern = draw.below(6);
             let about = format!("seed {seed}, cut {cut}, pattern {pattern}");
             let (main, side) = Disk::pair(image([Vec::new(), Vec::new()], &ops, cut, pattern, &draw));
