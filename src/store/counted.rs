@@ -1,11 +1,14 @@
 //! What goes to the file and comes from it, counted: figures that do not wobble with the machine.
 
+use std::io::ErrorKind;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use redb::{BackendError, StorageBackend};
+
+use super::journal;
 
 /// Counters that only rise.
 #[derive(Debug, Default)]
@@ -87,6 +90,8 @@ fn count(counter: &AtomicU64, more: usize) {
 pub(crate) struct Counted<B> {
     pub(crate) file: B,
     pub(crate) counters: Arc<IoCounters>,
+    /// It is not to be opened around its journal.
+    pub(crate) unless_journaled: bool,
 }
 
 type Io<T> = std::result::Result<T, std::io::Error>;
@@ -94,6 +99,10 @@ type Lock<T> = std::result::Result<T, BackendError>;
 
 impl<B: StorageBackend> StorageBackend for Counted<B> {
     fn len(&self) -> Io<u64> {
+        // The engine asks for it when it has just locked the file, and hardly ever after that.
+        if self.unless_journaled && journal::is_journaled(&self.file)? {
+            return Err(ErrorKind::WouldBlock.into());
+        }
         self.file.len()
     }
 

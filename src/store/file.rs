@@ -31,7 +31,8 @@ impl Medium for File {
     type Backend = Counted<FileBackend>;
 
     fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal> {
-        Ok(Counted { file: file_backend(self).map_err(Refusal::Io)?, counters: Arc::clone(io) })
+        let file = file_backend(self).map_err(Refusal::Io)?;
+        Ok(Counted { file, counters: Arc::clone(io), unless_journaled: true })
     }
 }
 
@@ -52,8 +53,9 @@ impl Medium for Journaled<'_> {
     type Backend = Journal<Counted<FileBackend>, SideFile>;
 
     fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal> {
-        let side = self.side.counted_by(io);
-        Ok(Journal::new(self.file.backend(io)?, side, self.options, Arc::clone(&self.refusal)))
+        let (main, side) = (self.file.backend(io)?, self.side.counted_by(io));
+        let main = Counted { unless_journaled: false, ..main };
+        Ok(Journal::new(main, side, self.options, Arc::clone(&self.refusal)))
     }
 }
 
@@ -127,18 +129,16 @@ pub(super) fn owner_only(_: &mut OpenOptions) {}
 
 fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Opened, OpenError> {
     let io = |source| OpenError::Io { action: "read", path: path.into(), source };
-    if options.journal.bytes == 0 && !is_journaled(file).map_err(io)? {
-        let opened = open_database(path, file, options.cache_bytes)?;
-        // Another process may have had it in between, behind a journal, and died.
-        if is_journaled(file).map_err(io)? {
-            let _ = close(opened.db);
-            return Err(OpenError::Locked { path: path.into() });
-        }
-        return Ok(opened);
+    let is_journaled = file_backend(file).and_then(|file| is_journaled(&file)).map_err(io)?;
+    if options.journal.bytes == 0 && !is_journaled {
+        // Should it be by now, that is noticed under the engine's lock.
+        return open_database(path, file, options.cache_bytes);
     }
     let side = SideFile::of(path).map_err(io)?;
     let journaled = Journaled { file, side, options: options.journal, refusal: JournalRefusal::default() };
-    open_database(path, &journaled, options.cache_bytes).map_err(|error| {
+    // What is given up may be half in the file, whatever its header says.
+    let first = if options.journal.abandon && is_journaled { Open::Verify } else { Open::IfClean };
+    open_database_as(path, &journaled, options.cache_bytes, first).map_err(|error| {
         let refusal = journaled.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
         refusal.unwrap_or(error)
     })
@@ -149,9 +149,18 @@ pub(super) fn open_database(
     file: &impl Medium,
     cache_bytes: usize,
 ) -> Result<Opened, OpenError> {
+    open_database_as(path, file, cache_bytes, Open::IfClean)
+}
+
+fn open_database_as(
+    path: &Path,
+    file: &impl Medium,
+    cache_bytes: usize,
+    first: Open,
+) -> Result<Opened, OpenError> {
     let io = Arc::default();
-    match try_open(path, file, cache_bytes, Open::IfClean, &io) {
-        Ok(db) => Ok(Opened { db, unclean: false, io }),
+    match try_open(path, file, cache_bytes, first, &io) {
+        Ok(db) => Ok(Opened { db, unclean: first == Open::Verify, io }),
         Err(Refusal::Unclean) => {
             tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
             match try_open(path, file, cache_bytes, Open::Verify, &io) {
@@ -197,6 +206,12 @@ impl Refusal {
                 if error.kind() == ErrorKind::InvalidData =>
             {
                 OpenError::NotAStore { path, reason: error.to_string() }
+            }
+            // Another process has begun a journal since the file was looked at.
+            Self::Database(DatabaseError::Storage(StorageError::Io(error)))
+                if error.kind() == ErrorKind::WouldBlock =>
+            {
+                OpenError::Locked { path }
             }
             Self::Database(DatabaseError::Storage(StorageError::Io(error)))
                 if error.kind() == ErrorKind::UnexpectedEof =>

@@ -252,10 +252,10 @@ impl StoreBuilder {
     ///
     /// **The two files belong together** while the store is open and after a crash: who copies or moves one needs both. The file knows its journal: one that is missing after a
     /// crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing), and another's is never brought into it
-    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Whoever opens a file that was not closed with plain redb goes around its journal: do not.
+    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies that were made at different moments of one opening cannot be told apart. Whoever opens a file that was not closed with plain redb goes around its journal: do not.
     ///
     /// **Cost.** The bytes on the disk, as much memory at most, and a commit that takes some milliseconds longer each time half of the journal is full. Opening writes the journal
-    /// anew. A transaction of more than a quarter of it goes to its places at once, with one sync more. On a disk so full that pages find no room when they go to their places the store
+    /// anew, after a crash twice. A transaction of more than a quarter of it goes to its places at once, with one sync more. On a disk so full that pages find no room when they go to their places the store
     /// cannot be opened before there is room; nothing is lost.
     ///
     /// # Errors
@@ -278,8 +278,8 @@ impl StoreBuilder {
     }
 
     /// Opens a store that was not closed though its [journal](Self::journal_bytes) is gone for good, without the commits that were in it; no unless set. The file
-    /// is then as it was when it was last written to: often at an older state, and damaged if the crash came while pages went to their places. The log says so
-    /// each time something was given up.
+    /// is then as it was when it was last written to: often at an older state, and damaged if the crash came while pages went to their places; so it is verified, and refused if it is
+    /// ([`OpenError::Damaged`](crate::OpenError::Damaged)). The log says so each time something was given up. A journal that is itself damaged is gone once it is moved away.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

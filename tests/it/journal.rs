@@ -143,6 +143,50 @@ fn a_lost_journal_is_missed() {
     }
 }
 
+/// Goal: a journal that is given up when the crash came while pages went to their places is no reason to show what never was: the file is verified, and whole or refused. Method: files of two moments
+/// of one life, mixed page by page.
+#[test]
+fn what_is_given_up_by_half_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    open(&path).close().unwrap();
+    let store = open(&path);
+    let mut random = Random(17);
+    let (mut whole, mut refused) = (0, 0);
+    let mut earlier = fs::read(&path).unwrap();
+    for n in 0..120 {
+        put(&store, n).unwrap();
+        let later = fs::read(&path).unwrap();
+        if later == earlier {
+            continue;
+        }
+        for _ in 0..3 {
+            let mut mixed = later.clone();
+            let pages = mixed.chunks_mut(4096).zip(earlier.chunks(4096));
+            pages.for_each(|(page, earlier)| {
+                if random.below(2) == 0 {
+                    page.copy_from_slice(earlier)
+                }
+            });
+            let image = folder.path().join("mixed.redb");
+            fs::write(&image, mixed).unwrap();
+            match Store::builder().abandon_missing_journal(true).open(&image) {
+                Ok(store) => {
+                    let there = audit(&store);
+                    assert_eq!(there, (0..there.len() as u64).collect::<Vec<_>>());
+                    whole += 1;
+                }
+                Err(Error::Open(OpenError::Damaged { .. } | OpenError::Storage { .. })) => refused += 1,
+                Err(other) => panic!("{other:?}"),
+            }
+            fs::remove_file(&image).unwrap();
+        }
+        earlier = later;
+    }
+    println!("{whole} were whole, {refused} refused");
+    assert!(whole + refused > 10 && refused > 0);
+}
+
 /// Goal: what a user does to files after a crash never brings one store's journal into another's file. Method: the file removed, replaced by an older copy, moved away.
 #[test]
 fn a_journal_stays_with_its_file() {

@@ -138,7 +138,7 @@ impl Medium for Disk {
     type Backend = Counted<Self>;
 
     fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal> {
-        Ok(Counted { file: self.clone(), counters: Arc::clone(io) })
+        Ok(Counted { file: self.clone(), counters: Arc::clone(io), unless_journaled: true })
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn frame_bytes(blocks: usize) -> usize {
 /// Writes a frame over `out`. One without blocks says that all before it is in the file.
 pub(super) fn encode(salt: Salt, number: u64, blocks: &Blocks, out: &mut Vec<u8>) {
     out.clear();
-    out.reserve(frame_bytes(blocks.len()));
+    out.reserve_exact(frame_bytes(blocks.len()));
     let flags = if blocks.is_empty() { RESET } else { 0 };
     out.extend(salt);
     out.extend([0; 4]);

@@ -79,8 +79,10 @@ pub(crate) trait Sides: std::fmt::Debug + Send + Sync + 'static {
     /// Where, for errors.
     fn path(&self) -> &Path;
     fn open(&self) -> std::result::Result<Option<Self::Side>, OpenError>;
-    /// An empty one, whose name is durable.
+    /// An empty one.
     fn create(&self) -> Result<Self::Side>;
+    /// Makes its name durable, whoever has made it.
+    fn sync_name(&self) -> Result<()>;
     fn remove(&self) -> Result<()>;
 }
 
@@ -188,8 +190,9 @@ pub(super) fn begin<S: Sides>(
         return Ok(None);
     }
     let side = sides.open()?;
+    let (was_open, mut given_up) = (lives.is_one_open(), false);
     let at_place = side.as_ref().map_or(Ok(Found::Blank), found)?;
-    if lives.is_one_open() {
+    if was_open {
         match (&side, &at_place) {
             (Some(side), Found::Of(id, true)) if *id == lives.current => match bring(main, side, *id)? {
                 Ok(blocks) => {
@@ -207,13 +210,11 @@ pub(super) fn begin<S: Sides>(
                 }
                 .into());
             }
-            _ if options.abandon => {
-                tracing::error!(path = %path().display(), "the journal is missing; going on without its commits")
-            }
+            _ if options.abandon => given_up = true,
             _ => return Err(OpenError::JournalMissing { path: path() }.into()),
         }
-        lives = Lives { ended: lives.current, current: NONE };
-        lives.write(main)?;
+        let ended = if given_up { lives.ended } else { lives.current };
+        lives = Lives { ended, current: NONE };
     }
     let is_ours = match at_place {
         Found::Blank => true,
@@ -222,18 +223,25 @@ pub(super) fn begin<S: Sides>(
         }
         Found::Strange => false,
     };
+    if !is_ours && options.bytes > 0 {
+        return Err(OpenError::JournalInTheWay { path: path() }.into());
+    }
+    if given_up {
+        tracing::error!(path = %path().display(), "the journal is missing; going on without its commits");
+    }
+    if was_open {
+        lives.write(main)?;
+    }
     if options.bytes == 0 {
         if is_ours && let Err(error) = sides.remove() {
             tracing::warn!(%error, path = %path().display(), "cannot remove a journal that is no longer used");
         }
         return Ok(None);
     }
-    if !is_ours {
-        return Err(OpenError::JournalInTheWay { path: path() }.into());
-    }
     let side = side.map_or_else(|| sides.create(), Ok)?;
     let id = fresh_uuid();
     lay_out(&side, options.bytes, id)?;
+    sides.sync_name()?;
     Lives { current: id, ..lives }.write(main)?;
     Ok(Some((side, id)))
 }

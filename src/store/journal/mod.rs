@@ -134,6 +134,9 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
 
     /// Begins a life, unless that has been done.
     fn begin(&self) -> Result<()> {
+        if self.begun.get().is_some() {
+            return Ok(());
+        }
         // Opening is one thread's; the log keeps another out all the same.
         let _log = self.log();
         if self.begun.get().is_some() {
@@ -169,9 +172,14 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
     }
 
     /// Runs what must not be done again, or gone on from, if it fails.
-    fn once<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn once<T>(&self, act: impl FnOnce(&mut Log) -> Result<T>) -> Result<T> {
+        let mut log = self.log();
+        // Whoever had the log before has said so before giving it free.
         self.check()?;
-        let result = act();
+        self.noted(act(&mut log))
+    }
+
+    fn noted<T>(&self, result: Result<T>) -> Result<T> {
         self.failed.fetch_or(result.is_err(), Ordering::AcqRel);
         result
     }
@@ -190,7 +198,8 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         }
         let mut joined: Vec<u8> = Vec::new();
         let mut start = 0;
-        for (number, block) in blocks {
+        // The engine's header last: it says what is in the others.
+        for (number, block) in blocks.range(1..).chain(blocks.range(..1)) {
             let next = start + (joined.len() / BLOCK) as u64;
             if !joined.is_empty() && (*number != next || joined.len() >= JOINED_MAX * BLOCK) {
                 self.main.write(start * BLOCK_BYTES, &joined)?;
@@ -331,36 +340,39 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
         // At most: a part of a block at either end.
         let blocks = data.len() / BLOCK + 2;
         let fits = |overlay: &Overlay| !overlay.direct && overlay.pending.len() + blocks <= blocks_max;
-        self.once(|| {
+        let write_direct = |_: &Overlay| {
+            self.main_dirty.store(true, Ordering::Release);
+            self.main.write(offset, data)
+        };
+        self.check()?;
+        let mut overlay = self.changed();
+        if fits(&overlay) {
+            return self.noted(self.put(&mut overlay, offset, data));
+        }
+        if overlay.direct {
+            return self.noted(write_direct(&overlay));
+        }
+        drop(overlay);
+        self.once(|_| {
             let mut overlay = self.changed();
             if fits(&overlay) {
                 return self.put(&mut overlay, offset, data);
             }
             if !overlay.direct {
-                drop(overlay);
-                let _log = self.log();
-                // What the log was waited for may have failed.
-                self.check()?;
-                overlay = self.changed();
-                if fits(&overlay) {
-                    return self.put(&mut overlay, offset, data);
-                }
                 self.go_direct(&mut overlay)?;
             }
-            self.main_dirty.store(true, Ordering::Release);
-            self.main.write(offset, data)
+            write_direct(&overlay)
         })
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        self.once(|| {
-            let mut log = self.log();
+        self.once(|log| {
             if let Some(begun) = self.journal()
                 && len < self.main.len()?
             {
                 // What is replayed would make it longer again.
                 self.checkpoint()?;
-                self.reset(begun, &mut log)?;
+                self.reset(begun, log)?;
                 self.changed().pending.split_off(&len.div_ceil(BLOCK_BYTES));
             }
             self.main.set_len(len)?;
@@ -370,21 +382,20 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
     }
 
     fn sync_data(&self) -> Result<()> {
-        self.once(|| {
-            let mut log = self.log();
-            let Some(begun) = self.journal() else { return self.sync_main() };
+        self.once(|log| {
+            let Some(begun) = self.journal() else { return self.main.sync_data() };
             let mut overlay = loop {
                 let mut overlay = self.changed();
                 if std::mem::take(&mut overlay.direct) {
                     drop(overlay);
                     self.sync_main()?;
-                    return self.reset(begun, &mut log);
+                    return self.reset(begun, log);
                 }
-                if begun.has_room(&log, overlay.pending.len()) {
+                if begun.has_room(log, overlay.pending.len()) {
                     break overlay;
                 }
                 drop(overlay);
-                self.turn_over(&mut log)?;
+                self.turn_over(log)?;
             };
             let pending = std::mem::take(&mut overlay.pending);
             let some = !pending.is_empty();
@@ -396,14 +407,13 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
             drop(overlay);
             // A new length, which what is in the frame may need.
             self.sync_main()?;
-            if some { self.append(begun, &mut log, false) } else { Ok(()) }
+            if some { self.append(begun, log, false) } else { Ok(()) }
         })
     }
 
     fn close(&self) -> Result<()> {
         let ended = self.journal().map_or(Ok(()), |begun| {
-            self.once(|| {
-                let _log = self.log();
+            self.once(|_| {
                 // What was not synced is nobody's.
                 self.changed().pending.clear();
                 self.checkpoint()?;

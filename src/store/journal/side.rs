@@ -6,6 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use redb::StorageBackend;
 use redb::backends::FileBackend;
 
 use super::life::{Lives, Sides};
@@ -13,9 +14,9 @@ use crate::error::OpenError;
 use crate::store::counted::{Counted, IoCounters};
 use crate::store::file::{file_backend, owner_only, sync_parent};
 
-/// Whether the file says that a journal may hold what it does not. Not locked: the answer may be old.
-pub(crate) fn is_journaled(file: &File) -> io::Result<bool> {
-    Ok(Lives::of(&file_backend(file)?)?.is_some_and(Lives::is_one_open))
+/// Whether the file says that a journal may hold what it does not. Not locked, the answer may be old.
+pub(crate) fn is_journaled(file: &impl StorageBackend) -> io::Result<bool> {
+    Ok(Lives::of(file)?.is_some_and(Lives::is_one_open))
 }
 
 /// Where the journal of a store is.
@@ -38,7 +39,8 @@ impl SideFile {
     }
 
     fn backend(&self, file: &File) -> io::Result<Counted<FileBackend>> {
-        Ok(Counted { file: file_backend(file)?, counters: Arc::clone(&self.counters) })
+        let counters = Arc::clone(&self.counters);
+        Ok(Counted { file: file_backend(file)?, counters, unless_journaled: false })
     }
 }
 
@@ -71,8 +73,11 @@ impl Sides for SideFile {
         options.read(true).write(true).create_new(true);
         owner_only(&mut options);
         let file = options.open(&self.path)?;
-        sync_parent(&self.path)?;
         self.backend(&file)
+    }
+
+    fn sync_name(&self) -> io::Result<()> {
+        sync_parent(&self.path)
     }
 
     fn remove(&self) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::*;
+use crate::store::counted::Counted;
 
 const HALF_BLOCKS: usize = 16;
 /// Blocks of the file at the beginning; it grows and shrinks.
@@ -110,6 +111,10 @@ impl Sides for Place {
         Ok(self.0.clone())
     }
 
+    fn sync_name(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn remove(&self) -> Result<()> {
         self.0.set_len(0)
     }
@@ -129,9 +134,9 @@ fn behind(main: &Disk, side: &Disk, bytes: usize) -> Journal<Disk, Place> {
     Journal::new(main.clone(), Place(side.clone()), options, JournalRefusal::default())
 }
 
-/// What the next open does first; this one wants no journal.
-fn recover(main: &Disk, side: &Disk) -> Result<()> {
-    behind(main, side, 0).len().map(drop)
+/// What the next open does first, whether it wants a journal or none.
+fn recover(main: &Disk, side: &Disk, bytes: usize) -> Result<()> {
+    behind(main, side, bytes).len().map(drop)
 }
 
 /// Numbers that are the same each time (splitmix64).
@@ -199,17 +204,20 @@ struct Known {
 /// What the disk held before, what was done to it, and what is known of each moment.
 type Worked = ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known>);
 
-/// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking, also in the middle of it. Reads everything back after each step.
+/// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking, also in the middle of it; closes at last. Reads everything back after each step.
 fn work(draw: &Draw, steps: usize) -> Worked {
     let before = [empty(BLOCKS), Vec::new()];
     let (main, side) = Disk::pair(before.clone());
     let journal = behind(&main, &side, SIDE_BYTES);
+    let seen = before[0].clone();
+    let mut known = Known { ops: 0, synced: seen.clone(), touched: Vec::new(), seen, small: true };
+    let mut history = vec![known.clone()];
     journal.len().unwrap();
     let frame_blocks = journal.journal().unwrap().blocks_max as u64;
-    let seen = main.0.lock().unwrap().contents[0].clone();
-    let ops = main.0.lock().unwrap().ops.len();
-    let mut known = Known { ops, synced: seen.clone(), touched: Vec::new(), seen, small: true };
-    let mut history = vec![known.clone()];
+    known.seen.clone_from(&main.0.lock().unwrap().contents[0]);
+    known.synced.clone_from(&known.seen);
+    known.ops = main.0.lock().unwrap().ops.len();
+    history.push(known.clone());
     for step in 0..steps {
         let blocks = known.seen.len() as u64 / BLOCK_BYTES;
         match draw.below(20) {
@@ -260,7 +268,9 @@ fn work(draw: &Draw, steps: usize) -> Worked {
         known.ops = main.0.lock().unwrap().ops.len();
         history.push(known.clone());
     }
+    journal.close().unwrap();
     let ops = main.0.lock().unwrap().ops.clone();
+    history.push(Known { ops: ops.len(), ..known });
     (before, ops, history)
 }
 
@@ -303,16 +313,16 @@ fn nothing_that_was_synced_is_lost() {
     for seed in 0..seeds {
         let draw = Draw(AtomicU64::new(seed));
         let (before, ops, history) = work(&draw, 120);
-        for cut in history[0].ops..=ops.len() {
+        for cut in 0..=ops.len() {
             for pattern in 0..6 {
                 let about = format!("seed {seed}, cut {cut}, pattern {pattern}");
                 let crashed = image(before.clone(), &ops, cut, pattern, &draw);
                 let (main, side) = Disk::pair(crashed.clone());
-                recover(&main, &side).unwrap_or_else(|error| panic!("{about}: {error}"));
+                let bytes = [0, SIDE_BYTES][cut % 2];
+                recover(&main, &side, bytes).unwrap_or_else(|error| panic!("{about}: {error}"));
                 let recovery = {
                     let mut world = main.0.lock().unwrap();
                     judge(&world.contents[0], &history, cut, &about);
-                    assert!(world.contents[1].is_empty());
                     std::mem::take(&mut world.ops)
                 };
                 images += 1;
@@ -323,7 +333,8 @@ fn nothing_that_was_synced_is_lost() {
                     let about = format!("{about}, recovery cut at {again}");
                     let crashed = image(crashed.clone(), &recovery, again, pattern, &draw);
                     let (main, side) = Disk::pair(crashed);
-                    recover(&main, &side).unwrap_or_else(|error| panic!("{about}: {error}"));
+                    let bytes = [SIDE_BYTES, 0][again % 2];
+                    recover(&main, &side, bytes).unwrap_or_else(|error| panic!("{about}: {error}"));
                     judge(&main.0.lock().unwrap().contents[0], &history, cut, &about);
                     images += 1;
                 }
@@ -377,7 +388,7 @@ fn after_an_error_nothing_is_written() {
             assert_eq!(world.calls, fails_at + 1, "something was asked of the disk after the error");
             world.fails_at = None;
         }
-        recover(&main, &side).unwrap();
+        recover(&main, &side, 0).unwrap();
         let found = main.0.lock().unwrap().contents[0].clone();
         let is =
             |content: &[u8]| (0..BLOCKS as u64).all(|number| block(&found, number) == block(content, number));
@@ -459,11 +470,30 @@ fn a_journal_is_of_one_file() {
         let refused = opened(&main, &side, 40 * BLOCK, false).unwrap_err();
         assert!(refused.contains(expected), "{refused}");
         assert!(main.0.lock().unwrap().ops.is_empty(), "{expected}");
-        if expected == "JournalMissing" {
-            opened(&main, &side, 0, true).unwrap();
-            assert_eq!(main.0.lock().unwrap().contents[0][BLOCK..2 * BLOCK], [0; BLOCK], "given up");
+        if expected != "JournalMissing" {
+            continue;
         }
+        if !side_bytes.is_empty() {
+            let refused = opened(&main, &side, 40 * BLOCK, true).unwrap_err();
+            assert!(
+                refused.contains("JournalInTheWay") && main.0.lock().unwrap().ops.is_empty(),
+                "{refused}"
+            );
+        }
+        opened(&main, &side, 0, true).unwrap();
+        let given_up = main.0.lock().unwrap().contents.clone();
+        assert_eq!(given_up[0][BLOCK..2 * BLOCK], [0; BLOCK], "given up");
+        // Back again, it is not taken for one that has ended.
+        let (main, side) = Disk::pair([given_up[0].clone(), a_side.clone()]);
+        let refused = opened(&main, &side, 40 * BLOCK, false).unwrap_err();
+        assert!(refused.contains("JournalInTheWay") && main.0.lock().unwrap().ops.is_empty(), "{refused}");
     }
+    // Nor is its file opened around it, by whoever looked at it before.
+    let (main, _) = Disk::pair([a.clone(), Vec::new()]);
+    let around =
+        |unless_journaled| Counted { file: main.clone(), counters: Arc::default(), unless_journaled };
+    assert_eq!(around(true).len().unwrap_err().kind(), ErrorKind::WouldBlock);
+    assert!(around(false).len().is_ok());
     // Who wants no journal, and has none, leaves others' alone.
     let (main, side) = Disk::pair([empty(8), b_side.clone()]);
     opened(&main, &side, 0, false).unwrap();
