@@ -218,6 +218,9 @@ pub(crate) struct Wire {
 
 type Header = (Cow<'static, str>, HeaderValue);
 
+/// The last millisecond of the year 9999: RFC 3339 has four digits for the year. No clock says so; a file that somebody has made up may.
+const LATEST_MS: u64 = 253_402_300_799_999;
+
 impl Wire {
     /// The message of an event that has not been published before, as far as is known. The headers of the library stand in the
     /// order of their names, as they do on the wire: a table of them need not be sorted.
@@ -247,6 +250,7 @@ impl Wire {
 
     /// RFC 3339, with milliseconds. What stands before those is written anew only where the second has changed.
     fn time(&mut self, time_ms: u64) -> Text {
+        let time_ms = time_ms.min(LATEST_MS);
         let second = time_ms / 1000;
         if self.second.is_none_or(|(known, _)| known != second) {
             let time =
@@ -455,6 +459,11 @@ mod tests {
         for time_ms in [0, 0, 999, 1_700_000_000_123, 1_700_000_000_007, 1_700_000_001_000, 1] {
             let message = wire.message(Recorded { time_ms, ..recorded() });
             assert_eq!(super::time_ms(&message), Some((time_ms, time_ms)));
+        }
+        for time_ms in [LATEST_MS, LATEST_MS + 1, u64::MAX] {
+            let message = wire.message(Recorded { time_ms, ..recorded() });
+            let time = message.header("cloudEvents_time").and_then(HeaderValue::as_text);
+            assert_eq!(time, Some("9999-12-31T23:59:59.999Z"));
         }
     }
 
