@@ -414,8 +414,7 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
     fn close(&self) -> Result<()> {
         let ended = self.journal().map_or(Ok(()), |begun| {
             self.once(|_| {
-                // What was not synced is nobody's.
-                self.changed().pending.clear();
+                // What is pending was not synced, and is nobody's.
                 self.checkpoint()?;
                 life::end(&self.main, begun.id)
             })?;
