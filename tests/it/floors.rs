@@ -29,6 +29,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("futures_util", &["publish::rabbitmq"]),
     ("async_rs", &["publish::rabbitmq"]),
     ("futures_io", &["publish::rabbitmq"]),
+    ("percent_encoding", &["publish::rabbitmq"]),
+    ("zeroize", &["publish::rabbitmq"]),
     ("rustls", &["publish::rabbitmq"]),
     ("tokio_rustls", &["publish::rabbitmq"]),
     ("rustls_native_certs", &["publish::rabbitmq"]),

@@ -35,6 +35,7 @@ mod tls;
 mod topology;
 mod transport;
 mod uri;
+mod uri_text;
 
 use std::fmt;
 use std::sync::Arc;
@@ -99,9 +100,12 @@ struct Running {
 impl RabbitMq {
     /// A publisher for the broker at `amqp://user:password@host:port/vhost`.
     ///
-    /// Every part but the host may be left out: the user and password are then `guest`, the port 5672 (5671 with
-    /// `amqps`), the virtual host `/`. `amqp://host/` names the virtual host with the empty name, as AMQP URIs do.
-    /// Special characters are percent-encoded. The one query parameter is `heartbeat`, in seconds.
+    /// Every part but the host may be left out. User and password go together and are then `guest`; the port is 5672
+    /// (5671 with `amqps`), the virtual host `/`. `amqp://host/` names the virtual host with the empty name, as AMQP URIs
+    /// do. The one query parameter is `heartbeat`, in seconds.
+    ///
+    /// The text is read strictly. Special characters are percent-encoded: a `/` in a password is `%2F`, an `@` is `%40`.
+    /// Spaces, control characters and text outside ASCII are refused, and so is a user without a password.
     ///
     /// # Errors
     /// The URI cannot be understood, or asks for TLS that is not compiled in. The error's text shows nothing of it.

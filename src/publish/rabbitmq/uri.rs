@@ -1,26 +1,30 @@
 //! Where the broker is and who we are to it.
 //!
 //! **Invariants.** A password is in [`Credentials`] and nowhere else: no `Debug`, no `Display`, no error text shows
-//! it, and the URI that lapin gets holds none. What lapin would understand differently from what was written (an IPv6
-//! host, a query parameter it ignores, TLS that is not compiled in) is refused or set right here.
+//! it, and the URI that lapin gets holds none. lapin never sees the text ([`uri_text`] takes it apart): what lapin would
+//! understand differently from what was written cannot come to it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use lapin::auth::AuthProvider;
 use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
+use zeroize::Zeroizing;
 
 use crate::error::SettingError;
 use crate::limits::{CONNECT_MS_MAX, FRAME_BYTES_MAX, SHORT_STRING_BYTES_MAX};
 use crate::message::{Fault, FaultClass};
 
+use super::uri_text::{self, Parts};
+
 /// User and password. Shows neither.
 #[derive(Clone)]
 pub(super) struct Credentials {
     user: String,
-    password: String,
+    /// Wiped when it is freed. What lapin copies of it for a handshake is lapin's.
+    password: Zeroizing<String>,
 }
 
 impl fmt::Debug for Credentials {
@@ -36,7 +40,7 @@ impl AuthProvider for Credentials {
     }
 
     fn auth_starter(&self) -> Result<LongString, String> {
-        Ok(format!("\0{}\0{}", self.user, self.password).into())
+        Ok(format!("\0{}\0{}", self.user, *self.password).into())
     }
 }
 
@@ -77,39 +81,17 @@ impl fmt::Display for Target {
 impl Target {
     /// Parses `amqp://user:password@host:port/vhost`. Nothing of `url` gets into the error's text.
     pub(super) fn parse(url: &str) -> Result<Self, SettingError> {
-        let uri: AMQPUri = url.parse().map_err(|_| {
-            refuse(
-                "not an AMQP URI; expected amqp://user:password@host:port/vhost, special characters percent-encoded",
-            )
-        })?;
-        let query = QueryCheck::of(url)?;
-        let AMQPUri { scheme, authority: AMQPAuthority { userinfo, host, port }, vhost, query: parsed } = uri;
-        let tls = scheme == AMQPScheme::AMQPS;
+        let Parts { tls, user, password, host, port, vhost, heartbeat_s } = uri_text::parse(url)?;
         if tls && !cfg!(feature = "tls") {
-            return Err(refuse(
+            return Err(SettingError::new(
+                "url",
                 "amqps:// needs the cargo feature `tls` of onewrite; without it the connection would be plain text",
             ));
         }
-        // lapin reads an IPv6 literal as "no host" and connects to localhost.
-        let host = match query.ipv6_host {
-            Some(address) => address.to_string(),
-            None => host,
-        };
-        if host.is_empty() {
-            return Err(refuse("the host is empty"));
-        }
         if vhost.len() > SHORT_STRING_BYTES_MAX {
-            return Err(refuse("the virtual host is longer than 255 bytes"));
+            return Err(SettingError::new("url", "the virtual host is longer than 255 bytes"));
         }
-        let AMQPUserInfo { username: user, password } = userinfo;
-        if user.contains('\0') || password.contains('\0') {
-            return Err(refuse("user and password must not hold a zero byte"));
-        }
-        if parsed.heartbeat == Some(0) {
-            return Err(refuse("heartbeat=0 would leave a dead broker unnoticed; give 1 or more seconds"));
-        }
-        let credentials = Credentials { user, password };
-        Ok(Self { host, port, vhost, tls, credentials, heartbeat_s: parsed.heartbeat })
+        Ok(Self { host, port, vhost, tls, credentials: Credentials { user, password }, heartbeat_s })
     }
 
     /// Says of a fault which broker it is about, unless that is said already, or it is about what was published.
@@ -147,40 +129,6 @@ impl Target {
             },
         }
     }
-}
-
-/// What lapin's parser does not tell: parameters it would ignore, and an IPv6 host.
-struct QueryCheck {
-    ipv6_host: Option<Ipv6Addr>,
-}
-
-impl QueryCheck {
-    fn of(url: &str) -> Result<Self, SettingError> {
-        if url.contains('#') {
-            return Err(refuse("`#` must be percent-encoded as %23"));
-        }
-        let (address, query) = url.split_once('?').unwrap_or((url, ""));
-        // Neither names nor values are shown: a password with an unescaped `?` ends up here.
-        if query.split('&').any(|pair| !pair.is_empty() && !pair.starts_with("heartbeat=")) {
-            return Err(refuse(
-                "`heartbeat` is the only query parameter; frame size, timeout and mechanism are fixed, TLS is never relaxed, and a `?` in a password is written %3F",
-            ));
-        }
-        let authority = address.split_once("://").map_or("", |(_, rest)| rest);
-        let authority = authority.split('/').next().unwrap_or("");
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let ipv6_host = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((literal, _)) => {
-                Some(literal.parse().map_err(|_| refuse("the host is not an IPv6 address"))?)
-            }
-            None => None,
-        };
-        Ok(Self { ipv6_host })
-    }
-}
-
-fn refuse(reason: &str) -> SettingError {
-    SettingError::new("url", reason)
 }
 
 #[cfg(test)]
