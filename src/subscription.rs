@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use futures_core::Stream;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
-use crate::store::Store;
 use crate::store::bells::HungBell;
+use crate::store::relay_rows::check_position;
+use crate::store::{StartAt, Store};
 
 /// The events of the log from a position on: an endless iterator that waits for the next event. For async code
 /// [`into_stream`](Self::into_stream). See [`Store::subscribe`].
@@ -38,6 +39,8 @@ pub struct Subscription {
     bell: HungBell,
     /// The next sequence number to read.
     next: u64,
+    /// Up to here, what is trimmed needs no telling; `None`: whatever is trimmed when reading begins.
+    excused_to: Option<u64>,
     read: VecDeque<Result<Recorded>>,
     /// The store is lost, and that has been told.
     ended: bool,
@@ -45,7 +48,9 @@ pub struct Subscription {
 
 impl Store {
     /// The events from sequence number `from` on: first those that the log holds, then each that is appended, once it is
-    /// durable. In order, without a gap.
+    /// durable. In order, and without a gap that is not told: where events from `from` on are trimmed, the first item is
+    /// [`Error::Trimmed`], and what streams keep of them follows. [`subscribe_at`](Self::subscribe_at) with
+    /// [`StartAt::Oldest`] asks for whatever the log holds.
     ///
     /// At most 256 events or 1 MiB are in memory at a time. What the subscriber has not seen yet is not trimmed while the
     /// subscription lives: one that is kept and not read keeps the log from shrinking. Its position is not kept: a
@@ -55,7 +60,7 @@ impl Store {
     /// comes as the last error. A living subscription holds the store open: what ends one that waits is [`Store::close`].
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed) or [`Error::Poisoned`](crate::Error::Poisoned).
+    /// [`Error::Setting`] for a position beyond the end of the log; [`Error::Closed`] or [`Error::Poisoned`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -70,13 +75,46 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn subscribe(&self, from: u64) -> Result<Subscription> {
+        self.subscribe_at(StartAt::Position(from))
+    }
+
+    /// As [`subscribe`](Self::subscribe), from where `start` says: [`StartAt::Oldest`] begins with the oldest event that the
+    /// log holds, and [`StartAt::Newest`] shows only what is appended from now on.
+    ///
+    /// # Errors
+    /// As [`subscribe`](Self::subscribe).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, StartAt};
+    /// store.write(|tx| tx.append(Event::bytes("opened", "").unpublished()))?;
+    /// let mut all = store.subscribe_at(StartAt::Oldest)?;
+    /// let mut later = store.subscribe_at(StartAt::Newest)?;
+    /// store.write(|tx| tx.append(Event::bytes("closed", "").unpublished()))?;
+    /// assert_eq!(all.try_next().transpose()?.map(|event| event.seq()), Some(0));
+    /// assert_eq!(later.try_next().transpose()?.map(|event| event.seq()), Some(1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn subscribe_at(&self, start: StartAt) -> Result<Subscription> {
         self.ready()?;
-        let bell = self.core().bells.hang(Some(from));
+        let core = self.core();
+        let end = core.tail().next_seq;
+        let (from, excused_to) = match start {
+            StartAt::Oldest => (0, None),
+            StartAt::Newest => (end, Some(end)),
+            StartAt::Position(position) => {
+                check_position("from", position, end)?;
+                (position, Some(0))
+            }
+        };
+        let bell = core.bells.hang(Some(from));
         Ok(Subscription {
             store: self.clone(),
             filter: EventFilter::all(),
             bell,
             next: from,
+            excused_to,
             read: VecDeque::new(),
             ended: false,
         })
@@ -120,7 +158,12 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn position(&self) -> u64 {
-        self.read.iter().find_map(|read| read.as_ref().ok().map(Recorded::seq)).unwrap_or(self.next)
+        let first = self.read.front().and_then(|read| match read {
+            Ok(event) => Some(event.seq()),
+            Err(Error::Trimmed { from, .. }) => Some(*from),
+            Err(error) => error.unreadable(),
+        });
+        first.unwrap_or(self.next)
     }
 
     /// The next event, if it is there.
@@ -190,6 +233,7 @@ impl Subscription {
         }
         let mut bytes = 0;
         let mut events = self.store.read()?.events_to(before, end)?;
+        self.tell_trimmed(before, events.trimmed_to());
         for _ in 0..SUBSCRIPTION_EVENTS_MAX {
             let Some(event) = events.next() else {
                 // What trimming has taken stands between the last record and here.
@@ -220,6 +264,16 @@ impl Subscription {
             self.next = before + 1;
         }
         Ok(self.read.is_empty())
+    }
+
+    /// Tells that events are gone which were asked for. Looked at whenever the log is read: a commit that was under way
+    /// when the subscription began may have trimmed them.
+    fn tell_trimmed(&mut self, next: u64, trimmed_to: u64) {
+        let from = next.max(*self.excused_to.get_or_insert(trimmed_to));
+        if trimmed_to > from {
+            self.read.push_back(Err(Error::Trimmed { from, trimmed_to }));
+        }
+        self.excused_to = self.excused_to.max(Some(trimmed_to));
     }
 }
 

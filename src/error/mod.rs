@@ -323,6 +323,15 @@ pub enum Error {
         /// Why.
         reason: BoxError,
     },
+    /// A [subscription](crate::Store::subscribe) asked for events that the log has let go. It goes on behind them, with what
+    /// streams keep of them.
+    #[error("events from {from} on were asked for; below {trimmed_to} the log holds only what streams keep")]
+    Trimmed {
+        /// The first sequence number that was asked for and may be gone.
+        from: u64,
+        /// From here on the log is whole.
+        trimmed_to: u64,
+    },
     /// A thread could not be started.
     #[error("cannot start the {what} thread: {source}")]
     Thread {

@@ -20,7 +20,7 @@ use redb::{
 use super::Store;
 use super::cursor::head;
 use super::failure::damaged_row;
-use super::relay_rows::{StartAt, check_position, next_cursor_id};
+use super::relay_rows::{StartAt, check_position, next_cursor_id, warn_trimmed};
 use super::schema::{FAILURES, PROJECTIONS, read_u64s, u64s};
 use super::transaction::Transaction;
 use crate::error::{Error, Result};
@@ -648,7 +648,8 @@ impl Store {
             StartAt::Oldest => 0,
             StartAt::Newest => tx.next_seq(),
             StartAt::Position(position) => {
-                check_position(position, tx.next_seq())?;
+                check_position("start_at", position, tx.next_seq())?;
+                warn_trimmed(name, position, core.tail().trimmed_to);
                 position
             }
         };

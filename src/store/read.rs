@@ -191,6 +191,9 @@ impl Snapshot {
     /// The events from `from` on, in order, one at a time. A damaged record comes as an error in its place; reading
     /// can go on after it.
     ///
+    /// The range is of one moment. Trimmed events are left out, as the sequence numbers show; beyond the end there are none.
+    /// [`Store::subscribe`](crate::Store::subscribe) checks where it begins.
+    ///
     /// # Errors
     /// What redb says.
     ///
@@ -282,6 +285,13 @@ impl Snapshot {
 pub struct Events {
     frames: Frames,
     upcasts: Arc<Upcasts>,
+}
+
+impl Events {
+    /// Below, only what streams keep is left.
+    pub(crate) fn trimmed_to(&self) -> u64 {
+        self.frames.trimmed_to
+    }
 }
 
 impl std::fmt::Debug for Events {

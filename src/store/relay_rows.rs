@@ -42,7 +42,8 @@ pub enum StartAt {
     Oldest,
     /// After the newest event: only what is appended from now on.
     Newest,
-    /// At this sequence number. Of what is trimmed below, the events that streams keep are still there.
+    /// At this sequence number, which lies in the log or is its end; one beyond the end is refused. Of what is trimmed, the
+    /// events that streams keep are still there. A subscription reports such a gap, a relay and a projection log it.
     Position(u64),
 }
 
@@ -62,7 +63,8 @@ impl Store {
         let cursor = {
             let tail = core.tail();
             if let StartAt::Position(position) = start {
-                check_position(position, tail.next_seq)?;
+                check_position("start_at", position, tail.next_seq)?;
+                warn_trimmed(name, position, tail.trimmed_to);
             }
             let (position, position_offset) = match start {
                 StartAt::Oldest => (tail.trimmed_to, tail.trimmed_offset),
@@ -138,13 +140,21 @@ impl Store {
     }
 }
 
-/// A position beyond the end would skip what is appended next.
-pub(super) fn check_position(position: u64, next_seq: u64) -> Result<()> {
+/// The one check of a position at which reading begins, whichever reader asks. A position beyond the end would skip
+/// what is appended next. The end itself is fine.
+pub(crate) fn check_position(setting: &'static str, position: u64, next_seq: u64) -> Result<()> {
     if position > next_seq {
         let reason = format!("the log ends at {next_seq}, before {position}");
-        return Err(SettingError::new("start_at", reason).into());
+        return Err(SettingError::new(setting, reason).into());
     }
     Ok(())
+}
+
+/// Relays and projections may begin below the trimmed edge, for the events that streams keep there. The log says so.
+pub(super) fn warn_trimmed(name: &str, position: u64, trimmed_to: u64) {
+    if position < trimmed_to {
+        tracing::warn!(name, position, trimmed_to, "it begins where events that no stream keeps are trimmed");
+    }
 }
 
 /// Names a cursor, or a track of a projection, in keys. Never 0.

@@ -39,6 +39,7 @@ mod offline;
 mod one_write;
 #[cfg(unix)]
 mod page_writes;
+mod positions;
 mod projection_rebuilds;
 mod projections;
 mod quota;
