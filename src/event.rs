@@ -368,14 +368,11 @@ impl Event {
             return Err(EventError::Empty { field: "type" });
         }
         short("type", &self.event_type)?;
-        match &self.destination {
-            None => return Err(EventError::NoDestination),
-            Some(Destination::Unpublished) => {}
-            Some(Destination::Exchange { exchange, routing_key }) => {
-                short("exchange", exchange)?;
-                short("routing_key", routing_key)?;
-            }
+        // Before the key, which is the stream's name where the application gave none: the fault is of what it gave.
+        if let Some(stream) = &self.stream {
+            short("stream", stream)?;
         }
+        self.destination.as_ref().ok_or(EventError::NoDestination)?.validate()?;
         for (field, value) in [
             ("id", &self.id),
             ("key", &self.key),
@@ -444,6 +441,17 @@ impl fmt::Debug for Event {
             .field("headers", &self.headers)
             .field("payload_bytes", &self.payload.len())
             .finish_non_exhaustive()
+    }
+}
+
+impl Destination {
+    /// Whether a message can carry it.
+    pub(crate) fn validate(&self) -> Result<(), EventError> {
+        if let Self::Exchange { exchange, routing_key } = self {
+            short("exchange", exchange)?;
+            short("routing_key", routing_key)?;
+        }
+        Ok(())
     }
 }
 

@@ -352,5 +352,5 @@ fn bad_settings_are_named() {
     let (_folder, store, broker) = setup();
     let refused = |builder: ConsumerBuilder| builder.run(broker.source("q"), count).unwrap_err().to_string();
     assert_eq!(refused(store.consumer("")), "setting `scope`: a scope is 1 to 255 bytes long");
-    assert_eq!(refused(quick(&store).prefetch(0)), "setting `prefetch, attempts`: both must be at least 1");
+    assert_eq!(refused(quick(&store).prefetch(0)), "setting `prefetch`: it must be at least 1");
 }

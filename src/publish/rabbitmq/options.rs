@@ -92,7 +92,9 @@ impl Options {
         }
         for name in self.required_exchanges.iter().chain(self.topology.names()) {
             if name.len() > SHORT_STRING_BYTES_MAX {
-                return Err(SettingError::new("topology", "a name is longer than 255 bytes"));
+                let shown: String = name.chars().take(64).collect();
+                let reason = format!("the name `{}…` is longer than 255 bytes", shown.escape_debug());
+                return Err(SettingError::new("topology", reason));
             }
         }
         Ok(())

@@ -351,6 +351,9 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         if name.starts_with(super::schema::RESERVED_PREFIX) {
             return refuse(format!("table `{name}` belongs to the library"));
         }
+        if let Some(Err(error)) = self.destination.as_ref().map(Destination::validate) {
+            return refuse(format!("table `{name}`: {error}"));
+        }
         if !matches!(self.codec, Codec::With(_)) {
             if self.destination.is_none() {
                 return refuse(format!(
