@@ -368,7 +368,7 @@ impl Event {
             return Err(EventError::Empty { field: "type" });
         }
         short("type", &self.event_type)?;
-        // Before the key, which is the stream's name where the application gave none: the fault is of what it gave.
+        // Before the key: where the application gave no key, the key is the stream's name.
         if let Some(stream) = &self.stream {
             short("stream", stream)?;
         }

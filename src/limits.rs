@@ -143,6 +143,13 @@ pub const CONSUMER_BATCH_MAX: usize = 256;
 /// Findings that a verification lists at most; the others are counted.
 pub const FINDINGS_MAX: usize = 1000;
 
+/// Most warnings of one kind that one relay, consumer or projection logs within [`LOG_WINDOW_MS`]. It logs further ones at DEBUG, and
+/// the next warning says how many they were.
+pub const LOG_BURST_MAX: u32 = 16;
+
+/// The window of [`LOG_BURST_MAX`], in milliseconds.
+pub const LOG_WINDOW_MS: u64 = 10_000;
+
 /// Events that a subscription holds in memory at most.
 pub const SUBSCRIPTION_EVENTS_MAX: usize = 256;
 

@@ -84,6 +84,7 @@ pub(super) fn count(counter: &AtomicU64) {
 #[derive(Debug)]
 #[must_use = "dropping a consumer stops it"]
 pub struct Consumer {
+    pub(super) scope: String,
     pub(super) stop: Sender<Instant>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
     pub(super) shared: Arc<Shared>,
@@ -145,7 +146,7 @@ impl Consumer {
         let deadline = Instant::now() + deadline;
         let _ = self.stop.try_send(deadline);
         if ended.wait_until(deadline).is_none() {
-            tracing::warn!("the consumer did not end by its deadline; it ends by itself");
+            tracing::warn!(consumer = %self.scope, "the consumer did not end by its deadline; it ends by itself");
         }
     }
 }

@@ -312,24 +312,31 @@ impl ConsumerBuilder {
         if self.scope.is_empty() || self.scope.len() > SHORT_STRING_BYTES_MAX {
             return Err(SettingError::new("scope", "a scope is 1 to 255 bytes long").into());
         }
-        if self.prefetch == 0 || self.attempts == 0 {
-            return Err(SettingError::new("prefetch, attempts", "both must be at least 1").into());
+        if self.prefetch == 0 {
+            return Err(SettingError::new("prefetch", "it must be at least 1").into());
+        }
+        if self.attempts == 0 {
+            return Err(SettingError::new("attempts", "it must be at least 1").into());
         }
         if matches!(self.gap, GapPolicy::Hold(patience) if patience > Duration::from_millis(HOLD_MS_MAX)) {
             return Err(SettingError::new("on_gap", format!("at most {HOLD_MS_MAX} ms")).into());
         }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let (events, received) = unbounded();
-        source.start(SourceEvents::new(events), self.prefetch)?;
+        // What the source's own threads log is this consumer's too.
+        let span = tracing::info_span!("consumer", consumer = %self.scope);
+        span.in_scope(|| source.start(SourceEvents::new(events), self.prefetch))?;
         let (stop, stopped) = crossbeam_channel::bounded(1);
         let (report, ended) = oneshot::channel();
         let stats = Arc::new(Shared::default());
         let rung = self.store.core().redrives.hang(&self.scope);
         let told = Arc::clone(&stats);
+        let scope = self.scope.clone();
         let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
         std::thread::Builder::new()
             .name("onewrite-consumer".into())
             .spawn(move || {
+                let _entered = span.enter();
                 let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                     worker.run(&received, &stopped, &rung);
                 }));
@@ -342,7 +349,7 @@ impl ConsumerBuilder {
                 report.send(());
             })
             .map_err(|source| Error::Thread { what: "consumer", source })?;
-        Ok(Consumer { stop, ended: Some(ended), shared: stats })
+        Ok(Consumer { scope, stop, ended: Some(ended), shared: stats })
     }
 }
 

@@ -306,20 +306,21 @@ impl ProjectionBuilder {
 
     fn check(&self) -> Result<(), SettingError> {
         let fail = |setting, reason: &str| Err(SettingError::new(setting, reason));
-        let unfit = |name: &String| name.is_empty() || name.starts_with("onewrite.");
+        let unfit = |name: &&String| name.is_empty() || name.starts_with("onewrite.");
         match () {
             () if self.name.is_empty() || self.name.len() > SHORT_STRING_BYTES_MAX => {
                 fail("name", "a projection's name is 1 to 255 bytes long")
             }
             () if self.batch == 0 => fail("batch", "it must be at least 1"),
             () if self.policy.attempts() == 0 => fail("on_failure", "at least one attempt is made"),
-            () if self.owned.names().any(unfit) => {
-                fail("table", "a table's name is not empty and does not begin with `onewrite.`")
-            }
-            () => match self.owned.twice() {
+            () => match (self.owned.names().find(unfit), self.owned.twice()) {
+                (Some(name), _) => {
+                    let rule = "a table's name is not empty and does not begin with `onewrite.`";
+                    Err(SettingError::new("table", format!("`{}`: {rule}", name.escape_debug())))
+                }
                 // A rebuild would put it in its place twice: the second time nothing in the place of what is new.
-                Some(name) => Err(SettingError::new("table", format!("`{name}` is declared twice"))),
-                None => Ok(()),
+                (None, Some(name)) => Err(SettingError::new("table", format!("`{name}` is declared twice"))),
+                (None, None) => Ok(()),
             },
         }
     }
@@ -666,7 +667,7 @@ impl Projection {
         self.asked.stop.store(true, Ordering::Release);
         self.bell.ring();
         if ended.wait_until(Instant::now() + deadline).is_none() {
-            tracing::warn!(name = self.name, "the projection did not end by its deadline; it ends by itself");
+            tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself");
         }
     }
 }

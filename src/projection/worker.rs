@@ -14,6 +14,7 @@ use crate::event::Recorded;
 use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 use crate::oneshot;
 use crate::store::bells::HungBell;
+use crate::store::log_pace::LogPace;
 use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Which, read_stretch};
 use crate::store::{ProjectionState, Transaction};
 
@@ -72,6 +73,7 @@ pub(super) struct Worker {
     rebuild: Option<Line>,
     /// The file still knows a rebuild to another version than ours.
     stale: bool,
+    pace: LogPace,
 }
 
 /// Why a batch was not committed.
@@ -107,13 +109,14 @@ impl Worker {
             frozen,
             rebuild: rebuild.map(|rebuild| Line::at(rebuild.position, batch)),
             stale,
+            pace: LogPace::default(),
             settings,
         }
     }
 
     /// The thread's whole life.
     pub(super) fn run(mut self) {
-        let span = tracing::info_span!("projection", name = %self.settings.name);
+        let span = tracing::info_span!("projection", projection = %self.settings.name);
         let _entered = span.enter();
         let ended = self.work();
         let state = match ended.and_then(|()| self.write_skipped()) {
@@ -207,7 +210,7 @@ impl Worker {
 
     fn begin_rebuild(&mut self) -> Result<()> {
         let (name, version) = (self.settings.name.clone(), self.settings.version);
-        tracing::info!(name, version, "rebuilding");
+        tracing::info!(version, "rebuilding");
         let trimmed_to = self.settings.store.core().tail().trimmed_to;
         if trimmed_to > 0 {
             tracing::warn!(
@@ -380,7 +383,13 @@ impl Worker {
                 Ok(Step::Waits)
             }
             FailurePolicy::Quarantine { .. } => {
-                tracing::error!(seq, %reason, "the projection goes on without an event");
+                let now_ms = self.settings.store.core().settings.clock.now().mono_ms;
+                match self.pace.admit(now_ms) {
+                    Some(held_back) => {
+                        tracing::error!(seq, %reason, held_back, "the projection goes on without an event");
+                    }
+                    None => tracing::debug!(seq, %reason, "the projection goes on without an event"),
+                }
                 let name = self.settings.name.clone();
                 // Of a damaged record there was one try.
                 let attempts = if attempts == u32::MAX { 1 } else { attempts };

@@ -448,7 +448,9 @@ impl RelayBuilder {
         // From here on the name is taken: free it again if the start fails.
         let registered = Registered { store: self.store.clone(), name: self.name.clone() };
         let (events, told) = unbounded();
-        publisher.start(crate::publish::PublisherEvents::new(events))?;
+        // What the publisher's own threads log is this relay's too.
+        let span = tracing::info_span!("relay", relay = %self.name);
+        span.in_scope(|| publisher.start(crate::publish::PublisherEvents::new(events)))?;
         let store_id = uuid_text(core.identity.store_id);
         let wire = Wire {
             spelling: self.spelling,
@@ -466,9 +468,9 @@ impl RelayBuilder {
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()
             .name("onewrite-relay".into())
-            .spawn(move || report.send(shell.run()))
+            .spawn(move || report.send(span.in_scope(|| shell.run())))
             .map_err(|source| Error::Thread { what: "relay", source })?;
-        Ok(Relay { requests, ended: Some(ended), status })
+        Ok(Relay { name: self.name, requests, ended: Some(ended), status })
     }
 }
 
@@ -503,6 +505,7 @@ impl Drop for Registered {
 #[derive(Debug)]
 #[must_use = "dropping a relay stops it"]
 pub struct Relay {
+    name: String,
     requests: crossbeam_channel::Sender<RelayRequest>,
     ended: Option<oneshot::Receiver<StopReport>>,
     status: Arc<Mutex<RelayStatus>>,
@@ -621,7 +624,7 @@ impl Relay {
         match ended.wait_until(deadline) {
             Some(report) => report.unwrap_or_default(),
             None => {
-                tracing::warn!("the relay did not end by its deadline; it ends by itself");
+                tracing::warn!(relay = %self.name, "the relay did not end by its deadline; it ends by itself");
                 let status = self.status();
                 StopReport { unknown: status.in_flight, confirmed: status.confirmed, ..StopReport::default() }
             }

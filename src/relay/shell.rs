@@ -28,6 +28,7 @@ use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
 use crate::store::expired::{FoundExpired, find_expired};
 use crate::store::failure::engine_panicked;
+use crate::store::log_pace::LogPace;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus};
@@ -106,6 +107,7 @@ pub(crate) struct Shell {
     last_fault: Option<Fault>,
     stop_at: Option<Instant>,
     patience: Option<Patience>,
+    pace: LogPace,
 }
 
 /// Since when captured tables have had something to publish, without a round.
@@ -183,14 +185,13 @@ impl Shell {
             last_fault: None,
             stop_at: None,
             patience: None,
+            pace: LogPace::default(),
         })
     }
 
     /// The thread's whole life.
     pub(crate) fn run(mut self) -> StopReport {
         let name = self.registered.name.clone();
-        let span = tracing::info_span!("relay", name = %name);
-        let _entered = span.enter();
         let failure = loop {
             // The storage engine panics on some damaged pages.
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
@@ -361,7 +362,7 @@ impl Shell {
                 self.waiters.confirmed(seq);
             }
             Action::Quarantined { seq, fault } => {
-                tracing::warn!(seq, %fault, "an event goes to quarantine");
+                self.warn_of_quarantine(seq, &fault);
                 // Whoever is told looks at the quarantine next: its row must be on its way before.
                 self.hand_over_changes()?;
                 self.waiters.quarantined(seq, &fault);
@@ -369,6 +370,15 @@ impl Shell {
             Action::Forget { seq } => _ = self.held.remove(&seq),
         }
         Ok(())
+    }
+
+    /// One missing exchange may quarantine a million events.
+    fn warn_of_quarantine(&mut self, seq: u64, fault: &Fault) {
+        let now_ms = self.now().mono_ms;
+        match self.pace.admit(now_ms) {
+            Some(held_back) => tracing::warn!(seq, %fault, held_back, "an event goes to quarantine"),
+            None => tracing::debug!(seq, %fault, "an event goes to quarantine"),
+        }
     }
 
     fn pass(&mut self, position: u64) {
@@ -519,14 +529,22 @@ impl Shell {
                 self.step(Input::Up { epoch });
             }
             PublisherEvent::Down { epoch, fault } => {
-                tracing::warn!(epoch = epoch.0, %fault, "disconnected");
+                if fault.class == FaultClass::Config {
+                    tracing::error!(epoch = epoch.0, %fault, "refused by the broker");
+                } else {
+                    tracing::warn!(epoch = epoch.0, %fault, "disconnected");
+                }
                 self.blocked = false;
                 self.state = RelayState::Disconnected(fault.clone());
                 self.last_fault = Some(fault.clone());
                 self.step(Input::Down { fault });
             }
             PublisherEvent::Blocked { blocked } => {
-                tracing::warn!(blocked, "the broker blocks publishers, or no longer does");
+                if blocked {
+                    tracing::warn!("the broker blocks publishers");
+                } else {
+                    tracing::info!("the broker no longer blocks publishers");
+                }
                 self.blocked = blocked;
                 self.step(Input::Blocked(blocked));
             }
@@ -719,7 +737,8 @@ fn hold(
     let recorded = match read {
         Ok(recorded) => recorded,
         Err(error) => {
-            tracing::error!(seq, %error, "a record cannot be published");
+            // The warning is that of its quarantine, which holds the same words.
+            tracing::debug!(seq, %error, "a record cannot be published");
             return Loaded::Undecodable {
                 seq,
                 fault: Fault::new(FaultClass::Undecodable, error.to_string()),

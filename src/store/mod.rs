@@ -14,6 +14,7 @@ pub(crate) mod failure;
 mod file;
 mod inside;
 mod journal;
+pub(crate) mod log_pace;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
 mod read;

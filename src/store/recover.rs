@@ -187,17 +187,19 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     for row in log.range(tail.derived_through..)? {
         let (seq, frame) = row?;
         if seq.value() != expected {
-            tracing::error!(
-                seq = expected,
-                "a record is missing; lanes cannot be rebuilt; a new epoch begins"
-            );
+            if whole {
+                let seq = expected;
+                tracing::error!(seq, "a record is missing; lanes cannot be rebuilt; a new epoch begins");
+            }
             whole = false;
         }
         expected = seq.value().saturating_add(1);
         let recorded = match record::decode(seq.value(), frame.value()) {
             Ok(recorded) => recorded,
             Err(error) => {
-                tracing::error!(%error, "lanes cannot be rebuilt; a new epoch begins");
+                if whole {
+                    tracing::error!(%error, "lanes cannot be rebuilt; a new epoch begins");
+                }
                 whole = false;
                 continue;
             }

@@ -153,7 +153,12 @@ pub(crate) fn check_position(setting: &'static str, position: u64, next_seq: u64
 /// Relays and projections may begin below the trimmed edge, for the events that streams keep there. The log says so.
 pub(super) fn warn_trimmed(name: &str, position: u64, trimmed_to: u64) {
     if position < trimmed_to {
-        tracing::warn!(name, position, trimmed_to, "it begins where events that no stream keeps are trimmed");
+        tracing::warn!(
+            reader = name,
+            position,
+            trimmed_to,
+            "it begins where events that no stream keeps are trimmed"
+        );
     }
 }
 

@@ -89,7 +89,7 @@ where
 fn quietly(f: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
         tracing::error!(
-            message = panic_text(&*panic),
+            panic = panic_text(&*panic),
             "a write closure or its value panicked while it was dropped"
         );
     }

@@ -29,6 +29,7 @@ mod journal;
 mod lanes_inbox;
 #[cfg(unix)]
 mod log_and_lanes;
+mod logs;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod matrix;
 #[cfg(unix)]
@@ -64,6 +65,7 @@ mod store_open;
 #[cfg(unix)]
 mod streams;
 mod subscriptions;
+mod texts;
 #[cfg(unix)]
 mod upcasts;
 #[cfg(unix)]

@@ -10,7 +10,7 @@ fn store() -> (tempfile::TempDir, Store) {
     (folder, store)
 }
 
-/// Goal: a text that cannot be used is told under the name by which the user gave it. Method: each text of an event, alone wrong, with a NUL
+/// Goal: an error about a text names the field that the user set. Method: each text of an event, alone wrong, with a NUL
 /// and too long; the same for an event of a stream.
 #[test]
 fn a_fault_of_an_event_names_the_field_that_was_given() {
@@ -73,7 +73,7 @@ fn a_fault_of_a_setting_names_the_setting_that_was_given() {
     drop(folder);
 }
 
-/// Goal: a captured table's destination that no message can carry is told when the store opens, not at the first change of a row.
+/// Goal: opening the store refuses a capture whose destination no message can carry; the first change of a row would be too late.
 #[test]
 #[cfg(feature = "json")]
 fn a_captures_destination_is_told_at_open() {

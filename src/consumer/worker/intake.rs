@@ -44,12 +44,7 @@ impl Worker {
                     self.admit(item, batch);
                 }
                 Err(what) => {
-                    tracing::error!(
-                        scope = self.settings.scope,
-                        number,
-                        what,
-                        "a rejected delivery is damaged"
-                    );
+                    tracing::error!(number, what, "a rejected delivery is damaged");
                     let scope = self.settings.scope.clone();
                     store.write(move |tx| tx.unmark_redriven(&scope, number))?;
                 }

@@ -19,9 +19,10 @@ use super::{ConsumerBuilder, GapPolicy, Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
 use crate::event::uuid_text;
 use crate::limits::CONSUMER_BATCH_MAX;
-use crate::message::Message;
+use crate::message::{FaultClass, Message};
 use crate::oneshot;
 use crate::publish::{Delivery, DeliveryTag, Settlement, Source, SourceEvent};
+use crate::store::log_pace::LogPace;
 use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
@@ -82,6 +83,14 @@ pub(super) struct Worker {
     redriven: Redrives,
     /// Nobody is there any more who could deliver.
     source_gone: bool,
+    paces: Paces,
+}
+
+/// How often is logged what each of many deliveries may meet.
+#[derive(Debug, Default)]
+struct Paces {
+    retries: LogPace,
+    rejections: LogPace,
 }
 
 /// Where the look for deliveries that are driven again stands.
@@ -119,6 +128,7 @@ impl Worker {
             scheduled: 0,
             held: Held::default(),
             source_gone: false,
+            paces: Paces::default(),
             // What was driven again while no consumer ran waits in the file.
             redriven: Redrives { look: true, after: None, in_hand: HashSet::new() },
         }
@@ -149,10 +159,7 @@ impl Worker {
                 deadline = Some(at);
             }
             if self.source_gone {
-                tracing::error!(
-                    scope = self.settings.scope,
-                    "the consumer ends: its source has ended by itself"
-                );
+                tracing::error!("the consumer ends: its source has ended by itself");
                 let mut failed = self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner);
                 *failed = Some("the source has ended by itself".into());
                 break;
@@ -161,8 +168,7 @@ impl Worker {
                 self.look_again();
             }
             if let Err(error) = self.turn(batch) {
-                let scope = &self.settings.scope;
-                tracing::error!(%error, scope, "the consumer ends: its store takes nothing more");
+                tracing::error!(%error, "the consumer ends: its store takes nothing more");
                 *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                 break;
             }
@@ -223,12 +229,16 @@ impl Worker {
     fn receive(&mut self, event: SourceEvent, batch: &mut Vec<Item>) {
         match event {
             SourceEvent::Up { epoch } => {
-                tracing::info!(scope = self.settings.scope, epoch = epoch.0, "consuming");
+                tracing::info!(epoch = epoch.0, "consuming");
                 count(&self.shared.connections);
                 *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = None;
             }
             SourceEvent::Down { epoch, fault } => {
-                tracing::warn!(scope = self.settings.scope, epoch = epoch.0, %fault, "not consuming");
+                if fault.class == FaultClass::Config {
+                    tracing::error!(epoch = epoch.0, %fault, "refused by the broker");
+                } else {
+                    tracing::warn!(epoch = epoch.0, %fault, "not consuming");
+                }
                 *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
                 self.forget_delivered();
                 batch.retain(|item| item.redriven.is_some() || item.delivery.tag.epoch > epoch);
@@ -409,14 +419,20 @@ impl Worker {
             }
             Err(error) => {
                 count(&self.shared.retried);
-                tracing::warn!(
-                    error = reason(&error),
-                    attempts = item.attempts + 1,
-                    "a delivery is tried again later"
-                );
+                let (error, attempts) = (reason(&error), item.attempts + 1);
+                match self.paces.retries.admit(self.now_ms()) {
+                    Some(held_back) => {
+                        tracing::warn!(error, attempts, held_back, "a delivery is tried again later");
+                    }
+                    None => tracing::debug!(error, attempts, "a delivery is tried again later"),
+                }
                 self.put_off(item);
             }
         }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.settings.store.core().settings.clock.now().mono_ms
     }
 
     /// Done with it: the broker is told, if it is the broker's.
@@ -431,12 +447,13 @@ impl Worker {
     fn refuse(&mut self, item: Item, error: &Error, by_handler: bool, outcome: &mut Outcome) {
         let refusal = Refusal::new(error, item.attempts + 1, by_handler);
         let message_id = item.delivery.message.message_id.as_deref();
-        tracing::error!(
-            error = refusal.reason,
-            message_id,
-            attempts = refusal.attempts,
-            "a delivery is rejected"
-        );
+        let (error, attempts) = (&refusal.reason, refusal.attempts);
+        match self.paces.rejections.admit(self.now_ms()) {
+            Some(held_back) => {
+                tracing::error!(error, message_id, attempts, held_back, "a delivery is rejected");
+            }
+            None => tracing::debug!(error, message_id, attempts, "a delivery is rejected"),
+        }
         if self.settings.reject_to == RejectTo::DeadLetter && item.redriven.is_none() {
             self.count_refusal(&refusal);
             self.finish(&item, Settlement::Reject, outcome);
@@ -479,7 +496,14 @@ impl Worker {
                 }
                 Err(error) if self.is_lost(&error) => _ = outcome.lost.get_or_insert(error),
                 Err(error) => {
-                    tracing::warn!(%error, "a rejected delivery cannot be put into quarantine yet");
+                    match self.paces.retries.admit(self.now_ms()) {
+                        Some(held_back) => {
+                            tracing::warn!(%error, held_back, "a rejected delivery cannot be put into quarantine yet");
+                        }
+                        None => {
+                            tracing::debug!(%error, "a rejected delivery cannot be put into quarantine yet");
+                        }
+                    }
                     self.put_off(item);
                 }
             }

@@ -35,9 +35,12 @@ impl Background {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         let (stop, receiver) = watch::channel(None);
         let (alive, ended) = crossbeam_channel::bounded(0);
+        // What the thread logs belongs to the relay or consumer that starts it.
+        let span = tracing::Span::current();
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                let _entered = span.enter();
                 runtime.block_on(body(Stop(receiver)));
                 // Not a plain drop: that would wait for a name lookup that hangs.
                 runtime.shutdown_background();

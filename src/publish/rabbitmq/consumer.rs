@@ -16,7 +16,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, Basi
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer, Event};
 use tokio::sync::mpsc;
-use tracing::{debug, error, info, warn};
+use tracing::debug;
 
 use crate::message::{Fault, FaultClass};
 use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
@@ -62,7 +62,8 @@ pub(super) async fn run(
                 (fault, wait)
             }
             Ok((mut link, consumer)) => {
-                info!(%target, epoch = number, queue = %subscription.queue, "source connected");
+                // The consumer tells it at its own level: each of these is told once.
+                debug!(broker = %target, epoch = number, queue = %subscription.queue, "source connected");
                 let began = Instant::now();
                 if !events.send(SourceEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
@@ -80,14 +81,14 @@ pub(super) async fn run(
             }
         };
         if fault.class == FaultClass::Config {
-            error!(%target, epoch = number, %fault, "source refused by the broker");
+            debug!(broker = %target, epoch = number, %fault, "source refused by the broker");
         } else {
-            warn!(%target, epoch = number, %fault, "source disconnected");
+            debug!(broker = %target, epoch = number, %fault, "source disconnected");
         }
         if !events.send(SourceEvent::Down { epoch, fault }) {
             return;
         }
-        debug!(%target, wait_ms = as_ms(wait), "next connection attempt");
+        debug!(broker = %target, wait_ms = as_ms(wait), "next connection attempt");
         if stop.or(discarding(&mut settlements, tokio::time::sleep(wait))).await.is_none() {
             return;
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use lapin::Confirmation;
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::message::{Fault, FaultClass, Outcome, Outgoing};
 use crate::publish::{PublisherEvent, PublisherEvents};
@@ -119,7 +119,7 @@ async fn publish_over(link: Link, slot: &mut Option<Link>, options: &Options, su
         }
         Ok(Err(error)) => {
             let fault = classify(&error, Phase::Publish);
-            warn!(%fault, "isolated message failed");
+            debug!(%fault, "isolated message failed");
             return match fault.class {
                 FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
                 _ => Outcome::Unknown(fault),
@@ -148,7 +148,7 @@ async fn open_any(options: &Options, rota: &mut Rota) -> Result<Link, (Fault, Du
             Ok(link) => return Ok(link),
             Err(fault) => fault,
         };
-        debug!(%target, %fault, "no connection for isolated messages");
+        debug!(broker = %target, %fault, "no connection for isolated messages");
         let wait = rota.refused(fault.class, Instant::now());
         if !wait.is_zero() {
             let rest = if fault.class == FaultClass::Config { wait } else { Duration::ZERO };

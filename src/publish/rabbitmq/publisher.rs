@@ -18,7 +18,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tokio::sync::mpsc;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error};
 
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
@@ -73,7 +73,8 @@ pub(super) async fn run(
                 (fault, wait)
             }
             Ok(mut link) => {
-                info!(%target, epoch = number, "publisher connected");
+                // The relay tells it at its own level: each of these is told once.
+                debug!(broker = %target, epoch = number, "publisher connected");
                 let began = Instant::now();
                 current.store(number, Ordering::Release);
                 if !events.send(PublisherEvent::Up { epoch }) {
@@ -99,14 +100,14 @@ pub(super) async fn run(
             }
         };
         if fault.class == FaultClass::Config {
-            error!(%target, epoch = number, %fault, "publisher refused by the broker");
+            debug!(broker = %target, epoch = number, %fault, "publisher refused by the broker");
         } else {
-            warn!(%target, epoch = number, %fault, "publisher disconnected");
+            debug!(broker = %target, epoch = number, %fault, "publisher disconnected");
         }
         if !events.send(PublisherEvent::Down { epoch, fault }) {
             return;
         }
-        debug!(%target, wait_ms = as_ms(wait), "next connection attempt");
+        debug!(broker = %target, wait_ms = as_ms(wait), "next connection attempt");
         let wait = without_commands(&mut commands, tokio::time::sleep(wait));
         if stop.or(wait).await.is_none() {
             return;
@@ -406,13 +407,13 @@ impl<'a> Window<'a> {
     fn connection(&mut self, event: Option<Event>, events: &PublisherEvents) -> Result<(), Broken> {
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
-                warn!(%reason, "the broker blocks publishers");
+                debug!(%reason, "the broker blocks publishers");
                 self.clock.block();
                 events.send(PublisherEvent::Blocked { blocked: true });
                 Ok(())
             }
             Some(Event::ConnectionUnblocked) => {
-                info!("the broker no longer blocks publishers");
+                debug!("the broker no longer blocks publishers");
                 self.unblock(events);
                 Ok(())
             }

@@ -1,0 +1,50 @@
+//! How often one kind of warning is logged while its cause repeats.
+
+use crate::limits::{LOG_BURST_MAX, LOG_WINDOW_MS};
+
+/// Admits [`LOG_BURST_MAX`] lines within [`LOG_WINDOW_MS`]. It counts the others, for the next line that it admits.
+#[derive(Debug, Default)]
+pub(crate) struct LogPace {
+    /// When the window began, by the monotonic clock.
+    since_ms: Option<u64>,
+    told: u32,
+    held_back: u64,
+}
+
+impl LogPace {
+    /// Returns how many lines were held back since the last one, or `None` if this one is held back too.
+    pub(crate) fn admit(&mut self, mono_ms: u64) -> Option<u64> {
+        let is_over = |since_ms: u64| mono_ms.saturating_sub(since_ms) >= LOG_WINDOW_MS;
+        if self.since_ms.is_none_or(is_over) {
+            (self.since_ms, self.told) = (Some(mono_ms), 0);
+        }
+        if self.told >= LOG_BURST_MAX {
+            self.held_back += 1;
+            return None;
+        }
+        self.told += 1;
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a window has no more lines than the bound, and the pace counts each other line once. Method: a line each millisecond
+    /// for five windows.
+    #[test]
+    fn what_is_held_back_is_counted() {
+        let mut pace = LogPace::default();
+        let (mut told, mut counted) = (0, 0);
+        for at in 0..5 * LOG_WINDOW_MS {
+            if let Some(held_back) = pace.admit(at) {
+                told += 1;
+                counted += held_back;
+            }
+        }
+        assert_eq!(told, 5 * u64::from(LOG_BURST_MAX));
+        assert_eq!(told + counted + pace.held_back, 5 * LOG_WINDOW_MS);
+        assert_eq!(pace.admit(0), None, "a clock that went back opens no window");
+    }
+}
