@@ -2,12 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use crate::event::Recorded;
+use crate::event::{Recorded, category_of};
 
 /// A choice of events. Empty, it takes all.
 ///
 /// Streams and categories: an event of any of them passes. Types: an event of any of them passes. Where both are given an
 /// event must pass both. The category of a stream is its name up to the first `-`.
+///
+/// Readers ask the filter before they decode a record and before an [upcast](crate::StoreBuilder::upcast) runs. So an event
+/// that cannot be upcast stops only the readers that want the event. A type means the type that the upcasts lead to: a
+/// filter for it takes older events of the types that become it. A damaged record is shown to every reader, since its
+/// stream and its type cannot be trusted.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -111,14 +116,31 @@ impl EventFilter {
     /// ```
     #[must_use]
     pub fn matches(&self, event: &Recorded) -> bool {
-        self.matches_stream(event) && (self.types.is_empty() || self.types.contains(event.event_type()))
+        self.takes_stream(event.stream()) && self.takes_type(event.event_type())
     }
 
-    fn matches_stream(&self, event: &Recorded) -> bool {
+    pub(crate) fn takes_all(&self) -> bool {
+        self.streams.is_empty() && self.categories.is_empty() && self.types.is_empty()
+    }
+
+    pub(crate) fn names_types(&self) -> bool {
+        !self.types.is_empty()
+    }
+
+    pub(crate) fn types(&self) -> impl Iterator<Item = &str> {
+        self.types.iter().map(String::as_str)
+    }
+
+    pub(crate) fn takes_type(&self, event_type: &str) -> bool {
+        self.types.is_empty() || self.types.contains(event_type)
+    }
+
+    pub(crate) fn takes_stream(&self, stream: Option<&str>) -> bool {
         if self.streams.is_empty() && self.categories.is_empty() {
             return true;
         }
-        event.stream().is_some_and(|stream| self.streams.contains(stream))
-            || event.category().is_some_and(|category| self.categories.contains(category))
+        stream.is_some_and(|stream| {
+            self.streams.contains(stream) || self.categories.contains(category_of(stream))
+        })
     }
 }

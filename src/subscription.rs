@@ -17,6 +17,7 @@ use crate::filter::EventFilter;
 use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
 use crate::store::bells::HungBell;
 use crate::store::relay_rows::check_position;
+use crate::store::wanted::{Looked, Wanted};
 use crate::store::{StartAt, Store};
 
 /// The events of the log from a position on: an endless iterator that waits for the next event. For async code
@@ -35,7 +36,7 @@ use crate::store::{StartAt, Store};
 #[derive(Debug)]
 pub struct Subscription {
     store: Store,
-    filter: EventFilter,
+    wanted: Wanted,
     bell: HungBell,
     /// The next sequence number to read.
     next: u64,
@@ -111,7 +112,7 @@ impl Store {
         let bell = core.bells.hang(Some(from));
         Ok(Subscription {
             store: self.clone(),
-            filter: EventFilter::all(),
+            wanted: Wanted::new(EventFilter::all(), &core.settings.upcasts),
             bell,
             next: from,
             excused_to,
@@ -138,7 +139,7 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn filter_events(mut self, filter: EventFilter) -> Self {
-        self.filter = filter;
+        self.wanted = Wanted::new(filter, &self.store.core().settings.upcasts);
         self
     }
 
@@ -235,18 +236,16 @@ impl Subscription {
         let mut events = self.store.read()?.events_to(before, end)?;
         self.tell_trimmed(before, events.trimmed_to());
         for _ in 0..SUBSCRIPTION_EVENTS_MAX {
-            let Some(event) = events.next() else {
+            let Some(looked) = events.look(&self.wanted) else {
                 // What trimming has taken stands between the last record and here.
                 self.next = self.next.max(end);
                 break;
             };
-            match event {
-                Ok(event) => {
-                    self.next = event.seq() + 1;
-                    if self.filter.matches(&event) {
-                        bytes += event.payload().len();
-                        self.read.push_back(Ok(event));
-                    }
+            match looked {
+                Ok(Looked { seq, event }) => {
+                    self.next = seq + 1;
+                    bytes += event.as_ref().map_or(0, |event| event.payload().len());
+                    self.read.extend(event.map(Ok));
                 }
                 Err(error) => {
                     // Only what is known to be about one record is passed over.

@@ -93,6 +93,28 @@ impl Upcasts {
         Ok(())
     }
 
+    /// Each form that leads on, by type, and the type that it is read as.
+    pub(crate) fn read_as(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.steps.iter().map(|((from, _), step)| (from.as_str(), self.end_of(&step.to)))
+    }
+
+    /// The types that an event of this form may be read as: one, but for a version that is unknown here, which may go the way
+    /// of the newest that is known.
+    pub(crate) fn ends<'a>(&'a self, event_type: &'a str, version: u32) -> [&'a str; 2] {
+        let Some(newest) = self.newest.get(event_type) else { return [event_type; 2] };
+        let known = (event_type.to_owned(), version.min(*newest));
+        let end = self.steps.get(&known).map_or(event_type, |step| self.end_of(&step.to));
+        [end, if version > *newest { event_type } else { end }]
+    }
+
+    /// The type at the end of the chain that goes on here. The chains were checked: none returns.
+    fn end_of<'a>(&'a self, mut at: &'a (String, u32)) -> &'a str {
+        while let Some(step) = self.steps.get(at) {
+            at = &step.to;
+        }
+        &at.0
+    }
+
     /// The event in its newest form.
     pub(crate) fn upcast(&self, mut recorded: Recorded) -> Result<Recorded> {
         if self.steps.is_empty() {

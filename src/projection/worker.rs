@@ -16,6 +16,7 @@ use crate::oneshot;
 use crate::store::bells::HungBell;
 use crate::store::log_pace::LogPace;
 use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Which, read_stretch};
+use crate::store::wanted::Wanted;
 use crate::store::{ProjectionState, Transaction};
 
 /// Batches that a rebuild applies for one of the live track: it has to become the faster one.
@@ -63,6 +64,7 @@ enum Step {
 
 pub(super) struct Worker {
     settings: ProjectionBuilder,
+    wanted: Wanted,
     handler: Arc<Handler>,
     shared: Arc<RunningProjection>,
     asked: Arc<Asked>,
@@ -96,11 +98,13 @@ impl Worker {
         bell: HungBell,
     ) -> Self {
         let batch = settings.batch;
+        let wanted = Wanted::new(settings.filter.clone(), &settings.store.core().settings.upcasts);
         let frozen = row.live.version != settings.version;
         // A rebuild to another version than ours is of no use any more.
         let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
         let stale = row.rebuild.is_some() && rebuild.is_none();
         Self {
+            wanted,
             handler,
             shared,
             asked,
@@ -276,8 +280,8 @@ impl Worker {
             return Ok(Step::Waits);
         }
         let (next, batch) = (line.next, line.batch);
-        let wanted = |event: &Recorded| self.settings.filter.matches(event);
-        let stretch = read_stretch(&self.settings.store, next, wanted, batch, PROJECTION_BATCH_BYTES_MAX)?;
+        let store = &self.settings.store;
+        let stretch = read_stretch(store, next, &self.wanted, batch, PROJECTION_BATCH_BYTES_MAX)?;
         let Some(stretch) = stretch else { return Ok(Step::AtEnd) };
         if stretch.events.is_empty() {
             return self.pass(which, &stretch);

@@ -34,6 +34,7 @@ mod sweeps;
 mod transaction;
 mod turn;
 mod verify;
+pub(crate) mod wanted;
 mod writer;
 
 use std::path::{Path, PathBuf};

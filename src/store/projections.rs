@@ -23,6 +23,7 @@ use super::failure::damaged_row;
 use super::relay_rows::{StartAt, check_position, next_cursor_id, warn_trimmed};
 use super::schema::{FAILURES, PROJECTIONS, read_u64s, u64s};
 use super::transaction::Transaction;
+use super::wanted::{Looked, Wanted};
 use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
@@ -740,7 +741,7 @@ pub(crate) struct Stretch {
 pub(crate) fn read_stretch(
     store: &Store,
     from: u64,
-    wanted: impl Fn(&Recorded) -> bool,
+    wanted: &Wanted,
     events_max: usize,
     bytes_max: usize,
 ) -> Result<Option<Stretch>> {
@@ -752,18 +753,16 @@ pub(crate) fn read_stretch(
     let (mut looked_at, mut bytes) = (0, 0);
     let mut events = store.read()?.events_to(from, end)?;
     loop {
-        let Some(event) = events.next() else {
+        let Some(looked) = events.look(wanted) else {
             // What trimming has taken stands between the last record and here.
             stretch.position = stretch.position.max(end);
             break;
         };
-        match event {
-            Ok(event) => {
-                stretch.position = event.seq() + 1;
-                if wanted(&event) {
-                    bytes += event.payload().len();
-                    stretch.events.push(Arc::new(event));
-                }
+        match looked {
+            Ok(Looked { seq, event }) => {
+                stretch.position = seq + 1;
+                bytes += event.as_ref().map_or(0, |event| event.payload().len());
+                stretch.events.extend(event.map(Arc::new));
             }
             Err(error) => {
                 let Some(seq) = error.unreadable() else { return Err(error) };

@@ -12,10 +12,12 @@ use super::failure::{engine_panicked, unless_it_panics};
 use super::recover::read_state;
 use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
+use super::wanted::{Looked, Wanted};
 use crate::error::{CorruptError, Error, Result};
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::log::record;
+use crate::log::skim::skim;
 use crate::log::streams::{NO_SEQ, Run};
 use crate::upcast::Upcasts;
 
@@ -238,8 +240,8 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// As [`events`](Self::events), only those that the filter takes. Every record is read all the same; by stream,
-    /// [`stream`](Self::stream) reads only what it needs.
+    /// As [`events`](Self::events), only those that the filter takes. Every record is checked all the same; only what the
+    /// filter takes is decoded and upcast. By stream, [`stream`](Self::stream) reads only what it needs.
     ///
     /// # Errors
     /// What redb says.
@@ -256,14 +258,15 @@ impl Snapshot {
     /// assert_eq!(paid.len(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn events_of<'f>(
+    pub fn events_of(
         &self,
         from: u64,
-        filter: &'f EventFilter,
-    ) -> Result<impl Iterator<Item = Result<Recorded>> + use<'f>> {
-        // An error is shown whatever the filter says: nobody knows what the record was.
-        let wanted = |event: &Result<Recorded>| event.as_ref().map_or(true, |event| filter.matches(event));
-        Ok(self.events(from)?.filter(wanted))
+        filter: &EventFilter,
+    ) -> Result<impl Iterator<Item = Result<Recorded>> + use<>> {
+        let wanted = Wanted::new(filter.clone(), &self.upcasts);
+        let mut events = self.events(from)?;
+        let looked = std::iter::from_fn(move || events.look(&wanted));
+        Ok(looked.filter_map(|looked| looked.map(|looked| looked.event).transpose()))
     }
 }
 
@@ -291,6 +294,21 @@ impl Events {
     /// Below, only what streams keep is left.
     pub(crate) fn trimmed_to(&self) -> u64 {
         self.frames.trimmed_to
+    }
+
+    /// Looks at the next record, and decodes and upcasts it if the reader wants it.
+    pub(crate) fn look(&mut self, wanted: &Wanted) -> Option<Result<Looked>> {
+        let decode = |seq, frame: &[u8]| {
+            let takes = wanted.takes_all() || wanted.takes_record(&skim(seq, frame)?, frame);
+            let event = if takes { Some(record::decode(seq, frame)?) } else { None };
+            Ok(Looked { seq, event })
+        };
+        let looked = self.frames.guarded(|frames| frames.next_as(decode, |_, looked| looked))?;
+        let newest = |Looked { seq, event }| {
+            let event = event.map(|event| self.upcasts.upcast(event)).transpose()?;
+            Ok(Looked { seq, event: event.filter(|event| wanted.takes_event(event)) })
+        };
+        Some(looked.and_then(newest))
     }
 }
 

@@ -70,3 +70,4 @@ mod texts;
 mod upcasts;
 #[cfg(unix)]
 mod verify;
+mod wanted;
