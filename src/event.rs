@@ -3,6 +3,8 @@
 //! An [`Event`] is checked against what AMQP 0-9-1 and the store's limits can carry when it is appended, not when it
 //! is published: what the broker would refuse later is refused while the caller can still do something about it.
 
+mod ids;
+
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +14,8 @@ use crate::limits::{HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, SHORT_STRING_
 use crate::message::HeaderValue;
 use crate::text::Text;
 use crate::time::as_ms;
+
+pub(crate) use self::ids::{fresh_uuid, fresh_uuid_text, uuid_from_text, uuid_text};
 
 /// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.
 const RESERVED_NAMES: [&str; 4] = ["traceparent", "tracestate", "CC", "BCC"];
@@ -475,29 +479,6 @@ fn sized(field: &str, value: &str, max: usize) -> Result<(), EventError> {
         return Err(EventError::ControlCharacter { field: field.escape_debug().collect() });
     }
     Ok(())
-}
-
-/// A fresh UUIDv7: ordered by time, unique without asking anyone.
-pub(crate) fn fresh_uuid() -> [u8; 16] {
-    uuid::Uuid::now_v7().into_bytes()
-}
-
-/// The UUID of this usual text: 36 characters.
-pub(crate) fn uuid_from_text(text: &str) -> Option<[u8; 16]> {
-    // Other spellings of one UUID would be other names of one store.
-    let uuid = uuid::Uuid::try_parse(text).ok().filter(|_| text.len() == 36)?;
-    Some(uuid.into_bytes())
-}
-
-/// The usual text of a UUID.
-pub(crate) fn uuid_text(bytes: [u8; 16]) -> Text {
-    let mut text = uuid::Uuid::encode_buffer();
-    Text::from(&*uuid::Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut text))
-}
-
-/// A fresh UUID as text.
-pub(crate) fn fresh_uuid_text() -> String {
-    uuid::Uuid::now_v7().to_string()
 }
 
 pub(crate) fn category_of(stream: &str) -> &str {

@@ -69,6 +69,7 @@ mod oneshot;
 mod projection;
 pub mod publish;
 mod relay;
+mod say;
 mod store;
 mod subscription;
 mod text;

@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 
 use crate::message::Fault;
 use crate::oneshot;
+use crate::say::in_drop;
 
 /// Figures of a consumer since it began.
 ///
@@ -146,7 +147,9 @@ impl Consumer {
         let deadline = Instant::now() + deadline;
         let _ = self.stop.try_send(deadline);
         if ended.wait_until(deadline).is_none() {
-            tracing::warn!(consumer = %self.scope, "the consumer did not end by its deadline; it ends by itself");
+            in_drop(
+                || tracing::warn!(consumer = %self.scope, "the consumer did not end by its deadline; it ends by itself"),
+            );
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::limits::{
     BACKOFF_MS_DEFAULT, PROJECTION_BATCH_DEFAULT, PROJECTION_DELAY_MS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
+use crate::say::in_drop;
 use crate::store::bells::Bell;
 use crate::store::projections::{OwnedTables, RunningProjection, Which, not_rebuilt};
 use crate::store::{
@@ -667,7 +668,9 @@ impl Projection {
         self.asked.stop.store(true, Ordering::Release);
         self.bell.ring();
         if ended.wait_until(Instant::now() + deadline).is_none() {
-            tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself");
+            in_drop(
+                || tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself"),
+            );
         }
     }
 }

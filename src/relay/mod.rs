@@ -23,6 +23,7 @@ use crate::limits::{
 };
 use crate::oneshot;
 use crate::publish::Publisher;
+use crate::say::in_drop;
 use crate::store::relays::{RelayPort, RelayRequest};
 use crate::store::{RelayStatus, StartAt, Store};
 use crate::text::Text;
@@ -624,7 +625,9 @@ impl Relay {
         match ended.wait_until(deadline) {
             Some(report) => report.unwrap_or_default(),
             None => {
-                tracing::warn!(relay = %self.name, "the relay did not end by its deadline; it ends by itself");
+                in_drop(
+                    || tracing::warn!(relay = %self.name, "the relay did not end by its deadline; it ends by itself"),
+                );
                 let status = self.status();
                 StopReport { unknown: status.in_flight, confirmed: status.confirmed, ..StopReport::default() }
             }

@@ -22,7 +22,6 @@ use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
 use super::file::Opened;
-use super::inside::refuse_inside;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
 use super::ride::Ride;
@@ -34,6 +33,7 @@ use crate::limits::QUOTA_SWEEP_MS_MAX;
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
+use crate::say::in_drop;
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -268,13 +268,9 @@ impl Core {
         }
     }
 
-    /// Names this store within the process.
-    pub(crate) fn token(&self) -> usize {
-        std::ptr::from_ref(self).addr()
-    }
-
+    /// Fails if the calling thread is inside a write transaction of this store: it would wait for itself.
     pub(crate) fn refuse_inside(&self, operation: &'static str) -> Result<()> {
-        refuse_inside(self.token(), operation)
+        if self.turns.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
     }
 
     pub(crate) fn tail(&self) -> MutexGuard<'_, Tail> {
@@ -300,7 +296,10 @@ impl Core {
     /// Keeps the first cause. From here on the store accepts nothing.
     pub(crate) fn poison(&self, cause: &str) -> Arc<str> {
         let cause = self.poison.get_or_init(|| {
-            tracing::error!(path = %self.path.display(), cause, "the store is poisoned; it must be opened again");
+            // A transaction that is dropped may be what finds it out.
+            in_drop(|| {
+                tracing::error!(path = %self.path.display(), cause, "the store is poisoned; it must be opened again");
+            });
             Arc::from(cause)
         });
         self.relays.ring_all();
@@ -366,7 +365,9 @@ impl Core {
     pub(crate) fn release(&self) {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(Err(error)) = db.map(super::file::close) {
-            tracing::warn!(%error, path = %self.path.display(), "the file is not closed, or not cleanly; if no living transaction closes it, the next open verifies it");
+            in_drop(|| {
+                tracing::warn!(%error, path = %self.path.display(), "the file is not closed, or not cleanly; if no living transaction closes it, the next open verifies it");
+            });
         }
     }
 

@@ -1,36 +1,28 @@
-//! Which stores' transactions the current thread is inside of: what would wait for itself fails at once instead.
+//! The number of the calling thread, by which a store knows the thread that is inside its write transaction.
+//!
+//! **Invariant.** Nothing here has a destructor. The application may drop a handle, or write, in the destructor of a thread-local.
+//! By then a thread-local of ours with a destructor may be destroyed.
 
-use std::cell::RefCell;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::Error;
+/// No thread has this number.
+pub(crate) const NO_THREAD: u64 = 0;
+
+static NEXT: AtomicU64 = AtomicU64::new(NO_THREAD + 1);
 
 thread_local! {
-    static INSIDE: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+    static NUMBER: Cell<u64> = const { Cell::new(NO_THREAD) };
 }
 
-/// Marks the thread until dropped.
-#[derive(Debug)]
-pub(crate) struct Inside(usize);
+const _: () = assert!(!std::mem::needs_drop::<Cell<u64>>(), "it must outlive every destructor");
 
-impl Inside {
-    pub(crate) fn enter(store: usize) -> Self {
-        INSIDE.with_borrow_mut(|inside| inside.push(store));
-        Self(store)
-    }
-}
-
-impl Drop for Inside {
-    fn drop(&mut self) {
-        INSIDE.with_borrow_mut(|inside| {
-            if let Some(at) = inside.iter().rposition(|store| *store == self.0) {
-                inside.remove(at);
-            }
-        });
-    }
-}
-
-/// Fails if the current thread is inside a transaction of this store.
-pub(crate) fn refuse_inside(store: usize, operation: &'static str) -> Result<(), Error> {
-    let inside = INSIDE.with_borrow(|inside| inside.contains(&store));
-    if inside { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
+/// The calling thread's number. No two threads of a process ever have the same.
+pub(crate) fn this_thread() -> u64 {
+    NUMBER.with(|number| {
+        if number.get() == NO_THREAD {
+            number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        number.get()
+    })
 }

@@ -54,6 +54,7 @@ use crate::event::uuid_text;
 use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
+use crate::say::in_drop;
 
 pub use self::capture::{Capture, CaptureMode, CapturedTable, Change, Operation};
 pub use self::counted::IoStats;
@@ -509,7 +510,7 @@ impl Shared {
         let Some(writer) = writer else { return };
         let _ = self.jobs.send(Job::Stop);
         if writer.join().is_err() {
-            tracing::error!("the writer thread panicked");
+            in_drop(|| tracing::error!("the writer thread panicked"));
         }
     }
 }

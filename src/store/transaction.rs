@@ -15,7 +15,6 @@ use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, 
 use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::core::Core;
 use super::failure::damaged_row;
-use super::inside::Inside;
 use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
@@ -29,6 +28,7 @@ use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
 use crate::log::streams::{Run, StreamState};
+use crate::say::in_drop;
 
 /// The inbox scope of event ids that the application gave.
 pub(crate) const EVENT_SCOPE: &str = "onewrite.event";
@@ -126,8 +126,7 @@ pub struct Transaction {
     seqs: RefCell<Vec<u64>>,
     tables_opened: Cell<u64>,
     began: Instant,
-    // Fields drop in order: the thread is outside and the turn is over only once the transaction has ended.
-    _inside: Inside,
+    // Fields drop in order: the turn is over only once the transaction has ended.
     _turn: Turn,
     _one_thread: PhantomData<*const ()>,
 }
@@ -164,7 +163,6 @@ impl Transaction {
             seqs: RefCell::default(),
             tables_opened: Cell::new(0),
             began: Instant::now(),
-            _inside: Inside::enter(core.token()),
             _turn: turn,
             _one_thread: PhantomData,
         })
@@ -708,12 +706,17 @@ pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> 
 impl Drop for Transaction {
     fn drop(&mut self) {
         if let Err(error) = self.abort() {
-            tracing::warn!(%error, "rolling back failed; nothing was committed");
+            in_drop(|| tracing::warn!(%error, "rolling back failed; nothing was committed"));
         }
         let held = self.began.elapsed();
         if held > HELD_TOO_LONG {
             let held_ms = held.as_millis();
-            tracing::warn!(held_ms, "a write transaction was held for long; all other writes waited for it");
+            in_drop(|| {
+                tracing::warn!(
+                    held_ms,
+                    "a write transaction was held for long; all other writes waited for it"
+                );
+            });
         }
     }
 }

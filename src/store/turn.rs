@@ -4,7 +4,10 @@
 //! So a write transaction is begun, committed and its effects noted within one turn. Turns are given in the order in
 //! which they were asked for.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::inside::{NO_THREAD, this_thread};
 
 #[derive(Debug, Default)]
 struct Tickets {
@@ -17,6 +20,8 @@ struct Tickets {
 pub(crate) struct Turns {
     tickets: Mutex<Tickets>,
     over: Condvar,
+    /// The number of the thread that has the turn.
+    holder: AtomicU64,
 }
 
 /// A turn; over when dropped.
@@ -32,7 +37,13 @@ impl Turns {
         while tickets.serving != mine {
             tickets = self.over.wait(tickets).unwrap_or_else(PoisonError::into_inner);
         }
+        self.holder.store(this_thread(), Ordering::Relaxed);
         Turn(Arc::clone(self))
+    }
+
+    /// The calling thread has the turn. What another thread changes meanwhile is not this thread's number.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.holder.load(Ordering::Relaxed) == this_thread()
     }
 
     /// Nobody has it, and nobody waits for it.
@@ -45,6 +56,7 @@ impl Turns {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut tickets = self.0.tickets.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.holder.store(NO_THREAD, Ordering::Relaxed);
         tickets.serving += 1;
         if tickets.next > tickets.serving {
             self.0.over.notify_all();
