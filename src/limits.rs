@@ -67,11 +67,24 @@ pub const DERIVED_FLUSH_EVENTS: u64 = 4096;
 /// Lanes, and streams, held in memory at most beside those that changed since the last bulk write.
 pub const BOOK_CACHE_MAX: usize = 16_384;
 
-/// Records removed by one commit at most, once they are confirmed and past retention.
+/// Bytes of records between two such bulk writes.
+pub const DERIVED_FLUSH_BYTES: u64 = 64 << 20;
+
+/// Records that one commit removes at most, once they are confirmed and past retention; twice as many as the commit
+/// appends, if that is more.
 pub const TRIM_STEP: u64 = 512;
 
-/// Trimming waits until this many records can go, or until the store is idle.
+/// Bytes of records that one commit removes at most, but for the last one; twice what the commit appends, if that is more.
+pub const TRIM_STEP_BYTES: u64 = 16 << 20;
+
+/// Trimming is put off until this many records can go, until the store is idle, or until one of the next two bounds is reached.
 pub const TRIM_BATCH_MIN: u64 = 256;
+
+/// Bytes of records that can go and are still in the file at most: the next commit removes them.
+pub const TRIM_DEFER_BYTES_MAX: u64 = 4 << 20;
+
+/// How long trimming is put off at most while writes flow, in milliseconds: the next commit after that does it.
+pub const TRIM_DEFER_MS_MAX: u64 = 1_000;
 
 /// How long a relay's progress may wait for a commit to ride on before it gets one of its own, in milliseconds.
 pub const RIDE_MS_DEFAULT: u64 = 250;

@@ -22,7 +22,8 @@ use crate::store::{ProjectionState, Transaction};
 /// Batches that a rebuild applies for one of the live track: it has to become the faster one.
 const REBUILD_BATCHES: usize = 8;
 
-/// What a filter has let pass is written down for its own sake once nothing else has been done for so long.
+/// What a filter has let pass is written down for its own sake after so long, whatever else happens meanwhile: the log is not
+/// trimmed before.
 const SKIPPED_AFTER: Duration = Duration::from_secs(1);
 
 /// One line of progress, as the thread sees it.
@@ -76,6 +77,8 @@ pub(super) struct Worker {
     /// The file still knows a rebuild to another version than ours.
     stale: bool,
     pace: LogPace,
+    /// Since when a line has let events pass that are not written down.
+    ahead_since: Option<Instant>,
 }
 
 /// Why a batch was not committed.
@@ -114,6 +117,7 @@ impl Worker {
             rebuild: rebuild.map(|rebuild| Line::at(rebuild.position, batch)),
             stale,
             pace: LogPace::default(),
+            ahead_since: None,
             settings,
         }
     }
@@ -153,6 +157,9 @@ impl Worker {
             let live = if self.frozen { Step::Waits } else { self.step(Which::Live)? };
             let rebuild = self.step_rebuild()?;
             self.show(live);
+            if self.skipped_due().is_some_and(|at| at <= Instant::now()) {
+                self.write_skipped()?;
+            }
             if live != Step::Moved && rebuild != Step::Moved {
                 self.wait()?;
             }
@@ -168,13 +175,8 @@ impl Worker {
     fn wait(&mut self) -> Result<()> {
         let lines = std::iter::once(&self.live).chain(&self.rebuild);
         let due = lines.filter_map(|line| line.retry_at.filter(|_| !line.stopped)).min();
-        // The log is not trimmed before what was let pass is written down too: when nothing else is to be done.
-        let unwritten =
-            lines_ahead(&self.live, self.rebuild.as_ref()).then(|| Instant::now() + SKIPPED_AFTER);
-        let rang = self.bell.bell.wait_until(due.into_iter().chain(unwritten).min());
-        if !rang && unwritten.is_some_and(|at| at <= Instant::now()) {
-            self.write_skipped()?;
-        }
+        let skipped_due = self.skipped_due();
+        let rang = self.bell.bell.wait_until(due.into_iter().chain(skipped_due).min());
         if rang && !self.stops() && !self.settings.delay.is_zero() {
             // Let more gather; what asks for haste rings too, and is heard by the sleeper next.
             let until = Instant::now() + self.settings.delay;
@@ -186,6 +188,15 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// When what was let pass is to be written down. Only writing it moves this.
+    fn skipped_due(&mut self) -> Option<Instant> {
+        if !lines_ahead(&self.live, self.rebuild.as_ref()) {
+            self.ahead_since = None;
+            return None;
+        }
+        Some(*self.ahead_since.get_or_insert_with(Instant::now) + SKIPPED_AFTER)
     }
 
     fn show(&self, live: Step) {
@@ -455,6 +466,7 @@ impl Worker {
                 self.write_position(which)?;
             }
         }
+        self.ahead_since = None;
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! One durable commit: the gathered events, the marks of the inbox, the lanes when it is time, the progress that rides
 //! along, and a small piece of trimming.
 //!
-//! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk every
-//! [`DERIVED_FLUSH_EVENTS`] events, records are trimmed in steps at the log's left edge once enough can go.
+//! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk, records are
+//! trimmed in steps at the log's left edge once enough can go ([`Plan`]).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -19,10 +19,12 @@ use super::schema::{
     EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
 };
 use super::transaction::Pending;
+use super::trim::{Deferred, Plan};
 use super::{seen, streams};
 use crate::error::{Error, Result};
-use crate::limits::{DERIVED_FLUSH_EVENTS, INBOX_SWEEP_STEP, TRIM_BATCH_MIN, TRIM_STEP};
+use crate::limits::INBOX_SWEEP_STEP;
 use crate::log::{keys, record};
+use crate::time::Now;
 
 /// What of the tail becomes true once the commit is durable.
 struct Next {
@@ -31,16 +33,23 @@ struct Next {
     cursors: Vec<(String, Cursor)>,
     marks: MarkCounts,
     trim_left: bool,
-    /// It has trimmed whatever it could.
-    thorough: bool,
+    /// Records below can go.
+    floor: u64,
+    now: Now,
     /// Where the next sweep of the inbox begins, if this commit did a step of it.
     swept_to: Option<Vec<u8>>,
 }
 
 /// Commits. On an error the progress that would have ridden along goes back to waiting, and nothing in memory changes.
-pub(crate) fn commit(core: &Core, tx: WriteTransaction, pending: &Pending, writes: u64) -> Result<()> {
+pub(crate) fn commit(
+    core: &Core,
+    tx: WriteTransaction,
+    pending: &Pending,
+    writes: u64,
+    now: Now,
+) -> Result<()> {
     let ride = core.ride().take();
-    let result = match prepare(core, &tx, pending, &ride, writes == 0) {
+    let result = match prepare(core, &tx, pending, &ride, (writes == 0, now)) {
         Ok(next) => match tx.commit() {
             Ok(()) => {
                 settle(core, pending, next, writes);
@@ -71,9 +80,14 @@ fn failed(core: &Core, ride: Ride, error: redb::CommitError) -> Error {
     }
 }
 
-fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, alone: bool) -> Result<Next> {
+fn prepare(
+    core: &Core,
+    tx: &WriteTransaction,
+    pending: &Pending,
+    ride: &Ride,
+    (alone, now): (bool, Now),
+) -> Result<Next> {
     let tail = core.tail();
-    let thorough = alone || tail.trim_now;
     write_frames(tx, pending)?;
     write_inbox(tx, pending)?;
     let marks = capture_rows::write(tx, &pending.captures)?;
@@ -87,7 +101,8 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         cursors: Vec::new(),
         marks,
         trim_left: false,
-        thorough,
+        floor: 0,
+        now,
         swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()))?,
     };
     let before = next.state;
@@ -99,17 +114,15 @@ fn prepare(core: &Core, tx: &WriteTransaction, pending: &Pending, ride: &Ride, a
         released.extend(cursor::apply(tx, name, &mut cursor, ride, offset_of)?);
         next.cursors.push((name.clone(), cursor));
     }
-    let floor = trim_floor(core, &tail, pending, &next.cursors);
-    let derived_due = pending.next_seq - tail.derived_through >= DERIVED_FLUSH_EVENTS
-        || (thorough && floor > tail.derived_through)
-        || (pending.flush_derived && pending.next_seq > tail.derived_through);
-    if derived_due {
+    next.floor = trim_floor(core, &tail, pending, &next.cursors);
+    let plan = Plan::new(core, (tx, &tail, pending), &next.cursors, next.floor, (alone, now))?;
+    if plan.flush {
         write_lanes(tx, &tail, pending)?;
         streams::write_streams(tx, &tail.streams, &pending.streams)?;
         next.state.derived_through = pending.next_seq;
         next.derived_flushed = true;
     }
-    trim(core, tx, &tail, pending, &mut next, floor)?;
+    trim(core, tx, &tail, pending, &mut next, plan)?;
     drop_released(tx, &tail, pending, next.state.trimmed_to, &released)?;
     if next.state != before {
         tx.open_table(META)?.insert(META_STATE, next.state.to_bytes().as_slice())?;
@@ -126,7 +139,8 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         tail.trimmed_to = next.state.trimmed_to;
         tail.trimmed_offset = next.state.trimmed_offset;
         tail.trim_left = next.trim_left;
-        tail.trim_now &= !next.thorough;
+        let after = || Deferred::after(tail.deferred, next.state.trimmed_to, next.floor, next.now);
+        tail.deferred = next.trim_left.then(after);
         for (key, state) in &pending.lanes {
             tail.lanes.change(key.clone(), *state);
         }
@@ -137,6 +151,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             tail.lanes.written();
             tail.streams.written();
             tail.derived_through = next.state.derived_through;
+            tail.derived_offset = pending.end_offset;
         }
         tail.cursors.extend(next.cursors);
         tail.projections.extend(pending.projections.iter().map(|(name, row)| (name.clone(), *row)));
@@ -273,15 +288,18 @@ fn trim(
     tail: &Tail,
     pending: &Pending,
     next: &mut Next,
-    floor: u64,
+    plan: Plan,
 ) -> Result<()> {
     let from = next.state.trimmed_to;
-    // What is left is done when the store is idle, or has not been for long enough.
-    next.trim_left = floor > from && !next.thorough;
-    let floor = floor.min(next.state.derived_through);
-    if floor <= from || (!next.thorough && floor - from < TRIM_BATCH_MIN) {
+    // The rest is trimmed once the store is idle, or when trimming has been put off for too long.
+    next.trim_left = plan.floor > from && !plan.thorough;
+    let floor = plan.floor.min(next.state.derived_through);
+    if !plan.removes(floor.saturating_sub(from)) {
         return Ok(());
     }
+    let (records_max, bytes_max) = plan.step;
+    let last = floor.min(from.saturating_add(records_max));
+    let bytes_to = next.state.trimmed_offset.saturating_add(bytes_max);
     let mut log = tx.open_table(LOG)?;
     let mut keep = BTreeSet::new();
     let mut to = from;
@@ -289,8 +307,11 @@ fn trim(
     let retention = &core.settings.retention;
     let old_enough = |time_ms: u64| time_ms.saturating_add(retention.age_ms_min) <= now_ms;
     let outside_bytes = |offset: u64| offset.saturating_add(retention.bytes_min) <= tail.end_offset;
-    let needs = Needs::of(tx, tail, from, floor.min(from + TRIM_STEP))?;
-    for row in log.range(from..floor.min(from + TRIM_STEP))? {
+    let needs = Needs::of(tx, tail, from, last)?;
+    for row in log.range(from..last)? {
+        if next.state.trimmed_offset >= bytes_to {
+            break;
+        }
         let (seq, frame) = row?;
         let seq = seq.value();
         match record::decode(seq, frame.value()) {

@@ -6,6 +6,7 @@
 //! durable write is kept and refuses everything after it.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -21,12 +22,14 @@ use super::capture::rows::CaptureBook;
 use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
+use super::failure::panic_text;
 use super::file::Opened;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
 use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::sweeps::{Sweeps, Wanted};
+use super::trim::Deferred;
 use super::turn::Turns;
 use crate::error::{Error, Result};
 use crate::limits::QUOTA_SWEEP_MS_MAX;
@@ -34,6 +37,7 @@ use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 use crate::say::in_drop;
+use crate::time::Now;
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +66,8 @@ pub(crate) struct Tail {
     pub(crate) streams: StreamBook,
     /// The tables that are derived from the log are true for all records below.
     pub(crate) derived_through: u64,
+    /// The end offset of the record before `derived_through`.
+    pub(crate) derived_offset: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// The tables that are captured.
@@ -71,8 +77,8 @@ pub(crate) struct Tail {
     pub(crate) sweep_after: Vec<u8>,
     /// Records can go, but the last commit had done its share, or put it off until the store is idle.
     pub(crate) trim_left: bool,
-    /// It has been put off for long enough: the next commit does it, whoever's it is.
-    pub(crate) trim_now: bool,
+    /// Since when it has been put off.
+    pub(crate) deferred: Option<Deferred>,
 }
 
 impl Tail {
@@ -279,6 +285,12 @@ impl Core {
 
     pub(crate) fn ride(&self) -> MutexGuard<'_, Ride> {
         lock(&self.ride)
+    }
+
+    /// Reads the clock, which is the application's: that it panics there is an error.
+    pub(crate) fn now(&self) -> Result<Now> {
+        let reading = catch_unwind(AssertUnwindSafe(|| self.settings.clock.now()));
+        reading.map_err(|panic| Error::Panicked { message: panic_text(&*panic) })
     }
 
     /// Fails if the store is poisoned.

@@ -32,6 +32,7 @@ mod stats;
 mod streams;
 mod sweeps;
 mod transaction;
+mod trim;
 mod turn;
 mod verify;
 pub(crate) mod wanted;

@@ -150,6 +150,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
     }
     tail.captures = super::capture::rows::recover(&tx)?;
+    tail.derived_offset = offset_before(&log, &tail, state.derived_through)?;
     if replay(&tx, &mut tail)? {
         return Ok(tail);
     }
@@ -174,6 +175,20 @@ fn end_of_log(log: &impl ReadableTable<u64, &'static [u8]>, state: &StateRow) ->
         }
     }
     Ok(state.trimmed_offset)
+}
+
+/// The end offset of the record before `position`; where that one cannot be read, of the nearest after it.
+fn offset_before(log: &impl ReadableTable<u64, &'static [u8]>, tail: &Tail, position: u64) -> Result<u64> {
+    if position <= tail.trimmed_to {
+        return Ok(tail.trimmed_offset);
+    }
+    for row in log.range(position - 1..)? {
+        let (seq, frame) = row?;
+        if let Ok(offset) = record::end_offset(seq.value(), frame.value()) {
+            return Ok(offset);
+        }
+    }
+    Ok(tail.end_offset)
 }
 
 /// Brings lanes and streams up to date from the records that their tables do not know yet; `false` if one of them is
@@ -235,6 +250,7 @@ fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Resul
     super::streams::write_streams(&tx, &tail.streams, &Default::default())?;
     tail.streams.written();
     tail.derived_through = tail.next_seq;
+    tail.derived_offset = tail.end_offset;
     let state = StateRow {
         trimmed_to: tail.trimmed_to,
         trimmed_offset: tail.trimmed_offset,

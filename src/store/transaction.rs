@@ -587,8 +587,10 @@ impl Transaction {
 
     /// Ends the transaction by a commit of everything that has gathered. `writes`: closures of the application in it.
     pub(crate) fn finish(&mut self, writes: u64) -> Result<()> {
+        // Before the transaction is taken: should the clock fail, it is rolled back as ever.
+        let now = self.core.now()?;
         let tx = self.tx.take().expect("a transaction is finished once").0;
-        super::commit::commit(&self.core, tx, &self.pending.borrow(), writes)
+        super::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now)
     }
 
     /// Its commit saves where the free pages are, and what is derived from the log, so that an open after an unclean end need not look

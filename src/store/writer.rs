@@ -201,7 +201,13 @@ impl Writer<'_> {
         if self.wakes.as_ref().is_some_and(|wakes| !wakes.is_done()) {
             // Those who are woken are about to write again.
             match jobs.recv_timeout(WAKES_PATIENCE) {
-                Ok(job) => return self.take(job),
+                Ok(job) => {
+                    // A job that is no write begins no group, after which they would be woken.
+                    if !matches!(job, Job::Write(_)) {
+                        self.wake_the_rest();
+                    }
+                    return self.take(job);
+                }
                 Err(_) => self.wake_the_rest(),
             }
         }
@@ -215,7 +221,10 @@ impl Writer<'_> {
         self.core.queue.writer_waits(Waits::Untimed);
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
-        let due_at = self.core.ride().due_at(delay);
+        let (due_at, last_commit) = {
+            let ride = self.core.ride();
+            (ride.due_at(delay), ride.last_commit())
+        };
         let trim_left = self.core.tail().trim_left;
         let save_due = self.save_due();
         self.core.queue.writer_waits(match save_due {
@@ -227,7 +236,8 @@ impl Writer<'_> {
             // In the middle of trimming: go on, unless something else is to be done.
             _ if trim_left && self.trimming => Some(Instant::now() + Duration::from_millis(1)),
             Some(due_at) => Some(due_at),
-            None if trim_left => Some(Instant::now() + delay),
+            // What is left was left by a commit, so no waking moves this. A commit does: it has looked at the bounds of trimming.
+            None if trim_left => Some(last_commit.unwrap_or_else(Instant::now) + delay),
             None => None,
         };
         let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).min();
@@ -251,10 +261,8 @@ impl Writer<'_> {
                 if overdue || (idle && trim_left) {
                     self.commit_ride();
                     self.trimming = true;
-                } else if trim_left {
-                    // While others commit it needs no commit of its own: the next one does it.
-                    self.core.tail().trim_now = true;
                 }
+                // While others commit it needs no commit of its own: one of them does it, within the bounds of trimming.
             }
             Err(RecvTimeoutError::Disconnected) => self.stop = true,
         }

@@ -19,6 +19,8 @@ mod capture_rounds;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;
+#[cfg(unix)]
+mod deferred;
 #[cfg(feature = "rabbitmq")]
 mod fairness;
 #[cfg(target_os = "linux")]
