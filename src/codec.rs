@@ -3,9 +3,19 @@
 //! The only file that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
 //! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in DESIGN.md.
 //! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX).
+//! Encoding is exact: what a format would lose without an error is an error here (`strict.rs`).
 
 #[cfg(any(feature = "json", feature = "bincode"))]
+mod strict;
+
+#[cfg(any(feature = "json", feature = "bincode"))]
+use self::strict::{Losses, Watch};
+#[cfg(any(feature = "json", feature = "bincode"))]
 use crate::error::EventError;
+
+/// What an encoding was refused for.
+#[cfg(feature = "json")]
+pub(crate) use self::strict::Lossy;
 
 /// Content type of a JSON payload.
 ///
@@ -46,7 +56,51 @@ pub const BYTES: &str = "application/octet-stream";
 
 #[cfg(feature = "json")]
 pub(crate) fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EventError> {
-    serde_json::to_vec(value).map_err(|error| EventError::Encode { format: "JSON", source: error.into() })
+    // As serde_json begins.
+    let mut json = Vec::with_capacity(128);
+    write_json(&mut json, None, value)?;
+    Ok(json)
+}
+
+/// Writes a value as JSON; `root` is what an error calls it.
+#[cfg(feature = "json")]
+fn write_json<T: serde::Serialize + ?Sized>(
+    json: &mut Vec<u8>,
+    root: Option<&'static str>,
+    value: &T,
+) -> Result<(), EventError> {
+    const LOSSES: Losses = Losses { non_finite: true, repeated_keys: true, skipped_fields: false };
+    let watch = Watch::new(LOSSES);
+    let written = serde_json::to_writer(json, &watch.over(value));
+    encoded("JSON", watch.lossy(root), written)
+}
+
+/// What an encoding has come to.
+#[cfg(any(feature = "json", feature = "bincode"))]
+fn encoded<T, E: std::error::Error + Send + Sync + 'static>(
+    format: &'static str,
+    lossy: Option<strict::Lossy>,
+    result: Result<T, E>,
+) -> Result<T, EventError> {
+    match (lossy, result) {
+        (Some(lossy), _) => Err(EventError::Encode { format, source: lossy.into() }),
+        (None, Ok(value)) => Ok(value),
+        (None, Err(error)) => Err(EventError::Encode { format, source: error.into() }),
+    }
+}
+
+/// What tells a key of a map from others, for `strict`: in JSON a number is the text of its digits there.
+#[cfg(feature = "json")]
+fn key_bytes<K: serde::Serialize + ?Sized>(key: &K) -> Result<Vec<u8>, serde_json::Error> {
+    let json = serde_json::to_vec(key)?;
+    let text = json.strip_prefix(b"\"").and_then(|json| json.strip_suffix(b"\""));
+    Ok(text.map_or_else(|| json.clone(), <[u8]>::to_vec))
+}
+
+/// bincode refuses a map that does not know its length.
+#[cfg(all(feature = "bincode", not(feature = "json")))]
+fn key_bytes<K: serde::Serialize + ?Sized>(_: &K) -> Result<Vec<u8>, std::fmt::Error> {
+    Ok(Vec::new())
 }
 
 /// A key as JSON text and, if it is a string, the string itself.
@@ -59,8 +113,10 @@ pub(crate) struct JsonKey {
 
 #[cfg(feature = "json")]
 pub(crate) fn json_key<K: serde::Serialize + ?Sized>(key: &K) -> Result<JsonKey, EventError> {
-    let json = serde_json::to_string(key)
-        .map_err(|error| EventError::Encode { format: "JSON", source: error.into() })?;
+    let mut json = Vec::new();
+    write_json(&mut json, Some("key"), key)?;
+    let json = String::from_utf8(json)
+        .map_err(|error| EventError::Encode { format: "JSON", source: error.utf8_error().into() })?;
     let string = json.starts_with('"').then(|| serde_json::from_str(&json).ok()).flatten();
     Ok(JsonKey { json, string })
 }
@@ -75,16 +131,16 @@ pub(crate) fn change_to_json<V: serde::Serialize>(
     old: Option<Option<&V>>,
 ) -> Result<Vec<u8>, EventError> {
     let mut json = b"{\"table\":".to_vec();
-    json.extend(to_json(table)?);
+    write_json(&mut json, Some("table"), table)?;
     json.extend_from_slice(b",\"key\":");
     json.extend_from_slice(key.as_bytes());
     json.extend_from_slice(b",\"operation\":");
-    json.extend(to_json(operation)?);
+    write_json(&mut json, Some("operation"), operation)?;
     json.extend_from_slice(b",\"new\":");
-    json.extend(to_json(&new)?);
+    write_json(&mut json, Some("new"), &new)?;
     if let Some(old) = old {
         json.extend_from_slice(b",\"old\":");
-        json.extend(to_json(&old)?);
+        write_json(&mut json, Some("old"), &old)?;
     }
     json.push(b'}');
     Ok(json)
@@ -124,8 +180,10 @@ fn config() -> bincode::config::Configuration<
 
 #[cfg(feature = "bincode")]
 pub(crate) fn to_bincode<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EventError> {
-    bincode::serde::encode_to_vec(value, config())
-        .map_err(|error| EventError::Encode { format: "bincode", source: Box::new(error) })
+    const LOSSES: Losses = Losses { non_finite: false, repeated_keys: false, skipped_fields: true };
+    let watch = Watch::new(LOSSES);
+    let bytes = bincode::serde::encode_to_vec(watch.over(value), config());
+    encoded("bincode", watch.lossy(None), bytes)
 }
 
 /// Decodes a bincode payload, and refuses bytes that trail it.

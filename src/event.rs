@@ -132,10 +132,18 @@ impl Event {
     /// An event whose payload is `value` as JSON (`application/json`).
     ///
     /// # Errors
-    /// [`EventError::Encode`] when the value cannot be written as JSON, for example a map whose keys are not strings.
+    /// [`EventError::Encode`] when the value cannot be written as JSON without a loss. That is: NaN and the infinities, a map
+    /// whose keys are neither strings nor numbers, a key that comes twice in one map. The error names the place in the value,
+    /// and no key of a map.
+    ///
+    /// JSON has one `null`: `None`, `()` and `Some(None)` are the same in it. A `serde_json::Value` that was made from NaN
+    /// holds `null` already.
     ///
     /// ```
-    /// let event = onewrite::Event::json("payment.completed", &("alice", 100))?.to("payments", "payment.completed");
+    /// use onewrite::Event;
+    /// let event = Event::json("payment.completed", &("alice", 100))?.to("payments", "payment.completed");
+    /// let error = Event::json("rate.changed", &[1.5, f64::NAN]).unwrap_err();
+    /// assert_eq!(error.to_string(), "the payload cannot be encoded as JSON: `[1]` is NaN, and the format has no number for it");
     /// # Ok::<(), onewrite::EventError>(())
     /// ```
     #[cfg(feature = "json")]
@@ -149,7 +157,11 @@ impl Event {
     /// An event whose payload is `value` as bincode 2, standard configuration (`application/x-bincode`).
     ///
     /// # Errors
-    /// [`EventError::Encode`] when the value cannot be written as bincode.
+    /// [`EventError::Encode`] when the value cannot be written as bincode, or could not be read again: a field that is left
+    /// out (`skip_serializing_if`), or a flattened structure.
+    ///
+    /// bincode does not describe itself: a type that is read by looking at the data (`untagged`, an internal `tag`) can be
+    /// written and not read. It keeps NaN and the infinities.
     ///
     /// ```
     /// let event = onewrite::Event::bincode("payment.completed", &("alice", 100))?.to("payments", "payment.completed");

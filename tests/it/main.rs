@@ -16,6 +16,8 @@ mod aggregates;
 mod capture;
 #[cfg(unix)]
 mod capture_rounds;
+#[cfg(all(unix, feature = "json", feature = "bincode"))]
+mod codec_losses;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;

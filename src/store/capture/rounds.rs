@@ -19,7 +19,7 @@ use redb::ReadableTable;
 use super::erased::{Captured, RawChange};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
 use super::{CaptureMode, Operation};
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, EventError, Result};
 use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
 use crate::log::keys;
 use crate::oneshot::Wakes;
@@ -519,13 +519,25 @@ fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
 /// An error of the codec may quote the value; of ours, none does.
 fn kind_of(error: &Error) -> String {
     match error {
-        Error::Event(crate::error::EventError::Encode { format, .. }) => {
-            format!("it cannot be encoded as {format}")
+        Error::Event(EventError::Encode { format, source }) => {
+            let loss = loss_in(source).map(|loss| format!(": {loss}")).unwrap_or_default();
+            format!("it cannot be encoded as {format}{loss}")
         }
         Error::Event(error) => error.to_string(),
         Error::Conflict { .. } => "its event's id is taken".to_owned(),
         _ => "its codec failed".to_owned(),
     }
+}
+
+/// What the library's own encoding would lose: its text has the place alone.
+#[cfg(feature = "json")]
+fn loss_in(source: &BoxError) -> Option<String> {
+    source.downcast_ref::<crate::codec::Lossy>().map(ToString::to_string)
+}
+
+#[cfg(not(feature = "json"))]
+fn loss_in(_: &BoxError) -> Option<String> {
+    None
 }
 
 #[cfg(test)]
