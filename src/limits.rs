@@ -221,3 +221,9 @@ pub const CONFLICT_ATTEMPTS_DEFAULT: u32 = 10;
 
 /// A stream's snapshot, in bytes: 16 MiB, as the largest payload.
 pub const SNAPSHOT_BYTES_MAX: usize = 16 << 20;
+
+/// Events that one call of [`Stream::append`](crate::Stream::append) takes from its iterator at most.
+pub const APPEND_EVENTS_MAX: usize = 1 << 20;
+
+/// Payload bytes that one call of [`Stream::append`](crate::Stream::append) takes from its iterator at most: 256 MiB.
+pub const APPEND_BYTES_MAX: usize = 256 << 20;

@@ -6,10 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::error::{BoxError, Error, Result, SettingError};
+use crate::error::{BoxError, Error, Result, SettingError, caught};
 use crate::event::Recorded;
 
 type Convert = dyn Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync;
@@ -135,7 +134,7 @@ impl Upcasts {
         while let Some(step) = self.steps.get(&at) {
             let old = payload.as_deref().unwrap_or(recorded.payload());
             // It is the application's code, on whatever thread reads: a panic must not end that one.
-            let converted = catch_unwind(AssertUnwindSafe(|| (step.convert)(old)));
+            let converted = caught(|| (step.convert)(old));
             let converted = converted.unwrap_or_else(|_| Err("the upcast panicked".into()));
             payload = Some(converted.map_err(failed)?);
             at = step.to.clone();

@@ -32,7 +32,7 @@ use crossbeam_channel::unbounded;
 
 use self::handle::Shared;
 use self::worker::Worker;
-use crate::error::{Error, Result, SettingError};
+use crate::error::{Error, Result, SettingError, caught};
 use crate::event::uuid_from_text;
 use crate::limits::{BACKOFF_MS_DEFAULT, HOLD_MS_MAX, PREFETCH_DEFAULT, SHORT_STRING_BYTES_MAX};
 use crate::oneshot;
@@ -337,9 +337,7 @@ impl ConsumerBuilder {
             .name("onewrite-consumer".into())
             .spawn(move || {
                 let _entered = span.enter();
-                let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                    worker.run(&received, &stopped, &rung);
-                }));
+                let ran = caught(|| worker.run(&received, &stopped, &rung));
                 if ran.is_err() {
                     // Its connection is gone with it: what was in hand goes back to the broker.
                     tracing::error!("the consumer ends: it panicked");

@@ -4,11 +4,13 @@
 //! names the thing it is about: the file, the sequence number, the setting, the field. No error text ever holds a
 //! payload, a header value or a password.
 
+mod panic;
 mod revision;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(crate) use self::panic::{caught, panic_text};
 pub use self::revision::ExpectedRevision;
 
 /// An error of the application or of a library below, boxed.
@@ -75,7 +77,7 @@ pub enum Error {
         /// What the storage engine said.
         cause: Arc<str>,
     },
-    /// The closure panicked. Nothing of it was written.
+    /// The closure, or the store's clock at its commit, panicked. Nothing of it was written.
     #[error("the write closure panicked: {message}")]
     Panicked {
         /// The panic's message, where it was text.
@@ -296,6 +298,18 @@ pub enum Error {
         expected: ExpectedRevision,
         /// The revision of its newest event; `None` if it has never had one.
         actual: Option<u64>,
+    },
+    /// One call of `append` was given more events than it takes; nothing was appended.
+    #[error(
+        "more than {events_max} events, or more than {bytes_max} bytes of payload, were to be appended to stream `{stream}` in one call"
+    )]
+    AppendTooLarge {
+        /// The stream.
+        stream: String,
+        /// The most events allowed.
+        events_max: usize,
+        /// The most payload bytes allowed.
+        bytes_max: usize,
     },
     /// The stream is deleted for good.
     #[error("stream `{stream}` is deleted")]

@@ -6,14 +6,13 @@
 
 mod worker;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use redb::{MultimapTableHandle, TableHandle};
 
-use crate::error::{Error, Result, SettingError};
+use crate::error::{Error, Result, SettingError, caught};
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::limits::{
@@ -383,7 +382,7 @@ impl ProjectionBuilder {
             .name("onewrite-projection".into())
             .spawn(move || {
                 // Who waits must hear of it, and the status must not go on saying that it lives.
-                if catch_unwind(AssertUnwindSafe(move || worker.run())).is_err() {
+                if caught(move || worker.run()).is_err() {
                     panicked.change(|status| status.state = ProjectionState::Failed("it panicked".into()));
                 }
                 drop(registered);

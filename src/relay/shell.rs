@@ -16,7 +16,7 @@ use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered
 use super::machine::{Machine, SeqState};
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::event::{Destination, Recorded};
 use crate::limits::{
     CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SHORT_STRING_BYTES_MAX,
@@ -748,7 +748,7 @@ fn hold(
     let by_rule = match (recorded.destination(), &form.unpublished) {
         (Destination::Unpublished, Some(rule)) => {
             // It is the application's code: one event that it cannot take must not end the relay.
-            let Ok(by_rule) = catch_unwind(AssertUnwindSafe(|| (rule.0)(&recorded))) else {
+            let Ok(by_rule) = caught(|| (rule.0)(&recorded)) else {
                 let fault = Fault::new(FaultClass::Destination, "the relay's rule panicked");
                 return Loaded::Undecodable { seq, fault };
             };

@@ -41,6 +41,8 @@ struct Next {
 }
 
 /// Commits. On an error the progress that would have ridden along goes back to waiting, and nothing in memory changes.
+///
+/// Nothing of the application's runs in here, where locks are held: the time is handed in.
 pub(crate) fn commit(
     core: &Core,
     tx: WriteTransaction,
@@ -103,7 +105,7 @@ fn prepare(
         trim_left: false,
         floor: 0,
         now,
-        swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()))?,
+        swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()), now.wall_ms)?,
     };
     let before = next.state;
     let mut released = Vec::new();
@@ -199,11 +201,16 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
 }
 
 /// Forgets some of what was seen longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
-fn sweep_inbox(core: &Core, tx: &WriteTransaction, tail: &Tail, step: usize) -> Result<Option<Vec<u8>>> {
+fn sweep_inbox(
+    core: &Core,
+    tx: &WriteTransaction,
+    tail: &Tail,
+    step: usize,
+    now_ms: u64,
+) -> Result<Option<Vec<u8>>> {
     if tail.inbox_added < INBOX_SWEEP_STEP / 2 {
         return Ok(None);
     }
-    let now_ms = core.settings.clock.now().wall_ms;
     let mut inbox = tx.open_table(INBOX)?;
     let seen =
         core.settings.inbox_ids_max.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
@@ -303,8 +310,8 @@ fn trim(
     let mut log = tx.open_table(LOG)?;
     let mut keep = BTreeSet::new();
     let mut to = from;
-    let now_ms = core.settings.clock.now().wall_ms;
     let retention = &core.settings.retention;
+    let now_ms = next.now.wall_ms;
     let old_enough = |time_ms: u64| time_ms.saturating_add(retention.age_ms_min) <= now_ms;
     let outside_bytes = |offset: u64| offset.saturating_add(retention.bytes_min) <= tail.end_offset;
     let needs = Needs::of(tx, tail, from, last)?;

@@ -6,11 +6,11 @@
 //! durable write is kept and refuses everything after it.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::task::Waker;
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -22,7 +22,7 @@ use super::capture::rows::CaptureBook;
 use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
-use super::failure::panic_text;
+use super::failure::caught;
 use super::file::Opened;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
@@ -132,6 +132,8 @@ pub(crate) struct Queue {
     nudges: (Sender<()>, Receiver<()>),
     /// Held for reading by a write that skips the queue; closing waits for it.
     skipping: RwLock<()>,
+    /// The writer thread, once it runs.
+    writer: OnceLock<ThreadId>,
 }
 
 /// What the writer thread waits for beside its queue.
@@ -152,11 +154,23 @@ impl Default for Queue {
             writer_waits: AtomicU8::new(Waits::Timed as u8),
             nudges: bounded(1),
             skipping: RwLock::default(),
+            writer: OnceLock::new(),
         }
     }
 }
 
 impl Queue {
+    /// The current thread is the writer thread.
+    pub(crate) fn begin_writer(&self) {
+        self.writer.get_or_init(|| std::thread::current().id());
+    }
+
+    /// Whether the current thread is the writer thread, where nothing may wait for the writer thread. What a closure captured, and
+    /// what it returned, is dropped there, and a `Drop` may write.
+    pub(crate) fn is_writer(&self) -> bool {
+        self.writer.get() == Some(&std::thread::current().id())
+    }
+
     /// Said before what is left is looked at: who commits elsewhere changes that first and looks at this then.
     pub(crate) fn writer_waits(&self, waits: Waits) {
         self.writer_waits.store(waits as u8, Ordering::SeqCst);
@@ -289,8 +303,8 @@ impl Core {
 
     /// Reads the clock, which is the application's: that it panics there is an error.
     pub(crate) fn now(&self) -> Result<Now> {
-        let reading = catch_unwind(AssertUnwindSafe(|| self.settings.clock.now()));
-        reading.map_err(|panic| Error::Panicked { message: panic_text(&*panic) })
+        let reading = caught(|| self.settings.clock.now());
+        reading.map_err(|text| Error::Panicked { message: format!("the clock: {text}") })
     }
 
     /// Fails if the store is poisoned.
@@ -435,11 +449,11 @@ impl Core {
         backlog.0 + added.0 >= quota.events_max || backlog.1 + added.1 >= quota.bytes_max
     }
 
-    /// Asks the relays to let expired events go, where the quota's policy says so, without waiting for it.
-    pub(crate) fn ask_for_sweeps(&self, tail: &Tail, added: (u64, u64)) -> Option<Wanted> {
+    /// Asks the relays to let expired events go, where the quota's policy says so, without waiting for it. The caller has read
+    /// the clock before it took the lock on `tail`.
+    pub(crate) fn ask_for_sweeps(&self, tail: &Tail, added: (u64, u64), now_ms: u64) -> Option<Wanted> {
         let quota = self.settings.quota.as_ref();
         let quota = quota.filter(|quota| quota.policy == QuotaPolicy::DropExpired)?;
-        let now_ms = self.settings.clock.now().wall_ms;
         Some(self.sweeps.ask(tail, quota, added, now_ms, &self.relays))
     }
 
@@ -451,12 +465,13 @@ impl Core {
             QuotaPolicy::DropExpired => Duration::from_millis(QUOTA_SWEEP_MS_MAX),
             QuotaPolicy::Wait(patience) => patience,
         };
+        let now_ms = self.settings.clock.now().wall_ms;
         let mut tail = self.tail();
         if Self::over_quota(&tail, quota, (0, 0)).is_none() {
             return;
         }
         let deadline = Instant::now() + patience;
-        let wanted = self.ask_for_sweeps(&tail, (0, 0));
+        let wanted = self.ask_for_sweeps(&tail, (0, 0), now_ms);
         while Self::over_quota(&tail, quota, (0, 0)).is_some() && self.poison.get().is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             let vain = wanted.as_ref().is_some_and(|wanted| !self.sweeps.is_awaited(wanted));

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{BoxError, Error, Result, StorageFailure};
+pub(crate) use crate::error::{caught, panic_text};
 
 fn fatal(error: &redb::StorageError) -> bool {
     use redb::StorageError as E;
@@ -45,12 +46,6 @@ impl From<redb::CommitError> for Error {
 /// A row of one of our own tables that cannot be read.
 pub(crate) fn damaged_row(what: &'static str) -> Error {
     failure("reading the file", format!("a {what} row is damaged"), false)
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
 }
 
 /// The storage engine has panicked: on a page that is damaged in a way that it does not look for.

@@ -325,6 +325,11 @@ impl Store {
     fn enqueue(&self, closure: Box<dyn Write>) -> Result<()> {
         let queue = &self.core().queue;
         queue.enter();
+        if queue.is_writer() {
+            // A `Drop` of the application's, behind a commit: in the queue it would wait for its own thread.
+            writer::run_alone(self.core(), closure);
+            return Ok(());
+        }
         self.shared.jobs.send(Job::Write(closure)).map_err(|_| {
             queue.leave(1);
             self.gone()
@@ -455,6 +460,10 @@ impl Store {
     /// ```
     pub fn close(self) -> Result<()> {
         self.core().refuse_inside("Store::close")?;
+        if self.core().queue.is_writer() {
+            // It would wait for its own thread to end.
+            return Err(Error::InsideTransaction { operation: "Store::close" });
+        }
         self.shared.end_writer();
         self.core().close()
     }
@@ -565,7 +574,15 @@ impl<T> Future for WriteFuture<T> {
             // Ask to be woken before trying: room may appear between the two.
             core.await_queue_room(context.waker());
             core.queue.enter();
-            match self.store.shared.jobs.try_send(job) {
+            let sent = match job {
+                // As in `enqueue`.
+                Job::Write(closure) if core.queue.is_writer() => {
+                    writer::run_alone(&core, closure);
+                    Ok(())
+                }
+                job => self.store.shared.jobs.try_send(job),
+            };
+            match sent {
                 Ok(()) => {}
                 Err(TrySendError::Full(job)) => {
                     core.queue.leave(1);

@@ -442,10 +442,12 @@ impl Transaction {
         }
         self.touch();
         let key = keys::rejected(scope);
+        // The clock is the application's code: nothing is open while it is read.
+        let since_ms = self.core.settings.clock.now().wall_ms;
         let mut rejected = self.redb().open_table(REJECTED)?;
         let Book { next: number, rows } = Book::of(&rejected, &key)?;
         let row = RejectedRow {
-            since_ms: self.core.settings.clock.now().wall_ms,
+            since_ms,
             attempts: refusal.attempts,
             recheck: refusal.recheck,
             reason: refusal.reason.clone(),

@@ -16,7 +16,7 @@ use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{EVENT_SCOPE, Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, EventError, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
-use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
+use crate::limits::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
@@ -469,10 +469,14 @@ impl<'a> Stream<'a> {
     /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says, else nowhere; its key, unless
     /// it has one, is the stream's name, so that a stream is published in order.
     ///
+    /// The iterator runs to its end before anything is looked at. Whatever it appends itself, to this stream too, stands before
+    /// its own events, and `expected` is compared with the stream as it is then.
+    ///
     /// # Errors
     /// [`Error::WrongRevision`] with what was expected and what is; [`Error::StreamDeleted`]; [`Error::BadId`] for a
-    /// name of 0 or over 255 bytes; [`Error::Conflict`] if some of the ids are taken; and those of
-    /// [`Transaction::append`]. An error may leave the first of several events appended: let the closure fail with it.
+    /// name of 0 or over 255 bytes; [`Error::Conflict`] if some of the ids are taken; [`Error::AppendTooLarge`] beyond
+    /// [`APPEND_EVENTS_MAX`](crate::limits::APPEND_EVENTS_MAX) or [`APPEND_BYTES_MAX`](crate::limits::APPEND_BYTES_MAX); and
+    /// those of [`Transaction::append`]. An error may leave the first of several events appended: let the closure fail with it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -491,11 +495,14 @@ impl<'a> Stream<'a> {
         expected: ExpectedRevision,
     ) -> Result<StreamAppended> {
         let name = &self.name;
+        // The application's code first: the iterator, the rule and the clock may append to this very stream. Behind these
+        // two lines none of it runs, so what is checked is still so when it is used.
+        let events = self.taken(events)?;
+        let now = self.tx.core.settings.clock.now();
         let state = self.state()?;
         if state.deleted {
             return Err(Error::StreamDeleted { stream: name.clone() });
         }
-        let events: Vec<Event> = events.into_iter().map(|event| self.prepared(event)).collect();
         if let Some(repeated) = self.repeated(&events, expected)? {
             return Ok(repeated);
         }
@@ -506,7 +513,7 @@ impl<'a> Stream<'a> {
         let (mut seqs, first) = (Vec::with_capacity(events.len()), state.next);
         for (event, revision) in events.into_iter().zip(first..) {
             let id = event.id.clone();
-            let appended = self.tx.append_at(event, Some(revision))?;
+            let appended = self.tx.append_at(event, Some(revision), now)?;
             if appended.repeated {
                 return Err(Error::Conflict { id: id.unwrap_or_default().into(), seq: appended.seq });
             }
@@ -514,6 +521,24 @@ impl<'a> Stream<'a> {
             self.tx.pending.borrow_mut().note_revision(name.as_bytes(), state, appended.seq);
         }
         Ok(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: false })
+    }
+
+    /// What the iterator gives, as it will be recorded. Its length is found out by counting: an iterator may be wrong about it,
+    /// or never end.
+    fn taken(&self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Event>> {
+        let (mut taken, mut bytes) = (Vec::new(), 0_usize);
+        for event in events {
+            bytes = bytes.saturating_add(event.payload.len());
+            if taken.len() >= APPEND_EVENTS_MAX || bytes > APPEND_BYTES_MAX {
+                return Err(Error::AppendTooLarge {
+                    stream: self.name.clone(),
+                    events_max: APPEND_EVENTS_MAX,
+                    bytes_max: APPEND_BYTES_MAX,
+                });
+            }
+            taken.push(self.prepared(event));
+        }
+        Ok(taken)
     }
 
     /// The event as it will be recorded.

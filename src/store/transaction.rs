@@ -29,6 +29,7 @@ use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
 use crate::log::streams::{Run, StreamState};
 use crate::say::in_drop;
+use crate::time::Now;
 
 /// The inbox scope of event ids that the application gave.
 pub(crate) const EVENT_SCOPE: &str = "onewrite.event";
@@ -272,11 +273,13 @@ impl Transaction {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn append(&self, event: Event) -> Result<Appended> {
-        self.append_at(event, None)
+        let now = self.core.settings.clock.now();
+        self.append_at(event, None, now)
     }
 
-    /// Appends an event of the outbox, or one of a stream with its revision.
-    pub(super) fn append_at(&self, event: Event, revision: Option<u64>) -> Result<Appended> {
+    /// Appends an event of the outbox, or one of a stream with its revision. The time is handed in: a clock is the application's
+    /// code and may append too, so it is read before anything is looked up.
+    pub(super) fn append_at(&self, event: Event, revision: Option<u64>, now: Now) -> Result<Appended> {
         event.validate()?;
         let max = self.core.settings.payload_bytes_max;
         if event.payload.len() > max {
@@ -299,8 +302,7 @@ impl Transaction {
             }
             id_row = Some(key);
         }
-        self.check_quota()?;
-        let now = self.core.settings.clock.now();
+        self.check_quota(now.wall_ms)?;
         let seq = self.pending.borrow().next_seq;
         let lane = self.next_lane(&event, seq)?;
         let mut pending = self.pending.borrow_mut();
@@ -357,14 +359,14 @@ impl Transaction {
         self.pending.borrow_mut().captures.rows.insert(name.to_owned(), row);
     }
 
-    fn check_quota(&self) -> Result<()> {
+    fn check_quota(&self, now_ms: u64) -> Result<()> {
         let Some(quota) = &self.core.settings.quota else { return Ok(()) };
         let pending = self.pending.borrow();
         let tail = self.core.tail();
         let added = (pending.next_seq - tail.next_seq, pending.end_offset - tail.end_offset);
         let Some(error) = Core::over_quota(&tail, quota, added) else { return Ok(()) };
         // Whoever did not wait before (a future, a consumer) finds room at its next try.
-        self.core.ask_for_sweeps(&tail, added);
+        self.core.ask_for_sweeps(&tail, added, now_ms);
         Err(error)
     }
 
@@ -446,10 +448,11 @@ impl Transaction {
         check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         check_id("the id", id, INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id);
+        let at_ms = self.core.settings.clock.now().wall_ms;
         if let Some(row) = self.seen(&key)? {
             return Ok(Some(row));
         }
-        self.mark_id(key, content.map(content_of).unwrap_or_default(), None);
+        self.mark_id(key, content.map(content_of).unwrap_or_default(), None, at_ms);
         Ok(None)
     }
 
@@ -462,9 +465,9 @@ impl Transaction {
         row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
     }
 
-    /// Marks the id of a delivery, which has not been seen; with its number, if it has one.
-    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>) {
-        let at_ms = self.core.settings.clock.now().wall_ms;
+    /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The caller has read the clock before
+    /// it looked whether the id was seen.
+    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>, at_ms: u64) {
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
         pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms });
@@ -472,9 +475,10 @@ impl Transaction {
 
     /// Marks a key of the inbox; `false` if it was marked before.
     pub(super) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
+        let at_ms = self.core.settings.clock.now().wall_ms;
         let first = self.seen(&key)?.is_none();
         if first {
-            self.mark_id(key, Default::default(), None);
+            self.mark_id(key, Default::default(), None, at_ms);
         }
         Ok(first)
     }

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use super::capture::rounds::{Round, Rounds};
 use super::core::{Core, Waits};
-use super::failure::panic_text;
+use super::failure::{caught, panic_text};
 use super::receipt::Receipt;
 use super::transaction::Transaction;
 use crate::error::{Error, Result, StorageFailure};
@@ -62,8 +62,8 @@ where
         let earlier = self.result.take();
         quietly(|| drop(earlier));
         // What the closure captured may be half-changed after a panic: it is not run again.
-        let result = catch_unwind(AssertUnwindSafe(|| (self.f)(tx)));
-        let result = result.unwrap_or_else(|panic| Err(Error::Panicked { message: panic_text(&*panic) }));
+        let result = caught(|| (self.f)(tx));
+        let result = result.unwrap_or_else(|message| Err(Error::Panicked { message }));
         if let Err(error) = &result {
             tx.core.suspect(error);
         }
@@ -87,11 +87,8 @@ where
 
 /// Runs what drops something of the application's: that it panics there must not end the writer thread.
 fn quietly(f: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(f)) {
-        tracing::error!(
-            panic = panic_text(&*panic),
-            "a write closure or its value panicked while it was dropped"
-        );
+    if let Err(panic) = caught(f) {
+        tracing::error!(panic, "a write closure or its value panicked while it was dropped");
     }
 }
 
@@ -109,6 +106,7 @@ fn same(error: &Error) -> Error {
         Error::CommitUnknown { cause } => Error::CommitUnknown { cause: Arc::clone(cause) },
         Error::Poisoned { path, cause } => Error::Poisoned { path: path.clone(), cause: Arc::clone(cause) },
         Error::Closed { path } => Error::Closed { path: path.clone() },
+        Error::Panicked { message } => Error::Panicked { message: message.clone() },
         other => Error::Storage(StorageFailure {
             action: "committing the group",
             source: other.to_string().into(),
@@ -119,6 +117,7 @@ fn same(error: &Error) -> Error {
 
 /// The thread's whole life.
 pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
+    core.queue.begin_writer();
     let mut state = Writer {
         core,
         batch: Vec::with_capacity(BATCH_WRITES_MAX),

@@ -28,6 +28,8 @@ mod fairness;
 #[cfg(target_os = "linux")]
 mod faults;
 mod floors;
+#[cfg(unix)]
+mod foreign_code;
 mod journal;
 #[cfg(unix)]
 mod lanes_inbox;

@@ -9,7 +9,6 @@
 //! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use redb::ReadableTable;
 use super::erased::{Captured, RawChange};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
 use super::{CaptureMode, Operation};
-use crate::error::{BoxError, Error, EventError, Result};
+use crate::error::{BoxError, Error, EventError, Result, caught};
 use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
 use crate::log::keys;
 use crate::oneshot::Wakes;
@@ -129,8 +128,11 @@ impl Rounds {
             let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
             known.filter(|known| known.row.snapshot.is_open()).map(|known| known.row.id).collect()
         };
-        let state = core.rounds.lock();
-        let due_ms = state.walk_due_ms(walks)?.max(state.not_before_ms);
+        let due_ms = {
+            let state = core.rounds.lock();
+            state.walk_due_ms(walks)?.max(state.not_before_ms)
+        };
+        // No lock of ours is held while the application's clock runs.
         Some(Duration::from_millis(due_ms.saturating_sub(core.settings.clock.now().mono_ms)))
     }
 
@@ -170,7 +172,7 @@ impl Round {
 
 impl Write for Round {
     fn run(&mut self, tx: &Transaction) -> bool {
-        let outcome = catch_unwind(AssertUnwindSafe(|| Piece::new(tx, tx.core.rounds.keys_asked()).run()));
+        let outcome = caught(|| Piece::new(tx, tx.core.rounds.keys_asked()).run());
         // Nobody waits for its events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
@@ -364,7 +366,7 @@ impl<'tx> Piece<'tx> {
         let capture = Arc::clone(capture);
         // An earlier write of this very transaction may have changed it.
         let kind = self.tx.pending_mark(&mark).flatten().unwrap_or(kind);
-        let value = match catch_unwind(AssertUnwindSafe(|| capture.value(self.tx.redb(), key))) {
+        let value = match caught(|| capture.value(self.tx.redb(), key)) {
             Ok(value) => value?,
             Err(_) => {
                 self.mark_failed(&*capture, mark, &"reading its value panicked");
@@ -424,8 +426,7 @@ impl<'tx> Piece<'tx> {
             _ => None,
         };
         let (keys_max, bytes_max) = (self.keys_left, self.bytes_left);
-        let walked =
-            catch_unwind(AssertUnwindSafe(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max)));
+        let walked = caught(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max));
         let Ok(walked) = walked else {
             // Which row it was is not known. Nothing but this table's walk need wait for it.
             tell_failure(capture, &"reading its rows panicked");
@@ -481,7 +482,7 @@ impl<'tx> Piece<'tx> {
         self.keys_left = self.keys_left.saturating_sub(1);
         self.bytes_left = self.bytes_left.saturating_sub(key.len() + value.map_or(0, <[u8]>::len));
         let change = RawChange { operation, key, new: value, old: None };
-        let event = match catch_unwind(AssertUnwindSafe(|| capture.encode(change))) {
+        let event = match caught(|| capture.encode(change)) {
             Ok(Ok(event)) => event,
             // Whatever it is, it is about this key: a codec may look into a file of its own, which may be full or broken.
             Ok(Err(error)) => {
