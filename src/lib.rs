@@ -118,6 +118,13 @@ pub mod fuzzing {
     pub fn decode_body(body: &[u8]) {
         fuzzing::body(body);
     }
+
+    /// Bytes as a broker might send them, in pieces; what the AMQP client may see of them.
+    #[cfg(feature = "rabbitmq")]
+    #[must_use]
+    pub fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
+        crate::publish::frames_of_a_broker(bytes, piece)
+    }
 }
 
 /// The README's code blocks are tests.

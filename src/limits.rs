@@ -36,6 +36,22 @@ pub const HEADERS_MAX: usize = 128;
 /// allocate whatever the server says.
 pub const FRAME_BYTES_MAX: u32 = 128 << 10;
 
+/// Tables and arrays in a delivered message's headers that may stand inside each other. What stands deeper is given as bytes: the
+/// AMQP client's decoder would overflow its stack.
+pub const TABLE_NESTING_MAX: usize = 16;
+
+/// Longest frame with a message's properties that is taken from the broker, in bytes. RabbitMQ sends them in one frame however long
+/// they are; what does not fit into the agreed frame is left out, and said.
+pub const CONTENT_HEADER_BYTES_MAX: usize = 1 << 20;
+
+/// Largest body that a broker may announce, in bytes: 512 MiB, the most that RabbitMQ can be set to. Beyond, the connection ends.
+pub const BODY_BYTES_ANNOUNCED_MAX: u64 = 512 << 20;
+
+/// Default cap on the body of a delivery, in bytes: what RabbitMQ 3.10 takes unless set (RabbitMQ 4 takes 16 MiB). See
+/// [`RabbitMqSource::body_bytes_max`](crate::publish::RabbitMqSource::body_bytes_max).
+#[cfg(feature = "rabbitmq")]
+pub const BODY_BYTES_DEFAULT: u64 = 128 << 20;
+
 /// Default page cache of the store, in bytes. redb's own default of 1 GiB is too much for an edge device.
 pub const CACHE_BYTES_DEFAULT: usize = 32 << 20;
 

@@ -100,6 +100,34 @@ impl HeaderSpelling {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const STORE: &str = "onewrite-store";
+
+/// The header of a delivery that says what was given in another form: a header's name or a property that was not UTF-8, tables that
+/// were nested too deep. The handler gets the delivery all the same. It is added where the delivery came in; no producer can
+/// set it.
+///
+/// ```
+/// use onewrite::{HeaderValue, Message, wire};
+/// let note = HeaderValue::from("its user_id `\\xff` is not UTF-8");
+/// let message = Message { headers: vec![(wire::MENDED.into(), note)], ..Message::default() };
+/// assert!(message.header(wire::MENDED).is_some());
+/// ```
+pub const MENDED: &str = "onewrite-mended";
+
+/// The header of a delivery that says why it cannot be taken for what it is: a message id, type or routing key that was not UTF-8,
+/// headers that could not be read or did not fit into a frame, a body that was too large. A consumer sets it aside
+/// ([`Error::Unreadable`]). It is added where the delivery came in; no producer can set it.
+///
+/// ```
+/// use onewrite::{Error, HeaderValue, Message, wire};
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// let note = HeaderValue::from("its message_id `\\xff` is not UTF-8");
+/// let message = Message { headers: vec![(wire::UNREADABLE.into(), note)], ..Message::default() };
+/// let tx = store.begin()?;
+/// assert!(matches!(tx.first_delivery("credit", &message), Err(Error::Unreadable { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub const UNREADABLE: &str = "onewrite-unreadable";
 /// Header: the epoch in which the event was appended; it rises when numbers of lanes begin anew.
 ///
 /// ```

@@ -246,6 +246,13 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// What came from the broker is not the whole message, or not as it was sent. The delivery came with the header
+    /// [`wire::UNREADABLE`](crate::wire::UNREADABLE), which says what is wrong.
+    #[error("the message cannot be taken for what it is: {reason}")]
+    Unreadable {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A message names a store as its producer from which the consumer takes nothing.
     #[error("the message says that store {producer} produced it, which is none of this consumer's producers")]
     UnknownProducer {

@@ -26,6 +26,8 @@ use crate::error::SettingError;
 use crate::message::{Fault, Message, Outcome, Outgoing, Ticket};
 
 pub use memory::*;
+#[cfg(all(feature = "rabbitmq", fuzzing))]
+pub(crate) use rabbitmq::frames_of_a_broker;
 #[cfg(feature = "rabbitmq")]
 pub use rabbitmq::*;
 

@@ -38,6 +38,10 @@ pub(crate) enum Identity {
 impl Identity {
     pub(crate) fn of(scope: &str, message: &Message) -> Result<Self> {
         check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
+        if let Some(reason) = message.header(wire::UNREADABLE) {
+            let reason = reason.as_text().unwrap_or("it does not say why").to_owned();
+            return Err(Error::Unreadable { reason });
+        }
         if let Some((lane, number)) = wire::lane_of(message)? {
             let arrival = Arrival { number, checksum: checksum(message), time_ms: wire::time_ms(message) };
             return Ok(Self::Lane { lane, head: keys::seen_head(scope, lane), arrival });
@@ -241,5 +245,9 @@ pub(super) fn fingerprint(scope: &str, identity: Option<&Identity>, message: &Me
     name.extend_from_slice(&checksum(message).to_be_bytes());
     name.extend_from_slice(&record::body_checksum(&message.payload).to_be_bytes());
     name.extend_from_slice(&(message.payload.len() as u64).to_be_bytes());
+    // What is left of two messages may be the same; what is said of them then is not.
+    if let Some(note) = message.header(wire::UNREADABLE).and_then(|note| note.as_text()) {
+        name.extend_from_slice(&record::body_checksum(note.as_bytes()).to_be_bytes());
+    }
     Some(name)
 }

@@ -23,7 +23,7 @@ const FLOORS: &[(u8, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("redb", &["store", "projection", ""]),
     ("libc", &["store"]),
-    ("crc32fast", &["log"]),
+    ("crc32fast", &["log", "publish::rabbitmq"]),
     ("lapin", &["publish::rabbitmq"]),
     ("tokio", &["publish::rabbitmq"]),
     ("futures_util", &["publish::rabbitmq"]),

@@ -46,6 +46,8 @@ mod offline;
 mod one_write;
 #[cfg(unix)]
 mod page_writes;
+#[cfg(feature = "rabbitmq")]
+mod poison;
 mod positions;
 mod projection_rebuilds;
 mod projections;

@@ -111,20 +111,20 @@ pub(super) async fn within_deadline<T>(
 #[cfg(feature = "tls")]
 async fn secure(stream: TcpStream, options: &Options, target: &Target) -> Result<Transport, Fault> {
     if !target.tls {
-        return Ok(Transport::plain(stream));
+        return Ok(Transport::plain(stream, options.body_bytes_max));
     }
     let tls = options.tls.clone().unwrap_or_default();
-    Ok(Transport::tls(tls.secure(stream, target).await?))
+    Ok(Transport::tls(tls.secure(stream, target).await?, options.body_bytes_max))
 }
 
 #[cfg(not(feature = "tls"))]
 #[expect(clippy::unused_async, reason = "the same shape as with TLS")]
-async fn secure(stream: TcpStream, _: &Options, target: &Target) -> Result<Transport, Fault> {
+async fn secure(stream: TcpStream, options: &Options, target: &Target) -> Result<Transport, Fault> {
     // `Target::parse` has refused `amqps://`. Held here too, since the cost of being wrong is plain text.
     if target.tls {
         return Err(Fault::new(FaultClass::Config, "TLS is not compiled in"));
     }
-    Ok(Transport::plain(stream))
+    Ok(Transport::plain(stream, options.body_bytes_max))
 }
 
 /// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it.

@@ -27,6 +27,7 @@ use super::background::Stop;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
+use super::inbound::NOT_TAKEN_IN;
 use super::options::Options;
 use super::rota::Rota;
 use super::uri::Target;
@@ -70,6 +71,7 @@ pub(super) async fn run(
                 }
                 let (end, worked) =
                     serve(&mut link, consumer, epoch, &mut settlements, &events, &mut stop).await;
+                let end = end.map(|fault| naming_the_message(fault, &subscription.queue));
                 match end {
                     Some(fault) => {
                         tokio::spawn(link.close(stop.time_to_close()));
@@ -183,8 +185,9 @@ async fn serve(
                 Turn::Connection(None) => Err(Broken::Echo),
                 Turn::Connection(Some(_)) | Turn::Written(Ok(())) => Ok(()),
                 Turn::Settlements(Some(batch)) => {
-                    worked = true;
+                    // An empty batch, or one of an earlier connection, proves nothing of this one.
                     settle(&link.channel, &mut unsettled, epoch, batch, &mut writes)
+                        .map(|settled| worked |= settled)
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
                     unsettled.delivered(delivery.delivery_tag);
@@ -252,14 +255,23 @@ async fn why(broken: Broken, link: &mut Link) -> Fault {
     }
 }
 
-/// Hands the frames to lapin, in order.
+/// The broker delivers what is not acknowledged first again: what cannot be taken in comes back until somebody removes it.
+fn naming_the_message(mut fault: Fault, queue: &str) -> Fault {
+    if fault.text.contains(NOT_TAKEN_IN) {
+        fault.text = format!("{}; it is the next message of queue `{queue}`", fault.text);
+    }
+    fault
+}
+
+/// Hands the frames to lapin, in order. Whether there were any.
 fn settle(
     channel: &Channel,
     unsettled: &mut Unsettled,
     epoch: Epoch,
     batch: Settlements,
     writes: &mut Writes,
-) -> Result<(), Broken> {
+) -> Result<bool, Broken> {
+    let mut settled = false;
     let of_this_epoch = batch.into_iter().filter(|(tag, _)| tag.epoch == epoch);
     for frame in unsettled.settle(of_this_epoch.map(|(tag, settlement)| (tag.tag, settlement))) {
         let channel = channel.clone();
@@ -276,8 +288,9 @@ fn settle(
             Some(written) => written?,
             None => writes.push(write),
         }
+        settled = true;
     }
-    Ok(())
+    Ok(settled)
 }
 
 fn to_delivery(epoch: Epoch, delivery: LapinDelivery) -> Delivery {

@@ -22,6 +22,7 @@ mod classify;
 mod connection;
 mod consumer;
 mod convert;
+mod inbound;
 mod isolated;
 mod nacks;
 mod options;
@@ -52,6 +53,8 @@ use crate::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 use background::Background;
 use options::Options;
 
+#[cfg(fuzzing)]
+pub(crate) use self::inbound::frames_of_a_broker;
 pub use source::RabbitMqSource;
 #[cfg(feature = "tls")]
 pub use tls::Tls;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::error::SettingError;
 use crate::limits::{
-    BROKERS_MAX, CONFIRM_MS_DEFAULT, HEARTBEAT_S_DEFAULT, RECONNECT_MS_DEFAULT, SHORT_STRING_BYTES_MAX,
+    BROKERS_MAX, CONFIRM_MS_DEFAULT, HEARTBEAT_S_DEFAULT, PAYLOAD_BYTES_MAX, RECONNECT_MS_DEFAULT,
+    SHORT_STRING_BYTES_MAX,
 };
 
 #[cfg(feature = "tls")]
@@ -19,6 +20,8 @@ pub(super) struct Options {
     /// Set for all brokers, whatever their URIs say.
     pub(super) heartbeat: Option<Duration>,
     pub(super) confirm_deadline: Duration,
+    /// Bodies of more bytes are not taken in.
+    pub(super) body_bytes_max: u64,
     pub(super) connection_name: String,
     pub(super) backoff: (Duration, Duration),
     pub(super) required_exchanges: Vec<String>,
@@ -43,6 +46,8 @@ impl Options {
             targets,
             heartbeat: None,
             confirm_deadline: Duration::from_millis(CONFIRM_MS_DEFAULT),
+            // What comes back to a publisher is its own; a source says what it takes.
+            body_bytes_max: PAYLOAD_BYTES_MAX as u64,
             connection_name: "onewrite".to_owned(),
             backoff: (Duration::from_millis(first_ms), Duration::from_millis(max_ms)),
             required_exchanges: Vec::new(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::error::SettingError;
-use crate::limits::SHORT_STRING_BYTES_MAX;
+use crate::limits::{BODY_BYTES_DEFAULT, SHORT_STRING_BYTES_MAX};
 use crate::publish::{DeliveryTag, Settlement, Source, SourceEvents};
 
 use super::background::Background;
@@ -20,6 +20,10 @@ use super::topology::Topology;
 /// Every delivery stays with the broker until it is settled; after a lost connection, a stop or a crash, the broker
 /// delivers again what was not. A queue that is missing or gets deleted is told as a
 /// [`Down`](crate::publish::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
+///
+/// What the AMQP client could not read comes all the same: text that is not UTF-8, tables nested too deep, headers larger than a
+/// frame. Such a delivery says so in the header [`MENDED`](crate::wire::MENDED), or [`UNREADABLE`](crate::wire::UNREADABLE) where it
+/// cannot be taken for what it is.
 ///
 /// Headers come as [`HeaderValue`](crate::HeaderValue)s: integers of every width and timestamps as `Int`, text as
 /// `Text`, text that is not UTF-8 as `Bytes`. Floats, decimals, arrays, tables and void are dropped, and so is an
@@ -73,7 +77,26 @@ impl RabbitMqSource {
         if queue.is_empty() || queue.len() > SHORT_STRING_BYTES_MAX {
             return Err(SettingError::new("queue", "its name must be 1 to 255 bytes long"));
         }
-        Ok(Self { options: Options::new(urls)?, queue, running: None, started: false })
+        let mut options = Options::new(urls)?;
+        options.body_bytes_max = BODY_BYTES_DEFAULT;
+        Ok(Self { options, queue, running: None, started: false })
+    }
+
+    /// Cap on the body of a delivery, in bytes; 128 MiB unless set ([`BODY_BYTES_DEFAULT`]).
+    ///
+    /// A larger body is not kept in memory: it is dropped as it comes. Its delivery comes without a body, with the header
+    /// [`UNREADABLE`](crate::wire::UNREADABLE), which holds the body's length and CRC-32; a consumer sets it aside.
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMqSource;
+    /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.body_bytes_max(1 << 20);
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
+    #[must_use]
+    pub fn body_bytes_max(mut self, bytes: u64) -> Self {
+        self.options.body_bytes_max = bytes;
+        self
     }
 
     /// See [`RabbitMq::heartbeat`](super::RabbitMq::heartbeat).

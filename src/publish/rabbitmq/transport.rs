@@ -3,6 +3,7 @@
 //! lapin opens no socket and knows nothing of TLS. It takes any runtime, and a runtime says what its streams are: ours
 //! says [`Transport`].
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
@@ -18,10 +19,14 @@ use tokio::net::TcpStream;
 
 use crate::limits::CONNECT_MS_MAX;
 
+use super::inbound::{Inbound, Refused};
 use super::uri::Target;
 
 /// The first two bytes of what a TLS server answers to a client that speaks plain text: an alert, of SSL 3 or later.
 const TLS_ALERT: [u8; 2] = [0x15, 3];
+
+/// Read from a socket at once, at most.
+const READ_BYTES: usize = 64 << 10;
 
 /// Connects to the first of the host's addresses that takes the connection. The name is looked up anew each time.
 pub(super) async fn connect_tcp(target: &Target) -> io::Result<TcpStream> {
@@ -55,6 +60,12 @@ pub(super) struct Transport {
     stream: Stream,
     /// Nothing of what the peer said has been handed on yet.
     fresh: bool,
+    inbound: Inbound,
+    /// What has come from the socket goes in here first.
+    came: Box<[u8]>,
+    /// What lapin may see, and how much of it lapin has.
+    ready: Vec<u8>,
+    taken: usize,
     /// Why writing failed, while it is seen whether the peer has said why.
     broken: Option<io::Error>,
 }
@@ -69,13 +80,26 @@ trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Duplex for T {}
 
 impl Transport {
-    pub(super) fn plain(stream: TcpStream) -> Self {
-        Self { stream: Stream::Plain(stream), fresh: true, broken: None }
+    /// Bodies of more than `body_bytes_max` bytes are not taken in.
+    pub(super) fn plain(stream: TcpStream, body_bytes_max: u64) -> Self {
+        Self::over(Stream::Plain(stream), body_bytes_max)
     }
 
     #[cfg(feature = "tls")]
-    pub(super) fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), fresh: true, broken: None }
+    pub(super) fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>, body_bytes_max: u64) -> Self {
+        Self::over(Stream::Tls(Box::new(stream)), body_bytes_max)
+    }
+
+    fn over(stream: Stream, body_bytes_max: u64) -> Self {
+        Self {
+            stream,
+            fresh: true,
+            inbound: Inbound::new(body_bytes_max),
+            came: vec![0; READ_BYTES].into_boxed_slice(),
+            ready: Vec::new(),
+            taken: 0,
+            broken: None,
+        }
     }
 
     fn is_plain(&self) -> bool {
@@ -117,17 +141,44 @@ fn has_closed(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionReset | BrokenPipe | ConnectionAborted)
 }
 
+impl Transport {
+    /// Reads once from the socket, and makes ready what lapin may see of it. `false` at the end.
+    fn read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut came = std::mem::take(&mut self.came);
+        let mut buffer = ReadBuf::new(&mut came);
+        let read = self.stream().poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len());
+        self.came = came;
+        let read = self.came.get(..std::task::ready!(read)?).unwrap_or_default();
+        if self.fresh && matches!(self.stream, Stream::Plain(_)) && read.starts_with(&TLS_ALERT) {
+            return Poll::Ready(Err(
+                Refusal("the peer speaks TLS, not plain text: use amqps://".into()).into()
+            ));
+        }
+        self.fresh &= read.is_empty();
+        self.inbound.feed(read, &mut self.ready)?;
+        Poll::Ready(Ok(!read.is_empty()))
+    }
+}
+
 impl futures_io::AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let mut buffer = ReadBuf::new(buffer);
-        std::task::ready!(this.stream().poll_read(cx, &mut buffer))?;
-        let read = buffer.filled();
-        if this.fresh && this.is_plain() && read.starts_with(&TLS_ALERT) {
-            return Poll::Ready(Err(Refusal("the peer speaks TLS, not plain text: use amqps://").into()));
+        loop {
+            let ready = this.ready.get(this.taken..).unwrap_or_default();
+            if !ready.is_empty() {
+                let (now, _) = ready.split_at(ready.len().min(buffer.len()));
+                if let Some(room) = buffer.get_mut(..now.len()) {
+                    room.copy_from_slice(now);
+                }
+                this.taken += now.len();
+                return Poll::Ready(Ok(now.len()));
+            }
+            this.ready.clear();
+            this.taken = 0;
+            if !std::task::ready!(this.read_more(cx))? {
+                return Poll::Ready(Ok(0));
+            }
         }
-        this.fresh &= read.is_empty();
-        Poll::Ready(Ok(read.len()))
     }
 }
 
@@ -156,11 +207,20 @@ impl futures_io::AsyncWrite for Transport {
 /// Said by us of a peer that waiting will not heal, in the place of an I/O error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Refusal(&'static str);
+struct Refusal(Cow<'static, str>);
 
 impl From<Refusal> for io::Error {
     fn from(refusal: Refusal) -> Self {
         Self::new(io::ErrorKind::InvalidData, refusal)
+    }
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::ForGood(text) => Refusal(text.into()).into(),
+            Refused::Broken(_) => Self::new(io::ErrorKind::InvalidData, refused),
+        }
     }
 }
 

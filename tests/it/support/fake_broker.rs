@@ -3,6 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -39,6 +41,33 @@ impl FakeBroker {
     }
 }
 
+impl FakeBroker {
+    /// Takes one connection after the other until `last` have come. To each it delivers a message that announces so large a body.
+    pub(crate) fn delivering_a_body_of(bytes: u64, connections: Arc<AtomicU32>, last: u32) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("amqp://127.0.0.1:{}", listener.local_addr().expect("it is bound").port());
+        let peer = std::thread::spawn(move || {
+            while connections.load(Ordering::SeqCst) < last {
+                let (mut stream, _) = listener.accept().expect("the consumer connects");
+                stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout is set");
+                log_in(&mut stream);
+                for (asked, answer) in [((60, 10), (60, 11)), ((60, 20), (60, 21))] {
+                    await_method(&mut stream, asked);
+                    say(&mut stream, CHANNEL, answer, if answer == (60, 21) { &[1, b't'] } else { &[] });
+                }
+                connections.fetch_add(1, Ordering::SeqCst);
+                let arguments = [&[1, b't'][..], &1_u64.to_be_bytes(), &[0, 0, 1, b'q']].concat();
+                say(&mut stream, CHANNEL, (60, 60), &arguments);
+                let header = [&[0, 60, 0, 0][..], &bytes.to_be_bytes(), &[0, 0]].concat();
+                let frame = [&[2][..], &CHANNEL.to_be_bytes(), &long(&header), &[FRAME_END]].concat();
+                stream.write_all(&frame).expect("the consumer listens");
+                let _ = std::io::copy(&mut stream, &mut std::io::sink());
+            }
+        });
+        Self { url, peer: Some(peer) }
+    }
+}
+
 impl Drop for FakeBroker {
     fn drop(&mut self) {
         let ended = self.peer.take().map(JoinHandle::join);
@@ -50,6 +79,13 @@ impl Drop for FakeBroker {
 
 /// From the protocol header to a channel in confirm mode.
 fn greet(stream: &mut TcpStream) {
+    log_in(stream);
+    await_method(stream, (85, 10));
+    say(stream, CHANNEL, (85, 11), &[]);
+}
+
+/// From the protocol header to an open channel.
+fn log_in(stream: &mut TcpStream) {
     stream.read_exact(&mut [0; 8]).expect("the protocol header");
     let start = [&[0, 9][..], &0_u32.to_be_bytes(), &long(b"PLAIN"), &long(b"en_US")].concat();
     say(stream, 0, (10, 10), &start);
@@ -61,8 +97,6 @@ fn greet(stream: &mut TcpStream) {
     say(stream, 0, (10, 41), &[0]);
     await_method(stream, (20, 10));
     say(stream, CHANNEL, (20, 11), &long(b""));
-    await_method(stream, (85, 10));
-    say(stream, CHANNEL, (85, 11), &[]);
 }
 
 fn long(text: &[u8]) -> Vec<u8> {

@@ -11,6 +11,8 @@ pub(crate) mod proxy;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rabbit;
 #[cfg(feature = "rabbitmq")]
+pub(crate) mod raw_amqp;
+#[cfg(feature = "rabbitmq")]
 pub(crate) mod rig;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 pub(crate) mod standstill;

@@ -1,0 +1,438 @@
+//! What the broker says, frame by frame, before the client library sees it.
+//!
+//! lapin's decoder trusts what it reads: a header table that is nested some hundred levels deep overflows its stack and
+//! ends the process, and text that is not UTF-8 ends the connection. The broker then delivers the same message first, for
+//! ever. So each frame passes through here. A sound frame passes as it is; of one that is not, a sound one is made, and
+//! what was wrong stands in a header of its own
+//! ([`MENDED`](crate::wire::MENDED), [`UNREADABLE`](crate::wire::UNREADABLE)).
+//!
+//! It knows neither socket nor clock. **Invariants.** What it hands on are whole frames that lapin can read, or the
+//! beginning of a body frame. It keeps one method or header frame at most, of a bounded length.
+
+mod header;
+mod notes;
+mod reader;
+mod table;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::borrow::Cow;
+
+use crc32fast::Hasher;
+
+use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BYTES_MAX};
+
+use self::header::Header;
+use self::notes::Notes;
+use self::reader::Reader;
+
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+/// The first byte, and the length, of what a server answers that speaks another version.
+const PROTOCOL: u8 = b'A';
+const PROTOCOL_HEADER: usize = 8;
+/// Behind each frame.
+const FRAME_END: u8 = 0xce;
+/// Kind, channel, length.
+const FRAME_HEAD: usize = 7;
+const FRAME_OVERHEAD: usize = FRAME_HEAD + 1;
+
+const CONNECTION_START: (u16, u16) = (10, 10);
+const CONNECTION_TUNE: (u16, u16) = (10, 30);
+const CONNECTION_CLOSE: (u16, u16) = (10, 50);
+const CONNECTION_BLOCKED: (u16, u16) = (10, 60);
+const CHANNEL_CLOSE: (u16, u16) = (20, 40);
+const BASIC_RETURN: (u16, u16) = (60, 50);
+const BASIC_DELIVER: (u16, u16) = (60, 60);
+
+/// The login that this library has.
+const PLAIN: &[u8] = b"PLAIN";
+
+/// What is said of a message that ends the connection.
+pub(super) const NOT_TAKEN_IN: &str = "cannot be taken in";
+
+/// Why nothing more of this connection is handed on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    /// Waiting does not heal it.
+    #[error("{0}")]
+    ForGood(String),
+    /// The line or the peer is broken.
+    #[error("{0}")]
+    Broken(String),
+}
+
+fn broken(text: impl Into<String>) -> Refused {
+    Refused::Broken(text.into())
+}
+
+/// Where in the stream it stands.
+#[derive(Debug)]
+enum At {
+    /// Collecting a frame's head, or a whole method or header frame.
+    Frame(Vec<u8>),
+    /// In a body frame that is handed on (or dropped) as it comes; so many bytes with its end.
+    Body { channel: u16, left: usize, dropped: bool },
+    /// The server has answered with a protocol header: it speaks another version, and lapin says so. Nothing follows.
+    Other,
+}
+
+/// The frames of one connection.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    at: At,
+    /// Nothing has come yet.
+    fresh: bool,
+    /// Bytes of a frame that were agreed on.
+    frame_bytes_max: usize,
+    body_bytes_max: u64,
+    /// What was wrong with the routing of the message whose header comes next, by channel.
+    noted: Vec<(u16, Notes)>,
+    dropping: Vec<Dropped>,
+}
+
+/// A message whose body is dropped as it comes. Its header is handed on once all of the body has come, with its checksum: so two
+/// messages that differ in their bodies alone are told apart.
+#[derive(Debug)]
+struct Dropped {
+    head: Head,
+    header: Vec<u8>,
+    notes: Notes,
+    left: u64,
+    checksum: Hasher,
+}
+
+impl Inbound {
+    /// Bodies of more than `body_bytes_max` bytes are dropped as they come; their messages come without.
+    pub(super) fn new(body_bytes_max: u64) -> Self {
+        Self {
+            at: At::Frame(Vec::new()),
+            fresh: true,
+            frame_bytes_max: FRAME_BYTES_MAX as usize,
+            body_bytes_max,
+            noted: Vec::new(),
+            dropping: Vec::new(),
+        }
+    }
+
+    /// Takes what has come and appends what lapin may see to `out`.
+    pub(super) fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Refused> {
+        while !bytes.is_empty() {
+            match &mut self.at {
+                At::Other => return Ok(()),
+                At::Body { channel, left, dropped } => {
+                    let (now, later) = bytes.split_at(bytes.len().min(*left));
+                    bytes = later;
+                    *left -= now.len();
+                    let (channel, left, dropped) = (*channel, *left, *dropped);
+                    if dropped {
+                        // The frame's end is no part of the body.
+                        let part =
+                            if left == 0 { now.split_last().map_or(now, |(_, part)| part) } else { now };
+                        self.drop_part(channel, part, left == 0, out);
+                    } else {
+                        out.extend_from_slice(now);
+                    }
+                    if left == 0 {
+                        self.at = At::Frame(Vec::new());
+                    }
+                }
+                At::Frame(frame) => {
+                    let wanted = match Head::read(frame) {
+                        _ if self.fresh && frame.first() == Some(&PROTOCOL) => PROTOCOL_HEADER,
+                        None => FRAME_HEAD,
+                        Some(head) => FRAME_OVERHEAD + head.len,
+                    };
+                    let (now, later) = bytes.split_at(bytes.len().min(wanted - frame.len()));
+                    frame.extend_from_slice(now);
+                    bytes = later;
+                    if frame.len() == wanted {
+                        self.collected(out)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A head is complete, or a frame.
+    fn collected(&mut self, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let At::Frame(frame) = &mut self.at else { return Ok(()) };
+        if self.fresh && frame.first() == Some(&PROTOCOL) {
+            // Of seven bytes of it nothing can be said.
+            if frame.len() == PROTOCOL_HEADER {
+                out.append(frame);
+                self.at = At::Other;
+            }
+            return Ok(());
+        }
+        self.fresh = false;
+        let Some(head) = Head::read(frame) else { return Ok(()) };
+        if frame.len() == FRAME_HEAD {
+            return self.begin(head, out);
+        }
+        if frame.last() != Some(&FRAME_END) {
+            return Err(broken("a frame of the broker does not end where it should"));
+        }
+        let mut frame = std::mem::take(frame);
+        match head.kind {
+            METHOD => self.method(head, &mut frame)?,
+            HEADER => self.header(head, &mut frame)?,
+            _ => {}
+        }
+        out.extend_from_slice(&frame);
+        // Its room serves the next one.
+        frame.clear();
+        self.at = At::Frame(frame);
+        Ok(())
+    }
+
+    /// The head of a frame is there: whether its length may be, and what is done with the rest.
+    fn begin(&mut self, head: Head, out: &mut Vec<u8>) -> Result<(), Refused> {
+        let max = match head.kind {
+            METHOD => FRAME_BYTES_MAX as usize,
+            HEADER => CONTENT_HEADER_BYTES_MAX,
+            BODY => self.frame_bytes_max,
+            HEARTBEAT => FRAME_OVERHEAD,
+            kind => return Err(broken(format!("the broker sent a frame of the unknown kind {kind}"))),
+        };
+        if head.len + FRAME_OVERHEAD > max {
+            let len = head.len + FRAME_OVERHEAD;
+            let what = match head.kind {
+                METHOD => "a method",
+                HEADER => {
+                    return Err(broken(format!(
+                        "a message {NOT_TAKEN_IN}: its headers are a frame of {len} bytes, {max} at most are"
+                    )));
+                }
+                BODY => "a part of a body",
+                _ => "a heartbeat",
+            };
+            return Err(broken(format!("the broker sent {what} in a frame of {len} bytes; {max} may come")));
+        }
+        if head.kind == BODY {
+            let dropped = self.dropping.iter_mut().find(|dropped| dropped.head.channel == head.channel);
+            if dropped.as_ref().is_some_and(|dropped| dropped.left < head.len as u64) {
+                return Err(broken("the broker sent a body that is longer than its header says"));
+            }
+            let dropped = dropped.is_some();
+            if !dropped && let At::Frame(frame) = &self.at {
+                out.extend_from_slice(frame);
+            }
+            self.at = At::Body { channel: head.channel, left: head.len + 1, dropped };
+        } else if self.dropping.iter().any(|dropped| dropped.head.channel == head.channel) {
+            return Err(broken("the broker sent another frame in the middle of a body"));
+        }
+        Ok(())
+    }
+
+    /// A part of a body that is dropped. The last one brings the message's header.
+    fn drop_part(&mut self, channel: u16, part: &[u8], ends_frame: bool, out: &mut Vec<u8>) {
+        let Some(at) = self.dropping.iter().position(|dropped| dropped.head.channel == channel) else {
+            return;
+        };
+        let Some(dropped) = self.dropping.get_mut(at) else { return };
+        dropped.checksum.update(part);
+        dropped.left -= part.len() as u64;
+        if dropped.left > 0 || !ends_frame {
+            return;
+        }
+        let Dropped { head, header, mut notes, checksum, .. } = self.dropping.swap_remove(at);
+        let Some(header) = Header::read(&header) else { return };
+        notes.lost(format_args!(
+            "its body of {} bytes (CRC-32 {:08x}) is left out: at most {} are taken in",
+            header.body_bytes,
+            checksum.finalize(),
+            self.body_bytes_max
+        ));
+        out.extend_from_slice(&head.with(&header.mend(0, self.payload_bytes_max(), notes)));
+    }
+
+    /// Of one frame, as agreed on.
+    fn payload_bytes_max(&self) -> usize {
+        self.frame_bytes_max.saturating_sub(FRAME_OVERHEAD)
+    }
+
+    fn method(&mut self, head: Head, frame: &mut Vec<u8>) -> Result<(), Refused> {
+        let payload = head.payload(frame);
+        let mut reader = Reader::new(payload);
+        let (Some(class), Some(method)) = (reader.u16(), reader.u16()) else { return Ok(()) };
+        let texts: &[Field] = match (class, method) {
+            CONNECTION_START => return start(head, frame),
+            CONNECTION_TUNE => {
+                let (_channels, bytes) = (reader.u16(), reader.u32());
+                if let Some(bytes) = bytes.filter(|bytes| (1..FRAME_BYTES_MAX).contains(bytes)) {
+                    self.frame_bytes_max = bytes as usize;
+                }
+                return Ok(());
+            }
+            CONNECTION_CLOSE | CHANNEL_CLOSE => &[Field::Skip(2), Field::Text("reply text")],
+            CONNECTION_BLOCKED => &[Field::Text("reason")],
+            BASIC_RETURN => &[
+                Field::Skip(2),
+                Field::Text("reply text"),
+                Field::Text("exchange"),
+                Field::Text("routing key"),
+            ],
+            BASIC_DELIVER => &[
+                Field::Text("consumer tag"),
+                Field::Skip(9),
+                Field::Text("exchange"),
+                Field::Text("routing key"),
+            ],
+            _ => return Ok(()),
+        };
+        // What was noted of a message whose header never came is of no message any more.
+        self.noted.retain(|(channel, _)| *channel != head.channel);
+        let (mended, notes) = mend_texts(reader.rest(), texts);
+        if let Some(arguments) = mended {
+            let mut payload = frame.get(FRAME_HEAD..FRAME_HEAD + 4).unwrap_or_default().to_vec();
+            payload.extend_from_slice(&arguments);
+            *frame = head.with(&payload);
+            if class == BASIC_DELIVER.0 {
+                self.noted.push((head.channel, notes));
+            }
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, head: Head, frame: &mut Vec<u8>) -> Result<(), Refused> {
+        let notes = match self.noted.iter().position(|(channel, _)| *channel == head.channel) {
+            Some(at) => self.noted.swap_remove(at).1,
+            None => Notes::default(),
+        };
+        // A header that is none is lapin's to complain of: it holds nothing that nests.
+        let Some(header) = Header::read(head.payload(frame)) else { return Ok(()) };
+        if header.body_bytes > BODY_BYTES_ANNOUNCED_MAX {
+            let len = header.body_bytes;
+            return Err(broken(format!(
+                "a message {NOT_TAKEN_IN}: its body is announced with {len} bytes, and RabbitMQ has none over {BODY_BYTES_ANNOUNCED_MAX}"
+            )));
+        }
+        if header.body_bytes > self.body_bytes_max {
+            let (left, header) = (header.body_bytes, head.payload(frame).to_vec());
+            self.dropping.push(Dropped { head, header, notes, left, checksum: Hasher::new() });
+            frame.clear();
+            return Ok(());
+        }
+        if notes.is_empty() && header::fits(head.len, self.frame_bytes_max) && header.is_sound() {
+            return Ok(());
+        }
+        *frame = head.with(&header.mend(header.body_bytes, self.payload_bytes_max(), notes));
+        Ok(())
+    }
+}
+
+/// The greeting. Its table may be nested too deep for lapin; and lapin would send the password to a server that does not ask
+/// for one.
+fn start(head: Head, frame: &mut Vec<u8>) -> Result<(), Refused> {
+    let mut reader = Reader::new(head.payload(frame));
+    let (_method, version) = (reader.u32(), reader.take(2));
+    let (Some(version), Some(properties), Some(mechanisms)) = (version, reader.long(), reader.long()) else {
+        return Ok(());
+    };
+    if !mechanisms.split(|byte| *byte == b' ').any(|mechanism| mechanism == PLAIN) {
+        return Err(Refused::ForGood(format!(
+            "the broker does not offer the login PLAIN, but `{}`; no password was sent",
+            text::shown(mechanisms)
+        )));
+    }
+    if table::is_sound(properties) {
+        return Ok(());
+    }
+    let entries = table::mend(properties, &mut Notes::default()).concat();
+    let mut payload = frame.get(FRAME_HEAD..FRAME_HEAD + 4).unwrap_or_default().to_vec();
+    payload.extend_from_slice(version);
+    payload.extend_from_slice(&u32::try_from(entries.len()).unwrap_or(u32::MAX).to_be_bytes());
+    payload.extend_from_slice(&entries);
+    payload.extend_from_slice(&u32::try_from(mechanisms.len()).unwrap_or(u32::MAX).to_be_bytes());
+    payload.extend_from_slice(mechanisms);
+    payload.extend_from_slice(reader.rest());
+    *frame = head.with(&payload);
+    Ok(())
+}
+
+/// One argument of a method.
+#[derive(Clone, Copy)]
+enum Field {
+    Skip(usize),
+    Text(&'static str),
+}
+
+/// The arguments with text where there should be text, if they are not so already.
+fn mend_texts(arguments: &[u8], fields: &[Field]) -> (Option<Vec<u8>>, Notes) {
+    let mut notes = Notes::default();
+    let mut reader = Reader::new(arguments);
+    let mut mended = Vec::new();
+    for field in fields {
+        match *field {
+            Field::Skip(len) => match reader.take(len) {
+                Some(bytes) => mended.extend_from_slice(bytes),
+                // lapin says what it thinks of that.
+                None => return (None, Notes::default()),
+            },
+            Field::Text(name) => {
+                let Some(bytes) = reader.short() else { return (None, Notes::default()) };
+                let text = text::mended(bytes);
+                if matches!(text, Cow::Owned(_)) {
+                    notes.lost(format_args!("its {name} `{}` is not UTF-8", text::shown(bytes)));
+                }
+                mended.push(u8::try_from(text.len()).unwrap_or(u8::MAX));
+                mended.extend_from_slice(&text);
+            }
+        }
+    }
+    if notes.is_empty() {
+        return (None, notes);
+    }
+    mended.extend_from_slice(reader.rest());
+    (Some(mended), notes)
+}
+
+/// The head of a frame.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    kind: u8,
+    channel: u16,
+    /// Bytes of the payload.
+    len: usize,
+}
+
+impl Head {
+    fn read(frame: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(frame);
+        let (kind, channel, len) = (reader.u8()?, reader.u16()?, reader.u32()?);
+        Some(Self { kind, channel, len: usize::try_from(len).ok()? })
+    }
+
+    /// Of a frame that is complete.
+    fn payload(self, frame: &[u8]) -> &[u8] {
+        frame.get(FRAME_HEAD..FRAME_HEAD + self.len).unwrap_or_default()
+    }
+
+    /// A frame of the same kind and channel with another payload.
+    fn with(self, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::with_capacity(payload.len() + FRAME_OVERHEAD);
+        frame.push(self.kind);
+        frame.extend_from_slice(&self.channel.to_be_bytes());
+        frame.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
+        frame.extend_from_slice(payload);
+        frame.push(FRAME_END);
+        frame
+    }
+}
+
+/// What the fuzz target feeds: bytes in pieces. What came out until it was refused.
+#[cfg(fuzzing)]
+pub(crate) fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
+    let (mut inbound, mut out) = (Inbound::new(64), Vec::new());
+    for piece in bytes.chunks(piece.max(1)) {
+        if inbound.feed(piece, &mut out).is_err() {
+            break;
+        }
+    }
+    out
+}

@@ -1,0 +1,352 @@
+//! What comes out is always what the client library reads: its own decoder is the judge.
+
+use amq_protocol::frame::{AMQPFrame, parse_frame};
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::*;
+use crate::limits::TABLE_NESTING_MAX;
+use crate::wire::{MENDED, UNREADABLE};
+
+fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    Head { kind, channel, len: payload.len() }.with(payload)
+}
+
+fn method(channel: u16, (class, method): (u16, u16), arguments: &[u8]) -> Vec<u8> {
+    frame(METHOD, channel, &[&class.to_be_bytes()[..], &method.to_be_bytes(), arguments].concat())
+}
+
+fn short(bytes: &[u8]) -> Vec<u8> {
+    [&[u8::try_from(bytes.len()).unwrap()][..], bytes].concat()
+}
+
+fn long(bytes: &[u8]) -> Vec<u8> {
+    [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+}
+
+fn entry(name: &[u8], kind: u8, value: &[u8]) -> Vec<u8> {
+    [&short(name)[..], &[kind], value].concat()
+}
+
+/// A table in a table, so many levels deep.
+fn nested(depth: usize, kind: u8) -> Vec<u8> {
+    let mut value = long(b"");
+    for _ in 1..depth {
+        let inner = if kind == b'F' { entry(b"", kind, &value) } else { [&[kind][..], &value].concat() };
+        value = long(&inner);
+    }
+    value
+}
+
+/// A content header with headers and, by their flags, other properties.
+fn header(body_bytes: u64, flags: u16, before: &[u8], headers: &[Vec<u8>], behind: &[u8]) -> Vec<u8> {
+    let flags = flags | u16::from(!headers.is_empty()) << 13;
+    let table = if headers.is_empty() { Vec::new() } else { long(&headers.concat()) };
+    let head = [&60_u16.to_be_bytes()[..], &[0, 0], &body_bytes.to_be_bytes(), &flags.to_be_bytes()].concat();
+    frame(HEADER, 1, &[&head[..], before, &table, behind].concat())
+}
+
+fn deliver(routing_key: &[u8]) -> Vec<u8> {
+    let arguments = [&short(b"tag")[..], &1_u64.to_be_bytes(), &[0], &short(b"x"), &short(routing_key)];
+    method(1, BASIC_DELIVER, &arguments.concat())
+}
+
+fn fed(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
+    let mut out = Vec::new();
+    Inbound::new(1000).feed(bytes, &mut out).map(|()| out)
+}
+
+/// lapin's reading of it all.
+fn parsed(mut bytes: &[u8]) -> Vec<AMQPFrame> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let (rest, frame) =
+            parse_frame(bytes).unwrap_or_else(|error| panic!("lapin does not read it: {error:?}"));
+        frames.push(frame);
+        bytes = rest;
+    }
+    frames
+}
+
+/// The note in the only content header.
+fn note(bytes: &[u8], name: &str) -> Option<String> {
+    let headers = parsed(bytes).into_iter().filter_map(|frame| match frame {
+        AMQPFrame::Header(_, header) => header.properties.headers().clone(),
+        _ => None,
+    });
+    let notes: Vec<_> = headers
+        .filter_map(|headers| Some(format!("{}", headers.inner().get(name)?.as_long_string()?)))
+        .collect();
+    assert!(notes.len() <= 1);
+    notes.into_iter().next()
+}
+
+#[test]
+fn sound_frames_pass_as_they_are_however_they_come() {
+    let headers =
+        [entry(b"n", b'S', &long(b"text")), entry(b"deep", b'F', &nested(TABLE_NESTING_MAX - 1, b'F'))];
+    let stream = [
+        method(1, (60, 80), &[0, 0, 0, 0, 0, 0, 0, 1, 0]),
+        frame(HEARTBEAT, 0, &[]),
+        deliver("schlüssel".as_bytes()),
+        header(
+            5,
+            1 << 15 | 1 << 12 | 1 << 7,
+            &short(b"text/plain"),
+            &headers,
+            &[&[2][..], &short(b"m-1")].concat(),
+        ),
+        frame(BODY, 1, b"he"),
+        frame(BODY, 1, b"llo"),
+        header(0, 0, b"", &[], b""),
+    ]
+    .concat();
+    assert_eq!(fed(&stream).unwrap(), stream);
+    for step in [1, 2, 3, 7, 8, 13] {
+        let (mut inbound, mut out) = (Inbound::new(1000), Vec::new());
+        stream.chunks(step).for_each(|chunk| inbound.feed(chunk, &mut out).unwrap());
+        assert_eq!(out, stream, "{step} bytes at a time");
+    }
+}
+
+/// Goal: poison below the consumer's quarantine comes to the consumer. Method: one kind of poison at a time; each is read by lapin
+/// and says what was wrong, as lost where the message cannot be told from another one.
+#[test]
+fn what_the_decoder_refuses_is_mended_and_said() {
+    let id = |id: &[u8]| [&[2][..], &short(id)].concat();
+    let (mode_and_id, user) = (1 << 12 | 1 << 7, 1 << 4);
+    let big = |name: &[u8], len: usize| entry(name, b'S', &long(&vec![b'x'; len]));
+    let cases: Vec<(&str, Vec<u8>, &str, &str)> = vec![
+        (
+            "id",
+            header(0, mode_and_id, b"", &[], &id(b"m\xff")),
+            UNREADABLE,
+            "its message_id `m\\xff` is not UTF-8",
+        ),
+        ("type", header(0, 1 << 5, b"", &[], &short(b"\xc3")), UNREADABLE, "its type `\\xc3` is not UTF-8"),
+        ("user", header(0, user, b"", &[], &short(b"\xffu")), MENDED, "its user_id `\\xffu` is not UTF-8"),
+        (
+            "key",
+            [deliver(b"k\xfe"), header(0, 0, b"", &[], b"")].concat(),
+            UNREADABLE,
+            "its routing key `k\\xfe`",
+        ),
+        (
+            "name",
+            header(0, 0, b"", &[entry(b"n\xff", b'V', b"")], b""),
+            MENDED,
+            "the name of header `n\\xff`",
+        ),
+        (
+            "inner name",
+            header(0, 0, b"", &[entry(b"t", b'F', &long(&entry(b"\xff", b'V', b"")))], b""),
+            MENDED,
+            "`\\xff`",
+        ),
+        ("deep F", header(0, 0, b"", &[entry(b"deep", b'F', &nested(3000, b'F'))], b""), MENDED, "`deep`"),
+        ("deep A", header(0, 0, b"", &[entry(b"deep", b'A', &nested(5000, b'A'))], b""), MENDED, "`deep`"),
+        (
+            "kind",
+            header(0, 0, b"", &[entry(b"a", b'V', b""), entry(b"b", b'?', b"12")], b""),
+            UNREADABLE,
+            "from entry 2 on",
+        ),
+        (
+            "cut",
+            header(0, 0, b"", &[entry(b"a", b'S', &[0, 0, 0, 9, 1])], b""),
+            UNREADABLE,
+            "from entry 1 on",
+        ),
+        (
+            "odd inside",
+            header(0, 0, b"", &[entry(b"t", b'F', &long(b"\x01n?"))], b""),
+            MENDED,
+            "header `t` is kept as bytes",
+        ),
+        ("short", header(0, 1 << 7, b"", &[], b"\x09m"), UNREADABLE, "end too early"),
+        ("flags", header(0, 1, b"", &[], b"\0\0"), UNREADABLE, "properties cannot be read"),
+        (
+            "large",
+            header(0, 0, b"", &[big(b"x-death", 140_000), big(b"kept", 9)], b""),
+            UNREADABLE,
+            "`x-death` of 140013 bytes",
+        ),
+        (
+            "forged",
+            header(0, 0, b"", &[entry(UNREADABLE.as_bytes(), b'V', b"")], b""),
+            MENDED,
+            "`onewrite-unreadable` is left out",
+        ),
+    ];
+    for (name, bytes, header, text) in cases {
+        let out = fed(&bytes).unwrap();
+        let said = note(&out, header).unwrap_or_else(|| panic!("{name}: no {header}"));
+        assert!(said.contains(text), "{name}: {said}");
+        let other = if header == MENDED { UNREADABLE } else { MENDED };
+        assert_eq!(note(&out, other), None, "{name}");
+    }
+    // What is sound beside it stays.
+    let kept =
+        fed(&header(0, mode_and_id, b"", &[big(b"x-death", 140_000), big(b"kept", 9)], &id(b"m-1"))).unwrap();
+    let AMQPFrame::Header(1, kept) = parsed(&kept).remove(0) else { panic!("no header") };
+    assert_eq!(kept.properties.message_id().as_ref().unwrap().as_str(), "m-1");
+    assert!(kept.properties.headers().as_ref().unwrap().contains_key("kept"));
+}
+
+/// Goal: a hundred thousand small headers that do not fit cost a moment, not a minute. Method: as many as a frame may bring.
+#[test]
+fn many_headers_that_do_not_fit_are_left_out_at_once() {
+    let headers = vec![entry(b"", b'V', b""); 500_000];
+    let out = fed(&header(0, 0, b"", &headers, b"")).unwrap();
+    assert!(out.len() <= FRAME_BYTES_MAX as usize);
+    assert!(note(&out, UNREADABLE).unwrap().contains("more"));
+}
+
+/// Goal: a body over the cap takes no memory, and its message is told from another of the same length. Method: bodies in parts, with
+/// frames of other channels in between; the header comes behind the last part.
+#[test]
+fn a_body_over_the_cap_is_dropped_as_it_comes() {
+    let body = |fill: u8| {
+        let part = frame(BODY, 1, &[fill; 700]);
+        let other = frame(BODY, 2, b"other");
+        [deliver(b"k"), header(1400, 1 << 7, b"", &[], &short(b"m-1")), part.clone(), other, part].concat()
+    };
+    let (mut inbound, mut out) = (Inbound::new(1000), Vec::new());
+    for chunk in body(1).chunks(100) {
+        inbound.feed(chunk, &mut out).unwrap();
+    }
+    assert!(out.len() < 600, "{}", out.len());
+    let first = note(&out, UNREADABLE).unwrap();
+    assert!(first.contains("its body of 1400 bytes (CRC-32 "), "{first}");
+    assert_ne!(note(&fed(&body(2)).unwrap(), UNREADABLE).unwrap(), first);
+    // The connection goes on.
+    let next = [deliver(b"k"), header(2, 0, b"", &[], b""), frame(BODY, 1, b"ok")].concat();
+    out.clear();
+    inbound.feed(&next, &mut out).unwrap();
+    assert_eq!(out, next);
+    // Longer than announced, or cut short.
+    let long = [header(1400, 0, b"", &[], b""), frame(BODY, 1, &[0; 1401])].concat();
+    assert_eq!(fed(&long), Err(broken("the broker sent a body that is longer than its header says")));
+    let cut = [header(1400, 0, b"", &[], b""), deliver(b"k")].concat();
+    assert_eq!(fed(&cut), Err(broken("the broker sent another frame in the middle of a body")));
+}
+
+#[test]
+fn what_no_broker_sends_ends_the_connection() {
+    let endless = header(1 << 62, 0, b"", &[], b"");
+    let head = |kind: u8, len: u32| [&[kind, 0, 1][..], &len.to_be_bytes()].concat();
+    for (bytes, text) in [
+        (endless, "its body is announced with 4611686018427387904 bytes"),
+        (head(METHOD, u32::MAX), "a method in a frame of"),
+        (head(HEADER, 1 << 20), "its headers are a frame of 1048584 bytes"),
+        (head(BODY, 131_073), "a part of a body in a frame of"),
+        (head(HEARTBEAT, 1), "a heartbeat in a frame of"),
+        (head(9, 0), "unknown kind 9"),
+        ([head(METHOD, 1), vec![0, 0]].concat(), "does not end where it should"),
+    ] {
+        let Err(Refused::Broken(said)) = fed(&bytes) else { panic!("{text} is taken") };
+        assert!(said.contains(text), "{said}");
+    }
+}
+
+/// Goal: lapin, which logs that a login is not offered and sends the password all the same, never comes to it; nor to a greeting
+/// that would overflow its stack. Method: greetings.
+#[test]
+fn the_greeting_is_looked_at_before_the_login() {
+    let start = |properties: &[u8], mechanisms: &[u8]| {
+        method(
+            0,
+            CONNECTION_START,
+            &[&[0, 9][..], &long(properties), &long(mechanisms), &long(b"en_US")].concat(),
+        )
+    };
+    let good = start(&entry(b"product", b'S', &long(b"RabbitMQ")), b"AMQPLAIN PLAIN");
+    assert_eq!(fed(&good).unwrap(), good);
+    for offered in [&b"EXTERNAL"[..], b"", b"PLAINER", b"EXTERNAL AMQPLAIN"] {
+        let Err(Refused::ForGood(said)) = fed(&start(b"", offered)) else { panic!("{offered:?} is taken") };
+        assert!(said.contains("no password was sent"), "{said}");
+    }
+    let deep = fed(&start(&entry(b"deep", b'F', &nested(10_000, b'F')), b"PLAIN")).unwrap();
+    assert_eq!(parsed(&deep).len(), 1);
+}
+
+#[test]
+fn a_server_of_another_version_is_lapins_to_name() {
+    let answer = b"AMQP\0\x01\0\0";
+    assert_eq!(fed(&[&answer[..], b"AMQP more"].concat()).unwrap(), answer);
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![3 => "[a-z]{0,8}".prop_map(String::into_bytes), 1 => vec(any::<u8>(), 0..8)]
+}
+
+fn value(depth: u32) -> impl Strategy<Value = (u8, Vec<u8>)> {
+    let leaf = prop_oneof![
+        4 => vec(any::<u8>(), 0..40).prop_map(|bytes| (b'S', long(&bytes))),
+        1 => any::<u64>().prop_map(|int| (b'l', int.to_be_bytes().to_vec())),
+        1 => Just((b'V', Vec::new())),
+        1 => (1_usize..40).prop_map(|depth| (b'F', nested(depth, b'F'))),
+        1 => (1_usize..40).prop_map(|depth| (b'A', nested(depth, b'A'))),
+        1 => (any::<u8>(), vec(any::<u8>(), 0..20)),
+    ];
+    leaf.prop_recursive(depth, 64, 6, |inner| {
+        prop_oneof![
+            vec((name(), inner.clone()), 0..6).prop_map(|entries| {
+                let entries: Vec<_> =
+                    entries.iter().map(|(name, (kind, value))| entry(name, *kind, value)).collect();
+                (b'F', long(&entries.concat()))
+            }),
+            vec(inner, 0..6).prop_map(|values| {
+                let values: Vec<_> =
+                    values.iter().map(|(kind, value)| [&[*kind][..], value].concat()).collect();
+                (b'A', long(&values.concat()))
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Goal: whatever headers a message has, lapin reads what is made of them, and it fits into a frame. Method: tables with odd
+    /// names, types, lengths and depths, and properties with odd flags and cuts.
+    #[test]
+    fn whatever_a_header_holds_the_decoder_reads_it(
+        entries in vec((name(), value(6)), 0..8),
+        flags in any::<u16>(),
+        properties in vec(any::<u8>(), 0..200),
+        frame_bytes_max in prop_oneof![Just(4096_u32), Just(131_072)],
+        step in 1_usize..200,
+    ) {
+        let entries: Vec<_> = entries.iter().map(|(name, (kind, value))| entry(name, *kind, value)).collect();
+        let tune = method(0, CONNECTION_TUNE, &[&[0, 9][..], &frame_bytes_max.to_be_bytes(), &[0, 9]].concat());
+        let odd = header(0, flags & !(1 << 13), &properties, &entries, b"");
+        let stream = [tune, deliver(&properties[..properties.len().min(20)]), header(0, 0, b"", &entries, b""), odd].concat();
+        let (mut inbound, mut out) = (Inbound::new(1000), Vec::new());
+        for chunk in stream.chunks(step) {
+            inbound.feed(chunk, &mut out).unwrap();
+        }
+        let mut rest = &out[..];
+        while !rest.is_empty() {
+            let (behind, read) = parse_frame(rest).expect("lapin reads it");
+            let is_header = matches!(read, AMQPFrame::Header(..));
+            prop_assert!(!is_header || rest.len() - behind.len() <= frame_bytes_max as usize);
+            rest = behind;
+        }
+        let headers = parsed(&out).into_iter().filter(|frame| matches!(frame, AMQPFrame::Header(..)));
+        prop_assert_eq!(headers.count(), 2);
+    }
+
+    /// Goal: no bytes at all end in a panic or in memory without bound. Method: noise, and frames with noise in them.
+    #[test]
+    fn noise_is_taken_or_refused(
+        frames in vec((prop_oneof![Just(1_u8), Just(2), Just(3), Just(8), any::<u8>()], any::<u16>(), vec(any::<u8>(), 0..100)), 0..10),
+        noise in vec(any::<u8>(), 0..100),
+    ) {
+        let mut stream: Vec<u8> = frames.iter().flat_map(|(kind, channel, payload)| frame(*kind, *channel, payload)).collect();
+        stream.extend(noise);
+        let (mut inbound, mut out) = (Inbound::new(50), Vec::new());
+        let _ = inbound.feed(&stream, &mut out);
+        prop_assert!(out.len() <= stream.len() + 2000 * frames.len());
+    }
+}

@@ -1,0 +1,30 @@
+//! Texts that should be UTF-8.
+
+use std::borrow::Cow;
+
+/// Stands for each byte that is no text. Unicode calls it *substitute*: it stands for a character that is invalid.
+pub(super) const SUBSTITUTE: u8 = 0x1a;
+
+pub(super) fn is_text(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_ok()
+}
+
+/// As many bytes; those that are no text are [`SUBSTITUTE`].
+pub(super) fn mended(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if is_text(bytes) {
+        return Cow::Borrowed(bytes);
+    }
+    let mut text = Vec::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.extend_from_slice(chunk.valid().as_bytes());
+        text.resize(text.len() + chunk.invalid().len(), SUBSTITUTE);
+    }
+    Cow::Owned(text)
+}
+
+/// For a note: escaped, and not too long.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    const SHOWN_BYTES_MAX: usize = 40;
+    let (part, more) = bytes.split_at_checked(SHOWN_BYTES_MAX).map_or((bytes, ""), |(part, _)| (part, "…"));
+    format!("{}{more}", part.escape_ascii())
+}
