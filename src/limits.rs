@@ -61,6 +61,18 @@ pub const JOURNAL_BYTES_MIN: usize = 1 << 20;
 /// Largest journal of a store, in bytes.
 pub const JOURNAL_BYTES_MAX: usize = 256 << 20;
 
+/// Longest name of a file, in bytes. Longer names of a store's side files are made short.
+pub const FILE_NAME_BYTES_MAX: usize = 255;
+
+/// Looks that opening takes at a path which other processes change at the same moment, at most.
+pub const OPEN_ROUNDS_MAX: usize = 8;
+
+/// Wait between two looks at an empty file that another process may be about to fill, in milliseconds.
+pub const EMPTY_FILE_MS: u64 = 5;
+
+/// Folders that cannot be synced of which a process warns, at most, each once.
+pub const UNSYNCED_FOLDERS_MAX: usize = 64;
+
 /// Writes that may wait for the writer thread. A further one blocks its caller.
 pub const WRITE_QUEUE_MAX: usize = 1024;
 

@@ -7,7 +7,7 @@
 mod panic;
 mod revision;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use self::panic::{caught, panic_text};
@@ -453,6 +453,15 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
+    /// There is a file, and it is empty: no store ever is. A copy that failed leaves one, or a file system that has lost what was in it. So
+    /// it is not taken for a new store, unless [`overwrite_empty`](crate::StoreBuilder::overwrite_empty) says so. Nothing has been written.
+    #[error("{path} is empty: {}", empty_text(journal.as_deref()), path = path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// A [journal](crate::StoreBuilder::journal_bytes) that lies beside it: a store was here.
+        journal: Option<PathBuf>,
+    },
     /// The file was written by a newer version of this library.
     #[error("{path} has onewrite format {found}; this version reads formats up to {supported}", path = path.display())]
     NewerFormat {
@@ -502,6 +511,50 @@ pub enum OpenError {
         /// Why it failed.
         source: BoxError,
     },
+}
+
+fn empty_text(journal: Option<&Path>) -> String {
+    match journal {
+        Some(journal) => format!(
+            "a store's journal, {}, lies beside it, so a store was here and has lost its file; put the file back from a backup, or move \
+             the journal away",
+            journal.display()
+        ),
+        None => {
+            "no store ever is; if a new store is to be made of it, remove the file or set `overwrite_empty(true)`".into()
+        }
+    }
+}
+
+impl OpenError {
+    /// Tells the path, and the paths of files beside it, as the application has given them.
+    pub(crate) fn named_as(mut self, path: &Path, given: &Path) -> Self {
+        let named = |told: &mut PathBuf| {
+            if told == path {
+                *told = given.to_owned();
+            } else if told.parent() == path.parent()
+                && let Some(name) = told.file_name()
+            {
+                *told = given.with_file_name(name);
+            }
+        };
+        match &mut self {
+            Self::Empty { path, journal } => {
+                named(path);
+                journal.iter_mut().for_each(named);
+            }
+            Self::Locked { path }
+            | Self::Symlink { path }
+            | Self::NotAStore { path, .. }
+            | Self::NewerFormat { path, .. }
+            | Self::Damaged { path, .. }
+            | Self::JournalMissing { path }
+            | Self::JournalInTheWay { path }
+            | Self::Io { path, .. }
+            | Self::Storage { path, .. } => named(path),
+        }
+        self
+    }
 }
 
 /// Why an event was refused at append.

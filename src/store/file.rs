@@ -1,10 +1,9 @@
-//! Opening and creating the file.
+//! Opening the file. How one is made is in `create`.
 //!
-//! **Invariants.** The path never names a half-made file: a store is made aside, closed, synced and then linked into
-//! place. A file that was not closed cleanly is verified before it is used. Symbolic links are not followed. The file
-//! is readable and writable by its owner alone.
+//! **Invariants.** A file that was not closed cleanly is verified before it is used. Symbolic links are not followed. An empty file is
+//! taken for none only if the application has said so. Every error names the path as it was given.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -15,9 +14,12 @@ use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
 
 use super::counted::{Counted, IoCounters};
+use super::create::create_aside;
+use super::head::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
+use super::place::{Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
-use crate::event::fresh_uuid_text;
+use crate::limits::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
 
 /// What a database is kept on: a file, or a disk that the tests of crashes make up.
 pub(super) trait Medium {
@@ -65,6 +67,9 @@ pub(crate) struct Options {
     pub(crate) cache_bytes: usize,
     pub(crate) journal: JournalOptions,
     pub(crate) create: bool,
+    /// An empty file is as good as none.
+    pub(crate) overwrite_empty: bool,
+    pub(crate) sync_folder: SyncFolder,
 }
 
 /// A database that is open, and how it came.
@@ -77,71 +82,127 @@ pub(crate) struct Opened {
 
 /// Opens the file, or makes it by way of `initialise`.
 pub(crate) fn open_or_create(
+    given: &Path,
+    options: Options,
+    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
+) -> Result<Opened, OpenError> {
+    let refused = |reason: &str| OpenError::NotAStore { path: given.into(), reason: reason.into() };
+    if ends_as_a_folder(given) {
+        return Err(refused("the path ends as a folder's does; name a file in it"));
+    }
+    if given.file_name().is_none() {
+        return Err(refused("the path names no file"));
+    }
+    let path = resolved(given).map_err(|source| cannot("open", given, source))?;
+    open_resolved(&path, options, initialise).map_err(|error| error.named_as(&path, given))
+}
+
+pub(super) fn cannot(action: &'static str, path: &Path, source: std::io::Error) -> OpenError {
+    OpenError::Io { action, path: path.into(), source }
+}
+
+fn open_resolved(
     path: &Path,
     options: Options,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<Opened, OpenError> {
-    // Someone else may create or remove the file between our steps; each round sees a newer truth.
-    for _ in 0..8 {
-        match open_file(path)? {
-            Some(file) => return open_file_or_journal(path, &file, options),
-            None if !options.create => {
-                let source = ErrorKind::NotFound.into();
-                return Err(OpenError::Io { action: "open", path: path.into(), source });
+    // Another process may create or remove the file between our steps; each round sees a newer truth.
+    for round in 0..OPEN_ROUNDS_MAX {
+        match find(path, options, round)? {
+            Found::File(file) => return open_file_or_journal(path, &file, options),
+            Found::Nothing if !options.create => {
+                return Err(cannot("open", path, ErrorKind::NotFound.into()));
             }
-            None => create_aside(path, options.cache_bytes, initialise)?,
+            Found::Nothing | Found::Empty => create_aside(path, options, initialise)?,
+            Found::Changing => std::thread::sleep(std::time::Duration::from_millis(EMPTY_FILE_MS)),
         }
     }
     let source = std::io::Error::other("it appears and disappears while it is being opened");
-    Err(OpenError::Io { action: "open", path: path.into(), source })
+    Err(cannot("open", path, source))
 }
 
-/// The file, or `None` where there is none or an empty one (which `create_aside` replaces).
-fn open_file(path: &Path) -> Result<Option<File>, OpenError> {
-    let io = |source| OpenError::Io { action: "open", path: path.into(), source };
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io(error)),
-        Ok(meta) if meta.file_type().is_symlink() => return Err(OpenError::Symlink { path: path.into() }),
-        Ok(meta) if !meta.is_file() => {
-            return Err(OpenError::NotAStore {
-                path: path.into(),
-                reason: "it is not a regular file".into(),
-            });
+/// What is at a store's path.
+enum Found {
+    Nothing,
+    /// An empty file, which is to be replaced.
+    Empty,
+    /// An empty file that another process may be about to fill or replace.
+    Changing,
+    File(File),
+}
+
+fn find(path: &Path, options: Options, round: usize) -> Result<Found, OpenError> {
+    let failed = |source| cannot("open", path, source);
+    let file = match open_regular(path).map_err(failed)? {
+        Standing::Nothing => return Ok(Found::Nothing),
+        Standing::Symlink => return Err(OpenError::Symlink { path: path.into() }),
+        Standing::Odd(kind) => {
+            return Err(OpenError::NotAStore { path: path.into(), reason: format!("it is {kind}") });
         }
-        Ok(meta) if meta.len() == 0 => return Ok(None),
-        Ok(_) => {}
+        Standing::File(file) => file,
+    };
+    if file.metadata().map_err(failed)?.len() > 0 {
+        return Ok(Found::File(file));
     }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    owner_only(&mut options);
-    options.open(path).map(Some).map_err(io)
+    let journal = journal_beside(path, options);
+    if options.overwrite_empty && journal.is_none() {
+        return Ok(Found::Empty);
+    }
+    // An engine that is making a database in this very file has locked it; a creation that has just made the name is about to.
+    if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+        return Err(OpenError::Locked { path: path.into() });
+    }
+    let changed = !is_same(&file, path) || file.metadata().map_err(failed)?.len() > 0;
+    file.unlock().map_err(failed)?;
+    if changed || round < OPEN_ROUNDS_MAX / 2 {
+        return Ok(Found::Changing);
+    }
+    Err(OpenError::Empty { path: path.into(), journal })
 }
 
-#[cfg(unix)]
-pub(super) fn owner_only(options: &mut OpenOptions) {
-    use std::os::unix::fs::OpenOptionsExt;
-    options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+/// A journal with what this library writes at its head, where that of this store would be.
+fn journal_beside(path: &Path, options: Options) -> Option<PathBuf> {
+    SideFile::of(path, options.sync_folder).ok().and_then(|side| side.stands())
 }
-
-#[cfg(not(unix))]
-pub(super) fn owner_only(_: &mut OpenOptions) {}
 
 fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Opened, OpenError> {
-    let io = |source| OpenError::Io { action: "read", path: path.into(), source };
-    let is_journaled = file_backend(file).and_then(|file| is_journaled(&file)).map_err(io)?;
+    let failed = |source| cannot("read", path, source);
+    let is_journaled = file_backend(file).and_then(|file| is_journaled(&file)).map_err(failed)?;
+    let described = |error| described(error, path, file, options);
     if options.journal.bytes == 0 && !is_journaled {
         // Should it be by now, that is noticed under the engine's lock.
-        return open_database(path, file, options.cache_bytes);
+        return open_database(path, file, options.cache_bytes).map_err(described);
     }
-    let side = SideFile::of(path).map_err(io)?;
+    let side = SideFile::of(path, options.sync_folder).map_err(failed)?;
     let journaled = Journaled { file, side, options: options.journal, refusal: JournalRefusal::default() };
     // What is given up may be half in the file, whatever its header says.
     let first = if options.journal.abandon && is_journaled { Open::Verify } else { Open::IfClean };
     open_database_as(path, &journaled, options.cache_bytes, first).map_err(|error| {
         let refusal = journaled.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
-        refusal.unwrap_or(error)
+        refusal.unwrap_or_else(|| described(error))
     })
+}
+
+/// The error of a file that the engine does not take, with what can be seen of it, and of a journal that tells what it once was.
+fn described(error: OpenError, path: &Path, file: &File, options: Options) -> OpenError {
+    let (OpenError::NotAStore { .. } | OpenError::Damaged { .. }) = &error else { return error };
+    let seen = file_backend(file).and_then(|file| odd_head(&file)).ok().flatten();
+    let error = match seen {
+        Some(Odd::Short(reason)) => OpenError::Damaged { path: path.into(), reason },
+        Some(Odd::Foreign(reason)) => OpenError::NotAStore { path: path.into(), reason },
+        None => error,
+    };
+    match (error, journal_beside(path, options)) {
+        (OpenError::NotAStore { path, reason }, Some(journal)) => {
+            let journal = journal.display();
+            let reason = format!(
+                "{reason}; a store's journal, {journal}, lies beside it: the store that was here has lost its file, which has to be put \
+                 back from a backup"
+            );
+            OpenError::NotAStore { path, reason }
+        }
+        (error, _) => error,
+    }
 }
 
 pub(super) fn open_database(
@@ -199,8 +260,8 @@ impl Refusal {
             Self::Database(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => {
                 OpenError::Locked { path }
             }
-            Self::Database(error @ DatabaseError::UpgradeRequired(_)) => {
-                OpenError::NotAStore { path, reason: error.to_string() }
+            Self::Database(DatabaseError::UpgradeRequired(version)) => {
+                OpenError::NotAStore { path, reason: older_text(version) }
             }
             Self::Database(DatabaseError::Storage(StorageError::Io(error)))
                 if error.kind() == ErrorKind::InvalidData =>
@@ -218,8 +279,9 @@ impl Refusal {
             {
                 damaged(path, "it ends too early".into())
             }
+            // It may have come of a write: the engine repairs what it opens.
             Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
-                OpenError::Io { action: "read", path, source }
+                OpenError::Io { action: "open", path, source }
             }
             Self::Database(DatabaseError::Storage(StorageError::Corrupted(reason))) => damaged(path, reason),
             Self::Database(error) => OpenError::Storage { path, source: error.into() },
@@ -278,52 +340,6 @@ pub(crate) fn close(db: Database) -> Result<(), BoxError> {
     }
 }
 
-/// Makes a store beside `path` and links it into place, unless another process was faster.
-fn create_aside(
-    path: &Path,
-    cache_bytes: usize,
-    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
-) -> Result<(), OpenError> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| OpenError::NotAStore { path: path.into(), reason: "the path names no file".into() })?;
-    let folder = folder_of(path);
-    let prefix = format!(".{}.creating-", name.to_string_lossy());
-    remove_left_over(folder, &prefix);
-    let aside = folder.join(format!("{prefix}{}", fresh_uuid_text()));
-    let made = make(&aside, cache_bytes, initialise).and_then(|locked| {
-        let placed = put_in_place(&aside, path);
-        // Said, not left to closing: a process that is being forked elsewhere may hold a copy of the handle for a moment.
-        let _ = locked.unlock();
-        placed
-    });
-    if made.is_err() {
-        // Best effort: what cannot be removed now is removed by the next creation.
-        let _ = std::fs::remove_file(&aside);
-    }
-    made?;
-    sync_folder(folder)
-}
-
-fn make(
-    aside: &Path,
-    cache_bytes: usize,
-    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
-) -> Result<File, OpenError> {
-    let io = |action, source| OpenError::Io { action, path: aside.into(), source };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create_new(true);
-    owner_only(&mut options);
-    let file = options.open(aside).map_err(|source| io("create", source))?;
-    make_database(aside, &file, cache_bytes, initialise)?;
-    // Locked until it is in place: other creations take what is free for a left-over.
-    if let Err(error) = file.try_lock() {
-        tracing::debug!(%error, "cannot lock the new file");
-    }
-    file.sync_all().map_err(|source| io("sync", source))?;
-    Ok(file)
-}
-
 /// The engine's part of a creation. What it leaves is nobody's until it is synced and in place.
 pub(super) fn make_database(
     path: &Path,
@@ -335,98 +351,4 @@ pub(super) fn make_database(
         .map_err(|refusal| refusal.into_error(path))?;
     initialise(&db)?;
     db.close().map_err(|error| OpenError::Storage { path: path.into(), source: error.into() })
-}
-
-/// Links, so that a file that another process has put there meanwhile is never replaced; renames over an empty file,
-/// and where the file system has no links.
-fn put_in_place(aside: &Path, path: &Path) -> Result<(), OpenError> {
-    let io = |source| OpenError::Io { action: "create", path: path.into(), source };
-    let empty = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
-    // Held until the rename: of two that found the same empty file, the second must not replace the first one's store.
-    let mut _held = None;
-    if empty {
-        _held = hold_empty(path);
-        if _held.is_none() {
-            return remove(aside).map_err(io);
-        }
-    } else {
-        match std::fs::hard_link(aside, path) {
-            Ok(()) => return remove(aside).map_err(io),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return remove(aside).map_err(io);
-            }
-            // Another creation took ours for a left-over, in the moment between close and link: the next round makes it anew.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(error) => tracing::debug!(%error, "no hard links here; renaming instead"),
-        }
-    }
-    match std::fs::rename(aside, path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        renamed => renamed.map_err(io),
-    }
-}
-
-/// Removes a file that another creation may have taken for a left-over, in the moment before it was locked.
-fn remove(aside: &Path) -> std::io::Result<()> {
-    match std::fs::remove_file(aside) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        removed => removed,
-    }
-}
-
-/// The empty file at `path`, locked; `None` if it is no longer there, or another creation has it.
-fn hold_empty(path: &Path) -> Option<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true);
-    owner_only(&mut options);
-    let file = options.open(path).ok()?;
-    file.try_lock().ok()?;
-    let (held, named) = (file.metadata().ok()?, std::fs::symlink_metadata(path).ok()?);
-    (named.is_file() && named.len() == 0 && same_file(&held, &named)).then_some(file)
-}
-
-#[cfg(unix)]
-fn same_file(a: &std::fs::Metadata, b: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    (a.dev(), a.ino()) == (b.dev(), b.ino())
-}
-
-#[cfg(not(unix))]
-fn same_file(_: &std::fs::Metadata, _: &std::fs::Metadata) -> bool {
-    true
-}
-
-/// Removes what a crash during an earlier creation has left. A file that another process is making is locked, and left.
-fn remove_left_over(folder: &Path, prefix: &str) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(prefix) {
-            continue;
-        }
-        let free = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
-        if free && let Err(error) = std::fs::remove_file(entry.path()) {
-            tracing::debug!(%error, path = %entry.path().display(), "cannot remove a left-over file");
-        }
-    }
-}
-
-/// Makes the new name itself durable. Windows has no such call; there the rename is durable with the file's metadata.
-fn sync_folder(folder: &Path) -> Result<(), OpenError> {
-    sync_handle(folder).map_err(|source| OpenError::Io { action: "sync", path: folder.into(), source })
-}
-
-fn sync_handle(folder: &Path) -> std::io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes a file's name durable, or that it is gone.
-pub(super) fn sync_parent(path: &Path) -> std::io::Result<()> {
-    sync_handle(folder_of(path))
 }

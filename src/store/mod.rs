@@ -7,14 +7,17 @@ pub(crate) mod core;
 mod counted;
 #[cfg(test)]
 mod crash_tests;
+mod create;
 pub(crate) mod cursor;
 mod doorbells;
 pub(crate) mod expired;
 pub(crate) mod failure;
 mod file;
+mod head;
 mod inside;
 mod journal;
 pub(crate) mod log_pace;
+mod place;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
 mod read;
@@ -171,15 +174,22 @@ impl Store {
         StoreBuilder::default()
     }
 
-    pub(crate) fn open_with(path: PathBuf, settings: settings::Settings) -> Result<Self> {
+    pub(crate) fn open_with(given: PathBuf, settings: settings::Settings) -> Result<Self> {
+        // What the path means must not change with the folder of the process.
+        let path = std::path::absolute(&given).unwrap_or_else(|_| given.clone());
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
         let options = file::Options {
             cache_bytes: settings.cache_bytes,
             journal: JournalOptions { bytes: settings.journal_bytes, abandon: settings.abandon_journal },
             create: settings.create,
+            overwrite_empty: settings.overwrite_empty,
+            sync_folder: place::sync_handle,
         };
-        let opened = file::open_or_create(&path, options, &initialise)?;
-        Self::start(path, opened, settings)
+        let opened = file::open_or_create(&given, options, &initialise)?;
+        Self::start(path.clone(), opened, settings).map_err(|error| match error {
+            Error::Open(error) => error.named_as(&path, &given).into(),
+            error => error,
+        })
     }
 
     /// Finds what the database holds, and begins.
@@ -231,7 +241,8 @@ impl Store {
         uuid_text(self.core().identity.store_id).into()
     }
 
-    /// The file.
+    /// The file's path: as it was given to `open`, made absolute with the folder that the process was in then. The process may change its
+    /// folder later. Symbolic links to folders stand in it as they were given; they were followed once, at `open`.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -180,6 +180,7 @@ pub(crate) struct Settings {
     pub(crate) ride_ms: u64,
     pub(crate) quick_repair_idle: Option<Duration>,
     pub(crate) create: bool,
+    pub(crate) overwrite_empty: bool,
     pub(crate) adopt: bool,
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -220,6 +221,7 @@ impl Default for StoreBuilder {
                 ride_ms: RIDE_MS_DEFAULT,
                 quick_repair_idle: None,
                 create: true,
+                overwrite_empty: false,
                 adopt: false,
                 clock: Arc::new(SystemClock::new()),
             },
@@ -509,7 +511,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Whether a missing file is created; yes unless set.
+    /// Whether a missing file is created; yes unless set. It says nothing of an empty one: see [`overwrite_empty`](Self::overwrite_empty).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -521,6 +523,27 @@ impl StoreBuilder {
     /// ```
     pub fn create_if_missing(mut self, create: bool) -> Self {
         self.settings.create = create;
+        self
+    }
+
+    /// Whether an empty file is as good as none, so that a store is made in its place; no unless set.
+    ///
+    /// No store is ever empty: an empty file is what a failed copy leaves, or a file system that has lost what was in it. So it is
+    /// refused ([`OpenError::Empty`](crate::OpenError::Empty)). Set this where the path comes of something that makes an empty
+    /// file, such as `tempfile::NamedTempFile`. An empty file with a [journal](Self::journal_bytes) beside it is refused all the same:
+    /// a store was there. Of several processes that open one empty file at once, one makes the store and replaces nothing of another's.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Error, OpenError, Store};
+    /// let path = folder.path().join("a.redb");
+    /// std::fs::write(&path, "")?;
+    /// assert!(matches!(Store::open(&path), Err(Error::Open(OpenError::Empty { .. }))));
+    /// let store = Store::builder().overwrite_empty(true).open(&path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn overwrite_empty(mut self, overwrite: bool) -> Self {
+        self.settings.overwrite_empty = overwrite;
         self
     }
 

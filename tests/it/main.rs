@@ -40,6 +40,8 @@ mod logs;
 mod matrix;
 #[cfg(unix)]
 mod model;
+#[cfg(unix)]
+mod odd_files;
 #[cfg(all(target_os = "linux", feature = "rabbitmq"))]
 mod offline;
 #[cfg(unix)]

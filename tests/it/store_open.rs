@@ -220,7 +220,7 @@ fn what_cannot_be_created_is_named() {
     assert!(!missing.exists());
 }
 
-/// Goal: a new file is its owner's alone, an empty file counts as none, and what a crashed creation left is cleared
+/// Goal: a new file is its owner's alone, an empty file counts as none where that is said, and what a crashed creation left is cleared
 /// away, but for what another process is making at this moment.
 #[test]
 fn creation_cleans_up_and_keeps_the_file_private() {
@@ -232,7 +232,7 @@ fn creation_cleans_up_and_keeps_the_file_private() {
     }
     let being_made = std::fs::File::open(folder.path().join(".new.redb.creating-being-made")).unwrap();
     being_made.lock().unwrap();
-    let store = Store::open(&path).unwrap();
+    let store = Store::builder().overwrite_empty(true).open(&path).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     put(&store, 0).unwrap();
     let mut left = left_over(folder.path());
@@ -255,7 +255,7 @@ fn many_creators_leave_one_store() {
             let (path, start) = (path.clone(), Arc::clone(&start));
             std::thread::spawn(move || {
                 start.wait();
-                match Store::open(path) {
+                match Store::builder().overwrite_empty(true).open(path) {
                     Ok(store) => {
                         put(&store, n).unwrap();
                         Some(n)
@@ -309,7 +309,7 @@ fn a_slow_creator_replaces_nothing() {
 #[test]
 fn child_opens_and_writes() {
     let Some((path, n)) = task() else { return };
-    match Store::open(path) {
+    match Store::builder().overwrite_empty(true).open(path) {
         Ok(store) => println!("wrote {:?}", put(&store, n.parse().unwrap()).unwrap().seqs()),
         Err(error) => println!("{error}"),
     }

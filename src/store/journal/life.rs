@@ -22,9 +22,8 @@ use crate::error::OpenError;
 use crate::event::fresh_uuid;
 use crate::limits::JOURNAL_BYTES_MAX;
 use crate::log::record::body_checksum;
+use crate::store::head::ENGINE;
 
-/// What every redb file begins with.
-const ENGINE: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 const LIVES_AT: u64 = BLOCK_BYTES - 32;
 const MAGIC: [u8; 8] = *b"1wjrnl01";
 const HEAD: usize = 36;
@@ -78,12 +77,19 @@ pub(crate) trait Sides: std::fmt::Debug + Send + Sync + 'static {
 
     /// Where, for errors.
     fn path(&self) -> &Path;
+    /// Fails if the engine will not take the file, so that nothing is written to it.
+    fn check_head(&self, _main: &impl StorageBackend) -> Result<()> {
+        Ok(())
+    }
     fn open(&self) -> std::result::Result<Option<Self::Side>, OpenError>;
     /// An empty one.
-    fn create(&self) -> Result<Self::Side>;
+    fn create(&self) -> std::result::Result<Self::Side, OpenError>;
     /// Makes its name durable, whoever has made it.
     fn sync_name(&self) -> Result<()>;
+    /// Removes the one that was opened or created last, if it is still there.
     fn remove(&self) -> Result<()>;
+    /// Leaves the one that was opened to others.
+    fn let_go(&self) {}
 }
 
 /// What is at a journal's place.
@@ -94,6 +100,16 @@ enum Found {
     /// The journal of this life, all of it there or cut short.
     Of(Id, bool),
     Strange,
+}
+
+/// Whether a file begins as a journal does.
+pub(super) fn is_headed(side: &impl StorageBackend) -> Result<bool> {
+    let mut head = [0; MAGIC.len()];
+    if side.len()? < head.len() as u64 {
+        return Ok(false);
+    }
+    side.read(0, &mut head)?;
+    Ok(head == MAGIC)
 }
 
 fn found(side: &impl StorageBackend) -> Result<Found> {
@@ -189,6 +205,9 @@ pub(super) fn begin<S: Sides>(
     if !lives.is_one_open() && options.bytes == 0 {
         return Ok(None);
     }
+    if !lives.is_one_open() {
+        sides.check_head(main)?;
+    }
     let side = sides.open()?;
     let (was_open, mut given_up) = (lives.is_one_open(), false);
     let at_place = side.as_ref().map_or(Ok(Found::Blank), found)?;
@@ -236,6 +255,7 @@ pub(super) fn begin<S: Sides>(
         if is_ours && let Err(error) = sides.remove() {
             tracing::warn!(%error, path = %path().display(), "cannot remove a journal that is no longer used");
         }
+        sides.let_go();
         return Ok(None);
     }
     let side = side.map_or_else(|| sides.create(), Ok)?;

@@ -107,7 +107,7 @@ impl Sides for Place {
         Ok(Some(self.0.clone()))
     }
 
-    fn create(&self) -> Result<Disk> {
+    fn create(&self) -> std::result::Result<Disk, OpenError> {
         Ok(self.0.clone())
     }
 
