@@ -181,6 +181,9 @@ pub const PREFETCH_DEFAULT: u16 = 256;
 /// Deliveries that one commit of a consumer applies at most.
 pub const CONSUMER_BATCH_MAX: usize = 256;
 
+/// Rows of one relay that [`Store::stats`](crate::Store::stats) reads at most to find the oldest event of one kind.
+pub const STATS_ROWS_MAX: usize = 4096;
+
 /// Findings that a verification lists at most; the others are counted.
 pub const FINDINGS_MAX: usize = 1000;
 

@@ -20,6 +20,7 @@ use super::schema::{
 };
 use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
+use super::waiting::{Parked, ParkedChanges};
 use super::{seen, streams};
 use crate::error::{Error, Result};
 use crate::limits::INBOX_SWEEP_STEP;
@@ -30,7 +31,7 @@ use crate::time::Now;
 struct Next {
     state: StateRow,
     derived_flushed: bool,
-    cursors: Vec<(String, Cursor)>,
+    cursors: Vec<(String, Cursor, ParkedChanges)>,
     marks: MarkCounts,
     trim_left: bool,
     /// Records below can go.
@@ -113,8 +114,11 @@ fn prepare(
         let Some(cursor) = tail.cursors.get(name) else { continue };
         let mut cursor = cursor.clone();
         let offset_of = |position| offset_at(tx, &tail, pending, position);
-        released.extend(cursor::apply(tx, name, &mut cursor, ride, offset_of)?);
-        next.cursors.push((name.clone(), cursor));
+        let none = Parked::default();
+        let parked = tail.parked.get(&cursor.id).unwrap_or(&none);
+        let (gone, moved) = cursor::apply(tx, name, &mut cursor, ride, parked, offset_of)?;
+        released.extend(gone);
+        next.cursors.push((name.clone(), cursor, moved));
     }
     next.floor = trim_floor(core, &tail, pending, &next.cursors);
     let plan = Plan::new(core, (tx, &tail, pending), &next.cursors, next.floor, (alone, now))?;
@@ -155,7 +159,10 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             tail.derived_through = next.state.derived_through;
             tail.derived_offset = pending.end_offset;
         }
-        tail.cursors.extend(next.cursors);
+        for (name, cursor, moved) in next.cursors {
+            tail.parked.entry(cursor.id).or_default().settle(moved);
+            tail.cursors.insert(name, cursor);
+        }
         tail.projections.extend(pending.projections.iter().map(|(name, row)| (name.clone(), *row)));
         tail.captures.settle(&pending.captures, &next.marks);
         tail.inbox_added += pending.inbox.len();
@@ -270,13 +277,16 @@ pub(super) fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, p
 }
 
 /// Below this, every relay is done with every record that has no exception, and retention wants none.
-fn trim_floor(core: &Core, tail: &Tail, pending: &Pending, moved: &[(String, Cursor)]) -> u64 {
+fn trim_floor(core: &Core, tail: &Tail, pending: &Pending, moved: &[(String, Cursor, ParkedChanges)]) -> u64 {
     let retention = &core.settings.retention;
     if retention.forever {
         return tail.trimmed_to;
     }
     let position = |name: &str, cursor: &Cursor| {
-        moved.iter().find(|(moved, _)| moved == name).map_or(cursor.position, |(_, cursor)| cursor.position)
+        moved
+            .iter()
+            .find(|(moved, ..)| moved == name)
+            .map_or(cursor.position, |(_, cursor, _)| cursor.position)
     };
     let done = tail.cursors.iter().map(|(name, cursor)| position(name, cursor)).min();
     let done = done.unwrap_or(tail.trimmed_to);

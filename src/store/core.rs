@@ -31,9 +31,11 @@ use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::sweeps::{Sweeps, Wanted};
 use super::trim::Deferred;
 use super::turn::Turns;
+use super::waiting::Parked;
 use crate::error::{Error, Result};
 use crate::limits::QUOTA_SWEEP_MS_MAX;
 use crate::log::book::Book;
+use crate::log::keys::CursorId;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 use crate::say::in_drop;
@@ -69,6 +71,8 @@ pub(crate) struct Tail {
     /// The end offset of the record before `derived_through`.
     pub(crate) derived_offset: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
+    /// What is parked, by cursor.
+    pub(crate) parked: BTreeMap<CursorId, Parked>,
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// The tables that are captured.
     pub(crate) captures: CaptureBook,
@@ -82,7 +86,7 @@ pub(crate) struct Tail {
 }
 
 impl Tail {
-    /// Events and bytes that some relay still has to publish. Without a relay, all that is in the log.
+    /// Events and bytes that some relay still has to publish, the most of each. Without a relay, all that is in the log.
     pub(crate) fn backlog(&self) -> (u64, u64) {
         self.cursors
             .values()
@@ -93,8 +97,7 @@ impl Tail {
 
     /// What lies between a cursor's position and the end of the log and has no exception, and what waits with a row.
     /// Quarantined and discarded events are not in it, wherever they stand. What is confirmed behind an event that is not
-    /// counts until the position passes it, and what is parked before the position is past it counts twice until then: both
-    /// are bounded by how far a relay reads ahead.
+    /// counts until the position passes it: how far a relay reads ahead bounds that.
     pub(crate) fn backlog_of(&self, cursor: &Cursor) -> (u64, u64) {
         let rows = &cursor.rows;
         let events = self.next_seq.saturating_sub(cursor.position).saturating_sub(rows.ahead);
@@ -217,6 +220,15 @@ impl Queue {
     }
 }
 
+/// What divides the events that were there from those that came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenedAt {
+    /// By the monotonic clock.
+    pub(crate) mono_ms: u64,
+    /// The end of the log then.
+    pub(crate) next_seq: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) path: PathBuf,
@@ -224,6 +236,7 @@ pub(crate) struct Core {
     pub(crate) io: Arc<IoCounters>,
     /// The open had to verify every page.
     pub(crate) verified_at_open: bool,
+    pub(crate) opened: OpenedAt,
     pub(crate) settings: Settings,
     pub(crate) identity: Identity,
     pub(crate) turns: Arc<Turns>,
@@ -267,6 +280,7 @@ impl Core {
             db: RwLock::new(Some(opened.db)),
             io: opened.io,
             verified_at_open: opened.unclean,
+            opened: OpenedAt { mono_ms: settings.clock.now().mono_ms, next_seq: tail.next_seq },
             settings,
             identity,
             turns: Arc::default(),

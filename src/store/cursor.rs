@@ -13,6 +13,7 @@ use redb::{ReadableTable, WriteTransaction};
 use super::failure::damaged_row;
 use super::ride::CursorRide;
 use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, PARKED, read_u64s, u64s};
+use super::waiting::{Bounds, Parked, ParkedChanges};
 use crate::error::Result;
 use crate::log::keys::{self, CursorId};
 use crate::log::wire_bytes::{Malformed, Reader, put_text8, put_text16};
@@ -32,9 +33,10 @@ pub(crate) struct RowCounts {
     pub(crate) parked: u64,
     /// Records of those that are still to be published.
     pub(crate) waiting_bytes: u64,
-    /// Exceptions at or past the position, of whatever kind: the distance to the end of the log counts them too.
+    /// Exceptions, of whatever kind, and parked events at or past the position: the distance to the end of the log counts them too.
     pub(crate) ahead: u64,
     pub(crate) ahead_bytes: u64,
+    pub(crate) bounds: Bounds,
 }
 
 impl RowCounts {
@@ -48,8 +50,10 @@ impl RowCounts {
         self.retrying + self.scheduled + self.quarantined + self.discarded > 0
     }
 
-    fn count(&mut self, state: ExceptionState, is_ahead: bool, bytes: u64) {
+    fn count(&mut self, state: ExceptionState, seq: u64, is_ahead: bool, bytes: u64) {
         *self.of(state) += 1;
+        let is_alone = *self.of(state) == 1;
+        self.bounds.put(state, seq, is_alone);
         self.waiting_bytes += if due_of(state).is_some() { bytes } else { 0 };
         self.ahead += u64::from(is_ahead);
         self.ahead_bytes += if is_ahead { bytes } else { 0 };
@@ -194,18 +198,23 @@ fn due_of(state: ExceptionState) -> Option<u64> {
     }
 }
 
-/// Writes what one cursor has gathered; the caller commits. Returns sequence numbers whose record may no longer be needed.
+/// Writes what one cursor has gathered; the caller commits. Returns sequence numbers whose record may no longer be needed, and what
+/// becomes true of the parked events.
 pub(crate) fn apply(
     tx: &WriteTransaction,
     name: &str,
     cursor: &mut Cursor,
     ride: &CursorRide,
+    parked: &Parked,
     offset_of: impl FnOnce(u64) -> Result<u64>,
-) -> Result<Vec<u64>> {
+) -> Result<(Vec<u64>, ParkedChanges)> {
+    let mut moved = ParkedChanges::default();
     let mut released =
-        if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes)? };
+        if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes, &mut moved)? };
     if let Some(position) = ride.position.filter(|position| *position > cursor.position) {
         pass_rows(tx, cursor, position)?;
+        let (rows, bytes) = moved.pass(parked, position);
+        cursor.rows.passed(rows, bytes);
         cursor.position = position;
         cursor.position_offset = offset_of(position)?;
     }
@@ -214,10 +223,15 @@ pub(crate) fn apply(
     }
     cursor.confirmed += ride.confirmed;
     tx.open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
-    Ok(released)
+    Ok((released, moved))
 }
 
-fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) -> Result<Vec<u64>> {
+fn apply_rows(
+    tx: &WriteTransaction,
+    cursor: &mut Cursor,
+    changes: &[Change],
+    moved: &mut ParkedChanges,
+) -> Result<Vec<u64>> {
     let mut exceptions = tx.open_table(EXCEPTIONS)?;
     let mut due = tx.open_table(DUE)?;
     let mut parked = tx.open_table(PARKED)?;
@@ -235,7 +249,7 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
                 if let Some(old) = old {
                     forget_row(&mut due, cursor, *seq, bytes, &ExceptionRow::from_bytes(&old)?)?;
                 }
-                cursor.rows.count(exception.state, *seq >= cursor.position, bytes);
+                cursor.rows.count(exception.state, *seq, *seq >= cursor.position, bytes);
                 if let Some(due_ms) = due_of(exception.state) {
                     due.insert(&keys::due(cursor.id, due_ms, *seq)[..], &[][..])?;
                 }
@@ -251,8 +265,15 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
             }
             Change::Park { key, seq } => {
                 if parked.insert(keys::parked(cursor.id, key, *seq).as_slice(), &[][..])?.is_none() {
+                    let bytes = record_bytes(&log, *seq)?;
                     cursor.rows.parked += 1;
-                    cursor.rows.waiting_bytes += record_bytes(&log, *seq)?;
+                    cursor.rows.waiting_bytes += bytes;
+                    moved.touch(key);
+                    if *seq >= cursor.position {
+                        cursor.rows.ahead += 1;
+                        cursor.rows.ahead_bytes += bytes;
+                        moved.ahead(*seq, Some(bytes));
+                    }
                 }
             }
             Change::Unpark { key, seq } => {
@@ -260,16 +281,22 @@ fn apply_rows(tx: &WriteTransaction, cursor: &mut Cursor, changes: &[Change]) ->
                     cursor.rows.parked -= 1;
                     let bytes = record_bytes(&log, *seq)?;
                     cursor.rows.waiting_bytes = cursor.rows.waiting_bytes.saturating_sub(bytes);
+                    moved.touch(key);
+                    if *seq >= cursor.position {
+                        cursor.rows.passed(1, bytes);
+                        moved.ahead(*seq, None);
+                    }
                 }
                 released.push(*seq);
             }
         }
     }
+    moved.find_firsts(&parked, cursor.id)?;
     Ok(released)
 }
 
 /// The length of a record; nothing for one that is gone.
-fn record_bytes(log: &impl ReadableTable<u64, &'static [u8]>, seq: u64) -> Result<u64> {
+pub(super) fn record_bytes(log: &impl ReadableTable<u64, &'static [u8]>, seq: u64) -> Result<u64> {
     Ok(log.get(seq)?.map_or(0, |frame| frame.value().len() as u64))
 }
 
@@ -331,11 +358,17 @@ pub(crate) fn count_rows(
         let (at, row) = row?;
         let seq = seq_of(at.value())?;
         let state = ExceptionRow::from_bytes(row.value())?.exception.state;
-        counts.count(state, seq >= cursor.position, record_bytes(log, seq)?);
+        counts.count(state, seq, seq >= cursor.position, record_bytes(log, seq)?);
     }
     for row in parked.range(&from[..]..to.as_slice())? {
+        let seq = seq_of(row?.0.value())?;
+        let bytes = record_bytes(log, seq)?;
         counts.parked += 1;
-        counts.waiting_bytes += record_bytes(log, seq_of(row?.0.value())?)?;
+        counts.waiting_bytes += bytes;
+        if seq >= cursor.position {
+            counts.ahead += 1;
+            counts.ahead_bytes += bytes;
+        }
     }
     Ok(counts)
 }

@@ -38,6 +38,9 @@ mod transaction;
 mod trim;
 mod turn;
 mod verify;
+mod waiting;
+#[cfg(test)]
+mod waiting_tests;
 pub(crate) mod wanted;
 mod writer;
 

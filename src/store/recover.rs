@@ -14,6 +14,7 @@ use super::schema::{
     STREAMS, StateRow,
 };
 use super::streams::stream_row;
+use super::waiting::count_parked;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::fresh_uuid;
 use crate::log::book::Book;
@@ -135,6 +136,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         let mut cursor = Cursor::from_bytes(row.value()).ok_or_else(|| damaged_row("cursor"))?;
         cursor.rows =
             cursor::count_rows(&tx.open_table(EXCEPTIONS)?, &tx.open_table(PARKED)?, &log, &cursor)?;
+        tail.parked.insert(cursor.id, count_parked(&tx, &cursor)?);
         tail.cursors.insert(name.value().to_owned(), cursor);
     }
     for row in tx.open_table(PROJECTIONS)?.iter()? {

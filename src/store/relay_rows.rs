@@ -131,6 +131,7 @@ impl Store {
         {
             let mut tail = core.tail();
             tail.cursors.remove(name);
+            tail.parked.remove(&cursor.id);
             // What only this relay still wanted can go.
             tail.trim_left = true;
         }
@@ -403,12 +404,4 @@ pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState>
     let Some(key) = recorded.key() else { return Ok(RowState::Settled) };
     let parked = tx.open_table(PARKED)?.get(keys::parked(id, key, seq).as_slice())?.is_some();
     Ok(if parked { RowState::Waiting } else { RowState::Settled })
-}
-
-/// The age, by the wall clock, of the first record at or after `from`.
-pub(crate) fn age_ms(core: &Core, from: u64) -> Result<Option<u64>> {
-    let to = core.tail().next_seq;
-    let first = read_log(core, from, to, 1, usize::MAX)?.pop();
-    let now_ms = core.settings.clock.now().wall_ms;
-    Ok(first.and_then(|(_, read)| read.ok()).map(|recorded| now_ms.saturating_sub(recorded.time_ms())))
 }

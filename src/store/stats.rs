@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::Store;
 use super::capture::CaptureMode;
 use super::core::Tail;
 use super::counted::IoStats;
+use super::cursor::Cursor;
 use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
-use super::{Store, relay_rows};
+use super::waiting::{Oldest, Parked, age_ms, find_oldest};
 use crate::error::Result;
 
 /// A store's figures at one moment.
@@ -31,12 +33,28 @@ pub struct Stats {
     pub next_seq: u64,
     /// Records in the log start here, but for earlier ones that are quarantined or wait apart.
     pub trimmed_to: u64,
-    /// Events that the slowest relay still has to publish; without any relay, all that the log holds.
+    /// Events that are neither confirmed nor quarantined nor discarded, whatever they wait for: the
+    /// [`backlog_events`](RelayStats::backlog_events) of the relay that has most. Without any relay, all from `trimmed_to` on.
     pub backlog_events: u64,
-    /// Bytes of their records. What waits apart from the position is not counted.
+    /// Bytes of the records of the same events, of the same relay.
     pub backlog_bytes: u64,
-    /// Age of the oldest of them, by the wall clock, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that some relay has still to publish, in milliseconds; `None` if there is none. See
+    /// [`RelayStats::backlog_age_ms`].
     pub backlog_age_ms: Option<u64>,
+    /// Events that wait for their next try, of all relays together.
+    pub retrying: u64,
+    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    pub retrying_age_ms: Option<u64>,
+    /// Events that wait for their time, of all relays together.
+    pub scheduled: u64,
+    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    pub scheduled_age_ms: Option<u64>,
+    /// Events that wait behind an earlier one of their key, of all relays together.
+    pub parked: u64,
+    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    pub parked_age_ms: Option<u64>,
+    /// Events in quarantine, of all relays together. They are no part of the backlog.
+    pub quarantined: u64,
     /// Durable commits since the store was opened: one fsync each, two where
     /// [`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle) made them.
     pub commits: u64,
@@ -112,13 +130,32 @@ pub struct RelayStats {
     pub position: u64,
     /// Events confirmed since the relay was made.
     pub confirmed: u64,
+    /// Events that are neither confirmed nor quarantined nor discarded: those from `position` on, and those that wait apart. Two kinds
+    /// are in it for a while: events that are published nowhere, and events confirmed out of order, until the position passes them.
+    pub backlog_events: u64,
+    /// Bytes of the records of the same events.
+    pub backlog_bytes: u64,
+    /// Age of the oldest of the same events, in milliseconds; `None` if there is none.
+    ///
+    /// An event's age goes by the wall clock, which may have jumped. So the store's own time bounds it: the age of an event that was
+    /// appended since the store was opened is at most the time since the opening, and of an older event at least that. An event
+    /// that is stamped in the future counts as new then. A damaged event counts with the age of the next one.
+    pub backlog_age_ms: Option<u64>,
+    /// The sequence number of the oldest of the same events; `None` if there is none.
+    pub backlog_first: Option<u64>,
     /// Events that wait for their next try.
     pub retrying: u64,
+    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    pub retrying_age_ms: Option<u64>,
     /// Events that wait for their time.
     pub scheduled: u64,
-    /// Events that wait behind an earlier one of their key.
+    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    pub scheduled_age_ms: Option<u64>,
+    /// Events that wait behind an earlier one of their key, or did and are on their way now.
     pub parked: u64,
-    /// Events in quarantine.
+    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    pub parked_age_ms: Option<u64>,
+    /// Events in quarantine. They are no part of the backlog.
     pub quarantined: u64,
     /// How it is, if it runs in this process.
     pub running: Option<RelayStatus>,
@@ -144,9 +181,10 @@ pub struct ProjectionStats {
     pub version: u32,
     /// Everything below is in its tables, was let pass by its filter, or is among its failures.
     pub position: u64,
-    /// Events in the log from there on, also those that its filter will let pass.
+    /// Events from there on to the end of the log, also those that its filter will let pass, and those that are trimmed.
     pub lag_events: u64,
-    /// Age of the oldest of them, by the wall clock, in milliseconds; `None` if there is none.
+    /// Age of the oldest of them that the log holds, in milliseconds; `None` if there is none. It goes by the same rule as
+    /// [`RelayStats::backlog_age_ms`].
     pub lag_ms: Option<u64>,
     /// How far a rebuild has come, if one is under way.
     pub rebuilding: Option<u64>,
@@ -157,8 +195,12 @@ pub struct ProjectionStats {
 impl Store {
     /// Figures of the store and its relays. Progress shows once it is durable: up to the progress delay later.
     ///
+    /// **Cost.** It waits for no write. It reads a few rows for each relay and projection, and at most
+    /// [`STATS_ROWS_MAX`](crate::limits::STATS_ROWS_MAX) rows for each age of a relay. Where more rows of other kinds stand before the
+    /// oldest event, the age is that of an event among them; each call then goes on where the last one ended.
+    ///
     /// # Errors
-    /// What the storage engine says while looking at the oldest event.
+    /// What the storage engine says while looking at the oldest events.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -172,21 +214,9 @@ impl Store {
     /// ```
     pub fn stats(&self) -> Result<Stats> {
         let core = self.core();
-        let (mut stats, oldest) = {
+        let (mut stats, cursors) = {
             let tail = core.tail();
-            let (backlog_events, backlog_bytes) = tail.backlog();
-            let relays = tail.cursors.iter().map(|(name, cursor)| {
-                let stats = RelayStats {
-                    position: cursor.position,
-                    confirmed: cursor.confirmed,
-                    retrying: cursor.rows.retrying,
-                    scheduled: cursor.rows.scheduled,
-                    parked: cursor.rows.parked,
-                    quarantined: cursor.rows.quarantined,
-                    running: None,
-                };
-                (name.clone(), stats)
-            });
+            let relays = tail.cursors.iter().map(|(name, cursor)| (name.clone(), relay_stats(&tail, cursor)));
             let captures = tail.captures.iter().map(|(name, known)| {
                 let stats = CaptureStats {
                     mode: known.row.mode,
@@ -196,19 +226,42 @@ impl Store {
                 };
                 (name.clone(), stats)
             });
-            let stats = Stats {
+            let mut stats = Stats {
                 captures: captures.collect(),
                 next_seq: tail.next_seq,
                 trimmed_to: tail.trimmed_to,
-                backlog_events,
-                backlog_bytes,
                 relays: relays.collect(),
                 projections: projection_stats(&tail),
                 ..Stats::default()
             };
-            let oldest = tail.cursors.values().map(|cursor| cursor.position).min().unwrap_or(tail.trimmed_to);
-            (stats, oldest)
+            let cursors: Vec<_> = tail
+                .cursors
+                .iter()
+                .map(|(name, cursor)| {
+                    let parked = tail.parked.get(&cursor.id).and_then(Parked::first);
+                    (name.clone(), cursor.clone(), parked)
+                })
+                .collect();
+            if cursors.is_empty() {
+                stats.backlog_events = tail.next_seq - tail.trimmed_to;
+                stats.backlog_bytes = tail.end_offset - tail.trimmed_offset;
+            }
+            (stats, cursors)
         };
+        let tx = core.begin_read()?;
+        for (name, cursor, parked) in &cursors {
+            let oldest = find_oldest(&tx, cursor, *parked, stats.next_seq)?;
+            if let Some(now) = core.tail().cursors.get_mut(name) {
+                oldest.note(cursor, now);
+            }
+            if let Some(relay) = stats.relays.get_mut(name) {
+                relay.note_oldest(&oldest, |seq| age_ms(core, &tx, seq))?;
+            }
+        }
+        stats.add_up();
+        if cursors.is_empty() && stats.backlog_events > 0 {
+            stats.backlog_age_ms = Some(age_ms(core, &tx, stats.trimmed_to)?);
+        }
         for (name, relay) in &mut stats.relays {
             let port = core.relays.port(name);
             relay.running =
@@ -221,7 +274,9 @@ impl Store {
                 projection.position = projection.position.max(running.position);
                 projection.lag_events = stats.next_seq.saturating_sub(projection.position);
             }
-            projection.lag_ms = relay_rows::age_ms(core, projection.position)?;
+            if projection.lag_events > 0 {
+                projection.lag_ms = Some(age_ms(core, &tx, projection.position)?);
+            }
         }
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         {
@@ -235,9 +290,55 @@ impl Store {
         stats.reruns = get(&core.counters.reruns);
         stats.verified_at_open = core.verified_at_open;
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
-        stats.backlog_age_ms = relay_rows::age_ms(core, oldest)?;
         stats.rejected = self.rejected_counts()?;
         Ok(stats)
+    }
+}
+
+fn relay_stats(tail: &Tail, cursor: &Cursor) -> RelayStats {
+    let (backlog_events, backlog_bytes) = tail.backlog_of(cursor);
+    RelayStats {
+        position: cursor.position,
+        confirmed: cursor.confirmed,
+        backlog_events,
+        backlog_bytes,
+        retrying: cursor.rows.retrying,
+        scheduled: cursor.rows.scheduled,
+        parked: cursor.rows.parked,
+        quarantined: cursor.rows.quarantined,
+        ..RelayStats::default()
+    }
+}
+
+impl RelayStats {
+    fn note_oldest(&mut self, oldest: &Oldest, age_ms: impl Fn(u64) -> Result<u64>) -> Result<()> {
+        let age_of = |seq: Option<u64>| seq.map(&age_ms).transpose();
+        self.backlog_first = oldest.unsettled.filter(|_| self.backlog_events > 0);
+        self.backlog_age_ms = age_of(self.backlog_first)?;
+        self.retrying_age_ms = age_of(oldest.retrying)?;
+        self.scheduled_age_ms = age_of(oldest.scheduled)?;
+        self.parked_age_ms = age_of(oldest.parked.filter(|_| self.parked > 0))?;
+        Ok(())
+    }
+}
+
+impl Stats {
+    /// What the relays have together.
+    fn add_up(&mut self) {
+        let backlog = |relay: &&RelayStats| (relay.backlog_events, relay.backlog_bytes);
+        if let Some(most) = self.relays.values().max_by_key(backlog) {
+            (self.backlog_events, self.backlog_bytes) = backlog(&most);
+        }
+        for relay in self.relays.values() {
+            self.backlog_age_ms = self.backlog_age_ms.max(relay.backlog_age_ms);
+            self.retrying += relay.retrying;
+            self.retrying_age_ms = self.retrying_age_ms.max(relay.retrying_age_ms);
+            self.scheduled += relay.scheduled;
+            self.scheduled_age_ms = self.scheduled_age_ms.max(relay.scheduled_age_ms);
+            self.parked += relay.parked;
+            self.parked_age_ms = self.parked_age_ms.max(relay.parked_age_ms);
+            self.quarantined += relay.quarantined;
+        }
     }
 }
 

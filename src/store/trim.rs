@@ -10,6 +10,7 @@ use super::commit::offset_at;
 use super::core::{Core, Tail};
 use super::cursor::Cursor;
 use super::transaction::Pending;
+use super::waiting::ParkedChanges;
 use crate::error::Result;
 use crate::limits::{
     DERIVED_FLUSH_BYTES, DERIVED_FLUSH_EVENTS, TRIM_BATCH_MIN, TRIM_DEFER_BYTES_MAX, TRIM_DEFER_MS_MAX,
@@ -58,7 +59,7 @@ impl Plan {
     pub(super) fn new(
         core: &Core,
         (tx, tail, pending): (&WriteTransaction, &Tail, &Pending),
-        moved: &[(String, Cursor)],
+        moved: &[(String, Cursor, ParkedChanges)],
         floor: u64,
         (alone, now): (bool, Now),
     ) -> Result<Self> {
@@ -93,12 +94,17 @@ impl Plan {
 }
 
 /// The offset at which the record before `floor` ends, if it need not be looked up.
-fn known_offset(tail: &Tail, pending: &Pending, moved: &[(String, Cursor)], floor: u64) -> Option<u64> {
+fn known_offset(
+    tail: &Tail,
+    pending: &Pending,
+    moved: &[(String, Cursor, ParkedChanges)],
+    floor: u64,
+) -> Option<u64> {
     if floor <= tail.trimmed_to {
         return Some(tail.trimmed_offset);
     }
     let ends = [(pending.next_seq, pending.end_offset), (tail.next_seq, tail.end_offset)];
-    let cursors = moved.iter().map(|(_, cursor)| cursor).chain(tail.cursors.values());
+    let cursors = moved.iter().map(|(_, cursor, _)| cursor).chain(tail.cursors.values());
     let positions = cursors.map(|cursor| (cursor.position, cursor.position_offset));
     ends.into_iter().chain(positions).find_map(|(at, offset)| (at == floor).then_some(offset))
 }

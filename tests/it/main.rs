@@ -27,6 +27,7 @@ mod deferred;
 mod fairness;
 #[cfg(target_os = "linux")]
 mod faults;
+mod figures;
 mod floors;
 #[cfg(unix)]
 mod foreign_code;
