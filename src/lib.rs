@@ -66,6 +66,7 @@ mod message;
 #[cfg(onewrite_mutations)]
 mod mutations;
 mod oneshot;
+mod printable;
 mod projection;
 pub mod publish;
 mod relay;

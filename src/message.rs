@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::printable::escaped;
 use crate::text::Text;
 
 /// A header's value. The AMQP types that every client can read.
@@ -271,7 +272,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault without a reply code.
+    /// A fault without a reply code. Control characters in the text are escaped: it may be another's.
     ///
     /// ```
     /// # use onewrite::{Fault, FaultClass};
@@ -279,10 +280,10 @@ impl Fault {
     /// assert_eq!(fault.to_string(), "outage fault: connection refused");
     /// ```
     pub fn new(class: FaultClass, text: impl Into<String>) -> Self {
-        Self { class, code: None, text: text.into() }
+        Self { class, code: None, text: escaped(text.into()) }
     }
 
-    /// A fault with the AMQP reply code.
+    /// A fault with the AMQP reply code. Control characters in the text are escaped.
     ///
     /// ```
     /// # use onewrite::{Fault, FaultClass};
@@ -290,7 +291,7 @@ impl Fault {
     /// assert_eq!(fault.to_string(), "destination fault 312: NO_ROUTE");
     /// ```
     pub fn with_code(class: FaultClass, code: u16, text: impl Into<String>) -> Self {
-        Self { class, code: Some(code), text: text.into() }
+        Self { class, code: Some(code), text: escaped(text.into()) }
     }
 }
 

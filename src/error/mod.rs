@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 pub(crate) use self::panic::{caught, panic_text};
 pub use self::revision::ExpectedRevision;
+use crate::printable::printable;
 
 /// An error of the application or of a library below, boxed.
 ///
@@ -49,7 +50,7 @@ pub enum Error {
     #[error(transparent)]
     Event(#[from] EventError),
     /// An event with this id is in the log already, and its content differs.
-    #[error("event id `{id}` was appended before, as sequence number {seq}, with other content")]
+    #[error("event id `{}` was appended before, as sequence number {seq}, with other content", printable(id))]
     Conflict {
         /// The id that both events carry.
         id: String,
@@ -231,7 +232,7 @@ pub enum Error {
         max: usize,
     },
     /// The same id was seen before with other content: two different things claim one name.
-    #[error("`{id}` in scope `{scope}` was seen before with other content")]
+    #[error("`{}` in scope `{}` was seen before with other content", printable(id), printable(scope))]
     IdConflict {
         /// The scope.
         scope: String,
@@ -333,7 +334,7 @@ pub enum Error {
         revision: u64,
     },
     /// An event of an older form could not be brought up to the newest, or is of a version that is unknown here.
-    #[error("event {seq} (`{event_type}`, version {version}) cannot be upcast: {reason}")]
+    #[error("event {seq} (`{}`, version {version}) cannot be upcast: {reason}", printable(event_type))]
     Upcast {
         /// The event.
         seq: u64,
@@ -618,7 +619,7 @@ pub enum EventError {
         name: String,
     },
     /// A field holds a character that must not stand in it.
-    #[error("event field `{field}` holds a control character")]
+    #[error("event field `{}` holds a control character", printable(field))]
     ControlCharacter {
         /// The field, or the header's name.
         field: String,

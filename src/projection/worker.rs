@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 use crate::oneshot;
+use crate::printable::escaped;
 use crate::store::bells::HungBell;
 use crate::store::log_pace::LogPace;
 use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Which, read_stretch};
@@ -367,7 +368,7 @@ impl Worker {
         line.attempts = line.attempts.saturating_add(1);
         line.batch = 1;
         let attempts = line.attempts;
-        let reason = error.to_string();
+        let reason = escaped(error.to_string());
         self.shared.change(|status| status.failed_tries += 1);
         if attempts < policy.attempts() {
             let wait = backoff.0.saturating_mul(1 << (attempts - 1).min(16)).min(backoff.1);

@@ -24,6 +24,7 @@ use crate::limits::{REASON_BYTES_MAX, REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
+use crate::printable::escaped;
 use crate::publish::Delivery;
 
 /// A rejected delivery, and why.
@@ -404,13 +405,13 @@ impl Refusal {
     }
 }
 
-/// The error's text, bounded. What a decoder says may quote the payload, so it is left out.
+/// The error's text, bounded, without control characters. What a decoder says may quote the payload, so it is left out.
 pub(crate) fn reason(error: &Error) -> String {
     let mut text = match error {
         Error::Event(EventError::Decode { format, .. }) => {
             format!("the payload cannot be decoded as {format}")
         }
-        error => error.to_string(),
+        error => escaped(error.to_string()),
     };
     let end = (0..=REASON_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at));
     text.truncate(end.unwrap_or(0));

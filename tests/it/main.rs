@@ -23,6 +23,7 @@ mod consumer;
 mod consumer_failures;
 #[cfg(unix)]
 mod deferred;
+mod escaping;
 #[cfg(feature = "rabbitmq")]
 mod fairness;
 #[cfg(target_os = "linux")]

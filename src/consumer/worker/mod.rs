@@ -21,6 +21,7 @@ use crate::event::uuid_text;
 use crate::limits::CONSUMER_BATCH_MAX;
 use crate::message::{FaultClass, Message};
 use crate::oneshot;
+use crate::printable::plain;
 use crate::publish::{Delivery, DeliveryTag, Settlement, Source, SourceEvent};
 use crate::store::log_pace::LogPace;
 use crate::store::rejected::{Refusal, reason};
@@ -446,7 +447,8 @@ impl Worker {
     /// It will never be applied by itself.
     fn refuse(&mut self, item: Item, error: &Error, by_handler: bool, outcome: &mut Outcome) {
         let refusal = Refusal::new(error, item.attempts + 1, by_handler);
-        let message_id = item.delivery.message.message_id.as_deref();
+        let message_id = item.delivery.message.message_id.as_deref().map(plain);
+        let message_id = message_id.as_deref();
         let (error, attempts) = (&refusal.reason, refusal.attempts);
         match self.paces.rejections.admit(self.now_ms()) {
             Some(held_back) => {

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
+use crate::printable::printable;
 use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
 use crate::time::as_ms;
 
@@ -407,7 +408,7 @@ impl<'a> Window<'a> {
     fn connection(&mut self, event: Option<Event>, events: &PublisherEvents) -> Result<(), Broken> {
         match event {
             Some(Event::ConnectionBlocked(reason)) => {
-                debug!(%reason, "the broker blocks publishers");
+                debug!(reason = %printable(reason.as_str()), "the broker blocks publishers");
                 self.clock.block();
                 events.send(PublisherEvent::Blocked { blocked: true });
                 Ok(())
