@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use crate::error::{Error, ExpectedRevision, Result};
 use crate::event::{Event, Recorded};
 use crate::limits::CONFLICT_ATTEMPTS_DEFAULT;
+use crate::store::lines::{Head, Lines};
 use crate::store::{Receipt, Store, StreamReader, Transaction};
 
 /// A state that is folded from the events of one stream. Its default is the state before the first event.
@@ -304,6 +305,12 @@ impl<A: Aggregate> AggregateStream<A> {
     /// then. `decide` runs on this thread, outside any transaction, so it may take its time; it may run several times.
     /// The receipt has the state afterwards. No events: nothing is written.
     ///
+    /// Commands that meet a conflict take turns, in the order in which they met it, and while some do, every further command on
+    /// the aggregate joins them. So where commands alone write the stream, each decides three times at most, however many there
+    /// are. Three things give that up, and then [`attempts`](Self::attempts) alone is the bound: writers that append to the
+    /// stream by themselves; a `decide` that keeps the others waiting for more than [`LINE_MS_MAX`](crate::limits::LINE_MS_MAX);
+    /// commands that `decide` itself executes, which never wait for others.
+    ///
     /// # Errors
     /// `decide`'s own; [`Error::WrongRevision`] once the attempts are used up; those of [`load`](Self::load) and of
     /// [`Stream::append`](crate::Stream::append).
@@ -328,17 +335,37 @@ impl<A: Aggregate> AggregateStream<A> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn execute(&self, mut decide: impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
+        // What the line was found to be, or joined; `Some(None)`: this thread must not wait in one.
+        let mut line = self.store.core().lines.is_there(&self.stream).then(|| self.stand());
         let mut attempts = 0;
         loop {
             attempts += 1;
-            match self.try_once(&mut decide) {
-                Err(Error::WrongRevision { .. }) if attempts < self.attempts => {}
+            let last = attempts >= self.attempts;
+            match self.try_once(&mut decide, line.is_none() && !last) {
+                Err(Error::WrongRevision { .. }) if !last => {
+                    if !line.as_ref().and_then(Option::as_ref).is_some_and(Head::is_first) {
+                        // One that was passed leaves its place before it takes another.
+                        line = None;
+                        line.get_or_insert_with(|| self.stand());
+                    }
+                }
                 result => return result,
             }
         }
     }
 
-    fn try_once(&self, decide: &mut impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
+    /// Waits in the stream's line; where this thread must not wait, it goes on without.
+    fn stand(&self) -> Option<Head<'_>> {
+        let core = self.store.core();
+        let waits = Lines::may_wait() && core.refuse_inside("AggregateStream::execute").is_ok();
+        waits.then(|| core.lines.stand(&self.stream))
+    }
+
+    fn try_once(
+        &self,
+        decide: &mut impl FnMut(&A) -> Result<Vec<A::Event>>,
+        steps_back: bool,
+    ) -> Result<Receipt<Loaded<A>>> {
         let loaded = self.load()?;
         let expected = loaded.expected();
         let Loaded { mut state, revision, snapshot } = loaded;
@@ -354,6 +381,10 @@ impl<A: Aggregate> AggregateStream<A> {
         let saved = if A::SNAPSHOT_EVERY > 0 && since >= A::SNAPSHOT_EVERY { state.save() } else { None };
         let stream = self.stream.clone();
         let write = move |tx: &Transaction| {
+            if steps_back && tx.core.lines.is_there(&stream) {
+                // Others have met a conflict since this one decided. It decides anew behind them.
+                return Err(Error::WrongRevision { stream: stream.clone(), expected, actual: revision });
+            }
             let stream = tx.stream(&*stream);
             let appended = stream.append(events.iter().cloned(), expected)?;
             if let Some(saved) = saved.as_ref().filter(|_| !appended.repeated) {
@@ -362,8 +393,6 @@ impl<A: Aggregate> AggregateStream<A> {
             Ok(())
         };
         let receipt = self.store.write(write)?;
-        let seqs = receipt.seqs().to_vec();
-        let loaded = Loaded { state, revision: Some(newest), snapshot };
-        Ok(Receipt::new(loaded, seqs, self.store.core()))
+        Ok(receipt.with_value(Loaded { state, revision: Some(newest), snapshot }))
     }
 }

@@ -247,8 +247,11 @@ const _: () = assert!(WINDOW_EVENTS_DEFAULT <= WINDOW_EVENTS_MAX);
 const _: () = assert!(PAYLOAD_BYTES_DEFAULT <= PAYLOAD_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
 
-/// How often an aggregate decides anew at most when others are faster.
+/// How often an aggregate decides at most when others are faster.
 pub const CONFLICT_ATTEMPTS_DEFAULT: u32 = 10;
+
+/// How long a command on an aggregate may keep those behind it in their line waiting, in milliseconds. Then the next begins.
+pub const LINE_MS_MAX: u64 = 2_000;
 
 /// A stream's snapshot, in bytes: 16 MiB, as the largest payload.
 pub const SNAPSHOT_BYTES_MAX: usize = 16 << 20;

@@ -24,6 +24,7 @@ use super::cursor::Cursor;
 use super::doorbells::Doorbells;
 use super::failure::caught;
 use super::file::Opened;
+use super::lines::Lines;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
 use super::ride::Ride;
@@ -258,6 +259,8 @@ pub(crate) struct Core {
     sweeps: Sweeps,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
+    /// Commands that take turns.
+    pub(crate) lines: Lines,
     /// Futures that wait for room in the write queue.
     queue_waiters: Mutex<Vec<Waker>>,
     pub(crate) closing: AtomicBool,
@@ -297,6 +300,7 @@ impl Core {
             sweeps: Sweeps::default(),
             counters: Counters::default(),
             queue: Queue::default(),
+            lines: Lines::default(),
             queue_waiters: Mutex::default(),
             closing: AtomicBool::new(false),
         }

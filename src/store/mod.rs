@@ -16,6 +16,7 @@ mod file;
 mod head;
 mod inside;
 mod journal;
+pub(crate) mod lines;
 pub(crate) mod log_pace;
 mod place;
 pub(crate) mod projections;

@@ -77,6 +77,11 @@ impl<T> Receipt<T> {
         Self { value, seqs, core: Arc::downgrade(core) }
     }
 
+    /// The same events, with another value.
+    pub(crate) fn with_value<U>(self, value: U) -> Receipt<U> {
+        Receipt { value, seqs: self.seqs, core: self.core }
+    }
+
     /// The sequence numbers of the events appended, in order. A repeated event shows the first one's.
     ///
     /// ```

@@ -21,6 +21,7 @@ mod codec_losses;
 mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;
+mod contention;
 #[cfg(unix)]
 mod deferred;
 mod escaping;
