@@ -8,7 +8,8 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+
+use crate::time::Deadline;
 
 /// Who is to be told. Nobody yet is the common case where the answer is there first, and costs no system call.
 #[derive(Debug)]
@@ -180,16 +181,15 @@ impl<T> Receiver<T> {
     }
 
     /// Waits until `deadline` at most; `None` when it passes first.
-    pub(crate) fn wait_until(self, deadline: Instant) -> Option<Result<T, Abandoned>> {
+    pub(crate) fn wait_until(self, deadline: Deadline) -> Option<Result<T, Abandoned>> {
         loop {
             if let Some(taken) = self.0.take(this_thread) {
                 return Some(taken);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
+            if deadline.is_over() {
                 return None;
             }
-            thread::park_timeout(left);
+            deadline.park();
         }
     }
 }
@@ -206,6 +206,7 @@ impl<T> Future for Receiver<T> {
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::task::Wake;
+    use std::time::Duration;
 
     use super::*;
 
@@ -221,7 +222,7 @@ mod tests {
         assert_eq!(receiver.wait(), Err(Abandoned));
 
         let (_sender, receiver) = channel::<u8>();
-        assert_eq!(receiver.wait_until(Instant::now()), None);
+        assert_eq!(receiver.wait_until(Deadline::now()), None);
     }
 
     struct Told(AtomicU32);
@@ -281,7 +282,7 @@ mod tests {
         }
         let quitter = channel();
         let quits = Arc::clone(&quitter.1.0);
-        assert_eq!(quitter.1.wait_until(Instant::now() + Duration::from_millis(1)), None);
+        assert_eq!(quitter.1.wait_until(Deadline::after(Duration::from_millis(1))), None);
         assert!(matches!(*quits.lock(), State::Empty(Waiter::Thread(_))));
         quitter.0.send_among(6, &wakes);
         sender.send_among(7, &wakes);

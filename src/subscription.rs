@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_core::Stream;
 
@@ -19,6 +19,7 @@ use crate::store::bells::HungBell;
 use crate::store::relay_rows::check_position;
 use crate::store::wanted::{Looked, Wanted};
 use crate::store::{StartAt, Store};
+use crate::time::Deadline;
 
 /// The events of the log from a position on: an endless iterator that waits for the next event. For async code
 /// [`into_stream`](Self::into_stream). See [`Store::subscribe`].
@@ -199,17 +200,16 @@ impl Subscription {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<Recorded>> {
-        self.next_until(Instant::now().checked_add(timeout))
+        self.next_until(Deadline::after(timeout))
     }
 
-    fn next_until(&mut self, deadline: Option<Instant>) -> Option<Result<Recorded>> {
+    fn next_until(&mut self, deadline: Deadline) -> Option<Result<Recorded>> {
         loop {
             let more = self.read.is_empty() && !self.ended && self.refill();
             if let Some(event) = self.take() {
                 return Some(event);
             }
-            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-            if self.ended || late || (!more && !self.bell.bell.wait_until(deadline)) {
+            if self.ended || deadline.is_over() || (!more && !self.bell.bell.wait_until(deadline)) {
                 return None;
             }
         }
@@ -281,7 +281,7 @@ impl Iterator for Subscription {
 
     /// Waits for the next event. `None` only after the end of the store was told.
     fn next(&mut self) -> Option<Self::Item> {
-        self.next_until(None)
+        self.next_until(Deadline::Never)
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
 use crate::message::Fault;
 use crate::oneshot;
 use crate::say::in_drop;
+use crate::time::Deadline;
 
 /// Figures of a consumer since it began.
 ///
@@ -86,7 +87,7 @@ pub(super) fn count(counter: &AtomicU64) {
 #[must_use = "dropping a consumer stops it"]
 pub struct Consumer {
     pub(super) scope: String,
-    pub(super) stop: Sender<Instant>,
+    pub(super) stop: Sender<Deadline>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
     pub(super) shared: Arc<Shared>,
 }
@@ -144,7 +145,7 @@ impl Consumer {
 
     fn end(&mut self, deadline: Duration) {
         let Some(ended) = self.ended.take() else { return };
-        let deadline = Instant::now() + deadline;
+        let deadline = Deadline::after(deadline);
         let _ = self.stop.try_send(deadline);
         if ended.wait_until(deadline).is_none() {
             in_drop(

@@ -4,9 +4,9 @@
 //! own deadline.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
 
 use crate::event::LaneOf;
+use crate::time::{Due, Look};
 
 /// What is held of all lanes.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Held<T> {
     len: usize,
 }
 
-type Lane<T> = BTreeMap<(u64, u64), (T, Instant)>;
+type Lane<T> = BTreeMap<(u64, u64), (T, Due)>;
 
 impl<T> Default for Held<T> {
     fn default() -> Self {
@@ -36,7 +36,7 @@ impl<T> Held<T> {
     }
 
     /// Takes an item in. What may go on is told by [`release`](Self::release).
-    pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Instant) {
+    pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Due) {
         self.arrivals += 1;
         self.len += 1;
         let items = self.lanes.entry(lane).or_default();
@@ -47,12 +47,12 @@ impl<T> Held<T> {
 
     /// Lets go, in order, of what has no gap before it, or has waited long enough. `next` is the lane's first number that has
     /// not come yet; it moves with what goes.
-    pub(super) fn release(&mut self, lane: LaneOf, next: &mut u64, now: Instant) -> Vec<T> {
+    pub(super) fn release(&mut self, lane: LaneOf, next: &mut u64, look: Look) -> Vec<T> {
         let mut released = Vec::new();
         let Some(items) = self.lanes.get_mut(&lane) else { return released };
         while let Some(first) = items.first_entry() {
             let number = first.key().0;
-            if number > *next && first.get().1 > now {
+            if number > *next && !first.get().1.has_come(look) {
                 break;
             }
             *next = (*next).max(number.saturating_add(1));
@@ -66,13 +66,13 @@ impl<T> Held<T> {
     }
 
     /// When something has waited long enough.
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Due> {
         self.firsts().map(|(_, until)| until).min()
     }
 
     /// Lanes whose first item has waited long enough.
-    pub(super) fn due(&self, now: Instant) -> Vec<LaneOf> {
-        self.firsts().filter(|(_, until)| *until <= now).map(|(lane, _)| lane).collect()
+    pub(super) fn due(&self, look: Look) -> Vec<LaneOf> {
+        self.firsts().filter(|(_, until)| until.has_come(look)).map(|(lane, _)| lane).collect()
     }
 
     /// Lanes of which something is held.
@@ -88,14 +88,14 @@ impl<T> Held<T> {
     }
 
     /// Nothing that could fill a gap can come: the lane that has waited longest waits no longer.
-    pub(super) fn give_up_one(&mut self, now: Instant) {
+    pub(super) fn give_up_one(&mut self, look: Look) {
         let Some((lane, _)) = self.firsts().min_by_key(|(_, until)| *until) else { return };
         if let Some(mut first) = self.lanes.get_mut(&lane).and_then(|items| items.first_entry()) {
-            first.get_mut().1 = now;
+            first.get_mut().1 = look.now();
         }
     }
 
-    fn firsts(&self) -> impl Iterator<Item = (LaneOf, Instant)> {
+    fn firsts(&self) -> impl Iterator<Item = (LaneOf, Due)> {
         self.lanes.iter().filter_map(|(lane, items)| Some((*lane, items.first_key_value()?.1.1)))
     }
 }
@@ -105,13 +105,25 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::time::ManualClock;
 
     const LANE: LaneOf = LaneOf { store: [1; 16], epoch: 1, id: 0 };
 
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// A look at a clock that has run for so many seconds.
+    fn at(seconds: u64) -> Look {
+        let clock = ManualClock::new();
+        clock.advance(s(seconds));
+        Look::at(&clock)
+    }
+
     /// Takes `numbers` in, in this order, each with a minute of patience; what goes on after each.
-    fn arrive(held: &mut Held<u64>, next: &mut u64, numbers: &[u64], now: Instant) -> Vec<Vec<u64>> {
+    fn arrive(held: &mut Held<u64>, next: &mut u64, numbers: &[u64], now: Look) -> Vec<Vec<u64>> {
         let mut arrive = |number: &u64| {
-            held.put(LANE, *number, *number, now + Duration::from_secs(60));
+            held.put(LANE, *number, *number, now.after(s(60)));
             held.release(LANE, next, now)
         };
         numbers.iter().map(&mut arrive).collect()
@@ -119,7 +131,7 @@ mod tests {
 
     #[test]
     fn order_is_restored_and_repeats_pass() {
-        let (mut held, mut next, now) = (Held::default(), 0, Instant::now());
+        let (mut held, mut next, now) = (Held::default(), 0, at(0));
         let went = arrive(&mut held, &mut next, &[0, 3, 2, 0, 3, 1, 4], now);
         let expected: [&[u64]; 7] = [&[0], &[], &[], &[0], &[], &[1, 2, 3, 3], &[4]];
         assert_eq!(went, expected);
@@ -128,13 +140,12 @@ mod tests {
 
     #[test]
     fn what_has_waited_long_enough_goes_and_takes_its_successors_along() {
-        let (mut held, mut next, now) = (Held::default(), 0, Instant::now());
+        let (mut held, mut next, now) = (Held::default(), 0, at(0));
         arrive(&mut held, &mut next, &[2, 3, 7], now);
         assert!(held.due(now).is_empty());
-        let later = now + Duration::from_secs(59);
-        held.put(LANE, 9, 9, later + Duration::from_secs(60));
-        let later = now + Duration::from_secs(60);
-        assert_eq!((held.deadline(), held.due(later)), (Some(later), vec![LANE]));
+        held.put(LANE, 9, 9, at(59).after(s(60)));
+        let later = at(60);
+        assert_eq!((held.deadline(), held.due(later)), (Some(now.after(s(60))), vec![LANE]));
         assert_eq!(held.release(LANE, &mut next, later), [2, 3, 7]);
         assert_eq!((held.len(), next), (1, 8));
     }
@@ -142,19 +153,19 @@ mod tests {
     /// Goal: a later arrival with a lower number does not make others wait longer.
     #[test]
     fn nothing_waits_longer_than_its_own_time() {
-        let (mut held, now) = (Held::default(), Instant::now());
-        let (early, late) = (now + Duration::from_secs(5), now + Duration::from_secs(9));
+        let mut held = Held::default();
+        let (early, late) = (at(0).after(s(5)), at(0).after(s(9)));
         held.put(LANE, 7, 7, early);
         held.put(LANE, 2, 2, late);
         held.put(LANE, 9, 9, late);
         assert_eq!(held.deadline(), Some(early));
-        assert_eq!(held.release(LANE, &mut 0, early), [2, 7]);
+        assert_eq!(held.release(LANE, &mut 0, at(5)), [2, 7]);
         assert_eq!(held.deadline(), Some(late));
     }
 
     #[test]
     fn one_that_is_given_up_goes_at_once() {
-        let (mut held, mut next, now) = (Held::default(), 0, Instant::now());
+        let (mut held, mut next, now) = (Held::default(), 0, at(0));
         arrive(&mut held, &mut next, &[5, 9], now);
         held.give_up_one(now);
         assert_eq!(held.due(now), [LANE]);

@@ -8,7 +8,7 @@ mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use redb::{MultimapTableHandle, TableHandle};
 
@@ -25,6 +25,7 @@ use crate::store::projections::{OwnedTables, RunningProjection, Which, not_rebui
 use crate::store::{
     ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction, StartAt, Store,
 };
+use crate::time::Deadline;
 
 use self::worker::Worker;
 
@@ -524,7 +525,7 @@ impl Projection {
         let stands = |position, reason: String| {
             Err(Error::ProjectionStopped { name: self.name.clone(), position, reason })
         };
-        let waited = self.shared.wait(Instant::now() + timeout, |status| {
+        let waited = self.shared.wait(Deadline::after(timeout), |status| {
             if let Some(done) = done(status) {
                 return Some(done.or_else(|reason| stands(status.position, reason)));
             }
@@ -666,7 +667,7 @@ impl Projection {
         let Some(ended) = self.ended.take() else { return };
         self.asked.stop.store(true, Ordering::Release);
         self.bell.ring();
-        if ended.wait_until(Instant::now() + deadline).is_none() {
+        if ended.wait_until(Deadline::after(deadline)).is_none() {
             in_drop(
                 || tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself"),
             );

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Asked, FailurePolicy, Handler, ProjectionBuilder};
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use crate::store::log_pace::LogPace;
 use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Which, read_stretch};
 use crate::store::wanted::Wanted;
 use crate::store::{ProjectionState, Transaction};
+use crate::time::{Deadline, Due, Look};
 
 /// Batches that a rebuild applies for one of the live track: it has to become the faster one.
 const REBUILD_BATCHES: usize = 8;
@@ -36,7 +37,7 @@ struct Line {
     durable: u64,
     /// Tries of the event at `next` that failed, and when the next one is due.
     attempts: u32,
-    retry_at: Option<Instant>,
+    retry_at: Option<Due>,
     /// It stands still for good.
     stopped: bool,
     /// How many events the next batch may hold: one, after a failure.
@@ -78,8 +79,8 @@ pub(super) struct Worker {
     /// The file still knows a rebuild to another version than ours.
     stale: bool,
     pace: LogPace,
-    /// Since when a line has let events pass that are not written down.
-    ahead_since: Option<Instant>,
+    /// What the filter has let pass waits to be written.
+    unwritten: Option<Due>,
 }
 
 /// Why a batch was not committed.
@@ -118,7 +119,7 @@ impl Worker {
             rebuild: rebuild.map(|rebuild| Line::at(rebuild.position, batch)),
             stale,
             pace: LogPace::default(),
-            ahead_since: None,
+            unwritten: None,
             settings,
         }
     }
@@ -158,7 +159,7 @@ impl Worker {
             let live = if self.frozen { Step::Waits } else { self.step(Which::Live)? };
             let rebuild = self.step_rebuild()?;
             self.show(live);
-            if self.skipped_due().is_some_and(|at| at <= Instant::now()) {
+            if self.skipped_due().is_some_and(|due| due.has_come(self.look())) {
                 self.write_skipped()?;
             }
             if live != Step::Moved && rebuild != Step::Moved {
@@ -177,27 +178,27 @@ impl Worker {
         let lines = std::iter::once(&self.live).chain(&self.rebuild);
         let due = lines.filter_map(|line| line.retry_at.filter(|_| !line.stopped)).min();
         let skipped_due = self.skipped_due();
-        let rang = self.bell.bell.wait_until(due.into_iter().chain(skipped_due).min());
+        let wake_at = due.into_iter().chain(skipped_due).map(Due::wake_at).min();
+        let rang = self.bell.bell.wait_until(wake_at.unwrap_or(Deadline::Never));
         if rang && !self.stops() && !self.settings.delay.is_zero() {
             // Let more gather; what asks for haste rings too, and is heard by the sleeper next.
-            let until = Instant::now() + self.settings.delay;
-            while !self.stops()
-                && self.settings.store.ready().is_ok()
-                && let Some(left) = until.checked_duration_since(Instant::now())
-            {
-                std::thread::sleep(left.min(Duration::from_millis(20)));
+            let gathered = self.look().delayed(self.settings.delay);
+            while !self.stops() && self.settings.store.ready().is_ok() && !gathered.has_come(self.look()) {
+                std::thread::sleep(gathered.wake_at().left_or_max().min(Duration::from_millis(20)));
             }
         }
         Ok(())
     }
 
     /// When what was let pass is to be written down. Only writing it moves this.
-    fn skipped_due(&mut self) -> Option<Instant> {
-        if !lines_ahead(&self.live, self.rebuild.as_ref()) {
-            self.ahead_since = None;
-            return None;
-        }
-        Some(*self.ahead_since.get_or_insert_with(Instant::now) + SKIPPED_AFTER)
+    fn skipped_due(&mut self) -> Option<Due> {
+        let look = lines_ahead(&self.live, self.rebuild.as_ref()).then(|| self.look());
+        self.unwritten = look.map(|look| self.unwritten.unwrap_or_else(|| look.delayed(SKIPPED_AFTER)));
+        self.unwritten
+    }
+
+    fn look(&self) -> Look {
+        Look::at(&*self.settings.store.core().settings.clock)
     }
 
     fn show(&self, live: Step) {
@@ -287,8 +288,9 @@ impl Worker {
 
     /// Reads and applies one stretch.
     fn step(&mut self, which: Which) -> Result<Step> {
+        let look = self.look();
         let Some(line) = self.line(which) else { return Ok(Step::Waits) };
-        if line.stopped || line.retry_at.is_some_and(|at| at > Instant::now()) {
+        if line.stopped || line.retry_at.is_some_and(|due| !due.has_come(look)) {
             return Ok(Step::Waits);
         }
         let (next, batch) = (line.next, line.batch);
@@ -372,8 +374,9 @@ impl Worker {
         self.shared.change(|status| status.failed_tries += 1);
         if attempts < policy.attempts() {
             let wait = backoff.0.saturating_mul(1 << (attempts - 1).min(16)).min(backoff.1);
+            let due = self.look().after(wait);
             if let Some(line) = self.line(which) {
-                line.retry_at = Some(Instant::now() + wait);
+                line.retry_at = Some(due);
             }
             tracing::warn!(seq, attempts, %reason, "an event is tried again later");
             if which == Which::Live {
@@ -442,9 +445,9 @@ impl Worker {
     /// Nobody's event is to blame: all of it is tried again after a while, and no attempt is spent.
     fn commit_failed(&mut self, which: Which, error: &Error) -> Step {
         tracing::warn!(%error, "a group could not be committed; its events are applied again");
-        let first = self.settings.backoff.0;
+        let due = self.look().after(self.settings.backoff.0);
         if let Some(line) = self.line(which) {
-            line.retry_at = Some(Instant::now() + first);
+            line.retry_at = Some(due);
         }
         Step::Waits
     }
@@ -467,7 +470,7 @@ impl Worker {
                 self.write_position(which)?;
             }
         }
-        self.ahead_since = None;
+        self.unwritten = None;
         Ok(())
     }
 

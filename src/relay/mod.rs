@@ -8,7 +8,7 @@ mod shell;
 mod waiters;
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};
 
@@ -27,7 +27,7 @@ use crate::say::in_drop;
 use crate::store::relays::{RelayPort, RelayRequest};
 use crate::store::{RelayStatus, StartAt, Store};
 use crate::text::Text;
-use crate::time::as_ms;
+use crate::time::{Deadline, as_ms};
 use crate::wire::{HeaderSpelling, Wire};
 
 pub use self::machine::types::{Ordering, QuarantinePolicy};
@@ -618,10 +618,10 @@ impl Relay {
 
     fn end(&mut self, patience: Duration) -> StopReport {
         let Some(ended) = self.ended.take() else { return StopReport::default() };
-        let deadline = Instant::now() + patience;
+        let deadline = Deadline::after(patience);
         // The thread gives up a little earlier, so that its report comes in time.
         let margin = (patience / 5).min(Duration::from_millis(200));
-        let _ = self.requests.send(RelayRequest::Stop { deadline: deadline - margin });
+        let _ = self.requests.send(RelayRequest::Stop { deadline: deadline.earlier_by(margin) });
         match ended.wait_until(deadline) {
             Some(report) => report.unwrap_or_default(),
             None => {

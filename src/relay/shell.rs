@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
@@ -33,7 +33,7 @@ use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus};
 use crate::text::Text;
-use crate::time::Now;
+use crate::time::{Deadline, Now, wake_after};
 use crate::wire::{self, Wire};
 
 /// Row changes that may wait for a commit to ride on. More ask for a commit of their own.
@@ -105,7 +105,7 @@ pub(crate) struct Shell {
     paused: bool,
     blocked: bool,
     last_fault: Option<Fault>,
-    stop_at: Option<Instant>,
+    stop_at: Option<Deadline>,
     patience: Option<Patience>,
     pace: LogPace,
 }
@@ -233,7 +233,7 @@ impl Shell {
                 return Err(Error::app("the publisher has ended by itself"));
             }
             // The handle is gone without a word: end soon.
-            Woken::HandleGone => self.stop_at = Some(Instant::now()),
+            Woken::HandleGone => self.stop_at = Some(Deadline::now()),
         }
         self.registered.store.core().check()
     }
@@ -245,8 +245,8 @@ impl Shell {
 
     fn wait(&self) -> Woken {
         let is_busy = self.search.is_some() || self.load.is_some();
-        let busy = is_busy.then(Instant::now);
-        let timer = busy.or_else(|| self.timer()).map_or_else(never, crossbeam_channel::at);
+        let wake = if is_busy { Deadline::now() } else { self.timer() };
+        let timer = wake.instant().map_or_else(never, crossbeam_channel::at);
         let Inputs { rung, requested, told } = &self.inputs;
         select! {
             recv(told) -> event => event.map_or(Woken::PublisherGone, Woken::Told),
@@ -257,17 +257,18 @@ impl Shell {
     }
 
     /// When to wake without being told anything.
-    fn timer(&self) -> Option<Instant> {
+    fn timer(&self) -> Deadline {
+        let core = self.registered.store.core();
         let now = self.now();
         let wake = self.machine.next_wake();
         let mono = wake.mono_ms.map(|at| Duration::from_millis(at.saturating_sub(now.mono_ms)));
         let wall =
             wake.wall_ms.map(|at| Duration::from_millis(at.saturating_sub(now.wall_ms)).min(WALL_CHECK));
-        let next = mono.into_iter().chain(wall).min().map(|wait| Instant::now() + wait);
-        let round = self.round_due().map(|(at, _)| at.saturating_sub(now.mono_ms));
-        let round = round.filter(|_| !self.registered.store.core().rounds.is_asked());
-        let round = round.map(|wait_ms| Instant::now() + Duration::from_millis(wait_ms));
-        next.into_iter().chain(round).chain(self.stop_at).min()
+        let round = self.round_due().filter(|_| !core.rounds.is_asked());
+        let round = round.map(|(at, _)| Duration::from_millis(at.saturating_sub(now.mono_ms)));
+        let next = mono.into_iter().chain(wall).chain(round).min();
+        let next = next.map(|wait| wake_after(&*core.settings.clock, wait));
+        next.into_iter().chain(self.stop_at).min().unwrap_or(Deadline::Never)
     }
 
     /// When captured tables have something for this relay, and how many keys of it: plenty once it has little left to do, a
@@ -506,7 +507,7 @@ impl Shell {
         self.rows_waiting = false;
         self.rows_ahead_waiting = false;
         self.hand_over_changes()?;
-        self.registered.store.flush_ride(None)
+        self.registered.store.flush_ride(Deadline::Never)
     }
 
     // --- hearing ------------------------------------------------------------------------------------------------------
@@ -629,7 +630,7 @@ impl Shell {
     fn may_end(&self) -> bool {
         let nothing_comes =
             self.machine.in_flight() == 0 || self.blocked || !matches!(self.state, RelayState::Connected);
-        nothing_comes || self.stop_at.is_some_and(|deadline| deadline <= Instant::now())
+        nothing_comes || self.stop_at.is_some_and(Deadline::is_over)
     }
 
     /// After a failure: only a request to stop, or the end of the handle, is still heard.
@@ -652,17 +653,17 @@ impl Shell {
     }
 
     fn end(mut self, alive: bool) -> StopReport {
-        let deadline = self.stop_at.unwrap_or_else(Instant::now);
+        let deadline = self.stop_at.unwrap_or_else(Deadline::now);
         let unknown = self.machine.in_flight();
         let mut clean = alive && unknown == 0;
         if alive {
-            let written = self.work().and_then(|()| self.registered.store.flush_ride(Some(deadline)));
+            let written = self.work().and_then(|()| self.registered.store.flush_ride(deadline));
             if let Err(error) = &written {
                 tracing::warn!(%error, "the last progress was not written; it will be repeated");
                 clean = false;
             }
         }
-        self.publisher.stop(deadline.saturating_duration_since(Instant::now()));
+        self.publisher.stop(deadline.left_or_max());
         self.state = RelayState::Stopped;
         self.show_status();
         let backlog_events = {

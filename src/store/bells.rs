@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+
+use crate::time::Deadline;
 
 #[derive(Debug, Default)]
 struct State {
@@ -40,18 +41,13 @@ impl Bell {
     }
 
     /// Waits for a ring, until `deadline` at most; whether it rang.
-    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn wait_until(&self, deadline: Deadline) -> bool {
         let mut state = lock(&self.state);
         while !state.rung {
-            let Some(deadline) = deadline else {
-                state = self.ringing.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if deadline.is_over() {
                 return false;
             }
-            state = self.ringing.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = deadline.wait(&self.ringing, state);
         }
         state.rung = false;
         true
@@ -142,8 +138,8 @@ mod tests {
         let other = bells.hang(None);
         bells.ring_all();
         bells.ring_all();
-        assert!(hung.bell.wait_until(Some(Instant::now())));
-        assert!(!hung.bell.wait_until(Some(Instant::now())));
+        assert!(hung.bell.wait_until(Deadline::now()));
+        assert!(!hung.bell.wait_until(Deadline::now()));
         assert!(other.bell.poll(&mut Context::from_waker(Waker::noop())).is_ready());
         assert!(other.bell.poll(&mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(bells.wanted_from(), Some(7));

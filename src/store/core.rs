@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::task::Waker;
 use std::thread::ThreadId;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use redb::{Database, ReadableDatabase};
@@ -24,6 +24,7 @@ use super::cursor::Cursor;
 use super::doorbells::Doorbells;
 use super::failure::caught;
 use super::file::Opened;
+use super::jumps::Jumped;
 use super::lines::Lines;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
@@ -40,7 +41,7 @@ use crate::log::keys::CursorId;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 use crate::say::in_drop;
-use crate::time::Now;
+use crate::time::{Deadline, Now};
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,6 +253,7 @@ pub(crate) struct Core {
     pub(crate) rounds: Rounds,
     /// Rejected deliveries are to be driven again.
     pub(crate) redrives: Doorbells,
+    pub(crate) jumped: Jumped,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks, or could not.
     backlog_shrank: Condvar,
@@ -295,6 +297,7 @@ impl Core {
             projections: Projections::default(),
             rounds: Rounds::default(),
             redrives: Doorbells::default(),
+            jumped: Jumped::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),
             sweeps: Sweeps::default(),
@@ -424,6 +427,16 @@ impl Core {
         }
     }
 
+    /// The clock has jumped: every thread that waits for a time of the clock looks again.
+    pub(crate) fn clock_jumped(&self) {
+        self.jumped.set();
+        self.relays.ring_all();
+        self.bells.ring_all();
+        self.redrives.ring_all();
+        // A nudge that is not taken yet tells the same.
+        let _ = self.queue.nudges.0.try_send(());
+    }
+
     /// A commit has ended, either way: the writer thread is told if something is left for it to do in a while.
     pub(crate) fn announce_rest(&self) {
         let waits = self.queue.writer_waits.load(Ordering::SeqCst);
@@ -488,15 +501,14 @@ impl Core {
         if Self::over_quota(&tail, quota, (0, 0)).is_none() {
             return;
         }
-        let deadline = Instant::now() + patience;
+        let deadline = Deadline::after(patience);
         let wanted = self.ask_for_sweeps(&tail, (0, 0), now_ms);
         while Self::over_quota(&tail, quota, (0, 0)).is_some() && self.poison.get().is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
             let vain = wanted.as_ref().is_some_and(|wanted| !self.sweeps.is_awaited(wanted));
-            if left == Duration::ZERO || vain {
+            if deadline.is_over() || vain {
                 return;
             }
-            tail = self.backlog_shrank.wait_timeout(tail, left).unwrap_or_else(PoisonError::into_inner).0;
+            tail = deadline.wait(&self.backlog_shrank, tail);
         }
     }
 

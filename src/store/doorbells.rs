@@ -27,6 +27,13 @@ impl Doorbells {
             let _ = bell.try_send(());
         }
     }
+
+    pub(crate) fn ring_all(&self) {
+        let bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for bell in bells.values().flatten() {
+            let _ = bell.try_send(());
+        }
+    }
 }
 
 #[cfg(test)]

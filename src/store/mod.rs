@@ -16,6 +16,7 @@ mod file;
 mod head;
 mod inside;
 mod journal;
+mod jumps;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
 mod place;
@@ -55,6 +56,7 @@ use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use self::core::Core;
 use self::journal::JournalOptions;
+use self::jumps::Jumps;
 use self::transaction::{REQUEST_SCOPE, check_id};
 use self::writer::{Closure, Job, Write};
 use crate::error::{Error, Result};
@@ -63,6 +65,7 @@ use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
 use crate::say::in_drop;
+use crate::time::Deadline;
 
 pub use self::capture::{Capture, CaptureMode, CapturedTable, Change, Operation};
 pub use self::counted::IoStats;
@@ -108,6 +111,8 @@ struct Shared {
     core: Arc<Core>,
     jobs: Sender<Job>,
     writer: std::sync::Mutex<Option<JoinHandle<()>>>,
+    /// Keeps the subscription at the clock.
+    _jumps: Jumps,
 }
 
 /// What [`Store::write_once`] did.
@@ -218,13 +223,15 @@ impl Store {
             "store opened"
         );
         let core = Arc::new(Core::new(path, opened, settings, identity, tail));
+        let jumps = Jumps::listen(&core);
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()
             .name("onewrite-writer".into())
             .spawn(move || writer::run(&for_writer, &queue))
             .map_err(|source| Error::Thread { what: "writer", source })?;
-        Ok(Self { shared: Arc::new(Shared { core, jobs, writer: std::sync::Mutex::new(Some(writer)) }) })
+        let writer = std::sync::Mutex::new(Some(writer));
+        Ok(Self { shared: Arc::new(Shared { core, jobs, writer, _jumps: jumps }) })
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -511,14 +518,10 @@ impl Store {
     }
 
     /// Writes waiting progress now, and waits for it.
-    pub(crate) fn flush_ride(&self, deadline: Option<std::time::Instant>) -> Result<()> {
+    pub(crate) fn flush_ride(&self, deadline: Deadline) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         self.shared.jobs.send(Job::Flush(reply)).map_err(|_| self.gone())?;
-        let flushed = match deadline {
-            Some(deadline) => answer.wait_until(deadline),
-            None => Some(answer.wait()),
-        };
-        match flushed {
+        match answer.wait_until(deadline) {
             Some(flushed) => flushed.unwrap_or_else(|oneshot::Abandoned| Err(self.gone())),
             // It will still be written; what is not, is repeated.
             None => Ok(()),

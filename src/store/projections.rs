@@ -29,6 +29,7 @@ use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
 use crate::log::wire_bytes::{Malformed, Reader, put_text16};
+use crate::time::Deadline;
 
 /// What a table is called while it is being rebuilt. Reserved, so that no application's table is called so.
 const REBUILD_PREFIX: &str = "onewrite.rebuild.";
@@ -241,7 +242,7 @@ impl RunningProjection {
     /// Waits until `done` says so, or until the deadline; what it said last.
     pub(crate) fn wait<T>(
         &self,
-        deadline: std::time::Instant,
+        deadline: Deadline,
         done: impl Fn(&ProjectionStatus) -> Option<T>,
     ) -> Option<T> {
         let mut status = self.status();
@@ -249,11 +250,10 @@ impl RunningProjection {
             if let Some(done) = done(&status) {
                 return Some(done);
             }
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
-            if left.is_zero() {
+            if deadline.is_over() {
                 return None;
             }
-            status = self.changed.wait_timeout(status, left).unwrap_or_else(PoisonError::into_inner).0;
+            status = deadline.wait(&self.changed, status);
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
 use crate::relay::machine::types::{Change, Exception, ExceptionState};
+use crate::time::Deadline;
 
 /// An event in quarantine, and why.
 ///
@@ -112,7 +113,7 @@ impl Quarantine {
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
         self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_ride(None)?;
+        self.store.flush_ride(Deadline::Never)?;
         let tx = self.store.core().begin_read()?;
         let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
         let to = keys::after_prefix(&self.id.to_be_bytes());
@@ -224,7 +225,7 @@ impl Quarantine {
 
     fn find(&self, seq: u64) -> Result<Quarantined> {
         self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_ride(None)?;
+        self.store.flush_ride(Deadline::Never)?;
         let tx = self.store.core().begin_read()?;
         let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(self.id, seq)[..])?;
         let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
@@ -234,7 +235,7 @@ impl Quarantine {
 
     fn change(&self, change: Change) -> Result<()> {
         self.store.core().ride().add(&self.relay, &mut vec![change], 0);
-        self.store.flush_ride(None)
+        self.store.flush_ride(Deadline::Never)
     }
 
     fn tell(&self, request: RelayRequest) {

@@ -1,13 +1,14 @@
 //! What a write leaves in its caller's hands.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::core::Core;
 use super::relays::{Awaited, RelayPort, RelayRequest};
 use crate::error::Error;
 use crate::message::Fault;
 use crate::oneshot;
+use crate::time::Deadline;
 
 /// Proof of a durable write: the closure's value, and the sequence numbers of its events.
 ///
@@ -192,7 +193,7 @@ impl<T> Receipt<T> {
         let (reply, answer) = oneshot::channel();
         let request = RelayRequest::Await { seqs: self.seqs.clone(), reply };
         port.requests.send(request).map_err(|_| ConfirmError::Stopped)?;
-        match answer.wait_until(Instant::now() + patience) {
+        match answer.wait_until(Deadline::after(patience)) {
             Some(Ok(Awaited::Confirmed)) => Ok(()),
             Some(Ok(Awaited::Quarantined { seq, fault })) => Err(ConfirmError::Quarantined { seq, fault }),
             Some(Ok(Awaited::Failed(error))) => Err(error.into()),

@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use crate::error::{Error, Result};
 use crate::message::Fault;
 use crate::oneshot;
+use crate::time::Deadline;
 
 /// What a relay is asked for by other threads.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ pub(crate) enum RelayRequest {
     /// Go on.
     Resume,
     /// End by this deadline, and report.
-    Stop { deadline: std::time::Instant },
+    Stop { deadline: Deadline },
 }
 
 /// The answer to `Await`.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::relay::machine::types::Change;
+use crate::time::Deadline;
 
 /// Changes of one cursor.
 #[derive(Debug, Default)]
@@ -73,8 +74,9 @@ impl Ride {
 
     /// When it gets a commit of its own, if none comes: not before it has waited for `delay`, and not before nobody has committed for
     /// as long. While writes flow the next of them takes it along, however long the last one took.
-    pub(crate) fn due_at(&self, delay: Duration) -> Option<Instant> {
-        self.since.map(|since| self.carried.map_or(since, |carried| carried.max(since)) + delay)
+    pub(crate) fn due_at(&self, delay: Duration) -> Option<Deadline> {
+        let since = self.since.map(|since| self.carried.map_or(since, |carried| carried.max(since)));
+        since.map(|since| Deadline::from(since, delay))
     }
 
     /// A commit of its own has failed; it waits anew, or for nothing.
@@ -117,19 +119,19 @@ mod tests {
         assert_eq!(ride.due_at(delay), None, "nothing waits");
         assert!(ride.add("rabbit", &mut vec![Change::Position(1)], 1), "the writer thread is told");
         let since = ride.since.unwrap();
-        assert_eq!(ride.due_at(delay), Some(since + delay));
+        assert_eq!(ride.due_at(delay), Some(Deadline::At(since + delay)));
         let long_commit = ride.take();
         assert!(ride.is_empty() && ride.due_at(delay).is_none());
         // Confirmed while that commit is in its fsync.
         assert!(ride.add("rabbit", &mut vec![Change::Position(2)], 1));
         let through = ride.since.unwrap() + delay * 10;
         ride.carried(through);
-        assert_eq!(ride.due_at(delay), Some(through + delay));
+        assert_eq!(ride.due_at(delay), Some(Deadline::At(through + delay)));
         // What waits anew does so from its own time.
         let mut later = ride.take();
-        assert!(later.due_at(delay) == Some(through + delay) && ride.due_at(delay).is_none());
+        assert!(later.due_at(delay) == Some(Deadline::At(through + delay)) && ride.due_at(delay).is_none());
         later.wait_anew(Some(through + delay * 2));
-        assert_eq!(later.due_at(delay), Some(through + delay * 3));
+        assert_eq!(later.due_at(delay), Some(Deadline::At(through + delay * 3)));
         drop(long_commit);
     }
 }

@@ -24,6 +24,7 @@ use super::transaction::Transaction;
 use crate::error::{Error, Result, StorageFailure};
 use crate::limits::{BATCH_WRITES_MAX, CAPTURE_ROUND_KEYS};
 use crate::oneshot::{self, Wakes};
+use crate::time::{Deadline, wake_after};
 
 /// What the writer thread is sent.
 pub(crate) enum Job {
@@ -158,12 +159,12 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
 fn receive(
     jobs: &Receiver<Job>,
     nudges: &Receiver<()>,
-    deadline: Option<Instant>,
+    deadline: Deadline,
 ) -> std::result::Result<Job, RecvTimeoutError> {
     let mut select = Select::new();
     let at_jobs = select.recv(jobs);
     select.recv(nudges);
-    let ready = match deadline {
+    let ready = match deadline.instant() {
         Some(deadline) => select.select_deadline(deadline).map_err(|_| RecvTimeoutError::Timeout)?,
         None => select.select(),
     };
@@ -216,7 +217,10 @@ impl Writer<'_> {
             self.core.rounds.ask(CAPTURE_ROUND_KEYS);
             return;
         }
-        let walk_due = walk_due.map(|wait| Instant::now() + wait);
+        let walk_due = walk_due.map(|wait| wake_after(&*self.core.settings.clock, wait));
+        if self.core.jumped.take() {
+            self.catch_up();
+        }
         self.core.queue.writer_waits(Waits::Untimed);
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
@@ -233,30 +237,31 @@ impl Writer<'_> {
         });
         let ride_due = match due_at {
             // In the middle of trimming: go on, unless something else is to be done.
-            _ if trim_left && self.trimming => Some(Instant::now() + Duration::from_millis(1)),
+            _ if trim_left && self.trimming => Some(Deadline::after(Duration::from_millis(1))),
             Some(due_at) => Some(due_at),
             // What is left was left by a commit, so no waking moves this. A commit does: it has looked at the bounds of trimming.
-            None if trim_left => Some(last_commit.unwrap_or_else(Instant::now) + delay),
+            None if trim_left => Some(Deadline::from(last_commit.unwrap_or_else(Instant::now), delay)),
             None => None,
         };
         let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).min();
+        let deadline = deadline.unwrap_or(Deadline::Never);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);
         self.trimming = false;
         match job {
             Ok(job) => self.take(job),
-            Err(RecvTimeoutError::Timeout) if save_due.is_some_and(|due| due <= Instant::now()) => {
+            Err(RecvTimeoutError::Timeout) if save_due.is_some_and(Deadline::is_over) => {
                 self.save_if_idle();
             }
             // Only the walk is due: it is looked at next.
-            Err(RecvTimeoutError::Timeout) if ride_due.is_none_or(|due| due > Instant::now()) => {}
+            Err(RecvTimeoutError::Timeout) if !ride_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
                 // turn is over.
                 drop(self.core.turns.take());
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 let trim_left = self.core.tail().trim_left;
-                let overdue = self.core.ride().due_at(delay).is_some_and(|due_at| due_at <= Instant::now());
+                let overdue = self.core.ride().due_at(delay).is_some_and(Deadline::is_over);
                 if overdue || (idle && trim_left) {
                     self.commit_ride();
                     self.trimming = true;
@@ -267,8 +272,25 @@ impl Writer<'_> {
         }
     }
 
+    /// After a jump of the clock: what waits for a commit to ride on gets one, and what has grown old enough by
+    /// the clock is trimmed.
+    fn catch_up(&mut self) {
+        // A commit on another thread may be taking it along.
+        drop(self.core.turns.take());
+        let retention = &self.core.settings.retention;
+        let may_trim = {
+            let tail = self.core.tail();
+            let ages = retention.age_ms_min > 0 && !retention.forever && tail.trimmed_to < tail.next_seq;
+            tail.trim_left || ages
+        };
+        if may_trim || !self.core.ride().is_empty() {
+            self.commit_ride();
+            self.trimming = true;
+        }
+    }
+
     /// When the next open is to be made quick, if nobody writes before.
-    fn save_due(&self) -> Option<Instant> {
+    fn save_due(&self) -> Option<Deadline> {
         let idle = self.core.settings.quick_repair_idle?;
         let (commits, last) = {
             // Both change under its lock.
@@ -278,13 +300,12 @@ impl Writer<'_> {
         if self.saved_at == Some(commits) || self.core.poisoned().is_some() {
             return None;
         }
-        // Idle for longer than time lasts is never.
-        last.map_or(self.opened, |last| last.max(self.opened)).checked_add(idle)
+        Some(Deadline::from(last.map_or(self.opened, |last| last.max(self.opened)), idle))
     }
 
     /// Commits with quick repair, unless somebody has written meanwhile.
     fn save_if_idle(&mut self) {
-        let is_due = |due: Option<Instant>| due.is_some_and(|due| due <= Instant::now());
+        let is_due = |due: Option<Deadline>| due.is_some_and(Deadline::is_over);
         if !is_due(self.save_due()) {
             return;
         }
@@ -302,7 +323,7 @@ impl Writer<'_> {
         });
         if let Err(error) = saved {
             // As if opened in a while: after as long a time as then.
-            self.opened = Instant::now() + SAVE_RETRY;
+            self.opened = Deadline::after(SAVE_RETRY).instant().unwrap_or_else(Instant::now);
             tracing::warn!(%error, "the commit that makes the next open quick has failed; it will be repeated");
         }
     }

@@ -16,6 +16,7 @@ mod aggregates;
 mod capture;
 #[cfg(unix)]
 mod capture_rounds;
+mod clock_jumps;
 #[cfg(all(unix, feature = "json", feature = "bincode"))]
 mod codec_losses;
 mod consumer;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::{GapPolicy, Item, Worker};
 use crate::error::Result;
@@ -70,9 +69,9 @@ impl Worker {
     /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
     pub(super) fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
         let GapPolicy::Hold(patience) = self.settings.gap else { return Ok(batch) };
-        let now = Instant::now();
+        let look = self.look();
         let full = self.held.len() + batch.len() >= usize::from(self.settings.prefetch);
-        let mut due = self.held.due(now);
+        let mut due = self.held.due(look);
         let lanes: Vec<_> = batch.iter().filter_map(Item::place).map(|(lane, _)| lane).collect();
         // All that are held: a gap may have been filled by somebody else.
         let lanes: BTreeSet<_> = lanes.into_iter().chain(self.held.lanes()).collect();
@@ -84,22 +83,22 @@ impl Worker {
         for item in batch {
             match item.place() {
                 Some((lane, number)) => {
-                    let until = if item.waited { now } else { now + patience };
+                    let until = if item.waited { look.now() } else { look.after(patience) };
                     self.held.put(lane, number, item, until);
                     let next = nexts.entry(lane).or_default();
-                    passed.extend(self.held.release(lane, next, now));
+                    passed.extend(self.held.release(lane, next, look));
                 }
                 None => passed.push(item),
             }
         }
         if full && passed.is_empty() && due.is_empty() {
-            self.held.give_up_one(now);
-            due = self.held.due(now);
+            self.held.give_up_one(look);
+            due = self.held.due(look);
         }
         let filled: Vec<_> = self.held.filled(|lane| nexts.get(&lane).copied().unwrap_or_default());
         for lane in due.into_iter().chain(filled) {
             let next = nexts.entry(lane).or_default();
-            passed.extend(self.held.release(lane, next, now));
+            passed.extend(self.held.release(lane, next, look));
         }
         self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
         let mut ready = Vec::with_capacity(passed.len());

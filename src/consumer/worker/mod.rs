@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
@@ -27,13 +27,11 @@ use crate::store::log_pace::LogPace;
 use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
+use crate::time::{Deadline, Due, Look};
 use crate::wire::ordering_key;
 
 /// How often heads are looked at while something waits for a gap that somebody else may fill.
 const HELD_LOOK: Duration = Duration::from_secs(1);
-
-/// A wait that no clock can express is this long.
-const WAIT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A delivery in hand.
 #[derive(Debug, Clone)]
@@ -78,7 +76,7 @@ pub(super) struct Worker {
     /// Keys of which one delivery waits for its next try, with those that wait behind it.
     keys: HashMap<Arc<str>, VecDeque<Item>>,
     /// Deliveries that wait for their next try, by time; the number keeps them apart.
-    due: BTreeMap<(Instant, u64), Item>,
+    due: BTreeMap<(Due, u64), Item>,
     scheduled: u64,
     held: Held<Item>,
     redriven: Redrives,
@@ -138,7 +136,7 @@ impl Worker {
     pub(super) fn run(
         mut self,
         events: &Receiver<SourceEvent>,
-        stop: &Receiver<Instant>,
+        stop: &Receiver<Deadline>,
         rung: &Receiver<()>,
     ) {
         let mut deadline = None;
@@ -174,7 +172,7 @@ impl Worker {
                 break;
             }
         }
-        let left = deadline.map_or(Duration::from_secs(2), |at| at.saturating_duration_since(Instant::now()));
+        let left = deadline.map_or(Duration::from_secs(2), Deadline::left_or_max);
         self.source.stop(left);
     }
 
@@ -201,14 +199,15 @@ impl Worker {
     fn wait(
         &mut self,
         events: &Receiver<SourceEvent>,
-        stop: &Receiver<Instant>,
+        stop: &Receiver<Deadline>,
         rung: &Receiver<()>,
-        deadline: &mut Option<Instant>,
+        deadline: &mut Option<Deadline>,
     ) -> Option<SourceEvent> {
         let due = self.due.keys().next().map(|(due, _)| *due);
+        let due = due.into_iter().chain(self.held.deadline()).map(Due::wake_at);
         // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
-        let look = (self.held.len() > 0).then(|| Instant::now() + HELD_LOOK);
-        let until = due.into_iter().chain(self.held.deadline()).chain(look).min();
+        let look = (self.held.len() > 0).then(|| Deadline::after(HELD_LOOK));
+        let until = due.chain(look).min().and_then(Deadline::instant);
         let timer = until.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
         crossbeam_channel::select! {
             recv(events) -> event => {
@@ -216,7 +215,7 @@ impl Worker {
                 event.ok()
             }
             recv(stop) -> at => {
-                *deadline = Some(at.unwrap_or_else(|_| Instant::now()));
+                *deadline = Some(at.unwrap_or_else(|_| Deadline::now()));
                 None
             }
             recv(rung) -> _ => {
@@ -225,6 +224,10 @@ impl Worker {
             }
             recv(timer) -> _ => None,
         }
+    }
+
+    fn look(&self) -> Look {
+        Look::at(&*self.settings.store.core().settings.clock)
     }
 
     fn receive(&mut self, event: SourceEvent, batch: &mut Vec<Item>) {
@@ -300,9 +303,12 @@ impl Worker {
     /// Those whose next try is due, each with those that wait behind it.
     fn take_due(&mut self) -> Vec<Item> {
         let mut batch = Vec::new();
-        let now = Instant::now();
+        if self.due.is_empty() {
+            return batch;
+        }
+        let look = self.look();
         while let Some(entry) = self.due.first_entry()
-            && entry.key().0 <= now
+            && entry.key().0.has_come(look)
         {
             let item = entry.remove();
             let behind = item.key.as_ref().and_then(|key| self.keys.remove(key));
@@ -544,8 +550,8 @@ impl Worker {
             self.keys.entry(Arc::clone(key)).or_default();
         }
         self.scheduled += 1;
-        let at = Instant::now().checked_add(wait).unwrap_or_else(|| Instant::now() + WAIT_MAX);
-        self.due.insert((at, self.scheduled), item);
+        let due = self.look().after(wait);
+        self.due.insert((due, self.scheduled), item);
     }
 }
 

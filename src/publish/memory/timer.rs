@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::Shared;
+use crate::time::Deadline;
 
 /// Which untold word of which publisher is due when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +34,7 @@ impl Timer {
 
     /// Has the publisher `link` tell `token` after `delay`. `false` if there is no thread and none can be started.
     pub(super) fn set(&mut self, delay: Duration, link: u64, token: u64) -> bool {
-        let Some(due) = Instant::now().checked_add(delay) else { return true }; // in no lifetime of this process
+        let Some(due) = Deadline::after(delay).instant() else { return true }; // in no lifetime of this process
         if self.alarms.is_none() {
             let (sender, receiver) = unbounded();
             let shared = self.shared.clone();

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::pin;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use futures_util::future::{Either, select};
@@ -14,11 +14,12 @@ use tokio::sync::watch;
 
 use crate::error::SettingError;
 use crate::limits::CLOSE_MS_MAX;
+use crate::time::Deadline;
 
 /// The handle that the owner keeps.
 #[derive(Debug)]
 pub(super) struct Background {
-    stop: watch::Sender<Option<Instant>>,
+    stop: watch::Sender<Option<Deadline>>,
     /// Never carries anything; disconnected when the thread has ended.
     ended: Receiver<Infallible>,
 }
@@ -52,9 +53,13 @@ impl Background {
 
     /// Tells the thread to end and waits for it, `deadline` at most. After that it ends by itself.
     pub(super) fn stop(self, deadline: Duration) {
-        let at = Instant::now() + deadline;
+        let at = Deadline::after(deadline);
         self.stop.send_replace(Some(at));
-        match self.ended.recv_deadline(at) {
+        let ended = match at.instant() {
+            Some(at) => self.ended.recv_deadline(at),
+            None => self.ended.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match ended {
             Ok(never) => match never {},
             Err(RecvTimeoutError::Disconnected) => {}
             Err(RecvTimeoutError::Timeout) => {
@@ -68,7 +73,7 @@ impl Background {
 
 /// The thread's view of a stop.
 #[derive(Debug, Clone)]
-pub(super) struct Stop(watch::Receiver<Option<Instant>>);
+pub(super) struct Stop(watch::Receiver<Option<Deadline>>);
 
 impl Stop {
     /// Resolves once a stop was asked for, or the handle is gone.
@@ -90,7 +95,7 @@ impl Stop {
         let most = Duration::from_millis(CLOSE_MS_MAX);
         match *self.0.borrow() {
             // A little is left for the thread itself to end.
-            Some(at) => at.saturating_duration_since(Instant::now()).mul_f64(0.8).min(most),
+            Some(at) => at.left_or_max().mul_f64(0.8).min(most),
             None => most,
         }
     }

@@ -443,7 +443,7 @@ impl<'a> Window<'a> {
     /// Until the oldest publish is due, `tick` at most.
     fn next_tick(&self, tick: Duration, deadline: Duration) -> Duration {
         let Some(since_ms) = self.ledger.oldest_since_ms() else { return tick };
-        let due_ms = (since_ms + as_ms(deadline)).saturating_sub(self.clock.now_ms());
+        let due_ms = since_ms.saturating_add(as_ms(deadline)).saturating_sub(self.clock.now_ms());
         Duration::from_millis(due_ms).clamp(Duration::from_millis(1), tick)
     }
 

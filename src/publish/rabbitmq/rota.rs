@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use crate::message::FaultClass;
+use crate::time::Deadline;
 
 use super::pace::{Pace, STABLE};
 
@@ -37,7 +38,8 @@ impl Rota {
 
     /// An attempt failed. The wait before the next one; zero while somebody of the round is left.
     pub(super) fn refused(&mut self, class: FaultClass, now: Instant) -> Duration {
-        let rest = (class == FaultClass::Config).then(|| now + self.pace.next_wait(class));
+        let rest = (class == FaultClass::Config).then(|| self.pace.next_wait(class));
+        let rest = rest.and_then(|rest| Deadline::from(now, rest).instant());
         if let Some(own) = self.rests.get_mut(self.at) {
             *own = rest;
         }
@@ -97,7 +99,7 @@ impl Rota {
         let rest_of = |broker: &usize| self.rested_at(*broker).filter(|at| *at > now);
         let Some(first) = in_order.clone().min_by_key(rest_of) else { return Duration::ZERO };
         let wait = match rest_of(&first) {
-            Some(at) => at - now,
+            Some(at) => at.saturating_duration_since(now),
             None => self.pace.next_wait(FaultClass::Outage),
         };
         self.at = first;

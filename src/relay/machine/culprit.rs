@@ -118,7 +118,7 @@ impl Machine {
 
     /// An event has its outcome. Whoever was alone and was refused stays alone, and clears the others.
     pub(super) fn learn(&mut self, seq: u64, isolated: bool, outcome: &Outcome, now: Now) {
-        let probe_ms = now.mono_ms + self.settings.probe_wait_ms();
+        let probe_ms = now.mono_ms.saturating_add(self.settings.probe_wait_ms());
         let Some(item) = self.items.get_mut(&seq) else { return };
         let culprit = match outcome {
             Outcome::Refused(fault) if isolated && closes_channel(fault) => Some(fault),

@@ -206,7 +206,7 @@ impl Machine {
             return;
         }
         let since = *self.starved_since_ms.get_or_insert(now.mono_ms);
-        if now.mono_ms < since + SPILL_PATIENCE_MS {
+        if now.mono_ms < since.saturating_add(SPILL_PATIENCE_MS) {
             return;
         }
         self.starved_since_ms = None;

@@ -312,7 +312,7 @@ impl Machine {
 
     pub(crate) fn next_wake(&self) -> Wake {
         let timer = self.timers.first().map(|(due_ms, _)| *due_ms);
-        let starved = self.starved_since_ms.map(|since| since + flow::SPILL_PATIENCE_MS);
+        let starved = self.starved_since_ms.map(|since| since.saturating_add(flow::SPILL_PATIENCE_MS));
         Wake {
             mono_ms: timer.into_iter().chain(starved).chain(self.rate_wake_ms).min(),
             wall_ms: self.next_due_ms.filter(|_| self.may_read() && self.due_out == 0 && self.has_room()),
@@ -639,7 +639,7 @@ impl Machine {
                         let (first_ms, max_ms) =
                             (self.settings.backoff_first_ms, self.settings.backoff_max_ms);
                         let wait = self.jitter.wait_ms(first_ms, max_ms, 0);
-                        self.wait(entry.seq, now.mono_ms + wait);
+                        self.wait(entry.seq, now.mono_ms.saturating_add(wait));
                     }
                     _ => {}
                 }
@@ -722,7 +722,7 @@ impl Machine {
         }
         if self.retrying < self.settings.retrying_max {
             self.insert(seq, item);
-            self.wait(seq, now.mono_ms + wait_ms);
+            self.wait(seq, now.mono_ms.saturating_add(wait_ms));
             return;
         }
         out.push(Action::Forget { seq });
@@ -745,7 +745,7 @@ impl Machine {
             self.keys.with(&key, |state| state.active.insert(seq));
         }
         let wait = self.jitter.wait_ms(self.settings.backoff_first_ms, self.settings.backoff_max_ms, nacks);
-        self.wait(seq, now.mono_ms + wait);
+        self.wait(seq, now.mono_ms.saturating_add(wait));
     }
 
     /// Takes an event out until a person decides.

@@ -47,7 +47,8 @@ impl Bucket {
         if self.free_at_ms(1) > now_ms {
             return false;
         }
-        self.full_at_ns = self.full_at_ns.max(now_ms * NS_PER_MS) + self.cost_ns();
+        self.full_at_ns =
+            self.full_at_ns.max(now_ms.saturating_mul(NS_PER_MS)).saturating_add(self.cost_ns());
         true
     }
 }

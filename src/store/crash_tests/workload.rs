@@ -19,7 +19,7 @@ use crate::store::settings::{Retention, Settings};
 use crate::store::transaction::Transaction;
 use crate::store::writer::{self, Closure, Write};
 use crate::store::{Once, StartAt, Store, StoreBuilder, file, recover};
-use crate::time::{Clock, Now};
+use crate::time::{Clock, Deadline, Now};
 use crate::wire;
 
 pub(super) const ROWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
@@ -398,7 +398,7 @@ impl Subject {
                 changes.push(Change::Position(*position));
                 store.core().ride().add(RELAYS[*at], &mut changes, 1);
             }
-            Step::Flush => store.flush_ride(None)?,
+            Step::Flush => store.flush_ride(Deadline::Never)?,
             Step::QuickRepair => {
                 let mut tx = Transaction::begin(store.core())?;
                 tx.set_quick_repair();

@@ -1,0 +1,214 @@
+//! The clock, as a parameter.
+//!
+//! Two clocks, never mixed: the monotonic one measures every wait, the wall clock is data (an event's time, its
+//! `not_before` and `expires`). A wall clock that jumps a day moves no wait of ours.
+
+mod deadline;
+mod due;
+mod manual;
+
+use std::fmt::Debug;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub(crate) use self::deadline::Deadline;
+pub(crate) use self::due::{Due, Look};
+pub use self::manual::ManualClock;
+
+/// One reading of both clocks.
+///
+/// ```
+/// use onewrite::time::Now;
+/// let (earlier, later) = (Now { mono_ms: 5, wall_ms: 2_000 }, Now { mono_ms: 9, wall_ms: 1_000 }); // the wall clock was set back
+/// assert!(earlier.mono_ms < later.mono_ms);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Now {
+    /// Milliseconds since some fixed point of this process; never goes back.
+    pub mono_ms: u64,
+    /// Milliseconds since the Unix epoch, as the machine believes.
+    pub wall_ms: u64,
+}
+
+/// Where the library gets its time from.
+///
+/// **Times of the clock**: when an event is published again, a delivery applied again, a projection or a
+/// capture tried again; `not_before` and `expires`; how long a consumer waits for a gap to be filled; the
+/// ages of inbox ids and of kept events.
+///
+/// **Waits of real time**, whatever the clock says: a timeout that a caller passes (`stop`, `confirmed`,
+/// `next_timeout`, `QuotaPolicy::Wait`); deadlines and pauses of a connection to a broker, of
+/// [`MemoryBroker`](crate::publish::MemoryBroker) too; the short delays that gather work for one commit.
+/// A clock that tells its listeners of a jump ends these short delays.
+///
+/// A clock is the application's code. The library calls it outside of its locks, but also from inside
+/// transactions: it must not write to the store.
+///
+/// ```
+/// use onewrite::time::{Clock, SystemClock};
+/// let clock = SystemClock::new();
+/// let (a, b) = (clock.now(), clock.now());
+/// assert!(a.mono_ms <= b.mono_ms);
+/// ```
+pub trait Clock: Debug + Send + Sync + 'static {
+    /// Reads both clocks.
+    fn now(&self) -> Now;
+
+    /// Whether time passes by itself, about as fast as real time; yes unless the clock says otherwise.
+    ///
+    /// If not, no thread of the library sleeps for a time of this clock: such a thread waits until the clock
+    /// notifies its [listeners](Self::subscribe). So a clock that says no must notify them of each move.
+    ///
+    /// ```
+    /// use onewrite::time::{Clock, ManualClock, SystemClock};
+    /// assert!(SystemClock::new().runs_by_itself());
+    /// assert!(!ManualClock::new().runs_by_itself());
+    /// ```
+    fn runs_by_itself(&self) -> bool {
+        true
+    }
+
+    /// Keeps a listener, to notify it after each jump of the clock. A store subscribes once, when it is opened.
+    ///
+    /// Unless overridden it does nothing. Threads that sleep then wake when their time has passed by the
+    /// clock as it ran when they fell asleep. Notify listeners outside of locks that [`now`](Self::now) takes.
+    ///
+    /// ```
+    /// use onewrite::time::{Clock, ClockListener, ManualClock, Now};
+    ///
+    /// /// A clock of the application, on top of another one.
+    /// #[derive(Debug)]
+    /// struct Shifted(ManualClock);
+    ///
+    /// impl Clock for Shifted {
+    ///     fn now(&self) -> Now {
+    ///         Now { wall_ms: self.0.now().wall_ms + 3_600_000, ..self.0.now() }
+    ///     }
+    ///     fn runs_by_itself(&self) -> bool {
+    ///         self.0.runs_by_itself()
+    ///     }
+    ///     fn subscribe(&self, listener: ClockListener) {
+    ///         self.0.subscribe(listener);
+    ///     }
+    /// }
+    /// ```
+    fn subscribe(&self, listener: ClockListener) {
+        drop(listener);
+    }
+}
+
+/// Who wants to know that a clock has jumped. Cheap to clone; it keeps nothing alive.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicUsize, Ordering};
+/// use onewrite::time::{Clock, ClockListener, ManualClock};
+/// let jumps = Arc::new(AtomicUsize::new(0));
+/// let count = Arc::clone(&jumps);
+/// let told: Arc<dyn Fn() + Send + Sync> = Arc::new(move || _ = count.fetch_add(1, Ordering::SeqCst));
+/// let clock = ManualClock::new();
+/// clock.subscribe(ClockListener::new(&told));
+/// clock.advance(std::time::Duration::from_secs(1));
+/// assert_eq!(jumps.load(Ordering::SeqCst), 1);
+/// ```
+#[derive(Clone)]
+pub struct ClockListener(Weak<dyn Fn() + Send + Sync>);
+
+impl ClockListener {
+    /// A listener that calls `told` as long as `told` lives elsewhere.
+    ///
+    /// ```
+    /// use onewrite::time::ClockListener;
+    /// let told: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
+    /// assert!(ClockListener::new(&told).notify());
+    /// ```
+    #[must_use]
+    pub fn new(told: &Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self(Arc::downgrade(told))
+    }
+
+    /// Says that the clock has jumped. Returns `false` if nobody listens any more: forget the listener.
+    ///
+    /// A store's listener wakes the store's threads. It takes a few short locks, runs none of the
+    /// application's code but wakers of futures, and may be called from anywhere.
+    ///
+    /// ```
+    /// use onewrite::time::ClockListener;
+    /// let told: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
+    /// let listener = ClockListener::new(&told);
+    /// drop(told);
+    /// assert!(!listener.notify());
+    /// ```
+    pub fn notify(&self) -> bool {
+        let told = self.0.upgrade();
+        told.iter().for_each(|told| told());
+        told.is_some()
+    }
+
+    /// Whether somebody still listens.
+    ///
+    /// ```
+    /// use onewrite::time::ClockListener;
+    /// let told: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
+    /// assert!(ClockListener::new(&told).is_alive());
+    /// ```
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl Debug for ClockListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClockListener").field("is_alive", &self.is_alive()).finish()
+    }
+}
+
+/// When a thread looks again that waits for `wait` of a clock's time: by real time if the clock runs by
+/// itself. Otherwise the clock's notification wakes the thread.
+pub(crate) fn wake_after(clock: &dyn Clock, wait: Duration) -> Deadline {
+    if wait.is_zero() || clock.runs_by_itself() { Deadline::after(wait) } else { Deadline::Never }
+}
+
+/// The operating system's clocks. The default.
+///
+/// ```
+/// use onewrite::time::{Clock, SystemClock};
+/// assert!(SystemClock::default().now().wall_ms > 0);
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct SystemClock {
+    start: Instant,
+}
+
+impl SystemClock {
+    /// A clock whose monotonic side starts at zero now.
+    ///
+    /// ```
+    /// use onewrite::time::{Clock, SystemClock};
+    /// let clock = SystemClock::new();
+    /// assert!(clock.now().mono_ms < 60_000);
+    /// ```
+    #[must_use]
+    pub fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Now { mono_ms: as_ms(self.start.elapsed()), wall_ms: as_ms(wall) }
+    }
+}
+
+/// A duration in whole milliseconds, saturating.
+pub(crate) fn as_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
