@@ -9,7 +9,7 @@ use super::{Retention, Stats, Store};
 use crate::event::Event;
 use crate::relay::machine::types::{Change, Exception, ExceptionState, Key};
 use crate::store::relay_rows::StartAt;
-use crate::time::{Clock, Now};
+use crate::time::{Clock, Deadline, Now};
 
 #[derive(Debug)]
 struct Hands {
@@ -128,7 +128,7 @@ impl Model {
     fn flush(&mut self) {
         let confirmed = self.below(3);
         self.store.core().ride().add(RELAY, &mut self.changes, confirmed);
-        self.store.flush_ride(None).unwrap();
+        self.store.flush_ride(Deadline::Never).unwrap();
     }
 
     /// The position moves; what was discarded below has no row any more.
@@ -261,11 +261,11 @@ fn a_search_for_the_oldest_is_bounded_and_goes_on() {
     }
     changes.push(Change::Position(rows + 1));
     store.core().ride().add(RELAY, &mut changes, 0);
-    store.flush_ride(None).unwrap();
+    store.flush_ride(Deadline::Never).unwrap();
     let first = |stats: Stats| stats.relays[RELAY].backlog_first;
     assert_eq!(first(store.stats().unwrap()), Some(0));
     store.core().ride().add(RELAY, &mut vec![Change::DropException { seq: 0 }], 1);
-    store.flush_ride(None).unwrap();
+    store.flush_ride(Deadline::Never).unwrap();
     let found: BTreeMap<_, _> = (0..4).map(|call| (call, first(store.stats().unwrap()).unwrap())).collect();
     assert!(found[&0] < rows, "the first call stops on its way: {found:?}");
     assert_eq!(found[&3], rows, "{found:?}");
