@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use crate::error::{Error, ExpectedRevision, Result};
-use crate::event::{Event, Recorded};
+use crate::event::{Event, Recorded, check_category};
 use crate::limits::CONFLICT_ATTEMPTS_DEFAULT;
 use crate::store::lines::{Head, Lines};
 use crate::store::{Receipt, Store, StreamReader, Transaction};
@@ -64,7 +64,8 @@ use crate::store::{Receipt, Store, StreamReader, Transaction};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Aggregate: Default {
-    /// The category of its streams: that of id `7` is `CATEGORY-7`. Without a `-` of its own.
+    /// The category of its streams: that of id `7` is `CATEGORY-7`. Loading refuses one that holds a `-`: the category of a
+    /// stream is the part before the first `-`, so no filter would find it, and `a` with id `b-7` shares a stream with `a-b`.
     const CATEGORY: &'static str;
     /// A snapshot is saved with the append that brings this many events since the last one; 0 for none.
     const SNAPSHOT_EVERY: u64 = 0;
@@ -279,7 +280,7 @@ impl<A: Aggregate> AggregateStream<A> {
     /// The aggregate as of the last commit.
     ///
     /// # Errors
-    /// As [`StreamReader::fold`].
+    /// [`Error::Setting`] for a [category](Aggregate::CATEGORY) that cannot work; as [`StreamReader::fold`].
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
@@ -298,6 +299,7 @@ impl<A: Aggregate> AggregateStream<A> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn load(&self) -> Result<Loaded<A>> {
+        check_category("Aggregate::CATEGORY", A::CATEGORY)?;
         self.store.read()?.stream(&*self.stream)?.fold()
     }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::codec;
-use crate::error::EventError;
+use crate::error::{EventError, SettingError};
 use crate::limits::{HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, SHORT_STRING_BYTES_MAX};
 use crate::message::HeaderValue;
 use crate::text::Text;
@@ -495,6 +495,31 @@ fn sized(field: &str, value: &str, max: usize) -> Result<(), EventError> {
 
 pub(crate) fn category_of(stream: &str) -> &str {
     stream.split_once('-').map_or(stream, |(category, _)| category)
+}
+
+/// A name in a setting that no stream, category or event type can have would match nothing, for ever.
+pub(crate) fn check_setting_name(setting: &'static str, what: &str, name: &str) -> Result<(), SettingError> {
+    let fail = |reason: String| Err(SettingError::new(setting, reason));
+    match short(what, name) {
+        _ if name.is_empty() => fail(format!("{what} is empty")),
+        Ok(()) => Ok(()),
+        Err(EventError::TooLong { len, max, .. }) => {
+            fail(format!("{what} is {len} bytes long; at most {max} are allowed"))
+        }
+        Err(_) => fail(format!("{what} `{}` holds a control character", name.escape_debug())),
+    }
+}
+
+/// The category of a stream is the part before the first `-`, so a category that holds one is found by nobody.
+pub(crate) fn check_category(setting: &'static str, category: &str) -> Result<(), SettingError> {
+    check_setting_name(setting, "the category", category)?;
+    if !category.contains('-') {
+        return Ok(());
+    }
+    let found = category_of(category);
+    let reason =
+        format!("`{category}` holds a `-`: the category of its streams is the part before it, `{found}`");
+    Err(SettingError::new(setting, reason))
 }
 
 fn unix_ms(time: SystemTime) -> u64 {

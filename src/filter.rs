@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::event::{Recorded, category_of};
+use crate::error::SettingError;
+use crate::event::{Recorded, category_of, check_category, check_setting_name};
 
 /// A choice of events. Empty, it takes all.
 ///
@@ -13,6 +14,10 @@ use crate::event::{Recorded, category_of};
 /// that cannot be upcast stops only the readers that want the event. A type means the type that the upcasts lead to: a
 /// filter for it takes older events of the types that become it. A damaged record is shown to every reader, since its
 /// stream and its type cannot be trusted.
+///
+/// Readers refuse a filter that no event can ever pass ([`Error::Setting`](crate::Error::Setting)). Such a filter names a
+/// category with a `-`, a type that an upcast renames, or nothing. A name of over 255 bytes or with a control character is
+/// refused too.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -117,6 +122,14 @@ impl EventFilter {
     #[must_use]
     pub fn matches(&self, event: &Recorded) -> bool {
         self.takes_stream(event.stream()) && self.takes_type(event.event_type())
+    }
+
+    /// Refuses names that no stream, category or event type can have.
+    pub(crate) fn check_names(&self) -> Result<(), SettingError> {
+        let named = |what: &'static str| move |name: &String| check_setting_name("filter", what, name);
+        self.streams.iter().try_for_each(named("a stream's name"))?;
+        self.categories.iter().try_for_each(|category| check_category("filter", category))?;
+        self.types.iter().try_for_each(named("an event type"))
     }
 
     pub(crate) fn takes_all(&self) -> bool {

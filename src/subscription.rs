@@ -113,7 +113,7 @@ impl Store {
         let bell = core.bells.hang(Some(from));
         Ok(Subscription {
             store: self.clone(),
-            wanted: Wanted::new(EventFilter::all(), &core.settings.upcasts),
+            wanted: Wanted::all(&core.settings.upcasts),
             bell,
             next: from,
             excused_to,
@@ -124,7 +124,8 @@ impl Store {
 }
 
 impl Subscription {
-    /// Only the events that the filter takes. Set it before the first event is taken.
+    /// Only the events that the filter takes. Set it before the first event is taken. A filter that no event can ever pass is
+    /// refused: the subscription then shows [`Error::Setting`] as its only item.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -140,7 +141,13 @@ impl Subscription {
     /// ```
     #[must_use]
     pub fn filter_events(mut self, filter: EventFilter) -> Self {
-        self.wanted = Wanted::new(filter, &self.store.core().settings.upcasts);
+        match Wanted::new(filter, &self.store.core().settings.upcasts) {
+            Ok(wanted) => self.wanted = wanted,
+            Err(error) => {
+                self.read = VecDeque::from([Err(error.into())]);
+                self.ended = true;
+            }
+        }
         self
     }
 

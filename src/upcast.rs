@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{BoxError, Error, Result, SettingError, caught};
-use crate::event::Recorded;
+use crate::event::{Recorded, check_setting_name};
 
 type Convert = dyn Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync;
 
@@ -63,6 +63,9 @@ impl Upcasts {
         if let Some(mistake) = &self.mistake {
             return fail(mistake.clone());
         }
+        for event_type in self.newest.keys() {
+            check_setting_name("upcast", "an event type", event_type)?;
+        }
         if let Some((from, _)) = self.steps.iter().find(|(from, step)| from.1 == 0 || step.to.1 == 0) {
             return fail(format!("the one from {} names version 0; versions begin at 1", name(from)));
         }
@@ -95,6 +98,13 @@ impl Upcasts {
     /// Each form that leads on, by type, and the type that it is read as.
     pub(crate) fn read_as(&self) -> impl Iterator<Item = (&str, &str)> {
         self.steps.iter().map(|((from, _), step)| (from.as_str(), self.end_of(&step.to)))
+    }
+
+    /// The type that all events of this type are read as, if it is another: no event is of this type any more.
+    pub(crate) fn successor(&self, event_type: &str) -> Option<&str> {
+        let newest = (event_type.to_owned(), *self.newest.get(event_type)?);
+        let end = self.end_of(&self.steps.get(&newest)?.to);
+        (end != event_type).then_some(end)
     }
 
     /// The types that an event of this form may be read as: one, but for a version that is unknown here, which may go the way

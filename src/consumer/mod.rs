@@ -321,6 +321,14 @@ impl ConsumerBuilder {
         if matches!(self.gap, GapPolicy::Hold(patience) if patience > Duration::from_millis(HOLD_MS_MAX)) {
             return Err(SettingError::new("on_gap", format!("at most {HOLD_MS_MAX} ms")).into());
         }
+        if self.prefetch == 1 && matches!(self.gap, GapPolicy::Hold(patience) if !patience.is_zero()) {
+            let reason =
+                "a delivery that is held needs a prefetch of 2 or more: with 1 nothing can fill the gap";
+            return Err(SettingError::new("on_gap", reason).into());
+        }
+        if self.backoff.0 > self.backoff.1 {
+            return Err(SettingError::new("backoff", "the first wait must not be above the longest").into());
+        }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let (events, received) = unbounded();
         // What the source's own threads log is this consumer's too.

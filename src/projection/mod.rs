@@ -22,6 +22,7 @@ use crate::oneshot;
 use crate::say::in_drop;
 use crate::store::bells::Bell;
 use crate::store::projections::{OwnedTables, RunningProjection, Which, not_rebuilt};
+use crate::store::wanted::Wanted;
 use crate::store::{
     ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction, StartAt, Store,
 };
@@ -313,6 +314,9 @@ impl ProjectionBuilder {
                 fail("name", "a projection's name is 1 to 255 bytes long")
             }
             () if self.batch == 0 => fail("batch", "it must be at least 1"),
+            () if self.backoff.0 > self.backoff.1 => {
+                fail("backoff", "the first wait must not be above the longest")
+            }
             () if self.policy.attempts() == 0 => fail("on_failure", "at least one attempt is made"),
             () => match (self.owned.names().find(unfit), self.owned.twice()) {
                 (Some(name), _) => {
@@ -348,6 +352,7 @@ impl ProjectionBuilder {
         F: Fn(&Recorded, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync + 'static,
     {
         self.check()?;
+        let wanted = Wanted::new(self.filter.clone(), &self.store.core().settings.upcasts)?;
         let store = self.store.clone();
         let core = store.core();
         core.refuse_inside("ProjectionBuilder::run")?;
@@ -376,7 +381,7 @@ impl ProjectionBuilder {
         let handler: Arc<Handler> = Arc::new(handler);
         let projection_handler = Arc::clone(&handler);
         let (name, version, owned) = (self.name.clone(), self.version, self.owned.clone());
-        let worker = Worker::new(self, row, handler, Arc::clone(&shared), Arc::clone(&asked), hung);
+        let worker = Worker::new(self, wanted, row, handler, Arc::clone(&shared), Arc::clone(&asked), hung);
         let panicked = Arc::clone(&shared);
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()

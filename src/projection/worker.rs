@@ -96,6 +96,7 @@ enum Failed {
 impl Worker {
     pub(super) fn new(
         settings: ProjectionBuilder,
+        wanted: Wanted,
         row: ProjectionRow,
         handler: Arc<Handler>,
         shared: Arc<RunningProjection>,
@@ -103,7 +104,6 @@ impl Worker {
         bell: HungBell,
     ) -> Self {
         let batch = settings.batch;
-        let wanted = Wanted::new(settings.filter.clone(), &settings.store.core().settings.upcasts);
         let frozen = row.live.version != settings.version;
         // A rebuild to another version than ours is of no use any more.
         let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
@@ -496,8 +496,9 @@ mod tests {
         let row = store.projection_row("p", 1, StartAt::Oldest).unwrap();
         let (shared, asked) = (Arc::default(), Arc::default());
         let bell = store.core().bells.hang(None);
+        let wanted = Wanted::all(&store.core().settings.upcasts);
         let mut worker =
-            Worker::new(store.projection("p"), row, Arc::new(|_, _| Ok(())), shared, asked, bell);
+            Worker::new(store.projection("p"), wanted, row, Arc::new(|_, _| Ok(())), shared, asked, bell);
         worker.failed(Which::Live, 0, &Error::app("it cannot be applied")).unwrap();
         assert!(worker.live.retry_at.is_some());
         let stretch = Stretch { position: 1, ..Stretch::default() };

@@ -244,7 +244,7 @@ impl Snapshot {
     /// filter takes is decoded and upcast. By stream, [`stream`](Self::stream) reads only what it needs.
     ///
     /// # Errors
-    /// What redb says.
+    /// [`Error::Setting`] for a filter that no event can ever pass; what redb says.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -263,7 +263,7 @@ impl Snapshot {
         from: u64,
         filter: &EventFilter,
     ) -> Result<impl Iterator<Item = Result<Recorded>> + use<>> {
-        let wanted = Wanted::new(filter.clone(), &self.upcasts);
+        let wanted = Wanted::new(filter.clone(), &self.upcasts)?;
         let mut events = self.events(from)?;
         let looked = std::iter::from_fn(move || events.look(&wanted));
         Ok(looked.filter_map(|looked| looked.map(|looked| looked.event).transpose()))

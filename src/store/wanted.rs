@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::error::SettingError;
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::log::skim::Skim;
@@ -22,11 +23,27 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    pub(crate) fn new(filter: EventFilter, upcasts: &Arc<Upcasts>) -> Self {
+    /// # Errors
+    /// A filter that no event can ever pass.
+    pub(crate) fn new(filter: EventFilter, upcasts: &Arc<Upcasts>) -> Result<Self, SettingError> {
+        filter.check_names()?;
+        if let Some((event_type, successor)) =
+            filter.types().find_map(|it| upcasts.successor(it).map(|successor| (it, successor)))
+        {
+            let reason = format!(
+                "no event is of type `{event_type}`: the upcasts lead on to `{successor}`; name that type"
+            );
+            return Err(SettingError::new("filter", reason));
+        }
         let read_as =
             upcasts.read_as().filter(|(_, to)| filter.takes_type(to)).map(|(from, _)| from.to_owned());
         let sources = filter.types().map(str::to_owned).chain(read_as).collect();
-        Self { filter, sources, upcasts: Arc::clone(upcasts) }
+        Ok(Self { filter, sources, upcasts: Arc::clone(upcasts) })
+    }
+
+    /// Of a reader without a filter.
+    pub(crate) fn all(upcasts: &Arc<Upcasts>) -> Self {
+        Self { filter: EventFilter::all(), sources: BTreeSet::new(), upcasts: Arc::clone(upcasts) }
     }
 
     pub(super) fn takes_all(&self) -> bool {

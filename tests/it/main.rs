@@ -44,6 +44,7 @@ mod logs;
 mod matrix;
 #[cfg(unix)]
 mod model;
+mod never_work;
 #[cfg(unix)]
 mod odd_files;
 #[cfg(all(target_os = "linux", feature = "rabbitmq"))]
