@@ -67,6 +67,7 @@ mod message;
 mod mutations;
 mod oneshot;
 mod printable;
+mod process;
 mod projection;
 pub mod publish;
 mod relay;

@@ -99,6 +99,7 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn subscribe_at(&self, start: StartAt) -> Result<Subscription> {
+        self.core().owner.check()?;
         self.ready()?;
         let core = self.core();
         let end = core.tail().next_seq;
@@ -184,8 +185,19 @@ impl Subscription {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn try_next(&mut self) -> Option<Result<Recorded>> {
+        self.end_elsewhere();
         while self.read.is_empty() && !self.ended && self.refill() {}
         self.take()
+    }
+
+    /// In a forked process the error is the last that is handed out. What was read ahead is not: to take it would take a lock.
+    fn end_elsewhere(&mut self) {
+        if !self.ended
+            && let Err(error) = self.store.core().owner.check()
+        {
+            self.ended = true;
+            self.read = VecDeque::from([Err(error)]);
+        }
     }
 
     fn take(&mut self) -> Option<Result<Recorded>> {
@@ -211,6 +223,7 @@ impl Subscription {
     }
 
     fn next_until(&mut self, deadline: Deadline) -> Option<Result<Recorded>> {
+        self.end_elsewhere();
         loop {
             let more = self.read.is_empty() && !self.ended && self.refill();
             if let Some(event) = self.take() {
@@ -332,6 +345,7 @@ impl Stream for SubscriptionStream {
     type Item = Result<Recorded>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.end_elsewhere();
         loop {
             let subscription = &mut self.0;
             let more = subscription.read.is_empty() && !subscription.ended && subscription.refill();

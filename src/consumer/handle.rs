@@ -8,7 +8,9 @@ use crossbeam_channel::Sender;
 
 use crate::message::Fault;
 use crate::oneshot;
+use crate::process::keep;
 use crate::say::in_drop;
+use crate::store::owner::Owner;
 use crate::time::Deadline;
 
 /// Figures of a consumer since it began.
@@ -86,6 +88,7 @@ pub(super) fn count(counter: &AtomicU64) {
 #[derive(Debug)]
 #[must_use = "dropping a consumer stops it"]
 pub struct Consumer {
+    pub(super) owner: Owner,
     pub(super) scope: String,
     pub(super) stop: Sender<Deadline>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
@@ -107,6 +110,12 @@ impl Consumer {
     /// ```
     #[must_use]
     pub fn stats(&self) -> ConsumerStats {
+        if self.owner.is_elsewhere() {
+            return ConsumerStats {
+                failed: Some(self.owner.refusal().to_string()),
+                ..ConsumerStats::default()
+            };
+        }
         let shared = &self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ConsumerStats {
@@ -145,6 +154,11 @@ impl Consumer {
 
     fn end(&mut self, deadline: Duration) {
         let Some(ended) = self.ended.take() else { return };
+        if self.owner.is_elsewhere() {
+            // The consumer's thread is not in this process.
+            keep(&self.stop);
+            return;
+        }
         let deadline = Deadline::after(deadline);
         let _ = self.stop.try_send(deadline);
         if ended.wait_until(deadline).is_none() {

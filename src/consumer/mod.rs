@@ -330,6 +330,8 @@ impl ConsumerBuilder {
             return Err(SettingError::new("backoff", "the first wait must not be above the longest").into());
         }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
+        let owner = self.store.core().owner.clone();
+        owner.check()?;
         let (events, received) = unbounded();
         // What the source's own threads log is this consumer's too.
         let span = tracing::info_span!("consumer", consumer = %self.scope);
@@ -355,7 +357,7 @@ impl ConsumerBuilder {
                 report.send(());
             })
             .map_err(|source| Error::Thread { what: "consumer", source })?;
-        Ok(Consumer { scope, stop, ended: Some(ended), shared: stats })
+        Ok(Consumer { owner, scope, stop, ended: Some(ended), shared: stats })
     }
 }
 

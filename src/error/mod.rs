@@ -110,6 +110,19 @@ pub enum Error {
         /// The call.
         operation: &'static str,
     },
+    /// The call was made in a process that was forked from the one that opened the store. Nothing was read or written, and
+    /// nothing of the store is released: a store belongs to the process that opened it.
+    ///
+    /// Open stores after forking, or let the child run another program (`exec`).
+    #[error("the store {path} belongs to process {owner}; process {process} was forked from it and cannot use it", path = path.display())]
+    Forked {
+        /// The file.
+        path: PathBuf,
+        /// The id of the process that opened it.
+        owner: u32,
+        /// The id of this process.
+        process: u32,
+    },
     /// The store is closed.
     #[error("the store {path} is closed", path = path.display())]
     Closed {

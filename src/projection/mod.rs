@@ -470,6 +470,11 @@ impl Projection {
     /// ```
     #[must_use]
     pub fn status(&self) -> ProjectionStatus {
+        let owner = &self.store.core().owner;
+        if owner.is_elsewhere() {
+            let state = ProjectionState::Failed(owner.refusal().to_string());
+            return ProjectionStatus { state, ..ProjectionStatus::default() };
+        }
         self.shared.status().clone()
     }
 
@@ -509,6 +514,7 @@ impl Projection {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn await_live(&self, timeout: Duration) -> Result<()> {
+        self.store.core().owner.check()?;
         let asked = Arc::clone(&self.asked);
         let end = self.store.core().tail().next_seq;
         self.wait(timeout, move |status| {
@@ -527,6 +533,7 @@ impl Projection {
         timeout: Duration,
         done: impl Fn(&ProjectionStatus) -> Option<Result<(), String>>,
     ) -> Result<()> {
+        self.store.core().owner.check()?;
         let stands = |position, reason: String| {
             Err(Error::ProjectionStopped { name: self.name.clone(), position, reason })
         };
@@ -569,6 +576,9 @@ impl Projection {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn rebuild(&self) {
+        if self.store.core().owner.is_elsewhere() {
+            return;
+        }
         self.asked.rebuild.store(true, Ordering::Release);
         self.bell.ring();
     }
@@ -614,6 +624,7 @@ impl Projection {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn redrive(&self, seq: u64) -> Result<()> {
+        self.store.core().owner.check()?;
         let (name, owned, handler) = (self.name.clone(), self.owned.clone(), Arc::clone(&self.handler));
         let version = self.version;
         // Said at once where it is plain; a write would wait for its turn first.
@@ -670,6 +681,10 @@ impl Projection {
 
     fn end(&mut self, deadline: Duration) {
         let Some(ended) = self.ended.take() else { return };
+        if self.store.core().owner.is_elsewhere() {
+            // The projection's thread is not in this process.
+            return;
+        }
         self.asked.stop.store(true, Ordering::Release);
         self.bell.ring();
         if ended.wait_until(Deadline::after(deadline)).is_none() {

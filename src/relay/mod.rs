@@ -15,17 +15,19 @@ use crossbeam_channel::{bounded, unbounded};
 use self::machine::types::Settings;
 use self::shell::Shell;
 use crate::error::{Error, Result, SettingError};
-use crate::event::{Destination, Recorded, uuid_text};
+use crate::event::{Destination, Recorded, fresh_uuid, uuid_text};
 use crate::limits::{
     ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
     LOOKAHEAD_PER_WINDOW, RATE_LIMIT_MAX, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT,
     WINDOW_EVENTS_DEFAULT, WINDOW_EVENTS_MAX,
 };
 use crate::oneshot;
+use crate::process::keep;
 use crate::publish::Publisher;
 use crate::say::in_drop;
+use crate::store::owner::Owner;
 use crate::store::relays::{RelayPort, RelayRequest};
-use crate::store::{RelayStatus, StartAt, Store};
+use crate::store::{RelayState, RelayStatus, StartAt, Store};
 use crate::text::Text;
 use crate::time::{Deadline, as_ms};
 use crate::wire::{HeaderSpelling, Wire};
@@ -116,9 +118,7 @@ impl Store {
                 retrying_max: RETRYING_MAX,
                 held_keys_max: HELD_KEYS_MAX,
                 rate_limit: None,
-                seed: u64::from_le_bytes(
-                    crate::event::fresh_uuid().last_chunk().copied().unwrap_or_default(),
-                ),
+                seed: 0,
             },
             spelling: HeaderSpelling::default(),
             source: None,
@@ -437,9 +437,10 @@ impl RelayBuilder {
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn publish_to(self, mut publisher: impl Publisher) -> Result<Relay> {
+    pub fn publish_to(mut self, mut publisher: impl Publisher) -> Result<Relay> {
         self.check()?;
         let cursor = self.store.cursor(&self.name, self.start)?;
+        self.settings.seed = u64::from_le_bytes(fresh_uuid().last_chunk().copied().unwrap_or_default());
         let core = Arc::clone(self.store.core());
         let (doorbell, rung) = bounded(1);
         let (requests, requested) = unbounded();
@@ -471,7 +472,7 @@ impl RelayBuilder {
             .name("onewrite-relay".into())
             .spawn(move || report.send(span.in_scope(|| shell.run())))
             .map_err(|source| Error::Thread { what: "relay", source })?;
-        Ok(Relay { name: self.name, requests, ended: Some(ended), status })
+        Ok(Relay { name: self.name, owner: core.owner.clone(), requests, ended: Some(ended), status })
     }
 }
 
@@ -506,6 +507,7 @@ impl Drop for Registered {
 #[derive(Debug)]
 #[must_use = "dropping a relay stops it"]
 pub struct Relay {
+    owner: Owner,
     name: String,
     requests: crossbeam_channel::Sender<RelayRequest>,
     ended: Option<oneshot::Receiver<StopReport>>,
@@ -555,6 +557,9 @@ impl Relay {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn pause(&self) {
+        if self.owner.is_elsewhere() {
+            return;
+        }
         let _ = self.requests.send(RelayRequest::Pause);
     }
 
@@ -576,6 +581,9 @@ impl Relay {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn resume(&self) {
+        if self.owner.is_elsewhere() {
+            return;
+        }
         let _ = self.requests.send(RelayRequest::Resume);
     }
 
@@ -594,6 +602,10 @@ impl Relay {
     /// ```
     #[must_use]
     pub fn status(&self) -> RelayStatus {
+        if self.owner.is_elsewhere() {
+            let state = RelayState::Failed(self.owner.refusal().to_string());
+            return RelayStatus { state, ..RelayStatus::default() };
+        }
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -618,6 +630,11 @@ impl Relay {
 
     fn end(&mut self, patience: Duration) -> StopReport {
         let Some(ended) = self.ended.take() else { return StopReport::default() };
+        if self.owner.is_elsewhere() {
+            // The relay's thread is not in this process.
+            keep(&self.requests);
+            return StopReport::default();
+        }
         let deadline = Deadline::after(patience);
         // The thread gives up a little earlier, so that its report comes in time.
         let margin = (patience / 5).min(Duration::from_millis(200));

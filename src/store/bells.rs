@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::time::Deadline;
 
+use crate::process::Process;
+
 #[derive(Debug, Default)]
 struct State {
     rung: bool,
@@ -85,6 +87,7 @@ pub(crate) struct HungBell {
     pub(crate) bell: Arc<Bell>,
     number: u64,
     bells: Weak<Bells>,
+    process: Process,
 }
 
 impl Bells {
@@ -95,7 +98,7 @@ impl Bells {
         let number = hung.next;
         hung.next += 1;
         hung.bells.insert(number, (Arc::downgrade(&bell), wants));
-        HungBell { bell, number, bells: Arc::downgrade(self) }
+        HungBell { bell, number, bells: Arc::downgrade(self), process: Process::current() }
     }
 
     pub(crate) fn ring_all(&self) {
@@ -121,6 +124,9 @@ impl HungBell {
 
 impl Drop for HungBell {
     fn drop(&mut self) {
+        if self.process.is_elsewhere() {
+            return;
+        }
         if let Some(bells) = self.bells.upgrade() {
             lock(&bells.hung).bells.remove(&self.number);
         }

@@ -26,6 +26,7 @@ use super::failure::caught;
 use super::file::Opened;
 use super::jumps::Jumped;
 use super::lines::Lines;
+use super::owner::Owner;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
 use super::ride::Ride;
@@ -234,6 +235,7 @@ pub(crate) struct OpenedAt {
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) path: PathBuf,
+    pub(crate) owner: Owner,
     db: RwLock<Option<Database>>,
     pub(crate) io: Arc<IoCounters>,
     /// The open had to verify every page.
@@ -281,6 +283,7 @@ impl Core {
         tail: Tail,
     ) -> Self {
         Self {
+            owner: Owner::of(&path),
             path,
             db: RwLock::new(Some(opened.db)),
             io: opened.io,
@@ -309,8 +312,10 @@ impl Core {
         }
     }
 
-    /// Fails if the calling thread is inside a write transaction of this store: it would wait for itself.
+    /// Fails if the calling thread is inside a write transaction of this store: it would wait for itself. Fails in a process
+    /// that was forked from the owner, before any lock is taken there.
     pub(crate) fn refuse_inside(&self, operation: &'static str) -> Result<()> {
+        self.owner.check()?;
         if self.turns.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
     }
 
@@ -383,6 +388,7 @@ impl Core {
     }
 
     pub(crate) fn begin_read(&self) -> Result<redb::ReadTransaction> {
+        self.owner.check()?;
         self.with_db(|db| Ok(db.begin_read()?))
     }
 
@@ -526,5 +532,14 @@ impl Core {
 
     pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
+    }
+}
+
+/// In a forked process the database is leaked: the storage engine would close the owner's file.
+impl Drop for Core {
+    fn drop(&mut self) {
+        if self.owner.is_elsewhere() {
+            std::mem::forget(self.db.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        }
     }
 }

@@ -19,6 +19,7 @@ mod journal;
 mod jumps;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
+pub(crate) mod owner;
 mod place;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
@@ -64,6 +65,7 @@ use crate::event::uuid_text;
 use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
 use crate::log::keys;
 use crate::oneshot;
+use crate::process::keep;
 use crate::say::in_drop;
 use crate::time::Deadline;
 
@@ -84,6 +86,13 @@ pub use self::transaction::{Appended, Transaction};
 pub use self::verify::{Finding, Verification};
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
+///
+/// **Fork.** The process that opened the store owns it. In a process that was forked from the owner, a call on the store or on
+/// anything that came from it fails with [`Error::Forked`]. A handle that is dropped there does nothing: the forked process keeps
+/// the memory and the descriptors until it ends or runs another program. An iterator, and a write closure that forks, may go on for
+/// up to 64 steps before the error; nothing of it is ever written. Objects of redb itself (tables, ranges, guards) do not look at
+/// the process: do not use them across a fork. The file stays locked until the owner has closed it, or until owner and forked
+/// process have both ended.
 ///
 /// ```
 /// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
@@ -228,7 +237,13 @@ impl Store {
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()
             .name("onewrite-writer".into())
-            .spawn(move || writer::run(&for_writer, &queue))
+            .spawn(move || {
+                writer::run(&for_writer, &queue);
+                if for_writer.owner.is_elsewhere() {
+                    keep(&for_writer);
+                    keep(&queue);
+                }
+            })
             .map_err(|source| Error::Thread { what: "writer", source })?;
         let writer = std::sync::Mutex::new(Some(writer));
         Ok(Self { shared: Arc::new(Shared { core, jobs, writer, _jumps: jumps }) })
@@ -443,7 +458,7 @@ impl Store {
         self.core().refuse_inside("Store::begin")?;
         self.ready()?;
         self.core().wait_for_room();
-        Transaction::begin(self.core())
+        Transaction::begin_exclusive(self.core())
     }
 
     /// State and log as of the last commit.
@@ -545,6 +560,13 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.core.owner.is_elsewhere() {
+            // The writer thread is not in this process, and the file, its locks and its journal are the owner's.
+            keep(&self.core);
+            keep(&self.jobs);
+            std::mem::forget(self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            return;
+        }
         let on_writer = |writer: &JoinHandle<()>| writer.thread().id() == std::thread::current().id();
         let writer = self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         if writer.as_ref().is_some_and(on_writer) || self.core.refuse_inside("dropping the store").is_err() {
@@ -613,6 +635,8 @@ impl<T> Future for WriteFuture<T> {
                 }
             }
         }
+        // Queued before a fork, it has no answer in the forked process.
+        self.store.core().owner.check()?;
         let answer = std::pin::Pin::new(&mut self.answer).poll(context);
         answer.map(|answer| answer.unwrap_or_else(|oneshot::Abandoned| Err(self.store.gone())))
     }

@@ -479,6 +479,7 @@ impl<'tx> ProjectionTransaction<'tx> {
     }
 
     fn name(&self, name: &str, owned: &[String]) -> Result<String> {
+        self.tx.owned()?;
         if !owned.iter().any(|table| table == name) {
             return Err(Error::UndeclaredTable { name: name.to_owned() });
         }

@@ -85,6 +85,7 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn quarantine(&self, relay: &str) -> Result<Quarantine> {
+        self.core().owner.check()?;
         let id = self.core().tail().cursors.get(relay).map(|cursor| cursor.id);
         let id = id.ok_or_else(|| Error::NoSuchRelay { name: relay.to_owned() })?;
         Ok(Quarantine { store: self.clone(), relay: relay.to_owned(), id })

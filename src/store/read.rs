@@ -9,6 +9,7 @@ use redb::{AccessGuard, Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransacti
 
 use super::core::Core;
 use super::failure::{engine_panicked, unless_it_panics};
+use super::owner::{Kept, Owner};
 use super::recover::read_state;
 use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
@@ -19,6 +20,7 @@ use crate::filter::EventFilter;
 use crate::log::record;
 use crate::log::skim::skim;
 use crate::log::streams::{NO_SEQ, Run};
+use crate::process::keep;
 use crate::upcast::Upcasts;
 
 /// The state and the log as of the last commit. Later commits do not show in it.
@@ -36,7 +38,7 @@ use crate::upcast::Upcasts;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Snapshot {
-    tx: ReadTransaction,
+    tx: Kept<ReadTransaction>,
     /// Its memory of the newest stretch of the stream index, for as long as that is of the same bulk write.
     core: Weak<Core>,
     upcasts: Arc<Upcasts>,
@@ -50,7 +52,11 @@ impl std::fmt::Debug for Snapshot {
 
 impl Snapshot {
     pub(crate) fn new(tx: ReadTransaction, core: &Arc<Core>) -> Self {
-        Self { tx, core: Arc::downgrade(core), upcasts: Arc::clone(&core.settings.upcasts) }
+        Self {
+            tx: Kept::new(tx, &core.owner),
+            core: Arc::downgrade(core),
+            upcasts: Arc::clone(&core.settings.upcasts),
+        }
     }
 
     /// Opens one of the application's tables.
@@ -75,6 +81,7 @@ impl Snapshot {
         &self,
         definition: TableDefinition<'_, K, V>,
     ) -> Result<ReadOnlyTable<K, V>> {
+        self.owned()?;
         Ok(self.tx.open_table(definition)?)
     }
 
@@ -96,6 +103,7 @@ impl Snapshot {
         &self,
         definition: redb::MultimapTableDefinition<'_, K, V>,
     ) -> Result<ReadOnlyMultimapTable<K, V>> {
+        self.owned()?;
         Ok(self.tx.open_multimap_table(definition)?)
     }
 
@@ -115,6 +123,7 @@ impl Snapshot {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
+        self.owned()?;
         unless_it_panics(|| self.recorded(seq))?.map(|recorded| self.upcasts.upcast(recorded)).transpose()
     }
 
@@ -151,6 +160,7 @@ impl Snapshot {
     pub fn stream(&self, name: impl Into<String>) -> Result<StreamReader<'_>> {
         let name = name.into();
         check_name(&name)?;
+        self.owned()?;
         unless_it_panics(|| Ok(StreamReader { source: self, view: self.view(name)? }))
     }
 
@@ -218,10 +228,17 @@ impl Snapshot {
 
     /// The records from `from` on, unread.
     pub(super) fn frames(&self, from: u64) -> Result<Frames> {
+        self.owned()?;
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
-        Ok(Frames { range, next: from, trimmed_to, end: 0, behind_gap: None, failed: false })
+        let rows = Rows { range, owner: self.tx.owner().clone() };
+        Ok(Frames { rows, next: from, trimmed_to, end: 0, behind_gap: None, failed: false })
+    }
+
+    /// Fails in another process than the one that opened the store.
+    fn owned(&self) -> Result<()> {
+        self.tx.owner().check()
     }
 
     pub(super) fn tx(&self) -> &ReadTransaction {
@@ -335,9 +352,27 @@ pub(super) type Frame = AccessGuard<'static, &'static [u8]>;
 /// What redb's range gives.
 type Row = Result<(AccessGuard<'static, u64>, Frame), redb::StorageError>;
 
+/// How many events that are read one after another share one look at the process: it costs a system call, and as long as half the
+/// replay of an event.
+pub(super) const EVENTS_PER_LOOK: u32 = 64;
+
+/// The rows of the log. A forked process does not drop what of the storage engine they hold.
+struct Rows {
+    range: redb::Range<'static, u64, &'static [u8]>,
+    owner: Owner,
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        if self.owner.is_elsewhere() {
+            keep(&self.range);
+        }
+    }
+}
+
 /// The records of the log, unread; what is missing among them is told.
 pub(super) struct Frames {
-    range: redb::Range<'static, u64, &'static [u8]>,
+    rows: Rows,
     /// No record below may come any more.
     next: u64,
     /// From here on every record is there.
@@ -364,7 +399,10 @@ impl Frames {
         if self.behind_gap.is_some() {
             return self.after_gap(read, make);
         }
-        let row = self.range.next();
+        if self.next.is_multiple_of(u64::from(EVENTS_PER_LOOK)) && self.rows.owner.is_elsewhere() {
+            return self.forked();
+        }
+        let row = self.rows.range.next();
         let Some(Ok((seq, frame))) = &row else {
             return self.at_end(row);
         };
@@ -392,6 +430,12 @@ impl Frames {
         }
         catch_unwind(AssertUnwindSafe(|| read(self)))
             .unwrap_or_else(|panic| Some(Err(self.panicked(&*panic))))
+    }
+
+    #[cold]
+    fn forked<T>(&mut self) -> Option<Result<T>> {
+        self.failed = true;
+        Some(Err(self.rows.owner.refusal()))
     }
 
     /// It was told that nothing more can be read.
@@ -470,6 +514,10 @@ impl StreamSource for Snapshot {
     fn upcasts(&self) -> &Upcasts {
         &self.upcasts
     }
+
+    fn owned(&self) -> Result<()> {
+        Self::owned(self)
+    }
 }
 
 #[cfg(test)]
@@ -545,6 +593,7 @@ mod tests {
             let backend = Failing(FileBackend::new(file).unwrap(), Arc::clone(&gone));
             let db = Database::builder().set_cache_size(0).create_with_backend(backend).unwrap();
             let tx = db.begin_read().unwrap();
+            let tx = Kept::new(tx, &Owner::of(std::path::Path::new("a.redb")));
             let snapshot = Snapshot { tx, core: Weak::new(), upcasts: Arc::default() };
             let (mut well, mut badly) = (0, 0);
             read(&snapshot, &mut |is_ok| {

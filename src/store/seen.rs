@@ -151,6 +151,7 @@ impl Transaction {
 
     /// The rows that mark it as seen; `None` for a repeat.
     fn decide(&self, scope: &str, lane: LaneOf, head: &[u8], arrival: &Arrival) -> Result<Option<Mark>> {
+        self.owned()?;
         let seen = self.redb().open_table(SEEN)?;
         let known = read_head(&seen, head)?.unwrap_or_default();
         match decide(&known, arrival, |number| hole_below(&seen, head, number))? {

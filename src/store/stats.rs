@@ -214,6 +214,7 @@ impl Store {
     /// ```
     pub fn stats(&self) -> Result<Stats> {
         let core = self.core();
+        core.owner.check()?;
         let (mut stats, cursors) = {
             let tail = core.tail();
             let relays = tail.cursors.iter().map(|(name, cursor)| (name.clone(), relay_stats(&tail, cursor)));

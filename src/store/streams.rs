@@ -12,6 +12,7 @@ use redb::{ReadableTable, WriteTransaction};
 use super::commit::drop_released;
 use super::core::Tail;
 use super::failure::{damaged_row, unless_it_panics};
+use super::read::EVENTS_PER_LOOK;
 use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{EVENT_SCOPE, Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, EventError, ExpectedRevision, Result};
@@ -138,6 +139,8 @@ pub(super) trait StreamSource {
     fn record(&self, seq: u64) -> Result<Option<Recorded>>;
     /// How older forms are read.
     fn upcasts(&self) -> &Upcasts;
+    /// Fails in another process than the one that opened the store.
+    fn owned(&self) -> Result<()>;
 }
 
 pub(super) fn find_chunk(
@@ -212,6 +215,8 @@ pub struct StreamEvents<'a> {
     view: View,
     left: Range<u64>,
     chunk: Run,
+    /// Events read so far.
+    reads: u32,
 }
 
 impl std::fmt::Debug for StreamEvents<'_> {
@@ -222,6 +227,10 @@ impl std::fmt::Debug for StreamEvents<'_> {
 
 impl StreamEvents<'_> {
     fn read(&mut self, revision: u64) -> Result<Recorded> {
+        if self.reads.is_multiple_of(EVENTS_PER_LOOK) {
+            self.source.owned()?;
+        }
+        self.reads = self.reads.wrapping_add(1);
         let recorded = self.view.read(self.source, revision, &mut self.chunk)?;
         self.source.upcasts().upcast(recorded)
     }
@@ -318,6 +327,7 @@ impl<'a> StreamReader<'a> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn snapshot(&self, version: u32) -> Result<Option<(u64, Vec<u8>)>> {
+        self.source.owned()?;
         let View { name, state, .. } = &self.view;
         let row = unless_it_panics(|| self.source.snapshot_row(name.as_bytes()))?;
         let Some(row) = row else { return Ok(None) };
@@ -375,7 +385,7 @@ impl<'a> StreamReader<'a> {
     pub fn events(&self, from: u64) -> StreamEvents<'a> {
         let readable = self.view.state.readable();
         let left = from.max(readable.start)..readable.end;
-        StreamEvents { source: self.source, view: self.view.clone(), left, chunk: Run::default() }
+        StreamEvents { source: self.source, view: self.view.clone(), left, chunk: Run::default(), reads: 0 }
     }
 }
 
@@ -457,6 +467,10 @@ impl StreamSource for Transaction {
 
     fn upcasts(&self) -> &Upcasts {
         &self.core.settings.upcasts
+    }
+
+    fn owned(&self) -> Result<()> {
+        Self::owned(self)
     }
 }
 
@@ -603,6 +617,7 @@ impl<'a> Stream<'a> {
     /// ```
     pub fn read(&self) -> Result<StreamReader<'a>> {
         check_name(&self.name)?;
+        self.tx.owned()?;
         Ok(StreamReader { source: self.tx, view: self.tx.view(&self.name)? })
     }
 
@@ -696,6 +711,7 @@ impl<'a> Stream<'a> {
 
     fn state(&self) -> Result<StreamState> {
         check_name(&self.name)?;
+        self.tx.owned()?;
         self.tx.stream_state(self.name.as_bytes())
     }
 

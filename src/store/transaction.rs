@@ -28,6 +28,7 @@ use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
 use crate::log::streams::{Run, StreamState};
+use crate::process::keep;
 use crate::say::in_drop;
 use crate::time::Now;
 
@@ -38,6 +39,9 @@ pub(crate) const REQUEST_SCOPE: &str = "onewrite.request";
 
 /// The inbox scope of deliveries that were rejected without being marked as seen.
 pub(crate) const REJECT_SCOPE: &str = "onewrite.rejected";
+
+/// How many calls on a transaction that is lent to a closure share one look at the process.
+const CALLS_PER_LOOK: u32 = 64;
 
 /// An exclusive transaction held longer than this is worth a warning: all other writes wait for it.
 const HELD_TOO_LONG: Duration = Duration::from_secs(1);
@@ -127,8 +131,12 @@ pub struct Transaction {
     seqs: RefCell<Vec<u64>>,
     tables_opened: Cell<u64>,
     began: Instant,
+    /// The application began it, and may fork between two calls on it.
+    exclusive: bool,
+    /// Calls since it began.
+    calls: Cell<u32>,
     // Fields drop in order: the turn is over only once the transaction has ended.
-    _turn: Turn,
+    turn: Option<Turn>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -148,6 +156,13 @@ impl Transaction {
         Self::begin_in_turn(core, turn).map_err(|(error, _)| error)
     }
 
+    /// As [`begin`](Self::begin), for the application.
+    pub(crate) fn begin_exclusive(core: &Arc<Core>) -> Result<Self> {
+        let mut tx = Self::begin(core)?;
+        tx.exclusive = true;
+        Ok(tx)
+    }
+
     pub(crate) fn begin_in_turn(core: &Arc<Core>, turn: Turn) -> std::result::Result<Self, (Error, Turn)> {
         let tx = match core.begin_write() {
             Ok(tx) => tx,
@@ -164,7 +179,9 @@ impl Transaction {
             seqs: RefCell::default(),
             tables_opened: Cell::new(0),
             began: Instant::now(),
-            _turn: turn,
+            exclusive: false,
+            calls: Cell::new(0),
+            turn: Some(turn),
             _one_thread: PhantomData,
         })
     }
@@ -242,7 +259,16 @@ impl Transaction {
         Ok(self.redb().delete_table(definition)?)
     }
 
+    /// Fails in another process than the one that began it. To ask costs a system call, about a tenth of an append: in a closure
+    /// that is lent the transaction, only one call of [`CALLS_PER_LOOK`] asks, and the commit.
+    pub(super) fn owned(&self) -> Result<()> {
+        let calls = self.calls.get();
+        self.calls.set(calls.wrapping_add(1));
+        if self.exclusive || calls.is_multiple_of(CALLS_PER_LOOK) { self.core.owner.check() } else { Ok(()) }
+    }
+
     fn open(&self, name: &str) -> Result<()> {
+        self.owned()?;
         if name.starts_with(RESERVED_PREFIX) {
             return Err(Error::ReservedTable { name: name.to_owned() });
         }
@@ -280,6 +306,7 @@ impl Transaction {
     /// Appends an event of the outbox, or one of a stream with its revision. The time is handed in: a clock is the application's
     /// code and may append too, so it is read before anything is looked up.
     pub(super) fn append_at(&self, event: Event, revision: Option<u64>, now: Now) -> Result<Appended> {
+        self.owned()?;
         event.validate()?;
         let max = self.core.settings.payload_bytes_max;
         if event.payload.len() > max {
@@ -457,6 +484,7 @@ impl Transaction {
     }
 
     pub(crate) fn seen(&self, key: &[u8]) -> Result<Option<InboxRow>> {
+        self.owned()?;
         if let Some(row) = self.pending.borrow().inbox.get(key) {
             return Ok(Some(*row));
         }
@@ -511,6 +539,7 @@ impl Transaction {
 
     /// As recorded, whatever its form.
     pub(super) fn recorded(&self, seq: u64) -> Result<Option<Recorded>> {
+        self.owned()?;
         let pending = self.pending.borrow();
         if let Ok(at) = pending.frames.binary_search_by_key(&seq, |(seq, _)| *seq)
             && let Some((_, frame)) = pending.frames.get(at)
@@ -583,6 +612,7 @@ impl Transaction {
     }
 
     pub(crate) fn abort(&mut self) -> Result<()> {
+        self.core.owner.check()?;
         match self.tx.take() {
             Some(tx) => tx.0.abort().map_err(|error| self.core.note(error.into())),
             None => Ok(()),
@@ -593,6 +623,8 @@ impl Transaction {
     pub(crate) fn finish(&mut self, writes: u64) -> Result<()> {
         // Before the transaction is taken: should the clock fail, it is rolled back as ever.
         let now = self.core.now()?;
+        // The closure is foreign, and may have forked: nothing has been locked since.
+        self.core.owner.check()?;
         let tx = self.tx.take().expect("a transaction is finished once").0;
         super::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now)
     }
@@ -711,6 +743,12 @@ pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> 
 /// clean close of the whole database.
 impl Drop for Transaction {
     fn drop(&mut self) {
+        if self.tx.is_some() && self.core.owner.is_elsewhere() {
+            // The owner's transaction goes on. What this one holds is leaked: to end it would take locks.
+            std::mem::forget((self.tx.take(), self.turn.take()));
+            keep(&self.core);
+            return;
+        }
         if let Err(error) = self.abort() {
             in_drop(|| tracing::warn!(%error, "rolling back failed; nothing was committed"));
         }

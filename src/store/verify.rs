@@ -133,6 +133,7 @@ impl Store {
     }
 
     fn look_at_everything(&self) -> Result<Verification> {
+        self.core().owner.check()?;
         // Before the snapshot: what is known to be in the log then is in it.
         let end = self.core().tail().next_seq;
         let snapshot = self.read()?;

@@ -108,6 +108,9 @@ fn same(error: &Error) -> Error {
         Error::Poisoned { path, cause } => Error::Poisoned { path: path.clone(), cause: Arc::clone(cause) },
         Error::Closed { path } => Error::Closed { path: path.clone() },
         Error::Panicked { message } => Error::Panicked { message: message.clone() },
+        Error::Forked { path, owner, process } => {
+            Error::Forked { path: path.clone(), owner: *owner, process: *process }
+        }
         other => Error::Storage(StorageFailure {
             action: "committing the group",
             source: other.to_string().into(),
@@ -125,6 +128,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         flushes: Vec::new(),
         stop: false,
         trimming: false,
+        forked: false,
         wakes: None,
         opened: Instant::now(),
         saved_at: None,
@@ -141,6 +145,9 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         }
         core.announce_queue_room();
         state.work();
+        if state.forked {
+            return;
+        }
     }
     // Whoever got into the queue before the door closed is served too.
     while let Ok(job) = jobs.try_recv() {
@@ -184,6 +191,8 @@ struct Writer<'a> {
     stop: bool,
     /// The last thing done was a commit while idle.
     trimming: bool,
+    /// A closure has forked, and this is the forked process: it ends with this thread, which is its only one.
+    forked: bool,
     /// Those of the last group who are still to be woken.
     wakes: Option<Arc<Wakes>>,
     opened: Instant,
@@ -358,6 +367,10 @@ impl Writer<'_> {
         }
         if !batch.is_empty() {
             let wakes = run_batch(self.core, batch, wakes_pay);
+            self.forked = self.core.owner.is_elsewhere();
+            if self.forked {
+                return;
+            }
             // Nobody is left for longer than one more group.
             self.wake_the_rest();
             if let Some(wakes) = &wakes {

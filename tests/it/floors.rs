@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Each room and its floor. A path belongs to the longest entry that it begins with; the empty one is `lib.rs`.
 const FLOORS: &[(u8, &[&str])] = &[
-    (0, &["limits", "time", "error", "printable", "text", "say", "mutations"]),
+    (0, &["limits", "time", "error", "printable", "text", "say", "process", "mutations"]),
     (1, &["message", "codec"]),
     (2, &["event", "publish"]),
     (3, &["filter", "upcast", "log", "relay::machine", "oneshot", "wire"]),

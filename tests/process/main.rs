@@ -8,6 +8,8 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::indexing_slicing, reason = "a test")]
 
+#[cfg(unix)]
+mod forked;
 mod thread_locals;
 
 use std::io::{Read, Write};
@@ -21,7 +23,10 @@ type Scenario = (&'static str, fn());
 const LIMIT: Duration = Duration::from_secs(120);
 
 fn scenarios() -> Vec<Scenario> {
-    thread_locals::SCENARIOS.to_vec()
+    let mut scenarios = thread_locals::SCENARIOS.to_vec();
+    #[cfg(unix)]
+    scenarios.extend(forked::SCENARIOS);
+    scenarios
 }
 
 fn main() -> ExitCode {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::error::SettingError;
 use crate::limits::CLOSE_MS_MAX;
+use crate::process::{Process, keep};
 use crate::time::Deadline;
 
 /// The handle that the owner keeps.
@@ -22,6 +23,7 @@ pub(super) struct Background {
     stop: watch::Sender<Option<Deadline>>,
     /// Never carries anything; disconnected when the thread has ended.
     ended: Receiver<Infallible>,
+    process: Process,
 }
 
 impl Background {
@@ -48,11 +50,19 @@ impl Background {
                 drop(alive);
             })
             .map_err(cannot)?;
-        Ok(Self { stop, ended })
+        Ok(Self { stop, ended, process: Process::current() })
+    }
+
+    /// Whether this is a forked process, where the thread is not.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.process.is_elsewhere()
     }
 
     /// Tells the thread to end and waits for it, `deadline` at most. After that it ends by itself.
-    pub(super) fn stop(self, deadline: Duration) {
+    pub(super) fn stop(&self, deadline: Duration) {
+        if self.is_elsewhere() {
+            return;
+        }
         let at = Deadline::after(deadline);
         self.stop.send_replace(Some(at));
         let ended = match at.instant() {
@@ -67,6 +77,16 @@ impl Background {
                     "the AMQP thread has not ended by the deadline of its stop; it is left to itself"
                 );
             }
+        }
+    }
+}
+
+/// In a forked process the channels are leaked: to close them would wake a thread that is not there.
+impl Drop for Background {
+    fn drop(&mut self) {
+        if self.is_elsewhere() {
+            keep(&self.stop);
+            keep(&self.ended);
         }
     }
 }

@@ -48,6 +48,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use crate::error::SettingError;
 use crate::limits::WINDOW_EVENTS_MAX;
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
+use crate::process::keep;
 use crate::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 
 use background::Background;
@@ -328,6 +329,16 @@ impl Publisher for RabbitMq {
     fn stop(&mut self, deadline: Duration) {
         if let Some(running) = self.running.take() {
             running.background.stop(deadline);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.background.is_elsewhere() {
+            keep(&self.commands);
+            keep(&self.suspects);
+            keep(&self.events);
         }
     }
 }

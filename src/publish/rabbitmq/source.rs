@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::error::SettingError;
 use crate::limits::{BODY_BYTES_DEFAULT, SHORT_STRING_BYTES_MAX};
+use crate::process::keep;
 use crate::publish::{DeliveryTag, Settlement, Source, SourceEvents};
 
 use super::background::Background;
@@ -227,9 +228,25 @@ impl Source for RabbitMqSource {
     }
 
     fn stop(&mut self, deadline: Duration) {
-        if let Some((settlements, background)) = self.running.take() {
+        if let Some((_, background)) = &self.running {
             background.stop(deadline);
-            drop(settlements);
         }
+        self.let_go();
+    }
+}
+
+impl RabbitMqSource {
+    fn let_go(&mut self) {
+        if let Some((settlements, background)) = self.running.take()
+            && background.is_elsewhere()
+        {
+            keep(&settlements);
+        }
+    }
+}
+
+impl Drop for RabbitMqSource {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }

@@ -73,6 +73,7 @@ impl Transaction {
         &self,
         definition: TableDefinition<'_, K, V>,
     ) -> Result<CapturedTable<'_, K, V>> {
+        self.owned()?;
         let name = definition.name();
         let unknown = || Error::NotCaptured { name: name.to_owned() };
         let capture = Arc::clone(self.core.settings.captures.get(name).ok_or_else(unknown)?);
@@ -123,6 +124,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn get<'k>(&self, key: impl Borrow<K::SelfType<'k>>) -> Result<Option<AccessGuard<'_, V>>> {
+        self.tx.owned()?;
         Ok(self.table.get(key)?)
     }
 
@@ -143,6 +145,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn len(&self) -> Result<u64> {
+        self.tx.owned()?;
         Ok(self.table.len()?)
     }
 
@@ -186,6 +189,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         key: impl Borrow<K::SelfType<'k>>,
         value: impl Borrow<V::SelfType<'v>>,
     ) -> Result<Option<AccessGuard<'_, V>>> {
+        self.tx.owned()?;
         let (key, value) = (key.borrow(), value.borrow());
         let key_bytes = K::as_bytes(key);
         match self.capture.mode() {
@@ -230,6 +234,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn remove<'k>(&mut self, key: impl Borrow<K::SelfType<'k>>) -> Result<Option<AccessGuard<'_, V>>> {
+        self.tx.owned()?;
         let key = key.borrow();
         let key_bytes = K::as_bytes(key);
         match self.capture.mode() {
@@ -275,6 +280,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         &mut self,
         mut keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
     ) -> Result<()> {
+        self.tx.owned()?;
         let Self { table, tx, capture, id } = self;
         let (mut failed, mut panicked) = (None, None);
         let retained = table.retain(|key, value| {
