@@ -307,6 +307,9 @@ impl<A: Aggregate> AggregateStream<A> {
     /// then. `decide` runs on this thread, outside any transaction, so it may take its time; it may run several times.
     /// The receipt has the state afterwards. No events: nothing is written.
     ///
+    /// A command whose events carry ids may be executed again: if they stand in the stream already, nothing is written, the
+    /// receipt names them, and its state is as of now.
+    ///
     /// Commands that meet a conflict take turns, in the order in which they met it, and while some do, every further command on
     /// the aggregate joins them. So where commands alone write the stream, each decides three times at most, however many there
     /// are. Three things give that up, and then [`attempts`](Self::attempts) alone is the bound: writers that append to the
@@ -392,9 +395,13 @@ impl<A: Aggregate> AggregateStream<A> {
             if let Some(saved) = saved.as_ref().filter(|_| !appended.repeated) {
                 stream.save_snapshot(A::SNAPSHOT_VERSION, saved)?;
             }
-            Ok(())
+            Ok(appended.repeated)
         };
         let receipt = self.store.write(write)?;
+        if *receipt.value() {
+            // It was executed before. What was decided on may have those events in it already: they are not applied twice.
+            return Ok(receipt.with_value(self.load()?));
+        }
         Ok(receipt.with_value(Loaded { state, revision: Some(newest), snapshot }))
     }
 }

@@ -85,7 +85,7 @@ pub use redb;
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
 pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo};
 pub use error::{
-    BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError,
+    BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError, Stands,
     StorageFailure,
 };
 pub use event::{Destination, Event, Lane, Recorded};

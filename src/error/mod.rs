@@ -6,12 +6,14 @@
 
 mod panic;
 mod revision;
+mod stands;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use self::panic::{caught, panic_text};
 pub use self::revision::ExpectedRevision;
+pub use self::stands::Stands;
 use crate::printable::printable;
 
 /// An error of the application or of a library below, boxed.
@@ -49,13 +51,27 @@ pub enum Error {
     /// The event was refused at append; nothing of it was written.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// An event with this id is in the log already, and its content differs.
+    /// An event with this id was appended before, and its content differs. Where that record is gone, stream and destination count
+    /// as content: the checksum is of all.
     #[error("event id `{}` was appended before, as sequence number {seq}, with other content", printable(id))]
     Conflict {
         /// The id that both events carry.
         id: String,
         /// Where the first one stands.
         seq: u64,
+    },
+    /// An event with this id and this content was appended before, but not where this append would have it.
+    #[error(
+        "event id `{}` was appended before with the same content, as sequence number {seq}, but elsewhere: {stands}",
+        printable(id)
+    )]
+    IdElsewhere {
+        /// The id that both events carry.
+        id: String,
+        /// The sequence number of the first one.
+        seq: u64,
+        /// Where that one stands.
+        stands: Stands,
     },
     /// A record failed its check. It is never published or applied.
     #[error(transparent)]

@@ -14,6 +14,7 @@ pub(crate) mod expired;
 pub(crate) mod failure;
 mod file;
 mod head;
+mod ids;
 mod inside;
 mod journal;
 mod jumps;

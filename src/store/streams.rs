@@ -14,7 +14,7 @@ use super::core::Tail;
 use super::failure::{damaged_row, unless_it_panics};
 use super::read::EVENTS_PER_LOOK;
 use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
-use super::transaction::{EVENT_SCOPE, Pending, Transaction, check_id, content_of};
+use super::transaction::{Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, EventError, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
 use crate::limits::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
@@ -184,7 +184,12 @@ impl View {
         Error::MissingRevision { stream: self.name.clone(), revision }
     }
 
-    fn read(&self, source: &dyn StreamSource, revision: u64, cached: &mut Run) -> Result<Recorded> {
+    pub(super) fn read(
+        &self,
+        source: &dyn StreamSource,
+        revision: u64,
+        cached: &mut Run,
+    ) -> Result<Recorded> {
         let seq = self.seq_of(source, revision, cached)?;
         let recorded = source.record(seq)?.ok_or_else(|| self.missing(revision))?;
         if recorded.stream() != Some(&*self.name) || recorded.revision() != Some(revision) {
@@ -406,8 +411,8 @@ impl<'a> StreamReader<'a> {
 /// ```
 #[derive(Debug)]
 pub struct Stream<'a> {
-    tx: &'a Transaction,
-    name: String,
+    pub(super) tx: &'a Transaction,
+    pub(super) name: String,
 }
 
 impl Transaction {
@@ -477,9 +482,9 @@ impl StreamSource for Transaction {
 impl<'a> Stream<'a> {
     /// Appends events, with contiguous revisions, if the stream is as expected.
     ///
-    /// Retry-safe for events whose ids the application gave: if these very events stand where the expectation says
-    /// (or, under `Any` and `StreamExists`, anywhere in the stream in a row, while the first id is remembered: the store's
-    /// inbox age), and are not truncated, nothing is written and their first positions are returned. An event without a destination goes where
+    /// Retry-safe for events whose ids the application gave: if these very events stand in the stream, in a row and not truncated,
+    /// nothing is written and their first positions are returned, whatever is expected. Where `expected` names their place they
+    /// are known for as long as they stand there, elsewhere while the first id is remembered: the store's inbox age. An event without a destination goes where
     /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says, else nowhere; its key, unless
     /// it has one, is the stream's name, so that a stream is published in order.
     ///
@@ -488,7 +493,8 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// [`Error::WrongRevision`] with what was expected and what is; [`Error::StreamDeleted`]; [`Error::BadId`] for a
-    /// name of 0 or over 255 bytes; [`Error::Conflict`] if some of the ids are taken; [`Error::AppendTooLarge`] beyond
+    /// name of 0 or over 255 bytes; [`Error::Conflict`] if an id is taken by other content, [`Error::IdElsewhere`] if it is taken by the
+    /// same content, but not all of these events stand in this stream in a row; [`Error::AppendTooLarge`] beyond
     /// [`APPEND_EVENTS_MAX`](crate::limits::APPEND_EVENTS_MAX) or [`APPEND_BYTES_MAX`](crate::limits::APPEND_BYTES_MAX); and
     /// those of [`Transaction::append`]. An error may leave the first of several events appended: let the closure fail with it.
     ///
@@ -517,19 +523,26 @@ impl<'a> Stream<'a> {
         if state.deleted {
             return Err(Error::StreamDeleted { stream: name.clone() });
         }
-        if let Some(repeated) = self.repeated(&events, expected)? {
-            return Ok(repeated);
-        }
         let actual = state.next.checked_sub(1);
         if !expected.holds(actual) {
+            // A retry is known under every expectation.
+            if let Some(repeated) = self.repeated(&events, expected)? {
+                return Ok(repeated);
+            }
             return Err(Error::WrongRevision { stream: name.clone(), expected, actual });
         }
         let (mut seqs, first) = (Vec::with_capacity(events.len()), state.next);
-        for (event, revision) in events.into_iter().zip(first..) {
-            let id = event.id.clone();
+        for (event, revision) in events.iter().zip(first..) {
             let appended = self.tx.append_at(event, Some(revision), now)?;
             if appended.repeated {
-                return Err(Error::Conflict { id: id.unwrap_or_default().into(), seq: appended.seq });
+                self.tx.forget_newest_seq();
+                // Nothing is appended yet: all of them may stand there.
+                if seqs.is_empty()
+                    && let Some(repeated) = self.repeated(&events, expected)?
+                {
+                    return Ok(repeated);
+                }
+                return Err(self.tx.elsewhere(event.id.as_deref().unwrap_or_default(), appended.seq));
             }
             seqs.push(appended.seq);
             self.tx.pending.borrow_mut().note_revision(name.as_bytes(), state, appended.seq);
@@ -565,42 +578,6 @@ impl<'a> Stream<'a> {
         event.key.get_or_insert_with(|| self.name.clone().into());
         event.stream = Some(self.name.clone());
         event
-    }
-
-    /// Where exactly these events stand already, if they do.
-    fn repeated(&self, events: &[Event], expected: ExpectedRevision) -> Result<Option<StreamAppended>> {
-        let Some(Some(id)) = events.first().map(|event| event.id.as_deref()) else { return Ok(None) };
-        let first = match expected.first() {
-            Some(first) => Some(first),
-            None => self.revision_of(id)?,
-        };
-        let Some(first) = first else { return Ok(None) };
-        let reader = self.read()?;
-        if !reader.view.state.readable().contains(&first) {
-            return Ok(None);
-        }
-        let (mut seqs, mut chunk) = (Vec::with_capacity(events.len()), Run::default());
-        for (event, revision) in events.iter().zip(first..) {
-            if revision >= reader.view.state.next {
-                return Ok(None);
-            }
-            // As recorded: what an upcast makes of it is not what was appended.
-            let recorded = reader.view.read(self.tx, revision, &mut chunk)?;
-            let same_id = event.id.as_deref() == Some(recorded.id());
-            if !same_id || body_of(event) != body_of(&recorded.event) {
-                return Ok(None);
-            }
-            seqs.push(recorded.seq());
-        }
-        self.tx.note_seqs(&seqs);
-        Ok(Some(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: true }))
-    }
-
-    /// The revision that the event of this id has in this stream, if the id is still remembered.
-    fn revision_of(&self, id: &str) -> Result<Option<u64>> {
-        let Some(row) = self.tx.seen(&keys::inbox(EVENT_SCOPE, id.as_bytes()))? else { return Ok(None) };
-        let recorded = self.tx.recorded(row.first)?;
-        Ok(recorded.filter(|recorded| recorded.stream() == Some(&*self.name)).and_then(|it| it.revision()))
     }
 
     /// The stream as this transaction sees it, its own events included.
@@ -752,7 +729,7 @@ impl<'a> Stream<'a> {
 }
 
 /// The content of an event apart from where it stands.
-fn body_of(event: &Event) -> (u32, u32) {
+pub(super) fn body_of(event: &Event) -> (u32, u32) {
     content_of(&record::encode_body(event, RecordId::Text(event.id.as_deref().unwrap_or_default())))
 }
 

@@ -286,7 +286,7 @@ impl Transaction {
     ///
     /// # Errors
     /// [`Error::Event`] naming the field that AMQP or the store's limits refuse; [`Error::Conflict`] for an id that is
-    /// taken by other content; [`Error::BacklogFull`] where a quota is set. Nothing of the event is written then.
+    /// taken by other content, [`Error::IdElsewhere`] for one that the same content has in a stream; [`Error::BacklogFull`] where a quota is set. Nothing of the event is written then.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -300,12 +300,12 @@ impl Transaction {
     /// ```
     pub fn append(&self, event: Event) -> Result<Appended> {
         let now = self.core.settings.clock.now();
-        self.append_at(event, None, now)
+        self.append_at(&event, None, now)
     }
 
     /// Appends an event of the outbox, or one of a stream with its revision. The time is handed in: a clock is the application's
     /// code and may append too, so it is read before anything is looked up.
-    pub(super) fn append_at(&self, event: Event, revision: Option<u64>, now: Now) -> Result<Appended> {
+    pub(super) fn append_at(&self, event: &Event, revision: Option<u64>, now: Now) -> Result<Appended> {
         self.owned()?;
         event.validate()?;
         let max = self.core.settings.payload_bytes_max;
@@ -316,7 +316,7 @@ impl Transaction {
             Some(text) => RecordId::Text(text),
             None => RecordId::Uuid(fresh_uuid()),
         };
-        let body = record::encode_body(&event, id);
+        let body = record::encode_body(event, id);
         let mut id_row = None;
         if let Some(text) = &event.id {
             let key = keys::inbox(EVENT_SCOPE, text.as_bytes());
@@ -325,13 +325,13 @@ impl Transaction {
                     self.seqs.borrow_mut().push(first.first);
                     return Ok(Appended { seq: first.first, repeated: true });
                 }
-                return Err(Error::Conflict { id: text.clone().into(), seq: first.first });
+                return Err(self.clash(event, first.first));
             }
             id_row = Some(key);
         }
         self.check_quota(now.wall_ms)?;
         let seq = self.pending.borrow().next_seq;
-        let lane = self.next_lane(&event, seq)?;
+        let lane = self.next_lane(event, seq)?;
         let mut pending = self.pending.borrow_mut();
         let position =
             Position { seq, start_offset: pending.end_offset, time_ms: now.wall_ms, lane, revision };
@@ -641,6 +641,11 @@ impl Transaction {
     /// Names events that were there already as this closure's own.
     pub(super) fn note_seqs(&self, seqs: &[u64]) {
         self.seqs.borrow_mut().extend(seqs);
+    }
+
+    /// The newest of them is none of its own after all.
+    pub(super) fn forget_newest_seq(&self) {
+        self.seqs.borrow_mut().pop();
     }
 
     /// Something was written that only a rollback of the whole transaction takes back.

@@ -74,6 +74,8 @@ mod rejected;
 mod relay;
 mod replay;
 #[cfg(unix)]
+mod retries;
+#[cfg(unix)]
 mod scratch;
 #[cfg(unix)]
 mod store_open;

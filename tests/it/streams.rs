@@ -44,6 +44,14 @@ enum Expect {
     Exact(i64),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Odd {
+    Part,
+    More,
+    Reversed,
+    Elsewhere,
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     /// To each of these streams so many events, in one transaction, which may fail at its end.
@@ -56,6 +64,8 @@ enum Op {
     },
     /// The newest append that succeeded, once more.
     Retry,
+    /// The same in another form.
+    OddRetry(Odd),
     Truncate(usize, u64),
     Tombstone(usize),
     Fill,
@@ -77,6 +87,8 @@ fn op() -> impl Strategy<Value = Op> {
         12 => (to, any::<bool>(), prop::bool::weighted(0.2), prop::bool::weighted(0.1))
             .prop_map(|(to, ids, fails, fills)| Op::Append { to, ids, fails, fills }),
         3 => Just(Op::Retry),
+        2 => prop_oneof![Just(Odd::Part), Just(Odd::More), Just(Odd::Reversed), Just(Odd::Elsewhere)]
+            .prop_map(Op::OddRetry),
         2 => (0..3_usize, 0..12_u64).prop_map(|(stream, before)| Op::Truncate(stream, before)),
         1 => (0..3_usize).prop_map(Op::Tombstone),
         2 => Just(Op::Fill),
@@ -203,13 +215,52 @@ fn run(ops: &[Op]) {
                 for (stream, events, expected, first) in &last {
                     let state = &model[stream];
                     let stands = !state.deleted && first.revisions.start >= state.first;
-                    let (to, events, expected) = (name(*stream), events.clone(), *expected);
-                    let again = store.write(move |tx| tx.stream(&to).append(events.clone(), expected));
-                    if stands {
-                        let again = again.unwrap().into_value();
-                        assert_eq!(again, StreamAppended { repeated: true, ..first.clone() });
-                    } else {
-                        assert!(again.is_err(), "{again:?}");
+                    // Under the first expectation, under what is true now, and under none.
+                    let now = state.expected(Expect::Exact(0));
+                    for expected in [*expected, now, ExpectedRevision::Any, ExpectedRevision::NoStream] {
+                        let (to, events) = (name(*stream), events.clone());
+                        let again = store.write(move |tx| tx.stream(&to).append(events.clone(), expected));
+                        if stands {
+                            let again = again.unwrap().into_value();
+                            assert_eq!(again, StreamAppended { repeated: true, ..first.clone() });
+                        } else {
+                            assert!(again.is_err(), "{again:?}");
+                        }
+                    }
+                }
+            }
+            Op::OddRetry(odd) => {
+                for (stream, events, _, first) in &last {
+                    let state = &model[stream];
+                    let stands = !state.deleted && first.revisions.start >= state.first;
+                    let mut sent = events.clone();
+                    let to = match odd {
+                        Odd::Part => {
+                            sent.truncate(sent.len().div_ceil(2));
+                            *stream
+                        }
+                        Odd::More => {
+                            sent.push(text(usize::MAX).id("more"));
+                            *stream
+                        }
+                        Odd::Reversed => {
+                            sent.reverse();
+                            *stream
+                        }
+                        Odd::Elsewhere => (*stream + 1) % 3,
+                    };
+                    let good =
+                        stands && *odd != Odd::Elsewhere && sent == events[..sent.len().min(events.len())];
+                    let (to, events) = (name(to), sent.clone());
+                    let again =
+                        store.write(move |tx| tx.stream(&to).append(events.clone(), ExpectedRevision::Any));
+                    match again {
+                        Ok(again) => assert!(good && again.value().repeated, "{odd:?} {again:?}"),
+                        Err(Error::StreamDeleted { .. }) => {}
+                        // Where the record is gone nobody knows whether the content is another.
+                        Err(Error::Conflict { .. }) => assert!(*odd == Odd::Elsewhere && !stands),
+                        Err(Error::IdElsewhere { .. }) => assert!(!good, "{odd:?}"),
+                        Err(error) => panic!("{odd:?}: {error}"),
                     }
                 }
             }
@@ -329,7 +380,7 @@ fn an_id_belongs_to_one_event() {
     let event = |content: usize| text(content).id("e-1");
     append(&store, "account-1", event(1), ExpectedRevision::Any).unwrap();
     let elsewhere = append(&store, "account-2", event(1), ExpectedRevision::Any);
-    assert!(matches!(elsewhere, Err(Error::Conflict { seq: 0, .. })), "{elsewhere:?}");
+    assert!(matches!(elsewhere, Err(Error::IdElsewhere { seq: 0, .. })), "{elsewhere:?}");
     let other = append(&store, "account-1", event(2), ExpectedRevision::NoStream);
     assert!(matches!(other, Err(Error::WrongRevision { actual: Some(0), .. })), "{other:?}");
     assert_eq!(store.stats().unwrap().next_seq, 1);

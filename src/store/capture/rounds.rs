@@ -525,7 +525,7 @@ fn kind_of(error: &Error) -> String {
             format!("it cannot be encoded as {format}{loss}")
         }
         Error::Event(error) => error.to_string(),
-        Error::Conflict { .. } => "its event's id is taken".to_owned(),
+        Error::Conflict { .. } | Error::IdElsewhere { .. } => "its event's id is taken".to_owned(),
         _ => "its codec failed".to_owned(),
     }
 }

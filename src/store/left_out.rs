@@ -1,0 +1,45 @@
+//! Snapshots of aggregates that were left out because they exceed their limit: an abbreviation must not fail what it abbreviates.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::limits::{LEFT_OUT_STREAMS_MAX, SNAPSHOT_BYTES_MAX};
+use crate::printable::printable;
+
+/// How many were left out, and of which streams.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOut {
+    total: AtomicU64,
+    streams: Mutex<BTreeSet<String>>,
+}
+
+impl LeftOut {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Whether one of this stream was left out: its next one is as large, most likely.
+    pub(crate) fn has(&self, stream: &str) -> bool {
+        self.total() > 0 && self.lock().contains(stream)
+    }
+
+    /// Counts one, and warns of it if it is the first of its stream.
+    pub(crate) fn note(&self, stream: &str, len: usize) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+        let is_first = {
+            let mut streams = self.lock();
+            streams.len() < LEFT_OUT_STREAMS_MAX && streams.insert(stream.to_owned())
+        };
+        if is_first {
+            tracing::warn!(
+                stream = %printable(stream), bytes = len, bytes_max = SNAPSHOT_BYTES_MAX,
+                "the aggregate's snapshot is too large and is left out; loading folds its events"
+            );
+        }
+    }
+}
