@@ -70,6 +70,15 @@ pub const OPEN_ROUNDS_MAX: usize = 8;
 /// Wait between two looks at an empty file that another process may be about to fill, in milliseconds.
 pub const EMPTY_FILE_MS: u64 = 5;
 
+/// Commits after which a store has looked whether its path still leads to its file, before the next begins.
+pub const NAME_COMMITS_MAX: u64 = 64;
+
+/// Events after which a store has looked whether its path still leads to its file, before the next commit begins.
+pub const NAME_EVENTS_MAX: u64 = 2_048;
+
+/// Time after which a store looks whether its path still leads to its file, before the next commit begins or once it is idle, in milliseconds.
+pub const NAME_MS_MAX: u64 = 1_000;
+
 /// Folders that cannot be synced of which a process warns, at most, each once.
 pub const UNSYNCED_FOLDERS_MAX: usize = 64;
 

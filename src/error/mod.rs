@@ -79,12 +79,12 @@ pub enum Error {
     /// The storage engine failed.
     #[error(transparent)]
     Storage(#[from] StorageFailure),
-    /// An earlier durable write failed; the store takes nothing more until it is opened anew.
-    #[error("the store {path} is poisoned since a durable write failed ({cause}); close it and open it again", path = path.display())]
+    /// An earlier durable write failed, or the store's file is no longer at its path. The store takes nothing more until it is opened anew.
+    #[error("the store {path} is poisoned ({cause}); close it and open it again", path = path.display())]
     Poisoned {
         /// The file.
         path: PathBuf,
-        /// What failed first.
+        /// What failed first, or what was found at the path.
         cause: Arc<str>,
     },
     /// The commit failed in a way that leaves open whether the change is on disk. The store is poisoned; after

@@ -35,6 +35,7 @@ use super::sweeps::{Sweeps, Wanted};
 use super::trim::Deferred;
 use super::turn::Turns;
 use super::waiting::Parked;
+use super::watch::{Watch, Written};
 use crate::error::{Error, Result};
 use crate::limits::QUOTA_SWEEP_MS_MAX;
 use crate::log::book::Book;
@@ -134,6 +135,8 @@ pub(crate) struct Queue {
     crowded: AtomicBool,
     /// What the writer thread waits for beside its queue, or is about to: what is left to do, and it does not wait for, must be told it.
     writer_waits: AtomicU8,
+    /// It will look at the names of the files when that is due.
+    look_awaited: AtomicBool,
     /// Tells it.
     nudges: (Sender<()>, Receiver<()>),
     /// Held for reading by a write that skips the queue; closing waits for it.
@@ -158,6 +161,7 @@ impl Default for Queue {
             outstanding: AtomicUsize::default(),
             crowded: AtomicBool::default(),
             writer_waits: AtomicU8::new(Waits::Timed as u8),
+            look_awaited: AtomicBool::default(),
             nudges: bounded(1),
             skipping: RwLock::default(),
             writer: OnceLock::new(),
@@ -180,6 +184,11 @@ impl Queue {
     /// Said before what is left is looked at: who commits elsewhere changes that first and looks at this then.
     pub(crate) fn writer_waits(&self, waits: Waits) {
         self.writer_waits.store(waits as u8, Ordering::SeqCst);
+    }
+
+    /// Said after what is left was looked at, and taken back before.
+    pub(crate) fn awaits_look(&self, awaits: bool) {
+        self.look_awaited.store(awaits, Ordering::SeqCst);
     }
 
     /// What nudges the writer thread.
@@ -238,6 +247,7 @@ pub(crate) struct Core {
     pub(crate) owner: Owner,
     db: RwLock<Option<Database>>,
     pub(crate) io: Arc<IoCounters>,
+    watch: Watch,
     /// The open had to verify every page.
     pub(crate) verified_at_open: bool,
     pub(crate) opened: OpenedAt,
@@ -287,6 +297,7 @@ impl Core {
             path,
             db: RwLock::new(Some(opened.db)),
             io: opened.io,
+            watch: opened.watch,
             verified_at_open: opened.unclean,
             opened: OpenedAt { mono_ms: settings.clock.now().mono_ms, next_seq: tail.next_seq },
             settings,
@@ -394,6 +405,7 @@ impl Core {
 
     pub(crate) fn begin_write(&self) -> Result<redb::WriteTransaction> {
         self.check()?;
+        self.unless_lost(self.watch.look_if_due(self.written()))?;
         let tx = self.with_db(|db| Ok(db.begin_write()?))?;
         lock(&self.suspected).take();
         Ok(tx)
@@ -402,21 +414,40 @@ impl Core {
     /// Closes the file; everything after fails with [`Error::Closed`].
     pub(crate) fn close(&self) -> Result<()> {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
-        match db {
-            Some(db) => super::file::close(db).map_err(|source| {
-                Error::Storage(crate::error::StorageFailure {
-                    action: "closing the file",
-                    source,
-                    fatal: true,
-                })
-            }),
-            None => Ok(()),
-        }
+        let Some(db) = db else { return Ok(()) };
+        let named = self.unless_lost(self.watch.look(self.written()));
+        let closed = super::file::close(db).map_err(|source| {
+            let action = "closing the file";
+            Error::Storage(crate::error::StorageFailure { action, source, fatal: true })
+        });
+        named.and(closed)
+    }
+
+    fn written(&self) -> Written {
+        Written { commits: self.counters.commits.load(Ordering::Relaxed), next_seq: self.tail().next_seq }
+    }
+
+    /// Poisons the store if a look has found that no name leads to its file any more.
+    fn unless_lost(&self, looked: std::result::Result<(), String>) -> Result<()> {
+        looked.map_err(|found| Error::Poisoned { path: self.path.clone(), cause: self.poison(&found) })
+    }
+
+    /// When the writer thread is to look at the names of the files, if a commit has come since the last look.
+    pub(crate) fn look_due_at(&self) -> Option<Deadline> {
+        self.watch.due_at(self.written())
+    }
+
+    /// Looks at the names of the files. A loss poisons the store, which logs it.
+    pub(crate) fn look(&self) {
+        let _ = self.unless_lost(self.watch.look(self.written()));
     }
 
     /// Lets go of the file; an exclusive transaction that still lives ends first, by itself.
     pub(crate) fn release(&self) {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
+        if db.is_some() {
+            in_drop(|| self.look());
+        }
         if let Some(Err(error)) = db.map(super::file::close) {
             in_drop(|| {
                 tracing::warn!(%error, path = %self.path.display(), "the file is not closed, or not cleanly; if no living transaction closes it, the next open verifies it");
@@ -450,7 +481,8 @@ impl Core {
             return;
         }
         let unsaved = waits == Waits::Untimed as u8 && self.settings.quick_repair_idle.is_some();
-        if unsaved || self.tail().trim_left || !self.ride().is_empty() {
+        let unlooked = !self.queue.look_awaited.load(Ordering::SeqCst) && self.look_due_at().is_some();
+        if unsaved || unlooked || self.tail().trim_left || !self.ride().is_empty() {
             // One that is not taken yet tells the same.
             let _ = self.queue.nudges.0.try_send(());
         }

@@ -17,7 +17,8 @@ use super::counted::{Counted, IoCounters};
 use super::create::create_aside;
 use super::head::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
-use super::place::{Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
+use super::place::{Inode, Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
+use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::limits::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
 
@@ -78,6 +79,8 @@ pub(crate) struct Opened {
     /// It had to be repaired: the last owner did not close it.
     pub(crate) unclean: bool,
     pub(crate) io: Arc<IoCounters>,
+    /// What its names must go on to mean.
+    pub(crate) watch: Watch,
 }
 
 /// Opens the file, or makes it by way of `initialise`.
@@ -109,7 +112,22 @@ fn open_resolved(
     // Another process may create or remove the file between our steps; each round sees a newer truth.
     for round in 0..OPEN_ROUNDS_MAX {
         match find(path, options, round)? {
-            Found::File(file) => return open_file_or_journal(path, &file, options),
+            Found::File(file) => {
+                let mut opened = open_file_or_journal(path, &file, options)?;
+                let inode = Inode::of(&file.metadata().map_err(|source| cannot("open", path, source))?);
+                if opened.watch.add("its file", path.into(), inode) {
+                    return Ok(opened);
+                }
+                if round + 1 == OPEN_ROUNDS_MAX {
+                    tracing::warn!(
+                        path = %path.display(),
+                        "the file system numbers an open file otherwise than its name: should the file be moved or deleted, that is not noticed"
+                    );
+                    return Ok(Opened { watch: Watch::default(), ..opened });
+                }
+                // Replaced between our look and the engine's lock: what is there now is another file.
+                close(opened.db).map_err(|source| OpenError::Storage { path: path.into(), source })?;
+            }
             Found::Nothing if !options.create => {
                 return Err(cannot("open", path, ErrorKind::NotFound.into()));
             }
@@ -177,9 +195,15 @@ fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Op
     let journaled = Journaled { file, side, options: options.journal, refusal: JournalRefusal::default() };
     // What is given up may be half in the file, whatever its header says.
     let first = if options.journal.abandon && is_journaled { Open::Verify } else { Open::IfClean };
-    open_database_as(path, &journaled, options.cache_bytes, first).map_err(|error| {
+    let opened = open_database_as(path, &journaled, options.cache_bytes, first).map_err(|error| {
         let refusal = journaled.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
         refusal.unwrap_or_else(|| described(error))
+    });
+    opened.map(|mut opened| {
+        if let Some((path, inode)) = journaled.side.in_use() {
+            opened.watch.add("its journal", path, inode);
+        }
+        opened
     })
 }
 
@@ -221,11 +245,11 @@ fn open_database_as(
 ) -> Result<Opened, OpenError> {
     let io = Arc::default();
     match try_open(path, file, cache_bytes, first, &io) {
-        Ok(db) => Ok(Opened { db, unclean: first == Open::Verify, io }),
+        Ok(db) => Ok(Opened { db, unclean: first == Open::Verify, io, watch: Watch::default() }),
         Err(Refusal::Unclean) => {
             tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
             match try_open(path, file, cache_bytes, Open::Verify, &io) {
-                Ok(db) => Ok(Opened { db, unclean: true, io }),
+                Ok(db) => Ok(Opened { db, unclean: true, io, watch: Watch::default() }),
                 Err(refusal) => Err(refusal.into_error(path)),
             }
         }

@@ -46,6 +46,7 @@ mod waiting;
 #[cfg(test)]
 mod waiting_tests;
 pub(crate) mod wanted;
+mod watch;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -485,7 +486,8 @@ impl Store {
     /// [`Error::Closed`]. Stop relays and consumers first: they would find it closed too.
     ///
     /// # Errors
-    /// What the storage engine says while closing; what was committed is durable all the same.
+    /// What the storage engine says while closing; what was committed is durable all the same. [`Error::Poisoned`] if the file, or its
+    /// [journal](StoreBuilder::journal_bytes), was deleted, moved or replaced while it was open: no name may lead to what was committed.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

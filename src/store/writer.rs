@@ -207,6 +207,9 @@ impl Writer<'_> {
         if self.core.rounds.is_asked() {
             return;
         }
+        if self.core.look_due_at().is_some_and(Deadline::is_over) {
+            self.core.look();
+        }
         if self.wakes.as_ref().is_some_and(|wakes| !wakes.is_done()) {
             // Those who are woken are about to write again.
             match jobs.recv_timeout(WAKES_PATIENCE) {
@@ -230,7 +233,10 @@ impl Writer<'_> {
         if self.core.jumped.take() {
             self.catch_up();
         }
+        self.core.queue.awaits_look(false);
         self.core.queue.writer_waits(Waits::Untimed);
+        let look_due = self.core.look_due_at();
+        self.core.queue.awaits_look(look_due.is_some());
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
         let (due_at, last_commit) = {
@@ -252,7 +258,7 @@ impl Writer<'_> {
             None if trim_left => Some(Deadline::from(last_commit.unwrap_or_else(Instant::now), delay)),
             None => None,
         };
-        let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).min();
+        let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).chain(look_due).min();
         let deadline = deadline.unwrap_or(Deadline::Never);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);
@@ -262,7 +268,7 @@ impl Writer<'_> {
             Err(RecvTimeoutError::Timeout) if save_due.is_some_and(Deadline::is_over) => {
                 self.save_if_idle();
             }
-            // Only the walk is due: it is looked at next.
+            // Only the walk or the look is due: both come next.
             Err(RecvTimeoutError::Timeout) if !ride_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its

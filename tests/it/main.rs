@@ -40,6 +40,8 @@ mod lanes_inbox;
 #[cfg(unix)]
 mod log_and_lanes;
 mod logs;
+#[cfg(unix)]
+mod lost_files;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod matrix;
 #[cfg(unix)]

@@ -17,7 +17,8 @@ use crate::store::counted::{Counted, IoCounters};
 use crate::store::file::file_backend;
 use crate::store::head::odd_head;
 use crate::store::place::{
-    self, Standing, SyncFolder, folder_of, open_regular, owner_only, remove_same, short_side_name, side_name,
+    self, Inode, Standing, SyncFolder, folder_of, open_regular, owner_only, remove_same, short_side_name,
+    side_name,
 };
 
 const AFTER: &str = ".journal";
@@ -50,7 +51,7 @@ impl SideFile {
     }
 
     pub(crate) fn counted_by(&self, counters: &Arc<IoCounters>) -> Self {
-        Self { counters: Arc::clone(counters), used: Arc::default(), ..self.clone() }
+        Self { counters: Arc::clone(counters), ..self.clone() }
     }
 
     /// Where it is, if something stands there that this library has written.
@@ -58,6 +59,12 @@ impl SideFile {
         let Ok(Standing::File(file)) = open_regular(&self.path) else { return None };
         let is_ours = file_backend(&file).and_then(|file| is_headed(&file)).unwrap_or(false);
         is_ours.then(|| self.path.clone())
+    }
+
+    /// Where it is, and which file, if it is in use.
+    pub(crate) fn in_use(&self) -> Option<(PathBuf, Inode)> {
+        let meta = self.used().as_ref().and_then(|file| file.metadata().ok())?;
+        Some((self.path.clone(), Inode::of(&meta)))
     }
 
     fn used(&self) -> MutexGuard<'_, Option<File>> {

@@ -1,0 +1,242 @@
+//! The names of an open store's files, and whether they still lead to these files.
+//!
+//! A file that is open stays usable when another process deletes, moves or replaces it: commits go on, and are gone with the
+//! process. So the store looks at its names now and then, and at its close, and is poisoned when one leads elsewhere.
+//!
+//! **Invariants.** A look costs one call of the operating system per name. Before a transaction begins, a look is due after
+//! [`NAME_COMMITS_MAX`] commits, [`NAME_EVENTS_MAX`] events or [`NAME_MS_MAX`] ms since the last. After a commit that no other
+//! follows, the writer thread takes the look. What the operating system does not answer is no loss.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::place::Inode;
+use crate::limits::{NAME_COMMITS_MAX, NAME_EVENTS_MAX, NAME_MS_MAX};
+use crate::time::Deadline;
+
+/// The names of one store.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    names: Vec<Name>,
+    /// The root folder at the open: a process that has changed it since cannot find the names any more.
+    root: Option<Inode>,
+    last: Mutex<Look>,
+    /// What was found first. It stays true: a name that comes back may have missed writes.
+    lost: OnceLock<String>,
+}
+
+#[derive(Debug)]
+struct Name {
+    what: &'static str,
+    path: PathBuf,
+    inode: Inode,
+}
+
+/// When the last look was, and how much the store had written then.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    at: Instant,
+    written: Written,
+}
+
+/// How much a store has written since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Written {
+    pub(crate) commits: u64,
+    pub(crate) next_seq: u64,
+}
+
+impl Written {
+    fn is_much_since(self, before: Self) -> bool {
+        self.commits.saturating_sub(before.commits) >= NAME_COMMITS_MAX
+            || self.next_seq.saturating_sub(before.next_seq) >= NAME_EVENTS_MAX
+    }
+}
+
+impl Default for Watch {
+    /// Of a store without a name.
+    fn default() -> Self {
+        let last = Look { at: Instant::now(), written: Written::default() };
+        Self {
+            names: Vec::new(),
+            root: inode("/".as_ref()).ok(),
+            last: Mutex::new(last),
+            lost: OnceLock::new(),
+        }
+    }
+}
+
+impl Watch {
+    /// Watches one more name, which has just been found to lead to this file; `false` if it does not. On a file system whose file
+    /// numbers differ between a handle and a name, no name can be watched.
+    pub(crate) fn add(&mut self, what: &'static str, path: PathBuf, inode: Inode) -> bool {
+        let is_there = matches!(found(inode, self::inode(&path)), Found::Same);
+        if is_there {
+            self.names.push(Name { what, path, inode });
+        }
+        is_there
+    }
+
+    fn last(&self) -> MutexGuard<'_, Look> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks if that is due; `Err` says what was found instead of a file.
+    pub(crate) fn look_if_due(&self, written: Written) -> Result<(), String> {
+        let is_due = {
+            let last = self.last();
+            written.is_much_since(last.written) || last.at.elapsed() >= Duration::from_millis(NAME_MS_MAX)
+        };
+        if is_due { self.look(written) } else { Ok(()) }
+    }
+
+    /// When the writer thread is to look, if there is a commit that no look has followed.
+    pub(crate) fn due_at(&self, written: Written) -> Option<Deadline> {
+        let last = *self.last();
+        let is_due = last.written != written && !self.names.is_empty();
+        is_due.then(|| Deadline::from(last.at, Duration::from_millis(NAME_MS_MAX)))
+    }
+
+    /// Looks at every name; `Err` says what was found instead of a file.
+    pub(crate) fn look(&self, written: Written) -> Result<(), String> {
+        *self.last() = Look { at: Instant::now(), written };
+        if let Some(lost) = self.lost.get() {
+            return Err(lost.clone());
+        }
+        for Name { what, path, inode } in &self.names {
+            let seen = match found(*inode, self::inode(path)) {
+                Found::Same => continue,
+                Found::Unknown(error) => {
+                    tracing::debug!(%error, path = %path.display(), what, "cannot look where it is");
+                    continue;
+                }
+                Found::Nothing => "nothing is there now",
+                Found::Another => "another file is there now",
+            };
+            if self.root != self::inode("/".as_ref()).ok() {
+                // The process has another root folder since: the names may well be as they were, there.
+                tracing::debug!(path = %path.display(), "the process has changed its root folder");
+                continue;
+            }
+            let path = path.display();
+            let lost =
+                format!("{what} was deleted, moved or replaced while the store was open: {path}: {seen}");
+            return Err(self.lost.get_or_init(|| lost).clone());
+        }
+        Ok(())
+    }
+}
+
+/// What a name leads to.
+#[derive(Debug)]
+enum Found {
+    Same,
+    Another,
+    Nothing,
+    Unknown(io::Error),
+}
+
+fn found(expected: Inode, seen: io::Result<Inode>) -> Found {
+    match seen {
+        Ok(seen) if seen == expected => Found::Same,
+        Ok(_) => Found::Another,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Found::Nothing
+        }
+        // Permissions may have been given up since the open; a network may be away.
+        Err(error) => Found::Unknown(error),
+    }
+}
+
+fn inode(path: &Path) -> io::Result<Inode> {
+    std::fs::symlink_metadata(path).map(|meta| Inode::of(&meta))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::store::Store;
+
+    /// Goal: only what is certain is a loss. Method: each answer that the operating system may give.
+    #[test]
+    fn what_cannot_be_told_is_no_loss() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            inode(&path).unwrap()
+        };
+        let (one, other) = (at("one"), at("other"));
+        assert!(matches!(found(one, Ok(one)), Found::Same));
+        assert_eq!(matches!(found(one, Ok(other)), Found::Another), cfg!(unix));
+        for kind in [ErrorKind::NotFound, ErrorKind::NotADirectory] {
+            assert!(matches!(found(one, Err(kind.into())), Found::Nothing));
+        }
+        for kind in [
+            ErrorKind::PermissionDenied,
+            ErrorKind::TimedOut,
+            ErrorKind::StaleNetworkFileHandle,
+            ErrorKind::Other,
+        ] {
+            assert!(matches!(found(one, Err(kind.into())), Found::Unknown(_)), "{kind:?}");
+        }
+        let mut watch = Watch::default();
+        assert_eq!(watch.add("its file", folder.path().join("other"), one), cfg!(not(unix)));
+    }
+
+    /// Goal: looks cost a bounded share, and none is put off for ever. Method: writes that come at once need one look per so many commits or events; a
+    /// store without new commits needs none.
+    #[test]
+    fn looks_are_few_and_come() {
+        let watch = Watch::default();
+        let written = |commits, next_seq| Written { commits, next_seq };
+        assert!(!written(NAME_COMMITS_MAX - 1, NAME_EVENTS_MAX - 1).is_much_since(written(0, 0)));
+        assert!(written(NAME_COMMITS_MAX, 0).is_much_since(written(0, 0)));
+        assert!(written(1, NAME_EVENTS_MAX + 5).is_much_since(written(0, 5)));
+        assert_eq!(watch.due_at(written(1, 1)), None, "without a name there is nothing to look at");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, "").unwrap();
+        let mut watch = Watch::default();
+        assert!(watch.add("its file", path.clone(), inode(&path).unwrap()));
+        assert!(watch.due_at(written(1, 1)).is_some());
+        watch.look(written(1, 1)).unwrap();
+        assert_eq!(watch.due_at(written(1, 1)), None);
+        std::fs::remove_file(&path).unwrap();
+        watch.look_if_due(written(2, 2)).unwrap();
+        let lost = watch.look_if_due(written(1 + NAME_COMMITS_MAX, 2)).unwrap_err();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(
+            watch.look(written(1, 1)),
+            Err(lost),
+            "what was written meanwhile may be missing all the same"
+        );
+    }
+
+    /// Goal: an idle store notices too, with no call of the application, whoever made the last commit. Method: the file goes right after a commit on
+    /// the caller's thread, and after an exclusive transaction; then nothing is called.
+    #[test]
+    fn an_idle_store_notices() {
+        for exclusive in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("a.redb");
+            let store = Store::open(&path).unwrap();
+            let event = || Event::bytes("t", "").unpublished();
+            store.write(move |tx| tx.append(event())).unwrap();
+            if exclusive {
+                let tx = store.begin().unwrap();
+                tx.append(event()).unwrap();
+                tx.commit().unwrap();
+            }
+            std::fs::remove_file(&path).unwrap();
+            let began = Instant::now();
+            while store.core().poisoned().is_none() {
+                assert!(began.elapsed() < Duration::from_secs(60), "it never looks");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
