@@ -250,6 +250,20 @@ pub enum Error {
         /// The types that it was asked for with.
         asked: String,
     },
+    /// A row of a captured table holds bytes that its type cannot read, where its value is wanted: the file holds what an
+    /// older release has written, or the type is wrong.
+    #[error(
+        "the row with key `{}` of captured table `{table}` cannot be read as {value_type}",
+        key_text(key)
+    )]
+    UnreadableRow {
+        /// The table.
+        table: String,
+        /// The row's key as redb stores it; empty if the key cannot be read either.
+        key: Vec<u8>,
+        /// The type of the table's values.
+        value_type: &'static str,
+    },
     /// An id of a request, a delivery or a scope cannot be kept.
     #[error("{what} is {len} bytes long; 1 to {max} are allowed")]
     BadId {
@@ -392,6 +406,15 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+/// The beginning of a key, printable.
+fn key_text(key: &[u8]) -> String {
+    let shown = key.get(..KEY_SHOWN_BYTES).unwrap_or(key);
+    format!("{}{}", shown.escape_ascii(), if shown.len() < key.len() { "…" } else { "" })
+}
+
+/// Of a key, an error's text shows so many bytes.
+const KEY_SHOWN_BYTES: usize = 64;
 
 fn actual_text(actual: Option<u64>) -> String {
     actual.map_or_else(|| "it has never had an event".into(), |revision| format!("is at revision {revision}"))

@@ -182,6 +182,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             core.counters.commits_alone.fetch_add(1, Ordering::Relaxed);
         }
     }
+    core.rounds.rewritten(&pending.captures);
     core.announce_commit();
 }
 

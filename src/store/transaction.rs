@@ -371,6 +371,16 @@ impl Transaction {
         self.pending.borrow_mut().captures.marks.insert(mark, Some(kind));
     }
 
+    /// A row that is marked has another value, in an event of its own. The caller has touched the transaction.
+    pub(super) fn note_written(&self, mark: Vec<u8>) {
+        self.pending.borrow_mut().captures.written.insert(mark);
+    }
+
+    /// A round runs in this transaction.
+    pub(super) fn note_round(&self) {
+        self.pending.borrow_mut().captures.has_round = true;
+    }
+
     /// Takes a mark away. The caller has touched the transaction.
     pub(super) fn drop_mark(&self, mark: Vec<u8>) {
         self.pending.borrow_mut().captures.marks.insert(mark, None);

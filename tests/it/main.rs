@@ -15,6 +15,8 @@ mod aggregates;
 #[cfg(unix)]
 mod capture;
 #[cfg(unix)]
+mod capture_old_rows;
+#[cfg(unix)]
 mod capture_rounds;
 mod clock_jumps;
 #[cfg(all(unix, feature = "json", feature = "bincode"))]

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Value, WriteTransaction};
 
+use super::stored::{self, Found, Stored, Unreadable};
 use super::{Capture, CaptureMode, Change, Operation};
-use crate::error::{Result, SettingError};
+use crate::error::{Error, Result, SettingError};
 use crate::event::Event;
 
 /// The types of a table.
@@ -46,13 +47,36 @@ pub(crate) struct RawChange<'a> {
     pub(crate) operation: Operation,
     pub(crate) key: &'a [u8],
     pub(crate) new: Option<&'a [u8]>,
-    pub(crate) old: Option<&'a [u8]>,
+    pub(crate) old: Old<'a>,
+}
+
+/// The value before a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Old<'a> {
+    /// There was none, or nobody wants to know.
+    None,
+    Bytes(&'a [u8]),
+    /// There was one, of bytes that its type cannot read.
+    Unreadable,
+}
+
+impl<'a> Old<'a> {
+    /// What was found of a row.
+    pub(super) fn found(bytes: &'a Found) -> Self {
+        match bytes {
+            Ok(Some(bytes)) => Self::Bytes(bytes),
+            Ok(None) => Self::None,
+            Err(Unreadable) => Self::Unreadable,
+        }
+    }
 }
 
 pub(crate) trait Captured: Debug + Send + Sync {
     fn name(&self) -> &str;
     fn mode(&self) -> CaptureMode;
     fn wants_snapshot(&self) -> bool;
+    /// Whether its events say what a row was before.
+    fn wants_old(&self) -> bool;
     fn types(&self) -> Types;
     /// What cannot work, whatever is in the file.
     fn check_settings(&self) -> Result<(), SettingError>;
@@ -60,9 +84,11 @@ pub(crate) trait Captured: Debug + Send + Sync {
     fn check_table(&self, tx: &ReadTransaction) -> Result<Result<(), SettingError>>;
     /// Asks the codec.
     fn encode(&self, change: RawChange<'_>) -> Result<Event>;
-    /// The value that the key has in this transaction.
+    /// The error that this row cannot be read.
+    fn unreadable(&self, key: &[u8]) -> Error;
+    /// The value that the key has in this transaction, as stored.
     fn value(&self, tx: &WriteTransaction, key: &[u8]) -> Result<Option<Vec<u8>>>;
-    /// The rows behind `after` (from the first on), at most so many; they end early once they are of so many bytes.
+    /// The rows behind `after` (from the first on), at most so many, as stored; they end early once they are of so many bytes.
     fn rows_after(
         &self,
         tx: &WriteTransaction,
@@ -85,6 +111,10 @@ impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
         self.snapshot
     }
 
+    fn wants_old(&self) -> bool {
+        self.old != super::OldValues::Left
+    }
+
     fn types(&self) -> Types {
         Types::of::<K, V>()
     }
@@ -103,20 +133,36 @@ impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
     }
 
     fn encode(&self, raw: RawChange<'_>) -> Result<Event> {
+        let unreadable = |_| self.unreadable(raw.key);
+        let old = match raw.old {
+            Old::None => Ok(None),
+            Old::Bytes(bytes) => stored::read::<V>(bytes).map(Some),
+            Old::Unreadable => Err(Unreadable),
+        };
+        let (old, old_is_unreadable) = match old {
+            Ok(old) => (old, false),
+            Err(_) if self.old == super::OldValues::WhereReadable => (None, true),
+            Err(error) => return Err(unreadable(error)),
+        };
         let change = Change {
             table: &self.name,
-            key: K::from_bytes(raw.key),
+            key: stored::read::<K>(raw.key).map_err(unreadable)?,
             operation: raw.operation,
-            new: raw.new.map(V::from_bytes),
-            old: raw.old.map(V::from_bytes),
+            new: raw.new.map(stored::read::<V>).transpose().map_err(unreadable)?,
+            old,
+            old_is_unreadable,
         };
         Self::encode(self, &change)
     }
 
+    fn unreadable(&self, key: &[u8]) -> Error {
+        let value_type = type_name::<V>();
+        Error::UnreadableRow { table: self.name.clone(), key: key.to_vec(), value_type }
+    }
+
     fn value(&self, tx: &WriteTransaction, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let table = tx.open_table(self.definition())?;
-        let row = table.get(K::from_bytes(key))?;
-        Ok(row.map(|row| bytes_of::<V>(&row.value())))
+        let table = tx.open_table(self.stored())?;
+        Ok(table.get(key)?.map(|row| row.value().to_vec()))
     }
 
     fn rows_after(
@@ -126,17 +172,17 @@ impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
         keys_max: usize,
         bytes_max: usize,
     ) -> Result<WalkedRows> {
-        let table = tx.open_table(self.definition())?;
-        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(K::from_bytes(key)));
+        let table = tx.open_table(self.stored())?;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut found = WalkedRows::default();
         let mut bytes = 0;
-        for row in table.range::<K::SelfType<'_>>((from, Bound::Unbounded))? {
+        for row in table.range::<&[u8]>((from, Bound::Unbounded))? {
             if found.rows.len() >= keys_max || bytes >= bytes_max {
                 found.more = true;
                 break;
             }
             let (key, value) = row?;
-            let (key, value) = (bytes_of::<K>(&key.value()), bytes_of::<V>(&value.value()));
+            let (key, value) = (key.value().to_vec(), value.value().to_vec());
             bytes += key.len() + value.len();
             found.rows.push((key, value));
         }
@@ -148,10 +194,11 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     fn definition(&self) -> TableDefinition<'_, K, V> {
         TableDefinition::new(&self.name)
     }
-}
 
-fn bytes_of<V: Value>(value: &V::SelfType<'_>) -> Vec<u8> {
-    V::as_bytes(value).as_ref().to_vec()
+    /// The same table, whatever its types would say of its rows.
+    fn stored(&self) -> TableDefinition<'_, Stored<K>, Stored<V>> {
+        TableDefinition::new(&self.name)
+    }
 }
 
 /// The captures that this process has registered, by table.

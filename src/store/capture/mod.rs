@@ -8,10 +8,13 @@
 //! - A change and its event (or its mark) are in one transaction.
 //! - A mark goes only in the transaction that appends the event of its key.
 //! - A codec runs before anything is changed: when it fails, row and log are as they were.
+//! - No code of the application runs inside a call of redb that changes a table, but for `Key::compare` and `as_bytes`.
+//! - A stored value is decoded only where it is wanted: rows of an older form can be replaced and removed.
 
 mod erased;
 pub(crate) mod rounds;
 pub(crate) mod rows;
+mod stored;
 mod table;
 
 use redb::{Key, TableDefinition, TableHandle, Value};
@@ -107,8 +110,36 @@ pub struct Change<'a, K: Key + 'static, V: Value + 'static> {
     pub operation: Operation,
     /// The value after it; `None` for a remove.
     pub new: Option<V::SelfType<'a>>,
-    /// The value before it, where there was one. Not known under [`CaptureMode::NewestValue`].
+    /// The value before it, where there was one. Not known under [`CaptureMode::NewestValue`], nor where
+    /// [it was not asked for](Capture::old_values).
     pub old: Option<V::SelfType<'a>>,
+    old_is_unreadable: bool,
+}
+
+impl<K: Key + 'static, V: Value + 'static> Change<'_, K, V> {
+    /// Whether there was a value before the change that its type cannot read, as one that an older release has written:
+    /// `old` is `None` then. Where [`old_values(true)`](Capture::old_values) asks for it, the write fails instead.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Capture, Error, Event, Store, redb::TableDefinition};
+    /// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// let accounts = Capture::with(ACCOUNTS, |change| {
+    ///     if change.old_is_unreadable() {
+    ///         return Ok(Event::bytes("account.migrated", change.key));
+    ///     }
+    ///     let gain = change.new.unwrap_or(0).saturating_sub(change.old.unwrap_or(0));
+    ///     Ok(Event::bytes("account.gained", gain.to_string()))
+    /// });
+    /// let store = Store::builder().capture(accounts.unpublished()).open(folder.path().join("a.redb"))?;
+    /// store.write(|tx| tx.captured_table(ACCOUNTS)?.insert("alice", 100).map(drop))?;
+    /// assert_eq!(store.read()?.event(0)?.expect("the change above").event_type(), "account.gained");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn old_is_unreadable(&self) -> bool {
+        self.old_is_unreadable
+    }
 }
 
 /// Shows neither key nor values: they are the application's.
@@ -122,6 +153,17 @@ impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for Change<'_, K, V> 
 }
 
 type With<K, V> = dyn Fn(&Change<'_, K, V>) -> Result<Event> + Send + Sync;
+
+/// What a codec is told of the value before a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OldValues {
+    /// Nothing; it is not decoded.
+    Left,
+    /// The value, where it can be read.
+    WhereReadable,
+    /// The value, or the write fails.
+    Wanted,
+}
 
 /// Turns a change into an event.
 enum Codec<K: Key + 'static, V: Value + 'static> {
@@ -154,7 +196,7 @@ pub struct Capture<K: Key + 'static, V: Value + 'static> {
     name: String,
     mode: CaptureMode,
     destination: Option<Destination>,
-    old_values: bool,
+    old: OldValues,
     snapshot: bool,
     codec: Codec<K, V>,
 }
@@ -171,12 +213,12 @@ impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for Capture<K, V> {
 }
 
 impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
-    fn new(definition: TableDefinition<'_, K, V>, codec: Codec<K, V>) -> Self {
+    fn new(definition: TableDefinition<'_, K, V>, codec: Codec<K, V>, old: OldValues) -> Self {
         Self {
             name: definition.name().to_owned(),
             mode: CaptureMode::default(),
             destination: None,
-            old_values: false,
+            old,
             snapshot: false,
             codec,
         }
@@ -206,7 +248,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         for<'a> K::SelfType<'a>: serde::Serialize,
         for<'a> V::SelfType<'a>: serde::Serialize,
     {
-        Self::new(definition, Codec::Json(json_event::<K, V>))
+        Self::new(definition, Codec::Json(json_event::<K, V>), OldValues::Left)
     }
 
     /// Changes as `codec` says: it gives the whole event, with type, payload and ordering key. One without a destination
@@ -232,7 +274,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         definition: TableDefinition<'_, K, V>,
         codec: impl Fn(&Change<'_, K, V>) -> Result<Event> + Send + Sync + 'static,
     ) -> Self {
-        Self::new(definition, Codec::With(Box::new(codec)))
+        Self::new(definition, Codec::With(Box::new(codec)), OldValues::WhereReadable)
     }
 
     /// When changes become events; [`CaptureMode::EveryChange`] unless set.
@@ -293,8 +335,13 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
-    /// Whether a JSON payload holds the value before the change too; no unless set. A codec of the application sees it in any
-    /// case. Under [`CaptureMode::NewestValue`] it is not known, and asking for it is refused at open.
+    /// Whether events say what a row was before the change. Unless set, a JSON payload does not hold it, and a codec of the
+    /// application is given it where it can be read. Under [`CaptureMode::NewestValue`] it is not known, and a JSON payload
+    /// that asks for it is refused at open.
+    ///
+    /// The file may hold values that their type cannot read any more, as a release that changes the type finds them.
+    /// `false`: old values are not decoded, and such a row is replaced and removed like any other. `true`: a change of such a
+    /// row fails with [`Error::UnreadableRow`](crate::Error::UnreadableRow), and no other does.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -310,7 +357,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn old_values(mut self, old_values: bool) -> Self {
-        self.old_values = old_values;
+        self.old = if old_values { OldValues::Wanted } else { OldValues::Left };
         self
     }
 
@@ -360,7 +407,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
                     "table `{name}`: say where its events go, with `to` or `unpublished`"
                 ));
             }
-            if self.old_values && self.mode == CaptureMode::NewestValue {
+            if self.old == OldValues::Wanted && self.mode == CaptureMode::NewestValue {
                 return refuse(format!("table `{name}`: old values are not known under `NewestValue`"));
             }
             if name.len() + CHANGED.len() > SHORT_STRING_BYTES_MAX || name.chars().any(char::is_control) {
@@ -373,7 +420,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     fn encode(&self, change: &Change<'_, K, V>) -> Result<Event> {
         let mut event = match &self.codec {
             #[cfg(feature = "json")]
-            Codec::Json(encode) => encode(change, self.old_values)?,
+            Codec::Json(encode) => encode(change, self.old == OldValues::Wanted)?,
             Codec::With(encode) => encode(change)?,
         };
         if event.destination.is_none() {

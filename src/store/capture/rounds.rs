@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use redb::ReadableTable;
 
-use super::erased::{Captured, RawChange};
-use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
+use super::erased::{Captured, Old, RawChange};
+use super::rows::{CaptureId, CaptureRow, MarkKind, PendingCaptures, SnapshotState, capture_of, mark_key};
 use super::{CaptureMode, Operation};
 use crate::error::{BoxError, Error, EventError, Result, caught};
 use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
@@ -54,7 +54,10 @@ struct State {
     not_before_ms: u64,
     /// Marks among those that wait: what a person has to look at.
     failed: BTreeMap<Vec<u8>, Failed>,
-    /// Tables with a row that cannot be read: their walks rest, those of others go on.
+    /// Those of them that the last round has tried, and whose row has not been written since. Noted before its commit: what
+    /// is written after that is another try's.
+    tried: BTreeSet<Vec<u8>>,
+    /// Tables that cannot be walked: their walks rest, those of others go on.
     unreadable: BTreeMap<CaptureId, Failed>,
 }
 
@@ -136,6 +139,30 @@ impl Rounds {
         Some(Duration::from_millis(due_ms.saturating_sub(core.settings.clock.now().mono_ms)))
     }
 
+    /// A commit is durable in which the application has written rows: what failed was about their values of before, so they
+    /// wait for nothing.
+    pub(crate) fn rewritten(&self, pending: &PendingCaptures) {
+        let mut written = pending.written().peekable();
+        if written.peek().is_none() {
+            return;
+        }
+        let mut state = self.lock();
+        if state.failed.is_empty() && state.tried.is_empty() && state.unreadable.is_empty() {
+            return;
+        }
+        for mark in written {
+            if let Ok(id) = capture_of(mark) {
+                state.unreadable.remove(&id);
+            }
+            // A round of the same transaction has seen this value.
+            if pending.has_round && state.tried.contains(mark) {
+                continue;
+            }
+            state.tried.remove(mark);
+            state.failed.remove(mark);
+        }
+    }
+
     /// Keys of this capture whose codec has failed.
     pub(crate) fn failed(&self, id: CaptureId) -> u64 {
         let from = id.to_be_bytes().to_vec();
@@ -176,6 +203,9 @@ impl Write for Round {
         // Nobody waits for its events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
+        tx.note_round();
+        tx.core.rounds.lock().tried =
+            outcome.iter().flat_map(|outcome| outcome.failed.iter().cloned()).collect();
         if let Err(error) = &outcome {
             tx.core.suspect(error);
         }
@@ -202,6 +232,7 @@ fn note(core: &Core, outcome: Result<Outcome>) {
         match outcome {
             Ok(outcome) => state.note(outcome, now_ms),
             Err(error) => {
+                state.tried.clear();
                 tracing::error!(%error, "what captured tables have left to publish was not read; it is tried again");
                 state.not_before_ms = now_ms.saturating_add(CAPTURE_RETRY_MS.0);
             }
@@ -227,7 +258,13 @@ impl State {
             self.failed.remove(&key);
         }
         let mut crowded = false;
+        let tried = std::mem::take(&mut self.tried);
         for key in outcome.failed {
+            if !tried.contains(&key) {
+                // It has been written meanwhile.
+                self.failed.remove(&key);
+                continue;
+            }
             let earlier = self.failed.get(&key);
             if earlier.is_none() && self.failed.len() >= CAPTURE_FAILED_MAX {
                 crowded = true;
@@ -481,7 +518,7 @@ impl<'tx> Piece<'tx> {
     ) -> Result<Settled> {
         self.keys_left = self.keys_left.saturating_sub(1);
         self.bytes_left = self.bytes_left.saturating_sub(key.len() + value.map_or(0, <[u8]>::len));
-        let change = RawChange { operation, key, new: value, old: None };
+        let change = RawChange { operation, key, new: value, old: Old::None };
         let event = match caught(|| capture.encode(change)) {
             Ok(Ok(event)) => event,
             // Whatever it is, it is about this key: a codec may look into a file of its own, which may be full or broken.
@@ -526,6 +563,7 @@ fn kind_of(error: &Error) -> String {
         }
         Error::Event(error) => error.to_string(),
         Error::Conflict { .. } | Error::IdElsewhere { .. } => "its event's id is taken".to_owned(),
+        Error::UnreadableRow { value_type, .. } => format!("it cannot be read as {value_type}"),
         _ => "its codec failed".to_owned(),
     }
 }
@@ -571,6 +609,7 @@ mod tests {
         before(&tx);
         let piece = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) };
         let outcome = piece.run().unwrap();
+        core.rounds.lock().tried = outcome.failed.iter().cloned().collect();
         let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
             let event = tx.event(seq).unwrap().unwrap();
             format!("{} {}", event.event_type(), String::from_utf8_lossy(event.payload()))
@@ -650,6 +689,7 @@ mod tests {
         let mut state = State::default();
         let mut delays = Vec::new();
         for _ in 0..8 {
+            state.tried.insert(vec![1]);
             state.note(Outcome { failed: vec![vec![1]], ..Outcome::default() }, 100);
             delays.push(state.failed[&vec![1]].due_ms - 100);
         }

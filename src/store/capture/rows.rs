@@ -8,7 +8,7 @@
 //! A mark is one row however often its key has changed. What has gathered in a transaction is written by its commit, and
 //! the figures in memory follow once that is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 
@@ -123,6 +123,18 @@ pub(crate) struct PendingCaptures {
     /// `None`: its mark goes.
     pub(crate) marks: BTreeMap<Vec<u8>, Option<MarkKind>>,
     pub(crate) rows: BTreeMap<String, CaptureRow>,
+    /// Rows with a mark from before that have been written, each with an event of its own.
+    pub(crate) written: BTreeSet<Vec<u8>>,
+    /// A round is in this transaction, behind all writes.
+    pub(crate) has_round: bool,
+}
+
+impl PendingCaptures {
+    /// The marks of rows that the application has written.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &Vec<u8>> {
+        let marked = self.marks.iter().filter(|(_, kind)| matches!(kind, Some(MarkKind::Change)));
+        marked.map(|(mark, _)| mark).chain(&self.written)
+    }
 }
 
 /// How many marks more (or fewer) each capture has.
@@ -151,7 +163,7 @@ pub(crate) fn write(tx: &WriteTransaction, pending: &PendingCaptures) -> Result<
     Ok(counts)
 }
 
-fn capture_of(mark: &[u8]) -> Result<CaptureId> {
+pub(super) fn capture_of(mark: &[u8]) -> Result<CaptureId> {
     mark.first_chunk::<4>().map(|id| u32::from_be_bytes(*id)).ok_or_else(|| damaged_row("mark"))
 }
 

@@ -8,8 +8,9 @@ use redb::{
     AccessGuard, Key, ReadableTable, ReadableTableMetadata, Table, TableDefinition, TableHandle, Value,
 };
 
-use super::erased::{Captured, RawChange, Types};
+use super::erased::{Captured, Old, RawChange, Types};
 use super::rows::{CaptureId, MarkKind, mark_key};
+use super::stored::{self, Found, Unreadable};
 use super::{CaptureMode, Operation};
 use crate::error::{Error, Result};
 use crate::store::transaction::Transaction;
@@ -40,6 +41,8 @@ pub struct CapturedTable<'tx, K: Key + 'static, V: Value + 'static> {
     tx: &'tx Transaction,
     capture: Arc<dyn Captured>,
     id: CaptureId,
+    /// Rows of it are marked: a write may be what mends one of them.
+    has_marks: bool,
 }
 
 impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for CapturedTable<'_, K, V> {
@@ -82,9 +85,10 @@ impl Transaction {
             let (registered, asked) = (registered.to_string(), asked.to_string());
             return Err(Error::CaptureTypes { name: name.to_owned(), registered, asked });
         }
-        let id = self.core.tail().captures.get(name).map(|known| known.row.id).ok_or_else(unknown)?;
+        let known = self.core.tail().captures.get(name).map(|known| (known.row.id, known.waiting > 0));
+        let (id, has_marks) = known.ok_or_else(unknown)?;
         self.touch();
-        Ok(CapturedTable { table: self.redb().open_table(definition)?, tx: self, capture, id })
+        Ok(CapturedTable { table: self.redb().open_table(definition)?, tx: self, capture, id, has_marks })
     }
 }
 
@@ -199,17 +203,15 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
                 Ok(old)
             }
             CaptureMode::EveryChange => {
-                let event = {
-                    let old = self.table.get(key)?.map(|row| V::as_bytes(&row.value()).as_ref().to_vec());
-                    let operation = if old.is_some() { Operation::Update } else { Operation::Insert };
-                    let new = V::as_bytes(value);
-                    self.capture.encode(RawChange {
-                        operation,
-                        key: key_bytes.as_ref(),
-                        new: Some(new.as_ref()),
-                        old: old.as_deref(),
-                    })?
-                };
+                let new = V::as_bytes(value);
+                let (was_there, old) = self.old(key)?;
+                let event = self.capture.encode(RawChange {
+                    operation: if was_there { Operation::Update } else { Operation::Insert },
+                    key: key_bytes.as_ref(),
+                    new: Some(new.as_ref()),
+                    old: Old::found(&old),
+                })?;
+                self.note_written(key_bytes.as_ref());
                 self.tx.append_with(event, || self.table.insert(key, value))
             }
         }
@@ -246,18 +248,89 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
                 Ok(old)
             }
             CaptureMode::EveryChange => {
-                let old = self.table.get(key)?.map(|row| V::as_bytes(&row.value()).as_ref().to_vec());
-                let Some(old) = old else { return Ok(None) };
-                let event = self.capture.encode(removed(key_bytes.as_ref(), &old))?;
+                let (was_there, old) = self.old(key)?;
+                if !was_there {
+                    return Ok(None);
+                }
+                let event = self.capture.encode(removed(key_bytes.as_ref(), Old::found(&old)))?;
+                self.note_written(key_bytes.as_ref());
                 self.tx.append_with(event, || self.table.remove(key))
             }
         }
     }
 
-    /// Keeps the rows for which `keep` is true. Each that goes is a change.
+    /// Whether there is a row, and the bytes of its value where an event says them.
+    fn old(&self, key: &K::SelfType<'_>) -> Result<(bool, Found)> {
+        let row = self.table.get(key)?;
+        let wanted = row.as_ref().filter(|_| self.capture.wants_old());
+        Ok((row.is_some(), wanted.map(stored::bytes_of).transpose()))
+    }
+
+    /// A row that is marked and could not be published need not wait for its next try.
+    fn note_written(&self, key: &[u8]) {
+        if self.has_marks {
+            self.tx.note_written(mark_key(self.id, key));
+        }
+    }
+
+    /// Removes all rows. Each is a change.
+    ///
+    /// No value is decoded that no event says ([`Capture::old_values`](crate::Capture::old_values)), so rows go that their
+    /// type cannot read.
     ///
     /// # Errors
-    /// As [`insert`](Self::insert). Rows that went before it are gone, each with its event.
+    /// As [`insert`](Self::insert). A row that cannot be removed stays, and the others go, each with its event; the error is
+    /// the first one's.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # use onewrite::{Capture, Store, redb::{ReadableTable, TableDefinition}};
+    /// # const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// # let store = Store::builder().capture(Capture::json(ACCOUNTS).unpublished()).open(folder.path().join("a.redb"))?;
+    /// # let tx = store.begin()?;
+    /// let mut accounts = tx.captured_table(ACCOUNTS)?;
+    /// accounts.insert("alice", 100)?;
+    /// accounts.insert("bob", 50)?;
+    /// accounts.clear()?;
+    /// assert!(accounts.is_empty()?);
+    /// assert_eq!(tx.next_seq(), 4); // two inserts, two removes
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn clear(&mut self) -> Result<()> {
+        self.tx.owned()?;
+        let (keys, mut first) = (self.stored_keys()?, None);
+        for key in keys {
+            let removed = match key {
+                Ok(key) => self.remove_stored(&key),
+                Err(Unreadable) => Err(self.capture.unreadable(&[])),
+            };
+            match removed {
+                Ok(()) => {}
+                // It concerns all of them.
+                Err(error @ (Error::Storage(_) | Error::BacklogFull { .. })) => return Err(error),
+                Err(error) => drop(first.get_or_insert(error)),
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    fn stored_keys(&self) -> Result<Vec<Result<Vec<u8>, Unreadable>>> {
+        self.table.iter()?.map(|row| Ok(stored::bytes_of(&row?.0))).collect()
+    }
+
+    fn remove_stored(&mut self, key: &[u8]) -> Result<()> {
+        let read = stored::read::<K>(key).map_err(|_| self.capture.unreadable(key))?;
+        self.remove(read).map(drop)
+    }
+
+    /// Keeps the rows for which `keep` is true. Each that goes is a change.
+    ///
+    /// `keep` is asked of all rows first; then those go that it does not keep. It may use the transaction, but not this table.
+    ///
+    /// # Errors
+    /// As [`insert`](Self::insert): rows that went before it are gone, each with its event. [`Error::UnreadableRow`] for a row
+    /// that its type cannot read, so that `keep` cannot be asked: such rows stay, and all others are as `keep` says;
+    /// [`clear`](Self::clear) and [`remove`](Self::remove) do not ask.
     ///
     /// # Panics
     /// If `keep` or the codec does. Rows that went before it are gone, each with its event.
@@ -278,48 +351,55 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// ```
     pub fn retain(
         &mut self,
-        mut keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
+        keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
     ) -> Result<()> {
         self.tx.owned()?;
-        let Self { table, tx, capture, id } = self;
-        let (mut failed, mut panicked) = (None, None);
-        let retained = table.retain(|key, value| {
-            if failed.is_some() || panicked.is_some() {
-                return true;
-            }
-            // A panic goes around redb: one that left it in the middle would make the whole group impossible to commit, also
-            // where the closure catches it.
-            let kept = catch_unwind(AssertUnwindSafe(|| {
-                // redb hands both over for good: what is still needed of them is copied first.
-                let key_bytes = K::as_bytes(&key).as_ref().to_vec();
-                let value_bytes = V::as_bytes(&value).as_ref().to_vec();
-                if keep(key, value) {
-                    return Ok(true);
-                }
-                match capture.mode() {
-                    CaptureMode::NewestValue => tx.note_mark(mark_key(*id, &key_bytes), MarkKind::Change),
-                    CaptureMode::EveryChange => {
-                        let event = capture.encode(removed(&key_bytes, &value_bytes))?;
-                        tx.append(event)?;
-                    }
-                }
-                Ok(false)
-            }));
-            match kept {
-                Ok(Ok(kept)) => return kept,
-                Ok(Err(error)) => failed = Some(error),
-                Err(panic) => panicked = Some(panic),
-            }
-            true
-        });
+        let Judged { doomed, unreadable, panicked } = self.judge(keep)?;
+        for key in doomed {
+            self.remove_stored(&key)?;
+        }
         if let Some(panic) = panicked {
             resume_unwind(panic);
         }
-        retained?;
-        failed.map_or(Ok(()), Err)
+        unreadable.map_or(Ok(()), Err)
+    }
+
+    /// Asks of each row, while nothing is changed: `keep` is the application's, and may append, write another table, or panic.
+    fn judge(
+        &self,
+        mut keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
+    ) -> Result<Judged> {
+        let mut judged = Judged { doomed: Vec::new(), unreadable: None, panicked: None };
+        for row in self.table.iter()? {
+            let (key, value) = row?;
+            let key_bytes = stored::bytes_of(&key);
+            let read = stored::value_of(&key).and_then(|key| Ok((key, stored::value_of(&value)?)));
+            let (Ok(key_bytes), Ok((key, value))) = (&key_bytes, read) else {
+                let key = key_bytes.as_deref().unwrap_or_default();
+                judged.unreadable.get_or_insert_with(|| self.capture.unreadable(key));
+                continue;
+            };
+            match catch_unwind(AssertUnwindSafe(|| keep(key, value))) {
+                Ok(true) => {}
+                Ok(false) => judged.doomed.push(key_bytes.clone()),
+                Err(panic) => {
+                    judged.panicked = Some(panic);
+                    break;
+                }
+            }
+        }
+        Ok(judged)
     }
 }
 
-fn removed<'a>(key: &'a [u8], old: &'a [u8]) -> RawChange<'a> {
-    RawChange { operation: Operation::Remove, key, new: None, old: Some(old) }
+/// What [`CapturedTable::retain`] has asked.
+struct Judged {
+    /// The keys of rows that go.
+    doomed: Vec<Vec<u8>>,
+    unreadable: Option<Error>,
+    panicked: Option<Box<dyn std::any::Any + Send>>,
+}
+
+fn removed<'a>(key: &'a [u8], old: Old<'a>) -> RawChange<'a> {
+    RawChange { operation: Operation::Remove, key, new: None, old }
 }
