@@ -193,6 +193,16 @@ pub const CONSUMER_BATCH_MAX: usize = 256;
 /// Rows of one relay that [`Store::stats`](crate::Store::stats) reads at most to find the oldest event of one kind.
 pub const STATS_ROWS_MAX: usize = 4096;
 
+/// How long something may hold the log or the file before the store logs a warning, unless set, in milliseconds. See
+/// [`StoreBuilder::holder_warn_after`](crate::StoreBuilder::holder_warn_after).
+pub const HOLDER_WARN_MS_DEFAULT: u64 = 60_000;
+
+/// Times that the store looks for such holders within that time, while something is committed.
+pub const HOLDER_LOOKS: u64 = 8;
+
+/// Snapshots that have ended are taken out of the list of living ones once it is this long.
+pub const SNAPSHOTS_PRUNED_MIN: usize = 64;
+
 /// Findings that a verification lists at most; the others are counted.
 pub const FINDINGS_MAX: usize = 1000;
 

@@ -76,6 +76,7 @@ impl Store {
     /// assert_eq!(event.map(|event| event.event_type().to_owned()).as_deref(), Some("opened"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn subscribe(&self, from: u64) -> Result<Subscription> {
         self.subscribe_at(StartAt::Position(from))
     }
@@ -98,6 +99,7 @@ impl Store {
     /// assert_eq!(later.try_next().transpose()?.map(|event| event.seq()), Some(1));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn subscribe_at(&self, start: StartAt) -> Result<Subscription> {
         self.core().owner.check()?;
         self.ready()?;

@@ -4,6 +4,7 @@
 //! **Invariant.** A ring that comes while nobody waits is kept: who looks at the log first and waits then misses nothing.
 
 use std::collections::BTreeMap;
+use std::panic::Location;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -78,7 +79,17 @@ pub(crate) struct Bells {
 #[derive(Debug, Default)]
 struct Hung {
     next: u64,
-    bells: BTreeMap<u64, (Weak<Bell>, Option<u64>)>,
+    bells: BTreeMap<u64, Hanging>,
+}
+
+/// Whose a doorbell is.
+#[derive(Debug)]
+struct Hanging {
+    bell: Weak<Bell>,
+    /// Records from here on are not trimmed.
+    wants: Option<u64>,
+    /// The place in the application's code that hung it up.
+    at: &'static Location<'static>,
 }
 
 /// A doorbell that is hung up; it comes down when this is dropped.
@@ -92,23 +103,30 @@ pub(crate) struct HungBell {
 
 impl Bells {
     /// Hangs up a doorbell. While it hangs, records from `wants` on are not trimmed.
+    #[track_caller]
     pub(crate) fn hang(self: &Arc<Self>, wants: Option<u64>) -> HungBell {
         let bell = Arc::new(Bell::default());
         let mut hung = lock(&self.hung);
         let number = hung.next;
         hung.next += 1;
-        hung.bells.insert(number, (Arc::downgrade(&bell), wants));
+        hung.bells.insert(number, Hanging { bell: Arc::downgrade(&bell), wants, at: Location::caller() });
         HungBell { bell, number, bells: Arc::downgrade(self), process: Process::current() }
     }
 
     pub(crate) fn ring_all(&self) {
-        let rung: Vec<_> = lock(&self.hung).bells.values().filter_map(|(bell, _)| bell.upgrade()).collect();
+        let rung: Vec<_> = lock(&self.hung).bells.values().filter_map(|owner| owner.bell.upgrade()).collect();
         rung.iter().for_each(|bell| bell.ring());
     }
 
     /// The first record that one of them still wants.
     pub(crate) fn wanted_from(&self) -> Option<u64> {
-        lock(&self.hung).bells.values().filter_map(|(_, wants)| *wants).min()
+        lock(&self.hung).bells.values().filter_map(|owner| owner.wants).min()
+    }
+
+    /// Those that want records: a number that names each, from where on, and the place in the code that hung it up.
+    pub(crate) fn wanted(&self) -> Vec<(u64, u64, &'static Location<'static>)> {
+        let wanted = |(number, owner): (&u64, &Hanging)| Some((*number, owner.wants?, owner.at));
+        lock(&self.hung).bells.iter().filter_map(wanted).collect()
     }
 }
 
@@ -116,8 +134,8 @@ impl HungBell {
     /// From now on only records from here on are wanted.
     pub(crate) fn want_from(&self, seq: u64) {
         let Some(bells) = self.bells.upgrade() else { return };
-        if let Some((_, wants)) = lock(&bells.hung).bells.get_mut(&self.number) {
-            *wants = Some(seq);
+        if let Some(owner) = lock(&bells.hung).bells.get_mut(&self.number) {
+            owner.wants = Some(seq);
         }
     }
 }

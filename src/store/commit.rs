@@ -68,7 +68,7 @@ pub(crate) fn commit(
             Err(core.note(error))
         }
     };
-    core.announce_rest();
+    core.announce_rest(now);
     result
 }
 
@@ -183,6 +183,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         }
     }
     core.rounds.rewritten(&pending.captures);
+    core.holders.note_end(pending.next_seq, pending.end_offset);
     core.announce_commit();
 }
 

@@ -24,6 +24,7 @@ use super::cursor::Cursor;
 use super::doorbells::Doorbells;
 use super::failure::caught;
 use super::file::Opened;
+use super::holders::Holders;
 use super::jumps::Jumped;
 use super::lines::Lines;
 use super::owner::Owner;
@@ -251,6 +252,7 @@ pub(crate) struct Core {
     /// The open had to verify every page.
     pub(crate) verified_at_open: bool,
     pub(crate) opened: OpenedAt,
+    pub(crate) holders: Holders,
     pub(crate) settings: Settings,
     pub(crate) identity: Identity,
     pub(crate) turns: Arc<Turns>,
@@ -299,6 +301,7 @@ impl Core {
             io: opened.io,
             watch: opened.watch,
             verified_at_open: opened.unclean,
+            holders: Holders::new(settings.holder_warn_ms, tail.next_seq, tail.end_offset),
             opened: OpenedAt { mono_ms: settings.clock.now().mono_ms, next_seq: tail.next_seq },
             settings,
             identity,
@@ -475,14 +478,15 @@ impl Core {
     }
 
     /// A commit has ended, either way: the writer thread is told if something is left for it to do in a while.
-    pub(crate) fn announce_rest(&self) {
+    pub(crate) fn announce_rest(&self, now: Now) {
+        let is_look_due = self.holders.note_commit(now.mono_ms);
         let waits = self.queue.writer_waits.load(Ordering::SeqCst);
         if waits == Waits::Timed as u8 {
             return;
         }
         let unsaved = waits == Waits::Untimed as u8 && self.settings.quick_repair_idle.is_some();
         let unlooked = !self.queue.look_awaited.load(Ordering::SeqCst) && self.look_due_at().is_some();
-        if unsaved || unlooked || self.tail().trim_left || !self.ride().is_empty() {
+        if is_look_due || unsaved || unlooked || self.tail().trim_left || !self.ride().is_empty() {
             // One that is not taken yet tells the same.
             let _ = self.queue.nudges.0.try_send(());
         }

@@ -36,6 +36,8 @@ pub(crate) struct RowCounts {
     /// Exceptions, of whatever kind, and parked events at or past the position: the distance to the end of the log counts them too.
     pub(crate) ahead: u64,
     pub(crate) ahead_bytes: u64,
+    /// Records of all rows.
+    pub(crate) bytes: u64,
     pub(crate) bounds: Bounds,
 }
 
@@ -43,6 +45,12 @@ impl RowCounts {
     /// Those that are still to be published.
     pub(crate) fn waiting(&self) -> u64 {
         self.retrying + self.scheduled + self.parked
+    }
+
+    /// Rows, of whatever kind, that stand before the position, and the bytes of their records.
+    pub(crate) fn behind(&self) -> (u64, u64) {
+        let rows = self.waiting() + self.quarantined + self.discarded;
+        (rows.saturating_sub(self.ahead), self.bytes.saturating_sub(self.ahead_bytes))
     }
 
     /// Whether any event stands apart from the log with a row of its own.
@@ -55,6 +63,7 @@ impl RowCounts {
         let is_alone = *self.of(state) == 1;
         self.bounds.put(state, seq, is_alone);
         self.waiting_bytes += if due_of(state).is_some() { bytes } else { 0 };
+        self.bytes += bytes;
         self.ahead += u64::from(is_ahead);
         self.ahead_bytes += if is_ahead { bytes } else { 0 };
     }
@@ -64,6 +73,7 @@ impl RowCounts {
         *count = count.saturating_sub(1);
         let waiting = if due_of(state).is_some() { bytes } else { 0 };
         self.waiting_bytes = self.waiting_bytes.saturating_sub(waiting);
+        self.bytes = self.bytes.saturating_sub(bytes);
         if is_ahead {
             self.passed(1, bytes);
         }
@@ -268,6 +278,7 @@ fn apply_rows(
                     let bytes = record_bytes(&log, *seq)?;
                     cursor.rows.parked += 1;
                     cursor.rows.waiting_bytes += bytes;
+                    cursor.rows.bytes += bytes;
                     moved.touch(key);
                     if *seq >= cursor.position {
                         cursor.rows.ahead += 1;
@@ -281,6 +292,7 @@ fn apply_rows(
                     cursor.rows.parked -= 1;
                     let bytes = record_bytes(&log, *seq)?;
                     cursor.rows.waiting_bytes = cursor.rows.waiting_bytes.saturating_sub(bytes);
+                    cursor.rows.bytes = cursor.rows.bytes.saturating_sub(bytes);
                     moved.touch(key);
                     if *seq >= cursor.position {
                         cursor.rows.passed(1, bytes);
@@ -365,6 +377,7 @@ pub(crate) fn count_rows(
         let bytes = record_bytes(log, seq)?;
         counts.parked += 1;
         counts.waiting_bytes += bytes;
+        counts.bytes += bytes;
         if seq >= cursor.position {
             counts.ahead += 1;
             counts.ahead_bytes += bytes;

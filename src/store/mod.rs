@@ -14,6 +14,7 @@ pub(crate) mod expired;
 pub(crate) mod failure;
 mod file;
 mod head;
+mod holders;
 mod ids;
 mod inside;
 mod journal;
@@ -73,6 +74,7 @@ use crate::time::Deadline;
 
 pub use self::capture::{Capture, CaptureMode, CapturedTable, Change, Operation};
 pub use self::counted::IoStats;
+pub use self::holders::{Holder, HolderKind};
 pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
@@ -478,6 +480,7 @@ impl Store {
     /// assert!(store.read()?.event(0)?.is_some());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn read(&self) -> Result<Snapshot> {
         Ok(Snapshot::new(self.core().begin_read()?, self.core()))
     }

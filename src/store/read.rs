@@ -2,13 +2,14 @@
 
 use std::any::Any;
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind};
 use std::sync::{Arc, Weak};
 
 use redb::{AccessGuard, Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 
 use super::core::Core;
 use super::failure::{engine_panicked, unless_it_panics};
+use super::holders::Taken;
 use super::owner::{Kept, Owner};
 use super::recover::read_state;
 use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
@@ -25,7 +26,9 @@ use crate::upcast::Upcasts;
 
 /// The state and the log as of the last commit. Later commits do not show in it.
 ///
-/// Holding one for long keeps redb from reusing pages, and the file grows; take one per task.
+/// Holding one for long keeps redb from reusing pages, and the file grows; take one per task. An iterator over the events of a
+/// snapshot, and a table that was opened from it, hold the pages as the snapshot does. [`Stats::snapshots`](crate::Stats::snapshots)
+/// counts snapshots and iterators that live; it cannot count tables.
 ///
 /// ```
 /// use onewrite::{Event, Store};
@@ -42,6 +45,8 @@ pub struct Snapshot {
     /// Its memory of the newest stretch of the stream index, for as long as that is of the same bulk write.
     core: Weak<Core>,
     upcasts: Arc<Upcasts>,
+    /// Whatever reads on after the snapshot has ended has a clone; `None` for one of no store.
+    taken: Option<Arc<Taken>>,
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -51,11 +56,14 @@ impl std::fmt::Debug for Snapshot {
 }
 
 impl Snapshot {
+    #[track_caller]
     pub(crate) fn new(tx: ReadTransaction, core: &Arc<Core>) -> Self {
+        let mono_ms = core.settings.clock.now().mono_ms;
         Self {
             tx: Kept::new(tx, &core.owner),
             core: Arc::downgrade(core),
             upcasts: Arc::clone(&core.settings.upcasts),
+            taken: Some(core.holders.take(mono_ms, Location::caller())),
         }
     }
 
@@ -233,7 +241,8 @@ impl Snapshot {
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
         let rows = Rows { range, owner: self.tx.owner().clone() };
-        Ok(Frames { rows, next: from, trimmed_to, end: 0, behind_gap: None, failed: false })
+        let taken = self.taken.clone();
+        Ok(Frames { rows, next: from, trimmed_to, end: 0, behind_gap: None, failed: false, _taken: taken })
     }
 
     /// Fails in another process than the one that opened the store.
@@ -383,6 +392,8 @@ pub(super) struct Frames {
     behind_gap: Option<(u64, Frame)>,
     /// The file could not be read, and this was told.
     failed: bool,
+    /// The range holds the read transaction, also when the snapshot has ended.
+    _taken: Option<Arc<Taken>>,
 }
 
 impl Frames {
@@ -594,7 +605,7 @@ mod tests {
             let db = Database::builder().set_cache_size(0).create_with_backend(backend).unwrap();
             let tx = db.begin_read().unwrap();
             let tx = Kept::new(tx, &Owner::of(std::path::Path::new("a.redb")));
-            let snapshot = Snapshot { tx, core: Weak::new(), upcasts: Arc::default() };
+            let snapshot = Snapshot { tx, core: Weak::new(), upcasts: Arc::default(), taken: None };
             let (mut well, mut badly) = (0, 0);
             read(&snapshot, &mut |is_ok| {
                 if is_ok {

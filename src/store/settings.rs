@@ -9,8 +9,8 @@ use super::capture::{Capture, Captures};
 use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
-    CACHE_BYTES_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN, PAYLOAD_BYTES_DEFAULT,
-    PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
+    CACHE_BYTES_DEFAULT, HOLDER_WARN_MS_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN,
+    PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
 };
 use crate::time::{Clock, SystemClock, as_ms};
 use crate::upcast::Upcasts;
@@ -178,6 +178,7 @@ pub(crate) struct Settings {
     pub(crate) inbox_age_ms: u64,
     pub(crate) inbox_ids_max: Option<u64>,
     pub(crate) ride_ms: u64,
+    pub(crate) holder_warn_ms: u64,
     pub(crate) quick_repair_idle: Option<Duration>,
     pub(crate) create: bool,
     pub(crate) overwrite_empty: bool,
@@ -219,6 +220,7 @@ impl Default for StoreBuilder {
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 inbox_ids_max: None,
                 ride_ms: RIDE_MS_DEFAULT,
+                holder_warn_ms: HOLDER_WARN_MS_DEFAULT,
                 quick_repair_idle: None,
                 create: true,
                 overwrite_empty: false,
@@ -561,6 +563,27 @@ impl StoreBuilder {
     /// ```
     pub fn adopt_existing(mut self, adopt: bool) -> Self {
         self.settings.adopt = adopt;
+        self
+    }
+
+    /// How long something may hold the log or the file before the store logs a warning; a minute unless set
+    /// ([`HOLDER_WARN_MS_DEFAULT`](crate::limits::HOLDER_WARN_MS_DEFAULT)). `Duration::MAX` is for ever.
+    ///
+    /// Holders are relays and projections that do not move on, whether they run or not, subscriptions that are not read, and snapshots.
+    /// The warning names the holder, its position, since when it stands there, and how to let go. It comes once, and again after the
+    /// holder has moved and stood still for as long again. [`Stats::holders`](crate::Stats::holders) lists them at any time.
+    /// The store looks for holders while something is committed, so the warning may come an eighth of the time late.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use std::time::Duration;
+    /// use onewrite::Store;
+    /// let path = folder.path().join("a.redb");
+    /// let store = Store::builder().holder_warn_after(Duration::from_secs(3600)).open(path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn holder_warn_after(mut self, time: Duration) -> Self {
+        self.settings.holder_warn_ms = as_ms(time);
         self
     }
 

@@ -9,6 +9,7 @@ use super::capture::CaptureMode;
 use super::core::Tail;
 use super::counted::IoStats;
 use super::cursor::Cursor;
+use super::holders::{self, Holder};
 use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
 use super::waiting::{Oldest, Parked, age_ms, find_oldest};
@@ -55,6 +56,14 @@ pub struct Stats {
     pub parked_age_ms: Option<u64>,
     /// Events in quarantine, of all relays together. They are no part of the backlog.
     pub quarantined: u64,
+    /// What keeps the log or the file from shrinking, the one that holds most bytes first: relays, projections and subscriptions that have
+    /// not come to the end of the log, events that are kept one by one, retention, and the oldest snapshot. The log is trimmed up
+    /// to the least position among those of relays, projections, subscriptions and retention.
+    pub holders: Vec<Holder>,
+    /// Read transactions that live: [snapshots](super::Snapshot), and iterators that have outlived theirs.
+    pub snapshots: u64,
+    /// Age of the oldest of them, in milliseconds of the monotonic clock; `None` if there is none.
+    pub snapshots_age_ms: Option<u64>,
     /// Durable commits since the store was opened: one fsync each, two where
     /// [`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle) made them.
     pub commits: u64,
@@ -279,6 +288,7 @@ impl Store {
                 projection.lag_ms = Some(age_ms(core, &tx, projection.position)?);
             }
         }
+        (stats.holders, stats.snapshots, stats.snapshots_age_ms) = holders::find(core, &tx)?;
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         {
             // Of one moment. The commit that is under way, if one is, may have been synced and is not counted yet.

@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 use super::capture::rounds::{Round, Rounds};
 use super::core::{Core, Waits};
 use super::failure::{caught, panic_text};
+use super::holders::{self, Looked};
 use super::receipt::Receipt;
 use super::transaction::Transaction;
 use crate::error::{Error, Result, StorageFailure};
@@ -132,6 +133,8 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         wakes: None,
         opened: Instant::now(),
         saved_at: None,
+        look_at: Deadline::Never,
+        looked_at: None,
     };
     while !state.stop {
         state.wait(jobs);
@@ -198,6 +201,10 @@ struct Writer<'a> {
     opened: Instant,
     /// After how many commits the newest quick-repair commit was the last.
     saved_at: Option<u64>,
+    /// When a holder of the log may be worth a warning.
+    look_at: Deadline,
+    /// After how many commits it was looked at last.
+    looked_at: Option<u64>,
 }
 
 impl Writer<'_> {
@@ -250,6 +257,8 @@ impl Writer<'_> {
             Some(_) => Waits::UntilIdle,
             None => Waits::Untimed,
         });
+        // After the word that this thread waits: a commit that asks later than this nudges it.
+        self.look_for_holders();
         let ride_due = match due_at {
             // In the middle of trimming: go on, unless something else is to be done.
             _ if trim_left && self.trimming => Some(Deadline::after(Duration::from_millis(1))),
@@ -259,7 +268,7 @@ impl Writer<'_> {
             None => None,
         };
         let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).chain(look_due).min();
-        let deadline = deadline.unwrap_or(Deadline::Never);
+        let deadline = deadline.unwrap_or(Deadline::Never).min(self.look_at);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);
         self.trimming = false;
@@ -287,9 +296,21 @@ impl Writer<'_> {
         }
     }
 
+    fn look_for_holders(&mut self) {
+        let Looked::Next(wait_ms) = holders::look(self.core, self.look_at.is_over()) else { return };
+        let commits = self.core.counters.commits.load(Ordering::Relaxed);
+        // The last commits before a rest may not have asked: one more look finds what they have left.
+        let again_ms = (self.looked_at != Some(commits)).then(|| self.core.holders.interval_ms());
+        self.looked_at = Some(commits);
+        let wait_ms = wait_ms.into_iter().chain(again_ms).min();
+        let wake = |ms| wake_after(&*self.core.settings.clock, Duration::from_millis(ms));
+        self.look_at = wait_ms.map_or(Deadline::Never, wake);
+    }
+
     /// After a jump of the clock: what waits for a commit to ride on gets one, and what has grown old enough by
     /// the clock is trimmed.
     fn catch_up(&mut self) {
+        self.look_at = Deadline::now();
         // A commit on another thread may be taking it along.
         drop(self.core.turns.take());
         let retention = &self.core.settings.retention;

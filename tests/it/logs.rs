@@ -117,7 +117,7 @@ fn the_fields_of_a_call_are_found() {
 }
 
 #[cfg(unix)]
-mod at_run_time {
+pub(crate) mod at_run_time {
     use std::collections::BTreeMap;
     use std::fmt::Debug;
     use std::sync::{Arc, Mutex};
@@ -135,14 +135,14 @@ mod at_run_time {
 
     /// One event, with the spans around it.
     #[derive(Debug, Clone)]
-    struct Line {
+    pub(crate) struct Line {
         level: tracing::Level,
-        fields: BTreeMap<String, String>,
+        pub(crate) fields: BTreeMap<String, String>,
         spans: Vec<(String, BTreeMap<String, String>)>,
     }
 
     impl Line {
-        fn text(&self) -> &str {
+        pub(crate) fn text(&self) -> &str {
             self.fields.get("message").map_or("", |text| text)
         }
 
@@ -153,16 +153,16 @@ mod at_run_time {
     }
 
     #[derive(Debug, Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<Line>>>);
+    pub(crate) struct Lines(Arc<Mutex<Vec<Line>>>);
 
     impl Lines {
-        fn install() -> Self {
+        pub(crate) fn install() -> Self {
             let lines = Self::default();
             tracing_subscriber::registry().with(lines.clone()).init();
             lines
         }
 
-        fn loud(&self) -> Vec<Line> {
+        pub(crate) fn loud(&self) -> Vec<Line> {
             let all = self.0.lock().unwrap();
             all.iter().filter(|line| line.level <= tracing::Level::WARN).cloned().collect()
         }
@@ -221,9 +221,9 @@ mod at_run_time {
     }
 
     /// The other process logs into memory: a subscriber for all threads is for the whole process.
-    fn run(name: &str) {
+    pub(crate) fn run(task: &str) {
         let folder = tempfile::tempdir().unwrap();
-        let output = child(&format!("logs::at_run_time::{name}"), folder.path(), "").output().unwrap();
+        let output = child(task, folder.path(), "").output().unwrap();
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && out.contains("all well"), "{out}{err}");
     }
@@ -233,7 +233,7 @@ mod at_run_time {
     /// projection that fails.
     #[test]
     fn what_happens_once_is_told_once() {
-        run("child_to_which_things_happen_once");
+        run("logs::at_run_time::child_to_which_things_happen_once");
     }
 
     #[test]
@@ -283,7 +283,7 @@ mod at_run_time {
     /// that collects what it logs; 2,000 events for a queue that does not exist, and a handler that rejects 2,000 deliveries.
     #[test]
     fn a_flood_is_told_at_a_bounded_rate() {
-        run("child_that_is_flooded");
+        run("logs::at_run_time::child_that_is_flooded");
     }
 
     #[test]
@@ -325,7 +325,7 @@ mod at_run_time {
     #[test]
     #[cfg(feature = "rabbitmq")]
     fn a_failed_connection_is_told_once() {
-        run("child_that_cannot_connect");
+        run("logs::at_run_time::child_that_cannot_connect");
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod figures;
 mod floors;
 #[cfg(unix)]
 mod foreign_code;
+mod holders;
 mod journal;
 #[cfg(unix)]
 mod lanes_inbox;

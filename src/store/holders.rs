@@ -1,0 +1,573 @@
+//! What keeps the log or the file from shrinking, since when, and who is told.
+//!
+//! **Invariants.** A commit does no more for it than one comparison. Whatever a holder's `Drop` does takes no lock and cannot panic: a
+//! snapshot may end in any thread, in a destructor of a thread-local, or in a forked child. The writer thread alone logs, and
+//! it holds neither a lock nor the turn meanwhile.
+
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
+
+use super::core::{Core, Tail};
+use super::schema::{EXCEPTIONS, FAILURES, LOG};
+use super::settings::Retention;
+use crate::error::Result;
+use crate::limits::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN, STATS_ROWS_MAX};
+use crate::log::{keys, record};
+
+/// What kind of thing holds the log or the file.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::HolderKind;
+/// let snapshot = store.read()?;
+/// assert_eq!(store.stats()?.holders[0].kind, HolderKind::Snapshot);
+/// drop(snapshot);
+/// assert!(store.stats()?.holders.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum HolderKind {
+    /// A relay has still to publish the events from its position on. [`Store::forget_relay`](crate::Store::forget_relay) lets go of one
+    /// that no longer runs.
+    Relay,
+    /// Events that a relay has passed and that wait apart, or are in its quarantine.
+    RelayRows,
+    /// A projection has still to apply the events from its position on.
+    /// [`Store::forget_projection`](crate::Store::forget_projection) lets go of one that no longer runs.
+    Projection,
+    /// A projection's rebuild has still to apply the events from its position on.
+    Rebuild,
+    /// Events that a projection has given up.
+    Failures,
+    /// A living subscription has still to be read from its position on.
+    Subscription,
+    /// A living snapshot, or an iterator over one, keeps the pages of its moment in the file.
+    Snapshot,
+    /// The store's own [retention](crate::StoreBuilder::retention).
+    Retention,
+    /// Events below `trimmed_to` that streams keep.
+    Streams,
+}
+
+/// One thing that keeps the log or the file from shrinking. See [`Stats::holders`](crate::Stats::holders).
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// use onewrite::{Event, Holder, HolderKind};
+/// // A relay that an earlier release has run.
+/// let _ = store.relay("rabbit").publish_to(broker.publisher())?.stop(std::time::Duration::from_secs(5));
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+/// let holder: Holder = store.stats()?.holders.remove(0);
+/// assert_eq!((holder.kind, holder.name.as_str(), holder.position), (HolderKind::Relay, "rabbit", 0));
+/// assert_eq!((holder.events, holder.runs), (1, false));
+/// store.forget_relay("rabbit")?;
+/// assert!(store.stats()?.holders.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// What it is.
+    pub kind: HolderKind,
+    /// The name of the relay or projection. Of a subscription and a snapshot: the place in the code that made it, `file:line:column`.
+    pub name: String,
+    /// The first event that it holds. Of a snapshot: the end of the log at its moment.
+    pub position: u64,
+    /// Events that it holds, whoever else holds them too. Of a snapshot: events appended since its moment. Of [`HolderKind::Failures`]
+    /// at most [`STATS_ROWS_MAX`](crate::limits::STATS_ROWS_MAX) are counted.
+    pub events: u64,
+    /// Bytes of the records of the same events; `None` where finding out would mean to read all of them.
+    pub bytes: Option<u64>,
+    /// How long it has stood at this position, in milliseconds of the monotonic clock, as far as the store has looked: it looks
+    /// when `stats` is called and with some commits. Of a snapshot: its age.
+    pub held_ms: u64,
+    /// Whether it runs, or lives, in this process.
+    pub runs: bool,
+}
+
+// --- snapshots --------------------------------------------------------------------------------------------------------------------
+
+/// What is known of a living read transaction. It ends with the last of its clones.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    number: u64,
+    mono_ms: u64,
+    next_seq: u64,
+    end_offset: u64,
+    at: &'static Location<'static>,
+}
+
+#[derive(Debug, Default)]
+struct Snapshots {
+    next: u64,
+    living: Vec<Weak<Taken>>,
+    /// Those that have ended are taken out once there are so many.
+    prune_at: usize,
+}
+
+/// What is seen of one holder.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    position: u64,
+    since_ms: u64,
+    warned: bool,
+}
+
+/// Names a holder.
+type Key = (HolderKind, String, u64);
+
+/// Which holders there are, and since when.
+#[derive(Debug)]
+pub(crate) struct Holders {
+    snapshots: Mutex<Snapshots>,
+    seen: Mutex<BTreeMap<Key, Seen>>,
+    /// The end of the log as the last commit left it, for whoever must not wait for a commit.
+    next_seq: AtomicU64,
+    end_offset: AtomicU64,
+    /// By the monotonic clock: the first commit from then on asks the writer thread to look.
+    look_at_ms: AtomicU64,
+    asked: AtomicBool,
+    warn_after_ms: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Holders {
+    pub(crate) fn new(warn_after_ms: u64, next_seq: u64, end_offset: u64) -> Self {
+        Self {
+            snapshots: Mutex::default(),
+            seen: Mutex::default(),
+            next_seq: AtomicU64::new(next_seq),
+            end_offset: AtomicU64::new(end_offset),
+            look_at_ms: AtomicU64::new(0),
+            asked: AtomicBool::new(false),
+            warn_after_ms,
+        }
+    }
+
+    /// A commit has made the log end here.
+    pub(crate) fn note_end(&self, next_seq: u64, end_offset: u64) {
+        self.next_seq.store(next_seq, Ordering::Relaxed);
+        self.end_offset.store(end_offset, Ordering::Relaxed);
+    }
+
+    /// A commit is through; `true` if the writer thread is to look.
+    pub(crate) fn note_commit(&self, mono_ms: u64) -> bool {
+        if mono_ms < self.look_at_ms.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.look_at_ms.store(mono_ms.saturating_add(self.interval_ms()), Ordering::Relaxed);
+        self.asked.store(true, Ordering::SeqCst);
+        true
+    }
+
+    /// The time between two looks, while something is committed.
+    pub(crate) fn interval_ms(&self) -> u64 {
+        (self.warn_after_ms / HOLDER_LOOKS).max(1)
+    }
+
+    /// A read transaction begins.
+    pub(crate) fn take(&self, mono_ms: u64, at: &'static Location<'static>) -> Arc<Taken> {
+        let (next_seq, end_offset) =
+            (self.next_seq.load(Ordering::Relaxed), self.end_offset.load(Ordering::Relaxed));
+        let mut snapshots = lock(&self.snapshots);
+        let number = snapshots.next;
+        snapshots.next += 1;
+        let taken = Arc::new(Taken { number, mono_ms, next_seq, end_offset, at });
+        if snapshots.living.len() >= snapshots.prune_at.max(SNAPSHOTS_PRUNED_MIN) {
+            snapshots.living.retain(|taken| taken.strong_count() > 0);
+            snapshots.prune_at = 2 * snapshots.living.len();
+        }
+        snapshots.living.push(Arc::downgrade(&taken));
+        taken
+    }
+
+    /// How many snapshots live, and the oldest.
+    pub(crate) fn living(&self) -> (u64, Option<Arc<Taken>>) {
+        let living: Vec<_> = lock(&self.snapshots).living.iter().filter_map(Weak::upgrade).collect();
+        // They come in order.
+        (living.len() as u64, living.into_iter().next())
+    }
+
+    /// Whether a commit has asked for a look.
+    fn take_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::SeqCst)
+    }
+
+    /// Notes where the holders stand; tells since when each does.
+    fn observe(&self, held: &mut [Held], mono_ms: u64) {
+        let mut seen = lock(&self.seen);
+        seen.retain(|key, _| held.iter().any(|held| held.key == *key));
+        for held in held {
+            let now =
+                Seen { position: held.position, since_ms: held.since_ms.unwrap_or(mono_ms), warned: false };
+            let known = seen.entry(held.key.clone()).or_insert(now);
+            if known.position != held.position {
+                *known = now;
+            }
+            held.held_ms = mono_ms.saturating_sub(known.since_ms);
+        }
+    }
+
+    /// Picks those that have stood for too long and were not warned of, and when the next of the others will have.
+    fn overdue(&self, held: Vec<Held>) -> (Vec<Held>, Option<u64>) {
+        let mut seen = lock(&self.seen);
+        let mut next_ms = None::<u64>;
+        let mut overdue = Vec::new();
+        for held in held {
+            let Some(known) = seen.get_mut(&held.key).filter(|known| !known.warned) else { continue };
+            if held.held_ms >= self.warn_after_ms {
+                known.warned = true;
+                overdue.push(held);
+            } else {
+                let left_ms = self.warn_after_ms - held.held_ms;
+                next_ms = Some(next_ms.map_or(left_ms, |next_ms| next_ms.min(left_ms)));
+            }
+        }
+        (overdue, next_ms)
+    }
+}
+
+// --- finding them -----------------------------------------------------------------------------------------------------------------
+
+/// A holder whose position moves, or that ends: one that is worth a warning when it does not.
+#[derive(Debug)]
+struct Held {
+    key: Key,
+    name: String,
+    position: u64,
+    /// The offset at which the record before its position ends, where it is known.
+    offset: Option<u64>,
+    /// Since when, where it is known.
+    since_ms: Option<u64>,
+    held_ms: u64,
+    runs: bool,
+}
+
+/// Where the log begins and ends.
+#[derive(Debug, Clone, Copy)]
+struct Log {
+    trimmed_to: u64,
+    trimmed_offset: u64,
+    next_seq: u64,
+    end_offset: u64,
+}
+
+impl Log {
+    fn of(tail: &Tail) -> Self {
+        Self {
+            trimmed_to: tail.trimmed_to,
+            trimmed_offset: tail.trimmed_offset,
+            next_seq: tail.next_seq,
+            end_offset: tail.end_offset,
+        }
+    }
+
+    fn events_from(&self, position: u64) -> u64 {
+        self.next_seq.saturating_sub(position.max(self.trimmed_to))
+    }
+
+    /// Bytes of the records from `position` on; `None` if the record before cannot be read.
+    fn bytes_from(&self, tx: &ReadTransaction, position: u64, known: Option<u64>) -> Result<Option<u64>> {
+        let offset = match known {
+            _ if position <= self.trimmed_to => Some(self.trimmed_offset),
+            Some(offset) => Some(offset),
+            None => end_of(tx, position - 1)?,
+        };
+        Ok(offset.map(|offset| self.end_offset.saturating_sub(offset)))
+    }
+}
+
+fn end_of(tx: &ReadTransaction, seq: u64) -> Result<Option<u64>> {
+    let frame = tx.open_table(LOG)?.get(seq)?;
+    Ok(frame.and_then(|frame| record::end_offset(seq, frame.value()).ok()))
+}
+
+/// Those that stand before the end of the log, and the oldest snapshot. No lock is held while the next is taken.
+fn find_held(core: &Core) -> (Vec<Held>, Log) {
+    let mut held = Vec::new();
+    let log = {
+        let tail = core.tail();
+        let mut add = |kind, name: &str, position, offset| {
+            let key = (kind, name.to_owned(), 0);
+            let name = name.to_owned();
+            held.push(Held { key, name, position, offset, since_ms: None, held_ms: 0, runs: false });
+        };
+        for (name, cursor) in &tail.cursors {
+            add(HolderKind::Relay, name, cursor.position, Some(cursor.position_offset));
+        }
+        for (name, row) in &tail.projections {
+            add(HolderKind::Projection, name, row.live.position, None);
+            if let Some(rebuild) = row.rebuild {
+                add(HolderKind::Rebuild, name, rebuild.position, None);
+            }
+        }
+        Log::of(&tail)
+    };
+    for held in &mut held {
+        held.runs = match held.key.0 {
+            HolderKind::Relay => core.relays.port(&held.name).is_some(),
+            _ => core.projections.get(&held.name).is_some(),
+        };
+    }
+    for (number, position, at) in core.bells.wanted() {
+        let key = (HolderKind::Subscription, String::new(), number);
+        let name = at.to_string();
+        held.push(Held { key, name, position, offset: None, since_ms: None, held_ms: 0, runs: true });
+    }
+    held.retain(|held| log.events_from(held.position) > 0);
+    if let (_, Some(taken)) = core.holders.living() {
+        held.push(Held {
+            key: (HolderKind::Snapshot, String::new(), taken.number),
+            name: taken.at.to_string(),
+            position: taken.next_seq,
+            offset: Some(taken.end_offset),
+            since_ms: Some(taken.mono_ms),
+            held_ms: 0,
+            runs: true,
+        });
+    }
+    (held, log)
+}
+
+/// All holders, the one that holds most first; how many snapshots live, and the age of the oldest.
+pub(super) fn find(core: &Core, tx: &ReadTransaction) -> Result<(Vec<Holder>, u64, Option<u64>)> {
+    let now = core.settings.clock.now();
+    let (mut held, log) = find_held(core);
+    core.holders.observe(&mut held, now.mono_ms);
+    let mut all = Vec::new();
+    for held in held {
+        let bytes = match held.key.0 {
+            HolderKind::Snapshot => held.offset.map(|offset| log.end_offset.saturating_sub(offset)),
+            _ => log.bytes_from(tx, held.position, held.offset)?,
+        };
+        all.push(Holder {
+            kind: held.key.0,
+            name: held.name,
+            position: held.position.max(log.trimmed_to),
+            events: log.events_from(held.position),
+            bytes,
+            held_ms: held.held_ms,
+            runs: held.runs,
+        });
+    }
+    find_apart(core, tx, &log, &mut all)?;
+    all.sort_by_key(|holder| std::cmp::Reverse((holder.bytes.unwrap_or(0), holder.events)));
+    let (living, oldest) = core.holders.living();
+    Ok((all, living, oldest.map(|taken| now.mono_ms.saturating_sub(taken.mono_ms))))
+}
+
+/// What is kept one by one, or by a rule: it stands as the application wants it, so no warning is due.
+fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, all: &mut Vec<Holder>) -> Result<()> {
+    let of = |kind, name: &str, position, events, bytes| Holder {
+        kind,
+        name: name.to_owned(),
+        position,
+        events,
+        bytes,
+        held_ms: 0,
+        runs: true,
+    };
+    let (rows, tracks) = {
+        let tail = core.tail();
+        let rows: Vec<_> = tail
+            .cursors
+            .iter()
+            .map(|(name, cursor)| {
+                let parked = tail.parked.get(&cursor.id).and_then(super::waiting::Parked::first);
+                (name.clone(), cursor.id, cursor.rows.behind(), parked)
+            })
+            .collect();
+        let tracks: Vec<_> = tail
+            .projections
+            .iter()
+            .flat_map(|(name, row)| row.tracks().map(|track| (name.clone(), track.id)))
+            .collect();
+        (rows, tracks)
+    };
+    let mut apart = 0;
+    for (name, id, (events, bytes), parked) in rows.into_iter().filter(|(_, _, behind, _)| behind.0 > 0) {
+        let from = keys::exception(id, 0);
+        let first = tx.open_table(EXCEPTIONS)?.range(&from[..]..)?.next().transpose()?;
+        let first = first.filter(|(at, _)| at.value().starts_with(&id.to_be_bytes()));
+        let first = first.and_then(|(at, _)| keys::last_seq(at.value()));
+        let position = first.into_iter().chain(parked).min().unwrap_or(log.trimmed_to);
+        apart += events;
+        all.push(Holder {
+            runs: core.relays.port(&name).is_some(),
+            ..of(HolderKind::RelayRows, &name, position, events, Some(bytes))
+        });
+    }
+    for (name, id) in tracks {
+        let (from, to) = (keys::exception(id, 0), keys::exception(id, u64::MAX));
+        let table = tx.open_table(FAILURES)?;
+        let mut first = None;
+        let mut events = 0;
+        for row in table.range(&from[..]..=&to[..])?.take(STATS_ROWS_MAX) {
+            first = first.or(keys::last_seq(row?.0.value()));
+            events += 1;
+        }
+        apart += events;
+        if let Some(first) = first {
+            let runs = core.projections.get(&name).is_some();
+            all.push(Holder { runs, ..of(HolderKind::Failures, &name, first, events, None) });
+        }
+    }
+    if let Some(position) = retained_from(core, tx, log, &core.settings.retention)?
+        && log.events_from(position) > 0
+    {
+        let bytes = log.bytes_from(tx, position, None)?;
+        all.push(of(HolderKind::Retention, "", position, log.events_from(position), bytes));
+    }
+    let table = tx.open_table(LOG)?;
+    let below = table.len()?.saturating_sub(log.next_seq - log.trimmed_to).saturating_sub(apart);
+    if below > 0 {
+        let first = table.first()?.map_or(0, |(seq, _)| seq.value());
+        all.push(of(HolderKind::Streams, "", first, below, None));
+    }
+    Ok(())
+}
+
+/// The first event that the store's retention keeps.
+fn retained_from(core: &Core, tx: &ReadTransaction, log: &Log, retention: &Retention) -> Result<Option<u64>> {
+    if retention.forever {
+        return Ok(Some(log.trimmed_to));
+    }
+    let mut from = log.next_seq.saturating_sub(retention.events_min).max(log.trimmed_to);
+    let now_ms = core.settings.clock.now().wall_ms;
+    if retention.bytes_min > 0 || retention.age_ms_min > 0 {
+        let table = tx.open_table(LOG)?;
+        // The log is sorted by both, but for jumps of the clock and damaged records.
+        let (mut low, mut high) = (log.trimmed_to, from);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let frame = table.get(middle)?;
+            let recorded = frame.and_then(|frame| record::decode(middle, frame.value()).ok());
+            let is_kept = recorded.is_some_and(|recorded| {
+                recorded.time_ms.saturating_add(retention.age_ms_min) > now_ms
+                    || recorded.end_offset.saturating_add(retention.bytes_min) > log.end_offset
+            });
+            if is_kept { high = middle } else { low = middle + 1 }
+        }
+        from = low;
+    }
+    Ok((from < log.next_seq).then_some(from))
+}
+
+// --- telling ----------------------------------------------------------------------------------------------------------------------
+
+/// The writer thread looks, if a commit has asked for it or `is_due`, and warns of what has stood for too long. Says in how many
+/// milliseconds the next warning may be due.
+pub(super) fn look(core: &Core, is_due: bool) -> Looked {
+    if !core.holders.take_asked() && !is_due {
+        return Looked::NotYet;
+    }
+    let now = core.settings.clock.now();
+    let (mut held, log) = find_held(core);
+    core.holders.observe(&mut held, now.mono_ms);
+    let (overdue, next_ms) = core.holders.overdue(held);
+    for held in overdue {
+        warn(&held, &log);
+    }
+    Looked::Next(next_ms)
+}
+
+/// What came of a look.
+pub(super) enum Looked {
+    NotYet,
+    /// The next warning may be due in so many milliseconds.
+    Next(Option<u64>),
+}
+
+fn warn(held: &Held, log: &Log) {
+    let Held { name, position, held_ms, runs, .. } = held;
+    let (held_s, events) = (held_ms / 1000, log.events_from(*position));
+    match held.key.0 {
+        HolderKind::Snapshot => tracing::warn!(
+            snapshot = %name, position, held_s, events,
+            "a snapshot has been held for long: the file grows with what is written meanwhile; drop the snapshot, its iterators and its tables"
+        ),
+        HolderKind::Subscription => tracing::warn!(
+            subscription = %name, position, held_s, events,
+            "a subscription is not read and holds the log: read on, or drop it"
+        ),
+        HolderKind::Relay if *runs => tracing::warn!(
+            relay = %name, position, held_s, events,
+            "a relay stands still and holds the log: its status says why"
+        ),
+        HolderKind::Relay => tracing::warn!(
+            relay = %name, position, held_s, events,
+            "a relay that does not run here holds the log: start it, or let go of it with `Store::forget_relay`"
+        ),
+        _ if *runs => tracing::warn!(
+            projection = %name, position, held_s, events,
+            "a projection stands still and holds the log: its status says why"
+        ),
+        _ => tracing::warn!(
+            projection = %name, position, held_s, events,
+            "a projection that does not run here holds the log: start it, or let go of it with `Store::forget_projection`"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(position: u64) -> Vec<Held> {
+        let key = (HolderKind::Relay, "r".to_owned(), 0);
+        vec![Held { key, name: "r".into(), position, offset: None, since_ms: None, held_ms: 0, runs: false }]
+    }
+
+    /// Goal: a holder is warned of once for each place at which it stands for too long. Method: looks at a relay that stands, moves, stands
+    /// again, catches up and stands again.
+    #[test]
+    fn a_holder_is_warned_of_once_for_each_place() {
+        let holders = Holders::new(100, 0, 0);
+        let look = |mono_ms, mut held: Vec<Held>| {
+            holders.observe(&mut held, mono_ms);
+            let (overdue, next_ms) = holders.overdue(held);
+            (overdue.len(), next_ms)
+        };
+        assert_eq!(look(10, held(5)), (0, Some(100)));
+        assert_eq!(look(60, held(5)), (0, Some(50)));
+        assert_eq!(look(110, held(5)), (1, None));
+        assert_eq!(look(500, held(5)), (0, None), "once");
+        assert_eq!(look(600, held(6)), (0, Some(100)), "it has moved");
+        assert_eq!(look(700, held(6)), (1, None));
+        assert_eq!(look(800, Vec::new()), (0, None), "it holds nothing");
+        assert_eq!(look(900, held(6)), (0, Some(100)));
+        assert_eq!(look(1_000, held(6)), (1, None));
+        assert_eq!(look(0, held(7)), (0, Some(100)), "a clock that goes back");
+    }
+
+    /// Goal: commits ask for a look now and then, not each.
+    #[test]
+    fn few_commits_ask_for_a_look() {
+        let holders = Holders::new(8_000, 0, 0);
+        let asked = (0..8_000).filter(|mono_ms| holders.note_commit(*mono_ms)).count() as u64;
+        assert_eq!(asked, HOLDER_LOOKS);
+        assert!(holders.take_asked() && !holders.take_asked());
+    }
+
+    /// Goal: the list of snapshots does not grow with those that have ended. Method: 10,000, of which one lives.
+    #[test]
+    fn snapshots_that_have_ended_take_no_room() {
+        let holders = Holders::new(1, 0, 0);
+        let oldest = holders.take(1, Location::caller());
+        (0..10_000).for_each(|mono_ms| drop(holders.take(mono_ms, Location::caller())));
+        assert!(lock(&holders.snapshots).living.len() <= 2 * SNAPSHOTS_PRUNED_MIN);
+        let (living, first) = holders.living();
+        assert_eq!((living, first.map(|taken| taken.number)), (1, Some(oldest.number)));
+    }
+}
