@@ -7,7 +7,7 @@ use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use onewrite::publish::{
-    Delivery, DeliveryTag, Epoch, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents,
+    Delivery, DeliveryTag, Epoch, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents, Topology,
 };
 use onewrite::{Fault, FaultClass, HeaderValue};
 
@@ -241,4 +241,67 @@ fn wait_acknowledged(node: &RabbitNode) {
     }
     // Written within 200 ms by the queue's own sync timer.
     std::thread::sleep(Duration::from_millis(500));
+}
+
+/// Goal: a stream is never taken for a queue: it would begin at what comes next, and what came before would be missed without a
+/// word. Method: a stream with messages; and one that the source itself declares.
+#[test]
+fn a_stream_is_refused_by_name() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("kinds.stream", &[("x-queue-type", AMQPValue::LongString("stream".into()))]);
+    tap.publish("kinds.stream", BasicProperties::default(), b"before");
+    let rig = Rig::start(&node.url(), "kinds.stream", 10);
+    rig.wait_up();
+    tap.publish("kinds.stream", BasicProperties::default(), b"after");
+    let fault = loop {
+        match rig.next() {
+            SourceEvent::Down { fault, .. } => break fault,
+            SourceEvent::Delivery(delivery) => panic!("{delivery:?}"),
+            _ => {}
+        }
+    };
+    assert_eq!(fault.class, FaultClass::Config);
+    assert!(fault.text.contains("queue `kinds.stream` is a stream"), "{fault}");
+    drop(rig);
+    tap.delete_queue("kinds.stream");
+
+    let declared = Topology::new().queue_with("kinds.stream", [("x-queue-type", "stream".into())]);
+    let mut source = RabbitMqSource::new(&node.url(), "kinds.stream").unwrap().declare(declared);
+    let refused = source.start(SourceEvents::new(crossbeam_channel::unbounded().0), 10).unwrap_err();
+    assert_eq!(refused.to_string(), "setting `queue`: it is declared as a stream, which is not consumed");
+}
+
+/// Goal: the mark of a stream is a header that anybody may write; it stops no queue. Method: classic and quorum queues, with messages
+/// that have the mark among those that have not.
+#[test]
+fn a_forged_mark_of_a_stream_stops_nobody() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    for kind in ["classic", "quorum"] {
+        let queue = format!("kinds.{kind}");
+        tap.queue(&queue, &[("x-queue-type", AMQPValue::LongString(kind.into()))]);
+        let mut mark = FieldTable::default();
+        mark.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
+        for n in 0..6 {
+            let properties = BasicProperties::default().with_message_id(format!("m{n}").into());
+            let properties = if n % 2 == 0 { properties.with_headers(mark.clone()) } else { properties };
+            tap.publish(&queue, properties, b"body");
+        }
+        let mut rig = Rig::start(&node.url(), &queue, 3);
+        let epoch = match rig.next() {
+            SourceEvent::Up { epoch } => epoch,
+            other => panic!("{queue}: {other:?}"),
+        };
+        let mut ids = BTreeSet::new();
+        while ids.len() < 6 {
+            let delivery = rig.deliveries(1).remove(0);
+            assert_eq!(delivery.tag.epoch, epoch);
+            ids.insert(delivery.message.message_id.unwrap().to_string());
+            rig.source.settle(vec![(delivery.tag, Settlement::Acknowledge)]);
+        }
+        drop(rig);
+        wait_count(&tap, &queue, 0);
+        tap.delete_queue(&queue);
+    }
 }

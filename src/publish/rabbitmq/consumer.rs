@@ -30,6 +30,7 @@ use super::convert::{short, to_message};
 use super::inbound::NOT_TAKEN_IN;
 use super::options::Options;
 use super::rota::Rota;
+use super::stream;
 use super::uri::Target;
 
 /// How long to wait for the broker's own word after an echo of it was seen.
@@ -69,8 +70,16 @@ pub(super) async fn run(
                 if !events.send(SourceEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
-                let (end, worked) =
-                    serve(&mut link, consumer, epoch, &mut settlements, &events, &mut stop).await;
+                let (end, worked) = serve(
+                    &mut link,
+                    &subscription.queue,
+                    consumer,
+                    epoch,
+                    &mut settlements,
+                    &events,
+                    &mut stop,
+                )
+                .await;
                 let end = end.map(|fault| naming_the_message(fault, &subscription.queue));
                 match end {
                     Some(fault) => {
@@ -149,8 +158,10 @@ enum Turn {
 }
 
 /// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
+#[expect(clippy::too_many_arguments, reason = "one call, of what its caller keeps from epoch to epoch")]
 async fn serve(
     link: &mut Link,
+    queue: &str,
     mut consumer: Consumer,
     epoch: Epoch,
     settlements: &mut mpsc::UnboundedReceiver<Settlements>,
@@ -160,6 +171,7 @@ async fn serve(
     let mut unsettled = Unsettled::default();
     let mut writes = Writes::new();
     let mut worked = false;
+    let mut may_be_stream = true;
     let end = {
         let mut asked = pin!(stop.asked());
         loop {
@@ -190,6 +202,12 @@ async fn serve(
                         .map(|settled| worked |= settled)
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
+                    if may_be_stream && stream::is_marked(&delivery.properties) {
+                        if let Some(fault) = stream::refusal(&link.connection, queue).await {
+                            break Some(fault);
+                        }
+                        may_be_stream = false;
+                    }
                     unsettled.delivered(delivery.delivery_tag);
                     if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {
                         break None;

@@ -31,6 +31,7 @@ mod publisher;
 mod rota;
 mod settle;
 mod source;
+mod stream;
 #[cfg(feature = "tls")]
 mod tls;
 mod topology;

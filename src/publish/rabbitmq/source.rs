@@ -22,6 +22,9 @@ use super::topology::Topology;
 /// delivers again what was not. A queue that is missing or gets deleted is told as a
 /// [`Down`](crate::publish::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
 ///
+/// A stream queue is refused at its first delivery: a [`Down`](crate::publish::SourceEvent::Down) of class [`Config`](crate::FaultClass::Config) names it.
+/// Streams keep what is acknowledged; bind a classic or quorum queue to the same exchange instead.
+///
 /// What the AMQP client could not read comes all the same: text that is not UTF-8, tables nested too deep, headers larger than a
 /// frame. Such a delivery says so in the header [`MENDED`](crate::wire::MENDED), or [`UNREADABLE`](crate::wire::UNREADABLE) where it
 /// cannot be taken for what it is.
@@ -204,6 +207,9 @@ impl Source for RabbitMqSource {
         self.options.check()?;
         if prefetch == 0 {
             return Err(SettingError::new("prefetch", "must be 1 or more; 0 would mean without bound"));
+        }
+        if self.options.topology.declares_stream(&self.queue) {
+            return Err(SettingError::new("queue", "it is declared as a stream, which is not consumed"));
         }
         if std::mem::replace(&mut self.started, true) {
             return Err(SettingError::new("source", "it was started before"));

@@ -116,6 +116,14 @@ impl Topology {
         self
     }
 
+    /// Whether it declares this queue as a stream.
+    pub(super) fn declares_stream(&self, queue: &str) -> bool {
+        let is_stream = |(name, value): &(String, HeaderValue)| {
+            name == "x-queue-type" && value.as_text() == Some("stream")
+        };
+        self.queues.iter().any(|(name, arguments)| name == queue && arguments.iter().any(is_stream))
+    }
+
     fn is_empty(&self) -> bool {
         self.exchanges.is_empty() && self.queues.is_empty() && self.bindings.is_empty()
     }
