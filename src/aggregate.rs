@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::error::{Error, ExpectedRevision, Result};
 use crate::event::{Event, Recorded, check_category};
-use crate::limits::CONFLICT_ATTEMPTS_DEFAULT;
+use crate::limits::{CONFLICT_ATTEMPTS_DEFAULT, SNAPSHOT_BYTES_MAX};
 use crate::store::lines::{Head, Lines};
 use crate::store::{Receipt, Store, StreamReader, Transaction};
 
@@ -67,7 +67,9 @@ pub trait Aggregate: Default {
     /// The category of its streams: that of id `7` is `CATEGORY-7`. Loading refuses one that holds a `-`: the category of a
     /// stream is the part before the first `-`, so no filter would find it, and `a` with id `b-7` shares a stream with `a-b`.
     const CATEGORY: &'static str;
-    /// A snapshot is saved with the append that brings this many events since the last one; 0 for none.
+    /// A snapshot is saved with the append that brings this many events since the last one; 0 for none. One that is larger than
+    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX) is left out
+    /// ([`Stats::snapshots_left_out`](crate::Stats::snapshots_left_out)).
     const SNAPSHOT_EVERY: u64 = 0;
     /// The form of its snapshots. A snapshot of another version is ignored, and the events are folded instead.
     const SNAPSHOT_VERSION: u32 = 0;
@@ -383,7 +385,15 @@ impl<A: Aggregate> AggregateStream<A> {
         let newest = revision.map_or(0, |revision| revision + 1) + events.len() as u64 - 1;
         // Revisions since the snapshot that the state was loaded from.
         let since = newest + 1 - snapshot.map_or(0, |revision| revision + 1);
-        let saved = if A::SNAPSHOT_EVERY > 0 && since >= A::SNAPSHOT_EVERY { state.save() } else { None };
+        let before = since - events.len() as u64;
+        let (core, every) = (self.store.core(), A::SNAPSHOT_EVERY);
+        // One that was too large is tried again after as many events.
+        let is_due = every > 0
+            && since >= every
+            && (!core.left_out.has(&self.stream) || since / every > before / every);
+        let saved = if is_due { state.save() } else { None };
+        let left_out = saved.as_ref().map(Vec::len).filter(|len| *len > SNAPSHOT_BYTES_MAX);
+        let saved = saved.filter(|_| left_out.is_none());
         let stream = self.stream.clone();
         let write = move |tx: &Transaction| {
             if steps_back && tx.core.lines.is_there(&stream) {
@@ -401,6 +411,9 @@ impl<A: Aggregate> AggregateStream<A> {
         if *receipt.value() {
             // It was executed before. What was decided on may have those events in it already: they are not applied twice.
             return Ok(receipt.with_value(self.load()?));
+        }
+        if let Some(len) = left_out {
+            core.left_out.note(&self.stream, len);
         }
         Ok(receipt.with_value(Loaded { state, revision: Some(newest), snapshot }))
     }

@@ -272,6 +272,9 @@ pub const CONFLICT_ATTEMPTS_DEFAULT: u32 = 10;
 /// How long a command on an aggregate may keep those behind it in their line waiting, in milliseconds. Then the next begins.
 pub const LINE_MS_MAX: u64 = 2_000;
 
+/// Streams whose left-out snapshots are remembered, and warned of once each. Those of further streams are counted alone.
+pub const LEFT_OUT_STREAMS_MAX: usize = 1024;
+
 /// A stream's snapshot, in bytes: 16 MiB, as the largest payload.
 pub const SNAPSHOT_BYTES_MAX: usize = 16 << 20;
 

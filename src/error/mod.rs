@@ -350,6 +350,16 @@ pub enum Error {
         /// The revision of its newest event; `None` if it has never had one.
         actual: Option<u64>,
     },
+    /// A stream's snapshot is larger than a snapshot may be; it was not saved.
+    #[error("the snapshot of stream `{}` is {len} bytes long; at most {max} are allowed", printable(stream))]
+    SnapshotTooLarge {
+        /// The stream.
+        stream: String,
+        /// Its length in bytes.
+        len: usize,
+        /// The largest allowed, in bytes.
+        max: usize,
+    },
     /// One call of `append` was given more events than it takes; nothing was appended.
     #[error(
         "more than {events_max} events, or more than {bytes_max} bytes of payload, were to be appended to stream `{stream}` in one call"

@@ -26,6 +26,7 @@ use super::failure::caught;
 use super::file::Opened;
 use super::holders::Holders;
 use super::jumps::Jumped;
+use super::left_out::LeftOut;
 use super::lines::Lines;
 use super::owner::Owner;
 use super::projections::{ProjectionRow, Projections};
@@ -277,6 +278,7 @@ pub(crate) struct Core {
     pub(crate) queue: Queue,
     /// Commands that take turns.
     pub(crate) lines: Lines,
+    pub(crate) left_out: LeftOut,
     /// Futures that wait for room in the write queue.
     queue_waiters: Mutex<Vec<Waker>>,
     pub(crate) closing: AtomicBool,
@@ -321,6 +323,7 @@ impl Core {
             counters: Counters::default(),
             queue: Queue::default(),
             lines: Lines::default(),
+            left_out: LeftOut::default(),
             queue_waiters: Mutex::default(),
             closing: AtomicBool::new(false),
         }

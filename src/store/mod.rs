@@ -19,6 +19,7 @@ mod ids;
 mod inside;
 mod journal;
 mod jumps;
+mod left_out;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
 pub(crate) mod owner;

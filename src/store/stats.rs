@@ -78,6 +78,9 @@ pub struct Stats {
     pub verified_at_open: bool,
     /// What was asked of the operating system since the store was opened.
     pub io: IoStats,
+    /// Snapshots of aggregates that were left out since the store was opened, because they exceed
+    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX). A command warns of the first of each stream.
+    pub snapshots_left_out: u64,
     /// Why the store accepts nothing more, if so.
     pub poisoned: Option<String>,
     /// The relays that the file knows, by name.
@@ -298,6 +301,7 @@ impl Store {
             stats.writes = get(&core.counters.writes);
             stats.io = core.io.stats();
         }
+        stats.snapshots_left_out = core.left_out.total();
         stats.reruns = get(&core.counters.reruns);
         stats.verified_at_open = core.verified_at_open;
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());

@@ -15,7 +15,7 @@ use super::failure::{damaged_row, unless_it_panics};
 use super::read::EVENTS_PER_LOOK;
 use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{Pending, Transaction, check_id, content_of};
-use crate::error::{CorruptError, Error, EventError, ExpectedRevision, Result};
+use crate::error::{CorruptError, Error, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
 use crate::limits::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
@@ -602,7 +602,7 @@ impl<'a> Stream<'a> {
     /// transaction.
     ///
     /// # Errors
-    /// [`Error::StreamDeleted`]; [`Error::Event`] for more than [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX);
+    /// [`Error::StreamDeleted`]; [`Error::SnapshotTooLarge`] for more than [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX);
     /// [`Error::WrongRevision`] for a stream without an event: there is nothing to sum up.
     ///
     /// ```
@@ -618,7 +618,8 @@ impl<'a> Stream<'a> {
             return Err(Error::StreamDeleted { stream: self.name.clone() });
         }
         if bytes.len() > SNAPSHOT_BYTES_MAX {
-            return Err(EventError::PayloadTooLarge { len: bytes.len(), max: SNAPSHOT_BYTES_MAX }.into());
+            let (stream, len) = (self.name.clone(), bytes.len());
+            return Err(Error::SnapshotTooLarge { stream, len, max: SNAPSHOT_BYTES_MAX });
         }
         let Some(revision) = state.next.checked_sub(1) else {
             let (stream, expected) = (self.name.clone(), ExpectedRevision::StreamExists);

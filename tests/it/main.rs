@@ -85,6 +85,8 @@ mod scratch;
 #[cfg(unix)]
 mod store_open;
 #[cfg(unix)]
+mod stream_snapshots;
+#[cfg(unix)]
 mod streams;
 mod subscriptions;
 mod texts;
