@@ -784,7 +784,7 @@ impl Recorded {
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let store = onewrite::Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
     /// # use onewrite::Event;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1 EUR").version(2).unpublished()))?;
     /// assert_eq!(store.read()?.event(0)?.expect("appended above").version(), 2);

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{BoxError, Error, Result, SettingError, caught};
+use crate::error::{BoxError, Error, EventError, Result, SettingError, caught};
 use crate::event::{Recorded, check_setting_name};
+use crate::printable::printable;
 
 type Convert = dyn Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync;
 
@@ -28,6 +29,8 @@ pub(crate) struct Upcasts {
     mistake: Option<String>,
     /// The newest version of each type that is mentioned.
     newest: BTreeMap<String, u32>,
+    /// The newest version of each type that the application declares.
+    declared: BTreeMap<String, u32>,
 }
 
 impl fmt::Debug for Upcasts {
@@ -57,6 +60,32 @@ impl Upcasts {
         self.steps.insert(from, step);
     }
 
+    /// Notes the newest version of a type that this release knows, also without a chain.
+    pub(crate) fn declare(&mut self, event_type: &str, newest: u32) {
+        self.declared.insert(event_type.to_owned(), newest);
+    }
+
+    /// The newest version of this type that is known here: what is declared, else what a chain mentions, else the first. A release
+    /// that knows no second version of a type would read that as the first.
+    fn newest_of(&self, event_type: &str) -> u32 {
+        let known = self.declared.get(event_type).or_else(|| self.newest.get(event_type));
+        known.copied().unwrap_or(1)
+    }
+
+    /// Refuses what could not be read again.
+    #[inline]
+    pub(crate) fn check_appended(&self, event_type: &str, version: u32) -> Result<(), EventError> {
+        if version == 1 { Ok(()) } else { self.check_version(event_type, version) }
+    }
+
+    fn check_version(&self, event_type: &str, version: u32) -> Result<(), EventError> {
+        let newest = self.newest_of(event_type);
+        if (1..=newest).contains(&version) {
+            return Ok(());
+        }
+        Err(EventError::UnknownVersion { event_type: event_type.to_owned(), version, newest })
+    }
+
     /// Checks that every chain leads to an end, and that no version is left out.
     pub(crate) fn check(&self) -> Result<(), SettingError> {
         let fail = |reason: String| Err(SettingError::new("upcast", reason));
@@ -65,6 +94,19 @@ impl Upcasts {
         }
         for event_type in self.newest.keys() {
             check_setting_name("upcast", "an event type", event_type)?;
+        }
+        for (event_type, declared) in &self.declared {
+            let fail = |reason: String| Err(SettingError::new("event_version", reason));
+            check_setting_name("event_version", "an event type", event_type)?;
+            if *declared == 0 {
+                return fail(format!("version 0 of `{}`: versions begin at 1", printable(event_type)));
+            }
+            if let Some(newest) = self.newest.get(event_type).filter(|newest| *newest > declared) {
+                return fail(format!(
+                    "{declared} is not the newest of `{}`: an upcast names version {newest}",
+                    printable(event_type)
+                ));
+            }
         }
         if let Some((from, _)) = self.steps.iter().find(|(from, step)| from.1 == 0 || step.to.1 == 0) {
             return fail(format!("the one from {} names version 0; versions begin at 1", name(from)));
@@ -126,7 +168,7 @@ impl Upcasts {
 
     /// The event in its newest form.
     pub(crate) fn upcast(&self, mut recorded: Recorded) -> Result<Recorded> {
-        if self.steps.is_empty() {
+        if self.steps.is_empty() && recorded.event.version <= 1 {
             return Ok(recorded);
         }
         let (event_type, version) = (String::from(recorded.event.event_type.clone()), recorded.event.version);
@@ -137,7 +179,8 @@ impl Upcasts {
             reason,
         };
         let mut at = (event_type.clone(), version);
-        if let Some(newest) = self.newest.get(&at.0).filter(|newest| at.1 > **newest) {
+        let newest = self.newest_of(&at.0);
+        if at.1 > newest {
             return Err(failed(format!("the newest version known here is {newest}").into()));
         }
         let mut payload = None;

@@ -200,7 +200,7 @@ pub const CRC: &str = "onewrite-crc";
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let store = onewrite::Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::publish::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;

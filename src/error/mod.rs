@@ -699,6 +699,19 @@ pub enum EventError {
         /// Expiry, Unix milliseconds.
         expires_ms: u64,
     },
+    /// The event's version is none that this store reads: see [`StoreBuilder::event_version`](crate::StoreBuilder::event_version).
+    #[error(
+        "version {version} of event type `{}` could not be read again: versions 1 to {newest} are known here; `upcast` or `event_version` makes a newer one known",
+        printable(event_type)
+    )]
+    UnknownVersion {
+        /// The type.
+        event_type: String,
+        /// The event's version.
+        version: u32,
+        /// The newest version of the type that is known.
+        newest: u32,
+    },
     /// The payload could not be encoded.
     #[error("the payload cannot be encoded as {format}: {source}")]
     Encode {

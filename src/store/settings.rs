@@ -363,7 +363,8 @@ impl StoreBuilder {
     /// How payloads of an older form are read: from a (type, [version](crate::Event::version)) to a newer one, which may be of
     /// another type. The chain runs whenever an event is read (streams, projections, subscriptions, the log); the log is never
     /// rewritten, and a relay publishes what was recorded. Where it fails the event cannot be read
-    /// ([`Error::Upcast`](crate::Error::Upcast)); so it is with a version that is newer than any mentioned here.
+    /// ([`Error::Upcast`](crate::Error::Upcast)); so it is with a version that is newer than any mentioned here or
+    /// [declared](Self::event_version).
     ///
     /// [`open`](Self::open) refuses chains that are incomplete (a version below the newest from which none leads on), circular, or
     /// ambiguous (two from the same version).
@@ -389,6 +390,30 @@ impl StoreBuilder {
         convert: impl Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync + 'static,
     ) -> Self {
         Arc::make_mut(&mut self.settings.upcasts).add(from, to, convert);
+        self
+    }
+
+    /// Declares the newest [version](crate::Event::version) of a type that this release knows. Without a word, that is the newest
+    /// version that an [upcast](Self::upcast) names, and 1 for a type that no upcast names.
+    ///
+    /// What is newer is an error: to append ([`EventError::UnknownVersion`](crate::EventError::UnknownVersion)), and to read
+    /// ([`Error::Upcast`](crate::Error::Upcast)). So a release that is put back reads nothing of its successor's wrongly. Declare
+    /// the versions that your own code tells apart, by [`Recorded::version`](crate::Recorded::version). [`open`](Self::open)
+    /// refuses version 0, and a version below one that an upcast names.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Error, Event, EventError, Store};
+    /// let store = Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
+    /// let pay = |version| store.write(move |tx| tx.append(Event::bytes("paid", "1").version(version).unpublished()));
+    /// pay(1)?;
+    /// pay(2)?;
+    /// let refused = pay(3).unwrap_err();
+    /// assert!(matches!(refused, Error::Event(EventError::UnknownVersion { version: 3, newest: 2, .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn event_version(mut self, event_type: &str, newest: u32) -> Self {
+        Arc::make_mut(&mut self.settings.upcasts).declare(event_type, newest);
         self
     }
 

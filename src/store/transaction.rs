@@ -308,6 +308,7 @@ impl Transaction {
     pub(super) fn append_at(&self, event: &Event, revision: Option<u64>, now: Now) -> Result<Appended> {
         self.owned()?;
         event.validate()?;
+        self.core.settings.upcasts.check_appended(&event.event_type, event.version)?;
         let max = self.core.settings.payload_bytes_max;
         if event.payload.len() > max {
             return Err(EventError::PayloadTooLarge { len: event.payload.len(), max }.into());

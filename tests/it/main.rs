@@ -77,6 +77,8 @@ mod rabbitmq_tls;
 #[cfg(unix)]
 mod rejected;
 mod relay;
+#[cfg(unix)]
+mod releases;
 mod replay;
 #[cfg(unix)]
 mod retries;

@@ -105,7 +105,7 @@ fn fill(store: &Store) {
 
 fn open() -> (TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let store = Store::builder().event_version("shut", 3).open(folder.path().join("a.redb")).unwrap();
     (folder, store)
 }
 
@@ -156,7 +156,7 @@ fn damage_is_told_in_its_place() {
     tx.commit().unwrap();
     drop(db);
 
-    let store = Store::open(&path).unwrap();
+    let store = Store::builder().event_version("shut", 3).open(&path).unwrap();
     let read = read_from(&store, 0);
     // A gap is told once, by its first number.
     let numbers: Vec<u64> = (0..48).filter(|seq| *seq != 31).collect();
@@ -192,7 +192,7 @@ fn damage_is_told_in_its_place() {
 #[test]
 fn a_visitors_panic_is_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let store = Store::builder().event_version("shut", 3).open(folder.path().join("a.redb")).unwrap();
     for n in 0..3 {
         crate::scratch::put(&store, n).unwrap();
     }

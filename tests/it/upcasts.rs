@@ -14,7 +14,8 @@ const SEEN: TableDefinition<'_, u64, &str> = TableDefinition::new("seen");
 
 /// From cents over "cents EUR" to another type, which says its currency first.
 fn chains() -> StoreBuilder {
-    Store::builder().upcast(("paid", 1), ("paid", 2), |cents| Ok([cents, b" EUR"].concat())).upcast(
+    let builder = Store::builder().event_version("opened", 5);
+    builder.upcast(("paid", 1), ("paid", 2), |cents| Ok([cents, b" EUR"].concat())).upcast(
         ("paid", 2),
         ("money.paid", 1),
         |text| {
@@ -35,7 +36,8 @@ fn events() -> [Event; 4] {
 }
 
 fn filled(path: &Path) {
-    let store = Store::open(path).unwrap();
+    let builder = Store::builder().event_version("opened", 5).event_version("paid", 2);
+    let store = builder.open(path).unwrap();
     store.write(|tx| tx.stream("account-7").append(events(), ExpectedRevision::NoStream)).unwrap();
     store.close().unwrap();
 }
@@ -103,7 +105,11 @@ fn every_reader_sees_the_newest_form() {
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
     let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
-    store.write(|tx| tx.append(Event::bytes("last", "").to("", "q"))).unwrap().confirmed(PATIENCE).unwrap();
+    store
+        .write(|tx| tx.append(Event::bytes("last", "").key("account-7").to("", "q")))
+        .unwrap()
+        .confirmed(PATIENCE)
+        .unwrap();
     let published: Vec<_> = broker
         .messages("q")
         .iter()
@@ -143,14 +149,17 @@ fn a_retry_across_an_upgrade_is_recognised() {
 #[test]
 fn what_cannot_be_upcast_is_told() {
     let folder = tempfile::tempdir().unwrap();
-    let store = chains().open(folder.path().join("a.redb")).unwrap();
-    store
+    let path = folder.path().join("a.redb");
+    let newer = Store::builder().event_version("paid", 2).event_version("money.paid", 2).open(&path).unwrap();
+    newer
         .write(|tx| {
             tx.append(Event::bytes("paid", "no currency".replace(' ', "-")).version(2).unpublished())?;
             tx.append(Event::bytes("money.paid", "EUR 1").version(2).unpublished())?;
             tx.append(Event::bytes("money.paid", "EUR 1").unpublished())
         })
         .unwrap();
+    newer.close().unwrap();
+    let store = chains().open(&path).unwrap();
     let snapshot = store.read().unwrap();
     let all: Vec<_> = snapshot.events(0).unwrap().collect();
     let errors: Vec<_> =
