@@ -130,6 +130,10 @@ pub const RIDE_MS_DEFAULT: u64 = 250;
 /// [`QuotaPolicy::DropExpired`](crate::QuotaPolicy::DropExpired), in milliseconds.
 pub const QUOTA_SWEEP_MS_MAX: u64 = 1_000;
 
+/// How long a relay's thread may take to say what it knows, at the end of a wait for confirms, in milliseconds.
+/// See [`Receipt::confirmed`](crate::Receipt::confirmed).
+pub const ANSWER_MS_MAX: u64 = 1_000;
+
 /// Unconfirmed events in flight, by default.
 pub const WINDOW_EVENTS_DEFAULT: usize = 512;
 

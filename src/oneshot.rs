@@ -181,7 +181,7 @@ impl<T> Receiver<T> {
     }
 
     /// Waits until `deadline` at most; `None` when it passes first.
-    pub(crate) fn wait_until(self, deadline: Deadline) -> Option<Result<T, Abandoned>> {
+    pub(crate) fn wait_until(&self, deadline: Deadline) -> Option<Result<T, Abandoned>> {
         loop {
             if let Some(taken) = self.0.take(this_thread) {
                 return Some(taken);

@@ -20,13 +20,13 @@
 //! The application's own headers follow. Persistent and mandatory always: those are the publisher's.
 
 use std::borrow::Cow;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, Recorded, uuid_from_text};
 use crate::message::{HeaderValue, Message};
 use crate::text::Text;
-use crate::time::as_ms;
+use crate::time::{as_ms, wall_time};
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
 ///
@@ -281,8 +281,7 @@ impl Wire {
         let time_ms = time_ms.min(LATEST_MS);
         let second = time_ms / 1000;
         if self.second.is_none_or(|(known, _)| known != second) {
-            let time =
-                humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(time_ms)).to_string();
+            let time = humantime::format_rfc3339_millis(wall_time(time_ms)).to_string();
             self.second = time.as_bytes().try_into().ok().map(|digits| (second, digits));
         }
         let (_, mut digits) = self.second.expect("as long until the year 9999, the last that can be written");

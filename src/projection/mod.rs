@@ -259,7 +259,7 @@ impl ProjectionBuilder {
 
     /// How long events may gather after the first one before they are applied; 5 ms unless set. Each commit of a projection
     /// is an fsync that the application's writes share or wait for: a projection that followed each of them at once
-    /// would take half of what the disk can do.
+    /// would take half of what the disk can do. With `Duration::MAX` they gather until the projection is stopped.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -480,6 +480,8 @@ impl Projection {
 
     /// Waits until event `seq` is done with: in the tables, let pass by the filter, or among the failures. To read one's own
     /// write.
+    ///
+    /// `Duration::MAX` waits for ever. `Duration::ZERO` asks without waiting: `Ok` if the event is done with already.
     ///
     /// # Errors
     /// [`Error::ProjectionBehind`] if that takes longer; [`Error::ProjectionStopped`] if it stands still before that.

@@ -155,7 +155,8 @@ pub trait Publisher: Send + fmt::Debug + 'static {
     /// Hands one message over for the connection `epoch`.
     fn publish(&mut self, epoch: Epoch, outgoing: Outgoing);
 
-    /// Ends the connection and whatever runs in the background, waiting `deadline` at most.
+    /// Ends the connection and whatever runs in the background, waiting `deadline` at most. It may be
+    /// `Duration::MAX`, to which no `Instant` can be added: that means for ever.
     fn stop(&mut self, deadline: Duration);
 }
 
@@ -347,6 +348,7 @@ pub trait Source: Send + fmt::Debug + 'static {
     /// Settles deliveries, in order. Those of an epoch that is over are dropped.
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>);
 
-    /// Ends the connection and whatever runs in the background, waiting `deadline` at most. Unsettled deliveries go back.
+    /// Ends the connection and whatever runs in the background, waiting `deadline` at most. It may be
+    /// `Duration::MAX`, to which no `Instant` can be added: that means for ever. Unsettled deliveries go back.
     fn stop(&mut self, deadline: Duration);
 }

@@ -610,7 +610,7 @@ impl Relay {
     }
 
     /// Stops, `patience` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
-    /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way.
+    /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way. `Duration::MAX` waits for ever.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

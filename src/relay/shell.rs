@@ -556,6 +556,7 @@ impl Shell {
     fn request(&mut self, request: RelayRequest) -> Result<()> {
         match request {
             RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
+            RelayRequest::Echo { reply } => reply.send(()),
             RelayRequest::Redriven { seq, fault } => {
                 // It may have been found among those that are due before this was heard: by now it is in memory, delivered, its
                 // record perhaps trimmed, or back in quarantine. The file knows.

@@ -288,6 +288,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How often a write that waits for room under the quota looks whether the store is still open.
+const QUOTA_LOOK: Duration = Duration::from_secs(1);
+
 impl Core {
     pub(crate) fn new(
         path: PathBuf,
@@ -373,6 +376,7 @@ impl Core {
         });
         self.relays.ring_all();
         self.bells.ring_all();
+        self.backlog_shrank.notify_all();
         Arc::clone(cause)
     }
 
@@ -525,6 +529,13 @@ impl Core {
         backlog.0 + added.0 >= quota.events_max || backlog.1 + added.1 >= quota.bytes_max
     }
 
+    /// The store is about to be closed: those who wait for something that will not come any more look again.
+    pub(crate) fn announce_closing(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.bells.ring_all();
+        self.backlog_shrank.notify_all();
+    }
+
     /// Asks the relays to let expired events go, where the quota's policy says so, without waiting for it. The caller has read
     /// the clock before it took the lock on `tail`.
     pub(crate) fn ask_for_sweeps(&self, tail: &Tail, added: (u64, u64), now_ms: u64) -> Option<Wanted> {
@@ -548,12 +559,16 @@ impl Core {
         }
         let deadline = Deadline::after(patience);
         let wanted = self.ask_for_sweeps(&tail, (0, 0), now_ms);
-        while Self::over_quota(&tail, quota, (0, 0)).is_some() && self.poison.get().is_none() {
+        while Self::over_quota(&tail, quota, (0, 0)).is_some()
+            && self.poison.get().is_none()
+            && !self.is_closing()
+        {
             let vain = wanted.as_ref().is_some_and(|wanted| !self.sweeps.is_awaited(wanted));
             if deadline.is_over() || vain {
                 return;
             }
-            tail = deadline.wait(&self.backlog_shrank, tail);
+            // A store that is closed or poisoned rings too, but holds no lock then: the ring may come just before the wait.
+            tail = deadline.min(Deadline::after(QUOTA_LOOK)).wait(&self.backlog_shrank, tail);
         }
     }
 

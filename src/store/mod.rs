@@ -53,7 +53,6 @@ mod writer;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
@@ -553,8 +552,7 @@ impl Store {
 
 impl Shared {
     fn end_writer(&self) {
-        self.core.closing.store(true, Ordering::SeqCst);
-        self.core.bells.ring_all();
+        self.core.announce_closing();
         self.core.queue.await_skipping();
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some(writer) = writer else { return };

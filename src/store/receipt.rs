@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::core::Core;
 use super::relays::{Awaited, RelayPort, RelayRequest};
 use crate::error::Error;
+use crate::limits::ANSWER_MS_MAX;
 use crate::message::Fault;
 use crate::oneshot;
 use crate::time::Deadline;
@@ -132,6 +133,10 @@ impl<T> Receipt<T> {
     ///
     /// When this returns `Ok`, the one relay that runs on this store has the broker's confirm for each.
     ///
+    /// `Duration::MAX` waits for ever. `Duration::ZERO` asks and does not wait for the broker: it returns `Ok` if the relay
+    /// has all confirms already. However short `patience` is, the relay's thread is asked once, and has
+    /// [`ANSWER_MS_MAX`] to answer; it usually takes microseconds.
+    ///
     /// # Errors
     /// See [`ConfirmError`]. On a timeout nothing is lost. Inside a write closure or an open transaction of the same
     /// store it fails at once: the events that it waits for might be that very transaction's.
@@ -193,7 +198,14 @@ impl<T> Receipt<T> {
         let (reply, answer) = oneshot::channel();
         let request = RelayRequest::Await { seqs: self.seqs.clone(), reply };
         port.requests.send(request).map_err(|_| ConfirmError::Stopped)?;
-        match answer.wait_until(Deadline::after(patience)) {
+        let answered = answer.wait_until(Deadline::after(patience)).or_else(|| {
+            // The relay may not have looked at what was asked: it says when it has.
+            let (reply, echo) = oneshot::channel();
+            port.requests.send(RelayRequest::Echo { reply }).ok()?;
+            echo.wait_until(Deadline::after(Duration::from_millis(ANSWER_MS_MAX)))?.ok()?;
+            answer.wait_until(Deadline::now())
+        });
+        match answered {
             Some(Ok(Awaited::Confirmed)) => Ok(()),
             Some(Ok(Awaited::Quarantined { seq, fault })) => Err(ConfirmError::Quarantined { seq, fault }),
             Some(Ok(Awaited::Failed(error))) => Err(error.into()),

@@ -15,6 +15,8 @@ use crate::time::Deadline;
 pub(crate) enum RelayRequest {
     /// Answer when all of these are confirmed, or one of them is quarantined.
     Await { seqs: Vec<u64>, reply: oneshot::Sender<Awaited> },
+    /// Answer once all that was asked for before is heard.
+    Echo { reply: oneshot::Sender<()> },
     /// A person has durably redriven this event.
     Redriven { seq: u64, fault: Fault },
     /// A person has durably discarded this event.

@@ -42,7 +42,8 @@ pub enum QuotaPolicy {
     /// A relay that does not run lets nothing go. [`begin`](crate::Store::begin) waits like `write`. What does not wait (`write_async`, `append`
     /// in a handler) asks and fails at once: the next try finds the room.
     DropExpired,
-    /// `write` waits for room up to this long before its closure runs; then `append` fails.
+    /// `write` waits for room up to this long before its closure runs; then `append` fails. `Duration::MAX` waits until
+    /// there is room, or until the store is closed.
     Wait(Duration),
 }
 

@@ -208,6 +208,16 @@ impl Clock for SystemClock {
     }
 }
 
+/// A wall time from milliseconds since the Unix epoch. A time that a `SystemTime` cannot hold is the epoch.
+pub(crate) fn wall_time(wall_ms: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(wall_ms)).unwrap_or(UNIX_EPOCH)
+}
+
+/// A fraction of a duration. `Duration::MAX` if it is too long for a duration.
+pub(crate) fn part_of(duration: Duration, part: f64) -> Duration {
+    Duration::try_from_secs_f64(duration.as_secs_f64() * part).unwrap_or(Duration::MAX)
+}
+
 /// A duration in whole milliseconds, saturating.
 pub(crate) fn as_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

@@ -111,7 +111,7 @@ fn root() -> &'static Path {
 }
 
 /// All Rust files of a folder, by their path in it. None if there is no such folder yet.
-fn files(folder: &str) -> Vec<(String, String)> {
+pub(crate) fn files(folder: &str) -> Vec<(String, String)> {
     let base = root().join(folder);
     let (mut folders, mut found) = (vec![base.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
@@ -261,12 +261,12 @@ fn names_crate(code: &str, name: &str) -> bool {
     })
 }
 
-fn is_word(char: char) -> bool {
+pub(crate) fn is_word(char: char) -> bool {
     char.is_alphanumeric() || char == '_'
 }
 
 /// The code with every comment, string and character literal blanked out. Line breaks stay.
-fn code_only(source: &str) -> String {
+pub(crate) fn code_only(source: &str) -> String {
     let mut code = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(char) = rest.chars().next() {
@@ -349,7 +349,7 @@ fn quoted_len(text: &str, quote: char) -> usize {
 }
 
 /// The code without the items that stand under `#[cfg(test)]`.
-fn without_tests(code: &str) -> String {
+pub(crate) fn without_tests(code: &str) -> String {
     const MARK: &str = "#[cfg(test)]";
     let mut kept = String::with_capacity(code.len());
     let mut rest = code;

@@ -43,12 +43,14 @@ mod lanes_inbox;
 #[cfg(unix)]
 mod log_and_lanes;
 mod logs;
+mod longest_waits;
 #[cfg(unix)]
 mod lost_files;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod matrix;
 #[cfg(unix)]
 mod model;
+mod moments;
 mod never_work;
 #[cfg(unix)]
 mod odd_files;

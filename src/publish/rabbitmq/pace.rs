@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::limits::CONFIG_RETRY_MS;
 use crate::message::FaultClass;
+use crate::time::part_of;
 
 /// A connection that lived this long has proved itself, also when nothing was published over it.
 pub(super) const STABLE: Duration = Duration::from_secs(5);
@@ -43,7 +44,7 @@ impl Pace {
         }
         let doubled = self.first.saturating_mul(1 << self.failures.min(20));
         self.failures = self.failures.saturating_add(1);
-        doubled.min(self.max).mul_f64(0.5 + 0.5 * unit)
+        part_of(doubled.min(self.max), 0.5 + 0.5 * unit)
     }
 }
 
@@ -76,6 +77,15 @@ mod tests {
         assert_eq!(pace.wait_with(FaultClass::Outage, 0.0), Duration::from_millis(50));
         pace.had_connection(Duration::from_secs(5), false);
         assert_eq!(pace.wait_with(FaultClass::Outage, 0.0), Duration::from_millis(50));
+    }
+
+    /// Goal: no wait is too long to be spread. Method: the longest, at both ends of chance.
+    #[test]
+    fn the_longest_wait_is_spread_too() {
+        let mut pace = Pace::new((Duration::MAX, Duration::MAX));
+        for unit in [0.0, 0.5, 1.0 - f64::EPSILON / 2.0, 1.0] {
+            assert!(pace.wait_with(FaultClass::Outage, unit) >= Duration::MAX / 2 - Duration::from_secs(1));
+        }
     }
 
     #[test]

@@ -201,9 +201,7 @@ async fn serve(
             Turn::Connection(event) => window.connection(event, events),
             Turn::Confirm(confirmed) => window.confirmed(confirmed),
             Turn::Tick => {
-                timer
-                    .as_mut()
-                    .reset(tokio::time::Instant::now() + window.next_tick(tick, options.confirm_deadline));
+                timer.set(tokio::time::sleep(window.next_tick(tick, options.confirm_deadline)));
                 if link.is_alive() { window.check_age(options.confirm_deadline) } else { Err(Broken::Echo) }
             }
         };
@@ -217,7 +215,7 @@ async fn serve(
                 break End::Stop;
             }
         } else if !held_before && window.holds_outcomes() {
-            patience.as_mut().reset(tokio::time::Instant::now() + LOT_PATIENCE);
+            patience.set(tokio::time::sleep(LOT_PATIENCE));
         }
         if batch.is_empty() && !commands.is_empty() {
             let _ = commands.recv_many(&mut batch, BATCH).now_or_never();

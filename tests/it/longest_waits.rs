@@ -1,0 +1,517 @@
+//! Every wait and every setting takes every duration: the longest means "for ever", the shortest "at once".
+//!
+//! Goal: no number of a caller's panics, and none ends a thread. Method: `Duration::MAX`, which no `Instant` can be
+//! added to, a nanosecond less than what is refused, and nothing at all, for everything public that takes a
+//! `Duration`; the last test reads the source, so that nothing new is left out.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::time::{Duration, Instant, SystemTime};
+
+use onewrite::publish::{MemoryBroker, MemoryPublisher, QueueOptions, Rule, Verdict};
+use onewrite::time::{Clock, ManualClock};
+use onewrite::{
+    BacklogQuota, ConfirmError, Error, Event, GapPolicy, Message, Projection, ProjectionState, QuotaPolicy,
+    Receipt, Relay, RelayState, Retention, Store, StoreBuilder,
+};
+
+use crate::floors::{code_only, files, without_tests};
+
+const FOREVER: Duration = Duration::MAX;
+const INSTANT: Duration = Duration::from_nanos(1);
+const SOON: Duration = Duration::from_secs(20);
+const ALL: [Duration; 3] = [Duration::ZERO, INSTANT, FOREVER];
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Runs what waits for ever until something happens; fails if it goes on waiting after that.
+fn in_time<T: Send + 'static>(what: &str, wait: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, waited) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(wait()));
+    waited.recv_timeout(SOON).unwrap_or_else(|_| panic!("{what}: it waits on, or panicked"))
+}
+
+struct Rig {
+    folder: tempfile::TempDir,
+    broker: MemoryBroker,
+}
+
+fn rig() -> Rig {
+    let broker = MemoryBroker::new();
+    broker.declare_queue("q", QueueOptions::default());
+    Rig { folder: tempfile::tempdir().unwrap(), broker }
+}
+
+impl Rig {
+    fn open(&self, builder: StoreBuilder) -> Store {
+        builder.open(self.folder.path().join("a.redb")).unwrap()
+    }
+
+    fn relay(&self, store: &Store) -> Relay {
+        store.relay("r").publish_to(self.broker.publisher()).unwrap()
+    }
+}
+
+fn event() -> Event {
+    Event::bytes("t", "1").to("", "q")
+}
+
+fn append(store: &Store) -> Receipt {
+    store.write(|tx| tx.append(event()).map(drop)).unwrap()
+}
+
+/// A projection that counts its failures: so many tries fail.
+fn projection(store: &Store, fails: u32, backoff: Duration) -> Projection {
+    let left = AtomicU32::new(fails);
+    let fails = move || left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+    let builder = store.projection("p").batch_delay(Duration::ZERO).backoff(backoff, backoff);
+    builder.run(move |_, _| if fails() { Err(Error::app("not yet")) } else { Ok(()) }).unwrap()
+}
+
+// --- waits --------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn confirms_are_waited_for_as_long_as_it_takes() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let relay = rig.relay(&store);
+    relay.pause();
+    let receipt = append(&store);
+    for patience in [Duration::ZERO, INSTANT] {
+        for waited in [receipt.confirmed(patience), receipt.confirmed_by("r", patience)] {
+            assert!(matches!(waited, Err(ConfirmError::Timeout { .. })), "{waited:?}");
+        }
+    }
+    let receipt = Arc::new(receipt);
+    let (waits, other) = (Arc::clone(&receipt), Arc::clone(&receipt));
+    let waiter = std::thread::spawn(move || waits.confirmed(FOREVER));
+    relay.resume();
+    in_time("confirmed_by", move || other.confirmed_by("r", FOREVER)).unwrap();
+    in_time("confirmed", move || waiter.join().unwrap()).unwrap();
+    relay.stop(FOREVER);
+    assert!(matches!(receipt.confirmed(FOREVER), Err(ConfirmError::NoRelay(_))));
+}
+
+/// Goal: what is confirmed already is told without any patience. Method: events that are confirmed in order and out
+/// of it, in memory and after the position passed them, asked for as soon as a wait has said so; and one in quarantine.
+#[test]
+fn what_is_known_is_told_without_waiting() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    rig.broker.script(Rule::any().skip(7).times(1).then(Verdict::HoldConfirm));
+    let relay = store.relay("r").attempts(1).publish_to(rig.broker.publisher()).unwrap();
+    for n in 0..20 {
+        let receipt = append(&store);
+        if n == 7 {
+            continue; // Its confirm is held back: those behind it are ahead of the position.
+        }
+        receipt.confirmed(SOON).unwrap();
+        for patience in [Duration::ZERO, INSTANT] {
+            receipt.confirmed(patience).unwrap();
+            receipt.confirmed_by("r", patience).unwrap();
+        }
+    }
+    rig.broker.release_confirms();
+    until("all are confirmed", || relay.status().position == 20);
+    rig.broker.script(Rule::any().always().then(Verdict::no_route()));
+    let relay = {
+        relay.stop(SOON);
+        let relay = store.relay("r").attempts(1).destination_attempts(1);
+        relay.publish_to(rig.broker.publisher()).unwrap()
+    };
+    let refused = append(&store);
+    assert!(matches!(refused.confirmed(SOON), Err(ConfirmError::Quarantined { .. })));
+    assert!(matches!(refused.confirmed(Duration::ZERO), Err(ConfirmError::Quarantined { .. })));
+    relay.stop(SOON);
+}
+
+#[test]
+fn a_wait_for_ever_ends_when_nothing_can_come_any_more() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let relay = rig.relay(&store);
+    relay.pause();
+    let receipt = append(&store);
+    let waiter = std::thread::spawn(move || receipt.confirmed(FOREVER));
+    let running = projection(&store, 0, SOON);
+    let behind = std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| running.await_position(1_000, FOREVER));
+        std::thread::sleep(Duration::from_millis(20));
+        store.clone().close().unwrap();
+        waiter.join().unwrap()
+    });
+    assert!(matches!(behind, Err(Error::ProjectionStopped { .. })), "{behind:?}");
+    running.stop(FOREVER);
+    in_time("the relay's stop", move || relay.stop(FOREVER));
+    assert!(matches!(in_time("confirmed", move || waiter.join().unwrap()), Err(ConfirmError::Stopped)));
+}
+
+#[test]
+fn a_subscription_waits_as_long_as_it_takes() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let mut subscription = store.subscribe(0).unwrap();
+    for patience in [Duration::ZERO, INSTANT] {
+        assert!(subscription.next_timeout(patience).is_none());
+    }
+    let waiter =
+        std::thread::spawn(move || (subscription.next_timeout(FOREVER).unwrap().unwrap(), subscription));
+    append(&store);
+    let (first, mut subscription) = in_time("next_timeout", move || waiter.join().unwrap());
+    assert_eq!(first.seq(), 0);
+    append(&store);
+    assert_eq!(subscription.next_timeout(Duration::ZERO).unwrap().unwrap().seq(), 1, "it is there already");
+    let waiter =
+        std::thread::spawn(move || subscription.next_timeout(FOREVER).is_none_or(|next| next.is_err()));
+    store.close().unwrap();
+    assert!(in_time("next_timeout", move || waiter.join().unwrap()), "the store is closed");
+}
+
+#[test]
+fn a_projection_is_waited_for_as_long_as_it_takes() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let running = projection(&store, 1, Duration::from_millis(1));
+    let seq = append(&store).seqs()[0];
+    running.await_position(seq, FOREVER).unwrap();
+    running.await_live(FOREVER).unwrap();
+    for patience in [Duration::ZERO, INSTANT] {
+        running.await_position(seq, patience).unwrap();
+        running.await_live(patience).unwrap();
+        assert!(matches!(running.await_position(seq + 1, patience), Err(Error::ProjectionBehind { .. })));
+    }
+    assert_eq!(in_time("stop", move || running.stop(FOREVER)).state, ProjectionState::Ended);
+}
+
+#[test]
+fn everything_that_runs_is_stopped_with_any_patience() {
+    for patience in ALL {
+        let rig = rig();
+        let store = rig.open(Store::builder());
+        let (relay, running) = (rig.relay(&store), projection(&store, 0, SOON));
+        let consumer = store.consumer("s").run(rig.broker.source("q"), |_, _| Ok(())).unwrap();
+        append(&store).confirmed(SOON).unwrap();
+        until("it is applied", || consumer.stats().applied == 1);
+        let (report, stats, status) =
+            in_time("stop", move || (relay.stop(patience), consumer.stop(patience), running.stop(patience)));
+        assert_eq!(stats.failed, None);
+        if patience == FOREVER {
+            assert!(report.clean && status.state == ProjectionState::Ended);
+        }
+        // What was not waited for ends by itself: the name is free again.
+        until("the relay has ended", || store.relay("r").publish_to(rig.broker.publisher()).is_ok());
+    }
+}
+
+/// Goal: a write waits for room as long as it takes, and no longer than the store is open. Method: a quota that is
+/// full; a relay makes room; then the store is closed while another write waits.
+#[test]
+fn room_is_waited_for_as_long_as_it_takes() {
+    let rig = rig();
+    let quota =
+        |patience| BacklogQuota { events_max: 1, bytes_max: 1 << 20, policy: QuotaPolicy::Wait(patience) };
+    for patience in [Duration::ZERO, INSTANT] {
+        let folder = tempfile::tempdir().unwrap();
+        let store =
+            Store::builder().backlog_quota(quota(patience)).open(folder.path().join("a.redb")).unwrap();
+        append(&store);
+        let refused = store.write(|tx| tx.append(event()));
+        assert!(matches!(refused, Err(Error::BacklogFull { .. })));
+    }
+    let store = rig.open(Store::builder().backlog_quota(quota(FOREVER)));
+    append(&store);
+    let writes = store.clone();
+    let waiter = std::thread::spawn(move || drop(append(&writes)));
+    let relay = rig.relay(&store);
+    in_time("the write", move || waiter.join().unwrap());
+    until("all is published", || rig.broker.queue_len("q") == 2);
+    relay.pause();
+    append(&store);
+    let writes = store.clone();
+    let waiter = std::thread::spawn(move || writes.write(|tx| tx.append(event())).map(drop));
+    std::thread::sleep(Duration::from_millis(50));
+    relay.stop(SOON);
+    store.close().unwrap();
+    let refused = in_time("the write", move || waiter.join().unwrap());
+    assert!(matches!(refused, Err(Error::Closed { .. })), "{refused:?}");
+}
+
+// --- settings -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_store_takes_every_duration() {
+    for duration in ALL {
+        let rig = rig();
+        let retention = Retention::until_confirmed().keep_age(duration);
+        let builder = Store::builder().retention(retention).inbox_age(duration).progress_delay(duration);
+        let builder = builder.holder_warn_after(duration);
+        let builder = if duration.is_zero() { builder } else { builder.quick_repair_when_idle(duration) };
+        let store = rig.open(builder);
+        let relay = rig.relay(&store);
+        for n in 0..100 {
+            store.write_once(format!("request {n}"), |tx| tx.append(event().id("e"))).unwrap();
+        }
+        append(&store).confirmed(SOON).unwrap();
+        if duration == FOREVER {
+            assert!(store.write_once("request 0", |_| Ok(())).unwrap().is_repeat(), "it is kept for ever");
+        } else {
+            until("what is confirmed is trimmed", || store.stats().unwrap().trimmed_to > 0);
+        }
+        assert!(relay.stop(SOON).clean);
+        store.close().unwrap();
+    }
+    let zero =
+        Store::builder().quick_repair_when_idle(Duration::ZERO).open(rig().folder.path().join("a.redb"));
+    assert!(matches!(zero, Err(Error::Setting(_))));
+}
+
+/// Goal: a wait between tries may be as long as it likes: the next try never comes, everything else goes on.
+#[test]
+fn a_backoff_takes_every_duration() {
+    for duration in ALL {
+        let rig = rig();
+        let store = rig.open(Store::builder());
+        let running = projection(&store, 1, duration);
+        let left = AtomicU32::new(1);
+        let consumer =
+            store.consumer("s").backoff(duration, duration).run(rig.broker.source("q"), move |_, _| {
+                let fails = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+                if fails { Err(Error::app("not yet")) } else { Ok(()) }
+            });
+        let consumer = consumer.unwrap();
+        rig.broker.publish("", "q", Message { message_id: Some("1".into()), ..Message::default() }).unwrap();
+        until("the consumer's first try failed", || consumer.stats().retried == 1);
+        let seq = append(&store).seqs()[0];
+        until("the projection's first try failed", || running.status().failed_tries == 1);
+        if duration == FOREVER {
+            rig.broker
+                .publish("", "q", Message { message_id: Some("2".into()), ..Message::default() })
+                .unwrap();
+            until("another delivery is applied", || consumer.stats().applied == 1);
+            assert!(matches!(running.status().state, ProjectionState::Retrying { .. }));
+        } else {
+            running.await_position(seq, SOON).unwrap();
+            until("the delivery is applied", || consumer.stats().applied == 1);
+        }
+        assert_eq!(in_time("stop", move || consumer.stop(SOON)).failed, None);
+        assert_eq!(in_time("stop", move || running.stop(SOON)).state, ProjectionState::Ended);
+    }
+}
+
+#[test]
+fn a_relays_backoff_takes_every_duration() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    for refused in [Duration::ZERO, INSTANT] {
+        let relay = store.relay("r").backoff(refused, FOREVER).publish_to(rig.broker.publisher());
+        assert!(matches!(relay, Err(Error::Setting(_))), "the first wait is a millisecond at least");
+    }
+    // A nack, a return and a redriven event: each of them waits by itself.
+    let queue = |name: &'static str| {
+        move |tx: &onewrite::Transaction| tx.append(Event::bytes("t", "1").to("", name)).map(drop)
+    };
+    rig.broker.script(Rule::any().times(1).then(Verdict::Nack));
+    let relay = store.relay("r").backoff(FOREVER, FOREVER).destination_attempts(2);
+    let relay = relay.publish_to(rig.broker.publisher()).unwrap();
+    store.write(queue("q")).unwrap();
+    until("it is refused", || rig.broker.script_left() == 0 && relay.status().in_flight == 0);
+    store.write(queue("nowhere")).unwrap();
+    until("it waits", || relay.status().retrying == 1);
+    store.write(queue("q")).unwrap().confirmed(SOON).unwrap();
+    assert_eq!(relay.status().state, RelayState::Connected);
+    in_time("stop", move || relay.stop(SOON));
+    // What waits for ever on disk is read again.
+    let relay = rig.relay(&store);
+    until("it is in memory again", || relay.status().retrying == 1);
+    assert_eq!(relay.status().state, RelayState::Connected);
+    relay.stop(SOON);
+}
+
+/// Goal: events may gather for ever; the projection still stops, and what was gathered is applied by the next.
+#[test]
+fn a_projections_delay_takes_every_duration() {
+    for delay in ALL {
+        let rig = rig();
+        let store = rig.open(Store::builder());
+        let running = store.projection("p").batch_delay(delay).run(|_, _| Ok(())).unwrap();
+        running.await_live(SOON).unwrap();
+        let seq = append(&store).seqs()[0];
+        if delay == FOREVER {
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(running.status().applied, 0);
+        } else {
+            running.await_position(seq, SOON).unwrap();
+        }
+        assert_eq!(in_time("stop", move || running.stop(SOON)).state, ProjectionState::Ended);
+        projection(&store, 0, SOON).await_position(seq, SOON).unwrap();
+    }
+}
+
+/// Goal: a broker's consumer timeout is longer than no wait for a gap. Method: the longest is refused by name.
+#[test]
+fn a_gap_is_not_waited_for_for_ever() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let run = |patience| {
+        store.consumer("s").on_gap(GapPolicy::Hold(patience)).run(rig.broker.source("q"), |_, _| Ok(()))
+    };
+    assert!(matches!(run(FOREVER), Err(Error::Setting(_))));
+    for patience in [Duration::ZERO, INSTANT] {
+        assert_eq!(run(patience).unwrap().stop(SOON).failed, None);
+    }
+}
+
+#[test]
+fn the_memory_broker_takes_every_duration() {
+    for duration in ALL {
+        let rig = rig();
+        let store = rig.open(Store::builder());
+        let publisher: MemoryPublisher = rig.broker.publisher().confirm_deadline(duration);
+        rig.broker.script(Rule::any().times(1).then(Verdict::LoseConfirm));
+        let relay = store.relay("r").publish_to(publisher).unwrap();
+        let lost = append(&store);
+        if duration == FOREVER {
+            assert!(matches!(lost.confirmed(Duration::from_millis(20)), Err(ConfirmError::Timeout { .. })));
+        } else {
+            lost.confirmed(SOON).unwrap();
+        }
+        in_time("stop", move || relay.stop(Duration::from_millis(50)));
+
+        let other = store.relay("other").publish_to(rig.broker.publisher()).unwrap();
+        lost.confirmed_by("other", SOON).unwrap();
+        rig.broker.script(Rule::any().times(1).then(Verdict::DelayConfirm(duration)));
+        let delayed = append(&store);
+        if duration == FOREVER {
+            assert!(delayed.confirmed(Duration::from_millis(20)).is_err());
+        } else {
+            delayed.confirmed(SOON).unwrap();
+        }
+        in_time("stop", move || other.stop(Duration::from_millis(50)));
+    }
+}
+
+/// Goal: what RabbitMQ cannot do is refused by name; every other duration does. Method: a port at which nobody listens.
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn rabbitmq_takes_every_duration_that_the_protocol_has() {
+    use onewrite::publish::{RabbitMq, RabbitMqSource};
+    const URL: &str = "amqp://127.0.0.1:1";
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let start = |publisher: RabbitMq| store.relay("r").publish_to(publisher);
+    let consume = |source: RabbitMqSource| store.consumer("s").run(source, |_, _| Ok(()));
+    let (publisher, source) = (|| RabbitMq::new(URL).unwrap(), || RabbitMqSource::new(URL, "q").unwrap());
+    for duration in ALL {
+        assert!(matches!(start(publisher().heartbeat(duration)), Err(Error::Setting(_))));
+        assert!(matches!(consume(source().heartbeat(duration)), Err(Error::Setting(_))));
+    }
+    for duration in [Duration::ZERO, INSTANT] {
+        assert!(matches!(start(publisher().confirm_deadline(duration)), Err(Error::Setting(_))));
+        assert!(matches!(start(publisher().reconnect_backoff(duration, FOREVER)), Err(Error::Setting(_))));
+        assert!(matches!(consume(source().reconnect_backoff(duration, FOREVER)), Err(Error::Setting(_))));
+    }
+    for first in [Duration::from_millis(1), FOREVER] {
+        let publisher = publisher().confirm_deadline(FOREVER).reconnect_backoff(first, FOREVER);
+        let (relay, consumer) =
+            (start(publisher).unwrap(), consume(source().reconnect_backoff(first, FOREVER)).unwrap());
+        until("both are refused", || {
+            relay.status().last_fault.is_some() && consumer.stats().disconnected.is_some()
+        });
+        let (report, stats) = in_time("stop", move || (relay.stop(FOREVER), consumer.stop(FOREVER)));
+        assert_eq!((report.clean, stats.failed), (true, None));
+    }
+}
+
+// --- times --------------------------------------------------------------------------------------------------------------
+
+/// The latest time that this platform can tell.
+fn latest() -> SystemTime {
+    let (mut latest, mut step) = (SystemTime::now(), Duration::MAX / 2);
+    while step > Duration::ZERO {
+        match latest.checked_add(step) {
+            Some(later) => latest = later,
+            None => step /= 2,
+        }
+    }
+    latest
+}
+
+/// Goal: an event's own times, and a clock, may be as far away as can be told. Method: events that are due, and that
+/// expire, at the ends of time; then the clock is moved to the end.
+#[test]
+fn times_may_be_as_far_away_as_can_be_told() {
+    let rig = rig();
+    let clock = ManualClock::new();
+    let store = rig.open(Store::builder().clock(Arc::new(clock.clone())));
+    let relay = rig.relay(&store);
+    let running = projection(&store, 1, FOREVER);
+    store.write(|tx| tx.append(event().not_before(SystemTime::UNIX_EPOCH).expires(latest()))).unwrap();
+    store.write(|tx| tx.append(event().not_before(latest()))).unwrap();
+    until("the first is published", || rig.broker.queue_len("q") == 1);
+    until("the projection waits for ever", || running.status().failed_tries == 1);
+    for _ in 0..2 {
+        clock.advance(FOREVER);
+        assert_eq!(clock.now().mono_ms, u64::MAX);
+    }
+    running.await_live(SOON).unwrap();
+    append(&store).confirmed(SOON).unwrap();
+    assert_eq!(relay.status().state, RelayState::Connected);
+    relay.stop(SOON);
+    running.stop(SOON);
+}
+
+// --- nothing is left out ------------------------------------------------------------------------------------------------
+
+/// What is public and takes a `Duration`, and is called above with the longest and the shortest.
+const COVERED: &[&str] = &[
+    "advance",
+    "await_live",
+    "await_position",
+    "backoff",
+    "batch_delay",
+    "confirm_deadline",
+    "confirmed",
+    "confirmed_by",
+    "heartbeat",
+    "holder_warn_after",
+    "inbox_age",
+    "keep_age",
+    "next_timeout",
+    "progress_delay",
+    "quick_repair_when_idle",
+    "reconnect_backoff",
+    "stop",
+];
+
+/// Variants of public enums that hold a `Duration`.
+const COVERED_VARIANTS: &[&str] = &["DelayConfirm", "Hold", "Wait"];
+
+#[test]
+fn everything_that_takes_a_duration_is_called_with_the_longest() {
+    let (mut functions, mut variants) = (BTreeSet::new(), BTreeSet::new());
+    for (_, source) in files("src") {
+        let code = without_tests(&code_only(&source));
+        for (at, _) in code.match_indices("pub fn ") {
+            let signature = code[at..].split_once('{').map_or("", |(signature, _)| signature);
+            let (name, rest) = signature["pub fn ".len()..].split_once(['(', '<']).unwrap();
+            let arguments = rest.split("->").next().unwrap();
+            if arguments.contains(": Duration") || arguments.contains("<Duration>") {
+                functions.insert(name.to_owned());
+            }
+        }
+        for (at, _) in code.match_indices("pub enum ") {
+            let body = code[at..].split_once("\n}").map_or("", |(body, _)| body);
+            let holds = body.lines().filter_map(|line| line.trim().split_once("(Duration)"));
+            variants.extend(holds.map(|(name, _)| name.to_owned()));
+        }
+    }
+    assert_eq!(functions.iter().map(String::as_str).collect::<Vec<_>>(), COVERED);
+    assert_eq!(variants.iter().map(String::as_str).collect::<Vec<_>>(), COVERED_VARIANTS);
+}
