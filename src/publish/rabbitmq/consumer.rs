@@ -158,7 +158,6 @@ enum Turn {
 }
 
 /// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
-#[expect(clippy::too_many_arguments, reason = "one call, of what its caller keeps from epoch to epoch")]
 async fn serve(
     link: &mut Link,
     queue: &str,
