@@ -232,6 +232,11 @@ pub const PROJECTION_BATCH_BYTES_MAX: usize = 4 << 20;
 /// Events that a projection's filter lets pass by before its position is written for their sake alone.
 pub const PROJECTION_SKIP_MAX: u64 = 4096;
 
+/// Records that the last transaction of a rebuild applies at most: as many as one batch at first, and twice as many each time
+/// that a batch has not brought the rebuild nearer to the end of the log. Up to here a rebuild ends beside writers that never
+/// pause.
+pub const REBUILD_REACH_MAX: usize = 65_536;
+
 /// How long a projection lets events gather after the first, unless set, in milliseconds.
 pub const PROJECTION_DELAY_MS_DEFAULT: u64 = 5;
 /// Keys of captured tables that one round turns into events at most: half of a default window.

@@ -243,7 +243,8 @@ impl ProjectionBuilder {
         self
     }
 
-    /// Events that one commit applies at most; 256 unless set.
+    /// Events that one commit applies at most; 256 unless set. A rebuild that does not gain on its writers takes more, up to
+    /// [`REBUILD_REACH_MAX`](crate::limits::REBUILD_REACH_MAX) in its last transaction.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -563,8 +564,8 @@ impl Projection {
     }
 
     /// Rebuilds the tables from the beginning of the log, beside the ones that are there, which go on being kept and read;
-    /// when it has caught up the new ones take their place in one transaction. It goes on in the background, also after a
-    /// restart. Cost: the whole log is read, and the space of the tables a second time. What the log has let go (events of no
+    /// when less than a batch is missing, one transaction applies the rest and puts the new ones in their place. So it ends
+    /// beside writers that never pause. It goes on in the background, also after a restart. Cost: the whole log is read, and the space of the tables a second time. What the log has let go (events of no
     /// stream that were confirmed and trimmed, streams that were truncated) is not in the new tables: keep the log for as long as
     /// it has to be read ([`Retention`](crate::Retention)).
     ///

@@ -4,10 +4,13 @@
 //! An event on which the handler fails is tried by itself, so that nothing else of its batch waits for it longer than
 //! one commit. The live track and a rebuild go on by turns on this one thread, so that neither overtakes the other unseen.
 
+mod swap;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use self::swap::{Reach, Swapped};
 use super::{Asked, FailurePolicy, Handler, ProjectionBuilder};
 use crate::error::{Error, Result};
 use crate::event::Recorded;
@@ -79,6 +82,9 @@ pub(super) struct Worker {
     /// The file still knows a rebuild to another version than ours.
     stale: bool,
     pace: LogPace,
+    reach: Reach,
+    /// The live track had read to the end of the log when it last looked.
+    caught_up: bool,
     /// What the filter has let pass waits to be written.
     unwritten: Option<Due>,
 }
@@ -119,6 +125,8 @@ impl Worker {
             rebuild: rebuild.map(|rebuild| Line::at(rebuild.position, batch)),
             stale,
             pace: LogPace::default(),
+            reach: Reach::of(batch),
+            caught_up: false,
             unwritten: None,
             settings,
         }
@@ -213,6 +221,8 @@ impl Worker {
                 (Step::Waits, _) => {}
                 (Step::AtEnd, _) => status.state = ProjectionState::Live,
                 (Step::Moved, ProjectionState::Live) => {}
+                // It was at the end when it last looked; writers that never pause are no reason to say otherwise.
+                (Step::Moved, _) if self.caught_up => status.state = ProjectionState::Live,
                 (Step::Moved, _) => status.state = ProjectionState::CatchingUp,
             }
         });
@@ -240,6 +250,7 @@ impl Worker {
             Ok(())
         })?;
         self.rebuild = Some(Line::at(0, self.settings.batch));
+        self.reach = Reach::of(self.settings.batch);
         let frozen = self.frozen;
         self.shared.change(|status| {
             status.rebuilding = Some(0);
@@ -256,34 +267,17 @@ impl Worker {
             if self.rebuild.is_none() || self.stops() {
                 return Ok(Step::Waits);
             }
+            match self.swap()? {
+                Swapped::Done => return Ok(Step::Moved),
+                Swapped::Waits => return Ok(Step::Waits),
+                Swapped::NotYet => {}
+            }
             match self.step(Which::Rebuild)? {
-                Step::Moved => {}
-                // At the end as of now, so not behind the live one: whoever reads the tables never goes back in time.
-                Step::AtEnd => {
-                    self.finish_rebuild()?;
-                    return Ok(Step::Moved);
-                }
-                other => return Ok(other),
+                Step::Waits => return Ok(Step::Waits),
+                Step::Moved | Step::AtEnd => self.widen_reach(),
             }
         }
         Ok(Step::Moved)
-    }
-
-    fn finish_rebuild(&mut self) -> Result<()> {
-        let Some(rebuild) = &self.rebuild else { return Ok(()) };
-        let (name, owned, position) = (self.settings.name.clone(), self.settings.owned.clone(), rebuild.next);
-        self.write(move |tx| {
-            tx.move_projection(&name, Which::Rebuild, position)?;
-            tx.finish_rebuild(&name, &owned)
-        })?;
-        tracing::info!(position, "rebuilt");
-        if let Some(mut rebuild) = self.rebuild.take() {
-            rebuild.durable = rebuild.next;
-            self.live = rebuild;
-        }
-        self.frozen = false;
-        self.shared.change(|status| status.state = ProjectionState::CatchingUp);
-        Ok(())
     }
 
     /// Reads and applies one stretch.
@@ -295,7 +289,14 @@ impl Worker {
         }
         let (next, batch) = (line.next, line.batch);
         let store = &self.settings.store;
+        // A rebuild that does not gain on its writers takes more at a time.
+        let widens = which == Which::Rebuild && batch == self.settings.batch;
+        let batch = if widens { batch.max(self.reach.step()) } else { batch };
         let stretch = read_stretch(store, next, &self.wanted, batch, PROJECTION_BATCH_BYTES_MAX)?;
+        let at_end = stretch.as_ref().is_none_or(|stretch| stretch.at_end);
+        if which == Which::Live {
+            self.caught_up = at_end;
+        }
         let Some(stretch) = stretch else { return Ok(Step::AtEnd) };
         if stretch.events.is_empty() {
             return self.pass(which, &stretch);
@@ -475,10 +476,14 @@ impl Worker {
     }
 
     /// A write among the application's own, in the queue: a group takes it along.
-    fn write(&self, write: impl FnMut(&Transaction) -> Result<()> + Send + 'static) -> Result<()> {
+    fn write<T: Send + 'static>(
+        &self,
+        write: impl FnMut(&Transaction) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let store = &self.settings.store;
         let answer = store.submit(write)?;
-        answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(store.gone())).map(drop)
+        let receipt = answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(store.gone()))?;
+        Ok(receipt.into_value())
     }
 }
 

@@ -734,6 +734,8 @@ pub(crate) struct Stretch {
     pub(crate) events: Vec<Arc<Recorded>>,
     /// The position behind them, and behind what the filter lets pass.
     pub(crate) position: u64,
+    /// The position is the end of the log as of now.
+    pub(crate) at_end: bool,
     /// The record behind them that cannot be read, and what is wrong with it.
     pub(crate) damaged: Option<(u64, Error)>,
 }
@@ -780,5 +782,6 @@ pub(crate) fn read_stretch(
             break;
         }
     }
+    stretch.at_end = stretch.position >= end && stretch.damaged.is_none();
     Ok((stretch.position > from || stretch.damaged.is_some()).then_some(stretch))
 }

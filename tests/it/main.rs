@@ -77,6 +77,8 @@ mod rabbitmq_source;
 #[cfg(feature = "tls")]
 mod rabbitmq_tls;
 #[cfg(unix)]
+mod rebuild_load;
+#[cfg(unix)]
 mod rejected;
 mod relay;
 #[cfg(unix)]
