@@ -417,6 +417,19 @@ impl Event {
         self.validate_headers()
     }
 
+    /// Bytes of its content, without what holds them.
+    pub(crate) fn content_bytes(&self) -> u64 {
+        let headers = self.headers.iter().map(|(name, value)| {
+            let value = match value {
+                HeaderValue::Text(text) => text.len(),
+                HeaderValue::Bytes(bytes) => bytes.len(),
+                _ => 8,
+            };
+            name.len() + value
+        });
+        self.payload.len() as u64 + headers.map(|bytes| bytes as u64).sum::<u64>()
+    }
+
     fn validate_headers(&self) -> Result<(), EventError> {
         let mut bytes = 0;
         for (index, (name, value)) in self.headers.iter().enumerate() {

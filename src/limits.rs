@@ -88,6 +88,14 @@ pub const WRITE_QUEUE_MAX: usize = 1024;
 /// Writes that share one commit at most.
 pub const BATCH_WRITES_MAX: usize = 256;
 
+/// Events that one transaction appends at most, unless set; and marks of the inbox and of captured tables that it makes at most.
+/// See [`StoreBuilder::transaction_events_max`](crate::StoreBuilder::transaction_events_max).
+pub const TRANSACTION_EVENTS_DEFAULT: u64 = 65_536;
+
+/// Bytes of records and marks that one transaction gathers at most, unless set. See
+/// [`StoreBuilder::transaction_bytes_max`](crate::StoreBuilder::transaction_bytes_max).
+pub const TRANSACTION_BYTES_DEFAULT: u64 = 64 << 20;
+
 /// Longest id of a request or of an inbox entry, in bytes.
 pub const INBOX_ID_BYTES_MAX: usize = 512;
 
@@ -286,9 +294,3 @@ pub const LEFT_OUT_STREAMS_MAX: usize = 1024;
 
 /// A stream's snapshot, in bytes: 16 MiB, as the largest payload.
 pub const SNAPSHOT_BYTES_MAX: usize = 16 << 20;
-
-/// Events that one call of [`Stream::append`](crate::Stream::append) takes from its iterator at most.
-pub const APPEND_EVENTS_MAX: usize = 1 << 20;
-
-/// Payload bytes that one call of [`Stream::append`](crate::Stream::append) takes from its iterator at most: 256 MiB.
-pub const APPEND_BYTES_MAX: usize = 256 << 20;

@@ -120,6 +120,23 @@ pub enum Error {
         /// The quota in bytes.
         bytes_max: u64,
     },
+    /// The transaction would hold more in memory than it may. Nothing of it is written, also where its closure makes nothing of
+    /// this error. Write in several transactions, or raise the limit.
+    #[error(
+        "the transaction is too large: {events} events, {marks} marks and {bytes} bytes; the setting `transaction_events_max` allows {events_max} of each, `transaction_bytes_max` allows {bytes_max} bytes"
+    )]
+    TransactionTooLarge {
+        /// Events that it would append.
+        events: u64,
+        /// Marks that it would make: of the inbox and of captured tables, states of streams, events that were there already.
+        marks: u64,
+        /// Bytes of its records and of the keys of its marks.
+        bytes: u64,
+        /// The limit on events, and on marks.
+        events_max: u64,
+        /// The limit on bytes.
+        bytes_max: u64,
+    },
     /// The call would wait for the transaction that its own thread holds.
     #[error("`{operation}` was called inside a transaction of the same store; it would wait for itself")]
     InsideTransaction {
@@ -359,18 +376,6 @@ pub enum Error {
         len: usize,
         /// The largest allowed, in bytes.
         max: usize,
-    },
-    /// One call of `append` was given more events than it takes; nothing was appended.
-    #[error(
-        "more than {events_max} events, or more than {bytes_max} bytes of payload, were to be appended to stream `{stream}` in one call"
-    )]
-    AppendTooLarge {
-        /// The stream.
-        stream: String,
-        /// The most events allowed.
-        events_max: usize,
-        /// The most payload bytes allowed.
-        bytes_max: usize,
     },
     /// The stream is deleted for good.
     #[error("stream `{stream}` is deleted")]

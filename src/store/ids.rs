@@ -102,7 +102,7 @@ impl Stream<'_> {
             }
             seqs.push(recorded.seq());
         }
-        self.tx.note_seqs(&seqs);
+        self.tx.note_seqs(&seqs)?;
         Ok(Some(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: true }))
     }
 

@@ -13,6 +13,7 @@ mod doorbells;
 pub(crate) mod expired;
 pub(crate) mod failure;
 mod file;
+mod gathered;
 mod head;
 mod holders;
 mod ids;
@@ -430,7 +431,7 @@ impl Store {
             let first = tx.next_seq();
             let value = write(tx)?;
             let count = u32::try_from(tx.next_seq() - first).unwrap_or(u32::MAX);
-            tx.mark_request(key.clone(), first, count);
+            tx.mark_request(key.clone(), first, count)?;
             Ok(Ok(value))
         })?;
         let seqs = receipt.seqs().to_vec();

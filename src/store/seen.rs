@@ -14,6 +14,7 @@ use redb::{ReadableTable, WriteTransaction};
 
 use super::Store;
 use super::failure::damaged_row;
+use super::gathered::Amount;
 use super::schema::{InboxRow, SEEN, read_u64s, u64s};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
@@ -115,12 +116,13 @@ impl Transaction {
                 let first = self.is_first_delivery(scope, identity)?;
                 if first {
                     let number = self.next_id(scope)?;
-                    self.mark_id(key.clone(), *content, number, at_ms);
+                    self.mark_id(key.clone(), *content, number, at_ms)?;
                 }
                 Ok(first)
             }
             Identity::Lane { lane, head, arrival } => {
                 let Some(mark) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
+                self.admit(Amount::mark(head.len()))?;
                 self.touch();
                 write(self.redb(), head, &mark)?;
                 Ok(true)

@@ -10,7 +10,8 @@ use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
     CACHE_BYTES_DEFAULT, HOLDER_WARN_MS_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN,
-    PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
+    PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT, TRANSACTION_BYTES_DEFAULT,
+    TRANSACTION_EVENTS_DEFAULT,
 };
 use crate::time::{Clock, SystemClock, as_ms};
 use crate::upcast::Upcasts;
@@ -165,12 +166,20 @@ impl Retention {
     }
 }
 
+/// What one transaction may gather in memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TransactionMax {
+    pub(crate) events: u64,
+    pub(crate) bytes: u64,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) cache_bytes: usize,
     pub(crate) journal_bytes: usize,
     pub(crate) abandon_journal: bool,
     pub(crate) payload_bytes_max: usize,
+    pub(crate) transaction_max: TransactionMax,
     pub(crate) quota: Option<BacklogQuota>,
     pub(crate) retention: Retention,
     pub(crate) stream_destination: Option<StreamDestination>,
@@ -213,6 +222,10 @@ impl Default for StoreBuilder {
                 journal_bytes: 0,
                 abandon_journal: false,
                 payload_bytes_max: PAYLOAD_BYTES_DEFAULT,
+                transaction_max: TransactionMax {
+                    events: TRANSACTION_EVENTS_DEFAULT,
+                    bytes: TRANSACTION_BYTES_DEFAULT,
+                },
                 quota: None,
                 retention: Retention::default(),
                 stream_destination: None,
@@ -314,6 +327,53 @@ impl StoreBuilder {
     /// ```
     pub fn payload_bytes_max(mut self, bytes: usize) -> Self {
         self.settings.payload_bytes_max = bytes;
+        self
+    }
+
+    /// Most events that one transaction appends, and most marks that it makes (of the inbox, and of captured tables);
+    /// [`TRANSACTION_EVENTS_DEFAULT`] unless set.
+    ///
+    /// A transaction gathers both in memory until it commits, and all other writes wait for it. One that goes beyond fails with
+    /// [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge), through whatever call, and nothing of it is written. A group of
+    /// writes commits once it has gathered as much, so the store holds less than twice the limit.
+    ///
+    /// # Errors
+    /// `open` refuses 0.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Error, Event, Store};
+    /// let store = Store::builder().transaction_events_max(2).open(folder.path().join("a.redb"))?;
+    /// let append = |events: u64| {
+    ///     store.write(move |tx| (0..events).try_for_each(|_| tx.append(Event::bytes("paid", "1").unpublished()).map(drop)))
+    /// };
+    /// assert_eq!(append(2)?.seqs(), [0, 1]);
+    /// assert!(matches!(append(3), Err(Error::TransactionTooLarge { events: 3, events_max: 2, .. })));
+    /// assert_eq!(store.stats()?.next_seq, 2); // nothing of the second
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn transaction_events_max(mut self, events: u64) -> Self {
+        self.settings.transaction_max.events = events;
+        self
+    }
+
+    /// Most bytes of records and of the keys of marks that one transaction gathers; [`TRANSACTION_BYTES_DEFAULT`] unless set. As
+    /// [`transaction_events_max`](Self::transaction_events_max) otherwise. The memory that a transaction takes is a small multiple of it.
+    ///
+    /// # Errors
+    /// `open` refuses 0.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Error, Event, Store};
+    /// let store = Store::builder().transaction_bytes_max(1_000).open(folder.path().join("a.redb"))?;
+    /// let append = |bytes: usize| store.write(move |tx| tx.append(Event::bytes("paid", vec![7; bytes]).unpublished()));
+    /// append(500)?;
+    /// assert!(matches!(append(1_500), Err(Error::TransactionTooLarge { bytes_max: 1_000, .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn transaction_bytes_max(mut self, bytes: u64) -> Self {
+        self.settings.transaction_max.bytes = bytes;
         self
     }
 
@@ -657,6 +717,12 @@ impl StoreBuilder {
         if settings.payload_bytes_max > PAYLOAD_BYTES_MAX {
             let reason = format!("{} bytes are more than {PAYLOAD_BYTES_MAX}", settings.payload_bytes_max);
             return Err(SettingError::new("payload_bytes_max", reason).into());
+        }
+        let max = settings.transaction_max;
+        for (name, max) in [("transaction_events_max", max.events), ("transaction_bytes_max", max.bytes)] {
+            if max == 0 {
+                return Err(SettingError::new(name, "a limit of zero would refuse every event").into());
+            }
         }
         let journal = settings.journal_bytes;
         if journal != 0 && !(JOURNAL_BYTES_MIN..=JOURNAL_BYTES_MAX).contains(&journal) {

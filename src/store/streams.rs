@@ -12,12 +12,13 @@ use redb::{ReadableTable, WriteTransaction};
 use super::commit::drop_released;
 use super::core::Tail;
 use super::failure::{damaged_row, unless_it_panics};
+use super::gathered::Amount;
 use super::read::EVENTS_PER_LOOK;
 use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
-use crate::limits::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
+use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
@@ -494,9 +495,8 @@ impl<'a> Stream<'a> {
     /// # Errors
     /// [`Error::WrongRevision`] with what was expected and what is; [`Error::StreamDeleted`]; [`Error::BadId`] for a
     /// name of 0 or over 255 bytes; [`Error::Conflict`] if an id is taken by other content, [`Error::IdElsewhere`] if it is taken by the
-    /// same content, but not all of these events stand in this stream in a row; [`Error::AppendTooLarge`] beyond
-    /// [`APPEND_EVENTS_MAX`](crate::limits::APPEND_EVENTS_MAX) or [`APPEND_BYTES_MAX`](crate::limits::APPEND_BYTES_MAX); and
-    /// those of [`Transaction::append`]. An error may leave the first of several events appended: let the closure fail with it.
+    /// same content, but not all of these events stand in this stream in a row; and those of [`Transaction::append`]. An error may
+    /// leave the first of several events appended: let the closure fail with it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -550,19 +550,14 @@ impl<'a> Stream<'a> {
         Ok(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: false })
     }
 
-    /// What the iterator gives, as it will be recorded. Its length is found out by counting: an iterator may be wrong about it,
-    /// or never end.
+    /// What the iterator gives, as it will be recorded; fails once there is more than a transaction may append. Its length is found
+    /// out by counting: an iterator may be wrong about it, or never end.
     fn taken(&self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Event>> {
-        let (mut taken, mut bytes) = (Vec::new(), 0_usize);
+        let (mut taken, mut bytes) = (Vec::new(), 0_u64);
         for event in events {
-            bytes = bytes.saturating_add(event.payload.len());
-            if taken.len() >= APPEND_EVENTS_MAX || bytes > APPEND_BYTES_MAX {
-                return Err(Error::AppendTooLarge {
-                    stream: self.name.clone(),
-                    events_max: APPEND_EVENTS_MAX,
-                    bytes_max: APPEND_BYTES_MAX,
-                });
-            }
+            bytes = bytes.saturating_add(event.content_bytes());
+            let events = taken.len() as u64 + 1;
+            self.tx.foresee(Amount { events, marks: 0, bytes })?;
             taken.push(self.prepared(event));
         }
         Ok(taken)
@@ -708,6 +703,7 @@ impl<'a> Stream<'a> {
                 Err(error) => return Err(error),
             }
         }
+        tx.admit(Amount::mark(name.len()))?;
         tx.touch();
         tx.pending.borrow_mut().note_state(name, state);
         tx.redb().open_table(STREAMS)?.insert(name, &state.to_bytes()[..])?;

@@ -15,6 +15,7 @@ use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, 
 use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::core::Core;
 use super::failure::damaged_row;
+use super::gathered::{Amount, Gathered, Point};
 use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
@@ -101,6 +102,7 @@ pub(crate) struct Mark {
     frames: usize,
     undo: usize,
     tables_opened: u64,
+    gathered: Point,
 }
 
 /// A write transaction on the state and the log of one store.
@@ -130,6 +132,7 @@ pub struct Transaction {
     /// The events of the current closure, or of the whole exclusive transaction.
     seqs: RefCell<Vec<u64>>,
     tables_opened: Cell<u64>,
+    gathered: Gathered,
     began: Instant,
     /// The application began it, and may fork between two calls on it.
     exclusive: bool,
@@ -178,6 +181,7 @@ impl Transaction {
             pending: RefCell::new(Pending { next_seq, end_offset, ..Pending::default() }),
             seqs: RefCell::default(),
             tables_opened: Cell::new(0),
+            gathered: Gathered::default(),
             began: Instant::now(),
             exclusive: false,
             calls: Cell::new(0),
@@ -286,7 +290,9 @@ impl Transaction {
     ///
     /// # Errors
     /// [`Error::Event`] naming the field that AMQP or the store's limits refuse; [`Error::Conflict`] for an id that is
-    /// taken by other content, [`Error::IdElsewhere`] for one that the same content has in a stream; [`Error::BacklogFull`] where a quota is set. Nothing of the event is written then.
+    /// taken by other content, [`Error::IdElsewhere`] for one that the same content has in a stream; [`Error::BacklogFull`] where a
+    /// quota is set. Nothing of the event is written then. [`Error::TransactionTooLarge`] beyond what a transaction may gather:
+    /// nothing of the transaction is written then.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -323,6 +329,7 @@ impl Transaction {
             let key = keys::inbox(EVENT_SCOPE, text.as_bytes());
             if let Some(first) = self.seen(&key)? {
                 if (first.crc, first.len) == content_of(&body) {
+                    self.admit(Amount::marks(1))?;
                     self.seqs.borrow_mut().push(first.first);
                     return Ok(Appended { seq: first.first, repeated: true });
                 }
@@ -331,6 +338,10 @@ impl Transaction {
             id_row = Some(key);
         }
         self.check_quota(now.wall_ms)?;
+        if let Some(key) = &id_row {
+            self.admit(Amount::mark(key.len()))?;
+        }
+        self.admit(Amount::event(body.len()))?;
         let seq = self.pending.borrow().next_seq;
         let lane = self.next_lane(event, seq)?;
         let mut pending = self.pending.borrow_mut();
@@ -362,14 +373,49 @@ impl Transaction {
             let mut kept = self.take_seqs();
             kept.truncate(seqs);
             self.roll_back_to(&mark);
-            self.note_seqs(&kept);
+            self.seqs.borrow_mut().extend(kept);
             error.into()
         })
     }
 
+    /// Takes in what gathers in memory, or refuses it.
+    pub(super) fn admit(&self, more: Amount) -> Result<()> {
+        self.gathered.add(more, self.core.settings.transaction_max)
+    }
+
+    /// Refuses what would be too much together, before it gathers.
+    pub(in crate::store) fn foresee(&self, more: Amount) -> Result<()> {
+        self.gathered.check(more, self.core.settings.transaction_max)
+    }
+
+    /// Fails if the write that runs is too large, whatever its closure says.
+    pub(super) fn check_size(&self) -> Result<()> {
+        self.gathered.was_refused(self.core.settings.transaction_max)
+    }
+
+    /// The next write of a group begins.
+    pub(super) fn begin_write(&self) {
+        self.gathered.begin_write();
+    }
+
+    /// Whether no further write should join the group.
+    pub(super) fn is_full(&self) -> bool {
+        self.gathered.is_full(self.core.settings.transaction_max)
+    }
+
+    /// What the library does of itself has bounds of its own.
+    pub(super) fn within_own_bounds<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.gathered.set_unlimited(true);
+        let done = work();
+        self.gathered.set_unlimited(false);
+        done
+    }
+
     /// Marks a key of a captured table. The caller has touched the transaction.
-    pub(super) fn note_mark(&self, mark: Vec<u8>, kind: MarkKind) {
+    pub(super) fn note_mark(&self, mark: Vec<u8>, kind: MarkKind) -> Result<()> {
+        self.admit(Amount::mark(mark.len()))?;
         self.pending.borrow_mut().captures.marks.insert(mark, Some(kind));
+        Ok(())
     }
 
     /// A row that is marked has another value, in an event of its own. The caller has touched the transaction.
@@ -383,8 +429,10 @@ impl Transaction {
     }
 
     /// Takes a mark away. The caller has touched the transaction.
-    pub(super) fn drop_mark(&self, mark: Vec<u8>) {
+    pub(super) fn drop_mark(&self, mark: Vec<u8>) -> Result<()> {
+        self.admit(Amount::mark(mark.len()))?;
         self.pending.borrow_mut().captures.marks.insert(mark, None);
+        Ok(())
     }
 
     /// What this transaction says of a mark, if it says anything; `Some(None)`: that it goes.
@@ -490,7 +538,7 @@ impl Transaction {
         if let Some(row) = self.seen(&key)? {
             return Ok(Some(row));
         }
-        self.mark_id(key, content.map(content_of).unwrap_or_default(), None, at_ms);
+        self.mark_id(key, content.map(content_of).unwrap_or_default(), None, at_ms)?;
         Ok(None)
     }
 
@@ -506,10 +554,18 @@ impl Transaction {
 
     /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The caller has read the clock before
     /// it looked whether the id was seen.
-    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>, at_ms: u64) {
+    pub(super) fn mark_id(
+        &self,
+        key: Vec<u8>,
+        (crc, len): (u32, u32),
+        number: Option<u64>,
+        at_ms: u64,
+    ) -> Result<()> {
+        self.admit(Amount::mark(key.len()))?;
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
         pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms });
+        Ok(())
     }
 
     /// Marks a key of the inbox; `false` if it was marked before.
@@ -517,15 +573,17 @@ impl Transaction {
         let at_ms = self.core.settings.clock.now().wall_ms;
         let first = self.seen(&key)?.is_none();
         if first {
-            self.mark_id(key, Default::default(), None, at_ms);
+            self.mark_id(key, Default::default(), None, at_ms)?;
         }
         Ok(first)
     }
 
     /// Marks a request as done, with the events that it led to.
-    pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) {
+    pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
+        self.admit(Amount::mark(key.len()))?;
         let at_ms = self.core.settings.clock.now().wall_ms;
         self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms });
+        Ok(())
     }
 
     /// The event at this sequence number, this transaction's own included; `None` if it is not there (any more).
@@ -597,6 +655,7 @@ impl Transaction {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn commit(mut self) -> Result<Receipt> {
+        self.check_size()?;
         let seqs = self.take_seqs();
         let core = Arc::clone(&self.core);
         self.finish(1)?;
@@ -650,8 +709,10 @@ impl Transaction {
     }
 
     /// Names events that were there already as this closure's own.
-    pub(super) fn note_seqs(&self, seqs: &[u64]) {
+    pub(super) fn note_seqs(&self, seqs: &[u64]) -> Result<()> {
+        self.admit(Amount::marks(seqs.len()))?;
         self.seqs.borrow_mut().extend(seqs);
+        Ok(())
     }
 
     /// The newest of them is none of its own after all.
@@ -682,6 +743,7 @@ impl Transaction {
             frames: pending.frames.len(),
             undo: pending.undo.len(),
             tables_opened: self.tables_opened.get(),
+            gathered: self.gathered.point(),
         }
     }
 
@@ -711,6 +773,7 @@ impl Transaction {
                 None => {}
             }
         }
+        self.gathered.roll_back_to(mark.gathered);
         self.seqs.borrow_mut().clear();
     }
 }

@@ -64,7 +64,11 @@ where
         let earlier = self.result.take();
         quietly(|| drop(earlier));
         // What the closure captured may be half-changed after a panic: it is not run again.
-        let result = caught(|| (self.f)(tx));
+        let result = caught(|| {
+            let value = (self.f)(tx)?;
+            tx.check_size()?;
+            Ok(value)
+        });
         let result = result.unwrap_or_else(|message| Err(Error::Panicked { message }));
         if let Err(error) = &result {
             tx.core.suspect(error);
@@ -451,35 +455,49 @@ pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>) {
     run_batch(core, vec![write], |_, _| false);
 }
 
-/// Runs a batch and commits it, again without those that fail until the rest stands. Returns those who are still to be woken: nobody,
-/// unless `chain` says so, of the number of writers and the time of a sync.
+/// Runs a batch and commits it, again without those that fail until the rest stands. Writes that have gathered much end a
+/// group; those behind them are the next. Returns those who are still to be woken: nobody, unless `chain` says so, of the number
+/// of writers and the time of a sync.
 pub(super) fn run_batch(
     core: &Arc<Core>,
     mut live: Vec<Box<dyn Write>>,
-    chain: impl FnOnce(usize, Duration) -> bool,
+    chain: impl Fn(usize, Duration) -> bool,
 ) -> Option<Arc<Wakes>> {
-    let writes = live.len();
-    let mut done: Vec<Box<dyn Write>> = Vec::new();
-    let outcome = or_poison(core, || {
-        while let Attempt::Again = attempt(core, &mut live, &mut done)? {
-            core.counters.reruns.fetch_add(1, Ordering::Relaxed);
+    loop {
+        let writes = live.len();
+        let (mut done, mut rest) = (Vec::new(), Vec::new());
+        let outcome = or_poison(core, || {
+            while let Attempt::Again = attempt(core, &mut live, &mut done, &mut rest)? {
+                core.counters.reruns.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let chained = rest.is_empty() && chain(core.queue.company(), core.io.sync_time());
+        let wakes = chained.then(Arc::default);
+        core.queue.leave(writes - rest.len());
+        answer(core, outcome, (live, done), wakes.as_ref());
+        if rest.is_empty() {
+            return wakes;
         }
-        Ok(())
-    });
-    let wakes = chain(core.queue.company(), core.io.sync_time()).then(Arc::default);
-    core.queue.leave(writes);
+        live = rest;
+    }
+}
+
+type Writes = Vec<Box<dyn Write>>;
+
+/// Tells each of a group what has become of it.
+fn answer(core: &Arc<Core>, outcome: Result<()>, (live, done): (Writes, Writes), wakes: Option<&Arc<Wakes>>) {
     match outcome {
-        Ok(()) => live.into_iter().chain(done).for_each(|write| quietly(|| write.done(core, wakes.as_ref()))),
+        Ok(()) => live.into_iter().chain(done).for_each(|write| quietly(|| write.done(core, wakes))),
         Err(error) => {
             // One commit, one outcome: where it is unknown, it is unknown for each of them.
             for write in live {
                 quietly(|| write.failed(same(&error)));
             }
             // They failed by themselves; that the others could not be committed changes nothing for them.
-            done.into_iter().for_each(|write| quietly(|| write.done(core, wakes.as_ref())));
+            done.into_iter().for_each(|write| quietly(|| write.done(core, wakes)));
         }
     }
-    wakes
 }
 
 enum Attempt {
@@ -491,13 +509,20 @@ fn attempt(
     core: &Arc<Core>,
     live: &mut Vec<Box<dyn Write>>,
     done: &mut Vec<Box<dyn Write>>,
+    rest: &mut Vec<Box<dyn Write>>,
 ) -> Result<Attempt> {
     let mut tx = Transaction::begin(core)?;
     let mut at = 0;
     while let Some(write) = live.get_mut(at) {
         let mark = tx.mark_point();
+        tx.begin_write();
         if write.run(&tx) {
             at += 1;
+            if tx.is_full() {
+                let mut behind = live.split_off(at);
+                behind.append(rest);
+                *rest = behind;
+            }
             continue;
         }
         let dirty = tx.is_dirty_since(&mark);

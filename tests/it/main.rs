@@ -97,6 +97,8 @@ mod streams;
 mod subscriptions;
 mod texts;
 #[cfg(unix)]
+mod transaction_limits;
+#[cfg(unix)]
 mod upcasts;
 #[cfg(unix)]
 mod verify;

@@ -199,7 +199,8 @@ impl Round {
 
 impl Write for Round {
     fn run(&mut self, tx: &Transaction) -> bool {
-        let outcome = caught(|| Piece::new(tx, tx.core.rounds.keys_asked()).run());
+        let run = || Piece::new(tx, tx.core.rounds.keys_asked()).run();
+        let outcome = tx.within_own_bounds(|| caught(run));
         // Nobody waits for its events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
@@ -416,12 +417,12 @@ impl<'tx> Piece<'tx> {
             (MarkKind::Snapshot, Some(_)) => Operation::Snapshot,
             // It was removed after switch-on, and that has an event of its own.
             (MarkKind::Snapshot, None) => {
-                self.unmark(mark);
+                self.unmark(mark)?;
                 return Ok(());
             }
         };
         match self.publish(&*capture, operation, key, value.as_deref())? {
-            Settled::Published => self.unmark(mark),
+            Settled::Published => self.unmark(mark)?,
             Settled::CodecFailed => {
                 self.outcome.after = Some(mark.clone());
                 self.outcome.failed.push(mark);
@@ -431,11 +432,12 @@ impl<'tx> Piece<'tx> {
         Ok(())
     }
 
-    fn unmark(&mut self, mark: Vec<u8>) {
+    fn unmark(&mut self, mark: Vec<u8>) -> Result<()> {
         self.tx.touch();
-        self.tx.drop_mark(mark.clone());
+        self.tx.drop_mark(mark.clone())?;
         self.outcome.after = Some(mark.clone());
         self.outcome.settled.push(mark);
+        Ok(())
     }
 
     fn mark_failed(&mut self, capture: &dyn Captured, mark: Vec<u8>, why: &dyn std::fmt::Display) {
@@ -480,7 +482,7 @@ impl<'tx> Piece<'tx> {
                     Settled::Published => {}
                     Settled::CodecFailed => {
                         self.tx.touch();
-                        self.tx.note_mark(mark.clone(), MarkKind::Snapshot);
+                        self.tx.note_mark(mark.clone(), MarkKind::Snapshot)?;
                         self.outcome.failed.push(mark);
                     }
                     Settled::NoRoom => {
@@ -636,7 +638,7 @@ mod tests {
         let mark = mark_key(id, &1_u16.to_le_bytes());
         let tx = store.begin().unwrap();
         tx.touch();
-        tx.note_mark(mark, MarkKind::Snapshot);
+        tx.note_mark(mark, MarkKind::Snapshot).unwrap();
         tx.commit().unwrap();
         assert_eq!(waiting(&store), 1);
         let told = round(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));

@@ -13,6 +13,7 @@ use super::rows::{CaptureId, MarkKind, mark_key};
 use super::stored::{self, Found, Unreadable};
 use super::{CaptureMode, Operation};
 use crate::error::{Error, Result};
+use crate::store::gathered::Amount;
 use crate::store::transaction::Transaction;
 
 /// A captured table, open in a [`Transaction`]: each of its changes is in the log, or marked, in the same transaction.
@@ -199,7 +200,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         match self.capture.mode() {
             CaptureMode::NewestValue => {
                 let old = self.table.insert(key, value)?;
-                self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change);
+                self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change)?;
                 Ok(old)
             }
             CaptureMode::EveryChange => {
@@ -243,7 +244,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
             CaptureMode::NewestValue => {
                 let old = self.table.remove(key)?;
                 if old.is_some() {
-                    self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change);
+                    self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change)?;
                 }
                 Ok(old)
             }
@@ -307,7 +308,11 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
             match removed {
                 Ok(()) => {}
                 // It concerns all of them.
-                Err(error @ (Error::Storage(_) | Error::BacklogFull { .. })) => return Err(error),
+                Err(
+                    error @ (Error::Storage(_)
+                    | Error::BacklogFull { .. }
+                    | Error::TransactionTooLarge { .. }),
+                ) => return Err(error),
                 Err(error) => drop(first.get_or_insert(error)),
             }
         }
@@ -315,7 +320,14 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     }
 
     fn stored_keys(&self) -> Result<Vec<Result<Vec<u8>, Unreadable>>> {
-        self.table.iter()?.map(|row| Ok(stored::bytes_of(&row?.0))).collect()
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        for row in self.table.iter()? {
+            let key = stored::bytes_of(&row?.0);
+            bytes += key.as_ref().map_or(0, |key| key.len() as u64);
+            self.tx.foresee(Amount { events: 0, marks: keys.len() as u64 + 1, bytes })?;
+            keys.push(key);
+        }
+        Ok(keys)
     }
 
     fn remove_stored(&mut self, key: &[u8]) -> Result<()> {
@@ -370,6 +382,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         mut keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
     ) -> Result<Judged> {
         let mut judged = Judged { doomed: Vec::new(), unreadable: None, panicked: None };
+        let mut bytes = 0;
         for row in self.table.iter()? {
             let (key, value) = row?;
             let key_bytes = stored::bytes_of(&key);
@@ -381,7 +394,12 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
             };
             match catch_unwind(AssertUnwindSafe(|| keep(key, value))) {
                 Ok(true) => {}
-                Ok(false) => judged.doomed.push(key_bytes.clone()),
+                Ok(false) => {
+                    bytes += key_bytes.len() as u64;
+                    let marks = judged.doomed.len() as u64 + 1;
+                    self.tx.foresee(Amount { events: 0, marks, bytes })?;
+                    judged.doomed.push(key_bytes.clone());
+                }
                 Err(panic) => {
                     judged.panicked = Some(panic);
                     break;
