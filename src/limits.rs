@@ -240,6 +240,9 @@ pub const PROJECTION_BATCH_BYTES_MAX: usize = 4 << 20;
 /// Events that a projection's filter lets pass by before its position is written for their sake alone.
 pub const PROJECTION_SKIP_MAX: u64 = 4096;
 
+/// Failures of a cancelled rebuild that one transaction removes at most.
+pub const CANCEL_STEP: usize = 256;
+
 /// Records that the last transaction of a rebuild applies at most: as many as one batch at first, and twice as many each time
 /// that a batch has not brought the rebuild nearer to the end of the log. Up to here a rebuild ends beside writers that never
 /// pause.

@@ -21,6 +21,7 @@ use crate::limits::{
 use crate::oneshot;
 use crate::say::in_drop;
 use crate::store::bells::Bell;
+use crate::store::cancelled::cancelled_version;
 use crate::store::projections::{OwnedTables, RunningProjection, Which, not_rebuilt};
 use crate::store::wanted::Wanted;
 use crate::store::{
@@ -29,6 +30,9 @@ use crate::store::{
 use crate::time::Deadline;
 
 use self::worker::Worker;
+
+/// Why a projection whose rebuild was cancelled stands still.
+const CANCELLED: &str = "its rebuild was cancelled";
 
 pub(crate) type Handler = dyn Fn(&Recorded, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync;
 
@@ -368,11 +372,16 @@ impl ProjectionBuilder {
         let row = store.projection_row(&self.name, self.version, self.start)?;
         let resumed = row.rebuild.filter(|rebuild| rebuild.version == self.version);
         let old = row.live.version != self.version;
+        let stays =
+            cancelled_version(&core.begin_read()?, &self.name)? == Some(self.version) && resumed.is_none();
         shared.change(|status| {
             status.position = row.live.position;
             // Said before the thread has begun: who waits for the rebuild must not miss it.
-            status.rebuilding = resumed.map(|rebuild| rebuild.position).or(old.then_some(0));
-            if old {
+            status.rebuilding = resumed.map(|rebuild| rebuild.position).or((old && !stays).then_some(0));
+            if old && stays {
+                status.state = ProjectionState::Cancelled;
+                status.rebuild_stopped = Some(CANCELLED.into());
+            } else if old {
                 status.state = ProjectionState::Rebuilding;
             }
         });
@@ -382,7 +391,8 @@ impl ProjectionBuilder {
         let handler: Arc<Handler> = Arc::new(handler);
         let projection_handler = Arc::clone(&handler);
         let (name, version, owned) = (self.name.clone(), self.version, self.owned.clone());
-        let worker = Worker::new(self, wanted, row, handler, Arc::clone(&shared), Arc::clone(&asked), hung);
+        let worker =
+            Worker::new(self, wanted, (row, stays), handler, Arc::clone(&shared), Arc::clone(&asked), hung);
         let panicked = Arc::clone(&shared);
         let (report, ended) = oneshot::channel();
         std::thread::Builder::new()
@@ -552,6 +562,7 @@ impl Projection {
                 ProjectionState::Stopped { seq, reason } => {
                     Some(stands(status.position, format!("event {seq}: {reason}")))
                 }
+                ProjectionState::Cancelled if !asked => Some(stands(status.position, CANCELLED.into())),
                 ProjectionState::Failed(reason) => Some(stands(status.position, reason.clone())),
                 ProjectionState::Ended => Some(stands(status.position, "it was ended".into())),
                 _ => None,
@@ -584,6 +595,22 @@ impl Projection {
         }
         self.asked.rebuild.store(true, Ordering::Release);
         self.bell.ring();
+    }
+
+    /// Cancels the rebuild that is under way; whether there was one. See [`Store::cancel_rebuild`].
+    ///
+    /// # Errors
+    /// As [`Store::cancel_rebuild`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// assert!(!projection.cancel_rebuild()?); // none is under way
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cancel_rebuild(&self) -> Result<bool> {
+        self.store.cancel_rebuild(&self.name)
     }
 
     /// Events that it has given up, by sequence number, after `after`, at most `limit`.

@@ -83,6 +83,8 @@ pub(super) struct Worker {
     stale: bool,
     pace: LogPace,
     reach: Reach,
+    /// The rebuild for this version was cancelled, and none was asked for since.
+    cancelled: bool,
     /// The live track had read to the end of the log when it last looked.
     caught_up: bool,
     /// What the filter has let pass waits to be written.
@@ -103,7 +105,7 @@ impl Worker {
     pub(super) fn new(
         settings: ProjectionBuilder,
         wanted: Wanted,
-        row: ProjectionRow,
+        (row, cancelled): (ProjectionRow, bool),
         handler: Arc<Handler>,
         shared: Arc<RunningProjection>,
         asked: Arc<Asked>,
@@ -126,6 +128,7 @@ impl Worker {
             stale,
             pace: LogPace::default(),
             reach: Reach::of(batch),
+            cancelled,
             caught_up: false,
             unwritten: None,
             settings,
@@ -149,12 +152,19 @@ impl Worker {
 
     /// Goes on until it is asked to stop. Fails only if the store is lost.
     fn work(&mut self) -> Result<()> {
-        if self.frozen && self.rebuild.is_none() {
+        // A process that cancelled a rebuild may have died before all of it was removed.
+        let name = self.settings.name.clone();
+        if self.cancelled {
+            while self.write({
+                let name = name.clone();
+                move |tx| tx.clear_cancelled(&name)
+            })? {}
+        }
+        if self.frozen && self.rebuild.is_none() && !self.cancelled {
             // Which drops a stale one too.
             self.begin_rebuild()?;
         } else if self.stale {
             // A version was taken back. Nobody goes on with its rebuild, and the log would wait for it for ever.
-            let name = self.settings.name.clone();
             self.write(move |tx| tx.cancel_rebuild(&name))?;
         }
         while !self.stops() {
@@ -217,6 +227,9 @@ impl Worker {
             match (live, &status.state) {
                 (_, ProjectionState::Stopped { .. }) if self.live.stopped => {}
                 (Step::Waits, ProjectionState::Stopped { .. }) => {}
+                (Step::Waits, _) if self.cancelled && self.frozen => {
+                    status.state = ProjectionState::Cancelled
+                }
                 (Step::Waits, _) if self.frozen => status.state = ProjectionState::Rebuilding,
                 (Step::Waits, _) => {}
                 (Step::AtEnd, _) => status.state = ProjectionState::Live,
@@ -251,6 +264,7 @@ impl Worker {
         })?;
         self.rebuild = Some(Line::at(0, self.settings.batch));
         self.reach = Reach::of(self.settings.batch);
+        self.cancelled = false;
         let frozen = self.frozen;
         self.shared.change(|status| {
             status.rebuilding = Some(0);
@@ -263,6 +277,31 @@ impl Worker {
     }
 
     fn step_rebuild(&mut self) -> Result<Step> {
+        let stepped = self.step_rebuild_on();
+        // What failed because the rebuild is gone has not failed.
+        if self.note_cancelled() { Ok(Step::Moved) } else { stepped }
+    }
+
+    /// Lets go of a rebuild that was cancelled, here or through the store; whether it was.
+    fn note_cancelled(&mut self) -> bool {
+        let row = self.settings.store.core().tail().projections.get(&self.settings.name).copied();
+        if self.rebuild.is_none() || row.is_none_or(|row| row.rebuild.is_some()) {
+            return false;
+        }
+        tracing::info!("the rebuild was cancelled");
+        (self.rebuild, self.cancelled) = (None, true);
+        let frozen = self.frozen;
+        self.shared.change(|status| {
+            status.rebuilding = None;
+            status.rebuild_stopped = frozen.then(|| super::CANCELLED.into());
+            if frozen {
+                status.state = ProjectionState::Cancelled;
+            }
+        });
+        true
+    }
+
+    fn step_rebuild_on(&mut self) -> Result<Step> {
         for _ in 0..REBUILD_BATCHES {
             if self.rebuild.is_none() || self.stops() {
                 return Ok(Step::Waits);
@@ -468,7 +507,10 @@ impl Worker {
     fn write_skipped(&mut self) -> Result<()> {
         for which in [Which::Live, Which::Rebuild] {
             if self.line(which).is_some_and(|line| line.next > line.durable) {
-                self.write_position(which)?;
+                let written = self.write_position(which);
+                if !self.note_cancelled() {
+                    written?;
+                }
             }
         }
         self.unwritten = None;
@@ -502,8 +544,15 @@ mod tests {
         let (shared, asked) = (Arc::default(), Arc::default());
         let bell = store.core().bells.hang(None);
         let wanted = Wanted::all(&store.core().settings.upcasts);
-        let mut worker =
-            Worker::new(store.projection("p"), wanted, row, Arc::new(|_, _| Ok(())), shared, asked, bell);
+        let mut worker = Worker::new(
+            store.projection("p"),
+            wanted,
+            (row, false),
+            Arc::new(|_, _| Ok(())),
+            shared,
+            asked,
+            bell,
+        );
         worker.failed(Which::Live, 0, &Error::app("it cannot be applied")).unwrap();
         assert!(worker.live.retry_at.is_some());
         let stretch = Stretch { position: 1, ..Stretch::default() };

@@ -1,6 +1,7 @@
 //! The store: one redb file with the application's state and the event log.
 
 pub(crate) mod bells;
+pub(crate) mod cancelled;
 pub(crate) mod capture;
 mod commit;
 pub(crate) mod core;

@@ -172,6 +172,9 @@ pub enum ProjectionState {
     Live,
     /// Its tables are of an earlier version and stay as they are until the rebuild has caught up.
     Rebuilding,
+    /// Its tables are of an earlier version, and the rebuild for its own was [cancelled](crate::Store::cancel_rebuild): they stay
+    /// as they are until a rebuild is asked for.
+    Cancelled,
     /// The handler failed on this event; it is tried again after a while.
     Retrying {
         /// The event.
@@ -308,7 +311,7 @@ pub(crate) struct OwnedTables {
     pub(crate) multimap: Vec<String>,
 }
 
-fn shadow_prefix(track: CursorId) -> String {
+pub(super) fn shadow_prefix(track: CursorId) -> String {
     format!("{REBUILD_PREFIX}{track}.")
 }
 
@@ -322,7 +325,7 @@ fn multimap(name: &str) -> MultimapTableDefinition<'_, u64, u64> {
 }
 
 /// Deletes a table of this name, of whichever kind: that of an earlier version may have been another.
-fn delete_any(tx: &WriteTransaction, name: &str) -> Result<()> {
+pub(super) fn delete_any(tx: &WriteTransaction, name: &str) -> Result<()> {
     match tx.delete_table(plain(name)) {
         Err(redb::TableError::TableIsMultimap(_)) => tx.delete_multimap_table(multimap(name))?,
         deleted => deleted?,
@@ -577,9 +580,20 @@ impl Transaction {
         if let Some(old) = row.rebuild {
             self.drop_rebuild(old)?;
         }
+        self.forget_cancelled(name)?;
         let id = next_cursor_id(self)?;
         row.rebuild = Some(Track { id, version, position: 0 });
         self.write_projection_row(name, row)
+    }
+
+    /// Takes the rebuild from the projection, and leaves its tables and failures where they are.
+    pub(super) fn take_rebuild(&self, name: &str) -> Result<Option<Track>> {
+        let mut row = self.projection_row(name)?;
+        let taken = row.rebuild.take();
+        if taken.is_some() {
+            self.write_projection_row(name, row)?;
+        }
+        Ok(taken)
     }
 
     /// Forgets the rebuild that is under way, if there is one.
@@ -620,7 +634,7 @@ impl Transaction {
         self.release(&released)
     }
 
-    fn release(&self, seqs: &[u64]) -> Result<()> {
+    pub(super) fn release(&self, seqs: &[u64]) -> Result<()> {
         let tail = self.core.tail();
         super::commit::drop_released(self.redb(), &tail, &self.pending.borrow(), tail.trimmed_to, seqs)
     }
@@ -715,6 +729,7 @@ impl Store {
         if let Some(rebuild) = row.rebuild {
             tx.drop_rebuild(rebuild)?;
         }
+        tx.forget_cancelled(name)?;
         tx.redb().open_table(PROJECTIONS)?.remove(name)?;
         tx.finish(1)?;
         {

@@ -200,6 +200,8 @@ pub struct ProjectionStats {
     pub lag_ms: Option<u64>,
     /// How far a rebuild has come, if one is under way.
     pub rebuilding: Option<u64>,
+    /// The version whose rebuild was [cancelled](Store::cancel_rebuild), if one was and none was asked for since.
+    pub cancelled: Option<u32>,
     /// How it is, if it runs in this process.
     pub running: Option<ProjectionStatus>,
 }
@@ -281,6 +283,7 @@ impl Store {
                 port.map(|port| port.status.lock().unwrap_or_else(PoisonError::into_inner).clone());
         }
         for (name, projection) in &mut stats.projections {
+            projection.cancelled = super::cancelled::cancelled_version(&tx, name)?;
             projection.running = core.projections.get(name).map(|running| running.status().clone());
             // What its filter has let pass is written down only now and then.
             if let Some(running) = &projection.running {
@@ -365,6 +368,7 @@ fn projection_stats(tail: &Tail) -> BTreeMap<String, ProjectionStats> {
             lag_events: tail.next_seq.saturating_sub(row.live.position),
             lag_ms: None,
             rebuilding: row.rebuild.map(|rebuild| rebuild.position),
+            cancelled: None,
             running: None,
         };
         (name.clone(), stats)

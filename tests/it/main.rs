@@ -12,6 +12,7 @@ mod support;
 
 #[cfg(unix)]
 mod aggregates;
+mod cancel_rebuild;
 #[cfg(unix)]
 mod capture;
 #[cfg(unix)]
