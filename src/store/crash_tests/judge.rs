@@ -14,6 +14,7 @@ use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::store::Store;
 use crate::store::cursor::Cursor;
+use crate::store::waiting::Bounds;
 use crate::store::relay_rows::exceptions_between;
 use crate::store::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, INBOX, LANES, LOG, META, PARKED, SEEN,
@@ -101,6 +102,8 @@ pub(super) fn observe(store: &Store, model: &Model) -> Found<Observed> {
     seen.ends =
         [tail.next_seq, tail.end_offset, tail.trimmed_to, tail.trimmed_offset, tail.derived_through, epoch];
     seen.cursors = tail.cursors.clone();
+    // Where a search through the rows begins is of memory alone, and an open begins anew.
+    seen.cursors.values_mut().for_each(|cursor| cursor.rows.bounds = Bounds::default());
     seen.marks = tail.captures.iter().map(|(name, known)| (name.clone(), known.waiting)).collect();
     Ok(seen)
 }
