@@ -105,6 +105,22 @@ pub const INBOX_AGE_MS_DEFAULT: u64 = 7 * 24 * 3600 * 1000;
 /// Inbox entries that one commit looks at while forgetting old ones.
 pub const INBOX_SWEEP_STEP: usize = 64;
 
+/// The store age (the time that has passed while the store was open) is written by a commit that happens anyway once it has grown by
+/// so much, in milliseconds. A crash loses at most that, or the time since the last commit.
+pub const AGE_SAVE_MS: u64 = 5_000;
+
+/// The store age is written at the close if it has grown by so much, in milliseconds.
+pub const AGE_SAVE_MS_MIN: u64 = 1_000;
+
+/// Retention by age is told in steps of this many milliseconds at least.
+pub const AGE_STEP_MS_MIN: u64 = 1_000;
+
+/// Retention by age is told in so many steps of the age that is kept.
+pub const AGE_STEPS: u64 = 64;
+
+/// Milestones of ages that the file keeps at most; two to a step.
+pub const AGE_MILESTONES_MAX: usize = 136;
+
 /// Events between two bulk writes of what is derived from the log: lanes and the stream index. Records younger than the
 /// last bulk write are not trimmed.
 pub const DERIVED_FLUSH_EVENTS: u64 = 4096;

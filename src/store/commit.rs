@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use redb::{ReadableTable, WriteTransaction};
 
+use super::age::{self, AgeBook};
 use super::capture::rows::{self as capture_rows, MarkCounts};
 use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
@@ -37,6 +38,9 @@ struct Next {
     /// Records below can go.
     floor: u64,
     now: Now,
+    /// The store age, and what this commit writes of ages.
+    age_ms: u64,
+    ages: Option<AgeBook>,
     /// Where the next sweep of the inbox begins, if this commit did a step of it.
     swept_to: Option<Vec<u8>>,
 }
@@ -92,7 +96,8 @@ fn prepare(
 ) -> Result<Next> {
     let tail = core.tail();
     write_frames(tx, pending)?;
-    write_inbox(tx, pending)?;
+    let age_ms = core.age.at(now);
+    write_inbox(tx, pending, age_ms)?;
     let marks = capture_rows::write(tx, &pending.captures)?;
     let mut next = Next {
         state: StateRow {
@@ -106,7 +111,9 @@ fn prepare(
         trim_left: false,
         floor: 0,
         now,
-        swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()), now.wall_ms)?,
+        age_ms,
+        ages: tail.ages.after(age_ms, pending.next_seq, core.settings.retention.age_ms_min, pending.closing),
+        swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()), age_ms)?,
     };
     let before = next.state;
     let mut released = Vec::new();
@@ -120,7 +127,8 @@ fn prepare(
         released.extend(gone);
         next.cursors.push((name.clone(), cursor, moved));
     }
-    next.floor = trim_floor(core, &tail, pending, &next.cursors);
+    next.floor = trim_floor(core, &tail, pending, &next.cursors, age_ms);
+    age::save(tx, next.ages.as_ref())?;
     let plan = Plan::new(core, (tx, &tail, pending), &next.cursors, next.floor, (alone, now))?;
     if plan.flush {
         write_lanes(tx, &tail, pending)?;
@@ -145,6 +153,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         tail.trimmed_to = next.state.trimmed_to;
         tail.trimmed_offset = next.state.trimmed_offset;
         tail.trim_left = next.trim_left;
+        tail.ages.committed(next.ages, next.age_ms, pending.next_seq);
         let after = || Deferred::after(tail.deferred, next.state.trimmed_to, next.floor, next.now);
         tail.deferred = next.trim_left.then(after);
         for (key, state) in &pending.lanes {
@@ -198,13 +207,14 @@ fn write_frames(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
     Ok(())
 }
 
-fn write_inbox(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
+/// Marks are of the age at which they become durable.
+fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<()> {
     if pending.inbox.is_empty() {
         return Ok(());
     }
     let mut inbox = tx.open_table(INBOX)?;
     for (key, row) in &pending.inbox {
-        inbox.insert(key.as_slice(), row.to_bytes().as_slice())?;
+        inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..*row }.to_bytes().as_slice())?;
     }
     Ok(())
 }
@@ -215,7 +225,7 @@ fn sweep_inbox(
     tx: &WriteTransaction,
     tail: &Tail,
     step: usize,
-    now_ms: u64,
+    age_ms: u64,
 ) -> Result<Option<Vec<u8>>> {
     if tail.inbox_added < INBOX_SWEEP_STEP / 2 {
         return Ok(None);
@@ -223,7 +233,7 @@ fn sweep_inbox(
     let mut inbox = tx.open_table(INBOX)?;
     let seen =
         core.settings.inbox_ids_max.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
-    let mut old = Vec::new();
+    let (mut old, mut ahead) = (Vec::new(), Vec::new());
     let mut swept_to = Vec::new();
     let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
     for row in rows.by_ref().take(step) {
@@ -231,7 +241,11 @@ fn sweep_inbox(
         swept_to = key.value().to_vec();
         // A row that cannot be read tells nothing any more, either.
         let row = InboxRow::from_bytes(row.value());
-        let at_ms = row.map_or(0, |row| row.at_ms);
+        if let Some(row) = row.filter(|row| row.at_ms > age_ms) {
+            ahead.push((swept_to.clone(), row));
+            continue;
+        }
+        let is_old = row.is_none_or(|row| row.at_ms.saturating_add(core.settings.inbox_age_ms) < age_ms);
         let numbered = row.filter(|row| row.count == seen::NUMBERED);
         let outnumbered = match (&seen, numbered, keys::scope_of(&swept_to)) {
             (Some((max, seen)), Some(row), Some(scope)) => {
@@ -239,7 +253,7 @@ fn sweep_inbox(
             }
             _ => false,
         };
-        if outnumbered || at_ms.saturating_add(core.settings.inbox_age_ms) < now_ms {
+        if outnumbered || is_old {
             old.push(swept_to.clone());
         }
     }
@@ -247,6 +261,9 @@ fn sweep_inbox(
     drop(rows);
     for key in old {
         inbox.remove(key.as_slice())?;
+    }
+    for (key, row) in ahead {
+        inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..row }.to_bytes().as_slice())?;
     }
     Ok(Some(if at_end { Vec::new() } else { swept_to }))
 }
@@ -279,7 +296,13 @@ pub(super) fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, p
 }
 
 /// Below this, every relay is done with every record that has no exception, and retention wants none.
-fn trim_floor(core: &Core, tail: &Tail, pending: &Pending, moved: &[(String, Cursor, ParkedChanges)]) -> u64 {
+fn trim_floor(
+    core: &Core,
+    tail: &Tail,
+    pending: &Pending,
+    moved: &[(String, Cursor, ParkedChanges)],
+    age_ms: u64,
+) -> u64 {
     let retention = &core.settings.retention;
     if retention.forever {
         return tail.trimmed_to;
@@ -298,7 +321,11 @@ fn trim_floor(core: &Core, tail: &Tail, pending: &Pending, moved: &[(String, Cur
         row.wants_from()
     });
     let done = projected.fold(done, u64::min);
-    done.min(pending.next_seq.saturating_sub(retention.events_min))
+    let done = done.min(pending.next_seq.saturating_sub(retention.events_min));
+    match retention.age_ms_min {
+        0 => done,
+        keep_ms => done.min(tail.ages.old_below(age_ms, keep_ms).max(tail.trimmed_to)),
+    }
 }
 
 fn trim(
@@ -323,8 +350,6 @@ fn trim(
     let mut keep = BTreeSet::new();
     let mut to = from;
     let retention = &core.settings.retention;
-    let now_ms = next.now.wall_ms;
-    let old_enough = |time_ms: u64| time_ms.saturating_add(retention.age_ms_min) <= now_ms;
     let outside_bytes = |offset: u64| offset.saturating_add(retention.bytes_min) <= tail.end_offset;
     let needs = Needs::of(tx, tail, from, last)?;
     for row in log.range(from..last)? {
@@ -335,7 +360,7 @@ fn trim(
         let seq = seq.value();
         match record::decode(seq, frame.value()) {
             Ok(recorded) => {
-                if !old_enough(recorded.time_ms) || !outside_bytes(recorded.end_offset) {
+                if !outside_bytes(recorded.end_offset) {
                     break;
                 }
                 next.state.trimmed_offset = recorded.end_offset;

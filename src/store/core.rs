@@ -16,6 +16,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use redb::{Database, ReadableDatabase};
 
+use super::age::{Age, AgeBook};
 use super::bells::Bells;
 use super::capture::rounds::Rounds;
 use super::capture::rows::CaptureBook;
@@ -74,6 +75,8 @@ pub(crate) struct Tail {
     pub(crate) streams: StreamBook,
     /// The tables that are derived from the log are true for all records below.
     pub(crate) derived_through: u64,
+    /// Ages of events, and of the store.
+    pub(crate) ages: AgeBook,
     /// The end offset of the record before `derived_through`.
     pub(crate) derived_offset: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
@@ -254,6 +257,8 @@ pub(crate) struct Core {
     pub(crate) verified_at_open: bool,
     pub(crate) opened: OpenedAt,
     pub(crate) holders: Holders,
+    /// How long the store has been open in all.
+    pub(crate) age: Age,
     pub(crate) settings: Settings,
     pub(crate) identity: Identity,
     pub(crate) turns: Arc<Turns>,
@@ -307,6 +312,7 @@ impl Core {
             watch: opened.watch,
             verified_at_open: opened.unclean,
             holders: Holders::new(settings.holder_warn_ms, tail.next_seq, tail.end_offset),
+            age: Age::new(tail.ages.saved_ms(), settings.clock.now()),
             opened: OpenedAt { mono_ms: settings.clock.now().mono_ms, next_seq: tail.next_seq },
             settings,
             identity,

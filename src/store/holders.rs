@@ -444,18 +444,21 @@ fn retained_from(core: &Core, tx: &ReadTransaction, log: &Log, retention: &Reten
         return Ok(Some(log.trimmed_to));
     }
     let mut from = log.next_seq.saturating_sub(retention.events_min).max(log.trimmed_to);
-    let now_ms = core.settings.clock.now().wall_ms;
-    if retention.bytes_min > 0 || retention.age_ms_min > 0 {
+    if retention.age_ms_min > 0 {
+        let age_ms = core.age.at(core.settings.clock.now());
+        let old_below = core.tail().ages.old_below(age_ms, retention.age_ms_min);
+        from = from.min(old_below.max(log.trimmed_to));
+    }
+    if retention.bytes_min > 0 {
         let table = tx.open_table(LOG)?;
-        // The log is sorted by both, but for jumps of the clock and damaged records.
+        // The log is sorted by it, but for damaged records.
         let (mut low, mut high) = (log.trimmed_to, from);
         while low < high {
             let middle = low + (high - low) / 2;
             let frame = table.get(middle)?;
             let recorded = frame.and_then(|frame| record::decode(middle, frame.value()).ok());
             let is_kept = recorded.is_some_and(|recorded| {
-                recorded.time_ms.saturating_add(retention.age_ms_min) > now_ms
-                    || recorded.end_offset.saturating_add(retention.bytes_min) > log.end_offset
+                recorded.end_offset.saturating_add(retention.bytes_min) > log.end_offset
             });
             if is_kept { high = middle } else { low = middle + 1 }
         }

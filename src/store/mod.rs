@@ -1,5 +1,6 @@
 //! The store: one redb file with the application's state and the event log.
 
+mod age;
 pub(crate) mod bells;
 pub(crate) mod cancelled;
 pub(crate) mod capture;

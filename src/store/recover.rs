@@ -4,12 +4,13 @@ use std::path::Path;
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
+use super::age::AgeBook;
 use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::projections::ProjectionRow;
 use super::schema::{
-    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_EPOCH,
+    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_AGE, META_EPOCH,
     META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS,
     STREAMS, StateRow,
 };
@@ -108,7 +109,8 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer. Records are as they are today.
+/// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer, format 3 no store age. Records are as they are
+/// today. Marks of ids have wall times in earlier formats; the sweep of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
@@ -152,6 +154,8 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
     }
     tail.captures = super::capture::rows::recover(&tx)?;
+    let ages = tx.open_table(META)?.get(META_AGE)?.and_then(|row| AgeBook::from_bytes(row.value()));
+    tail.ages = AgeBook::opened(ages, tail.next_seq);
     tail.derived_offset = offset_before(&log, &tail, state.derived_through)?;
     if replay(&tx, &mut tail)? {
         return Ok(tail);

@@ -1,7 +1,7 @@
 //! The tables of the file, and the rows of the small ones.
 //!
 //! ```text
-//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24
+//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · age u64 (age u64, seq u64)…
 //! onewrite.log         seq u64 → record    (log/record.rs)
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
@@ -55,7 +55,7 @@ pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 7] =
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 
 /// The format that this version writes, and the newest it reads.
-pub(crate) const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 4;
 
 pub(crate) const META_FORMAT: &str = "format";
 pub(crate) const META_STORE_ID: &str = "store_id";
@@ -64,6 +64,8 @@ pub(crate) const META_EPOCH: &str = "epoch";
 pub(crate) const META_EPOCH_STARTS: &str = "epoch_starts";
 pub(crate) const META_NEXT_CURSOR: &str = "next_cursor";
 pub(crate) const META_STATE: &str = "state";
+/// See age.rs. Missing: all that the file holds is as young as can be.
+pub(crate) const META_AGE: &str = "age";
 
 /// The row `state`: what cannot be derived from the log once its beginning is trimmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -114,7 +116,7 @@ pub(crate) struct InboxRow {
     /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name.
     pub(crate) crc: u32,
     pub(crate) len: u32,
-    /// When, by the wall clock.
+    /// When: the store age (age.rs). One beyond the store age is of an earlier format, or was lost by a crash: it counts as now.
     pub(crate) at_ms: u64,
 }
 

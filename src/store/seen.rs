@@ -112,11 +112,10 @@ impl Transaction {
         match identity {
             Identity::Nameless => Ok(true),
             Identity::Id { key, content, .. } => {
-                let at_ms = self.core.settings.clock.now().wall_ms;
                 let first = self.is_first_delivery(scope, identity)?;
                 if first {
                     let number = self.next_id(scope)?;
-                    self.mark_id(key.clone(), *content, number, at_ms)?;
+                    self.mark_id(key.clone(), *content, number)?;
                 }
                 Ok(first)
             }

@@ -154,6 +154,9 @@ impl Retention {
     }
     /// Keeps what is younger than `age`.
     ///
+    /// The age is the time that has passed while the store was open since the event was appended; the event's own time and the wall
+    /// clock play no part. It is known in steps of a 64th of `age`, or of a second; an event stays so much longer at most.
+    ///
     /// ```
     /// # use std::time::Duration;
     /// let retention = onewrite::Retention::default().keep_age(Duration::from_secs(60));
@@ -517,6 +520,9 @@ impl StoreBuilder {
     }
 
     /// How long a seen id (request, delivery, event id given by the application) is remembered at least; 7 days unless set.
+    ///
+    /// The age is the time that has passed while the store was open. Time during which it is closed does not count, and a jump of the
+    /// wall clock changes nothing. A crash may lose some seconds of it: then an id is remembered longer.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

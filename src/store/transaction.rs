@@ -83,6 +83,8 @@ pub(crate) struct Pending {
     pub(crate) captures: PendingCaptures,
     /// What is derived from the log is to be written, however little has come since it last was.
     pub(crate) flush_derived: bool,
+    /// The commit may be the last one: what is written now and then is written.
+    pub(crate) closing: bool,
     undo: Vec<Undo>,
 }
 
@@ -353,7 +355,7 @@ impl Transaction {
         pending.frames.push((seq, frame));
         if let Some(key) = id_row {
             let (crc, len) = content_of(&body);
-            pending.mark_seen(key, InboxRow { first: seq, count: 1, crc, len, at_ms: now.wall_ms });
+            pending.mark_seen(key, InboxRow { first: seq, count: 1, crc, len, at_ms: 0 });
         }
         drop(pending);
         self.seqs.borrow_mut().push(seq);
@@ -534,11 +536,10 @@ impl Transaction {
         check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         check_id("the id", id, INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id);
-        let at_ms = self.core.settings.clock.now().wall_ms;
         if let Some(row) = self.seen(&key)? {
             return Ok(Some(row));
         }
-        self.mark_id(key, content.map(content_of).unwrap_or_default(), None, at_ms)?;
+        self.mark_id(key, content.map(content_of).unwrap_or_default(), None)?;
         Ok(None)
     }
 
@@ -552,28 +553,20 @@ impl Transaction {
         row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
     }
 
-    /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The caller has read the clock before
-    /// it looked whether the id was seen.
-    pub(super) fn mark_id(
-        &self,
-        key: Vec<u8>,
-        (crc, len): (u32, u32),
-        number: Option<u64>,
-        at_ms: u64,
-    ) -> Result<()> {
+    /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
+    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
-        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms });
+        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms: 0 });
         Ok(())
     }
 
     /// Marks a key of the inbox; `false` if it was marked before.
     pub(super) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
-        let at_ms = self.core.settings.clock.now().wall_ms;
         let first = self.seen(&key)?.is_none();
         if first {
-            self.mark_id(key, Default::default(), None, at_ms)?;
+            self.mark_id(key, Default::default(), None)?;
         }
         Ok(first)
     }
@@ -581,8 +574,7 @@ impl Transaction {
     /// Marks a request as done, with the events that it led to.
     pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
-        let at_ms = self.core.settings.clock.now().wall_ms;
-        self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms });
+        self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });
         Ok(())
     }
 
@@ -697,6 +689,11 @@ impl Transaction {
         self.core.owner.check()?;
         let tx = self.tx.take().expect("a transaction is finished once").0;
         super::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now)
+    }
+
+    /// Its commit may be the store's last.
+    pub(crate) fn set_closing(&mut self) {
+        self.pending.borrow_mut().closing = true;
     }
 
     /// Its commit saves where the free pages are, and what is derived from the log, so that an open after an unclean end need not look

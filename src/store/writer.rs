@@ -23,7 +23,7 @@ use super::holders::{self, Looked};
 use super::receipt::Receipt;
 use super::transaction::Transaction;
 use crate::error::{Error, Result, StorageFailure};
-use crate::limits::{BATCH_WRITES_MAX, CAPTURE_ROUND_KEYS};
+use crate::limits::{AGE_SAVE_MS_MIN, BATCH_WRITES_MAX, CAPTURE_ROUND_KEYS};
 use crate::oneshot::{self, Wakes};
 use crate::time::{Deadline, wake_after};
 
@@ -161,9 +161,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         state.take(job);
     }
     state.work();
-    if !core.ride().is_empty() {
-        state.commit_ride();
-    }
+    state.commit_last();
     state.wake_the_rest();
     // Futures that came too late for the queue find the store closed.
     core.announce_queue_room();
@@ -427,6 +425,26 @@ impl Writer<'_> {
             ride.wait_anew(self.core.poisoned().is_none().then(Instant::now));
             self.core.tail().trim_left = false;
             tracing::warn!(%error, "writing a relay's progress failed; it will be repeated");
+        }
+    }
+
+    /// What waits for a commit gets the last one; so does the store age, unless it is nearly as written.
+    fn commit_last(&mut self) {
+        let grown_ms = match self.core.now() {
+            Ok(now) => self.core.age.at(now).saturating_sub(self.core.tail().ages.saved_ms()),
+            Err(_) => 0,
+        };
+        let is_due = !self.core.ride().is_empty() || grown_ms >= AGE_SAVE_MS_MIN;
+        if !is_due || self.core.poisoned().is_some() {
+            return;
+        }
+        let last = or_poison(self.core, || {
+            let mut tx = Transaction::begin(self.core)?;
+            tx.set_closing();
+            tx.finish(0)
+        });
+        if let Err(error) = last {
+            tracing::warn!(%error, "the last progress was not written; it will be repeated");
         }
     }
 

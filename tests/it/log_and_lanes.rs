@@ -248,7 +248,8 @@ struct Later(SystemClock, AtomicU64);
 impl Clock for Later {
     fn now(&self) -> Now {
         let now = self.0.now();
-        Now { wall_ms: now.wall_ms + self.1.load(Ordering::SeqCst), ..now }
+        let later = self.1.load(Ordering::SeqCst);
+        Now { mono_ms: now.mono_ms + later, wall_ms: now.wall_ms + later }
     }
 }
 

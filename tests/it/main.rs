@@ -10,6 +10,8 @@
 
 mod support;
 
+mod ages;
+
 #[cfg(unix)]
 mod aggregates;
 mod cancel_rebuild;

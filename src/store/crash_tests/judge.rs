@@ -14,11 +14,11 @@ use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::store::Store;
 use crate::store::cursor::Cursor;
-use crate::store::waiting::Bounds;
 use crate::store::relay_rows::exceptions_between;
 use crate::store::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, INBOX, LANES, LOG, META, PARKED, SEEN,
 };
+use crate::store::waiting::Bounds;
 
 /// Everything there is: each table's rows by their number and hash, and what is kept in memory.
 #[derive(Debug, Clone, PartialEq, Default)]
