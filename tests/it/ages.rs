@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use onewrite::publish::{MemoryBroker, QueueOptions};
-use onewrite::redb::{AccessGuard, Database, ReadableTable, StorageError, TableDefinition};
+use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::time::ManualClock;
 use onewrite::{Event, Message, Once, Retention, Store, StoreBuilder};
 
@@ -129,10 +129,11 @@ fn ids_of_an_earlier_format_are_remembered_for_one_more_age() {
         let tx = db.begin_write().unwrap();
         {
             let mut inbox = tx.open_table(INBOX).unwrap();
-            let copied = |row: Result<(AccessGuard<'_, &[u8]>, AccessGuard<'_, &[u8]>), StorageError>| {
-                row.map(|(key, row)| (key.value().to_vec(), row.value().to_vec())).unwrap()
-            };
-            let rows: Vec<_> = inbox.iter().unwrap().map(copied).collect();
+            let rows: Vec<(Vec<u8>, Vec<u8>)> = inbox
+                .range::<&[u8]>(..)
+                .unwrap()
+                .map(|row| row.map(|(key, row)| (key.value().to_vec(), row.value().to_vec())).unwrap())
+                .collect();
             assert_eq!(rows.len(), 3);
             for (key, mut row) in rows {
                 row[24..32].copy_from_slice(&wall_ms.to_le_bytes());
