@@ -231,6 +231,9 @@ pub const HOLDER_LOOKS: u64 = 8;
 /// Snapshots that have ended are taken out of the list of living ones once it is this long.
 pub const SNAPSHOTS_PRUNED_MIN: usize = 64;
 
+/// Pages between two reports of how far [`Store::verify_pages_with`](crate::Store::verify_pages_with) has come.
+pub const PAGES_PER_PROGRESS: u64 = 64;
+
 /// Findings that a verification lists at most; the others are counted.
 pub const FINDINGS_MAX: usize = 1000;
 

@@ -8,13 +8,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 use std::task::Waker;
 use std::thread::ThreadId;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use redb::{Database, ReadableDatabase};
+use redb::{Database, ReadableDatabase, StorageBackend};
 
 use super::age::{Age, AgeBook};
 use super::bells::Bells;
@@ -253,6 +253,7 @@ pub(crate) struct Core {
     db: RwLock<Option<Database>>,
     pub(crate) io: Arc<IoCounters>,
     watch: Watch,
+    pages: Weak<dyn StorageBackend>,
     /// The open had to verify every page.
     pub(crate) verified_at_open: bool,
     pub(crate) opened: OpenedAt,
@@ -310,6 +311,7 @@ impl Core {
             db: RwLock::new(Some(opened.db)),
             io: opened.io,
             watch: opened.watch,
+            pages: opened.pages,
             verified_at_open: opened.unclean,
             holders: Holders::new(settings.holder_warn_ms, tail.next_seq, tail.end_offset),
             age: Age::new(tail.ages.saved_ms(), settings.clock.now()),
@@ -437,6 +439,12 @@ impl Core {
             Error::Storage(crate::error::StorageFailure { action, source, fatal: true })
         });
         named.and(closed)
+    }
+
+    /// The file behind the engine, while the store is open.
+    pub(crate) fn pages(&self) -> Option<Arc<dyn StorageBackend>> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        db.as_ref().and_then(|_| self.pages.upgrade())
     }
 
     fn written(&self) -> Written {

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
@@ -18,6 +18,7 @@ use super::create::create_aside;
 use super::head::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
 use super::place::{Inode, Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
+use super::shared::Shared;
 use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::limits::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
@@ -81,6 +82,8 @@ pub(crate) struct Opened {
     pub(crate) io: Arc<IoCounters>,
     /// What its names must go on to mean.
     pub(crate) watch: Watch,
+    /// The file behind the engine, for as long as the engine has it.
+    pub(crate) pages: Weak<dyn StorageBackend>,
 }
 
 /// Opens the file, or makes it by way of `initialise`.
@@ -245,11 +248,13 @@ fn open_database_as(
 ) -> Result<Opened, OpenError> {
     let io = Arc::default();
     match try_open(path, file, cache_bytes, first, &io) {
-        Ok(db) => Ok(Opened { db, unclean: first == Open::Verify, io, watch: Watch::default() }),
+        Ok((db, pages)) => {
+            Ok(Opened { db, unclean: first == Open::Verify, io, watch: Watch::default(), pages })
+        }
         Err(Refusal::Unclean) => {
             tracing::warn!(path = %path.display(), "the store was not closed cleanly; verifying every page");
             match try_open(path, file, cache_bytes, Open::Verify, &io) {
-                Ok(db) => Ok(Opened { db, unclean: true, io, watch: Watch::default() }),
+                Ok((db, pages)) => Ok(Opened { db, unclean: true, io, watch: Watch::default(), pages }),
                 Err(refusal) => Err(refusal.into_error(path)),
             }
         }
@@ -319,8 +324,9 @@ fn try_open(
     cache_bytes: usize,
     how: Open,
     io: &Arc<IoCounters>,
-) -> Result<Database, Refusal> {
-    let backend = file.backend(io)?;
+) -> Result<(Database, Weak<dyn StorageBackend>), Refusal> {
+    let backend = Arc::new(file.backend(io)?);
+    let pages = Arc::downgrade(&backend);
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
     let mut builder = Builder::new();
@@ -331,9 +337,9 @@ fn try_open(
             session.abort();
         });
     }
-    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(backend)));
+    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(Shared(backend))));
     match opened {
-        Ok(Ok(db)) => Ok(db),
+        Ok(Ok(db)) => Ok((db, pages)),
         Ok(Err(_)) if unclean.load(Ordering::Relaxed) => Err(Refusal::Unclean),
         Ok(Err(error)) => Err(Refusal::Database(error)),
         Err(_) => {
@@ -371,7 +377,7 @@ pub(super) fn make_database(
     cache_bytes: usize,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<(), OpenError> {
-    let db = try_open(path, file, cache_bytes, Open::Verify, &Arc::default())
+    let (db, _) = try_open(path, file, cache_bytes, Open::Verify, &Arc::default())
         .map_err(|refusal| refusal.into_error(path))?;
     initialise(&db)?;
     db.close().map_err(|error| OpenError::Storage { path: path.into(), source: error.into() })

@@ -26,6 +26,7 @@ mod left_out;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
 pub(crate) mod owner;
+mod pages;
 mod place;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
@@ -40,6 +41,7 @@ pub(crate) mod ride;
 mod schema;
 pub(crate) mod seen;
 mod settings;
+mod shared;
 mod stats;
 mod streams;
 mod sweeps;
@@ -47,6 +49,7 @@ mod transaction;
 mod trim;
 mod turn;
 mod verify;
+mod verify_pages;
 mod waiting;
 #[cfg(test)]
 mod waiting_tests;
@@ -91,6 +94,7 @@ pub use self::stats::{CaptureStats, ProjectionStats, RelayStats, Stats};
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
 pub use self::verify::{Finding, Verification};
+pub use self::verify_pages::{PageProgress, PageVerification};
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
 ///

@@ -45,6 +45,17 @@ pub enum Finding {
         /// The event.
         seq: u64,
     },
+    /// A page of the file is not as it was written. Only [`Store::verify_pages`] looks at pages.
+    Page {
+        /// The table that the page is of; `None` of the table of all tables.
+        table: Option<String>,
+        /// Where the page begins in the file, in bytes.
+        offset: u64,
+        /// Its length, in bytes.
+        bytes: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
 }
 
 impl fmt::Display for Finding {
@@ -57,11 +68,15 @@ impl fmt::Display for Finding {
             Self::Exception { seq } => {
                 write!(f, "event {seq} waits or is quarantined, and its record is gone")
             }
+            Self::Page { table, offset, bytes, what } => {
+                let table = table.as_deref().map(|table| format!(", of table `{table}`")).unwrap_or_default();
+                write!(f, "the page of {bytes} bytes at {offset}{table} is damaged: {what}")
+            }
         }
     }
 }
 
-/// What [`Store::verify`] has looked at, and what it has found.
+/// What [`Store::verify`] has looked at, and what it has found: the log and what leads to it, and nothing of the application's tables.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -84,7 +99,7 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// Whether everything fits.
+    /// Whether everything fits that was looked at. Rows of the application's tables were not: [`Store::verify_pages`] looks at them.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -111,8 +126,11 @@ impl Store {
     /// Reads the whole log and checks it: the checksum and place of every record, the index of streams against the events
     /// that it leads to, and that what waits or is quarantined has its record. Writers go on meanwhile.
     ///
-    /// Cost: every record is read, in one read transaction: the file cannot reuse pages for as long. redb's own pages are
-    /// verified when a file is opened that was not closed cleanly, not here.
+    /// **Not covered** are rows of the application's tables, of the inbox, of relays and of projections, and pages that no record
+    /// stands on: a byte that changed there is not found. [`verify_pages`](Self::verify_pages) checks every page.
+    ///
+    /// Cost: every record is read, in one read transaction: the file cannot reuse pages for as long. Pages come from the cache where
+    /// they are in it.
     ///
     /// # Errors
     /// What redb says; that it panicked, on a page that is damaged in a way it does not look for. What does not fit is no error but a

@@ -105,4 +105,6 @@ mod transaction_limits;
 mod upcasts;
 #[cfg(unix)]
 mod verify;
+#[cfg(unix)]
+mod verify_pages;
 mod wanted;

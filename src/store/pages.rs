@@ -1,0 +1,309 @@
+//! Walking the storage engine's pages, and checking each by its checksum.
+//!
+//! redb keeps its pages as trees of checksums: a state in the file's head holds that of the first page, each page that of the next below.
+//! redb itself looks at them only when it opens a file that was not closed. This walk reads the bytes as redb's design page draws them
+//! (file format 3), from the file and not from redb's cache.
+//!
+//! **Invariants.** No number of a page is used before the checksum of the page that it stands in is found right, but for the head's, which
+//! has one of its own. So what is read is what redb has written, and a damaged page ends its own branch alone. Memory: one page,
+//! and what is left to visit of each page above.
+
+use std::io;
+
+use twox_hash::XxHash3_128;
+
+use super::head::{ENGINE, HEAD_BYTES};
+
+const PAGE_BYTES: u64 = 4096;
+const FLAGS_AT: usize = 9;
+const SECOND_STATE: u8 = 1;
+const REGION_AT: usize = 16;
+const STATES_AT: [usize; 2] = [64, 192];
+const STATE_BYTES: usize = 128;
+const SUM_BYTES: usize = 16;
+const ROOT_AT: usize = 8;
+const VERSION: u8 = 3;
+const LEAF: u8 = 1;
+const BRANCH: u8 = 2;
+const SUBTREE: u8 = 3;
+const MULTIMAP: u8 = 4;
+/// No tree is as deep: each branch has two children at least.
+const DEPTH_MAX: usize = 64;
+
+/// What is wrong with a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    Checksum,
+    Shape,
+    Outside,
+    Unreadable,
+}
+
+/// A page, by its place in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// What the walk tells.
+pub(super) trait Visitor {
+    /// A page is as it was written; `false` ends the walk.
+    fn right(&mut self, table: Option<&str>, place: Place) -> bool;
+    /// A page is not; `false` ends the walk.
+    fn wrong(&mut self, table: Option<&str>, place: Place, fault: Fault) -> bool;
+}
+
+/// Where the pages of a state are, and its first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct State {
+    before_bytes: u64,
+    region_bytes: u64,
+    file_bytes: u64,
+    root: Option<Child>,
+}
+
+impl State {
+    /// The newest state that a head tells; `None` if the head is damaged, or of another version.
+    pub(super) fn of(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<Self> {
+        let number =
+            |at: usize| head.get(at..)?.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)));
+        if !head.starts_with(&ENGINE) || number(12)? != PAGE_BYTES {
+            return None;
+        }
+        let newest = usize::from(head.get(FLAGS_AT)? & SECOND_STATE != 0);
+        let state = head.get(*STATES_AT.get(newest)?..)?.get(..STATE_BYTES)?;
+        let (summed, sum) = state.split_at_checked(STATE_BYTES - SUM_BYTES)?;
+        if XxHash3_128::oneshot(summed) != u128::from_le_bytes(*sum.first_chunk()?)
+            || *state.first()? != VERSION
+        {
+            return None;
+        }
+        let root = if *state.get(1)? == 0 { None } else { Some(Child::read(state.get(ROOT_AT..)?)?) };
+        let before_bytes = number(REGION_AT)? * PAGE_BYTES;
+        let region_bytes = before_bytes + number(REGION_AT + 4)? * PAGE_BYTES;
+        Some(Self { before_bytes, region_bytes, file_bytes, root })
+    }
+
+    /// Where a page is; `None` if that is outside the file.
+    fn place(&self, page: u64) -> Result<Place, Place> {
+        let order = page >> 59;
+        let bytes = PAGE_BYTES << order.min(20);
+        let index = page & (0x000f_ffff >> order);
+        let region = (page >> 20) & 0x000f_ffff;
+        let offset = PAGE_BYTES + region * self.region_bytes + self.before_bytes + index * bytes;
+        let place = Place { offset, bytes };
+        if order <= 20 && offset + bytes <= self.file_bytes { Ok(place) } else { Err(place) }
+    }
+}
+
+/// A page below another, with its checksum.
+#[derive(Debug, Clone, Copy)]
+struct Child {
+    page: u64,
+    sum: u128,
+}
+
+impl Child {
+    /// Its number and checksum, as they stand where a tree is named.
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let (page, rest) = bytes.split_first_chunk()?;
+        Some(Self { page: u64::from_le_bytes(*page), sum: u128::from_le_bytes(*rest.first_chunk()?) })
+    }
+}
+
+/// How wide keys and values of a tree are, where all are the same.
+#[derive(Debug, Clone, Copy)]
+struct Widths {
+    key: Option<usize>,
+    value: Option<usize>,
+    /// Its values may be trees of keys of this width.
+    subtrees: Option<Option<usize>>,
+}
+
+/// Of the tree of all tables.
+const OF_TABLES: Widths = Widths { key: None, value: None, subtrees: None };
+
+/// A table: its name and its tree.
+struct Table {
+    name: String,
+    root: Child,
+    widths: Widths,
+}
+
+impl Table {
+    /// `Ok(None)` of one without a row, `Err` of what is none.
+    fn read(name: &[u8], bytes: &[u8]) -> Result<Option<Self>, ()> {
+        let read = || {
+            let kind = *bytes.first()?;
+            let (has_root, root) = bytes.get(9..)?.split_first()?;
+            let (root, widths) = root.split_at_checked(32)?;
+            let width = |at: usize| {
+                let (is_fixed, width) = widths.get(at..)?.split_first()?;
+                let width = u32::from_le_bytes(*width.first_chunk()?);
+                Some(if *is_fixed == 0 { None } else { Some(usize::try_from(width).ok()?) })
+            };
+            let (key, value) = (width(0)?, width(5)?);
+            let widths = match kind {
+                MULTIMAP => Widths { key, value: None, subtrees: Some(value) },
+                _ => Widths { key, value, subtrees: None },
+            };
+            let name = String::from_utf8_lossy(name).into_owned();
+            Some(if *has_root == 0 { None } else { Some(Self { name, root: Child::read(root)?, widths }) })
+        };
+        read().ok_or(())
+    }
+}
+
+/// Reads and checks pages.
+pub(super) struct Walk<'a, V> {
+    pub(super) state: State,
+    pub(super) read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>,
+    pub(super) visitor: V,
+}
+
+impl<V: Visitor> Walk<'_, V> {
+    /// Checks every page that the state leads to but those of the engine's own tables; `false` if the visitor has ended it.
+    pub(super) fn all(&mut self) -> bool {
+        let Some(root) = self.state.root else { return true };
+        let mut tables = Vec::new();
+        let mut odd = 0;
+        let whole = self.tree(None, root, OF_TABLES, &mut |name, bytes| match Table::read(name, bytes) {
+            Ok(table) => tables.extend(table),
+            Err(()) => odd += 1,
+        });
+        // The checksum is right and the row is not: it is of a version that this walk does not know.
+        let place = self.state.place(root.page).unwrap_or_else(|place| place);
+        if !whole || (odd > 0 && !self.visitor.wrong(None, place, Fault::Shape)) {
+            return false;
+        }
+        tables.iter().all(|table| self.tree(Some(&table.name), table.root, table.widths, &mut |_, _| {}))
+    }
+
+    fn tree(
+        &mut self,
+        table: Option<&str>,
+        root: Child,
+        widths: Widths,
+        row: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> bool {
+        let mut left = vec![(root, widths, 0)];
+        let mut page = Vec::new();
+        while let Some((child, widths, depth)) = left.pop() {
+            let (place, fault) = match self.load(child, widths, &mut page) {
+                Ok(place) if depth < DEPTH_MAX => (place, None),
+                Ok(place) => (place, Some(Fault::Shape)),
+                Err((place, fault)) => (place, Some(fault)),
+            };
+            let goes_on = match fault {
+                Some(fault) => self.visitor.wrong(table, place, fault),
+                None => self.visitor.right(table, place),
+            };
+            if !goes_on {
+                return false;
+            }
+            if fault.is_some() {
+                continue;
+            }
+            let whole = match page.first() {
+                Some(&BRANCH) => each_child(&page, |child| left.push((child, widths, depth + 1))),
+                _ => each_row(&page, widths, &mut |key, value| {
+                    row(key, value);
+                    if let Some(width) = widths.subtrees
+                        && value.first() == Some(&SUBTREE)
+                        && let Some(root) = value.get(1..).and_then(Child::read)
+                    {
+                        let widths = Widths { key: width, value: Some(0), subtrees: None };
+                        left.push((root, widths, depth + 1));
+                    }
+                }),
+            };
+            if whole.is_none() && !self.visitor.wrong(table, place, Fault::Shape) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Reads a page and compares its checksum.
+    fn load(&self, child: Child, widths: Widths, page: &mut Vec<u8>) -> Result<Place, (Place, Fault)> {
+        let place = self.state.place(child.page).map_err(|place| (place, Fault::Outside))?;
+        page.clear();
+        page.resize(usize::try_from(place.bytes).map_err(|_| (place, Fault::Outside))?, 0);
+        (self.read)(place.offset, page).map_err(|_| (place, Fault::Unreadable))?;
+        // A page ends where its last value or key does; how far that is stands in it, so damage there shows as another sum.
+        let end = match page.first() {
+            Some(&LEAF) => leaf_end(page, widths),
+            Some(&BRANCH) => branch_end(page, widths),
+            _ => None,
+        };
+        let summed = end.and_then(|end| page.get(..end)).ok_or((place, Fault::Checksum))?;
+        if XxHash3_128::oneshot(summed) == child.sum { Ok(place) } else { Err((place, Fault::Checksum)) }
+    }
+}
+
+fn count(page: &[u8]) -> Option<usize> {
+    page.get(2..)?
+        .first_chunk()
+        .map(|count| usize::from(u16::from_le_bytes(*count)))
+        .filter(|count| *count > 0)
+}
+
+fn end_at(page: &[u8], at: usize) -> Option<usize> {
+    usize::try_from(u32::from_le_bytes(*page.get(at..)?.first_chunk()?)).ok()
+}
+
+/// Where the keys of a leaf begin, and the key and the value of row `n` end.
+fn keys_at(pairs: usize, widths: Widths) -> usize {
+    4 + 4 * pairs * (usize::from(widths.key.is_none()) + usize::from(widths.value.is_none()))
+}
+
+fn key_end(page: &[u8], pairs: usize, widths: Widths, n: usize) -> Option<usize> {
+    match widths.key {
+        Some(width) => width.checked_mul(n + 1)?.checked_add(keys_at(pairs, widths)),
+        None => end_at(page, 4 + 4 * n),
+    }
+}
+
+fn value_end(page: &[u8], pairs: usize, widths: Widths, n: usize) -> Option<usize> {
+    match widths.value {
+        Some(width) => width.checked_mul(n + 1)?.checked_add(key_end(page, pairs, widths, pairs - 1)?),
+        None => end_at(page, 4 + 4 * (n + if widths.key.is_none() { pairs } else { 0 })),
+    }
+}
+
+fn leaf_end(page: &[u8], widths: Widths) -> Option<usize> {
+    let pairs = count(page)?;
+    value_end(page, pairs, widths, pairs - 1)
+}
+
+fn branch_end(page: &[u8], widths: Widths) -> Option<usize> {
+    let keys = count(page)?;
+    let ends_at = 8 + (SUM_BYTES + 8) * (keys + 1);
+    match widths.key {
+        Some(width) => width.checked_mul(keys)?.checked_add(ends_at),
+        None => end_at(page, ends_at + 4 * (keys - 1)),
+    }
+}
+
+fn each_child(page: &[u8], mut child: impl FnMut(Child)) -> Option<()> {
+    let children = count(page)? + 1;
+    for n in 0..children {
+        let sum = page.get(8 + SUM_BYTES * n..)?.first_chunk()?;
+        let number = page.get(8 + SUM_BYTES * children + 8 * n..)?.first_chunk()?;
+        child(Child { page: u64::from_le_bytes(*number), sum: u128::from_le_bytes(*sum) });
+    }
+    Some(())
+}
+
+fn each_row(page: &[u8], widths: Widths, row: &mut dyn FnMut(&[u8], &[u8])) -> Option<()> {
+    let pairs = count(page)?;
+    let mut key_at = keys_at(pairs, widths);
+    let mut value_at = key_end(page, pairs, widths, pairs - 1)?;
+    for n in 0..pairs {
+        let (key_ends, value_ends) = (key_end(page, pairs, widths, n)?, value_end(page, pairs, widths, n)?);
+        row(page.get(key_at..key_ends)?, page.get(value_at..value_ends)?);
+        (key_at, value_at) = (key_ends, value_ends);
+    }
+    Some(())
+}
