@@ -94,7 +94,8 @@ fn fill(
     if let Err(error) = file.try_lock() {
         tracing::debug!(%error, "cannot lock the new file");
     }
-    file.sync_all().map_err(|source| cannot("sync", aside, source))
+    // Its length goes with it; its name is the folder's to keep.
+    file.sync_data().map_err(|source| cannot("sync", aside, source))
 }
 
 /// Puts the new store at its path by a hard link, which never replaces a file of another process. An empty file that the

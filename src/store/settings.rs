@@ -262,7 +262,8 @@ impl StoreBuilder {
         self
     }
 
-    /// Writes each commit into a journal first: a second file beside the store's, of its name with `.journal` behind. 0, for none, unless set; 8 MiB
+    /// Writes each commit into a journal first: a second file beside the store's, of its name with `.journal` behind (or of a short name that
+    /// follows from it, where that would have more than 255 bytes). 0, for none, unless set; 8 MiB
     /// are plenty.
     ///
     /// A commit writes a dozen pages all over the file. With a journal they go there in one piece, with one sync, and to their places many
@@ -703,6 +704,11 @@ impl StoreBuilder {
     }
 
     /// Opens the store, creating it if there is none.
+    ///
+    /// The path names the file itself, in a folder that exists; it is not followed if it is a symbolic link. It is resolved once: the process may
+    /// change its folder later. While the store is open its file must not be moved, deleted or replaced, nor a folder above it be
+    /// renamed. The store looks for that now and then ([`NAME_COMMITS_MAX`](crate::limits::NAME_COMMITS_MAX)), and is then
+    /// poisoned: what was acknowledged in between is in a file that the path no longer leads to.
     ///
     /// When this returns `Ok`, this process owns the file; the log is readable and its end is known. After an unclean
     /// end of the last owner every page is verified first (1 to 3 s per GB, warm).

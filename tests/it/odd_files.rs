@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use onewrite::redb::Database;
 use onewrite::{Error, Event, OpenError, Store, StoreBuilder};
 
-use crate::scratch::{audit, child, put, task};
+use crate::scratch::{audit, can_run, child, child_under, put, task};
 
 const JOURNAL: usize = 1 << 20;
 
@@ -336,5 +336,51 @@ fn a_database_of_another_redb_is_refused_with_a_way_on() {
             assert!(text.contains(says) && text.contains(&format!("file format {version}")), "{text}");
         }
         assert!(std::fs::read(&path).unwrap() == other, "it was written to");
+    }
+}
+
+/// Goal: where folders cannot be synced a store is made, written, crashed, opened and closed, with a journal and without; where the sync fails, the error
+/// names the folder. Method: `strace` answers every `fsync`, which is for folders alone, since files take `fdatasync`.
+#[test]
+fn a_folder_that_cannot_be_synced_ends_nothing() {
+    if !can_run("strace", &["-o", "/dev/null", "true"]) {
+        println!("strace cannot run here: only the test of `create` shows this");
+        return;
+    }
+    for (error, is_real) in
+        [("EINVAL", false), ("EOPNOTSUPP", false), ("EPERM", false), ("EIO", true), ("ENOSPC", true)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let inject = format!("inject=fsync:error={error}");
+        let program = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync", "-e", &inject];
+        let argument = if is_real { "fails" } else { "" };
+        let output =
+            child_under(&program, "odd_files::child_lives_without_folder_syncs", folder.path(), argument)
+                .output()
+                .unwrap();
+        assert!(output.status.success(), "{error}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn child_lives_without_folder_syncs() {
+    let Some((folder, argument)) = task() else { return };
+    for journal in [0, JOURNAL] {
+        let path = folder.join(format!("{journal}.redb"));
+        let open = || Store::builder().journal_bytes(journal).open(&path);
+        if argument == "fails" {
+            let text = open().unwrap_err().to_string();
+            assert!(text.starts_with(&format!("cannot sync {}: ", folder.display())), "{text}");
+            continue;
+        }
+        let store = open().unwrap();
+        put(&store, 0).unwrap();
+        store.close().unwrap();
+        let store = open().unwrap();
+        put(&store, 1).unwrap();
+        store.close().unwrap();
+        assert_eq!(audit(&open().unwrap()), [0, 1]);
+        let copy = crashed(&folder, &format!("{journal}-copy.redb"), journal);
+        assert_eq!(audit(&Store::open(copy).unwrap()), (0..10).collect::<Vec<_>>());
     }
 }
