@@ -341,7 +341,9 @@ impl<A: Aggregate> AggregateStream<A> {
     /// assert_eq!((receipt.value().state.0, receipt.seqs().len()), (1, 0)); // nothing to do any more
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn execute(&self, mut decide: impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
+        self.store.core().owner.check()?;
         // What the line was found to be, or joined; `Some(None)`: this thread must not wait in one.
         let mut line = self.store.core().lines.is_there(&self.stream).then(|| self.stand());
         let mut attempts = 0;
@@ -368,6 +370,7 @@ impl<A: Aggregate> AggregateStream<A> {
         waits.then(|| core.lines.stand(&self.stream))
     }
 
+    #[track_caller]
     fn try_once(
         &self,
         decide: &mut impl FnMut(&A) -> Result<Vec<A::Event>>,

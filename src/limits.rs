@@ -85,6 +85,13 @@ pub const UNSYNCED_FOLDERS_MAX: usize = 64;
 /// Writes that may wait for the writer thread. A further one blocks its caller.
 pub const WRITE_QUEUE_MAX: usize = 1024;
 
+/// How long a caller waits for the write transaction before it logs what holds it, in milliseconds. It logs again when it has waited
+/// for twice as long, and so on.
+pub const WRITE_WAIT_WARN_MS: u64 = 1000;
+
+/// The longest time from one such warning to the next, in milliseconds.
+pub const WRITE_WAIT_WARN_MS_MAX: u64 = 60_000;
+
 /// Writes that share one commit at most.
 pub const BATCH_WRITES_MAX: usize = 256;
 

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
@@ -29,7 +30,15 @@ enum State<T> {
 }
 
 #[derive(Debug)]
-struct Shared<T>(Mutex<State<T>>);
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    /// Whether the work that leads to the answer has begun, or is not wanted any more.
+    claim: AtomicU8,
+}
+
+const OPEN: u8 = 0;
+const BEGUN: u8 = 1;
+const WITHDRAWN: u8 = 2;
 
 impl Waiter {
     fn tell(self) {
@@ -76,7 +85,7 @@ impl Wakes {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns who is to be told.
@@ -120,7 +129,8 @@ pub(crate) struct Receiver<T>(Arc<Shared<T>>);
 pub(crate) struct Abandoned;
 
 pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
-    let shared = Arc::new(Shared(Mutex::new(State::Empty(Waiter::Nobody))));
+    let shared =
+        Arc::new(Shared { state: Mutex::new(State::Empty(Waiter::Nobody)), claim: AtomicU8::new(OPEN) });
     (Sender(Some(Arc::clone(&shared))), Receiver(shared))
 }
 
@@ -151,6 +161,13 @@ impl<T> Sender<T> {
 }
 
 impl<T> Sender<T> {
+    /// Begins the work that leads to the answer. `false` if the other end has withdrawn: then it must not be done.
+    pub(crate) fn begin(&self) -> bool {
+        let Some(shared) = &self.0 else { return false };
+        let claimed = shared.claim.compare_exchange(OPEN, BEGUN, Ordering::AcqRel, Ordering::Acquire);
+        !matches!(claimed, Err(WITHDRAWN))
+    }
+
     /// Nobody waits any more.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| Arc::strong_count(shared) == 1)
@@ -171,6 +188,7 @@ fn this_thread() -> Waiter {
 
 impl<T> Receiver<T> {
     /// Waits as long as it takes.
+    #[cfg(test)]
     pub(crate) fn wait(self) -> Result<T, Abandoned> {
         loop {
             if let Some(taken) = self.0.take(this_thread) {
@@ -178,6 +196,17 @@ impl<T> Receiver<T> {
             }
             thread::park();
         }
+    }
+
+    /// The answer, if it is there.
+    pub(crate) fn try_take(&self) -> Option<Result<T, Abandoned>> {
+        self.0.take(|| Waiter::Nobody)
+    }
+
+    /// Takes the wish back. `false` if the work has begun: then the answer comes.
+    pub(crate) fn withdraw(&self) -> bool {
+        let claimed = self.0.claim.compare_exchange(OPEN, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire);
+        !matches!(claimed, Err(BEGUN))
     }
 
     /// Waits until `deadline` at most; `None` when it passes first.
@@ -204,7 +233,7 @@ impl<T> Future for Receiver<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
     use std::task::Wake;
     use std::time::Duration;
 
@@ -223,6 +252,18 @@ mod tests {
 
         let (_sender, receiver) = channel::<u8>();
         assert_eq!(receiver.wait_until(Deadline::now()), None);
+    }
+
+    /// Goal: work is either begun or withdrawn, never both. Method: each end first.
+    #[test]
+    fn work_that_was_withdrawn_does_not_begin() {
+        let (sender, receiver) = channel::<u8>();
+        assert!(sender.begin() && sender.begin(), "the same work may run again");
+        assert!(!receiver.withdraw(), "it has begun");
+        let (sender, receiver) = channel::<u8>();
+        assert!(receiver.withdraw() && receiver.withdraw());
+        assert!(!sender.begin() && !sender.begin());
+        sender.send(7);
     }
 
     struct Told(AtomicU32);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -11,6 +12,7 @@ use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::store::owner::Owner;
+use crate::store::turn::Turns;
 use crate::time::Deadline;
 
 /// Figures of a consumer since it began.
@@ -89,6 +91,9 @@ pub(super) fn count(counter: &AtomicU64) {
 #[must_use = "dropping a consumer stops it"]
 pub struct Consumer {
     pub(super) owner: Owner,
+    pub(super) turns: Arc<Turns>,
+    /// Its thread.
+    pub(super) thread: ThreadId,
     pub(super) scope: String,
     pub(super) stop: Sender<Deadline>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
@@ -161,6 +166,13 @@ impl Consumer {
         }
         let deadline = Deadline::after(deadline);
         let _ = self.stop.try_send(deadline);
+        if self.turns.must_not_wait() || self.thread == thread::current().id() {
+            // It waits for its writes before it ends, and so for this very thread to go on.
+            in_drop(|| {
+                tracing::warn!(consumer = %self.scope, "a thread that the consumer waits for has stopped it; it ends by itself");
+            });
+            return;
+        }
         if ended.wait_until(deadline).is_none() {
             in_drop(
                 || tracing::warn!(consumer = %self.scope, "the consumer did not end by its deadline; it ends by itself"),

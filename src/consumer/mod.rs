@@ -331,6 +331,7 @@ impl ConsumerBuilder {
         }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let owner = self.store.core().owner.clone();
+        let turns = Arc::clone(&self.store.core().turns);
         owner.check()?;
         let (events, received) = unbounded();
         // What the source's own threads log is this consumer's too.
@@ -343,7 +344,7 @@ impl ConsumerBuilder {
         let told = Arc::clone(&stats);
         let scope = self.scope.clone();
         let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("onewrite-consumer".into())
             .spawn(move || {
                 let _entered = span.enter();
@@ -357,7 +358,8 @@ impl ConsumerBuilder {
                 report.send(());
             })
             .map_err(|source| Error::Thread { what: "consumer", source })?;
-        Ok(Consumer { owner, scope, stop, ended: Some(ended), shared: stats })
+        let thread = thread.thread().id();
+        Ok(Consumer { owner, turns, thread, scope, stop, ended: Some(ended), shared: stats })
     }
 }
 

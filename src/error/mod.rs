@@ -143,6 +143,17 @@ pub enum Error {
         /// The call.
         operation: &'static str,
     },
+    /// The write transaction was not to be had within [`StoreBuilder::write_wait_max`](crate::StoreBuilder::write_wait_max).
+    /// Nothing was written, and the closure will not run.
+    #[error("waited {waited_ms} ms for the write transaction of {path}, held by {holder}; nothing was written", path = path.display())]
+    WriteTimeout {
+        /// The file.
+        path: PathBuf,
+        /// How long the call has waited.
+        waited_ms: u64,
+        /// What holds it: thread, since when, and from where.
+        holder: String,
+    },
     /// The call was made in a process that was forked from the one that opened the store. Nothing was read or written, and
     /// nothing of the store is released: a store belongs to the process that opened it.
     ///

@@ -8,6 +8,7 @@ mod worker;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use redb::{MultimapTableHandle, TableHandle};
@@ -395,7 +396,7 @@ impl ProjectionBuilder {
             Worker::new(self, wanted, (row, stays), handler, Arc::clone(&shared), Arc::clone(&asked), hung);
         let panicked = Arc::clone(&shared);
         let (report, ended) = oneshot::channel();
-        std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("onewrite-projection".into())
             .spawn(move || {
                 // Who waits must hear of it, and the status must not go on saying that it lives.
@@ -416,6 +417,7 @@ impl ProjectionBuilder {
             asked,
             bell,
             ended: Some(ended),
+            thread: thread.thread().id(),
         })
     }
 }
@@ -461,6 +463,8 @@ pub struct Projection {
     asked: Arc<Asked>,
     bell: Arc<Bell>,
     ended: Option<oneshot::Receiver<()>>,
+    /// Its thread.
+    thread: ThreadId,
 }
 
 impl std::fmt::Debug for Projection {
@@ -717,6 +721,13 @@ impl Projection {
         }
         self.asked.stop.store(true, Ordering::Release);
         self.bell.ring();
+        if self.store.core().turns.must_not_wait() || self.thread == thread::current().id() {
+            // It waits for its writes before it ends, and so for this very thread to go on.
+            in_drop(|| {
+                tracing::warn!(projection = %self.name, "a thread that the projection waits for has stopped it; it ends by itself");
+            });
+            return;
+        }
         if ended.wait_until(Deadline::after(deadline)).is_none() {
             in_drop(
                 || tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself"),

@@ -15,12 +15,12 @@ use super::{Asked, FailurePolicy, Handler, ProjectionBuilder};
 use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
-use crate::oneshot;
 use crate::printable::escaped;
 use crate::store::bells::HungBell;
 use crate::store::log_pace::LogPace;
 use crate::store::projections::{ProjectionRow, RunningProjection, Stretch, Which, read_stretch};
 use crate::store::wanted::Wanted;
+use crate::store::write_wait::Purpose;
 use crate::store::{ProjectionState, Transaction};
 use crate::time::{Deadline, Due, Look};
 
@@ -69,6 +69,8 @@ enum Step {
 }
 
 pub(super) struct Worker {
+    /// What its writes are for.
+    purpose: Purpose,
     settings: ProjectionBuilder,
     wanted: Wanted,
     handler: Arc<Handler>,
@@ -116,7 +118,9 @@ impl Worker {
         // A rebuild to another version than ours is of no use any more.
         let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
         let stale = row.rebuild.is_some() && rebuild.is_none();
+        let purpose = Purpose::Handler("projection", settings.name.as_str().into());
         Self {
+            purpose,
             wanted,
             handler,
             shared,
@@ -523,9 +527,8 @@ impl Worker {
         write: impl FnMut(&Transaction) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let store = &self.settings.store;
-        let answer = store.submit(write)?;
-        let receipt = answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(store.gone()))?;
-        Ok(receipt.into_value())
+        let submitted = store.submit(&self.purpose, write)?;
+        store.answer(submitted).map(crate::store::Receipt::into_value)
     }
 }
 

@@ -8,6 +8,7 @@ mod shell;
 mod waiters;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};
@@ -27,6 +28,7 @@ use crate::publish::Publisher;
 use crate::say::in_drop;
 use crate::store::owner::Owner;
 use crate::store::relays::{RelayPort, RelayRequest};
+use crate::store::turn::Turns;
 use crate::store::{RelayState, RelayStatus, StartAt, Store};
 use crate::text::Text;
 use crate::time::{Deadline, as_ms};
@@ -468,11 +470,12 @@ impl RelayBuilder {
         let shell =
             Shell::new(registered, cursor, self.settings, form, publisher, inputs, Arc::clone(&status))?;
         let (report, ended) = oneshot::channel();
-        std::thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("onewrite-relay".into())
             .spawn(move || report.send(span.in_scope(|| shell.run())))
             .map_err(|source| Error::Thread { what: "relay", source })?;
-        Ok(Relay { name: self.name, owner: core.owner.clone(), requests, ended: Some(ended), status })
+        let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
+        Ok(Relay { name: self.name, owner, turns, thread, requests, ended: Some(ended), status })
     }
 }
 
@@ -508,6 +511,9 @@ impl Drop for Registered {
 #[must_use = "dropping a relay stops it"]
 pub struct Relay {
     owner: Owner,
+    turns: Arc<Turns>,
+    /// Its thread.
+    thread: ThreadId,
     name: String,
     requests: crossbeam_channel::Sender<RelayRequest>,
     ended: Option<oneshot::Receiver<StopReport>>,
@@ -639,6 +645,14 @@ impl Relay {
         // The thread gives up a little earlier, so that its report comes in time.
         let margin = (patience / 5).min(Duration::from_millis(200));
         let _ = self.requests.send(RelayRequest::Stop { deadline: deadline.earlier_by(margin) });
+        if self.turns.must_not_wait() || self.thread == thread::current().id() {
+            // It writes its progress before it ends, and would wait for this very thread to go on.
+            in_drop(|| {
+                tracing::warn!(relay = %self.name, "a thread that the relay waits for has stopped it; it ends by itself");
+            });
+            let unknown = self.status().in_flight;
+            return StopReport { unknown, ..StopReport::default() };
+        }
         match ended.wait_until(deadline) {
             Some(report) => report.unwrap_or_default(),
             None => {

@@ -8,15 +8,18 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError, Weak,
+};
 use std::task::Waker;
 use std::thread::ThreadId;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use redb::{Database, ReadableDatabase, StorageBackend};
 
 use super::age::{Age, AgeBook};
+use super::alarms::Alarms;
 use super::bells::Bells;
 use super::capture::rounds::Rounds;
 use super::capture::rows::CaptureBook;
@@ -29,6 +32,7 @@ use super::holders::Holders;
 use super::jumps::Jumped;
 use super::left_out::LeftOut;
 use super::lines::Lines;
+use super::log_pace::LogPace;
 use super::owner::Owner;
 use super::projections::{ProjectionRow, Projections};
 use super::relays::Relays;
@@ -36,9 +40,10 @@ use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::sweeps::{Sweeps, Wanted};
 use super::trim::Deferred;
-use super::turn::Turns;
+use super::turn::{Turn, Turns};
 use super::waiting::Parked;
 use super::watch::{Watch, Written};
+use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result};
 use crate::limits::QUOTA_SWEEP_MS_MAX;
 use crate::log::book::Book;
@@ -46,7 +51,7 @@ use crate::log::keys::CursorId;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 use crate::say::in_drop;
-use crate::time::{Deadline, Now};
+use crate::time::{Deadline, Now, as_ms};
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,8 +237,14 @@ impl Queue {
     }
 
     /// Waits for a write that has skipped the queue. Afterwards `closing` keeps others from it.
-    pub(crate) fn await_skipping(&self) {
-        drop(self.skipping.write().unwrap_or_else(PoisonError::into_inner));
+    pub(crate) fn await_skipping(&self, mut tell: impl FnMut()) {
+        let mut pause = Duration::from_millis(1);
+        while let Err(TryLockError::WouldBlock) = self.skipping.try_write() {
+            // Only a closing store comes here, once, and only beside a write that began before.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+            tell();
+        }
     }
 }
 
@@ -288,6 +299,11 @@ pub(crate) struct Core {
     /// Futures that wait for room in the write queue.
     queue_waiters: Mutex<Vec<Waker>>,
     pub(crate) closing: AtomicBool,
+    /// Wakes futures that wait.
+    pub(crate) alarms: Arc<Alarms>,
+    born: Instant,
+    /// How often long waits are logged.
+    wait_pace: Mutex<LogPace>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -337,6 +353,9 @@ impl Core {
             left_out: LeftOut::default(),
             queue_waiters: Mutex::default(),
             closing: AtomicBool::new(false),
+            alarms: Arc::default(),
+            born: Instant::now(),
+            wait_pace: Mutex::default(),
         }
     }
 
@@ -345,6 +364,49 @@ impl Core {
     pub(crate) fn refuse_inside(&self, operation: &'static str) -> Result<()> {
         self.owner.check()?;
         if self.turns.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
+    }
+
+    /// Waits for the turn to write. Fails once the limit of the wait has passed.
+    pub(crate) fn take_turn(&self, wait: &mut Wait) -> Result<Turn> {
+        match self.turns.take(wait, |wait| self.tell_wait(wait)) {
+            Some(turn) => Ok(turn),
+            None => Err(self.write_timeout(wait)),
+        }
+    }
+
+    /// Waits until the transaction that is under way has ended.
+    pub(crate) fn await_turn(&self, work: &'static str) {
+        // Without a limit it cannot fail.
+        let _ = self.take_turn(&mut Wait::new(Purpose::Own(work), None));
+    }
+
+    /// Logs what a wait is for and what holds it up, if that is due. No lock is held.
+    pub(crate) fn tell_wait(&self, wait: &mut Wait) {
+        if !wait.take_warning() {
+            return;
+        }
+        let waited_ms = wait.waited_ms();
+        let Some(held_back) = lock(&self.wait_pace).admit(as_ms(self.born.elapsed())) else { return };
+        let (waiting, writes, path) = (&wait.purpose, self.queue.company(), self.path.display());
+        match self.turns.holder() {
+            Some(holder) => {
+                let (thread, held_ms, purpose) = (holder.thread(), holder.held_ms(), holder.purpose());
+                tracing::warn!(
+                    %path, %waiting, waited_ms, writes, held_back, holder = thread, held_ms, held_by = %purpose,
+                    "a write waits long for the write transaction, which another thread holds"
+                );
+            }
+            None => tracing::warn!(
+                %path, %waiting, waited_ms, writes, held_back,
+                "a write waits long, though no thread holds the write transaction now"
+            ),
+        }
+    }
+
+    /// The error of a wait that has been given up.
+    pub(crate) fn write_timeout(&self, wait: &mut Wait) -> Error {
+        let holder = self.turns.holder().map_or_else(|| "no thread now".into(), |holder| holder.to_string());
+        Error::WriteTimeout { path: self.path.clone(), waited_ms: wait.waited_ms(), holder }
     }
 
     pub(crate) fn tail(&self) -> MutexGuard<'_, Tail> {
@@ -559,7 +621,7 @@ impl Core {
     }
 
     /// Waits for room under the quota, where its policy says so. `append` decides in the end.
-    pub(crate) fn wait_for_room(&self) {
+    pub(crate) fn wait_for_room(&self, purpose: &Purpose) {
         let Some(quota) = &self.settings.quota else { return };
         let patience = match quota.policy {
             QuotaPolicy::Refuse => return,
@@ -572,6 +634,7 @@ impl Core {
             return;
         }
         let deadline = Deadline::after(patience);
+        let mut wait = Wait::new(purpose.clone(), None);
         let wanted = self.ask_for_sweeps(&tail, (0, 0), now_ms);
         while Self::over_quota(&tail, quota, (0, 0)).is_some()
             && self.poison.get().is_none()
@@ -582,7 +645,19 @@ impl Core {
                 return;
             }
             // A store that is closed or poisoned rings too, but holds no lock then: the ring may come just before the wait.
-            tail = deadline.min(Deadline::after(QUOTA_LOOK)).wait(&self.backlog_shrank, tail);
+            tail =
+                deadline.min(Deadline::after(QUOTA_LOOK)).min(wait.next()).wait(&self.backlog_shrank, tail);
+            if wait.next().is_over() && wait.take_warning() {
+                let (events, bytes) = tail.backlog();
+                // What is logged runs the application's logger: not under a lock.
+                drop(tail);
+                let waited_ms = wait.waited_ms();
+                tracing::warn!(
+                    path = %self.path.display(), waiting = %purpose, waited_ms, events, bytes,
+                    "a write waits long for room under the backlog quota"
+                );
+                tail = self.tail();
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The store: one redb file with the application's state and the event log.
 
 mod age;
+mod alarms;
 pub(crate) mod bells;
 pub(crate) mod cancelled;
 pub(crate) mod capture;
@@ -47,7 +48,7 @@ mod streams;
 mod sweeps;
 mod transaction;
 mod trim;
-mod turn;
+pub(crate) mod turn;
 mod verify;
 mod verify_pages;
 mod waiting;
@@ -55,19 +56,23 @@ mod waiting;
 mod waiting_tests;
 pub(crate) mod wanted;
 mod watch;
+pub(crate) mod write_wait;
 mod writer;
 
+use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
 
+use self::alarms::Alarm;
 use self::core::Core;
 use self::journal::JournalOptions;
 use self::jumps::Jumps;
 use self::transaction::{REQUEST_SCOPE, check_id};
+use self::write_wait::{Purpose, Wait};
 use self::writer::{Closure, Job, Write};
 use crate::error::{Error, Result};
 use crate::event::uuid_text;
@@ -130,7 +135,8 @@ pub struct Store {
 struct Shared {
     core: Arc<Core>,
     jobs: Sender<Job>,
-    writer: std::sync::Mutex<Option<JoinHandle<()>>>,
+    /// The writer thread, and that it has ended.
+    writer: std::sync::Mutex<Option<(JoinHandle<()>, oneshot::Receiver<()>)>>,
     /// Keeps the subscription at the clock.
     _jumps: Jumps,
 }
@@ -245,18 +251,20 @@ impl Store {
         let core = Arc::new(Core::new(path, opened, settings, identity, tail));
         let jumps = Jumps::listen(&core);
         let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
+        let (ended, has_ended) = oneshot::channel();
         let for_writer = Arc::clone(&core);
         let writer = std::thread::Builder::new()
             .name("onewrite-writer".into())
             .spawn(move || {
                 writer::run(&for_writer, &queue);
+                ended.send(());
                 if for_writer.owner.is_elsewhere() {
                     keep(&for_writer);
                     keep(&queue);
                 }
             })
             .map_err(|source| Error::Thread { what: "writer", source })?;
-        let writer = std::sync::Mutex::new(Some(writer));
+        let writer = std::sync::Mutex::new(Some((writer, has_ended)));
         Ok(Self { shared: Arc::new(Shared { core, jobs, writer, _jumps: jumps }) })
     }
 
@@ -300,9 +308,15 @@ impl Store {
     /// another of its group fails, the group is rolled back and run again without that one. So it must not have effects outside the transaction. A closure that fails
     /// or panics leaves no trace and hurts no other.
     ///
+    /// **What a closure must not wait for.** While it runs, all other writes of the store wait. It must not wait for anything that
+    /// needs a write to this store: a thread, task or channel whose other end writes; a relay, consumer or projection of this store; a
+    /// write to another store whose closures write to this one. What of this the store can see fails at once. For the rest it logs
+    /// what holds the write transaction when a caller has waited for a second, and
+    /// [`StoreBuilder::write_wait_max`] limits the wait.
+    ///
     /// # Errors
     /// The closure's own error ([`Error::app`] wraps the application's), [`Error::Panicked`], [`Error::Poisoned`],
-    /// [`Error::CommitUnknown`]; [`Error::InsideTransaction`] when called from inside a transaction of the same store.
+    /// [`Error::CommitUnknown`]; [`Error::WriteTimeout`] where a limit is set; [`Error::InsideTransaction`] when called from inside a transaction of the same store.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -319,6 +333,7 @@ impl Store {
     /// assert_eq!(store.stats()?.next_seq, 1); // no trace of the second
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn write<T, F>(&self, write: F) -> Result<Receipt<T>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -326,13 +341,41 @@ impl Store {
     {
         self.core().refuse_inside("Store::write")?;
         self.ready()?;
-        self.core().wait_for_room();
-        let (closure, answer) = Self::closure(write);
-        self.run_or_enqueue(closure)?;
-        answer.wait().unwrap_or_else(|oneshot::Abandoned| Err(self.gone()))
+        let mut wait = self.wait_at("Store::write", Location::caller());
+        self.core().wait_for_room(&wait.purpose);
+        let (closure, answer) = Self::closure(write, wait.purpose.clone());
+        self.run_or_enqueue(closure, &mut wait)?;
+        self.await_answer(&answer, &mut wait)
+    }
+
+    /// The wait of a call of the application.
+    fn wait_at(&self, call: &'static str, at: &'static Location<'static>) -> Wait {
+        Wait::new(Purpose::Call(call, at), self.core().settings.write_wait_max)
+    }
+
+    /// Waits for the answer of the writer thread, and logs it if that takes long.
+    fn await_answer<T>(&self, answer: &oneshot::Receiver<Result<T>>, wait: &mut Wait) -> Result<T> {
+        if let Some(answer) = answer.try_take() {
+            return answer.unwrap_or_else(|oneshot::Abandoned| Err(self.gone()));
+        }
+        loop {
+            if let Some(answer) = answer.wait_until(wait.next()) {
+                return answer.unwrap_or_else(|oneshot::Abandoned| Err(self.gone()));
+            }
+            if wait.is_over() {
+                if answer.withdraw() {
+                    return Err(self.core().write_timeout(wait));
+                }
+                // The closure runs: what comes of it is waited for.
+                wait.forget_limit();
+            }
+            self.core().tell_wait(wait);
+        }
     }
 
     /// As [`write`](Self::write), as a future. It needs no runtime: poll it from any executor.
+    ///
+    /// A wait that takes long is logged, and limited, as that of `write`; a thread of the store's own wakes the future for it.
     ///
     /// The closure is queued at the first poll. Dropping the future after that does not take it back: give the
     /// request an id ([`write_once`](Self::write_once)) or the event one, and a retry is safe. A backlog quota's
@@ -349,60 +392,85 @@ impl Store {
     /// # })?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn write_async<T, F>(&self, write: F) -> WriteFuture<T>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        let (closure, answer) = Self::closure(write);
-        WriteFuture { store: self.clone(), job: Some(Job::Write(closure)), answer }
+        let wait = self.wait_at("Store::write_async", Location::caller());
+        let (closure, answer) = Self::closure(write, wait.purpose.clone());
+        WriteFuture { store: self.clone(), job: Some(Job::Write(closure)), answer, wait, alarm: None }
     }
 
     /// Queues a write and hands back where its answer comes. The caller is on no thread of this store's transactions.
-    pub(crate) fn submit<T, F>(&self, write: F) -> Result<oneshot::Receiver<Result<Receipt<T>>>>
+    pub(crate) fn submit<T, F>(&self, purpose: &Purpose, write: F) -> Result<Submitted<T>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
         self.ready()?;
-        let (closure, answer) = Self::closure(write);
-        self.enqueue(closure)?;
-        Ok(answer)
+        let mut wait = Wait::new(purpose.clone(), None);
+        let (closure, answer) = Self::closure(write, purpose.clone());
+        self.enqueue(closure, &mut wait)?;
+        Ok(Submitted { answer, wait })
     }
 
-    fn enqueue(&self, closure: Box<dyn Write>) -> Result<()> {
+    /// Waits for what has become of a write.
+    pub(crate) fn answer<T>(&self, Submitted { answer, mut wait }: Submitted<T>) -> Result<Receipt<T>> {
+        self.await_answer(&answer, &mut wait)
+    }
+
+    fn enqueue(&self, closure: Box<dyn Write>, wait: &mut Wait) -> Result<()> {
         let queue = &self.core().queue;
         queue.enter();
         if queue.is_writer() {
             // A `Drop` of the application's, behind a commit: in the queue it would wait for its own thread.
-            writer::run_alone(self.core(), closure);
+            writer::run_alone(self.core(), closure, wait);
             return Ok(());
         }
-        self.shared.jobs.send(Job::Write(closure)).map_err(|_| {
-            queue.leave(1);
-            self.gone()
-        })
+        self.send(Job::Write(closure), wait).inspect_err(|_| queue.leave(1))
+    }
+
+    /// Waits for a place in the queue, and logs it if that takes long.
+    fn send(&self, job: Job, wait: &mut Wait) -> Result<()> {
+        let mut job = match self.shared.jobs.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(job)) => job,
+            Err(TrySendError::Disconnected(_)) => return Err(self.gone()),
+        };
+        loop {
+            job = match self.shared.jobs.send_timeout(job, wait.next().left_or_max()) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(job)) => job,
+                Err(SendTimeoutError::Disconnected(_)) => return Err(self.gone()),
+            };
+            if wait.is_over() {
+                return Err(self.core().write_timeout(wait));
+            }
+            self.core().tell_wait(wait);
+        }
     }
 
     /// Runs a write on this thread if nobody else writes, else queues it.
-    fn run_or_enqueue(&self, closure: Box<dyn Write>) -> Result<()> {
+    fn run_or_enqueue(&self, closure: Box<dyn Write>, wait: &mut Wait) -> Result<()> {
         let core = self.core();
-        let Some(_skipping) = core.queue.skip() else { return self.enqueue(closure) };
+        let Some(_skipping) = core.queue.skip() else { return self.enqueue(closure, wait) };
         if core.is_closing() {
             core.queue.leave(1);
             return Err(self.gone());
         }
-        writer::run_alone(core, closure);
+        writer::run_alone(core, closure, wait);
         Ok(())
     }
 
-    fn closure<T, F>(write: F) -> (Box<dyn Write>, oneshot::Receiver<Result<Receipt<T>>>)
+    fn closure<T, F>(write: F, purpose: Purpose) -> (Box<dyn Write>, oneshot::Receiver<Result<Receipt<T>>>)
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
-        (Box::new(Closure { f: write, result: None, reply }), answer)
+        (Box::new(Closure { f: write, result: None, reply, purpose }), answer)
     }
 
     /// As [`write`](Self::write), once per request: if a request of this id was committed before, the closure does not
@@ -422,6 +490,7 @@ impl Store {
     /// assert!(matches!(pay()?, Once::Repeated(receipt) if receipt.seqs() == [0]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn write_once<T, F>(&self, request_id: impl AsRef<[u8]>, mut write: F) -> Result<Once<T>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -465,11 +534,13 @@ impl Store {
     /// assert_eq!(tx.commit()?.seqs(), [0]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[track_caller]
     pub fn begin(&self) -> Result<Transaction> {
         self.core().refuse_inside("Store::begin")?;
         self.ready()?;
-        self.core().wait_for_room();
-        Transaction::begin_exclusive(self.core())
+        let mut wait = self.wait_at("Store::begin", Location::caller());
+        self.core().wait_for_room(&wait.purpose);
+        Transaction::begin_exclusive(self.core(), &mut wait)
     }
 
     /// State and log as of the last commit.
@@ -548,7 +619,11 @@ impl Store {
     /// Writes waiting progress now, and waits for it.
     pub(crate) fn flush_ride(&self, deadline: Deadline) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        self.shared.jobs.send(Job::Flush(reply)).map_err(|_| self.gone())?;
+        let mut wait = Wait::new(Purpose::Own("writing what waits for a commit"), None);
+        self.send(Job::Flush(reply), &mut wait)?;
+        if deadline == Deadline::Never {
+            return self.await_answer(&answer, &mut wait);
+        }
         match answer.wait_until(deadline) {
             Some(flushed) => flushed.unwrap_or_else(|oneshot::Abandoned| Err(self.gone())),
             // It will still be written; what is not, is repeated.
@@ -560,10 +635,19 @@ impl Store {
 impl Shared {
     fn end_writer(&self) {
         self.core.announce_closing();
-        self.core.queue.await_skipping();
+        self.core.alarms.end();
+        let mut wait = Wait::new(Purpose::Own("closing the store"), None);
+        self.core.queue.await_skipping(|| {
+            if wait.next().is_over() {
+                in_drop(|| self.core.tell_wait(&mut wait));
+            }
+        });
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let Some(writer) = writer else { return };
+        let Some((writer, ended)) = writer else { return };
         let _ = self.jobs.send(Job::Stop);
+        while ended.wait_until(wait.next()).is_none() {
+            in_drop(|| self.core.tell_wait(&mut wait));
+        }
         if writer.join().is_err() {
             in_drop(|| tracing::error!("the writer thread panicked"));
         }
@@ -579,9 +663,8 @@ impl Drop for Shared {
             std::mem::forget(self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take());
             return;
         }
-        let on_writer = |writer: &JoinHandle<()>| writer.thread().id() == std::thread::current().id();
-        let writer = self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if writer.as_ref().is_some_and(on_writer) || self.core.refuse_inside("dropping the store").is_err() {
+        if self.core.turns.must_not_wait() {
+            self.core.alarms.end();
             // The writer may wait for this very thread's turn to end. It ends by itself once the queue is closed and
             // empty, and the file is closed with the last that holds `core`: it, or the transaction.
             return;
@@ -589,6 +672,12 @@ impl Drop for Shared {
         self.end_writer();
         self.core.release();
     }
+}
+
+/// A write that was handed over, and what waits for it.
+pub(crate) struct Submitted<T> {
+    answer: oneshot::Receiver<Result<Receipt<T>>>,
+    wait: Wait,
 }
 
 /// A write on its way. See [`Store::write_async`].
@@ -607,6 +696,39 @@ pub struct WriteFuture<T> {
     store: Store,
     job: Option<Job>,
     answer: oneshot::Receiver<Result<Receipt<T>>>,
+    wait: Wait,
+    alarm: Option<Alarm>,
+}
+
+impl<T> WriteFuture<T> {
+    /// It is not done yet. Fails once the limit has passed; else it is woken when there is something to do about the wait.
+    fn pending(&mut self, context: &mut Context<'_>) -> Result<()> {
+        let core = Arc::clone(self.store.core());
+        let is_alone = || core.turns.is_free() && core.queue.company() <= 1;
+        if !self.wait.has_begun() && !self.wait.has_limit() && is_alone() {
+            return Ok(());
+        }
+        if self.wait.is_over() {
+            if self.job.take().is_some() || self.answer.withdraw() {
+                return Err(core.write_timeout(&mut self.wait));
+            }
+            self.wait.forget_limit();
+        }
+        core.tell_wait(&mut self.wait);
+        let at = self.wait.next();
+        let set = core.alarms.set(&mut self.alarm, at, context.waker().clone());
+        set.map_err(|source| Error::Thread { what: "alarms", source })
+    }
+}
+
+/// A future that is dropped needs no alarm any more.
+impl<T> Drop for WriteFuture<T> {
+    fn drop(&mut self) {
+        let core = self.store.core();
+        if self.alarm.is_some() && !core.owner.is_elsewhere() {
+            core.alarms.cancel(self.alarm.take());
+        }
+    }
 }
 
 impl<T> std::fmt::Debug for WriteFuture<T> {
@@ -629,7 +751,7 @@ impl<T> Future for WriteFuture<T> {
             let sent = match job {
                 // As in `enqueue`.
                 Job::Write(closure) if core.queue.is_writer() => {
-                    writer::run_alone(&core, closure);
+                    writer::run_alone(&core, closure, &mut self.wait);
                     Ok(())
                 }
                 job => self.store.shared.jobs.try_send(job),
@@ -639,6 +761,7 @@ impl<T> Future for WriteFuture<T> {
                 Err(TrySendError::Full(job)) => {
                     core.queue.leave(1);
                     self.job = Some(job);
+                    self.pending(context)?;
                     return Poll::Pending;
                 }
                 Err(TrySendError::Disconnected(_)) => {
@@ -650,6 +773,9 @@ impl<T> Future for WriteFuture<T> {
         // Queued before a fork, it has no answer in the forked process.
         self.store.core().owner.check()?;
         let answer = std::pin::Pin::new(&mut self.answer).poll(context);
+        if answer.is_pending() {
+            self.pending(context)?;
+        }
         answer.map(|answer| answer.unwrap_or_else(|oneshot::Abandoned| Err(self.store.gone())))
     }
 }

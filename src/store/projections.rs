@@ -658,7 +658,7 @@ impl Store {
         if let Some(row) = core.tail().projections.get(name) {
             return Ok(*row);
         }
-        let mut tx = Transaction::begin(core)?;
+        let mut tx = Transaction::begin(core, "the start of a projection")?;
         let position = match start {
             // Not where trimming has come to: what streams still want stands below.
             StartAt::Oldest => 0,
@@ -723,7 +723,7 @@ impl Store {
         if core.projections.get(name).is_some() {
             return Err(Error::ProjectionRunning { name: name.to_owned() });
         }
-        let mut tx = Transaction::begin(core)?;
+        let mut tx = Transaction::begin(core, "`Store::forget_projection`")?;
         let row = tx.projection_row(name)?;
         tx.drop_failures(row.live.id)?;
         if let Some(rebuild) = row.rebuild {

@@ -55,7 +55,7 @@ impl Store {
     pub(crate) fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor> {
         let core = self.core();
         core.refuse_inside("RelayBuilder::publish_to")?;
-        let mut tx = Transaction::begin(core)?;
+        let mut tx = Transaction::begin(core, "the start of a relay")?;
         if let Some(cursor) = core.tail().cursors.get(name) {
             return Ok(cursor.clone());
         }
@@ -107,7 +107,7 @@ impl Store {
         if core.relays.port(name).is_some() {
             return Err(Error::RelayRunning { name: name.to_owned() });
         }
-        let mut tx = Transaction::begin(core)?;
+        let mut tx = Transaction::begin(core, "`Store::forget_relay`")?;
         let cursor = core.tail().cursors.get(name).cloned();
         let cursor = cursor.ok_or_else(|| Error::NoSuchRelay { name: name.to_owned() })?;
         let (from, to) = (cursor.id.to_be_bytes(), keys::after_prefix(&cursor.id.to_be_bytes()));

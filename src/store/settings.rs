@@ -192,6 +192,7 @@ pub(crate) struct Settings {
     pub(crate) inbox_ids_max: Option<u64>,
     pub(crate) ride_ms: u64,
     pub(crate) holder_warn_ms: u64,
+    pub(crate) write_wait_max: Option<Duration>,
     pub(crate) quick_repair_idle: Option<Duration>,
     pub(crate) create: bool,
     pub(crate) overwrite_empty: bool,
@@ -238,6 +239,7 @@ impl Default for StoreBuilder {
                 inbox_ids_max: None,
                 ride_ms: RIDE_MS_DEFAULT,
                 holder_warn_ms: HOLDER_WARN_MS_DEFAULT,
+                write_wait_max: None,
                 quick_repair_idle: None,
                 create: true,
                 overwrite_empty: false,
@@ -577,6 +579,36 @@ impl StoreBuilder {
         self
     }
 
+    /// How long `write`, `write_async`, `write_once`, `begin` and [`execute`](crate::AggregateStream::execute) wait for the write
+    /// transaction at most; as long as it takes unless set. After that they fail with
+    /// [`Error::WriteTimeout`](crate::Error::WriteTimeout), which names the thread that holds it. A closure that was queued and given
+    /// up never runs. The limit counts until the closure begins: once it runs, the call waits for its commit.
+    ///
+    /// With or without a limit the store logs what holds the write transaction when a caller has waited for a second
+    /// ([`WRITE_WAIT_WARN_MS`](crate::limits::WRITE_WAIT_WARN_MS)), and again each time it has waited twice as long. Relays, consumers
+    /// and projections have no limit: they wait, and the store logs it.
+    ///
+    /// # Errors
+    /// `open` refuses a limit of zero.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use std::time::Duration;
+    /// use onewrite::{Error, Store};
+    /// let store = Store::builder().write_wait_max(Duration::from_millis(50)).open(folder.path().join("a.redb"))?;
+    /// let tx = store.begin()?; // held for long
+    /// let other = store.clone();
+    /// let refused = std::thread::spawn(move || other.write(|_| Ok(()))).join().expect("it does not panic");
+    /// assert!(matches!(refused, Err(Error::WriteTimeout { .. })));
+    /// drop(tx);
+    /// store.write(|_| Ok(()))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn write_wait_max(mut self, limit: Duration) -> Self {
+        self.settings.write_wait_max = Some(limit);
+        self
+    }
+
     /// Makes the next open quick if the process or the machine dies while the store is idle: when nobody has written for `idle`, one
     /// commit saves where redb's free pages are (its quick repair), as closing the store does. Off unless set.
     ///
@@ -750,6 +782,9 @@ impl StoreBuilder {
         if settings.quick_repair_idle.is_some_and(|idle| idle.is_zero()) {
             let reason = "a store is never idle for no time at all";
             return Err(SettingError::new("quick_repair_when_idle", reason).into());
+        }
+        if settings.write_wait_max == Some(Duration::ZERO) {
+            return Err(SettingError::new("write_wait_max", "a write waits for some time at least").into());
         }
         if settings.inbox_ids_max == Some(0) {
             return Err(SettingError::new(

@@ -22,6 +22,7 @@ use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use super::seen::NUMBERED;
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
+use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, EventError, Result};
 use crate::event::{Event, Lane, Recorded, fresh_uuid};
 use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
@@ -155,17 +156,30 @@ impl std::fmt::Debug for TxDebug {
 }
 
 impl Transaction {
-    /// Waits for its turn and begins. The caller has made sure that its thread is not inside one already.
-    pub(crate) fn begin(core: &Arc<Core>) -> Result<Self> {
-        let turn = core.turns.take();
+    /// Waits for its turn and begins, for work of the library's own. The caller has made sure that its thread is not inside one
+    /// already.
+    pub(crate) fn begin(core: &Arc<Core>, work: &'static str) -> Result<Self> {
+        Self::begin_after(core, &mut Wait::new(Purpose::Own(work), None))
+    }
+
+    /// As [`begin`](Self::begin), after this wait.
+    pub(crate) fn begin_after(core: &Arc<Core>, wait: &mut Wait) -> Result<Self> {
+        let turn = core.take_turn(wait)?;
         Self::begin_in_turn(core, turn).map_err(|(error, _)| error)
     }
 
-    /// As [`begin`](Self::begin), for the application.
-    pub(crate) fn begin_exclusive(core: &Arc<Core>) -> Result<Self> {
-        let mut tx = Self::begin(core)?;
+    /// As [`begin_after`](Self::begin_after), for the application.
+    pub(crate) fn begin_exclusive(core: &Arc<Core>, wait: &mut Wait) -> Result<Self> {
+        let mut tx = Self::begin_after(core, wait)?;
         tx.exclusive = true;
         Ok(tx)
+    }
+
+    /// From here on the transaction is held for this.
+    pub(crate) fn set_purpose(&self, purpose: &Purpose) {
+        if let Some(turn) = &self.turn {
+            turn.set_purpose(purpose);
+        }
     }
 
     pub(crate) fn begin_in_turn(core: &Arc<Core>, turn: Turn) -> std::result::Result<Self, (Error, Turn)> {
@@ -184,7 +198,7 @@ impl Transaction {
             seqs: RefCell::default(),
             tables_opened: Cell::new(0),
             gathered: Gathered::default(),
-            began: Instant::now(),
+            began: turn.since(),
             exclusive: false,
             calls: Cell::new(0),
             turn: Some(turn),

@@ -7,6 +7,7 @@ use super::Store;
 use super::head::HEAD_BYTES;
 use super::pages::{Fault, Place, State, Visitor, Walk};
 use super::verify::Finding;
+use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result, StorageFailure};
 use crate::limits::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 
@@ -135,7 +136,7 @@ impl Store {
         core.refuse_inside("Store::verify_pages")?;
         self.ready()?;
         // No commit comes between the two: the pages of the state in the head are those that the snapshot keeps.
-        let turn = core.turns.take();
+        let turn = core.take_turn(&mut Wait::new(Purpose::Own("`Store::verify_pages`"), None))?;
         let snapshot = self.read()?;
         let file = core.pages().ok_or_else(|| Error::Closed { path: core.path.clone() })?;
         let mut head = [0; HEAD_BYTES];

@@ -22,6 +22,7 @@ use super::failure::{caught, panic_text};
 use super::holders::{self, Looked};
 use super::receipt::Receipt;
 use super::transaction::Transaction;
+use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result, StorageFailure};
 use crate::limits::{AGE_SAVE_MS_MIN, BATCH_WRITES_MAX, CAPTURE_ROUND_KEYS};
 use crate::oneshot::{self, Wakes};
@@ -46,6 +47,12 @@ pub(crate) trait Write: Send {
     fn done(self: Box<Self>, core: &Arc<Core>, wakes: Option<&Arc<Wakes>>);
     /// The group could not be committed.
     fn failed(self: Box<Self>, error: Error);
+    /// What it is for.
+    fn purpose(&self) -> &Purpose;
+    /// Begins it. `false` if its caller has given up: then it must not run.
+    fn claim(&self) -> bool {
+        true
+    }
 }
 
 /// A closure, its latest result, and who waits for it.
@@ -53,6 +60,7 @@ pub(crate) struct Closure<F, T> {
     pub(crate) f: F,
     pub(crate) result: Option<Result<(T, Vec<u64>)>>,
     pub(crate) reply: oneshot::Sender<Result<Receipt<T>>>,
+    pub(crate) purpose: Purpose,
 }
 
 impl<F, T> Write for Closure<F, T>
@@ -89,6 +97,14 @@ where
     fn failed(self: Box<Self>, error: Error) {
         self.reply.send(Err(error));
     }
+
+    fn purpose(&self) -> &Purpose {
+        &self.purpose
+    }
+
+    fn claim(&self) -> bool {
+        self.reply.begin()
+    }
 }
 
 /// Runs what drops something of the application's: that it panics there must not end the writer thread.
@@ -113,6 +129,9 @@ fn same(error: &Error) -> Error {
         Error::Poisoned { path, cause } => Error::Poisoned { path: path.clone(), cause: Arc::clone(cause) },
         Error::Closed { path } => Error::Closed { path: path.clone() },
         Error::Panicked { message } => Error::Panicked { message: message.clone() },
+        Error::WriteTimeout { path, waited_ms, holder } => {
+            Error::WriteTimeout { path: path.clone(), waited_ms: *waited_ms, holder: holder.clone() }
+        }
         Error::Forked { path, owner, process } => {
             Error::Forked { path: path.clone(), owner: *owner, process: *process }
         }
@@ -126,6 +145,7 @@ fn same(error: &Error) -> Error {
 
 /// The thread's whole life.
 pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
+    core.turns.set_writer();
     core.queue.begin_writer();
     let mut state = Writer {
         core,
@@ -284,7 +304,7 @@ impl Writer<'_> {
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
                 // turn is over.
-                drop(self.core.turns.take());
+                self.core.await_turn("the writer thread's own work");
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 let trim_left = self.core.tail().trim_left;
                 let overdue = self.core.ride().due_at(delay).is_some_and(Deadline::is_over);
@@ -314,7 +334,7 @@ impl Writer<'_> {
     fn catch_up(&mut self) {
         self.look_at = Deadline::now();
         // A commit on another thread may be taking it along.
-        drop(self.core.turns.take());
+        self.core.await_turn("the writer thread's own work");
         let retention = &self.core.settings.retention;
         let may_trim = {
             let tail = self.core.tail();
@@ -349,7 +369,7 @@ impl Writer<'_> {
         }
         let saved = or_poison(self.core, || {
             // It waits for its turn: an exclusive transaction may be at work.
-            let mut tx = Transaction::begin(self.core)?;
+            let mut tx = Transaction::begin(self.core, "making the next open quick")?;
             if !is_due(self.save_due()) {
                 return tx.abort();
             }
@@ -395,7 +415,8 @@ impl Writer<'_> {
             self.wake_the_rest();
         }
         if !batch.is_empty() {
-            let wakes = run_batch(self.core, batch, wakes_pay);
+            let purpose = batch.first().map_or(Purpose::Own("a group"), |write| write.purpose().clone());
+            let wakes = run_batch(self.core, batch, &mut Wait::new(purpose, None), wakes_pay);
             self.forked = self.core.owner.is_elsewhere();
             if self.forked {
                 return;
@@ -409,7 +430,7 @@ impl Writer<'_> {
         }
         if !self.flushes.is_empty() {
             // An exclusive transaction may have taken it and be in its fsync: its turn must be over too.
-            drop(self.core.turns.take());
+            self.core.await_turn("the writer thread's own work");
             let flushed =
                 if self.core.ride().is_empty() { self.core.check() } else { self.try_commit_ride() };
             for reply in self.flushes.drain(..) {
@@ -439,7 +460,7 @@ impl Writer<'_> {
             return;
         }
         let last = or_poison(self.core, || {
-            let mut tx = Transaction::begin(self.core)?;
+            let mut tx = Transaction::begin(self.core, "closing the store")?;
             tx.set_closing();
             tx.finish(0)
         });
@@ -449,7 +470,7 @@ impl Writer<'_> {
     }
 
     fn try_commit_ride(&self) -> Result<()> {
-        or_poison(self.core, || Transaction::begin(self.core)?.finish(0))
+        or_poison(self.core, || Transaction::begin(self.core, "writing the progress of relays")?.finish(0))
     }
 }
 
@@ -469,8 +490,8 @@ const WAKES_PATIENCE: Duration = Duration::from_millis(1);
 const SAVE_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs a write that skips the queue, on its caller's thread.
-pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>) {
-    run_batch(core, vec![write], |_, _| false);
+pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>, wait: &mut Wait) {
+    run_batch(core, vec![write], wait, |_, _| false);
 }
 
 /// Runs a batch and commits it, again without those that fail until the rest stands. Writes that have gathered much end a
@@ -479,13 +500,14 @@ pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>) {
 pub(super) fn run_batch(
     core: &Arc<Core>,
     mut live: Vec<Box<dyn Write>>,
+    wait: &mut Wait,
     chain: impl Fn(usize, Duration) -> bool,
 ) -> Option<Arc<Wakes>> {
     loop {
         let writes = live.len();
         let (mut done, mut rest) = (Vec::new(), Vec::new());
         let outcome = or_poison(core, || {
-            while let Attempt::Again = attempt(core, &mut live, &mut done, &mut rest)? {
+            while let Attempt::Again = attempt(core, &mut live, &mut done, &mut rest, wait)? {
                 core.counters.reruns.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())
@@ -528,10 +550,20 @@ fn attempt(
     live: &mut Vec<Box<dyn Write>>,
     done: &mut Vec<Box<dyn Write>>,
     rest: &mut Vec<Box<dyn Write>>,
+    wait: &mut Wait,
 ) -> Result<Attempt> {
-    let mut tx = Transaction::begin(core)?;
+    let mut tx = Transaction::begin_after(core, wait)?;
+    let group = live.len() > 1;
     let mut at = 0;
     while let Some(write) = live.get_mut(at) {
+        if !write.claim() {
+            // Its caller has given up. It is dropped once the turn is over: what it captured is foreign.
+            done.push(live.remove(at));
+            continue;
+        }
+        if group {
+            tx.set_purpose(write.purpose());
+        }
         let mark = tx.mark_point();
         tx.begin_write();
         if write.run(&tx) {

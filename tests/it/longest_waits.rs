@@ -251,6 +251,8 @@ fn a_store_takes_every_duration() {
         let rig = rig();
         let retention = Retention::until_confirmed().keep_age(duration);
         let builder = Store::builder().retention(retention).inbox_age(duration).progress_delay(duration);
+        // A nanosecond is a limit that any company exceeds: tests/it/write_waits.rs.
+        let builder = if duration == FOREVER { builder.write_wait_max(duration) } else { builder };
         let builder = builder.holder_warn_after(duration);
         let builder = if duration.is_zero() { builder } else { builder.quick_repair_when_idle(duration) };
         let store = rig.open(builder);
@@ -269,6 +271,8 @@ fn a_store_takes_every_duration() {
     }
     let zero =
         Store::builder().quick_repair_when_idle(Duration::ZERO).open(rig().folder.path().join("a.redb"));
+    assert!(matches!(zero, Err(Error::Setting(_))));
+    let zero = Store::builder().write_wait_max(Duration::ZERO).open(rig().folder.path().join("a.redb"));
     assert!(matches!(zero, Err(Error::Setting(_))));
 }
 
@@ -488,6 +492,7 @@ const COVERED: &[&str] = &[
     "quick_repair_when_idle",
     "reconnect_backoff",
     "stop",
+    "write_wait_max",
 ];
 
 /// Variants of public enums that hold a `Duration`.

@@ -108,3 +108,4 @@ mod verify;
 #[cfg(unix)]
 mod verify_pages;
 mod wanted;
+mod write_waits;

@@ -20,12 +20,12 @@ use crate::error::{Error, EventError, Result};
 use crate::event::uuid_text;
 use crate::limits::CONSUMER_BATCH_MAX;
 use crate::message::{FaultClass, Message};
-use crate::oneshot;
 use crate::printable::plain;
 use crate::publish::{Delivery, DeliveryTag, Settlement, Source, SourceEvent};
 use crate::store::log_pace::LogPace;
 use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
+use crate::store::write_wait::Purpose;
 use crate::store::{Receipt, Transaction};
 use crate::time::{Deadline, Due, Look};
 use crate::wire::ordering_key;
@@ -68,6 +68,8 @@ struct Outcome {
 }
 
 pub(super) struct Worker {
+    /// What its writes are for.
+    purpose: Purpose,
     settings: ConsumerBuilder,
     producers: Option<BTreeSet<[u8; 16]>>,
     handler: Arc<Handler>,
@@ -116,7 +118,9 @@ impl Worker {
         source: Box<dyn Source>,
         shared: Arc<Shared>,
     ) -> Self {
+        let purpose = Purpose::Handler("consumer", settings.scope.as_str().into());
         Self {
+            purpose,
             settings,
             producers,
             handler,
@@ -340,7 +344,7 @@ impl Worker {
                 .key
                 .as_ref()
                 .map(|key| (at, Arc::clone(failed_keys.entry(Arc::clone(key)).or_default())));
-            match self.settings.store.submit(self.closure(&item, identity, failed)) {
+            match self.settings.store.submit(&self.purpose, self.closure(&item, identity, failed)) {
                 Ok(answer) => answers.push_back((item, answer)),
                 // What has been handed over before has its outcome all the same, and the broker is told of it.
                 Err(error) => {
@@ -350,7 +354,7 @@ impl Worker {
             }
         }
         for (item, answer) in answers {
-            let result = self.answered(answer.wait());
+            let result = self.settings.store.answer(answer).map(Receipt::into_value);
             self.settle(item, result, &mut outcome);
         }
         let quarantined = self.quarantine(&mut outcome);
@@ -371,11 +375,6 @@ impl Worker {
                 batch.iter().filter(broker_has_it).map(|item| (item.delivery.tag, Settlement::Acknowledge));
             self.source.settle(tags.collect());
         }
-    }
-
-    fn answered<T>(&self, answer: Result<Result<Receipt<T>>, oneshot::Abandoned>) -> Result<T> {
-        let answer = answer.unwrap_or_else(|oneshot::Abandoned| Err(self.settings.store.gone()));
-        answer.map(Receipt::into_value)
     }
 
     /// The transaction of one delivery. `failed`: its place in the batch, and what those of its key share.
@@ -485,14 +484,14 @@ impl Worker {
             let (scope, delivery) = (self.settings.scope.clone(), Arc::clone(&item.delivery));
             let (identity, redriven) = (item.identity.as_ref().ok().map(Arc::clone), item.redriven);
             let for_closure = refusal.clone();
-            let answer = self.settings.store.submit(move |tx| match redriven {
+            let answer = self.settings.store.submit(&self.purpose, move |tx| match redriven {
                 Some(number) => tx.reject_again(&scope, number, &for_closure).map(|()| true),
                 None => tx.reject_delivery(&scope, identity.as_deref(), &delivery, &for_closure),
             })?;
             answers.push((item, refusal, answer));
         }
         for (item, refusal, answer) in answers {
-            match self.answered(answer.wait()) {
+            match self.settings.store.answer(answer).map(Receipt::into_value) {
                 Ok(first) => {
                     if first {
                         self.count_refusal(&refusal);

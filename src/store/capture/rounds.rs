@@ -26,6 +26,7 @@ use crate::store::core::Core;
 use crate::store::failure::damaged_row;
 use crate::store::schema::CHANGES;
 use crate::store::transaction::Transaction;
+use crate::store::write_wait::Purpose;
 use crate::store::writer::Write;
 
 /// What has failed and is tried again later: a key's codec, or the walk of a table.
@@ -198,6 +199,11 @@ impl Round {
 }
 
 impl Write for Round {
+    fn purpose(&self) -> &Purpose {
+        static ROUND: Purpose = Purpose::Own("a round of captures");
+        &ROUND
+    }
+
     fn run(&mut self, tx: &Transaction) -> bool {
         let run = || Piece::new(tx, tx.core.rounds.keys_asked()).run();
         let outcome = tx.within_own_bounds(|| caught(run));
@@ -607,7 +613,7 @@ mod tests {
     /// One round in a transaction of its own, as if there were a relay; after `before` in the same one.
     fn round(store: &Store, before: impl FnOnce(&Transaction)) -> Vec<String> {
         let core = store.core();
-        let mut tx = Transaction::begin(core).unwrap();
+        let mut tx = Transaction::begin(core, "a test").unwrap();
         before(&tx);
         let piece = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) };
         let outcome = piece.run().unwrap();
@@ -646,7 +652,7 @@ mod tests {
         assert_eq!(waiting(&store), 0);
 
         store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
-        let mut tx = Transaction::begin(store.core()).unwrap();
+        let mut tx = Transaction::begin(store.core(), "a test").unwrap();
         let outcome = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) }.run().unwrap();
         tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
         tx.finish(1).unwrap();

@@ -292,7 +292,7 @@ impl Store {
         if core.settings.captures.get(name).is_some() {
             return Err(Error::CapturedTable { name: name.to_owned() });
         }
-        let mut tx = Transaction::begin(core)?;
+        let mut tx = Transaction::begin(core, "`Store::end_capture`")?;
         let id = core.tail().captures.get(name).map(|known| known.row.id);
         let id = id.ok_or_else(|| Error::NotCaptured { name: name.to_owned() })?;
         let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));

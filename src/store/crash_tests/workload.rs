@@ -17,6 +17,7 @@ use crate::relay::machine::types::{Change, Exception, ExceptionState};
 use crate::store::capture::{self, Capture, CaptureMode};
 use crate::store::settings::{Retention, Settings};
 use crate::store::transaction::Transaction;
+use crate::store::write_wait::{Purpose, Wait};
 use crate::store::writer::{self, Closure, Write};
 use crate::store::{Once, StartAt, Store, StoreBuilder, file, recover};
 use crate::time::{Clock, Deadline, Now};
@@ -400,7 +401,7 @@ impl Subject {
             }
             Step::Flush => store.flush_ride(Deadline::Never)?,
             Step::QuickRepair => {
-                let mut tx = Transaction::begin(store.core())?;
+                let mut tx = Transaction::begin(store.core(), "a step")?;
                 tx.set_quick_repair();
                 tx.finish(0)?;
             }
@@ -433,13 +434,20 @@ fn run_group(store: &Store, group: &[Vec<Item>], fails: usize) -> Result<()> {
     for (at, items) in group.iter().enumerate() {
         let (reply, answer) = oneshot::channel();
         batch.push(match at == fails {
-            true => Box::new(Closure { f: failing(items, false), result: None, reply }),
-            false => Box::new(Closure { f: closure(items), result: None, reply }),
+            true => Box::new(Closure {
+                f: failing(items, false),
+                result: None,
+                reply,
+                purpose: Purpose::Own("a step"),
+            }),
+            false => {
+                Box::new(Closure { f: closure(items), result: None, reply, purpose: Purpose::Own("a step") })
+            }
         });
         answers.push(answer);
         store.core().queue.enter();
     }
-    writer::run_batch(store.core(), batch, |_, _| false);
+    writer::run_batch(store.core(), batch, &mut Wait::new(Purpose::Own("a step"), None), |_, _| false);
     for (at, answer) in answers.into_iter().enumerate() {
         match answer.wait().unwrap_or_else(|_| Err(Error::app("no answer"))) {
             Err(Error::App(_)) if at == fails => {}

@@ -1,0 +1,161 @@
+//! Wakes futures that wait: a future has no thread that could look at the clock.
+//!
+//! **Invariants.** There is one alarm per living future at most. The thread starts with the first alarm, sleeps until the next one is
+//! due, and ends with the store. A waker is foreign: it is called without the lock.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use crate::time::Deadline;
+
+/// With nothing to wait for, the thread looks again after this long before it sleeps without a time: so futures that come and go set no
+/// thread going each time.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Names one alarm.
+pub(crate) type Alarm = (Deadline, u64);
+
+#[derive(Debug)]
+struct State {
+    next: u64,
+    set: BTreeMap<Alarm, Waker>,
+    has_thread: bool,
+    /// When the thread looks next without being told.
+    looks_at: Deadline,
+    over: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Alarms {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Default for Alarms {
+    fn default() -> Self {
+        let state = State {
+            next: 0,
+            set: BTreeMap::new(),
+            has_thread: false,
+            looks_at: Deadline::Never,
+            over: false,
+        };
+        Self { state: Mutex::new(state), changed: Condvar::new() }
+    }
+}
+
+impl Alarms {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the task woken at that moment, in the place of its earlier alarm. Fails if the thread cannot be started.
+    pub(crate) fn set(
+        self: &Arc<Self>,
+        alarm: &mut Option<Alarm>,
+        at: Deadline,
+        waker: Waker,
+    ) -> std::io::Result<()> {
+        let mut state = self.lock();
+        let earlier = alarm.take().and_then(|alarm| state.set.remove(&alarm));
+        let name = (at, state.next);
+        state.next += 1;
+        state.set.insert(name, waker);
+        *alarm = Some(name);
+        let is_first = !std::mem::replace(&mut state.has_thread, true);
+        let is_earlier = at < state.looks_at;
+        drop(state);
+        drop(earlier);
+        if is_first {
+            let alarms = Arc::clone(self);
+            let started =
+                std::thread::Builder::new().name("onewrite-alarms".into()).spawn(move || alarms.run());
+            if let Err(error) = started {
+                self.lock().has_thread = false;
+                return Err(error);
+            }
+        } else if is_earlier {
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&self, alarm: Option<Alarm>) {
+        let waker = alarm.and_then(|alarm| self.lock().set.remove(&alarm));
+        drop(waker);
+    }
+
+    /// Ends the thread.
+    pub(crate) fn end(&self) {
+        self.lock().over = true;
+        self.changed.notify_one();
+    }
+
+    fn run(&self) {
+        let mut state = self.lock();
+        let mut idle = false;
+        while !state.over {
+            let first = state.set.keys().next().copied();
+            match first {
+                Some((at, _)) if at.is_over() => {
+                    let due = state.set.pop_first();
+                    drop(state);
+                    if let Some((_, waker)) = due
+                        && catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err()
+                    {
+                        tracing::error!("the waker of a write panicked");
+                    }
+                    state = self.lock();
+                    continue;
+                }
+                Some((at, _)) => state.looks_at = at,
+                None if idle => state.looks_at = Deadline::Never,
+                None => state.looks_at = Deadline::after(GRACE),
+            }
+            idle = first.is_none();
+            state = state.looks_at.wait(&self.changed, state);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::task::Wake;
+
+    use super::*;
+
+    struct Told(mpsc::SyncSender<u32>, u32);
+
+    impl Wake for Told {
+        fn wake(self: Arc<Self>) {
+            self.0.send(self.1).unwrap();
+        }
+    }
+
+    /// Goal: each alarm wakes its task at its time, an earlier one that comes later too, and one that is cancelled never. Method:
+    /// three alarms, set in the wrong order; the thread ends when it is told.
+    #[test]
+    fn alarms_go_off_in_order_and_not_when_cancelled() {
+        let alarms = Arc::new(Alarms::default());
+        let (tell, told) = mpsc::sync_channel(8);
+        let waker = |number| Waker::from(Arc::new(Told(tell.clone(), number)));
+        let (mut late, mut early, mut gone) = (None, None, None);
+        alarms.set(&mut late, Deadline::after(Duration::from_millis(200)), waker(1)).unwrap();
+        alarms.set(&mut gone, Deadline::after(Duration::from_millis(100)), waker(2)).unwrap();
+        alarms.set(&mut early, Deadline::after(Duration::from_millis(50)), waker(3)).unwrap();
+        alarms.cancel(gone);
+        let limit = Duration::from_secs(20);
+        assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(3), Ok(1)));
+        assert!(alarms.lock().set.is_empty());
+        alarms.end();
+        let deadline = Deadline::after(limit);
+        while Arc::strong_count(&alarms) > 1 {
+            assert!(!deadline.is_over(), "the thread has not ended");
+            std::thread::yield_now();
+        }
+    }
+}
