@@ -49,6 +49,14 @@ impl StreamState {
     }
 }
 
+/// The newest event that a snapshot includes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SnapshotOf {
+    pub(crate) seq: u64,
+    /// Its record's checksum.
+    pub(crate) crc: u32,
+}
+
 /// A snapshot that the application took of what a stream adds up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SnapshotRow {
@@ -56,31 +64,51 @@ pub(crate) struct SnapshotRow {
     pub(crate) version: u32,
     /// The newest revision in it.
     pub(crate) revision: u64,
+    /// The event of that revision; rows of format 3 name none.
+    pub(crate) of: Option<SnapshotOf>,
     pub(crate) bytes: Vec<u8>,
 }
 
 impl SnapshotRow {
     /// As the value of this stream's row. The checksum is over the stream's name and what follows it.
     pub(crate) fn to_bytes(&self, stream: &[u8]) -> Vec<u8> {
-        let checked = [&self.version.to_le_bytes()[..], &self.revision.to_le_bytes(), &self.bytes].concat();
-        [&snapshot_checksum(stream, &checked).to_le_bytes()[..], &checked].concat()
+        let mut checked = [&self.version.to_le_bytes()[..], &self.revision.to_le_bytes()].concat();
+        if let Some(of) = self.of {
+            checked.extend(of.seq.to_le_bytes());
+            checked.extend(of.crc.to_le_bytes());
+        }
+        checked.extend(&self.bytes);
+        [&snapshot_checksum(stream, &checked, self.of.is_some()).to_le_bytes()[..], &checked].concat()
     }
 
     /// `None` if it is damaged, or another stream's.
     pub(crate) fn from_bytes(stream: &[u8], bytes: &[u8]) -> Option<Self> {
         let (crc, checked) = bytes.split_first_chunk::<4>()?;
-        if u32::from_le_bytes(*crc) != snapshot_checksum(stream, checked) {
+        let holds = |is_named| u32::from_le_bytes(*crc) == snapshot_checksum(stream, checked, is_named);
+        let is_named = holds(true);
+        if !is_named && !holds(false) {
             return None;
         }
         let (version, rest) = checked.split_first_chunk::<4>()?;
-        let (revision, bytes) = rest.split_first_chunk::<8>()?;
+        let (revision, mut bytes) = rest.split_first_chunk::<8>()?;
+        let mut of = None;
+        if is_named {
+            let (seq, rest) = bytes.split_first_chunk::<8>()?;
+            let (crc, rest) = rest.split_first_chunk::<4>()?;
+            of = Some(SnapshotOf { seq: u64::from_le_bytes(*seq), crc: u32::from_le_bytes(*crc) });
+            bytes = rest;
+        }
         let (version, revision) = (u32::from_le_bytes(*version), u64::from_le_bytes(*revision));
-        Some(Self { version, revision, bytes: bytes.to_vec() })
+        Some(Self { version, revision, of, bytes: bytes.to_vec() })
     }
 }
 
-fn snapshot_checksum(stream: &[u8], checked: &[u8]) -> u32 {
+/// A row that names its event has another checksum, so that neither form is read as the other.
+fn snapshot_checksum(stream: &[u8], checked: &[u8], is_named: bool) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
+    if is_named {
+        hasher.update(b"named\0");
+    }
     hasher.update(stream);
     hasher.update(checked);
     hasher.finalize()
@@ -192,14 +220,16 @@ mod tests {
 
     #[test]
     fn a_damaged_snapshot_is_none() {
-        let row = SnapshotRow { version: 2, revision: 9, bytes: b"state".to_vec() };
-        let bytes = row.to_bytes(b"a");
-        assert_eq!(SnapshotRow::from_bytes(b"a", &bytes), Some(row));
-        assert_eq!(SnapshotRow::from_bytes(b"b", &bytes), None);
-        for at in 0..bytes.len() {
-            let mut bytes = bytes.clone();
-            bytes[at] ^= 1;
-            assert_eq!(SnapshotRow::from_bytes(b"a", &bytes), None, "byte {at}");
+        for of in [None, Some(SnapshotOf { seq: 12, crc: 0xdead_beef })] {
+            let row = SnapshotRow { version: 2, revision: 9, of, bytes: b"state".to_vec() };
+            let bytes = row.to_bytes(b"a");
+            assert_eq!(SnapshotRow::from_bytes(b"a", &bytes), Some(row));
+            assert_eq!(SnapshotRow::from_bytes(b"b", &bytes), None);
+            for at in 0..bytes.len() {
+                let mut bytes = bytes.clone();
+                bytes[at] ^= 1;
+                assert_eq!(SnapshotRow::from_bytes(b"a", &bytes), None, "byte {at}");
+            }
         }
     }
 

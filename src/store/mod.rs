@@ -44,6 +44,7 @@ pub(crate) mod seen;
 mod settings;
 mod shared;
 mod stats;
+mod stream_snapshots;
 mod streams;
 mod sweeps;
 mod transaction;
@@ -231,7 +232,7 @@ impl Store {
     fn start(path: PathBuf, opened: file::Opened, settings: settings::Settings) -> Result<Self> {
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
-            let mut tail = recover::recover(&opened.db, &mut identity)?;
+            let mut tail = recover::recover(&opened.db, &mut identity, opened.unclean)?;
             let switched = capture::rows::switch_on(&opened.db, &settings.captures, &mut tail)?;
             Ok(switched.map(|()| (identity, tail)))
         });

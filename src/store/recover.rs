@@ -14,6 +14,7 @@ use super::schema::{
     META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS,
     STREAMS, StateRow,
 };
+use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
@@ -109,8 +110,9 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer, format 3 no store age. Records are as they are
-/// today. Marks of ids have wall times in earlier formats; the sweep of the inbox takes those for now when it meets them.
+/// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer; format 3 no store age, and a snapshot of a
+/// stream did not name its event (rows of that form are still read). Records are as they are today. Marks of ids have wall times in
+/// earlier formats; the sweep of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
@@ -120,7 +122,7 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
 }
 
 /// Finds the end of the log and rebuilds what is derived from it.
-pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
+pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> Result<Tail> {
     let tx = db.begin_read()?;
     let state = read_state(&tx)?;
     let log = tx.open_table(LOG)?;
@@ -157,7 +159,10 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity) -> Result<Tail> {
     let ages = tx.open_table(META)?.get(META_AGE)?.and_then(|row| AgeBook::from_bytes(row.value()));
     tail.ages = AgeBook::opened(ages, tail.next_seq);
     tail.derived_offset = offset_before(&log, &tail, state.derived_through)?;
-    if replay(&tx, &mut tail)? {
+    let whole = replay(&tx, &mut tail)?;
+    // Only a crash or damage can have taken the newest records away. Every snapshot is read, so not otherwise.
+    let raised = (!whole || unclean) && raise_to_known(&tx, &mut tail)?;
+    if whole && !raised {
         return Ok(tail);
     }
     drop(log);

@@ -6,7 +6,7 @@
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
 //! onewrite.chunks      (stream, first revision) → sequence numbers u64…
-//! onewrite.snapshots   stream name → crc32 u32, version u32, revision u64, the application's bytes
+//! onewrite.snapshots   stream name → crc32 u32, version u32, revision u64, seq u64, its record's crc32 u32, the application's bytes
 //! onewrite.cursors     relay name → id u32, position u64, offset at position u64, confirmed u64
 //! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
 //! onewrite.due         (cursor, due ms, seq) → ()

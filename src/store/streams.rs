@@ -22,6 +22,7 @@ use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
+use crate::printable::printable;
 use crate::upcast::Upcasts;
 
 /// Where events were appended to a stream.
@@ -311,8 +312,8 @@ impl<'a> StreamReader<'a> {
         self.view.state.first
     }
 
-    /// The newest snapshot that was saved in this version, and the newest revision in it. One of another version, or one
-    /// that fails its checksum, is none.
+    /// The newest snapshot that was saved in this version, and the newest revision in it. One of another version, one that fails
+    /// its checksum, or one whose newest event is not there any more as it was, is none.
     ///
     /// # Errors
     /// What redb says.
@@ -334,15 +335,22 @@ impl<'a> StreamReader<'a> {
     /// ```
     pub fn snapshot(&self, version: u32) -> Result<Option<(u64, Vec<u8>)>> {
         self.source.owned()?;
-        let View { name, state, .. } = &self.view;
+        let View { name, .. } = &self.view;
         let row = unless_it_panics(|| self.source.snapshot_row(name.as_bytes()))?;
         let Some(row) = row else { return Ok(None) };
         let row = SnapshotRow::from_bytes(name.as_bytes(), &row);
         if row.is_none() {
             tracing::warn!(stream = name, "a snapshot is damaged; the events are read instead");
         }
-        let of_this = |row: &SnapshotRow| row.version == version && row.revision < state.next;
-        Ok(row.filter(of_this).map(|row| (row.revision, row.bytes)))
+        let Some(row) = row.filter(|row| row.version == version) else { return Ok(None) };
+        if !unless_it_panics(|| self.view.has_event_of(self.source, &row))? {
+            tracing::warn!(
+                stream = %printable(name), revision = row.revision,
+                "a snapshot is of an event that is not there; the events are read instead"
+            );
+            return Ok(None);
+        }
+        Ok(Some((row.revision, row.bytes)))
     }
 
     /// The revision of its newest event; `None` if it has never had one. A truncated or deleted stream keeps it.
@@ -598,7 +606,8 @@ impl<'a> Stream<'a> {
     ///
     /// # Errors
     /// [`Error::StreamDeleted`]; [`Error::SnapshotTooLarge`] for more than [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX);
-    /// [`Error::WrongRevision`] for a stream without an event: there is nothing to sum up.
+    /// [`Error::WrongRevision`] for a stream without an event: there is nothing to sum up. [`Error::Corrupt`] or
+    /// [`Error::MissingRevision`] where the newest event cannot be read, since a snapshot names it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -620,7 +629,12 @@ impl<'a> Stream<'a> {
             let (stream, expected) = (self.name.clone(), ExpectedRevision::StreamExists);
             return Err(Error::WrongRevision { stream, expected, actual: None });
         };
-        let row = SnapshotRow { version, revision, bytes: bytes.to_vec() }.to_bytes(self.name.as_bytes());
+        // Below the first that can be read there is no event any more, and none is needed.
+        let of = match revision >= state.first {
+            true => Some(self.tx.view(&self.name)?.name_of(self.tx, revision)?),
+            false => None,
+        };
+        let row = SnapshotRow { version, revision, of, bytes: bytes.to_vec() }.to_bytes(self.name.as_bytes());
         self.tx.touch();
         self.tx.redb().open_table(SNAPSHOTS)?.insert(self.name.as_bytes(), row.as_slice())?;
         Ok(())

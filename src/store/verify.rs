@@ -11,12 +11,14 @@ use super::failure::{damaged_row, unless_it_panics};
 use super::read::Snapshot;
 use super::recover::read_state;
 use super::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
+use super::stream_snapshots;
 use super::streams::{find_chunk, stream_row};
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
 use crate::limits::FINDINGS_MAX;
 use crate::log::streams::{NO_SEQ, Run};
 use crate::log::{keys, record};
+use crate::printable::printable;
 use crate::relay::machine::types::ExceptionState;
 
 /// Something in the file that does not fit.
@@ -39,6 +41,13 @@ pub enum Finding {
         revision: u64,
         /// The event.
         seq: u64,
+    },
+    /// A stream's snapshot is damaged, or the event that it includes last is not there as it was. It is not used.
+    Snapshot {
+        /// The stream.
+        stream: String,
+        /// The revision of that event; `None` where the snapshot itself is damaged.
+        revision: Option<u64>,
     },
     /// An event waits or is quarantined, and its record is gone.
     Exception {
@@ -65,6 +74,14 @@ impl fmt::Display for Finding {
             Self::StreamIndex { stream, revision, seq } => {
                 write!(f, "the index of stream `{stream}` and event {seq} disagree about revision {revision}")
             }
+            Self::Snapshot { stream, revision: None } => {
+                write!(f, "the snapshot of stream `{}` is damaged", printable(stream))
+            }
+            Self::Snapshot { stream, revision: Some(revision) } => write!(
+                f,
+                "the snapshot of stream `{}` is of an event at revision {revision} that is not there",
+                printable(stream)
+            ),
             Self::Exception { seq } => {
                 write!(f, "event {seq} waits or is quarantined, and its record is gone")
             }
@@ -112,7 +129,7 @@ impl Verification {
         self.findings_total == 0
     }
 
-    fn found(&mut self, finding: Finding) {
+    pub(super) fn found(&mut self, finding: Finding) {
         self.findings_total += 1;
         // A log of a million damaged records is told in the result, not in a million lines.
         if self.findings.len() < FINDINGS_MAX {
@@ -180,6 +197,7 @@ impl Store {
             }
         }
         check_chunks(&snapshot, indexed, &mut verified)?;
+        stream_snapshots::verify(&snapshot, &mut verified)?;
         check_exceptions(&snapshot, &mut verified)?;
         Ok(verified)
     }
