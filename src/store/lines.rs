@@ -88,12 +88,15 @@ impl Lines {
             let Some(line) = lines.get_mut(stream) else { break };
             let left = PATIENCE.saturating_sub(line.since.elapsed());
             if left.is_zero() {
+                line.advance();
+                drop(lines);
+                // The logger is the application's: not under the lock.
                 tracing::warn!(
                     stream,
                     waited_ms = LINE_MS_MAX,
                     "a command takes long to decide; others go on without it"
                 );
-                line.advance();
+                lines = self.lock();
                 continue;
             }
             drop(lines);

@@ -214,6 +214,7 @@ pub(crate) fn wall_time(wall_ms: u64) -> SystemTime {
 }
 
 /// A fraction of a duration. `Duration::MAX` if it is too long for a duration.
+#[cfg(feature = "rabbitmq")]
 pub(crate) fn part_of(duration: Duration, part: f64) -> Duration {
     Duration::try_from_secs_f64(duration.as_secs_f64() * part).unwrap_or(Duration::MAX)
 }
