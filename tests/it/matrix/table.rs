@@ -19,13 +19,21 @@ fn named(row: &str) -> Vec<&str> {
     column.split('`').skip(1).step_by(2).filter(|name| name.contains("::")).collect()
 }
 
-/// Whether `module::test` is a test of this binary, or of the library itself, where it has a folder of tests.
+/// Whether `module::test` is a test of this binary, or of the library itself, in a file of its own or within another module's; or a
+/// scenario of `tests/process`.
 fn exists(root: &Path, name: &str) -> bool {
     let (module, test) = name.rsplit_once("::").expect("a path");
-    let module = module.replace("::", "/");
-    let files = [format!("tests/it/{module}.rs"), format!("src/{module}/mod.rs")];
-    let sources = files.map(|file| fs::read_to_string(root.join(file)).unwrap_or_default());
-    sources.iter().any(|source| has_test(source, test))
+    let read = |file: String| fs::read_to_string(root.join(file)).unwrap_or_default();
+    if let Some(module) = module.strip_prefix("process::") {
+        return read(format!("tests/process/{module}.rs")).contains(&format!("\nfn {test}("));
+    }
+    let outer = module.rsplit_once("::").map(|(outer, _)| outer);
+    [Some(module), outer].into_iter().flatten().any(|module| {
+        let module = module.replace("::", "/");
+        let files =
+            [format!("tests/it/{module}.rs"), format!("src/{module}.rs"), format!("src/{module}/mod.rs")];
+        files.into_iter().any(|file| has_test(&read(file), test))
+    })
 }
 
 fn has_test(source: &str, test: &str) -> bool {
@@ -79,6 +87,8 @@ fn a_row_that_rots_is_seen() {
     assert!(!exists(root, "matrix::nowhere::x"));
     assert!(exists(root, "store::crash_tests::a_power_cut_in_a_recovery"));
     assert!(!exists(root, "store::crash_tests::cut_everywhere"), "no test");
+    assert!(exists(root, "store::age::tests::the_store_age_never_goes_back"));
+    assert!(exists(root, "process::forked::a_daemon") && !exists(root, "process::forked::a_dream"));
     let text = "# x\n## What happens when …\n| when | then | test |\n|---|---|---|\n| a | `b::c` | `d::e`, `f` |\n## y\n| z | z | z |";
     assert_eq!(rows(text), ["| a | `b::c` | `d::e`, `f` |"]);
     assert_eq!(named(rows(text)[0]), ["d::e"]);
