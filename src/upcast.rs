@@ -31,6 +31,8 @@ pub(crate) struct Upcasts {
     newest: BTreeMap<String, u32>,
     /// The newest version of each type that the application declares.
     declared: BTreeMap<String, u32>,
+    /// Events are read as they were recorded, whatever their form.
+    as_recorded: bool,
 }
 
 impl fmt::Debug for Upcasts {
@@ -40,6 +42,11 @@ impl fmt::Debug for Upcasts {
 }
 
 impl Upcasts {
+    /// For a reader that looks at records and hands none to the application.
+    pub(crate) fn none() -> Self {
+        Self { as_recorded: true, ..Self::default() }
+    }
+
     pub(crate) fn add(
         &mut self,
         from: (&str, u32),
@@ -168,7 +175,7 @@ impl Upcasts {
 
     /// The event in its newest form.
     pub(crate) fn upcast(&self, mut recorded: Recorded) -> Result<Recorded> {
-        if self.steps.is_empty() && recorded.event.version <= 1 {
+        if self.as_recorded || (self.steps.is_empty() && recorded.event.version <= 1) {
             return Ok(recorded);
         }
         let (event_type, version) = (String::from(recorded.event.event_type.clone()), recorded.event.version);

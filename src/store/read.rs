@@ -256,7 +256,7 @@ impl Snapshot {
 
     /// All records up to `end`, as recorded, whatever their form.
     pub(super) fn recorded_to(&self, end: u64) -> Result<Events> {
-        Ok(Events { upcasts: Arc::default(), frames: Frames { end, ..self.frames(0)? } })
+        Ok(Events { upcasts: Arc::new(Upcasts::none()), frames: Frames { end, ..self.frames(0)? } })
     }
 
     /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is told too.

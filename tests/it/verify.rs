@@ -135,3 +135,26 @@ fn what_does_not_fit_is_told() {
     let needed = findings(&path, |tx| drop(tx.open_table(LOG).unwrap().remove(lost).unwrap()));
     assert_eq!(needed, [Finding::Exception { seq: lost }]);
 }
+
+/// Goal: a verification looks at records as they were recorded: events of newer versions are whole, also for a release that cannot read
+/// them. Method: events of versions 1 and 2, verified with their upcast and without.
+#[test]
+fn events_of_every_version_are_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.redb");
+    let upcast = || Store::builder().upcast(("paid", 1), ("paid", 2), |cents| Ok(cents.to_vec()));
+    let store = upcast().open(&path).unwrap();
+    for version in [1, 2] {
+        let paid = move || onewrite::Event::bytes("paid", "100").version(version).unpublished();
+        store
+            .write(move |tx| tx.stream("account-7").append([paid()], onewrite::ExpectedRevision::Any))
+            .unwrap();
+    }
+    let looked = |store: &Store| {
+        let verified = store.verify().unwrap();
+        (verified.records, verified.findings_total)
+    };
+    assert_eq!(looked(&store), (2, 0));
+    store.close().unwrap();
+    assert_eq!(looked(&Store::open(&path).unwrap()), (2, 0));
+}
