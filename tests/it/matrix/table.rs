@@ -39,7 +39,10 @@ fn exists(root: &Path, name: &str) -> bool {
 fn has_test(source: &str, test: &str) -> bool {
     let Some((before, _)) = source.split_once(&format!("fn {test}(")) else { return false };
     // `proptest!` makes tests of the functions in it, which stand indented.
-    before.trim_end().ends_with("#[test]") || (before.ends_with("\n    ") && before.contains("proptest! {"))
+    // Other attributes may stand below `#[test]`.
+    let mut above = before.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let is_test = above.find(|line| *line == "#[test]" || !line.starts_with("#[")) == Some("#[test]");
+    is_test || (before.ends_with("\n    ") && before.contains("proptest! {"))
 }
 
 /// Goal: the tables cannot rot. Method: each row names a test, or says why there is none; each named test is there; each test of the matrix
