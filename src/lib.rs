@@ -94,12 +94,12 @@ pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ti
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
 pub use store::{
-    Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CapturedTable, Change, ConfirmError, Events,
-    Finding, Holder, HolderKind, IoStats, Once, Operation, PageBytes, PageProgress, PageVerification,
-    ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus, ProjectionTransaction, Quarantine,
-    Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery, RelayState, RelayStats, RelayStatus,
-    Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended,
-    StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
+    Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, CapturedTable, Change,
+    ConfirmError, Events, Finding, Holder, HolderKind, IoStats, Once, Operation, PageBytes, PageProgress,
+    PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
+    ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
+    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
+    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -294,6 +294,9 @@ pub const CAPTURE_FAILED_MAX: usize = 1024;
 /// First and longest wait before a key whose codec has failed is tried again, in milliseconds.
 pub const CAPTURE_RETRY_MS: (u64, u64) = (1_000, 60_000);
 
+/// How long marks of a table whose events stay in the log gather at most, in milliseconds: no relay asks for them.
+pub const CAPTURE_OWN_MS: u64 = 250;
+
 /// Wait after a round that could not go on, because the backlog quota is reached or too many codecs fail, in milliseconds.
 pub const CAPTURE_PAUSE_MS: u64 = 250;
 /// How long a consumer may hold back what is behind a gap in its lane, in milliseconds: half of RabbitMQ's default

@@ -208,6 +208,8 @@ impl Shell {
             self.show_status();
             // Nobody waits for what it was searching for.
             self.registered.store.core().forget_sweeps(&name);
+            // It sets no pace any more.
+            self.registered.store.core().nudge_writer();
             self.await_stop();
         }
         self.end(failure.is_none())

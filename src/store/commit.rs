@@ -193,6 +193,9 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
     }
     core.rounds.rewritten(&pending.captures);
     core.holders.note_end(pending.next_seq, pending.end_offset);
+    if core.rounds.begins(&pending.captures) {
+        core.nudge_writer();
+    }
     core.announce_commit();
 }
 

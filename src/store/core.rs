@@ -583,6 +583,11 @@ impl Core {
         self.backlog_shrank.notify_all();
     }
 
+    /// The writer thread looks at what waits. A nudge that is not taken yet tells the same.
+    pub(crate) fn nudge_writer(&self) {
+        let _ = self.queue.nudges.0.try_send(());
+    }
+
     /// A relay begins or ends.
     pub(crate) fn forget_sweeps(&self, relay: &str) {
         self.sweeps.forget(relay);

@@ -84,7 +84,7 @@ use crate::process::keep;
 use crate::say::in_drop;
 use crate::time::Deadline;
 
-pub use self::capture::{Capture, CaptureMode, CapturedTable, Change, Operation};
+pub use self::capture::{Capture, CaptureMode, CaptureWait, CapturedTable, Change, Operation};
 pub use self::counted::IoStats;
 pub use self::holders::{Holder, HolderKind};
 pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};

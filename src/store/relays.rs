@@ -126,6 +126,28 @@ pub(crate) struct RelayPort {
     pub(crate) requests: Sender<RelayRequest>,
 }
 
+/// What the relays that run let others do, the best of them first in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pace {
+    /// None runs: none was started, or each has stopped or failed.
+    None,
+    Paused,
+    /// The broker is away, or blocks publishers.
+    Away,
+    Flows,
+}
+
+impl Pace {
+    fn of(state: &RelayState) -> Self {
+        match state {
+            RelayState::Failed(_) | RelayState::Stopped => Self::None,
+            RelayState::Paused => Self::Paused,
+            RelayState::Connecting | RelayState::Blocked | RelayState::Disconnected(_) => Self::Away,
+            RelayState::Connected => Self::Flows,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Relays {
     running: Mutex<BTreeMap<String, RelayPort>>,
@@ -151,6 +173,15 @@ impl Relays {
 
     pub(crate) fn port(&self, name: &str) -> Option<RelayPort> {
         self.lock().get(name).cloned()
+    }
+
+    /// What the one lets others do that does best. A relay that stands in the file and is not started is none.
+    pub(crate) fn pace(&self) -> Pace {
+        let running = self.lock();
+        let states = running
+            .values()
+            .map(|port| Pace::of(&port.status.lock().unwrap_or_else(PoisonError::into_inner).state));
+        states.max().unwrap_or(Pace::None)
     }
 
     /// The only relay, or `None` if there is none or more than one.

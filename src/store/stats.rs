@@ -5,7 +5,8 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::Store;
-use super::capture::CaptureMode;
+use super::capture::rounds::Rounds;
+use super::capture::{CaptureMode, CaptureWait};
 use super::core::Tail;
 use super::counted::IoStats;
 use super::cursor::Cursor;
@@ -119,6 +120,8 @@ pub struct CaptureStats {
     /// Keys among those that wait whose codec has failed since the store was opened: at most
     /// [`CAPTURE_FAILED_MAX`](crate::limits::CAPTURE_FAILED_MAX) of all tables are counted. The log says why.
     pub failed: u64,
+    /// What it waits for; `None` if nothing of it waits, or what waits is on its way.
+    pub waits_for: Option<CaptureWait>,
 }
 
 /// One relay's figures, as durable; and as it runs, if it does.
@@ -229,6 +232,7 @@ impl Store {
     pub fn stats(&self) -> Result<Stats> {
         let core = self.core();
         core.owner.check()?;
+        let waits = Rounds::waits(core);
         let (mut stats, cursors) = {
             let tail = core.tail();
             let relays = tail.cursors.iter().map(|(name, cursor)| (name.clone(), relay_stats(&tail, cursor)));
@@ -238,6 +242,7 @@ impl Store {
                     waiting: known.waiting,
                     snapshot_done: !known.row.snapshot.is_open(),
                     failed: core.rounds.failed(known.row.id),
+                    waits_for: waits.get(name).copied(),
                 };
                 (name.clone(), stats)
             });

@@ -24,7 +24,7 @@ use super::receipt::Receipt;
 use super::transaction::Transaction;
 use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result, StorageFailure};
-use crate::limits::{AGE_SAVE_MS_MIN, BATCH_WRITES_MAX, CAPTURE_ROUND_KEYS};
+use crate::limits::{AGE_SAVE_MS_MIN, BATCH_WRITES_MAX};
 use crate::oneshot::{self, Wakes};
 use crate::time::{Deadline, wake_after};
 
@@ -160,6 +160,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         look_at: Deadline::Never,
         looked_at: None,
     };
+    Rounds::say_at_open(core);
     while !state.stop {
         state.wait(jobs);
         while state.batch.len() < BATCH_WRITES_MAX && !state.stop {
@@ -252,13 +253,13 @@ impl Writer<'_> {
                 Err(_) => self.wake_the_rest(),
             }
         }
-        // Without a relay nobody else asks for the rest of a snapshot, nor for a round that has failed to be repeated.
-        let walk_due = Rounds::walk_due_in(self.core);
-        if walk_due == Some(Duration::ZERO) {
-            self.core.rounds.ask(CAPTURE_ROUND_KEYS);
+        // What no running relay asks for, nobody else does.
+        let round_due = Rounds::look(self.core);
+        if round_due == Some(Duration::ZERO) {
+            self.core.rounds.ask_own();
             return;
         }
-        let walk_due = walk_due.map(|wait| wake_after(&*self.core.settings.clock, wait));
+        let round_due = round_due.map(|wait| wake_after(&*self.core.settings.clock, wait));
         if self.core.jumped.take() {
             self.catch_up();
         }
@@ -289,7 +290,7 @@ impl Writer<'_> {
             None if trim_left => Some(Deadline::from(last_commit.unwrap_or_else(Instant::now), delay)),
             None => None,
         };
-        let deadline = ride_due.into_iter().chain(walk_due).chain(save_due).chain(look_due).min();
+        let deadline = ride_due.into_iter().chain(round_due).chain(save_due).chain(look_due).min();
         let deadline = deadline.unwrap_or(Deadline::Never).min(self.look_at);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);

@@ -19,6 +19,7 @@ mod cancel_rebuild;
 mod capture;
 #[cfg(unix)]
 mod capture_old_rows;
+mod capture_pace;
 #[cfg(unix)]
 mod capture_rounds;
 mod clock_jumps;

@@ -11,7 +11,7 @@ use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Val
 use super::stored::{self, Found, Stored, Unreadable};
 use super::{Capture, CaptureMode, Change, Operation};
 use crate::error::{Error, Result, SettingError};
-use crate::event::Event;
+use crate::event::{Destination, Event};
 
 /// The types of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub(crate) trait Captured: Debug + Send + Sync {
     fn wants_snapshot(&self) -> bool;
     /// Whether its events say what a row was before.
     fn wants_old(&self) -> bool;
+    /// Its events stay in the log, so that it needs no relay.
+    fn is_unpublished(&self) -> bool;
     fn types(&self) -> Types;
     /// What cannot work, whatever is in the file.
     fn check_settings(&self) -> Result<(), SettingError>;
@@ -113,6 +115,10 @@ impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
 
     fn wants_old(&self) -> bool {
         self.old != super::OldValues::Left
+    }
+
+    fn is_unpublished(&self) -> bool {
+        matches!(self.destination, Some(Destination::Unpublished))
     }
 
     fn types(&self) -> Types {

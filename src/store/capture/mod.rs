@@ -12,6 +12,7 @@
 //! - A stored value is decoded only where it is wanted: rows of an older form can be replaced and removed.
 
 mod erased;
+mod pace;
 pub(crate) mod rounds;
 pub(crate) mod rows;
 mod stored;
@@ -28,6 +29,7 @@ use crate::limits::KEY_BYTES_MAX;
 use crate::limits::SHORT_STRING_BYTES_MAX;
 
 pub(crate) use self::erased::Captures;
+pub use self::pace::CaptureWait;
 pub use self::table::CapturedTable;
 
 /// When the changes of a captured table become events.
@@ -43,7 +45,9 @@ pub enum CaptureMode {
     #[default]
     EveryChange,
     /// A write only marks its key. When a relay comes round, the key is published once, with its value at that moment:
-    /// a key that changed a thousand times while the broker was away is one event. Without a relay marks wait.
+    /// a key that changed a thousand times while the broker was away is one event. Marks wait while no relay runs; where the
+    /// events [stay in the log](Capture::unpublished) no relay is needed, and marks wait for a quarter of a second at most
+    /// ([`CAPTURE_OWN_MS`](crate::limits::CAPTURE_OWN_MS)).
     NewestValue,
 }
 
@@ -364,9 +368,12 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     /// Whether the first opening with this capture publishes what is in the table already, as [`Operation::Snapshot`];
     /// no unless set.
     ///
-    /// The rows are walked a few at a time between the writes of the application, at a relay's pace where the store has
-    /// one. Each is read in the transaction that appends its event, so whoever applies the events of a key in order ends
-    /// with what the table holds. A crash neither skips nor repeats a row. Where the file knows the table as captured
+    /// The rows are walked a few at a time between the writes of the application. A relay that runs sets the pace, also while
+    /// its broker is away. Where no relay runs, or the events [stay in the log](Self::unpublished), the walk waits for nothing,
+    /// and a [backlog quota](crate::StoreBuilder::backlog_quota) bounds its events.
+    /// [`CaptureStats::waits_for`](crate::CaptureStats::waits_for) says why a walk waits. Each row is read in the transaction
+    /// that appends its event, so a reader that applies the events of a key in order ends with the rows of the table. A crash
+    /// neither skips nor repeats a row. Where the file knows the table as captured
     /// already, this changes nothing: [`Store::end_capture`](crate::Store::end_capture) first.
     ///
     /// ```

@@ -3,27 +3,30 @@
 //! A round is one closure on the writer thread. It publishes the oldest marks in the order of their keys, going round from
 //! where the last one ended, so that a key that changes all the time cannot starve the others; and it walks a piece of a
 //! table that was switched on. Relays ask for rounds when they have little left to do, so marks coalesce while the broker
-//! is away. Where there is no relay, the writer thread asks by itself as long as a table is to be walked.
+//! is away. What no running relay holds, the writer thread asks for by itself ([`pace`](super::pace)).
 //!
 //! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
 //! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use redb::ReadableTable;
 
 use super::erased::{Captured, Old, RawChange};
 use super::rows::{CaptureId, CaptureRow, MarkKind, PendingCaptures, SnapshotState, capture_of, mark_key};
-use super::{CaptureMode, Operation};
+use super::{CaptureMode, CaptureWait, Operation};
 use crate::error::{BoxError, Error, EventError, Result, caught};
-use crate::limits::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES};
+use crate::limits::{
+    CAPTURE_FAILED_MAX, CAPTURE_OWN_MS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_BYTES,
+    CAPTURE_ROUND_KEYS,
+};
 use crate::log::keys;
 use crate::oneshot::Wakes;
 use crate::store::core::Core;
 use crate::store::failure::damaged_row;
+use crate::store::relays::Pace;
 use crate::store::schema::CHANGES;
 use crate::store::transaction::Transaction;
 use crate::store::write_wait::Purpose;
@@ -48,11 +51,17 @@ impl Failed {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct State {
     /// The mark that the last round ended with.
     after: Vec<u8>,
     /// No round before this, by the monotonic clock.
-    not_before_ms: u64,
+    pub(super) not_before_ms: u64,
+    /// No round for the sake of marks that the writer thread asks for before this.
+    pub(super) own_after_ms: u64,
+    /// The last round has found the backlog quota reached.
+    no_room: bool,
+    /// What was said that tables wait for, by name.
+    pub(super) said: BTreeMap<String, CaptureWait>,
     /// Marks among those that wait: what a person has to look at.
     failed: BTreeMap<Vec<u8>, Failed>,
     /// Those of them that the last round has tried, and whose row has not been written since. Noted before its commit: what
@@ -65,29 +74,58 @@ struct State {
 /// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
-    /// A round of so many keys is asked for, or runs. 0: none.
+    /// The round that is asked for, or runs: [`Asked`] as a number. 0: none.
     asked: AtomicUsize,
+    /// The writer thread needs not be told that something begins to wait.
+    pub(super) looks_soon: AtomicBool,
     /// Rounds that have ended, well or not.
     ended: AtomicU64,
     state: Mutex<State>,
 }
 
+/// What round is asked for.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    keys: usize,
+    /// By the writer thread itself, for what no relay holds.
+    own: bool,
+}
+
+impl Asked {
+    fn to_number(self) -> usize {
+        self.keys << 1 | usize::from(self.own)
+    }
+
+    fn from_number(number: usize) -> Self {
+        Self { keys: number >> 1, own: number & 1 == 1 }
+    }
+}
+
 impl Rounds {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn is_asked(&self) -> bool {
-        self.keys_asked() > 0
+        self.asked().keys > 0
     }
 
-    fn keys_asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+    fn asked(&self) -> Asked {
+        Asked::from_number(self.asked.load(Ordering::SeqCst))
     }
 
-    /// Asks for one of so many keys; `true` if none was asked for yet.
+    /// A relay asks for one of so many keys; `true` if none was asked for yet.
     pub(crate) fn ask(&self, keys: usize) -> bool {
-        self.asked.compare_exchange(0, keys, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+        self.set(Asked { keys, own: false })
+    }
+
+    /// The writer thread asks for one, for what no running relay holds.
+    pub(crate) fn ask_own(&self) {
+        self.set(Asked { keys: CAPTURE_ROUND_KEYS, own: true });
+    }
+
+    fn set(&self, asked: Asked) -> bool {
+        self.asked.compare_exchange(0, asked.to_number(), Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// How many have ended, well or not.
@@ -118,28 +156,6 @@ impl Rounds {
         Some(mark_due.into_iter().chain(walk_due).min()?.max(state.not_before_ms))
     }
 
-    /// How long until the writer has to ask for a round by itself: a table is to be walked, and there is no relay that would
-    /// ask. `None`: never.
-    pub(crate) fn walk_due_in(core: &Core) -> Option<Duration> {
-        if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
-            return None;
-        }
-        let walks: Vec<_> = {
-            let tail = core.tail();
-            if !tail.cursors.is_empty() {
-                return None;
-            }
-            let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-            known.filter(|known| known.row.snapshot.is_open()).map(|known| known.row.id).collect()
-        };
-        let due_ms = {
-            let state = core.rounds.lock();
-            state.walk_due_ms(walks)?.max(state.not_before_ms)
-        };
-        // No lock of ours is held while the application's clock runs.
-        Some(Duration::from_millis(due_ms.saturating_sub(core.settings.clock.now().mono_ms)))
-    }
-
     /// A commit is durable in which the application has written rows: what failed was about their values of before, so they
     /// wait for nothing.
     pub(crate) fn rewritten(&self, pending: &PendingCaptures) {
@@ -166,9 +182,7 @@ impl Rounds {
 
     /// Keys of this capture whose codec has failed.
     pub(crate) fn failed(&self, id: CaptureId) -> u64 {
-        let from = id.to_be_bytes().to_vec();
-        let to = keys::after_prefix(&from);
-        self.lock().failed.range(from..to).count() as u64
+        self.lock().failed_of(id)
     }
 }
 
@@ -190,6 +204,8 @@ struct Outcome {
     unreadable: Vec<CaptureId>,
     /// Nothing more can be done for now.
     stuck: bool,
+    /// The backlog quota is reached.
+    no_room: bool,
 }
 
 impl Round {
@@ -205,7 +221,7 @@ impl Write for Round {
     }
 
     fn run(&mut self, tx: &Transaction) -> bool {
-        let run = || Piece::new(tx, tx.core.rounds.keys_asked()).run();
+        let run = || Piece::new(tx, tx.core.rounds.asked()).run();
         let outcome = tx.within_own_bounds(|| caught(run));
         // Nobody waits for its events.
         tx.take_seqs();
@@ -235,7 +251,11 @@ impl Write for Round {
 fn note(core: &Core, outcome: Result<Outcome>) {
     let now_ms = core.settings.clock.now().mono_ms;
     {
+        let asked = core.rounds.asked();
         let mut state = core.rounds.lock();
+        if asked.own {
+            state.own_after_ms = now_ms.saturating_add(CAPTURE_OWN_MS);
+        }
         match outcome {
             Ok(outcome) => state.note(outcome, now_ms),
             Err(error) => {
@@ -252,12 +272,38 @@ fn note(core: &Core, outcome: Result<Outcome>) {
 }
 
 impl State {
+    pub(super) fn has_no_room(&self) -> bool {
+        self.no_room
+    }
+
+    /// The walk of this table rests.
+    pub(super) fn rests(&self, id: CaptureId) -> bool {
+        self.unreadable.contains_key(&id)
+    }
+
+    fn failed_in(&self, id: CaptureId) -> impl Iterator<Item = &Failed> {
+        let from = id.to_be_bytes().to_vec();
+        let to = keys::after_prefix(&from);
+        self.failed.range(from..to).map(|(_, failed)| failed)
+    }
+
+    /// Keys of this capture whose codec has failed.
+    pub(super) fn failed_of(&self, id: CaptureId) -> u64 {
+        self.failed_in(id).count() as u64
+    }
+
+    /// When the first of them is tried again.
+    pub(super) fn retry_ms(&self, id: CaptureId) -> Option<u64> {
+        self.failed_in(id).map(|failed| failed.due_ms).min()
+    }
+
     /// When the first of these tables may be walked.
-    fn walk_due_ms(&self, walks: impl IntoIterator<Item = CaptureId>) -> Option<u64> {
+    pub(super) fn walk_due_ms(&self, walks: impl IntoIterator<Item = CaptureId>) -> Option<u64> {
         walks.into_iter().map(|id| self.unreadable.get(&id).map_or(0, |failed| failed.due_ms)).min()
     }
 
     fn note(&mut self, outcome: Outcome, now_ms: u64) {
+        self.no_room = outcome.no_room;
         if let Some(after) = outcome.after {
             self.after = after;
         }
@@ -306,15 +352,17 @@ enum Settled {
 struct Piece<'tx> {
     tx: &'tx Transaction,
     registered: BTreeMap<CaptureId, (CaptureRow, Arc<dyn Captured>)>,
-    /// There is a relay. Without one marks wait: each would be published at once, and nothing would coalesce.
-    paced: bool,
+    /// The writer thread has asked, for what no running relay holds.
+    own: bool,
+    relay_runs: bool,
     keys_left: usize,
     bytes_left: usize,
     outcome: Outcome,
 }
 
 impl<'tx> Piece<'tx> {
-    fn new(tx: &'tx Transaction, keys: usize) -> Self {
+    fn new(tx: &'tx Transaction, Asked { keys, own }: Asked) -> Self {
+        let relay_runs = tx.core.relays.pace() != Pace::None;
         let tail = tx.core.tail();
         let registered = tx.core.settings.captures.iter().filter_map(|capture| {
             let row = tail.captures.get(capture.name())?.row.clone();
@@ -323,7 +371,8 @@ impl<'tx> Piece<'tx> {
         Self {
             tx,
             registered: registered.collect(),
-            paced: !tail.cursors.is_empty(),
+            own,
+            relay_runs,
             keys_left: keys,
             bytes_left: CAPTURE_ROUND_BYTES,
             outcome: Outcome::default(),
@@ -332,12 +381,8 @@ impl<'tx> Piece<'tx> {
 
     fn run(mut self) -> Result<Outcome> {
         let walks = self.due_walks();
-        let marks_max = match (self.paced, walks.is_empty()) {
-            (false, _) => 0,
-            (true, true) => self.keys_left,
-            // While a table is walked, marks leave it half of the room.
-            (true, false) => self.keys_left / 2,
-        };
+        // While a table is walked, marks leave it half of the room.
+        let marks_max = if walks.is_empty() { self.keys_left } else { self.keys_left / 2 };
         let marks = self.next_marks(marks_max)?;
         if marks.is_empty() && walks.is_empty() {
             // What there is failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
@@ -377,7 +422,8 @@ impl<'tx> Piece<'tx> {
             let resting: BTreeSet<_> = resting.map(|(key, _)| key.clone()).collect();
             ([&state.after[..], &[0]].concat(), resting)
         };
-        let stretches = self.registered.keys().map(|id| {
+        let marked = self.registered.iter().filter(|(_, (_, capture))| !self.own || capture.is_unpublished());
+        let stretches = marked.map(|(id, _)| {
             let from = id.to_be_bytes().to_vec();
             let to = keys::after_prefix(&from);
             (from, to)
@@ -433,9 +479,14 @@ impl<'tx> Piece<'tx> {
                 self.outcome.after = Some(mark.clone());
                 self.outcome.failed.push(mark);
             }
-            Settled::NoRoom => self.outcome.stuck = true,
+            Settled::NoRoom => self.no_room(),
         }
         Ok(())
+    }
+
+    fn no_room(&mut self) {
+        self.outcome.stuck = true;
+        self.outcome.no_room = true;
     }
 
     fn unmark(&mut self, mark: Vec<u8>) -> Result<()> {
@@ -458,7 +509,9 @@ impl<'tx> Piece<'tx> {
     fn due_walks(&self) -> Vec<(CaptureRow, Arc<dyn Captured>)> {
         let core = &self.tx.core;
         let (now_ms, state) = (core.settings.clock.now().mono_ms, core.rounds.lock());
+        let free = !self.own || !self.relay_runs;
         let open = self.registered.values().filter(|(row, _)| row.snapshot.is_open());
+        let open = open.filter(|(_, capture)| free || capture.is_unpublished());
         open.filter(|(row, _)| state.walk_due_ms([row.id]).is_some_and(|due| due <= now_ms))
             .cloned()
             .collect()
@@ -492,7 +545,7 @@ impl<'tx> Piece<'tx> {
                         self.outcome.failed.push(mark);
                     }
                     Settled::NoRoom => {
-                        self.outcome.stuck = true;
+                        self.no_room();
                         break;
                     }
                 }
@@ -594,7 +647,6 @@ mod tests {
     use super::super::Capture;
     use super::*;
     use crate::event::Event;
-    use crate::limits::CAPTURE_ROUND_KEYS;
     use crate::store::Store;
 
     const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
@@ -615,7 +667,7 @@ mod tests {
         let core = store.core();
         let mut tx = Transaction::begin(core, "a test").unwrap();
         before(&tx);
-        let piece = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) };
+        let piece = Piece::new(&tx, Asked { keys: CAPTURE_ROUND_KEYS, own: false });
         let outcome = piece.run().unwrap();
         core.rounds.lock().tried = outcome.failed.iter().cloned().collect();
         let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
@@ -653,7 +705,7 @@ mod tests {
 
         store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
         let mut tx = Transaction::begin(store.core(), "a test").unwrap();
-        let outcome = Piece { paced: true, ..Piece::new(&tx, CAPTURE_ROUND_KEYS) }.run().unwrap();
+        let outcome = Piece::new(&tx, Asked { keys: CAPTURE_ROUND_KEYS, own: false }).run().unwrap();
         tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
         tx.finish(1).unwrap();
         drop(tx);

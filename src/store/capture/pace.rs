@@ -1,0 +1,189 @@
+//! The pace of rounds, and the reason why a captured table waits.
+//!
+//! **The rule.** Only a relay that runs sets a pace. It asks for rounds when it has little left to do: for the marks and the
+//! first snapshots of all tables. The writer thread asks for the rest:
+//!
+//! - for the first snapshot of a published table, while no relay runs;
+//! - for marks and snapshots of tables whose events stay in the log, always.
+//!
+//! Marks of a published table wait for a relay, since they coalesce until a relay publishes them. A row of a relay in the
+//! file sets no pace. It bounds trimming and counts under the backlog quota; the quota bounds a snapshot without a relay.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::erased::Captured;
+use super::rounds::{Rounds, State};
+use super::rows::{CaptureId, Known, PendingCaptures};
+use crate::limits::CAPTURE_OWN_MS;
+use crate::store::core::Core;
+use crate::store::relays::Pace;
+
+/// The reason why a captured table waits.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// use onewrite::{Capture, CaptureMode, CaptureWait, Store, redb::TableDefinition};
+/// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+/// let accounts = Capture::json(ACCOUNTS).to("accounts", "changed").mode(CaptureMode::NewestValue);
+/// let store = Store::builder().capture(accounts).open(folder.path().join("a.redb"))?;
+/// assert_eq!(store.stats()?.captures["accounts"].waits_for, None); // nothing waits
+/// store.write(|tx| tx.captured_table(ACCOUNTS)?.insert("alice", 100).map(drop))?;
+/// assert_eq!(store.stats()?.captures["accounts"].waits_for, Some(CaptureWait::Relay));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum CaptureWait {
+    /// This process has not registered the capture; [`StoreBuilder::capture`](crate::StoreBuilder::capture) does, and
+    /// [`Store::end_capture`](crate::Store::end_capture) drops what waits.
+    Registration,
+    /// Marks wait to be published, and no relay runs in this process.
+    Relay,
+    /// Each relay that runs is paused.
+    PausedRelay,
+    /// No relay that runs has a broker that takes anything: it is away, or blocks publishers.
+    Broker,
+    /// The backlog quota is reached.
+    Quota,
+    /// All that waits has failed, and is tried again later or when its row is written. The log says why.
+    Retry,
+}
+
+impl std::fmt::Display for CaptureWait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Registration => "its capture: this process has not registered it",
+            Self::Relay => "a relay: none runs",
+            Self::PausedRelay => "a relay: each that runs is paused",
+            Self::Broker => "the broker",
+            Self::Quota => "room under the backlog quota",
+            Self::Retry => "the next try of what has failed",
+        })
+    }
+}
+
+/// The reason why a captured table waits; `None` if nothing waits, or if it is on its way.
+pub(super) fn wait_of(
+    capture: Option<&dyn Captured>,
+    known: &Known,
+    pace: Pace,
+    state: &State,
+) -> Option<CaptureWait> {
+    let walks = known.row.snapshot.is_open();
+    if known.waiting == 0 && !walks {
+        return None;
+    }
+    let Some(capture) = capture else { return Some(CaptureWait::Registration) };
+    if !capture.is_unpublished() {
+        match pace {
+            Pace::None if walks => {}
+            Pace::None => return Some(CaptureWait::Relay),
+            Pace::Paused => return Some(CaptureWait::PausedRelay),
+            Pace::Away => return Some(CaptureWait::Broker),
+            Pace::Flows => {}
+        }
+    }
+    if state.has_no_room() {
+        return Some(CaptureWait::Quota);
+    }
+    let retries =
+        if walks { state.rests(known.row.id) } else { state.failed_of(known.row.id) >= known.waiting };
+    retries.then_some(CaptureWait::Retry)
+}
+
+impl Rounds {
+    /// The reasons, by table.
+    pub(crate) fn waits(core: &Core) -> BTreeMap<String, CaptureWait> {
+        let pace = core.relays.pace();
+        let tail = core.tail();
+        let state = core.rounds.lock();
+        let waits = tail.captures.iter().filter_map(|(name, known)| {
+            let capture = core.settings.captures.get(name).map(|capture| &**capture);
+            Some((name.clone(), wait_of(capture, known, pace, &state)?))
+        });
+        waits.collect()
+    }
+
+    /// How long until the writer thread has to ask for a round by itself; `None`: never, as things stand. It logs once what a
+    /// table waits for outside of the store.
+    pub(crate) fn look(core: &Core) -> Option<Duration> {
+        if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
+            return None;
+        }
+        // A commit from here on that begins something tells the writer thread.
+        core.rounds.looks_soon.store(false, Ordering::SeqCst);
+        let runs = core.relays.pace() != Pace::None;
+        let own = |capture: &dyn Captured| capture.is_unpublished();
+        let has_own = core.settings.captures.iter().any(|capture| own(&**capture));
+        let (mut walks, mut marks) = (Vec::new(), Vec::new());
+        let mut waits = false;
+        {
+            let tail = core.tail();
+            for capture in core.settings.captures.iter() {
+                let Some(known) = tail.captures.get(capture.name()) else { continue };
+                let own = own(&**capture);
+                waits |= known.waiting > 0;
+                if known.row.snapshot.is_open() && (own || !runs) {
+                    walks.push(known.row.id);
+                }
+                if own && known.waiting > 0 {
+                    marks.push((known.row.id, known.waiting));
+                }
+            }
+        }
+        core.rounds.say(&Self::waits(core));
+        let due_ms = {
+            let state = core.rounds.lock();
+            let mark_due = marks.iter().filter_map(|(id, waiting)| state.mark_due_ms(*id, *waiting)).min();
+            let mark_due = mark_due.map(|due| due.max(state.own_after_ms));
+            let due = mark_due.into_iter().chain(state.walk_due_ms(walks)).min();
+            due.map(|due| due.max(state.not_before_ms))
+        };
+        // No lock of ours is held while the application's clock runs.
+        let wait =
+            due_ms.map(|due| Duration::from_millis(due.saturating_sub(core.settings.clock.now().mono_ms)));
+        let soon = wait.is_some_and(|wait| wait <= Duration::from_millis(CAPTURE_OWN_MS));
+        core.rounds.looks_soon.store(soon || (!has_own && (runs || waits)), Ordering::SeqCst);
+        wait
+    }
+
+    /// Logs which tables of the file this process has not registered, though marks of theirs wait.
+    pub(crate) fn say_at_open(core: &Core) {
+        let waits = Self::waits(core);
+        for (table, waits_for) in waits.iter().filter(|(_, wait)| **wait == CaptureWait::Registration) {
+            tracing::info!(table, %waits_for, "a captured table waits");
+        }
+    }
+
+    /// A commit has written captured rows: whether the writer thread is to look.
+    pub(crate) fn begins(&self, pending: &PendingCaptures) -> bool {
+        pending.written().next().is_some() && !self.looks_soon.load(Ordering::SeqCst)
+    }
+
+    /// Says what tables wait for, each once until nothing of it waits.
+    fn say(&self, waits: &BTreeMap<String, CaptureWait>) {
+        let news: Vec<_> = {
+            let mut state = self.lock();
+            state.said.retain(|name, _| waits.contains_key(name));
+            let outside = waits
+                .iter()
+                .filter(|(_, wait)| !matches!(wait, CaptureWait::Retry | CaptureWait::Registration));
+            let news = outside.filter(|(name, wait)| state.said.get(*name) != Some(wait));
+            let news: Vec<_> = news.map(|(name, wait)| (name.clone(), *wait)).collect();
+            state.said.extend(news.iter().cloned());
+            news
+        };
+        for (table, waits_for) in news {
+            tracing::info!(table, %waits_for, "a captured table waits");
+        }
+    }
+}
+
+impl State {
+    /// The time of the next try of a mark of this table.
+    fn mark_due_ms(&self, id: CaptureId, waiting: u64) -> Option<u64> {
+        if waiting > self.failed_of(id) { Some(0) } else { self.retry_ms(id) }
+    }
+}
