@@ -13,8 +13,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-const SCRIPTS: &str = "/usr/lib/rabbitmq/bin";
-const START_LIMIT: Duration = Duration::from_secs(60);
+/// Where Debian puts the broker's programs. `RABBITMQ_BIN` names another folder, and with it another broker.
+const SYSTEM_PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
+/// Mnesia writes later; Khepri, of RabbitMQ 4, has written before it answers.
+const SETTLE: &str = "case lists:keymember(mnesia, 1, application:which_applications()) of \
+    true -> mnesia:dump_log(), ok = mnesia:sync_log(); false -> ok end.";
+const START_LIMIT: Duration = Duration::from_secs(180);
 
 /// The largest message that these brokers take, in bytes. RabbitMQ's own 128 MiB would make tests slow.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 2 << 20;
@@ -35,6 +39,8 @@ pub(crate) struct RabbitNode {
     port: u16,
     dist_port: u16,
     epmd_port: u16,
+    /// Where it listens as well; RabbitMQ 4 opens these later.
+    more_ports: Vec<u16>,
     broker: Option<Supervised>,
     _epmd: Arc<Supervised>,
     _cleaner: Supervised,
@@ -73,9 +79,10 @@ impl RabbitNode {
     }
 
     fn prepare(place: Place, settings: &str, epmd_port: u16, epmd: Arc<Supervised>) -> Self {
+        let server = programs().join("rabbitmq-server");
         assert!(
-            Path::new(SCRIPTS).join("rabbitmq-server").exists(),
-            "these tests need RabbitMQ, and {SCRIPTS}/rabbitmq-server is missing: run `apt-get install rabbitmq-server`"
+            server.exists(),
+            "these tests need RabbitMQ, and {server:?} is missing: run `apt-get install rabbitmq-server`, or set RABBITMQ_BIN"
         );
         static COUNT: AtomicU32 = AtomicU32::new(0);
         // Not removed by a destructor: that of the shared broker never runs.
@@ -83,12 +90,24 @@ impl RabbitNode {
             tempfile::Builder::new().prefix("onewrite-rabbit-").tempdir().expect("a temporary folder").keep();
         let cleaner = Supervised::cleaner(&folder);
         std::fs::write(folder.join("plugins"), "[].\n").expect("write into the temporary folder");
+        let more_ports = settings.lines().filter_map(listener_port).collect();
         // The default user may come from wherever a test puts the broker.
         let settings = format!("max_message_size = {MESSAGE_BYTES_MAX}\nloopback_users = none\n{settings}");
         std::fs::write(folder.join("rabbitmq.conf"), settings).expect("write into the temporary folder");
         let name = format!("ow{}_{}@localhost", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let (port, dist_port) = (free_port(), free_port());
-        Self { folder, name, place, port, dist_port, epmd_port, broker: None, _epmd: epmd, _cleaner: cleaner }
+        Self {
+            folder,
+            name,
+            place,
+            port,
+            dist_port,
+            epmd_port,
+            more_ports,
+            broker: None,
+            _epmd: epmd,
+            _cleaner: cleaner,
+        }
     }
 
     /// `amqp://` with the default user, for the virtual host `/`.
@@ -116,7 +135,7 @@ impl RabbitNode {
     /// Waits until what was declared is on the broker's disk. RabbitMQ answers a declaration earlier: of about thirty
     /// kills within a second of a durable queue's declaration, one takes the queue and its confirmed messages along.
     pub(crate) fn settle_declarations(&self) {
-        self.ctl(&["eval", "mnesia:dump_log(), ok = mnesia:sync_log()."]);
+        self.ctl(&["eval", SETTLE]);
     }
 
     /// Kills the broker with SIGKILL, as a power cut would end it. Its files stay. Call
@@ -192,7 +211,7 @@ impl RabbitNode {
 
     fn command(&self, script: &str) -> Command {
         let folder = &self.folder;
-        let mut command = self.place.command(PathBuf::from(SCRIPTS).join(script));
+        let mut command = self.place.command(programs().join(script));
         command
             .env("HOME", folder)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
@@ -212,9 +231,11 @@ impl RabbitNode {
         command
     }
 
-    /// Whether the broker greets and takes our login.
+    /// Whether the broker greets and takes our login, and all its listeners are there.
     fn answers(&self) -> bool {
-        greets((self.place.address, self.port).into()) && super::tap::Tap::try_connect(&self.url()).is_ok()
+        greets((self.place.address, self.port).into())
+            && super::tap::Tap::try_connect(&self.url()).is_ok()
+            && self.more_ports.iter().all(|port| TcpStream::connect((self.place.address, *port)).is_ok())
     }
 }
 
@@ -281,9 +302,16 @@ impl RabbitCluster {
     }
 }
 
+/// The folder of the broker's programs: `rabbitmq-server`, `rabbitmqctl`, and `epmd` unless the system has it.
+pub(crate) fn programs() -> PathBuf {
+    let chosen = std::env::var_os("RABBITMQ_BIN").filter(|folder| !folder.is_empty());
+    chosen.map_or_else(|| PathBuf::from(SYSTEM_PROGRAMS), PathBuf::from)
+}
+
 /// Erlang's name server, of a test's own.
 fn start_epmd(place: &Place, port: u16) -> Arc<Supervised> {
-    let mut epmd = place.command("epmd");
+    let theirs = programs().join("epmd");
+    let mut epmd = place.command(if theirs.exists() { theirs } else { PathBuf::from("epmd") });
     epmd.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
     Arc::new(Supervised::start(&epmd, Path::new("/dev/null")))
 }
@@ -292,6 +320,13 @@ fn start_epmd(place: &Place, port: u16) -> Arc<Supervised> {
 pub(crate) fn shared_node() -> &'static RabbitNode {
     static NODE: OnceLock<RabbitNode> = OnceLock::new();
     NODE.get_or_init(RabbitNode::start)
+}
+
+/// Of a line of `rabbitmq.conf` such as `listeners.ssl.1 = 127.0.0.1:5671`.
+fn listener_port(line: &str) -> Option<u16> {
+    let (name, value) = line.split_once('=')?;
+    let at = name.trim().strip_prefix("listeners.").and(Some(value.trim()))?;
+    Some(at.rsplit(':').next()?.parse().expect("a listener's port"))
 }
 
 fn greets(address: SocketAddr) -> bool {
