@@ -21,6 +21,7 @@ type Work = fn(&mut Works, u64);
 const WORKS: &[(&str, Work)] = &[
     ("append", Works::append),
     ("append-singly", Works::append_singly),
+    ("command", Works::command),
     ("encode", Works::encode),
     ("relay-to-nothing", Works::relay_to_nothing),
     ("relay-to-memory", Works::relay_to_memory),

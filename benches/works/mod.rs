@@ -11,7 +11,9 @@ pub mod node;
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
-use onewrite::{Event, Outcome, Outgoing, Retention, SettingError, StartAt, Store, Transaction};
+use onewrite::{
+    Aggregate, Event, Outcome, Outgoing, Recorded, Retention, SettingError, StartAt, Store, Transaction,
+};
 
 pub const QUEUE: &str = "budget";
 /// The lanes of 4,096 events are written at the first commit that has as many behind it: of 100 events, the 41st.
@@ -27,6 +29,42 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The n-th event. Its parts are the caller's: three allocations (type, payload, key), and one more of its destination.
 pub fn event(n: u64) -> Event {
     Event::bytes("payment.completed", PAYLOAD).key(format!("account-{}", n % KEYS)).to("", QUEUE)
+}
+
+/// What a command decides on: how much was paid to an account. A snapshot with each second event keeps loading short.
+#[derive(Debug, Default)]
+struct Account {
+    paid: u64,
+}
+
+impl Aggregate for Account {
+    const CATEGORY: &'static str = "account";
+    const SNAPSHOT_EVERY: u64 = 2;
+    type Event = u64;
+
+    fn encode(paid: &u64) -> onewrite::Result<Event> {
+        Ok(Event::bytes("paid", paid.to_le_bytes()).unpublished())
+    }
+
+    fn decode(recorded: &Recorded) -> onewrite::Result<u64> {
+        Ok(number(recorded.payload()).expect("`encode` wrote eight bytes"))
+    }
+
+    fn apply(&mut self, paid: &u64) {
+        self.paid += paid;
+    }
+
+    fn save(&self) -> Option<Vec<u8>> {
+        Some(self.paid.to_le_bytes().to_vec())
+    }
+
+    fn restore(snapshot: &[u8]) -> Option<Self> {
+        number(snapshot).map(|paid| Self { paid })
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_le_bytes)
 }
 
 /// One store, in which the works are done.
@@ -58,6 +96,14 @@ impl Works {
     pub fn append_singly(&mut self, events: u64) {
         for n in 0..events {
             self.store.write(move |tx| append_all(tx, n..n + 1)).unwrap();
+        }
+    }
+
+    /// Commands without a competitor, one event each, to 1,000 aggregates in turn: load, decide, append, commit.
+    pub fn command(&mut self, commands: u64) {
+        for n in 0..commands {
+            let account = self.store.aggregate::<Account>(n % KEYS);
+            account.execute(|state| Ok(vec![state.paid + 1])).unwrap();
         }
     }
 
