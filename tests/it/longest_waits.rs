@@ -13,7 +13,7 @@ use onewrite::publish::{MemoryBroker, MemoryPublisher, QueueOptions, Rule, Verdi
 use onewrite::time::{Clock, ManualClock};
 use onewrite::{
     BacklogQuota, ConfirmError, Error, Event, GapPolicy, Message, Projection, ProjectionState, QuotaPolicy,
-    Receipt, Relay, RelayState, Retention, Store, StoreBuilder,
+    Receipt, Relay, RelayState, RelayStatus, Retention, Store, StoreBuilder,
 };
 
 use crate::floors::{code_only, files, without_tests};
@@ -83,6 +83,7 @@ fn confirms_are_waited_for_as_long_as_it_takes() {
     let store = rig.open(Store::builder());
     let relay = rig.relay(&store);
     relay.pause();
+    until("the relay has heard of the pause", || relay.status().state == RelayState::Paused);
     let receipt = append(&store);
     for patience in [Duration::ZERO, INSTANT] {
         for waited in [receipt.confirmed(patience), receipt.confirmed_by("r", patience)] {
@@ -333,8 +334,8 @@ fn a_relays_backoff_takes_every_duration() {
     in_time("stop", move || relay.stop(SOON));
     // What waits for ever on disk is read again.
     let relay = rig.relay(&store);
-    until("it is in memory again", || relay.status().retrying == 1);
-    assert_eq!(relay.status().state, RelayState::Connected);
+    let is_back = |status: RelayStatus| status.retrying == 1 && status.state == RelayState::Connected;
+    until("it is in memory again", || is_back(relay.status()));
     relay.stop(SOON);
 }
 

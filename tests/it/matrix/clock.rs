@@ -88,7 +88,8 @@ fn b19_clock_jumps_a_day_either_way() {
         clock.offset_ms.store(offset, Ordering::SeqCst);
         std::thread::sleep(Duration::from_millis(300));
         let began = Instant::now();
-        assert_eq!(tap.drain("b19-full").len(), 1);
+        // The nacked one is tried again meanwhile.
+        assert!(tap.take_one("b19-full").is_some(), "what fills the queue");
         tap.bind("b19", &late, "");
         nacked.confirmed(PROMPTLY).unwrap();
         returned.confirmed(PROMPTLY).unwrap();

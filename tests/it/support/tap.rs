@@ -125,6 +125,12 @@ impl Tap {
         })
     }
 
+    /// Takes the first one that is ready, and leaves what comes meanwhile.
+    pub(crate) fn take_one(&self, queue: &str) -> Option<Raw> {
+        let options = BasicGetOptions { no_ack: true };
+        self.run(self.channel.basic_get(queue.into(), options)).map(|got| raw(got.delivery))
+    }
+
     /// Takes everything that is ready out of the queue. Nothing may be on its way to it: that would be lost.
     pub(crate) fn drain(&self, queue: &str) -> Vec<Raw> {
         let count = self.count(queue);
