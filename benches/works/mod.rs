@@ -31,7 +31,7 @@ pub fn event(n: u64) -> Event {
     Event::bytes("payment.completed", PAYLOAD).key(format!("account-{}", n % KEYS)).to("", QUEUE)
 }
 
-/// What a command decides on: how much was paid to an account. A snapshot with each second event keeps loading short.
+/// An account, and the sum that was paid to it. A snapshot with each second event keeps loading short.
 #[derive(Debug, Default)]
 struct Account {
     paid: u64,

@@ -126,7 +126,7 @@ pub(crate) struct RelayPort {
     pub(crate) requests: Sender<RelayRequest>,
 }
 
-/// What the relays that run let others do, the best of them first in the end.
+/// How far a relay lets captured tables go on, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pace {
     /// None runs: none was started, or each has stopped or failed.
@@ -175,7 +175,7 @@ impl Relays {
         self.lock().get(name).cloned()
     }
 
-    /// What the one lets others do that does best. A relay that stands in the file and is not started is none.
+    /// The pace of the best relay that runs. A relay that is not started counts as none, though the file knows it.
     pub(crate) fn pace(&self) -> Pace {
         let running = self.lock();
         let states = running

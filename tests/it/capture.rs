@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
+use onewrite::publish::{MemoryBroker, Rule, Verdict};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{
     BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, QuotaPolicy, Recorded,
@@ -15,7 +15,7 @@ use onewrite::{
 };
 use proptest::prelude::*;
 
-use crate::scratch::events;
+use crate::scratch::{broker, events, until};
 
 const SOON: Duration = Duration::from_secs(20);
 const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
@@ -103,14 +103,6 @@ fn open(mode: CaptureMode) -> (tempfile::TempDir, Store) {
     (folder, store)
 }
 
-fn broker() -> MemoryBroker {
-    let broker = MemoryBroker::with_tap();
-    broker.declare_exchange("e", ExchangeKind::Fanout);
-    broker.declare_queue("q", QueueOptions::default());
-    broker.bind("q", "e", "").unwrap();
-    broker
-}
-
 fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
     store
         .relay("r")
@@ -129,14 +121,6 @@ fn remove(store: &Store, key: u16) {
 
 fn stats(store: &Store) -> CaptureStats {
     store.stats().unwrap().captures["table"]
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Everything marked is in the log, and everything in the log is with the broker.
@@ -730,8 +714,8 @@ fn a_snapshot_under_writers_and_crashes_is_the_table() {
     }
 }
 
-/// Goal: a row that has changed before the snapshot comes to it is told once, by that change. Method: the backlog is full, so
-/// that the snapshot waits; all rows are changed before the relay makes room; no more of them than one round takes.
+/// Goal: a row that has changed before the snapshot comes to it is told once, by that change. Method: a full backlog makes
+/// the snapshot wait. All rows change before the relay makes room; one round takes them all.
 #[test]
 fn a_changed_row_is_told_once() {
     let folder = tempfile::tempdir().unwrap();

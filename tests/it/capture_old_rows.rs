@@ -2,33 +2,17 @@
 //! predicates and rows that are mended.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+use onewrite::publish::MemoryBroker;
 use onewrite::redb::{Key, ReadableTable, TableDefinition, TypeName, Value};
 use onewrite::{
     Capture, CaptureMode, Change, Error, Event, ExpectedRevision, Operation, Relay, Store, Transaction,
 };
 
-use crate::scratch::events;
+use crate::scratch::{broker, events, until};
 
 const SOON: Duration = Duration::from_secs(30);
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn broker() -> MemoryBroker {
-    let broker = MemoryBroker::with_tap();
-    broker.declare_exchange("e", ExchangeKind::Fanout);
-    broker.declare_queue("q", QueueOptions::default());
-    broker.bind("q", "e", "").unwrap();
-    broker
-}
 
 fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
     store.relay("r").publish_to(broker.publisher()).unwrap()

@@ -4,32 +4,18 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Epoch, ExchangeKind, MemoryBroker, Publisher, PublisherEvents, QueueOptions};
+use onewrite::publish::{Epoch, MemoryBroker, Publisher, PublisherEvents};
 use onewrite::redb::TableDefinition;
 use onewrite::{
     BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, Change, Event, Outgoing, QuotaPolicy,
     Relay, RelayState, Store, StoreBuilder,
 };
 
+use crate::scratch::{broker, until};
+
 const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 const SOON: Duration = Duration::from_secs(30);
 const MODES: [CaptureMode; 2] = [CaptureMode::EveryChange, CaptureMode::NewestValue];
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn broker() -> MemoryBroker {
-    let broker = MemoryBroker::with_tap();
-    broker.declare_exchange("e", ExchangeKind::Fanout);
-    broker.declare_queue("q", QueueOptions::default());
-    broker.bind("q", "e", "").unwrap();
-    broker
-}
 
 fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
     store.relay("r").publish_to(broker.publisher()).unwrap()
@@ -48,7 +34,7 @@ fn unpublished(mode: CaptureMode) -> Capture<u16, u64> {
     Capture::with(TABLE, encode).unpublished().mode(mode).snapshot(true)
 }
 
-/// A file with so many rows and no capture, in which a relay has run once.
+/// Makes a file with so many rows and no capture. A relay has run on it once.
 fn filled(path: &Path, rows: u16) {
     let store = Store::open(path).unwrap();
     store
@@ -62,7 +48,7 @@ fn filled(path: &Path, rows: u16) {
     store.close().unwrap();
 }
 
-/// Such a file, in a folder that lives as long.
+/// As [`filled`], in a new folder that lives as long as its handle.
 fn file(rows: u16) -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
@@ -86,7 +72,7 @@ fn open(builder: StoreBuilder, path: &Path) -> Store {
     builder.open(path).unwrap()
 }
 
-/// A store whose first snapshot takes half a second for 5,000 rows at least.
+/// Opens a store whose codec takes 0.1 ms a row: a snapshot of 5,000 rows lasts half a second at least.
 fn slow(mode: CaptureMode, path: &Path) -> Store {
     let codec = |change: &Change<'_, u16, u64>| {
         std::thread::sleep(Duration::from_micros(100));
@@ -96,9 +82,7 @@ fn slow(mode: CaptureMode, path: &Path) -> Store {
     open(Store::builder().capture(capture), path)
 }
 
-// --- what does not run --------------------------------------------------------------------------------------------------
-
-/// Goal: a relay that once ran and is not started holds no snapshot; when it is started afterwards it publishes all of it.
+/// Goal: a relay that once ran and is not started delays no snapshot. Once started, it publishes the whole snapshot.
 #[test]
 fn a_relay_that_is_not_started_holds_no_snapshot() {
     for mode in MODES {
@@ -113,8 +97,8 @@ fn a_relay_that_is_not_started_holds_no_snapshot() {
     }
 }
 
-/// Goal: of several relays of the file only those that run count. Method: one stands in the file, another is started in the
-/// middle of the snapshot and is away from its broker: it holds the rest. Then the relay stops, and the snapshot ends.
+/// Goal: of several relays that the file knows, only those that run count. Method: one relay is not started. Another is
+/// started during the snapshot, without its broker, and delays the rest. Then it stops, and the snapshot ends.
 #[test]
 fn a_relay_that_stops_lets_the_snapshot_go() {
     for mode in MODES {
@@ -159,10 +143,8 @@ fn a_relay_that_has_failed_holds_nothing() {
     }
 }
 
-// --- what runs ----------------------------------------------------------------------------------------------------------
-
-/// Goal: a relay that runs sets the pace, and what is held says for what: the broker, or that the relay is paused; it goes on
-/// when that ends. Method: marks of a published table, in the order no relay, broker away, paused, flowing.
+/// Goal: a relay that runs sets the pace, and the figures name what a table waits for. Method: marks of a published table
+/// wait for a relay, for the broker, and for a paused relay in turn. They are published when the wait ends.
 #[test]
 fn a_wait_says_what_it_waits_for() {
     let folder = tempfile::tempdir().unwrap();
@@ -200,7 +182,7 @@ fn a_wait_says_what_it_waits_for() {
     assert!(CaptureWait::Registration.to_string().contains("registered"));
 }
 
-/// Goal: a row that cannot be published is what its table waits for, when nothing else of it waits.
+/// Goal: a table of which only failed rows wait says so.
 #[test]
 fn a_table_of_rows_that_fail_says_so() {
     let folder = tempfile::tempdir().unwrap();
@@ -212,8 +194,8 @@ fn a_table_of_rows_that_fail_says_so() {
     assert_eq!((figures(&store).waiting, figures(&store).failed), (1, 1));
 }
 
-/// Goal: the backlog quota bounds a snapshot that no relay follows, says so, and lets it go on once one publishes; writes of
-/// state go on meanwhile.
+/// Goal: the backlog quota bounds a snapshot without a relay, and the figures say so. Writes of state go on. The snapshot
+/// goes on once a relay publishes.
 #[test]
 fn a_quota_bounds_a_snapshot_without_a_relay() {
     let (_folder, path) = file(300);
@@ -231,10 +213,8 @@ fn a_quota_bounds_a_snapshot_without_a_relay() {
     relay.stop(SOON);
 }
 
-// --- what needs no relay ------------------------------------------------------------------------------------------------
-
-/// Goal: a table whose events stay in the log needs no relay, whether none runs, or one that is paused, or away from its
-/// broker: its snapshot ends, and its marks become events.
+/// Goal: a table whose events stay in the log needs no relay. Its snapshot ends and its marks become events while no relay
+/// runs, while a relay is paused, and while its broker is away.
 #[test]
 fn an_unpublished_table_needs_no_relay() {
     for mode in MODES {
@@ -261,8 +241,8 @@ fn an_unpublished_table_needs_no_relay() {
     }
 }
 
-/// Goal: marks of such a table coalesce, and their rounds cost few commits of their own; also when the store was idle before.
-/// Method: a key that changes 300 times; the last value is told, in far fewer events.
+/// Goal: marks of such a table coalesce, also after an idle time. Method: a key changes 300 times. The log gets its last
+/// value, and far fewer events than changes.
 #[test]
 fn marks_of_an_unpublished_table_coalesce() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,14 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
+use onewrite::publish::{Rule, Verdict};
 use onewrite::redb::{ReadableTable, StorageError, TableDefinition};
 use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, Transaction, limits};
+
+use crate::scratch::{broker, until};
 
 const A: TableDefinition<'_, u16, u64> = TableDefinition::new("a");
 const B: TableDefinition<'_, u16, u64> = TableDefinition::new("b");
 const BAD: TableDefinition<'_, u16, Unlucky> = TableDefinition::new("a");
-const SOON: Duration = Duration::from_secs(20);
 
 /// A number of which one value cannot be read for a while.
 #[derive(Debug)]
@@ -46,22 +47,6 @@ impl redb::Value for Unlucky {
 
     fn type_name() -> redb::TypeName {
         redb::TypeName::new("unlucky")
-    }
-}
-
-fn broker() -> MemoryBroker {
-    let broker = MemoryBroker::with_tap();
-    broker.declare_exchange("e", ExchangeKind::Fanout);
-    broker.declare_queue("q", QueueOptions::default());
-    broker.bind("q", "e", "").unwrap();
-    broker
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -249,8 +234,8 @@ fn a_snapshot_without_a_relay_survives_failed_commits() {
     assert_eq!(store.stats().unwrap().next_seq, 20_000);
 }
 
-/// Goal: a snapshot does not depend on a relay that stands in the file. Method: the store's only relay does not run, and is
-/// forgotten while the snapshot is within its first round.
+/// Goal: a snapshot does not depend on a relay that the file knows. Method: the store's only relay does not run. It is
+/// forgotten during the first round of the snapshot.
 #[test]
 fn a_snapshot_goes_on_when_the_relay_is_forgotten() {
     let folder = tempfile::tempdir().unwrap();

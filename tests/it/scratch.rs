@@ -1,4 +1,4 @@
-//! What the tests of the store share: events whose every byte follows from one number, copies of a file that is in
+//! What the tests of the store share: a wait with a bound, a broker, events whose every byte follows from one number, copies of a file that is in
 //! use (what a crash would leave), and child processes, which are this test binary run again for one test.
 
 use std::collections::HashMap;
@@ -6,12 +6,33 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Event, Recorded, Snapshot, Store};
 
 /// The state of most tests: what was written, by number.
 pub(crate) const STATE: TableDefinition<'_, u64, u64> = TableDefinition::new("state");
+
+/// Looks until it holds; fails after 20 s.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    const SOON: Duration = Duration::from_secs(20);
+    let deadline = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A broker with a tap, whose exchange `e` feeds the queue `q`.
+pub(crate) fn broker() -> MemoryBroker {
+    let broker = MemoryBroker::with_tap();
+    broker.declare_exchange("e", ExchangeKind::Fanout);
+    broker.declare_queue("q", QueueOptions::default());
+    broker.bind("q", "e", "").unwrap();
+    broker
+}
 
 /// The payload of event `n`: of odd lengths, and unlike that of any other.
 pub(crate) fn payload(n: u64) -> Vec<u8> {
