@@ -385,8 +385,7 @@ impl<'tx> Piece<'tx> {
         let marks_max = if walks.is_empty() { self.keys_left } else { self.keys_left / 2 };
         let marks = self.next_marks(marks_max)?;
         if marks.is_empty() && walks.is_empty() {
-            // What there is failed a short while ago, or memory is wrong: either way there is nothing to hurry for.
-            self.outcome.stuck = true;
+            self.outcome.stuck = self.is_lost();
         }
         // The same of the bytes: large rows that change all the time would leave none.
         let for_walks = if walks.is_empty() { 0 } else { self.bytes_left / 2 };
@@ -404,6 +403,16 @@ impl<'tx> Piece<'tx> {
             }
         }
         Ok(self.outcome)
+    }
+
+    /// Something waits and is due, yet a round finds nothing: memory is wrong, so the next one does not hurry.
+    ///
+    /// Two rounds find nothing in good order, and delay no other: one that another has come before, and one of the writer
+    /// thread whose work a relay has taken over, which was started meanwhile.
+    fn is_lost(&self) -> bool {
+        let core = &self.tx.core;
+        let taken_over = self.own && self.relay_runs;
+        !taken_over && Rounds::due_ms(core).is_some_and(|due| due <= core.settings.clock.now().mono_ms)
     }
 
     fn has_room(&self) -> bool {
@@ -741,6 +750,31 @@ mod tests {
         // The first that failed are met again when their time has come, not before.
         let due = |store: &Store| store.core().rounds.lock().failed.values().map(|f| f.due_ms).min().unwrap();
         assert!(due(&store) >= CAPTURE_RETRY_MS.0);
+    }
+
+    /// Goal: a round that finds nothing delays the next one only where something is due. Method: one where nothing waits; one
+    /// of the writer thread for a table that a relay walks by now; one for a mark that memory alone knows.
+    #[test]
+    fn a_round_that_comes_too_late_delays_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder, CaptureMode::NewestValue);
+        let is_stuck = |own| {
+            let tx = Transaction::begin(store.core(), "a test").unwrap();
+            let mut piece = Piece::new(&tx, Asked { keys: CAPTURE_ROUND_KEYS, own });
+            piece.relay_runs = true;
+            piece.run().unwrap().stuck
+        };
+        assert!(!is_stuck(true) && !is_stuck(false));
+        let row = store.core().tail().captures.get("table").unwrap().row.clone();
+        let settle = |snapshot, marks| {
+            let row = CaptureRow { snapshot, ..row.clone() };
+            let pending = PendingCaptures { rows: [("table".to_owned(), row)].into(), ..Default::default() };
+            store.core().tail().captures.settle(&pending, &[(pending.rows["table"].id, marks)].into());
+        };
+        settle(SnapshotState::ToBegin, 0);
+        assert!(!is_stuck(true));
+        settle(SnapshotState::None, 1);
+        assert!(is_stuck(false));
     }
 
     /// Goal: the delay doubles up to its limit.
