@@ -95,6 +95,15 @@ pub const WRITE_WAIT_WARN_MS_MAX: u64 = 60_000;
 /// Writes that share one commit at most.
 pub const BATCH_WRITES_MAX: usize = 256;
 
+/// How long the closures of one group run, in milliseconds: the one that exceeds it is the last. Further writes are the next group's.
+pub const GROUP_MS_MAX: u64 = 50;
+
+/// The same where handlers of consumers or projections run in it, in milliseconds.
+pub const HANDLERS_MS_MAX: u64 = 10;
+
+/// Times that a write closure runs at most, however many of its group fail.
+pub const RUNS_MAX: u8 = 3;
+
 /// Events that one transaction appends at most, unless set; and marks of the inbox and of captured tables that it makes at most.
 /// See [`StoreBuilder::transaction_events_max`](crate::StoreBuilder::transaction_events_max).
 pub const TRANSACTION_EVENTS_DEFAULT: u64 = 65_536;

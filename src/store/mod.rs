@@ -17,6 +17,7 @@ pub(crate) mod expired;
 pub(crate) mod failure;
 mod file;
 mod gathered;
+mod groups;
 mod head;
 mod holders;
 mod ids;
@@ -427,7 +428,7 @@ impl Store {
         queue.enter();
         if queue.is_writer() {
             // A `Drop` of the application's, behind a commit: in the queue it would wait for its own thread.
-            writer::run_alone(self.core(), closure, wait);
+            groups::run_alone(self.core(), closure, wait);
             return Ok(());
         }
         self.send(Job::Write(closure), wait).inspect_err(|_| queue.leave(1))
@@ -461,7 +462,7 @@ impl Store {
             core.queue.leave(1);
             return Err(self.gone());
         }
-        writer::run_alone(core, closure, wait);
+        groups::run_alone(core, closure, wait);
         Ok(())
     }
 
@@ -752,7 +753,7 @@ impl<T> Future for WriteFuture<T> {
             let sent = match job {
                 // As in `enqueue`.
                 Job::Write(closure) if core.queue.is_writer() => {
-                    writer::run_alone(&core, closure, &mut self.wait);
+                    groups::run_alone(&core, closure, &mut self.wait);
                     Ok(())
                 }
                 job => self.store.shared.jobs.try_send(job),

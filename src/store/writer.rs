@@ -1,13 +1,8 @@
 //! The writer thread: group commit.
 //!
-//! A batch is what has queued up while the last commit was in its fsync; no time window is waited for. All closures of
-//! a batch run in one redb transaction, in the order in which they came, and one commit makes them durable. A write that
-//! finds nobody else writing skips the queue and is a batch of one on its caller's thread ([`Queue`](super::core::Queue)).
-//!
-//! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox marks) is rolled back in place.
-//! If it opened a table for writing, redb cannot roll back it alone: the batch is rolled back and the others run again
-//! without it. That shows readers nothing early, which a `Durability::None` commit per closure would; see DESIGN.md for
-//! the figures. It is why closures are `FnMut`.
+//! A group is what has queued up while the last commit was in its fsync; no time window is waited for. Its closures run in
+//! one redb transaction, and one commit makes them durable: `groups.rs`. A write that finds nobody else writing skips the
+//! queue and is a group of one on its caller's thread ([`Queue`](super::core::Queue)).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,12 +14,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 use super::capture::rounds::{Round, Rounds};
 use super::core::{Core, Waits};
 use super::failure::{caught, panic_text};
+use super::groups::{self, Backlog};
 use super::holders::{self, Looked};
 use super::receipt::Receipt;
 use super::transaction::Transaction;
-use super::write_wait::{Purpose, Wait};
+use super::write_wait::Purpose;
 use crate::error::{Error, Result, StorageFailure};
-use crate::limits::{AGE_SAVE_MS_MIN, BATCH_WRITES_MAX};
+use crate::limits::AGE_SAVE_MS_MIN;
 use crate::oneshot::{self, Wakes};
 use crate::time::{Deadline, wake_after};
 
@@ -49,6 +45,10 @@ pub(crate) trait Write: Send {
     fn failed(self: Box<Self>, error: Error);
     /// What it is for.
     fn purpose(&self) -> &Purpose;
+    /// A handler runs in it, for how long nobody knows: the writes of others do not wait for many of them.
+    fn is_handler(&self) -> bool {
+        matches!(self.purpose(), Purpose::Handler(..))
+    }
     /// Begins it. `false` if its caller has given up: then it must not run.
     fn claim(&self) -> bool {
         true
@@ -108,14 +108,14 @@ where
 }
 
 /// Runs what drops something of the application's: that it panics there must not end the writer thread.
-fn quietly(f: impl FnOnce()) {
+pub(super) fn quietly(f: impl FnOnce()) {
     if let Err(panic) = caught(f) {
         tracing::error!(panic, "a write closure or its value panicked while it was dropped");
     }
 }
 
 /// Runs what writes to the file. The storage engine may panic on damaged pages: nobody then knows how far it came.
-fn or_poison(core: &Core, write: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn or_poison(core: &Core, write: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|panic| {
         let cause = format!("the storage engine panicked: {}", panic_text(&*panic));
         Err(Error::CommitUnknown { cause: core.poison(&cause) })
@@ -123,7 +123,7 @@ fn or_poison(core: &Core, write: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 /// The same answer again, for another of the same group.
-fn same(error: &Error) -> Error {
+pub(super) fn same(error: &Error) -> Error {
     match error {
         Error::CommitUnknown { cause } => Error::CommitUnknown { cause: Arc::clone(cause) },
         Error::Poisoned { path, cause } => Error::Poisoned { path: path.clone(), cause: Arc::clone(cause) },
@@ -149,7 +149,8 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     core.queue.begin_writer();
     let mut state = Writer {
         core,
-        batch: Vec::with_capacity(BATCH_WRITES_MAX),
+        backlog: Backlog::default(),
+        round_after: None,
         flushes: Vec::new(),
         stop: false,
         trimming: false,
@@ -162,8 +163,10 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     };
     Rounds::say_at_open(core);
     while !state.stop {
-        state.wait(jobs);
-        while state.batch.len() < BATCH_WRITES_MAX && !state.stop {
+        if state.backlog.is_empty() {
+            state.wait(jobs);
+        }
+        while state.backlog.has_room() && !state.stop {
             match jobs.try_recv() {
                 Ok(job) => state.take(job),
                 Err(TryRecvError::Empty) => break,
@@ -182,6 +185,12 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         state.take(job);
     }
     state.work();
+    while !state.backlog.is_empty() && !state.forked {
+        state.work();
+    }
+    if state.forked {
+        return;
+    }
     state.commit_last();
     state.wake_the_rest();
     // Futures that came too late for the queue find the store closed.
@@ -212,7 +221,9 @@ fn receive(
 
 struct Writer<'a> {
     core: &'a Arc<Core>,
-    batch: Vec<Box<dyn Write>>,
+    backlog: Backlog,
+    /// After how many rounds the one in the backlog was put there.
+    round_after: Option<u64>,
     flushes: Vec<oneshot::Sender<Result<()>>>,
     stop: bool,
     /// The last thing done was a commit while idle.
@@ -395,7 +406,7 @@ impl Writer<'_> {
 
     fn take(&mut self, job: Job) {
         match job {
-            Job::Write(write) => self.batch.push(write),
+            Job::Write(write) => self.backlog.push(write),
             Job::Ride => {}
             Job::Flush(reply) => self.flushes.push(reply),
             Job::Stop => self.stop = true,
@@ -403,25 +414,24 @@ impl Writer<'_> {
     }
 
     fn work(&mut self) {
-        let mut batch = std::mem::take(&mut self.batch);
-        if !batch.is_empty() {
-            self.core.queue.note_group(batch.len());
-        }
-        if self.core.rounds.is_asked() && !self.stop {
+        if self.core.rounds.is_asked() && !self.stop && !self.has_round() {
             self.core.queue.enter();
-            batch.push(Box::new(Round::new(self.core)));
+            self.round_after = Some(self.core.rounds.ended());
+            self.backlog.push(Box::new(Round::new(self.core)));
         }
+        let group = self.backlog.next_group();
         if !self.core.turns.is_free() {
             // Whoever has the turn may keep it for long, and may even wait for one of them.
             self.wake_the_rest();
         }
-        if !batch.is_empty() {
-            let purpose = batch.first().map_or(Purpose::Own("a group"), |write| write.purpose().clone());
-            let wakes = run_batch(self.core, batch, &mut Wait::new(purpose, None), wakes_pay);
+        if !group.is_empty() {
+            self.core.queue.note_group(group.len());
+            let ran = groups::run(self.core, group, None, wakes_pay);
             self.forked = self.core.owner.is_elsewhere();
             if self.forked {
                 return;
             }
+            let wakes = self.backlog.take_back(ran);
             // Nobody is left for longer than one more group.
             self.wake_the_rest();
             if let Some(wakes) = &wakes {
@@ -438,6 +448,11 @@ impl Writer<'_> {
                 reply.send(flushed.as_ref().copied().map_err(same));
             }
         }
+    }
+
+    /// One is in the backlog.
+    fn has_round(&self) -> bool {
+        self.round_after == Some(self.core.rounds.ended())
     }
 
     fn commit_ride(&mut self) {
@@ -489,105 +504,3 @@ const WAKE_COSTS: Duration = Duration::from_micros(8);
 const WAKES_PATIENCE: Duration = Duration::from_millis(1);
 /// A quick-repair commit that has failed is not tried again sooner.
 const SAVE_RETRY: Duration = Duration::from_secs(1);
-
-/// Runs a write that skips the queue, on its caller's thread.
-pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>, wait: &mut Wait) {
-    run_batch(core, vec![write], wait, |_, _| false);
-}
-
-/// Runs a batch and commits it, again without those that fail until the rest stands. Writes that have gathered much end a
-/// group; those behind them are the next. Returns those who are still to be woken: nobody, unless `chain` says so, of the number
-/// of writers and the time of a sync.
-pub(super) fn run_batch(
-    core: &Arc<Core>,
-    mut live: Vec<Box<dyn Write>>,
-    wait: &mut Wait,
-    chain: impl Fn(usize, Duration) -> bool,
-) -> Option<Arc<Wakes>> {
-    loop {
-        let writes = live.len();
-        let (mut done, mut rest) = (Vec::new(), Vec::new());
-        let outcome = or_poison(core, || {
-            while let Attempt::Again = attempt(core, &mut live, &mut done, &mut rest, wait)? {
-                core.counters.reruns.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(())
-        });
-        let chained = rest.is_empty() && chain(core.queue.company(), core.io.sync_time());
-        let wakes = chained.then(Arc::default);
-        core.queue.leave(writes - rest.len());
-        answer(core, outcome, (live, done), wakes.as_ref());
-        if rest.is_empty() {
-            return wakes;
-        }
-        live = rest;
-    }
-}
-
-type Writes = Vec<Box<dyn Write>>;
-
-/// Tells each of a group what has become of it.
-fn answer(core: &Arc<Core>, outcome: Result<()>, (live, done): (Writes, Writes), wakes: Option<&Arc<Wakes>>) {
-    match outcome {
-        Ok(()) => live.into_iter().chain(done).for_each(|write| quietly(|| write.done(core, wakes))),
-        Err(error) => {
-            // One commit, one outcome: where it is unknown, it is unknown for each of them.
-            for write in live {
-                quietly(|| write.failed(same(&error)));
-            }
-            // They failed by themselves; that the others could not be committed changes nothing for them.
-            done.into_iter().for_each(|write| quietly(|| write.done(core, wakes)));
-        }
-    }
-}
-
-enum Attempt {
-    Committed,
-    Again,
-}
-
-fn attempt(
-    core: &Arc<Core>,
-    live: &mut Vec<Box<dyn Write>>,
-    done: &mut Vec<Box<dyn Write>>,
-    rest: &mut Vec<Box<dyn Write>>,
-    wait: &mut Wait,
-) -> Result<Attempt> {
-    let mut tx = Transaction::begin_after(core, wait)?;
-    let group = live.len() > 1;
-    let mut at = 0;
-    while let Some(write) = live.get_mut(at) {
-        if !write.claim() {
-            // Its caller has given up. It is dropped once the turn is over: what it captured is foreign.
-            done.push(live.remove(at));
-            continue;
-        }
-        if group {
-            tx.set_purpose(write.purpose());
-        }
-        let mark = tx.mark_point();
-        tx.begin_write();
-        if write.run(&tx) {
-            at += 1;
-            if tx.is_full() {
-                let mut behind = live.split_off(at);
-                behind.append(rest);
-                *rest = behind;
-            }
-            continue;
-        }
-        let dirty = tx.is_dirty_since(&mark);
-        tx.roll_back_to(&mark);
-        done.push(live.remove(at));
-        if dirty {
-            tx.abort()?;
-            return Ok(Attempt::Again);
-        }
-    }
-    if tx.is_empty() {
-        tx.abort()?;
-        return Ok(Attempt::Committed);
-    }
-    tx.finish(live.len() as u64)?;
-    Ok(Attempt::Committed)
-}

@@ -33,6 +33,7 @@ mod contention;
 mod deferred;
 mod escaping;
 #[cfg(feature = "rabbitmq")]
+mod failing_writes;
 mod fairness;
 #[cfg(target_os = "linux")]
 mod faults;

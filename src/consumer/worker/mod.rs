@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
@@ -32,6 +32,9 @@ use crate::wire::ordering_key;
 
 /// How often heads are looked at while something waits for a gap that somebody else may fill.
 const HELD_LOOK: Duration = Duration::from_secs(1);
+
+/// After this time what is done of a batch is told, though others of it are not.
+const SETTLE_AFTER: Duration = Duration::from_millis(100);
 
 /// A delivery in hand.
 #[derive(Debug, Clone)]
@@ -353,18 +356,29 @@ impl Worker {
                 }
             }
         }
+        let mut told = Instant::now();
         for (item, answer) in answers {
             let result = self.settings.store.answer(answer).map(Receipt::into_value);
             self.settle(item, result, &mut outcome);
+            if told.elapsed() >= SETTLE_AFTER {
+                // A batch of slow handlers takes a while: the broker gives more as soon as some of it is done.
+                self.tell_source(&mut outcome);
+                told = Instant::now();
+            }
         }
         let quarantined = self.quarantine(&mut outcome);
+        self.tell_source(&mut outcome);
+        quarantined?;
+        outcome.lost.map_or(Ok(()), Err)
+    }
+
+    /// What is durable is acknowledged.
+    fn tell_source(&mut self, outcome: &mut Outcome) {
         #[cfg(onewrite_mutations)]
         if crate::mutations::mutated("acknowledge-before-commit") {
             outcome.settlements.clear();
         }
-        self.source.settle(outcome.settlements);
-        quarantined?;
-        outcome.lost.map_or(Ok(()), Err)
+        self.source.settle(std::mem::take(&mut outcome.settlements));
     }
 
     #[cfg(onewrite_mutations)]

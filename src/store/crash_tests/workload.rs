@@ -15,10 +15,11 @@ use crate::message::{HeaderValue, Message};
 use crate::oneshot;
 use crate::relay::machine::types::{Change, Exception, ExceptionState};
 use crate::store::capture::{self, Capture, CaptureMode};
+use crate::store::groups;
 use crate::store::settings::{Retention, Settings};
 use crate::store::transaction::Transaction;
-use crate::store::write_wait::{Purpose, Wait};
-use crate::store::writer::{self, Closure, Write};
+use crate::store::write_wait::Purpose;
+use crate::store::writer::{Closure, Write};
 use crate::store::{Once, StartAt, Store, StoreBuilder, file, recover};
 use crate::time::{Clock, Deadline, Now};
 use crate::wire;
@@ -447,7 +448,7 @@ fn run_group(store: &Store, group: &[Vec<Item>], fails: usize) -> Result<()> {
         answers.push(answer);
         store.core().queue.enter();
     }
-    writer::run_batch(store.core(), batch, &mut Wait::new(Purpose::Own("a step"), None), |_, _| false);
+    groups::run_all(store.core(), batch);
     for (at, answer) in answers.into_iter().enumerate() {
         match answer.wait().unwrap_or_else(|_| Err(Error::app("no answer"))) {
             Err(Error::App(_)) if at == fails => {}
