@@ -4,6 +4,7 @@
 //! is published: what the broker would refuse later is refused while the caller can still do something about it.
 
 mod ids;
+mod properties;
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +15,10 @@ use crate::limits::{HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX, SHORT_STRING_
 use crate::message::HeaderValue;
 use crate::text::Text;
 use crate::time::as_ms;
+
+use self::properties::HeaderCheck;
+
+pub use self::properties::Properties;
 
 pub(crate) use self::ids::{fresh_uuid, fresh_uuid_text, uuid_from_text, uuid_text};
 
@@ -66,7 +71,8 @@ impl Destination {
 /// |---|---|---|
 /// | type, exchange, routing key, content type, id, correlation id, subject, header names | 255 bytes each | |
 /// | key | 255 bytes | none: not ordered |
-/// | headers | 128, 64 KiB together | none |
+/// | headers | 128, 64 KiB together; 4,096 values, 16 levels deep | none |
+/// | further AMQP properties, see [`Properties`] | 255 bytes each | none |
 /// | payload | the store's cap, 1 MiB unless set | |
 /// | id | | a UUIDv7, given at append |
 ///
@@ -96,6 +102,8 @@ pub struct Event {
     /// The form of the payload.
     pub(crate) version: u32,
     pub(crate) headers: Vec<(String, HeaderValue)>,
+    /// Apart, since few events have any.
+    pub(crate) properties: Option<Box<Properties>>,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -116,6 +124,7 @@ impl Event {
             expires_ms: None,
             version: 1,
             headers: Vec::new(),
+            properties: None,
             payload,
         }
     }
@@ -309,7 +318,8 @@ impl Event {
         self
     }
 
-    /// Adds a header. Names are unique within an event.
+    /// Adds a header. Names are unique within an event, and so are those in a table. Each type of AMQP is a
+    /// [`HeaderValue`]; RabbitMQ has no NaN and no infinity.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -414,24 +424,21 @@ impl Event {
         {
             return Err(EventError::ExpiresBeforeDue { not_before_ms, expires_ms });
         }
+        if let Some(properties) = &self.properties {
+            properties.validate()?;
+        }
         self.validate_headers()
     }
 
     /// Bytes of its content, without what holds them.
     pub(crate) fn content_bytes(&self) -> u64 {
-        let headers = self.headers.iter().map(|(name, value)| {
-            let value = match value {
-                HeaderValue::Text(text) => text.len(),
-                HeaderValue::Bytes(bytes) => bytes.len(),
-                _ => 8,
-            };
-            name.len() + value
-        });
+        let headers = self.headers.iter().map(|(name, value)| name.len() + value.encoded_len());
         self.payload.len() as u64 + headers.map(|bytes| bytes as u64).sum::<u64>()
     }
 
     fn validate_headers(&self) -> Result<(), EventError> {
         let mut bytes = 0;
+        let mut check = HeaderCheck::default();
         for (index, (name, value)) in self.headers.iter().enumerate() {
             if name.is_empty() {
                 return Err(EventError::Empty { field: "header name" });
@@ -445,6 +452,8 @@ impl Event {
             if self.headers.iter().take(index).any(|(earlier, _)| earlier == name) {
                 return Err(EventError::DuplicateHeader { name: name.clone() });
             }
+            // Before the length is asked for: that goes as deep as the value does.
+            check.value(name, value)?;
             bytes += 2 + name.len() + value.encoded_len();
         }
         if self.headers.len() > HEADERS_MAX || bytes > HEADERS_BYTES_MAX {

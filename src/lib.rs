@@ -88,7 +88,7 @@ pub use error::{
     BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError, Stands,
     StorageFailure,
 };
-pub use event::{Destination, Event, Lane, Recorded};
+pub use event::{Destination, Event, Lane, Properties, Recorded};
 pub use filter::EventFilter;
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};

@@ -36,9 +36,12 @@ pub const HEADERS_MAX: usize = 128;
 /// allocate whatever the server says.
 pub const FRAME_BYTES_MAX: u32 = 128 << 10;
 
-/// Tables and arrays in a delivered message's headers that may stand inside each other. What stands deeper is given as bytes: the
-/// AMQP client's decoder would overflow its stack.
+/// Tables and arrays that may stand inside each other in the headers of a message; the headers are the first. An event that holds a
+/// deeper one is refused. In a delivery, what stands deeper is given as bytes: the AMQP client's decoder would overflow its stack.
 pub const TABLE_NESTING_MAX: usize = 16;
+
+/// Values in the headers of one event, those in tables and arrays included. Each takes memory, be it one byte on the wire.
+pub const HEADER_VALUES_MAX: usize = 4096;
 
 /// Longest frame with a message's properties that is taken from the broker, in bytes. RabbitMQ sends them in one frame however long
 /// they are; what does not fit into the agreed frame is left out, and said.

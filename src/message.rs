@@ -4,6 +4,8 @@
 //! AMQP 0-9-1 publish carries besides its exchange and routing key; an [`Outcome`] is the broker's word on one
 //! publish; a [`Fault`] says what kind of wrong it was, which decides who pays for it.
 
+mod value;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -11,120 +13,14 @@ use std::sync::Arc;
 use crate::printable::escaped;
 use crate::text::Text;
 
-/// A header's value. The AMQP types that every client can read.
+pub use self::value::HeaderValue;
+
+/// A message as AMQP 0-9-1 carries it: all fourteen properties (the headers are one), and the payload. Persistent unless it says
+/// otherwise.
 ///
-/// ```
-/// use onewrite::HeaderValue;
-/// assert_eq!(HeaderValue::from("eu"), HeaderValue::Text("eu".into()));
-/// assert_eq!(HeaderValue::from(true), HeaderValue::Bool(true));
-/// assert_eq!(format!("{:?}", HeaderValue::from("secret")), "Text(6 bytes)");
-/// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum HeaderValue {
-    /// UTF-8 text (AMQP long string).
-    Text(Text),
-    /// A signed 64-bit integer.
-    Int(i64),
-    /// A boolean.
-    Bool(bool),
-    /// Raw bytes (AMQP byte array).
-    Bytes(Vec<u8>),
-}
-
-impl HeaderValue {
-    /// The text, if it is text.
-    ///
-    /// ```
-    /// # use onewrite::HeaderValue;
-    /// assert_eq!(HeaderValue::from("eu").as_text(), Some("eu"));
-    /// assert_eq!(HeaderValue::from(7).as_text(), None);
-    /// ```
-    #[must_use]
-    pub fn as_text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-
-    /// The integer, if it is one.
-    ///
-    /// ```
-    /// # use onewrite::HeaderValue;
-    /// assert_eq!(HeaderValue::from(7).as_int(), Some(7));
-    /// assert_eq!(HeaderValue::from("7").as_int(), None);
-    /// ```
-    #[must_use]
-    pub fn as_int(&self) -> Option<i64> {
-        match self {
-            Self::Int(int) => Some(*int),
-            _ => None,
-        }
-    }
-
-    /// Bytes that the value takes on the wire, without its name and type tag.
-    ///
-    /// ```
-    /// # use onewrite::HeaderValue;
-    /// assert_eq!(HeaderValue::from(7).encoded_len(), 8);
-    /// assert_eq!(HeaderValue::from("eu").encoded_len(), 4 + 2);
-    /// ```
-    #[must_use]
-    pub fn encoded_len(&self) -> usize {
-        match self {
-            Self::Text(text) => 4 + text.len(),
-            Self::Int(_) => 8,
-            Self::Bool(_) => 1,
-            Self::Bytes(bytes) => 4 + bytes.len(),
-        }
-    }
-}
-
-/// Shows the kind and length only: header values may be personal data.
-impl fmt::Debug for HeaderValue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Text(text) => write!(f, "Text({} bytes)", text.len()),
-            Self::Int(_) => f.write_str("Int"),
-            Self::Bool(_) => f.write_str("Bool"),
-            Self::Bytes(bytes) => write!(f, "Bytes({} bytes)", bytes.len()),
-        }
-    }
-}
-
-impl From<&str> for HeaderValue {
-    fn from(text: &str) -> Self {
-        Self::Text(text.into())
-    }
-}
-impl From<String> for HeaderValue {
-    fn from(text: String) -> Self {
-        Self::Text(text.into())
-    }
-}
-impl From<Text> for HeaderValue {
-    fn from(text: Text) -> Self {
-        Self::Text(text)
-    }
-}
-impl From<i64> for HeaderValue {
-    fn from(int: i64) -> Self {
-        Self::Int(int)
-    }
-}
-impl From<bool> for HeaderValue {
-    fn from(bool: bool) -> Self {
-        Self::Bool(bool)
-    }
-}
-impl From<Vec<u8>> for HeaderValue {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::Bytes(bytes)
-    }
-}
-
-/// A message as AMQP 0-9-1 carries it: properties, headers, payload. Always persistent (`delivery_mode` 2).
+/// The RabbitMQ publisher refuses what AMQP cannot carry, as a fault of the message that names the field.
+/// A [`MemoryBroker`](crate::publish::MemoryBroker) carries all properties and acts on none: nothing expires, and no message
+/// overtakes another.
 ///
 /// ```
 /// use onewrite::{HeaderValue, Message};
@@ -139,10 +35,24 @@ pub struct Message {
     pub event_type: Option<Text>,
     /// `content_type` of the payload.
     pub content_type: Option<Text>,
+    /// `content_encoding` of the payload, such as `gzip`. Nothing here encodes or decodes it.
+    pub content_encoding: Option<Text>,
+    /// `delivery_mode`: 2 is persistent, 1 is not. `None` is published as 2.
+    pub delivery_mode: Option<u8>,
+    /// `priority`, for queues with `x-max-priority`.
+    pub priority: Option<u8>,
     /// `correlation_id`.
     pub correlation_id: Option<Text>,
+    /// `reply_to`: where an answer is expected.
+    pub reply_to: Option<Text>,
+    /// `expiration`: how long it may wait in a queue, in milliseconds, as text. RabbitMQ refuses what is not a number.
+    pub expiration: Option<Text>,
+    /// `user_id`. RabbitMQ refuses a message whose user is not the one that publishes it.
+    pub user_id: Option<Text>,
     /// `app_id`.
     pub app_id: Option<Text>,
+    /// `cluster_id`, which AMQP 0-9-1 has given up and RabbitMQ carries.
+    pub cluster_id: Option<Text>,
     /// `timestamp`, in whole seconds since the Unix epoch.
     pub timestamp_s: Option<u64>,
     /// Headers, in the order they were added. The names that this library gives to what it publishes are borrowed.

@@ -6,7 +6,10 @@
 //! | `type`, CloudEvents `type` | the event's type |
 //! | `content_type` | the payload's content type |
 //! | `timestamp` (seconds), CloudEvents `time` (RFC 3339) | when it was appended |
-//! | `app_id`, `correlation_id` | the relay's setting, the event |
+//! | `correlation_id` | the event |
+//! | `app_id` | the event, else the relay's setting |
+//! | `content_encoding`, `priority`, `reply_to`, `expiration`, `user_id`, `cluster_id` | the event |
+//! | `delivery_mode` | 2; 1 for an event that is transient |
 //! | CloudEvents `source`, `specversion`, `subject` | the relay's setting, `1.0`, the event |
 //! | CloudEvents `partitionkey` | the event's key |
 //! | CloudEvents `sequence` | the sequence number, 20 digits, so that text order is number order |
@@ -17,7 +20,7 @@
 //! | `onewrite-version` | the version of the payload, if it is not 1 |
 //! | `onewrite-resend` | `true`, if it may have been published before |
 //!
-//! The application's own headers follow. Persistent and mandatory always: those are the publisher's.
+//! The application's own headers follow.
 
 use std::borrow::Cow;
 use std::time::UNIX_EPOCH;
@@ -231,6 +234,10 @@ pub const VERSION: &str = "onewrite-version";
 /// ```
 pub const RESEND: &str = "onewrite-resend";
 
+/// `delivery_mode`s.
+const TRANSIENT: u8 = 1;
+pub(crate) const PERSISTENT: u8 = 2;
+
 /// What a relay adds to every message.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
@@ -258,6 +265,7 @@ impl Wire {
         self.cloud_events(&recorded, time, &mut headers);
         self.ours(&recorded, &mut headers);
         let event = recorded.event;
+        let properties = event.properties.map(|properties| *properties).unwrap_or_default();
         for (name, value) in [("traceparent", event.traceparent), ("tracestate", event.tracestate)] {
             if let Some(value) = value {
                 headers.push((name.into(), HeaderValue::Text(value)));
@@ -268,8 +276,15 @@ impl Wire {
             message_id: Some(recorded.id),
             event_type: Some(event.event_type),
             content_type: event.content_type,
+            content_encoding: properties.content_encoding,
+            delivery_mode: Some(if properties.transient { TRANSIENT } else { PERSISTENT }),
+            priority: properties.priority,
             correlation_id: event.correlation_id,
-            app_id: self.app_id.clone(),
+            reply_to: properties.reply_to,
+            expiration: properties.expiration_ms.map(|ms| ms.to_string().into()),
+            user_id: properties.user_id,
+            app_id: properties.app_id.or_else(|| self.app_id.clone()),
+            cluster_id: properties.cluster_id,
             timestamp_s: Some(recorded.time_ms / 1000),
             headers,
             payload: event.payload,
@@ -526,7 +541,16 @@ mod tests {
     #[test]
     fn lane_headers_by_half_are_named() {
         let good = wire(UUID).message(recorded());
-        let wrong: [HeaderValue; 4] = ["x".into(), true.into(), (-1).into(), vec![1_u8].into()];
+        let array = HeaderValue::Array(vec![1.into()]);
+        let wrong: [HeaderValue; 7] = [
+            "x".into(),
+            true.into(),
+            (-1).into(),
+            vec![1_u8].into(),
+            HeaderValue::Double(1.0),
+            HeaderValue::Timestamp(1),
+            array,
+        ];
         for name in [STORE, EPOCH, LANE, LANE_NUMBER] {
             let refused = |message: &Message| match lane_of(message) {
                 Err(Error::LaneHeader { header, problem }) => {

@@ -1,4 +1,4 @@
-//! A message, as the socket carries it.
+//! A message, as the socket of this example carries it: the properties and kinds of headers that the examples use.
 
 use onewrite::{HeaderValue, Message, Text};
 use serde::{Deserialize, Serialize};
@@ -31,7 +31,7 @@ impl Letter {
                 HeaderValue::Int(int) => Header::Int(int),
                 HeaderValue::Bool(bool) => Header::Bool(bool),
                 HeaderValue::Bytes(bytes) => Header::Bytes(bytes),
-                _ => return None, // a kind that came after this example
+                _ => return None, // a kind that no example sends
             };
             Some((name.into_owned(), value))
         });
@@ -66,6 +66,7 @@ impl Letter {
             timestamp_s: self.timestamp_s,
             headers: headers.collect(),
             payload: self.payload,
+            ..Message::default()
         }
     }
 }

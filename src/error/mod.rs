@@ -696,6 +696,27 @@ pub enum EventError {
         /// The name.
         name: String,
     },
+    /// A header's tables and arrays stand too deep in each other. See [`TABLE_NESTING_MAX`](crate::limits::TABLE_NESTING_MAX).
+    #[error("header `{}` holds tables or arrays deeper than {max} levels", printable(header))]
+    NestedTooDeep {
+        /// The header.
+        header: String,
+        /// Most levels allowed; the headers are the first.
+        max: usize,
+    },
+    /// The headers hold too many values, those in tables and arrays included. See
+    /// [`HEADER_VALUES_MAX`](crate::limits::HEADER_VALUES_MAX).
+    #[error("the headers hold more than {max} values, those in tables and arrays included")]
+    TooManyHeaderValues {
+        /// Most values allowed.
+        max: usize,
+    },
+    /// A header holds NaN or an infinity: RabbitMQ cannot read them.
+    #[error("header `{}` holds NaN or an infinity, which RabbitMQ cannot read", printable(header))]
+    OddFloat {
+        /// The header.
+        header: String,
+    },
     /// A field holds a character that must not stand in it.
     #[error("event field `{}` holds a control character", printable(field))]
     ControlCharacter {

@@ -9,4 +9,5 @@ pub(crate) mod rejected;
 pub(crate) mod seen;
 pub(crate) mod skim;
 pub(crate) mod streams;
+mod values;
 pub(crate) mod wire_bytes;

@@ -3,27 +3,32 @@
 //! ```text
 //! since ms u64 │ attempts u32 │ flags u8 │ reason t32 │ exchange t32 │ routing key t32 │
 //! [message id t32] │ [type t32] │ [content type t32] │ [correlation id t32] │ [app id t32] │ [timestamp u64] │
+//! [more u16 │ [content encoding t32] │ [reply to t32] │ [expiration t32] │ [user id t32] │ [cluster id t32] │
+//!  [delivery mode u8] │ [priority u8]] │
 //! count u32 │ { name t32, kind u8, value }… │ payload u32 + bytes │ crc32 u32
 //! ```
 //!
 //! Little-endian; `t32` is UTF-8 behind a length of four bytes: what a foreign producer sends keeps to no limit of ours.
 //! Each `[…]` is there if its flag is set. The CRC-32 (IEEE) is over the row's key and all before it: a row that fails it
-//! is reported by its number, and never handed to a handler.
+//! is reported by its number, and never handed to a handler. Values are drawn in `values.rs`. The properties behind `more`, and
+//! values other than text, i64, boolean and bytes, came with format 5.
 //!
-//! **Invariant.** Decoding never panics and never allocates more than the row is long, whatever the bytes.
+//! **Invariant.** Decoding never panics, and takes memory for what it has read alone, whatever the bytes.
 
 use std::borrow::Cow;
 
 use super::seen::{sealed, unsealed};
+use super::values::{put_value, read_value};
 use super::wire_bytes::{Malformed, Reader};
 use crate::message::{HeaderValue, Message};
 use crate::text::Text;
 
 const RECHECK: u8 = 1;
-const TEXT: u8 = 0;
-const INT: u8 = 1;
-const BOOL: u8 = 2;
-const BYTES: u8 = 3;
+/// More properties follow.
+const MORE: u8 = 0b1000_0000;
+const DELIVERY_MODE: u16 = 1 << 5;
+const PRIORITY: u16 = 1 << 6;
+const MORE_KNOWN: u16 = (1 << 7) - 1;
 
 /// A rejected delivery, whole.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +54,8 @@ impl RejectedRow {
             texts(message).map(|text| text.is_some()).into_iter().chain([message.timestamp_s.is_some()]);
         let flags =
             there.enumerate().map(bit).fold(if self.recheck { RECHECK } else { 0 }, |all, bit| all | bit);
-        out.push(flags);
+        let more = more(message);
+        out.push(flags | if more == 0 { 0 } else { MORE });
         for text in [self.reason.as_str(), &self.exchange, &self.routing_key]
             .into_iter()
             .chain(texts(message).into_iter().flatten())
@@ -59,22 +65,20 @@ impl RejectedRow {
         if let Some(timestamp_s) = message.timestamp_s {
             out.extend_from_slice(&timestamp_s.to_le_bytes());
         }
+        if more != 0 {
+            out.extend_from_slice(&more.to_le_bytes());
+            more_texts(message).into_iter().flatten().for_each(|text| put(&mut out, text.as_bytes()));
+            out.extend(message.delivery_mode);
+            out.extend(message.priority);
+        }
         out.extend_from_slice(&len(message.headers.len()));
         for (name, value) in &message.headers {
             put(&mut out, name.as_bytes());
-            match value {
-                HeaderValue::Text(text) => put_kind(&mut out, TEXT, text.as_bytes()),
-                HeaderValue::Bytes(bytes) => put_kind(&mut out, BYTES, bytes),
-                HeaderValue::Int(int) => {
-                    out.push(INT);
-                    out.extend_from_slice(&int.to_le_bytes());
-                }
-                HeaderValue::Bool(bool) => out.extend_from_slice(&[BOOL, u8::from(*bool)]),
-            }
+            put_value(&mut out, value);
         }
         put(&mut out, &message.payload);
         let row = sealed(key, out);
-        debug_assert_eq!(Self::from_bytes(key, &row).as_ref(), Ok(self), "what is written can be read");
+        debug_assert!(Self::from_bytes(key, &row).is_ok(), "what is written can be read");
         row
     }
 
@@ -90,6 +94,18 @@ fn texts(message: &Message) -> [Option<&str>; 5] {
     [message_id, event_type, content_type, correlation_id, app_id].map(|text| text.as_deref())
 }
 
+/// The flags of the properties that came with format 5: the texts in their order, then the numbers.
+fn more(message: &Message) -> u16 {
+    let texts = more_texts(message).map(|text| text.is_some());
+    let there = texts.into_iter().chain([message.delivery_mode.is_some(), message.priority.is_some()]);
+    there.enumerate().map(|(at, there)| u16::from(there) << at).fold(0, |all, bit| all | bit)
+}
+
+fn more_texts(message: &Message) -> [Option<&str>; 5] {
+    let Message { content_encoding, reply_to, expiration, user_id, cluster_id, .. } = message;
+    [content_encoding, reply_to, expiration, user_id, cluster_id].map(|text| text.as_deref())
+}
+
 fn len(len: usize) -> [u8; 4] {
     u32::try_from(len).expect("a message of 4 GiB is carried by no broker").to_le_bytes()
 }
@@ -99,22 +115,23 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put_kind(out: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
-    out.push(kind);
-    put(out, bytes);
-}
-
 fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
     let (since_ms, attempts, flags) = (reader.u64()?, reader.u32()?, reader.u8()?);
-    if flags & 0b1000_0000 != 0 {
-        return Err(Malformed("it has a flag that is unknown"));
-    }
     let (reason, exchange, routing_key) = (text32(reader)?, text32(reader)?, text32(reader)?);
     let has = |at: u8| flags >> (at + 1) & 1 == 1;
     let mut optional = |at| has(at).then(|| text32(reader).map(Text::from)).transpose();
     let (message_id, event_type, content_type) = (optional(0)?, optional(1)?, optional(2)?);
     let (correlation_id, app_id) = (optional(3)?, optional(4)?);
     let timestamp_s = has(5).then(|| reader.u64()).transpose()?;
+    let more = if flags & MORE != 0 { reader.u16()? } else { 0 };
+    if more & !MORE_KNOWN != 0 {
+        return Err(Malformed("it has a property that is unknown"));
+    }
+    let mut optional = |at: u16| (more >> at & 1 == 1).then(|| text32(reader).map(Text::from)).transpose();
+    let (content_encoding, reply_to, expiration) = (optional(0)?, optional(1)?, optional(2)?);
+    let (user_id, cluster_id) = (optional(3)?, optional(4)?);
+    let delivery_mode = (more & DELIVERY_MODE != 0).then(|| reader.u8()).transpose()?;
+    let priority = (more & PRIORITY != 0).then(|| reader.u8()).transpose()?;
     let headers = read_headers(reader)?;
     let payload = bytes32(reader)?.to_vec();
     reader.end()?;
@@ -122,8 +139,15 @@ fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
         message_id,
         event_type,
         content_type,
+        content_encoding,
+        delivery_mode,
+        priority,
         correlation_id,
+        reply_to,
+        expiration,
+        user_id,
         app_id,
+        cluster_id,
         timestamp_s,
         headers,
         payload,
@@ -141,18 +165,12 @@ fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
 
 fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(Cow<'static, str>, HeaderValue)>, Malformed> {
     let count = reader.u32()? as usize;
-    // Each takes at least six bytes: a corrupt count cannot ask for more than the row holds.
-    let mut headers = Vec::with_capacity(count.min(reader.0.len() / 6));
+    // A corrupt count does not ask for more than the row has bytes.
+    let mut headers =
+        Vec::with_capacity(count.min(reader.0.len() / size_of::<(Cow<'_, str>, HeaderValue)>()));
     for _ in 0..count {
         let name = text32(reader)?;
-        let value = match reader.u8()? {
-            TEXT => HeaderValue::Text(text32(reader)?.into()),
-            BYTES => HeaderValue::Bytes(bytes32(reader)?.to_vec()),
-            INT => HeaderValue::Int(reader.u64()?.cast_signed()),
-            BOOL => HeaderValue::Bool(reader.u8()? != 0),
-            _ => return Err(Malformed("a header in it has an unknown kind")),
-        };
-        headers.push((name.into(), value));
+        headers.push((name.into(), read_value(reader)?));
     }
     Ok(headers)
 }
@@ -172,28 +190,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::log::values::samples::any_value;
 
     fn any_row() -> impl Strategy<Value = RejectedRow> {
         let text = || prop::option::of(".{0,9}".prop_map(Text::from));
-        let value = prop_oneof![
-            ".{0,9}".prop_map(HeaderValue::from),
-            any::<i64>().prop_map(HeaderValue::Int),
-            any::<bool>().prop_map(HeaderValue::Bool),
-            prop::collection::vec(any::<u8>(), 0..9).prop_map(HeaderValue::Bytes),
-        ];
         let message = (
             (text(), text(), text(), text(), text()),
-            prop::option::of(any::<u64>()),
-            prop::collection::vec((".{0,300}".prop_map(Cow::Owned), value), 0..4),
+            (text(), text(), text(), text(), text()),
+            any::<(Option<u64>, Option<u8>, Option<u8>)>(),
+            prop::collection::vec((".{0,300}".prop_map(Cow::Owned), any_value()), 0..4),
             prop::collection::vec(any::<u8>(), 0..50),
         );
-        let message = message.prop_map(|(texts, timestamp_s, headers, payload)| Message {
+        let message = message.prop_map(|(texts, more, numbers, headers, payload)| Message {
             message_id: texts.0,
             event_type: texts.1,
             content_type: texts.2,
             correlation_id: texts.3,
             app_id: texts.4,
-            timestamp_s,
+            content_encoding: more.0,
+            reply_to: more.1,
+            expiration: more.2,
+            user_id: more.3,
+            cluster_id: more.4,
+            timestamp_s: numbers.0,
+            delivery_mode: numbers.1,
+            priority: numbers.2,
             headers,
             payload,
         });

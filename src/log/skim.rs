@@ -4,9 +4,10 @@
 
 use super::record::{
     CONTENT_TYPE, CORRELATION, EVENT_VERSION, EXPIRES, FRAME_BYTES, HEADERS, KEY, KNOWN_FLAGS, NOT_BEFORE,
-    PUBLISHED, REVISION, STREAM, SUBJECT, TIME_AT, TRACEPARENT, TRACESTATE, UUID, check, le_u64,
+    PROPERTIES, PUBLISHED, REVISION, STREAM, SUBJECT, TIME_AT, TRACEPARENT, TRACESTATE, UUID, check, le_u64,
     read_headers,
 };
+use super::values::read_properties;
 use super::wire_bytes::{Malformed, Reader};
 use crate::error::CorruptError;
 
@@ -171,6 +172,9 @@ impl Walk<'_> {
         let version = if has(EVENT_VERSION) { rest.u32()? } else { 1 };
         if has(HEADERS) {
             read_headers(&mut rest)?;
+        }
+        if has(PROPERTIES) {
+            read_properties(&mut rest)?;
         }
         self.at = self.body.len() - rest.0.len();
         Ok(version)

@@ -320,7 +320,7 @@ impl RelayBuilder {
         self
     }
 
-    /// The AMQP `app_id`.
+    /// The AMQP `app_id` of each event that has [none of its own](crate::Event::app_id).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

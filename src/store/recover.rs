@@ -111,7 +111,9 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 }
 
 /// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer; format 3 no store age, and a snapshot of a
-/// stream did not name its event (rows of that form are still read). Records are as they are today. Marks of ids have wall times in
+/// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
+/// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
+/// were. Marks of ids have wall times in
 /// earlier formats; the sweep of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;

@@ -55,7 +55,7 @@ pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 7] =
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 
 /// The format that this version writes, and the newest it reads.
-pub(crate) const FORMAT: u32 = 4;
+pub(crate) const FORMAT: u32 = 5;
 
 pub(crate) const META_FORMAT: &str = "format";
 pub(crate) const META_STORE_ID: &str = "store_id";

@@ -554,8 +554,16 @@ fn malformed_headers_are_rejected_by_name() {
     let mut reasons = Vec::new();
     for (at, name) in [wire::STORE, wire::EPOCH, wire::LANE, wire::LANE_NUMBER].into_iter().enumerate() {
         let not = if at == 0 { "is not the UUID of a store" } else { "is not a number from 0 on" };
-        let wrong: [Option<HeaderValue>; 5] =
-            [None, Some("bank".into()), Some((-1).into()), Some(true.into()), Some(vec![7].into())];
+        let wrong: [Option<HeaderValue>; 8] = [
+            None,
+            Some("bank".into()),
+            Some((-1).into()),
+            Some(true.into()),
+            Some(vec![7].into()),
+            Some(HeaderValue::Timestamp(7)),
+            Some(HeaderValue::Void),
+            Some(HeaderValue::Array(vec![7.into()])),
+        ];
         for (kind, value) in wrong.into_iter().enumerate() {
             let mut message = numbered(0, 0, &format!("{name} {kind}"));
             let missing = value.is_none();
@@ -574,7 +582,7 @@ fn malformed_headers_are_rejected_by_name() {
     assert_eq!(kept.iter().map(|entry| entry.reason.clone()).collect::<Vec<_>>(), reasons);
     assert_eq!(effects(&store), BTreeMap::new());
     let stats = consumer.stats();
-    assert_eq!((stats.quarantined, stats.repeated, stats.retried), (20, 20, 0));
+    assert_eq!((stats.quarantined, stats.repeated, stats.retried), (32, 32, 0));
     stop(consumer);
     // In a consuming loop of one's own it is an error of its own kind.
     let mut message = numbered(0, 0, "x");

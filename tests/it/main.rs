@@ -11,6 +11,8 @@
 mod support;
 
 mod ages;
+#[cfg(feature = "rabbitmq")]
+mod all_properties;
 
 #[cfg(unix)]
 mod aggregates;

@@ -41,6 +41,7 @@ fn what_is_confirmed_is_in_the_queue_as_it_was_sent() {
             ("bytes".into(), HeaderValue::Bytes(vec![0, 255, n as u8])),
         ],
         payload: vec![n as u8; if n.is_multiple_of(500) { 300 << 10 } else { (n % 97) as usize }],
+        ..Message::default()
     };
     for n in 0..count {
         rig.publish(outgoing(n, "exact", "a.b", shape(n)));

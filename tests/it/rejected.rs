@@ -37,14 +37,28 @@ fn full(payload: &str) -> Message {
         message_id: Some(format!("id of {payload}").into()),
         event_type: Some("t".into()),
         content_type: Some("text/plain".into()),
+        content_encoding: Some("gzip".into()),
+        delivery_mode: Some(1),
+        priority: Some(9),
         correlation_id: Some("c".into()),
+        reply_to: Some("answers".into()),
+        expiration: Some("60000".into()),
+        user_id: Some("guest".into()),
         app_id: Some("a".into()),
+        cluster_id: Some("eu".into()),
         timestamp_s: Some(7),
         headers: vec![
             ("text".into(), "é".into()),
             ("int".into(), HeaderValue::Int(i64::MIN)),
             ("bool".into(), true.into()),
             ("bytes".into(), vec![0, 255].into()),
+            (
+                "array".into(),
+                HeaderValue::Array(vec![
+                    HeaderValue::Void,
+                    HeaderValue::Table(vec![("n".into(), 0.5.into())]),
+                ]),
+            ),
         ],
         payload: payload.as_bytes().to_vec(),
     }

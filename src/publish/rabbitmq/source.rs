@@ -29,9 +29,8 @@ use super::topology::Topology;
 /// frame. Such a delivery says so in the header [`MENDED`](crate::wire::MENDED), or [`UNREADABLE`](crate::wire::UNREADABLE) where it
 /// cannot be taken for what it is.
 ///
-/// Headers come as [`HeaderValue`](crate::HeaderValue)s: integers of every width and timestamps as `Int`, text as
-/// `Text`, text that is not UTF-8 as `Bytes`. Floats, decimals, arrays, tables and void are dropped, and so is an
-/// unsigned value beyond `i64`. That includes RabbitMQ's `x-death`, which is an array.
+/// All fourteen properties come, and each header as the [`HeaderValue`](crate::HeaderValue) of its AMQP type; text that is not UTF-8
+/// comes as `Bytes`. RabbitMQ's `x-death` is an array of tables.
 ///
 /// ```no_run
 /// use onewrite::publish::RabbitMqSource;
