@@ -278,8 +278,15 @@ pub const PROJECTION_BATCH_BYTES_MAX: usize = 4 << 20;
 /// Events that a projection's filter lets pass by before its position is written for their sake alone.
 pub const PROJECTION_SKIP_MAX: u64 = 4096;
 
-/// Failures of a cancelled rebuild that one transaction removes at most.
-pub const CANCEL_STEP: usize = 256;
+/// Rows that one transaction removes at most of what was deleted or forgotten: records of streams, rows of a relay, failures of
+/// a projection, marks of a captured table. The rest is removed in later transactions.
+pub const CLEAN_STEP: usize = 512;
+
+/// Wait between two pieces of clean-up, in milliseconds.
+pub const CLEAN_PAUSE_MS: u64 = 1;
+
+/// First and longest wait after a piece of clean-up that has failed, in milliseconds.
+pub const CLEAN_RETRY_MS: (u64, u64) = (1_000, 60_000);
 
 /// Records that the last transaction of a rebuild applies at most: as many as one batch at first, and twice as many each time
 /// that a batch has not brought the rebuild nearer to the end of the log. Up to here a rebuild ends beside writers that never

@@ -156,14 +156,7 @@ impl Worker {
 
     /// Goes on until it is asked to stop. Fails only if the store is lost.
     fn work(&mut self) -> Result<()> {
-        // A process that cancelled a rebuild may have died before all of it was removed.
         let name = self.settings.name.clone();
-        if self.cancelled {
-            while self.write({
-                let name = name.clone();
-                move |tx| tx.clear_cancelled(&name)
-            })? {}
-        }
         if self.frozen && self.rebuild.is_none() && !self.cancelled {
             // Which drops a stale one too.
             self.begin_rebuild()?;

@@ -146,6 +146,7 @@ fn prepare(
 
 /// Notes in memory what is durable now, then tells who waits for it.
 fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
+    let begins_cleaning;
     {
         let mut tail = core.tail();
         tail.next_seq = pending.next_seq;
@@ -174,6 +175,8 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         }
         tail.projections.extend(pending.projections.iter().map(|(name, row)| (name.clone(), *row)));
         tail.captures.settle(&pending.captures, &next.marks);
+        tail.cleanup.settle(pending.cleanup);
+        begins_cleaning = core.cleaning.note_left(tail.cleanup.tasks);
         tail.inbox_added += pending.inbox.len();
         if let Some(swept_to) = next.swept_to {
             tail.sweep_after = swept_to;
@@ -193,7 +196,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
     }
     core.rounds.rewritten(&pending.captures);
     core.holders.note_end(pending.next_seq, pending.end_offset);
-    if core.rounds.begins(&pending.captures) {
+    if begins_cleaning || core.rounds.begins(&pending.captures) {
         core.nudge_writer();
     }
     core.announce_commit();

@@ -23,6 +23,7 @@ use super::alarms::Alarms;
 use super::bells::Bells;
 use super::capture::rounds::Rounds;
 use super::capture::rows::CaptureBook;
+use super::cleanup::{Cleaning, Left};
 use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
@@ -90,6 +91,8 @@ pub(crate) struct Tail {
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// The tables that are captured.
     pub(crate) captures: CaptureBook,
+    /// What is left to be cleaned up.
+    pub(crate) cleanup: Left,
     /// Inbox rows added since the last sweep step, and where the next one begins.
     pub(crate) inbox_added: usize,
     pub(crate) sweep_after: Vec<u8>,
@@ -283,6 +286,7 @@ pub(crate) struct Core {
     pub(crate) bells: Arc<Bells>,
     pub(crate) projections: Projections,
     pub(crate) rounds: Rounds,
+    pub(crate) cleaning: Cleaning,
     /// Rejected deliveries are to be driven again.
     pub(crate) redrives: Doorbells,
     pub(crate) jumped: Jumped,
@@ -321,6 +325,8 @@ impl Core {
         identity: Identity,
         tail: Tail,
     ) -> Self {
+        let cleaning = Cleaning::default();
+        cleaning.note_left(tail.cleanup.tasks);
         Self {
             owner: Owner::of(&path),
             path,
@@ -342,6 +348,7 @@ impl Core {
             bells: Arc::default(),
             projections: Projections::default(),
             rounds: Rounds::default(),
+            cleaning,
             redrives: Doorbells::default(),
             jumped: Jumped::default(),
             ride: Mutex::default(),

@@ -5,6 +5,7 @@ mod alarms;
 pub(crate) mod bells;
 pub(crate) mod cancelled;
 pub(crate) mod capture;
+pub(crate) mod cleanup;
 mod commit;
 pub(crate) mod core;
 mod counted;
@@ -234,6 +235,7 @@ impl Store {
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
             let mut tail = recover::recover(&opened.db, &mut identity, opened.unclean)?;
+            cleanup::recover(&opened.db, &mut tail)?;
             let switched = capture::rows::switch_on(&opened.db, &settings.captures, &mut tail)?;
             Ok(switched.map(|()| (identity, tail)))
         });

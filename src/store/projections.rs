@@ -18,6 +18,7 @@ use redb::{
 };
 
 use super::Store;
+use super::cleanup::{Task, rebuild_tasks};
 use super::cursor::head;
 use super::failure::damaged_row;
 use super::relay_rows::{StartAt, check_position, next_cursor_id, warn_trimmed};
@@ -33,6 +34,9 @@ use crate::time::Deadline;
 
 /// What a table is called while it is being rebuilt. Reserved, so that no application's table is called so.
 const REBUILD_PREFIX: &str = "onewrite.rebuild.";
+
+/// What a table is called that a rebuild has replaced, until it is removed.
+const REPLACED_PREFIX: &str = "onewrite.replaced.";
 
 /// Longest text of a failure that is kept, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
@@ -315,6 +319,11 @@ pub(super) fn shadow_prefix(track: CursorId) -> String {
     format!("{REBUILD_PREFIX}{track}.")
 }
 
+/// What stands before the names of the tables that this rebuild has replaced.
+fn replaced_prefix(rebuild: CursorId) -> String {
+    format!("{REPLACED_PREFIX}{rebuild}.")
+}
+
 /// A name is all that deleting and renaming look at.
 fn plain(name: &str) -> TableDefinition<'_, u64, u64> {
     TableDefinition::new(name)
@@ -333,15 +342,16 @@ pub(super) fn delete_any(tx: &WriteTransaction, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Deletes the tables whose names begin so.
-fn delete_all(tx: &WriteTransaction, prefix: &str) -> Result<()> {
-    let plain: Vec<String> = tx.list_tables()?.map(|table| table.name().to_owned()).collect();
-    let multimap: Vec<String> = tx.list_multimap_tables()?.map(|table| table.name().to_owned()).collect();
-    plain
-        .iter()
-        .chain(&multimap)
-        .filter(|name| name.starts_with(prefix))
-        .try_for_each(|name| delete_any(tx, name))
+/// Renames a table, of whichever kind, if there is one of this name.
+fn rename_any(tx: &WriteTransaction, from: &str, to: &str) -> Result<()> {
+    let renamed = match tx.rename_table(plain(from), plain(to)) {
+        Err(redb::TableError::TableIsMultimap(_)) => tx.rename_multimap_table(multimap(from), multimap(to)),
+        renamed => renamed,
+    };
+    match renamed {
+        Ok(()) | Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 impl OwnedTables {
@@ -355,21 +365,13 @@ impl OwnedTables {
         self.names().find(|name| !seen.insert(*name))
     }
 
-    /// Puts the tables of a rebuild in the place of the old ones. A table that the rebuild has not opened is gone then.
+    /// Puts the tables of a rebuild in the place of the old ones. A table that the rebuild has not opened is gone then. The old
+    /// tables are renamed: freeing their pages in this transaction would take as long as they are large.
     fn swap(&self, tx: &WriteTransaction, rebuild: CursorId) -> Result<()> {
-        let prefix = shadow_prefix(rebuild);
-        let shadow = |name: &String| format!("{prefix}{name}");
-        let absent = |result: std::result::Result<(), redb::TableError>| match result {
-            Ok(()) | Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
-            Err(error) => Err(error),
-        };
-        for name in &self.plain {
-            delete_any(tx, name)?;
-            absent(tx.rename_table(plain(&shadow(name)), plain(name)))?;
-        }
-        for name in &self.multimap {
-            delete_any(tx, name)?;
-            absent(tx.rename_multimap_table(multimap(&shadow(name)), multimap(name)))?;
+        let (new, old) = (shadow_prefix(rebuild), replaced_prefix(rebuild));
+        for name in self.names() {
+            rename_any(tx, name, &format!("{old}{name}"))?;
+            rename_any(tx, &format!("{new}{name}"), name)?;
         }
         Ok(())
     }
@@ -611,27 +613,16 @@ impl Transaction {
         let Some(rebuild) = row.rebuild else { return Ok(()) };
         self.touch();
         owned.swap(self.redb(), rebuild.id)?;
+        self.leave(&Task::Tables(replaced_prefix(rebuild.id)))?;
         // What it had declared once, and does no longer.
-        delete_all(self.redb(), &shadow_prefix(rebuild.id))?;
-        self.drop_failures(row.live.id)?;
+        self.leave(&Task::Tables(shadow_prefix(rebuild.id)))?;
+        self.leave(&Task::Failures(row.live.id))?;
         self.write_projection_row(name, ProjectionRow { live: rebuild, rebuild: None })
     }
 
     /// Forgets a rebuild that nobody goes on with: its failures and its tables, whose names tell that they are its.
-    fn drop_rebuild(&self, rebuild: Track) -> Result<()> {
-        self.drop_failures(rebuild.id)?;
-        delete_all(self.redb(), &shadow_prefix(rebuild.id))
-    }
-
-    /// Forgets the failures of a track, and the records that stood for them alone.
-    fn drop_failures(&self, id: CursorId) -> Result<()> {
-        let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
-        let mut released = Vec::new();
-        self.redb().open_table(FAILURES)?.retain_in(&from[..]..to.as_slice(), |at, _| {
-            released.extend(keys::last_seq(at));
-            false
-        })?;
-        self.release(&released)
+    pub(super) fn drop_rebuild(&self, rebuild: Track) -> Result<()> {
+        rebuild_tasks(rebuild.id).iter().try_for_each(|task| self.leave(task))
     }
 
     pub(super) fn release(&self, seqs: &[u64]) -> Result<()> {
@@ -725,7 +716,7 @@ impl Store {
         }
         let mut tx = Transaction::begin(core, "`Store::forget_projection`")?;
         let row = tx.projection_row(name)?;
-        tx.drop_failures(row.live.id)?;
+        tx.leave(&Task::Failures(row.live.id))?;
         if let Some(rebuild) = row.rebuild {
             tx.drop_rebuild(rebuild)?;
         }

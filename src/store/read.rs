@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use redb::{AccessGuard, Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransaction, TableDefinition, Value};
 
+use super::cleanup::Hidden;
 use super::core::Core;
 use super::failure::{engine_panicked, unless_it_panics};
 use super::holders::Taken;
@@ -242,7 +243,9 @@ impl Snapshot {
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;
         let rows = Rows { range, owner: self.tx.owner().clone() };
         let taken = self.taken.clone();
-        Ok(Frames { rows, next: from, trimmed_to, end: 0, behind_gap: None, failed: false, _taken: taken })
+        let hidden = if from < trimmed_to { Hidden::of(&self.tx)? } else { None };
+        let detour = hidden.map(Detour::Hidden);
+        Ok(Frames { rows, next: from, trimmed_to, end: 0, detour, failed: false, _taken: taken })
     }
 
     /// Fails in another process than the one that opened the store.
@@ -379,6 +382,14 @@ impl Drop for Rows {
     }
 }
 
+/// Why the next record is not read as it comes.
+enum Detour {
+    /// The record after those that were told as missing.
+    BehindGap(u64, Frame),
+    /// Records below the trimmed edge may be hidden.
+    Hidden(Hidden),
+}
+
 /// The records of the log, unread; what is missing among them is told.
 pub(super) struct Frames {
     rows: Rows,
@@ -388,8 +399,8 @@ pub(super) struct Frames {
     trimmed_to: u64,
     /// Records below are known to have been there.
     end: u64,
-    /// The record after those that were told as missing.
-    behind_gap: Option<(u64, Frame)>,
+    /// What is to be looked at before the next record is read as it comes.
+    detour: Option<Detour>,
     /// The file could not be read, and this was told.
     failed: bool,
     /// The range holds the read transaction, also when the snapshot has ended.
@@ -407,13 +418,23 @@ impl Frames {
         read: impl FnOnce(u64, &[u8]) -> Result<P>,
         make: impl FnOnce(Frame, P) -> T,
     ) -> Option<Result<T>> {
-        if self.behind_gap.is_some() {
-            return self.after_gap(read, make);
+        if self.detour.is_some() {
+            return self.next_by_detour(read, make);
         }
         if self.next.is_multiple_of(u64::from(EVENTS_PER_LOOK)) && self.rows.owner.is_elsewhere() {
             return self.forked();
         }
         let row = self.rows.range.next();
+        self.next_of(row, read, make)
+    }
+
+    #[inline]
+    fn next_of<P, T>(
+        &mut self,
+        row: Option<Row>,
+        read: impl FnOnce(u64, &[u8]) -> Result<P>,
+        make: impl FnOnce(Frame, P) -> T,
+    ) -> Option<Result<T>> {
         let Some(Ok((seq, frame))) = &row else {
             return self.at_end(row);
         };
@@ -462,12 +483,33 @@ impl Frames {
     }
 
     #[cold]
-    fn after_gap<P, T>(
+    fn next_by_detour<P, T>(
         &mut self,
         read: impl FnOnce(u64, &[u8]) -> Result<P>,
         make: impl FnOnce(Frame, P) -> T,
     ) -> Option<Result<T>> {
-        self.behind_gap.take().map(|(seq, frame)| read(seq, frame.value()).map(|parts| make(frame, parts)))
+        let hidden = match self.detour.take()? {
+            Detour::BehindGap(seq, frame) => {
+                return Some(read(seq, frame.value()).map(|parts| make(frame, parts)));
+            }
+            Detour::Hidden(hidden) => hidden,
+        };
+        if self.rows.owner.is_elsewhere() {
+            return self.forked();
+        }
+        loop {
+            let row = self.rows.range.next();
+            if let Some(Ok((seq, frame))) = &row
+                && seq.value() < self.trimmed_to
+            {
+                if hidden.hides(seq.value(), frame.value()) {
+                    self.next = self.next.max(seq.value().saturating_add(1));
+                    continue;
+                }
+                self.detour = Some(Detour::Hidden(hidden));
+            }
+            return self.next_of(row, read, make);
+        }
     }
 
     /// There is no record, or it cannot be read. redb's range says for ever that it cannot read on; that is told once.
@@ -494,7 +536,7 @@ impl Frames {
         }
         let expected = self.next.max(self.trimmed_to);
         self.next = seq.saturating_add(1);
-        self.behind_gap = Some((seq, frame));
+        self.detour = Some(Detour::BehindGap(seq, frame));
         Some(Err(CorruptError { seq: expected, what: "it is missing" }.into()))
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use redb::ReadableTable;
 
 use super::Store;
+use super::cleanup::{Hidden, Task};
 use super::core::Core;
 use super::cursor::{Cursor, ExceptionRow};
 use super::failure::damaged_row;
@@ -110,20 +111,7 @@ impl Store {
         let mut tx = Transaction::begin(core, "`Store::forget_relay`")?;
         let cursor = core.tail().cursors.get(name).cloned();
         let cursor = cursor.ok_or_else(|| Error::NoSuchRelay { name: name.to_owned() })?;
-        let (from, to) = (cursor.id.to_be_bytes(), keys::after_prefix(&cursor.id.to_be_bytes()));
-        let mut released = Vec::new();
-        for table in [EXCEPTIONS, DUE, PARKED] {
-            let mut gone = |at: &[u8]| released.extend(keys::last_seq(at));
-            tx.redb().open_table(table)?.retain_in(&from[..]..to.as_slice(), |at, _| {
-                gone(at);
-                false
-            })?;
-        }
-        {
-            // What trimming has left standing for this relay alone, nobody would come back for.
-            let tail = core.tail();
-            super::commit::drop_released(tx.redb(), &tail, &tx.pending.borrow(), tail.trimmed_to, &released)?;
-        }
+        tx.leave(&Task::Relay(cursor.id))?;
         tx.redb().open_table(CURSORS)?.remove(name)?;
         // Progress of it that still waits would write its row anew.
         core.ride().cursors.remove(name);
@@ -184,6 +172,7 @@ pub(crate) fn read_log(
     let tx = core.begin_read()?;
     let trimmed_to = read_state(&tx)?.trimmed_to;
     let log = tx.open_table(LOG)?;
+    let hidden = if from < trimmed_to { Hidden::of(&tx)? } else { None };
     let mut read = Vec::new();
     let mut bytes = 0;
     let mut next = from;
@@ -192,6 +181,10 @@ pub(crate) fn read_log(
         let seq = seq.value();
         if !(next..to).contains(&seq) {
             continue; // Another place's record: the one that belongs here is missing.
+        }
+        if seq < trimmed_to && hidden.as_ref().is_some_and(|hidden| hidden.hides(seq, frame.value())) {
+            next = seq + 1;
+            continue;
         }
         tell_missing(next.max(trimmed_to)..seq, events_max, &mut read);
         bytes += frame.value().len();

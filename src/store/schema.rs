@@ -20,6 +20,7 @@
 //!                      (scope) → ids that were given a number u64                               (seen.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
+//! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
 //! ```
 //!
 //! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
@@ -44,6 +45,8 @@ pub(crate) const CAPTURES: TableDefinition<'_, &str, &[u8]> = TableDefinition::n
 pub(crate) const CHANGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.changes");
 pub(crate) const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
 pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");
+/// Made when first needed. An earlier release of the same format leaves its rows alone.
+pub(crate) const CLEANUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.cleanup");
 
 /// Tables by name that a format has brought.
 pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];

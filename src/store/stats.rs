@@ -82,6 +82,11 @@ pub struct Stats {
     /// Snapshots of aggregates that were left out since the store was opened, because they exceed
     /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX). A command warns of the first of each stream.
     pub snapshots_left_out: u64,
+    /// What was deleted or forgotten and is not removed from the file yet: streams, relays, projections, tables that a rebuild has
+    /// replaced, captured tables. The store removes it in pieces; for readers it is gone already.
+    pub cleanup_tasks: u64,
+    /// Events among it that truncated and deleted streams have left.
+    pub cleanup_events: u64,
     /// Why the store accepts nothing more, if so.
     pub poisoned: Option<String>,
     /// The relays that the file knows, by name.
@@ -252,6 +257,8 @@ impl Store {
                 trimmed_to: tail.trimmed_to,
                 relays: relays.collect(),
                 projections: projection_stats(&tail),
+                cleanup_tasks: tail.cleanup.tasks,
+                cleanup_events: tail.cleanup.events,
                 ..Stats::default()
             };
             let cursors: Vec<_> = tail

@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::commit::drop_released;
 use super::core::Tail;
 use super::failure::{damaged_row, unless_it_panics};
 use super::gathered::Amount;
@@ -642,8 +641,9 @@ impl<'a> Stream<'a> {
 
     /// Forgets the events before this revision; the stream keeps its revision. Beyond the newest event it forgets all
     /// there are. Their records leave the log when trimming passes them, which waits for every relay and for retention;
-    /// in a store without a relay they stay. What trimming has passed already is removed here and now: a few row reads
-    /// for each such event, so truncate in steps where there are many.
+    /// in a store without a relay they stay. What trimming has passed already is gone for every reader once this commits. The
+    /// first [`CLEAN_STEP`](crate::limits::CLEAN_STEP) records are removed by this transaction, the others in later ones, also
+    /// after a crash: [`Stats::cleanup_events`](crate::Stats::cleanup_events).
     ///
     /// # Errors
     /// [`Error::StreamDeleted`], [`Error::BadId`]; what redb says.
@@ -672,7 +672,7 @@ impl<'a> Stream<'a> {
     }
 
     /// Deletes the stream for good: its events are forgotten, and none can be appended any more. Its name and revision
-    /// stay known.
+    /// stay known. The cost is that of [`truncate_before`](Self::truncate_before): bounded, however many events there are.
     ///
     /// # Errors
     /// [`Error::BadId`]; what redb says. Deleting it again does nothing.
@@ -705,18 +705,7 @@ impl<'a> Stream<'a> {
     /// Writes a state that wants fewer events, and lets go of what it no longer wants.
     fn forget(&self, state: StreamState) -> Result<()> {
         let (tx, name) = (self.tx, self.name.as_bytes());
-        let view = tx.view(&self.name)?;
-        let gone = view.state.readable().start..state.first;
-        let mut chunk = Run::default();
-        let mut released = Vec::new();
-        for revision in gone {
-            match view.seq_of(tx, revision, &mut chunk) {
-                Ok(seq) => released.push(seq),
-                // What is damaged is gone already.
-                Err(Error::MissingRevision { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let before = self.state()?;
         tx.admit(Amount::mark(name.len()))?;
         tx.touch();
         tx.pending.borrow_mut().note_state(name, state);
@@ -724,18 +713,9 @@ impl<'a> Stream<'a> {
         if state.deleted {
             tx.redb().open_table(SNAPSHOTS)?.remove(name)?;
         }
-        {
-            let mut chunks = tx.redb().open_table(CHUNKS)?;
-            // The last that begins before the first wanted revision may reach beyond it.
-            let to = match find_chunk(&chunks, name, state.first)? {
-                Some(run) if !state.deleted => run.first,
-                _ => state.first,
-            };
-            chunks
-                .retain_in(keys::chunk(name, 0).as_slice()..keys::chunk(name, to).as_slice(), |_, _| false)?;
-        }
-        let tail = tx.core.tail();
-        drop_released(tx.redb(), &tail, &tx.pending.borrow(), tail.trimmed_to, &released)
+        // What no chunk leads to yet has not been trimmed: trimming takes it, and the next bulk write leaves it out.
+        let gone = before.readable().start..state.first;
+        if gone.is_empty() { Ok(()) } else { tx.leave_revisions(name, gone) }
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, Value, WriteTransaction};
 
 use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
+use super::cleanup::LeftChange;
 use super::core::Core;
 use super::failure::damaged_row;
 use super::gathered::{Amount, Gathered, Point};
@@ -25,7 +26,7 @@ use super::turn::Turn;
 use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, EventError, Result};
 use crate::event::{Event, Lane, Recorded, fresh_uuid};
-use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::limits::{CLEAN_STEP, INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
@@ -82,6 +83,8 @@ pub(crate) struct Pending {
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// Nothing undoes a part of it: who changes it has [touched](Transaction::touch) the transaction.
     pub(crate) captures: PendingCaptures,
+    /// Written already, as the projections are.
+    pub(crate) cleanup: LeftChange,
     /// What is derived from the log is to be written, however little has come since it last was.
     pub(crate) flush_derived: bool,
     /// The commit may be the last one: what is written now and then is written.
@@ -136,6 +139,8 @@ pub struct Transaction {
     seqs: RefCell<Vec<u64>>,
     tables_opened: Cell<u64>,
     gathered: Gathered,
+    /// How many rows of what it deletes it may remove by itself.
+    pub(super) cleaning_budget: Cell<usize>,
     began: Instant,
     /// The application began it, and may fork between two calls on it.
     exclusive: bool,
@@ -198,6 +203,7 @@ impl Transaction {
             seqs: RefCell::default(),
             tables_opened: Cell::new(0),
             gathered: Gathered::default(),
+            cleaning_budget: Cell::new(CLEAN_STEP),
             began: turn.since(),
             exclusive: false,
             calls: Cell::new(0),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use super::capture::rounds::{Round, Rounds};
+use super::cleanup::CleanUp;
 use super::core::{Core, Waits};
 use super::failure::{caught, panic_text};
 use super::groups::{self, Backlog};
@@ -277,6 +278,7 @@ impl Writer<'_> {
         self.core.queue.awaits_look(false);
         self.core.queue.writer_waits(Waits::Untimed);
         let look_due = self.core.look_due_at();
+        let clean_due = self.core.cleaning.due_at();
         self.core.queue.awaits_look(look_due.is_some());
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
         let delay = Duration::from_millis(self.core.settings.ride_ms);
@@ -301,7 +303,8 @@ impl Writer<'_> {
             None if trim_left => Some(Deadline::from(last_commit.unwrap_or_else(Instant::now), delay)),
             None => None,
         };
-        let deadline = ride_due.into_iter().chain(round_due).chain(save_due).chain(look_due).min();
+        let deadline =
+            ride_due.into_iter().chain(round_due).chain(save_due).chain(look_due).chain(clean_due).min();
         let deadline = deadline.unwrap_or(Deadline::Never).min(self.look_at);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);
@@ -311,7 +314,7 @@ impl Writer<'_> {
             Err(RecvTimeoutError::Timeout) if save_due.is_some_and(Deadline::is_over) => {
                 self.save_if_idle();
             }
-            // Only the walk or the look is due: both come next.
+            // Only the walk, the look or a piece of clean-up is due: all come next.
             Err(RecvTimeoutError::Timeout) if !ride_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
@@ -418,6 +421,10 @@ impl Writer<'_> {
             self.core.queue.enter();
             self.round_after = Some(self.core.rounds.ended());
             self.backlog.push(Box::new(Round::new(self.core)));
+        }
+        if !self.stop && self.core.cleaning.begin_if_due() {
+            self.core.queue.enter();
+            self.backlog.push(Box::new(CleanUp::new(self.core)));
         }
         let group = self.backlog.next_group();
         if !self.core.turns.is_free() {

@@ -24,6 +24,7 @@ mod capture_old_rows;
 mod capture_pace;
 #[cfg(unix)]
 mod capture_rounds;
+mod cleanup;
 mod clock_jumps;
 #[cfg(all(unix, feature = "json", feature = "bincode"))]
 mod codec_losses;

@@ -16,6 +16,7 @@ use super::{CaptureMode, Captures};
 use crate::error::{Error, Result, SettingError};
 use crate::log::keys;
 use crate::store::Store;
+use crate::store::cleanup::{self, Task};
 use crate::store::core::Tail;
 use crate::store::failure::damaged_row;
 use crate::store::schema::{CAPTURES, CHANGES};
@@ -233,8 +234,9 @@ pub(crate) fn switch_on(
 ) -> Result<Result<(), SettingError>> {
     let book = &mut tail.captures;
     let mut changed = PendingCaptures::default();
-    let mut next_id = book.0.values().map(|known| known.row.id).max().unwrap_or_default() + 1;
     let tx = db.begin_read()?;
+    let known = book.0.values().map(|known| known.row.id).max().unwrap_or_default();
+    let mut next_id = known.max(cleanup::last_capture(&tx)?) + 1;
     for capture in captures.iter() {
         if let Err(error) = capture.check_table(&tx)? {
             return Ok(Err(error));
@@ -295,8 +297,7 @@ impl Store {
         let mut tx = Transaction::begin(core, "`Store::end_capture`")?;
         let id = core.tail().captures.get(name).map(|known| known.row.id);
         let id = id.ok_or_else(|| Error::NotCaptured { name: name.to_owned() })?;
-        let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
-        tx.redb().open_table(CHANGES)?.retain_in(&from[..]..to.as_slice(), |_, _| false)?;
+        tx.leave(&Task::Marks(id))?;
         tx.redb().open_table(CAPTURES)?.remove(name)?;
         tx.finish(1)?;
         // Within the same turn: nobody writes between the row's end and its being known.
