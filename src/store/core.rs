@@ -46,7 +46,6 @@ use super::waiting::Parked;
 use super::watch::{Watch, Written};
 use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result};
-use crate::limits::QUOTA_SWEEP_MS_MAX;
 use crate::log::book::Book;
 use crate::log::keys::CursorId;
 use crate::log::lanes::LaneState;
@@ -292,9 +291,9 @@ pub(crate) struct Core {
     pub(crate) jumped: Jumped,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks, or could not.
-    backlog_shrank: Condvar,
+    pub(super) backlog_shrank: Condvar,
     /// Searches for expired events.
-    sweeps: Sweeps,
+    pub(super) sweeps: Sweeps,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
     /// Commands that take turns.
@@ -313,9 +312,6 @@ pub(crate) struct Core {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// How often a write that waits for room under the quota looks whether the store is still open.
-const QUOTA_LOOK: Duration = Duration::from_secs(1);
 
 impl Core {
     pub(crate) fn new(
@@ -630,47 +626,6 @@ impl Core {
         let quota = self.settings.quota.as_ref();
         let quota = quota.filter(|quota| quota.policy == QuotaPolicy::DropExpired)?;
         Some(self.sweeps.ask(tail, quota, added, now_ms, &self.relays))
-    }
-
-    /// Waits for room under the quota, where its policy says so. `append` decides in the end.
-    pub(crate) fn wait_for_room(&self, purpose: &Purpose) {
-        let Some(quota) = &self.settings.quota else { return };
-        let patience = match quota.policy {
-            QuotaPolicy::Refuse => return,
-            QuotaPolicy::DropExpired => Duration::from_millis(QUOTA_SWEEP_MS_MAX),
-            QuotaPolicy::Wait(patience) => patience,
-        };
-        let now_ms = self.settings.clock.now().wall_ms;
-        let mut tail = self.tail();
-        if Self::over_quota(&tail, quota, (0, 0)).is_none() {
-            return;
-        }
-        let deadline = Deadline::after(patience);
-        let mut wait = Wait::new(purpose.clone(), None);
-        let wanted = self.ask_for_sweeps(&tail, (0, 0), now_ms);
-        while Self::over_quota(&tail, quota, (0, 0)).is_some()
-            && self.poison.get().is_none()
-            && !self.is_closing()
-        {
-            let vain = wanted.as_ref().is_some_and(|wanted| !self.sweeps.is_awaited(wanted));
-            if deadline.is_over() || vain {
-                return;
-            }
-            // A store that is closed or poisoned rings too, but holds no lock then: the ring may come just before the wait.
-            tail =
-                deadline.min(Deadline::after(QUOTA_LOOK)).min(wait.next()).wait(&self.backlog_shrank, tail);
-            if wait.next().is_over() && wait.take_warning() {
-                let (events, bytes) = tail.backlog();
-                // What is logged runs the application's logger: not under a lock.
-                drop(tail);
-                let waited_ms = wait.waited_ms();
-                tracing::warn!(
-                    path = %self.path.display(), waiting = %purpose, waited_ms, events, bytes,
-                    "a write waits long for room under the backlog quota"
-                );
-                tail = self.tail();
-            }
-        }
     }
 
     pub(crate) fn await_queue_room(&self, waker: &Waker) {

@@ -41,6 +41,7 @@ pub(crate) mod relay_rows;
 pub(crate) mod relays;
 mod replay;
 pub(crate) mod ride;
+mod room;
 mod schema;
 pub(crate) mod seen;
 mod settings;

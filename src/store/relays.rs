@@ -184,6 +184,14 @@ impl Relays {
         states.max().unwrap_or(Pace::None)
     }
 
+    /// What one relay lets others do.
+    pub(crate) fn pace_of(&self, name: &str) -> Pace {
+        let port = self.port(name);
+        port.map_or(Pace::None, |port| {
+            Pace::of(&port.status.lock().unwrap_or_else(PoisonError::into_inner).state)
+        })
+    }
+
     /// The only relay, or `None` if there is none or more than one.
     pub(crate) fn only(&self) -> Option<RelayPort> {
         let running = self.lock();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{MemoryBroker, QueueOptions};
-use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+use onewrite::{Aggregate, BacklogQuota, Error, Event, QuotaPolicy, Recorded, Result, Store};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -239,5 +239,63 @@ fn child_that_waits_for_itself() {
     goes_on.store(true, Ordering::SeqCst);
     waiter.join().unwrap().unwrap();
     outer.unwrap().join().unwrap().unwrap();
+    println!("all well");
+}
+
+/// Goal: a write that waits for room says for what, again and again. Method: a process whose relay does not run, is paused, has
+/// a broker that is away, or is missing altogether; it collects what is logged, and fills the backlog each time.
+#[test]
+fn a_wait_for_room_names_what_makes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = child("write_waits::child_that_waits_for_room", folder.path(), "").output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("all well"), "{out}{err}");
+}
+
+#[test]
+fn child_that_waits_for_room() {
+    let Some((folder, _)) = task() else { return };
+    let warnings = Warnings::default();
+    tracing_subscriber::registry().with(warnings.clone()).init();
+    let policy = QuotaPolicy::Wait(Duration::from_millis(2_500));
+    let quota = BacklogQuota { events_max: 1, bytes_max: u64::MAX, policy };
+    let open = |name: &str| Store::builder().backlog_quota(quota).open(folder.join(name)).unwrap();
+    let pay = |store: &Store| store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "q"))).map(drop);
+    // The second write waits for 2.5 s: warned of after one second and after two.
+    let waits = |store: &Store, waits_for: &str| {
+        let seen = warnings.0.lock().unwrap().len();
+        assert!(matches!(pay(store), Err(Error::BacklogFull { .. })), "{waits_for}");
+        let lines = warnings.0.lock().unwrap();
+        let about = lines.iter().skip(seen).filter(|line| {
+            line.contains("waits long for room under the backlog quota") && line.contains(waits_for)
+        });
+        assert_eq!(about.count(), 2, "{waits_for}: {lines:?}");
+    };
+    let store = open("none.redb");
+    pay(&store).unwrap();
+    waits(&store, "a relay: the store has none");
+    let broker = MemoryBroker::new();
+    broker.declare_queue("q", QueueOptions::default());
+    let store = open("a.redb");
+    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
+    relay.stop(SOON);
+    pay(&store).unwrap();
+    waits(&store, "relay `rabbit`, which does not run in this process");
+    broker.go_down();
+    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
+    waits(&store, "relay `rabbit`, whose broker is away or takes nothing");
+    relay.stop(SOON);
+    drop(store);
+    let store = open("b.redb");
+    broker.come_up();
+    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
+    relay.pause();
+    let began = Instant::now();
+    while relay.status().state != onewrite::RelayState::Paused {
+        assert!(began.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    pay(&store).unwrap();
+    waits(&store, "relay `rabbit`, which is paused");
     println!("all well");
 }
