@@ -33,6 +33,7 @@ mod consumer;
 mod consumer_failures;
 mod contention;
 #[cfg(unix)]
+mod damaged_lives;
 mod deferred;
 mod escaping;
 #[cfg(feature = "rabbitmq")]

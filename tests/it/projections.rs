@@ -105,6 +105,13 @@ enum Op {
     /// Wait until it has caught up, and look.
     CatchUp,
     Rebuild,
+    /// A rebuild is asked for and cancelled at once; where the tables are of an earlier version, another is asked for. The process may
+    /// die in between.
+    Cancel {
+        dies: bool,
+    },
+    /// A rebuild beside a writer that does not pause until it has ended.
+    RebuildUnderLoad,
     /// Stop and start, with the version so much higher.
     Restart(u32),
     Reopen(u32),
@@ -120,6 +127,8 @@ fn op() -> impl Strategy<Value = Op> {
         6 => prop::collection::vec(0..4_u8, 1..9).prop_map(Op::Append),
         3 => Just(Op::CatchUp),
         1 => Just(Op::Rebuild),
+        1 => any::<bool>().prop_map(|dies| Op::Cancel { dies }),
+        1 => Just(Op::RebuildUnderLoad),
         1 => (0..2_u32).prop_map(Op::Restart),
         1 => (0..2_u32).prop_map(Op::Reopen),
         2 => (0..6_u64, any::<bool>()).prop_map(|(back, during_rebuild)| Op::Crash { back, during_rebuild }),
@@ -139,6 +148,43 @@ impl Running {
         let gate = Arc::<Gate>::default();
         let projection = summing(&store, version, &gate);
         Self { store, projection, gate, version }
+    }
+
+    fn cancel(self, folder: &Path, dies: bool) -> Self {
+        self.projection.rebuild();
+        self.projection.cancel_rebuild().unwrap();
+        let running = if dies {
+            let copy = crash_copy(&self.store, folder);
+            self.projection.stop(PATIENCE);
+            Self::start(&copy, self.version)
+        } else {
+            self
+        };
+        // What was cancelled may have been the version that runs.
+        if running.store.stats().unwrap().projections["sums"].cancelled.is_some() {
+            running.projection.rebuild();
+        }
+        running
+    }
+
+    /// What was appended meanwhile.
+    fn rebuild_under_load(&self) -> Vec<u8> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (store, stops) = (self.store.clone(), Arc::clone(&stop));
+        let writer = std::thread::spawn(move || {
+            let mut appended = Vec::new();
+            while !stops.load(Ordering::SeqCst) {
+                append(&store, 1);
+                appended.push(1);
+            }
+            appended
+        });
+        self.projection.rebuild();
+        let ended = self.projection.await_live(PATIENCE);
+        stop.store(true, Ordering::SeqCst);
+        let appended = writer.join().unwrap();
+        ended.unwrap();
+        appended
     }
 
     fn crash(self, folder: &Path, events: &mut Vec<u8>, back: u64, during_rebuild: bool) -> Self {
@@ -194,6 +240,8 @@ proptest! {
                     agree(&running.store, &events, running.version);
                 }
                 Op::Rebuild => running.projection.rebuild(),
+                Op::Cancel { dies } => running = running.cancel(folder.path(), dies),
+                Op::RebuildUnderLoad => events.extend(running.rebuild_under_load()),
                 Op::Restart(up) => {
                     running.projection.stop(PATIENCE);
                     running.version += up;
