@@ -237,6 +237,29 @@ pub const PREFETCH_DEFAULT: u16 = 256;
 /// Deliveries that one commit of a consumer applies at most.
 pub const CONSUMER_BATCH_MAX: usize = 256;
 
+/// The share of the prefetch that deliveries which wait may take: one part of so many. Beyond it a consumer parks them in its store.
+pub const WAITING_SHARE: u16 = 4;
+
+/// Deliveries that the consumer of one scope parks in its store at most, unless set. See
+/// [`ConsumerBuilder::parked_max`](crate::ConsumerBuilder::parked_max).
+pub const PARKED_ROWS_DEFAULT: u64 = 16_384;
+
+/// Bytes that these take at most, unless set.
+pub const PARKED_BYTES_DEFAULT: u64 = 64 << 20;
+
+/// Deliveries whose tries the consumer of one scope remembers in its store at most, besides parked ones. It forgets the oldest first.
+pub const TRIES_ROWS_MAX: usize = 16_384;
+
+/// Returns to its queue after which a consumer takes a delivery into its store before trying it, unless set. See
+/// [`ConsumerBuilder::take_in_after`](crate::ConsumerBuilder::take_in_after).
+pub const RETURNS_DEFAULT: u32 = 1;
+
+/// Bodies that a consumer writes into its store, or reads from there, in one step at most, in bytes, but for the last one.
+pub const PARKING_STEP_BYTES: usize = 4 << 20;
+
+/// While deliveries come, those that wait for their next try are taken up in one of so many batches.
+pub const RETRY_TURNS: u64 = 8;
+
 /// Rows of one relay that [`Store::stats`](crate::Store::stats) reads at most to find the oldest event of one kind.
 pub const STATS_ROWS_MAX: usize = 4096;
 

@@ -47,6 +47,10 @@ pub struct ConsumerStats {
     pub redriven: u64,
     /// Deliveries that wait now for a gap in their lane to be filled.
     pub held: u64,
+    /// Deliveries that wait now in the store for their next try, or for a gap: the broker holds them no more.
+    pub parked: u64,
+    /// Bytes that these take.
+    pub parked_bytes: u64,
     /// Times the connection was set up.
     pub connections: u64,
     /// Why there is no connection now.
@@ -65,6 +69,8 @@ pub(super) struct Shared {
     pub(super) conflicts: AtomicU64,
     pub(super) redriven: AtomicU64,
     pub(super) held: AtomicU64,
+    pub(super) parked: AtomicU64,
+    pub(super) parked_bytes: AtomicU64,
     pub(super) connections: AtomicU64,
     pub(super) disconnected: Mutex<Option<Fault>>,
     pub(super) failed: Mutex<Option<String>>,
@@ -132,6 +138,8 @@ impl Consumer {
             conflicts: get(&shared.conflicts),
             redriven: get(&shared.redriven),
             held: get(&shared.held),
+            parked: get(&shared.parked),
+            parked_bytes: get(&shared.parked_bytes),
             connections: get(&shared.connections),
             disconnected: shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             failed: shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::waiting::Member;
 use crate::event::LaneOf;
 use crate::time::{Due, Look};
 
@@ -15,30 +16,52 @@ pub(super) struct Held<T> {
     /// Keeps two deliveries of one number apart.
     arrivals: u64,
     len: usize,
+    /// How many hold the prefetch.
+    holding: usize,
 }
 
 type Lane<T> = BTreeMap<(u64, u64), (T, Due)>;
 
 impl<T> Default for Held<T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), arrivals: 0, len: 0 }
+        Self { lanes: HashMap::new(), arrivals: 0, len: 0, holding: 0 }
     }
 }
 
-impl<T> Held<T> {
+impl<T: Member> Held<T> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn clear(&mut self) {
-        self.lanes.clear();
-        self.len = 0;
+    /// How many hold the prefetch.
+    pub(super) fn holding_len(&self) -> usize {
+        self.holding
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flat_map(BTreeMap::values).map(|(item, _)| item)
+    }
+
+    /// Puts something else in the place of each, or lets it go.
+    pub(super) fn change(&mut self, mut change: impl FnMut(T) -> Option<T>) {
+        (self.len, self.holding) = (0, 0);
+        for items in self.lanes.values_mut() {
+            for (place, (item, until)) in std::mem::take(items) {
+                if let Some(item) = change(item) {
+                    self.len += 1;
+                    self.holding += usize::from(item.holds_prefetch());
+                    items.insert(place, (item, until));
+                }
+            }
+        }
+        self.lanes.retain(|_, items| !items.is_empty());
     }
 
     /// Takes an item in. What may go on is told by [`release`](Self::release).
     pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Due) {
         self.arrivals += 1;
         self.len += 1;
+        self.holding += usize::from(item.holds_prefetch());
         let items = self.lanes.entry(lane).or_default();
         // What stands behind it and came before it may not be made to wait longer: so deadlines rise with numbers.
         let behind = items.range((number, 0)..).next().map(|(_, (_, until))| *until);
@@ -62,6 +85,7 @@ impl<T> Held<T> {
             self.lanes.remove(&lane);
         }
         self.len -= released.len();
+        self.holding -= released.iter().filter(|item| item.holds_prefetch()).count();
         released
     }
 
@@ -106,6 +130,16 @@ mod tests {
 
     use super::*;
     use crate::time::ManualClock;
+
+    impl Member for u64 {
+        fn holds_prefetch(&self) -> bool {
+            !self.is_multiple_of(2)
+        }
+
+        fn bytes(&self) -> usize {
+            1
+        }
+    }
 
     const LANE: LaneOf = LaneOf { store: [1; 16], epoch: 1, id: 0 };
 
@@ -170,7 +204,8 @@ mod tests {
         held.give_up_one(now);
         assert_eq!(held.due(now), [LANE]);
         assert_eq!(held.release(LANE, &mut next, now), [5]);
-        held.clear();
-        assert_eq!((held.len(), held.deadline()), (0, None));
+        assert_eq!((held.len(), held.holding_len()), (1, 1));
+        held.change(|_| None);
+        assert_eq!((held.len(), held.holding_len(), held.deadline()), (0, 0, None));
     }
 }

@@ -3,8 +3,12 @@
 //! Each delivery is one write closure: it looks whether the message has been seen, runs the handler, marks the message as
 //! seen, and commits with its group; only then is the delivery acknowledged. A crash at any point leaves either nothing,
 //! and the broker delivers again, or everything, and the next delivery of that message is recognised and only
-//! acknowledged. The broker's `redelivered` flag is not looked at. What a message is recognised by stands in
-//! `store/seen.rs`: its number in its producer's lane, or the id that a foreign producer gave it.
+//! acknowledged. The broker's `redelivered` flag decides nothing of that; it only says which try is written down before it
+//! begins. What a message is recognised by stands in `store/seen.rs`: its number in its producer's lane, or the id that a
+//! foreign producer gave it.
+//!
+//! **Nothing that waits stops the rest.** How often a delivery was tried is durable, and what waits for its next try is parked
+//! in the store once it holds more than a share of the prefetch (`store/in_hand.rs`).
 //!
 //! **Nothing is dropped in silence.** What can never be handled goes to the consumer's own quarantine
 //! (`store/rejected.rs`), or, where it is told so, to the queue's dead-letter exchange.
@@ -19,9 +23,13 @@
 //! | `handle` | a running consumer and its figures |
 //! | `worker` | the thread |
 //! | `hold` | what waits for a gap in its lane to be filled |
+//! | `waiting` | what waits for its next try, in lines |
+//! | `tries` | which try is written down, which runs alone, and when there were enough |
 
 mod handle;
 mod hold;
+mod tries;
+mod waiting;
 mod worker;
 
 use std::collections::BTreeSet;
@@ -34,7 +42,10 @@ use self::handle::Shared;
 use self::worker::Worker;
 use crate::error::{Error, Result, SettingError, caught};
 use crate::event::uuid_from_text;
-use crate::limits::{BACKOFF_MS_DEFAULT, HOLD_MS_MAX, PREFETCH_DEFAULT, SHORT_STRING_BYTES_MAX};
+use crate::limits::{
+    BACKOFF_MS_DEFAULT, HOLD_MS_MAX, PARKED_BYTES_DEFAULT, PARKED_ROWS_DEFAULT, PREFETCH_DEFAULT,
+    RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
+};
 use crate::oneshot;
 use crate::publish::{Delivery, Source, SourceEvents};
 use crate::store::{Store, Transaction};
@@ -107,6 +118,8 @@ pub struct ConsumerBuilder {
     gap: GapPolicy,
     reject_to: RejectTo,
     producers: Option<BTreeSet<String>>,
+    parked_max: (u64, u64),
+    take_in_after: u32,
 }
 
 impl Store {
@@ -146,6 +159,8 @@ impl Store {
             gap: GapPolicy::default(),
             reject_to: RejectTo::default(),
             producers: None,
+            parked_max: (PARKED_ROWS_DEFAULT, PARKED_BYTES_DEFAULT),
+            take_in_after: RETURNS_DEFAULT,
         }
     }
 }
@@ -168,7 +183,9 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Tries before a delivery whose handler fails is rejected; 10 unless set.
+    /// Tries before a delivery whose handler fails is rejected; 10 unless set. They are counted in the store: neither a lost
+    /// connection nor a restart gives new ones. A handler that ends the process counts too, as soon as it is known which delivery it
+    /// had: after so many deaths (two where one attempt is set) the delivery is rejected, and the rest goes on.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -207,8 +224,9 @@ impl ConsumerBuilder {
     ///
     /// With [`GapPolicy::Hold`], deliveries of a lane are applied in the order in which they were appended, as long as what is
     /// missing comes in time: also where the broker has put them in another order, or a relay's quarantine has let some by.
-    /// What is held counts against the [prefetch](Self::prefetch); when all that this allows is held, nothing more can come,
-    /// and what was held first goes on. A lane that this consumer meets in its middle begins with a gap. 15 minutes at most.
+    /// What is held takes a quarter of the [prefetch](Self::prefetch) at most; the rest is [parked](Self::parked_max). Where there is
+    /// no room for that, or the prefetch is below 4, and all that it allows is held, nothing more can come, and what was held first
+    /// goes on. A lane that this consumer meets in its middle begins with a gap. 15 minutes at most.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -225,6 +243,53 @@ impl ConsumerBuilder {
     /// ```
     pub fn on_gap(mut self, policy: GapPolicy) -> Self {
         self.gap = policy;
+        self
+    }
+
+    /// Deliveries that wait in the store at most, in rows and bytes; 16,384 and 64 MiB unless set
+    /// ([`PARKED_ROWS_DEFAULT`](crate::limits::PARKED_ROWS_DEFAULT), [`PARKED_BYTES_DEFAULT`](crate::limits::PARKED_BYTES_DEFAULT)).
+    ///
+    /// Deliveries that wait for their next try, or for a gap, are parked once they take more than a quarter of the
+    /// [prefetch](Self::prefetch): they are written into the store and acknowledged, so that others flow. They keep the order of
+    /// their key, survive a restart, and show in [`ConsumerStats::parked`]. Beyond these bounds deliveries wait unacknowledged
+    /// and hold the prefetch, until there is room. With 0 rows nothing is parked.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let consumer = store.consumer("credit-service").parked_max(1_000, 16 << 20).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!((consumer.stats().parked, consumer.stats().parked_bytes), (0, 0));
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn parked_max(mut self, rows: u64, bytes: u64) -> Self {
+        self.parked_max = (rows, bytes);
+        self
+    }
+
+    /// Returns to its queue after which a delivery is parked before it is tried; 1 unless set
+    /// ([`RETURNS_DEFAULT`](crate::limits::RETURNS_DEFAULT)).
+    ///
+    /// A quorum queue with a delivery limit (RabbitMQ 4 sets 20 where nothing else is said) drops or dead-letters a message that
+    /// came back more often than the limit, and each lost connection brings back all that is in hand. The limit is not told to
+    /// consumers, only how often a message came back (`x-delivery-count`, `x-acquired-count`). What has come back so often as this
+    /// says is written into the store and acknowledged before its handler has it: from then on no limit counts. With 1 nothing is
+    /// lost at any limit but 0; a higher value saves a write per message that comes back and needs a limit well above it. With 0
+    /// each delivery is parked first: for a limit of 0.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let consumer = store.consumer("credit-service").take_in_after(5).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn take_in_after(mut self, returns: u32) -> Self {
+        self.take_in_after = returns;
         self
     }
 

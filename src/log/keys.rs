@@ -9,6 +9,7 @@
 //! chunk       stream len u8 │ stream │ first revision u64
 //! seen        scope len u8 │ scope │ store 16 │ epoch u64 │ lane id u64 │ 0 for the head, or 1 │ start of a hole u64
 //! rejected    scope len u8 │ scope [│ 0 for a row, 1 for one that is driven again │ number u64]
+//! in hand     scope len u8 │ scope [│ 0 │ number u64 of a parked delivery, or │ 1 │ name of its tries]
 //! ```
 
 use crate::event::{Destination, LaneOf};
@@ -96,6 +97,21 @@ pub(crate) fn redriven(scope: &str, number: u64) -> Vec<u8> {
     inbox(scope, &[&[1][..], &number.to_be_bytes()].concat())
 }
 
+/// What a scope has in hand, taken together.
+pub(crate) fn in_hand(scope: &str) -> Vec<u8> {
+    inbox(scope, &[])
+}
+
+/// A parked delivery.
+pub(crate) fn parked_delivery(scope: &str, number: u64) -> Vec<u8> {
+    inbox(scope, &[&[0][..], &number.to_be_bytes()].concat())
+}
+
+/// The tries of a delivery.
+pub(crate) fn tries(scope: &str, name: &[u8]) -> Vec<u8> {
+    inbox(scope, &[&[1][..], name].concat())
+}
+
 /// The scope at the front of a key.
 pub(crate) fn scope_of(key: &[u8]) -> Option<&str> {
     let (len, rest) = key.split_first()?;
@@ -148,6 +164,10 @@ mod tests {
         assert!(seen_hole(&head, u64::MAX) < seen_head("a", LaneOf { id: 3, ..lane }));
         assert!(rejected("a") < rejected_row("a", 0) && rejected_row("a", u64::MAX) < redriven("a", 0));
         assert!(redriven("a", u64::MAX) < rejected("b"));
+        assert!(in_hand("a") < parked_delivery("a", 0) && parked_delivery("a", u64::MAX) < tries("a", &[]));
+        assert!(
+            parked_delivery("a", 255) < parked_delivery("a", 256) && tries("a", &[255; 9]) < in_hand("b")
+        );
         assert_eq!(scope_of(&redriven("credit", 7)), Some("credit"));
         assert_eq!(after_prefix(&[1, 255]), vec![2]);
         assert!(after_prefix(&[255]).is_empty());

@@ -2,6 +2,7 @@
 
 pub(crate) mod book;
 mod checksum;
+pub(crate) mod in_hand;
 pub(crate) mod keys;
 pub(crate) mod lanes;
 pub(crate) mod record;

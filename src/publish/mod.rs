@@ -310,6 +310,12 @@ impl SourceEvents {
     pub fn send(&self, event: SourceEvent) -> bool {
         self.0.send(event).is_ok()
     }
+
+    /// The consumer has taken out all that it was told.
+    #[cfg(feature = "rabbitmq")]
+    pub(crate) fn are_read(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// A queue on a broker, as the consumer sees it: manual acknowledgement, bounded prefetch.

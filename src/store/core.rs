@@ -30,6 +30,7 @@ use super::doorbells::Doorbells;
 use super::failure::caught;
 use super::file::Opened;
 use super::holders::Holders;
+use super::in_hand::Claims;
 use super::jumps::Jumped;
 use super::left_out::LeftOut;
 use super::lines::Lines;
@@ -288,6 +289,8 @@ pub(crate) struct Core {
     pub(crate) cleaning: Cleaning,
     /// Rejected deliveries are to be driven again.
     pub(crate) redrives: Doorbells,
+    /// Parked deliveries that a consumer of this process has taken up.
+    pub(crate) parked: Claims,
     pub(crate) jumped: Jumped,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks, or could not.
@@ -346,6 +349,7 @@ impl Core {
             rounds: Rounds::default(),
             cleaning,
             redrives: Doorbells::default(),
+            parked: Claims::default(),
             jumped: Jumped::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),

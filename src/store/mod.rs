@@ -22,6 +22,7 @@ mod groups;
 mod head;
 mod holders;
 mod ids;
+pub(crate) mod in_hand;
 mod inside;
 mod journal;
 mod jumps;

@@ -21,6 +21,8 @@
 //! onewrite.rejected    (scope) → next number u64, rows u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
 //! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
+//! onewrite.in_hand     (scope) → next number u64, rows u64, bytes u64; (scope, number) → parked delivery;
+//!                      (scope, name) → tries       (log/in_hand.rs; the table is made when it is first needed)
 //! ```
 //!
 //! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
@@ -47,6 +49,7 @@ pub(crate) const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new(
 pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");
 /// Made when first needed. An earlier release of the same format leaves its rows alone.
 pub(crate) const CLEANUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.cleanup");
+pub(crate) const IN_HAND: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.in_hand");
 
 /// Tables by name that a format has brought.
 pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];

@@ -697,7 +697,7 @@ impl StoreBuilder {
     /// Holders are relays and projections that do not move on, whether they run or not, subscriptions that are not read, and snapshots.
     /// The warning names the holder, its position, since when it stands there, and how to let go. It comes once, and again after the
     /// holder has moved and stood still for as long again. [`Stats::holders`](crate::Stats::holders) lists them at any time.
-    /// The store looks for holders while something is committed, so the warning may come an eighth of the time late.
+    /// The store looks for holders while something is committed, so the warning may come a quarter of the time late.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

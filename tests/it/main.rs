@@ -35,6 +35,8 @@ mod contention;
 #[cfg(unix)]
 mod damaged_lives;
 mod deferred;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+mod delivery_limits;
 mod escaping;
 #[cfg(feature = "rabbitmq")]
 mod failing_writes;
@@ -46,6 +48,8 @@ mod floors;
 #[cfg(unix)]
 mod foreign_code;
 mod holders;
+#[cfg(unix)]
+mod in_hand;
 mod journal;
 #[cfg(unix)]
 mod lanes_inbox;

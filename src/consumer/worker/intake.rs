@@ -4,19 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{GapPolicy, Item, Worker};
+use super::item::{Entry, Item};
+use super::{GapPolicy, HELD_LOOK, Worker};
 use crate::error::Result;
 use crate::limits::CONSUMER_BATCH_MAX;
+use crate::log::in_hand::Tries;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::publish::{Delivery, DeliveryTag, Epoch};
 use crate::store::seen::Identity;
+use crate::time::{Deadline, Look};
 use crate::wire::ordering_key;
 
 impl Worker {
     pub(super) fn look_again(&mut self) {
         self.redriven.look = true;
         self.redriven.after = None;
+        self.look_for_parked();
     }
 
     /// There may be something to load, and room for it.
@@ -52,7 +56,7 @@ impl Worker {
         Ok(())
     }
 
-    fn redriven_item(&self, number: u64, row: RejectedRow) -> Item {
+    fn redriven_item(&mut self, number: u64, row: RejectedRow) -> Item {
         let identity = if row.recheck { self.identify(&row.message) } else { Ok(Identity::Nameless) };
         let delivery = Delivery {
             tag: DeliveryTag { epoch: Epoch(0), tag: number },
@@ -63,32 +67,54 @@ impl Worker {
         };
         let key = ordering_key(&delivery.message).map(Arc::from);
         let (identity, delivery) = (identity.map(Arc::new).map_err(Arc::new), Arc::new(delivery));
-        Item { delivery, identity, key, attempts: 0, redriven: Some(number), waited: false }
+        self.recall_redriven(Item {
+            place: 0,
+            taken: 0,
+            delivery,
+            identity,
+            key,
+            tries: Tries::default(),
+            name: None,
+            noted: false,
+            accused: false,
+            parked: None,
+            redriven: Some(number),
+            waited: false,
+        })
     }
 
     /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
     pub(super) fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
         let GapPolicy::Hold(patience) = self.settings.gap else { return Ok(batch) };
         let look = self.look();
-        let full = self.held.len() + batch.len() >= usize::from(self.settings.prefetch);
+        let holding = self.held.holding_len() + self.waiting.holding_len();
+        let full = holding + batch.len() >= usize::from(self.settings.prefetch) && !self.may_park_held();
         let mut due = self.held.due(look);
-        let lanes: Vec<_> = batch.iter().filter_map(Item::place).map(|(lane, _)| lane).collect();
+        let mut lanes: BTreeSet<_> = batch.iter().filter_map(Item::lane).map(|(lane, _)| lane).collect();
         // All that are held: a gap may have been filled by somebody else.
-        let lanes: BTreeSet<_> = lanes.into_iter().chain(self.held.lanes()).collect();
+        let all = self.held.len() > 0 && self.held_look.is_over();
+        if all {
+            lanes.extend(self.held.lanes());
+            self.held_look = Deadline::after(HELD_LOOK);
+        }
         let heads: Vec<_> = lanes.iter().map(|lane| keys::seen_head(&self.settings.scope, *lane)).collect();
         let heads = heads.iter().map(Vec::as_slice);
         let mut nexts: BTreeMap<_, _> =
             lanes.iter().copied().zip(self.settings.store.lanes_next(heads)?).collect();
         let mut passed = Vec::new();
         for item in batch {
-            match item.place() {
+            match item.lane() {
+                // It comes out of its line, and has its place in it.
+                Some(_) if item.waited && item.taken == self.turns => {
+                    passed.push(Entry::Here(Box::new(item)))
+                }
                 Some((lane, number)) => {
                     let until = if item.waited { look.now() } else { look.after(patience) };
-                    self.held.put(lane, number, item, until);
+                    self.held.put(lane, number, Entry::of(item), until);
                     let next = nexts.entry(lane).or_default();
                     passed.extend(self.held.release(lane, next, look));
                 }
-                None => passed.push(item),
+                None => passed.push(Entry::Here(Box::new(item))),
             }
         }
         if full && passed.is_empty() && due.is_empty() {
@@ -102,10 +128,30 @@ impl Worker {
         }
         self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
         let mut ready = Vec::with_capacity(passed.len());
-        for mut item in passed {
-            item.waited = true;
-            self.admit(item, &mut ready);
+        for entry in passed {
+            self.pass(entry, look, &mut ready);
         }
         Ok(ready)
+    }
+
+    /// Its gap is filled, or waited for no longer.
+    fn pass(&mut self, entry: Entry, look: Look, ready: &mut Vec<Item>) {
+        match entry {
+            Entry::Here(mut item) => {
+                item.waited = true;
+                if item.taken == self.turns {
+                    ready.push(*item);
+                } else {
+                    self.admit(*item, ready);
+                }
+            }
+            // Its body is read when its turn comes.
+            Entry::Stored(mut stub) => {
+                stub.waited = true;
+                self.places += 1;
+                let key = stub.key.clone();
+                self.waiting.put(key.as_ref(), self.places, Entry::Stored(stub), look.now(), false);
+            }
+        }
     }
 }

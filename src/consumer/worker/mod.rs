@@ -1,74 +1,52 @@
 //! The consumer's thread: takes deliveries in, applies them in batches, says what has become of them.
 //!
-//! **Invariants.** A delivery is acknowledged only after the commit that applies it, recognises it or puts it into
+//! **Invariants.** A delivery is acknowledged only after the commit that applies it, recognises it, parks it or puts it into
 //! quarantine. The thread sleeps unless something has come, is due, or was driven again.
+//!
+//! | file | does |
+//! |---|---|
+//! | here | takes deliveries in, decides what is tried next |
+//! | `apply` | applies a batch, and says what has become of it |
+//! | `parking` | writes down tries, parks what waits, takes it up again |
+//! | `intake` | redrives and gaps |
+//! | `item` | a delivery in hand |
 
+mod apply;
 mod intake;
+mod item;
+mod parking;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 
+use self::item::{Entry, Item};
+use self::parking::Hand;
 use super::handle::{Shared, count};
 use super::hold::Held;
-use super::{ConsumerBuilder, GapPolicy, Handler, RejectTo};
-use crate::error::{Error, EventError, Result};
+use super::waiting::Waiting;
+use super::{ConsumerBuilder, GapPolicy, Handler};
+use crate::error::{Error, Result};
 use crate::event::uuid_text;
-use crate::limits::CONSUMER_BATCH_MAX;
+use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
+use crate::log::in_hand::Tries;
 use crate::message::{FaultClass, Message};
-use crate::printable::plain;
-use crate::publish::{Delivery, DeliveryTag, Settlement, Source, SourceEvent};
+use crate::publish::{Source, SourceEvent};
 use crate::store::log_pace::LogPace;
-use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
 use crate::store::write_wait::Purpose;
-use crate::store::{Receipt, Transaction};
 use crate::time::{Deadline, Due, Look};
 use crate::wire::ordering_key;
 
 /// How often heads are looked at while something waits for a gap that somebody else may fill.
 const HELD_LOOK: Duration = Duration::from_secs(1);
 
-/// After this time what is done of a batch is told, though others of it are not.
-const SETTLE_AFTER: Duration = Duration::from_millis(100);
-
-/// A delivery in hand.
-#[derive(Debug, Clone)]
-struct Item {
-    delivery: Arc<Delivery>,
-    /// What it is recognised by, or why it cannot be taken at all.
-    identity: Result<Arc<Identity>, Arc<Error>>,
-    key: Option<Arc<str>>,
-    attempts: u32,
-    /// Its number in quarantine, if it was driven again from there.
-    redriven: Option<u64>,
-    /// It has waited for the gap before it, and does so once: not again for each try.
-    waited: bool,
-}
-
-/// What a delivery's transaction did.
-enum Applied {
-    Done,
-    Repeated,
-    /// It was driven again, and has gone from quarantine meanwhile.
-    Gone,
-    /// What it claims to be is another message's.
-    Conflict(Error),
-}
-
-/// What a batch has come to.
-#[derive(Default)]
-struct Outcome {
-    settlements: Vec<(DeliveryTag, Settlement)>,
-    /// For the quarantine.
-    refused: Vec<(Item, Refusal)>,
-    /// The store takes nothing more.
-    lost: Option<Error>,
-}
+/// How long the next delivery is waited for while some come that were taken back by the broker.
+const RETURNED_LINGER: Duration = Duration::from_millis(20);
 
 pub(super) struct Worker {
     /// What its writes are for.
@@ -78,12 +56,19 @@ pub(super) struct Worker {
     handler: Arc<Handler>,
     source: Box<dyn Source>,
     shared: Arc<Shared>,
-    /// Keys of which one delivery waits for its next try, with those that wait behind it.
-    keys: HashMap<Arc<str>, VecDeque<Item>>,
-    /// Deliveries that wait for their next try, by time; the number keeps them apart.
-    due: BTreeMap<(Due, u64), Item>,
-    scheduled: u64,
-    held: Held<Item>,
+    /// Deliveries that wait for their next try, and those of their keys behind them.
+    waiting: Waiting<Entry>,
+    /// What waits for a gap in its lane to be filled.
+    held: Held<Entry>,
+    /// When the heads of all lanes of which something is held are looked at again.
+    held_look: Deadline,
+    /// Deliveries that have come so far.
+    places: u64,
+    /// Batches so far.
+    turns: u64,
+    hand: Hand,
+    /// Something has come that is taken into the store before it is tried.
+    returned: bool,
     redriven: Redrives,
     /// Nobody is there any more who could deliver.
     source_gone: bool,
@@ -122,6 +107,7 @@ impl Worker {
         shared: Arc<Shared>,
     ) -> Self {
         let purpose = Purpose::Handler("consumer", settings.scope.as_str().into());
+        let hand = Hand::new(&settings);
         Self {
             purpose,
             settings,
@@ -129,10 +115,13 @@ impl Worker {
             handler,
             source,
             shared,
-            keys: HashMap::new(),
-            due: BTreeMap::new(),
-            scheduled: 0,
+            waiting: Waiting::default(),
             held: Held::default(),
+            held_look: Deadline::now(),
+            places: 0,
+            turns: 0,
+            hand,
+            returned: false,
             source_gone: false,
             paces: Paces::default(),
             // What was driven again while no consumer ran waits in the file.
@@ -147,8 +136,10 @@ impl Worker {
         rung: &Receiver<()>,
     ) {
         let mut deadline = None;
+        self.load_tries();
         while deadline.is_none() {
-            let mut batch = self.take_due();
+            self.load_parked(stop);
+            let mut batch = self.take_due(!events.is_empty());
             let first = if batch.is_empty() && !self.may_look() {
                 self.wait(events, stop, rung, &mut deadline)
             } else {
@@ -160,6 +151,9 @@ impl Worker {
                 if batch.len() >= CONSUMER_BATCH_MAX {
                     break;
                 }
+            }
+            if self.returned {
+                self.gather(events, &mut batch);
             }
             if let Ok(at) = stop.try_recv() {
                 deadline = Some(at);
@@ -173,7 +167,7 @@ impl Worker {
             if rung.try_recv().is_ok() {
                 self.look_again();
             }
-            if let Err(error) = self.turn(batch) {
+            if let Err(error) = self.turn(batch, stop) {
                 tracing::error!(%error, "the consumer ends: its store takes nothing more");
                 *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                 break;
@@ -184,7 +178,7 @@ impl Worker {
     }
 
     /// Fails only if the store is lost.
-    fn turn(&mut self, mut batch: Vec<Item>) -> Result<()> {
+    fn turn(&mut self, mut batch: Vec<Item>, stop: &Receiver<Deadline>) -> Result<()> {
         if let Err(error) = self.load_redriven(&mut batch) {
             self.settings.store.ready()?;
             // The next ring looks again.
@@ -193,14 +187,16 @@ impl Worker {
         }
         let kept = batch.clone();
         match self.hold_back(batch) {
-            Ok(batch) => self.apply(batch),
+            Ok(batch) => self.apply(batch, stop)?,
             Err(error) => {
                 self.settings.store.ready()?;
                 tracing::error!(%error, "what a lane has seen cannot be read now; tried again later");
                 kept.into_iter().for_each(|item| self.put_off(item));
-                Ok(())
             }
         }
+        let now = self.look().now();
+        self.waiting.tried(now);
+        self.park_those_that_wait()
     }
 
     fn wait(
@@ -210,8 +206,7 @@ impl Worker {
         rung: &Receiver<()>,
         deadline: &mut Option<Deadline>,
     ) -> Option<SourceEvent> {
-        let due = self.due.keys().next().map(|(due, _)| *due);
-        let due = due.into_iter().chain(self.held.deadline()).map(Due::wake_at);
+        let due = self.waiting.next_due().into_iter().chain(self.held.deadline()).map(Due::wake_at);
         // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
         let look = (self.held.len() > 0).then(|| Deadline::after(HELD_LOOK));
         let until = due.chain(look).min().and_then(Deadline::instant);
@@ -252,33 +247,54 @@ impl Worker {
                 }
                 *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
                 self.forget_delivered();
-                batch.retain(|item| item.redriven.is_some() || item.delivery.tag.epoch > epoch);
+                batch.retain(|item| item.delivery.tag.epoch > epoch || self.outlives_its_connection(item));
             }
             SourceEvent::Delivery(delivery) => {
                 let identity = self.identify(&delivery.message).map(Arc::new).map_err(Arc::new);
                 let key = self.key_of(&delivery.message, identity.as_deref().ok());
                 let item = Item {
+                    place: 0,
+                    taken: 0,
                     delivery: Arc::from(delivery),
                     identity,
                     key,
-                    attempts: 0,
+                    tries: Tries::default(),
+                    name: None,
+                    noted: false,
+                    accused: false,
+                    parked: None,
                     redriven: None,
                     waited: false,
                 };
+                let item = self.recall(item);
+                self.returned |= self.is_taken_in(&item);
                 self.admit(item, batch);
             }
         }
     }
 
-    /// The broker will deliver again all that it has delivered. What was driven again is ours.
+    /// The broker will deliver again all that it has delivered. What was driven again, or is parked, is ours.
     fn forget_delivered(&mut self) {
-        self.held.clear();
-        self.shared.held.store(0, Ordering::Relaxed);
-        let behind = std::mem::take(&mut self.keys).into_values().flatten();
-        self.due.retain(|_, item| item.redriven.is_some());
-        self.keys = self.due.values().filter_map(|item| Some((item.key.clone()?, VecDeque::new()))).collect();
-        for item in behind.filter(|item| item.redriven.is_some()).collect::<Vec<_>>() {
-            self.hold(item);
+        let (mut held, mut waiting) = (std::mem::take(&mut self.held), std::mem::take(&mut self.waiting));
+        let stays = |entry: &Entry| entry.item().is_none_or(|item| self.outlives_its_connection(item));
+        held.change(|entry| stays(&entry).then_some(entry));
+        waiting.retain(stays);
+        (self.held, self.waiting) = (held, waiting);
+        self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
+    }
+
+    /// It is not the broker's; or the broker may not deliver it again, because it came back too often.
+    fn outlives_its_connection(&self, item: &Item) -> bool {
+        !item.is_the_brokers() || self.is_taken_in(item)
+    }
+
+    /// What has come back to its queue is taken into the store before any handler runs: while one runs, what is still unread comes
+    /// back once more at each cut. So all that the prefetch allows is waited for, as long as it keeps coming.
+    fn gather(&mut self, events: &Receiver<SourceEvent>, batch: &mut Vec<Item>) {
+        while batch.len() < usize::from(self.settings.prefetch)
+            && let Ok(event) = events.recv_timeout(RETURNED_LINGER)
+        {
+            self.receive(event, batch);
         }
     }
 
@@ -299,347 +315,45 @@ impl Worker {
         ordering_key(message).map(Arc::from).or_else(of_lane)
     }
 
-    /// Puts a delivery into the batch, or behind the one of its key that waits.
-    fn admit(&mut self, item: Item, batch: &mut Vec<Item>) {
-        match item.key.as_ref().and_then(|key| self.keys.get_mut(key)) {
-            Some(behind) => behind.push_back(item),
-            None => batch.push(item),
-        }
-    }
-
-    /// Those whose next try is due, each with those that wait behind it.
-    fn take_due(&mut self) -> Vec<Item> {
-        let mut batch = Vec::new();
-        if self.due.is_empty() {
-            return batch;
-        }
-        let look = self.look();
-        while let Some(entry) = self.due.first_entry()
-            && entry.key().0.has_come(look)
-        {
-            let item = entry.remove();
-            let behind = item.key.as_ref().and_then(|key| self.keys.remove(key));
+    /// Puts a delivery into the batch, or behind those of its key that wait.
+    fn admit(&mut self, mut item: Item, batch: &mut Vec<Item>) {
+        self.places += 1;
+        item.place = self.places;
+        if item.key.as_ref().is_some_and(|key| self.waiting.has(key)) {
+            self.wait_behind(item);
+        } else {
             batch.push(item);
-            batch.extend(behind.into_iter().flatten());
-        }
-        batch
-    }
-
-    // --- applying ---------------------------------------------------------------------------------------------------
-
-    /// Applies a batch, one closure each, and settles what has become of them. Fails only if the store is lost.
-    fn apply(&mut self, batch: Vec<Item>) -> Result<()> {
-        let mut outcome = Outcome::default();
-        #[cfg(onewrite_mutations)]
-        self.acknowledge_before_commit(&batch);
-        let mut answers = VecDeque::with_capacity(batch.len());
-        let mut failed_keys: HashMap<Arc<str>, Arc<FailedPlaces>> = HashMap::new();
-        for (at, item) in batch.into_iter().enumerate() {
-            let identity = match &item.identity {
-                Ok(identity) => Arc::clone(identity),
-                Err(error) => {
-                    let error = Arc::clone(error);
-                    self.refuse(item, &error, false, &mut outcome);
-                    continue;
-                }
-            };
-            let failed = item
-                .key
-                .as_ref()
-                .map(|key| (at, Arc::clone(failed_keys.entry(Arc::clone(key)).or_default())));
-            match self.settings.store.submit(&self.purpose, self.closure(&item, identity, failed)) {
-                Ok(answer) => answers.push_back((item, answer)),
-                // What has been handed over before has its outcome all the same, and the broker is told of it.
-                Err(error) => {
-                    outcome.lost.get_or_insert(error);
-                    break;
-                }
-            }
-        }
-        let mut told = Instant::now();
-        for (item, answer) in answers {
-            let result = self.settings.store.answer(answer).map(Receipt::into_value);
-            self.settle(item, result, &mut outcome);
-            if told.elapsed() >= SETTLE_AFTER {
-                // A batch of slow handlers takes a while: the broker gives more as soon as some of it is done.
-                self.tell_source(&mut outcome);
-                told = Instant::now();
-            }
-        }
-        let quarantined = self.quarantine(&mut outcome);
-        self.tell_source(&mut outcome);
-        quarantined?;
-        outcome.lost.map_or(Ok(()), Err)
-    }
-
-    /// What is durable is acknowledged.
-    fn tell_source(&mut self, outcome: &mut Outcome) {
-        #[cfg(onewrite_mutations)]
-        if crate::mutations::mutated("acknowledge-before-commit") {
-            outcome.settlements.clear();
-        }
-        self.source.settle(std::mem::take(&mut outcome.settlements));
-    }
-
-    #[cfg(onewrite_mutations)]
-    fn acknowledge_before_commit(&mut self, batch: &[Item]) {
-        if crate::mutations::mutated("acknowledge-before-commit") {
-            let broker_has_it = |item: &&Item| item.redriven.is_none() && item.attempts == 0;
-            let tags =
-                batch.iter().filter(broker_has_it).map(|item| (item.delivery.tag, Settlement::Acknowledge));
-            self.source.settle(tags.collect());
         }
     }
 
-    /// The transaction of one delivery. `failed`: its place in the batch, and what those of its key share.
-    fn closure(
-        &self,
-        item: &Item,
-        identity: Arc<Identity>,
-        failed: Option<(usize, Arc<FailedPlaces>)>,
-    ) -> impl FnMut(&Transaction) -> Result<Applied> + Send + 'static {
-        let (handler, delivery) = (Arc::clone(&self.handler), Arc::clone(&item.delivery));
-        let (scope, redriven) = (self.settings.scope.clone(), item.redriven);
-        move |tx| {
-            let Some((at, failed)) = &failed else {
-                return apply_one(tx, &scope, &identity, redriven, || handler(&delivery, tx));
-            };
-            if failed.is_before(*at) {
-                return Err(Error::app(Waits));
-            }
-            // Until it is known to have succeeded; a panic leaves it so.
-            failed.note(*at, true);
-            let result = apply_one(tx, &scope, &identity, redriven, || handler(&delivery, tx));
-            // One that is rejected does not hold back its key: it will never be applied.
-            failed.note(*at, matches!(&result, Err(error) if !is_final(error)));
-            result
-        }
+    /// Behind the one of its key that failed before it, if there is one still.
+    fn wait_behind(&mut self, item: Item) {
+        let now = self.look().now();
+        let (key, place) = (item.key.clone(), item.place);
+        self.waiting.put(key.as_ref(), place, Entry::of(item), now, false);
     }
 
-    fn settle(&mut self, item: Item, result: Result<Applied>, outcome: &mut Outcome) {
-        match result {
-            Ok(Applied::Conflict(error)) => self.refuse(item, &error, false, outcome),
-            Ok(applied) => {
-                match applied {
-                    Applied::Done => {
-                        count(&self.shared.applied);
-                        item.redriven.iter().for_each(|_| count(&self.shared.redriven));
-                    }
-                    Applied::Repeated => count(&self.shared.repeated),
-                    Applied::Gone | Applied::Conflict(_) => {}
-                }
-                self.finish(&item, Settlement::Acknowledge, outcome);
-            }
-            Err(error) if self.is_lost(&error) => {
-                outcome.lost.get_or_insert(error);
-            }
-            Err(error) if error.downcast_app::<Waits>().is_some() => self.hold(item),
-            Err(error) if is_final(&error) || item.attempts + 1 >= self.settings.attempts => {
-                self.refuse(item, &error, true, outcome);
-            }
-            Err(error) => {
-                count(&self.shared.retried);
-                let (error, attempts) = (reason(&error), item.attempts + 1);
-                match self.paces.retries.admit(self.now_ms()) {
-                    Some(held_back) => {
-                        tracing::warn!(error, attempts, held_back, "a delivery is tried again later");
-                    }
-                    None => tracing::debug!(error, attempts, "a delivery is tried again later"),
-                }
-                self.put_off(item);
-            }
+    /// Those whose next try is due. While others come, they take their turn, and half of a batch at most.
+    fn take_due(&mut self, others_come: bool) -> Vec<Item> {
+        self.turns = self.turns.wrapping_add(1);
+        if self.waiting.is_empty() || (others_come && !self.turns.is_multiple_of(RETRY_TURNS)) {
+            return Vec::new();
         }
+        let room = if others_come { CONSUMER_BATCH_MAX / 2 } else { CONSUMER_BATCH_MAX };
+        let taken = self.waiting.take(self.look(), room, PARKING_STEP_BYTES);
+        self.with_bodies(taken)
     }
 
     fn now_ms(&self) -> u64 {
         self.settings.store.core().settings.clock.now().mono_ms
     }
 
-    /// Done with it: the broker is told, if it is the broker's.
-    fn finish(&mut self, item: &Item, settlement: Settlement, outcome: &mut Outcome) {
-        match item.redriven {
-            Some(number) => _ = self.redriven.in_hand.remove(&number),
-            None => outcome.settlements.push((item.delivery.tag, settlement)),
-        }
-    }
-
-    /// It will never be applied by itself.
-    fn refuse(&mut self, item: Item, error: &Error, by_handler: bool, outcome: &mut Outcome) {
-        let refusal = Refusal::new(error, item.attempts + 1, by_handler);
-        let message_id = item.delivery.message.message_id.as_deref().map(plain);
-        let message_id = message_id.as_deref();
-        let (error, attempts) = (&refusal.reason, refusal.attempts);
-        match self.paces.rejections.admit(self.now_ms()) {
-            Some(held_back) => {
-                tracing::error!(error, message_id, attempts, held_back, "a delivery is rejected");
-            }
-            None => tracing::debug!(error, message_id, attempts, "a delivery is rejected"),
-        }
-        if self.settings.reject_to == RejectTo::DeadLetter && item.redriven.is_none() {
-            self.count_refusal(&refusal);
-            self.finish(&item, Settlement::Reject, outcome);
-        } else {
-            outcome.refused.push((item, refusal));
-        }
-    }
-
-    fn count_refusal(&self, refusal: &Refusal) {
-        count(&self.shared.rejected);
-        if refusal.conflict {
-            count(&self.shared.conflicts);
-        }
-    }
-
-    /// Writes what is refused into the quarantine, one commit for all. What cannot be written stays in hand. Fails only if
-    /// the store is lost.
-    fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
-        let mut answers = Vec::with_capacity(outcome.refused.len());
-        for (item, refusal) in std::mem::take(&mut outcome.refused) {
-            let (scope, delivery) = (self.settings.scope.clone(), Arc::clone(&item.delivery));
-            let (identity, redriven) = (item.identity.as_ref().ok().map(Arc::clone), item.redriven);
-            let for_closure = refusal.clone();
-            let answer = self.settings.store.submit(&self.purpose, move |tx| match redriven {
-                Some(number) => tx.reject_again(&scope, number, &for_closure).map(|()| true),
-                None => tx.reject_delivery(&scope, identity.as_deref(), &delivery, &for_closure),
-            })?;
-            answers.push((item, refusal, answer));
-        }
-        for (item, refusal, answer) in answers {
-            match self.settings.store.answer(answer).map(Receipt::into_value) {
-                Ok(first) => {
-                    if first {
-                        self.count_refusal(&refusal);
-                        count(&self.shared.quarantined);
-                    } else {
-                        count(&self.shared.repeated);
-                    }
-                    self.finish(&item, Settlement::Acknowledge, outcome);
-                }
-                Err(error) if self.is_lost(&error) => _ = outcome.lost.get_or_insert(error),
-                Err(error) => {
-                    match self.paces.retries.admit(self.now_ms()) {
-                        Some(held_back) => {
-                            tracing::warn!(%error, held_back, "a rejected delivery cannot be put into quarantine yet");
-                        }
-                        None => {
-                            tracing::debug!(%error, "a rejected delivery cannot be put into quarantine yet");
-                        }
-                    }
-                    self.put_off(item);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Behind the one of its key that failed in the same batch; if that one was rejected after all, due at once.
-    fn hold(&mut self, item: Item) {
-        match item.key.as_ref().and_then(|key| self.keys.get_mut(key)) {
-            Some(behind) => behind.push_back(item),
-            None => self.schedule(Duration::ZERO, item),
-        }
-    }
-
-    /// The error says that nothing can be written any more, and it is this store that says so: a handler may have met another.
-    fn is_lost(&self, error: &Error) -> bool {
-        let lost =
-            matches!(error, Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. });
-        lost && self.settings.store.ready().is_err()
-    }
-
-    fn put_off(&mut self, mut item: Item) {
+    /// Waits for its next try.
+    fn put_off(&mut self, item: Item) {
         let (first, longest) = self.settings.backoff;
-        let wait = first.saturating_mul(1 << item.attempts.min(16)).min(longest);
-        item.attempts = item.attempts.saturating_add(1);
-        match item.key.as_ref().and_then(|key| self.keys.get_mut(key)) {
-            // An earlier one of its key waits already: one time per key, or the later would overtake.
-            Some(behind) => behind.push_back(item),
-            None => self.schedule(wait, item),
-        }
-    }
-
-    fn schedule(&mut self, wait: Duration, item: Item) {
-        if let Some(key) = &item.key {
-            self.keys.entry(Arc::clone(key)).or_default();
-        }
-        self.scheduled += 1;
+        let wait = first.saturating_mul(1 << item.tries.failures.saturating_sub(1).min(16)).min(longest);
         let due = self.look().after(wait);
-        self.due.insert((due, self.scheduled), item);
+        let (key, place) = (item.key.clone(), item.place);
+        self.waiting.put(key.as_ref(), place, Entry::of(item), due, true);
     }
 }
-
-impl Item {
-    /// Its lane and number, if the broker has delivered it in one.
-    fn place(&self) -> Option<(crate::event::LaneOf, u64)> {
-        let identity = self.identity.as_ref().ok().filter(|_| self.redriven.is_none())?;
-        identity.place()
-    }
-}
-
-/// Looks, handles, marks; in this order, so that a handler that fails before it has written anything leaves the
-/// transaction clean.
-fn apply_one(
-    tx: &Transaction,
-    scope: &str,
-    identity: &Identity,
-    redriven: Option<u64>,
-    handle: impl FnOnce() -> Result<()>,
-) -> Result<Applied> {
-    if let Some(number) = redriven
-        && !tx.is_redriven(scope, number)?
-    {
-        return Ok(Applied::Gone);
-    }
-    let first = match tx.is_first_delivery(scope, identity) {
-        Err(error @ (Error::LaneConflict { .. } | Error::IdConflict { .. })) => {
-            return Ok(Applied::Conflict(error));
-        }
-        first => first?,
-    };
-    if first {
-        handle()?;
-        tx.mark_delivery(scope, identity)?;
-    }
-    if let Some(number) = redriven {
-        tx.remove_rejected(scope, number)?;
-    }
-    Ok(if first { Applied::Done } else { Applied::Repeated })
-}
-
-/// The places in one batch of those of one key that have failed, or are being tried. They run one after another, and whoever
-/// comes behind a failed one waits. One flag would not do: when the group runs again without the failed one, those before
-/// it run again too, and must neither wait for it nor take its word back.
-#[derive(Debug, Default)]
-struct FailedPlaces(Mutex<BTreeSet<usize>>);
-
-impl FailedPlaces {
-    fn is_before(&self, at: usize) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().is_some_and(|first| *first < at)
-    }
-
-    fn note(&self, at: usize, failed: bool) {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if failed {
-            places.insert(at);
-        } else {
-            places.remove(&at);
-        }
-    }
-}
-
-/// Errors that another try cannot heal.
-fn is_final(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Rejected(_)
-            | Error::IdConflict { .. }
-            | Error::LaneConflict { .. }
-            | Error::BadId { .. }
-            | Error::Event(EventError::Decode { .. })
-    )
-}
-
-/// An earlier delivery of the same key failed in this batch.
-#[derive(Debug, thiserror::Error)]
-#[error("an earlier delivery of the same key waits for its next try")]
-struct Waits;

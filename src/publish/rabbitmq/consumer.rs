@@ -1,6 +1,8 @@
 //! The consuming side: one connection after the other, deliveries out, settlements in.
 //!
-//! **Invariants.** At most `prefetch` deliveries are unsettled. A settlement of an epoch that is over is dropped: its
+//! **Invariants.** After a lost connection nothing is consumed before the consumer has read all that came on the earlier ones: what it
+//! does not get to read would only come back to its queue once more, and a queue may drop what comes back too often. At most `prefetch`
+//! deliveries are unsettled. A settlement of an epoch that is over is dropped: its
 //! delivery comes again. Frames leave in the order of the settlements.
 
 use std::future::{Future, poll_fn};
@@ -35,6 +37,9 @@ use super::uri::Target;
 
 /// How long to wait for the broker's own word after an echo of it was seen.
 const TELLING: Duration = Duration::from_millis(500);
+
+/// How often is looked whether the consumer has read what came.
+const UNREAD: Duration = Duration::from_millis(5);
 
 pub(super) type Settlements = Vec<(DeliveryTag, Settlement)>;
 
@@ -100,7 +105,13 @@ pub(super) async fn run(
             return;
         }
         debug!(broker = %target, wait_ms = as_ms(wait), "next connection attempt");
-        if stop.or(discarding(&mut settlements, tokio::time::sleep(wait))).await.is_none() {
+        let pause = async {
+            tokio::time::sleep(wait).await;
+            while !events.are_read() {
+                tokio::time::sleep(UNREAD).await;
+            }
+        };
+        if stop.or(discarding(&mut settlements, pause)).await.is_none() {
             return;
         }
     }

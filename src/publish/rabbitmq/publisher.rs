@@ -41,7 +41,7 @@ const BATCH: usize = 512;
 /// is published for it goes out by itself too. Fewer than the smallest lot are told at once.
 const LOT_MIN: usize = 64;
 
-/// A lot is an eighth of what is in flight, within bounds: the larger the window, the less a lot says about the room in it.
+/// A lot is a quarter of what is in flight, within bounds: the larger the window, the less a lot says about the room in it.
 const LOT_MAX: usize = 512;
 
 /// How long an outcome may wait for its lot.

@@ -1,0 +1,410 @@
+//! Applying: one closure for each delivery of a batch, and what has become of them.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use super::item::Item;
+use super::{Worker, count};
+use crate::consumer::tries::{Step, steps};
+use crate::consumer::{Handler, RejectTo};
+use crate::error::{Error, EventError, Result};
+use crate::limits::CONSUMER_BATCH_MAX;
+use crate::printable::plain;
+use crate::publish::{DeliveryTag, Settlement};
+use crate::store::rejected::{Refusal, reason};
+use crate::store::seen::Identity;
+use crate::store::{Receipt, Transaction};
+use crate::time::Deadline;
+
+/// After this time what is done of a batch is told, though others of it are not.
+const SETTLE_AFTER: Duration = Duration::from_millis(100);
+
+/// What a delivery's transaction did.
+enum Applied {
+    Done,
+    Repeated,
+    /// It was driven again or parked, and has gone meanwhile.
+    Gone,
+    /// What it claims to be is another message's.
+    Conflict(Error),
+}
+
+/// What a batch has come to.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) settlements: Vec<(DeliveryTag, Settlement)>,
+    /// For the quarantine.
+    refused: Vec<(Item, Refusal)>,
+    /// Those whose try has failed: this is written down.
+    pub(super) failed: Vec<Item>,
+    /// Those that are done with, and have a row of tries that no transaction has taken along.
+    pub(super) done: Vec<Item>,
+    /// The store takes nothing more.
+    pub(super) lost: Option<Error>,
+}
+
+impl Worker {
+    /// Applies a batch and settles what has become of it. Fails only if the store is lost.
+    pub(super) fn apply(&mut self, batch: Vec<Item>, stop: &Receiver<Deadline>) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut batch = self.take_in(batch)?;
+        // What was gathered beyond a batch waits for the next.
+        let rest = batch.split_off(batch.len().min(CONSUMER_BATCH_MAX * 2));
+        rest.into_iter().for_each(|item| self.wait_behind(item));
+        let attempts = self.settings.attempts;
+        let steps = steps(batch, |item| item.tries.wants_to_be_alone(attempts));
+        for (at, step) in steps.into_iter().enumerate() {
+            // What is left is the broker's or parked: it comes again.
+            if at > 0 && !stop.is_empty() {
+                break;
+            }
+            self.apply_step(step)?;
+        }
+        Ok(())
+    }
+
+    fn apply_step(&mut self, step: Step<Item>) -> Result<()> {
+        let mut outcome = Outcome::default();
+        let mut items = Vec::with_capacity(step.items.len());
+        for item in step.items {
+            if item.tries.is_convicted(self.settings.attempts) {
+                let error = Error::app(Killed { deaths: item.tries.counted() });
+                let attempts = item.tries.counted();
+                self.refuse(item, &error, Some(attempts), &mut outcome);
+            } else if item.key.as_ref().is_some_and(|key| self.has_failed_before(key, item.place)) {
+                self.wait_behind(item);
+            } else {
+                items.push(item);
+            }
+        }
+        let items = self.note_first(items, step.open)?;
+        self.apply_together(items, outcome)
+    }
+
+    /// Applies these, one closure each, in one group if it can be.
+    fn apply_together(&mut self, items: Vec<Item>, mut outcome: Outcome) -> Result<()> {
+        #[cfg(onewrite_mutations)]
+        self.acknowledge_before_commit(&items);
+        let mut answers = VecDeque::with_capacity(items.len());
+        let mut failed_keys: HashMap<Arc<str>, Arc<FailedPlaces>> = HashMap::new();
+        for (at, item) in items.into_iter().enumerate() {
+            let identity = match &item.identity {
+                Ok(identity) => Arc::clone(identity),
+                Err(error) => {
+                    let error = Arc::clone(error);
+                    self.refuse(item, &error, None, &mut outcome);
+                    continue;
+                }
+            };
+            let failed = item
+                .key
+                .as_ref()
+                .map(|key| (at, Arc::clone(failed_keys.entry(Arc::clone(key)).or_default())));
+            match self.settings.store.submit(&self.purpose, self.closure(&item, identity, failed)) {
+                Ok(answer) => answers.push_back((item, answer)),
+                // What has been handed over before has its outcome all the same, and the broker is told of it.
+                Err(error) => {
+                    outcome.lost.get_or_insert(error);
+                    break;
+                }
+            }
+        }
+        let mut told = Instant::now();
+        for (item, answer) in answers {
+            let result = self.settings.store.answer(answer).map(Receipt::into_value);
+            self.settle(item, result, &mut outcome);
+            if told.elapsed() >= SETTLE_AFTER {
+                // A batch of slow handlers takes a while: the broker gives more as soon as some of it is done.
+                self.tell_source(&mut outcome);
+                told = Instant::now();
+            }
+        }
+        let written = self.quarantine(&mut outcome).and_then(|()| self.write_down(&mut outcome));
+        self.tell_source(&mut outcome);
+        written?;
+        outcome.lost.map_or(Ok(()), Err)
+    }
+
+    /// What is durable is acknowledged.
+    fn tell_source(&mut self, outcome: &mut Outcome) {
+        #[cfg(onewrite_mutations)]
+        if crate::mutations::mutated("acknowledge-before-commit") {
+            outcome.settlements.clear();
+        }
+        self.source.settle(std::mem::take(&mut outcome.settlements));
+    }
+
+    #[cfg(onewrite_mutations)]
+    fn acknowledge_before_commit(&mut self, batch: &[Item]) {
+        if crate::mutations::mutated("acknowledge-before-commit") {
+            let broker_has_it = |item: &&Item| item.is_the_brokers() && item.tries.failures == 0;
+            let tags =
+                batch.iter().filter(broker_has_it).map(|item| (item.delivery.tag, Settlement::Acknowledge));
+            self.source.settle(tags.collect());
+        }
+    }
+
+    /// The transaction of one delivery. `failed`: its place in the batch, and what those of its key share.
+    fn closure(
+        &self,
+        item: &Item,
+        identity: Arc<Identity>,
+        failed: Option<(usize, Arc<FailedPlaces>)>,
+    ) -> impl FnMut(&Transaction) -> Result<Applied> + Send + 'static {
+        let one = One {
+            scope: self.settings.scope.clone(),
+            handler: Arc::clone(&self.handler),
+            identity,
+            item: item.clone(),
+        };
+        move |tx| {
+            let Some((at, failed)) = &failed else { return one.apply(tx) };
+            if failed.is_before(*at) {
+                return Err(Error::app(Waits));
+            }
+            // Until it is known to have succeeded; a panic leaves it so.
+            failed.note(*at, true);
+            let result = one.apply(tx);
+            // One that is rejected does not hold back its key: it will never be applied.
+            failed.note(*at, matches!(&result, Err(error) if !is_final(error)));
+            result
+        }
+    }
+
+    fn settle(&mut self, item: Item, result: Result<Applied>, outcome: &mut Outcome) {
+        match result {
+            Ok(Applied::Conflict(error)) => self.refuse(item, &error, None, outcome),
+            Ok(applied) => {
+                match applied {
+                    Applied::Done => {
+                        count(&self.shared.applied);
+                        item.redriven.iter().for_each(|_| count(&self.shared.redriven));
+                    }
+                    Applied::Repeated => count(&self.shared.repeated),
+                    Applied::Gone | Applied::Conflict(_) => {}
+                }
+                self.finish(&item, Settlement::Acknowledge, outcome);
+            }
+            Err(error) if self.is_lost(&error) => {
+                outcome.lost.get_or_insert(error);
+            }
+            // If the earlier one was rejected after all, it is due at once.
+            Err(error) if error.downcast_app::<Waits>().is_some() => self.wait_behind(item),
+            Err(error) if is_final(&error) || item.tries.failed().counted() >= self.settings.attempts => {
+                let attempts = item.tries.failed().counted();
+                self.refuse(item, &error, Some(attempts), outcome);
+            }
+            Err(error) => {
+                count(&self.shared.retried);
+                let mut item = item;
+                item.tries = item.tries.failed();
+                let (error, attempts) = (reason(&error), item.tries.counted());
+                match self.paces.retries.admit(self.now_ms()) {
+                    Some(held_back) => {
+                        tracing::warn!(error, attempts, held_back, "a delivery is tried again later");
+                    }
+                    None => tracing::debug!(error, attempts, "a delivery is tried again later"),
+                }
+                outcome.failed.push(item);
+            }
+        }
+    }
+
+    /// Done with it: the broker is told, if it is the broker's.
+    pub(super) fn finish(&mut self, item: &Item, settlement: Settlement, outcome: &mut Outcome) {
+        self.let_go(item);
+        if let Some(number) = item.redriven {
+            self.redriven.in_hand.remove(&number);
+        } else if item.parked.is_none() {
+            outcome.settlements.push((item.delivery.tag, settlement));
+        }
+    }
+
+    /// It will never be applied by itself. `tried`: how often its handler has had it, if it has.
+    fn refuse(&mut self, item: Item, error: &Error, tried: Option<u32>, outcome: &mut Outcome) {
+        let attempts = tried.unwrap_or_else(|| item.tries.counted().saturating_add(1));
+        let refusal = Refusal::new(error, attempts, tried.is_some());
+        let message_id = item.delivery.message.message_id.as_deref().map(plain);
+        let message_id = message_id.as_deref();
+        let (error, attempts) = (&refusal.reason, refusal.attempts);
+        match self.paces.rejections.admit(self.now_ms()) {
+            Some(held_back) => {
+                tracing::error!(error, message_id, attempts, held_back, "a delivery is rejected");
+            }
+            None => tracing::debug!(error, message_id, attempts, "a delivery is rejected"),
+        }
+        // One that is parked is not the broker's any more.
+        if self.settings.reject_to == RejectTo::DeadLetter && item.is_the_brokers() {
+            self.count_refusal(&refusal);
+            self.finish(&item, Settlement::Reject, outcome);
+            outcome.done.push(item);
+        } else {
+            outcome.refused.push((item, refusal));
+        }
+    }
+
+    fn count_refusal(&self, refusal: &Refusal) {
+        count(&self.shared.rejected);
+        if refusal.conflict {
+            count(&self.shared.conflicts);
+        }
+    }
+
+    /// Writes what is refused into the quarantine, one commit for all. What cannot be written stays in hand. Fails only if
+    /// the store is lost.
+    fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
+        let mut answers = Vec::with_capacity(outcome.refused.len());
+        for (item, refusal) in std::mem::take(&mut outcome.refused) {
+            let (scope, delivery) = (self.settings.scope.clone(), Arc::clone(&item.delivery));
+            let (identity, redriven) = (item.identity.as_ref().ok().map(Arc::clone), item.redriven);
+            let (row, parked) = (item.noted_name(), item.parked);
+            let for_closure = refusal.clone();
+            let answer = self.settings.store.submit(&self.purpose, move |tx| {
+                let is_gone = match parked {
+                    Some(number) => !tx.is_parked(&scope, number)?,
+                    None => false,
+                };
+                if is_gone {
+                    return Ok(false);
+                }
+                let first = match redriven {
+                    Some(number) => tx.reject_again(&scope, number, &for_closure).map(|()| true),
+                    None => tx.reject_delivery(&scope, identity.as_deref(), &delivery, &for_closure),
+                }?;
+                tx.leave_hand(&scope, row.as_ref(), parked)?;
+                Ok(first)
+            })?;
+            answers.push((item, refusal, answer));
+        }
+        for (mut item, refusal, answer) in answers {
+            match self.settings.store.answer(answer).map(Receipt::into_value) {
+                Ok(first) => {
+                    if first {
+                        self.count_refusal(&refusal);
+                        count(&self.shared.quarantined);
+                    } else {
+                        count(&self.shared.repeated);
+                    }
+                    self.finish(&item, Settlement::Acknowledge, outcome);
+                }
+                Err(error) if self.is_lost(&error) => _ = outcome.lost.get_or_insert(error),
+                Err(error) => {
+                    match self.paces.retries.admit(self.now_ms()) {
+                        Some(held_back) => {
+                            tracing::warn!(%error, held_back, "a rejected delivery cannot be put into quarantine yet");
+                        }
+                        None => {
+                            tracing::debug!(%error, "a rejected delivery cannot be put into quarantine yet");
+                        }
+                    }
+                    item.tries = item.tries.failed();
+                    self.put_off(item);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an earlier one of its key waits. One that was taken out of the same line is not behind its own followers.
+    fn has_failed_before(&self, key: &Arc<str>, place: u64) -> bool {
+        self.waiting.first_of(key).is_some_and(|first| first < place)
+    }
+
+    /// The error says that nothing can be written any more, and it is this store that says so: a handler may have met another.
+    pub(super) fn is_lost(&self, error: &Error) -> bool {
+        let lost =
+            matches!(error, Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. });
+        lost && self.settings.store.ready().is_err()
+    }
+}
+
+/// A delivery, and what it takes to apply it.
+struct One {
+    scope: String,
+    handler: Arc<Handler>,
+    identity: Arc<Identity>,
+    item: Item,
+}
+
+impl One {
+    /// Looks, handles, marks; in this order, so that a handler that fails before it has written anything leaves the
+    /// transaction clean.
+    fn apply(&self, tx: &Transaction) -> Result<Applied> {
+        let Self { scope, identity, item, .. } = self;
+        if let Some(number) = item.redriven
+            && !tx.is_redriven(scope, number)?
+        {
+            return Ok(Applied::Gone);
+        }
+        if let Some(number) = item.parked
+            && !tx.is_parked(scope, number)?
+        {
+            return Ok(Applied::Gone);
+        }
+        let first = match tx.is_first_delivery(scope, identity) {
+            Err(error @ (Error::LaneConflict { .. } | Error::IdConflict { .. })) => {
+                return Ok(Applied::Conflict(error));
+            }
+            first => first?,
+        };
+        if first {
+            (self.handler)(&item.delivery, tx)?;
+            tx.mark_delivery(scope, identity)?;
+        }
+        if let Some(number) = item.redriven {
+            tx.remove_rejected(scope, number)?;
+        }
+        tx.leave_hand(scope, item.noted_name().as_ref(), item.parked)?;
+        Ok(if first { Applied::Done } else { Applied::Repeated })
+    }
+}
+
+/// The places in one batch of those of one key that have failed, or are being tried. They run one after another, and whoever
+/// comes behind a failed one waits. One flag would not do: when the group runs again without the failed one, those before
+/// it run again too, and must neither wait for it nor take its word back.
+#[derive(Debug, Default)]
+struct FailedPlaces(Mutex<BTreeSet<usize>>);
+
+impl FailedPlaces {
+    fn is_before(&self, at: usize) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().is_some_and(|first| *first < at)
+    }
+
+    fn note(&self, at: usize, failed: bool) {
+        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed {
+            places.insert(at);
+        } else {
+            places.remove(&at);
+        }
+    }
+}
+
+/// Errors that another try cannot heal.
+fn is_final(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Rejected(_)
+            | Error::IdConflict { .. }
+            | Error::LaneConflict { .. }
+            | Error::BadId { .. }
+            | Error::Event(EventError::Decode { .. })
+    )
+}
+
+/// An earlier delivery of the same key failed in this batch.
+#[derive(Debug, thiserror::Error)]
+#[error("an earlier delivery of the same key waits for its next try")]
+struct Waits;
+
+/// It is not tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("the process has ended {deaths} times while the handler had this delivery")]
+struct Killed {
+    deaths: u32,
+}

@@ -1,0 +1,122 @@
+//! A delivery in hand, and what is left of it in memory while it is parked.
+
+use std::sync::Arc;
+
+use crate::consumer::waiting::Member;
+use crate::error::{Error, Result};
+use crate::event::LaneOf;
+use crate::log::in_hand::{Tries, TriesRow};
+use crate::publish::Delivery;
+use crate::store::in_hand::Name;
+use crate::store::seen::Identity;
+
+/// A delivery in hand.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    /// Its place in the order of arrival.
+    pub(super) place: u64,
+    /// The turn in which it was last taken out of its line.
+    pub(super) taken: u64,
+    pub(super) delivery: Arc<Delivery>,
+    /// What it is recognised by, or why it cannot be taken at all.
+    pub(super) identity: Result<Arc<Identity>, Arc<Error>>,
+    pub(super) key: Option<Arc<str>>,
+    pub(super) tries: Tries,
+    /// Names its row of tries, once that was asked for.
+    pub(super) name: Option<Name>,
+    /// There is such a row.
+    pub(super) noted: bool,
+    /// Another process may have tried it.
+    pub(super) accused: bool,
+    /// Its number, if it is parked: the broker has it no more.
+    pub(super) parked: Option<u64>,
+    /// Its number in quarantine, if it was driven again from there.
+    pub(super) redriven: Option<u64>,
+    /// It has waited for the gap before it, and does so once: not again for each try.
+    pub(super) waited: bool,
+}
+
+impl Item {
+    /// Its lane and number, if the broker has delivered it in one.
+    pub(super) fn lane(&self) -> Option<(LaneOf, u64)> {
+        let identity = self.identity.as_ref().ok().filter(|_| self.redriven.is_none())?;
+        identity.place()
+    }
+
+    /// The broker has it, and waits to hear what becomes of it.
+    pub(super) fn is_the_brokers(&self) -> bool {
+        self.parked.is_none() && self.redriven.is_none()
+    }
+
+    /// Its next try is written down before it begins.
+    pub(super) fn is_noted_first(&self) -> bool {
+        self.noted || self.accused || !self.is_the_brokers()
+    }
+
+    pub(super) fn row(&self) -> TriesRow {
+        TriesRow { tries: self.tries, parked: self.parked }
+    }
+
+    fn size(&self) -> usize {
+        self.delivery.message.payload.len() + self.delivery.message.headers.len() * 32
+    }
+}
+
+/// What memory keeps of a parked delivery.
+#[derive(Debug, Clone)]
+pub(super) struct Stub {
+    pub(super) number: u64,
+    pub(super) name: Name,
+    pub(super) tries: Tries,
+    pub(super) key: Option<Arc<str>>,
+    pub(super) waited: bool,
+    pub(super) bytes: usize,
+}
+
+/// A delivery that waits.
+#[derive(Debug, Clone)]
+pub(super) enum Entry {
+    Here(Box<Item>),
+    Stored(Stub),
+}
+
+impl Entry {
+    /// Without its body, if it is parked.
+    pub(super) fn of(item: Item) -> Self {
+        let bytes = item.size();
+        match (item.parked, item.name.clone()) {
+            (Some(number), Some(name)) => {
+                let Item { tries, key, waited, .. } = item;
+                Self::Stored(Stub { number, name, tries, key, waited, bytes })
+            }
+            _ => Self::Here(Box::new(item)),
+        }
+    }
+
+    pub(super) fn key(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Here(item) => item.key.as_ref(),
+            Self::Stored(stub) => stub.key.as_ref(),
+        }
+    }
+
+    pub(super) fn item(&self) -> Option<&Item> {
+        match self {
+            Self::Here(item) => Some(item),
+            Self::Stored(_) => None,
+        }
+    }
+}
+
+impl Member for Entry {
+    fn holds_prefetch(&self) -> bool {
+        self.item().is_some_and(Item::is_the_brokers)
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Here(item) => item.size(),
+            Self::Stored(stub) => stub.bytes,
+        }
+    }
+}

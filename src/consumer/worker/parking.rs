@@ -1,0 +1,617 @@
+//! What the store keeps of deliveries in hand: how often they were tried, and those that are parked.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::Receiver;
+
+use super::apply::Outcome;
+use super::item::{Entry, Item, Stub};
+use super::{Worker, count};
+use crate::consumer::waiting::Member;
+use crate::consumer::{ConsumerBuilder, GapPolicy};
+use crate::error::{Error, Result};
+use crate::limits::{PARKING_STEP_BYTES, TRIES_ROWS_MAX, WAITING_SHARE};
+use crate::log::in_hand::{Open, ParkedRow, Tries, TriesRow};
+use crate::message::Message;
+use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement};
+use crate::store::in_hand::{Name, Parked, Parking, ToPark, name_of, name_of_rejected, names_one};
+use crate::store::{Receipt, Store};
+use crate::time::Deadline;
+
+/// How often the broker has taken a delivery back says RabbitMQ's quorum queue in these.
+const RETURNS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+
+/// What this consumer knows of the table.
+pub(super) struct Hand {
+    store: Store,
+    scope: String,
+    /// The rows of tries, but for those of deliveries that were driven again.
+    tries: HashMap<Name, Known>,
+    written: u64,
+    /// Parked deliveries that this consumer has taken up, with their bytes.
+    mine: HashMap<u64, u64>,
+    bytes: u64,
+    /// There may be parked ones that were not taken up.
+    look: bool,
+    next: u64,
+    /// How often consumers have left parked ones behind, when that was looked at last.
+    given_back: u64,
+    /// There was no room to park all that waited: it is tried again once so many wait, or something has gone.
+    stuck: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    row: TriesRow,
+    /// Rises with each note: the lowest is the oldest.
+    written: u64,
+}
+
+impl Hand {
+    pub(super) fn new(settings: &ConsumerBuilder) -> Self {
+        Self {
+            store: settings.store.clone(),
+            scope: settings.scope.clone(),
+            tries: HashMap::new(),
+            written: 0,
+            mine: HashMap::new(),
+            bytes: 0,
+            look: true,
+            next: 0,
+            given_back: settings.store.core().parked.given_back(),
+            stuck: 0,
+        }
+    }
+
+    fn remember(&mut self, name: Name, row: TriesRow) {
+        self.written += 1;
+        self.tries.insert(name, Known { row, written: self.written });
+    }
+
+    /// `false` if another consumer of the scope has it.
+    fn take_up(&mut self, number: u64, bytes: u64) -> bool {
+        let mine = self.store.core().parked.take(&self.scope, number);
+        if mine {
+            self.mine.insert(number, bytes);
+            self.bytes += bytes;
+        }
+        mine
+    }
+
+    fn let_go(&mut self, number: u64) {
+        if let Some(bytes) = self.mine.remove(&number) {
+            self.bytes -= bytes;
+            self.stuck = 0;
+            self.store.core().parked.give_back(&self.scope, [number], false);
+        }
+    }
+
+    /// Names of rows that are too many: a quarter of those of deliveries that are not parked, the oldest.
+    fn surplus(&mut self) -> Vec<Name> {
+        let mut rows: Vec<_> = self.tries.iter().filter(|(_, known)| known.row.parked.is_none()).collect();
+        if rows.len() <= TRIES_ROWS_MAX {
+            return Vec::new();
+        }
+        rows.sort_unstable_by_key(|(_, known)| known.written);
+        let oldest: Vec<Name> =
+            rows.iter().take(TRIES_ROWS_MAX / 4).map(|(name, _)| Arc::clone(name)).collect();
+        for name in &oldest {
+            self.tries.remove(name);
+        }
+        oldest
+    }
+}
+
+/// Keys of which one could not be parked for want of room.
+#[derive(Debug, Default)]
+struct FullKeys(Mutex<HashSet<Arc<str>>>);
+
+impl FullKeys {
+    fn has(&self, key: Option<&Arc<str>>) -> bool {
+        let keys = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        key.is_some_and(|key| keys.contains(key))
+    }
+
+    fn note(&self, key: Option<&Arc<str>>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(key.cloned());
+    }
+}
+
+/// Whoever runs for the scope now, or next, takes up what is left.
+impl Drop for Hand {
+    fn drop(&mut self) {
+        if self.mine.is_empty() || self.store.core().owner.is_elsewhere() {
+            return;
+        }
+        self.store.core().parked.give_back(&self.scope, self.mine.keys().copied(), true);
+        self.store.core().redrives.ring(&self.scope);
+    }
+}
+
+impl Item {
+    /// The name of its row of tries, if there is one.
+    pub(super) fn noted_name(&self) -> Option<Name> {
+        self.name.clone().filter(|_| self.noted)
+    }
+
+    /// How often the broker has taken it back.
+    fn returns(&self) -> u32 {
+        if !self.delivery.redelivered || !self.is_the_brokers() {
+            return 0;
+        }
+        let count = |message: &Message, name| {
+            let count = message.header(name).and_then(|value| value.as_int());
+            u32::try_from(count.unwrap_or_default().max(0)).unwrap_or(u32::MAX)
+        };
+        RETURNS.map(|name| count(&self.delivery.message, name)).into_iter().max().unwrap_or_default()
+    }
+}
+
+impl Worker {
+    // --- what is known ----------------------------------------------------------------------------------------------
+
+    /// Reads how often deliveries were tried before this consumer began. An open try was ended by a death.
+    pub(super) fn load_tries(&mut self) {
+        match self.settings.store.all_tries(&self.settings.scope) {
+            Ok(rows) => {
+                for (name, row) in rows {
+                    self.hand.remember(name, TriesRow { tries: row.tries.after_restart(), ..row });
+                }
+            }
+            Err(error) => tracing::error!(%error, "how often deliveries were tried cannot be read now"),
+        }
+    }
+
+    /// What is known of a delivery that the broker has delivered. A first delivery is looked for only if anything is known.
+    pub(super) fn recall(&mut self, mut item: Item) -> Item {
+        if !item.delivery.redelivered && self.hand.tries.is_empty() {
+            return item;
+        }
+        let name = self.name(&mut item);
+        match self.hand.tries.get(&name) {
+            Some(known) if item.delivery.redelivered || names_one(&name) => {
+                item.tries = known.row.tries;
+                // The row of one that is parked is that one's.
+                item.noted = known.row.parked.is_none();
+            }
+            _ if item.delivery.redelivered => {
+                item.tries = Tries::default().accused();
+                item.accused = true;
+            }
+            _ => {}
+        }
+        item
+    }
+
+    fn name(&self, item: &mut Item) -> Name {
+        let identity = item.identity.as_ref().ok();
+        let make = || match item.redriven {
+            Some(number) => name_of_rejected(number),
+            None => name_of(&self.settings.scope, identity.map(|identity| &**identity), &item.delivery),
+        };
+        let name = item.name.clone().unwrap_or_else(make);
+        item.name = Some(Arc::clone(&name));
+        name
+    }
+
+    /// What is known of one that was driven again.
+    pub(super) fn recall_redriven(&mut self, mut item: Item) -> Item {
+        let name = self.name(&mut item);
+        if let Some(known) = self.hand.tries.get(&name) {
+            (item.tries, item.noted) = (known.row.tries, true);
+        }
+        item
+    }
+
+    // --- writing down -----------------------------------------------------------------------------------------------
+
+    /// Writes down the tries of those that may have been tried before, in one commit, before they begin. Those that cannot be
+    /// written down are put off. Fails only if the store is lost.
+    pub(super) fn note_first(&mut self, mut items: Vec<Item>, open: Open) -> Result<Vec<Item>> {
+        let mut rows = Vec::new();
+        for item in items.iter_mut().filter(|item| item.is_noted_first() && item.identity.is_ok()) {
+            let name = self.name(item);
+            item.tries.open = open;
+            (item.noted, item.accused) = (true, false);
+            rows.push((name, item.row()));
+        }
+        if rows.is_empty() {
+            return Ok(items);
+        }
+        let noted = self.note(rows)?;
+        if noted {
+            return Ok(items);
+        }
+        let (put_off, rest) = items.into_iter().partition(|item| item.tries.open != Open::None);
+        let put_off: Vec<Item> = put_off;
+        put_off.into_iter().for_each(|item| self.put_off(item));
+        Ok(rest)
+    }
+
+    /// Writes rows of tries. `false` if that was not possible. Fails only if the store is lost.
+    fn note(&mut self, rows: Vec<(Name, TriesRow)>) -> Result<bool> {
+        for (name, row) in &rows {
+            self.hand.remember(Arc::clone(name), *row);
+        }
+        let (scope, surplus) = (self.settings.scope.clone(), self.hand.surplus());
+        let answer = self.settings.store.submit(&self.purpose, move |tx| {
+            tx.note_tries(&scope, &rows)?;
+            tx.forget_tries(&scope, &surplus)
+        })?;
+        match self.settings.store.answer(answer) {
+            Ok(_) => Ok(true),
+            Err(error) if self.is_lost(&error) => Err(error),
+            Err(error) => {
+                self.tell_that_parking_fails(&error);
+                Ok(false)
+            }
+        }
+    }
+
+    fn tell_that_parking_fails(&mut self, error: &Error) {
+        match self.paces.retries.admit(self.now_ms()) {
+            Some(held_back) => {
+                tracing::warn!(%error, held_back, "what is in hand cannot be written down now");
+            }
+            None => tracing::debug!(%error, "what is in hand cannot be written down now"),
+        }
+    }
+
+    /// Writes down which tries have failed, and puts those deliveries off. Fails only if the store is lost.
+    pub(super) fn write_down(&mut self, outcome: &mut Outcome) -> Result<()> {
+        let gone: Vec<Name> = outcome.done.iter().filter_map(Item::noted_name).collect();
+        if !gone.is_empty() {
+            let scope = self.settings.scope.clone();
+            let answer =
+                self.settings.store.submit(&self.purpose, move |tx| tx.forget_tries(&scope, &gone))?;
+            if let Err(error) = self.settings.store.answer(answer) {
+                if self.is_lost(&error) {
+                    return Err(error);
+                }
+                self.tell_that_parking_fails(&error);
+            }
+        }
+        let mut failed = std::mem::take(&mut outcome.failed);
+        let mut rows = Vec::with_capacity(failed.len());
+        for item in &mut failed {
+            let name = self.name(item);
+            item.noted = true;
+            let mut row = item.row();
+            // Several may share a row: copies of one message, or messages without an id. Each has its own tries in memory.
+            let known = self.hand.tries.get(&name).map_or(0, |known| known.row.tries.failures);
+            row.tries.failures = row.tries.failures.max(known);
+            rows.push((name, row));
+        }
+        if !rows.is_empty() {
+            self.note(rows)?;
+        }
+        failed.into_iter().for_each(|item| self.put_off(item));
+        Ok(())
+    }
+
+    /// Done with it.
+    pub(super) fn let_go(&mut self, item: &Item) {
+        if item.noted
+            && let Some(name) = &item.name
+        {
+            self.hand.tries.remove(name);
+        }
+        if let Some(number) = item.parked {
+            self.hand.let_go(number);
+            self.show();
+        }
+    }
+
+    fn show(&self) {
+        self.shared.parked.store(self.hand.mine.len() as u64, Ordering::Relaxed);
+        self.shared.parked_bytes.store(self.hand.bytes, Ordering::Relaxed);
+    }
+
+    // --- parking ----------------------------------------------------------------------------------------------------
+
+    /// Parks deliveries, as far as there is room, and acknowledges them. Those that are done with already are left out of what it
+    /// returns. Fails only if the store is lost.
+    fn park(
+        &mut self,
+        items: Vec<Item>,
+        settlements: &mut Vec<(DeliveryTag, Settlement)>,
+    ) -> Result<Vec<Item>> {
+        let (mut kept, full) = (Vec::with_capacity(items.len()), Arc::default());
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            let mut bytes = 0;
+            let step: Vec<Item> = std::iter::from_fn(|| {
+                let item = items.next_if(|_| bytes < PARKING_STEP_BYTES)?;
+                bytes += item.delivery.message.payload.len();
+                Some(item)
+            })
+            .collect();
+            self.park_step(step, &full, &mut kept, settlements)?;
+        }
+        self.show();
+        Ok(kept)
+    }
+
+    fn park_step(
+        &mut self,
+        mut items: Vec<Item>,
+        full: &Arc<FullKeys>,
+        kept: &mut Vec<Item>,
+        settlements: &mut Vec<(DeliveryTag, Settlement)>,
+    ) -> Result<()> {
+        let mut answers = Vec::with_capacity(items.len());
+        for item in &mut items {
+            let key = item.key.clone();
+            let full = Arc::clone(full);
+            let what = ToPark {
+                identity: item.identity.as_ref().ok().map(Arc::clone),
+                name: self.name(item),
+                tries: item.tries,
+                waited: item.waited,
+                delivery: Arc::clone(&item.delivery),
+            };
+            let (scope, max) = (self.settings.scope.clone(), self.settings.parked_max);
+            answers.push(self.settings.store.submit(&self.purpose, move |tx| {
+                // Once one of a key is not parked, no later one of it is: what is parked of a key stands before the rest.
+                if full.has(key.as_ref()) {
+                    return Ok(Parking::Full);
+                }
+                let parking = tx.park(&scope, &what, max)?;
+                if parking == Parking::Full {
+                    full.note(key.as_ref());
+                }
+                Ok(parking)
+            })?);
+        }
+        for (mut item, answer) in items.into_iter().zip(answers) {
+            match self.settings.store.answer(answer).map(Receipt::into_value) {
+                Ok(Parking::Parked { number, name, bytes }) => {
+                    settlements.push((item.delivery.tag, Settlement::Acknowledge));
+                    if let Some(before) =
+                        item.name.replace(Arc::clone(&name)).filter(|before| *before != name)
+                    {
+                        self.hand.tries.remove(&before);
+                    }
+                    (item.parked, item.noted, item.accused) = (Some(number), true, false);
+                    self.hand.remember(name, item.row());
+                    if self.hand.take_up(number, bytes) {
+                        kept.push(item);
+                    }
+                }
+                Ok(Parking::Seen | Parking::Again) => {
+                    count(&self.shared.repeated);
+                    settlements.push((item.delivery.tag, Settlement::Acknowledge));
+                }
+                Ok(Parking::Full) => kept.push(item),
+                Err(error) if self.is_lost(&error) => return Err(error),
+                Err(error) => {
+                    self.tell_that_parking_fails(&error);
+                    kept.push(item);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes into the store, before they are tried, what the broker has taken back so often that it may drop it soon, and what is
+    /// a copy of one that is parked. Fails only if the store is lost.
+    pub(super) fn take_in(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
+        if !batch.iter().any(|item| self.is_taken_in(item)) {
+            return Ok(batch);
+        }
+        let order: HashMap<u64, usize> =
+            batch.iter().enumerate().map(|(at, item)| (item.place, at)).collect();
+        let (wanted, mut batch): (Vec<Item>, Vec<Item>) =
+            batch.into_iter().partition(|item| self.is_taken_in(item));
+        let mut settlements = Vec::new();
+        let taken = self.park(wanted, &mut settlements);
+        self.source.settle(settlements);
+        batch.extend(taken?);
+        batch.sort_unstable_by_key(|item| order.get(&item.place).copied());
+        Ok(batch)
+    }
+
+    pub(super) fn is_taken_in(&self, item: &Item) -> bool {
+        if !item.is_the_brokers() || item.identity.is_err() {
+            return false;
+        }
+        let known = item.name.as_ref().and_then(|name| self.hand.tries.get(name));
+        item.returns() >= self.settings.take_in_after || known.is_some_and(|known| known.row.parked.is_some())
+    }
+
+    /// Parks what waits, once it holds more than its share of the prefetch. Fails only if the store is lost.
+    pub(super) fn park_those_that_wait(&mut self) -> Result<()> {
+        let share = usize::from(self.settings.prefetch / WAITING_SHARE);
+        let holding = self.holding();
+        let returned = std::mem::take(&mut self.returned);
+        if !returned && (holding <= share || holding <= self.hand.stuck) {
+            return Ok(());
+        }
+        let mut items: Vec<Item> =
+            self.waiting.holding().filter_map(|(_, entry)| entry.item().cloned()).collect();
+        if self.parks_held() || returned {
+            let held = self.held.iter().filter(|entry| entry.holds_prefetch());
+            items.extend(held.filter_map(|entry| entry.item().cloned()));
+        }
+        items.retain(|item| item.identity.is_ok());
+        if items.is_empty() {
+            return Ok(());
+        }
+        let places: Vec<u64> = items.iter().map(|item| item.place).collect();
+        let mut settlements = Vec::new();
+        let parked = self.park(items, &mut settlements);
+        self.source.settle(settlements);
+        let mut parked: HashMap<u64, Item> = parked?.into_iter().map(|item| (item.place, item)).collect();
+        let in_held: HashSet<u64> = places
+            .into_iter()
+            .filter(|place| match parked.remove(place) {
+                Some(item) if self.waiting.is_holding(*place) => {
+                    self.waiting.replace(*place, |_| Entry::of(item));
+                    false
+                }
+                Some(item) => {
+                    parked.insert(*place, item);
+                    true
+                }
+                None => self.waiting.remove(*place).is_none(),
+            })
+            .collect();
+        if !in_held.is_empty() {
+            self.held.change(|entry| match entry.item().map(|item| item.place) {
+                Some(place) if in_held.contains(&place) => parked.remove(&place).map(Entry::of),
+                _ => Some(entry),
+            });
+        }
+        let left = self.holding();
+        self.hand.stuck = if left > share { left.saturating_add(share) } else { 0 };
+        Ok(())
+    }
+
+    /// How many that wait hold the prefetch.
+    fn holding(&self) -> usize {
+        self.waiting.holding_len() + if self.parks_held() { self.held.holding_len() } else { 0 }
+    }
+
+    /// What waits for a gap can be parked as far as is known.
+    pub(super) fn may_park_held(&self) -> bool {
+        self.parks_held() && self.hand.stuck == 0
+    }
+
+    /// Whether what waits for a gap is parked too. With a prefetch that has no share to give, what waits for a gap may take all but
+    /// one, and the one that has waited longest is let go.
+    fn parks_held(&self) -> bool {
+        self.settings.prefetch >= WAITING_SHARE
+    }
+
+    // --- taking up --------------------------------------------------------------------------------------------------
+
+    /// Takes up what is parked and belongs to no consumer, in the order of its parking.
+    pub(super) fn load_parked(&mut self, stop: &Receiver<Deadline>) {
+        while self.hand.look && stop.is_empty() {
+            let rows = match self.settings.store.parked_from(&self.settings.scope, self.hand.next) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    tracing::error!(%error, "what is parked cannot be read now");
+                    Vec::new()
+                }
+            };
+            self.hand.look = !rows.is_empty();
+            self.hand.next = rows.last().map_or(0, |(number, ..)| number.saturating_add(1));
+            for (number, bytes, row, tries) in rows {
+                match row {
+                    Ok(row) if self.hand.take_up(number, bytes) => self.take_up(number, bytes, row, tries),
+                    Ok(_) => {}
+                    Err(what) => tracing::error!(number, what, "a parked delivery is damaged"),
+                }
+            }
+            self.show();
+        }
+    }
+
+    fn take_up(&mut self, number: u64, bytes: u64, row: ParkedRow, tries: Option<TriesRow>) {
+        let name: Name = row.name.into();
+        let known =
+            self.hand.tries.get(&name).map(|known| known.row).filter(|row| row.parked == Some(number));
+        let found = || tries.map(|row| TriesRow { tries: row.tries.after_restart(), ..row });
+        let tries = known.or_else(found).map(|row| row.tries).unwrap_or_default();
+        self.hand.remember(Arc::clone(&name), TriesRow { tries, parked: Some(number) });
+        let identity = self.identify(&row.delivery.message).ok();
+        let key = self.key_of(&row.delivery.message, identity.as_ref());
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let stub = Stub { number, name, tries, key: key.clone(), waited: row.waited, bytes };
+        self.places += 1;
+        let look = self.look();
+        match (self.settings.gap, identity.and_then(|identity| identity.place())) {
+            (GapPolicy::Hold(patience), Some((lane, in_lane))) if !row.waited => {
+                self.held.put(lane, in_lane, Entry::Stored(stub), look.after(patience));
+            }
+            _ => self.waiting.put(key.as_ref(), self.places, Entry::Stored(stub), look.now(), false),
+        }
+    }
+
+    /// Another consumer of the scope may have left something.
+    pub(super) fn look_for_parked(&mut self) {
+        let given_back = self.settings.store.core().parked.given_back();
+        if std::mem::replace(&mut self.hand.given_back, given_back) != given_back {
+            (self.hand.look, self.hand.next) = (true, 0);
+        }
+    }
+
+    /// Deliveries that waited, with their bodies. One that has gone meanwhile is left out.
+    pub(super) fn with_bodies(&mut self, taken: Vec<(u64, Entry)>) -> Vec<Item> {
+        let stored = |(_, entry): &(u64, Entry)| match entry {
+            Entry::Here(_) => None,
+            Entry::Stored(stub) => Some(stub.number),
+        };
+        let numbers: Vec<u64> = taken.iter().filter_map(stored).collect();
+        let rows = if numbers.is_empty() {
+            Ok(Vec::new())
+        } else {
+            self.settings.store.parked(&self.settings.scope, &numbers)
+        };
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(%error, "what is parked cannot be read now; tried again later");
+                let due = self.look().after(self.settings.backoff.1);
+                for (place, entry) in taken {
+                    self.waiting.put(entry.key().cloned().as_ref(), place, entry, due, true);
+                }
+                return Vec::new();
+            }
+        };
+        let mut rows = rows.into_iter();
+        let mut items = Vec::with_capacity(taken.len());
+        for (place, entry) in taken {
+            match entry {
+                Entry::Here(mut item) => {
+                    (item.place, item.taken) = (place, self.turns);
+                    items.push(*item);
+                }
+                Entry::Stored(stub) => items.extend(self.parked_item(place, stub, rows.next().flatten())),
+            }
+        }
+        items
+    }
+
+    fn parked_item(&mut self, place: u64, stub: Stub, row: Option<Parked>) -> Option<Item> {
+        let row = match row {
+            Some(Ok(row)) => row.delivery,
+            Some(Err(what)) => {
+                // It stays where it is: nothing that it holds can be believed.
+                tracing::error!(number = stub.number, what, "a parked delivery is damaged");
+                return None;
+            }
+            None => {
+                self.hand.tries.remove(&stub.name);
+                self.hand.let_go(stub.number);
+                self.show();
+                return None;
+            }
+        };
+        let identity = self.identify(&row.message).map(Arc::new).map_err(Arc::new);
+        let delivery = Delivery {
+            tag: DeliveryTag { epoch: Epoch(0), tag: stub.number },
+            exchange: row.exchange,
+            routing_key: row.routing_key,
+            redelivered: true,
+            message: row.message,
+        };
+        Some(Item {
+            place,
+            taken: self.turns,
+            delivery: Arc::new(delivery),
+            identity,
+            key: stub.key,
+            tries: stub.tries,
+            name: Some(stub.name),
+            noted: true,
+            accused: false,
+            parked: Some(stub.number),
+            redriven: None,
+            waited: stub.waited,
+        })
+    }
+}

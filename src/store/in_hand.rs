@@ -1,0 +1,324 @@
+//! What a consumer has in hand for longer than one try: how often a delivery was tried, and deliveries that wait parked in the
+//! store instead of with the broker.
+//!
+//! ```text
+//! (scope)              → next number u64, parked rows u64, their bytes u64
+//! (scope, 0, number)   → a parked delivery              (log/in_hand.rs)
+//! (scope, 1, name)     → the tries of a delivery
+//! ```
+//!
+//! **Invariants.** A delivery is parked before the broker is told that it is done with: a crash in between leaves a redelivery
+//! that is recognised by its name and content. A parked row goes in the transaction that applies the delivery, recognises it
+//! or puts it into quarantine; its row of tries goes with it. A number is never given twice.
+//!
+//! The table is made when it is first needed: a consumer whose deliveries all succeed at once never opens it.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{ReadableTable, TableError};
+
+use super::Store;
+use super::failure::damaged_row;
+use super::schema::{IN_HAND, read_u64s, u64s};
+use super::seen::{Identity, fingerprint};
+use super::transaction::Transaction;
+use crate::error::Result;
+use crate::limits::PARKING_STEP_BYTES;
+use crate::log::in_hand::{ParkedRow, Tries, TriesRow};
+use crate::log::rejected::RejectedRow;
+use crate::log::{keys, record};
+use crate::publish::Delivery;
+
+type Row = &'static [u8];
+
+/// Names the tries of a delivery within its scope.
+pub(crate) type Name = Arc<[u8]>;
+
+const BY_FINGERPRINT: u8 = 0;
+const BY_CONTENT: u8 = 1;
+const BY_PARKED_NUMBER: u8 = 2;
+const BY_REJECTED_NUMBER: u8 = 3;
+
+/// The name of a delivery that the broker holds: by what it is recognised by and its content, or by its content alone. Several
+/// deliveries without an id may share a name; what is said of them is said of each.
+pub(crate) fn name_of(scope: &str, identity: Option<&Identity>, delivery: &Delivery) -> Name {
+    let named = identity.filter(|identity| **identity != Identity::Nameless);
+    if let Some(name) = named.and_then(|identity| fingerprint(scope, Some(identity), &delivery.message)) {
+        return [&[BY_FINGERPRINT][..], &name].concat().into();
+    }
+    let row = row_of(delivery, 0).to_bytes(&[]);
+    let (head, tail) = row.split_at(row.len() / 2);
+    let sums = [head, tail].map(|half| record::body_checksum(half).to_be_bytes());
+    [&[BY_CONTENT][..], sums.as_flattened(), &(row.len() as u64).to_be_bytes()].concat().into()
+}
+
+/// The name of a delivery that was driven again from quarantine.
+pub(crate) fn name_of_rejected(number: u64) -> Name {
+    numbered(BY_REJECTED_NUMBER, number)
+}
+
+fn numbered(kind: u8, number: u64) -> Name {
+    [&[kind][..], &number.to_be_bytes()].concat().into()
+}
+
+/// Whether this names one delivery alone, and not each of the same content.
+pub(crate) fn names_one(name: &[u8]) -> bool {
+    name.first().is_some_and(|kind| *kind != BY_CONTENT)
+}
+
+/// The row of a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct HandBook {
+    next: u64,
+    rows: u64,
+    bytes: u64,
+}
+
+impl HandBook {
+    fn of(table: &impl ReadableTable<Row, Row>, scope: &str) -> Result<Self> {
+        let Some(row) = table.get(keys::in_hand(scope).as_slice())? else { return Ok(Self::default()) };
+        let [next, rows, bytes] = read_u64s(row.value()).ok_or_else(|| damaged_row("in_hand"))?;
+        Ok(Self { next, rows, bytes })
+    }
+
+    fn put(self, table: &mut redb::Table<'_, Row, Row>, scope: &str) -> Result<()> {
+        let row = u64s([self.next, self.rows, self.bytes]);
+        table.insert(keys::in_hand(scope).as_slice(), row.as_slice())?;
+        Ok(())
+    }
+}
+
+/// A delivery that is to be parked.
+#[derive(Debug, Clone)]
+pub(crate) struct ToPark {
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) name: Name,
+    pub(crate) tries: Tries,
+    pub(crate) waited: bool,
+    pub(crate) delivery: Arc<Delivery>,
+}
+
+/// What has become of a delivery that was to be parked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Parking {
+    /// It is parked under this number; its tries have this name now.
+    Parked { number: u64, name: Name, bytes: u64 },
+    /// It was applied or rejected before.
+    Seen,
+    /// It is parked already.
+    Again,
+    /// There is no room.
+    Full,
+}
+
+impl Transaction {
+    /// Parks a delivery, within these bounds of the rows of its scope and their bytes.
+    pub(crate) fn park(&self, scope: &str, what: &ToPark, max: (u64, u64)) -> Result<Parking> {
+        // A conflict is told when it is tried.
+        if let Some(identity) = &what.identity
+            && matches!(self.is_first_delivery(scope, identity), Ok(false))
+        {
+            return Ok(Parking::Seen);
+        }
+        // The clock is the application's code: nothing is open while it is read.
+        let since_ms = self.core.settings.clock.now().wall_ms;
+        let table = self.redb().open_table(IN_HAND)?;
+        let book = HandBook::of(&table, scope)?;
+        let known = tries_row(&table, scope, &what.name)?.and_then(|row| row.parked);
+        let standing = known.map(|number| parked_row(&table, scope, number)).transpose()?.flatten();
+        drop(table);
+        if let Some(Ok(standing)) = &standing
+            && names_one(&what.name)
+            && standing.delivery.message == what.delivery.message
+        {
+            return Ok(Parking::Again);
+        }
+        let number = book.next;
+        let by_number = standing.is_some() || !names_one(&what.name);
+        let name = if by_number { numbered(BY_PARKED_NUMBER, number) } else { Arc::clone(&what.name) };
+        let row = ParkedRow {
+            waited: what.waited,
+            name: name.to_vec(),
+            delivery: row_of(&what.delivery, since_ms),
+        };
+        let key = keys::parked_delivery(scope, number);
+        let row = row.to_bytes(&key);
+        let book = HandBook { next: number + 1, rows: book.rows + 1, bytes: book.bytes + row.len() as u64 };
+        if book.rows > max.0 || book.bytes > max.1 {
+            return Ok(Parking::Full);
+        }
+        self.touch();
+        let mut table = self.redb().open_table(IN_HAND)?;
+        table.insert(key.as_slice(), row.as_slice())?;
+        if by_number && standing.is_none() {
+            table.remove(keys::tries(scope, &what.name).as_slice())?;
+        }
+        let key = keys::tries(scope, &name);
+        let tries = TriesRow { tries: what.tries, parked: Some(number) };
+        table.insert(key.as_slice(), tries.to_bytes(&key).as_slice())?;
+        book.put(&mut table, scope)?;
+        Ok(Parking::Parked { number, name, bytes: row.len() as u64 })
+    }
+
+    /// Writes down how often deliveries were tried.
+    pub(crate) fn note_tries(&self, scope: &str, rows: &[(Name, TriesRow)]) -> Result<()> {
+        self.touch();
+        let mut table = self.redb().open_table(IN_HAND)?;
+        for (name, row) in rows {
+            let key = keys::tries(scope, name);
+            table.insert(key.as_slice(), row.to_bytes(&key).as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// Forgets how often deliveries were tried.
+    pub(crate) fn forget_tries(&self, scope: &str, names: &[Name]) -> Result<()> {
+        self.touch();
+        let mut table = self.redb().open_table(IN_HAND)?;
+        for name in names {
+            table.remove(keys::tries(scope, name).as_slice())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_parked(&self, scope: &str, number: u64) -> Result<bool> {
+        let table = self.redb().open_table(IN_HAND)?;
+        Ok(table.get(keys::parked_delivery(scope, number).as_slice())?.is_some())
+    }
+
+    /// The delivery is done with: its rows go.
+    pub(crate) fn leave_hand(&self, scope: &str, name: Option<&Name>, parked: Option<u64>) -> Result<()> {
+        if name.is_none() && parked.is_none() {
+            return Ok(());
+        }
+        self.touch();
+        let mut table = self.redb().open_table(IN_HAND)?;
+        if let Some(name) = name {
+            table.remove(keys::tries(scope, name).as_slice())?;
+        }
+        let Some(number) = parked else { return Ok(()) };
+        let key = keys::parked_delivery(scope, number);
+        let Some(len) = table.remove(key.as_slice())?.map(|row| row.value().len() as u64) else {
+            return Ok(());
+        };
+        let book = HandBook::of(&table, scope)?;
+        let (rows, bytes) = (book.rows.saturating_sub(1), book.bytes.saturating_sub(len));
+        HandBook { rows, bytes, ..book }.put(&mut table, scope)
+    }
+}
+
+fn row_of(delivery: &Delivery, since_ms: u64) -> RejectedRow {
+    RejectedRow {
+        since_ms,
+        attempts: 0,
+        recheck: false,
+        reason: String::new(),
+        exchange: delivery.exchange.clone(),
+        routing_key: delivery.routing_key.clone(),
+        message: delivery.message.clone(),
+    }
+}
+
+/// A parked delivery as it stands in the file, or what is wrong with its row.
+pub(crate) type Parked = std::result::Result<ParkedRow, &'static str>;
+
+/// A parked delivery's number, the length of its row, the row, and its tries.
+pub(crate) type FoundParked = (u64, u64, Parked, Option<TriesRow>);
+
+fn parked_row(table: &impl ReadableTable<Row, Row>, scope: &str, number: u64) -> Result<Option<Parked>> {
+    let key = keys::parked_delivery(scope, number);
+    Ok(table.get(key.as_slice())?.map(|row| ParkedRow::from_bytes(&key, row.value())))
+}
+
+/// A damaged row counts as none: the next note takes its place.
+fn tries_row(table: &impl ReadableTable<Row, Row>, scope: &str, name: &[u8]) -> Result<Option<TriesRow>> {
+    let key = keys::tries(scope, name);
+    Ok(table.get(key.as_slice())?.and_then(|row| TriesRow::from_bytes(&key, row.value())))
+}
+
+impl Store {
+    fn hand(&self) -> Result<Option<redb::ReadOnlyTable<Row, Row>>> {
+        match self.core().begin_read()?.open_table(IN_HAND) {
+            Ok(table) => Ok(Some(table)),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All rows of tries of a scope.
+    pub(crate) fn all_tries(&self, scope: &str) -> Result<Vec<(Name, TriesRow)>> {
+        let Some(table) = self.hand()? else { return Ok(Vec::new()) };
+        let from = keys::tries(scope, &[]);
+        let to = keys::after_prefix(&from);
+        let mut found = Vec::new();
+        for row in table.range(from.as_slice()..)? {
+            let (key, row) = row?;
+            let key = key.value();
+            if !to.is_empty() && key >= to.as_slice() {
+                break;
+            }
+            if let (Some(name), Some(row)) = (key.get(from.len()..), TriesRow::from_bytes(key, row.value())) {
+                found.push((name.into(), row));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Parked deliveries from number `from` on, about [`PARKING_STEP_BYTES`] of them.
+    pub(crate) fn parked_from(&self, scope: &str, from: u64) -> Result<Vec<FoundParked>> {
+        let Some(table) = self.hand()? else { return Ok(Vec::new()) };
+        let (from, to) = (keys::parked_delivery(scope, from), keys::parked_delivery(scope, u64::MAX));
+        let (mut found, mut bytes) = (Vec::new(), 0);
+        for row in table.range(from.as_slice()..=to.as_slice())? {
+            let (key, row) = row?;
+            let number = keys::last_seq(key.value()).ok_or_else(|| damaged_row("in_hand"))?;
+            let (len, row) = (row.value().len(), ParkedRow::from_bytes(key.value(), row.value()));
+            let tries =
+                row.as_ref().ok().map(|row| tries_row(&table, scope, &row.name)).transpose()?.flatten();
+            bytes += len;
+            found.push((number, len as u64, row, tries));
+            if bytes >= PARKING_STEP_BYTES {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// These parked deliveries; `None` for one that is gone.
+    pub(crate) fn parked(&self, scope: &str, numbers: &[u64]) -> Result<Vec<Option<Parked>>> {
+        let Some(table) = self.hand()? else { return Ok(numbers.iter().map(|_| None).collect()) };
+        numbers.iter().map(|number| parked_row(&table, scope, *number)).collect()
+    }
+}
+
+/// Which parked deliveries a consumer of this process has taken up: each is one consumer's, also where two run for a scope.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    taken: Mutex<HashSet<(String, u64)>>,
+    given_back: AtomicU64,
+}
+
+impl Claims {
+    /// `false` if another consumer has it.
+    pub(crate) fn take(&self, scope: &str, number: u64) -> bool {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert((scope.to_owned(), number))
+    }
+
+    /// `parked`: they are parked still, for another consumer to take up.
+    pub(crate) fn give_back(&self, scope: &str, numbers: impl IntoIterator<Item = u64>, parked: bool) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        for number in numbers {
+            taken.remove(&(scope.to_owned(), number));
+        }
+        if parked {
+            self.given_back.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often a consumer has left parked ones behind.
+    pub(crate) fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
+    }
+}
