@@ -105,7 +105,7 @@ pub struct Ticket(pub u64);
 /// use onewrite::{Message, Outgoing, Ticket};
 /// let message = Arc::new(Message { payload: b"100".to_vec(), ..Message::default() });
 /// let outgoing =
-///     Outgoing { ticket: Ticket(1), exchange: "".into(), routing_key: "payments".into(), message, isolated: false };
+///     Outgoing { ticket: Ticket(1), exchange: "".into(), routing_key: "payments".into(), message, mandatory: true, isolated: false };
 /// assert_eq!(&*outgoing.routing_key, "payments");
 /// ```
 #[derive(Debug, Clone)]
@@ -118,6 +118,8 @@ pub struct Outgoing {
     pub routing_key: Arc<str>,
     /// Properties, headers and payload.
     pub message: Arc<Message>,
+    /// The broker is to return it if no queue takes it. Else it drops it and confirms it.
+    pub mandatory: bool,
     /// Publish apart from the others, on a channel of its own: this message was in flight when a channel was closed
     /// for a fault of one message, and may be the one.
     pub isolated: bool,

@@ -39,6 +39,8 @@ pub struct Properties {
     pub expiration_ms: Option<u32>,
     /// `delivery_mode` 1: no queue needs to keep it over a restart of the broker.
     pub transient: bool,
+    /// It is published without AMQP's `mandatory`: a broker that finds no queue for it drops it and confirms it.
+    pub may_be_unroutable: bool,
 }
 
 pub(crate) const NONE: &Properties = &Properties {
@@ -50,6 +52,7 @@ pub(crate) const NONE: &Properties = &Properties {
     priority: None,
     expiration_ms: None,
     transient: false,
+    may_be_unroutable: false,
 };
 
 impl Event {
@@ -158,6 +161,31 @@ impl Event {
     #[must_use]
     pub fn transient(mut self) -> Self {
         self.properties().transient = true;
+        self
+    }
+
+    /// Publishes the event without AMQP's `mandatory`. **Risk:** where no queue takes the event, the broker drops it and confirms
+    /// it. The event counts as delivered, and nothing tells of the loss: an exchange without bindings, a queue that was deleted, a
+    /// durable queue whose node is down.
+    ///
+    /// It is for exchanges that return what they will deliver, such as `x-delayed-message`, and for events that need no reader. See
+    /// [`RelayBuilder::may_be_unroutable`](crate::RelayBuilder::may_be_unroutable) for all events of an exchange.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// use onewrite::Event;
+    /// let event = || Event::bytes("cursor.moved", "1").may_be_unroutable().to("", "nobody");
+    /// store.write(move |tx| tx.append(event()))?.confirmed(Duration::from_secs(5))?; // and dropped: there is no queue
+    /// # let _ = relay.stop(Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn may_be_unroutable(mut self) -> Self {
+        self.properties().may_be_unroutable = true;
         self
     }
 }

@@ -160,7 +160,8 @@ const CLUSTER_ID: u16 = 1 << 4;
 const PRIORITY: u16 = 1 << 5;
 const EXPIRATION: u16 = 1 << 6;
 const TRANSIENT: u16 = 1 << 7;
-const KNOWN: u16 = (1 << 8) - 1;
+const MAY_BE_UNROUTABLE: u16 = 1 << 8;
+const KNOWN: u16 = (1 << 9) - 1;
 
 /// Writes the properties of a valid event.
 #[cold]
@@ -176,6 +177,7 @@ pub(super) fn put_properties(out: &mut Vec<u8>, properties: &Properties) {
         (properties.priority.is_some(), PRIORITY),
         (properties.expiration_ms.is_some(), EXPIRATION),
         (properties.transient, TRANSIENT),
+        (properties.may_be_unroutable, MAY_BE_UNROUTABLE),
     ];
     let flags =
         flags.into_iter().filter_map(|(set, flag)| set.then_some(flag)).fold(0, |all, flag| all | flag);
@@ -206,6 +208,7 @@ pub(super) fn read_properties(reader: &mut Reader<'_>) -> Result<Properties, Mal
         priority: has(PRIORITY).then(|| reader.u8()).transpose()?,
         expiration_ms: has(EXPIRATION).then(|| reader.u32()).transpose()?,
         transient: has(TRANSIENT),
+        may_be_unroutable: has(MAY_BE_UNROUTABLE),
     })
 }
 
@@ -248,8 +251,8 @@ pub(crate) mod samples {
     pub(crate) fn any_properties() -> impl Strategy<Value = Properties> {
         let text = || prop::option::of("[a-zé]{0,30}".prop_map(Text::from));
         let texts = (text(), text(), text(), text(), text());
-        (texts, any::<Option<u8>>(), any::<Option<u32>>(), any::<bool>()).prop_map(
-            |(texts, priority, expiration_ms, transient)| {
+        (texts, any::<Option<u8>>(), any::<Option<u32>>(), any::<(bool, bool)>()).prop_map(
+            |(texts, priority, expiration_ms, (transient, may_be_unroutable))| {
                 let (content_encoding, reply_to, user_id, app_id, cluster_id) = texts;
                 Properties {
                     content_encoding,
@@ -260,6 +263,7 @@ pub(crate) mod samples {
                     priority,
                     expiration_ms,
                     transient,
+                    may_be_unroutable,
                 }
             },
         )

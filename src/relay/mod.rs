@@ -7,6 +7,7 @@ pub(crate) mod machine;
 mod shell;
 mod waiters;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -74,6 +75,7 @@ pub struct RelayBuilder {
     spelling: HeaderSpelling,
     source: Option<String>,
     app_id: Option<String>,
+    may_be_unroutable: BTreeSet<String>,
     unpublished: Option<Unpublished>,
 }
 
@@ -125,6 +127,7 @@ impl Store {
             spelling: HeaderSpelling::default(),
             source: None,
             app_id: None,
+            may_be_unroutable: BTreeSet::new(),
             unpublished: None,
         }
     }
@@ -340,6 +343,31 @@ impl RelayBuilder {
         self
     }
 
+    /// Publishes what goes to this exchange without AMQP's `mandatory`; call it once for each such exchange. **Risk:** where no queue
+    /// takes an event, the broker drops it and confirms it. The event counts as delivered, and nothing tells of the loss.
+    ///
+    /// It is for exchanges that return what they will deliver. `x-delayed-message` is one: a mandatory event would be
+    /// published again and again, and quarantined, though each copy arrives. For single events see
+    /// [`Event::may_be_unroutable`](crate::Event::may_be_unroutable).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_exchange("delayed", onewrite::publish::ExchangeKind::Fanout);
+    /// # use onewrite::Event;
+    /// let relay = store.relay("rabbit").may_be_unroutable("delayed").publish_to(broker.publisher())?;
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("remind", "1").to("delayed", "mails")))?;
+    /// receipt.confirmed(Duration::from_secs(5))?; // though nothing is bound
+    /// # let _ = relay.stop(Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn may_be_unroutable(mut self, exchange: impl Into<String>) -> Self {
+        self.may_be_unroutable.insert(exchange.into());
+        self
+    }
+
     /// Where a relay begins whose name the store does not know yet; at the oldest event unless set.
     ///
     /// ```
@@ -414,6 +442,9 @@ impl RelayBuilder {
             () if settings.backoff_first_ms == 0 || settings.backoff_first_ms > settings.backoff_max_ms => {
                 fail("backoff", "the first wait must be at least 1 ms and not above the longest")
             }
+            () if self.may_be_unroutable.iter().any(|name| name.len() > SHORT_STRING_BYTES_MAX) => {
+                fail("may_be_unroutable", "the name of an exchange is at most 255 bytes long")
+            }
             () if self.app_id.as_ref().is_some_and(|id| id.len() > SHORT_STRING_BYTES_MAX) => {
                 fail("app_id", "it is at most 255 bytes long")
             }
@@ -466,7 +497,8 @@ impl RelayBuilder {
         };
         let inputs = shell::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);
-        let form = shell::Form { wire, unpublished: self.unpublished };
+        let form =
+            shell::Form { wire, unpublished: self.unpublished, may_be_unroutable: self.may_be_unroutable };
         let shell =
             Shell::new(registered, cursor, self.settings, form, publisher, inputs, Arc::clone(&status))?;
         let (report, ended) = oneshot::channel();

@@ -58,6 +58,8 @@ pub(crate) struct Inputs {
 pub(crate) struct Form {
     pub(crate) wire: Wire,
     pub(crate) unpublished: Option<Unpublished>,
+    /// Exchanges of which no message is mandatory.
+    pub(crate) may_be_unroutable: BTreeSet<String>,
 }
 
 /// An event in memory, ready for the wire.
@@ -66,6 +68,7 @@ struct Held {
     exchange: Arc<str>,
     routing_key: Arc<str>,
     message: Arc<Message>,
+    mandatory: bool,
 }
 
 #[derive(Debug)]
@@ -398,7 +401,9 @@ impl Shell {
         };
         let message = if resend { Arc::new(wire::resend(&held.message)) } else { Arc::clone(&held.message) };
         let (exchange, routing_key) = (Arc::clone(&held.exchange), Arc::clone(&held.routing_key));
-        self.publisher.publish(epoch, Outgoing { ticket, exchange, routing_key, message, isolated });
+        let mandatory = held.mandatory;
+        self.publisher
+            .publish(epoch, Outgoing { ticket, exchange, routing_key, message, mandatory, isolated });
     }
 
     // --- reading ------------------------------------------------------------------------------------------------------
@@ -776,8 +781,10 @@ fn hold(
     }
     let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
     let entry = entry_of(&recorded, &exchange);
+    let may_be_unroutable = recorded.properties().may_be_unroutable
+        || (!form.may_be_unroutable.is_empty() && form.may_be_unroutable.contains(&*exchange));
     let message = Arc::new(form.wire.message(recorded));
-    held.insert(seq, Held { exchange, routing_key, message });
+    held.insert(seq, Held { exchange, routing_key, message, mandatory: !may_be_unroutable });
     Loaded::Event(entry)
 }
 

@@ -99,6 +99,8 @@ mod releases;
 mod replay;
 #[cfg(unix)]
 mod retries;
+#[cfg(feature = "rabbitmq")]
+mod returned;
 #[cfg(unix)]
 mod scratch;
 #[cfg(unix)]

@@ -204,9 +204,13 @@ impl State {
     /// The broker reads one publish.
     fn read(&mut self, id: u64, outgoing: Outgoing, verdict: Option<Verdict>) {
         let epoch = Epoch(self.links.get(&id).map_or(0, |link| link.epoch));
-        let Outgoing { ticket, exchange, routing_key, message, isolated } = outgoing;
+        let Outgoing { ticket, exchange, routing_key, message, mandatory, isolated } = outgoing;
         let letter = Letter { exchange, routing_key, message };
-        let (fate, when) = self.decide(&letter, epoch, verdict);
+        let (fate, when) = match self.decide(&letter, epoch, verdict) {
+            // Nothing is returned that is not mandatory.
+            (Fate::Tell(Outcome::Returned(_)), when) if !mandatory => (Fate::Tell(Outcome::Confirmed), when),
+            decided => decided,
+        };
         let Some(link) = self.links.get_mut(&id) else { return };
         match (fate, when) {
             (Fate::Tell(outcome), When::Now) => link.tell(ticket, outcome),

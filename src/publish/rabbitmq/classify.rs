@@ -28,7 +28,8 @@ pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
     match error.kind() {
         ErrorKind::ProtocolError(error) => {
             let (code, text) = (error.get_id(), error.get_message().as_str());
-            let class = if is_lapins_own(text) { FaultClass::Outage } else { class_of(code, phase) };
+            let is_outage = is_lapins_own(text) || is_away(code, text);
+            let class = if is_outage { FaultClass::Outage } else { class_of(code, phase) };
             Fault::with_code(class, code, text)
         }
         ErrorKind::InvalidProtocolVersion(version) => {
@@ -57,6 +58,18 @@ fn is_lapins_own(text: &str) -> bool {
         && (text.starts_with("frame too large: ")
             || text.contains(" received on channel ")
             || text.contains(" received for inexistant delivery_tag "))
+}
+
+/// Whether a queue exists and cannot be reached now: RabbitMQ says 404 of it, as of one that does not exist. The texts are those of
+/// `rabbit_amqqueue`. One that begins with *no queue* means that, whatever name stands in it.
+pub(super) fn is_away(code: u16, text: &str) -> bool {
+    const AWAY: [&str; 4] = [
+        "is down or inaccessible",
+        "process is stopped by supervisor",
+        "has crashed and failed to restart",
+        "due to timeout",
+    ];
+    code == 404 && !text.starts_with("NOT_FOUND - no ") && AWAY.iter().any(|away| text.contains(away))
 }
 
 /// The class of an AMQP reply code.
@@ -132,6 +145,29 @@ mod tests {
         }
         assert!(!is_lapins_own("NOT_FOUND - no exchange ' received on channel ' in vhost '/'"));
         assert!(!is_lapins_own("FRAME_ERROR - type 33, first 16 octets"));
+    }
+
+    /// Goal: a queue that exists and cannot be reached is an outage, whatever was being done; one that is missing is not, whatever name it
+    /// has. Method: RabbitMQ's own texts, and names that look like them.
+    #[test]
+    fn not_found_has_two_meanings() {
+        for text in [
+            "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or inaccessible",
+            "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor",
+            "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart",
+            "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+        ] {
+            assert!(is_away(404, text), "{text}");
+            assert!(!is_away(403, text), "{text}");
+        }
+        for text in [
+            "NOT_FOUND - no queue 'q' in vhost '/'",
+            "NOT_FOUND - no queue 'it is down or inaccessible' in vhost '/'",
+            "NOT_FOUND - no exchange 'due to timeout' in vhost '/'",
+            "NOT_FOUND - Queue 'q' does not exist",
+        ] {
+            assert!(!is_away(404, text), "{text}");
+        }
     }
 
     #[test]

@@ -71,8 +71,9 @@ impl Link {
             Connection::connector(target.to_lapin(heartbeat), transport::runtime(), take_ready, properties)
                 .await
                 .map_err(|error| classify(&error, Phase::Connect))?;
-        let events = connection.events_listener().boxed();
         options.topology.set_up(&connection, &options.required_exchanges).await?;
+        // Only now: a channel that was closed while declaring ends nothing.
+        let events = connection.events_listener().boxed();
         let channel = connection.create_channel().await.map_err(|error| classify(&error, Phase::Connect))?;
         Ok(Self { connection, channel, events, socket })
     }

@@ -487,6 +487,7 @@ pub(super) struct Prepared {
     routing_key: ShortString,
     properties: BasicProperties,
     message: Arc<Message>,
+    mandatory: bool,
 }
 
 impl Prepared {
@@ -512,13 +513,14 @@ impl Prepared {
             routing_key: short("routing_key", &outgoing.routing_key)?,
             properties: to_properties(message)?,
             message: Arc::clone(message),
+            mandatory: outgoing.mandatory,
         })
     }
 
     /// Publishes and waits for the broker's word. Everything up to drawing the tag happens in the first poll.
     pub(super) async fn send(self, channel: &Channel) -> lapin::Result<Confirmation> {
-        let Self { exchange, routing_key, properties, message } = self;
-        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let Self { exchange, routing_key, properties, message, mandatory } = self;
+        let options = BasicPublishOptions { mandatory, immediate: false };
         channel.basic_publish(exchange, routing_key, options, &message.payload, properties).await?.await
     }
 }

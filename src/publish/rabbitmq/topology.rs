@@ -3,11 +3,12 @@
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ExchangeKind as LapinKind};
+use tracing::debug;
 
 use crate::message::{Fault, FaultClass, HeaderValue};
 use crate::publish::ExchangeKind;
 
-use super::classify::{Phase, classify};
+use super::classify::{Phase, classify, is_away};
 use super::convert::{short, to_table};
 
 /// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
@@ -143,8 +144,8 @@ impl Topology {
         if self.is_empty() && required.is_empty() {
             return Ok(());
         }
-        let channel = connection.create_channel().await.map_err(|e| classify(&e, Phase::Connect))?;
-        self.declare(&channel).await?;
+        let mut channel = open_channel(connection).await?;
+        self.declare(connection, &mut channel).await?;
         for exchange in required.iter().filter(|name| !name.is_empty()) {
             let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
             channel
@@ -162,7 +163,8 @@ impl Topology {
         Ok(())
     }
 
-    async fn declare(&self, channel: &Channel) -> Result<(), Fault> {
+    /// A queue whose node is down is there: it is left as it is, and what is for other queues need not wait for it.
+    async fn declare(&self, connection: &Connection, channel: &mut Channel) -> Result<(), Fault> {
         for (name, kind) in &self.exchanges {
             let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
             let kind = match kind {
@@ -177,13 +179,14 @@ impl Topology {
         }
         for (name, arguments) in &self.queues {
             let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            channel
-                .queue_declare(short("queue", name)?, options, to_table(arguments)?)
-                .await
-                .map_err(|error| naming(&error, "queue", name))?;
+            let declared = channel.queue_declare(short("queue", name)?, options, to_table(arguments)?).await;
+            if let Err(error) = declared {
+                unless_away(naming(&error, "queue", name))?;
+                *channel = open_channel(connection).await?;
+            }
         }
         for Binding { exchange, queue, routing_key } in &self.bindings {
-            channel
+            let bound = channel
                 .queue_bind(
                     short("queue", queue)?,
                     short("exchange", exchange)?,
@@ -191,11 +194,27 @@ impl Topology {
                     QueueBindOptions::default(),
                     FieldTable::default(),
                 )
-                .await
-                .map_err(|error| naming(&error, "binding of queue", queue))?;
+                .await;
+            if let Err(error) = bound {
+                unless_away(naming(&error, "binding of queue", queue))?;
+                *channel = open_channel(connection).await?;
+            }
         }
         Ok(())
     }
+}
+
+async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
+    connection.create_channel().await.map_err(|error| classify(&error, Phase::Connect))
+}
+
+/// The fault, unless it is that a queue exists and cannot be reached now.
+fn unless_away(fault: Fault) -> Result<(), Fault> {
+    if !fault.code.is_some_and(|code| is_away(code, &fault.text)) {
+        return Err(fault);
+    }
+    debug!(%fault, "a queue to declare is away");
+    Ok(())
 }
 
 /// What the broker refuses to set up is a matter of configuration, whatever its code; a lost connection is not.

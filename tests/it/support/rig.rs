@@ -97,6 +97,7 @@ pub(crate) fn message(id: &str, payload: &[u8]) -> Message {
 pub(crate) fn outgoing(ticket: u64, exchange: &str, routing_key: &str, message: Message) -> Outgoing {
     Outgoing {
         ticket: Ticket(ticket),
+        mandatory: true,
         exchange: exchange.into(),
         routing_key: routing_key.into(),
         message: Arc::new(message),

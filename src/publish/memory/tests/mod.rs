@@ -64,6 +64,7 @@ impl Publishing {
     /// Publishes ticket `n` as message `n`.
     fn send(&mut self, epoch: u64, n: u64, exchange: &str, key: &str, isolated: bool) {
         let outgoing = Outgoing {
+            mandatory: true,
             ticket: Ticket(n),
             exchange: exchange.into(),
             routing_key: key.into(),

@@ -1,0 +1,116 @@
+//! Words of the broker with several meanings: *not found* of a queue whose node is down, *no route* of an exchange that delivers later.
+
+use std::time::{Duration, Instant};
+
+use lapin::ExchangeKind;
+use onewrite::publish::{
+    MemoryBroker, RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology,
+};
+use onewrite::{Event, FaultClass, Store};
+
+use crate::support::rabbit::{RabbitCluster, shared_node};
+use crate::support::tap::Tap;
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < SOON, "waited {SOON:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn open() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    (folder, store)
+}
+
+fn rabbit(url: &str) -> RabbitMq {
+    RabbitMq::new(url).unwrap().reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500))
+}
+
+/// Goal: a queue that the relay declares, and whose node is down, keeps no other queue waiting, and no relay from connecting; a consumer
+/// of it is told of an outage. Method: a cluster of two, a classic queue and its binding on the second, which is killed before the relay
+/// starts; events for a queue of the first.
+#[test]
+fn a_queue_to_declare_whose_node_is_down_stops_nobody() {
+    let mut cluster = RabbitCluster::start(2);
+    let (near, far) = (Tap::connect(&cluster.nodes[0].url()), Tap::connect(&cluster.nodes[1].url()));
+    far.queue("far.q", &[]);
+    near.exchange("declared", ExchangeKind::Fanout);
+    near.bind("far.q", "declared", "");
+    drop(far);
+    cluster.nodes.iter().for_each(|node| node.settle_declarations());
+    cluster.nodes[1].kill9();
+
+    let (_folder, store) = open();
+    let topology = || {
+        Topology::new()
+            .exchange("declared", onewrite::publish::ExchangeKind::Fanout)
+            .queue("far.q")
+            .bind("declared", "far.q", "")
+            .queue("near.q")
+            .bind("declared", "near.q", "")
+    };
+    let url = cluster.nodes[0].url();
+    let relay = store.relay("r").publish_to(rabbit(&url).declare(topology())).unwrap();
+    let append =
+        |to: &'static str| store.write(move |tx| tx.append(Event::bytes("t", to).to(to, "near.q"))).unwrap();
+    let receipts = [append(""), append("declared")];
+    for receipt in receipts {
+        let confirmed = receipt.confirmed(SOON);
+        assert!(confirmed.is_ok(), "another queue is not concerned: {confirmed:?}, {:?}", relay.status());
+    }
+    assert_eq!(near.count("near.q"), 2);
+    let source = RabbitMqSource::new(&url, "far.q").unwrap().declare(topology());
+    let (sender, events) = crossbeam_channel::unbounded();
+    let mut source = source.reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
+    source.start(SourceEvents::new(sender), 1).unwrap();
+    match events.recv_timeout(SOON).unwrap() {
+        SourceEvent::Down { fault, .. } => {
+            assert_eq!((fault.class, fault.code), (FaultClass::Outage, Some(404)), "{fault}");
+            assert!(fault.text.contains("home node"), "{fault}");
+        }
+        other => panic!("{other:?}"),
+    }
+    cluster.nodes[1].restart();
+    until("the queue is there again", || {
+        matches!(events.recv_timeout(SOON).unwrap(), SourceEvent::Up { .. })
+    });
+    source.stop(SOON);
+    relay.stop(Duration::from_secs(5));
+}
+
+/// Goal: an event that need not be routable is not returned, and one that is mandatory is; by event and by exchange. Method: an exchange
+/// without a binding on a real RabbitMQ, and the same in memory.
+#[test]
+fn mandatory_can_be_switched_off() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    let broker = MemoryBroker::new();
+    for exchange in ["unbound.one", "unbound.two"] {
+        tap.exchange(exchange, ExchangeKind::Fanout);
+        broker.declare_exchange(exchange, onewrite::publish::ExchangeKind::Fanout);
+    }
+    for on_rabbit in [true, false] {
+        let (_folder, store) = open();
+        let builder = store.relay("r").destination_attempts(1).may_be_unroutable("unbound.two");
+        let relay = if on_rabbit {
+            builder.publish_to(rabbit(&node.url()))
+        } else {
+            builder.publish_to(broker.publisher())
+        };
+        let relay = relay.unwrap();
+        let append = |event: Event| store.write(move |tx| tx.append(event.clone())).unwrap();
+        let event = || Event::bytes("t", "");
+        append(event().to("unbound.two", "k")).confirmed(SOON).unwrap();
+        append(event().may_be_unroutable().to("unbound.one", "k")).confirmed(SOON).unwrap();
+        append(event().to("unbound.one", "k"));
+        until("the mandatory one in quarantine", || relay.status().quarantined == 1);
+        let entries = store.quarantine("r").unwrap().list(None, 10).unwrap();
+        assert_eq!((entries[0].seq, entries[0].fault.code), (2, Some(312)));
+        relay.stop(Duration::from_secs(5));
+    }
+}
