@@ -80,6 +80,7 @@ mod projection_rebuilds;
 mod projections;
 mod quota;
 #[cfg(feature = "rabbitmq")]
+mod rabbitmq4;
 mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_failover;

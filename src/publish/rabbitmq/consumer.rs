@@ -26,6 +26,7 @@ use crate::time::as_ms;
 
 use super::acks::{Frame, Unsettled};
 use super::background::Stop;
+use super::cancelled;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
@@ -228,7 +229,10 @@ async fn serve(
                 Turn::Delivery(None) => Err(Broken::Cancelled),
             };
             if let Err(broken) = result {
-                break Some(why(broken, link).await);
+                break match select(asked.as_mut(), pin!(why(broken, link, queue))).await {
+                    Either::Left(_) => None,
+                    Either::Right((fault, _)) => Some(fault),
+                };
             }
         }
     };
@@ -258,14 +262,12 @@ impl From<lapin::Error> for Broken {
     }
 }
 
-async fn why(broken: Broken, link: &mut Link) -> Fault {
+async fn why(broken: Broken, link: &mut Link, queue: &str) -> Fault {
     if let Broken::Fault(fault) = broken {
         return fault;
     }
-    let cancelled =
-        || Fault::new(FaultClass::Destination, "the broker cancelled the consumer: its queue is gone");
     if matches!(broken, Broken::Cancelled) && link.is_alive() {
-        return cancelled();
+        return cancelled::why(&link.connection, queue).await;
     }
     let telling = async {
         while let Some(event) = link.events.next().await {

@@ -11,13 +11,16 @@
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
 //! | `publisher`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
-//! | `source`, `consumer`, `acks` | consuming; `acks` is pure |
+//! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
+//!
+//! What differs between brokers of 3.10, 4.0 and 4.3 is told on [`RabbitMq`]; `tests/it/rabbitmq4.rs` holds it.
 //!
 //! **Logs.** Ours name host, virtual host, epoch and fault. lapin's thread logs nothing (see `connection`); its tasks on
 //! our thread log little, but at `TRACE` they may show frames: keep the target `lapin` off `TRACE` in production.
 
 mod acks;
 mod background;
+mod cancelled;
 mod classify;
 mod connection;
 mod consumer;
@@ -74,6 +77,29 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 ///
 /// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes an older one; no
 /// publisher can see that. Use `x-overflow: reject-publish`, which is told as [`Outcome::Nacked`].
+///
+/// # RabbitMQ 4
+/// RabbitMQ 3.10, 4.0 and 4.3 are tested. What differs:
+///
+/// | what | 3.10 | 4.0 | 4.3 |
+/// |---|---|---|---|
+/// | largest message unless set (`max_message_size`) | 128 MiB | 16 MiB | 16 MiB |
+/// | deliveries of a quorum queue that may come back (`x-delivery-limit`) | any number | 20 | 20 |
+/// | a delivery that is held longer than `consumer_timeout` (30 min) | the channel is closed | the channel is closed | a quorum queue cancels the consumer, a classic one waits |
+/// | policies for mirrored queues (`ha-mode`) | taken | refused | refused |
+/// | where declarations are kept | Mnesia | Mnesia, or Khepri | Khepri |
+///
+/// - **The largest event fits into 16 MiB** ([`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX)). A broker with a smaller
+///   `max_message_size` has larger events quarantined, with its reason; keep
+///   [`payload_bytes_max`](crate::StoreBuilder::payload_bytes_max) below it.
+/// - **The delivery limit** drops a message after its 21st delivery, or sends it to the queue's dead-letter exchange. Lost connections count
+///   as well. Set a dead-letter exchange, or `x-delivery-limit` to -1.
+/// - **A consumer that held a delivery too long** connects again; what it has applied is recognised. Its fault names the timeout.
+/// - **Mirrored queues** are gone. Quorum queues keep copies on several nodes, on 3.10 too.
+/// - **Khepri** has a declaration on disk before the broker answers. Mnesia writes later: a kill within a second of a queue's declaration can
+///   take the queue and its confirmed messages along.
+/// - **Khepri declares nothing without a majority of the nodes.** What [`declare`](Self::declare) names then waits, and the publisher
+///   connects once the majority is back. What is there already goes on.
 ///
 /// ```no_run
 /// use std::time::Duration;

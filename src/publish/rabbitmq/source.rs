@@ -22,6 +22,10 @@ use super::topology::Topology;
 /// delivers again what was not. A queue that is missing or gets deleted is told as a
 /// [`Down`](crate::publish::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
 ///
+/// A delivery must be settled within the broker's `consumer_timeout`, 30 minutes unless set. Otherwise the broker ends the consuming, and
+/// delivers again: up to RabbitMQ 4.2 it closes the channel, from 4.3 on it cancels the consumer of a quorum queue. Both are told as a
+/// [`Down`](crate::publish::SourceEvent::Down) of class [`Outage`](crate::FaultClass::Outage). See [`RabbitMq`](super::RabbitMq) for what else differs.
+///
 /// A stream queue is refused at its first delivery: a [`Down`](crate::publish::SourceEvent::Down) of class [`Config`](crate::FaultClass::Config) names it.
 /// Streams keep what is acknowledged; bind a classic or quorum queue to the same exchange instead.
 ///

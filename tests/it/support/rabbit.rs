@@ -65,6 +65,15 @@ impl RabbitNode {
         Self::start_in(Place::HERE, settings)
     }
 
+    /// The same, with the broker's own default for the largest message.
+    pub(crate) fn start_with_default_message_size() -> Self {
+        let mut node = Self::start_with("");
+        // Read once, when it starts.
+        std::fs::write(node.folder.join("rabbitmq.conf"), "").expect("write into the temporary folder");
+        node.restart();
+        node
+    }
+
     /// Starts a broker somewhere else, where we can reach it.
     pub(crate) fn start_at(place: Place) -> Self {
         Self::start_in(place, "")
@@ -132,6 +141,16 @@ impl RabbitNode {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o400)).expect("its own file");
     }
 
+    /// Its version's first two numbers. What brokers do is not the same in all of them.
+    pub(crate) fn version(&self) -> (u32, u32) {
+        let said = self.ctl(&["eval", "rabbit_misc:version()."]);
+        let mut numbers = said.trim().trim_matches('"').split('.').map(|number| number.parse::<u32>().ok());
+        match (numbers.next().flatten(), numbers.next().flatten()) {
+            (Some(major), Some(minor)) => (major, minor),
+            _ => panic!("no version: {said:?}"),
+        }
+    }
+
     /// Waits until what was declared is on the broker's disk. RabbitMQ answers a declaration earlier: of about thirty
     /// kills within a second of a durable queue's declaration, one takes the queue and its confirmed messages along.
     pub(crate) fn settle_declarations(&self) {
@@ -188,15 +207,15 @@ impl RabbitNode {
 
     /// Runs `rabbitmqctl` and returns what it printed.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        self.try_ctl(arguments).unwrap_or_else(|said| panic!("rabbitmqctl {arguments:?} failed: {said}"))
+    }
+
+    /// The same; what it printed when it failed is the error.
+    pub(crate) fn try_ctl(&self, arguments: &[&str]) -> Result<String, String> {
         let Output { status, stdout, stderr } =
             self.command("rabbitmqctl").args(arguments).output().expect("rabbitmqctl runs");
         let said = String::from_utf8_lossy(&stdout).into_owned();
-        assert!(
-            status.success(),
-            "rabbitmqctl {arguments:?} failed: {said}{}",
-            String::from_utf8_lossy(&stderr)
-        );
-        said
+        if status.success() { Ok(said) } else { Err(said + &String::from_utf8_lossy(&stderr)) }
     }
 
     /// Raises the memory alarm: publishers are blocked at their next publish.
