@@ -122,14 +122,17 @@ pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>, wait: &mut Wait
     run(core, vec![Queued::new(write)], Some(wait), |_, _| false);
 }
 
-/// Runs these writes to their end, in as many groups as it takes.
+/// Runs these writes to their end, in as many groups as it takes; `between` runs between two of them.
 #[cfg(test)]
-pub(super) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>) {
+pub(super) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>, mut between: impl FnMut()) {
     let mut backlog = Backlog::default();
     writes.into_iter().for_each(|write| backlog.push(write));
     while !backlog.is_empty() {
         let group = backlog.next_group();
         backlog.take_back(run(core, group, None, |_, _| false));
+        if !backlog.is_empty() {
+            between();
+        }
     }
 }
 

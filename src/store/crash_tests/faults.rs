@@ -89,7 +89,8 @@ impl Failed {
         let mut closed = self.model.clone();
         closed.take(&Step::Reopen);
         let mut may_be = vec![self.model.after_crash(), closed];
-        may_be.extend(self.in_flight.iter().map(|step| {
+        let first = self.in_flight.as_ref().and_then(Step::first_commit);
+        may_be.extend(self.in_flight.iter().chain(&first).map(|step| {
             let mut after = self.model.clone();
             after.take(step);
             after.after_crash()

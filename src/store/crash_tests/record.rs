@@ -75,7 +75,9 @@ impl Recording {
 
     fn step(&mut self, subject: &mut Subject, model: &mut Model, step: &Step) {
         self.kinds.insert(step.name());
-        let taken = subject.take(step, model);
+        let taken = subject.take_and_tell(step, model, |subject, model| {
+            self.mark(subject.disk.ops(), subject, model);
+        });
         taken.unwrap_or_else(|error| panic!("seed {}, step {}: {step:?}: {error}", self.seed, model.steps));
         self.mark(subject.disk.ops(), subject, model);
     }

@@ -1,4 +1,5 @@
-//! What is done to a store: steps, drawn from a seed, that touch everything it keeps, each with one commit at most.
+//! What is done to a store: steps, drawn from a seed, that touch everything it keeps. Each makes one commit at most, but
+//! for a group whose second write fails: see [`Step::first_commit`].
 //!
 //! [`Step::draw`] needs nothing but the seed and the model before it: what follows a crash is what would have followed without it.
 
@@ -160,6 +161,17 @@ impl Step {
             Self::Flush => "progress alone",
             Self::QuickRepair => "quick repair",
             Self::Reopen => "closes and opens",
+        }
+    }
+
+    /// What is committed first, where a step makes two commits: of a group, what stands before a write that fails. What
+    /// stands behind it was not tried yet, and is the second.
+    pub(super) fn first_commit(&self) -> Option<Self> {
+        match self {
+            Self::Group(group, fails) if *fails > 0 && fails + 1 < group.len() => {
+                Some(Self::Write(group[..*fails].concat()))
+            }
+            _ => None,
         }
     }
 
@@ -374,6 +386,16 @@ impl Subject {
 
     /// Takes one step; the model follows where it is acknowledged.
     pub(super) fn take(&mut self, step: &Step, model: &mut Model) -> Result<()> {
+        self.take_and_tell(step, model, |_, _| ())
+    }
+
+    /// The same. `between` sees the store, and the model that fits, after the first of two commits.
+    pub(super) fn take_and_tell(
+        &mut self,
+        step: &Step,
+        model: &mut Model,
+        mut between: impl FnMut(&Self, &Model),
+    ) -> Result<()> {
         let store = self.store();
         match step {
             Step::Write(items) => drop(store.write(closure(items))?),
@@ -383,7 +405,16 @@ impl Subject {
                     return Err(Error::app(format!("request `{id}`: a repeat is {is_repeat}")));
                 }
             }
-            Step::Group(group, fails) => run_group(store, group, *fails)?,
+            Step::Group(group, fails) => {
+                let first = step.first_commit();
+                run_group(store, group, *fails, || {
+                    // Where the first of all fails, nothing was committed yet.
+                    let Some(first) = &first else { return };
+                    let mut half = model.clone();
+                    half.take(first);
+                    between(self, &half);
+                })?;
+            }
             Step::Exclusive(items, commits) => {
                 let tx = store.begin()?;
                 do_all(&tx, items)?;
@@ -428,7 +459,7 @@ fn failing(items: &[Item], panics: bool) -> impl FnMut(&Transaction) -> Result<(
 }
 
 /// Several writes in one commit, as the writer thread does it; one of them may fail.
-fn run_group(store: &Store, group: &[Vec<Item>], fails: usize) -> Result<()> {
+fn run_group(store: &Store, group: &[Vec<Item>], fails: usize, between: impl FnMut()) -> Result<()> {
     store.ready()?;
     let mut answers = Vec::new();
     let mut batch: Vec<Box<dyn Write>> = Vec::new();
@@ -448,7 +479,7 @@ fn run_group(store: &Store, group: &[Vec<Item>], fails: usize) -> Result<()> {
         answers.push(answer);
         store.core().queue.enter();
     }
-    groups::run_all(store.core(), batch);
+    groups::run_all(store.core(), batch, between);
     for (at, answer) in answers.into_iter().enumerate() {
         match answer.wait().unwrap_or_else(|_| Err(Error::app("no answer"))) {
             Err(Error::App(_)) if at == fails => {}
