@@ -11,7 +11,7 @@ use onewrite::{
     Relay, RelayState, Store, StoreBuilder,
 };
 
-use crate::scratch::{broker, until};
+use crate::scratch::{broker, pause, until};
 
 const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 const SOON: Duration = Duration::from_secs(30);
@@ -160,8 +160,7 @@ fn a_wait_says_what_it_waits_for() {
     until("it waits for the broker", || figures(&store).waits_for == Some(CaptureWait::Broker));
     broker.come_up();
     until("it is published", || broker.tap().len() == 1);
-    relay.pause();
-    until("it is paused", || relay.status().state == RelayState::Paused);
+    pause(&relay);
     put(&store, 1, 2);
     assert_eq!(figures(&store).waits_for, Some(CaptureWait::PausedRelay));
     broker.go_down();
@@ -227,8 +226,7 @@ fn an_unpublished_table_needs_no_relay() {
             let store = open(Store::builder().capture(unpublished(mode)), &path);
             let relay = runs.then(|| relay(&store, &broker));
             if let Some(relay) = relay.as_ref().filter(|_| pauses) {
-                relay.pause();
-                until("it is paused", || relay.status().state == RelayState::Paused);
+                pause(relay);
             }
             put(&store, 1, 2);
             until("the snapshot is done", || figures(&store).snapshot_done);

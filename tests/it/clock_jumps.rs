@@ -16,6 +16,8 @@ use onewrite::{
     Retention, Store, StoreBuilder,
 };
 
+use crate::scratch::pause;
+
 const HOUR: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_secs(20);
 /// Real time in which nothing may happen.
@@ -87,7 +89,7 @@ fn what_is_scheduled_comes_and_what_expires_goes_with_the_wall_time() {
     clock.set_wall(due);
     later.confirmed(SOON).unwrap();
 
-    relay.pause();
+    pause(&relay);
     let end = clock.wall() + HOUR;
     let stale = store.write(move |tx| tx.append(event().expires(end))).unwrap();
     clock.advance(HOUR + Duration::from_millis(1));

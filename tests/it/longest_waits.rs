@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use onewrite::publish::{MemoryBroker, MemoryPublisher, QueueOptions, Rule, Verdict};
 use onewrite::time::{Clock, ManualClock};
@@ -17,19 +17,12 @@ use onewrite::{
 };
 
 use crate::floors::{code_only, files, without_tests};
+use crate::scratch::{pause, until};
 
 const FOREVER: Duration = Duration::MAX;
 const INSTANT: Duration = Duration::from_nanos(1);
 const SOON: Duration = Duration::from_secs(20);
 const ALL: [Duration; 3] = [Duration::ZERO, INSTANT, FOREVER];
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
 
 /// Runs what waits for ever until something happens; fails if it goes on waiting after that.
 fn in_time<T: Send + 'static>(what: &str, wait: impl FnOnce() -> T + Send + 'static) -> T {
@@ -82,8 +75,7 @@ fn confirms_are_waited_for_as_long_as_it_takes() {
     let rig = rig();
     let store = rig.open(Store::builder());
     let relay = rig.relay(&store);
-    relay.pause();
-    until("the relay has heard of the pause", || relay.status().state == RelayState::Paused);
+    pause(&relay);
     let receipt = append(&store);
     for patience in [Duration::ZERO, INSTANT] {
         for waited in [receipt.confirmed(patience), receipt.confirmed_by("r", patience)] {
@@ -138,7 +130,7 @@ fn a_wait_for_ever_ends_when_nothing_can_come_any_more() {
     let rig = rig();
     let store = rig.open(Store::builder());
     let relay = rig.relay(&store);
-    relay.pause();
+    pause(&relay);
     let receipt = append(&store);
     let waiter = std::thread::spawn(move || receipt.confirmed(FOREVER));
     let running = projection(&store, 0, SOON);
@@ -233,7 +225,7 @@ fn room_is_waited_for_as_long_as_it_takes() {
     let relay = rig.relay(&store);
     in_time("the write", move || waiter.join().unwrap());
     until("all is published", || rig.broker.queue_len("q") == 2);
-    relay.pause();
+    pause(&relay);
     append(&store);
     let writes = store.clone();
     let waiter = std::thread::spawn(move || writes.write(|tx| tx.append(event())).map(drop));

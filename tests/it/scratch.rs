@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{Event, Recorded, Snapshot, Store};
+use onewrite::{Event, Recorded, Relay, RelayState, Snapshot, Store};
 
 /// The state of most tests: what was written, by number.
 pub(crate) const STATE: TableDefinition<'_, u64, u64> = TableDefinition::new("state");
@@ -23,6 +23,12 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Pauses a relay. From here on it publishes nothing that is appended.
+pub(crate) fn pause(relay: &Relay) {
+    relay.pause();
+    until("the relay has heard of the pause", || relay.status().state == RelayState::Paused);
 }
 
 /// A broker with a tap, whose exchange `e` feeds the queue `q`.

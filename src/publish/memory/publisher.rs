@@ -31,6 +31,7 @@ use super::script::Publishing;
 ///     exchange: "".into(),
 ///     routing_key: "inbox".into(),
 ///     message: Arc::new(Message::default()),
+///     mandatory: true,
 ///     isolated: false,
 /// };
 /// publisher.publish(Epoch(1), outgoing);
