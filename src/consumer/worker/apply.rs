@@ -13,7 +13,7 @@ use crate::consumer::{Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
 use crate::limits::CONSUMER_BATCH_MAX;
 use crate::printable::plain;
-use crate::publish::{DeliveryTag, Settlement};
+use crate::publish::{DeliveryTag, Settlement, SourceEvent};
 use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
@@ -21,6 +21,9 @@ use crate::time::Deadline;
 
 /// After this time what is done of a batch is told, though others of it are not.
 const SETTLE_AFTER: Duration = Duration::from_millis(100);
+
+/// After this time a batch looks for what has come meanwhile.
+const LOOK_AFTER: Duration = Duration::from_millis(10);
 
 /// What a delivery's transaction did.
 enum Applied {
@@ -48,7 +51,12 @@ pub(super) struct Outcome {
 
 impl Worker {
     /// Applies a batch and settles what has become of it. Fails only if the store is lost.
-    pub(super) fn apply(&mut self, batch: Vec<Item>, stop: &Receiver<Deadline>) -> Result<()> {
+    pub(super) fn apply(
+        &mut self,
+        batch: Vec<Item>,
+        events: &Receiver<SourceEvent>,
+        stop: &Receiver<Deadline>,
+    ) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
@@ -63,12 +71,12 @@ impl Worker {
             if at > 0 && !stop.is_empty() {
                 break;
             }
-            self.apply_step(step)?;
+            self.apply_step(step, events)?;
         }
         Ok(())
     }
 
-    fn apply_step(&mut self, step: Step<Item>) -> Result<()> {
+    fn apply_step(&mut self, step: Step<Item>, events: &Receiver<SourceEvent>) -> Result<()> {
         let mut outcome = Outcome::default();
         let mut items = Vec::with_capacity(step.items.len());
         for item in step.items {
@@ -83,11 +91,16 @@ impl Worker {
             }
         }
         let items = self.note_first(items, step.open)?;
-        self.apply_together(items, outcome)
+        self.apply_together(items, outcome, events)
     }
 
     /// Applies these, one closure each, in one group if it can be.
-    fn apply_together(&mut self, items: Vec<Item>, mut outcome: Outcome) -> Result<()> {
+    fn apply_together(
+        &mut self,
+        items: Vec<Item>,
+        mut outcome: Outcome,
+        events: &Receiver<SourceEvent>,
+    ) -> Result<()> {
         #[cfg(onewrite_mutations)]
         self.acknowledge_before_commit(&items);
         let mut answers = VecDeque::with_capacity(items.len());
@@ -115,9 +128,16 @@ impl Worker {
             }
         }
         let mut told = Instant::now();
+        let mut looked = told;
         for (item, answer) in answers {
             let result = self.settings.store.answer(answer).map(Receipt::into_value);
             self.settle(item, result, &mut outcome);
+            if looked.elapsed() >= LOOK_AFTER {
+                if let Err(error) = self.take_in_meanwhile(events) {
+                    outcome.lost.get_or_insert(error);
+                }
+                looked = Instant::now();
+            }
             if told.elapsed() >= SETTLE_AFTER {
                 // A batch of slow handlers takes a while: the broker gives more as soon as some of it is done.
                 self.tell_source(&mut outcome);

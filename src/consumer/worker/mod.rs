@@ -9,11 +9,13 @@
 //! | `apply` | applies a batch, and says what has become of it |
 //! | `parking` | writes down tries, parks what waits, takes it up again |
 //! | `intake` | redrives and gaps |
+//! | `meanwhile` | takes in what comes while handlers run, and before the first of them |
 //! | `item` | a delivery in hand |
 
 mod apply;
 mod intake;
 mod item;
+mod meanwhile;
 mod parking;
 
 use std::collections::{BTreeSet, HashSet};
@@ -25,6 +27,7 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 
 use self::item::{Entry, Item};
+use self::meanwhile::Meanwhile;
 use self::parking::Hand;
 use super::handle::{Shared, count};
 use super::hold::Held;
@@ -69,6 +72,8 @@ pub(super) struct Worker {
     hand: Hand,
     /// Something has come that is taken into the store before it is tried.
     returned: bool,
+    /// What has come while handlers ran.
+    meanwhile: Meanwhile,
     redriven: Redrives,
     /// Nobody is there any more who could deliver.
     source_gone: bool,
@@ -122,6 +127,7 @@ impl Worker {
             turns: 0,
             hand,
             returned: false,
+            meanwhile: Meanwhile::default(),
             source_gone: false,
             paces: Paces::default(),
             // What was driven again while no consumer ran waits in the file.
@@ -137,13 +143,16 @@ impl Worker {
     ) {
         let mut deadline = None;
         self.load_tries();
+        self.load_parked(stop);
+        self.await_source(events, stop);
         while deadline.is_none() {
             self.load_parked(stop);
-            let mut batch = self.take_due(!events.is_empty());
-            let first = if batch.is_empty() && !self.may_look() {
-                self.wait(events, stop, rung, &mut deadline)
-            } else {
-                None
+            let others_come = !events.is_empty() || !self.meanwhile.is_empty();
+            let mut batch = self.take_due(others_come);
+            batch.append(&mut self.meanwhile.batch);
+            let first = match self.meanwhile.next.take() {
+                None if batch.is_empty() && !self.may_look() => self.wait(events, stop, rung, &mut deadline),
+                next => next,
             };
             let more = std::iter::from_fn(|| events.try_recv().ok());
             for event in first.into_iter().chain(more) {
@@ -167,7 +176,7 @@ impl Worker {
             if rung.try_recv().is_ok() {
                 self.look_again();
             }
-            if let Err(error) = self.turn(batch, stop) {
+            if let Err(error) = self.turn(batch, events, stop) {
                 tracing::error!(%error, "the consumer ends: its store takes nothing more");
                 *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
                 break;
@@ -178,7 +187,12 @@ impl Worker {
     }
 
     /// Fails only if the store is lost.
-    fn turn(&mut self, mut batch: Vec<Item>, stop: &Receiver<Deadline>) -> Result<()> {
+    fn turn(
+        &mut self,
+        mut batch: Vec<Item>,
+        events: &Receiver<SourceEvent>,
+        stop: &Receiver<Deadline>,
+    ) -> Result<()> {
         if let Err(error) = self.load_redriven(&mut batch) {
             self.settings.store.ready()?;
             // The next ring looks again.
@@ -187,7 +201,7 @@ impl Worker {
         }
         let kept = batch.clone();
         match self.hold_back(batch) {
-            Ok(batch) => self.apply(batch, stop)?,
+            Ok(batch) => self.apply(batch, events, stop)?,
             Err(error) => {
                 self.settings.store.ready()?;
                 tracing::error!(%error, "what a lane has seen cannot be read now; tried again later");

@@ -17,6 +17,7 @@ use crate::log::in_hand::{Open, ParkedRow, Tries, TriesRow};
 use crate::message::Message;
 use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement};
 use crate::store::in_hand::{Name, Parked, Parking, ToPark, name_of, name_of_rejected, names_one};
+use crate::store::write_wait::Purpose;
 use crate::store::{Receipt, Store};
 use crate::time::Deadline;
 
@@ -353,7 +354,8 @@ impl Worker {
                 delivery: Arc::clone(&item.delivery),
             };
             let (scope, max) = (self.settings.scope.clone(), self.settings.parked_max);
-            answers.push(self.settings.store.submit(&self.purpose, move |tx| {
+            // Not behind the handlers of a batch that runs: see `meanwhile`.
+            answers.push(self.settings.store.submit(&Purpose::Own("parking a delivery"), move |tx| {
                 // Once one of a key is not parked, no later one of it is: what is parked of a key stands before the rest.
                 if full.has(key.as_ref()) {
                     return Ok(Parking::Full);
