@@ -98,8 +98,9 @@ pub use store::{
     ConfirmError, Events, Finding, Holder, HolderKind, IoStats, Once, Operation, PageBytes, PageProgress,
     PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
     ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
-    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
-    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction, Verification, WriteFuture,
+    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, SilentDestination, Snapshot,
+    StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction,
+    Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

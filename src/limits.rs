@@ -222,8 +222,24 @@ pub const BROKERS_MAX: usize = 64;
 /// Deadline of a connection attempt to one broker, in milliseconds: TCP, handshake, channel, confirm mode.
 pub const CONNECT_MS_MAX: u64 = 10_000;
 
-/// Deadline of a publisher confirm, in milliseconds. After it the outcome is unknown and the connection is given up.
+/// Deadline of a publisher confirm, in milliseconds. After it the message is silent, and its destination is set apart.
 pub const CONFIRM_MS_DEFAULT: u64 = 60_000;
+
+/// How long a destination may hold a full window without a word, in milliseconds. Then nothing more goes to it until it speaks.
+pub const SLOW_MS: u64 = 1_000;
+
+/// Destinations without a word that are asked at once, each on a channel of its own.
+pub const SILENT_TRIALS_MAX: usize = 16;
+
+/// Channels on which a word that is late is waited for.
+pub const SILENT_CHANNELS_MAX: usize = 64;
+
+/// First and longest wait before a destination without a word is asked again, in milliseconds. Each time it has one more message of
+/// ours in hand.
+pub const SILENT_BACKOFF_MS: (u64, u64) = (1_000, 60_000);
+
+/// Destinations without a word that a relay's status shows.
+pub const SILENT_SHOWN_MAX: usize = 16;
 
 /// Deadline of closing a connection, in milliseconds; after it the socket is dropped.
 pub const CLOSE_MS_MAX: u64 = 2_000;

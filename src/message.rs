@@ -228,6 +228,9 @@ pub enum Outcome {
     Returned(Fault),
     /// The broker closed the channel on this very message, or it could not be encoded at all.
     Refused(Fault),
-    /// The connection ended, or the deadline passed, before the broker said anything.
+    /// The connection ended before the broker said anything.
     Unknown(Fault),
+    /// The deadline passed without a word, though the connection lives. The relay sets the destination apart from the others. The
+    /// broker's word may still come: this is the one outcome that another one may follow.
+    Silent(Fault),
 }

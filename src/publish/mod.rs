@@ -8,7 +8,8 @@
 //! - A message published under an epoch that is over is dropped without a word.
 //! - Within an epoch each ticket gets exactly one [`Outcome`], or the epoch ends with [`PublisherEvent::Down`], after
 //!   which none of its tickets gets one: the relay takes them for unknown. Isolated messages are outside this: each
-//!   gets exactly one outcome, whatever happens to the epoch.
+//!   gets exactly one outcome, whatever happens to the epoch. [`Outcome::Silent`] alone may be followed by one more.
+//! - A message without a word delays no other's outcome. Isolated messages wait for none of each other.
 //! - Messages that are not isolated leave in the order of the calls.
 //! - [`Outcome::Confirmed`] is said only of what the broker has confirmed and did not return.
 //! - No call blocks, and no text in an event holds a payload or a credential.
@@ -71,6 +72,8 @@ pub enum PublisherEvent {
     },
     /// What became of messages, in the order in which it became known.
     Outcomes(Vec<(Ticket, Outcome)>),
+    /// Something went wrong that ends no epoch and of which no message's outcome tells.
+    Trouble(Fault),
 }
 
 /// Where a publisher tells what happens. Cheap to clone; never blocks.

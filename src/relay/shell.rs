@@ -13,16 +13,18 @@ use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
 use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
-use super::machine::{Machine, SeqState};
+use super::machine::{Machine, SeqState, SilentFigures};
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
 use crate::error::{Error, Result, caught};
 use crate::event::{Destination, Recorded};
 use crate::limits::{
     CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SHORT_STRING_BYTES_MAX,
+    SILENT_SHOWN_MAX,
 };
-use crate::message::{Fault, FaultClass, Message, Outgoing, Ticket};
+use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::oneshot;
+use crate::printable::printable;
 use crate::publish::{Epoch, Publisher, PublisherEvent};
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
@@ -31,7 +33,7 @@ use crate::store::failure::engine_panicked;
 use crate::store::log_pace::LogPace;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
-use crate::store::{RelayState, RelayStatus};
+use crate::store::{RelayState, RelayStatus, SilentDestination};
 use crate::text::Text;
 use crate::time::{Deadline, Now, wake_after};
 use crate::wire::{self, Wire};
@@ -556,7 +558,26 @@ impl Shell {
                 self.blocked = blocked;
                 self.step(Input::Blocked(blocked));
             }
-            PublisherEvent::Outcomes(outcomes) => self.step(Input::Outcomes(outcomes)),
+            PublisherEvent::Outcomes(outcomes) => {
+                self.note_faults(&outcomes);
+                self.step(Input::Outcomes(outcomes));
+            }
+            PublisherEvent::Trouble(fault) => {
+                tracing::warn!(%fault, "the publisher is in trouble");
+                self.last_fault = Some(fault);
+            }
+        }
+    }
+
+    /// What a connection or a destination suffers from is shown; returns are shown with the event that comes back.
+    fn note_faults(&mut self, outcomes: &[(Ticket, Outcome)]) {
+        for (_, outcome) in outcomes {
+            match outcome {
+                Outcome::Unknown(fault) | Outcome::Silent(fault) | Outcome::Refused(fault) => {
+                    self.last_fault = Some(fault.clone());
+                }
+                _ => {}
+            }
         }
     }
 
@@ -705,8 +726,18 @@ impl Shell {
             retried: figures.retried,
             quarantined: figures.quarantined,
             reconnects: self.connections.saturating_sub(1),
+            silent: self.machine.silent().take(SILENT_SHOWN_MAX).map(shown).collect(),
             last_fault: self.last_fault.clone(),
         };
+    }
+}
+
+fn shown(silent: SilentFigures<'_>) -> SilentDestination {
+    SilentDestination {
+        exchange: printable(silent.exchange).to_string(),
+        routing_key: printable(silent.routing_key).to_string(),
+        waiting: silent.waiting,
+        trials: silent.trials,
     }
 }
 
@@ -780,7 +811,7 @@ fn hold(
         return Loaded::Undecodable { seq, fault };
     }
     let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
-    let entry = entry_of(&recorded, &exchange);
+    let entry = entry_of(&recorded, &exchange, &routing_key);
     let may_be_unroutable = recorded.properties().may_be_unroutable
         || (!form.may_be_unroutable.is_empty() && form.may_be_unroutable.contains(&*exchange));
     let message = Arc::new(form.wire.message(recorded));
@@ -788,11 +819,12 @@ fn hold(
     Loaded::Event(entry)
 }
 
-fn entry_of(recorded: &Recorded, exchange: &Arc<str>) -> Entry {
+fn entry_of(recorded: &Recorded, exchange: &Arc<str>, routing_key: &Arc<str>) -> Entry {
     Entry {
         seq: recorded.seq(),
         key: recorded.event.key.as_ref().map(Text::shared),
         exchange: Arc::clone(exchange),
+        routing_key: Arc::clone(routing_key),
         bytes: recorded.payload().len(),
         not_before_ms: recorded.event.not_before_ms,
         expires_ms: recorded.event.expires_ms,

@@ -113,8 +113,38 @@ pub struct RelayStatus {
     pub quarantined: u64,
     /// Connections made after the first.
     pub reconnects: u64,
-    /// The last thing that went wrong with the connection, also when it has healed.
+    /// Destinations without a word from the broker, set apart from the others: 16
+    /// ([`SILENT_SHOWN_MAX`](crate::limits::SILENT_SHOWN_MAX)) at most.
+    pub silent: Vec<SilentDestination>,
+    /// The last thing that went wrong with the connection or with one publish, also when it has healed.
     pub last_fault: Option<Fault>,
+}
+
+/// A destination for which the broker has confirmed nothing within the confirm deadline: most often a queue behind it hangs, or has
+/// lost its majority. Its events wait, one is published as a trial now and then, and nothing is spent. The first word heals it.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// for silent in relay.status().silent {
+///     println!("no word from `{}` of `{}`: {} wait", silent.routing_key, silent.exchange, silent.waiting);
+/// }
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SilentDestination {
+    /// The exchange; empty for the default exchange. Control characters are escaped.
+    pub exchange: String,
+    /// The routing key. Control characters are escaped.
+    pub routing_key: String,
+    /// Events in memory that wait for it.
+    pub waiting: usize,
+    /// Trials without a word since it was set apart.
+    pub trials: u32,
 }
 
 /// How to reach one running relay.

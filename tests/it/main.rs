@@ -85,7 +85,11 @@ mod rabbitmq_end_to_end;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_failover;
 #[cfg(feature = "rabbitmq")]
+mod rabbitmq_limits;
+#[cfg(feature = "rabbitmq")]
 mod rabbitmq_publisher;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq_silence;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;
 #[cfg(feature = "tls")]

@@ -62,6 +62,8 @@ pub(super) struct Link {
     open: BTreeMap<u64, Open>,
     /// How many of them wait for the next outcome.
     open_until_next: usize,
+    /// The highest ticket with a word on this connection.
+    newest_told: Option<Ticket>,
     next_token: u64,
     /// Sent while the broker blocks: in the socket, not read.
     unread: VecDeque<(Outgoing, Option<Verdict>)>,
@@ -78,6 +80,12 @@ impl Link {
         if self.open_until_next > 0 {
             self.take_open(&mut outcomes, |open| open.until == Until::Next);
         }
+        self.tell_all(outcomes);
+    }
+
+    fn tell_all(&mut self, outcomes: Vec<(Ticket, Outcome)>) {
+        let words = outcomes.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Silent(_)));
+        self.newest_told = words.map(|(ticket, _)| *ticket).max().max(self.newest_told);
         self.send(PublisherEvent::Outcomes(outcomes));
     }
 
@@ -130,6 +138,7 @@ impl State {
             ended: false,
             open: BTreeMap::new(),
             open_until_next: 0,
+            newest_told: None,
             next_token: 0,
             unread: VecDeque::new(),
         };
@@ -153,6 +162,7 @@ impl State {
             return;
         };
         link.epoch += 1;
+        link.newest_told = None;
         let epoch = Epoch(link.epoch);
         if !up {
             return link.send(PublisherEvent::Down { epoch, fault: refused() });
@@ -284,8 +294,10 @@ impl State {
             return link.tell(open.ticket, open.outcome);
         }
         let fault = Fault::new(FaultClass::Outage, format!("no confirm within {:?}", link.confirm_deadline));
-        if open.isolated {
-            return link.tell(open.ticket, Outcome::Unknown(fault));
+        link.tell(open.ticket, Outcome::Silent(fault.clone()));
+        // A younger one has its word: the connection lives.
+        if open.isolated || link.newest_told > Some(open.ticket) {
+            return;
         }
         link.end_connection(fault);
         self.connect_link(id);
@@ -299,7 +311,7 @@ impl State {
                 outcomes.reverse();
             }
             if !outcomes.is_empty() {
-                link.send(PublisherEvent::Outcomes(outcomes));
+                link.tell_all(outcomes);
             }
         }
     }

@@ -346,7 +346,8 @@ impl MemoryBroker {
     }
 
     /// Makes the broker take messages in and say nothing about them. A publish of that time gets no word later
-    /// either: its connection is given up at the [confirm deadline](MemoryPublisher::confirm_deadline).
+    /// either: it is [silent](crate::Outcome::Silent), and its connection is given up, at the
+    /// [confirm deadline](MemoryPublisher::confirm_deadline).
     ///
     /// ```
     /// # use onewrite::publish::MemoryBroker;

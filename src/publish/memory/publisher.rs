@@ -51,8 +51,8 @@ impl MemoryPublisher {
         Self { shared, link: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
     }
 
-    /// How long to wait for a word on a publish before the connection is given up, after which a new one begins. By
-    /// default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
+    /// How long to wait for a word on a publish before it is told to be [silent](crate::Outcome::Silent). If no younger one has a word, the
+    /// connection is given up, and a new one begins. By default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
     /// confirm that a test [holds](super::Verdict::HoldConfirm), do not count.
     ///
     /// ```

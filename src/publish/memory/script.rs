@@ -72,8 +72,8 @@ pub enum Verdict {
     Unknown,
     /// The connection is lost before the message arrives.
     Disconnect,
-    /// Taken as usual, but nothing is ever said of it; the connection is given up at the
-    /// [confirm deadline](super::MemoryPublisher::confirm_deadline).
+    /// Taken as usual, but nothing is ever said of it; at the [confirm deadline](super::MemoryPublisher::confirm_deadline) it is told to
+    /// be [silent](crate::Outcome::Silent), and the connection is given up if no younger message has a word.
     LoseConfirm,
     /// As usual, told this much later.
     DelayConfirm(Duration),

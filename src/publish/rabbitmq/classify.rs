@@ -41,6 +41,10 @@ pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
         ErrorKind::SerialisationError(_) => {
             Fault::new(FaultClass::Message, "a message cannot be encoded as AMQP frames")
         }
+        ErrorKind::ChannelsLimitReached => Fault::new(
+            FaultClass::Config,
+            "the broker allows no further channel on one connection (its `channel_max`)",
+        ),
         ErrorKind::IOError(io) if phase == Phase::Connect && is_refusal(io) => {
             Fault::new(FaultClass::Config, io.to_string())
         }
@@ -93,6 +97,11 @@ pub(super) fn class_of(code: u16, phase: Phase) -> FaultClass {
         (Phase::Consume, 402 | 403 | 530) => Config,
         (Phase::Consume, _) => Outage,
     }
+}
+
+/// Whether a message for which the broker says this ends the whole connection, and not its channel alone.
+pub(super) fn ends_the_connection(fault: &Fault) -> bool {
+    fault.class == FaultClass::Message && matches!(fault.code, Some(501..=505 | 540))
 }
 
 /// Whether this is the broker's own word, and not an echo of it (`channel is closing`).

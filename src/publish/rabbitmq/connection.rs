@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -22,14 +22,17 @@ use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass};
 
 use super::classify::{Phase, classify};
+use super::inbound::{Inbound, Returns};
 use super::options::Options;
 use super::transport::{self, Transport, connect_tcp};
 use super::uri::Target;
 
 /// A connection with one channel on it.
 pub(super) struct Link {
-    pub(super) connection: Connection,
+    pub(super) connection: Arc<Connection>,
     pub(super) channel: Channel,
+    /// What the broker gives back.
+    pub(super) returns: Returns,
     /// What happens to the connection as a whole.
     pub(super) events: BoxStream<'static, Event>,
     socket: Socket,
@@ -39,7 +42,7 @@ impl Link {
     /// Connects for publishing: topology asked for, exchanges checked, confirms on.
     pub(super) async fn open(options: &Options, target: &Target) -> Result<Self, Fault> {
         within_deadline(target, async {
-            let link = Self::connect(options, target).await?;
+            let link = Self::connect(options, target, Returns::of_a_publisher()).await?;
             link.channel
                 .confirm_select(ConfirmSelectOptions::default())
                 .await
@@ -50,12 +53,12 @@ impl Link {
     }
 
     /// Connects; topology asked for, exchanges checked, a channel open. Not under a deadline of its own.
-    pub(super) async fn connect(options: &Options, target: &Target) -> Result<Self, Fault> {
+    pub(super) async fn connect(options: &Options, target: &Target, returns: Returns) -> Result<Self, Fault> {
         let unreachable =
             |error: io::Error| Fault::new(FaultClass::Outage, format!("cannot connect to {target}: {error}"));
         let stream = connect_tcp(target).await.map_err(unreachable)?;
         let socket = Socket::of(&stream).map_err(unreachable)?;
-        let stream = AsyncTcpStream::Plain(secure(stream, options, target).await?);
+        let stream = AsyncTcpStream::Plain(secure(stream, options, target, returns.clone()).await?);
         let ready = Mutex::new(Some(stream));
         let properties = ConnectionProperties::default()
             .with_auth_provider(target.credentials.clone())
@@ -71,11 +74,10 @@ impl Link {
             Connection::connector(target.to_lapin(heartbeat), transport::runtime(), take_ready, properties)
                 .await
                 .map_err(|error| classify(&error, Phase::Connect))?;
-        options.topology.set_up(&connection, &options.required_exchanges).await?;
+        let channel = options.topology.set_up(&connection, &options.required_exchanges).await?;
         // Only now: a channel that was closed while declaring ends nothing.
         let events = connection.events_listener().boxed();
-        let channel = connection.create_channel().await.map_err(|error| classify(&error, Phase::Connect))?;
-        Ok(Self { connection, channel, events, socket })
+        Ok(Self { connection: Arc::new(connection), channel, returns, events, socket })
     }
 
     /// Whether connection and channel are as they were opened.
@@ -110,22 +112,33 @@ pub(super) async fn within_deadline<T>(
 
 /// TLS over the stream, if the URI asks for it.
 #[cfg(feature = "tls")]
-async fn secure(stream: TcpStream, options: &Options, target: &Target) -> Result<Transport, Fault> {
+async fn secure(
+    stream: TcpStream,
+    options: &Options,
+    target: &Target,
+    returns: Returns,
+) -> Result<Transport, Fault> {
+    let inbound = Inbound::new(options.body_bytes_max, returns);
     if !target.tls {
-        return Ok(Transport::plain(stream, options.body_bytes_max));
+        return Ok(Transport::plain(stream, inbound));
     }
     let tls = options.tls.clone().unwrap_or_default();
-    Ok(Transport::tls(tls.secure(stream, target).await?, options.body_bytes_max))
+    Ok(Transport::tls(tls.secure(stream, target).await?, inbound))
 }
 
 #[cfg(not(feature = "tls"))]
 #[expect(clippy::unused_async, reason = "the same shape as with TLS")]
-async fn secure(stream: TcpStream, options: &Options, target: &Target) -> Result<Transport, Fault> {
+async fn secure(
+    stream: TcpStream,
+    options: &Options,
+    target: &Target,
+    returns: Returns,
+) -> Result<Transport, Fault> {
     // `Target::parse` has refused `amqps://`. Held here too, since the cost of being wrong is plain text.
     if target.tls {
         return Err(Fault::new(FaultClass::Config, "TLS is not compiled in"));
     }
-    Ok(Transport::plain(stream, options.body_bytes_max))
+    Ok(Transport::plain(stream, Inbound::new(options.body_bytes_max, returns)))
 }
 
 /// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it.

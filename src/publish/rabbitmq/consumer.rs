@@ -30,7 +30,7 @@ use super::cancelled;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
-use super::inbound::NOT_TAKEN_IN;
+use super::inbound::{NOT_TAKEN_IN, Returns};
 use super::options::Options;
 use super::rota::Rota;
 use super::stream;
@@ -124,7 +124,7 @@ async fn open(
     subscription: &Subscription,
 ) -> Result<(Link, Consumer), Fault> {
     within_deadline(target, async {
-        let link = Link::connect(options, target).await?;
+        let link = Link::connect(options, target, Returns::of_a_consumer()).await?;
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consumer = link

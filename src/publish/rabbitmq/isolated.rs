@@ -1,74 +1,162 @@
-//! Messages under suspicion, one at a time, on a connection of their own.
+//! Messages apart from the window: what may have closed a channel, and what is for a destination that is silent.
 //!
-//! **Invariants.** Each gets exactly one outcome, also when the thread ends. Nothing here touches the window's
-//! connection.
+//! Each has a channel of its own on the window's connection, so that a broker that allows one connection is enough. What may end a
+//! whole connection goes over one of its own, if the broker takes it; and so does everything where there is no second channel.
+//!
+//! **Invariants.** Each message gets exactly one outcome, also when the thread ends; after *silent* perhaps one more. None waits for
+//! another's confirm, but over the connection of its own. What goes wrong is told.
 
-use std::sync::Arc;
+use std::hash::BuildHasher;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use lapin::Confirmation;
+use lapin::options::ConfirmSelectOptions;
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation, Connection, ConnectionStatus};
+use rustc_hash::FxBuildHasher;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tracing::debug;
 
-use crate::message::{Fault, FaultClass, Outcome, Outgoing};
+use crate::limits::{CLOSE_MS_MAX, CONNECT_MS_MAX, SILENT_CHANNELS_MAX};
+use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::publish::{PublisherEvent, PublisherEvents};
+use crate::time::Deadline;
 
 use super::background::Stop;
-use super::classify::{Phase, classify};
+use super::classify::{Phase, classify, ends_the_connection};
 use super::connection::Link;
+use super::inbound::Returns;
 use super::options::Options;
-use super::publisher::{Prepared, return_fault};
+use super::publisher::{Prepared, no_confirm_within};
 use super::rota::Rota;
 
 /// A connection that nobody needs any more is given back after this.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Publishes suspects until it is told to stop.
+/// What the window's connection is, for those that publish beside the window.
+#[derive(Default)]
+pub(super) struct Apart {
+    connection: Mutex<Option<Beside>>,
+    /// A message has ended a whole connection: suspects go over one of their own.
+    ends_connections: AtomicBool,
+}
+
+#[derive(Clone)]
+struct Beside {
+    connection: Weak<Connection>,
+    returns: Returns,
+}
+
+impl Apart {
+    pub(super) fn connected(&self, link: &Link) {
+        let beside = Beside { connection: Arc::downgrade(&link.connection), returns: link.returns.clone() };
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(beside);
+    }
+
+    /// The connection has ended, for this reason if there is one.
+    pub(super) fn disconnected(&self, fault: Option<&Fault>) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if fault.is_some_and(ends_the_connection) {
+            self.ends_connections.store(true, Ordering::Release);
+        }
+    }
+
+    fn beside(&self) -> Option<(Arc<Connection>, Returns)> {
+        let beside = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some((beside.connection.upgrade()?, beside.returns))
+    }
+}
+
+/// What all of them share.
+struct Shared {
+    options: Arc<Options>,
+    events: PublisherEvents,
+    apart: Arc<Apart>,
+    own: tokio::sync::Mutex<Own>,
+}
+
+/// The connection of their own.
+struct Own {
+    link: Option<Link>,
+    rota: Rota,
+    /// No broker has taken it: until then none is asked.
+    refused: Option<(Instant, Fault)>,
+}
+
+/// Publishes isolated messages until it is told to stop.
 pub(super) async fn run(
     options: Arc<Options>,
-    mut suspects: mpsc::Receiver<Outgoing>,
+    mut messages: mpsc::Receiver<Outgoing>,
     events: PublisherEvents,
+    apart: Arc<Apart>,
     mut stop: Stop,
 ) {
-    let mut link: Option<Link> = None;
-    let mut rota = Rota::new(options.targets.len(), options.backoff);
-    loop {
-        let next = if link.is_some() {
-            stop.or(tokio::time::timeout(IDLE, suspects.recv())).await
-        } else {
-            stop.or(async { Ok(suspects.recv().await) }).await
-        };
-        let suspect = match next {
-            None | Some(Ok(None)) => break,
-            Some(Ok(Some(suspect))) => suspect,
-            Some(Err(_)) => {
-                if let Some(link) = link.take() {
-                    link.close(stop.time_to_close()).await;
-                }
-                continue;
-            }
-        };
-        let ticket = suspect.ticket;
-        let one = publish_one(&mut link, &options, &mut rota, suspect);
-        let (outcome, rest) =
-            stop.or(one).await.unwrap_or_else(|| (Outcome::Unknown(stopped()), Duration::ZERO));
-        debug!(?ticket, "isolated message settled");
-        let away = matches!(outcome, Outcome::Unknown(_));
-        if !events.send(PublisherEvent::Outcomes(vec![(ticket, outcome)])) {
-            break;
-        }
-        // The relay may hand the same one over at once; a broker that is away is not asked in a tight loop.
-        let pause = if away { rest.max(options.backoff.0) } else { Duration::ZERO };
-        if !pause.is_zero() && stop.or(tokio::time::sleep(pause)).await.is_none() {
-            break;
+    let rota = Rota::new(options.targets.len(), options.backoff);
+    let own = tokio::sync::Mutex::new(Own { link: None, rota, refused: None });
+    let shared = Arc::new(Shared { options, events, apart, own });
+    let mut tasks = Tasks::default();
+    while let Some(next) = stop.or(tokio::time::timeout(IDLE, messages.recv())).await {
+        match next {
+            Ok(None) => break,
+            Ok(Some(outgoing)) => tasks.begin(&shared, outgoing, stop.clone()),
+            Err(_) => shared.rest(&stop).await,
         }
     }
-    suspects.close();
-    while let Some(suspect) = suspects.recv().await {
-        events.send(PublisherEvent::Outcomes(vec![(suspect.ticket, Outcome::Unknown(stopped()))]));
+    messages.close();
+    while let Some(outgoing) = messages.recv().await {
+        shared.tell(outgoing.ticket, Outcome::Unknown(stopped()));
     }
+    // They see the stop too.
+    tasks.end().await;
+    let link = shared.own.lock().await.link.take();
     if let Some(link) = link {
         link.close(stop.time_to_close()).await;
+    }
+}
+
+/// Those that are under way, or listen for a late word.
+#[derive(Default)]
+struct Tasks(Vec<Task>);
+
+struct Task {
+    destination: u64,
+    handle: JoinHandle<()>,
+    /// It has told its outcome, and only listens.
+    told: Arc<AtomicBool>,
+}
+
+impl Tasks {
+    fn begin(&mut self, shared: &Arc<Shared>, outgoing: Outgoing, mut stop: Stop) {
+        let destination = FxBuildHasher.hash_one((&outgoing.exchange, &outgoing.routing_key));
+        self.0.retain(|task| !task.handle.is_finished());
+        // A newer message asks the same destination: its word is as good.
+        let older = self.0.iter().filter(|task| task.destination == destination);
+        let too_many = (self.0.len() + 1).saturating_sub(SILENT_CHANNELS_MAX);
+        for task in older.chain(self.0.iter().take(too_many)) {
+            if task.told.load(Ordering::Acquire) {
+                task.handle.abort();
+            }
+        }
+        let told = Arc::new(AtomicBool::new(false));
+        let task = (Arc::clone(shared), Arc::clone(&told));
+        let handle = tokio::spawn(async move {
+            let ((shared, told), ticket) = (task, outgoing.ticket);
+            let ended = stop.or(shared.publish(outgoing, &told)).await;
+            if ended.is_none() && !told.load(Ordering::Acquire) {
+                shared.tell(ticket, Outcome::Unknown(stopped()));
+            }
+        });
+        self.0.push(Task { destination, handle, told });
+    }
+
+    async fn end(self) {
+        for task in self.0 {
+            // An error says that it was given up, having told its outcome.
+            _ = task.handle.await;
+        }
     }
 }
 
@@ -76,83 +164,209 @@ fn stopped() -> Fault {
     Fault::new(FaultClass::Outage, "the publisher was stopped")
 }
 
-/// Tells what became of it, and for how long no broker should be asked. A broker that gives no answer, or a nack, hands over to the next: it
-/// may be half dead while the others are well.
-async fn publish_one(
-    slot: &mut Option<Link>,
-    options: &Options,
-    rota: &mut Rota,
-    suspect: Outgoing,
-) -> (Outcome, Duration) {
-    let link = match slot.take().filter(Link::is_alive) {
-        Some(link) => link,
-        None => match open_any(options, rota).await {
-            Ok(link) => link,
-            Err((fault, rest)) => return (Outcome::Unknown(fault), rest),
-        },
-    };
-    let outcome = publish_over(link, slot, options, suspect).await;
-    match outcome {
-        Outcome::Unknown(_) | Outcome::Nacked => {
-            _ = rota.lost(FaultClass::Outage, Duration::ZERO, false, Instant::now());
-        }
-        _ => rota.answered(),
+/// One message and the channel that it goes over.
+struct Voice<'a> {
+    channel: &'a Channel,
+    status: ConnectionStatus,
+    returns: &'a Returns,
+    /// Whether a word is waited for that comes too late.
+    listens: bool,
+}
+
+/// Whether a connection is as good as new.
+type IsGood = bool;
+
+impl Shared {
+    fn tell(&self, ticket: Ticket, outcome: Outcome) {
+        // It fails when the relay is gone: then all of this ends.
+        _ = self.events.send(PublisherEvent::Outcomes(vec![(ticket, outcome)]));
     }
-    (outcome, Duration::ZERO)
-}
 
-/// Leaves the connection in `slot` only when it is as good as new.
-async fn publish_over(link: Link, slot: &mut Option<Link>, options: &Options, suspect: Outgoing) -> Outcome {
-    let frame_bytes_max = link.connection.configuration().frame_max() as usize;
-    let prepared = match Prepared::new(&suspect, frame_bytes_max) {
-        Ok(prepared) => prepared,
-        Err(fault) => {
-            *slot = Some(link);
-            return Outcome::Refused(fault);
+    /// Nobody has needed the connection for a while.
+    async fn rest(&self, stop: &Stop) {
+        self.apart.ends_connections.store(false, Ordering::Release);
+        // One that is in use is held.
+        let link = self.own.try_lock().ok().and_then(|mut own| own.link.take());
+        if let Some(link) = link {
+            link.close(stop.time_to_close()).await;
         }
-    };
-    let confirmation = tokio::time::timeout(options.confirm_deadline, prepared.send(&link.channel)).await;
-    let outcome = match confirmation {
-        Err(_) => {
-            let text = format!("no confirm within {} s", options.confirm_deadline.as_secs_f64());
-            return Outcome::Unknown(Fault::new(FaultClass::Outage, text));
-        }
-        Ok(Err(error)) => {
-            let fault = classify(&error, Phase::Publish);
-            debug!(%fault, "isolated message failed");
-            return match fault.class {
-                FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
-                _ => Outcome::Unknown(fault),
-            };
-        }
-        Ok(Ok(Confirmation::NotRequested)) => {
-            return Outcome::Unknown(Fault::new(FaultClass::Outage, "the channel is not in confirm mode"));
-        }
-        // Alone on its channel, so a return is its own.
-        Ok(Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)))) => {
-            Outcome::Returned(return_fault(&returned))
-        }
-        Ok(Ok(Confirmation::Ack(None))) => Outcome::Confirmed,
-        // Perhaps only on this channel (see `nacks`): the next one gets another.
-        Ok(Ok(Confirmation::Nack(None))) => return Outcome::Nacked,
-    };
-    *slot = Some(link);
-    outcome
-}
+    }
 
-/// Asks each broker once, as the window's connection does. If all fail: how long those rest that have refused us.
-async fn open_any(options: &Options, rota: &mut Rota) -> Result<Link, (Fault, Duration)> {
-    loop {
-        let Some(target) = options.targets.get(rota.at()) else { return Err((stopped(), Duration::ZERO)) };
-        let fault = match Link::open(options, target).await {
-            Ok(link) => return Ok(link),
-            Err(fault) => fault,
+    /// Publishes one and tells what became of it. Where the first way leads nowhere, the other is tried.
+    async fn publish(&self, outgoing: Outgoing, told: &AtomicBool) {
+        let ticket = outgoing.ticket;
+        let own_first = self.apart.ends_connections.load(Ordering::Acquire);
+        let first = if own_first {
+            self.over_own(outgoing.clone(), told).await
+        } else {
+            self.beside(outgoing.clone(), told).await
         };
-        debug!(broker = %target, %fault, "no connection for isolated messages");
-        let wait = rota.refused(fault.class, Instant::now());
-        if !wait.is_zero() {
-            let rest = if fault.class == FaultClass::Config { wait } else { Duration::ZERO };
-            return Err((fault, rest));
+        let Err(first) = first else { return };
+        debug!(fault = %first, "an isolated message finds no way");
+        let second =
+            if own_first { self.beside(outgoing, told).await } else { self.over_own(outgoing, told).await };
+        let Err(mut fault) = second else { return };
+        if fault.text != first.text {
+            fault.text = format!("{}; and {first}", fault.text);
+        }
+        // The relay may hand the same one over at once; a broker that is away is not asked in a tight loop.
+        tokio::time::sleep(self.options.backoff.0).await;
+        self.tell(ticket, Outcome::Unknown(fault));
+        told.store(true, Ordering::Release);
+    }
+
+    /// Over a second channel of the window's connection. An error says why there is none.
+    async fn beside(&self, outgoing: Outgoing, told: &AtomicBool) -> Result<(), Fault> {
+        let gone = || Fault::new(FaultClass::Outage, "not sent: the connection is over");
+        let (connection, returns) = self.apart.beside().ok_or_else(gone)?;
+        let frame_bytes_max = connection.configuration().frame_max() as usize;
+        let channel = open_channel(&connection).await?;
+        let status = connection.status().clone();
+        // It is the window's: it ends when that ends.
+        drop(connection);
+        let voice = Voice { channel: &channel, status, returns: &returns, listens: true };
+        self.speak(&voice, frame_bytes_max, outgoing, told).await;
+        if channel.status().connected() {
+            let goodbye = channel.close(200, ShortString::from("bye"));
+            // It closes when it is dropped, too, but without the answer.
+            _ = tokio::time::timeout(Duration::from_millis(CLOSE_MS_MAX), goodbye).await;
+        }
+        Ok(())
+    }
+
+    /// Over the connection of their own. An error says why there is none.
+    async fn over_own(&self, outgoing: Outgoing, told: &AtomicBool) -> Result<(), Fault> {
+        let mut own = self.own.lock().await;
+        let link = match own.link.take().filter(Link::is_alive) {
+            Some(link) => link,
+            None => match own.open(&self.options).await {
+                Ok(link) => link,
+                Err(fault) => {
+                    self.events.send(PublisherEvent::Trouble(fault.clone()));
+                    return Err(fault);
+                }
+            },
+        };
+        let frame_bytes_max = link.connection.configuration().frame_max() as usize;
+        let status = link.connection.status().clone();
+        let voice = Voice { channel: &link.channel, status, returns: &link.returns, listens: false };
+        if self.speak(&voice, frame_bytes_max, outgoing, told).await {
+            own.rota.answered();
+            own.link = Some(link);
+        } else if !link.is_alive() {
+            // A broker that gives no answer hands over to the next: it may be half dead while the others are well.
+            _ = own.rota.lost(FaultClass::Outage, Duration::ZERO, false, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Publishes, waits for the broker's word and tells it.
+    async fn speak(
+        &self,
+        voice: &Voice<'_>,
+        frame_bytes_max: usize,
+        outgoing: Outgoing,
+        told: &AtomicBool,
+    ) -> IsGood {
+        let ticket = outgoing.ticket;
+        let tell = |outcome| {
+            debug!(?ticket, "isolated message settled");
+            told.store(true, Ordering::Release);
+            self.tell(ticket, outcome);
+        };
+        let prepared = match Prepared::new(&outgoing, frame_bytes_max) {
+            Ok(prepared) => prepared,
+            Err(fault) => {
+                tell(Outcome::Refused(fault));
+                return true;
+            }
+        };
+        let mut confirm = pin!(prepared.send(voice.channel));
+        let confirmation = loop {
+            match tokio::time::timeout(self.options.confirm_deadline, &mut confirm).await {
+                Ok(confirmation) => break confirmation,
+                // Time during which the broker blocks publishers does not count.
+                Err(_) if voice.status.blocked() => {}
+                Err(_) => {
+                    tell(Outcome::Silent(no_confirm_within(self.options.confirm_deadline)));
+                    if !voice.listens {
+                        return false;
+                    }
+                    break confirm.await;
+                }
+            }
+        };
+        let is_late = told.load(Ordering::Acquire);
+        let returned = voice.returns.take(voice.channel.id()).into_iter();
+        let returned = returned.map(|returned| returned.fault).next();
+        let outcome = match (confirmation, returned) {
+            (Err(_), _) if is_late => return false,
+            (Err(error), _) => {
+                let fault = classify(&error, Phase::Publish);
+                debug!(%fault, "isolated message failed");
+                if ends_the_connection(&fault) {
+                    self.apart.ends_connections.store(true, Ordering::Release);
+                }
+                tell(match fault.class {
+                    FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
+                    _ => Outcome::Unknown(fault),
+                });
+                return false;
+            }
+            (Ok(Confirmation::NotRequested), _) => {
+                let fault = Fault::new(FaultClass::Outage, "the channel is not in confirm mode");
+                tell(Outcome::Unknown(fault));
+                return false;
+            }
+            // Alone on its channel, so a return is its own.
+            (Ok(_), Some(fault)) => Outcome::Returned(fault),
+            (Ok(Confirmation::Ack(_)), None) => Outcome::Confirmed,
+            (Ok(Confirmation::Nack(_)), None) => Outcome::Nacked,
+        };
+        // Perhaps it nacks only on this channel (see `nacks`): the next one gets another.
+        let is_good = outcome != Outcome::Nacked;
+        tell(outcome);
+        is_good
+    }
+}
+
+async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
+    let fault = |error: lapin::Error| classify(&error, Phase::Connect);
+    let open = async {
+        let channel = connection.create_channel().await.map_err(fault)?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(fault)?;
+        Ok(channel)
+    };
+    let deadline = Duration::from_millis(CONNECT_MS_MAX);
+    tokio::time::timeout(deadline, open).await.unwrap_or_else(|_| {
+        let text = format!("the broker opened no second channel within {} s", deadline.as_secs());
+        Err(Fault::new(FaultClass::Outage, text))
+    })
+}
+
+impl Own {
+    /// Asks each broker once, as the window's connection does. If all have refused us, they rest.
+    async fn open(&mut self, options: &Options) -> Result<Link, Fault> {
+        if let Some((until, fault)) = &self.refused
+            && Instant::now() < *until
+        {
+            return Err(fault.clone());
+        }
+        self.refused = None;
+        loop {
+            let Some(target) = options.targets.get(self.rota.at()) else { return Err(stopped()) };
+            let fault = match Link::open(options, target).await {
+                Ok(link) => return Ok(link),
+                Err(fault) => fault,
+            };
+            debug!(broker = %target, %fault, "no connection for isolated messages");
+            let wait = self.rota.refused(fault.class, Instant::now());
+            if wait.is_zero() {
+                continue;
+            }
+            let until = Deadline::from(Instant::now(), wait).instant();
+            self.refused = until.map(|until| (until, fault.clone()));
+            return Err(fault);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | `background`, `rota`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
+//! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
 //! | `publisher`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
 //! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
 //!
@@ -194,8 +195,9 @@ impl RabbitMq {
         self
     }
 
-    /// How long a confirm may take, 60 s by default. After it the connection is given up and everything in flight is
-    /// unknown. Time during which the broker blocks publishers does not count.
+    /// How long a confirm may take, 60 s by default. After it the message is [silent](Outcome::Silent), and the relay sets its
+    /// destination apart. If no younger message has a confirm either, the connection is made anew. Time during which the
+    /// broker blocks publishers does not count.
     ///
     /// ```
     /// use std::time::Duration;
@@ -321,13 +323,15 @@ impl Publisher for RabbitMq {
             let (options, events, current) =
                 (Arc::new(self.options.clone()), events.clone(), Arc::clone(&current));
             move |stop| async move {
+                let apart = Arc::new(isolated::Apart::default());
                 let isolated = tokio::spawn(isolated::run(
                     Arc::clone(&options),
                     suspect_inbox,
                     events.clone(),
+                    Arc::clone(&apart),
                     stop.clone(),
                 ));
-                publisher::run(options, inbox, events, current, stop).await;
+                publisher::run(options, inbox, events, current, apart, stop).await;
                 // It ends for the same reasons; its messages want their outcomes.
                 let _ = isolated.await;
             }

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, FutureExt, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Event};
@@ -29,10 +28,12 @@ use super::background::Stop;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
+use super::inbound::Returns;
+use super::isolated::Apart;
 use super::nacks::{Destination, Nacks};
 use super::options::Options;
 use super::rota::Rota;
-use super::settle::{Ledger, Word};
+use super::settle::{Ledger, Silence, Word};
 
 /// Commands taken in at one turn.
 const BATCH: usize = 512;
@@ -50,6 +51,9 @@ const LOT_PATIENCE: Duration = Duration::from_millis(1);
 /// How long to wait for the broker's own word after an echo of it (`channel is closing`) was seen.
 const TELLING: Duration = Duration::from_millis(500);
 
+/// After an error somewhere on the connection, its state is looked at again.
+const OVERHEARD: Duration = Duration::from_millis(50);
+
 /// One message of the window.
 pub(super) type Command = (Epoch, Outgoing);
 
@@ -59,6 +63,7 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<Command>,
     events: PublisherEvents,
     current: Arc<AtomicU64>,
+    apart: Arc<Apart>,
     mut stop: Stop,
 ) {
     let mut rota = Rota::new(options.targets.len(), options.backoff);
@@ -68,6 +73,7 @@ pub(super) async fn run(
         let Some(target) = options.targets.get(rota.at()) else { return };
         let attempt = without_commands(&mut commands, Link::open(&options, target));
         let Some(attempt) = stop.or(attempt).await else { return };
+        let mut tidying = None;
         let (fault, wait) = match attempt {
             Err(fault) => {
                 let wait = rota.refused(fault.class, Instant::now());
@@ -78,6 +84,7 @@ pub(super) async fn run(
                 debug!(broker = %target, epoch = number, "publisher connected");
                 let began = Instant::now();
                 current.store(number, Ordering::Release);
+                apart.connected(&link);
                 if !events.send(PublisherEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
@@ -86,6 +93,10 @@ pub(super) async fn run(
                 let (end, worked) =
                     serve(&mut link, window, epoch, &options, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
+                apart.disconnected(match &end {
+                    End::Fault(fault) => Some(fault),
+                    End::Stop => None,
+                });
                 let fault = match end {
                     End::Fault(fault) => fault,
                     End::Stop => {
@@ -95,7 +106,10 @@ pub(super) async fn run(
                     }
                 };
                 // First the news, then the tidying: the relay need not wait for a broker that does not answer.
-                tokio::spawn(link.close(stop.time_to_close()));
+                let tidy = tokio::spawn(link.close(stop.time_to_close()));
+                // The broker is well, and is asked again: where it allows one connection, the last one is to be gone.
+                tidying =
+                    matches!(fault.class, FaultClass::Message | FaultClass::Destination).then_some(tidy);
                 let wait = rota.lost(fault.class, began.elapsed(), worked, Instant::now());
                 (target.naming(fault), wait)
             }
@@ -109,7 +123,13 @@ pub(super) async fn run(
             return;
         }
         debug!(broker = %target, wait_ms = as_ms(wait), "next connection attempt");
-        let wait = without_commands(&mut commands, tokio::time::sleep(wait));
+        let wait = without_commands(&mut commands, async {
+            tokio::time::sleep(wait).await;
+            if let Some(tidy) = tidying {
+                // It ends in time, whatever the broker does.
+                _ = tidy.await;
+            }
+        });
         if stop.or(wait).await.is_none() {
             return;
         }
@@ -198,18 +218,29 @@ async fn serve(
         let result = match turn {
             Turn::Stop | Turn::Commands(0) => break End::Stop,
             Turn::Commands(_) | Turn::Patience | Turn::Again => Ok(()),
+            // Of a message that was isolated on a channel of its own: the window's is as it was. It is looked at again soon.
+            Turn::Connection(Some(Event::Error(error))) if link.is_alive() => {
+                window.overheard = Some(error);
+                timer.set(tokio::time::sleep(OVERHEARD));
+                Ok(())
+            }
             Turn::Connection(event) => window.connection(event, events),
             Turn::Confirm(confirmed) => window.confirmed(confirmed),
             Turn::Tick => {
                 timer.set(tokio::time::sleep(window.next_tick(tick, options.confirm_deadline)));
-                if link.is_alive() { window.check_age(options.confirm_deadline) } else { Err(Broken::Echo) }
+                let overheard = window.overheard.take();
+                if link.is_alive() {
+                    window.check_age(options.confirm_deadline)
+                } else {
+                    Err(overheard.map_or(Broken::Echo, Broken::from))
+                }
             }
         };
         // Confirms and commands are both taken in at every turn, so that neither waits for a flood of the other.
         // Confirms also after an error: what is confirmed needs no resend.
         let mut result = worse(result, window.take_ready_confirms());
         let held_before = window.holds_outcomes();
-        window.settle();
+        result = worse(result, window.settle());
         if patience_over || result.is_err() || window.has_lot() {
             if window.tell_settled(events).is_err() {
                 break End::Stop;
@@ -228,14 +259,15 @@ async fn serve(
         }
         if let Err(broken) = result {
             let fault = window.why(broken, link).await;
-            window.settle();
+            // What is wrong is known already.
+            _ = window.settle();
             if window.tell_settled(events).is_err() {
                 break End::Stop;
             }
             break End::Fault(fault);
         }
     };
-    window.settle();
+    _ = window.settle();
     let _ = window.tell_settled(events);
     window.unblock(events);
     (end, window.worked)
@@ -275,6 +307,9 @@ struct Window<'a> {
     worked: bool,
     /// A confirm was noted while publishing, after this turn had settled: there is to be another turn.
     noted: bool,
+    returns: Returns,
+    /// An error of another channel, or of this connection where its state has not changed yet.
+    overheard: Option<lapin::Error>,
     nacks: &'a mut Nacks,
 }
 
@@ -289,6 +324,8 @@ impl<'a> Window<'a> {
             clock: UnblockedClock::new(),
             worked: false,
             noted: false,
+            returns: link.returns.clone(),
+            overheard: None,
             nacks,
         }
     }
@@ -311,8 +348,6 @@ impl<'a> Window<'a> {
         // again, with a waker.
         match (&mut confirm).now_or_never() {
             Some((_, _, Err(error))) => return Err(error.into()),
-            // Noted at once: it may carry the return of an older message whose own confirm stands in the set already, and so would be
-            // settled before this one if this one were put behind it.
             Some(confirmed) => {
                 self.noted = true;
                 self.confirmed(confirmed)?;
@@ -339,9 +374,10 @@ impl<'a> Window<'a> {
     }
 
     fn confirmed(&mut self, (tag, destination, confirmation): Confirmed) -> Result<(), Broken> {
-        let (word, returned) = match confirmation? {
-            Confirmation::Ack(returned) => (Word::Ack, returned),
-            Confirmation::Nack(returned) => (Word::Nack, returned),
+        // Which return is whose is ours to say (see `settle`): lapin sees none.
+        let word = match confirmation? {
+            Confirmation::Ack(_) => Word::Ack,
+            Confirmation::Nack(_) => Word::Nack,
             Confirmation::NotRequested => {
                 return Err(Broken::Fault(Fault::new(
                     FaultClass::Outage,
@@ -358,14 +394,6 @@ impl<'a> Window<'a> {
             }
             Word::Nack => self.nacks.nacked(destination, Instant::now()),
         };
-        #[cfg(onewrite_mutations)]
-        if let Some(returned) = &returned
-            && crate::mutations::mutated("trust-return-pairing")
-        {
-            self.ledger.returned_with(tag, &return_fault(returned));
-            return Ok(());
-        }
-        self.returned(returned)?;
         if stuck {
             let text = "the broker nacks every message of a destination: perhaps only on this channel";
             return Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
@@ -373,18 +401,22 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    fn returned(&mut self, returned: Option<BasicReturnMessage>) -> Result<(), Broken> {
-        let Some(returned) = returned else { return Ok(()) };
-        // Not of this confirm: of whichever message has this id.
-        let id = returned.properties.message_id().as_ref().map_or("", ShortString::as_str);
-        self.ledger.returned(id, &return_fault(&returned)).map_err(|_| {
-            error!("a message was returned after its outcome was told; the pairing of returns and confirms is broken");
-            Broken::Fault(Fault::new(FaultClass::Outage, "a message was returned after its outcome was told"))
-        })
-    }
-
-    fn settle(&mut self) {
+    /// Every confirm that has been noted is settled: the returns that came before it are taken now.
+    fn settle(&mut self) -> Result<(), Broken> {
+        #[cfg(onewrite_mutations)]
+        if crate::mutations::mutated("ignore-returns") {
+            _ = self.returns.take(self.channel.id());
+        }
+        let mut result = Ok(());
+        for returned in self.returns.take(self.channel.id()) {
+            if self.ledger.returned(&returned.id, &returned.fault).is_err() {
+                error!("a message was returned that is not in flight, or whose outcome was told");
+                let text = "a message was returned that is not in flight, or whose outcome was told";
+                result = Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+            }
+        }
         self.ledger.settle_into(&mut self.settled);
+        result
     }
 
     fn holds_outcomes(&self) -> bool {
@@ -428,13 +460,18 @@ impl<'a> Window<'a> {
         }
     }
 
-    fn check_age(&self, deadline: Duration) -> Result<(), Broken> {
-        match self.ledger.oldest_since_ms() {
-            Some(since_ms) if self.clock.now_ms().saturating_sub(since_ms) >= as_ms(deadline) => {
-                let text = format!("no confirm within {} s", deadline.as_secs_f64());
-                Err(Broken::Fault(Fault::new(FaultClass::Outage, text)))
+    /// Tells of what has waited for its word for too long. If nothing says that the channel lives, it is given up: RabbitMQ 3.10 stops
+    /// reading a channel at the first message for a quorum queue without a leader.
+    fn check_age(&mut self, deadline: Duration) -> Result<(), Broken> {
+        let Some(until_ms) = self.clock.now_ms().checked_sub(as_ms(deadline)) else { return Ok(()) };
+        let fault = no_confirm_within(deadline);
+        match self.ledger.silent_into(until_ms, &fault, &mut self.settled) {
+            Silence::None => Ok(()),
+            Silence::OfSome => {
+                debug!(%fault, "some messages get no confirm");
+                Ok(())
             }
-            _ => Ok(()),
+            Silence::OfAll => Err(Broken::Fault(fault)),
         }
     }
 
@@ -472,13 +509,9 @@ impl<'a> Window<'a> {
     }
 }
 
-/// What the broker says of an unroutable message.
-pub(super) fn return_fault(returned: &BasicReturnMessage) -> Fault {
-    let text = format!(
-        "{}: exchange `{}`, routing key `{}`",
-        returned.reply_text, returned.exchange, returned.routing_key
-    );
-    Fault::with_code(FaultClass::Destination, returned.reply_code, text)
+/// What is said of a message without a word.
+pub(super) fn no_confirm_within(deadline: Duration) -> Fault {
+    Fault::new(FaultClass::Outage, format!("no confirm within {} s", deadline.as_secs_f64()))
 }
 
 /// A message that is known to be encodable.

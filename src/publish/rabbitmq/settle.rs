@@ -1,23 +1,15 @@
 //! Which outcome belongs to which message. Pure: no I/O, no clock, no lapin.
 //!
-//! lapin hands the oldest waiting `basic.return` to whichever confirm completes next, so a return says nothing of the
-//! confirm that carries it. Two rules make it right again:
+//! The broker's confirms name tags, and may come in any order: each settles its own message and waits for no other. A return names no
+//! tag. It is matched by the message's own id, and the broker sends it before the confirm of the same message. So one rule
+//! makes every outcome right: **once confirms have been noted, all returns that came before them are noted too, and only then is anything
+//! settled.** `Returns` holds them in time (see there); lapin's own pairing of returns with confirms is not looked at.
 //!
-//! 1. A return is matched by the message's own id.
-//! 2. Only the contiguous prefix of tags that all have the broker's word is settled, and only after every confirm that
-//!    is ready has been taken in.
-//!
-//! Why that is enough: the broker sends returns in publish order, each before its own confirm. Each completed confirm
-//! takes the oldest waiting return, so never more returns wait than there are returned tags still without a word; and
-//! what waits are the youngest ones. Once every tag up to `x` has its word, only returns of tags beyond `x` can wait.
-//!
-//! So confirms are noted in the order in which they completed. The set of waiting confirms keeps to it, even where it hands out only some of
-//! those that are ready: they queue as they wake. One that is ready before it is put there must be noted at once: behind
-//! others it would be late, and with it a return of theirs.
+//! A message without any word for too long is told to be *silent*, once, and stays: its word may still come.
 //!
 //! A return that comes after its message was settled breaks the argument; it is reported, never passed over.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
@@ -25,12 +17,24 @@ use rustc_hash::FxBuildHasher;
 
 use crate::message::{Fault, Message, Outcome, Ticket};
 
+/// Places of settled messages that are kept between unsettled ones, beside as many as are unsettled.
+const HOLES_MAX: usize = 1024;
+
 /// The unsettled publishes of one channel, in publish order.
 #[derive(Debug)]
 pub(super) struct Ledger {
     /// Tag of the front slot.
     front: u64,
-    slots: VecDeque<Slot>,
+    /// The front one is unsettled.
+    slots: VecDeque<Option<Slot>>,
+    /// Unsettled ones that far younger ones have overtaken.
+    behind: BTreeMap<u64, Slot>,
+    /// Unsettled, and not told to be silent.
+    waiting: usize,
+    /// Confirms that are noted and not settled.
+    heard: Vec<(u64, Word)>,
+    /// The highest tag with a word.
+    highest: u64,
 }
 
 #[derive(Debug)]
@@ -40,8 +44,8 @@ struct Slot {
     /// Of its id: a whole window of them is looked through faster than one of texts.
     id_hash: u64,
     since_ms: u64,
-    word: Option<Word>,
     returned: Option<Fault>,
+    told_silent: bool,
 }
 
 /// The broker's confirm.
@@ -55,24 +59,43 @@ pub(super) enum Word {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LateReturn;
 
+/// What was found when the ages were looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// Nobody has waited too long.
+    None,
+    /// Some have, and younger ones have their word: the channel lives.
+    OfSome,
+    /// Some have, and no younger one has a word: nothing says that the channel lives.
+    OfAll,
+}
+
 impl Ledger {
     pub(super) fn new() -> Self {
-        Self { front: 1, slots: VecDeque::new() }
+        Self {
+            front: 1,
+            slots: VecDeque::new(),
+            behind: BTreeMap::new(),
+            waiting: 0,
+            heard: Vec::new(),
+            highest: 0,
+        }
     }
 
     /// Notes a publish. The tag counts from 1, as the broker's does.
     pub(super) fn published(&mut self, ticket: Ticket, message: Arc<Message>, since_ms: u64) -> u64 {
         let tag = self.front + self.slots.len() as u64;
         let id_hash = hash(message.message_id.as_deref().unwrap_or_default());
-        self.slots.push_back(Slot { ticket, message, id_hash, since_ms, word: None, returned: None });
+        let slot = Slot { ticket, message, id_hash, since_ms, returned: None, told_silent: false };
+        self.slots.push_back(Some(slot));
+        self.waiting += 1;
         tag
     }
 
     /// Notes the broker's word on one tag.
     pub(super) fn confirmed(&mut self, tag: u64, word: Word) {
-        if let Some(slot) = self.slot(tag) {
-            slot.word = Some(word);
-        }
+        self.heard.push((tag, word));
+        self.highest = self.highest.max(tag);
     }
 
     /// Notes that the message of this id came back. Where one id is in flight twice, both count as returned: which of
@@ -83,26 +106,19 @@ impl Ledger {
         let (id_hash, mut found) = (hash(id), Err(LateReturn));
         let has_it =
             |slot: &&mut Slot| slot.id_hash == id_hash && slot.message.message_id.as_deref() == Some(id);
-        for slot in self.slots.iter_mut().filter(has_it) {
+        for slot in self.slots.iter_mut().flatten().chain(self.behind.values_mut()).filter(has_it) {
             slot.returned = Some(fault.clone());
             found = Ok(());
         }
         found
     }
 
-    /// Takes the confirm that carries a return for its own.
-    #[cfg(onewrite_mutations)]
-    pub(super) fn returned_with(&mut self, tag: u64, fault: &Fault) {
-        if let Some(slot) = self.slot(tag) {
-            slot.returned = Some(fault.clone());
-        }
-    }
-
-    /// Takes out what is settled. Call it when every ready confirm has been noted.
+    /// Takes out what is settled. Call it when every return that came before the noted confirms has been noted.
     pub(super) fn settle_into(&mut self, settled: &mut Vec<(Ticket, Outcome)>) {
-        while let Some(word) = self.slots.front().and_then(|slot| slot.word) {
-            let Some(slot) = self.slots.pop_front() else { break };
-            self.front += 1;
+        let mut heard = std::mem::take(&mut self.heard);
+        for (tag, word) in heard.drain(..) {
+            let Some(slot) = self.take(tag) else { continue };
+            self.waiting -= usize::from(!slot.told_silent);
             let outcome = match (slot.returned, word) {
                 (Some(fault), _) => Outcome::Returned(fault),
                 (None, Word::Ack) => Outcome::Confirmed,
@@ -110,16 +126,73 @@ impl Ledger {
             };
             settled.push((slot.ticket, outcome));
         }
+        // Its room serves the next ones.
+        self.heard = heard;
+        self.tidy();
     }
 
-    /// Messages that are not settled.
+    /// Messages that wait for a word and are not told to be silent.
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.waiting
     }
 
-    /// When the oldest publish that waits for its word was made. Right after [`Ledger::settle_into`] it is the front one.
+    /// When the oldest of those was published.
     pub(super) fn oldest_since_ms(&self) -> Option<u64> {
-        self.slots.iter().find(|slot| slot.word.is_none()).map(|slot| slot.since_ms)
+        self.in_order().find(|(_, slot)| !slot.told_silent).map(|(_, slot)| slot.since_ms)
+    }
+
+    /// Tells of all that were published at or before `until_ms` that they are silent. They stay: a word on them may still come.
+    pub(super) fn silent_into(
+        &mut self,
+        until_ms: u64,
+        fault: &Fault,
+        settled: &mut Vec<(Ticket, Outcome)>,
+    ) -> Silence {
+        let mut oldest = None;
+        let behind = self.behind.iter_mut().map(|(tag, slot)| (*tag, slot));
+        let slots = (self.front..).zip(&mut self.slots).filter_map(|(tag, slot)| Some((tag, slot.as_mut()?)));
+        // In order of time, so the first that is young enough ends it.
+        for (tag, slot) in behind.chain(slots).take_while(|(_, slot)| slot.since_ms <= until_ms) {
+            if slot.told_silent {
+                continue;
+            }
+            oldest = oldest.or(Some(tag));
+            slot.told_silent = true;
+            // Its id is still needed, its payload is not.
+            let message_id = slot.message.message_id.clone();
+            slot.message = Arc::new(Message { message_id, ..Message::default() });
+            settled.push((slot.ticket, Outcome::Silent(fault.clone())));
+            self.waiting -= 1;
+        }
+        match oldest {
+            None => Silence::None,
+            Some(tag) if self.highest > tag => Silence::OfSome,
+            Some(_) => Silence::OfAll,
+        }
+    }
+
+    fn in_order(&self) -> impl Iterator<Item = (u64, &Slot)> {
+        let behind = self.behind.iter().map(|(tag, slot)| (*tag, slot));
+        behind.chain((self.front..).zip(&self.slots).filter_map(|(tag, slot)| Some((tag, slot.as_ref()?))))
+    }
+
+    fn take(&mut self, tag: u64) -> Option<Slot> {
+        let Some(index) = tag.checked_sub(self.front) else { return self.behind.remove(&tag) };
+        self.slots.get_mut(usize::try_from(index).ok()?)?.take()
+    }
+
+    /// Drops the settled front; moves what has been overtaken by many aside, so that they keep no room for those.
+    fn tidy(&mut self) {
+        let keeps = |slots: &VecDeque<Option<Slot>>, most| {
+            slots.front().is_none_or(|front| front.is_some() && slots.len() <= most)
+        };
+        let most = 2 * self.waiting + HOLES_MAX;
+        while !keeps(&self.slots, most) {
+            if let Some(slot) = self.slots.pop_front().flatten() {
+                self.behind.insert(self.front, slot);
+            }
+            self.front += 1;
+        }
     }
 
     #[cfg(test)]
@@ -131,12 +204,7 @@ impl Ledger {
 
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        self.slots.is_empty()
-    }
-
-    fn slot(&mut self, tag: u64) -> Option<&mut Slot> {
-        let index = usize::try_from(tag.checked_sub(self.front)?).ok()?;
-        self.slots.get_mut(index)
+        self.slots.is_empty() && self.behind.is_empty() && self.waiting == 0
     }
 }
 
@@ -155,33 +223,89 @@ mod tests {
         Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE")
     }
 
+    fn silence() -> Fault {
+        Fault::new(FaultClass::Outage, "no confirm")
+    }
+
     fn message(id: &str) -> Arc<Message> {
         Arc::new(Message { message_id: Some(id.into()), ..Message::default() })
     }
 
+    /// Goal: a message without a word delays no other's outcome. Method: the second and third of three get their words first.
     #[test]
-    fn nothing_is_settled_past_a_hole() {
+    fn a_hole_delays_nobody() {
         let mut ledger = Ledger::new();
         for n in 1..=3 {
             assert_eq!(ledger.published(Ticket(n), message(&format!("m{n}")), n), n);
         }
+        ledger.returned("m2", &no_route()).unwrap();
         ledger.confirmed(2, Word::Ack);
         ledger.confirmed(3, Word::Nack);
-        assert_eq!(ledger.settle(), []);
-        assert_eq!(ledger.oldest_since_ms(), Some(1));
-        ledger.returned("m2", &no_route()).unwrap();
-        ledger.confirmed(1, Word::Ack);
-        let settled = ledger.settle();
         assert_eq!(
-            settled,
-            [
-                (Ticket(1), Outcome::Confirmed),
-                (Ticket(2), Outcome::Returned(no_route())),
-                (Ticket(3), Outcome::Nacked)
-            ]
+            ledger.settle(),
+            [(Ticket(2), Outcome::Returned(no_route())), (Ticket(3), Outcome::Nacked)]
         );
-        assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none());
+        assert_eq!((ledger.oldest_since_ms(), ledger.len()), (Some(1), 1));
         assert_eq!(ledger.returned("m2", &no_route()), Err(LateReturn));
+        ledger.confirmed(1, Word::Ack);
+        assert_eq!(ledger.settle(), [(Ticket(1), Outcome::Confirmed)]);
+        assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none());
+    }
+
+    /// Goal: silence is told once, of those alone that have waited too long, and says whether the channel lives; a word that comes
+    /// late is still told. Method: four messages, words out of order, a look at the ages between them.
+    #[test]
+    fn silence_is_told_once_and_a_late_word_after_it() {
+        let mut ledger = Ledger::new();
+        for n in 1..=4 {
+            ledger.published(Ticket(n), message(&format!("m{n}")), 10 * n);
+        }
+        let mut told = Vec::new();
+        assert_eq!(ledger.silent_into(9, &silence(), &mut told), Silence::None);
+        ledger.confirmed(2, Word::Ack);
+        ledger.settle();
+        assert_eq!(ledger.silent_into(10, &silence(), &mut told), Silence::OfSome);
+        assert_eq!(told, [(Ticket(1), Outcome::Silent(silence()))]);
+        assert_eq!((ledger.len(), ledger.oldest_since_ms()), (2, Some(30)));
+        assert_eq!(
+            ledger.silent_into(40, &silence(), &mut told),
+            Silence::OfAll,
+            "3 and 4 have no younger one"
+        );
+        assert_eq!(told.len(), 3);
+        ledger.returned("m3", &no_route()).unwrap();
+        for tag in [3, 1] {
+            ledger.confirmed(tag, Word::Ack);
+        }
+        assert_eq!(
+            ledger.settle(),
+            [(Ticket(3), Outcome::Returned(no_route())), (Ticket(1), Outcome::Confirmed)]
+        );
+        assert_eq!(ledger.silent_into(99, &silence(), &mut told), Silence::None);
+        assert_eq!(ledger.len(), 0);
+    }
+
+    /// Goal: one that stays silent costs no memory for those that overtake it. Method: a hundred thousand pass by.
+    #[test]
+    fn what_is_overtaken_keeps_no_room_for_the_others() {
+        let mut ledger = Ledger::new();
+        for n in 1..=100_000_u64 {
+            let tag = ledger.published(Ticket(n), message("m"), n);
+            if n % 40_000 != 1 {
+                ledger.confirmed(tag, Word::Ack);
+                assert_eq!(ledger.settle().len(), 1);
+            }
+        }
+        assert!(ledger.slots.len() <= HOLES_MAX + 8, "{}", ledger.slots.len());
+        let mut told = Vec::new();
+        assert_eq!(ledger.silent_into(u64::MAX, &silence(), &mut told), Silence::OfSome);
+        let tickets: Vec<u64> = told.iter().map(|(ticket, _)| ticket.0).collect();
+        assert_eq!(tickets, [1, 40_001, 80_001]);
+        for tag in tickets {
+            ledger.confirmed(tag, Word::Ack);
+        }
+        assert_eq!(ledger.settle().len(), 3);
+        assert!(ledger.is_empty());
     }
 
     /// Goal: one id in flight twice never ends in a false confirm, and the bookkeeping stays whole.
@@ -200,44 +324,46 @@ mod tests {
         ledger.returned("same", &no_route()).unwrap();
         assert_eq!(
             ledger.settle(),
-            [(Ticket(2), Outcome::Confirmed), (Ticket(3), Outcome::Returned(no_route()))]
+            [(Ticket(3), Outcome::Returned(no_route())), (Ticket(2), Outcome::Confirmed)]
         );
         assert!(ledger.is_empty());
     }
 
-    /// lapin and the broker, as far as pairing goes.
+    /// The line, as far as returns and confirms go: the broker sends a return before the confirm of its message, and that is all.
     struct Model {
         /// What the broker does with each tag: returned, acked.
         plan: Vec<(bool, bool)>,
-        /// Returns that arrived and wait for the next confirm to complete, oldest first.
-        waiting: VecDeque<u64>,
-        /// Returns that the broker has sent: all of tags up to this.
-        sent: u64,
+        /// Tags whose returns have been sent.
+        sent: Vec<bool>,
     }
 
     impl Model {
-        /// The broker confirms `tag`: returns up to it have been sent before, and the confirm carries the oldest waiting one.
-        fn complete(&mut self, tag: u64) -> Option<u64> {
-            while self.sent < tag {
-                self.sent += 1;
-                if self.plan[self.sent as usize - 1].0 {
-                    self.waiting.push_back(self.sent);
+        /// The broker confirms `tag`: its return has been sent before, and perhaps others'.
+        fn complete(&mut self, tag: u64, others: u32) -> Vec<u64> {
+            let mut sent = Vec::new();
+            for other in 1..=self.plan.len() as u64 {
+                let at = other as usize - 1;
+                let now = other == tag || (others >> (other % 32)) & 1 == 1;
+                if now && self.plan[at].0 && !self.sent[at] {
+                    self.sent[at] = true;
+                    sent.push(other);
                 }
             }
-            self.waiting.pop_front()
+            sent
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Goal: however confirms complete, every outcome is the broker's real one.
-        /// Method: a model of lapin's pairing; tags complete in any order, a return stands before its own confirm,
-        /// each confirm carries the oldest waiting return; settle after batches of random size.
+        /// Goal: however confirms complete, every outcome is the broker's real one, told once.
+        /// Method: a model of the line; tags complete in any order, each return before its own confirm; confirms are noted first and
+        /// the returns of a batch after them, as the publisher does; settle after batches of random size.
         #[test]
         fn outcomes_are_right_in_any_order_of_confirms(
             plan in prop::collection::vec((prop::bool::weighted(0.3), prop::bool::weighted(0.8)), 1..60),
             order_seed in prop::collection::vec(any::<u32>(), 60),
+            others in prop::collection::vec(any::<u32>(), 60),
             batch in prop::collection::vec(1_usize..8, 60),
             reach in 1_u64..60,
         ) {
@@ -249,18 +375,21 @@ mod tests {
             // A random order in which no confirm overtakes another by more than `reach`.
             let mut order: Vec<u64> = (1..=count).collect();
             order.sort_by_key(|tag| (tag + u64::from(order_seed[*tag as usize - 1]) % reach, *tag));
-            let mut model = Model { plan: plan.clone(), waiting: VecDeque::new(), sent: 0 };
+            let mut model = Model { plan: plan.clone(), sent: vec![false; plan.len()] };
             let mut told = BTreeMap::new();
             let mut left = order.as_slice();
             for size in batch.iter().cycle() {
                 let (now, rest) = left.split_at((*size).min(left.len()));
                 left = rest;
+                let mut returned = Vec::new();
                 for tag in now {
-                    if let Some(returned) = model.complete(*tag) {
-                        prop_assert_eq!(ledger.returned(&format!("m{returned}"), &no_route()), Ok(()));
-                    }
+                    let sparse = others[*tag as usize - 1] & others[(*tag as usize) % 60];
+                    returned.extend(model.complete(*tag, sparse));
                     let word = if plan[*tag as usize - 1].1 { Word::Ack } else { Word::Nack };
                     ledger.confirmed(*tag, word);
+                }
+                for returned in returned {
+                    prop_assert_eq!(ledger.returned(&format!("m{returned}"), &no_route()), Ok(()));
                 }
                 for (ticket, outcome) in ledger.settle() {
                     prop_assert!(told.insert(ticket.0 - 1000, outcome).is_none(), "told twice");

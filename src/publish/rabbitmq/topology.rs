@@ -1,7 +1,7 @@
 //! What is declared on the broker, when the application asks for it.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ExchangeKind as LapinKind};
 use tracing::debug;
 
@@ -125,10 +125,6 @@ impl Topology {
         self.queues.iter().any(|(name, arguments)| name == queue && arguments.iter().any(is_stream))
     }
 
-    fn is_empty(&self) -> bool {
-        self.exchanges.is_empty() && self.queues.is_empty() && self.bindings.is_empty()
-    }
-
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         let exchanges = self.exchanges.iter().map(|(name, _)| name);
         let queues = self.queues.iter().flat_map(|(name, arguments)| {
@@ -138,12 +134,13 @@ impl Topology {
         exchanges.chain(queues).chain(bindings)
     }
 
-    /// Declares everything, and checks that the `required` exchanges exist, on a channel of its own: a refusal closes
-    /// that channel and no other.
-    pub(super) async fn set_up(&self, connection: &Connection, required: &[String]) -> Result<(), Fault> {
-        if self.is_empty() && required.is_empty() {
-            return Ok(());
-        }
+    /// Opens the connection's channel, declares everything on it, and checks that the `required` exchanges exist. A broker may allow
+    /// one channel alone, and one that is closing still counts: so there is no other for this.
+    pub(super) async fn set_up(
+        &self,
+        connection: &Connection,
+        required: &[String],
+    ) -> Result<Channel, Fault> {
         let mut channel = open_channel(connection).await?;
         self.declare(connection, &mut channel).await?;
         for exchange in required.iter().filter(|name| !name.is_empty()) {
@@ -158,9 +155,7 @@ impl Topology {
                 .await
                 .map_err(|error| naming(&error, "exchange", exchange))?;
         }
-        // Only tidiness depends on the answer.
-        let _ = channel.close(200, ShortString::from("done")).await;
-        Ok(())
+        Ok(channel)
     }
 
     /// A queue whose node is down is there: it is left as it is, and what is for other queues need not wait for it.

@@ -80,21 +80,21 @@ trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Duplex for T {}
 
 impl Transport {
-    /// Bodies of more than `body_bytes_max` bytes are not taken in.
-    pub(super) fn plain(stream: TcpStream, body_bytes_max: u64) -> Self {
-        Self::over(Stream::Plain(stream), body_bytes_max)
+    /// What comes in goes through `inbound`.
+    pub(super) fn plain(stream: TcpStream, inbound: Inbound) -> Self {
+        Self::over(Stream::Plain(stream), inbound)
     }
 
     #[cfg(feature = "tls")]
-    pub(super) fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>, body_bytes_max: u64) -> Self {
-        Self::over(Stream::Tls(Box::new(stream)), body_bytes_max)
+    pub(super) fn tls(stream: tokio_rustls::client::TlsStream<TcpStream>, inbound: Inbound) -> Self {
+        Self::over(Stream::Tls(Box::new(stream)), inbound)
     }
 
-    fn over(stream: Stream, body_bytes_max: u64) -> Self {
+    fn over(stream: Stream, inbound: Inbound) -> Self {
         Self {
             stream,
             fresh: true,
-            inbound: Inbound::new(body_bytes_max),
+            inbound,
             came: vec![0; READ_BYTES].into_boxed_slice(),
             ready: Vec::new(),
             taken: 0,

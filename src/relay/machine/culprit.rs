@@ -198,6 +198,7 @@ impl Machine {
                 (ItemState::Waiting { due_ms, .. }, _) => {
                     self.set_aside(seq, due_ms.saturating_sub(now.mono_ms), now, out);
                 }
+                (ItemState::Apart, _) => self.spill_silent_one(seq, now, out),
                 (ItemState::Queued, Some(key)) => self.park_queue(&key, out),
                 // Behind another that has been given no answer yet.
                 (ItemState::Ready, _) if item.suspect && self.is_alone_taken() => {

@@ -3,6 +3,7 @@
 use super::culprit::Turn;
 use super::types::{Action, Change, Ordering};
 use super::{Home, Item, ItemState, Machine, expired, is_expired};
+use crate::limits::SILENT_TRIALS_MAX;
 use crate::message::{FaultClass, Ticket};
 use crate::time::Now;
 
@@ -17,7 +18,12 @@ impl Machine {
     /// The end of every step.
     pub(super) fn settle_step(&mut self, now: Now, out: &mut Vec<Action>) {
         self.fire_timers(now);
+        self.rate_wake_ms = None;
+        self.send_trials(now, out);
         self.publish(now, out);
+        if self.look_for_slow(now) {
+            self.publish(now, out);
+        }
         self.let_position_pass(now, out);
         self.spill_if_starved(now, out);
         self.ask_for_more(now, out);
@@ -32,20 +38,22 @@ impl Machine {
         }
     }
 
-    fn can_publish(&self) -> bool {
+    pub(super) fn can_publish(&self) -> bool {
         self.epoch.is_some() && !self.blocked && !self.paused
     }
 
     fn window_has_room(&self, bytes: usize) -> bool {
         let total = self.settings.ordering == Ordering::Total;
         let events_max = if total { 1 } else { self.settings.window_events };
-        let in_flight = self.in_flight.len();
-        in_flight < events_max
-            && (in_flight == 0 || self.in_flight_bytes + bytes <= self.settings.window_bytes)
+        // Trials take no room of the window; but under total order there is one in all.
+        let beside = if total { 0 } else { self.silence.trials + self.slow.lingering };
+        let in_flight = self.in_flight.len() - beside;
+        let in_flight_bytes = self.in_flight_bytes - self.silence.trial_bytes - self.slow.lingering_bytes;
+        in_flight < events_max && (in_flight == 0 || in_flight_bytes + bytes <= self.settings.window_bytes)
     }
 
     fn publish(&mut self, now: Now, out: &mut Vec<Action>) {
-        self.rate_wake_ms = None;
+        self.slow.window_is_full = false;
         while self.can_publish() {
             let Some(seq) = self.next_to_send() else { return };
             let Some(item) = self.items.get(&seq) else { return };
@@ -54,6 +62,9 @@ impl Machine {
                 continue;
             }
             let bytes = item.bytes;
+            if self.waits_for_destination(seq) {
+                continue;
+            }
             match self.turn_of(seq, now) {
                 Turn::Goes => {}
                 Turn::Alone => {
@@ -66,12 +77,10 @@ impl Machine {
                 }
             }
             if !self.window_has_room(bytes) {
+                self.slow.window_is_full = true;
                 return;
             }
-            if let Some(rate) = &mut self.rate
-                && !rate.take(now.mono_ms)
-            {
-                self.rate_wake_ms = Some(rate.wake_at_ms(self.ready.len() + self.suspects.len()));
+            if !self.may_send(now) {
                 return;
             }
             self.send(seq, out);
@@ -80,6 +89,26 @@ impl Machine {
                 self.outcome(Ticket(self.last_ticket), crate::message::Outcome::Confirmed, now, out);
             }
         }
+    }
+
+    /// Whether the rate lets one more go now; else it says when.
+    pub(super) fn may_send(&mut self, now: Now) -> bool {
+        let Some(rate) = &mut self.rate else { return true };
+        let goes = rate.take(now.mono_ms);
+        if !goes {
+            self.rate_wake_ms = Some(rate.wake_at_ms((self.ready.len() + self.suspects.len()).max(1)));
+        }
+        goes
+    }
+
+    /// When a silent destination is to be asked again.
+    pub(super) fn trial_wake_ms(&self) -> Option<u64> {
+        // While the rate holds everything back it says when.
+        let may_go = self.can_publish() && self.rate_wake_ms.is_none();
+        if !may_go || self.silence.trials >= SILENT_TRIALS_MAX {
+            return None;
+        }
+        self.next_due().map(|(at_ms, _)| at_ms).filter(|at_ms| *at_ms < u64::MAX)
     }
 
     /// As many are published alone as may be.
@@ -99,28 +128,42 @@ impl Machine {
     /// Under total order whatever waits is waited for.
     fn first_in_total_order(&self, suspect: Option<u64>) -> Option<u64> {
         let first = suspect.into_iter().chain(self.ready.first().copied()).min()?;
-        let waits_before = self.timers.iter().any(|(_, seq)| *seq < first);
+        let waits_before =
+            self.timers.iter().any(|(_, seq)| *seq < first) || self.silence.waits_before(first);
         (!waits_before).then_some(first)
     }
 
     fn send(&mut self, seq: u64, out: &mut Vec<Action>) {
+        self.send_as(seq, false, out);
+    }
+
+    pub(super) fn send_as(&mut self, seq: u64, trial: bool, out: &mut Vec<Action>) {
         let Some(epoch) = self.epoch else { return };
         self.unqueue(seq);
         let Some(item) = self.items.get_mut(&seq) else { return };
         self.last_ticket += 1;
-        let (ticket, isolated, resend) = (Ticket(self.last_ticket), item.suspect, item.sent);
-        item.state = ItemState::InFlight { ticket, isolated };
+        let (ticket, isolated, resend) = (Ticket(self.last_ticket), item.suspect || trial, item.sent);
+        item.state = ItemState::InFlight { ticket, isolated, trial };
         item.sent = true;
         self.in_flight.insert(ticket, seq);
         self.in_flight_bytes += item.bytes;
-        self.isolated_out += usize::from(isolated);
+        if trial {
+            self.silence.trials += 1;
+            self.silence.trial_bytes += item.bytes;
+        } else {
+            self.isolated_out += usize::from(isolated);
+        }
         self.retried += u64::from(resend);
         out.push(Action::Publish { epoch, ticket, seq, resend, isolated });
     }
 
     /// Events in memory that count against the lookahead.
     fn in_lookahead(&self) -> usize {
-        self.items.len() - self.retrying
+        self.items.len() - self.retrying - self.slow.lingering
+    }
+
+    fn lookahead_bytes(&self) -> usize {
+        self.memory_bytes - self.slow.lingering_bytes
     }
 
     /// Events that may still be asked for: what has been asked for will take its place.
@@ -130,13 +173,13 @@ impl Machine {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.room() > 0 && self.memory_bytes < self.settings.lookahead_bytes
+        self.room() > 0 && self.lookahead_bytes() < self.settings.lookahead_bytes
     }
 
     /// Half empty: early enough that the window never drains, late enough to read many at once.
-    fn wants_more(&self) -> bool {
+    pub(super) fn wants_more(&self) -> bool {
         self.in_lookahead() <= self.settings.lookahead_events / 2
-            && self.memory_bytes <= self.settings.lookahead_bytes / 2
+            && self.lookahead_bytes() <= self.settings.lookahead_bytes / 2
     }
 
     pub(super) fn may_read(&self) -> bool {
@@ -154,7 +197,7 @@ impl Machine {
             out.push(Action::Load {
                 from: self.loaded_to,
                 events_max: self.load_out,
-                bytes_max: self.settings.lookahead_bytes - self.memory_bytes,
+                bytes_max: self.settings.lookahead_bytes - self.lookahead_bytes(),
             });
         }
         self.ask_for_due(now, out);
@@ -201,6 +244,7 @@ impl Machine {
         // What waits for its next try frees no room of itself; what waits behind a key that flows soon does. What has come back from
         // a row, and would go there again, is not hurried: it would come and go at full speed.
         self.spill_waiting(Some(Home::Log), now, out);
+        self.spill_silent(now, out);
         if self.wants_more() {
             self.starved_since_ms = None;
             return;

@@ -19,6 +19,8 @@ mod keys;
 #[cfg(test)]
 mod model_tests;
 pub(crate) mod rate;
+mod silence;
+mod slow;
 #[cfg(test)]
 mod story_tests;
 mod sweep;
@@ -32,6 +34,9 @@ use self::backoff::Jitter;
 use self::culprit::{Learnt, closes_channel};
 use self::keys::{KeyState, Keys, Place};
 use self::rate::Bucket;
+pub(crate) use self::silence::SilentFigures;
+use self::silence::{Destination, Silence};
+use self::slow::Slow;
 use self::sweep::Sweep;
 use self::types::{
     Action, Change, DESTINATION_BACKOFF_FACTOR, Entry, Exception, ExceptionState, Figures, Input, Key,
@@ -58,16 +63,13 @@ enum ItemState {
     Ready,
     /// Behind an earlier one of its key.
     Queued,
-    InFlight {
-        ticket: Ticket,
-        isolated: bool,
-    },
+    /// `trial`: to find out whether its destination speaks again.
+    InFlight { ticket: Ticket, isolated: bool, trial: bool },
+    /// Until its destination speaks again, or the turn to ask it comes.
+    Apart,
     /// Until this monotonic time. `apart`: its counters are on disk, and it counts against `retrying_max` instead of the
     /// lookahead.
-    Waiting {
-        due_ms: u64,
-        apart: bool,
-    },
+    Waiting { due_ms: u64, apart: bool },
 }
 
 /// An event in memory.
@@ -75,6 +77,7 @@ enum ItemState {
 struct Item {
     key: Option<Key>,
     exchange: Key,
+    routing_key: Key,
     bytes: usize,
     expires_ms: Option<u64>,
     home: Home,
@@ -92,6 +95,11 @@ struct Item {
     likely: bool,
     /// It was the one: it is never published among others again.
     culprit: bool,
+    /// Publishes of it that were told to be silent, and the last of them if its word may still come.
+    silences: u32,
+    late: Option<Ticket>,
+    /// In flight, and it takes no room of the window.
+    lingers: bool,
 }
 
 impl Item {
@@ -99,6 +107,7 @@ impl Item {
         Self {
             key: entry.key.clone(),
             exchange: Key::clone(&entry.exchange),
+            routing_key: Key::clone(&entry.routing_key),
             bytes: entry.bytes,
             expires_ms: entry.expires_ms,
             home,
@@ -111,6 +120,9 @@ impl Item {
             suspect: false,
             likely: false,
             culprit: false,
+            silences: 0,
+            late: None,
+            lingers: false,
         }
     }
 
@@ -130,6 +142,14 @@ impl Item {
     /// Waits for a retry with its counters on disk: counted apart from the lookahead.
     fn is_retrying(&self) -> bool {
         matches!(self.state, ItemState::Waiting { apart: true, .. })
+    }
+
+    fn destination(&self) -> Destination {
+        (Key::clone(&self.exchange), Key::clone(&self.routing_key))
+    }
+
+    fn is_trial(&self) -> bool {
+        matches!(self.state, ItemState::InFlight { trial: true, .. })
     }
 
     fn is_alone(&self) -> bool {
@@ -199,6 +219,8 @@ pub(crate) struct Machine {
     ready: BTreeSet<u64>,
     suspects: BTreeSet<u64>,
     learnt: Learnt,
+    silence: Silence,
+    slow: Slow,
     timers: BTreeSet<(u64, u64)>,
     in_flight: BTreeMap<Ticket, u64>,
     in_flight_bytes: usize,
@@ -241,6 +263,8 @@ impl Machine {
             ready: BTreeSet::new(),
             suspects: BTreeSet::new(),
             learnt: Learnt::default(),
+            silence: Silence::default(),
+            slow: Slow::default(),
             timers: BTreeSet::new(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
@@ -314,7 +338,13 @@ impl Machine {
         let timer = self.timers.first().map(|(due_ms, _)| *due_ms);
         let starved = self.starved_since_ms.map(|since| since.saturating_add(flow::SPILL_PATIENCE_MS));
         Wake {
-            mono_ms: timer.into_iter().chain(starved).chain(self.rate_wake_ms).min(),
+            mono_ms: timer
+                .into_iter()
+                .chain(starved)
+                .chain(self.rate_wake_ms)
+                .chain(self.trial_wake_ms())
+                .chain(self.slow.wake_ms())
+                .min(),
             wall_ms: self.next_due_ms.filter(|_| self.may_read() && self.due_out == 0 && self.has_room()),
         }
     }
@@ -365,6 +395,15 @@ impl Machine {
     /// What the derived figures must agree with, by the slow way.
     #[cfg(test)]
     fn check(&self) {
+        let apart = self.items.values().filter(|item| item.state == ItemState::Apart).count();
+        let waits = |seq: u64, of: &Destination| {
+            let item = self.items.get(&seq);
+            item.is_some_and(|item| item.state == ItemState::Apart && item.destination() == *of)
+        };
+        let lingering = self.items.values().filter(|item| item.lingers);
+        assert_eq!(self.slow.lingering, lingering.clone().count());
+        assert_eq!(self.slow.lingering_bytes, lingering.map(|item| item.bytes).sum::<usize>());
+        self.silence.check(waits, apart, self.items.values().filter(|item| item.is_trial()).count());
         let retrying = self.items.values().filter(|item| item.is_retrying());
         assert_eq!(self.retrying, retrying.count());
         let in_lookahead = self.items.values().filter(|item| !item.is_retrying());
@@ -544,22 +583,45 @@ impl Machine {
     fn end_epoch(&mut self, fault: Option<&Fault>) {
         self.epoch = None;
         self.blocked = false;
+        for seq in self.silence.forget_late() {
+            if let Some(item) = self.items.get_mut(&seq) {
+                item.late = None;
+            }
+        }
+        self.slow_have_a_new_chance();
         self.lost(fault);
     }
 
     fn outcome(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
-        let Some(seq) = self.in_flight.get(&ticket).copied() else { return };
-        let isolated = self.items.get(&seq).is_some_and(|item| item.is_alone());
+        let Some(seq) = self.in_flight.get(&ticket).copied() else {
+            return self.late_word(ticket, outcome, now, out);
+        };
+        if matches!(outcome, Outcome::Silent(_)) {
+            return self.fell_silent(seq, ticket, now);
+        }
+        let item = self.items.get(&seq);
+        let isolated = item.is_some_and(|item| item.is_alone());
+        if (!self.silence.is_empty() || self.slow.is_watching())
+            && !matches!(outcome, Outcome::Unknown(_))
+            && let Some(destination) = item.map(Item::destination)
+        {
+            self.spoke(&destination, now);
+        }
         self.land(seq);
         self.learn(seq, isolated, &outcome, now);
-        if let Some(item) = self.items.get_mut(&seq)
-            && !matches!(outcome, Outcome::Nacked)
-        {
-            item.nacks = 0;
+        self.takes(seq, outcome, now, out);
+    }
+
+    /// An event that is not in flight any more has its outcome.
+    fn takes(&mut self, seq: u64, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
+        if let Some(item) = self.items.get_mut(&seq) {
+            item.nacks *= u32::from(matches!(outcome, Outcome::Nacked));
+            item.silences *= u32::from(matches!(outcome, Outcome::Unknown(_)));
         }
         match outcome {
             Outcome::Confirmed => self.settle(seq, out),
-            Outcome::Unknown(_) => self.make_ready(seq),
+            Outcome::Unknown(_) | Outcome::Silent(_) if self.waits_for_destination(seq) => {}
+            Outcome::Unknown(_) | Outcome::Silent(_) => self.make_ready(seq),
             Outcome::Nacked => self.put_off_nacked(seq, now),
             Outcome::Returned(fault) => self.failed(seq, FaultClass::Destination, fault, now, out),
             Outcome::Refused(fault) => match fault.class {
@@ -844,6 +906,9 @@ impl Machine {
         let item = self.items.remove(&seq)?;
         self.memory_bytes -= item.bytes;
         self.open.remove(&seq);
+        if let Some(ticket) = item.late {
+            self.silence.forget_ticket(ticket);
+        }
         self.count_in_key(item.key.as_ref(), -1);
         Some(item)
     }
@@ -866,11 +931,20 @@ impl Machine {
                 self.suspects.remove(&seq);
             }
             ItemState::Queued => {}
-            ItemState::InFlight { ticket, isolated } => {
+            ItemState::InFlight { ticket, isolated, trial } => {
                 self.in_flight.remove(&ticket);
                 self.in_flight_bytes -= item.bytes;
-                self.isolated_out -= usize::from(isolated);
+                if std::mem::take(&mut item.lingers) {
+                    self.slow.lingering -= 1;
+                    self.slow.lingering_bytes -= item.bytes;
+                }
+                if trial {
+                    self.silence.trial_ended(&item.destination(), seq, item.bytes);
+                } else {
+                    self.isolated_out -= usize::from(isolated);
+                }
             }
+            ItemState::Apart => self.silence.leave(&item.destination(), seq),
             ItemState::Waiting { due_ms, apart } => {
                 self.timers.remove(&(due_ms, seq));
                 if apart {

@@ -10,7 +10,7 @@ use super::types::{
     Action, Change, Entry, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, Input, Key, Loaded,
     Ordering, QuarantinePolicy, Recovered, Settings, SweepAt,
 };
-use super::{Machine, Wake};
+use super::{ItemState, Machine, Wake};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::publish::Epoch;
 use crate::time::Now;
@@ -64,6 +64,7 @@ enum Fate {
     Returned,
     Refused(FaultClass),
     Unknown,
+    Silent,
     ClosesChannel(FaultClass),
 }
 
@@ -72,6 +73,8 @@ struct Flight {
     seq: u64,
     isolated: bool,
     fate: Fate,
+    /// The broker has it.
+    stored: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -89,6 +92,7 @@ enum Op {
         wall_jump_ms: i64,
     },
     Land(usize, usize),
+    LateWord(usize),
     StaleOutcome,
     Down(FaultClass),
     Up,
@@ -146,6 +150,8 @@ struct World {
     /// Events that were refused when they were alone.
     refused_alone: BTreeSet<u64>,
     flights: BTreeMap<u64, Flight>,
+    /// Silent ones whose word may still come, and whether the broker has them.
+    late: BTreeMap<u64, (u64, bool)>,
     requests: VecDeque<Action>,
     live: BTreeSet<u64>,
     sweep: Option<Sweep>,
@@ -183,6 +189,7 @@ impl World {
             closed: BTreeSet::new(),
             refused_alone: BTreeSet::new(),
             flights: BTreeMap::new(),
+            late: BTreeMap::new(),
             requests: VecDeque::new(),
             live: BTreeSet::new(),
             sweep: None,
@@ -271,6 +278,7 @@ impl World {
         self.pending.clear();
         (self.up, self.blocked, self.paused) = (false, false, false);
         self.flights.clear();
+        self.late.clear();
         self.published_ms.clear();
         self.closed.clear();
         self.refused_alone.clear();
@@ -435,8 +443,15 @@ impl World {
         }
         let alone = found.poison == Poison::No || isolated || !self.refused_alone.contains(&seq);
         assert!(alone, "{seq} was refused alone, and is published among others");
-        if isolated {
-            assert!(!self.flights.values().any(|flight| flight.isolated), "one alone at a time");
+        let is_trial = self.is_trial(seq);
+        if isolated && !is_trial {
+            let mut alone = self.flights.values().filter(|flight| flight.isolated);
+            assert!(alone.all(|flight| self.is_trial(flight.seq)), "one alone at a time");
+        }
+        if is_trial {
+            let of = |seq| (self.log(seq).entry.exchange.clone(), self.log(seq).entry.routing_key.clone());
+            let mut trials = self.flights.values().filter(|flight| self.is_trial(flight.seq));
+            assert!(trials.all(|flight| of(flight.seq) != of(seq)), "one trial of a destination at a time");
         }
         assert!(found.entry.expires_ms.is_none_or(|expires_ms| expires_ms > self.now.wall_ms));
         let (fate, stored) = self.fate(&found, isolated);
@@ -446,7 +461,14 @@ impl World {
         if let Some(sweep) = &mut self.sweep {
             sweep.exempt.insert(seq);
         }
-        self.flights.insert(ticket.0, Flight { seq, isolated, fate });
+        self.flights.insert(ticket.0, Flight { seq, isolated, fate, stored });
+        if !is_trial {
+            let counts = |seq: &u64| !self.is_trial(*seq) && !self.machine.items[seq].lingers;
+            let flying: Vec<u64> = self.flights.values().map(|flight| flight.seq).filter(counts).collect();
+            let bytes: usize = flying.iter().map(|seq| self.log(*seq).entry.bytes).sum();
+            assert!(flying.len() <= self.settings.window_events);
+            assert!(bytes <= self.settings.window_bytes || flying.len() == 1, "the window holds");
+        }
     }
 
     /// No stretch of time up to now has seen more publishes than burst and rate allow.
@@ -482,6 +504,7 @@ impl World {
             4 => (Fate::Refused(FaultClass::Destination), false),
             5 => (Fate::Refused(FaultClass::Outage), ghost),
             6 => (Fate::Unknown, ghost),
+            7 | 8 => (Fate::Silent, ghost),
             _ => (Fate::Confirmed, true),
         }
     }
@@ -491,8 +514,7 @@ impl World {
         assert_eq!(figures.in_flight, self.flights.len());
         let flying: usize = self.flights.values().map(|flight| self.log(flight.seq).entry.bytes).sum();
         assert_eq!(figures.in_flight_bytes, flying);
-        assert!(figures.in_flight <= self.settings.window_events);
-        assert!(flying <= self.settings.window_bytes || self.flights.len() == 1, "the window holds");
+
         assert_eq!(
             figures.in_memory,
             self.live.len(),
@@ -500,7 +522,8 @@ impl World {
         );
         assert!(figures.retrying <= self.settings.retrying_max);
         assert!(
-            figures.in_memory <= self.settings.lookahead_events + self.settings.retrying_max,
+            figures.in_memory
+                <= self.settings.lookahead_events + self.settings.retrying_max + self.settings.window_events,
             "{figures:?} is within bounds"
         );
         self.machine.check();
@@ -650,7 +673,7 @@ impl World {
     }
 
     fn outcome_of(&mut self, ticket: u64) -> Outcome {
-        let Flight { seq, fate, isolated } = self.flights.remove(&ticket).unwrap();
+        let Flight { seq, fate, isolated, stored } = self.flights.remove(&ticket).unwrap();
         let exchange = Key::clone(&self.log(seq).entry.exchange);
         if isolated {
             match fate {
@@ -660,7 +683,7 @@ impl World {
                         self.closed.insert(Key::clone(&exchange));
                     }
                 }
-                Fate::Unknown => {}
+                Fate::Unknown | Fate::Silent => {}
                 _ => {
                     self.closed.remove(&exchange);
                     self.refused_alone.remove(&seq);
@@ -683,13 +706,50 @@ impl World {
                 Outcome::Refused(fault(class))
             }
             Fate::Unknown => Outcome::Unknown(fault(FaultClass::Outage)),
+            Fate::Silent => {
+                self.late.insert(ticket, (seq, stored));
+                Outcome::Silent(fault(FaultClass::Outage))
+            }
             Fate::ClosesChannel(_) => unreachable!(),
         }
+    }
+
+    /// The word on a silent one comes.
+    fn late_word(&mut self, index: usize) {
+        let Some(ticket) = self.late.keys().nth(index % self.late.len().max(1)).copied() else { return };
+        let (seq, stored) = self.late.remove(&ticket).unwrap();
+        let outcome = match index % 2 {
+            _ if stored => Outcome::Confirmed,
+            0 => Outcome::Nacked,
+            _ => {
+                let spent = self
+                    .spent
+                    .entry(seq)
+                    .or_insert_with(|| self.attempts.get(&seq).copied().unwrap_or_default());
+                spent.1 += 1;
+                Outcome::Returned(Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE"))
+            }
+        };
+        // Whatever it was for is decided by it, if the broker has it.
+        if outcome == Outcome::Confirmed && self.live.contains(&seq) && self.waits_late(ticket) {
+            self.flights.retain(|_, flight| flight.seq != seq);
+        }
+        self.step(Input::Outcomes(vec![(Ticket(ticket), outcome)]));
+    }
+
+    fn waits_late(&self, ticket: u64) -> bool {
+        self.machine.items.values().any(|item| item.late == Some(Ticket(ticket)))
+    }
+
+    fn is_trial(&self, seq: u64) -> bool {
+        let state = self.machine.items.get(&seq).map(|item| item.state);
+        matches!(state, Some(ItemState::InFlight { trial: true, .. }))
     }
 
     fn down(&mut self, class: FaultClass) {
         self.up = false;
         self.blocked = false;
+        self.late.clear();
         // No outcome for what was on the channel.
         self.flights.retain(|_, flight| flight.isolated);
         self.step(Input::Down { fault: Fault::with_code(class, 404, "no exchange 'missing'") });
@@ -697,6 +757,7 @@ impl World {
 
     fn come_up(&mut self) {
         self.epoch += 1;
+        self.late.clear();
         if self.up {
             self.flights.retain(|_, flight| flight.isolated);
         }
@@ -765,6 +826,7 @@ impl World {
                     seq: self.tail(),
                     key: key.map(|key| Key::from(format!("k{key}"))),
                     exchange: exchange_of(*poison),
+                    routing_key: Key::from(if bytes % 3 == 0 { "a" } else { "b" }),
                     bytes: *bytes,
                     not_before_ms: not_before.as_ref().map(at),
                     expires_ms: expires.as_ref().map(at),
@@ -782,9 +844,10 @@ impl World {
                 self.step(Input::Tick);
             }
             Op::Land(index, count) => self.land(*index, *count),
+            Op::LateWord(index) => self.late_word(*index),
             Op::StaleOutcome => {
                 let ticket = self.draw(self.last_ticket + 2);
-                if !self.flights.contains_key(&ticket) {
+                if !self.flights.contains_key(&ticket) && !self.late.contains_key(&ticket) {
                     self.step(Input::Outcomes(vec![(Ticket(ticket), Outcome::Confirmed)]));
                 }
             }
@@ -1008,6 +1071,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(ms, wall_jump_ms)| Op::Advance { ms, wall_jump_ms }),
         40 => (0..8_usize, 1..5_usize).prop_map(|(index, count)| Op::Land(index, count)),
         1 => Just(Op::StaleOutcome),
+        3 => (0..16_usize).prop_map(Op::LateWord),
         2 => fault_class().prop_map(Op::Down),
         8 => Just(Op::Up),
         2 => any::<bool>().prop_map(Op::Blocked),

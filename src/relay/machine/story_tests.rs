@@ -1,5 +1,7 @@
 //! One short story per promise of the machine.
 
+mod silence_stories;
+
 use super::types::{
     Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, QuarantinePolicy,
     Recovered, Settings,
@@ -55,7 +57,8 @@ fn key(name: &str) -> Key {
 
 fn entry(seq: u64, key: &str) -> Entry {
     let key = Some(Key::from(key)).filter(|key| !key.is_empty());
-    Entry { seq, key, exchange: "e".into(), bytes: 10, not_before_ms: None, expires_ms: None }
+    let (exchange, routing_key) = ("e".into(), "".into());
+    Entry { seq, key, exchange, routing_key, bytes: 10, not_before_ms: None, expires_ms: None }
 }
 
 fn retry(attempts: u32) -> Exception {

@@ -100,6 +100,7 @@ pub(crate) struct Entry {
     pub(crate) seq: u64,
     pub(crate) key: Option<Key>,
     pub(crate) exchange: Arc<str>,
+    pub(crate) routing_key: Arc<str>,
     pub(crate) bytes: usize,
     /// Earliest publication, Unix milliseconds.
     pub(crate) not_before_ms: Option<u64>,

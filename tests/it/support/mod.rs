@@ -14,6 +14,8 @@ pub(crate) mod rabbit;
 pub(crate) mod raw_amqp;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod rig;
+#[cfg(feature = "rabbitmq")]
+pub(crate) mod scripted_broker;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 pub(crate) mod standstill;
 #[cfg(feature = "rabbitmq")]

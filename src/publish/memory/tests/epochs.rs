@@ -84,6 +84,7 @@ impl Witness {
             PublisherEvent::Outcomes(outcomes) => {
                 outcomes.into_iter().for_each(|(Ticket(n), outcome)| self.hear_outcome(n, &outcome));
             }
+            PublisherEvent::Trouble(fault) => panic!("this broker has none: {fault}"),
         }
     }
 

@@ -109,8 +109,10 @@ fn words(event: PublisherEvent) -> Vec<String> {
                 Outcome::Returned(fault) => format!("returned {n} {}", code(&fault)),
                 Outcome::Refused(fault) => format!("refused {n} {}", code(&fault)),
                 Outcome::Unknown(fault) => format!("unknown {n} {}", code(&fault)),
+                Outcome::Silent(fault) => format!("silent {n} {}", code(&fault)),
             })
             .collect(),
+        PublisherEvent::Trouble(fault) => vec![format!("trouble {}", code(&fault))],
     }
 }
 

@@ -86,6 +86,7 @@ fn a_hanging_broker_takes_and_says_nothing() {
     broker.hang(false);
     assert_eq!(ids(&broker, "q"), ["1"]);
     assert_eq!(publishing.told(), ["up 1"]);
+    assert_eq!(publishing.next(), "silent 1 outage");
     assert_eq!(publishing.next(), "down 1 outage");
     assert_eq!(publishing.next(), "up 2");
 }

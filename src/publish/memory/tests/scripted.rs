@@ -75,7 +75,7 @@ fn a_closed_channel_says_whose_fault_it_was() {
 }
 
 #[test]
-fn a_lost_confirm_ends_the_connection_at_the_deadline() {
+fn a_lost_confirm_is_silence_and_ends_the_connection_only_where_nothing_says_that_it_lives() {
     let broker = broker();
     broker.script(Rule::any().times(2).then(Verdict::LoseConfirm));
     let publisher = broker.publisher().confirm_deadline(Duration::from_millis(300));
@@ -84,10 +84,14 @@ fn a_lost_confirm_ends_the_connection_at_the_deadline() {
     publishing.good(1, 2);
     publishing.good(1, 3);
     assert_eq!(publishing.told(), ["up 1", "confirmed 3"]);
-    assert_eq!(publishing.next(), "unknown 1 outage", "an isolated one is given up alone");
-    assert_eq!(publishing.next(), "down 1 outage");
+    assert_eq!(publishing.next(), "silent 1 outage");
+    assert_eq!(publishing.next(), "silent 2 outage", "a younger one has its word: the connection lives");
+    broker.script(Rule::any().then(Verdict::LoseConfirm));
+    publishing.good(1, 4);
+    assert_eq!(publishing.next(), "silent 4 outage");
+    assert_eq!(publishing.next(), "down 1 outage", "no younger one has a word");
     assert_eq!(publishing.next(), "up 2");
-    assert_eq!(ids(&broker, "q"), ["1", "2", "3"]);
+    assert_eq!(ids(&broker, "q"), ["1", "2", "3", "4"]);
 }
 
 #[test]

@@ -69,6 +69,25 @@ impl<'a> Header<'a> {
         sound && self.flags & 0b11 == 0 && reader.is_empty()
     }
 
+    /// The id of the message, if it has one that can be read.
+    pub(super) fn message_id(&self) -> Option<&'a [u8]> {
+        let mut reader = Reader::new(self.properties);
+        for (bit, kind) in self.fields() {
+            match kind {
+                Kind::Text(_) => {
+                    let text = reader.short()?;
+                    if bit == MESSAGE_ID_BIT {
+                        return Some(text);
+                    }
+                }
+                Kind::Table => _ = reader.long()?,
+                Kind::Byte => _ = reader.u8()?,
+                Kind::Time => _ = reader.u64()?,
+            }
+        }
+        None
+    }
+
     fn fields(&self) -> impl Iterator<Item = (u16, Kind)> + use<> {
         let flags = self.flags;
         PROPERTIES.into_iter().filter(move |(bit, _)| flags & (1 << bit) != 0)

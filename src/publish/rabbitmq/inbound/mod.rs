@@ -6,12 +6,15 @@
 //! what was wrong stands in a header of its own
 //! ([`MENDED`](crate::wire::MENDED), [`UNREADABLE`](crate::wire::UNREADABLE)).
 //!
+//! Messages that come back are not handed on at all: they go to [`Returns`].
+//!
 //! It knows neither socket nor clock. **Invariants.** What it hands on are whole frames that lapin can read, or the
 //! beginning of a body frame. It keeps one method or header frame at most, of a bounded length.
 
 mod header;
 mod notes;
 mod reader;
+mod returns;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -26,6 +29,7 @@ use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BY
 use self::header::Header;
 use self::notes::Notes;
 use self::reader::Reader;
+pub(super) use self::returns::{Returned, Returns};
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -92,22 +96,32 @@ pub(super) struct Inbound {
     /// What was wrong with the routing of the message whose header comes next, by channel.
     noted: Vec<(u16, Notes)>,
     dropping: Vec<Dropped>,
+    /// Returned messages whose header comes next, by channel.
+    returning: Vec<(u16, Returned)>,
+    returns: Returns,
 }
 
-/// A message whose body is dropped as it comes. Its header is handed on once all of the body has come, with its checksum: so two
-/// messages that differ in their bodies alone are told apart.
+/// A message whose body is dropped as it comes.
 #[derive(Debug)]
 struct Dropped {
-    head: Head,
-    header: Vec<u8>,
-    notes: Notes,
+    channel: u16,
     left: u64,
-    checksum: Hasher,
+    of: DroppedOf,
+}
+
+#[derive(Debug)]
+enum DroppedOf {
+    /// Its body is too long. Its header is handed on once all of the body has come, with its checksum: so two messages that differ in
+    /// their bodies alone are told apart.
+    Delivery { head: Head, header: Vec<u8>, notes: Notes, checksum: Hasher },
+    /// The body is known here: it was sent from here.
+    Returned(Returned),
 }
 
 impl Inbound {
-    /// Bodies of more than `body_bytes_max` bytes are dropped as they come; their messages come without.
-    pub(super) fn new(body_bytes_max: u64) -> Self {
+    /// Bodies of more than `body_bytes_max` bytes are dropped as they come; their messages come without. Returned messages go to
+    /// `returns`.
+    pub(super) fn new(body_bytes_max: u64, returns: Returns) -> Self {
         Self {
             at: At::Frame(Vec::new()),
             fresh: true,
@@ -115,6 +129,8 @@ impl Inbound {
             body_bytes_max,
             noted: Vec::new(),
             dropping: Vec::new(),
+            returning: Vec::new(),
+            returns,
         }
     }
 
@@ -132,7 +148,7 @@ impl Inbound {
                         // The frame's end is no part of the body.
                         let part =
                             if left == 0 { now.split_last().map_or(now, |(_, part)| part) } else { now };
-                        self.drop_part(channel, part, left == 0, out);
+                        self.drop_part(channel, part, left == 0, out)?;
                     } else {
                         out.extend_from_slice(now);
                     }
@@ -214,7 +230,7 @@ impl Inbound {
             return Err(broken(format!("the broker sent {what} in a frame of {len} bytes; {max} may come")));
         }
         if head.kind == BODY {
-            let dropped = self.dropping.iter_mut().find(|dropped| dropped.head.channel == head.channel);
+            let dropped = self.dropping.iter_mut().find(|dropped| dropped.channel == head.channel);
             if dropped.as_ref().is_some_and(|dropped| dropped.left < head.len as u64) {
                 return Err(broken("the broker sent a body that is longer than its header says"));
             }
@@ -223,32 +239,51 @@ impl Inbound {
                 out.extend_from_slice(frame);
             }
             self.at = At::Body { channel: head.channel, left: head.len + 1, dropped };
-        } else if self.dropping.iter().any(|dropped| dropped.head.channel == head.channel) {
+        } else if self.dropping.iter().any(|dropped| dropped.channel == head.channel) {
             return Err(broken("the broker sent another frame in the middle of a body"));
         }
         Ok(())
     }
 
-    /// A part of a body that is dropped. The last one brings the message's header.
-    fn drop_part(&mut self, channel: u16, part: &[u8], ends_frame: bool, out: &mut Vec<u8>) {
-        let Some(at) = self.dropping.iter().position(|dropped| dropped.head.channel == channel) else {
-            return;
+    /// A part of a body that is dropped. The last one of a delivery brings the message's header.
+    fn drop_part(
+        &mut self,
+        channel: u16,
+        part: &[u8],
+        ends_frame: bool,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Refused> {
+        let Some(at) = self.dropping.iter().position(|dropped| dropped.channel == channel) else {
+            return Ok(());
         };
-        let Some(dropped) = self.dropping.get_mut(at) else { return };
-        dropped.checksum.update(part);
+        let Some(dropped) = self.dropping.get_mut(at) else { return Ok(()) };
+        if let DroppedOf::Delivery { checksum, .. } = &mut dropped.of {
+            checksum.update(part);
+        }
         dropped.left -= part.len() as u64;
         if dropped.left > 0 || !ends_frame {
-            return;
+            return Ok(());
         }
-        let Dropped { head, header, mut notes, checksum, .. } = self.dropping.swap_remove(at);
-        let Some(header) = Header::read(&header) else { return };
-        notes.lost(format_args!(
-            "its body of {} bytes (CRC-32 {:08x}) is left out: at most {} are taken in",
-            header.body_bytes,
-            checksum.finalize(),
-            self.body_bytes_max
-        ));
-        out.extend_from_slice(&head.with(&header.mend(0, self.payload_bytes_max(), notes)));
+        match self.dropping.swap_remove(at).of {
+            DroppedOf::Returned(returned) => self.has_returned(channel, returned),
+            DroppedOf::Delivery { head, header, mut notes, checksum } => {
+                let Some(header) = Header::read(&header) else { return Ok(()) };
+                notes.lost(format_args!(
+                    "its body of {} bytes (CRC-32 {:08x}) is left out: at most {} are taken in",
+                    header.body_bytes,
+                    checksum.finalize(),
+                    self.body_bytes_max
+                ));
+                out.extend_from_slice(&head.with(&header.mend(0, self.payload_bytes_max(), notes)));
+                Ok(())
+            }
+        }
+    }
+
+    fn has_returned(&self, channel: u16, returned: Returned) -> Result<(), Refused> {
+        self.returns
+            .push(channel, returned)
+            .map_err(|()| broken("the broker returned more messages than are in flight"))
     }
 
     /// Of one frame, as agreed on.
@@ -260,6 +295,9 @@ impl Inbound {
         let payload = head.payload(frame);
         let mut reader = Reader::new(payload);
         let (Some(class), Some(method)) = (reader.u16(), reader.u16()) else { return Ok(()) };
+        if self.returning.iter().any(|(channel, _)| *channel == head.channel) {
+            return Err(broken("the broker sent a returned message without its header"));
+        }
         let texts: &[Field] = match (class, method) {
             CONNECTION_START => return start(head, frame),
             CONNECTION_TUNE => {
@@ -271,12 +309,16 @@ impl Inbound {
             }
             CONNECTION_CLOSE | CHANNEL_CLOSE => &[Field::Skip(2), Field::Text("reply text")],
             CONNECTION_BLOCKED => &[Field::Text("reason")],
-            BASIC_RETURN => &[
-                Field::Skip(2),
-                Field::Text("reply text"),
-                Field::Text("exchange"),
-                Field::Text("routing key"),
-            ],
+            BASIC_RETURN => {
+                let (code, text, exchange, key) =
+                    (reader.u16(), reader.short(), reader.short(), reader.short());
+                let (Some(code), Some(text), Some(exchange), Some(key)) = (code, text, exchange, key) else {
+                    return Err(broken("the broker sent a return that cannot be read"));
+                };
+                self.returning.push((head.channel, Returned::new(code, text, exchange, key)));
+                frame.clear();
+                return Ok(());
+            }
             BASIC_DELIVER => &[
                 Field::Text("consumer tag"),
                 Field::Skip(9),
@@ -300,6 +342,12 @@ impl Inbound {
     }
 
     fn header(&mut self, head: Head, frame: &mut Vec<u8>) -> Result<(), Refused> {
+        if let Some(at) = self.returning.iter().position(|(channel, _)| *channel == head.channel) {
+            let (channel, returned) = self.returning.swap_remove(at);
+            let begun = self.returned_header(channel, returned, head.payload(frame));
+            frame.clear();
+            return begun;
+        }
         let notes = match self.noted.iter().position(|(channel, _)| *channel == head.channel) {
             Some(at) => self.noted.swap_remove(at).1,
             None => Notes::default(),
@@ -314,7 +362,8 @@ impl Inbound {
         }
         if header.body_bytes > self.body_bytes_max {
             let (left, header) = (header.body_bytes, head.payload(frame).to_vec());
-            self.dropping.push(Dropped { head, header, notes, left, checksum: Hasher::new() });
+            let of = DroppedOf::Delivery { head, header, notes, checksum: Hasher::new() };
+            self.dropping.push(Dropped { channel: head.channel, left, of });
             frame.clear();
             return Ok(());
         }
@@ -322,6 +371,29 @@ impl Inbound {
             return Ok(());
         }
         *frame = head.with(&header.mend(header.body_bytes, self.payload_bytes_max(), notes));
+        Ok(())
+    }
+
+    /// The header of a returned message, which tells what message it is.
+    fn returned_header(
+        &mut self,
+        channel: u16,
+        mut returned: Returned,
+        payload: &[u8],
+    ) -> Result<(), Refused> {
+        let Some(header) = Header::read(payload) else {
+            return Err(broken("the broker sent a returned message whose header cannot be read"));
+        };
+        returned.id = String::from_utf8_lossy(header.message_id().unwrap_or_default()).into_owned();
+        if header.body_bytes == 0 {
+            return self.has_returned(channel, returned);
+        }
+        // Its end would be waited for: it must not be far.
+        if header.body_bytes > BODY_BYTES_ANNOUNCED_MAX {
+            return Err(broken("the broker returned a message with a body that is longer than any can be"));
+        }
+        let of = DroppedOf::Returned(returned);
+        self.dropping.push(Dropped { channel, left: header.body_bytes, of });
         Ok(())
     }
 }
@@ -428,7 +500,7 @@ impl Head {
 /// What the fuzz target feeds: bytes in pieces. What came out until it was refused.
 #[cfg(fuzzing)]
 pub(crate) fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
-    let (mut inbound, mut out) = (Inbound::new(64), Vec::new());
+    let (mut inbound, mut out) = (Inbound::new(64, Returns::of_a_publisher()), Vec::new());
     for piece in bytes.chunks(piece.max(1)) {
         if inbound.feed(piece, &mut out).is_err() {
             break;

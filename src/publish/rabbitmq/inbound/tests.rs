@@ -53,7 +53,7 @@ fn deliver(routing_key: &[u8]) -> Vec<u8> {
 
 fn fed(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
     let mut out = Vec::new();
-    Inbound::new(1000).feed(bytes, &mut out).map(|()| out)
+    Inbound::new(1000, Returns::of_a_publisher()).feed(bytes, &mut out).map(|()| out)
 }
 
 /// lapin's reading of it all.
@@ -103,7 +103,7 @@ fn sound_frames_pass_as_they_are_however_they_come() {
     .concat();
     assert_eq!(fed(&stream).unwrap(), stream);
     for step in [1, 2, 3, 7, 8, 13] {
-        let (mut inbound, mut out) = (Inbound::new(1000), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher()), Vec::new());
         stream.chunks(step).for_each(|chunk| inbound.feed(chunk, &mut out).unwrap());
         assert_eq!(out, stream, "{step} bytes at a time");
     }
@@ -211,7 +211,7 @@ fn a_body_over_the_cap_is_dropped_as_it_comes() {
         let other = frame(BODY, 2, b"other");
         [deliver(b"k"), header(1400, 1 << 7, b"", &[], &short(b"m-1")), part.clone(), other, part].concat()
     };
-    let (mut inbound, mut out) = (Inbound::new(1000), Vec::new());
+    let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher()), Vec::new());
     for chunk in body(1).chunks(100) {
         inbound.feed(chunk, &mut out).unwrap();
     }
@@ -322,7 +322,7 @@ proptest! {
         let tune = method(0, CONNECTION_TUNE, &[&[0, 9][..], &frame_bytes_max.to_be_bytes(), &[0, 9]].concat());
         let odd = header(0, flags & !(1 << 13), &properties, &entries, b"");
         let stream = [tune, deliver(&properties[..properties.len().min(20)]), header(0, 0, b"", &entries, b""), odd].concat();
-        let (mut inbound, mut out) = (Inbound::new(1000), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher()), Vec::new());
         for chunk in stream.chunks(step) {
             inbound.feed(chunk, &mut out).unwrap();
         }
@@ -345,7 +345,7 @@ proptest! {
     ) {
         let mut stream: Vec<u8> = frames.iter().flat_map(|(kind, channel, payload)| frame(*kind, *channel, payload)).collect();
         stream.extend(noise);
-        let (mut inbound, mut out) = (Inbound::new(50), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(50, Returns::of_a_publisher()), Vec::new());
         let _ = inbound.feed(&stream, &mut out);
         prop_assert!(out.len() <= stream.len() + 2000 * frames.len());
     }

@@ -83,6 +83,8 @@ fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
     (machine.position, machine.loaded_to, machine.tail, machine.saved_position).hash(hasher);
     (&machine.ahead, machine.rows_to, machine.load_out, machine.due_out).hash(hasher);
     machine.learnt.hash_for_test(now, hasher);
+    machine.silence.hash_for_test(now, hasher);
+    machine.slow.hash_for_test(now, hasher);
     machine.due_resume.map(|(due_ms, seq)| (now.wall_ms.saturating_sub(due_ms), seq)).hash(hasher);
     machine.next_due_ms.map(|due_ms| due_ms.saturating_sub(now.wall_ms)).hash(hasher);
     machine.starved_since_ms.map(|since| now.mono_ms - since).hash(hasher);
@@ -103,12 +105,14 @@ fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
 fn hash_item(machine: &Machine, item: &Item, now: Now, hasher: &mut DefaultHasher) {
     (item.home as u8, item.attempts, item.destination_attempts, item.sent).hash(hasher);
     (item.suspect, item.likely, item.culprit).hash(hasher);
+    (item.silences.min(2), item.late.is_some(), item.lingers).hash(hasher);
     match item.state {
         ItemState::Ready => 0.hash(hasher),
         ItemState::Queued => 1.hash(hasher),
-        ItemState::InFlight { ticket, isolated } => {
-            (2, machine.in_flight.range(..ticket).count(), isolated).hash(hasher);
+        ItemState::InFlight { ticket, isolated, trial } => {
+            (2, machine.in_flight.range(..ticket).count(), isolated, trial).hash(hasher);
         }
+        ItemState::Apart => 4.hash(hasher),
         ItemState::Waiting { due_ms, apart } => (3, due_ms.saturating_sub(now.mono_ms), apart).hash(hasher),
     }
 }

@@ -137,6 +137,7 @@ const NOTHING: Budget = Budget {
     connections: 1,
     nacks: 0,
     returns: 0,
+    silences: 0,
     closes: 0,
     crashes: 0,
     redrives: 0,
@@ -144,6 +145,7 @@ const NOTHING: Budget = Budget {
     ghosts: 0,
 };
 const LOST_CONNECTION: Budget = Budget { connections: 2, nacks: 1, ghosts: 1, ..NOTHING };
+const SILENCE: Budget = Budget { silences: 1, ghosts: 1, ..NOTHING };
 const QUARANTINE: Budget = Budget { returns: 2, crashes: 1, redrives: 1, discards: 1, ..NOTHING };
 const CLOSED_CHANNEL: Budget = Budget { connections: 2, returns: 1, closes: 2, redrives: 1, ..NOTHING };
 
@@ -152,7 +154,7 @@ const CLOSED_CHANNEL: Budget = Budget { connections: 2, returns: 1, closes: 2, r
 #[test]
 fn every_history_per_key() {
     let full = Budget { connections: 4, nacks: 1, returns: 1, crashes: 1, ghosts: 1, ..NOTHING };
-    explore("per key", LOG, Ordering::PerKey, &[LOST_CONNECTION, QUARANTINE, CLOSED_CHANNEL], full);
+    explore("per key", LOG, Ordering::PerKey, &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL], full);
 }
 
 /// The same with runs of one key, so that queues and parked rows are longer, and with people who redrive and discard.
@@ -166,7 +168,7 @@ fn every_history_in_runs() {
 #[test]
 fn every_history_in_total_order() {
     let full = Budget { connections: 3, nacks: 1, closes: 2, ghosts: 1, ..QUARANTINE };
-    explore("total", LOG, Ordering::Total, &[LOST_CONNECTION, QUARANTINE, CLOSED_CHANNEL], full);
+    explore("total", LOG, Ordering::Total, &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL], full);
 }
 
 /// Goal: the search can fail. Method: a key's events are pipelined, and one nack, or one lost connection, is enough.
@@ -177,6 +179,7 @@ fn without_strictness_order_is_lost() {
             connections,
             nacks,
             returns: 0,
+            silences: 0,
             closes: 0,
             crashes: 0,
             redrives: 0,

@@ -24,6 +24,8 @@ pub(super) struct Budget {
     pub(super) connections: u8,
     pub(super) nacks: u8,
     pub(super) returns: u8,
+    /// No word within the deadline.
+    pub(super) silences: u8,
     /// The broker closes the channel for what one message is.
     pub(super) closes: u8,
     pub(super) crashes: u8,
@@ -62,6 +64,8 @@ pub(super) enum Fate {
     Refused,
     /// Its own connection broke: nobody knows.
     Unknown,
+    /// No word within the deadline.
+    Silent,
 }
 
 #[derive(Debug, Clone, Copy, Hash)]
@@ -160,7 +164,16 @@ impl World {
 
     fn read(&self, seq: u64) -> Loaded {
         let (key, exchange) = (self.key(seq), Key::from(EXCHANGE));
-        Loaded::Event(Entry { seq, key, exchange, bytes: 1, not_before_ms: None, expires_ms: None })
+        let routing_key = Key::from("");
+        Loaded::Event(Entry {
+            seq,
+            key,
+            exchange,
+            routing_key,
+            bytes: 1,
+            not_before_ms: None,
+            expires_ms: None,
+        })
     }
 
     // --- what may happen ------------------------------------------------------------------------------------------------
@@ -217,6 +230,9 @@ impl World {
         }
         if budget.returns > 0 {
             fates.push(Fate::Returned);
+        }
+        if budget.silences > 0 {
+            fates.push(Fate::Silent);
         }
         if flight.isolated {
             fates.push(Fate::Unknown);
@@ -312,6 +328,12 @@ impl World {
             Fate::Refused => {
                 self.budget.closes -= 1;
                 Outcome::Refused(missing_exchange(FaultClass::Destination))
+            }
+            Fate::Silent => {
+                self.budget.silences -= 1;
+                self.ghosts.push(vec![seq]);
+                self.ghosts.sort_unstable();
+                Outcome::Silent(Fault::new(FaultClass::Outage, ""))
             }
             Fate::Unknown => {
                 self.ghosts.push(vec![seq]);

@@ -1,0 +1,391 @@
+//! Destinations that give no word.
+//!
+//! A message without a word says nothing of the connection, and little of itself: most often a queue behind its destination hangs, or has
+//! lost its majority. So the destination is set apart. Its events wait for it in memory, one at a time is published alone as a trial, and
+//! each trial without a word makes the wait for the next one longer. The first word sets the destination free. Nothing is spent: silence is
+//! nobody's fault.
+//!
+//! **Invariants.** One trial of a destination is out at a time, [`SILENT_TRIALS_MAX`] in all. Trials take no room of the window. An event
+//! that waits for its destination is in `waiting` of that destination, and nowhere else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::types::{Action, Key, Ordering};
+use super::{ItemState, Machine, is_expired};
+use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
+use crate::message::{Outcome, Ticket};
+use crate::time::Now;
+
+/// A destination of which nothing waits is remembered for so long.
+const REMEMBERED_MS: u64 = 2 * SILENT_BACKOFF_MS.1;
+
+/// An event for which there is no room in memory comes back after so long at least.
+const SPILLED_MS: u64 = 30_000;
+
+/// Exchange and routing key.
+pub(super) type Destination = (Key, Key);
+
+/// All that are set apart.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Silence {
+    destinations: BTreeMap<Destination, Silent>,
+    /// When something is to be done for them; one entry for each that has no trial out.
+    due: BTreeSet<(u64, Destination)>,
+    /// Trials that are out, and their bytes.
+    pub(super) trials: usize,
+    pub(super) trial_bytes: usize,
+    /// Publishes that were told to be silent and may still get a word.
+    late: BTreeMap<Ticket, u64>,
+}
+
+/// One destination.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+struct Silent {
+    waiting: BTreeSet<u64>,
+    trial: Option<u64>,
+    /// The one that was tried last: the next one has its turn.
+    tried: Option<u64>,
+    /// Trials without a word.
+    tries: u32,
+    /// When the next one may go.
+    due_ms: u64,
+    /// Not silent yet: its messages hold the window without a word (see `slow`). It has no trials.
+    slow: bool,
+}
+
+impl Silent {
+    fn entry(&self, destination: &Destination) -> (u64, Destination) {
+        let at_ms =
+            if self.waiting.is_empty() { self.due_ms.saturating_add(REMEMBERED_MS) } else { self.due_ms };
+        (at_ms, destination.clone())
+    }
+}
+
+impl Silence {
+    /// Changes one, and keeps what is derived.
+    fn with<T>(&mut self, destination: &Destination, change: impl FnOnce(&mut Silent) -> T) -> Option<T> {
+        let silent = self.destinations.get_mut(destination)?;
+        if silent.trial.is_none() {
+            self.due.remove(&silent.entry(destination));
+        }
+        let result = change(silent);
+        if silent.trial.is_none() {
+            self.due.insert(silent.entry(destination));
+        }
+        Some(result)
+    }
+
+    /// `trial` is still out from an earlier time.
+    fn set_apart(&mut self, destination: &Destination, trial: Option<u64>, now: Now) {
+        self.with(destination, |silent| {
+            if std::mem::take(&mut silent.slow) {
+                silent.due_ms = now.mono_ms;
+            }
+        });
+        if !self.destinations.contains_key(destination) {
+            let silent = Silent { due_ms: now.mono_ms, trial, ..Silent::default() };
+            if trial.is_none() {
+                self.due.insert(silent.entry(destination));
+            }
+            self.destinations.insert(destination.clone(), silent);
+        }
+    }
+
+    fn forget(&mut self, destination: &Destination) -> Option<Silent> {
+        let silent = self.destinations.remove(destination)?;
+        self.due.remove(&silent.entry(destination));
+        Some(silent)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.destinations.is_empty()
+    }
+
+    /// Nothing more goes to it until it speaks, or is silent.
+    pub(super) fn set_slow(&mut self, destination: &Destination) {
+        if !self.destinations.contains_key(destination) {
+            let silent = Silent { due_ms: u64::MAX, slow: true, ..Silent::default() };
+            self.due.insert(silent.entry(destination));
+            self.destinations.insert(destination.clone(), silent);
+        }
+    }
+
+    /// A new connection: of those that were slow on the last one nothing is known.
+    fn slow(&self) -> Vec<Destination> {
+        let slow = self.destinations.iter().filter(|(_, silent)| silent.slow);
+        slow.map(|(destination, _)| destination.clone()).collect()
+    }
+
+    /// Whether one waits here that comes before this one.
+    pub(super) fn waits_before(&self, seq: u64) -> bool {
+        self.destinations.values().any(|silent| silent.waiting.first().is_some_and(|first| *first < seq))
+    }
+
+    /// An event is no longer where its state said.
+    pub(super) fn leave(&mut self, destination: &Destination, seq: u64) {
+        self.with(destination, |silent| silent.waiting.remove(&seq));
+    }
+
+    pub(super) fn trial_ended(&mut self, destination: &Destination, seq: u64, bytes: usize) {
+        self.trials -= 1;
+        self.trial_bytes -= bytes;
+        self.with(destination, |silent| {
+            if silent.trial == Some(seq) {
+                silent.trial = None;
+            }
+        });
+    }
+
+    /// The connection has ended: no late word will come of these.
+    pub(super) fn forget_late(&mut self) -> impl Iterator<Item = u64> + use<> {
+        std::mem::take(&mut self.late).into_values()
+    }
+
+    pub(super) fn forget_ticket(&mut self, ticket: Ticket) {
+        self.late.remove(&ticket);
+    }
+
+    #[cfg(test)]
+    pub(super) fn check(
+        &self,
+        is_waiting: impl Fn(u64, &Destination) -> bool,
+        waiting: usize,
+        trials: usize,
+    ) {
+        let mut due = BTreeSet::new();
+        for (destination, silent) in &self.destinations {
+            for seq in &silent.waiting {
+                assert!(is_waiting(*seq, destination), "{seq} waits for {destination:?}");
+            }
+            if silent.trial.is_none() {
+                due.insert(silent.entry(destination));
+            }
+        }
+        assert_eq!(self.due, due);
+        assert_eq!(self.trials, trials);
+        assert_eq!(self.destinations.values().map(|silent| silent.waiting.len()).sum::<usize>(), waiting);
+    }
+
+    /// What of it decides what happens from now on.
+    #[cfg(test)]
+    pub(super) fn hash_for_test(&self, now: Now, hasher: &mut impl std::hash::Hasher) {
+        use std::hash::Hash;
+        for (destination, silent) in &self.destinations {
+            let rest_ms = silent.due_ms.saturating_sub(now.mono_ms);
+            (destination, &silent.waiting, silent.trial, silent.tries, rest_ms, silent.slow).hash(hasher);
+        }
+        self.late.values().collect::<Vec<_>>().hash(hasher);
+    }
+}
+
+/// A destination without a word, as `status` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SilentFigures<'a> {
+    pub(crate) exchange: &'a Key,
+    pub(crate) routing_key: &'a Key,
+    /// Events in memory that wait for it.
+    pub(crate) waiting: usize,
+    /// Trials without a word.
+    pub(crate) trials: u32,
+}
+
+impl Machine {
+    /// The destinations that are set apart.
+    pub(crate) fn silent(&self) -> impl Iterator<Item = SilentFigures<'_>> {
+        let silent = self.silence.destinations.iter().filter(|(_, silent)| !silent.slow);
+        silent.map(|((exchange, routing_key), silent)| SilentFigures {
+            exchange,
+            routing_key,
+            waiting: silent.waiting.len() + usize::from(silent.trial.is_some()),
+            trials: silent.tries,
+        })
+    }
+
+    /// Makes the event wait, if its destination is silent.
+    pub(super) fn waits_for_destination(&mut self, seq: u64) -> bool {
+        if self.silence.is_empty() {
+            return false;
+        }
+        let Some(destination) = self.items.get(&seq).map(|item| item.destination()) else { return false };
+        if !self.silence.destinations.contains_key(&destination) {
+            return false;
+        }
+        self.hold_apart(seq, &destination);
+        true
+    }
+
+    fn hold_apart(&mut self, seq: u64, destination: &Destination) {
+        self.unqueue(seq);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.state = ItemState::Apart;
+        self.silence.with(destination, |silent| silent.waiting.insert(seq));
+    }
+
+    /// A publish has had no word for too long.
+    pub(super) fn fell_silent(&mut self, seq: u64, ticket: Ticket, now: Now) {
+        let Some(item) = self.items.get(&seq) else { return };
+        let destination = item.destination();
+        let was_trial = item.is_trial();
+        self.unqueue(seq);
+        if let Some(item) = self.items.get_mut(&seq) {
+            item.silences += 1;
+            if let Some(before) = item.late.replace(ticket) {
+                self.silence.late.remove(&before);
+            }
+            self.silence.late.insert(ticket, seq);
+        }
+        let trials = self.in_flight.values().copied().filter(|seq| {
+            let item = self.items.get(seq);
+            item.is_some_and(|item| item.is_trial() && item.destination() == destination)
+        });
+        let trial = trials.min();
+        self.silence.set_apart(&destination, trial, now);
+        if was_trial {
+            let (first_ms, max_ms) = SILENT_BACKOFF_MS;
+            let jitter = &mut self.jitter;
+            self.silence.with(&destination, |silent| {
+                silent.due_ms = now.mono_ms.saturating_add(jitter.wait_ms(first_ms, max_ms, silent.tries));
+                silent.tries = silent.tries.saturating_add(1);
+            });
+        }
+        self.hold_apart(seq, &destination);
+    }
+
+    /// The broker has given its word on a message for this destination.
+    pub(super) fn spoke(&mut self, destination: &Destination, now: Now) {
+        self.slow.spoke(destination);
+        self.lingers_no_more(destination);
+        let Some(silent) = self.silence.forget(destination) else { return };
+        let (first_ms, max_ms) = SILENT_BACKOFF_MS;
+        for seq in silent.waiting {
+            let Some(item) = self.items.get_mut(&seq) else { continue };
+            item.state = ItemState::Queued;
+            let silences = item.silences;
+            if silences == 0 {
+                self.make_ready(seq);
+                continue;
+            }
+            // Its own word may be on its way: that spares a repeat. If it never comes though its destination speaks, the event itself
+            // (its headers may lead elsewhere) is not published among others again.
+            item.suspect |= silences > 1;
+            let wait = self.jitter.wait_ms(first_ms, max_ms, silences - 1);
+            self.wait(seq, now.mono_ms.saturating_add(wait));
+        }
+    }
+
+    /// The connection has ended: whoever was slow on it has a new chance.
+    pub(super) fn slow_have_a_new_chance(&mut self) {
+        for destination in self.silence.slow() {
+            let waiting = self.silence.forget(&destination).map(|silent| silent.waiting).unwrap_or_default();
+            for seq in waiting {
+                if let Some(item) = self.items.get_mut(&seq) {
+                    item.state = ItemState::Queued;
+                }
+                self.make_ready(seq);
+            }
+        }
+    }
+
+    /// A word on a publish that was told to be silent.
+    pub(super) fn late_word(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
+        let Some(seq) = self.silence.late.remove(&ticket) else { return };
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.late = None;
+        if matches!(outcome, Outcome::Unknown(_) | Outcome::Silent(_)) {
+            return;
+        }
+        let destination = item.destination();
+        let is_out = matches!(item.state, ItemState::InFlight { .. });
+        self.spoke(&destination, now);
+        // A newer publish of the same event is out: unless the broker has it, that one decides.
+        if !is_out || matches!(outcome, Outcome::Confirmed) {
+            self.land(seq);
+            self.takes(seq, outcome, now, out);
+        }
+    }
+
+    /// The destination that is to be asked next, and when. Under total order it is the one of the first event of all, if nothing else
+    /// comes before that.
+    pub(super) fn next_due(&self) -> Option<(u64, Destination)> {
+        if self.settings.ordering != Ordering::Total {
+            return self.silence.due.first().cloned();
+        }
+        let waiting = self.silence.destinations.iter();
+        let (seq, destination, silent) = waiting
+            .filter_map(|(destination, silent)| Some((*silent.waiting.first()?, destination, silent)))
+            .min_by_key(|(seq, ..)| *seq)?;
+        let others = self.timers.iter().map(|(_, seq)| seq).chain(&self.ready).chain(&self.suspects);
+        let is_first = self.in_flight.is_empty() && others.min().is_none_or(|first| *first > seq);
+        is_first.then(|| (silent.due_ms, destination.clone()))
+    }
+
+    /// Publishes what may be asked of silent destinations.
+    pub(super) fn send_trials(&mut self, now: Now, out: &mut Vec<Action>) {
+        while self.can_publish()
+            && self.silence.trials < SILENT_TRIALS_MAX
+            && let Some((at_ms, destination)) = self.next_due()
+            && at_ms <= now.mono_ms
+        {
+            let silent = self.silence.destinations.get(&destination);
+            let is_total = self.settings.ordering == Ordering::Total;
+            let next = silent
+                .and_then(|silent| if is_total { silent.waiting.first().copied() } else { silent.next() });
+            let Some(seq) = next else {
+                self.silence.forget(&destination);
+                continue;
+            };
+            let Some(item) = self.items.get(&seq) else { return };
+            if is_expired(item.expires_ms, now) {
+                self.quarantine(seq, super::expired(), now, out);
+                continue;
+            }
+            if !self.may_send(now) {
+                return;
+            }
+            self.unqueue(seq);
+            self.silence.with(&destination, |silent| (silent.trial, silent.tried) = (Some(seq), Some(seq)));
+            self.send_as(seq, true, out);
+        }
+    }
+
+    /// Events that wait for silent destinations make room, but for one of each.
+    pub(super) fn spill_silent(&mut self, now: Now, out: &mut Vec<Action>) {
+        let waiting: Vec<(u64, u64)> = self
+            .silence
+            .destinations
+            .values()
+            .flat_map(|silent| {
+                let due_ms = if silent.slow { 0 } else { silent.due_ms };
+                silent.waiting.iter().skip(1).map(move |seq| (*seq, due_ms))
+            })
+            .collect();
+        for (seq, due_ms) in waiting {
+            if self.wants_more() {
+                return;
+            }
+            self.spill_one_silent(seq, due_ms, now, out);
+        }
+    }
+
+    fn spill_one_silent(&mut self, seq: u64, due_ms: u64, now: Now, out: &mut Vec<Action>) {
+        self.set_aside(seq, due_ms.saturating_sub(now.mono_ms).max(SPILLED_MS), now, out);
+    }
+
+    /// One that holds the position back.
+    pub(super) fn spill_silent_one(&mut self, seq: u64, now: Now, out: &mut Vec<Action>) {
+        let destination = self.items.get(&seq).map(|item| item.destination());
+        let silent = destination.and_then(|destination| self.silence.destinations.get(&destination));
+        let due_ms = silent.filter(|silent| !silent.slow).map_or(0, |silent| silent.due_ms);
+        self.spill_one_silent(seq, due_ms, now, out);
+    }
+}
+
+impl Silent {
+    /// The one whose turn it is: in rounds, since one event may be silent for a reason of its own.
+    fn next(&self) -> Option<u64> {
+        let after = self.tried.map_or(0, |tried| tried + 1);
+        self.waiting.range(after..).next().or(self.waiting.first()).copied()
+    }
+}

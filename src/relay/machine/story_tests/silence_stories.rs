@@ -1,0 +1,173 @@
+//! Destinations without a word: who waits, who is asked, who is repeated.
+
+use super::*;
+use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX, SLOW_MS};
+
+fn silence() -> Outcome {
+    Outcome::Silent(fault(FaultClass::Outage))
+}
+
+fn to(story: &mut Story, queue: &str, count: usize) {
+    for _ in 0..count {
+        story.append_entry(|entry| entry.routing_key = queue.into());
+    }
+}
+
+fn silent(story: &Story) -> Vec<String> {
+    story.machine.silent().map(|silent| silent.routing_key.to_string()).collect()
+}
+
+/// Goal: a silent destination is asked by one event at a time, alone, at growing intervals, and spends nothing; the others flow. The
+/// first word sets it free. Method: three events for it, and some for another at every turn.
+#[test]
+fn a_silent_destination_is_asked_by_one_event_at_a_time() {
+    let mut story = Story::new(settings());
+    story.up();
+    to(&mut story, "sick", 3);
+    to(&mut story, "well", 2);
+    assert_eq!(story.published(), [0, 1, 2, 3, 4]);
+    story.confirm(3);
+    story.outcome(0, silence());
+    assert_eq!(silent(&story), ["sick"]);
+    assert_eq!(story.published_how(), [(0, true, true)], "the first trial goes at once, alone");
+    let mut waits = Vec::new();
+    for n in 0..12 {
+        let tried = story.in_flight().into_iter().find(|seq| story.machine.items[seq].is_alone()).unwrap();
+        story.outcome(tried, silence());
+        let began = story.now.mono_ms;
+        to(&mut story, "sick", 1);
+        to(&mut story, "well", 1);
+        let new = 6 + 2 * n;
+        assert_eq!(story.published(), [new], "only the other one's goes");
+        story.confirm(new);
+        story.pass_to_timer();
+        waits.push(story.now.mono_ms - began);
+        let trials = story.published_how();
+        assert!(matches!(trials[..], [(_, _, true)]), "{trials:?}");
+    }
+    let (first_ms, max_ms) = SILENT_BACKOFF_MS;
+    assert!(waits[0] <= first_ms && waits[11] >= max_ms / 2, "{waits:?}");
+    assert!(waits.windows(2).all(|pair| pair[1] >= pair[0] / 2), "{waits:?}");
+    assert_eq!(story.machine.figures().quarantined, 0);
+    assert!(!story.saved().iter().any(|change| matches!(change, Change::PutException { .. })));
+    // One word, of whichever message.
+    let tried = story.in_flight().into_iter().find(|seq| story.machine.items[seq].is_alone()).unwrap();
+    story.confirm(tried);
+    assert_eq!(silent(&story), [""; 0]);
+    story.pass(SILENT_BACKOFF_MS.1);
+    while let Some(seq) = story.in_flight().first().copied() {
+        story.confirm(seq);
+    }
+    assert_eq!(story.machine.figures().in_memory, 0, "all are confirmed");
+}
+
+/// Goal: a word that comes late is a word, and spares the repeat. Method: the first publish of three is confirmed while the trial is out,
+/// another while it waits.
+#[test]
+fn a_late_word_counts() {
+    let mut story = Story::new(settings());
+    story.up();
+    to(&mut story, "sick", 3);
+    story.published();
+    let tickets = [0, 1, 2].map(|seq| story.ticket(seq));
+    let told = tickets.map(|ticket| (ticket, silence()));
+    story.tell(Input::Outcomes(told.into()));
+    assert_eq!(story.published_how(), [(0, true, true)]);
+    story.tell(Input::Outcomes(vec![(tickets[0], Outcome::Confirmed)]));
+    assert_eq!((story.machine.confirmed(), silent(&story).len()), (1, 0));
+    assert_eq!(story.published(), [0; 0], "the others' words may be on their way");
+    story.tell(Input::Outcomes(vec![(tickets[1], Outcome::Confirmed), (tickets[2], Outcome::Confirmed)]));
+    assert_eq!(story.machine.figures().in_memory, 0);
+    story.pass(SILENT_BACKOFF_MS.1);
+    assert_eq!(story.published(), [0; 0]);
+}
+
+/// Goal: a silent destination costs the others neither room nor order. Method: a key whose first event is silent; its later ones for
+/// another destination wait, other keys do not.
+#[test]
+fn a_key_waits_for_its_silent_event_and_others_do_not() {
+    let mut story = Story::new(settings());
+    story.up();
+    for (key, queue) in [("k", "sick"), ("k", "well"), ("l", "well")] {
+        story.append_entry(|entry| {
+            entry.key = Some(key.into());
+            entry.routing_key = queue.into();
+        });
+    }
+    assert_eq!(story.published(), [0, 2]);
+    story.confirm(2);
+    story.outcome(0, silence());
+    assert_eq!(story.published_how(), [(0, true, true)]);
+    story.confirm(0);
+    assert_eq!(story.published(), [1]);
+}
+
+/// Goal: many silent destinations are asked at once, but not without bound, and the window stays free. Method: forty of them.
+#[test]
+fn many_silent_destinations_share_a_bounded_number_of_trials() {
+    let mut story = Story::new(Settings { window_events: 64, lookahead_events: 256, ..settings() });
+    story.up();
+    for n in 0..40 {
+        to(&mut story, &format!("sick-{n}"), 1);
+    }
+    story.published();
+    for seq in 0..40 {
+        story.outcome(seq, silence());
+    }
+    assert_eq!(story.in_flight().len(), SILENT_TRIALS_MAX);
+    to(&mut story, "well", 64);
+    assert_eq!(story.in_flight().len(), SILENT_TRIALS_MAX + 64);
+    for _ in 0..40 {
+        let trial = story.in_flight().into_iter().find(|seq| story.machine.items[seq].is_alone()).unwrap();
+        story.confirm(trial);
+    }
+    assert_eq!(silent(&story), [""; 0]);
+}
+
+/// Goal: a destination that holds the window without a word holds it for two seconds at most; it is not repeated for that, and a
+/// broker that is slow for everybody is sent no more than a window. Method: a full window, time, then a word.
+#[test]
+fn a_destination_without_a_word_gives_the_window_back() {
+    let mut story = Story::new(Settings { window_events: 4, lookahead_events: 64, ..settings() });
+    story.up();
+    to(&mut story, "quiet", 8);
+    to(&mut story, "well", 3);
+    assert_eq!(story.published(), [0, 1, 2, 3]);
+    story.pass(SLOW_MS);
+    assert_eq!(story.published(), [8, 9, 10], "the others go beside what lingers");
+    assert_eq!(silent(&story), [""; 0], "that is no verdict");
+    for seq in [8, 9, 10] {
+        story.confirm(seq);
+    }
+    story.pass(10 * SLOW_MS);
+    assert_eq!(story.published(), [0; 0], "nothing more goes to it, and nothing again");
+    story.confirm(2);
+    assert_eq!(story.published(), [4], "it speaks: the window is full of it again");
+    // A word now and then is enough, however old the oldest is.
+    for seq in [3, 4, 5, 6] {
+        story.pass(SLOW_MS - 1);
+        story.confirm(seq);
+    }
+    assert_eq!(story.published(), [5, 6, 7]);
+}
+
+/// Goal: an event that is silent for a reason of its own, among others of its destination that have their word, delays none of them
+/// and is not published among others for ever. Method: two publishes of it are silent; then others of its destination are confirmed.
+#[test]
+fn an_event_that_alone_is_silent_goes_alone() {
+    let mut story = Story::new(settings());
+    story.up();
+    to(&mut story, "mixed", 1);
+    story.outcome(0, silence());
+    story.outcome(0, silence());
+    story.published();
+    to(&mut story, "mixed", 1);
+    story.pass_to_timer();
+    assert_eq!(story.published_how(), [(1, false, true)], "another one has its turn");
+    story.confirm(1);
+    to(&mut story, "mixed", 1);
+    assert_eq!(story.published_how(), [(2, false, false)]);
+    story.confirm(2);
+    story.pass(SILENT_BACKOFF_MS.1);
+    assert_eq!((story.published_how(), silent(&story).len()), (vec![(0, true, true)], 0));
+}

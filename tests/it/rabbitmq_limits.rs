@@ -1,0 +1,76 @@
+//! Brokers that allow little: one connection, one channel.
+
+use std::time::{Duration, Instant};
+
+use onewrite::publish::RabbitMq;
+use onewrite::{Event, Relay, Store};
+
+use crate::support::scripted_broker::{Script, ScriptedBroker};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn until(what: &str, relay: &Relay, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < LIMIT, "not within {LIMIT:?}: {what}; {:?}", relay.status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A relay to this broker, with one event that makes the broker close the channel before 200 that do not.
+fn relay_with_a_culprit(broker: &ScriptedBroker) -> (tempfile::TempDir, Store, Relay) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    store
+        .write(|tx| {
+            tx.append(Event::bytes("t", "lost").to("", "missing"))?;
+            (0..200).try_for_each(|n| tx.append(Event::bytes("t", n.to_string()).to("", "well")).map(drop))
+        })
+        .unwrap();
+    let publisher = RabbitMq::new(&broker.url())
+        .unwrap()
+        .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(200));
+    let relay = store.relay("r").publish_to(publisher).unwrap();
+    (folder, store, relay)
+}
+
+fn script() -> Script {
+    Script { missing: ["missing".to_owned()].into(), ..Script::default() }
+}
+
+/// The story: a virtual host allowed one connection. After a message had closed the channel, the 200 beside it waited for a second
+/// connection for ever, and `status()` said `Connected` with no fault. Goal: one connection is enough. Method: a scripted server that refuses a
+/// second one.
+#[test]
+fn one_connection_is_enough_to_find_a_culprit() {
+    let broker = ScriptedBroker::start(Script { connections_max: 1, ..script() });
+    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    until("the others are confirmed", &relay, || relay.status().confirmed == 200);
+    until("the culprit is alone", &relay, || relay.status().retrying == 1);
+    let fault = relay.status().last_fault.expect("it is shown");
+    assert_eq!(fault.code, Some(404), "{fault}");
+    relay.stop(Duration::from_secs(5));
+}
+
+/// Goal: where the broker allows one channel, the way is a connection of their own. Method: a scripted server.
+#[test]
+fn one_channel_is_enough_to_find_a_culprit() {
+    let broker = ScriptedBroker::start(Script { channel_max: 1, ..script() });
+    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    until("the others are confirmed", &relay, || relay.status().confirmed == 200);
+    assert!(broker.script(|script| script.logins) > 2, "there was a connection beside the window's");
+    relay.stop(Duration::from_secs(5));
+}
+
+/// Goal: where there is no way at all, the fault says what does not fit. Method: a scripted server that allows one channel on one
+/// connection.
+#[test]
+fn where_nothing_fits_the_fault_says_what() {
+    let broker = ScriptedBroker::start(Script { channel_max: 1, connections_max: 1, ..script() });
+    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    until("the fault names both", &relay, || {
+        let fault = relay.status().last_fault.map(|fault| fault.text).unwrap_or_default();
+        fault.contains("channel_max") && fault.contains("connection limit is reached")
+    });
+    relay.stop(Duration::ZERO);
+}
