@@ -331,17 +331,24 @@ impl World {
             }
             Fate::Silent => {
                 self.budget.silences -= 1;
-                self.ghosts.push(vec![seq]);
-                self.ghosts.sort_unstable();
+                self.may_come_later(seq);
                 Outcome::Silent(Fault::new(FaultClass::Outage, ""))
             }
             Fate::Unknown => {
-                self.ghosts.push(vec![seq]);
-                self.ghosts.sort_unstable();
+                self.may_come_later(seq);
                 Outcome::Unknown(Fault::new(FaultClass::Outage, ""))
             }
         };
         self.step(Input::Outcomes(vec![(ticket, outcome)]))
+    }
+
+    /// As often as it may be sent: once is enough to see what comes of it, and a world that knows no end is never searched.
+    fn may_come_later(&mut self, seq: u64) {
+        let ghost = vec![seq];
+        if !self.ghosts.contains(&ghost) {
+            self.ghosts.push(ghost);
+            self.ghosts.sort_unstable();
+        }
     }
 
     /// The broker puts it into its queue: those before it must be there, or have been given up.
