@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::RabbitMq;
+use onewrite::publish::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents};
 use onewrite::{Event, Relay, Store};
 
+use crate::support::fake_broker::FakeBroker;
 use crate::support::scripted_broker::{Script, ScriptedBroker};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -73,4 +74,25 @@ fn where_nothing_fits_the_fault_says_what() {
         fault.contains("channel_max") && fault.contains("connection limit is reached")
     });
     relay.stop(Duration::ZERO);
+}
+
+/// Goal: a broker that delivers more than it was asked for is disconnected with a fault that says so, and what came beyond is not
+/// taken in. Method: a scripted server that delivers for ever to a consumer that settles nothing.
+#[test]
+fn deliveries_beyond_the_prefetch_end_the_connection() {
+    let broker = FakeBroker::delivering(20_000, 50_000);
+    let (sender, events) = crossbeam_channel::unbounded();
+    let mut source = RabbitMqSource::new(&broker.url, "q").unwrap();
+    source.start(SourceEvents::new(sender), 5).unwrap();
+    let mut delivered = 0;
+    let fault = loop {
+        match events.recv_timeout(LIMIT).expect("it ends in time") {
+            SourceEvent::Delivery(_) => delivered += 1,
+            SourceEvent::Down { fault, .. } => break fault,
+            _ => {}
+        }
+    };
+    assert!(fault.text.contains("more than the 5 messages that were asked for"), "{fault}");
+    assert!(delivered <= 5, "{delivered}");
+    source.stop(Duration::from_secs(5));
 }

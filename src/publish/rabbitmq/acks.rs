@@ -23,6 +23,10 @@ impl Unsettled {
         self.0.insert(tag);
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The frames that settle these, in order. A tag that is not unsettled (settled twice) is passed over: the broker
     /// would close the channel for it.
     pub(super) fn settle(&mut self, settlements: impl IntoIterator<Item = (u64, Settlement)>) -> Vec<Frame> {

@@ -22,7 +22,7 @@ use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass};
 
 use super::classify::{Phase, classify};
-use super::inbound::{Inbound, Returns};
+use super::inbound::{Deliveries, Inbound, Returns};
 use super::options::Options;
 use super::transport::{self, Transport, connect_tcp};
 use super::uri::Target;
@@ -33,6 +33,8 @@ pub(super) struct Link {
     pub(super) channel: Channel,
     /// What the broker gives back.
     pub(super) returns: Returns,
+    /// What it may deliver.
+    pub(super) deliveries: Deliveries,
     /// What happens to the connection as a whole.
     pub(super) events: BoxStream<'static, Event>,
     socket: Socket,
@@ -42,7 +44,8 @@ impl Link {
     /// Connects for publishing: topology asked for, exchanges checked, confirms on.
     pub(super) async fn open(options: &Options, target: &Target) -> Result<Self, Fault> {
         within_deadline(target, async {
-            let link = Self::connect(options, target, Returns::of_a_publisher()).await?;
+            let link =
+                Self::connect(options, target, Returns::of_a_publisher(), Deliveries::at_most(0)).await?;
             link.channel
                 .confirm_select(ConfirmSelectOptions::default())
                 .await
@@ -53,12 +56,18 @@ impl Link {
     }
 
     /// Connects; topology asked for, exchanges checked, a channel open. Not under a deadline of its own.
-    pub(super) async fn connect(options: &Options, target: &Target, returns: Returns) -> Result<Self, Fault> {
+    pub(super) async fn connect(
+        options: &Options,
+        target: &Target,
+        returns: Returns,
+        deliveries: Deliveries,
+    ) -> Result<Self, Fault> {
+        let inbound = Inbound::new(options.body_bytes_max, returns.clone(), deliveries.clone());
         let unreachable =
             |error: io::Error| Fault::new(FaultClass::Outage, format!("cannot connect to {target}: {error}"));
         let stream = connect_tcp(target).await.map_err(unreachable)?;
         let socket = Socket::of(&stream).map_err(unreachable)?;
-        let stream = AsyncTcpStream::Plain(secure(stream, options, target, returns.clone()).await?);
+        let stream = AsyncTcpStream::Plain(secure(stream, options, target, inbound).await?);
         let ready = Mutex::new(Some(stream));
         let properties = ConnectionProperties::default()
             .with_auth_provider(target.credentials.clone())
@@ -77,7 +86,7 @@ impl Link {
         let channel = options.topology.set_up(&connection, &options.required_exchanges).await?;
         // Only now: a channel that was closed while declaring ends nothing.
         let events = connection.events_listener().boxed();
-        Ok(Self { connection: Arc::new(connection), channel, returns, events, socket })
+        Ok(Self { connection: Arc::new(connection), channel, returns, deliveries, events, socket })
     }
 
     /// Whether connection and channel are as they were opened.
@@ -116,9 +125,8 @@ async fn secure(
     stream: TcpStream,
     options: &Options,
     target: &Target,
-    returns: Returns,
+    inbound: Inbound,
 ) -> Result<Transport, Fault> {
-    let inbound = Inbound::new(options.body_bytes_max, returns);
     if !target.tls {
         return Ok(Transport::plain(stream, inbound));
     }
@@ -130,15 +138,15 @@ async fn secure(
 #[expect(clippy::unused_async, reason = "the same shape as with TLS")]
 async fn secure(
     stream: TcpStream,
-    options: &Options,
+    _: &Options,
     target: &Target,
-    returns: Returns,
+    inbound: Inbound,
 ) -> Result<Transport, Fault> {
     // `Target::parse` has refused `amqps://`. Held here too, since the cost of being wrong is plain text.
     if target.tls {
         return Err(Fault::new(FaultClass::Config, "TLS is not compiled in"));
     }
-    Ok(Transport::plain(stream, Inbound::new(options.body_bytes_max, returns)))
+    Ok(Transport::plain(stream, inbound))
 }
 
 /// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it.

@@ -16,7 +16,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::message::Delivery as LapinDelivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, BasicRejectOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, Consumer, Event};
+use lapin::{Consumer, Event};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -30,7 +30,7 @@ use super::cancelled;
 use super::classify::{Phase, classify, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
-use super::inbound::{NOT_TAKEN_IN, Returns};
+use super::inbound::{Deliveries, NOT_TAKEN_IN, Returns};
 use super::options::Options;
 use super::rota::Rota;
 use super::stream;
@@ -124,7 +124,10 @@ async fn open(
     subscription: &Subscription,
 ) -> Result<(Link, Consumer), Fault> {
     within_deadline(target, async {
-        let link = Link::connect(options, target, Returns::of_a_consumer()).await?;
+        let link = {
+            let deliveries = Deliveries::at_most(subscription.prefetch.into());
+            Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?
+        };
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consumer = link
@@ -209,8 +212,7 @@ async fn serve(
                 Turn::Connection(Some(_)) | Turn::Written(Ok(())) => Ok(()),
                 Turn::Settlements(Some(batch)) => {
                     // An empty batch, or one of an earlier connection, proves nothing of this one.
-                    settle(&link.channel, &mut unsettled, epoch, batch, &mut writes)
-                        .map(|settled| worked |= settled)
+                    settle(link, &mut unsettled, epoch, batch, &mut writes).map(|settled| worked |= settled)
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
                     if may_be_stream && stream::is_marked(&delivery.properties) {
@@ -239,7 +241,7 @@ async fn serve(
     if end.is_none() {
         // What was settled before the stop goes out with it.
         while let Ok(batch) = settlements.try_recv() {
-            if settle(&link.channel, &mut unsettled, epoch, batch, &mut writes).is_err() {
+            if settle(link, &mut unsettled, epoch, batch, &mut writes).is_err() {
                 break;
             }
         }
@@ -295,7 +297,7 @@ fn naming_the_message(mut fault: Fault, queue: &str) -> Fault {
 
 /// Hands the frames to lapin, in order. Whether there were any.
 fn settle(
-    channel: &Channel,
+    link: &Link,
     unsettled: &mut Unsettled,
     epoch: Epoch,
     batch: Settlements,
@@ -303,8 +305,12 @@ fn settle(
 ) -> Result<bool, Broken> {
     let mut settled = false;
     let of_this_epoch = batch.into_iter().filter(|(tag, _)| tag.epoch == epoch);
-    for frame in unsettled.settle(of_this_epoch.map(|(tag, settlement)| (tag.tag, settlement))) {
-        let channel = channel.clone();
+    let before = unsettled.len();
+    let frames = unsettled.settle(of_this_epoch.map(|(tag, settlement)| (tag.tag, settlement)));
+    // Before the broker hears of it: it may deliver as many again at once.
+    link.deliveries.settled(before - unsettled.len());
+    for frame in frames {
+        let channel = link.channel.clone();
         let mut write: Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>> = Box::pin(async move {
             match frame {
                 Frame::Ack { tag, multiple } => channel.basic_ack(tag, BasicAckOptions { multiple }).await,

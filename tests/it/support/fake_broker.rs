@@ -68,6 +68,37 @@ impl FakeBroker {
     }
 }
 
+impl FakeBroker {
+    /// Delivers so many messages of so many bytes to a consumer that settles none, or fewer if it hangs up.
+    pub(crate) fn delivering(count: u64, bytes: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("amqp://127.0.0.1:{}", listener.local_addr().expect("it is bound").port());
+        let peer = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("the consumer connects");
+            stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a timeout is set");
+            log_in(&mut stream);
+            for (asked, answer) in [((60, 10), (60, 11)), ((60, 20), (60, 21))] {
+                await_method(&mut stream, asked);
+                say(&mut stream, CHANNEL, answer, if answer == (60, 21) { &[1, b't'] } else { &[] });
+            }
+            let frame = |kind: u8, payload: &[u8]| {
+                [&[kind][..], &CHANNEL.to_be_bytes(), &long(payload), &[FRAME_END]].concat()
+            };
+            let header = [&[0, 60, 0, 0][..], &(bytes as u64).to_be_bytes(), &[0, 0]].concat();
+            for tag in 1..=count {
+                let deliver = [&[0, 60, 0, 60, 1, b't'][..], &tag.to_be_bytes(), &[0, 0, 1, b'q']].concat();
+                let message =
+                    [frame(METHOD, &deliver), frame(2, &header), frame(3, &vec![b'x'; bytes])].concat();
+                if stream.write_all(&message).is_err() {
+                    return;
+                }
+            }
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        Self { url, peer: Some(peer) }
+    }
+}
+
 impl Drop for FakeBroker {
     fn drop(&mut self) {
         let ended = self.peer.take().map(JoinHandle::join);

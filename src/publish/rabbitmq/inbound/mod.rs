@@ -11,6 +11,7 @@
 //! It knows neither socket nor clock. **Invariants.** What it hands on are whole frames that lapin can read, or the
 //! beginning of a body frame. It keeps one method or header frame at most, of a bounded length.
 
+mod deliveries;
 mod header;
 mod notes;
 mod reader;
@@ -26,6 +27,7 @@ use crc32fast::Hasher;
 
 use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BYTES_MAX};
 
+pub(super) use self::deliveries::Deliveries;
 use self::header::Header;
 use self::notes::Notes;
 use self::reader::Reader;
@@ -99,6 +101,7 @@ pub(super) struct Inbound {
     /// Returned messages whose header comes next, by channel.
     returning: Vec<(u16, Returned)>,
     returns: Returns,
+    deliveries: Deliveries,
 }
 
 /// A message whose body is dropped as it comes.
@@ -120,8 +123,8 @@ enum DroppedOf {
 
 impl Inbound {
     /// Bodies of more than `body_bytes_max` bytes are dropped as they come; their messages come without. Returned messages go to
-    /// `returns`.
-    pub(super) fn new(body_bytes_max: u64, returns: Returns) -> Self {
+    /// `returns`; more than `deliveries` allows are refused.
+    pub(super) fn new(body_bytes_max: u64, returns: Returns, deliveries: Deliveries) -> Self {
         Self {
             at: At::Frame(Vec::new()),
             fresh: true,
@@ -131,6 +134,7 @@ impl Inbound {
             dropping: Vec::new(),
             returning: Vec::new(),
             returns,
+            deliveries,
         }
     }
 
@@ -319,12 +323,20 @@ impl Inbound {
                 frame.clear();
                 return Ok(());
             }
-            BASIC_DELIVER => &[
-                Field::Text("consumer tag"),
-                Field::Skip(9),
-                Field::Text("exchange"),
-                Field::Text("routing key"),
-            ],
+            BASIC_DELIVER => {
+                if !self.deliveries.came() {
+                    return Err(broken(format!(
+                        "the broker delivered more than the {} messages that were asked for",
+                        self.deliveries.max()
+                    )));
+                }
+                &[
+                    Field::Text("consumer tag"),
+                    Field::Skip(9),
+                    Field::Text("exchange"),
+                    Field::Text("routing key"),
+                ]
+            }
             _ => return Ok(()),
         };
         // What was noted of a message whose header never came is of no message any more.
@@ -500,7 +512,8 @@ impl Head {
 /// What the fuzz target feeds: bytes in pieces. What came out until it was refused.
 #[cfg(fuzzing)]
 pub(crate) fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
-    let (mut inbound, mut out) = (Inbound::new(64, Returns::of_a_publisher()), Vec::new());
+    let (mut inbound, mut out) =
+        (Inbound::new(64, Returns::of_a_publisher(), Deliveries::at_most(256)), Vec::new());
     for piece in bytes.chunks(piece.max(1)) {
         if inbound.feed(piece, &mut out).is_err() {
             break;

@@ -53,7 +53,9 @@ fn deliver(routing_key: &[u8]) -> Vec<u8> {
 
 fn fed(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
     let mut out = Vec::new();
-    Inbound::new(1000, Returns::of_a_publisher()).feed(bytes, &mut out).map(|()| out)
+    Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000))
+        .feed(bytes, &mut out)
+        .map(|()| out)
 }
 
 /// lapin's reading of it all.
@@ -103,7 +105,8 @@ fn sound_frames_pass_as_they_are_however_they_come() {
     .concat();
     assert_eq!(fed(&stream).unwrap(), stream);
     for step in [1, 2, 3, 7, 8, 13] {
-        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher()), Vec::new());
+        let (mut inbound, mut out) =
+            (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
         stream.chunks(step).for_each(|chunk| inbound.feed(chunk, &mut out).unwrap());
         assert_eq!(out, stream, "{step} bytes at a time");
     }
@@ -211,7 +214,8 @@ fn a_body_over_the_cap_is_dropped_as_it_comes() {
         let other = frame(BODY, 2, b"other");
         [deliver(b"k"), header(1400, 1 << 7, b"", &[], &short(b"m-1")), part.clone(), other, part].concat()
     };
-    let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher()), Vec::new());
+    let (mut inbound, mut out) =
+        (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
     for chunk in body(1).chunks(100) {
         inbound.feed(chunk, &mut out).unwrap();
     }
@@ -322,7 +326,7 @@ proptest! {
         let tune = method(0, CONNECTION_TUNE, &[&[0, 9][..], &frame_bytes_max.to_be_bytes(), &[0, 9]].concat());
         let odd = header(0, flags & !(1 << 13), &properties, &entries, b"");
         let stream = [tune, deliver(&properties[..properties.len().min(20)]), header(0, 0, b"", &entries, b""), odd].concat();
-        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher()), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
         for chunk in stream.chunks(step) {
             inbound.feed(chunk, &mut out).unwrap();
         }
@@ -345,8 +349,49 @@ proptest! {
     ) {
         let mut stream: Vec<u8> = frames.iter().flat_map(|(kind, channel, payload)| frame(*kind, *channel, payload)).collect();
         stream.extend(noise);
-        let (mut inbound, mut out) = (Inbound::new(50, Returns::of_a_publisher()), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(50, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
         let _ = inbound.feed(&stream, &mut out);
         prop_assert!(out.len() <= stream.len() + 2000 * frames.len());
     }
+}
+
+/// Goal: a broker that breaks its promises costs bounded memory, and the fault says which promise. Method: deliveries beyond the
+/// prefetch, and after some were settled; returns where nothing is published, and more than can be in flight.
+#[test]
+fn what_the_broker_promises_is_counted() {
+    let message = |n: u64| [deliver(b"k"), header(n, 0, b"", &[], b"")].concat();
+    let deliveries = Deliveries::at_most(3);
+    let mut inbound = Inbound::new(1000, Returns::of_a_consumer(), deliveries.clone());
+    let mut out = Vec::new();
+    for _ in 0..3 {
+        inbound.feed(&message(0), &mut out).unwrap();
+    }
+    deliveries.settled(2);
+    for _ in 0..2 {
+        inbound.feed(&message(0), &mut out).unwrap();
+    }
+    let error = inbound.feed(&message(0), &mut out).unwrap_err();
+    assert!(error.to_string().contains("more than the 3 messages"), "{error}");
+
+    let returned = [
+        method(1, BASIC_RETURN, &[&[1, 56][..], &short(b"NO_ROUTE"), &short(b"x"), &short(b"k")].concat()),
+        header(4, 1 << 7, b"", &[], &short(b"m-1")),
+        frame(BODY, 1, b"body"),
+    ]
+    .concat();
+    let returns = Returns::of_a_consumer();
+    let mut inbound = Inbound::new(1000, returns, Deliveries::at_most(3));
+    let error = inbound.feed(&returned, &mut out).unwrap_err();
+    assert!(error.to_string().contains("returned more messages than are in flight"), "{error}");
+
+    let (returns, mut out) = (Returns::of_a_publisher(), Vec::new());
+    let mut inbound = Inbound::new(1, returns.clone(), Deliveries::at_most(0));
+    for _ in 0..10 {
+        inbound.feed(&returned, &mut out).unwrap();
+    }
+    assert!(out.is_empty(), "lapin sees none of it");
+    let taken = returns.take(1);
+    assert_eq!((taken.len(), taken[0].id.as_str(), taken[0].fault.code), (10, "m-1", Some(312)));
+    let error = (0..=crate::limits::WINDOW_EVENTS_MAX).find_map(|_| inbound.feed(&returned, &mut out).err());
+    assert!(error.is_some_and(|error| error.to_string().contains("than are in flight")));
 }
