@@ -92,14 +92,14 @@ pub use event::{Destination, Event, Lane, Properties, Recorded};
 pub use filter::EventFilter;
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
-pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport};
+pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport, SuspendCause};
 pub use store::{
     Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, CapturedTable, Change,
     ConfirmError, Events, Finding, Holder, HolderKind, IoStats, Once, Operation, PageBytes, PageProgress,
     PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
     ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
-    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, SilentDestination, Snapshot,
-    StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, Transaction,
+    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
+    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, SuspendedDestination, Transaction,
     Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};

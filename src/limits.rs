@@ -238,8 +238,8 @@ pub const SILENT_CHANNELS_MAX: usize = 64;
 /// ours in hand.
 pub const SILENT_BACKOFF_MS: (u64, u64) = (1_000, 60_000);
 
-/// Destinations without a word that a relay's status shows.
-pub const SILENT_SHOWN_MAX: usize = 16;
+/// Suspended destinations that a relay's status shows.
+pub const SUSPENDED_SHOWN_MAX: usize = 16;
 
 /// Deadline of closing a connection, in milliseconds; after it the socket is dropped.
 pub const CLOSE_MS_MAX: u64 = 2_000;

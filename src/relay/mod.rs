@@ -35,7 +35,7 @@ use crate::text::Text;
 use crate::time::{Deadline, as_ms};
 use crate::wire::{HeaderSpelling, Wire};
 
-pub use self::machine::types::{Ordering, QuarantinePolicy};
+pub use self::machine::types::{Ordering, QuarantinePolicy, SuspendCause};
 
 type Rule = dyn Fn(&Recorded) -> Option<Destination> + Send + Sync;
 

@@ -13,14 +13,14 @@ use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
 use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
-use super::machine::{Machine, SeqState, SilentFigures};
+use super::machine::{Machine, SeqState, SuspendedFigures};
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
 use crate::error::{Error, Result, caught};
 use crate::event::{Destination, Recorded};
 use crate::limits::{
     CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SHORT_STRING_BYTES_MAX,
-    SILENT_SHOWN_MAX,
+    SUSPENDED_SHOWN_MAX,
 };
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::oneshot;
@@ -33,7 +33,7 @@ use crate::store::failure::engine_panicked;
 use crate::store::log_pace::LogPace;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};
-use crate::store::{RelayState, RelayStatus, SilentDestination};
+use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::text::Text;
 use crate::time::{Deadline, Now, wake_after};
 use crate::wire::{self, Wire};
@@ -726,18 +726,19 @@ impl Shell {
             retried: figures.retried,
             quarantined: figures.quarantined,
             reconnects: self.connections.saturating_sub(1),
-            silent: self.machine.silent().take(SILENT_SHOWN_MAX).map(shown).collect(),
+            suspended: self.machine.suspended().take(SUSPENDED_SHOWN_MAX).map(shown).collect(),
             last_fault: self.last_fault.clone(),
         };
     }
 }
 
-fn shown(silent: SilentFigures<'_>) -> SilentDestination {
-    SilentDestination {
-        exchange: printable(silent.exchange).to_string(),
-        routing_key: printable(silent.routing_key).to_string(),
-        waiting: silent.waiting,
-        trials: silent.trials,
+fn shown(suspended: SuspendedFigures<'_>) -> SuspendedDestination {
+    SuspendedDestination {
+        exchange: printable(suspended.exchange).to_string(),
+        routing_key: printable(suspended.routing_key).to_string(),
+        cause: suspended.cause,
+        waiting: suspended.waiting,
+        trials: suspended.trials,
     }
 }
 

@@ -97,7 +97,7 @@ pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
 pub use self::rejected::{Rejected, RejectedDelivery};
 pub use self::relay_rows::StartAt;
-pub use self::relays::{RelayState, RelayStatus, SilentDestination};
+pub use self::relays::{RelayState, RelayStatus, SuspendedDestination};
 pub use self::replay::{PageBytes, Replay, ReplayedEvent};
 pub use self::settings::{BacklogQuota, QuotaPolicy, Retention, StoreBuilder};
 pub use self::stats::{CaptureStats, ProjectionStats, RelayStats, Stats};

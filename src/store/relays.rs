@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use crate::error::{Error, Result};
 use crate::message::Fault;
 use crate::oneshot;
+use crate::relay::machine::types::SuspendCause;
 use crate::time::Deadline;
 
 /// What a relay is asked for by other threads.
@@ -113,37 +114,38 @@ pub struct RelayStatus {
     pub quarantined: u64,
     /// Connections made after the first.
     pub reconnects: u64,
-    /// Destinations without a word from the broker, set apart from the others: 16
-    /// ([`SILENT_SHOWN_MAX`](crate::limits::SILENT_SHOWN_MAX)) at most.
-    pub silent: Vec<SilentDestination>,
+    /// Destinations that the relay has suspended, 16 ([`SUSPENDED_SHOWN_MAX`](crate::limits::SUSPENDED_SHOWN_MAX)) at most.
+    pub suspended: Vec<SuspendedDestination>,
     /// The last thing that went wrong with the connection or with one publish, also when it has healed.
     pub last_fault: Option<Fault>,
 }
 
-/// A destination for which the broker has confirmed nothing within the confirm deadline: most often a queue behind it hangs, or has
-/// lost its majority. Its events wait, one is published as a trial now and then, and nothing is spent. The first word heals it.
+/// A destination that the relay has suspended, as a circuit breaker does: its events wait, and one at a time is published
+/// as a trial. The wait between two trials grows. The first success resumes the destination. Trials spend no attempt.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::publish::MemoryBroker::new();
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-/// for silent in relay.status().silent {
-///     println!("no word from `{}` of `{}`: {} wait", silent.routing_key, silent.exchange, silent.waiting);
+/// for suspended in relay.status().suspended {
+///     println!("`{}` of `{}`: {}", suspended.routing_key, suspended.exchange, suspended.cause);
 /// }
 /// # let _ = relay.stop(std::time::Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SilentDestination {
+pub struct SuspendedDestination {
     /// The exchange; empty for the default exchange. Control characters are escaped.
     pub exchange: String,
     /// The routing key. Control characters are escaped.
     pub routing_key: String,
-    /// Events in memory that wait for it.
+    /// The reason.
+    pub cause: SuspendCause,
+    /// Events in memory that wait for the destination.
     pub waiting: usize,
-    /// Trials without a word since it was set apart.
+    /// Trials that have failed since the destination was suspended.
     pub trials: u32,
 }
 

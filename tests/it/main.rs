@@ -89,6 +89,7 @@ mod rabbitmq_limits;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_publisher;
 #[cfg(feature = "rabbitmq")]
+mod rabbitmq_refusal;
 mod rabbitmq_silence;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq_source;

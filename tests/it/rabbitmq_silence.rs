@@ -43,7 +43,7 @@ fn relay(store: &Store, url: &str, deadline: Duration) -> Relay {
 }
 
 fn silent(relay: &Relay) -> Vec<String> {
-    relay.status().silent.into_iter().map(|silent| silent.routing_key).collect()
+    relay.status().suspended.into_iter().map(|suspended| suspended.routing_key).collect()
 }
 
 /// The story: one message for a queue whose process hangs held back the outcomes of a thousand for a queue that was well; at the

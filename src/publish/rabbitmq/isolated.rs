@@ -36,10 +36,15 @@ use super::rota::Rota;
 /// A connection that nobody needs any more is given back after this.
 const IDLE: Duration = Duration::from_secs(10);
 
+/// Acks that are kept until the window asks for them, which it does at a nack.
+const ACKED_MAX: usize = 256;
+
 /// What the window's connection is, for those that publish beside the window.
 #[derive(Default)]
 pub(super) struct Apart {
     connection: Mutex<Option<Beside>>,
+    /// Exchange and routing key of what a channel beside the window's has acked: at most [`ACKED_MAX`].
+    acked: Mutex<Vec<(Arc<str>, Arc<str>)>>,
     /// A message has ended a whole connection: suspects go over one of their own.
     ends_connections: AtomicBool,
 }
@@ -54,6 +59,20 @@ impl Apart {
     pub(super) fn connected(&self, link: &Link) {
         let beside = Beside { connection: Arc::downgrade(&link.connection), returns: link.returns.clone() };
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(beside);
+        // Acks of an earlier connection say nothing of this one.
+        self.take_acked();
+    }
+
+    /// What channels beside the window's have acked since this was last asked.
+    pub(super) fn take_acked(&self) -> Vec<(Arc<str>, Arc<str>)> {
+        std::mem::take(&mut *self.acked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note_ack(&self, (exchange, routing_key): (Arc<str>, Arc<str>)) {
+        let mut acked = self.acked.lock().unwrap_or_else(PoisonError::into_inner);
+        if acked.len() < ACKED_MAX {
+            acked.push((exchange, routing_key));
+        }
     }
 
     /// The connection has ended, for this reason if there is one.
@@ -269,6 +288,7 @@ impl Shared {
         told: &AtomicBool,
     ) -> IsGood {
         let ticket = outgoing.ticket;
+        let destination = (Arc::clone(&outgoing.exchange), Arc::clone(&outgoing.routing_key));
         let tell = |outcome| {
             debug!(?ticket, "isolated message settled");
             told.store(true, Ordering::Release);
@@ -323,6 +343,9 @@ impl Shared {
             (Ok(Confirmation::Ack(_)), None) => Outcome::Confirmed,
             (Ok(Confirmation::Nack(_)), None) => Outcome::Nacked,
         };
+        if outcome == Outcome::Confirmed {
+            self.apart.note_ack(destination);
+        }
         // Perhaps it nacks only on this channel (see `nacks`): the next one gets another.
         let is_good = outcome != Outcome::Nacked;
         tell(outcome);

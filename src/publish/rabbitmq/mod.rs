@@ -79,9 +79,11 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 /// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes an older one; no
 /// publisher can see that. Use `x-overflow: reject-publish`, which is told as [`Outcome::Nacked`].
 ///
-/// A nack may be partial. Where an exchange leads to several queues and one of them refuses a message, the broker nacks it though the
-/// other queues have it, and each retry gives them one more copy. Consumers drop repeats by id; or give a queue that may be full an
-/// exchange of its own.
+/// A nack may be partial. Where an exchange leads to several queues and one of them refuses a message, the broker nacks the
+/// message though the other queues have it. Each retry gives those queues one more copy. So the relay suspends a destination
+/// after 8 nacks in a row: one event at a time is tried, and the wait grows to ten times the longest
+/// [`backoff`](crate::RelayBuilder::backoff). [`RelayStatus::suspended`](crate::RelayStatus::suspended) names the
+/// destination. Consumers drop repeats by id; or give a queue that may be full an exchange of its own.
 ///
 /// # RabbitMQ 4
 /// RabbitMQ 3.10, 4.0 and 4.3 are tested. What differs:

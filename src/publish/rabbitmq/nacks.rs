@@ -1,35 +1,48 @@
 //! Nacks that a new channel may end.
 //!
-//! A channel of RabbitMQ that was opened while a quorum queue had just lost its leader asks the dead one for ever (seen on 3.10.8):
-//! it nacks every message for that queue until that node is back, though the queue has a new leader and other channels
-//! publish to it. So where a destination was never acked on a connection, and nacked for a while, the connection is made anew. A queue
-//! that is full nacks too, and a new connection does not help it: each that did not makes the next one wait twice as long.
+//! A channel of RabbitMQ that was opened while a quorum queue had just lost its leader asks the dead one for ever (seen on
+//! 3.10.8): it nacks every message for that queue until that node is back, though the queue has a new leader, and other
+//! channels publish to it. A queue that is full nacks too, and a new connection does not help it. Each new connection makes
+//! the outcomes of everything in flight unknown, so it needs evidence.
 //!
-//! Pure: the time is a parameter.
+//! **The evidence.** The relay asks a destination that nacks everything by one message at a time, each on a channel of its
+//! own. If such a channel acks what the window's channel has nacked just before, that is one *contradiction*. A full queue in
+//! which a place gets free gives one now and then, and then acks in the window as well. So the connection is made anew after
+//! some contradictions in a row without an ack in the window. Each connection that did not help doubles their number.
+//!
+//! Pure: no clock.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::time::{Duration, Instant};
 
-/// Nothing but nacks for this long, and the connection is made anew.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// So many contradictions, and the connection is made anew.
+const CONTRADICTIONS: u32 = 3;
 
-/// It doubles this often at most: to 320 s.
+/// Their number doubles this often at most: to 192.
 const DOUBLINGS_MAX: u32 = 6;
 
 /// Of further destinations on one connection nothing is known.
 const DESTINATIONS_MAX: usize = 1024;
 
-/// A destination, shortened. Two that share a number would share their patience, no more.
+/// A destination, shortened. Two that share a number would share their evidence, no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Destination(u64);
+
+/// What the window's channel says of a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// It has acked: this connection is as good as another.
+    Acked,
+    /// Nothing but nacks. `since_apart`: one has come since a channel beside it acked last.
+    Nacked { contradictions: u32, since_apart: bool },
+}
 
 /// What was heard of destinations.
 #[derive(Debug, Default)]
 pub(super) struct Nacks {
     hasher: RandomState,
-    /// On this connection: since when nothing but nacks was heard, or none if there was an ack.
-    heard: HashMap<Destination, Option<Instant>>,
+    /// On this connection.
+    heard: HashMap<Destination, Heard>,
     /// The common case, without a look at the table.
     acked_last: Option<Destination>,
     /// Why the connection was last made anew, and how often in a row.
@@ -47,32 +60,44 @@ impl Nacks {
         self.acked_last = None;
     }
 
+    /// The window's channel has acked a message.
     pub(super) fn acked(&mut self, destination: Destination) {
         if self.acked_last == Some(destination) {
             return;
         }
         self.acked_last = Some(destination);
         if self.has_room_for(destination) {
-            self.heard.insert(destination, None);
+            self.heard.insert(destination, Heard::Acked);
         }
         if self.suspect.is_some_and(|(suspect, _)| suspect == destination) {
             self.suspect = None;
         }
     }
 
-    /// Whether it is time for a new connection.
-    pub(super) fn nacked(&mut self, destination: Destination, now: Instant) -> bool {
+    /// The window's channel has nacked a message.
+    pub(super) fn nacked(&mut self, destination: Destination) {
         if !self.has_room_for(destination) {
-            return false;
+            return;
         }
-        let Some(since) = *self.heard.entry(destination).or_insert(Some(now)) else { return false };
-        // Whoever it was for: several that are full must not take turns.
+        let first = Heard::Nacked { contradictions: 0, since_apart: true };
+        if let Heard::Nacked { since_apart, .. } = self.heard.entry(destination).or_insert(first) {
+            *since_apart = true;
+        }
+    }
+
+    /// A channel beside the window's has acked a message. Whether it is time for a new connection.
+    pub(super) fn acked_apart(&mut self, destination: Destination) -> bool {
+        let Some(Heard::Nacked { contradictions, since_apart }) = self.heard.get_mut(&destination) else {
+            return false;
+        };
+        *contradictions += u32::from(std::mem::take(since_apart));
+        // All connections in a row count, for whatever destination: several that are full must not take turns.
         let times = self.suspect.map_or(0, |(_, times)| times);
-        let over = now.duration_since(since) >= PATIENCE * (1 << times.min(DOUBLINGS_MAX));
-        if over {
+        let enough = *contradictions >= CONTRADICTIONS << times.min(DOUBLINGS_MAX);
+        if enough {
             self.suspect = Some((destination, times.saturating_add(1)));
         }
-        over
+        enough
     }
 
     fn has_room_for(&self, destination: Destination) -> bool {
@@ -84,67 +109,76 @@ impl Nacks {
 mod tests {
     use super::*;
 
-    fn s(seconds: u64) -> Duration {
-        Duration::from_secs(seconds)
+    /// Contradictions until a new connection is asked for.
+    fn contradictions(nacks: &mut Nacks, destination: Destination) -> u32 {
+        nacks.connected();
+        (1..).find(|_| contradicts(nacks, destination)).unwrap()
     }
 
+    fn contradicts(nacks: &mut Nacks, destination: Destination) -> bool {
+        nacks.nacked(destination);
+        nacks.acked_apart(destination)
+    }
+
+    /// Goal: nacks alone, however many, ask for no new connection; nor do acks of other channels alone.
     #[test]
-    fn nothing_but_nacks_for_a_while_asks_for_a_new_connection() {
-        let (mut nacks, now) = (Nacks::default(), Instant::now());
-        let [full, well] = ["full", "well"].map(|name| nacks.destination("", name));
-        assert!(!nacks.nacked(full, now));
+    fn nacks_alone_are_no_evidence() {
+        let mut nacks = Nacks::default();
+        let full = nacks.destination("", "full");
+        for _ in 0..1_000_000 {
+            nacks.nacked(full);
+        }
+        assert!(!nacks.acked_apart(full));
+        assert!((0..1_000).all(|_| !nacks.acked_apart(full)), "no nack stands between them");
+        nacks.connected();
+        assert!((0..1_000).all(|_| !nacks.acked_apart(full)), "nothing was nacked on this connection");
+    }
+
+    /// Goal: a channel that nacks what others ack is given up; one that has acked once is not.
+    #[test]
+    fn contradictions_ask_for_a_new_connection() {
+        let mut nacks = Nacks::default();
+        let [stuck, well] = ["stuck", "well"].map(|name| nacks.destination("", name));
+        assert!(!contradicts(&mut nacks, stuck));
         nacks.acked(well);
-        assert!(!nacks.nacked(full, now + s(4)), "too soon");
-        assert!(nacks.nacked(full, now + s(5)), "another destination's acks do not count");
-        // One ack, before or after, and this connection is as good as another.
+        assert!(!contradicts(&mut nacks, stuck));
+        assert!(contradicts(&mut nacks, stuck), "another destination's acks do not count");
         nacks.connected();
-        assert!(!nacks.nacked(full, now + s(6)));
-        nacks.acked(full);
-        assert!(!nacks.nacked(full, now + s(60)));
-        assert!(!nacks.nacked(full, now + s(600)));
+        assert!(!contradicts(&mut nacks, stuck));
+        nacks.acked(stuck);
+        assert!((0..1_000).all(|_| !contradicts(&mut nacks, stuck)));
     }
 
+    /// Goal: what a new connection does not help makes new ones ever rarer, until the destination acks in the window.
     #[test]
-    fn what_a_new_connection_does_not_help_waits_ever_longer() {
-        let (mut nacks, mut now) = (Nacks::default(), Instant::now());
+    fn what_a_new_connection_does_not_help_needs_ever_more() {
+        let mut nacks = Nacks::default();
         let full = nacks.destination("orders", "new");
-        let mut waits = Vec::new();
-        for _ in 0..9 {
-            nacks.connected();
-            let began = now;
-            while !nacks.nacked(full, now) {
-                now += s(1);
-            }
-            waits.push((now - began).as_secs());
-        }
-        assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 320, 320]);
+        let needed: Vec<_> = (0..9).map(|_| contradictions(&mut nacks, full)).collect();
+        assert_eq!(needed, [3, 6, 12, 24, 48, 96, 192, 192, 192]);
         nacks.acked(full);
-        nacks.connected();
-        assert!(!nacks.nacked(full, now));
-        assert!(nacks.nacked(full, now + s(5)), "it has recovered in between");
+        assert_eq!(contradictions(&mut nacks, full), 3, "it has recovered in between");
     }
 
+    /// Goal: several that are full do not take turns.
     #[test]
-    fn several_that_are_full_do_not_take_turns() {
-        let (mut nacks, mut now) = (Nacks::default(), Instant::now());
-        let full: Vec<_> = (0..5).map(|n| nacks.destination("orders", &n.to_string())).collect();
-        let began = now;
-        for n in 0..7 {
-            nacks.connected();
-            while !full.iter().cycle().skip(n).take(full.len()).any(|full| nacks.nacked(*full, now)) {
-                now += s(1);
-            }
-        }
-        assert_eq!(now - began, s(5 + 10 + 20 + 40 + 80 + 160 + 320));
+    fn several_that_are_full_share_the_patience() {
+        let mut nacks = Nacks::default();
+        let full: Vec<_> = (0..3).map(|n| nacks.destination("orders", &n.to_string())).collect();
+        let needed: Vec<_> = (0..5).map(|n| contradictions(&mut nacks, full[n % 3])).collect();
+        assert_eq!(needed, [3, 6, 12, 24, 48]);
     }
 
+    /// Goal: the table is bounded, and what is not in it is left alone.
     #[test]
-    fn what_is_remembered_is_bounded() {
-        let (mut nacks, now) = (Nacks::default(), Instant::now());
-        for n in 0..3 * DESTINATIONS_MAX {
-            let destination = nacks.destination("", &n.to_string());
-            assert!(!nacks.nacked(destination, now));
+    fn destinations_are_bounded() {
+        let mut nacks = Nacks::default();
+        let all: Vec<_> = (0..2 * DESTINATIONS_MAX).map(|n| nacks.destination("e", &n.to_string())).collect();
+        for destination in &all {
+            nacks.nacked(*destination);
+            nacks.acked(*destination);
         }
         assert_eq!(nacks.heard.len(), DESTINATIONS_MAX);
+        assert!(!contradicts(&mut nacks, all[2 * DESTINATIONS_MAX - 1]));
     }
 }

@@ -89,7 +89,7 @@ pub(super) async fn run(
                     return link.close(stop.time_to_close()).await;
                 }
                 nacks.connected();
-                let window = Window::new(&link, &mut nacks);
+                let window = Window::new(&link, &mut nacks, &apart);
                 let (end, worked) =
                     serve(&mut link, window, epoch, &options, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
@@ -311,10 +311,11 @@ struct Window<'a> {
     /// An error of another channel, or of this connection where its state has not changed yet.
     overheard: Option<lapin::Error>,
     nacks: &'a mut Nacks,
+    apart: &'a Apart,
 }
 
 impl<'a> Window<'a> {
-    fn new(link: &Link, nacks: &'a mut Nacks) -> Self {
+    fn new(link: &Link, nacks: &'a mut Nacks, apart: &'a Apart) -> Self {
         Self {
             channel: link.channel.clone(),
             frame_bytes_max: link.connection.configuration().frame_max() as usize,
@@ -327,6 +328,7 @@ impl<'a> Window<'a> {
             returns: link.returns.clone(),
             overheard: None,
             nacks,
+            apart,
         }
     }
 
@@ -387,16 +389,26 @@ impl<'a> Window<'a> {
         };
         self.worked = true;
         self.ledger.confirmed(tag, word);
-        let stuck = match word {
-            Word::Ack => {
-                self.nacks.acked(destination);
-                false
+        match word {
+            Word::Ack => self.nacks.acked(destination),
+            Word::Nack => {
+                self.hear_apart()?;
+                self.nacks.nacked(destination);
             }
-            Word::Nack => self.nacks.nacked(destination, Instant::now()),
-        };
-        if stuck {
-            let text = "the broker nacks every message of a destination: perhaps only on this channel";
-            return Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+        }
+        Ok(())
+    }
+
+    /// Whether channels beside this one ack what this one nacks.
+    fn hear_apart(&mut self) -> Result<(), Broken> {
+        for (exchange, routing_key) in self.apart.take_acked() {
+            let destination = self.nacks.destination(&exchange, &routing_key);
+            if self.nacks.acked_apart(destination) {
+                let text = format!(
+                    "this channel nacks every message for exchange `{exchange}`, routing key `{routing_key}`; others ack them"
+                );
+                return Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+            }
         }
         Ok(())
     }

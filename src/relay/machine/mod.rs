@@ -34,7 +34,7 @@ use self::backoff::Jitter;
 use self::culprit::{Learnt, closes_channel};
 use self::keys::{KeyState, Keys, Place};
 use self::rate::Bucket;
-pub(crate) use self::silence::SilentFigures;
+pub(crate) use self::silence::SuspendedFigures;
 use self::silence::{Destination, Silence};
 use self::slow::Slow;
 use self::sweep::Sweep;
@@ -601,19 +601,20 @@ impl Machine {
         }
         let item = self.items.get(&seq);
         let isolated = item.is_some_and(|item| item.is_alone());
-        if (!self.silence.is_empty() || self.slow.is_watching())
+        if (self.silence.listens() || self.slow.is_watching())
             && !matches!(outcome, Outcome::Unknown(_))
             && let Some(destination) = item.map(Item::destination)
         {
-            self.spoke(&destination, now);
+            self.heard_of(&destination, &outcome, now);
         }
+        let was_trial = self.items.get(&seq).is_some_and(Item::is_trial);
         self.land(seq);
         self.learn(seq, isolated, &outcome, now);
-        self.takes(seq, outcome, now, out);
+        self.takes(seq, outcome, was_trial, now, out);
     }
 
     /// An event that is not in flight any more has its outcome.
-    fn takes(&mut self, seq: u64, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
+    fn takes(&mut self, seq: u64, outcome: Outcome, was_trial: bool, now: Now, out: &mut Vec<Action>) {
         if let Some(item) = self.items.get_mut(&seq) {
             item.nacks *= u32::from(matches!(outcome, Outcome::Nacked));
             item.silences *= u32::from(matches!(outcome, Outcome::Unknown(_)));
@@ -622,13 +623,13 @@ impl Machine {
             Outcome::Confirmed => self.settle(seq, out),
             Outcome::Unknown(_) | Outcome::Silent(_) if self.waits_for_destination(seq) => {}
             Outcome::Unknown(_) | Outcome::Silent(_) => self.make_ready(seq),
-            Outcome::Nacked => self.put_off_nacked(seq, now),
+            Outcome::Nacked => self.put_off_nacked(seq, was_trial, now),
             Outcome::Returned(fault) => self.failed(seq, FaultClass::Destination, fault, now, out),
             Outcome::Refused(fault) => match fault.class {
                 FaultClass::Message | FaultClass::Destination => {
                     self.failed(seq, fault.class, fault, now, out);
                 }
-                _ => self.put_off_nacked(seq, now),
+                _ => self.put_off(seq, now),
             },
         }
     }
@@ -799,7 +800,7 @@ impl Machine {
     }
 
     /// The same event first, after a while; nothing is spent.
-    fn put_off_nacked(&mut self, seq: u64, now: Now) {
+    fn put_off(&mut self, seq: u64, now: Now) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let nacks = item.nacks;
         item.nacks += 1;

@@ -1,4 +1,4 @@
-//! Destinations that give no word.
+//! Destinations that give no word, or nack everything.
 //!
 //! A message without a word says nothing of the connection, and little of itself: most often a queue behind its destination hangs, or has
 //! lost its majority. So the destination is set apart. Its events wait for it in memory, one at a time is published alone as a trial, and
@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::types::{Action, Key, Ordering};
+use super::types::{Action, Key, Ordering, SuspendCause};
 use super::{ItemState, Machine, is_expired};
 use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
 use crate::message::{Outcome, Ticket};
@@ -18,6 +18,15 @@ use crate::time::Now;
 
 /// A destination of which nothing waits is remembered for so long.
 const REMEMBERED_MS: u64 = 2 * SILENT_BACKOFF_MS.1;
+
+/// So many nacks in a row, without another word, and a destination is set apart.
+const NACKS_MAX: u32 = 8;
+
+/// Destinations whose nacks are counted.
+const NACKING_MAX: usize = 1024;
+
+/// The wait after nacks grows to so many times the longest backoff: 5 minutes, unless set.
+pub(super) const NACK_BACKOFF_FACTOR: u64 = 10;
 
 /// An event for which there is no room in memory comes back after so long at least.
 const SPILLED_MS: u64 = 30_000;
@@ -35,6 +44,8 @@ pub(super) struct Silence {
     /// Trials that are out, and their bytes.
     pub(super) trials: usize,
     pub(super) trial_bytes: usize,
+    /// Nacks in a row of destinations that are not set apart.
+    nacks: BTreeMap<Destination, u32>,
     /// Publishes that were told to be silent and may still get a word.
     late: BTreeMap<Ticket, u64>,
 }
@@ -51,8 +62,19 @@ struct Silent {
     tries: u32,
     /// When the next one may go.
     due_ms: u64,
-    /// Not silent yet: its messages hold the window without a word (see `slow`). It has no trials.
-    slow: bool,
+    why: Why,
+}
+
+/// Why a destination is set apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+enum Why {
+    /// No word within the deadline.
+    #[default]
+    Silent,
+    /// Its messages hold the window without a word (see `slow`). That is no verdict yet: it has no trials.
+    Slow,
+    /// It answers with nacks alone. Where one queue of several refuses, each try leaves one more copy in the others.
+    Refuses,
 }
 
 impl Silent {
@@ -80,7 +102,7 @@ impl Silence {
     /// `trial` is still out from an earlier time.
     fn set_apart(&mut self, destination: &Destination, trial: Option<u64>, now: Now) {
         self.with(destination, |silent| {
-            if std::mem::take(&mut silent.slow) {
+            if std::mem::take(&mut silent.why) != Why::Silent {
                 silent.due_ms = now.mono_ms;
             }
         });
@@ -103,10 +125,32 @@ impl Silence {
         self.destinations.is_empty()
     }
 
+    /// Whether a word may change something.
+    pub(super) fn listens(&self) -> bool {
+        !self.destinations.is_empty() || !self.nacks.is_empty()
+    }
+
+    fn refuses(&self, destination: &Destination) -> bool {
+        self.destinations.get(destination).is_some_and(|silent| silent.why == Why::Refuses)
+    }
+
+    /// One more nack: whether the destination refuses everything now.
+    fn nacked(&mut self, destination: &Destination) -> bool {
+        if self.refuses(destination) {
+            return true;
+        }
+        if self.nacks.len() >= NACKING_MAX && !self.nacks.contains_key(destination) {
+            return false;
+        }
+        let nacks = self.nacks.entry(destination.clone()).or_default();
+        *nacks += 1;
+        *nacks >= NACKS_MAX
+    }
+
     /// Nothing more goes to it until it speaks, or is silent.
     pub(super) fn set_slow(&mut self, destination: &Destination) {
         if !self.destinations.contains_key(destination) {
-            let silent = Silent { due_ms: u64::MAX, slow: true, ..Silent::default() };
+            let silent = Silent { due_ms: u64::MAX, why: Why::Slow, ..Silent::default() };
             self.due.insert(silent.entry(destination));
             self.destinations.insert(destination.clone(), silent);
         }
@@ -114,7 +158,7 @@ impl Silence {
 
     /// A new connection: of those that were slow on the last one nothing is known.
     fn slow(&self) -> Vec<Destination> {
-        let slow = self.destinations.iter().filter(|(_, silent)| silent.slow);
+        let slow = self.destinations.iter().filter(|(_, silent)| silent.why == Why::Slow);
         slow.map(|(destination, _)| destination.clone()).collect()
     }
 
@@ -174,32 +218,35 @@ impl Silence {
         use std::hash::Hash;
         for (destination, silent) in &self.destinations {
             let rest_ms = silent.due_ms.saturating_sub(now.mono_ms);
-            (destination, &silent.waiting, silent.trial, silent.tries, rest_ms, silent.slow).hash(hasher);
+            (destination, &silent.waiting, silent.trial, silent.tries, rest_ms, silent.why).hash(hasher);
         }
         self.late.values().collect::<Vec<_>>().hash(hasher);
     }
 }
 
-/// A destination without a word, as `status` shows it.
+/// A destination that is set apart, as `status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SilentFigures<'a> {
+pub(crate) struct SuspendedFigures<'a> {
     pub(crate) exchange: &'a Key,
     pub(crate) routing_key: &'a Key,
+    pub(crate) cause: SuspendCause,
     /// Events in memory that wait for it.
     pub(crate) waiting: usize,
-    /// Trials without a word.
+    /// Trials that have failed.
     pub(crate) trials: u32,
 }
 
 impl Machine {
     /// The destinations that are set apart.
-    pub(crate) fn silent(&self) -> impl Iterator<Item = SilentFigures<'_>> {
-        let silent = self.silence.destinations.iter().filter(|(_, silent)| !silent.slow);
-        silent.map(|((exchange, routing_key), silent)| SilentFigures {
-            exchange,
-            routing_key,
-            waiting: silent.waiting.len() + usize::from(silent.trial.is_some()),
-            trials: silent.tries,
+    pub(crate) fn suspended(&self) -> impl Iterator<Item = SuspendedFigures<'_>> {
+        self.silence.destinations.iter().filter_map(|((exchange, routing_key), silent)| {
+            let cause = match silent.why {
+                Why::Silent => SuspendCause::Silence,
+                Why::Refuses => SuspendCause::Nacks,
+                Why::Slow => return None,
+            };
+            let waiting = silent.waiting.len() + usize::from(silent.trial.is_some());
+            Some(SuspendedFigures { exchange, routing_key, cause, waiting, trials: silent.tries })
         })
     }
 
@@ -253,8 +300,54 @@ impl Machine {
         self.hold_apart(seq, &destination);
     }
 
+    /// The broker has nacked a message. Where it nacks all of a destination, that is asked by one event at a time.
+    pub(super) fn put_off_nacked(&mut self, seq: u64, was_trial: bool, now: Now) {
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        let (nacks, destination) = (item.nacks, item.destination());
+        item.nacks += 1;
+        if let Some(key) = item.key.clone() {
+            self.keys.with(&key, |state| state.active.insert(seq));
+        }
+        let (first_ms, max_ms) = self.nack_backoff_ms();
+        if !self.silence.nacked(&destination) {
+            let wait = self.jitter.wait_ms(first_ms, max_ms, nacks);
+            return self.wait(seq, now.mono_ms.saturating_add(wait));
+        }
+        if !self.silence.refuses(&destination) {
+            self.silence.nacks.remove(&destination);
+            self.silence.set_apart(&destination, None, now);
+            self.silence.with(&destination, |silent| silent.why = Why::Refuses);
+        }
+        let jitter = &mut self.jitter;
+        self.silence.with(&destination, |silent| {
+            if was_trial || silent.tries == 0 {
+                silent.due_ms = now.mono_ms.saturating_add(jitter.wait_ms(first_ms, max_ms, silent.tries));
+                silent.tries = silent.tries.saturating_add(1);
+            }
+        });
+        self.hold_apart(seq, &destination);
+    }
+
+    fn nack_backoff_ms(&self) -> (u64, u64) {
+        let max_ms = self.settings.backoff_max_ms.saturating_mul(NACK_BACKOFF_FACTOR);
+        (self.settings.backoff_first_ms, max_ms)
+    }
+
+    /// The broker has said something of a message for this destination: unless it refuses once more, that sets the destination free.
+    pub(super) fn heard_of(&mut self, destination: &Destination, outcome: &Outcome, now: Now) {
+        if matches!(outcome, Outcome::Nacked) {
+            self.slow.spoke(destination);
+            if self.silence.refuses(destination) {
+                return;
+            }
+        } else {
+            self.silence.nacks.remove(destination);
+        }
+        self.spoke(destination, now);
+    }
+
     /// The broker has given its word on a message for this destination.
-    pub(super) fn spoke(&mut self, destination: &Destination, now: Now) {
+    fn spoke(&mut self, destination: &Destination, now: Now) {
         self.slow.spoke(destination);
         self.lingers_no_more(destination);
         let Some(silent) = self.silence.forget(destination) else { return };
@@ -262,9 +355,16 @@ impl Machine {
         for seq in silent.waiting {
             let Some(item) = self.items.get_mut(&seq) else { continue };
             item.state = ItemState::Queued;
-            let silences = item.silences;
-            if silences == 0 {
+            let (silences, nacks) = (item.silences, item.nacks);
+            if silences == 0 && nacks == 0 {
                 self.make_ready(seq);
+                continue;
+            }
+            if silences == 0 {
+                // It may be refused for itself: each try of it leaves a copy.
+                let (first_ms, max_ms) = self.nack_backoff_ms();
+                let wait = self.jitter.wait_ms(first_ms, max_ms, nacks - 1);
+                self.wait(seq, now.mono_ms.saturating_add(wait));
                 continue;
             }
             // Its own word may be on its way: that spares a repeat. If it never comes though its destination speaks, the event itself
@@ -298,11 +398,11 @@ impl Machine {
         }
         let destination = item.destination();
         let is_out = matches!(item.state, ItemState::InFlight { .. });
-        self.spoke(&destination, now);
+        self.heard_of(&destination, &outcome, now);
         // A newer publish of the same event is out: unless the broker has it, that one decides.
         if !is_out || matches!(outcome, Outcome::Confirmed) {
             self.land(seq);
-            self.takes(seq, outcome, now, out);
+            self.takes(seq, outcome, false, now, out);
         }
     }
 
@@ -357,7 +457,7 @@ impl Machine {
             .destinations
             .values()
             .flat_map(|silent| {
-                let due_ms = if silent.slow { 0 } else { silent.due_ms };
+                let due_ms = if silent.why == Why::Slow { 0 } else { silent.due_ms };
                 silent.waiting.iter().skip(1).map(move |seq| (*seq, due_ms))
             })
             .collect();
@@ -377,7 +477,7 @@ impl Machine {
     pub(super) fn spill_silent_one(&mut self, seq: u64, now: Now, out: &mut Vec<Action>) {
         let destination = self.items.get(&seq).map(|item| item.destination());
         let silent = destination.and_then(|destination| self.silence.destinations.get(&destination));
-        let due_ms = silent.filter(|silent| !silent.slow).map_or(0, |silent| silent.due_ms);
+        let due_ms = silent.filter(|silent| silent.why != Why::Slow).map_or(0, |silent| silent.due_ms);
         self.spill_one_silent(seq, due_ms, now, out);
     }
 }

@@ -1,5 +1,6 @@
 //! One short story per promise of the machine.
 
+mod refusal_stories;
 mod silence_stories;
 
 use super::types::{

@@ -52,6 +52,29 @@ pub enum QuarantinePolicy {
     SkipEvent,
 }
 
+/// The reason why a relay has suspended a destination.
+///
+/// ```
+/// assert_eq!(onewrite::SuspendCause::Nacks.to_string(), "the broker nacks every message");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SuspendCause {
+    /// The broker has confirmed nothing within the confirm deadline. Most often a queue hangs, or has lost its majority.
+    Silence,
+    /// The broker nacks every message. Most often a queue is full and has `x-overflow: reject-publish`.
+    Nacks,
+}
+
+impl std::fmt::Display for SuspendCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Silence => "no confirm within the deadline",
+            Self::Nacks => "the broker nacks every message",
+        })
+    }
+}
+
 /// The machine's settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {

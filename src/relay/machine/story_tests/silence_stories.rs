@@ -14,7 +14,7 @@ fn to(story: &mut Story, queue: &str, count: usize) {
 }
 
 fn silent(story: &Story) -> Vec<String> {
-    story.machine.silent().map(|silent| silent.routing_key.to_string()).collect()
+    story.machine.suspended().map(|silent| silent.routing_key.to_string()).collect()
 }
 
 /// Goal: a silent destination is asked by one event at a time, alone, at growing intervals, and spends nothing; the others flow. The

@@ -1,0 +1,128 @@
+//! Destinations that nack: the copies that tries leave elsewhere, the waits, and the recovery.
+
+use super::*;
+use crate::relay::machine::types::SuspendCause;
+
+fn to(story: &mut Story, queue: &str, count: usize) {
+    for _ in 0..count {
+        story.append_entry(|entry| entry.routing_key = queue.into());
+    }
+}
+
+fn suspended(story: &Story) -> Vec<(String, SuspendCause)> {
+    story.machine.suspended().map(|it| (it.routing_key.to_string(), it.cause)).collect()
+}
+
+fn full() -> Vec<(String, SuspendCause)> {
+    vec![("full".to_owned(), SuspendCause::Nacks)]
+}
+
+/// Passes the time until something is published, which must be one event on a channel of its own.
+fn next_trial(story: &mut Story) -> u64 {
+    for _ in 0..20 {
+        story.pass_to_timer();
+        match story.published_how()[..] {
+            [] => {}
+            [(seq, _, true)] => return seq,
+            ref more => panic!("no trial: {more:?}"),
+        }
+    }
+    panic!("no trial in 20 timers");
+}
+
+/// Nacks what is out for that queue, again and again, for so long. Returns how many publishes that were.
+fn nack_for(story: &mut Story, duration_ms: u64, step_ms: u64) -> usize {
+    let (end_ms, mut publishes) = (story.now.mono_ms + duration_ms, 0);
+    while story.now.mono_ms < end_ms {
+        for seq in story.in_flight() {
+            publishes += 1;
+            story.outcome(seq, Outcome::Nacked);
+        }
+        story.pass(step_ms);
+    }
+    publishes
+}
+
+/// The story: an exchange led to a full queue and to one that was well. A hundred events left 1,176 copies in 90 s. Goal: a
+/// destination that nacks everything takes one copy of each event, and then ever fewer; nothing is spent. Method: a hundred events,
+/// nacked for an hour.
+#[test]
+fn a_destination_that_nacks_is_asked_ever_more_rarely() {
+    let mut story = Story::new(Settings {
+        window_events: 128,
+        lookahead_events: 256,
+        backoff_first_ms: 100,
+        backoff_max_ms: 30_000,
+        ..settings()
+    });
+    story.up();
+    to(&mut story, "full", 100);
+    let copies = nack_for(&mut story, 90_000, 20);
+    assert!((100..=115).contains(&copies), "{copies} copies of 100 in 90 s");
+    assert_eq!(suspended(&story), full());
+    let copies = nack_for(&mut story, 3_600_000, 1_000);
+    assert!((12..=40).contains(&copies), "{copies} more in an hour");
+    let figures = story.machine.figures();
+    assert_eq!((figures.quarantined, figures.in_memory), (0, 100));
+}
+
+/// Goal: the others of the relay do not feel it, and the first success resumes the destination. Method: trials that are nacked beside
+/// events for another queue; then an ack.
+#[test]
+fn the_first_success_resumes_a_destination_that_nacked() {
+    let mut story = Story::new(settings());
+    story.up();
+    to(&mut story, "full", 8);
+    for seq in 0..8 {
+        assert_eq!(suspended(&story), []);
+        story.outcome(seq, Outcome::Nacked);
+    }
+    assert_eq!(suspended(&story), full());
+    story.published();
+    to(&mut story, "full", 4);
+    to(&mut story, "well", 2);
+    assert_eq!(story.published(), [12, 13], "what is new for it waits, too");
+    story.confirm(12);
+    story.confirm(13);
+    let trial = next_trial(&mut story);
+    story.outcome(trial, Outcome::Nacked);
+    assert_eq!(story.published(), [0; 0]);
+    let trial = next_trial(&mut story);
+    story.confirm(trial);
+    assert_eq!(suspended(&story), []);
+    let now = story.published();
+    assert!(
+        [8, 9, 10, 11].iter().all(|seq| now.contains(seq) || *seq == trial),
+        "new ones go at once: {now:?}"
+    );
+    for _ in 0..40 {
+        for seq in story.in_flight() {
+            story.confirm(seq);
+        }
+        story.pass(1_000);
+    }
+    assert_eq!(story.machine.figures().in_memory, 0, "all are confirmed");
+}
+
+/// Goal: a queue that is full now and then suspends nothing. Method: seven nacks between two acks, many times.
+#[test]
+fn nacks_between_acks_suspend_nothing() {
+    let mut story = Story::new(settings());
+    story.up();
+    for _ in 0..20 {
+        to(&mut story, "busy", 8);
+        let mut out = story.in_flight();
+        let last = out.pop().unwrap();
+        for seq in out.into_iter().take(7) {
+            story.outcome(seq, Outcome::Nacked);
+        }
+        story.confirm(last);
+        assert_eq!(suspended(&story), []);
+        while !story.in_flight().is_empty() || story.machine.figures().in_memory > 0 {
+            for seq in story.in_flight() {
+                story.confirm(seq);
+            }
+            story.pass(1_000);
+        }
+    }
+}
