@@ -40,6 +40,18 @@ pub const FRAME_BYTES_MAX: u32 = 128 << 10;
 /// deeper one is refused. In a delivery, what stands deeper is given as bytes: the AMQP client's decoder would overflow its stack.
 pub const TABLE_NESTING_MAX: usize = 16;
 
+/// Queues that a publisher asks for at most to learn why RabbitMQ has returned a message.
+#[cfg(feature = "rabbitmq")]
+pub const CAUSE_QUEUES_MAX: usize = 8;
+
+/// How long a publisher waits at most for the answer why RabbitMQ has returned a message, in milliseconds.
+#[cfg(feature = "rabbitmq")]
+pub const CAUSE_MS_MAX: u64 = 10_000;
+
+/// How long such an answer holds for further messages to the same destination, in milliseconds.
+#[cfg(feature = "rabbitmq")]
+pub const CAUSE_KNOWN_MS: u64 = 1_000;
+
 /// Values in the headers of one event, those in tables and arrays included. Each takes memory, be it one byte on the wire.
 pub const HEADER_VALUES_MAX: usize = 4096;
 

@@ -576,6 +576,10 @@ impl Shell {
                 Outcome::Unknown(fault) | Outcome::Silent(fault) | Outcome::Refused(fault) => {
                     self.last_fault = Some(fault.clone());
                 }
+                // It spends nothing, so it comes back with no event.
+                Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
+                    self.last_fault = Some(fault.clone());
+                }
                 _ => {}
             }
         }

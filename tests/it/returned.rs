@@ -6,12 +6,12 @@ use lapin::ExchangeKind;
 use onewrite::publish::{
     MemoryBroker, RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology,
 };
-use onewrite::{Event, FaultClass, Store};
+use onewrite::{Event, FaultClass, RelayState, Store};
 
 use crate::support::rabbit::{RabbitCluster, shared_node};
 use crate::support::tap::Tap;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
@@ -29,6 +29,74 @@ fn open() -> (tempfile::TempDir, Store) {
 
 fn rabbit(url: &str) -> RabbitMq {
     RabbitMq::new(url).unwrap().reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500))
+}
+
+/// Goal: an event for a queue whose node is down spends no attempt, however often it comes back, and arrives once the node is back; an
+/// event for no queue at all is quarantined meanwhile, and other queues flow, also where the relay itself declares the queue that is
+/// away. Method: a cluster of two, classic queues on the second, which is killed; by the default exchange, by a binding of the
+/// relay's topology, and by one that others have made.
+#[test]
+fn a_queue_whose_node_is_down_is_an_outage() {
+    let mut cluster = RabbitCluster::start(2);
+    let (near, far) = (Tap::connect(&cluster.nodes[0].url()), Tap::connect(&cluster.nodes[1].url()));
+    far.queue("far.q", &[]);
+    near.queue("near.q", &[]);
+    for exchange in ["declared", "elsewhere"] {
+        near.exchange(exchange, ExchangeKind::Topic);
+        near.bind("far.q", exchange, "far.#");
+    }
+    drop(far);
+    cluster.nodes.iter().for_each(|node| node.settle_declarations());
+    cluster.nodes[1].kill9();
+
+    let (_folder, store) = open();
+    let topology = Topology::new()
+        .exchange("declared", onewrite::publish::ExchangeKind::Topic)
+        .queue("far.q")
+        .bind("declared", "far.q", "far.#")
+        .bound_elsewhere("elsewhere", "far.q", "far.#")
+        .queue("near.q");
+    let relay = store
+        .relay("r")
+        .destination_attempts(2)
+        .backoff(Duration::from_millis(20), Duration::from_millis(200))
+        .publish_to(rabbit(&cluster.nodes[0].url()).declare(topology))
+        .unwrap();
+    let receipts: Vec<_> = [
+        ("", "near.q"),
+        ("", "far.q"),
+        ("declared", "far.one"),
+        ("elsewhere", "far.two"),
+        ("", "nowhere.q"),
+        ("declared", "nowhere"),
+    ]
+    .into_iter()
+    .map(|(exchange, key)| {
+        let event = Event::bytes("t", key).key(format!("{exchange}/{key}")).to(exchange, key);
+        store.write(move |tx| tx.append(event.clone())).unwrap()
+    })
+    .collect();
+    receipts[0].confirmed(SOON).expect("another queue is not concerned");
+    let quarantined = || store.quarantine("r").unwrap().list(None, 10).unwrap();
+    until("what goes nowhere in quarantine", || quarantined().len() == 2);
+    until("an outage that is told", || {
+        let fault = relay.status().last_fault;
+        fault.is_some_and(|fault| fault.class == FaultClass::Outage && fault.text.contains("home node"))
+    });
+    // Far more tries than two: each waits for 0.2 s at most.
+    let tries = relay.status().retried;
+    until("many tries", || relay.status().retried >= tries + 30);
+    let entries = quarantined();
+    assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [4, 5], "{entries:?}");
+    assert!(entries.iter().all(|entry| entry.fault.class == FaultClass::Destination), "{entries:?}");
+
+    cluster.nodes[1].restart();
+    for receipt in &receipts[1..4] {
+        receipt.confirmed(SOON).expect("it heals by itself");
+    }
+    assert_eq!(near.count("far.q"), 3);
+    assert_eq!(relay.status().state, RelayState::Connected);
+    relay.stop(Duration::from_secs(5));
 }
 
 /// Goal: a queue that the relay declares, and whose node is down, keeps no other queue waiting, and no relay from connecting; a consumer

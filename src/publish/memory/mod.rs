@@ -58,6 +58,8 @@ pub use self::options::{ExchangeKind, Overflow, QueueOptions, Stored, Tapped};
 pub use self::publisher::MemoryPublisher;
 pub use self::script::{Publishing, Rule, RuleBuilder, Verdict};
 pub use self::source::MemorySource;
+#[cfg(feature = "rabbitmq")]
+pub(in crate::publish) use self::topic::matches as topic_matches;
 
 /// The in-process broker. Cheap to clone; all clones, publishers and sources are of one broker.
 ///

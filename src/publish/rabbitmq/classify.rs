@@ -76,6 +76,14 @@ pub(super) fn is_away(code: u16, text: &str) -> bool {
     code == 404 && !text.starts_with("NOT_FOUND - no ") && AWAY.iter().any(|away| text.contains(away))
 }
 
+/// Whether the error answers a question about a queue. On a connection that publishes, that is a question of ours why a message
+/// was returned, and its channel has ended; no publish is answered so.
+pub(super) fn is_about_a_queue(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    let (code, text) = (error.get_id(), error.get_message().as_str());
+    is_away(code, text) || (code == 404 && text.starts_with("NOT_FOUND - no queue ")) || code == 405
+}
+
 /// The class of an AMQP reply code.
 pub(super) fn class_of(code: u16, phase: Phase) -> FaultClass {
     use FaultClass::{Config, Destination, Message, Outage};

@@ -26,6 +26,7 @@ use crate::publish::{PublisherEvent, PublisherEvents};
 use crate::time::Deadline;
 
 use super::background::Stop;
+use super::cause::cause;
 use super::classify::{Phase, classify, ends_the_connection};
 use super::connection::Link;
 use super::inbound::Returns;
@@ -185,6 +186,7 @@ fn stopped() -> Fault {
 
 /// One message and the channel that it goes over.
 struct Voice<'a> {
+    connection: Weak<Connection>,
     channel: &'a Channel,
     status: ConnectionStatus,
     returns: &'a Returns,
@@ -242,8 +244,9 @@ impl Shared {
         let channel = open_channel(&connection).await?;
         let status = connection.status().clone();
         // It is the window's: it ends when that ends.
+        let weak = Arc::downgrade(&connection);
         drop(connection);
-        let voice = Voice { channel: &channel, status, returns: &returns, listens: true };
+        let voice = Voice { connection: weak, channel: &channel, status, returns: &returns, listens: true };
         self.speak(&voice, frame_bytes_max, outgoing, told).await;
         if channel.status().connected() {
             let goodbye = channel.close(200, ShortString::from("bye"));
@@ -268,7 +271,9 @@ impl Shared {
         };
         let frame_bytes_max = link.connection.configuration().frame_max() as usize;
         let status = link.connection.status().clone();
-        let voice = Voice { channel: &link.channel, status, returns: &link.returns, listens: false };
+        let connection = Arc::downgrade(&link.connection);
+        let voice =
+            Voice { connection, channel: &link.channel, status, returns: &link.returns, listens: false };
         if self.speak(&voice, frame_bytes_max, outgoing, told).await {
             own.rota.answered();
             own.link = Some(link);
@@ -318,7 +323,13 @@ impl Shared {
         };
         let is_late = told.load(Ordering::Acquire);
         let returned = voice.returns.take(voice.channel.id()).into_iter();
-        let returned = returned.map(|returned| returned.fault).next();
+        // Alone on its channel, so a return is its own.
+        let returned = match (returned.last(), voice.connection.upgrade()) {
+            (Some(returned), Some(connection)) => {
+                Some(cause(&connection, &self.options.topology, &returned).await)
+            }
+            (returned, _) => returned.map(|returned| returned.fault),
+        };
         let outcome = match (confirmation, returned) {
             (Err(_), _) if is_late => return false,
             (Err(error), _) => {
@@ -338,7 +349,6 @@ impl Shared {
                 tell(Outcome::Unknown(fault));
                 return false;
             }
-            // Alone on its channel, so a return is its own.
             (Ok(_), Some(fault)) => Outcome::Returned(fault),
             (Ok(Confirmation::Ack(_)), None) => Outcome::Confirmed,
             (Ok(Confirmation::Nack(_)), None) => Outcome::Nacked,

@@ -12,6 +12,7 @@
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
 //! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
 //! | `publisher`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
+//! | `cause` | why a message was returned |
 //! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
 //!
 //! What differs between brokers of 3.10, 4.0 and 4.3 is told on [`RabbitMq`]; `tests/it/rabbitmq4.rs` holds it.
@@ -22,6 +23,7 @@
 mod acks;
 mod background;
 mod cancelled;
+mod cause;
 mod classify;
 mod connection;
 mod consumer;
@@ -78,6 +80,11 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 ///
 /// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes an older one; no
 /// publisher can see that. Use `x-overflow: reject-publish`, which is told as [`Outcome::Nacked`].
+///
+/// A message that no queue takes comes back, and is told as [`Outcome::Returned`]. RabbitMQ also returns a message whose queue
+/// is on a node that is down. So the publisher asks for the queue first: on the default exchange, and where
+/// [`declare`](Self::declare) or [`Topology::bound_elsewhere`] name it. If the queue exists, the fault is an outage, and the
+/// event spends no attempt.
 ///
 /// A nack may be partial. Where an exchange leads to several queues and one of them refuses a message, the broker nacks the
 /// message though the other queues have it. Each retry gives those queues one more copy. So the relay suspends a destination

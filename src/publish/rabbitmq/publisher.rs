@@ -25,7 +25,8 @@ use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
 use crate::time::as_ms;
 
 use super::background::Stop;
-use super::classify::{Phase, classify, is_telling};
+use super::cause::Causes;
+use super::classify::{Phase, classify, is_about_a_queue, is_telling};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
 use super::inbound::Returns;
@@ -89,7 +90,7 @@ pub(super) async fn run(
                     return link.close(stop.time_to_close()).await;
                 }
                 nacks.connected();
-                let window = Window::new(&link, &mut nacks, &apart);
+                let window = Window::new(&link, &options, &mut nacks, &apart);
                 let (end, worked) =
                     serve(&mut link, window, epoch, &options, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
@@ -161,6 +162,8 @@ enum Turn {
     Stop,
     Connection(Option<Event>),
     Confirm(Confirmed),
+    /// The broker has said why these were returned.
+    Returned(Vec<(Ticket, Outcome)>),
     /// So many commands; 0 when the handle is gone.
     Commands(usize),
     /// Outcomes have waited long enough.
@@ -200,6 +203,9 @@ async fn serve(
             if let Poll::Ready(confirmed) = window.poll_confirm(cx) {
                 return Poll::Ready(Turn::Confirm(confirmed));
             }
+            if let Poll::Ready(told) = window.causes.poll(cx) {
+                return Poll::Ready(Turn::Returned(told));
+            }
             if std::mem::take(&mut window.noted) {
                 return Poll::Ready(Turn::Again);
             }
@@ -219,6 +225,9 @@ async fn serve(
             Turn::Stop | Turn::Commands(0) => break End::Stop,
             Turn::Commands(_) | Turn::Patience | Turn::Again => Ok(()),
             // Of a message that was isolated on a channel of its own: the window's is as it was. It is looked at again soon.
+            Turn::Connection(Some(Event::Error(error))) if link.is_alive() && is_about_a_queue(&error) => {
+                Ok(())
+            }
             Turn::Connection(Some(Event::Error(error))) if link.is_alive() => {
                 window.overheard = Some(error);
                 timer.set(tokio::time::sleep(OVERHEARD));
@@ -226,6 +235,10 @@ async fn serve(
             }
             Turn::Connection(event) => window.connection(event, events),
             Turn::Confirm(confirmed) => window.confirmed(confirmed),
+            Turn::Returned(told) => {
+                window.settled.extend(told);
+                Ok(())
+            }
             Turn::Tick => {
                 timer.set(tokio::time::sleep(window.next_tick(tick, options.confirm_deadline)));
                 let overheard = window.overheard.take();
@@ -310,12 +323,14 @@ struct Window<'a> {
     returns: Returns,
     /// An error of another channel, or of this connection where its state has not changed yet.
     overheard: Option<lapin::Error>,
+    /// What was returned, and waits for the answer why.
+    causes: Causes,
     nacks: &'a mut Nacks,
     apart: &'a Apart,
 }
 
 impl<'a> Window<'a> {
-    fn new(link: &Link, nacks: &'a mut Nacks, apart: &'a Apart) -> Self {
+    fn new(link: &Link, options: &Arc<Options>, nacks: &'a mut Nacks, apart: &'a Apart) -> Self {
         Self {
             channel: link.channel.clone(),
             frame_bytes_max: link.connection.configuration().frame_max() as usize,
@@ -327,6 +342,7 @@ impl<'a> Window<'a> {
             noted: false,
             returns: link.returns.clone(),
             overheard: None,
+            causes: Causes::new(Arc::clone(options), Arc::clone(&link.connection)),
             nacks,
             apart,
         }
@@ -421,13 +437,17 @@ impl<'a> Window<'a> {
         }
         let mut result = Ok(());
         for returned in self.returns.take(self.channel.id()) {
-            if self.ledger.returned(&returned.id, &returned.fault).is_err() {
+            if self.ledger.returned(&returned).is_err() {
                 error!("a message was returned that is not in flight, or whose outcome was told");
                 let text = "a message was returned that is not in flight, or whose outcome was told";
                 result = Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
             }
         }
-        self.ledger.settle_into(&mut self.settled);
+        let mut returned = Vec::new();
+        self.ledger.settle_into(&mut self.settled, &mut returned);
+        for (ticket, returned) in returned {
+            self.causes.returned(ticket, returned);
+        }
         result
     }
 

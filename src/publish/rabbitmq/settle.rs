@@ -17,6 +17,8 @@ use rustc_hash::FxBuildHasher;
 
 use crate::message::{Fault, Message, Outcome, Ticket};
 
+use super::inbound::Returned;
+
 /// Places of settled messages that are kept between unsettled ones, beside as many as are unsettled.
 const HOLES_MAX: usize = 1024;
 
@@ -44,7 +46,7 @@ struct Slot {
     /// Of its id: a whole window of them is looked through faster than one of texts.
     id_hash: u64,
     since_ms: u64,
-    returned: Option<Fault>,
+    returned: Option<Returned>,
     told_silent: bool,
 }
 
@@ -102,29 +104,33 @@ impl Ledger {
     /// them it was cannot be known, and a repeat is harmless where a loss is not.
     ///
     /// Looks through all that is unsettled: an index of ids would cost each publish an allocation and three look-ups, returned or not.
-    pub(super) fn returned(&mut self, id: &str, fault: &Fault) -> Result<(), LateReturn> {
-        let (id_hash, mut found) = (hash(id), Err(LateReturn));
+    pub(super) fn returned(&mut self, returned: &Returned) -> Result<(), LateReturn> {
+        let (id, id_hash, mut found) = (&*returned.id, hash(&returned.id), Err(LateReturn));
         let has_it =
             |slot: &&mut Slot| slot.id_hash == id_hash && slot.message.message_id.as_deref() == Some(id);
         for slot in self.slots.iter_mut().flatten().chain(self.behind.values_mut()).filter(has_it) {
-            slot.returned = Some(fault.clone());
+            slot.returned = Some(returned.clone());
             found = Ok(());
         }
         found
     }
 
-    /// Takes out what is settled. Call it when every return that came before the noted confirms has been noted.
-    pub(super) fn settle_into(&mut self, settled: &mut Vec<(Ticket, Outcome)>) {
+    /// Takes out what is settled. Call it when every return that came before the noted confirms has been noted. What was
+    /// returned comes apart: why is still to be asked.
+    pub(super) fn settle_into(
+        &mut self,
+        settled: &mut Vec<(Ticket, Outcome)>,
+        returned: &mut Vec<(Ticket, Returned)>,
+    ) {
         let mut heard = std::mem::take(&mut self.heard);
         for (tag, word) in heard.drain(..) {
             let Some(slot) = self.take(tag) else { continue };
             self.waiting -= usize::from(!slot.told_silent);
-            let outcome = match (slot.returned, word) {
-                (Some(fault), _) => Outcome::Returned(fault),
-                (None, Word::Ack) => Outcome::Confirmed,
-                (None, Word::Nack) => Outcome::Nacked,
-            };
-            settled.push((slot.ticket, outcome));
+            match (slot.returned, word) {
+                (Some(back), _) => returned.push((slot.ticket, back)),
+                (None, Word::Ack) => settled.push((slot.ticket, Outcome::Confirmed)),
+                (None, Word::Nack) => settled.push((slot.ticket, Outcome::Nacked)),
+            }
         }
         // Its room serves the next ones.
         self.heard = heard;
@@ -197,8 +203,9 @@ impl Ledger {
 
     #[cfg(test)]
     fn settle(&mut self) -> Vec<(Ticket, Outcome)> {
-        let mut settled = Vec::new();
-        self.settle_into(&mut settled);
+        let (mut settled, mut returned) = (Vec::new(), Vec::new());
+        self.settle_into(&mut settled, &mut returned);
+        settled.extend(returned.into_iter().map(|(ticket, back)| (ticket, Outcome::Returned(back.fault))));
         settled
     }
 
@@ -219,6 +226,11 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    fn back(id: &str) -> Returned {
+        let (exchange, routing_key) = (String::new(), "q".to_owned());
+        Returned { id: id.to_owned(), exchange, routing_key, fault: no_route() }
+    }
+
     fn no_route() -> Fault {
         Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE")
     }
@@ -238,15 +250,15 @@ mod tests {
         for n in 1..=3 {
             assert_eq!(ledger.published(Ticket(n), message(&format!("m{n}")), n), n);
         }
-        ledger.returned("m2", &no_route()).unwrap();
+        ledger.returned(&back("m2")).unwrap();
         ledger.confirmed(2, Word::Ack);
         ledger.confirmed(3, Word::Nack);
         assert_eq!(
             ledger.settle(),
-            [(Ticket(2), Outcome::Returned(no_route())), (Ticket(3), Outcome::Nacked)]
+            [(Ticket(3), Outcome::Nacked), (Ticket(2), Outcome::Returned(no_route()))]
         );
         assert_eq!((ledger.oldest_since_ms(), ledger.len()), (Some(1), 1));
-        assert_eq!(ledger.returned("m2", &no_route()), Err(LateReturn));
+        assert_eq!(ledger.returned(&back("m2")), Err(LateReturn));
         ledger.confirmed(1, Word::Ack);
         assert_eq!(ledger.settle(), [(Ticket(1), Outcome::Confirmed)]);
         assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none());
@@ -273,13 +285,13 @@ mod tests {
             "3 and 4 have no younger one"
         );
         assert_eq!(told.len(), 3);
-        ledger.returned("m3", &no_route()).unwrap();
+        ledger.returned(&back("m3")).unwrap();
         for tag in [3, 1] {
             ledger.confirmed(tag, Word::Ack);
         }
         assert_eq!(
             ledger.settle(),
-            [(Ticket(3), Outcome::Returned(no_route())), (Ticket(1), Outcome::Confirmed)]
+            [(Ticket(1), Outcome::Confirmed), (Ticket(3), Outcome::Returned(no_route()))]
         );
         assert_eq!(ledger.silent_into(99, &silence(), &mut told), Silence::None);
         assert_eq!(ledger.len(), 0);
@@ -316,15 +328,15 @@ mod tests {
         ledger.published(Ticket(1), message("same"), 0);
         ledger.published(Ticket(2), message("other"), 0);
         ledger.published(Ticket(3), message("same"), 0);
-        ledger.returned("same", &no_route()).unwrap();
+        ledger.returned(&back("same")).unwrap();
         ledger.confirmed(1, Word::Ack);
         assert_eq!(ledger.settle(), [(Ticket(1), Outcome::Returned(no_route()))]);
         ledger.confirmed(3, Word::Ack);
         ledger.confirmed(2, Word::Ack);
-        ledger.returned("same", &no_route()).unwrap();
+        ledger.returned(&back("same")).unwrap();
         assert_eq!(
             ledger.settle(),
-            [(Ticket(3), Outcome::Returned(no_route())), (Ticket(2), Outcome::Confirmed)]
+            [(Ticket(2), Outcome::Confirmed), (Ticket(3), Outcome::Returned(no_route()))]
         );
         assert!(ledger.is_empty());
     }
@@ -389,7 +401,7 @@ mod tests {
                     ledger.confirmed(*tag, word);
                 }
                 for returned in returned {
-                    prop_assert_eq!(ledger.returned(&format!("m{returned}"), &no_route()), Ok(()));
+                    prop_assert_eq!(ledger.returned(&back(&format!("m{returned}"))), Ok(()));
                 }
                 for (ticket, outcome) in ledger.settle() {
                     prop_assert!(told.insert(ticket.0 - 1000, outcome).is_none(), "told twice");

@@ -5,8 +5,10 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ExchangeKind as LapinKind};
 use tracing::debug;
 
+use crate::limits::CAUSE_QUEUES_MAX;
 use crate::message::{Fault, FaultClass, HeaderValue};
 use crate::publish::ExchangeKind;
+use crate::publish::memory::topic_matches;
 
 use super::classify::{Phase, classify, is_away};
 use super::convert::{short, to_table};
@@ -36,6 +38,8 @@ struct Binding {
     exchange: String,
     queue: String,
     routing_key: String,
+    /// Others make it.
+    elsewhere: bool,
 }
 
 impl Topology {
@@ -113,8 +117,60 @@ impl Topology {
             exchange: exchange.into(),
             queue: queue.into(),
             routing_key: routing_key.into(),
+            elsewhere: false,
         });
         self
+    }
+
+    /// A binding that others make: nothing of it is declared. It says which queue takes what is published there. Where RabbitMQ returns an
+    /// event, the publisher asks for that queue. If its node is down, that is an outage, and the event spends no attempt.
+    ///
+    /// AMQP cannot list bindings. So the publisher knows those that are named here or by [`bind`](Self::bind), and those of the default
+    /// exchange, where the routing key is the queue's name.
+    ///
+    /// ```
+    /// use onewrite::publish::{RabbitMq, Topology};
+    /// # fn main() -> Result<(), onewrite::SettingError> {
+    /// let topology = Topology::new().bound_elsewhere("payments", "ledger", "payment.#");
+    /// let publisher = RabbitMq::new("amqp://localhost")?.declare(topology);
+    /// # let _ = publisher;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn bound_elsewhere(
+        mut self,
+        exchange: impl Into<String>,
+        queue: impl Into<String>,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        self = self.bind(exchange, queue, routing_key);
+        if let Some(binding) = self.bindings.last_mut() {
+            binding.elsewhere = true;
+        }
+        self
+    }
+
+    /// The queues that are known to take what is published so, a few at most.
+    pub(super) fn queues_of<'a>(&'a self, exchange: &'a str, routing_key: &'a str) -> Vec<&'a str> {
+        if exchange.is_empty() {
+            return vec![routing_key];
+        }
+        let kind = self.exchanges.iter().find(|(name, _)| name == exchange).map(|(_, kind)| *kind);
+        let takes = |binding: &&Binding| {
+            let pattern = binding.routing_key.as_str();
+            binding.exchange == exchange
+                && match kind {
+                    Some(ExchangeKind::Direct) => pattern == routing_key,
+                    Some(ExchangeKind::Topic) => topic_matches(pattern, routing_key),
+                    // Of an exchange that is declared elsewhere the kind is unknown.
+                    Some(ExchangeKind::Fanout) | None => true,
+                }
+        };
+        let mut queues: Vec<_> = self.bindings.iter().filter(takes).map(|b| b.queue.as_str()).collect();
+        queues.sort_unstable();
+        queues.dedup();
+        queues.truncate(CAUSE_QUEUES_MAX);
+        queues
     }
 
     /// Whether it declares this queue as a stream.
@@ -123,6 +179,11 @@ impl Topology {
             name == "x-queue-type" && value.as_text() == Some("stream")
         };
         self.queues.iter().any(|(name, arguments)| name == queue && arguments.iter().any(is_stream))
+    }
+
+    /// The bindings that are ours to make.
+    fn declared(&self) -> impl Iterator<Item = &Binding> {
+        self.bindings.iter().filter(|binding| !binding.elsewhere)
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
@@ -180,7 +241,7 @@ impl Topology {
                 *channel = open_channel(connection).await?;
             }
         }
-        for Binding { exchange, queue, routing_key } in &self.bindings {
+        for Binding { exchange, queue, routing_key, .. } in self.declared() {
             let bound = channel
                 .queue_bind(
                     short("queue", queue)?,

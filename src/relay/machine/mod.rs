@@ -40,7 +40,7 @@ use self::slow::Slow;
 use self::sweep::Sweep;
 use self::types::{
     Action, Change, DESTINATION_BACKOFF_FACTOR, Entry, Exception, ExceptionState, Figures, Input, Key,
-    Loaded, Ordering, QuarantinePolicy, Recovered, Settings,
+    Loaded, Ordering, QuarantinePolicy, Recovered, Settings, SuspendCause,
 };
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::publish::Epoch;
@@ -616,14 +616,17 @@ impl Machine {
     /// An event that is not in flight any more has its outcome.
     fn takes(&mut self, seq: u64, outcome: Outcome, was_trial: bool, now: Now, out: &mut Vec<Action>) {
         if let Some(item) = self.items.get_mut(&seq) {
-            item.nacks *= u32::from(matches!(outcome, Outcome::Nacked));
+            item.nacks *= u32::from(silence::refusal(&outcome).is_some());
             item.silences *= u32::from(matches!(outcome, Outcome::Unknown(_)));
         }
         match outcome {
             Outcome::Confirmed => self.settle(seq, out),
             Outcome::Unknown(_) | Outcome::Silent(_) if self.waits_for_destination(seq) => {}
             Outcome::Unknown(_) | Outcome::Silent(_) => self.make_ready(seq),
-            Outcome::Nacked => self.put_off_nacked(seq, was_trial, now),
+            Outcome::Nacked => self.put_off_refused(seq, SuspendCause::Nacks, was_trial, now),
+            Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
+                self.put_off_refused(seq, SuspendCause::Away, was_trial, now);
+            }
             Outcome::Returned(fault) => self.failed(seq, FaultClass::Destination, fault, now, out),
             Outcome::Refused(fault) => match fault.class {
                 FaultClass::Message | FaultClass::Destination => {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::types::{Action, Key, Ordering, SuspendCause};
 use super::{ItemState, Machine, is_expired};
 use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
-use crate::message::{Outcome, Ticket};
+use crate::message::{FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
 /// A destination of which nothing waits is remembered for so long.
@@ -73,8 +73,18 @@ enum Why {
     Silent,
     /// Its messages hold the window without a word (see `slow`). That is no verdict yet: it has no trials.
     Slow,
-    /// It answers with nacks alone. Where one queue of several refuses, each try leaves one more copy in the others.
-    Refuses,
+    /// It answers with nacks, or with returns that an outage causes. Where one queue of several refuses, each try leaves one more
+    /// copy in the others.
+    Refuses(SuspendCause),
+}
+
+/// The broker has not taken the message, and that spends nothing.
+pub(super) fn refusal(outcome: &Outcome) -> Option<SuspendCause> {
+    match outcome {
+        Outcome::Nacked => Some(SuspendCause::Nacks),
+        Outcome::Returned(fault) if fault.class == FaultClass::Outage => Some(SuspendCause::Away),
+        _ => None,
+    }
 }
 
 impl Silent {
@@ -131,7 +141,7 @@ impl Silence {
     }
 
     fn refuses(&self, destination: &Destination) -> bool {
-        self.destinations.get(destination).is_some_and(|silent| silent.why == Why::Refuses)
+        self.destinations.get(destination).is_some_and(|silent| matches!(silent.why, Why::Refuses(_)))
     }
 
     /// One more nack: whether the destination refuses everything now.
@@ -242,7 +252,7 @@ impl Machine {
         self.silence.destinations.iter().filter_map(|((exchange, routing_key), silent)| {
             let cause = match silent.why {
                 Why::Silent => SuspendCause::Silence,
-                Why::Refuses => SuspendCause::Nacks,
+                Why::Refuses(cause) => cause,
                 Why::Slow => return None,
             };
             let waiting = silent.waiting.len() + usize::from(silent.trial.is_some());
@@ -301,14 +311,18 @@ impl Machine {
     }
 
     /// The broker has nacked a message. Where it nacks all of a destination, that is asked by one event at a time.
-    pub(super) fn put_off_nacked(&mut self, seq: u64, was_trial: bool, now: Now) {
+    pub(super) fn put_off_refused(&mut self, seq: u64, cause: SuspendCause, was_trial: bool, now: Now) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let (nacks, destination) = (item.nacks, item.destination());
         item.nacks += 1;
         if let Some(key) = item.key.clone() {
             self.keys.with(&key, |state| state.active.insert(seq));
         }
-        let (first_ms, max_ms) = self.nack_backoff_ms();
+        let (first_ms, max_ms) = match cause {
+            SuspendCause::Nacks | SuspendCause::Silence => self.nack_backoff_ms(),
+            // A try leaves no copy.
+            SuspendCause::Away => (self.settings.backoff_first_ms, self.settings.backoff_max_ms),
+        };
         if !self.silence.nacked(&destination) {
             let wait = self.jitter.wait_ms(first_ms, max_ms, nacks);
             return self.wait(seq, now.mono_ms.saturating_add(wait));
@@ -316,10 +330,10 @@ impl Machine {
         if !self.silence.refuses(&destination) {
             self.silence.nacks.remove(&destination);
             self.silence.set_apart(&destination, None, now);
-            self.silence.with(&destination, |silent| silent.why = Why::Refuses);
         }
         let jitter = &mut self.jitter;
         self.silence.with(&destination, |silent| {
+            silent.why = Why::Refuses(cause);
             if was_trial || silent.tries == 0 {
                 silent.due_ms = now.mono_ms.saturating_add(jitter.wait_ms(first_ms, max_ms, silent.tries));
                 silent.tries = silent.tries.saturating_add(1);
@@ -335,7 +349,7 @@ impl Machine {
 
     /// The broker has said something of a message for this destination: unless it refuses once more, that sets the destination free.
     pub(super) fn heard_of(&mut self, destination: &Destination, outcome: &Outcome, now: Now) {
-        if matches!(outcome, Outcome::Nacked) {
+        if refusal(outcome).is_some() {
             self.slow.spoke(destination);
             if self.silence.refuses(destination) {
                 return;

@@ -64,6 +64,9 @@ pub enum SuspendCause {
     Silence,
     /// The broker nacks every message. Most often a queue is full and has `x-overflow: reject-publish`.
     Nacks,
+    /// The broker returns every message, and says that a queue behind the destination exists and cannot be reached now. Most
+    /// often the queue's node is down.
+    Away,
 }
 
 impl std::fmt::Display for SuspendCause {
@@ -71,6 +74,7 @@ impl std::fmt::Display for SuspendCause {
         f.write_str(match self {
             Self::Silence => "no confirm within the deadline",
             Self::Nacks => "the broker nacks every message",
+            Self::Away => "a queue exists and cannot be reached",
         })
     }
 }

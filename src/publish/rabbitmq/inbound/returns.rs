@@ -18,15 +18,20 @@ use crate::message::{Fault, FaultClass};
 pub(in crate::publish::rabbitmq) struct Returned {
     /// The message's own id.
     pub(in crate::publish::rabbitmq) id: String,
+    /// Where it was to go. Text that is not UTF-8 is replaced.
+    pub(in crate::publish::rabbitmq) exchange: String,
+    pub(in crate::publish::rabbitmq) routing_key: String,
     /// What the broker says of it.
     pub(in crate::publish::rabbitmq) fault: Fault,
 }
 
 impl Returned {
     pub(super) fn new(code: u16, text: &[u8], exchange: &[u8], routing_key: &[u8]) -> Self {
-        let [text, exchange, routing_key] = [text, exchange, routing_key].map(String::from_utf8_lossy);
+        let [text, exchange, routing_key] =
+            [text, exchange, routing_key].map(|text| String::from_utf8_lossy(text).into_owned());
         let text = format!("{text}: exchange `{exchange}`, routing key `{routing_key}`");
-        Self { id: String::new(), fault: Fault::with_code(FaultClass::Destination, code, text) }
+        let fault = Fault::with_code(FaultClass::Destination, code, text);
+        Self { id: String::new(), exchange, routing_key, fault }
     }
 }
 

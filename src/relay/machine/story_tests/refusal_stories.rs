@@ -126,3 +126,35 @@ fn nacks_between_acks_suspend_nothing() {
         }
     }
 }
+
+/// Goal: a return that an outage causes spends nothing, for however long, and heals. Method: twelve events for a queue whose node is
+/// down for a day, beside one that goes nowhere, which is quarantined.
+#[test]
+fn a_queue_that_is_away_spends_nothing() {
+    let mut story = Story::new(settings());
+    story.up();
+    to(&mut story, "away", 12);
+    to(&mut story, "nowhere", 1);
+    let end_ms = story.now.mono_ms + 24 * 3_600_000;
+    let mut publishes = 0;
+    while story.now.mono_ms < end_ms {
+        for seq in story.in_flight() {
+            let is_away = story.machine.items[&seq].destination().1.as_ref() == "away";
+            publishes += usize::from(is_away);
+            let class = if is_away { FaultClass::Outage } else { FaultClass::Destination };
+            story.outcome(seq, Outcome::Returned(fault(class)));
+        }
+        story.pass(1_000);
+    }
+    assert_eq!(story.machine.figures().quarantined, 1);
+    assert_eq!(suspended(&story), [("away".to_owned(), SuspendCause::Away)]);
+    let longest = usize::try_from(24 * 3_600_000 / settings().backoff_max_ms).unwrap();
+    assert!((longest / 2..=3 * longest).contains(&publishes), "{publishes} in a day");
+    for _ in 0..100 {
+        for seq in story.in_flight() {
+            story.confirm(seq);
+        }
+        story.pass(settings().backoff_max_ms);
+    }
+    assert_eq!(story.machine.confirmed(), 12);
+}

@@ -1,0 +1,245 @@
+//! Why RabbitMQ has returned a message: asked before the event spends an attempt.
+//!
+//! `NO_ROUTE` has several meanings. RabbitMQ routes past a durable queue whose node is down as if it did not exist, and says of both that
+//! there is no route. A passive declare tells them apart: *no queue* is a fault of the destination, *home node is down* is an outage.
+//! The queues that can be asked for are known by name: the routing key on the default exchange, and those of the [`Topology`].
+//!
+//! The broker's words are texts. A text that begins as RabbitMQ says *no queue* means that, whatever name stands in it; one that is
+//! unknown means the same, so that an event for nowhere ends in quarantine.
+//!
+//! **Invariants.** Each returned message gets one outcome, or the epoch ends before. One channel more is open at most. The broker is asked
+//! once at a time, and not again for the same destination within [`CAUSE_KNOWN_MS`].
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use lapin::options::QueueDeclareOptions;
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Connection, ErrorKind};
+use tracing::debug;
+
+use crate::limits::{CAUSE_KNOWN_MS, CAUSE_MS_MAX};
+use crate::message::{Fault, FaultClass, Outcome, Ticket};
+
+use super::classify::is_away;
+use super::convert::short;
+use super::inbound::Returned;
+use super::options::Options;
+use super::topology::Topology;
+
+/// Destinations whose answers are kept at most.
+const KNOWN_MAX: usize = 1024;
+
+/// What the broker says of one queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Answer {
+    There,
+    Missing,
+    /// It exists, and cannot be reached.
+    Away(String),
+    /// The broker was not asked: there is no second channel, or the connection has ended.
+    Unasked,
+}
+
+/// What the broker's refusal of a passive declare means.
+fn meaning(code: u16, text: &str) -> Answer {
+    match code {
+        404 if is_away(code, text) => Answer::Away(text.to_owned()),
+        404 => Answer::Missing,
+        // Exclusive to another connection.
+        405 => Answer::There,
+        // The broker's own trouble.
+        506 | 541 => Answer::Away(text.to_owned()),
+        _ => Answer::Unasked,
+    }
+}
+
+/// The fault to tell, given what was said of each queue that may take the message.
+fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
+    let outage = |why: String| {
+        let Fault { code, text, .. } = &returned.fault;
+        let text = format!("{text}; {why}");
+        code.map_or_else(
+            || Fault::new(FaultClass::Outage, text.clone()),
+            |code| Fault::with_code(FaultClass::Outage, code, text.clone()),
+        )
+    };
+    for (queue, answer) in answers {
+        match answer {
+            Answer::Away(why) => return outage(format!("queue `{queue}`: {why}")),
+            // The default exchange routes to each queue that is there.
+            Answer::There if returned.exchange.is_empty() => {
+                return outage(format!("queue `{queue}` is there now"));
+            }
+            Answer::There | Answer::Missing | Answer::Unasked => {}
+        }
+    }
+    returned.fault.clone()
+}
+
+/// Asks the broker why it has returned the message. The fault is the broker's own, unless the cause is an outage.
+pub(super) async fn cause(connection: &Connection, topology: &Topology, returned: &Returned) -> Fault {
+    let queues = topology.queues_of(&returned.exchange, &returned.routing_key);
+    let ask = async {
+        let mut answers = Vec::with_capacity(queues.len());
+        for queue in queues {
+            answers.push((queue, about(connection, queue).await));
+        }
+        answers
+    };
+    let fault = match tokio::time::timeout(Duration::from_millis(CAUSE_MS_MAX), ask).await {
+        Ok(answers) => judged(returned, &answers),
+        Err(_) => {
+            let text = format!("{}; the broker does not say whether the queue is there", returned.fault.text);
+            Fault::new(FaultClass::Outage, text)
+        }
+    };
+    debug!(%fault, "a message was returned");
+    fault
+}
+
+/// A refusal closes the channel, so each question has its own.
+async fn about(connection: &Connection, queue: &str) -> Answer {
+    let Ok(name) = short("queue", queue) else { return Answer::Missing };
+    let Ok(channel) = connection.create_channel().await else { return Answer::Unasked };
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    match channel.queue_declare(name, options, FieldTable::default()).await {
+        Ok(_) => {
+            // Only tidiness depends on the answer.
+            let _ = channel.close(200, ShortString::from("done")).await;
+            Answer::There
+        }
+        Err(error) => match error.kind() {
+            ErrorKind::ProtocolError(error) => meaning(error.get_id(), error.get_message().as_str()),
+            _ => Answer::Unasked,
+        },
+    }
+}
+
+type Destination = (String, String);
+type Asking = Pin<Box<dyn Future<Output = (Destination, Fault)> + Send>>;
+
+/// The messages that came back on one connection, and wait for the answer why.
+pub(super) struct Causes {
+    options: Arc<Options>,
+    connection: Arc<Connection>,
+    waiting: VecDeque<(Ticket, Returned)>,
+    asking: Option<Asking>,
+    known: HashMap<Destination, (Instant, Fault)>,
+}
+
+impl Causes {
+    pub(super) fn new(options: Arc<Options>, connection: Arc<Connection>) -> Self {
+        Self { options, connection, waiting: VecDeque::new(), asking: None, known: HashMap::new() }
+    }
+
+    /// Takes a message in. Its outcome comes from [`poll`](Self::poll).
+    pub(super) fn returned(&mut self, ticket: Ticket, returned: Returned) {
+        self.waiting.push_back((ticket, returned));
+    }
+
+    /// The outcomes that are known now. Without any it wakes when the broker has answered.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Vec<(Ticket, Outcome)>> {
+        // Asked for at every turn.
+        if self.waiting.is_empty() {
+            return Poll::Pending;
+        }
+        loop {
+            if let Some(asking) = &mut self.asking {
+                let Poll::Ready((destination, fault)) = asking.as_mut().poll(cx) else { break };
+                self.asking = None;
+                if self.known.len() >= KNOWN_MAX {
+                    self.known.clear();
+                }
+                self.known.insert(destination, (Instant::now(), fault));
+            }
+            let told = self.told();
+            if !told.is_empty() {
+                return Poll::Ready(told);
+            }
+            let Some((_, returned)) = self.waiting.front().cloned() else { break };
+            let (options, connection) = (Arc::clone(&self.options), Arc::clone(&self.connection));
+            self.asking = Some(Box::pin(async move {
+                let fault = cause(&connection, &options.topology, &returned).await;
+                ((returned.exchange, returned.routing_key), fault)
+            }));
+        }
+        Poll::Pending
+    }
+
+    /// Takes out those whose destination is known.
+    fn told(&mut self) -> Vec<(Ticket, Outcome)> {
+        let now = Instant::now();
+        let fresh = Duration::from_millis(CAUSE_KNOWN_MS);
+        self.known.retain(|_, (since, _)| now.saturating_duration_since(*since) < fresh);
+        if self.known.is_empty() {
+            return Vec::new();
+        }
+        let mut told = Vec::new();
+        self.waiting.retain(|(ticket, returned)| {
+            let destination = (returned.exchange.clone(), returned.routing_key.clone());
+            let Some((_, fault)) = self.known.get(&destination) else { return true };
+            told.push((*ticket, Outcome::Returned(fault.clone())));
+            false
+        });
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn returned(exchange: &str) -> Returned {
+        let fault = Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE");
+        Returned { id: "m".into(), exchange: exchange.into(), routing_key: "q".into(), fault }
+    }
+
+    /// Goal: the broker's words are read as it means them, whatever names stand in them, and an unknown text keeps no event for ever.
+    /// Method: RabbitMQ's own texts (rabbit_misc, rabbit_amqqueue), names that look like them, another broker's text.
+    #[test]
+    fn one_code_has_several_meanings() {
+        let away = |text: &str| Answer::Away(text.into());
+        for text in [
+            "NOT_FOUND - home node 'rabbit@b' of durable queue 'q' in vhost '/' is down or inaccessible",
+            "NOT_FOUND - queue 'q' in vhost '/' process is stopped by supervisor",
+            "NOT_FOUND - queue 'q' in vhost '/' has crashed and failed to restart",
+            "NOT_FOUND - failed to perform operation on queue 'q' in vhost '/' due to timeout",
+        ] {
+            assert_eq!(meaning(404, text), away(text));
+        }
+        for text in [
+            "NOT_FOUND - no queue 'q' in vhost '/'",
+            "NOT_FOUND - no queue 'it is down or inaccessible' in vhost '/'",
+            "NOT_FOUND - Queue 'q' in vhost '/' does not exist",
+        ] {
+            assert_eq!(meaning(404, text), Answer::Missing, "{text}");
+        }
+        assert_eq!(meaning(405, "RESOURCE_LOCKED - exclusive"), Answer::There);
+        assert_eq!(meaning(541, "INTERNAL_ERROR"), away("INTERNAL_ERROR"));
+        assert_eq!(meaning(403, "ACCESS_REFUSED"), Answer::Unasked);
+    }
+
+    /// Goal: only what is known to be an outage spends nothing. Method: each answer, on the default exchange and on another.
+    #[test]
+    fn only_an_outage_spends_nothing() {
+        let class = |exchange: &str, answers: &[Answer]| {
+            let answers: Vec<_> = answers.iter().map(|answer| ("q", answer.clone())).collect();
+            judged(&returned(exchange), &answers).class
+        };
+        let away = Answer::Away("home node".into());
+        for exchange in ["", "payments"] {
+            assert_eq!(class(exchange, &[away.clone()]), FaultClass::Outage);
+            assert_eq!(class(exchange, &[Answer::Missing, away.clone()]), FaultClass::Outage);
+            assert_eq!(class(exchange, &[Answer::Missing]), FaultClass::Destination);
+            assert_eq!(class(exchange, &[Answer::Unasked]), FaultClass::Destination);
+            assert_eq!(class(exchange, &[]), FaultClass::Destination);
+        }
+        assert_eq!(class("", &[Answer::There]), FaultClass::Outage, "it has come meanwhile");
+        assert_eq!(class("payments", &[Answer::There]), FaultClass::Destination, "it is not bound");
+    }
+}
