@@ -518,6 +518,13 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// A process that does not have the file open as a store holds a lock on all of it (`flock`): a backup, a script, a program with redb
+    /// before 4.3. Every user that may read the file can do that, so keep its mode at 0600.
+    #[error("{path} is locked by a process that has not opened it as a store: the process holds a `flock`, as backups, scripts with `flock`, and programs with redb before 4.3 do; end the process (`lslocks` and `fuser -v` name it), and close the file to users that need not read it (`chmod 600`)", path = path.display())]
+    LockedByReader {
+        /// The file.
+        path: PathBuf,
+    },
     /// The path is a symbolic link. Links are not followed.
     #[error("{path} is a symbolic link; name the file itself", path = path.display())]
     Symlink {
@@ -572,6 +579,16 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// Another user can have prepared, read or changed what is where the store's [journal](crate::StoreBuilder::journal_bytes) is to be. A
+    /// journal is used only if it belongs to this process's user, to root or to the owner of the store's file; has one name; and is closed to
+    /// all others. Nothing has been written.
+    #[error("{path} is not trusted as the store's journal: {reason}; if it is yours, give it that owner, one name and mode 0600, else move it away", path = path.display())]
+    JournalNotPrivate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The operating system refused.
     #[error("cannot {action} {path}: {source}", path = path.display())]
     Io {
@@ -623,12 +640,14 @@ impl OpenError {
                 journal.iter_mut().for_each(named);
             }
             Self::Locked { path }
+            | Self::LockedByReader { path }
             | Self::Symlink { path }
             | Self::NotAStore { path, .. }
             | Self::NewerFormat { path, .. }
             | Self::Damaged { path, .. }
             | Self::JournalMissing { path }
             | Self::JournalInTheWay { path }
+            | Self::JournalNotPrivate { path, .. }
             | Self::Io { path, .. }
             | Self::Storage { path, .. } => named(path),
         }

@@ -60,8 +60,8 @@ fn cannot_create(path: &Path, source: io::Error) -> OpenError {
     cannot("create", path, io::Error::new(source.kind(), text))
 }
 
-/// An empty file of a name of its own, beside `path`.
-fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
+/// An empty file of a name of its own, beside `path`. What crashes have left of such files is removed.
+pub(super) fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
     let folder = folder_of(path);
     let name = path.file_name().unwrap_or_default();
     let mut options = OpenOptions::new();

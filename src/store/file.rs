@@ -1,10 +1,12 @@
 //! Opening the file. How one is made is in `create`.
 //!
-//! **Invariants.** A file that was not closed cleanly is verified before it is used. Symbolic links are not followed. An empty file is
-//! taken for none only if the application has said so. Every error names the path as it was given.
+//! **Invariants.** A file that was not closed cleanly is verified before it is used. Only regular files are opened, without waiting, and
+//! symbolic links are not followed: `O_NOFOLLOW` holds for the last part of the path, the store's file and each side file alike. An empty
+//! file is taken for none only if the application has said so. Every error names the path as it was given.
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,6 +20,7 @@ use super::create::create_aside;
 use super::head::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
 use super::place::{Inode, Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
+use super::private::warn_if_loose;
 use super::shared::Shared;
 use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
@@ -117,8 +120,9 @@ fn open_resolved(
         match find(path, options, round)? {
             Found::File(file) => {
                 let mut opened = open_file_or_journal(path, &file, options)?;
-                let inode = Inode::of(&file.metadata().map_err(|source| cannot("open", path, source))?);
-                if opened.watch.add("its file", path.into(), inode) {
+                let meta = file.metadata().map_err(|source| cannot("open", path, source))?;
+                if opened.watch.add("its file", path.into(), Inode::of(&meta)) {
+                    warn_if_loose(path, &meta);
                     return Ok(opened);
                 }
                 if round + 1 == OPEN_ROUNDS_MAX {
@@ -194,7 +198,7 @@ fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Op
         // Should it be by now, that is noticed under the engine's lock.
         return open_database(path, file, options.cache_bytes).map_err(described);
     }
-    let side = SideFile::of(path, options.sync_folder).map_err(failed)?;
+    let side = SideFile::of(path, options.sync_folder).and_then(|side| side.beside(file)).map_err(failed)?;
     let journaled = Journaled { file, side, options: options.journal, refusal: JournalRefusal::default() };
     // What is given up may be half in the file, whatever its header says.
     let first = if options.journal.abandon && is_journaled { Open::Verify } else { Open::IfClean };
@@ -212,6 +216,9 @@ fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Op
 
 /// The error of a file that the engine does not take, with what can be seen of it, and of a journal that tells what it once was.
 fn described(error: OpenError, path: &Path, file: &File, options: Options) -> OpenError {
+    if matches!(error, OpenError::Locked { .. }) && is_locked_by_reader(file) {
+        return OpenError::LockedByReader { path: path.into() };
+    }
     let (OpenError::NotAStore { .. } | OpenError::Damaged { .. }) = &error else { return error };
     let seen = file_backend(file).and_then(|file| odd_head(&file)).ok().flatten();
     let error = match seen {
@@ -230,6 +237,27 @@ fn described(error: OpenError, path: &Path, file: &File, options: Options) -> Op
         }
         (error, _) => error,
     }
+}
+
+/// Whether what keeps the engine from the file is the lock of a whole file alone. The engine holds locks of ranges beside it, and takes them
+/// a moment later.
+fn is_locked_by_reader(file: &File) -> bool {
+    let Ok(ranges) = file_backend(file) else { return false };
+    (0..OPEN_ROUNDS_MAX).all(|round| {
+        if round > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(EMPTY_FILE_MS));
+        }
+        let is_engines = ranges.query_lock_range(Bound::Unbounded, Bound::Unbounded).unwrap_or(true);
+        let is_locked = match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => true,
+            Ok(()) => {
+                let _ = file.unlock();
+                false
+            }
+            Err(std::fs::TryLockError::Error(_)) => false,
+        };
+        is_locked && !is_engines
+    })
 }
 
 pub(super) fn open_database(

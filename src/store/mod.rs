@@ -32,6 +32,7 @@ pub(crate) mod log_pace;
 pub(crate) mod owner;
 mod pages;
 mod place;
+mod private;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
 mod read;

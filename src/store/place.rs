@@ -184,8 +184,24 @@ fn short(name: &OsStr) -> OsString {
 
 /// Syncs a folder's handle. Windows has no such call; there a name is durable with the file's metadata.
 pub(crate) fn sync_handle(folder: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    if cfg!(not(unix)) {
+        return Ok(());
+    }
+    let mut options = OpenOptions::new();
+    options.read(true);
+    folder_only(&mut options);
+    options.open(folder)?.sync_all()
 }
+
+/// A pipe that has come in the folder's place is not waited for.
+#[cfg(unix)]
+fn folder_only(options: &mut OpenOptions) {
+    use std::os::unix::fs::OpenOptionsExt;
+    options.custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC | libc::O_NONBLOCK);
+}
+
+#[cfg(not(unix))]
+fn folder_only(_: &mut OpenOptions) {}
 
 /// Makes a name in `folder` durable, or that it is gone. Where the file system cannot do that, a warning says so once for each
 /// folder, and the store goes on: the file's contents are synced all the same.

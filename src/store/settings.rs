@@ -278,6 +278,10 @@ impl StoreBuilder {
     /// crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing), and another's is never brought into it
     /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies that were made at different moments of one opening cannot be told apart. Whoever opens a file that was not closed with plain redb goes around its journal: do not.
     ///
+    /// **Whose it is.** A journal is made aside and renamed into place, for its owner alone (mode 0600). One that a crash has left is used only if no
+    /// other user can have prepared it: it belongs to this process's user, to root or to the owner of the store's file, has one name, and is closed
+    /// to others ([`OpenError::JournalNotPrivate`](crate::OpenError::JournalNotPrivate)). A copy that is to be recovered needs these too.
+    ///
     /// **Cost.** The bytes on the disk, as much memory at most, and a commit that takes some milliseconds longer each time half of the journal is full. Opening writes the journal
     /// anew, after a crash twice. A transaction of more than a quarter of it goes to its places at once, with one sync more. On a disk so full that pages find no room when they go to their places the store
     /// cannot be opened before there is room; nothing is lost.

@@ -20,6 +20,13 @@ fn journal(path: &Path) -> PathBuf {
     path.with_extension("redb.journal")
 }
 
+/// A file as this library makes it: for its owner alone.
+fn write_closed(path: &Path, content: &[u8]) {
+    fs::write(path, content).unwrap();
+    #[cfg(unix)]
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+}
+
 /// What a crash at this moment would leave: both files, elsewhere. Nobody writes meanwhile.
 fn crashed(path: &Path, folder: &Path, name: &str) -> PathBuf {
     let copy = folder.join(name);
@@ -255,14 +262,14 @@ fn noise_is_in_the_way() {
     put(&Store::open(&path).unwrap(), 0).unwrap();
     let mut random = Random(5);
     let noise: Vec<u8> = (0..30_001).map(|_| random.below(256) as u8).collect();
-    fs::write(journal(&path), &noise).unwrap();
+    write_closed(&journal(&path), &noise);
     let refused = Store::builder().journal_bytes(JOURNAL_BYTES_MIN).open(&path);
     assert!(matches!(refused, Err(Error::Open(OpenError::JournalInTheWay { .. }))));
     assert_eq!(audit(&Store::open(&path).unwrap()), [0]);
     assert!(fs::read(journal(&path)).unwrap() == noise);
     // One that was being made when the power went.
     for blank in [vec![], vec![0; 100_000]] {
-        fs::write(journal(&path), blank).unwrap();
+        write_closed(&journal(&path), &blank);
         assert_eq!(audit(&open(&path)), [0]);
     }
 }

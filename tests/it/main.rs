@@ -49,6 +49,8 @@ mod floors;
 mod foreign_code;
 mod holders;
 #[cfg(unix)]
+mod hostile_files;
+#[cfg(unix)]
 mod in_hand;
 mod journal;
 #[cfg(unix)]

@@ -9,7 +9,8 @@
 //! journal, at 0     "1wjrnl01" · bytes of the journal u64 · id 16 · crc32 u32 · zeros to 4,096; then two halves of frames
 //! ```
 //!
-//! **Invariants.** All this is done under the engine's lock of the file. A journal that holds frames is written over only once the file says that its life has ended.
+//! **Invariants.** All this is done under the engine's lock of the file. A journal that holds frames is removed only once the file says that its life has ended.
+//! Each life has a journal that was made for it: what was at its place before may be open to others.
 
 use std::io::{ErrorKind, Result};
 use std::path::Path;
@@ -82,8 +83,10 @@ pub(crate) trait Sides: std::fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
     fn open(&self) -> std::result::Result<Option<Self::Side>, OpenError>;
-    /// An empty one.
+    /// An empty one, which has not its name yet.
     fn create(&self) -> std::result::Result<Self::Side, OpenError>;
+    /// Gives the one that was created last its name.
+    fn put_in_place(&self) -> std::result::Result<(), OpenError>;
     /// Makes its name durable, whoever has made it.
     fn sync_name(&self) -> Result<()>;
     /// Removes the one that was opened or created last, if it is still there.
@@ -258,12 +261,26 @@ pub(super) fn begin<S: Sides>(
         sides.let_go();
         return Ok(None);
     }
-    let side = side.map_or_else(|| sides.create(), Ok)?;
+    if side.is_some() {
+        sides.remove().map_err(|source| OpenError::Io { action: "remove", path: path(), source })?;
+    }
     let id = fresh_uuid();
-    lay_out(&side, options.bytes, id)?;
+    let side = make(sides, options.bytes, id)?;
     sides.sync_name()?;
     Lives { current: id, ..lives }.write(main)?;
     Ok(Some((side, id)))
+}
+
+/// Makes the journal of a life that is about to begin.
+fn make<S: Sides>(sides: &S, bytes: usize, id: Id) -> std::result::Result<S::Side, Refusal> {
+    let side = sides.create()?;
+    let laid_out = lay_out(&side, bytes, id).map_err(Refusal::from);
+    if let Err(refusal) = laid_out.and_then(|()| Ok(sides.put_in_place()?)) {
+        // What is left is removed when the next one is made.
+        let _ = sides.remove();
+        return Err(refusal);
+    }
+    Ok(side)
 }
 
 /// One that was made, and whose life never began.

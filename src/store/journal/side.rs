@@ -1,9 +1,10 @@
 //! The journal's file: beside the store's, of its name with `.journal` behind.
 //!
-//! **Invariants.** The file is locked for as long as it is in use, so no other store takes it for one that is free. It is removed by name
-//! only while the name leads to the file that is open here.
+//! **Invariants.** A journal is made aside, locked, and renamed into place: what is at its place is never written over. One that was there
+//! before is read only if no other user can have prepared it (`private`). The file is locked for as long as it is in use, so no other store
+//! takes it for one that is free. It is removed by name only while the name leads to the file that is open here.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,12 +15,14 @@ use redb::backends::FileBackend;
 use super::life::{Lives, Sides, is_headed};
 use crate::error::OpenError;
 use crate::store::counted::{Counted, IoCounters};
+use crate::store::create::make_aside;
 use crate::store::file::file_backend;
 use crate::store::head::odd_head;
 use crate::store::place::{
-    self, Inode, Standing, SyncFolder, folder_of, open_regular, owner_only, remove_same, short_side_name,
+    self, Inode, Standing, SyncFolder, folder_of, is_same, open_regular, remove_same, short_side_name,
     side_name,
 };
+use crate::store::private::why_not_private;
 
 const AFTER: &str = ".journal";
 
@@ -34,8 +37,18 @@ pub(crate) struct SideFile {
     path: PathBuf,
     counters: Arc<IoCounters>,
     sync_folder: SyncFolder,
+    /// The store's file, if it is open.
+    store: Option<Metadata>,
     /// The file in use, to prove by what a name means.
-    used: Arc<Mutex<Option<File>>>,
+    used: Arc<Mutex<Option<Used>>>,
+}
+
+/// A file in use.
+#[derive(Debug)]
+struct Used {
+    file: File,
+    /// Its name now.
+    name: PathBuf,
 }
 
 impl SideFile {
@@ -47,7 +60,12 @@ impl SideFile {
         if std::fs::symlink_metadata(&path).is_err_and(|error| error.kind() == ErrorKind::InvalidFilename) {
             path = store.with_file_name(short_side_name(".", name, AFTER));
         }
-        Ok(Self { path, counters: Arc::default(), sync_folder, used: Arc::default() })
+        Ok(Self { path, counters: Arc::default(), sync_folder, store: None, used: Arc::default() })
+    }
+
+    /// Of this file, which is open.
+    pub(crate) fn beside(self, store: &File) -> io::Result<Self> {
+        Ok(Self { store: Some(store.metadata()?), ..self })
     }
 
     pub(crate) fn counted_by(&self, counters: &Arc<IoCounters>) -> Self {
@@ -63,16 +81,34 @@ impl SideFile {
 
     /// Where it is, and which file, if it is in use.
     pub(crate) fn in_use(&self) -> Option<(PathBuf, Inode)> {
-        let meta = self.used().as_ref().and_then(|file| file.metadata().ok())?;
-        Some((self.path.clone(), Inode::of(&meta)))
+        let used = self.used();
+        let used = used.as_ref()?;
+        Some((used.name.clone(), Inode::of(&used.file.metadata().ok()?)))
     }
 
-    fn used(&self) -> MutexGuard<'_, Option<File>> {
+    fn used(&self) -> MutexGuard<'_, Option<Used>> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Refuses a file that another user can have prepared.
+    fn check_private(&self, file: &File) -> Result<(), OpenError> {
+        let failed = |source| OpenError::Io { action: "look at", path: self.path.clone(), source };
+        let side = file.metadata().map_err(failed)?;
+        // Where none can be made, the store's file alone is the measure.
+        let fresh = make_aside(&self.path).and_then(|(aside, file)| {
+            let fresh = file.metadata();
+            remove_same(&file, &aside)?;
+            fresh
+        });
+        let store = self.store.as_ref().unwrap_or(&side);
+        match why_not_private(&side, fresh.as_ref().ok(), store) {
+            Some(reason) => Err(OpenError::JournalNotPrivate { path: self.path.clone(), reason }),
+            None => Ok(()),
+        }
+    }
+
     /// Locks it, for as long as it is in use.
-    fn take(&self, file: File) -> Result<Counted<FileBackend>, OpenError> {
+    fn take(&self, file: File, name: PathBuf) -> Result<Counted<FileBackend>, OpenError> {
         let failed = |source| OpenError::Io { action: "open", path: self.path.clone(), source };
         match file.try_lock() {
             Ok(()) => {}
@@ -84,7 +120,7 @@ impl SideFile {
         let counters = Arc::clone(&self.counters);
         let backend =
             Counted { file: file_backend(&file).map_err(failed)?, counters, unless_journaled: false };
-        *self.used() = Some(file);
+        *self.used() = Some(Used { file, name });
         Ok(backend)
     }
 }
@@ -107,17 +143,39 @@ impl Sides for SideFile {
             Ok(Standing::Nothing) => Ok(None),
             Ok(Standing::Symlink) => Err(OpenError::Symlink { path: path() }),
             Ok(Standing::Odd(_)) => Err(OpenError::JournalInTheWay { path: path() }),
-            Ok(Standing::File(file)) => self.take(file).map(Some),
+            Ok(Standing::File(file)) => {
+                self.check_private(&file)?;
+                self.take(file, path()).map(Some)
+            }
             Err(source) => Err(OpenError::Io { action: "open", path: path(), source }),
         }
     }
 
     fn create(&self) -> Result<Self::Side, OpenError> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true);
-        owner_only(&mut options);
         let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), source };
-        self.take(options.open(&self.path).map_err(failed)?)
+        let (aside, file) = make_aside(&self.path).map_err(failed)?;
+        self.take(file, aside)
+    }
+
+    fn put_in_place(&self) -> Result<(), OpenError> {
+        let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), source };
+        let in_the_way = || OpenError::JournalInTheWay { path: self.path.clone() };
+        let mut used = self.used();
+        let Some(used) = used.as_mut() else { return Err(failed(ErrorKind::NotFound.into())) };
+        match std::fs::symlink_metadata(&self.path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+            // It was not there a moment ago.
+            Ok(_) => return Err(in_the_way()),
+        }
+        if !is_same(&used.file, &used.name) {
+            return Err(failed(std::io::Error::other(
+                "another process has changed it while it was being made",
+            )));
+        }
+        std::fs::rename(&used.name, &self.path).map_err(failed)?;
+        used.name.clone_from(&self.path);
+        if is_same(&used.file, &self.path) { Ok(()) } else { Err(in_the_way()) }
     }
 
     fn sync_name(&self) -> io::Result<()> {
@@ -125,22 +183,22 @@ impl Sides for SideFile {
     }
 
     fn remove(&self) -> io::Result<()> {
-        let Some(file) = self.used().take() else { return Ok(()) };
-        let removed = remove_same(&file, &self.path);
+        let Some(Used { file, name }) = self.used().take() else { return Ok(()) };
+        let removed = remove_same(&file, &name);
         // Said, not left to closing: a process that is being forked elsewhere may hold a copy of the handle for a moment.
         let _ = file.unlock();
         if removed? {
             return self.sync_name();
         }
         tracing::warn!(
-            path = %self.path.display(),
+            path = %name.display(),
             "the journal is no longer at its place; what is there now is left as it is"
         );
         Ok(())
     }
 
     fn let_go(&self) {
-        if let Some(file) = self.used().take() {
+        if let Some(Used { file, .. }) = self.used().take() {
             let _ = file.unlock();
         }
     }
