@@ -20,7 +20,7 @@ use self::properties::HeaderCheck;
 
 pub use self::properties::Properties;
 
-pub(crate) use self::ids::{fresh_uuid, fresh_uuid_text, uuid_from_text, uuid_text};
+pub(crate) use self::ids::{fresh_secret, fresh_uuid, fresh_uuid_text, uuid_from_text, uuid_text};
 
 /// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.
 const RESERVED_NAMES: [&str; 4] = ["traceparent", "tracestate", "CC", "BCC"];

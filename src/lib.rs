@@ -95,8 +95,8 @@ pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport, SuspendCause};
 pub use store::{
     Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, CapturedTable, Change,
-    ConfirmError, Events, Finding, Holder, HolderKind, IoStats, Once, Operation, PageBytes, PageProgress,
-    PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
+    ConfirmError, Events, Finding, Holder, HolderKind, IdsPolicy, IoStats, Once, Operation, PageBytes,
+    PageProgress, PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
     ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
     RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
     StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, SuspendedDestination, Transaction,

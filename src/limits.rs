@@ -130,6 +130,14 @@ pub const TRANSACTION_BYTES_DEFAULT: u64 = 64 << 20;
 /// Longest id of a request or of an inbox entry, in bytes.
 pub const INBOX_ID_BYTES_MAX: usize = 512;
 
+/// Chunks of 64 numbers of a producer's lane of which a consumer keeps the hashes of contents: at least 16,384 numbers, as many as a
+/// relay may have in flight. A consumer sets a message aside that has an older number: it does not know any more whether the message
+/// is a repeat.
+pub const LANE_CHUNKS_MAX: u64 = 257;
+
+/// How far a producer's clock may be ahead of this store's, in milliseconds, where times are compared.
+pub const CLOCK_TOLERANCE_MS: u64 = 5 * 60 * 1000;
+
 /// Default age after which an inbox entry (a seen request, delivery or event id) may be forgotten, in milliseconds: 7 days.
 pub const INBOX_AGE_MS_DEFAULT: u64 = 7 * 24 * 3600 * 1000;
 

@@ -22,6 +22,8 @@
 //!
 //! The application's own headers follow.
 
+mod content;
+
 use std::borrow::Cow;
 use std::time::UNIX_EPOCH;
 
@@ -30,6 +32,8 @@ use crate::event::{LaneOf, Recorded, uuid_from_text};
 use crate::message::{HeaderValue, Message};
 use crate::text::Text;
 use crate::time::{as_ms, wall_time};
+
+pub(crate) use self::content::ContentKey;
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
 ///

@@ -315,7 +315,8 @@ impl ConsumerBuilder {
 
     /// Takes messages that carry a lane from these stores only, named by their [id](Store::id); from any unless set. One that
     /// names another store is rejected with [`Error::UnknownProducer`]. Messages without a lane are not concerned. It keeps
-    /// out mistakes, not attackers: whoever may publish to the queue may write any header.
+    /// out mistakes, not attackers: whoever may publish to the queue may write any header. Lanes say which messages are repeats,
+    /// not who sent them. A forged message may be applied; the genuine one of its number is then set aside, never dropped.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -343,9 +344,10 @@ impl ConsumerBuilder {
     /// effects belong into the transaction. A message without a lane and without an id cannot be recognised: it is handled at
     /// every delivery.
     ///
-    /// Rejected without a call: a number or an id that was seen with another message ([`Error::LaneConflict`],
-    /// [`Error::IdConflict`]); headers of a lane that are there by half ([`Error::LaneHeader`]); a producer that is none of
-    /// the [set ones](Self::producers).
+    /// Rejected without a call: a number or an id that was seen with another content ([`Error::LaneConflict`],
+    /// [`Error::IdConflict`]): type, properties and headers count, and for foreign messages exchange and routing key too; an id
+    /// beyond [`inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) ([`Error::InboxFull`]); headers of a lane that are there by half
+    /// ([`Error::LaneHeader`]); a producer that is none of the [set ones](Self::producers).
     ///
     /// A delivery that was [driven again](crate::Rejected::redrive) from quarantine comes with the epoch 0 and its number there
     /// as its tag.

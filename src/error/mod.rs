@@ -331,6 +331,17 @@ pub enum Error {
         /// The store's id, as its header says.
         producer: String,
     },
+    /// As many ids of foreign messages are remembered as may be, and none is forgotten for another:
+    /// [`StoreBuilder::inbox_ids_policy`](crate::StoreBuilder::inbox_ids_policy).
+    #[error(
+        "scope `{scope}` remembers {ids_max} ids, as many as it may: a new one is refused until some are old enough"
+    )]
+    InboxFull {
+        /// The scope.
+        scope: String,
+        /// How many it may remember.
+        ids_max: u64,
+    },
     /// A number of a lane was seen before, with another message: the producer gave it twice, as one does that was
     /// restored from a backup, or somebody else speaks in its name.
     #[error(

@@ -32,6 +32,15 @@ pub(crate) fn fresh_uuid() -> [u8; 16] {
     fresh().into_bytes()
 }
 
+/// 128 random bits.
+pub(crate) fn fresh_secret() -> [u8; 16] {
+    // Six bits of each say that it is a UUID, not in the same places.
+    let (first, second) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
+    let mut secret = first;
+    secret.iter_mut().zip(second.iter().rev()).for_each(|(byte, other)| *byte ^= other);
+    secret
+}
+
 /// A fresh UUID as text.
 pub(crate) fn fresh_uuid_text() -> String {
     fresh().to_string()

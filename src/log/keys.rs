@@ -82,6 +82,12 @@ pub(crate) fn seen_hole(head: &[u8], start: u64) -> Vec<u8> {
     [lane, &[1], &start.to_be_bytes()].concat()
 }
 
+/// A chunk of hashes of the lane with this head.
+pub(crate) fn seen_chunk(head: &[u8], chunk: u64) -> Vec<u8> {
+    let lane = head.split_last().map_or(head, |(_, lane)| lane);
+    [lane, &[2], &chunk.to_be_bytes()].concat()
+}
+
 /// What a scope has rejected, taken together.
 pub(crate) fn rejected(scope: &str) -> Vec<u8> {
     inbox(scope, &[])
@@ -161,7 +167,8 @@ mod tests {
         let lane = LaneOf { store: [7; 16], epoch: 1, id: 2 };
         let head = seen_head("a", lane);
         assert!(head < seen_hole(&head, 0) && seen_hole(&head, 255) < seen_hole(&head, 256));
-        assert!(seen_hole(&head, u64::MAX) < seen_head("a", LaneOf { id: 3, ..lane }));
+        assert!(seen_hole(&head, u64::MAX) < seen_chunk(&head, 0));
+        assert!(seen_chunk(&head, u64::MAX) < seen_head("a", LaneOf { id: 3, ..lane }));
         assert!(rejected("a") < rejected_row("a", 0) && rejected_row("a", u64::MAX) < redriven("a", 0));
         assert!(redriven("a", u64::MAX) < rejected("b"));
         assert!(in_hand("a") < parked_delivery("a", 0) && parked_delivery("a", u64::MAX) < tries("a", &[]));

@@ -22,7 +22,7 @@ use super::schema::{
 use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
 use super::waiting::{Parked, ParkedChanges};
-use super::{seen, streams};
+use super::{ids_kept, streams};
 use crate::error::{Error, Result};
 use crate::limits::INBOX_SWEEP_STEP;
 use crate::log::{keys, record};
@@ -237,9 +237,10 @@ fn sweep_inbox(
         return Ok(None);
     }
     let mut inbox = tx.open_table(INBOX)?;
-    let seen =
-        core.settings.inbox_ids_max.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
+    let forgotten = core.settings.ids_forgotten_beyond();
+    let seen = forgotten.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
     let (mut old, mut ahead) = (Vec::new(), Vec::new());
+    let mut ids = ids_kept::Fewer::default();
     let mut swept_to = Vec::new();
     let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
     for row in rows.by_ref().take(step) {
@@ -252,19 +253,21 @@ fn sweep_inbox(
             continue;
         }
         let is_old = row.is_none_or(|row| row.at_ms.saturating_add(core.settings.inbox_age_ms) < age_ms);
-        let numbered = row.filter(|row| row.count == seen::NUMBERED);
+        let numbered = row.filter(|row| row.count == ids_kept::NUMBERED);
         let outnumbered = match (&seen, numbered, keys::scope_of(&swept_to)) {
             (Some((max, seen)), Some(row), Some(scope)) => {
-                seen::is_forgotten(&row, seen::ids_next(seen, scope)?, *max)
+                ids_kept::is_forgotten(&row, ids_kept::next(seen, scope)?, *max)
             }
             _ => false,
         };
         if outnumbered || is_old {
             old.push(swept_to.clone());
+            ids.note(numbered.and_then(|_| keys::scope_of(&swept_to)));
         }
     }
     let at_end = rows.next().is_none();
-    drop(rows);
+    drop((rows, seen));
+    ids.write(tx)?;
     for key in old {
         inbox.remove(key.as_slice())?;
     }

@@ -53,6 +53,7 @@ use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 use crate::say::in_drop;
 use crate::time::{Deadline, Now, as_ms};
+use crate::wire::ContentKey;
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +62,11 @@ pub(crate) struct Identity {
     /// The sequence number at which each epoch after the first begins. What was appended in an earlier epoch is published under
     /// that one's name, also when it is published again.
     pub(crate) epoch_starts: Vec<u64>,
+    /// What contents of deliveries are hashed with.
+    pub(crate) content_key: ContentKey,
+    /// What lanes had shown before there was such a key is no later than this, in Unix milliseconds. `None` if there always was
+    /// one.
+    pub(crate) seen_before_ms: Option<u64>,
 }
 
 impl Identity {

@@ -10,19 +10,21 @@ use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::projections::ProjectionRow;
 use super::schema::{
-    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_AGE, META_EPOCH,
-    META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED, PROJECTIONS,
-    STREAMS, StateRow,
+    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_AGE, META_CONTENT_KEY,
+    META_EPOCH, META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED,
+    PROJECTIONS, STREAMS, StateRow,
 };
 use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
-use crate::event::fresh_uuid;
+use crate::event::{fresh_secret, fresh_uuid};
+use crate::limits::CLOCK_TOLERANCE_MS;
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamState;
 use crate::log::{keys, record};
+use crate::wire::ContentKey;
 
 /// More epochs than any file can have come to: each takes a damaged file.
 const EPOCHS_MAX: usize = 1 << 20;
@@ -38,6 +40,7 @@ fn write_schema(db: &Database) -> Result<(), BoxError> {
         let mut meta = tx.open_table(META)?;
         meta.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?;
         meta.insert(META_STORE_ID, &fresh_uuid()[..])?;
+        meta.insert(META_CONTENT_KEY, content_key(NOTHING_BEFORE).as_slice())?;
         meta.insert(META_EPOCH, &1_u64.to_le_bytes()[..])?;
         meta.insert(META_NEXT_CURSOR, &1_u32.to_le_bytes()[..])?;
         meta.insert(META_STATE, StateRow::default().to_bytes().as_slice())?;
@@ -79,7 +82,9 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     if format > FORMAT {
         return Err(OpenError::NewerFormat { path: path.into(), found: format, supported: FORMAT }.into());
     }
-    if format < FORMAT {
+    // Before it was released, format 5 had no such row.
+    let has_key = meta.get(META_CONTENT_KEY).map_err(|error| storage(error.into()))?.is_some();
+    if format < FORMAT || !has_key {
         drop((meta, tx));
         upgrade(db).map_err(storage)?;
         return identify(path, db, false);
@@ -96,7 +101,23 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     let count = count.ok_or_else(|| damaged("its rows `epoch` and `epoch_starts` do not fit"))?;
     let missing = std::iter::repeat_n(0, count - starts.len());
     let epoch_starts = missing.chain(starts.iter().map(|start| u64::from_le_bytes(*start))).collect();
-    Ok(Identity { store_id, epoch_starts })
+    let (content_key, seen_before_ms) = read_content_key(&row(META_CONTENT_KEY)?)
+        .ok_or_else(|| damaged("its row `content_key` cannot be read"))?;
+    Ok(Identity { store_id, epoch_starts, content_key, seen_before_ms })
+}
+
+/// In the place of a time: the store has had a secret from the beginning.
+const NOTHING_BEFORE: u64 = u64::MAX;
+
+/// A fresh secret; and by when all was seen that was seen without one, in Unix milliseconds.
+fn content_key(seen_before_ms: u64) -> Vec<u8> {
+    [&fresh_secret()[..], &seen_before_ms.to_le_bytes()].concat()
+}
+
+fn read_content_key(row: &[u8]) -> Option<(ContentKey, Option<u64>)> {
+    let (key, before) = row.split_first_chunk::<16>()?;
+    let before = u64::from_le_bytes(before.try_into().ok()?);
+    Some((ContentKey::new(*key), Some(before).filter(|before| *before != NOTHING_BEFORE)))
 }
 
 /// What formats 2 and 3 have added to format 1.
@@ -113,12 +134,20 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 /// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer; format 3 no store age, and a snapshot of a
 /// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
 /// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
-/// were. Marks of ids have wall times in
-/// earlier formats; the sweep of the inbox takes those for now when it meets them.
+/// were. It had no secret either, so lanes and ids were told by checksums of less: rows of that form are still read, and speak for
+/// what was seen then. Marks of ids have wall times in earlier formats; the sweep of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
-    tx.open_table(META)?.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?;
+    let mut meta = tx.open_table(META)?;
+    if meta.get(META_CONTENT_KEY)?.is_none() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now_ms = now.map_or(0, crate::time::as_ms);
+        let before_ms = now_ms.saturating_add(CLOCK_TOLERANCE_MS).min(NOTHING_BEFORE - 1);
+        meta.insert(META_CONTENT_KEY, content_key(before_ms).as_slice())?;
+    }
+    meta.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?;
+    drop(meta);
     tx.commit()?;
     Ok(())
 }

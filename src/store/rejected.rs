@@ -399,7 +399,8 @@ impl Refusal {
         let unbelieved = matches!(error, Error::LaneHeader { .. } | Error::BadId { .. });
         let conflict = matches!(error, Error::LaneConflict { .. } | Error::IdConflict { .. });
         // Of a lane whose rows are damaged nobody knows what it has shown.
-        let recheck = matches!(error, Error::UnknownProducer { .. } | Error::Storage(_));
+        let recheck =
+            matches!(error, Error::UnknownProducer { .. } | Error::InboxFull { .. } | Error::Storage(_));
         let handled = !(unbelieved || conflict || recheck);
         Self { reason: reason(error), attempts, handled, recheck, conflict }
     }
@@ -419,7 +420,7 @@ pub(crate) fn reason(error: &Error) -> String {
 }
 
 impl Transaction {
-    /// Writes a rejected delivery, and marks it as seen or as rejected. `false` if that was done before.
+    /// Writes a rejected delivery, and marks it as rejected. `false` if that was done before.
     pub(crate) fn reject_delivery(
         &self,
         scope: &str,
@@ -427,19 +428,15 @@ impl Transaction {
         delivery: &Delivery,
         refusal: &Refusal,
     ) -> Result<bool> {
-        match identity.filter(|_| refusal.handled) {
-            Some(identity) => {
-                if !self.mark_delivery(scope, identity)? {
-                    return Ok(false);
-                }
-            }
-            None => {
-                if let Some(name) = fingerprint(scope, identity, &delivery.message)
-                    && !self.mark_once(keys::inbox(REJECT_SCOPE, &name))?
-                {
-                    return Ok(false);
-                }
-            }
+        if let Some(identity) = identity.filter(|_| refusal.handled)
+            && !self.mark_refused(scope, identity)?
+        {
+            return Ok(false);
+        }
+        if let Some(name) = fingerprint(&self.core.identity, scope, identity, delivery)
+            && !self.mark_once(keys::inbox(REJECT_SCOPE, &name))?
+        {
+            return Ok(false);
         }
         self.touch();
         let key = keys::rejected(scope);

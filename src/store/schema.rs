@@ -1,7 +1,7 @@
 //! The tables of the file, and the rows of the small ones.
 //!
 //! ```text
-//! onewrite.meta        name → bytes        format u32 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · age u64 (age u64, seq u64)…
+//! onewrite.meta        name → bytes        format u32 · content_key 16, seen before ms u64 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · age u64 (age u64, seq u64)…
 //! onewrite.log         seq u64 → record    (log/record.rs)
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
@@ -11,13 +11,14 @@
 //! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
 //! onewrite.due         (cursor, due ms, seq) → ()
 //! onewrite.parked      (cursor, key, seq) → ()
-//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u32, at ms u64   (ids by number: see seen.rs)
+//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u64, at ms u64   (of deliveries: see seen.rs)
 //! onewrite.projections projection name → see projections.rs
 //! onewrite.failures    (projection, seq) → see projections.rs
 //! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
-//! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole     (log/seen.rs);
-//!                      (scope) → ids that were given a number u64                               (seen.rs)
+//! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
+//!                      (scope, store, epoch, lane, chunk) → hashes                              (log/seen.rs);
+//!                      (scope) → ids that were given a number u64, those of them that are kept u64   (ids_kept.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
 //! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
@@ -64,6 +65,8 @@ pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 pub(crate) const FORMAT: u32 = 5;
 
 pub(crate) const META_FORMAT: &str = "format";
+/// The secret that contents are hashed with, and what times of before format 5 are bounded by.
+pub(crate) const META_CONTENT_KEY: &str = "content_key";
 pub(crate) const META_STORE_ID: &str = "store_id";
 pub(crate) const META_EPOCH: &str = "epoch";
 /// Sequence numbers at which the epochs after the first begin. Missing ones are of files from before there was this row: 0.
@@ -119,16 +122,16 @@ pub(crate) struct InboxRow {
     pub(crate) first: u64,
     /// How many events it led to, contiguous from `first`.
     pub(crate) count: u32,
-    /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name.
+    /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name. Of a delivery: see seen.rs.
     pub(crate) crc: u32,
-    pub(crate) len: u32,
+    pub(crate) len: u64,
     /// When: the store age (age.rs). One beyond the store age is of an earlier format, or was lost by a crash: it counts as now.
     pub(crate) at_ms: u64,
 }
 
 impl InboxRow {
     pub(crate) fn to_bytes(self) -> Vec<u8> {
-        u64s([self.first, u64::from(self.count) << 32 | u64::from(self.crc), u64::from(self.len), self.at_ms])
+        u64s([self.first, u64::from(self.count) << 32 | u64::from(self.crc), self.len, self.at_ms])
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
@@ -137,7 +140,7 @@ impl InboxRow {
             first,
             count: u32::try_from(packed >> 32).ok()?,
             crc: u32::try_from(packed & u64::from(u32::MAX)).ok()?,
-            len: u32::try_from(len).ok()?,
+            len,
             at_ms,
         })
     }

@@ -3,9 +3,9 @@
 //! A lane takes one row and one per open hole (the rule and the rows: `log/seen.rs`), and is remembered for ever. An id
 //! takes a row of the inbox, and is remembered for the inbox age.
 //!
-//! **Ids by number.** Where the store remembers so many ids at most, each id of a delivery gets the next number of its scope
-//! (counted in the row `(scope)`), which stands in its inbox row; one that is too far behind counts as never seen, and the
-//! sweep of the inbox removes it in passing.
+//! Where a store keeps so many ids at most: `ids_kept.rs`.
+//!
+//! **What a handler has refused** has come, and says nothing of its number or id: another message of it is new.
 //!
 //! **Invariant.** Looking writes nothing: a closure that looks and then fails leaves the transaction clean. Marking a
 //! lane writes its table, so it comes last.
@@ -13,16 +13,18 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use super::Store;
+use super::core::Identity as StoreIdentity;
 use super::failure::damaged_row;
 use super::gathered::Amount;
-use super::schema::{InboxRow, SEEN, read_u64s, u64s};
+use super::schema::{InboxRow, SEEN};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
 use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
-use crate::log::seen::{Arrival, Decision, Head, Hole, Mark, checksum, decide};
-use crate::log::{keys, record};
+use crate::log::keys;
+use crate::log::seen::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::message::Message;
+use crate::publish::Delivery;
 use crate::wire;
 
 /// What a message is told from others by, within a scope.
@@ -31,20 +33,72 @@ pub(crate) enum Identity {
     /// Its number in a lane of the store that produced it.
     Lane { lane: LaneOf, head: Vec<u8>, arrival: Arrival },
     /// The id that a foreign producer gave it.
-    Id { id: String, key: Vec<u8>, content: (u32, u32) },
+    Id { id: String, key: Vec<u8>, content: Content },
     /// Nothing: it is new at every delivery.
     Nameless,
 }
 
+/// What a message says that has an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Content {
+    /// Keyed, of the message.
+    hash: u64,
+    /// Keyed, of exchange and routing key; 0 where they are not known.
+    route: u32,
+    /// What files of before format 5 knew it by: CRC-32 and length of the payload.
+    before: (u32, u64),
+}
+
+/// In the length of an inbox row: it is no length, but the keyed hash of a delivery.
+const KEYED: u64 = 1 << 63;
+
+/// No effect of the delivery was committed: its handler has refused it.
+const REFUSED: u64 = 1 << 62;
+
+impl Content {
+    fn row(&self, refused: bool) -> (u32, u64) {
+        let refused = if refused { REFUSED } else { 0 };
+        (self.route, (self.hash & (REFUSED - 1)) | KEYED | refused)
+    }
+
+    /// Whether a row is of this content.
+    fn is_of(&self, row: &InboxRow) -> bool {
+        if row.len & KEYED == 0 {
+            return (row.crc, row.len) == self.before;
+        }
+        let same_route = row.crc == 0 || self.route == 0 || row.crc == self.route;
+        same_route && row.len & (REFUSED - 1) == self.hash & (REFUSED - 1)
+    }
+}
+
+fn is_refused(row: &InboxRow) -> bool {
+    row.len & (KEYED | REFUSED) == KEYED | REFUSED
+}
+
 impl Identity {
-    pub(crate) fn of(scope: &str, message: &Message) -> Result<Self> {
+    pub(crate) fn of_delivery(store: &StoreIdentity, scope: &str, delivery: &Delivery) -> Result<Self> {
+        Self::of(store, scope, &delivery.message, Some((&delivery.exchange, &delivery.routing_key)))
+    }
+
+    /// `route`: the exchange and the routing key that it was published with.
+    pub(crate) fn of(
+        store: &StoreIdentity,
+        scope: &str,
+        message: &Message,
+        route: Option<(&str, &str)>,
+    ) -> Result<Self> {
         check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         if let Some(reason) = message.header(wire::UNREADABLE) {
             let reason = reason.as_text().unwrap_or("it does not say why").to_owned();
             return Err(Error::Unreadable { reason });
         }
         if let Some((lane, number)) = wire::lane_of(message)? {
-            let arrival = Arrival { number, checksum: checksum(message), time_ms: wire::time_ms(message) };
+            let before = store.seen_before_ms.map(|before_ms| AsBefore {
+                checksum: checksum(message),
+                time_ms: wire::time_ms(message).map(|(earliest, _)| earliest),
+                before_ms,
+            });
+            let arrival = Arrival { number, hash: store.content_key.hash(message), before };
             return Ok(Self::Lane { lane, head: keys::seen_head(scope, lane), arrival });
         }
         let Some(id) = message.message_id.as_ref().filter(|id| !id.is_empty()) else {
@@ -52,7 +106,12 @@ impl Identity {
         };
         check_id("the id", id.as_bytes(), INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id.as_bytes());
-        Ok(Self::Id { id: id.as_str().to_owned(), key, content: content_of(&message.payload) })
+        let content = Content {
+            hash: store.content_key.hash(message),
+            route: route.map_or(0, |(exchange, routing_key)| store.content_key.route(exchange, routing_key)),
+            before: content_of(&message.payload),
+        };
+        Ok(Self::Id { id: id.as_str().to_owned(), key, content })
     }
 
     /// The lane and the number in it.
@@ -71,12 +130,13 @@ impl Transaction {
     ///
     /// A message from a `onewrite` store is known by its lane and its number there, for ever, in whatever order it comes. One
     /// of another producer is known by its `message_id`, for the store's inbox age at least; one without an id is new at
-    /// every delivery. The broker's `redelivered` flag plays no part.
+    /// every delivery. It is a repeat where its content is the same too. The broker's `redelivered` flag plays no part.
     ///
     /// Call it last: what is marked can be rolled back only with the whole group of writes, which then runs again.
     ///
     /// # Errors
     /// [`Error::LaneConflict`] or [`Error::IdConflict`] if its number or id was seen with another message;
+    /// [`Error::InboxFull`] for a new id where as many are remembered as may be;
     /// [`Error::LaneHeader`] for headers of a lane that are there by half; [`Error::BadId`] for a scope of 0 or over 255
     /// bytes or an id over 512.
     ///
@@ -92,7 +152,7 @@ impl Transaction {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn first_delivery(&self, scope: &str, message: &Message) -> Result<bool> {
-        self.mark_delivery(scope, &Identity::of(scope, message)?)
+        self.mark_delivery(scope, &Identity::of(&self.core.identity, scope, message, None)?)
     }
 
     /// As [`first_delivery`](Self::first_delivery), without marking it.
@@ -100,8 +160,9 @@ impl Transaction {
         match identity {
             Identity::Nameless => Ok(true),
             Identity::Id { id, key, content } => match self.remembered(scope, key)? {
-                None => Ok(true),
-                Some(row) if (row.crc, row.len) == *content => Ok(false),
+                None => self.admit_id(scope).map(|()| true),
+                Some(row) if content.is_of(&row) => Ok(false),
+                Some(row) if is_refused(&row) => Ok(true),
                 Some(_) => Err(Error::IdConflict { scope: scope.to_owned(), id: id.clone() }),
             },
             Identity::Lane { lane, head, arrival } => Ok(self.decide(scope, *lane, head, arrival)?.is_some()),
@@ -109,45 +170,63 @@ impl Transaction {
     }
 
     pub(crate) fn mark_delivery(&self, scope: &str, identity: &Identity) -> Result<bool> {
+        self.mark_as(scope, identity, false)
+    }
+
+    /// Its handler has refused it: it has come, and another message of its number or id is new all the same. `false` if it was
+    /// seen before.
+    pub(crate) fn mark_refused(&self, scope: &str, identity: &Identity) -> Result<bool> {
+        self.mark_as(scope, identity, true)
+    }
+
+    /// What its handler has refused before has been applied after all.
+    pub(crate) fn mark_applied(&self, scope: &str, identity: &Identity) -> Result<()> {
+        match identity {
+            Identity::Nameless => {}
+            Identity::Id { key, content, .. } => {
+                let row = self.remembered(scope, key)?;
+                if let Some(row) = row.filter(|row| is_refused(row) && content.is_of(row)) {
+                    self.mark_id_again(key.clone(), row, content.row(false))?;
+                }
+            }
+            Identity::Lane { head, arrival, .. } => {
+                let seen = self.redb().open_table(SEEN)?;
+                let known = read_head(&seen, head)?.unwrap_or_default();
+                let applied = known.applied(arrival, &Lane { seen: &seen, head })?;
+                drop(seen);
+                if let Some(mark) = applied {
+                    self.touch();
+                    write(self.redb(), head, mark)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn mark_as(&self, scope: &str, identity: &Identity, refused: bool) -> Result<bool> {
         match identity {
             Identity::Nameless => Ok(true),
             Identity::Id { key, content, .. } => {
-                let first = self.is_first_delivery(scope, identity)?;
-                if first {
-                    let number = self.next_id(scope)?;
-                    self.mark_id(key.clone(), *content, number)?;
+                if !self.is_first_delivery(scope, identity)? {
+                    return Ok(false);
                 }
-                Ok(first)
+                match self.remembered(scope, key)? {
+                    Some(row) => self.mark_id_again(key.clone(), row, content.row(refused))?,
+                    None => {
+                        let number = self.next_id(scope)?;
+                        self.mark_id(key.clone(), content.row(refused), number)?;
+                    }
+                }
+                Ok(true)
             }
             Identity::Lane { lane, head, arrival } => {
                 let Some(mark) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
                 self.admit(Amount::mark(head.len()))?;
                 self.touch();
-                write(self.redb(), head, &mark)?;
+                write(self.redb(), head, if refused { mark.refused() } else { mark })?;
                 Ok(true)
             }
         }
-    }
-
-    /// The row of an id, unless so many have come since that it is forgotten.
-    fn remembered(&self, scope: &str, key: &[u8]) -> Result<Option<InboxRow>> {
-        let row = self.seen(key)?;
-        let Some(row) = row.filter(|row| row.count == NUMBERED) else { return Ok(row) };
-        let Some(max) = self.core.settings.inbox_ids_max else { return Ok(Some(row)) };
-        let next = ids_next(&self.redb().open_table(SEEN)?, scope)?;
-        Ok(Some(row).filter(|row| !is_forgotten(row, next, max)))
-    }
-
-    /// The number of a new id, where ids have one.
-    fn next_id(&self, scope: &str) -> Result<Option<u64>> {
-        if self.core.settings.inbox_ids_max.is_none() {
-            return Ok(None);
-        }
-        self.touch();
-        let mut seen = self.redb().open_table(SEEN)?;
-        let number = ids_next(&seen, scope)?;
-        seen.insert(keys::inbox(scope, &[]).as_slice(), u64s([number + 1]).as_slice())?;
-        Ok(Some(number))
     }
 
     /// The rows that mark it as seen; `None` for a repeat.
@@ -155,7 +234,7 @@ impl Transaction {
         self.owned()?;
         let seen = self.redb().open_table(SEEN)?;
         let known = read_head(&seen, head)?.unwrap_or_default();
-        match decide(&known, arrival, |number| hole_below(&seen, head, number))? {
+        match decide(&known, arrival, &Lane { seen: &seen, head })? {
             Decision::First(mark) => Ok(Some(mark)),
             Decision::Repeat => Ok(None),
             Decision::Conflict(how) => Err(Error::LaneConflict {
@@ -172,44 +251,61 @@ impl Transaction {
 
 type Row = &'static [u8];
 
-/// The count of an inbox row whose `first` is the number of its id: no closure leads to so many events.
-pub(super) const NUMBERED: u32 = u32::MAX;
-
-/// The number that the scope's next id gets.
-pub(super) fn ids_next(seen: &impl ReadableTable<Row, Row>, scope: &str) -> Result<u64> {
-    let Some(row) = seen.get(keys::inbox(scope, &[]).as_slice())? else { return Ok(0) };
-    let [next] = read_u64s(row.value()).ok_or_else(|| damaged_row("seen"))?;
-    Ok(next)
-}
-
-/// Whether at least `max` ids have come since.
-pub(super) fn is_forgotten(row: &InboxRow, next: u64, max: u64) -> bool {
-    row.count == NUMBERED && row.first.saturating_add(max) < next
-}
-
 fn read_head(seen: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Option<Head>> {
     let Some(row) = seen.get(key)? else { return Ok(None) };
     Head::from_bytes(key, row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
 }
 
-/// The hole that starts last at or before `number`.
-fn hole_below(seen: &impl ReadableTable<Row, Row>, head: &[u8], number: u64) -> Result<Option<Hole>> {
-    let (from, to) = (keys::seen_hole(head, 0), keys::seen_hole(head, number));
-    let Some(row) = seen.range(from.as_slice()..=to.as_slice())?.next_back() else { return Ok(None) };
-    let (key, row) = row?;
-    Hole::from_bytes(key.value(), row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
+/// The rows of one lane.
+struct Lane<'a, T> {
+    seen: &'a T,
+    head: &'a [u8],
 }
 
-fn write(tx: &WriteTransaction, head: &[u8], mark: &Mark) -> Result<()> {
+impl<T: ReadableTable<Row, Row>> Rows for Lane<'_, T> {
+    type Error = Error;
+
+    fn hole_below(&self, number: u64) -> Result<Option<Hole>> {
+        let (from, to) = (keys::seen_hole(self.head, 0), keys::seen_hole(self.head, number));
+        let Some(row) = self.seen.range(from.as_slice()..=to.as_slice())?.next_back() else {
+            return Ok(None);
+        };
+        let (key, row) = row?;
+        Hole::from_bytes(key.value(), row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
+    }
+
+    fn chunk(&self, chunk: u64) -> Result<Option<Chunk>> {
+        let key = keys::seen_chunk(self.head, chunk);
+        let Some(row) = self.seen.get(key.as_slice())? else { return Ok(None) };
+        Chunk::from_bytes(&key, row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
+    }
+}
+
+fn write(tx: &WriteTransaction, key: &[u8], mark: Mark) -> Result<()> {
     let mut seen = tx.open_table(SEEN)?;
     if let Some(start) = mark.remove {
-        seen.remove(keys::seen_hole(head, start).as_slice())?;
+        seen.remove(keys::seen_hole(key, start).as_slice())?;
     }
     for hole in mark.put.iter().flatten() {
-        let key = keys::seen_hole(head, hole.start);
+        let key = keys::seen_hole(key, hole.start);
         seen.insert(key.as_slice(), hole.to_bytes(&key).as_slice())?;
     }
-    seen.insert(head, mark.head.to_bytes(head).as_slice())?;
+    let (mut head, spilled) = mark.settle();
+    for (number, sums) in spilled {
+        let known = Lane { seen: &seen, head: key }.chunk(number)?;
+        if known.is_none() && head.count_chunk() {
+            let (from, to) = (keys::seen_chunk(key, 0), keys::seen_chunk(key, u64::MAX));
+            let first = seen.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
+            if let Some(first) = first.map(|(key, _)| key.value().to_vec()) {
+                seen.remove(first.as_slice())?;
+            }
+        }
+        let mut chunk = known.unwrap_or_default();
+        chunk.put(sums);
+        let chunk_key = keys::seen_chunk(key, number);
+        seen.insert(chunk_key.as_slice(), chunk.to_bytes(&chunk_key).as_slice())?;
+    }
+    seen.insert(key, head.to_bytes(key).as_slice())?;
     Ok(())
 }
 
@@ -227,29 +323,38 @@ impl Store {
     }
 }
 
-/// Names one message among those that were never marked as seen, so that it is not rejected twice. `None` if nothing
-/// names it.
-pub(super) fn fingerprint(scope: &str, identity: Option<&Identity>, message: &Message) -> Option<Vec<u8>> {
+/// Names one message among those that were rejected, so that it is not rejected twice. `None` if nothing names it.
+pub(super) fn fingerprint(
+    store: &StoreIdentity,
+    scope: &str,
+    identity: Option<&Identity>,
+    delivery: &Delivery,
+) -> Option<Vec<u8>> {
+    let message = &delivery.message;
     let mut name = [&[u8::try_from(scope.len()).ok()?][..], scope.as_bytes()].concat();
     match identity {
         Some(Identity::Lane { head, arrival, .. }) => {
-            name.push(0);
+            name.push(2);
             name.extend_from_slice(head);
             name.extend_from_slice(&arrival.number.to_be_bytes());
         }
         _ => {
             let id =
                 message.message_id.as_ref().filter(|id| (1..=SHORT_STRING_BYTES_MAX).contains(&id.len()))?;
-            name.push(1);
+            name.push(3);
             name.extend_from_slice(id.as_bytes());
+            let route = store.content_key.route(&delivery.exchange, &delivery.routing_key);
+            name.extend_from_slice(&route.to_be_bytes());
+            // Such a message may have claimed more than could be believed.
+            name.extend_from_slice(&store.content_key.claims(message).to_be_bytes());
         }
     }
-    name.extend_from_slice(&checksum(message).to_be_bytes());
-    name.extend_from_slice(&record::body_checksum(&message.payload).to_be_bytes());
-    name.extend_from_slice(&(message.payload.len() as u64).to_be_bytes());
-    // What is left of two messages may be the same; what is said of them then is not.
-    if let Some(note) = message.header(wire::UNREADABLE).and_then(|note| note.as_text()) {
-        name.extend_from_slice(&record::body_checksum(note.as_bytes()).to_be_bytes());
-    }
+    name.extend_from_slice(&content_of_delivery(store, delivery).0.to_be_bytes());
     Some(name)
+}
+
+/// Keyed, of the message; and of where it was published to.
+pub(super) fn content_of_delivery(store: &StoreIdentity, delivery: &Delivery) -> (u64, u32) {
+    let key = &store.content_key;
+    (key.hash(&delivery.message), key.route(&delivery.exchange, &delivery.routing_key))
 }

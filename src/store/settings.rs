@@ -190,6 +190,7 @@ pub(crate) struct Settings {
     pub(crate) captures: Captures,
     pub(crate) inbox_age_ms: u64,
     pub(crate) inbox_ids_max: Option<u64>,
+    pub(crate) ids_policy: IdsPolicy,
     pub(crate) ride_ms: u64,
     pub(crate) holder_warn_ms: u64,
     pub(crate) write_wait_max: Option<Duration>,
@@ -237,6 +238,7 @@ impl Default for StoreBuilder {
                 captures: Captures::default(),
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 inbox_ids_max: None,
+                ids_policy: IdsPolicy::default(),
                 ride_ms: RIDE_MS_DEFAULT,
                 holder_warn_ms: HOLDER_WARN_MS_DEFAULT,
                 write_wait_max: None,
@@ -544,9 +546,13 @@ impl StoreBuilder {
         self
     }
 
-    /// How many ids of foreign messages are remembered per scope at most, the newest; as many as the
-    /// [age](Self::inbox_age) allows unless set. It concerns [consumers](Store::consumer) and
-    /// [`first_delivery`](crate::Transaction::first_delivery); messages with a lane need no id to be remembered.
+    /// How many ids of foreign messages are remembered per scope at most; as many as the [age](Self::inbox_age) allows unless
+    /// set. It concerns [consumers](Store::consumer) and [`first_delivery`](crate::Transaction::first_delivery); messages with a
+    /// lane need no id to be remembered.
+    ///
+    /// What becomes of a further id says the [policy](Self::inbox_ids_policy). Unless set it is refused with
+    /// [`Error::InboxFull`](crate::Error::InboxFull), which a consumer sets aside: others who may publish cannot make the
+    /// store forget what it has applied. Set more than come within the age.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -554,15 +560,35 @@ impl StoreBuilder {
     /// let store = Store::builder().inbox_ids_max(2).open(folder.path().join("a.redb"))?;
     /// let message = |id: &str| Message { message_id: Some(id.into()), ..Message::default() };
     /// let tx = store.begin()?;
-    /// for id in ["m-1", "m-2", "m-3"] {
+    /// for id in ["m-1", "m-2"] {
     ///     assert!(tx.first_delivery("credit-service", &message(id))?);
     /// }
-    /// assert!(!tx.first_delivery("credit-service", &message("m-2"))?);
-    /// assert!(tx.first_delivery("credit-service", &message("m-1"))?); // forgotten
+    /// assert!(tx.first_delivery("credit-service", &message("m-3")).is_err()); // refused
+    /// assert!(!tx.first_delivery("credit-service", &message("m-1"))?); // still known
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn inbox_ids_max(mut self, ids: u64) -> Self {
         self.settings.inbox_ids_max = Some(ids);
+        self
+    }
+
+    /// What becomes of a new id beyond [`inbox_ids_max`](Self::inbox_ids_max): refused unless set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{IdsPolicy, Message, Store};
+    /// let newest = Store::builder().inbox_ids_max(2).inbox_ids_policy(IdsPolicy::ForgetOldest);
+    /// let store = newest.open(folder.path().join("a.redb"))?;
+    /// let message = |id: &str| Message { message_id: Some(id.into()), ..Message::default() };
+    /// let tx = store.begin()?;
+    /// for id in ["m-1", "m-2", "m-3"] {
+    ///     assert!(tx.first_delivery("credit-service", &message(id))?);
+    /// }
+    /// assert!(tx.first_delivery("credit-service", &message("m-1"))?); // forgotten
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn inbox_ids_policy(mut self, policy: IdsPolicy) -> Self {
+        self.settings.ids_policy = policy;
         self
     }
 
@@ -798,5 +824,30 @@ impl StoreBuilder {
             .into());
         }
         Store::open_with(PathBuf::from(path.as_ref()), settings)
+    }
+}
+
+/// What becomes of a new id of a foreign message where as many are remembered as may be: see
+/// [`StoreBuilder::inbox_ids_policy`].
+///
+/// ```
+/// assert_eq!(onewrite::IdsPolicy::default(), onewrite::IdsPolicy::Refuse);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum IdsPolicy {
+    /// It is refused with [`Error::InboxFull`](crate::Error::InboxFull) until ids have grown old. Nobody can have what was
+    /// applied forgotten. The default.
+    #[default]
+    Refuse,
+    /// The oldest id is forgotten. **Whoever may publish can send so many ids that a repeat is applied twice.** For queues where
+    /// only trusted producers publish.
+    ForgetOldest,
+}
+
+impl Settings {
+    /// After how many further ids of its scope an id is forgotten.
+    pub(crate) fn ids_forgotten_beyond(&self) -> Option<u64> {
+        self.inbox_ids_max.filter(|_| self.ids_policy == IdsPolicy::ForgetOldest)
     }
 }

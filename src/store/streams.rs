@@ -720,7 +720,7 @@ impl<'a> Stream<'a> {
 }
 
 /// The content of an event apart from where it stands.
-pub(super) fn body_of(event: &Event) -> (u32, u32) {
+pub(super) fn body_of(event: &Event) -> (u32, u64) {
     content_of(&record::encode_body(event, RecordId::Text(event.id.as_deref().unwrap_or_default())))
 }
 

@@ -17,10 +17,10 @@ use super::cleanup::LeftChange;
 use super::core::Core;
 use super::failure::damaged_row;
 use super::gathered::{Amount, Gathered, Point};
+use super::ids_kept::NUMBERED;
 use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
-use super::seen::NUMBERED;
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use super::write_wait::{Purpose, Wait};
@@ -95,7 +95,7 @@ pub(crate) struct Pending {
 #[derive(Debug)]
 enum Undo {
     Lane(Box<[u8]>, Option<LaneState>),
-    Inbox(Vec<u8>),
+    Inbox(Vec<u8>, Option<InboxRow>),
     /// The state before, and how many events the stream had been given before.
     Stream(Box<[u8]>, Option<(StreamState, usize)>),
 }
@@ -574,11 +574,18 @@ impl Transaction {
     }
 
     /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
-    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u32), number: Option<u64>) -> Result<()> {
+    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
         pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms: 0 });
+        Ok(())
+    }
+
+    /// Marks it with another content; it stays as old as it is.
+    pub(super) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
+        self.admit(Amount::mark(key.len()))?;
+        self.pending.borrow_mut().mark_seen(key, InboxRow { crc, len, ..row });
         Ok(())
     }
 
@@ -779,7 +786,12 @@ impl Transaction {
             match pending.undo.pop() {
                 Some(Undo::Lane(key, Some(before))) => drop(pending.lanes.insert(key, before)),
                 Some(Undo::Lane(key, None)) => drop(pending.lanes.remove(&key)),
-                Some(Undo::Inbox(key)) => drop(pending.inbox.remove(&key)),
+                Some(Undo::Inbox(key, earlier)) => {
+                    match earlier {
+                        Some(row) => pending.inbox.insert(key, row),
+                        None => pending.inbox.remove(&key),
+                    };
+                }
                 Some(Undo::Stream(name, None)) => drop(pending.streams.remove(&name)),
                 Some(Undo::Stream(name, Some((state, events)))) => {
                     if let Some(stream) = pending.streams.get_mut(&name) {
@@ -797,8 +809,8 @@ impl Transaction {
 
 impl Pending {
     fn mark_seen(&mut self, key: Vec<u8>, row: InboxRow) {
-        self.undo.push(Undo::Inbox(key.clone()));
-        self.inbox.insert(key, row);
+        let earlier = self.inbox.insert(key.clone(), row);
+        self.undo.push(Undo::Inbox(key, earlier));
     }
 
     /// An event of this stream has been appended, as the next of its revisions. `committed` is what the stream was
@@ -824,8 +836,8 @@ impl Pending {
 }
 
 /// What tells content from other content: checksum and length.
-pub(super) fn content_of(bytes: &[u8]) -> (u32, u32) {
-    (record::body_checksum(bytes), u32::try_from(bytes.len()).unwrap_or(u32::MAX))
+pub(super) fn content_of(bytes: &[u8]) -> (u32, u64) {
+    (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
 }
 
 pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> {

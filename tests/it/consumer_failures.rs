@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::publish::{DeliveryTag, Settlement, Source, SourceEvents};
 use onewrite::redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
-use onewrite::{Error, GapPolicy, Message, SettingError, Store};
+use onewrite::{Error, GapPolicy, IdsPolicy, Message, SettingError, Store};
 
 use crate::lanes_inbox::{count, drained, effects, numbered, quick, send, set, setup, until};
 
@@ -136,7 +136,11 @@ fn a_handler_s_own_conflict_is_not_the_delivery_s() {
 #[test]
 fn the_window_in_count_bounds_the_inbox() {
     let f = tempfile::tempdir().unwrap();
-    let store = Store::builder().inbox_ids_max(100).open(f.path().join("a.redb")).unwrap();
+    let store = Store::builder()
+        .inbox_ids_max(100)
+        .inbox_ids_policy(IdsPolicy::ForgetOldest)
+        .open(f.path().join("a.redb"))
+        .unwrap();
     let mut sizes = vec![];
     for round in 0..80_u32 {
         store

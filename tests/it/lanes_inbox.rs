@@ -12,8 +12,8 @@ use onewrite::publish::{
 };
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{
-    Consumer, ConsumerBuilder, Error, Event, GapPolicy, HeaderValue, Message, QuarantinePolicy, RejectTo,
-    Result, Store, Transaction, wire,
+    Consumer, ConsumerBuilder, Error, Event, GapPolicy, HeaderValue, IdsPolicy, Message, QuarantinePolicy,
+    RejectTo, Result, Store, Transaction, wire,
 };
 use proptest::prelude::*;
 
@@ -214,24 +214,24 @@ impl Model {
             return Err(());
         }
         let seen = self.0.entry((arrives.scope, arrives.lane)).or_default();
-        let next = seen.keys().max().map_or(0, |number| number + 1);
         Ok(match seen.get(&arrives.number) {
             None => {
                 seen.insert(arrives.number, arrives.content);
                 "first"
             }
-            Some(content) if *content != arrives.content && arrives.number + 16 >= next => "conflict",
+            Some(content) if *content != arrives.content => "conflict",
             Some(_) => "repeat",
         })
     }
 
-    /// One row per lane, and one per run of numbers below the newest that were not seen.
+    /// One row per lane, one per run of numbers below the newest that were not seen, and one of hashes once 32 have come.
     fn rows(&self) -> usize {
         let of_lane = |seen: &HashMap<i64, u8>| {
             let next = seen.keys().max().map_or(0, |number| number + 1);
-            1 + (0..next)
+            let holes = (0..next)
                 .filter(|n| !seen.contains_key(n) && (*n == 0 || seen.contains_key(&(n - 1))))
-                .count()
+                .count();
+            1 + holes + usize::from(seen.len() >= 32)
         };
         self.0.values().filter(|seen| !seen.is_empty()).map(of_lane).sum()
     }
@@ -338,7 +338,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Goal: lanes are seen as somebody sees them who remembers everything, whatever fails, is rolled back or crashes, and take
-    /// one row each and one per open hole. Method: the same program of arrivals on the store and on the model; every answer is
+    /// one row each, one per open hole, and one for the hashes that the first has no room for. Method: the same program of arrivals on the store and on the model; every answer is
     /// the same, and after an unclean end so is the number of rows; no effect came twice.
     #[test]
     fn the_store_sees_what_a_perfect_memory_sees(ops in prop::collection::vec(op(), 1..24)) {
@@ -396,7 +396,7 @@ fn wreak_havoc(broker: &MemoryBroker, events: u64, deliveries: u64, seed: u64) -
 }
 
 /// P6. Goal: 100,000 deliveries with repeats, reorderings and losses in between: each event takes effect once, none is lost,
-/// and the inbox has one row per lane at the end. Method: a real relay, a queue whose messages somebody hands on wrongly, a
+/// and the inbox has one row per lane at the end, beside the hashes of what it has seen. Method: a real relay, a queue whose messages somebody hands on wrongly, a
 /// real consumer; the consumer's own table tells. The rows and bytes are printed.
 #[test]
 fn a_hundred_thousand_deliveries() {
@@ -423,11 +423,10 @@ fn a_hundred_thousand_deliveries() {
         bank
     });
     let sent = wreak_havoc(&broker, EVENTS, DELIVERIES, 0x0e17);
-    let (mut rows_max, mut holes_max) = (0, 0);
+    let mut rows_max = 0;
     until("an empty queue", || {
         let (n, _) = rows(&credit, SEEN);
         rows_max = rows_max.max(n);
-        holes_max = holes_max.max(n.saturating_sub(KEYS as usize + 1));
         drained(&broker)
     });
     let stats = consumer.stats();
@@ -435,7 +434,13 @@ fn a_hundred_thousand_deliveries() {
     assert_eq!(stats.applied + stats.repeated, sent);
     once_each(&credit, (0..EVENTS).map(|n| n.to_string()));
     let (seen, bytes) = rows(&credit, SEEN);
-    assert_eq!(seen, KEYS as usize + 1, "one row per lane once no hole is open");
+    // Each lane has its numbers from 0 on: once no hole is open, its head, and a row for each 64 that the head has no room for.
+    let events_of = |key: u64| (0..EVENTS).filter(|n| n % (KEYS + 1) != 0 && n % KEYS == key).count() as u64;
+    let without_key = (0..EVENTS).filter(|n| n % (KEYS + 1) == 0).count() as u64;
+    let chunks = |events: u64| (events.saturating_sub(31).div_ceil(64), events.div_ceil(64));
+    let bounds = (0..KEYS).map(events_of).chain([without_key]).map(chunks);
+    let (least, most) = bounds.fold((0, 0), |(least, most), (a, b)| (least + 1 + a, most + 1 + b));
+    assert!((least..=most).contains(&(seen as u64)), "{seen} rows, not {least} to {most}: no hole is open");
     assert_eq!(rows(&credit, INBOX).0, 0, "no id is kept of a message that has a lane");
     eprintln!(
         "{sent} deliveries of {EVENTS} events: {seen} rows of {bytes} bytes, {rows_max} rows at most while looking"
@@ -694,7 +699,7 @@ fn a_producer_restored_from_a_backup() {
     let stats = consumer.stats();
     assert_eq!((stats.repeated, stats.conflicts, stats.applied), (5, 5, 40), "{stats:?}");
     let kept = credit.rejected("service").list(None, 100).unwrap();
-    assert!(kept.iter().all(|entry| entry.reason.ends_with("it is newer than all that this lane has shown")));
+    assert!(kept.iter().all(|entry| entry.reason.ends_with("its content differs")));
     // None of them is lost: each is applied once somebody has decided so.
     assert_eq!(credit.rejected("service").redrive_all().unwrap(), 5);
     until("all of them", || consumer.stats().redriven == 5);
@@ -762,7 +767,11 @@ pub(crate) fn damage(
 fn foreign_ids_have_a_window_in_count() {
     const MAX: usize = 100;
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::builder().inbox_ids_max(MAX as u64).open(folder.path().join("a.redb")).unwrap();
+    let store = Store::builder()
+        .inbox_ids_max(MAX as u64)
+        .inbox_ids_policy(IdsPolicy::ForgetOldest)
+        .open(folder.path().join("a.redb"))
+        .unwrap();
     store.write_once("a request", |_| Ok(())).unwrap();
     let mut random = Random(7);
     let mut newest: [Vec<u64>; 2] = Default::default();

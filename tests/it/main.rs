@@ -37,6 +37,8 @@ mod damaged_lives;
 mod deferred;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod delivery_limits;
+#[cfg(unix)]
+mod earlier_marks;
 mod escaping;
 #[cfg(feature = "rabbitmq")]
 mod failing_writes;
@@ -47,6 +49,8 @@ mod figures;
 mod floors;
 #[cfg(unix)]
 mod foreign_code;
+#[cfg(unix)]
+mod forged;
 mod holders;
 #[cfg(unix)]
 mod hostile_files;

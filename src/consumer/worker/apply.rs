@@ -367,7 +367,9 @@ impl One {
             return Ok(Applied::Gone);
         }
         let first = match tx.is_first_delivery(scope, identity) {
-            Err(error @ (Error::LaneConflict { .. } | Error::IdConflict { .. })) => {
+            Err(
+                error @ (Error::LaneConflict { .. } | Error::IdConflict { .. } | Error::InboxFull { .. }),
+            ) => {
                 return Ok(Applied::Conflict(error));
             }
             first => first?,
@@ -377,6 +379,9 @@ impl One {
             tx.mark_delivery(scope, identity)?;
         }
         if let Some(number) = item.redriven {
+            if let Some(refused_as) = &item.refused_as {
+                tx.mark_applied(scope, refused_as)?;
+            }
             tx.remove_rejected(scope, number)?;
         }
         tx.leave_hand(scope, item.noted_name().as_ref(), item.parked)?;

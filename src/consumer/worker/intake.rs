@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::item::{Entry, Item};
+use super::item::{Entry, Item, kept_delivery};
 use super::{GapPolicy, HELD_LOOK, Worker};
 use crate::error::Result;
 use crate::limits::CONSUMER_BATCH_MAX;
 use crate::log::in_hand::Tries;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
-use crate::publish::{Delivery, DeliveryTag, Epoch};
 use crate::store::seen::Identity;
 use crate::time::{Deadline, Look};
 use crate::wire::ordering_key;
@@ -57,20 +56,17 @@ impl Worker {
     }
 
     fn redriven_item(&mut self, number: u64, row: RejectedRow) -> Item {
-        let identity = if row.recheck { self.identify(&row.message) } else { Ok(Identity::Nameless) };
-        let delivery = Delivery {
-            tag: DeliveryTag { epoch: Epoch(0), tag: number },
-            exchange: row.exchange,
-            routing_key: row.routing_key,
-            redelivered: true,
-            message: row.message,
-        };
+        let recheck = row.recheck;
+        let delivery = kept_delivery(number, row);
         let key = ordering_key(&delivery.message).map(Arc::from);
-        let (identity, delivery) = (identity.map(Arc::new).map_err(Arc::new), Arc::new(delivery));
+        let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
+        // A person has decided that it is to be handled, whatever its lane has shown.
+        let (identity, refused_as) =
+            if recheck { (identity, None) } else { (Ok(Arc::new(Identity::Nameless)), identity.ok()) };
         self.recall_redriven(Item {
             place: 0,
             taken: 0,
-            delivery,
+            delivery: Arc::new(delivery),
             identity,
             key,
             tries: Tries::default(),
@@ -79,6 +75,7 @@ impl Worker {
             accused: false,
             parked: None,
             redriven: Some(number),
+            refused_as,
             waited: false,
         })
     }

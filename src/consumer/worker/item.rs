@@ -6,7 +6,8 @@ use crate::consumer::waiting::Member;
 use crate::error::{Error, Result};
 use crate::event::LaneOf;
 use crate::log::in_hand::{Tries, TriesRow};
-use crate::publish::Delivery;
+use crate::log::rejected::RejectedRow;
+use crate::publish::{Delivery, DeliveryTag, Epoch};
 use crate::store::in_hand::Name;
 use crate::store::seen::Identity;
 
@@ -32,6 +33,8 @@ pub(super) struct Item {
     pub(super) parked: Option<u64>,
     /// Its number in quarantine, if it was driven again from there.
     pub(super) redriven: Option<u64>,
+    /// What it was refused as, before it was driven again.
+    pub(super) refused_as: Option<Arc<Identity>>,
     /// It has waited for the gap before it, and does so once: not again for each try.
     pub(super) waited: bool,
 }
@@ -59,6 +62,17 @@ impl Item {
 
     fn size(&self) -> usize {
         self.delivery.message.payload.len() + self.delivery.message.headers.len() * 32
+    }
+}
+
+/// A delivery that the store has kept under this number. The broker has it no more.
+pub(super) fn kept_delivery(number: u64, row: RejectedRow) -> Delivery {
+    Delivery {
+        tag: DeliveryTag { epoch: Epoch(0), tag: number },
+        exchange: row.exchange,
+        routing_key: row.routing_key,
+        redelivered: true,
+        message: row.message,
     }
 }
 

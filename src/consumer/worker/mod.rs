@@ -38,7 +38,7 @@ use crate::event::uuid_text;
 use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
 use crate::log::in_hand::Tries;
 use crate::message::{FaultClass, Message};
-use crate::publish::{Source, SourceEvent};
+use crate::publish::{Delivery, Source, SourceEvent};
 use crate::store::log_pace::LogPace;
 use crate::store::seen::Identity;
 use crate::store::write_wait::Purpose;
@@ -264,7 +264,7 @@ impl Worker {
                 batch.retain(|item| item.delivery.tag.epoch > epoch || self.outlives_its_connection(item));
             }
             SourceEvent::Delivery(delivery) => {
-                let identity = self.identify(&delivery.message).map(Arc::new).map_err(Arc::new);
+                let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
                 let key = self.key_of(&delivery.message, identity.as_deref().ok());
                 let item = Item {
                     place: 0,
@@ -278,6 +278,7 @@ impl Worker {
                     accused: false,
                     parked: None,
                     redriven: None,
+                    refused_as: None,
                     waited: false,
                 };
                 let item = self.recall(item);
@@ -312,8 +313,9 @@ impl Worker {
         }
     }
 
-    fn identify(&self, message: &Message) -> Result<Identity> {
-        let identity = Identity::of(&self.settings.scope, message)?;
+    fn identify(&self, delivery: &Delivery) -> Result<Identity> {
+        let store = &self.settings.store.core().identity;
+        let identity = Identity::of_delivery(store, &self.settings.scope, delivery)?;
         match (&self.producers, identity.place()) {
             (Some(producers), Some((lane, _))) if !producers.contains(&lane.store) => {
                 Err(Error::UnknownProducer { producer: uuid_text(lane.store).into() })

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::Receiver;
 
 use super::apply::Outcome;
-use super::item::{Entry, Item, Stub};
+use super::item::{Entry, Item, Stub, kept_delivery};
 use super::{Worker, count};
 use crate::consumer::waiting::Member;
 use crate::consumer::{ConsumerBuilder, GapPolicy};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::limits::{PARKING_STEP_BYTES, TRIES_ROWS_MAX, WAITING_SHARE};
 use crate::log::in_hand::{Open, ParkedRow, Tries, TriesRow};
 use crate::message::Message;
-use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement};
+use crate::publish::{DeliveryTag, Settlement};
 use crate::store::in_hand::{Name, Parked, Parking, ToPark, name_of, name_of_rejected, names_one};
 use crate::store::write_wait::Purpose;
 use crate::store::{Receipt, Store};
@@ -188,9 +188,12 @@ impl Worker {
 
     fn name(&self, item: &mut Item) -> Name {
         let identity = item.identity.as_ref().ok();
+        let store = &self.settings.store.core().identity;
         let make = || match item.redriven {
             Some(number) => name_of_rejected(number),
-            None => name_of(&self.settings.scope, identity.map(|identity| &**identity), &item.delivery),
+            None => {
+                name_of(store, &self.settings.scope, identity.map(|identity| &**identity), &item.delivery)
+            }
         };
         let name = item.name.clone().unwrap_or_else(make);
         item.name = Some(Arc::clone(&name));
@@ -519,8 +522,9 @@ impl Worker {
         let found = || tries.map(|row| TriesRow { tries: row.tries.after_restart(), ..row });
         let tries = known.or_else(found).map(|row| row.tries).unwrap_or_default();
         self.hand.remember(Arc::clone(&name), TriesRow { tries, parked: Some(number) });
-        let identity = self.identify(&row.delivery.message).ok();
-        let key = self.key_of(&row.delivery.message, identity.as_ref());
+        let delivery = kept_delivery(number, row.delivery);
+        let identity = self.identify(&delivery).ok();
+        let key = self.key_of(&delivery.message, identity.as_ref());
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let stub = Stub { number, name, tries, key: key.clone(), waited: row.waited, bytes };
         self.places += 1;
@@ -593,14 +597,8 @@ impl Worker {
                 return None;
             }
         };
-        let identity = self.identify(&row.message).map(Arc::new).map_err(Arc::new);
-        let delivery = Delivery {
-            tag: DeliveryTag { epoch: Epoch(0), tag: stub.number },
-            exchange: row.exchange,
-            routing_key: row.routing_key,
-            redelivered: true,
-            message: row.message,
-        };
+        let delivery = kept_delivery(stub.number, row);
+        let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
         Some(Item {
             place,
             taken: self.turns,
@@ -613,6 +611,7 @@ impl Worker {
             accused: false,
             parked: Some(stub.number),
             redriven: None,
+            refused_as: None,
             waited: stub.waited,
         })
     }
