@@ -104,7 +104,7 @@ pub use store::{
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;
-pub use wire::HeaderSpelling;
+pub use wire::{HeaderSpelling, ProducerKeys, SigningKey};
 
 /// What the fuzz targets reach inside.
 #[cfg(fuzzing)]

@@ -135,6 +135,12 @@ pub const INBOX_ID_BYTES_MAX: usize = 512;
 /// is a repeat.
 pub const LANE_CHUNKS_MAX: u64 = 257;
 
+/// Shortest secret that a producer may sign with, in bytes. Take 32 random ones.
+pub const SIGNING_KEY_BYTES_MIN: usize = 16;
+
+/// Keys of one producer that a consumer believes at most: while keys rotate there are two.
+pub const PRODUCER_KEYS_MAX: usize = 8;
+
 /// How far a producer's clock may be ahead of this store's, in milliseconds, where times are compared.
 pub const CLOCK_TOLERANCE_MS: u64 = 5 * 60 * 1000;
 

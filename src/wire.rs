@@ -17,12 +17,14 @@
 //! | `onewrite-store`, `onewrite-epoch` | who numbered the lanes |
 //! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its number there, from 0, without a gap |
 //! | `onewrite-crc` | the record's checksum |
+//! | `onewrite-signature` | the proof of its producer, if the relay signs |
 //! | `onewrite-version` | the version of the payload, if it is not 1 |
 //! | `onewrite-resend` | `true`, if it may have been published before |
 //!
 //! The application's own headers follow.
 
 mod content;
+mod signed;
 
 use std::borrow::Cow;
 use std::time::UNIX_EPOCH;
@@ -34,6 +36,7 @@ use crate::text::Text;
 use crate::time::{as_ms, wall_time};
 
 pub(crate) use self::content::ContentKey;
+pub use self::signed::{ProducerKeys, SIGNATURE, SigningKey};
 
 /// How the CloudEvents attributes are spelt as AMQP headers.
 ///
@@ -253,6 +256,7 @@ pub(crate) struct Wire {
     pub(crate) epoch_starts: Vec<u64>,
     /// A second, and a time in it as it was written.
     pub(crate) second: Option<(u64, [u8; 24])>,
+    pub(crate) signing: Option<SigningKey>,
 }
 
 type Header = (Cow<'static, str>, HeaderValue);
@@ -276,7 +280,7 @@ impl Wire {
             }
         }
         headers.extend(event.headers.into_iter().map(|(name, value)| (name.into(), value)));
-        Message {
+        let message = Message {
             message_id: Some(recorded.id),
             event_type: Some(event.event_type),
             content_type: event.content_type,
@@ -292,7 +296,18 @@ impl Wire {
             timestamp_s: Some(recorded.time_ms / 1000),
             headers,
             payload: event.payload,
+        };
+        self.signed(message)
+    }
+
+    /// With the proof of its producer, in its place among the headers.
+    fn signed(&self, mut message: Message) -> Message {
+        if let Some(key) = &self.signing {
+            let signature = key.sign(&message);
+            let at = message.headers.iter().position(|(name, _)| name == STORE).unwrap_or_default();
+            message.headers.insert(at, (SIGNATURE.into(), signature));
         }
+        message
     }
 
     /// RFC 3339, with milliseconds. What stands before those is written anew only where the second has changed.
@@ -457,6 +472,7 @@ mod tests {
                 store: "s".into(),
                 epoch_starts: vec![7, 42],
                 second: None,
+                signing: None,
             };
             let message = wire.message(recorded());
             assert_eq!(message.message_id.as_deref(), Some("e-1"));
@@ -522,6 +538,7 @@ mod tests {
             store: store.into(),
             epoch_starts: vec![7, 42],
             second: None,
+            signing: None,
         }
     }
 

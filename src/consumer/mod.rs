@@ -49,6 +49,7 @@ use crate::limits::{
 use crate::oneshot;
 use crate::publish::{Delivery, Source, SourceEvents};
 use crate::store::{Store, Transaction};
+use crate::wire::ProducerKeys;
 
 pub use self::handle::{Consumer, ConsumerStats};
 
@@ -118,6 +119,7 @@ pub struct ConsumerBuilder {
     gap: GapPolicy,
     reject_to: RejectTo,
     producers: Option<BTreeSet<String>>,
+    keys: Option<ProducerKeys>,
     parked_max: (u64, u64),
     take_in_after: u32,
 }
@@ -159,6 +161,7 @@ impl Store {
             gap: GapPolicy::default(),
             reject_to: RejectTo::default(),
             producers: None,
+            keys: None,
             parked_max: (PARKED_ROWS_DEFAULT, PARKED_BYTES_DEFAULT),
             take_in_after: RETURNS_DEFAULT,
         }
@@ -315,8 +318,9 @@ impl ConsumerBuilder {
 
     /// Takes messages that carry a lane from these stores only, named by their [id](Store::id); from any unless set. One that
     /// names another store is rejected with [`Error::UnknownProducer`]. Messages without a lane are not concerned. It keeps
-    /// out mistakes, not attackers: whoever may publish to the queue may write any header. Lanes say which messages are repeats,
+    /// out mistakes, not attackers: anybody who may publish to the queue may write any header. Lanes say which messages are repeats,
     /// not who sent them. A forged message may be applied; the genuine one of its number is then set aside, never dropped.
+    /// [Signatures](Self::authenticate) keep attackers out.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -332,6 +336,33 @@ impl ConsumerBuilder {
     /// ```
     pub fn producers(mut self, ids: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.producers = Some(ids.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Takes messages only that are signed by their producer with one of these keys; unless set, signatures are not looked at. A message
+    /// that lacks its proof is rejected with [`Error::NotAuthentic`] before its handler is called, and marks nothing: neither the
+    /// number of its lane nor its id. The genuine one of its number is applied when it comes.
+    ///
+    /// In the [quarantine](Store::rejected) such a message waits for a key: when it is driven again it is checked again. What
+    /// [`ProducerKeys`] says of foreign messages holds too.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
+    /// use onewrite::{ProducerKeys, SigningKey};
+    /// let keys = ProducerKeys::new().key(&bank.id(), SigningKey::new(b"32 bytes that nobody else knows.")?)?;
+    /// let consumer = store.consumer("credit-service").authenticate(keys).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # broker.publish("", "credit", onewrite::Message::default())?;
+    /// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// assert_eq!(store.rejected("credit-service").len()?, 1); // somebody had published a message of no store
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn authenticate(mut self, keys: ProducerKeys) -> Self {
+        self.keys = Some(keys);
         self
     }
 

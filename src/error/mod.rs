@@ -331,6 +331,15 @@ pub enum Error {
         /// The store's id, as its header says.
         producer: String,
     },
+    /// Nothing proves that the store which a message names has produced it:
+    /// [`ConsumerBuilder::authenticate`](crate::ConsumerBuilder::authenticate).
+    #[error("nothing proves {} the message: {problem}", sender(producer.as_deref()))]
+    NotAuthentic {
+        /// The store's id, as the message's header says, if it names one.
+        producer: Option<String>,
+        /// What is missing.
+        problem: &'static str,
+    },
     /// As many ids of foreign messages are remembered as may be, and none is forgotten for another:
     /// [`StoreBuilder::inbox_ids_policy`](crate::StoreBuilder::inbox_ids_policy).
     #[error(
@@ -452,6 +461,10 @@ fn key_text(key: &[u8]) -> String {
 
 /// Of a key, an error's text shows so many bytes.
 const KEY_SHOWN_BYTES: usize = 64;
+
+fn sender(producer: Option<&str>) -> String {
+    producer.map_or_else(|| "who has sent".to_owned(), |store| format!("that store {store} has sent"))
+}
 
 fn actual_text(actual: Option<u64>) -> String {
     actual.map_or_else(|| "it has never had an event".into(), |revision| format!("is at revision {revision}"))

@@ -33,7 +33,7 @@ use crate::store::turn::Turns;
 use crate::store::{RelayState, RelayStatus, StartAt, Store};
 use crate::text::Text;
 use crate::time::{Deadline, as_ms};
-use crate::wire::{HeaderSpelling, Wire};
+use crate::wire::{HeaderSpelling, SigningKey, Wire};
 
 pub use self::machine::types::{Ordering, QuarantinePolicy, SuspendCause};
 
@@ -75,6 +75,7 @@ pub struct RelayBuilder {
     spelling: HeaderSpelling,
     source: Option<String>,
     app_id: Option<String>,
+    signing: Option<SigningKey>,
     may_be_unroutable: BTreeSet<String>,
     unpublished: Option<Unpublished>,
 }
@@ -127,6 +128,7 @@ impl Store {
             spelling: HeaderSpelling::default(),
             source: None,
             app_id: None,
+            signing: None,
             may_be_unroutable: BTreeSet::new(),
             unpublished: None,
         }
@@ -343,6 +345,30 @@ impl RelayBuilder {
         self
     }
 
+    /// Signs each message with this key, so that consumers that [check](crate::ConsumerBuilder::authenticate) know that this store has
+    /// produced it. The signature is an HMAC-SHA-256 in the header [`wire::SIGNATURE`](crate::wire::SIGNATURE). It covers store, epoch,
+    /// lane, number, id, type, properties, headers and payload, but not what brokers write. No message is signed unless a key is set.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// use onewrite::{ProducerKeys, SigningKey};
+    /// let key = SigningKey::new(b"32 bytes that nobody else knows.")?;
+    /// let relay = store.relay("rabbit").sign_with(key.clone()).publish_to(broker.publisher())?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to("", "payments")))?
+    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// let message = &broker.messages("payments")[0].message; // the first event, published
+    /// assert!(ProducerKeys::new().key(&store.id(), key)?.verify(message).is_ok());
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn sign_with(mut self, key: SigningKey) -> Self {
+        self.signing = Some(key);
+        self
+    }
+
     /// Publishes what goes to this exchange without AMQP's `mandatory`; call it once for each such exchange. **Risk:** where no queue
     /// takes an event, the broker drops it and confirms it. The event counts as delivered, and nothing tells of the loss.
     ///
@@ -494,6 +520,7 @@ impl RelayBuilder {
             store: store_id,
             epoch_starts: core.identity.epoch_starts.clone(),
             second: None,
+            signing: self.signing,
         };
         let inputs = shell::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);

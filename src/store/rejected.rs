@@ -399,8 +399,13 @@ impl Refusal {
         let unbelieved = matches!(error, Error::LaneHeader { .. } | Error::BadId { .. });
         let conflict = matches!(error, Error::LaneConflict { .. } | Error::IdConflict { .. });
         // Of a lane whose rows are damaged nobody knows what it has shown.
-        let recheck =
-            matches!(error, Error::UnknownProducer { .. } | Error::InboxFull { .. } | Error::Storage(_));
+        let recheck = matches!(
+            error,
+            Error::UnknownProducer { .. }
+                | Error::NotAuthentic { .. }
+                | Error::InboxFull { .. }
+                | Error::Storage(_)
+        );
         let handled = !(unbelieved || conflict || recheck);
         Self { reason: reason(error), attempts, handled, recheck, conflict }
     }

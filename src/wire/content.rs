@@ -23,11 +23,11 @@
 
 use std::hash::Hasher;
 
-use super::{CRC, EPOCH, HeaderSpelling, LANE, LANE_NUMBER, MENDED, STORE, UNREADABLE, VERSION};
+use super::{CRC, EPOCH, HeaderSpelling, LANE, LANE_NUMBER, MENDED, SIGNATURE, STORE, UNREADABLE, VERSION};
 use crate::message::{HeaderValue, Message};
 
-/// Headers that say which message of which producer this is.
-const CLAIMS: [&str; 4] = [STORE, EPOCH, LANE, LANE_NUMBER];
+/// Headers that say which message of which producer this is, and prove it.
+const CLAIMS: [&str; 5] = [STORE, EPOCH, LANE, LANE_NUMBER, SIGNATURE];
 
 /// Headers that RabbitMQ writes. A producer's own header may begin with `x-` as well, so each is named.
 const BROKERS: [&str; 11] = [
@@ -88,7 +88,7 @@ impl ContentKey {
         hasher.finish()
     }
 
-    /// Of the lane and the number that a message claims, be it by half.
+    /// Of the lane and the number that a message claims, be it by half, and of its proof: a forged copy is not the genuine message.
     pub(crate) fn claims(&self, message: &Message) -> u64 {
         let mut hasher = self.hasher();
         let claims = message.headers.iter().filter(|(name, _)| CLAIMS.contains(&name.as_ref()));

@@ -42,6 +42,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("bincode", &["codec"]),
     ("uuid", &["event"]),
     ("humantime", &["wire"]),
+    ("hmac", &["wire"]),
+    ("sha2", &["wire"]),
     ("futures_core", &["subscription"]),
     ("rustc_hash", &["relay", "relay::machine", "publish::rabbitmq"]),
     ("crossbeam_channel", &["store", "publish", "publish::rabbitmq", "relay", "consumer"]),

@@ -116,6 +116,8 @@ mod returned;
 #[cfg(unix)]
 mod scratch;
 #[cfg(unix)]
+mod signed;
+#[cfg(unix)]
 mod store_open;
 #[cfg(unix)]
 mod stream_snapshots;

@@ -316,6 +316,9 @@ impl Worker {
     fn identify(&self, delivery: &Delivery) -> Result<Identity> {
         let store = &self.settings.store.core().identity;
         let identity = Identity::of_delivery(store, &self.settings.scope, delivery)?;
+        if let Some(keys) = &self.settings.keys {
+            keys.verify(&delivery.message)?;
+        }
         match (&self.producers, identity.place()) {
             (Some(producers), Some((lane, _))) if !producers.contains(&lane.store) => {
                 Err(Error::UnknownProducer { producer: uuid_text(lane.store).into() })
