@@ -233,7 +233,7 @@ mod tests {
         };
         let away = Answer::Away("home node".into());
         for exchange in ["", "payments"] {
-            assert_eq!(class(exchange, &[away.clone()]), FaultClass::Outage);
+            assert_eq!(class(exchange, std::slice::from_ref(&away)), FaultClass::Outage);
             assert_eq!(class(exchange, &[Answer::Missing, away.clone()]), FaultClass::Outage);
             assert_eq!(class(exchange, &[Answer::Missing]), FaultClass::Destination);
             assert_eq!(class(exchange, &[Answer::Unasked]), FaultClass::Destination);
