@@ -122,6 +122,16 @@ pub mod fuzzing {
         fuzzing::body(body);
     }
 
+    /// A key and a row as they might stand in any table, also behind a right checksum.
+    pub fn decode_row(key: &[u8], row: &[u8]) {
+        crate::log::fuzzing::row(key, row);
+    }
+
+    /// Two halves of a journal, in which frames have right checksums where they have heads.
+    pub fn replay_journal(salt: [u8; 8], halves: [&mut [u8]; 2]) {
+        crate::store::fuzzing_journal(salt, halves);
+    }
+
     /// Bytes as a broker might send them, in pieces; what the AMQP client may see of them.
     #[cfg(feature = "rabbitmq")]
     #[must_use]

@@ -76,6 +76,13 @@ pub const JOURNAL_BYTES_MIN: usize = 1 << 20;
 /// Largest journal of a store, in bytes.
 pub const JOURNAL_BYTES_MAX: usize = 256 << 20;
 
+/// How often opening computes the checksum of each byte of a journal at most, on average. Frames do not overlap, but for one that a newer one has partly
+/// written over.
+pub const JOURNAL_CHECKS_MAX: usize = 4;
+
+/// Bytes behind the end of a store's file that its journal may write to at most. The file is made longer before a frame needs it.
+pub const JOURNAL_REACH_BYTES_MAX: u64 = 8 << 30;
+
 /// Longest name of a file, in bytes. Longer names of a store's side files are made short.
 pub const FILE_NAME_BYTES_MAX: usize = 255;
 
@@ -172,6 +179,13 @@ pub const DERIVED_FLUSH_EVENTS: u64 = 4096;
 
 /// Lanes, and streams, held in memory at most beside those that changed since the last bulk write.
 pub const BOOK_CACHE_MAX: usize = 16_384;
+
+/// No event has a greater sequence number, and no stream a greater revision: one that is in a file was not counted up to. What is added to numbers does
+/// not overflow then.
+pub const NUMBER_MAX: u64 = 1 << 62;
+
+/// Revisions of streams whose records are missing or damaged, and for which opening keeps a place in memory (8 bytes each), at most.
+pub const REVISION_HOLES_MAX: u64 = 1 << 20;
 
 /// Bytes of records between two such bulk writes.
 pub const DERIVED_FLUSH_BYTES: u64 = 64 << 20;

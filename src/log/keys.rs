@@ -1,5 +1,8 @@
 //! Keys of the tables around the log. Big-endian, so that byte order is number order.
 //!
+//! **Invariant.** A key is read as what, written again, is the same key: one of another length is damage. So a loop that goes on behind what it has
+//! read comes further each time. Nothing has the number `u64::MAX`.
+//!
 //! ```text
 //! exception   cursor u32 │ seq u64
 //! due         cursor u32 │ due ms u64 │ seq u64
@@ -34,10 +37,22 @@ pub(crate) fn due(cursor: CursorId, due_ms: u64, seq: u64) -> [u8; 20] {
 /// The due time and sequence number in a due key.
 pub(crate) fn split_due(key: &[u8]) -> Option<(u64, u64)> {
     let due_ms = u64::from_be_bytes(key.get(4..12)?.try_into().ok()?);
-    Some((due_ms, last_seq(key)?))
+    Some((due_ms, number_behind(key, 12)?))
 }
 
-/// The sequence number at the end of an exception, due or parked key.
+/// The sequence number in the key of an exception, or of a projection's failure.
+pub(crate) fn split_exception(key: &[u8]) -> Option<u64> {
+    number_behind(key, 4)
+}
+
+/// The number that is all there is behind so many bytes.
+fn number_behind(key: &[u8], bytes: usize) -> Option<u64> {
+    let number = u64::from_be_bytes(key.get(bytes..)?.try_into().ok()?);
+    (number != u64::MAX).then_some(number)
+}
+
+/// What stands where a sequence number does in an exception, due or parked key. A key of another form has something there too: nothing may go on
+/// from it.
 pub(crate) fn last_seq(key: &[u8]) -> Option<u64> {
     key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
 }
@@ -47,10 +62,10 @@ pub(crate) fn parked(cursor: CursorId, key: &str, seq: u64) -> Vec<u8> {
     [&cursor.to_be_bytes()[..], &len.to_be_bytes(), key.as_bytes(), &seq.to_be_bytes()].concat()
 }
 
-/// The ordering key in a parked key.
-pub(crate) fn parked_key(key: &[u8]) -> Option<&str> {
+/// The ordering key and the sequence number in a parked key.
+pub(crate) fn split_parked(key: &[u8]) -> Option<(&str, u64)> {
     let len = usize::from(u16::from_be_bytes(key.get(4..6)?.try_into().ok()?));
-    std::str::from_utf8(key.get(6..6 + len)?).ok()
+    Some((std::str::from_utf8(key.get(6..6 + len)?).ok()?, number_behind(key, 6 + len)?))
 }
 
 /// Writes the lane's key into `out`; `false` for an event that is published nowhere.
@@ -101,6 +116,11 @@ pub(crate) fn rejected_row(scope: &str, number: u64) -> Vec<u8> {
 /// The word that a rejected delivery is to be driven again.
 pub(crate) fn redriven(scope: &str, number: u64) -> Vec<u8> {
     inbox(scope, &[&[1][..], &number.to_be_bytes()].concat())
+}
+
+/// The number of a rejected or parked delivery of this scope, or of one that is driven again.
+pub(crate) fn split_numbered(scope: &str, key: &[u8]) -> Option<u64> {
+    number_behind(key, 1 + scope.len() + 1)
 }
 
 /// What a scope has in hand, taken together.
@@ -159,7 +179,7 @@ mod tests {
         assert!(exception(1, u64::MAX) < exception(2, 0));
         assert_eq!(split_due(&due(1, 77, 9)), Some((77, 9)));
         let key = parked(1, "alice", 9);
-        assert_eq!((parked_key(&key), last_seq(&key)), (Some("alice"), Some(9)));
+        assert_eq!((split_parked(&key), last_seq(&key)), (Some(("alice", 9)), Some(9)));
         assert!(parked(1, "alice", 9) < parked(1, "alice", 10));
         assert!(chunk(b"a", 255) < chunk(b"a", 256));
         assert_eq!(split_chunk(&chunk(b"a", 7)), Some((&b"a"[..], 7)));
@@ -178,6 +198,31 @@ mod tests {
         assert_eq!(scope_of(&redriven("credit", 7)), Some("credit"));
         assert_eq!(after_prefix(&[1, 255]), vec![2]);
         assert!(after_prefix(&[255]).is_empty());
+    }
+
+    /// Goal: no key is read that would not be written so: a loop that goes on behind it would come to it again. Method: each form, longer, shorter, and with
+    /// the number that nothing has.
+    #[test]
+    fn a_key_of_another_length_is_none() {
+        type Read = fn(&[u8]) -> Option<u64>;
+        let forms: [(Vec<u8>, Read); 5] = [
+            (exception(1, 7).to_vec(), split_exception),
+            (due(1, 5, 7).to_vec(), |key| split_due(key).map(|(_, seq)| seq)),
+            (parked(1, "alice", 7), |key| split_parked(key).map(|(_, seq)| seq)),
+            (rejected_row("scope", 7), |key| split_numbered("scope", key)),
+            (parked_delivery("scope", 7), |key| split_numbered("scope", key)),
+        ];
+        for (key, read) in forms {
+            assert_eq!(read(&key), Some(7));
+            for bytes in [&[0][..], &[255], &[255; 8], &[0; 300]] {
+                assert_eq!(read(&[&key[..], bytes].concat()), None, "{key:?}");
+            }
+            for len in 0..key.len() {
+                assert_eq!(read(&key[..len]), None, "{key:?}");
+            }
+            let last = [&key[..key.len() - 8], &[255; 8]].concat();
+            assert_eq!(read(&last), None, "{key:?}");
+        }
     }
 
     /// Lanes that differ anywhere have different keys, also where the texts run into each other.

@@ -2,6 +2,8 @@
 
 pub(crate) mod book;
 mod checksum;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub(crate) mod in_hand;
 pub(crate) mod keys;
 pub(crate) mod lanes;

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use super::book::Book;
+use crate::limits::REVISION_HOLES_MAX;
 
 /// What is known of a stream apart from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -137,16 +138,26 @@ impl Run {
         self.seqs.get(at).copied()
     }
 
-    /// Notes where a later revision stands; those between stand at [`NO_SEQ`].
+    /// Notes where the next revision stands. An earlier one is known already.
     pub(crate) fn put(&mut self, revision: u64, seq: u64) {
+        let is_put = self.put_behind(revision, seq, &mut Holes::from(0));
+        debug_assert!(is_put, "what is appended has no hole");
+    }
+
+    /// Notes where a later revision stands; those between stand at [`NO_SEQ`], and count against `holes`. `false`, and nothing is noted, if they
+    /// are more.
+    pub(crate) fn put_behind(&mut self, revision: u64, seq: u64, holes: &mut Holes) -> bool {
         if self.seqs.is_empty() {
             self.first = revision;
         }
-        let at = usize::try_from(revision.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        if at >= self.seqs.len() {
-            self.seqs.resize(at, NO_SEQ);
-            self.seqs.push(seq);
-        }
+        let Some(missing) = revision.saturating_sub(self.first).checked_sub(self.seqs.len() as u64) else {
+            return true;
+        };
+        let Some(left) = holes.left.checked_sub(missing) else { return false };
+        holes.left = left;
+        self.seqs.extend((0..missing).map(|_| NO_SEQ));
+        self.seqs.push(seq);
+        true
     }
 
     /// Without the revisions below this one.
@@ -166,6 +177,39 @@ impl Run {
     pub(crate) fn from_bytes(first: u64, bytes: &[u8]) -> Option<Self> {
         let (seqs, []) = bytes.as_chunks::<8>() else { return None };
         Some(Self { first, seqs: seqs.iter().map(|seq| u64::from_le_bytes(*seq)).collect() })
+    }
+}
+
+/// Revisions that may be missing from runs that are read from the log: one for each record that is missing or damaged, and no more.
+///
+/// A checksum says that a record is as it was written, not that this library has written it. So no number in it is a length in memory.
+#[derive(Debug)]
+pub(crate) struct Holes {
+    left: u64,
+    /// The sequence number that comes next.
+    expected: u64,
+}
+
+impl Holes {
+    pub(crate) fn from(seq: u64) -> Self {
+        Self { left: 0, expected: seq }
+    }
+
+    /// A record is read; `false` if another was to come.
+    pub(crate) fn pass(&mut self, seq: u64) -> bool {
+        let missing = seq.abs_diff(self.expected);
+        self.expected = seq.saturating_add(1);
+        self.add(missing);
+        missing == 0
+    }
+
+    /// A record cannot be read, or cannot be true.
+    pub(crate) fn damaged(&mut self) {
+        self.add(1);
+    }
+
+    fn add(&mut self, missing: u64) {
+        self.left = self.left.saturating_add(missing).min(REVISION_HOLES_MAX);
     }
 }
 
@@ -212,10 +256,14 @@ mod tests {
         assert_eq!(run.clone().from(4), Run { first: 4, seqs: vec![11, 400] });
         assert_eq!(run.clone().from(1), run);
         assert!(run.from(9).seqs.is_empty());
-        let mut holed = Run::default();
-        holed.put(5, 50);
-        holed.put(7, 70);
-        assert_eq!(holed, Run { first: 5, seqs: vec![50, NO_SEQ, 70] });
+        let (mut holed, mut holes) = (Run::default(), Holes::from(0));
+        assert!(holes.pass(0) && !holes.pass(3) && holes.left == 2);
+        holes.damaged();
+        assert!(holed.put_behind(5, 50, &mut holes) && holed.put_behind(7, 70, &mut holes));
+        assert!(holed.put_behind(6, 60, &mut holes), "it is known already");
+        assert!(!holed.put_behind(11, 110, &mut holes) && !holed.put_behind(u64::MAX, 110, &mut holes));
+        assert_eq!((holed, holes.left), (Run { first: 5, seqs: vec![50, NO_SEQ, 70] }, 2));
+        assert!(!holes.pass(u64::MAX) && holes.left == REVISION_HOLES_MAX);
     }
 
     #[test]

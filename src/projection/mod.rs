@@ -374,7 +374,7 @@ impl ProjectionBuilder {
         let resumed = row.rebuild.filter(|rebuild| rebuild.version == self.version);
         let old = row.live.version != self.version;
         let stays =
-            cancelled_version(&core.begin_read()?, &self.name)? == Some(self.version) && resumed.is_none();
+            core.reading(|tx| cancelled_version(tx, &self.name))? == Some(self.version) && resumed.is_none();
         shared.change(|status| {
             status.position = row.live.position;
             // Said before the thread has begun: who waits for the rebuild must not miss it.

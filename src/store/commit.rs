@@ -405,7 +405,7 @@ impl<'tx> Needs<'tx> {
         for cursor in tail.cursors.values() {
             let (from, to) = (keys::exception(cursor.id, from), keys::exception(cursor.id, to));
             for row in table.range(&from[..]..&to[..])? {
-                exceptions.extend(keys::last_seq(row?.0.value()));
+                exceptions.extend(keys::split_exception(row?.0.value()));
             }
         }
         drop(table);
@@ -413,7 +413,7 @@ impl<'tx> Needs<'tx> {
         for track in tail.projections.values().flat_map(ProjectionRow::tracks) {
             let (from, to) = (keys::exception(track.id, from), keys::exception(track.id, to));
             for row in failures.range(&from[..]..&to[..])? {
-                exceptions.extend(keys::last_seq(row?.0.value()));
+                exceptions.extend(keys::split_exception(row?.0.value()));
             }
         }
         drop(failures);

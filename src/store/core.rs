@@ -27,7 +27,7 @@ use super::cleanup::{Cleaning, Left};
 use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
-use super::failure::caught;
+use super::failure::{caught, unless_it_panics};
 use super::file::Opened;
 use super::holders::Holders;
 use super::in_hand::Claims;
@@ -115,7 +115,10 @@ impl Tail {
             .values()
             .map(|cursor| self.backlog_of(cursor))
             .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
-            .unwrap_or((self.next_seq - self.trimmed_to, self.end_offset - self.trimmed_offset))
+            .unwrap_or((
+                self.next_seq.saturating_sub(self.trimmed_to),
+                self.end_offset.saturating_sub(self.trimmed_offset),
+            ))
     }
 
     /// What lies between a cursor's position and the end of the log and has no exception, and what waits with a row.
@@ -486,7 +489,7 @@ impl Core {
     fn with_db<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         match &*db {
-            Some(db) => f(db).map_err(|error| self.note(error)),
+            Some(db) => unless_it_panics(|| f(db)).map_err(|error| self.note(error)),
             None => Err(Error::Closed { path: self.path.clone() }),
         }
     }
@@ -494,6 +497,11 @@ impl Core {
     pub(crate) fn begin_read(&self) -> Result<redb::ReadTransaction> {
         self.owner.check()?;
         self.with_db(|db| Ok(db.begin_read()?))
+    }
+
+    /// Reads what is committed, and runs nothing of the application's: where the storage engine panics on a damaged page, that is an error.
+    pub(crate) fn reading<T>(&self, read: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
+        unless_it_panics(|| read(&self.begin_read()?))
     }
 
     pub(crate) fn begin_write(&self) -> Result<redb::WriteTransaction> {

@@ -320,7 +320,7 @@ fn pass_rows(tx: &WriteTransaction, cursor: &mut Cursor, position: u64) -> Resul
     let (exceptions, log) = (tx.open_table(EXCEPTIONS)?, tx.open_table(LOG)?);
     let (from, to) = (keys::exception(cursor.id, cursor.position), keys::exception(cursor.id, position));
     for row in exceptions.range(&from[..]..&to[..])? {
-        if let Some(seq) = keys::last_seq(row?.0.value()) {
+        if let Some(seq) = keys::split_exception(row?.0.value()) {
             cursor.rows.passed(1, record_bytes(&log, seq)?);
         }
     }
@@ -335,8 +335,9 @@ fn drop_passed(tx: &WriteTransaction, cursor: &mut Cursor) -> Result<Vec<u64>> {
     exceptions.retain_in(&from[..]..&to[..], |at, row| {
         let row = ExceptionRow::from_bytes(row);
         let drop = row.is_ok_and(|row| row.exception.state == ExceptionState::Discarded);
-        passed.extend(keys::last_seq(at).filter(|_| drop));
-        !drop
+        let seq = keys::split_exception(at).filter(|_| drop);
+        passed.extend(seq);
+        seq.is_none()
     })?;
     cursor.rows.discarded = cursor.rows.discarded.saturating_sub(passed.len() as u64);
     Ok(passed)
@@ -365,15 +366,15 @@ pub(crate) fn count_rows(
 ) -> Result<RowCounts> {
     let mut counts = RowCounts::default();
     let (from, to) = (cursor.id.to_be_bytes(), keys::after_prefix(&cursor.id.to_be_bytes()));
-    let seq_of = |at: &[u8]| keys::last_seq(at).ok_or_else(|| damaged_row("exception"));
     for row in exceptions.range(&from[..]..to.as_slice())? {
         let (at, row) = row?;
-        let seq = seq_of(at.value())?;
+        let seq = keys::split_exception(at.value()).ok_or_else(|| damaged_row("exception"))?;
         let state = ExceptionRow::from_bytes(row.value())?.exception.state;
         counts.count(state, seq, seq >= cursor.position, record_bytes(log, seq)?);
     }
     for row in parked.range(&from[..]..to.as_slice())? {
-        let seq = seq_of(row?.0.value())?;
+        let (at, _) = row?;
+        let (_, seq) = keys::split_parked(at.value()).ok_or_else(|| damaged_row("parked"))?;
         let bytes = record_bytes(log, seq)?;
         counts.parked += 1;
         counts.waiting_bytes += bytes;

@@ -32,15 +32,16 @@ pub(crate) fn find_expired(
     until_ms: u64,
     events_max: usize,
 ) -> Result<FoundExpired> {
-    let tx = core.begin_read()?;
-    let mut search =
-        Search { log: tx.open_table(LOG)?, until_ms, events_max, found: FoundExpired::default() };
-    match at {
-        SweepAt::Due(after) => search.due(&tx, id, after)?,
-        SweepAt::Parked(after) => search.parked(&tx, id, after)?,
-        SweepAt::Log(from) => search.log(&tx, id, from)?,
-    }
-    Ok(search.found)
+    core.reading(|tx| {
+        let mut search =
+            Search { log: tx.open_table(LOG)?, until_ms, events_max, found: FoundExpired::default() };
+        match at {
+            SweepAt::Due(after) => search.due(tx, id, after)?,
+            SweepAt::Parked(after) => search.parked(tx, id, after)?,
+            SweepAt::Log(from) => search.log(tx, id, from)?,
+        }
+        Ok(search.found)
+    })
 }
 
 struct Search {
@@ -79,8 +80,7 @@ impl Search {
         let mut rows = parked.range(from.as_slice()..to.as_slice())?;
         for row in rows.by_ref().take(self.events_max) {
             let (at, _) = row?;
-            let (key, seq) = (keys::parked_key(at.value()), keys::last_seq(at.value()));
-            let (key, seq) = key.zip(seq).ok_or_else(|| damaged_row("parked"))?;
+            let (key, seq) = keys::split_parked(at.value()).ok_or_else(|| damaged_row("parked"))?;
             self.look_up(seq, || Ok(ExpiredPlace::Parked))?;
             last = Some((key.into(), seq));
         }
@@ -96,7 +96,7 @@ impl Search {
         self.found.to = from;
         for row in rows.by_ref().take(self.events_max) {
             let (seq, frame) = row?;
-            self.found.to = seq.value() + 1;
+            self.found.to = seq.value().saturating_add(1);
             read.push((seq.value(), frame));
         }
         let apart = exceptions_in(tx, id, from, self.found.to)?;

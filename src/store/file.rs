@@ -21,7 +21,7 @@ use super::head::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
 use super::place::{Inode, Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
 use super::private::warn_if_loose;
-use super::shared::Shared;
+use super::shared::{Check, Look, Shared};
 use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::limits::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
@@ -304,6 +304,8 @@ pub(super) enum Refusal {
     Io(std::io::Error),
     /// redb panics on some damaged files.
     Panicked,
+    /// A page is not as it was written.
+    Damaged(String),
 }
 
 impl Refusal {
@@ -313,6 +315,7 @@ impl Refusal {
         match self {
             Self::Io(source) => OpenError::Io { action: "open", path, source },
             Self::Panicked => damaged(path, "the storage engine gave up on it".into()),
+            Self::Damaged(reason) => damaged(path, reason),
             Self::Unclean => damaged(path, "it needs repair, again".into()),
             Self::Database(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => {
                 OpenError::Locked { path }
@@ -355,6 +358,7 @@ fn try_open(
 ) -> Result<(Database, Weak<dyn StorageBackend>), Refusal> {
     let backend = Arc::new(file.backend(io)?);
     let pages = Arc::downgrade(&backend);
+    let look = Look::new(if how == Open::Verify { Check::All } else { Check::Own });
     let unclean = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&unclean);
     let mut builder = Builder::new();
@@ -365,11 +369,17 @@ fn try_open(
             session.abort();
         });
     }
-    let opened = catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(Shared(backend))));
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        builder.create_with_backend(Shared { file: backend, look: Arc::clone(&look) })
+    }));
     match opened {
         Ok(Ok(db)) => Ok((db, pages)),
         Ok(Err(_)) if unclean.load(Ordering::Relaxed) => Err(Refusal::Unclean),
-        Ok(Err(error)) => Err(Refusal::Database(error)),
+        // The other state may be whole: as after an unclean end.
+        Ok(Err(_)) if how == Open::IfClean && look.found().is_some() => Err(Refusal::Unclean),
+        Ok(Err(error)) => {
+            Err(look.found().map_or(Refusal::Database(error), |reason| Refusal::Damaged(reason.to_owned())))
+        }
         Err(_) => {
             tracing::error!(path = %path.display(), "the storage engine panicked while opening");
             Err(Refusal::Panicked)

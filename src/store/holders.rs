@@ -13,10 +13,10 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 
 use super::core::{Core, Tail};
 use super::schema::{EXCEPTIONS, FAILURES, LOG};
-use super::settings::Retention;
 use crate::error::Result;
 use crate::limits::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN, STATS_ROWS_MAX};
 use crate::log::{keys, record};
+use crate::time::Now;
 
 /// What kind of thing holds the log or the file.
 ///
@@ -341,8 +341,7 @@ fn find_held(core: &Core) -> (Vec<Held>, Log) {
 }
 
 /// All holders, the one that holds most first; how many snapshots live, and the age of the oldest.
-pub(super) fn find(core: &Core, tx: &ReadTransaction) -> Result<(Vec<Holder>, u64, Option<u64>)> {
-    let now = core.settings.clock.now();
+pub(super) fn find(core: &Core, tx: &ReadTransaction, now: Now) -> Result<(Vec<Holder>, u64, Option<u64>)> {
     let (mut held, log) = find_held(core);
     core.holders.observe(&mut held, now.mono_ms);
     let mut all = Vec::new();
@@ -361,14 +360,14 @@ pub(super) fn find(core: &Core, tx: &ReadTransaction) -> Result<(Vec<Holder>, u6
             runs: held.runs,
         });
     }
-    find_apart(core, tx, &log, &mut all)?;
+    find_apart(core, tx, &log, now, &mut all)?;
     all.sort_by_key(|holder| std::cmp::Reverse((holder.bytes.unwrap_or(0), holder.events)));
     let (living, oldest) = core.holders.living();
     Ok((all, living, oldest.map(|taken| now.mono_ms.saturating_sub(taken.mono_ms))))
 }
 
 /// What is kept one by one, or by a rule: it stands as the application wants it, so no warning is due.
-fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, all: &mut Vec<Holder>) -> Result<()> {
+fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut Vec<Holder>) -> Result<()> {
     let of = |kind, name: &str, position, events, bytes| Holder {
         kind,
         name: name.to_owned(),
@@ -400,7 +399,7 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, all: &mut Vec<Holder
         let from = keys::exception(id, 0);
         let first = tx.open_table(EXCEPTIONS)?.range(&from[..]..)?.next().transpose()?;
         let first = first.filter(|(at, _)| at.value().starts_with(&id.to_be_bytes()));
-        let first = first.and_then(|(at, _)| keys::last_seq(at.value()));
+        let first = first.and_then(|(at, _)| keys::split_exception(at.value()));
         let position = first.into_iter().chain(parked).min().unwrap_or(log.trimmed_to);
         apart += events;
         all.push(Holder {
@@ -414,7 +413,7 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, all: &mut Vec<Holder
         let mut first = None;
         let mut events = 0;
         for row in table.range(&from[..]..=&to[..])?.take(STATS_ROWS_MAX) {
-            first = first.or(keys::last_seq(row?.0.value()));
+            first = first.or(keys::split_exception(row?.0.value()));
             events += 1;
         }
         apart += events;
@@ -423,7 +422,7 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, all: &mut Vec<Holder
             all.push(Holder { runs, ..of(HolderKind::Failures, &name, first, events, None) });
         }
     }
-    if let Some(position) = retained_from(core, tx, log, &core.settings.retention)?
+    if let Some(position) = retained_from(core, tx, log, now)?
         && log.events_from(position) > 0
     {
         let bytes = log.bytes_from(tx, position, None)?;
@@ -439,13 +438,14 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, all: &mut Vec<Holder
 }
 
 /// The first event that the store's retention keeps.
-fn retained_from(core: &Core, tx: &ReadTransaction, log: &Log, retention: &Retention) -> Result<Option<u64>> {
+fn retained_from(core: &Core, tx: &ReadTransaction, log: &Log, now: Now) -> Result<Option<u64>> {
+    let retention = &core.settings.retention;
     if retention.forever {
         return Ok(Some(log.trimmed_to));
     }
     let mut from = log.next_seq.saturating_sub(retention.events_min).max(log.trimmed_to);
     if retention.age_ms_min > 0 {
-        let age_ms = core.age.at(core.settings.clock.now());
+        let age_ms = core.age.at(now);
         let old_below = core.tail().ages.old_below(age_ms, retention.age_ms_min);
         from = from.min(old_below.max(log.trimmed_to));
     }

@@ -56,7 +56,7 @@ impl Transaction {
         let row = self.seen(key)?;
         let Some(row) = row.filter(|row| row.count == NUMBERED) else { return Ok(row) };
         let Some(max) = self.core.settings.ids_forgotten_beyond() else { return Ok(Some(row)) };
-        let next = next(&self.redb().open_table(SEEN)?, scope)?;
+        let next = self.engine(|| next(&self.redb().open_table(SEEN)?, scope))?;
         Ok(Some(row).filter(|row| !is_forgotten(row, next, max)))
     }
 
@@ -67,8 +67,11 @@ impl Transaction {
         else {
             return Ok(());
         };
-        let ids = Ids::of(&self.redb().open_table(SEEN)?, scope)?;
-        if self.kept(scope, ids)? >= ids_max {
+        let kept = self.engine(|| {
+            let ids = Ids::of(&self.redb().open_table(SEEN)?, scope)?;
+            self.kept(scope, ids)
+        })?;
+        if kept >= ids_max {
             return Err(Error::InboxFull { scope: scope.to_owned(), ids_max });
         }
         Ok(())
@@ -80,11 +83,13 @@ impl Transaction {
             return Ok(None);
         }
         self.touch();
-        let mut seen = self.redb().open_table(SEEN)?;
-        let ids = Ids::of(&seen, scope)?;
-        let kept = self.kept(scope, ids)?;
-        seen.insert(keys::inbox(scope, &[]).as_slice(), u64s([ids.next + 1, kept + 1]).as_slice())?;
-        Ok(Some(ids.next))
+        self.engine(|| {
+            let mut seen = self.redb().open_table(SEEN)?;
+            let ids = Ids::of(&seen, scope)?;
+            let after = [ids.next.saturating_add(1), self.kept(scope, ids)?.saturating_add(1)];
+            seen.insert(keys::inbox(scope, &[]).as_slice(), u64s(after).as_slice())?;
+            Ok(Some(ids.next))
+        })
     }
 
     /// How many are kept; counted once, where an earlier format did not.

@@ -244,57 +244,70 @@ fn tries_row(table: &impl ReadableTable<Row, Row>, scope: &str, name: &[u8]) -> 
 }
 
 impl Store {
-    fn hand(&self) -> Result<Option<redb::ReadOnlyTable<Row, Row>>> {
-        match self.core().begin_read()?.open_table(IN_HAND) {
-            Ok(table) => Ok(Some(table)),
-            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+    /// Reads the table, if there is one.
+    fn in_hand<T: Default>(
+        &self,
+        read: impl FnOnce(&redb::ReadOnlyTable<Row, Row>) -> Result<T>,
+    ) -> Result<T> {
+        self.core().reading(|tx| match tx.open_table(IN_HAND) {
+            Ok(table) => read(&table),
+            Err(TableError::TableDoesNotExist(_)) => Ok(T::default()),
             Err(error) => Err(error.into()),
-        }
+        })
     }
 
     /// All rows of tries of a scope.
     pub(crate) fn all_tries(&self, scope: &str) -> Result<Vec<(Name, TriesRow)>> {
-        let Some(table) = self.hand()? else { return Ok(Vec::new()) };
-        let from = keys::tries(scope, &[]);
-        let to = keys::after_prefix(&from);
-        let mut found = Vec::new();
-        for row in table.range(from.as_slice()..)? {
-            let (key, row) = row?;
-            let key = key.value();
-            if !to.is_empty() && key >= to.as_slice() {
-                break;
+        self.in_hand(|table| {
+            let from = keys::tries(scope, &[]);
+            let to = keys::after_prefix(&from);
+            let mut found = Vec::new();
+            for row in table.range(from.as_slice()..)? {
+                let (key, row) = row?;
+                let key = key.value();
+                if !to.is_empty() && key >= to.as_slice() {
+                    break;
+                }
+                if let (Some(name), Some(row)) =
+                    (key.get(from.len()..), TriesRow::from_bytes(key, row.value()))
+                {
+                    found.push((name.into(), row));
+                }
             }
-            if let (Some(name), Some(row)) = (key.get(from.len()..), TriesRow::from_bytes(key, row.value())) {
-                found.push((name.into(), row));
-            }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// Parked deliveries from number `from` on, about [`PARKING_STEP_BYTES`] of them.
     pub(crate) fn parked_from(&self, scope: &str, from: u64) -> Result<Vec<FoundParked>> {
-        let Some(table) = self.hand()? else { return Ok(Vec::new()) };
-        let (from, to) = (keys::parked_delivery(scope, from), keys::parked_delivery(scope, u64::MAX));
-        let (mut found, mut bytes) = (Vec::new(), 0);
-        for row in table.range(from.as_slice()..=to.as_slice())? {
-            let (key, row) = row?;
-            let number = keys::last_seq(key.value()).ok_or_else(|| damaged_row("in_hand"))?;
-            let (len, row) = (row.value().len(), ParkedRow::from_bytes(key.value(), row.value()));
-            let tries =
-                row.as_ref().ok().map(|row| tries_row(&table, scope, &row.name)).transpose()?.flatten();
-            bytes += len;
-            found.push((number, len as u64, row, tries));
-            if bytes >= PARKING_STEP_BYTES {
-                break;
+        self.in_hand(|table| {
+            let (from, to) = (keys::parked_delivery(scope, from), keys::parked_delivery(scope, u64::MAX));
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            for row in table.range(from.as_slice()..=to.as_slice())? {
+                let (key, row) = row?;
+                let number =
+                    keys::split_numbered(scope, key.value()).ok_or_else(|| damaged_row("in_hand"))?;
+                let (len, row) = (row.value().len(), ParkedRow::from_bytes(key.value(), row.value()));
+                let tries =
+                    row.as_ref().ok().map(|row| tries_row(table, scope, &row.name)).transpose()?.flatten();
+                bytes += len;
+                found.push((number, len as u64, row, tries));
+                if bytes >= PARKING_STEP_BYTES {
+                    break;
+                }
             }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// These parked deliveries; `None` for one that is gone.
     pub(crate) fn parked(&self, scope: &str, numbers: &[u64]) -> Result<Vec<Option<Parked>>> {
-        let Some(table) = self.hand()? else { return Ok(numbers.iter().map(|_| None).collect()) };
-        numbers.iter().map(|number| parked_row(&table, scope, *number)).collect()
+        let find = |table: &redb::ReadOnlyTable<Row, Row>| {
+            numbers.iter().map(|number| parked_row(table, scope, *number)).collect::<Result<Vec<_>>>()
+        };
+        let mut found = self.in_hand(find)?;
+        found.resize_with(numbers.len(), || None);
+        Ok(found)
     }
 }
 

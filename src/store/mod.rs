@@ -66,6 +66,9 @@ mod watch;
 pub(crate) mod write_wait;
 mod writer;
 
+#[cfg(fuzzing)]
+pub(crate) use self::journal::fuzzing_journal;
+
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -22,6 +22,8 @@ const STATES_AT: [usize; 2] = [64, 192];
 const STATE_BYTES: usize = 128;
 const SUM_BYTES: usize = 16;
 const ROOT_AT: usize = 8;
+/// Where the root of the engine's own tables stands.
+const OWN_ROOT_AT: usize = 40;
 const VERSION: u8 = 3;
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
@@ -37,6 +39,8 @@ pub(super) enum Fault {
     Shape,
     Outside,
     Unreadable,
+    /// More pages than the file has lead to one another.
+    Twice,
 }
 
 /// A page, by its place in the file.
@@ -61,28 +65,43 @@ pub(super) struct State {
     region_bytes: u64,
     file_bytes: u64,
     root: Option<Child>,
+    /// Of the engine's own tables.
+    own_root: Option<Child>,
 }
 
 impl State {
     /// The newest state that a head tells; `None` if the head is damaged, or of another version.
     pub(super) fn of(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<Self> {
+        Self::in_head(head, file_bytes, Self::newest(head))
+    }
+
+    /// Which of the two states is the newest, if the head is whole.
+    pub(super) fn newest(head: &[u8; HEAD_BYTES]) -> usize {
+        usize::from(head.get(FLAGS_AT).is_some_and(|flags| flags & SECOND_STATE != 0))
+    }
+
+    /// One of the two states.
+    pub(super) fn in_head(head: &[u8; HEAD_BYTES], file_bytes: u64, at: usize) -> Option<Self> {
         let number =
             |at: usize| head.get(at..)?.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)));
         if !head.starts_with(&ENGINE) || number(12)? != PAGE_BYTES {
             return None;
         }
-        let newest = usize::from(head.get(FLAGS_AT)? & SECOND_STATE != 0);
-        let state = head.get(*STATES_AT.get(newest)?..)?.get(..STATE_BYTES)?;
+        let state = head.get(*STATES_AT.get(at)?..)?.get(..STATE_BYTES)?;
         let (summed, sum) = state.split_at_checked(STATE_BYTES - SUM_BYTES)?;
         if XxHash3_128::oneshot(summed) != u128::from_le_bytes(*sum.first_chunk()?)
             || *state.first()? != VERSION
         {
             return None;
         }
-        let root = if *state.get(1)? == 0 { None } else { Some(Child::read(state.get(ROOT_AT..)?)?) };
+        let root_at = |flag_at: usize, at: usize| match *state.get(flag_at)? {
+            0 => Some(None),
+            _ => Child::read(state.get(at..)?).map(Some),
+        };
+        let (root, own_root) = (root_at(1, ROOT_AT)?, root_at(2, OWN_ROOT_AT)?);
         let before_bytes = number(REGION_AT)? * PAGE_BYTES;
         let region_bytes = before_bytes + number(REGION_AT + 4)? * PAGE_BYTES;
-        Some(Self { before_bytes, region_bytes, file_bytes, root })
+        Some(Self { before_bytes, region_bytes, file_bytes, root, own_root })
     }
 
     /// Where a page is; `None` if that is outside the file.
@@ -91,9 +110,12 @@ impl State {
         let bytes = PAGE_BYTES << order.min(20);
         let index = page & (0x000f_ffff >> order);
         let region = (page >> 20) & 0x000f_ffff;
-        let offset = PAGE_BYTES + region * self.region_bytes + self.before_bytes + index * bytes;
+        // The sizes stand in the head without a checksum.
+        let before = region.saturating_mul(self.region_bytes).saturating_add(self.before_bytes);
+        let offset = before.saturating_add(PAGE_BYTES + index * bytes);
         let place = Place { offset, bytes };
-        if order <= 20 && offset + bytes <= self.file_bytes { Ok(place) } else { Err(place) }
+        let is_inside = order <= 20 && offset.saturating_add(bytes) <= self.file_bytes;
+        if is_inside { Ok(place) } else { Err(place) }
     }
 }
 
@@ -160,12 +182,26 @@ pub(super) struct Walk<'a, V> {
     pub(super) state: State,
     pub(super) read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>,
     pub(super) visitor: V,
+    bytes: u64,
 }
 
-impl<V: Visitor> Walk<'_, V> {
+impl<'a, V: Visitor> Walk<'a, V> {
+    pub(super) fn new(state: State, read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>, visitor: V) -> Self {
+        Self { state, read, visitor, bytes: 0 }
+    }
+
     /// Checks every page that the state leads to but those of the engine's own tables; `false` if the visitor has ended it.
     pub(super) fn all(&mut self) -> bool {
-        let Some(root) = self.state.root else { return true };
+        self.below(self.state.root)
+    }
+
+    /// Checks every page of the engine's own tables: which pages are free, above all.
+    pub(super) fn own(&mut self) -> bool {
+        self.below(self.state.own_root)
+    }
+
+    fn below(&mut self, root: Option<Child>) -> bool {
+        let Some(root) = root else { return true };
         let mut tables = Vec::new();
         let mut odd = 0;
         let whole = self.tree(None, root, OF_TABLES, &mut |name, bytes| match Table::read(name, bytes) {
@@ -195,6 +231,13 @@ impl<V: Visitor> Walk<'_, V> {
                 Ok(place) => (place, Some(Fault::Shape)),
                 Err((place, fault)) => (place, Some(fault)),
             };
+            // A page is of one branch alone. Crafted pages of which each leads to the next twice would be visited for ever.
+            let is_inside = fault != Some(Fault::Outside);
+            self.bytes = self.bytes.saturating_add(if is_inside { place.bytes } else { 0 });
+            if self.bytes > self.state.file_bytes {
+                self.visitor.wrong(table, place, Fault::Twice);
+                return false;
+            }
             let goes_on = match fault {
                 Some(fault) => self.visitor.wrong(table, place, fault),
                 None => self.visitor.right(table, place),

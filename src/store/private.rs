@@ -1,9 +1,9 @@
 //! Files beside the store's file: whose they are, and how closed.
 //!
-//! **The rule.** A side file that was there before is used only if it belongs to the user of this process, to root, or to the owner of
-//! the store's file; if it has one name; and if its mode lets no other user in. Otherwise another user could have prepared it, and
-//! would read each commit and take commits back. What the file system shows of a file that this process has just made is the measure,
-//! since some file systems have no owners and no modes of their own.
+//! **The rule.** A side file that was there before is used only under three conditions. Its owner is the user of this process, root, or the
+//! owner of the store's file. It has one name. Its mode lets no other user in. Otherwise another user could have prepared the file, and would
+//! read each commit and take commits back. A file that this process has just made is the measure: some file systems have no owners and
+//! no modes of their own.
 
 use std::fs::Metadata;
 use std::path::Path;

@@ -662,7 +662,7 @@ impl Store {
         };
         let row =
             ProjectionRow { live: Track { id: next_cursor_id(&tx)?, version, position }, rebuild: None };
-        tx.write_projection_row(name, row)?;
+        tx.engine(|| tx.write_projection_row(name, row))?;
         tx.finish(1)?;
         Ok(row)
     }
@@ -678,15 +678,16 @@ impl Store {
         let id = row.ok_or_else(|| Error::NoSuchProjection { name: name.to_owned() })?.live.id;
         let from = keys::exception(id, after.map_or(0, |seq| seq.saturating_add(1)));
         let to = keys::after_prefix(&id.to_be_bytes());
-        let tx = self.core().begin_read()?;
-        let failures = tx.open_table(FAILURES)?;
-        let rows = failures.range(&from[..]..to.as_slice())?.take(limit);
-        rows.map(|row| {
-            let (at, row) = row?;
-            let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("failure"))?;
-            ProjectionFailure::from_bytes(seq, row.value())
+        self.core().reading(|tx| {
+            let failures = tx.open_table(FAILURES)?;
+            let rows = failures.range(&from[..]..to.as_slice())?.take(limit);
+            rows.map(|row| {
+                let (at, row) = row?;
+                let seq = keys::split_exception(at.value()).ok_or_else(|| damaged_row("failure"))?;
+                ProjectionFailure::from_bytes(seq, row.value())
+            })
+            .collect()
         })
-        .collect()
     }
 
     /// Forgets a projection: its position and the events that it had given up. Its tables stay as they are, and are the
@@ -715,13 +716,16 @@ impl Store {
             return Err(Error::ProjectionRunning { name: name.to_owned() });
         }
         let mut tx = Transaction::begin(core, "`Store::forget_projection`")?;
-        let row = tx.projection_row(name)?;
-        tx.leave(&Task::Failures(row.live.id))?;
-        if let Some(rebuild) = row.rebuild {
-            tx.drop_rebuild(rebuild)?;
-        }
-        tx.forget_cancelled(name)?;
-        tx.redb().open_table(PROJECTIONS)?.remove(name)?;
+        tx.engine(|| {
+            let row = tx.projection_row(name)?;
+            tx.leave(&Task::Failures(row.live.id))?;
+            if let Some(rebuild) = row.rebuild {
+                tx.drop_rebuild(rebuild)?;
+            }
+            tx.forget_cancelled(name)?;
+            tx.redb().open_table(PROJECTIONS)?.remove(name)?;
+            Ok(())
+        })?;
         tx.finish(1)?;
         {
             let mut tail = core.tail();

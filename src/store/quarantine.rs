@@ -115,19 +115,20 @@ impl Quarantine {
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
         self.store.core().refuse_inside("Quarantine")?;
         self.store.flush_ride(Deadline::Never)?;
-        let tx = self.store.core().begin_read()?;
-        let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
-        let to = keys::after_prefix(&self.id.to_be_bytes());
-        let mut found = Vec::new();
-        for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..to.as_slice())? {
-            if found.len() >= limit {
-                break;
+        self.store.core().reading(|tx| {
+            let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
+            let to = keys::after_prefix(&self.id.to_be_bytes());
+            let mut found = Vec::new();
+            for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..to.as_slice())? {
+                if found.len() >= limit {
+                    break;
+                }
+                let (at, row) = row?;
+                let seq = keys::split_exception(at.value()).ok_or_else(|| damaged_row("exception"))?;
+                found.extend(quarantined(seq, ExceptionRow::from_bytes(row.value())?));
             }
-            let (at, row) = row?;
-            let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
-            found.extend(quarantined(seq, ExceptionRow::from_bytes(row.value())?));
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// One quarantined event with its record. The record is an error of its own where that is why it is here.
@@ -227,11 +228,12 @@ impl Quarantine {
     fn find(&self, seq: u64) -> Result<Quarantined> {
         self.store.core().refuse_inside("Quarantine")?;
         self.store.flush_ride(Deadline::Never)?;
-        let tx = self.store.core().begin_read()?;
-        let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(self.id, seq)[..])?;
-        let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
-        let found = row.and_then(|row| quarantined(seq, row));
-        found.ok_or_else(|| Error::NotQuarantined { relay: self.relay.clone(), seq })
+        self.store.core().reading(|tx| {
+            let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(self.id, seq)[..])?;
+            let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
+            let found = row.and_then(|row| quarantined(seq, row));
+            found.ok_or_else(|| Error::NotQuarantined { relay: self.relay.clone(), seq })
+        })
     }
 
     fn change(&self, change: Change) -> Result<()> {

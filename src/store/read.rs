@@ -12,7 +12,7 @@ use super::core::Core;
 use super::failure::{engine_panicked, unless_it_panics};
 use super::holders::Taken;
 use super::owner::{Kept, Owner};
-use super::recover::read_state;
+use super::recover::{plausible, read_state};
 use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use super::wanted::{Looked, Wanted};
@@ -21,7 +21,7 @@ use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::log::record;
 use crate::log::skim::skim;
-use crate::log::streams::{NO_SEQ, Run};
+use crate::log::streams::{Holes, NO_SEQ, Run, StreamState};
 use crate::process::keep;
 use crate::upcast::Upcasts;
 
@@ -91,7 +91,7 @@ impl Snapshot {
         definition: TableDefinition<'_, K, V>,
     ) -> Result<ReadOnlyTable<K, V>> {
         self.owned()?;
-        Ok(self.tx.open_table(definition)?)
+        unless_it_panics(|| Ok(self.tx.open_table(definition)?))
     }
 
     /// Opens one of the application's multimap tables.
@@ -113,7 +113,7 @@ impl Snapshot {
         definition: redb::MultimapTableDefinition<'_, K, V>,
     ) -> Result<ReadOnlyMultimapTable<K, V>> {
         self.owned()?;
-        Ok(self.tx.open_multimap_table(definition)?)
+        unless_it_panics(|| Ok(self.tx.open_multimap_table(definition)?))
     }
 
     /// The event at this sequence number; `None` if there is none (any more).
@@ -175,18 +175,18 @@ impl Snapshot {
 
     fn view(&self, name: String) -> Result<View> {
         let mut state = stream_row(&self.tx.open_table(STREAMS)?, name.as_bytes())?.unwrap_or_default();
-        let recent = self.recent(&name)?;
+        let recent = self.recent(&name, state)?;
         if !recent.seqs.is_empty() {
-            state.next = recent.first + recent.seqs.len() as u64;
+            state.next = recent.first.saturating_add(recent.seqs.len() as u64);
         }
         Ok(View { name, state, recent })
     }
 
     /// What of the stream no chunk of this snapshot holds.
-    fn recent(&self, name: &str) -> Result<Run> {
+    fn recent(&self, name: &str, state: StreamState) -> Result<Run> {
         let derived_through = read_state(&self.tx)?.derived_through;
         let log = self.tx.open_table(LOG)?;
-        let end = redb::ReadableTable::last(&log)?.map_or(0, |(seq, _)| seq.value() + 1);
+        let end = redb::ReadableTable::last(&log)?.map_or(0, |(seq, _)| seq.value().saturating_add(1));
         if let Some(core) = self.core.upgrade() {
             let tail = core.tail();
             // Memory follows a commit a moment after the file: it may also be older than this snapshot.
@@ -198,12 +198,17 @@ impl Snapshot {
                 return Ok(run);
             }
         }
-        let mut run = Run::default();
+        let (mut run, mut holes) = (Run::default(), Holes::from(derived_through));
         for row in log.range(derived_through..end)? {
             let (seq, frame) = row?;
-            let Ok(recorded) = record::decode(seq.value(), frame.value()) else { continue };
+            holes.pass(seq.value());
+            let recorded = record::decode(seq.value(), frame.value());
+            let Ok(recorded) = recorded.and_then(|recorded| plausible(recorded, state)) else {
+                holes.damaged();
+                continue;
+            };
             if let Some(revision) = recorded.revision().filter(|_| recorded.stream() == Some(name)) {
-                run.put(revision, seq.value());
+                run.put_behind(revision, seq.value(), &mut holes);
             }
         }
         Ok(run)
@@ -238,6 +243,10 @@ impl Snapshot {
     /// The records from `from` on, unread.
     pub(super) fn frames(&self, from: u64) -> Result<Frames> {
         self.owned()?;
+        unless_it_panics(|| self.frames_from(from))
+    }
+
+    fn frames_from(&self, from: u64) -> Result<Frames> {
         let trimmed_to = read_state(&self.tx)?.trimmed_to;
         let log = self.tx.open_table(LOG)?;
         let range = log.range::<u64>((Bound::Included(from), Bound::Unbounded))?;

@@ -18,12 +18,13 @@ use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
-use crate::event::{fresh_secret, fresh_uuid};
-use crate::limits::CLOCK_TOLERANCE_MS;
+use crate::event::{Recorded, fresh_secret, fresh_uuid};
+use crate::limits::{CLOCK_TOLERANCE_MS, NUMBER_MAX};
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
-use crate::log::streams::StreamState;
+use crate::log::streams::{Holes, StreamState};
 use crate::log::{keys, record};
+use crate::printable::printable;
 use crate::wire::ContentKey;
 
 /// More epochs than any file can have come to: each takes a damaged file.
@@ -158,6 +159,9 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> 
     let state = read_state(&tx)?;
     let log = tx.open_table(LOG)?;
     let last = log.last()?.map(|(seq, _)| seq.value());
+    if last == Some(u64::MAX) {
+        return Err(CorruptError { seq: u64::MAX, what: "no event can have this number" }.into());
+    }
     let mut tail = Tail {
         next_seq: last.map_or(state.trimmed_to, |last| (last + 1).max(state.trimmed_to)),
         end_offset: end_of_log(&log, &state)?,
@@ -212,7 +216,7 @@ pub(super) fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
 fn end_of_log(log: &impl ReadableTable<u64, &'static [u8]>, state: &StateRow) -> Result<u64> {
     for row in log.range(state.trimmed_to..)?.rev() {
         let (seq, frame) = row?;
-        if let Ok(offset) = record::end_offset(seq.value(), frame.value()) {
+        if let Some(offset) = end_offset(seq.value(), frame.value()) {
             return Ok(offset);
         }
     }
@@ -226,11 +230,16 @@ fn offset_before(log: &impl ReadableTable<u64, &'static [u8]>, tail: &Tail, posi
     }
     for row in log.range(position - 1..)? {
         let (seq, frame) = row?;
-        if let Ok(offset) = record::end_offset(seq.value(), frame.value()) {
+        if let Some(offset) = end_offset(seq.value(), frame.value()) {
             return Ok(offset);
         }
     }
     Ok(tail.end_offset)
+}
+
+/// The end offset of a record, if it can be read and can be true: sums of it do not overflow.
+fn end_offset(seq: u64, frame: &[u8]) -> Option<u64> {
+    record::end_offset(seq, frame).ok().filter(|offset| *offset <= NUMBER_MAX)
 }
 
 /// Brings lanes and streams up to date from the records that their tables do not know yet; `false` if one of them is
@@ -240,24 +249,35 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     let streams = tx.open_table(STREAMS)?;
     let mut key = Vec::new();
     let mut whole = true;
-    let mut expected = tail.derived_through;
+    let mut holes = Holes::from(tail.derived_through);
     for row in log.range(tail.derived_through..)? {
         let (seq, frame) = row?;
-        if seq.value() != expected {
+        if !holes.pass(seq.value()) {
             if whole {
-                let seq = expected;
-                tracing::error!(seq, "a record is missing; lanes cannot be rebuilt; a new epoch begins");
+                let before = seq.value();
+                tracing::error!(before, "a record is missing; lanes cannot be rebuilt; a new epoch begins");
             }
             whole = false;
         }
-        expected = seq.value().saturating_add(1);
-        let recorded = match record::decode(seq.value(), frame.value()) {
+        let known_next = |tail: &Tail, stream: &str| -> Result<StreamState> {
+            match tail.streams.states.get(stream.as_bytes()) {
+                Some(known) => Ok(known),
+                None => Ok(stream_row(&streams, stream.as_bytes())?.unwrap_or_default()),
+            }
+        };
+        let decoded = record::decode(seq.value(), frame.value());
+        let state = match decoded.as_ref().ok().and_then(|recorded| recorded.stream()) {
+            Some(stream) => known_next(tail, stream)?,
+            None => StreamState::default(),
+        };
+        let recorded = match decoded.and_then(|recorded| plausible(recorded, state)) {
             Ok(recorded) => recorded,
             Err(error) => {
                 if whole {
                     tracing::error!(%error, "lanes cannot be rebuilt; a new epoch begins");
                 }
                 whole = false;
+                holes.damaged();
                 continue;
             }
         };
@@ -268,17 +288,32 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
         }
         if let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) {
             let name = stream.as_bytes();
-            let known = match tail.streams.states.get(name) {
-                Some(known) => known,
-                None => stream_row(&streams, name)?.unwrap_or_default(),
-            };
             // Where a damaged record hides a revision, the index has a hole, which is told when it is read.
-            tail.streams.recent.entry(name.into()).or_default().put(revision, seq.value());
-            let state = StreamState { next: known.next.max(revision + 1), ..known };
+            let run = tail.streams.recent.entry(name.into()).or_default();
+            if !run.put_behind(revision, seq.value(), &mut holes) {
+                let (seq, stream) = (seq.value(), printable(stream));
+                tracing::error!(seq, %stream, revision, "more revisions are missing than records; the index leaves this one out");
+                whole = false;
+            }
+            let state = StreamState { next: state.next.max(revision + 1), ..state };
             tail.streams.states.change(name.into(), state);
         }
     }
     Ok(whole)
+}
+
+/// Refuses numbers that no event at this place can have: each event of a lane or a stream has a sequence number of its own. Only where the
+/// newest events were lost may a stream be ahead of the log, and then its row says so.
+pub(super) fn plausible(recorded: Recorded, known: StreamState) -> Result<Recorded, CorruptError> {
+    let seq = recorded.seq();
+    let refused = |what| Err(CorruptError { seq, what });
+    if recorded.lane.is_some_and(|lane| lane.number > seq || lane.id > seq) {
+        return refused("its number in its lane cannot be");
+    }
+    if recorded.revision().is_some_and(|revision| revision > seq.max(known.next)) {
+        return refused("its revision cannot be");
+    }
+    Ok(recorded)
 }
 
 /// Numbers of lanes that cannot be known any more are not guessed: a reader would take a reused number for a repeat, and

@@ -123,17 +123,19 @@ impl Rejected {
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<RejectedDelivery>> {
         let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else { return Ok(Vec::new()) };
-        let tx = self.begin_read()?;
-        let rejected = tx.open_table(REJECTED)?;
-        let (from, to) = (self.row(from), self.row(u64::MAX));
-        let mut found = Vec::new();
-        for row in rejected.range(from.as_slice()..=to.as_slice())?.take(limit) {
-            let (key, row) = row?;
-            let number = keys::last_seq(key.value()).ok_or_else(|| damaged_row("rejected"))?;
-            let redriven = rejected.get(keys::redriven(&self.scope, number).as_slice())?.is_some();
-            found.push(entry(number, redriven, RejectedRow::from_bytes(key.value(), row.value())));
-        }
-        Ok(found)
+        self.reading(|tx| {
+            let rejected = tx.open_table(REJECTED)?;
+            let (from, to) = (self.row(from), self.row(u64::MAX));
+            let mut found = Vec::new();
+            for row in rejected.range(from.as_slice()..=to.as_slice())?.take(limit) {
+                let (key, row) = row?;
+                let number =
+                    keys::split_numbered(&self.scope, key.value()).ok_or_else(|| damaged_row("rejected"))?;
+                let redriven = rejected.get(keys::redriven(&self.scope, number).as_slice())?.is_some();
+                found.push(entry(number, redriven, RejectedRow::from_bytes(key.value(), row.value())));
+            }
+            Ok(found)
+        })
     }
 
     /// One rejected delivery with its message.
@@ -155,13 +157,14 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn get(&self, number: u64) -> Result<(RejectedDelivery, Message)> {
-        let tx = self.begin_read()?;
-        let rejected = tx.open_table(REJECTED)?;
-        let row = read_row(&rejected, &self.scope, number)?.ok_or_else(|| self.missing(number))?;
-        let row = row.map_err(|what| damaged(&self.scope, number, what))?;
-        let redriven = rejected.get(keys::redriven(&self.scope, number).as_slice())?.is_some();
-        let message = row.message.clone();
-        Ok((entry(number, redriven, Ok(row)), message))
+        self.reading(|tx| {
+            let rejected = tx.open_table(REJECTED)?;
+            let row = read_row(&rejected, &self.scope, number)?.ok_or_else(|| self.missing(number))?;
+            let row = row.map_err(|what| damaged(&self.scope, number, what))?;
+            let redriven = rejected.get(keys::redriven(&self.scope, number).as_slice())?.is_some();
+            let message = row.message.clone();
+            Ok((entry(number, redriven, Ok(row)), message))
+        })
     }
 
     /// Hands it to the consumer's handler again, with all its attempts before it. When this returns `Ok` that is durable; a
@@ -273,9 +276,10 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn len(&self) -> Result<u64> {
-        let tx = self.begin_read()?;
-        let key = keys::rejected(&self.scope);
-        Ok(Book::of(&tx.open_table(REJECTED)?, &key)?.rows)
+        self.reading(|tx| {
+            let key = keys::rejected(&self.scope);
+            Ok(Book::of(&tx.open_table(REJECTED)?, &key)?.rows)
+        })
     }
 
     /// Whether there are none.
@@ -293,10 +297,10 @@ impl Rejected {
         Ok(self.len()? == 0)
     }
 
-    fn begin_read(&self) -> Result<redb::ReadTransaction> {
+    fn reading<T>(&self, read: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
         check_id("the scope", self.scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         self.store.core().refuse_inside("Rejected")?;
-        self.store.core().begin_read()
+        self.store.core().reading(read)
     }
 
     fn write(&self, mut write: impl FnMut(&Transaction, &str) -> Result<()> + Send + 'static) -> Result<()> {
@@ -539,33 +543,38 @@ impl Store {
     /// Deliveries that are to be driven again, above `after`, at most `limit`.
     pub(crate) fn redriven(&self, scope: &str, after: Option<u64>, limit: usize) -> Result<Vec<Redriven>> {
         let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else { return Ok(Vec::new()) };
-        let rejected = self.core().begin_read()?.open_table(REJECTED)?;
-        let (from, to) = (keys::redriven(scope, from), keys::redriven(scope, u64::MAX));
-        let mut found = Vec::new();
-        for row in rejected.range(from.as_slice()..=to.as_slice())?.take(limit) {
-            let number = keys::last_seq(row?.0.value()).ok_or_else(|| damaged_row("rejected"))?;
-            let row = read_row(&rejected, scope, number)?.unwrap_or(Err("it is missing"));
-            found.push((number, row));
-        }
-        Ok(found)
+        self.core().reading(|tx| {
+            let rejected = tx.open_table(REJECTED)?;
+            let (from, to) = (keys::redriven(scope, from), keys::redriven(scope, u64::MAX));
+            let mut found = Vec::new();
+            for row in rejected.range(from.as_slice()..=to.as_slice())?.take(limit) {
+                let number =
+                    keys::split_numbered(scope, row?.0.value()).ok_or_else(|| damaged_row("rejected"))?;
+                let row = read_row(&rejected, scope, number)?.unwrap_or(Err("it is missing"));
+                found.push((number, row));
+            }
+            Ok(found)
+        })
     }
 
     /// How many deliveries each scope has rejected.
     pub(super) fn rejected_counts(&self) -> Result<BTreeMap<String, u64>> {
-        let rejected = self.core().begin_read()?.open_table(REJECTED)?;
-        let mut counts = BTreeMap::new();
-        let mut from = Vec::new();
-        while let Some(row) = rejected.range(from.as_slice()..)?.next() {
-            let (key, _) = row?;
-            let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("rejected"))?.to_owned();
-            let key = keys::rejected(&scope);
-            counts.insert(scope, Book::of(&rejected, &key)?.rows);
-            // From one scope straight to the next.
-            from = keys::after_prefix(&key);
-            if from.is_empty() {
-                break;
+        self.core().reading(|tx| {
+            let rejected = tx.open_table(REJECTED)?;
+            let mut counts = BTreeMap::new();
+            let mut from = Vec::new();
+            while let Some(row) = rejected.range(from.as_slice()..)?.next() {
+                let (key, _) = row?;
+                let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("rejected"))?.to_owned();
+                let key = keys::rejected(&scope);
+                counts.insert(scope, Book::of(&rejected, &key)?.rows);
+                // From one scope straight to the next.
+                from = keys::after_prefix(&key);
+                if from.is_empty() {
+                    break;
+                }
             }
-        }
-        Ok(counts)
+            Ok(counts)
+        })
     }
 }

@@ -71,13 +71,18 @@ impl Store {
                 StartAt::Oldest => (tail.trimmed_to, tail.trimmed_offset),
                 StartAt::Newest => (tail.next_seq, tail.end_offset),
                 StartAt::Position(position) => {
-                    let offset = super::commit::offset_at(tx.redb(), &tail, &tx.pending.borrow(), position)?;
+                    let pending = tx.pending.borrow();
+                    let offset =
+                        tx.engine(|| super::commit::offset_at(tx.redb(), &tail, &pending, position))?;
                     (position, offset)
                 }
             };
             Cursor { id, position, position_offset, confirmed: 0, rows: super::cursor::RowCounts::default() }
         };
-        tx.redb().open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
+        tx.engine(|| {
+            tx.redb().open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
+            Ok(())
+        })?;
         tx.finish(1)?;
         // Within the same turn: nobody commits between the row and its being known.
         core.tail().cursors.insert(name.to_owned(), cursor.clone());
@@ -111,8 +116,11 @@ impl Store {
         let mut tx = Transaction::begin(core, "`Store::forget_relay`")?;
         let cursor = core.tail().cursors.get(name).cloned();
         let cursor = cursor.ok_or_else(|| Error::NoSuchRelay { name: name.to_owned() })?;
-        tx.leave(&Task::Relay(cursor.id))?;
-        tx.redb().open_table(CURSORS)?.remove(name)?;
+        tx.engine(|| {
+            tx.leave(&Task::Relay(cursor.id))?;
+            tx.redb().open_table(CURSORS)?.remove(name)?;
+            Ok(())
+        })?;
         // Progress of it that still waits would write its row anew.
         core.ride().cursors.remove(name);
         tx.finish(1)?;
@@ -153,11 +161,15 @@ pub(super) fn warn_trimmed(name: &str, position: u64, trimmed_to: u64) {
 
 /// Names a cursor, or a track of a projection, in keys. Never 0.
 pub(super) fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
-    let mut meta = tx.redb().open_table(META)?;
-    let id = meta.get(META_NEXT_CURSOR)?.and_then(|row| row.value().try_into().ok().map(u32::from_le_bytes));
-    let id = id.ok_or_else(|| damaged_row("cursor number"))?;
-    meta.insert(META_NEXT_CURSOR, &(id + 1).to_le_bytes()[..])?;
-    Ok(id)
+    tx.engine(|| {
+        let mut meta = tx.redb().open_table(META)?;
+        let id =
+            meta.get(META_NEXT_CURSOR)?.and_then(|row| row.value().try_into().ok().map(u32::from_le_bytes));
+        let (id, next) =
+            id.and_then(|id| Some((id, id.checked_add(1)?))).ok_or_else(|| damaged_row("cursor number"))?;
+        meta.insert(META_NEXT_CURSOR, &next.to_le_bytes()[..])?;
+        Ok(id)
+    })
 }
 
 /// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed; where
@@ -169,33 +181,34 @@ pub(crate) fn read_log(
     events_max: usize,
     bytes_max: usize,
 ) -> Result<Vec<Read>> {
-    let tx = core.begin_read()?;
-    let trimmed_to = read_state(&tx)?.trimmed_to;
-    let log = tx.open_table(LOG)?;
-    let hidden = if from < trimmed_to { Hidden::of(&tx)? } else { None };
-    let mut read = Vec::new();
-    let mut bytes = 0;
-    let mut next = from;
-    for row in log.range(from..to)? {
-        let (seq, frame) = row?;
-        let seq = seq.value();
-        if !(next..to).contains(&seq) {
-            continue; // Another place's record: the one that belongs here is missing.
-        }
-        if seq < trimmed_to && hidden.as_ref().is_some_and(|hidden| hidden.hides(seq, frame.value())) {
+    core.reading(|tx| {
+        let trimmed_to = read_state(tx)?.trimmed_to;
+        let log = tx.open_table(LOG)?;
+        let hidden = if from < trimmed_to { Hidden::of(tx)? } else { None };
+        let mut read = Vec::new();
+        let mut bytes = 0;
+        let mut next = from;
+        for row in log.range(from..to)? {
+            let (seq, frame) = row?;
+            let seq = seq.value();
+            if !(next..to).contains(&seq) {
+                continue; // Another place's record: the one that belongs here is missing.
+            }
+            if seq < trimmed_to && hidden.as_ref().is_some_and(|hidden| hidden.hides(seq, frame.value())) {
+                next = seq + 1;
+                continue;
+            }
+            tell_missing(next.max(trimmed_to)..seq, events_max, &mut read);
+            bytes += frame.value().len();
+            if read.len() >= events_max || (bytes > bytes_max && !read.is_empty()) {
+                return Ok(read);
+            }
+            read.push((seq, record::decode(seq, frame.value())));
             next = seq + 1;
-            continue;
         }
-        tell_missing(next.max(trimmed_to)..seq, events_max, &mut read);
-        bytes += frame.value().len();
-        if read.len() >= events_max || (bytes > bytes_max && !read.is_empty()) {
-            return Ok(read);
-        }
-        read.push((seq, record::decode(seq, frame.value())));
-        next = seq + 1;
-    }
-    tell_missing(next.max(trimmed_to)..to, events_max, &mut read);
-    Ok(read)
+        tell_missing(next.max(trimmed_to)..to, events_max, &mut read);
+        Ok(read)
+    })
 }
 
 fn tell_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<Read>) {
@@ -205,14 +218,15 @@ fn tell_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<Re
 
 /// The records of these sequence numbers. One that is gone is told as damaged: an exception never outlives its record.
 pub(crate) fn read_records(core: &Core, seqs: impl Iterator<Item = u64>) -> Result<Vec<Read>> {
-    let tx = core.begin_read()?;
-    let log = tx.open_table(LOG)?;
-    seqs.map(|seq| {
-        let frame = log.get(seq)?;
-        let gone = Err(CorruptError { seq, what: "it is missing" });
-        Ok((seq, frame.map_or(gone, |frame| record::decode(seq, frame.value()))))
+    core.reading(|tx| {
+        let log = tx.open_table(LOG)?;
+        seqs.map(|seq| {
+            let frame = log.get(seq)?;
+            let gone = Err(CorruptError { seq, what: "it is missing" });
+            Ok((seq, frame.map_or(gone, |frame| record::decode(seq, frame.value()))))
+        })
+        .collect()
     })
-    .collect()
 }
 
 /// What a relay finds when it starts, apart from its position.
@@ -228,31 +242,33 @@ pub(crate) struct FoundRows {
 /// Everything that stands apart from the cursor's position. What each part means: see `Recovered`.
 pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Result<FoundRows> {
     let id = cursor.id;
-    let tx = core.begin_read()?;
-    let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
-    let mut found = FoundRows::default();
-    for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..to.as_slice())? {
-        let (at, row) = row?;
-        let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
-        let row = ExceptionRow::from_bytes(row.value())?;
-        match (row.exception.state, row.key) {
-            (ExceptionState::Retry { .. }, _) if found.retrying.len() < retrying_max => {
-                found.retrying.push((seq, row.exception));
+    core.reading(|tx| {
+        let (from, to) = (id.to_be_bytes(), keys::after_prefix(&id.to_be_bytes()));
+        let mut found = FoundRows::default();
+        for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..to.as_slice())? {
+            let (at, row) = row?;
+            let seq = keys::split_exception(at.value()).ok_or_else(|| damaged_row("exception"))?;
+            let row = ExceptionRow::from_bytes(row.value())?;
+            match (row.exception.state, row.key) {
+                (ExceptionState::Retry { .. }, _) if found.retrying.len() < retrying_max => {
+                    found.retrying.push((seq, row.exception));
+                }
+                (ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms }, key) => {
+                    // A retry holds its key, also from disk.
+                    let holds = matches!(row.exception.state, ExceptionState::Retry { .. });
+                    found.holding.extend(key.filter(|_| holds).map(|key| (seq, key)));
+                    found.next_due_ms =
+                        Some(found.next_due_ms.map_or(due_ms, |earliest| earliest.min(due_ms)));
+                }
+                (ExceptionState::Quarantined { holds_key: true, .. }, Some(key)) => {
+                    found.holding.push((seq, key))
+                }
+                (ExceptionState::Quarantined { .. } | ExceptionState::Discarded, _) => {}
             }
-            (ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms }, key) => {
-                // A retry holds its key, also from disk.
-                let holds = matches!(row.exception.state, ExceptionState::Retry { .. });
-                found.holding.extend(key.filter(|_| holds).map(|key| (seq, key)));
-                found.next_due_ms = Some(found.next_due_ms.map_or(due_ms, |earliest| earliest.min(due_ms)));
-            }
-            (ExceptionState::Quarantined { holds_key: true, .. }, Some(key)) => {
-                found.holding.push((seq, key))
-            }
-            (ExceptionState::Quarantined { .. } | ExceptionState::Discarded, _) => {}
         }
-    }
-    find_parked(&tx.open_table(PARKED)?, cursor, &mut found)?;
-    Ok(found)
+        find_parked(&tx.open_table(PARKED)?, cursor, &mut found)?;
+        Ok(found)
+    })
 }
 
 /// Goes from each parked key to the next.
@@ -265,8 +281,7 @@ fn find_parked(
     let end = keys::after_prefix(&from);
     while let Some(row) = parked.range(from.as_slice()..end.as_slice())?.next() {
         let (at, _) = row?;
-        let (key, seq) = (keys::parked_key(at.value()), keys::last_seq(at.value()));
-        let (key, seq) = key.zip(seq).ok_or_else(|| damaged_row("parked"))?;
+        let (key, seq) = keys::split_parked(at.value()).ok_or_else(|| damaged_row("parked"))?;
         let key = Key::from(key);
         if seq < cursor.position {
             found.parked_keys.push(Key::clone(&key));
@@ -274,7 +289,8 @@ fn find_parked(
         let ahead = keys::parked(cursor.id, &key, cursor.position);
         let last = keys::parked(cursor.id, &key, u64::MAX);
         for row in parked.range(ahead.as_slice()..last.as_slice())? {
-            let seq = keys::last_seq(row?.0.value()).ok_or_else(|| damaged_row("parked"))?;
+            let (at, _) = row?;
+            let (_, seq) = keys::split_parked(at.value()).ok_or_else(|| damaged_row("parked"))?;
             found.parked_ahead.push((Key::clone(&key), seq));
         }
         from = last;
@@ -294,10 +310,11 @@ pub(crate) struct FoundDue {
 
 /// Whether the file says that this event is to be tried again.
 pub(crate) fn is_to_be_tried(core: &Core, id: CursorId, seq: u64) -> Result<bool> {
-    let tx = core.begin_read()?;
-    let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])?;
-    let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
-    Ok(row.is_some_and(|row| matches!(row.exception.state, ExceptionState::Retry { .. })))
+    core.reading(|tx| {
+        let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])?;
+        let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
+        Ok(row.is_some_and(|row| matches!(row.exception.state, ExceptionState::Retry { .. })))
+    })
 }
 
 /// Exceptions due by `until_ms`, in order of (due time, seq), after `after`, at most so many.
@@ -308,29 +325,30 @@ pub(crate) fn read_due(
     until_ms: u64,
     events_max: usize,
 ) -> Result<FoundDue> {
-    let tx = core.begin_read()?;
-    let exceptions = tx.open_table(EXCEPTIONS)?;
-    let from =
-        after.map_or(keys::due(id, 0, 0), |(due_ms, seq)| keys::due(id, due_ms, seq.saturating_add(1)));
-    let to = keys::after_prefix(&id.to_be_bytes());
-    let mut found = FoundDue::default();
-    let mut last = None;
-    for row in tx.open_table(DUE)?.range(&from[..]..to.as_slice())? {
-        let (at, _) = row?;
-        let (due_ms, seq) = keys::split_due(at.value()).ok_or_else(|| damaged_row("due"))?;
-        if due_ms > until_ms {
-            found.next_due_ms = Some(due_ms);
-            break;
+    core.reading(|tx| {
+        let exceptions = tx.open_table(EXCEPTIONS)?;
+        let from =
+            after.map_or(keys::due(id, 0, 0), |(due_ms, seq)| keys::due(id, due_ms, seq.saturating_add(1)));
+        let to = keys::after_prefix(&id.to_be_bytes());
+        let mut found = FoundDue::default();
+        let mut last = None;
+        for row in tx.open_table(DUE)?.range(&from[..]..to.as_slice())? {
+            let (at, _) = row?;
+            let (due_ms, seq) = keys::split_due(at.value()).ok_or_else(|| damaged_row("due"))?;
+            if due_ms > until_ms {
+                found.next_due_ms = Some(due_ms);
+                break;
+            }
+            if found.due.len() >= events_max {
+                found.resume = last;
+                break;
+            }
+            let row = exceptions.get(&keys::exception(id, seq)[..])?.ok_or_else(|| damaged_row("due"))?;
+            found.due.push((seq, ExceptionRow::from_bytes(row.value())?.exception));
+            last = Some((due_ms, seq));
         }
-        if found.due.len() >= events_max {
-            found.resume = last;
-            break;
-        }
-        let row = exceptions.get(&keys::exception(id, seq)[..])?.ok_or_else(|| damaged_row("due"))?;
-        found.due.push((seq, ExceptionRow::from_bytes(row.value())?.exception));
-        last = Some((due_ms, seq));
-    }
-    Ok(found)
+        Ok(found)
+    })
 }
 
 /// The first parked events of a key, at most so many, and whether there are more.
@@ -340,22 +358,24 @@ pub(crate) fn read_parked(
     key: &str,
     events_max: usize,
 ) -> Result<(Vec<u64>, bool)> {
-    let tx = core.begin_read()?;
-    let from = keys::parked(id, key, 0);
-    let to = keys::parked(id, key, u64::MAX);
-    let mut seqs = Vec::new();
-    for row in tx.open_table(PARKED)?.range(from.as_slice()..to.as_slice())? {
-        if seqs.len() >= events_max {
-            return Ok((seqs, true));
+    core.reading(|tx| {
+        let from = keys::parked(id, key, 0);
+        let to = keys::parked(id, key, u64::MAX);
+        let mut seqs = Vec::new();
+        for row in tx.open_table(PARKED)?.range(from.as_slice()..to.as_slice())? {
+            if seqs.len() >= events_max {
+                return Ok((seqs, true));
+            }
+            let (at, _) = row?;
+            seqs.push(keys::split_parked(at.value()).ok_or_else(|| damaged_row("parked"))?.1);
         }
-        seqs.push(keys::last_seq(row?.0.value()).ok_or_else(|| damaged_row("parked"))?);
-    }
-    Ok((seqs, false))
+        Ok((seqs, false))
+    })
 }
 
 /// The events of `from..to` that have an exception.
 pub(crate) fn exceptions_between(core: &Core, id: CursorId, from: u64, to: u64) -> Result<BTreeSet<u64>> {
-    exceptions_in(&core.begin_read()?, id, from, to)
+    core.reading(|tx| exceptions_in(tx, id, from, to))
 }
 
 pub(super) fn exceptions_in(
@@ -367,7 +387,7 @@ pub(super) fn exceptions_in(
     let (from, to) = (keys::exception(id, from), keys::exception(id, to));
     let mut found = BTreeSet::new();
     for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..&to[..])? {
-        found.extend(keys::last_seq(row?.0.value()));
+        found.extend(keys::split_exception(row?.0.value()));
     }
     Ok(found)
 }
@@ -382,19 +402,20 @@ pub(crate) enum RowState {
 }
 
 pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState> {
-    let tx = core.begin_read()?;
-    if let Some(row) = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])? {
-        let row = ExceptionRow::from_bytes(row.value())?;
-        return Ok(match row.exception.state {
-            ExceptionState::Quarantined { .. } | ExceptionState::Discarded => {
-                RowState::Quarantined(row.exception)
-            }
-            _ => RowState::Waiting,
-        });
-    }
-    let Some(frame) = tx.open_table(LOG)?.get(seq)? else { return Ok(RowState::Settled) };
-    let recorded = record::decode(seq, frame.value())?;
-    let Some(key) = recorded.key() else { return Ok(RowState::Settled) };
-    let parked = tx.open_table(PARKED)?.get(keys::parked(id, key, seq).as_slice())?.is_some();
-    Ok(if parked { RowState::Waiting } else { RowState::Settled })
+    core.reading(|tx| {
+        if let Some(row) = tx.open_table(EXCEPTIONS)?.get(&keys::exception(id, seq)[..])? {
+            let row = ExceptionRow::from_bytes(row.value())?;
+            return Ok(match row.exception.state {
+                ExceptionState::Quarantined { .. } | ExceptionState::Discarded => {
+                    RowState::Quarantined(row.exception)
+                }
+                _ => RowState::Waiting,
+            });
+        }
+        let Some(frame) = tx.open_table(LOG)?.get(seq)? else { return Ok(RowState::Settled) };
+        let recorded = record::decode(seq, frame.value())?;
+        let Some(key) = recorded.key() else { return Ok(RowState::Settled) };
+        let parked = tx.open_table(PARKED)?.get(keys::parked(id, key, seq).as_slice())?.is_some();
+        Ok(if parked { RowState::Waiting } else { RowState::Settled })
+    })
 }

@@ -190,13 +190,14 @@ impl Transaction {
                 }
             }
             Identity::Lane { head, arrival, .. } => {
-                let seen = self.redb().open_table(SEEN)?;
-                let known = read_head(&seen, head)?.unwrap_or_default();
-                let applied = known.applied(arrival, &Lane { seen: &seen, head })?;
-                drop(seen);
+                let applied = self.engine(|| {
+                    let seen = self.redb().open_table(SEEN)?;
+                    let known = read_head(&seen, head)?.unwrap_or_default();
+                    known.applied(arrival, &Lane { seen: &seen, head })
+                })?;
                 if let Some(mark) = applied {
                     self.touch();
-                    write(self.redb(), head, mark)?;
+                    self.engine(|| write(self.redb(), head, mark))?;
                 }
             }
         }
@@ -223,7 +224,7 @@ impl Transaction {
                 let Some(mark) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
                 self.admit(Amount::mark(head.len()))?;
                 self.touch();
-                write(self.redb(), head, if refused { mark.refused() } else { mark })?;
+                self.engine(|| write(self.redb(), head, if refused { mark.refused() } else { mark }))?;
                 Ok(true)
             }
         }
@@ -232,9 +233,12 @@ impl Transaction {
     /// The rows that mark it as seen; `None` for a repeat.
     fn decide(&self, scope: &str, lane: LaneOf, head: &[u8], arrival: &Arrival) -> Result<Option<Mark>> {
         self.owned()?;
-        let seen = self.redb().open_table(SEEN)?;
-        let known = read_head(&seen, head)?.unwrap_or_default();
-        match decide(&known, arrival, &Lane { seen: &seen, head })? {
+        let decision = self.engine(|| {
+            let seen = self.redb().open_table(SEEN)?;
+            let known = read_head(&seen, head)?.unwrap_or_default();
+            decide(&known, arrival, &Lane { seen: &seen, head })
+        })?;
+        match decision {
             Decision::First(mark) => Ok(Some(mark)),
             Decision::Repeat => Ok(None),
             Decision::Conflict(how) => Err(Error::LaneConflict {
@@ -271,6 +275,9 @@ impl<T: ReadableTable<Row, Row>> Rows for Lane<'_, T> {
             return Ok(None);
         };
         let (key, row) = row?;
+        if key.value().len() != from.len() {
+            return Err(damaged_row("seen"));
+        }
         Hole::from_bytes(key.value(), row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
     }
 
@@ -313,13 +320,15 @@ impl Store {
     /// The first number of each of these lanes that is new, as of the last commit. The keys are of their heads. One whose
     /// row is damaged has none: whoever takes a delivery of it is told.
     pub(crate) fn lanes_next<'a>(&self, heads: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u64>> {
-        let seen = self.core().begin_read()?.open_table(SEEN)?;
-        let next = |key: &[u8]| -> Result<u64> {
-            let row = seen.get(key)?;
-            let head = row.map(|row| Head::from_bytes(key, row.value()));
-            Ok(head.map_or(0, |head| head.map_or(u64::MAX, |head| head.next)))
-        };
-        heads.into_iter().map(next).collect()
+        self.core().reading(|tx| {
+            let seen = tx.open_table(SEEN)?;
+            let next = |key: &[u8]| -> Result<u64> {
+                let row = seen.get(key)?;
+                let head = row.map(|row| Head::from_bytes(key, row.value()));
+                Ok(head.map_or(0, |head| head.map_or(u64::MAX, |head| head.next)))
+            };
+            heads.into_iter().map(next).collect()
+        })
     }
 }
 

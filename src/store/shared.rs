@@ -1,63 +1,155 @@
-//! The engine's file, for others to read beside the engine. The engine owns what it is opened with.
+//! The engine's file, for others to read beside the engine, and looked at before the engine reads it. The engine owns what it is opened with.
+//!
+//! redb checks no page that it reads, and panics on some that are damaged; where that happens in a destructor the process ends. So its own tables,
+//! which it reads at each open, are checked before; and all pages are, before it repairs a file that was not closed.
+//!
+//! **Invariant.** The look is under the engine's lock: the engine locks the file, asks how long it is, and reads then.
 
-use std::io::Result;
+use std::io::{Error, ErrorKind, Result};
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use redb::{BackendError, StorageBackend};
 
+use super::head::HEAD_BYTES;
+use super::pages::{Fault, Place, State, Visitor, Walk};
+
+/// What is looked at before the engine reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    /// Pages of the engine's own tables, in the newest state.
+    Own,
+    /// Every page. One of the two states has to be whole: a crash may have torn the newest.
+    All,
+}
+
+/// A look, and what it has found.
+#[derive(Debug)]
+pub(super) struct Look {
+    check: Check,
+    found: OnceLock<Option<String>>,
+}
+
+impl Look {
+    pub(super) fn new(check: Check) -> Arc<Self> {
+        Arc::new(Self { check, found: OnceLock::new() })
+    }
+
+    /// Why the engine was not let read, if it was not.
+    pub(super) fn found(&self) -> Option<&str> {
+        self.found.get()?.as_deref()
+    }
+
+    /// What is damaged. What cannot be read is left to the engine, which tells it.
+    fn take(&self, file: &impl StorageBackend, len: u64) -> Option<String> {
+        let mut head = [0; HEAD_BYTES];
+        if len < HEAD_BYTES as u64 || file.read(0, &mut head).is_err() {
+            return None;
+        }
+        let newest = State::newest(&head);
+        let damage = |at: usize| {
+            let state = State::in_head(&head, len, at)?;
+            let read = |offset: u64, out: &mut [u8]| file.read(offset, out);
+            let mut walk = Walk::new(state, &read, FirstDamage::default());
+            let _ = walk.own() && (self.check == Check::Own || walk.all());
+            Some(walk.visitor.0)
+        };
+        // A state whose own checksum is wrong is none; a head without any is left to the engine to refuse.
+        match (damage(newest), self.check) {
+            (None, Check::Own) => None,
+            (Some(found), Check::Own) => found,
+            (Some(None), Check::All) => None,
+            (newest_found, Check::All) => match (newest_found.flatten(), damage(1 - newest)) {
+                (_, Some(None)) => None,
+                (found, other) => found.or(other.flatten()),
+            },
+        }
+    }
+}
+
+/// The first page that is not as it was written. A page whose checksum is right and whose form is unknown was written so.
+#[derive(Debug, Default)]
+struct FirstDamage(Option<String>);
+
+impl Visitor for FirstDamage {
+    fn right(&mut self, _: Option<&str>, _: Place) -> bool {
+        true
+    }
+
+    fn wrong(&mut self, table: Option<&str>, place: Place, fault: Fault) -> bool {
+        let what = match fault {
+            Fault::Checksum => "its checksum is wrong",
+            Fault::Outside => "it is outside the file",
+            Fault::Twice => "more pages lead to it than the file has",
+            Fault::Shape => return true,
+            Fault::Unreadable => return false,
+        };
+        let of = table.map(|table| format!(", of table `{table}`")).unwrap_or_default();
+        let Place { offset, bytes } = place;
+        self.0 = Some(format!("the page of {bytes} bytes at {offset}{of} is damaged: {what}"));
+        false
+    }
+}
+
 /// A backend that the engine shares.
 #[derive(Debug)]
-pub(super) struct Shared<B>(pub(super) Arc<B>);
+pub(super) struct Shared<B> {
+    pub(super) file: Arc<B>,
+    pub(super) look: Arc<Look>,
+}
 
 type Lock<T> = std::result::Result<T, BackendError>;
 
 impl<B: StorageBackend> StorageBackend for Shared<B> {
     fn len(&self) -> Result<u64> {
-        self.0.len()
+        let len = self.file.len()?;
+        match self.look.found.get_or_init(|| self.look.take(&*self.file, len)) {
+            Some(_) => Err(Error::new(ErrorKind::InvalidData, "a page is damaged")),
+            None => Ok(len),
+        }
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.0.read(offset, out)
+        self.file.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn sync_data(&self) -> Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.0.write(offset, data)
+        self.file.write(offset, data)
     }
 
     fn close(&self) -> Result<()> {
-        self.0.close()
+        self.file.close()
     }
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {
-        self.0.try_lock_range(start, end)
+        self.file.try_lock_range(start, end)
     }
 
     fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {
-        self.0.try_lock_shared_range(start, end)
+        self.file.try_lock_shared_range(start, end)
     }
 
     fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<()> {
-        self.0.lock_range(start, end)
+        self.file.lock_range(start, end)
     }
 
     fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<()> {
-        self.0.lock_shared_range(start, end)
+        self.file.lock_shared_range(start, end)
     }
 
     fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<()> {
-        self.0.unlock_range(start, end)
+        self.file.unlock_range(start, end)
     }
 
     fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Lock<bool> {
-        self.0.query_lock_range(start, end)
+        self.file.query_lock_range(start, end)
     }
 }

@@ -10,11 +10,13 @@ use super::capture::{CaptureMode, CaptureWait};
 use super::core::Tail;
 use super::counted::IoStats;
 use super::cursor::Cursor;
+use super::failure::unless_it_panics;
 use super::holders::{self, Holder};
 use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
 use super::waiting::{Oldest, Parked, age_ms, find_oldest};
 use crate::error::Result;
+use crate::time::Now;
 
 /// A store's figures at one moment.
 ///
@@ -237,7 +239,14 @@ impl Store {
     pub fn stats(&self) -> Result<Stats> {
         let core = self.core();
         core.owner.check()?;
+        // What reads the clock comes first: the clock is the application's, and its panic is not the engine's.
+        let now = core.settings.clock.now();
         let waits = Rounds::waits(core);
+        unless_it_panics(|| self.all_stats(now, &waits))
+    }
+
+    fn all_stats(&self, now: Now, waits: &BTreeMap<String, CaptureWait>) -> Result<Stats> {
+        let core = self.core();
         let (mut stats, cursors) = {
             let tail = core.tail();
             let relays = tail.cursors.iter().map(|(name, cursor)| (name.clone(), relay_stats(&tail, cursor)));
@@ -270,8 +279,7 @@ impl Store {
                 })
                 .collect();
             if cursors.is_empty() {
-                stats.backlog_events = tail.next_seq - tail.trimmed_to;
-                stats.backlog_bytes = tail.end_offset - tail.trimmed_offset;
+                (stats.backlog_events, stats.backlog_bytes) = tail.backlog();
             }
             (stats, cursors)
         };
@@ -282,12 +290,12 @@ impl Store {
                 oldest.note(cursor, now);
             }
             if let Some(relay) = stats.relays.get_mut(name) {
-                relay.note_oldest(&oldest, |seq| age_ms(core, &tx, seq))?;
+                relay.note_oldest(&oldest, |seq| age_ms(core, &tx, seq, now))?;
             }
         }
         stats.add_up();
         if cursors.is_empty() && stats.backlog_events > 0 {
-            stats.backlog_age_ms = Some(age_ms(core, &tx, stats.trimmed_to)?);
+            stats.backlog_age_ms = Some(age_ms(core, &tx, stats.trimmed_to, now)?);
         }
         for (name, relay) in &mut stats.relays {
             let port = core.relays.port(name);
@@ -303,10 +311,10 @@ impl Store {
                 projection.lag_events = stats.next_seq.saturating_sub(projection.position);
             }
             if projection.lag_events > 0 {
-                projection.lag_ms = Some(age_ms(core, &tx, projection.position)?);
+                projection.lag_ms = Some(age_ms(core, &tx, projection.position, now)?);
             }
         }
-        (stats.holders, stats.snapshots, stats.snapshots_age_ms) = holders::find(core, &tx)?;
+        (stats.holders, stats.snapshots, stats.snapshots_age_ms) = holders::find(core, &tx, now)?;
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         {
             // Of one moment. The commit that is under way, if one is, may have been synced and is not counted yet.

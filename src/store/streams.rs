@@ -17,7 +17,7 @@ use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
-use crate::limits::{SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
+use crate::limits::{NUMBER_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
@@ -152,7 +152,7 @@ pub(super) fn find_chunk(
     let (from, to) = (keys::chunk(name, 0), keys::chunk(name, revision));
     let Some(row) = chunks.range(from.as_slice()..=to.as_slice())?.next_back() else { return Ok(None) };
     let (key, value) = row?;
-    let first = keys::last_seq(key.value()).ok_or_else(|| damaged_row("chunk"))?;
+    let (_, first) = keys::split_chunk(key.value()).ok_or_else(|| damaged_row("chunk"))?;
     Run::from_bytes(first, value.value()).map(Some).ok_or_else(|| damaged_row("chunk"))
 }
 
@@ -449,7 +449,8 @@ impl Transaction {
         if let Some(state) = self.core.tail().streams.states.get(name) {
             return Ok(state);
         }
-        let state = stream_row(&self.redb().open_table(STREAMS)?, name)?.unwrap_or_default();
+        let state =
+            self.engine(|| Ok(stream_row(&self.redb().open_table(STREAMS)?, name)?.unwrap_or_default()))?;
         self.core.tail().streams.states.cache(name.into(), state);
         Ok(state)
     }
@@ -466,12 +467,15 @@ impl Transaction {
 
 impl StreamSource for Transaction {
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>> {
-        find_chunk(&self.redb().open_table(CHUNKS)?, name, revision)
+        self.engine(|| find_chunk(&self.redb().open_table(CHUNKS)?, name, revision))
     }
 
     fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        let row = self.redb().open_table(SNAPSHOTS)?.get(name)?.map(|row| row.value().to_vec());
-        Ok(row)
+        self.engine(|| {
+            let snapshots = self.redb().open_table(SNAPSHOTS)?;
+            let row = snapshots.get(name)?;
+            Ok(row.map(|row| row.value().to_vec()))
+        })
     }
 
     fn record(&self, seq: u64) -> Result<Option<Recorded>> {
@@ -537,6 +541,9 @@ impl<'a> Stream<'a> {
                 return Ok(repeated);
             }
             return Err(Error::WrongRevision { stream: name.clone(), expected, actual });
+        }
+        if state.next > NUMBER_MAX {
+            return Err(damaged_row("stream"));
         }
         let (mut seqs, first) = (Vec::with_capacity(events.len()), state.next);
         for (event, revision) in events.iter().zip(first..) {
@@ -635,8 +642,10 @@ impl<'a> Stream<'a> {
         };
         let row = SnapshotRow { version, revision, of, bytes: bytes.to_vec() }.to_bytes(self.name.as_bytes());
         self.tx.touch();
-        self.tx.redb().open_table(SNAPSHOTS)?.insert(self.name.as_bytes(), row.as_slice())?;
-        Ok(())
+        self.tx.engine(|| {
+            self.tx.redb().open_table(SNAPSHOTS)?.insert(self.name.as_bytes(), row.as_slice())?;
+            Ok(())
+        })
     }
 
     /// Forgets the events before this revision; the stream keeps its revision. Beyond the newest event it forgets all
@@ -704,6 +713,10 @@ impl<'a> Stream<'a> {
 
     /// Writes a state that wants fewer events, and lets go of what it no longer wants.
     fn forget(&self, state: StreamState) -> Result<()> {
+        self.tx.engine(|| self.forget_in(state))
+    }
+
+    fn forget_in(&self, state: StreamState) -> Result<()> {
         let (tx, name) = (self.tx, self.name.as_bytes());
         let before = self.state()?;
         tx.admit(Amount::mark(name.len()))?;

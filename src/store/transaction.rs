@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, 
 use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::cleanup::LeftChange;
 use super::core::Core;
-use super::failure::damaged_row;
+use super::failure::{damaged_row, engine_panicked, unless_it_panics};
 use super::gathered::{Amount, Gathered, Point};
 use super::ids_kept::NUMBERED;
 use super::projections::ProjectionRow;
@@ -24,9 +25,10 @@ use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use super::write_wait::{Purpose, Wait};
-use crate::error::{Error, EventError, Result};
+use super::writer::or_poison;
+use crate::error::{CorruptError, Error, EventError, Result};
 use crate::event::{Event, Lane, Recorded, fresh_uuid};
-use crate::limits::{CLEAN_STEP, INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::limits::{CLEAN_STEP, INBOX_ID_BYTES_MAX, NUMBER_MAX, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
@@ -146,6 +148,8 @@ pub struct Transaction {
     exclusive: bool,
     /// Calls since it began.
     calls: Cell<u32>,
+    /// The storage engine has panicked in it: it can only be rolled back.
+    engine_failed: Cell<bool>,
     // Fields drop in order: the turn is over only once the transaction has ended.
     turn: Option<Turn>,
     _one_thread: PhantomData<*const ()>,
@@ -207,6 +211,7 @@ impl Transaction {
             began: turn.since(),
             exclusive: false,
             calls: Cell::new(0),
+            engine_failed: Cell::new(false),
             turn: Some(turn),
             _one_thread: PhantomData,
         })
@@ -237,7 +242,7 @@ impl Transaction {
         definition: TableDefinition<'_, K, V>,
     ) -> Result<Table<'_, K, V>> {
         self.open(redb::TableHandle::name(&definition))?;
-        Ok(self.redb().open_table(definition)?)
+        self.engine(|| Ok(self.redb().open_table(definition)?))
     }
 
     /// Opens one of the application's multimap tables for reading and writing, creating it if there is none.
@@ -261,7 +266,7 @@ impl Transaction {
         definition: MultimapTableDefinition<'_, K, V>,
     ) -> Result<MultimapTable<'_, K, V>> {
         self.open(redb::MultimapTableHandle::name(&definition))?;
-        Ok(self.redb().open_multimap_table(definition)?)
+        self.engine(|| Ok(self.redb().open_multimap_table(definition)?))
     }
 
     /// Deletes one of the application's tables; `false` if there was none.
@@ -282,7 +287,7 @@ impl Transaction {
     /// ```
     pub fn delete_table(&self, definition: impl redb::TableHandle) -> Result<bool> {
         self.open(definition.name())?;
-        Ok(self.redb().delete_table(definition)?)
+        self.engine(|| Ok(self.redb().delete_table(definition)?))
     }
 
     /// Fails in another process than the one that began it. To ask costs a system call, about a tenth of an append: in a closure
@@ -365,6 +370,9 @@ impl Transaction {
         }
         self.admit(Amount::event(body.len()))?;
         let seq = self.pending.borrow().next_seq;
+        if seq > NUMBER_MAX {
+            return Err(CorruptError { seq, what: "no event can have this number" }.into());
+        }
         let lane = self.next_lane(event, seq)?;
         let mut pending = self.pending.borrow_mut();
         let position =
@@ -391,12 +399,11 @@ impl Transaction {
         let mark = self.mark_point();
         let seqs = self.seqs.borrow().len();
         self.append(event)?;
-        then().map_err(|error| {
+        self.engine(|| Ok(then()?)).inspect_err(|_| {
             let mut kept = self.take_seqs();
             kept.truncate(seqs);
             self.roll_back_to(&mark);
             self.seqs.borrow_mut().extend(kept);
-            error.into()
         })
     }
 
@@ -412,7 +419,22 @@ impl Transaction {
 
     /// Fails if the write that runs is too large, whatever its closure says.
     pub(super) fn check_size(&self) -> Result<()> {
-        self.gathered.was_refused(self.core.settings.transaction_max)
+        self.gathered.was_refused(self.core.settings.transaction_max)?;
+        if self.engine_failed.get() {
+            return Err(engine_panicked(&"in this transaction, which can only be rolled back"));
+        }
+        Ok(())
+    }
+
+    /// Runs what uses the storage engine, and nothing of the application's. Where the engine panics on a damaged page, that is an error, and the
+    /// transaction does not commit, whatever its closure says.
+    #[inline]
+    pub(super) fn engine<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            self.touch();
+            self.engine_failed.set(true);
+            Err(engine_panicked(&*panic))
+        })
     }
 
     /// The next write of a group begins.
@@ -500,11 +522,15 @@ impl Transaction {
         if let Some(state) = self.core.tail().lanes.get(key) {
             return Ok(Some(state));
         }
-        let table = self.redb().open_table(LANES)?;
-        let Some(row) = redb::ReadableTable::get(&table, key)? else { return Ok(None) };
-        let state = LaneState::from_bytes(row.value()).ok_or_else(|| damaged_row("lane"))?;
-        self.core.tail().lanes.cache(key.into(), state);
-        Ok(Some(state))
+        let state = self.engine(|| {
+            let table = self.redb().open_table(LANES)?;
+            let Some(row) = redb::ReadableTable::get(&table, key)? else { return Ok(None) };
+            LaneState::from_bytes(row.value()).map(Some).ok_or_else(|| damaged_row("lane"))
+        })?;
+        if let Some(state) = state {
+            self.core.tail().lanes.cache(key.into(), state);
+        }
+        Ok(state)
     }
 
     /// Whether `id` is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
@@ -568,9 +594,11 @@ impl Transaction {
         if let Some(row) = self.pending.borrow().inbox.get(key) {
             return Ok(Some(*row));
         }
-        let table = self.redb().open_table(INBOX)?;
-        let row = redb::ReadableTable::get(&table, key)?;
-        row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
+        self.engine(|| {
+            let table = self.redb().open_table(INBOX)?;
+            let row = redb::ReadableTable::get(&table, key)?;
+            row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
+        })
     }
 
     /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
@@ -635,9 +663,11 @@ impl Transaction {
             return Ok(Some(record::decode(seq, frame)?));
         }
         drop(pending);
-        let table = self.redb().open_table(LOG)?;
-        let Some(frame) = redb::ReadableTable::get(&table, seq)? else { return Ok(None) };
-        Ok(Some(record::decode(seq, frame.value())?))
+        self.engine(|| {
+            let table = self.redb().open_table(LOG)?;
+            let Some(frame) = redb::ReadableTable::get(&table, seq)? else { return Ok(None) };
+            Ok(Some(record::decode(seq, frame.value())?))
+        })
     }
 
     /// The sequence number that the next event appended here would get.
@@ -703,7 +733,8 @@ impl Transaction {
     pub(crate) fn abort(&mut self) -> Result<()> {
         self.core.owner.check()?;
         match self.tx.take() {
-            Some(tx) => tx.0.abort().map_err(|error| self.core.note(error.into())),
+            // Also in `drop`, while a panic unwinds.
+            Some(tx) => unless_it_panics(|| tx.0.abort().map_err(|error| self.core.note(error.into()))),
             None => Ok(()),
         }
     }
@@ -715,7 +746,7 @@ impl Transaction {
         // The closure is foreign, and may have forked: nothing has been locked since.
         self.core.owner.check()?;
         let tx = self.tx.take().expect("a transaction is finished once").0;
-        super::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now)
+        or_poison(&self.core, || super::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now))
     }
 
     /// Its commit may be the store's last.

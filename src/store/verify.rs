@@ -277,7 +277,7 @@ fn check_exceptions(snapshot: &Snapshot, verified: &mut Verification) -> Result<
     let log = snapshot.tx().open_table(LOG)?;
     for row in snapshot.tx().open_table(EXCEPTIONS)?.iter()? {
         let (at, row) = row?;
-        let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
+        let seq = keys::split_exception(at.value()).ok_or_else(|| damaged_row("exception"))?;
         let discarded = ExceptionRow::from_bytes(row.value())?.exception.state == ExceptionState::Discarded;
         if !discarded && log.get(seq)?.is_none() {
             verified.found(Finding::Exception { seq });

@@ -148,7 +148,7 @@ impl Store {
         })?;
         let visitor = Progressing { found: PageVerification::default(), bytes_max, progress };
         let read = |offset: u64, out: &mut [u8]| file.read(offset, out);
-        let mut walk = Walk { state, read: &read, visitor };
+        let mut walk = Walk::new(state, &read, visitor);
         let is_complete = walk.all();
         let mut visitor = walk.visitor;
         let ends = visitor.tell();
@@ -195,6 +195,7 @@ impl<F: FnMut(PageProgress) -> ControlFlow<()>> Visitor for Progressing<F> {
             Fault::Shape => "its rows are not where they should be",
             Fault::Outside => "it is outside the file",
             Fault::Unreadable => "it cannot be read",
+            Fault::Twice => "more pages lead to it than the file has",
         };
         let table = table.map(str::to_owned);
         let finding = Finding::Page { table, offset: place.offset, bytes: place.bytes, what };
@@ -205,7 +206,7 @@ impl<F: FnMut(PageProgress) -> ControlFlow<()>> Visitor for Progressing<F> {
         }
         match fault {
             Fault::Checksum | Fault::Shape => self.count(place),
-            Fault::Outside | Fault::Unreadable => true,
+            Fault::Twice | Fault::Outside | Fault::Unreadable => true,
         }
     }
 }

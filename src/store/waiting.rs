@@ -18,6 +18,7 @@ use crate::limits::STATS_ROWS_MAX;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
 use crate::relay::machine::types::{ExceptionState, Key};
+use crate::time::Now;
 
 /// The parked events of one cursor, as far as memory must know them.
 #[derive(Debug, Default)]
@@ -102,7 +103,7 @@ impl ParkedChanges {
         for (key, first) in &mut self.first_of {
             let (from, to) = (keys::parked(cursor, key, 0), keys::parked(cursor, key, u64::MAX));
             let row = parked.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
-            *first = row.and_then(|(at, _)| keys::last_seq(at.value()));
+            *first = row.and_then(|(at, _)| Some(keys::split_parked(at.value())?.1));
         }
         Ok(())
     }
@@ -205,7 +206,7 @@ fn first_in(
     let mut reached = from;
     for row in exceptions.range(&at[..]..=&to[..])?.take(STATS_ROWS_MAX) {
         let (at, row) = row?;
-        reached = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
+        reached = keys::split_exception(at.value()).ok_or_else(|| damaged_row("exception"))?;
         if wanted(ExceptionRow::from_bytes(row.value())?.exception.state) {
             break;
         }
@@ -223,7 +224,7 @@ fn first_unsettled(
     let mut candidate = from;
     for row in exceptions.range(&at[..]..=&to[..])?.take(STATS_ROWS_MAX) {
         let (at, row) = row?;
-        let seq = keys::last_seq(at.value()).ok_or_else(|| damaged_row("exception"))?;
+        let seq = keys::split_exception(at.value()).ok_or_else(|| damaged_row("exception"))?;
         let state = ExceptionRow::from_bytes(row.value())?.exception.state;
         let is_settled = matches!(state, ExceptionState::Quarantined { .. } | ExceptionState::Discarded);
         if seq != candidate || !is_settled {
@@ -236,10 +237,9 @@ fn first_unsettled(
 
 /// The age of an event, in milliseconds. An event's time is the wall clock's, which may have jumped: of an event that was appended since
 /// the store was opened the age is at most the time since then, of an older one at least.
-pub(crate) fn age_ms(core: &Core, tx: &ReadTransaction, seq: u64) -> Result<u64> {
+pub(crate) fn age_ms(core: &Core, tx: &ReadTransaction, seq: u64, now: Now) -> Result<u64> {
     /// Records read, where the first are damaged or gone.
     const TRIES: usize = 16;
-    let now = core.settings.clock.now();
     let open_ms = now.mono_ms.saturating_sub(core.opened.mono_ms);
     let mut by_wall = None;
     for row in tx.open_table(LOG)?.range(seq..)?.take(TRIES) {
@@ -260,8 +260,7 @@ pub(crate) fn count_parked(tx: &ReadTransaction, cursor: &Cursor) -> Result<Park
     let log = tx.open_table(LOG)?;
     for row in tx.open_table(PARKED)?.range(&from[..]..to.as_slice())? {
         let (at, _) = row?;
-        let key = keys::parked_key(at.value()).zip(keys::last_seq(at.value()));
-        let (key, seq) = key.ok_or_else(|| damaged_row("parked"))?;
+        let (key, seq) = keys::split_parked(at.value()).ok_or_else(|| damaged_row("parked"))?;
         let bytes = if seq < cursor.position { 0 } else { super::cursor::record_bytes(&log, seq)? };
         counted.count(key, seq, cursor.position, bytes);
     }

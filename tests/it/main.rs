@@ -32,6 +32,8 @@ mod consumer;
 #[cfg(target_os = "linux")]
 mod consumer_failures;
 mod contention;
+#[cfg(all(unix, feature = "json"))]
+mod damaged_calls;
 #[cfg(unix)]
 mod damaged_lives;
 mod deferred;
@@ -51,9 +53,12 @@ mod floors;
 mod foreign_code;
 #[cfg(unix)]
 mod forged;
+mod guarded_entries;
 mod holders;
 #[cfg(unix)]
 mod hostile_files;
+#[cfg(unix)]
+mod hostile_rows;
 #[cfg(unix)]
 mod in_hand;
 mod journal;

@@ -297,8 +297,11 @@ impl Store {
         let mut tx = Transaction::begin(core, "`Store::end_capture`")?;
         let id = core.tail().captures.get(name).map(|known| known.row.id);
         let id = id.ok_or_else(|| Error::NotCaptured { name: name.to_owned() })?;
-        tx.leave(&Task::Marks(id))?;
-        tx.redb().open_table(CAPTURES)?.remove(name)?;
+        tx.engine(|| {
+            tx.leave(&Task::Marks(id))?;
+            tx.redb().open_table(CAPTURES)?.remove(name)?;
+            Ok(())
+        })?;
         tx.finish(1)?;
         // Within the same turn: nobody writes between the row's end and its being known.
         core.tail().captures.0.remove(name);

@@ -89,7 +89,8 @@ impl Transaction {
         let known = self.core.tail().captures.get(name).map(|known| (known.row.id, known.waiting > 0));
         let (id, has_marks) = known.ok_or_else(unknown)?;
         self.touch();
-        Ok(CapturedTable { table: self.redb().open_table(definition)?, tx: self, capture, id, has_marks })
+        let table = self.engine(|| Ok(self.redb().open_table(definition)?))?;
+        Ok(CapturedTable { table, tx: self, capture, id, has_marks })
     }
 }
 
@@ -130,7 +131,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// ```
     pub fn get<'k>(&self, key: impl Borrow<K::SelfType<'k>>) -> Result<Option<AccessGuard<'_, V>>> {
         self.tx.owned()?;
-        Ok(self.table.get(key)?)
+        self.tx.engine(|| Ok(self.table.get(key)?))
     }
 
     /// How many rows it has.
@@ -151,7 +152,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// ```
     pub fn len(&self) -> Result<u64> {
         self.tx.owned()?;
-        Ok(self.table.len()?)
+        self.tx.engine(|| Ok(self.table.len()?))
     }
 
     /// Whether it has no row.
@@ -169,7 +170,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn is_empty(&self) -> Result<bool> {
-        Ok(self.table.is_empty()?)
+        self.tx.engine(|| Ok(self.table.is_empty()?))
     }
 
     /// Sets the value of a key, and returns the one before. One that is equal to it is a change too.
@@ -199,7 +200,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         let key_bytes = K::as_bytes(key);
         match self.capture.mode() {
             CaptureMode::NewestValue => {
-                let old = self.table.insert(key, value)?;
+                let table = &mut self.table;
+                let old = self.tx.engine(move || Ok(table.insert(key, value)?))?;
                 self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change)?;
                 Ok(old)
             }
@@ -242,7 +244,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         let key_bytes = K::as_bytes(key);
         match self.capture.mode() {
             CaptureMode::NewestValue => {
-                let old = self.table.remove(key)?;
+                let table = &mut self.table;
+                let old = self.tx.engine(move || Ok(table.remove(key)?))?;
                 if old.is_some() {
                     self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change)?;
                 }
@@ -262,7 +265,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
 
     /// Whether there is a row, and the bytes of its value where an event says them.
     fn old(&self, key: &K::SelfType<'_>) -> Result<(bool, Found)> {
-        let row = self.table.get(key)?;
+        let row = self.tx.engine(|| Ok(self.table.get(key)?))?;
         let wanted = row.as_ref().filter(|_| self.capture.wants_old());
         Ok((row.is_some(), wanted.map(stored::bytes_of).transpose()))
     }
@@ -321,7 +324,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
 
     fn stored_keys(&self) -> Result<Vec<Result<Vec<u8>, Unreadable>>> {
         let (mut keys, mut bytes) = (Vec::new(), 0);
-        for row in self.table.iter()? {
+        let mut rows = self.tx.engine(|| Ok(self.table.iter()?))?;
+        while let Some(row) = self.tx.engine(|| Ok(rows.next()))? {
             let key = stored::bytes_of(&row?.0);
             bytes += key.as_ref().map_or(0, |key| key.len() as u64);
             self.tx.foresee(Amount { events: 0, marks: keys.len() as u64 + 1, bytes })?;
@@ -383,7 +387,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     ) -> Result<Judged> {
         let mut judged = Judged { doomed: Vec::new(), unreadable: None, panicked: None };
         let mut bytes = 0;
-        for row in self.table.iter()? {
+        let mut rows = self.tx.engine(|| Ok(self.table.iter()?))?;
+        while let Some(row) = self.tx.engine(|| Ok(rows.next()))? {
             let (key, value) = row?;
             let key_bytes = stored::bytes_of(&key);
             let read = stored::value_of(&key).and_then(|key| Ok((key, stored::value_of(&value)?)));

@@ -148,8 +148,8 @@ impl Transaction {
             let Some((key, run)) = ({
                 let row = chunks.range(from.as_slice()..to.as_slice())?.next().transpose()?;
                 row.map(|(key, row)| {
-                    let first = keys::last_seq(key.value());
-                    (key.value().to_vec(), first.and_then(|first| Run::from_bytes(first, row.value())))
+                    let first = keys::split_chunk(key.value());
+                    (key.value().to_vec(), first.and_then(|(_, first)| Run::from_bytes(first, row.value())))
                 })
             }) else {
                 return Ok(None);

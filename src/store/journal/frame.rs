@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::limits::JOURNAL_CHECKS_MAX;
 use crate::log::record::body_checksum;
 
 /// Bytes of a block: a page of the storage engine, or a part of a larger one.
@@ -80,8 +81,8 @@ impl<'a> Frame<'a> {
         numbers.zip(self.data.chunks_exact(BLOCK))
     }
 
-    /// The frame at the beginning of `bytes`, if it is whole.
-    fn read(salt: Salt, bytes: &'a [u8]) -> Option<Self> {
+    /// The frame at the beginning of `bytes`, if it is whole. `checks` is how many bytes may be summed yet.
+    fn read(salt: Salt, bytes: &'a [u8], checks: &mut Checks) -> Option<Self> {
         let (head, rest) = bytes.split_at_checked(HEAD)?;
         let head = head.strip_prefix(&salt)?;
         let (crc, head) = head.split_first_chunk::<4>()?;
@@ -92,7 +93,8 @@ impl<'a> Frame<'a> {
         let numbers = rest.get(..blocks.checked_mul(8)?)?;
         let frame_bytes = head_blocks(blocks).checked_add(blocks)?.checked_mul(BLOCK)?;
         let data = bytes.get(head_blocks(blocks) * BLOCK..frame_bytes)?;
-        if body_checksum(bytes.get(CHECKED_FROM..frame_bytes)?) != u32::from_le_bytes(*crc) {
+        let checked = bytes.get(CHECKED_FROM..frame_bytes)?;
+        if !checks.spend(checked.len()) || body_checksum(checked) != u32::from_le_bytes(*crc) {
             return None;
         }
         let reset = u32::from_le_bytes(*flags) & RESET != 0;
@@ -100,18 +102,44 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// A frame is not what was written, and others that are newer stand behind it: this is no end that a crash has torn.
+/// Bytes of which a checksum may still be computed.
+///
+/// A frame says itself how long it is. Crafted heads, one in each block, each of a frame to the end, would take time that grows with the square of the
+/// journal.
+#[derive(Debug)]
+struct Checks {
+    left: usize,
+    exceeded: bool,
+}
+
+impl Checks {
+    fn of(journal_bytes: usize) -> Self {
+        Self { left: journal_bytes.saturating_mul(JOURNAL_CHECKS_MAX), exceeded: false }
+    }
+
+    fn spend(&mut self, bytes: usize) -> bool {
+        let left = self.left.checked_sub(bytes);
+        self.exceeded |= left.is_none();
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+/// What no crash leaves of a journal.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Hole {
-    pub(super) number: u64,
+pub(super) enum Odd {
+    /// A frame is not what was written, and others that are newer stand behind it: this is no end that a crash has torn.
+    Hole { number: u64 },
+    /// Frames lie over each other.
+    Overlap,
 }
 
 /// The frames of a half, from its beginning on for as long as each follows the one before. Older ones may stand behind.
-fn run(salt: Salt, half: &[u8]) -> Vec<Frame<'_>> {
+fn run<'a>(salt: Salt, half: &'a [u8], checks: &mut Checks) -> Vec<Frame<'a>> {
     let mut frames: Vec<Frame<'_>> = Vec::new();
     let mut at = 0;
-    while let Some(frame) = half.get(at..).and_then(|bytes| Frame::read(salt, bytes)) {
-        if frames.last().is_some_and(|last| frame.number != last.number + 1) {
+    while let Some(frame) = half.get(at..).and_then(|bytes| Frame::read(salt, bytes, checks)) {
+        if frames.last().is_some_and(|last| last.number.checked_add(1) != Some(frame.number)) {
             break;
         }
         at += frame.bytes();
@@ -121,23 +149,54 @@ fn run(salt: Salt, half: &[u8]) -> Vec<Frame<'_>> {
 }
 
 /// The number of the newest frame that stands at any place; 0 if there is none.
-fn newest(salt: Salt, half: &[u8]) -> u64 {
+fn newest(salt: Salt, half: &[u8], checks: &mut Checks) -> u64 {
     let starts = (0..half.len()).step_by(BLOCK).filter_map(|at| half.get(at..));
-    starts.filter_map(|bytes| Frame::read(salt, bytes)).map(|frame| frame.number).max().unwrap_or(0)
+    starts.filter_map(|bytes| Frame::read(salt, bytes, checks)).map(|frame| frame.number).max().unwrap_or(0)
 }
 
 /// What the two halves of a journal hold that may not be in the file yet: the newest form of each block. That is in the newer half alone:
 /// it is begun once all of the other is in the file, and only then is the other written over.
-pub(super) fn replay(salt: Salt, halves: [&[u8]; 2]) -> Result<BTreeMap<u64, &[u8]>, Hole> {
+pub(super) fn replay(salt: Salt, halves: [&[u8]; 2]) -> Result<BTreeMap<u64, &[u8]>, Odd> {
     let last = |frames: &[Frame<'_>]| frames.last().map_or(0, |frame| frame.number);
-    let [a, b] = halves.map(|half| run(salt, half));
+    let mut checks = Checks::of(halves.map(<[u8]>::len).iter().sum());
+    let [a, b] = halves.map(|half| run(salt, half, &mut checks));
     let frames = if last(&a) > last(&b) { a } else { b };
     // A frame that a crash has torn is the newest there is.
-    if halves.into_iter().any(|half| newest(salt, half) > last(&frames)) {
-        return Err(Hole { number: last(&frames) + 1 });
+    let newest = halves.map(|half| newest(salt, half, &mut checks));
+    if checks.exceeded {
+        return Err(Odd::Overlap);
+    }
+    if newest.into_iter().any(|newest| newest > last(&frames)) {
+        return Err(Odd::Hole { number: last(&frames).saturating_add(1) });
     }
     let after = frames.iter().rposition(|frame| frame.reset).map_or(0, |reset| reset + 1);
     Ok(frames.iter().skip(after).flat_map(Frame::blocks).collect())
+}
+
+/// A way in for the fuzz target: what is replayed of halves in which heads of frames get the checksums that fit, as long as there are few.
+#[cfg(fuzzing)]
+pub(crate) fn fuzzing_journal(salt: Salt, halves: [&mut [u8]; 2]) {
+    let [a, b] = halves.map(|half| {
+        for at in (0..half.len()).step_by(BLOCK).rev().take(64) {
+            let blocks = |half: &[u8]| {
+                let head = half.get(at..)?.strip_prefix(&salt)?;
+                let blocks = u32::from_le_bytes(*head.get(4..)?.first_chunk()?);
+                usize::try_from(blocks).ok().filter(|blocks| *blocks < 1 << 20)
+            };
+            let Some(frame) = blocks(half).and_then(|blocks| half.get_mut(at..at + frame_bytes(blocks)))
+            else {
+                continue;
+            };
+            let crc = body_checksum(frame.get(CHECKED_FROM..).unwrap_or_default());
+            if let Some(place) = frame.get_mut(CRC_AT..CHECKED_FROM) {
+                place.copy_from_slice(&crc.to_le_bytes());
+            }
+        }
+        &*half
+    });
+    if let Ok(blocks) = replay(salt, [a, b]) {
+        assert!(blocks.len() <= (a.len() + b.len()) / BLOCK);
+    }
 }
 
 #[cfg(test)]
@@ -210,10 +269,10 @@ mod tests {
             assert_eq!(fills(&replay(SALT, [&torn, &[]]).unwrap()), [(1, 1), (2, 2)], "byte {at}");
             torn = good.clone();
             torn[2 * BLOCK + at] ^= 1;
-            assert_eq!(replay(SALT, [&torn, &[]]).unwrap_err(), Hole { number: 6 }, "byte {at}");
+            assert_eq!(replay(SALT, [&torn, &[]]).unwrap_err(), Odd::Hole { number: 6 }, "byte {at}");
             torn = good.clone();
             torn[at] ^= 1;
-            assert_eq!(replay(SALT, [&torn, &older]).unwrap_err(), Hole { number: 5 }, "byte {at}");
+            assert_eq!(replay(SALT, [&torn, &older]).unwrap_err(), Odd::Hole { number: 5 }, "byte {at}");
         }
     }
 
@@ -223,9 +282,40 @@ mod tests {
         let mut frame = half(&[(1, blocks(&[1], 1))], 2);
         for count in [2_u32, 511, u32::MAX / 8, u32::MAX] {
             frame[12..16].copy_from_slice(&count.to_le_bytes());
-            assert!(Frame::read(SALT, &frame).is_none());
+            assert!(Frame::read(SALT, &frame, &mut Checks::of(frame.len())).is_none());
         }
-        assert!(Frame::read(SALT, &frame[..20]).is_none());
+        assert!(Frame::read(SALT, &frame[..20], &mut Checks::of(20)).is_none());
+    }
+
+    /// Goal: reading a journal takes time that grows with its size alone. Method: a crafted one, with the head of a frame to the end of the half in each block,
+    /// in each half, behind frames that are whole and without; what is summed is counted. A journal that was written as it should be is far from the bound.
+    #[test]
+    fn crafted_heads_cost_no_more_than_the_journal_is_long() {
+        const BLOCKS: usize = 2048;
+        let mut crafted = vec![0; BLOCKS * BLOCK];
+        for at in 0..BLOCKS {
+            let blocks =
+                (1..BLOCKS - at).rev().find(|blocks| at * BLOCK + frame_bytes(*blocks) <= crafted.len());
+            let head = &mut crafted[at * BLOCK..];
+            head[..8].copy_from_slice(&SALT);
+            head[12..16].copy_from_slice(&u32::try_from(blocks.unwrap_or(0)).unwrap().to_le_bytes());
+        }
+        let mut checks = Checks::of(crafted.len());
+        newest(SALT, &crafted, &mut checks);
+        assert!(checks.exceeded, "it would be summed {BLOCKS} times over");
+        let whole = half(&[(1, blocks(&[1], 1)), (2, blocks(&[2], 2))], BLOCKS);
+        let behind = [&whole[..4 * BLOCK], &crafted[4 * BLOCK..]].concat();
+        for halves in [[&crafted[..], &crafted], [&whole, &crafted], [&crafted, &whole], [&behind, &[]]] {
+            assert_eq!(replay(SALT, halves), Err(Odd::Overlap));
+        }
+        let full: Vec<_> = (1..=BLOCKS as u64 / 2).map(|number| (number, blocks(&[number], 1))).collect();
+        let full = half(&full, BLOCKS);
+        let mut checks = Checks::of(2 * full.len());
+        for half in [&full, &full] {
+            run(SALT, half, &mut checks);
+            newest(SALT, half, &mut checks);
+        }
+        assert!(checks.left >= 4 * full.len(), "half of what is allowed is left at least");
     }
 
     /// Goal: what only looks like a frame is none. Method: a good frame of another life, as a page that an application has stored.

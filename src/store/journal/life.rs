@@ -17,11 +17,11 @@ use std::path::Path;
 
 use redb::StorageBackend;
 
-use super::frame::{BLOCK, Hole, Salt, replay};
+use super::frame::{BLOCK, Odd, Salt, replay};
 use super::{BLOCK_BYTES, JournalOptions};
 use crate::error::OpenError;
 use crate::event::fresh_uuid;
-use crate::limits::JOURNAL_BYTES_MAX;
+use crate::limits::{JOURNAL_BYTES_MAX, JOURNAL_REACH_BYTES_MAX};
 use crate::log::record::body_checksum;
 use crate::store::head::ENGINE;
 
@@ -163,15 +163,22 @@ fn bring(
     main: &impl StorageBackend,
     side: &impl StorageBackend,
     id: Id,
-) -> Result<std::result::Result<usize, Hole>> {
+) -> Result<std::result::Result<usize, String>> {
     let mut bytes = vec![0; usize::try_from(side.len()?).unwrap_or_default()];
     side.read(0, &mut bytes)?;
     let half = usize::try_from(half_bytes(bytes.len() as u64)).unwrap_or_default();
     let (a, b) = bytes.get(BLOCK..).and_then(|bytes| bytes.split_at_checked(half)).unwrap_or_default();
     let blocks = match replay(salt(id), [a, b.get(..half).unwrap_or_default()]) {
         Ok(blocks) => blocks,
-        Err(hole) => return Ok(Err(hole)),
+        Err(Odd::Hole { number }) => {
+            return Ok(Err(format!("frame {number} does not match its checksum, and newer ones follow")));
+        }
+        Err(Odd::Overlap) => return Ok(Err("its frames lie over each other".into())),
     };
+    let reach = main.len()?.saturating_add(JOURNAL_REACH_BYTES_MAX);
+    if blocks.keys().any(|number| number.saturating_mul(BLOCK_BYTES) >= reach) {
+        return Ok(Err("it has a block far behind the end of the store's file".into()));
+    }
     for (number, block) in &blocks {
         main.write(number.checked_mul(BLOCK_BYTES).ok_or(ErrorKind::InvalidData)?, block)?;
     }
@@ -220,8 +227,7 @@ pub(super) fn begin<S: Sides>(
                 Ok(blocks) => {
                     tracing::warn!(path = %path().display(), blocks, "the store was not closed; its journal is brought into it");
                 }
-                Err(Hole { number }) => {
-                    let reason = format!("frame {number} does not match its checksum, and newer ones follow");
+                Err(reason) => {
                     return Err(OpenError::Damaged { path: path(), reason }.into());
                 }
             },

@@ -37,6 +37,9 @@ pub(crate) use side::{SideFile, is_journaled};
 
 use crate::error::OpenError;
 
+#[cfg(fuzzing)]
+pub(crate) use frame::fuzzing_journal;
+
 const BLOCK_BYTES: u64 = BLOCK as u64;
 /// Blocks that are written to their places in one call at most, if they touch.
 const JOINED_MAX: usize = 64;

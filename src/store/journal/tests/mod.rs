@@ -120,8 +120,10 @@ impl Sides for Place {
         Ok(())
     }
 
+    /// Durable when it returns, as the removal of a name is.
     fn remove(&self) -> Result<()> {
-        self.0.set_len(0)
+        self.0.set_len(0)?;
+        self.0.sync_data()
     }
 }
 
