@@ -907,10 +907,10 @@ impl Machine {
     /// Takes an event out of memory, whatever its state.
     fn remove(&mut self, seq: u64) -> Option<Item> {
         self.unqueue(seq);
-        let item = self.items.remove(&seq)?;
+        let mut item = self.items.remove(&seq)?;
         self.memory_bytes -= item.bytes;
         self.open.remove(&seq);
-        if let Some(ticket) = item.late {
+        if let Some(ticket) = item.late.take() {
             self.silence.forget_ticket(ticket);
         }
         self.count_in_key(item.key.as_ref(), -1);
