@@ -97,13 +97,15 @@ impl Transaction {
         if let Some(kept) = ids.kept {
             return Ok(kept);
         }
-        let (inbox, scope) = (self.redb().open_table(INBOX)?, keys::inbox(scope, &[]));
-        let mut kept = 0;
-        for row in inbox.range(scope.as_slice()..keys::after_prefix(&scope).as_slice())? {
-            let row = InboxRow::from_bytes(row?.1.value());
-            kept += u64::from(row.is_some_and(|row| row.count == NUMBERED));
-        }
-        Ok(kept)
+        self.engine(|| {
+            let (inbox, scope) = (self.redb().open_table(INBOX)?, keys::inbox(scope, &[]));
+            let mut kept = 0;
+            for row in inbox.range(scope.as_slice()..keys::after_prefix(&scope).as_slice())? {
+                let row = InboxRow::from_bytes(row?.1.value());
+                kept += u64::from(row.is_some_and(|row| row.count == NUMBERED));
+            }
+            Ok(kept)
+        })
     }
 }
 
