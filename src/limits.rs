@@ -36,6 +36,11 @@ pub const HEADERS_MAX: usize = 128;
 /// allocate whatever the server says.
 pub const FRAME_BYTES_MAX: u32 = 128 << 10;
 
+/// The smallest `frame_max` of a broker that a publisher or a source takes, in bytes. AMQP would allow 4,096; the client library does
+/// not.
+#[cfg(feature = "rabbitmq")]
+pub const FRAME_BYTES_MIN: u32 = 8192;
+
 /// Tables and arrays that may stand inside each other in the headers of a message; the headers are the first. An event that holds a
 /// deeper one is refused. In a delivery, what stands deeper is given as bytes: the AMQP client's decoder would overflow its stack.
 pub const TABLE_NESTING_MAX: usize = 16;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents};
-use onewrite::{Event, Relay, Store};
+use onewrite::{Event, FaultClass, Relay, Store};
 
 use crate::support::fake_broker::FakeBroker;
 use crate::support::scripted_broker::{Script, ScriptedBroker};
@@ -73,6 +73,23 @@ fn where_nothing_fits_the_fault_says_what() {
         let fault = relay.status().last_fault.map(|fault| fault.text).unwrap_or_default();
         fault.contains("channel_max") && fault.contains("connection limit is reached")
     });
+    relay.stop(Duration::ZERO);
+}
+
+/// The story: a broker with a `frame_max` of 4096 showed as *connection reset*, for ever. Goal: the fault names the setting and both
+/// numbers, at once and as one of configuration; a publisher works with the smallest size that fits. Method: scripted servers.
+#[test]
+fn a_broker_with_small_frames_is_named() {
+    let broker = ScriptedBroker::start(Script { frame_max: 4096, ..script() });
+    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    until("the fault", &relay, || relay.status().last_fault.is_some());
+    let fault = relay.status().last_fault.unwrap();
+    assert_eq!(fault.class, FaultClass::Config);
+    assert!(fault.text.contains("frames of 4096 bytes (`frame_max`); 8192 or more are needed"), "{fault}");
+    relay.stop(Duration::ZERO);
+    let broker = ScriptedBroker::start(Script { frame_max: 8192, ..Script::default() });
+    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    until("all are confirmed", &relay, || relay.status().confirmed == 201);
     relay.stop(Duration::ZERO);
 }
 

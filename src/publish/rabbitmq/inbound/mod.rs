@@ -25,7 +25,7 @@ use std::borrow::Cow;
 
 use crc32fast::Hasher;
 
-use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BYTES_MAX};
+use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 
 pub(super) use self::deliveries::Deliveries;
 use self::header::Header;
@@ -306,6 +306,11 @@ impl Inbound {
             CONNECTION_START => return start(head, frame),
             CONNECTION_TUNE => {
                 let (_channels, bytes) = (reader.u16(), reader.u32());
+                if let Some(bytes) = bytes.filter(|bytes| (1..FRAME_BYTES_MIN).contains(bytes)) {
+                    return Err(Refused::ForGood(format!(
+                        "the broker allows frames of {bytes} bytes (`frame_max`); {FRAME_BYTES_MIN} or more are needed"
+                    )));
+                }
                 if let Some(bytes) = bytes.filter(|bytes| (1..FRAME_BYTES_MAX).contains(bytes)) {
                     self.frame_bytes_max = bytes as usize;
                 }
