@@ -32,8 +32,17 @@ pub(crate) fn fresh_uuid() -> [u8; 16] {
     fresh().into_bytes()
 }
 
-/// 128 random bits.
+/// 128 random bits. They are drawn on a thread of their own: the calling thread may be ending, and its random numbers destroyed.
 pub(crate) fn fresh_secret() -> [u8; 16] {
+    let drawn = std::thread::Builder::new().spawn(secret).map(std::thread::JoinHandle::join);
+    match drawn {
+        Ok(Ok(drawn)) => drawn,
+        // There is no thread to be had.
+        _ => secret(),
+    }
+}
+
+fn secret() -> [u8; 16] {
     // Six bits of each say that it is a UUID, not in the same places.
     let (first, second) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
     let mut secret = first;
@@ -107,15 +116,15 @@ mod tests {
         }
     }
 
-    struct LastIds(std::sync::mpsc::Sender<[Uuid; 2]>);
+    struct LastIds(std::sync::mpsc::Sender<([Uuid; 2], [u8; 16])>);
 
     impl Drop for LastIds {
         fn drop(&mut self) {
-            let _ = self.0.send([fresh(), fresh()]);
+            let _ = self.0.send(([fresh(), fresh()], fresh_secret()));
         }
     }
 
-    /// Goal: an id can be had in the destructor of a thread-local. Method: the thread uses the thread-local before the random
+    /// Goal: an id, and a secret, can be had in the destructor of a thread-local. Method: the thread uses the thread-local before the random
     /// numbers, so it destroys the random numbers first. Once it draws an id while it lives, once it does not.
     #[test]
     fn an_id_in_the_destructor_of_a_thread_local() {
@@ -131,7 +140,8 @@ mod tests {
                 }
             });
             thread.join().unwrap();
-            let [one, other] = told.recv().unwrap();
+            let ([one, other], secret) = told.recv().unwrap();
+            assert_ne!(secret, fresh_secret());
             assert!(one != other && one.get_version_num() == 7 && other.get_version_num() == 7);
         }
     }
