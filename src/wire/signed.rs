@@ -185,7 +185,7 @@ impl Canonical for SigningKey {
 /// bank.write(|tx| tx.append(Event::bytes("paid", "100").to("", "credit")))?.confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("credit")[0].message;
 /// assert!(keys.verify(message).is_ok());
-/// let forged = Message { payload: b"999".to_vec(), ..message.clone() };
+/// let forged = Message { payload: b"999".to_vec(), ..(**message).clone() };
 /// assert!(matches!(keys.verify(&forged), Err(Error::NotAuthentic { .. })));
 /// # let _ = relay.stop(std::time::Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
