@@ -2,7 +2,7 @@
 //! is kept.
 
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
@@ -18,6 +18,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
+use crate::scratch::until_within;
 use crate::support::rabbit::shared_node;
 use crate::support::rig::{Rig, outgoing};
 use crate::support::tap::Tap;
@@ -104,12 +105,8 @@ fn check_record(record: &Recorded) {
     assert_eq!(headers, values());
 }
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < SOON, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(SOON, what, holds);
 }
 
 fn rabbit() -> RabbitMq {

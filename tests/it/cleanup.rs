@@ -1,7 +1,7 @@
 //! What is deleted or forgotten is gone at once; the store removes it from the file in bounded pieces, also after a crash.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use onewrite::limits::CLEAN_STEP;
 use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
@@ -10,18 +10,14 @@ use onewrite::{
     Capture, CaptureMode, Error, Event, ExpectedRevision, FailurePolicy, Relay, Stats, Store, Transaction,
 };
 
-use crate::scratch::{crash_copy, events};
+use crate::scratch::{crash_copy, events, until_within};
 
 const SOON: Duration = Duration::from_secs(60);
 const EVENTS: u64 = 20_000;
 const ROWS: TableDefinition<'_, u64, u64> = TableDefinition::new("rows");
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(SOON, what, holds);
 }
 
 fn stats(store: &Store) -> Stats {

@@ -4,16 +4,16 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use onewrite::publish::{MemoryBroker, QueueOptions};
 use onewrite::redb::TableDefinition;
 use onewrite::{
-    Aggregate, Capture, CaptureMode, Error, Event, EventFilter, ExpectedRevision, Message, Recorded, Result,
-    Store, StoreBuilder, Transaction,
+    Capture, CaptureMode, Error, Event, EventFilter, ExpectedRevision, Message, Recorded, Result, Store,
+    StoreBuilder, Transaction,
 };
 
-use crate::scratch::{Random, child, task};
+use crate::scratch::{Count, Random, child, task, until_within};
 
 const STATE: TableDefinition<'_, u64, u64> = TableDefinition::new("state");
 const CAPTURED: TableDefinition<'_, u64, u64> = TableDefinition::new("captured");
@@ -24,34 +24,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 const IMAGES: u64 = 120;
 const KINDS: [&str; 3] = ["clean", "unclean", "idle"];
 
-#[derive(Debug, Default)]
-struct Count(u64);
-
-impl Aggregate for Count {
-    const CATEGORY: &'static str = "count";
-    type Event = ();
-    fn encode((): &()) -> Result<Event> {
-        Ok(Event::bytes("counted", ""))
-    }
-    fn decode(_: &Recorded) -> Result<()> {
-        Ok(())
-    }
-    fn apply(&mut self, (): &()) {
-        self.0 += 1;
-    }
-}
-
 fn builder() -> StoreBuilder {
     let captured = Capture::json(CAPTURED).mode(CaptureMode::NewestValue).unpublished();
     Store::builder().cache_bytes(1 << 20).capture(captured)
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !is_so() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(60), what, holds);
 }
 
 /// A store with rows in every table of the library, and some of the application's.

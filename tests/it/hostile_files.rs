@@ -6,15 +6,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use onewrite::limits::JOURNAL_BYTES_MIN;
 use onewrite::{Error, OpenError, Store, StoreBuilder};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::scratch::{audit, child, put, task};
+use crate::scratch::{Warnings, audit, child, put, task};
 
 fn journaled() -> StoreBuilder {
     Store::builder().journal_bytes(JOURNAL_BYTES_MIN)
@@ -214,29 +213,6 @@ fn a_readers_lock_is_told_with_a_way_out() {
         // Beside a store, a reader gets no lock of the whole file.
         assert!(File::open(path).unwrap().try_lock_shared().is_err());
         store.close().unwrap();
-    }
-}
-
-/// What the library warns of.
-#[derive(Debug, Clone, Default)]
-struct Warnings(Arc<Mutex<Vec<String>>>);
-
-struct Line(String);
-
-impl tracing::field::Visit for Line {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0 += &format!(" {field}={value:?}");
-    }
-}
-
-impl<S: tracing::Subscriber> Layer<S> for Warnings {
-    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        let about = event.metadata();
-        if *about.level() == tracing::Level::WARN && about.target().starts_with("onewrite") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            self.0.lock().unwrap().push(line.0);
-        }
     }
 }
 

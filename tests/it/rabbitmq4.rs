@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
@@ -14,6 +14,7 @@ use onewrite::publish::{
 };
 use onewrite::{Event, FaultClass, Outcome, RelayState, Store};
 
+use crate::scratch::until_within;
 use crate::support::rabbit::{RabbitCluster, RabbitNode, free_port, programs};
 use crate::support::rig::{Rig, message, outgoing};
 use crate::support::tap::Tap;
@@ -23,12 +24,8 @@ const SOON: Duration = Duration::from_secs(120);
 /// From here on Mnesia is gone, and Khepri keeps what is declared.
 const KHEPRI: (u32, u32) = (4, 3);
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < SOON, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(SOON, what, holds);
 }
 
 fn quick(url: &str) -> RabbitMq {

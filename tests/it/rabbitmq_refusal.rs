@@ -8,17 +8,14 @@ use lapin::types::AMQPValue;
 use onewrite::publish::RabbitMq;
 use onewrite::{Event, Store, SuspendCause};
 
+use crate::scratch::until_within;
 use crate::support::rabbit::shared_node;
 use crate::support::tap::Tap;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(LIMIT, what, holds);
 }
 
 fn append(store: &Store, exchange: &'static str, routing_key: &'static str, count: usize) {

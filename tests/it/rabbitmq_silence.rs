@@ -1,22 +1,19 @@
 //! Queues whose confirms never come, beside queues that are well: hung ones, and those at which the broker stops reading the channel.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use onewrite::publish::RabbitMq;
 use onewrite::{Event, Relay, Store};
 
+use crate::scratch::until_within;
 use crate::support::rabbit::shared_node;
 use crate::support::scripted_broker::{Script, ScriptedBroker};
 use crate::support::tap::Tap;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < LIMIT, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(LIMIT, what, holds);
 }
 
 fn store() -> (tempfile::TempDir, Store) {

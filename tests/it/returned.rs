@@ -1,6 +1,6 @@
 //! Words of the broker with several meanings: *not found* of a queue whose node is down, *no route* of an exchange that delivers later.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapin::ExchangeKind;
 use onewrite::publish::{
@@ -8,17 +8,14 @@ use onewrite::publish::{
 };
 use onewrite::{Event, FaultClass, RelayState, Store};
 
+use crate::scratch::until_within;
 use crate::support::rabbit::{RabbitCluster, shared_node};
 use crate::support::tap::Tap;
 
 const SOON: Duration = Duration::from_secs(120);
 
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < SOON, "waited {SOON:?} for: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(SOON, what, holds);
 }
 
 fn open() -> (tempfile::TempDir, Store) {

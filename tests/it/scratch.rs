@@ -6,21 +6,27 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{Event, Recorded, Relay, RelayState, Snapshot, Store};
+use onewrite::{Aggregate, Event, Recorded, Relay, RelayState, Snapshot, Store};
+use tracing_subscriber::layer::{Context, Layer};
 
 /// The state of most tests: what was written, by number.
 pub(crate) const STATE: TableDefinition<'_, u64, u64> = TableDefinition::new("state");
 
 /// Looks until it holds; fails after 20 s.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    const SOON: Duration = Duration::from_secs(20);
-    let deadline = Instant::now() + SOON;
+pub(crate) fn until(what: &str, holds: impl FnMut() -> bool) {
+    until_within(Duration::from_secs(20), what, holds);
+}
+
+/// Waits until something holds; fails after `limit`.
+pub(crate) fn until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited {SOON:?} for: {what}");
+        assert!(Instant::now() < deadline, "waited {limit:?} for: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -163,4 +169,45 @@ pub(crate) fn task() -> Option<(PathBuf, String)> {
 /// Whether a program can be run here at all.
 pub(crate) fn can_run(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).output().is_ok_and(|output| output.status.success())
+}
+
+/// What the library logs at WARN or above, with its fields.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Warnings(pub(crate) Arc<Mutex<Vec<String>>>);
+
+struct Line(String);
+
+impl tracing::field::Visit for Line {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!(" {field}={value:?}");
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
+        let about = event.metadata();
+        if *about.level() <= tracing::Level::WARN && about.target().starts_with("onewrite") {
+            let mut line = Line(String::new());
+            event.record(&mut line);
+            self.0.lock().unwrap().push(line.0);
+        }
+    }
+}
+
+/// An aggregate that counts its events.
+#[derive(Debug, Default)]
+pub(crate) struct Count(u64);
+
+impl Aggregate for Count {
+    const CATEGORY: &'static str = "count";
+    type Event = ();
+    fn encode((): &()) -> onewrite::Result<Event> {
+        Ok(Event::bytes("counted", ""))
+    }
+    fn decode(_: &Recorded) -> onewrite::Result<()> {
+        Ok(())
+    }
+    fn apply(&mut self, (): &()) {
+        self.0 += 1;
+    }
 }

@@ -5,11 +5,11 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use onewrite::publish::{MemoryBroker, QueueOptions};
-use onewrite::{Aggregate, BacklogQuota, Error, Event, QuotaPolicy, Recorded, Result, Store};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use onewrite::{BacklogQuota, Error, Event, QuotaPolicy, Store};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::scratch::{child, task};
+use crate::scratch::{Count, Warnings, child, task};
 
 const LIMIT: Duration = Duration::from_millis(300);
 const SOON: Duration = Duration::from_secs(60);
@@ -61,23 +61,6 @@ fn stores_that_wait_for_each_other_end_in_an_error() {
     assert!(holder.contains("write_waits.rs"), "{holder}");
     a.write(|_| Ok(())).unwrap();
     b.write(|_| Ok(())).unwrap();
-}
-
-#[derive(Debug, Default)]
-struct Count(u64);
-
-impl Aggregate for Count {
-    const CATEGORY: &'static str = "count";
-    type Event = ();
-    fn encode((): &()) -> Result<Event> {
-        Ok(Event::bytes("counted", ""))
-    }
-    fn decode(_: &Recorded) -> Result<()> {
-        Ok(())
-    }
-    fn apply(&mut self, (): &()) {
-        self.0 += 1;
-    }
 }
 
 /// Goal: through every door the limit ends the wait, what has given up never runs, and those behind it are served. Method: a
@@ -157,33 +140,10 @@ fn what_waits_for_the_closure_is_let_go_inside_it() {
     store.write(|_| Ok(())).unwrap();
 }
 
-/// What the library logs at WARN, with its fields.
-#[derive(Debug, Clone, Default)]
-struct Warnings(Arc<Mutex<Vec<String>>>);
-
-struct Line(String);
-
-impl tracing::field::Visit for Line {
-    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
-        self.0 += &format!(" {field}={value:?}");
-    }
-}
-
 /// The value of a field.
 fn field<'a>(line: &'a str, name: &str) -> &'a str {
     let (_, value) = line.split_once(&format!(" {name}=")).unwrap();
     value.split(' ').next().unwrap()
-}
-
-impl<S: tracing::Subscriber> Layer<S> for Warnings {
-    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        let about = event.metadata();
-        if *about.level() <= tracing::Level::WARN && about.target().starts_with("onewrite") {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            self.0.lock().unwrap().push(line.0);
-        }
-    }
 }
 
 /// Goal: a hang has a diagnosis without a debugger. Method: a process whose closure joins a thread that writes; it collects what is
