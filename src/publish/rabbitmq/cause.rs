@@ -36,7 +36,7 @@ const KNOWN_MAX: usize = 1024;
 
 /// What the broker says of one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Answer {
+pub(super) enum Answer {
     There,
     Missing,
     /// It exists, and cannot be reached.
@@ -103,7 +103,7 @@ pub(super) async fn cause(connection: &Connection, topology: &Topology, returned
 }
 
 /// A refusal closes the channel, so each question has its own.
-async fn about(connection: &Connection, queue: &str) -> Answer {
+pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     let Ok(name) = short("queue", queue) else { return Answer::Missing };
     let Ok(channel) = connection.create_channel().await else { return Answer::Unasked };
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };

@@ -261,13 +261,18 @@ impl Shared {
         let mut own = self.own.lock().await;
         let link = match own.link.take().filter(Link::is_alive) {
             Some(link) => link,
-            None => match own.open(&self.options).await {
-                Ok(link) => link,
-                Err(fault) => {
-                    self.events.send(PublisherEvent::Trouble(fault.clone()));
+            None => {
+                if let Some(fault) = own.rests() {
                     return Err(fault);
                 }
-            },
+                match own.open(&self.options).await {
+                    Ok(link) => link,
+                    Err(fault) => {
+                        self.events.send(PublisherEvent::Trouble(fault.clone()));
+                        return Err(fault);
+                    }
+                }
+            }
         };
         let frame_bytes_max = link.connection.configuration().frame_max() as usize;
         let status = link.connection.status().clone();
@@ -306,6 +311,8 @@ impl Shared {
                 return true;
             }
         };
+        // Of an earlier channel of this number.
+        _ = voice.returns.take(voice.channel.id());
         let mut confirm = pin!(prepared.send(voice.channel));
         let confirmation = loop {
             match tokio::time::timeout(self.options.confirm_deadline, &mut confirm).await {
@@ -340,7 +347,11 @@ impl Shared {
                 }
                 tell(match fault.class {
                     FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
-                    _ => Outcome::Unknown(fault),
+                    _ => {
+                        // The relay may hand the same one over at once.
+                        tokio::time::sleep(self.options.backoff.0).await;
+                        Outcome::Unknown(fault)
+                    }
                 });
                 return false;
             }
@@ -378,13 +389,14 @@ async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
 }
 
 impl Own {
+    /// Why no broker is asked now.
+    fn rests(&self) -> Option<Fault> {
+        let refused = self.refused.as_ref().filter(|(until, _)| Instant::now() < *until);
+        refused.map(|(_, fault)| fault.clone())
+    }
+
     /// Asks each broker once, as the window's connection does. If all have refused us, they rest.
     async fn open(&mut self, options: &Options) -> Result<Link, Fault> {
-        if let Some((until, fault)) = &self.refused
-            && Instant::now() < *until
-        {
-            return Err(fault.clone());
-        }
         self.refused = None;
         loop {
             let Some(target) = options.targets.get(self.rota.at()) else { return Err(stopped()) };

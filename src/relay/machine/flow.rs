@@ -262,6 +262,7 @@ impl Machine {
         }
         self.spill_waiting(None, now, out);
         self.spill_suspects(now, out);
+        self.spill_silent_firsts(now, out);
     }
 
     /// Events that wait to go alone do not fill memory while the one before them gets no answer.

@@ -616,13 +616,23 @@ impl Machine {
     /// An event that is not in flight any more has its outcome.
     fn takes(&mut self, seq: u64, outcome: Outcome, was_trial: bool, now: Now, out: &mut Vec<Action>) {
         if let Some(item) = self.items.get_mut(&seq) {
-            item.nacks *= u32::from(silence::refusal(&outcome).is_some());
+            item.nacks *= u32::from(silence::is_put_off(&outcome));
             item.silences *= u32::from(matches!(outcome, Outcome::Unknown(_)));
         }
         match outcome {
             Outcome::Confirmed => self.settle(seq, out),
-            Outcome::Unknown(_) | Outcome::Silent(_) if self.waits_for_destination(seq) => {}
-            Outcome::Unknown(_) | Outcome::Silent(_) => self.make_ready(seq),
+            Outcome::Unknown(_) | Outcome::Silent(_) => {
+                if let Some(destination) = self.items.get(&seq).map(Item::destination) {
+                    self.slow_has_a_new_chance(&destination);
+                    if was_trial {
+                        // Nobody knows what became of it: not at once again.
+                        self.trial_waits(&destination, now);
+                    }
+                }
+                if !self.waits_for_destination(seq) {
+                    self.make_ready(seq);
+                }
+            }
             Outcome::Nacked => self.put_off_refused(seq, SuspendCause::Nacks, was_trial, now),
             Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
                 self.put_off_refused(seq, SuspendCause::Away, was_trial, now);

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::types::{Action, Key, Ordering, SuspendCause};
 use super::{ItemState, Machine, is_expired};
 use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
-use crate::message::{FaultClass, Outcome, Ticket};
+use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
 /// A destination of which nothing waits is remembered for so long.
@@ -87,6 +87,12 @@ pub(super) fn refusal(outcome: &Outcome) -> Option<SuspendCause> {
     }
 }
 
+/// The event waits by itself, each time longer.
+pub(super) fn is_put_off(outcome: &Outcome) -> bool {
+    let of_its_own = |fault: &Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
+    refusal(outcome).is_some() || matches!(outcome, Outcome::Refused(fault) if !of_its_own(fault))
+}
+
 impl Silent {
     fn entry(&self, destination: &Destination) -> (u64, Destination) {
         let at_ms =
@@ -131,6 +137,17 @@ impl Silence {
         Some(silent)
     }
 
+    /// Destinations of which nothing waits are remembered for a while.
+    fn forget_idle(&mut self, now: Now) {
+        while let Some((at_ms, destination)) = self.due.first().cloned()
+            && at_ms <= now.mono_ms
+            && self.destinations.get(&destination).is_none_or(|silent| silent.waiting.is_empty())
+        {
+            self.due.remove(&(at_ms, destination.clone()));
+            self.destinations.remove(&destination);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.destinations.is_empty()
     }
@@ -150,7 +167,8 @@ impl Silence {
             return true;
         }
         if self.nacks.len() >= NACKING_MAX && !self.nacks.contains_key(destination) {
-            return false;
+            // What was nacked once, and never again, makes room.
+            self.nacks.clear();
         }
         let nacks = self.nacks.entry(destination.clone()).or_default();
         *nacks += 1;
@@ -293,21 +311,39 @@ impl Machine {
             }
             self.silence.late.insert(ticket, seq);
         }
-        let trials = self.in_flight.values().copied().filter(|seq| {
-            let item = self.items.get(seq);
-            item.is_some_and(|item| item.is_trial() && item.destination() == destination)
-        });
-        let trial = trials.min();
+        // Of an earlier time one may be out still.
+        let trial = match self.silence.destinations.contains_key(&destination) {
+            true => None,
+            false => self.trial_out(&destination),
+        };
         self.silence.set_apart(&destination, trial, now);
         if was_trial {
-            let (first_ms, max_ms) = SILENT_BACKOFF_MS;
-            let jitter = &mut self.jitter;
-            self.silence.with(&destination, |silent| {
-                silent.due_ms = now.mono_ms.saturating_add(jitter.wait_ms(first_ms, max_ms, silent.tries));
-                silent.tries = silent.tries.saturating_add(1);
-            });
+            self.trial_failed(&destination, now);
         }
         self.hold_apart(seq, &destination);
+    }
+
+    fn trial_out(&self, destination: &Destination) -> Option<u64> {
+        let trials = self.in_flight.values().copied().filter(|seq| {
+            let item = self.items.get(seq);
+            item.is_some_and(|item| item.is_trial() && item.destination() == *destination)
+        });
+        trials.min()
+    }
+
+    /// A trial had no word: the wait for the next one grows.
+    fn trial_failed(&mut self, destination: &Destination, now: Now) {
+        self.trial_waits(destination, now);
+        self.silence.with(destination, |silent| silent.tries = silent.tries.saturating_add(1));
+    }
+
+    /// The next trial waits as long as the last one did.
+    pub(super) fn trial_waits(&mut self, destination: &Destination, now: Now) {
+        let (first_ms, max_ms) = SILENT_BACKOFF_MS;
+        let jitter = &mut self.jitter;
+        self.silence.with(destination, |silent| {
+            silent.due_ms = now.mono_ms.saturating_add(jitter.wait_ms(first_ms, max_ms, silent.tries));
+        });
     }
 
     /// The broker has nacked a message. Where it nacks all of a destination, that is asked by one event at a time.
@@ -363,8 +399,9 @@ impl Machine {
     /// The broker has given its word on a message for this destination.
     fn spoke(&mut self, destination: &Destination, now: Now) {
         self.slow.spoke(destination);
-        self.lingers_no_more(destination);
+        // Only of these something lingers; to look for it at each word would cost a walk through the window.
         let Some(silent) = self.silence.forget(destination) else { return };
+        self.lingers_no_more(destination);
         let (first_ms, max_ms) = SILENT_BACKOFF_MS;
         for seq in silent.waiting {
             let Some(item) = self.items.get_mut(&seq) else { continue };
@@ -389,16 +426,26 @@ impl Machine {
         }
     }
 
-    /// The connection has ended: whoever was slow on it has a new chance.
+    /// The connection has ended: destinations that were slow on it have a new chance.
     pub(super) fn slow_have_a_new_chance(&mut self) {
+        self.silence.nacks.clear();
         for destination in self.silence.slow() {
-            let waiting = self.silence.forget(&destination).map(|silent| silent.waiting).unwrap_or_default();
-            for seq in waiting {
-                if let Some(item) = self.items.get_mut(&seq) {
-                    item.state = ItemState::Queued;
-                }
-                self.make_ready(seq);
+            self.slow_has_a_new_chance(&destination);
+        }
+    }
+
+    /// Nothing is due for a slow destination. So once nobody knows what became of a message for it, it waits for no word.
+    pub(super) fn slow_has_a_new_chance(&mut self, destination: &Destination) {
+        if self.silence.destinations.get(destination).is_none_or(|silent| silent.why != Why::Slow) {
+            return;
+        }
+        let waiting = self.silence.forget(destination).map(|silent| silent.waiting).unwrap_or_default();
+        self.lingers_no_more(destination);
+        for seq in waiting {
+            if let Some(item) = self.items.get_mut(&seq) {
+                item.state = ItemState::Queued;
             }
+            self.make_ready(seq);
         }
     }
 
@@ -437,6 +484,7 @@ impl Machine {
 
     /// Publishes what may be asked of silent destinations.
     pub(super) fn send_trials(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.silence.forget_idle(now);
         while self.can_publish()
             && self.silence.trials < SILENT_TRIALS_MAX
             && let Some((at_ms, destination)) = self.next_due()
@@ -480,6 +528,24 @@ impl Machine {
                 return;
             }
             self.spill_one_silent(seq, due_ms, now, out);
+        }
+    }
+
+    /// The same of the last one of each, but of those that are asked next: many destinations must not fill the memory.
+    pub(super) fn spill_silent_firsts(&mut self, now: Now, out: &mut Vec<Action>) {
+        let waits = |destination: &Destination| {
+            self.silence.destinations.get(destination).is_some_and(|silent| !silent.waiting.is_empty())
+        };
+        let due = self.silence.due.iter().map(|(_, destination)| destination);
+        let next: BTreeSet<&Destination> =
+            due.filter(|destination| waits(destination)).take(SILENT_TRIALS_MAX).collect();
+        let others = self.silence.destinations.iter().filter(|(destination, _)| !next.contains(destination));
+        let waiting: Vec<u64> = others.flat_map(|(_, silent)| silent.waiting.iter().copied()).collect();
+        for seq in waiting {
+            if self.wants_more() {
+                return;
+            }
+            self.spill_silent_one(seq, now, out);
         }
     }
 

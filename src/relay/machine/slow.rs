@@ -76,7 +76,8 @@ impl Machine {
     fn in_window(&self) -> impl Iterator<Item = (u64, Destination)> {
         self.in_flight.values().filter_map(|seq| {
             let item = self.items.get(seq)?;
-            let counts = matches!(item.state, ItemState::InFlight { trial: false, .. }) && !item.lingers;
+            let is_alone = matches!(item.state, ItemState::InFlight { isolated: true, .. });
+            let counts = !is_alone && !item.lingers;
             counts.then(|| (*seq, item.destination()))
         })
     }

@@ -171,3 +171,62 @@ fn an_event_that_alone_is_silent_goes_alone() {
     story.pass(SILENT_BACKOFF_MS.1);
     assert_eq!((story.published_how(), silent(&story).len()), (vec![(0, true, true)], 0));
 }
+
+/// Goal: a slow destination waits for no word that cannot come. Method: a full window of it; then its messages end as *unknown*,
+/// one by one, while the connection lives.
+#[test]
+fn a_slow_destination_of_which_nothing_is_known_goes_on() {
+    let mut story = Story::new(Settings { window_events: 4, lookahead_events: 64, ..settings() });
+    story.up();
+    to(&mut story, "quiet", 8);
+    assert_eq!(story.published(), [0, 1, 2, 3]);
+    story.pass(SLOW_MS);
+    assert_eq!(story.published(), [0; 0]);
+    for seq in 0..4 {
+        story.outcome(seq, Outcome::Unknown(fault(FaultClass::Outage)));
+    }
+    for _ in 0..200 {
+        for seq in story.in_flight() {
+            story.confirm(seq);
+        }
+        story.pass(100);
+    }
+    assert_eq!(story.machine.confirmed(), 8, "none waits for ever");
+}
+
+/// Goal: a trial of which nothing is known is no reason to try at once again. Method: each trial ends as *unknown*, for an hour.
+#[test]
+fn trials_that_end_as_unknown_wait() {
+    let mut story = Story::new(settings());
+    story.up();
+    to(&mut story, "sick", 1);
+    story.outcome(0, silence());
+    let (end_ms, mut trials) = (story.now.mono_ms + 3_600_000, 0);
+    while story.now.mono_ms < end_ms {
+        for seq in story.in_flight() {
+            trials += 1;
+            story.outcome(seq, Outcome::Unknown(fault(FaultClass::Outage)));
+        }
+        story.pass(10);
+    }
+    let shortest_ms = SILENT_BACKOFF_MS.0 / 2;
+    assert!((100..=3_600_000 / shortest_ms).contains(&trials), "{trials} trials in an hour");
+}
+
+/// Goal: silent destinations, however many, do not fill the memory of the others. Method: more of them than the lookahead, one
+/// event each; all stay silent; what comes for another destination is asked for and confirmed.
+#[test]
+fn many_silent_destinations_leave_room_to_read() {
+    let mut story = Story::new(Settings { window_events: 8, lookahead_events: 32, ..settings() });
+    story.up();
+    for n in 0..40 {
+        to(&mut story, &format!("sick-{n}"), 1);
+    }
+    for _ in 0..400 {
+        for seq in story.in_flight() {
+            story.outcome(seq, silence());
+        }
+        story.pass(100);
+    }
+    assert!(story.machine.has_loaded_all(), "{:?}", story.machine.figures());
+}
