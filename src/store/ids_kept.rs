@@ -77,16 +77,18 @@ impl Transaction {
         Ok(())
     }
 
-    /// The number of a new id, where ids have one.
-    pub(super) fn next_id(&self, scope: &str) -> Result<Option<u64>> {
+    /// The number of a new id, where ids have one. `key` is of its row, which may still stand though the id is forgotten.
+    pub(super) fn next_id(&self, scope: &str, key: &[u8]) -> Result<Option<u64>> {
         if self.core.settings.inbox_ids_max.is_none() {
             return Ok(None);
         }
+        let stands = self.seen(key)?.is_some_and(|row| row.count == NUMBERED);
         self.touch();
         self.engine(|| {
             let mut seen = self.redb().open_table(SEEN)?;
             let ids = Ids::of(&seen, scope)?;
-            let after = [ids.next.saturating_add(1), self.kept(scope, ids)?.saturating_add(1)];
+            let kept = self.kept(scope, ids)?.saturating_add(u64::from(!stands));
+            let after = [ids.next.saturating_add(1), kept];
             seen.insert(keys::inbox(scope, &[]).as_slice(), u64s(after).as_slice())?;
             Ok(Some(ids.next))
         })

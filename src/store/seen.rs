@@ -214,7 +214,7 @@ impl Transaction {
                 match self.remembered(scope, key)? {
                     Some(row) => self.mark_id_again(key.clone(), row, content.row(refused))?,
                     None => {
-                        let number = self.next_id(scope)?;
+                        let number = self.next_id(scope, key)?;
                         self.mark_id(key.clone(), content.row(refused), number)?;
                     }
                 }

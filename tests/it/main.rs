@@ -84,6 +84,7 @@ mod offline;
 mod one_write;
 #[cfg(unix)]
 mod page_writes;
+mod parking_order;
 #[cfg(feature = "rabbitmq")]
 mod poison;
 mod positions;

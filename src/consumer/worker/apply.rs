@@ -12,8 +12,10 @@ use crate::consumer::tries::{Step, steps};
 use crate::consumer::{Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
 use crate::limits::CONSUMER_BATCH_MAX;
+use crate::log::in_hand::TriesRow;
 use crate::printable::plain;
 use crate::publish::{DeliveryTag, Settlement, SourceEvent};
+use crate::store::in_hand::Name;
 use crate::store::rejected::{Refusal, reason};
 use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
@@ -43,6 +45,8 @@ pub(super) struct Outcome {
     refused: Vec<(Item, Refusal)>,
     /// Those whose try has failed: this is written down.
     pub(super) failed: Vec<Item>,
+    /// Rows of tries that were written down and did not take place.
+    pub(super) never_began: Vec<(Name, TriesRow)>,
     /// Those that are done with, and have a row of tries that no transaction has taken along.
     pub(super) done: Vec<Item>,
     /// The store takes nothing more.
@@ -64,6 +68,19 @@ impl Worker {
         // What was gathered beyond a batch waits for the next.
         let rest = batch.split_off(batch.len().min(CONSUMER_BATCH_MAX * 2));
         rest.into_iter().for_each(|item| self.wait_behind(item));
+        let unparked = batch.iter().filter(|item| item.is_the_brokers());
+        self.running = unparked.filter_map(|item| item.key.clone()).collect();
+        let result = self.apply_steps(batch, events, stop);
+        self.running.clear();
+        result
+    }
+
+    fn apply_steps(
+        &mut self,
+        batch: Vec<Item>,
+        events: &Receiver<SourceEvent>,
+        stop: &Receiver<Deadline>,
+    ) -> Result<()> {
         let attempts = self.settings.attempts;
         let steps = steps(batch, |item| item.tries.wants_to_be_alone(attempts));
         for (at, step) in steps.into_iter().enumerate() {
@@ -214,7 +231,16 @@ impl Worker {
                 outcome.lost.get_or_insert(error);
             }
             // If the earlier one was rejected after all, it is due at once.
-            Err(error) if error.downcast_app::<Waits>().is_some() => self.wait_behind(item),
+            Err(error) if error.downcast_app::<Waits>().is_some() => {
+                if item.noted {
+                    let mut idle = self.never_began(item);
+                    outcome.never_began.extend(idle.name.clone().map(|name| (name, idle.row())));
+                    idle.accused = false;
+                    self.wait_behind(idle);
+                } else {
+                    self.wait_behind(item);
+                }
+            }
             Err(error) if is_final(&error) || item.tries.failed().counted() >= self.settings.attempts => {
                 let attempts = item.tries.failed().counted();
                 self.refuse(item, &error, Some(attempts), outcome);
@@ -359,6 +385,7 @@ impl One {
         if let Some(number) = item.redriven
             && !tx.is_redriven(scope, number)?
         {
+            tx.leave_hand(scope, item.noted_name().as_ref(), None)?;
             return Ok(Applied::Gone);
         }
         if let Some(number) = item.parked

@@ -57,6 +57,18 @@ impl Worker {
         Ok(())
     }
 
+    /// Those that came while the last batch ran. Earlier ones of their keys may wait by now, and go first.
+    pub(super) fn go_on_with_those_of_meanwhile(&mut self, batch: &mut Vec<Item>) {
+        for item in std::mem::take(&mut self.meanwhile.batch) {
+            self.returned |= self.is_taken_in(&item);
+            if item.key.as_ref().is_some_and(|key| self.waiting.has(key)) {
+                self.wait_behind(item);
+            } else {
+                batch.push(item);
+            }
+        }
+    }
+
     /// Hears what the source delivers at first, if there are parked deliveries to begin with.
     pub(super) fn await_source(&mut self, events: &Receiver<SourceEvent>, stop: &Receiver<Deadline>) {
         if self.waiting.is_empty() {

@@ -39,6 +39,7 @@ use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
 use crate::log::in_hand::Tries;
 use crate::message::{FaultClass, Message};
 use crate::publish::{Delivery, Source, SourceEvent};
+use crate::store::in_hand::{Name, names_one};
 use crate::store::log_pace::LogPace;
 use crate::store::seen::Identity;
 use crate::store::write_wait::Purpose;
@@ -72,6 +73,10 @@ pub(super) struct Worker {
     hand: Hand,
     /// Something has come that is taken into the store before it is tried.
     returned: bool,
+    /// Keys of the deliveries of the batch that runs which are the broker's.
+    running: HashSet<Arc<str>>,
+    /// Deliveries of a connection that has ended which are kept, since the broker may not deliver them again.
+    survivors: HashSet<Name>,
     /// What has come while handlers ran.
     meanwhile: Meanwhile,
     redriven: Redrives,
@@ -127,6 +132,8 @@ impl Worker {
             turns: 0,
             hand,
             returned: false,
+            running: HashSet::new(),
+            survivors: HashSet::new(),
             meanwhile: Meanwhile::default(),
             source_gone: false,
             paces: Paces::default(),
@@ -149,7 +156,7 @@ impl Worker {
             self.load_parked(stop);
             let others_come = !events.is_empty() || !self.meanwhile.is_empty();
             let mut batch = self.take_due(others_come);
-            batch.append(&mut self.meanwhile.batch);
+            self.go_on_with_those_of_meanwhile(&mut batch);
             let first = match self.meanwhile.next.take() {
                 None if batch.is_empty() && !self.may_look() => self.wait(events, stop, rung, &mut deadline),
                 next => next,
@@ -199,13 +206,14 @@ impl Worker {
             self.redriven.look = false;
             tracing::error!(%error, "what is driven again cannot be read now");
         }
-        let kept = batch.clone();
+        // Only what holds may fail.
+        let kept = matches!(self.settings.gap, GapPolicy::Hold(_)).then(|| batch.clone());
         match self.hold_back(batch) {
             Ok(batch) => self.apply(batch, events, stop)?,
             Err(error) => {
                 self.settings.store.ready()?;
                 tracing::error!(%error, "what a lane has seen cannot be read now; tried again later");
-                kept.into_iter().for_each(|item| self.put_off(item));
+                kept.into_iter().flatten().for_each(|item| self.put_off(item));
             }
         }
         let now = self.look().now();
@@ -223,7 +231,8 @@ impl Worker {
         let due = self.waiting.next_due().into_iter().chain(self.held.deadline()).map(Due::wake_at);
         // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
         let look = (self.held.len() > 0).then(|| Deadline::after(HELD_LOOK));
-        let until = due.chain(look).min().and_then(Deadline::instant);
+        let parked = self.hand.looks_again();
+        let until = due.chain(look).chain(parked).min().and_then(Deadline::instant);
         let timer = until.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
         crossbeam_channel::select! {
             recv(events) -> event => {
@@ -282,6 +291,7 @@ impl Worker {
                     waited: false,
                 };
                 let item = self.recall(item);
+                self.replaces_survivor(&item);
                 self.returned |= self.is_taken_in(&item);
                 self.admit(item, batch);
             }
@@ -294,8 +304,21 @@ impl Worker {
         let stays = |entry: &Entry| entry.item().is_none_or(|item| self.outlives_its_connection(item));
         held.change(|entry| stays(&entry).then_some(entry));
         waiting.retain(stays);
+        let left = waiting.holding().map(|(_, entry)| entry).chain(held.iter()).filter_map(Entry::item);
+        let names = left.filter(|item| item.is_the_brokers()).filter_map(|item| item.name.clone());
+        self.survivors = names.filter(|name| names_one(name)).collect();
         (self.held, self.waiting) = (held, waiting);
         self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
+    }
+
+    /// The broker has delivered it again after all: the one that was kept goes.
+    fn replaces_survivor(&mut self, item: &Item) {
+        let Some(name) = item.name.as_ref().filter(|name| self.survivors.remove(*name)) else { return };
+        let is_it = |entry: &Entry| {
+            entry.item().is_some_and(|item| item.is_the_brokers() && item.name.as_ref() == Some(name))
+        };
+        self.waiting.retain(|entry| !is_it(entry));
+        self.held.change(|entry| (!is_it(&entry)).then_some(entry));
     }
 
     /// It is not the broker's; or the broker may not deliver it again, because it came back too often.

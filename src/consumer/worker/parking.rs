@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 
 use super::apply::Outcome;
 use super::item::{Entry, Item, Stub, kept_delivery};
-use super::{Worker, count};
+use super::{HELD_LOOK, Worker, count};
 use crate::consumer::waiting::Member;
 use crate::consumer::{ConsumerBuilder, GapPolicy};
 use crate::error::{Error, Result};
@@ -36,6 +36,8 @@ pub(super) struct Hand {
     bytes: u64,
     /// There may be parked ones that were not taken up.
     look: bool,
+    /// Not before this: reading them has failed.
+    look_after: Deadline,
     next: u64,
     /// How often consumers have left parked ones behind, when that was looked at last.
     given_back: u64,
@@ -60,10 +62,16 @@ impl Hand {
             mine: HashMap::new(),
             bytes: 0,
             look: true,
+            look_after: Deadline::now(),
             next: 0,
             given_back: settings.store.core().parked.given_back(),
             stuck: 0,
         }
+    }
+
+    /// When reading what is parked is tried again, if it has failed.
+    pub(super) fn looks_again(&self) -> Option<Deadline> {
+        self.look.then_some(self.look_after)
     }
 
     fn remember(&mut self, name: Name, row: TriesRow) {
@@ -118,6 +126,11 @@ impl FullKeys {
     fn note(&self, key: Option<&Arc<str>>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(key.cloned());
     }
+}
+
+/// Of keys of which a delivery runs now that is not parked, none is parked either.
+fn keys_with_an_earlier_one(running: &HashSet<Arc<str>>) -> Arc<FullKeys> {
+    Arc::new(FullKeys(Mutex::new(running.clone())))
 }
 
 /// Whoever runs for the scope now, or next, takes up what is left.
@@ -230,7 +243,10 @@ impl Worker {
         }
         let (put_off, rest) = items.into_iter().partition(|item| item.tries.open != Open::None);
         let put_off: Vec<Item> = put_off;
-        put_off.into_iter().for_each(|item| self.put_off(item));
+        for item in put_off {
+            let item = self.never_began(item);
+            self.put_off(item);
+        }
         Ok(rest)
     }
 
@@ -252,6 +268,16 @@ impl Worker {
                 Ok(false)
             }
         }
+    }
+
+    /// Its try was written down, and did not take place: an open try would count as a death.
+    pub(super) fn never_began(&mut self, mut item: Item) -> Item {
+        item.tries.open = Open::None;
+        if item.noted {
+            let name = self.name(&mut item);
+            self.hand.remember(name, item.row());
+        }
+        item
     }
 
     fn tell_that_parking_fails(&mut self, error: &Error) {
@@ -278,7 +304,7 @@ impl Worker {
             }
         }
         let mut failed = std::mem::take(&mut outcome.failed);
-        let mut rows = Vec::with_capacity(failed.len());
+        let mut rows = std::mem::take(&mut outcome.never_began);
         for item in &mut failed {
             let name = self.name(item);
             item.noted = true;
@@ -322,7 +348,7 @@ impl Worker {
         items: Vec<Item>,
         settlements: &mut Vec<(DeliveryTag, Settlement)>,
     ) -> Result<Vec<Item>> {
-        let (mut kept, full) = (Vec::with_capacity(items.len()), Arc::default());
+        let (mut kept, full) = (Vec::with_capacity(items.len()), keys_with_an_earlier_one(&self.running));
         let mut items = items.into_iter().peekable();
         while items.peek().is_some() {
             let mut bytes = 0;
@@ -363,11 +389,11 @@ impl Worker {
                 if full.has(key.as_ref()) {
                     return Ok(Parking::Full);
                 }
-                let parking = tx.park(&scope, &what, max)?;
-                if parking == Parking::Full {
+                let parking = tx.park(&scope, &what, max);
+                if matches!(parking, Ok(Parking::Full) | Err(_)) {
                     full.note(key.as_ref());
                 }
-                Ok(parking)
+                parking
             })?);
         }
         for (mut item, answer) in items.into_iter().zip(answers) {
@@ -408,8 +434,18 @@ impl Worker {
         }
         let order: HashMap<u64, usize> =
             batch.iter().enumerate().map(|(at, item)| (item.place, at)).collect();
+        // With one of a key go those before it: what is parked of a key stands before the rest.
+        let mut keys: HashSet<Arc<str>> = HashSet::new();
+        let mut places: HashSet<u64> = HashSet::new();
+        for item in batch.iter().rev() {
+            let before_one = item.key.as_ref().is_some_and(|key| keys.contains(key));
+            if self.is_taken_in(item) || (before_one && self.may_be_parked(item)) {
+                places.insert(item.place);
+                keys.extend(item.key.clone());
+            }
+        }
         let (wanted, mut batch): (Vec<Item>, Vec<Item>) =
-            batch.into_iter().partition(|item| self.is_taken_in(item));
+            batch.into_iter().partition(|item| places.contains(&item.place));
         let mut settlements = Vec::new();
         let taken = self.park(wanted, &mut settlements);
         self.source.settle(settlements);
@@ -419,11 +455,15 @@ impl Worker {
     }
 
     pub(super) fn is_taken_in(&self, item: &Item) -> bool {
-        if !item.is_the_brokers() || item.identity.is_err() {
+        if !self.may_be_parked(item) {
             return false;
         }
         let known = item.name.as_ref().and_then(|name| self.hand.tries.get(name));
         item.returns() >= self.settings.take_in_after || known.is_some_and(|known| known.row.parked.is_some())
+    }
+
+    fn may_be_parked(&self, item: &Item) -> bool {
+        item.is_the_brokers() && item.identity.is_ok()
     }
 
     /// Parks what waits, once it holds more than its share of the prefetch. Fails only if the store is lost.
@@ -494,12 +534,13 @@ impl Worker {
 
     /// Takes up what is parked and belongs to no consumer, in the order of its parking.
     pub(super) fn load_parked(&mut self, stop: &Receiver<Deadline>) {
-        while self.hand.look && stop.is_empty() {
+        while self.hand.look && self.hand.look_after.is_over() && stop.is_empty() {
             let rows = match self.settings.store.parked_from(&self.settings.scope, self.hand.next) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    tracing::error!(%error, "what is parked cannot be read now");
-                    Vec::new()
+                    tracing::error!(%error, "what is parked cannot be read now; it is read again later");
+                    self.hand.look_after = Deadline::after(HELD_LOOK);
+                    break;
                 }
             };
             self.hand.look = !rows.is_empty();
