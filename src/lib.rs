@@ -83,7 +83,9 @@ pub mod wire;
 pub use redb;
 
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
-pub use consumer::{Consumer, ConsumerBuilder, ConsumerStats, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo};
+pub use consumer::{
+    Consumer, ConsumerBuilder, ConsumerStats, ConsumerWait, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo,
+};
 pub use error::{
     BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError, Stands,
     StorageFailure,
@@ -98,9 +100,9 @@ pub use store::{
     ConfirmError, Events, Finding, Holder, HolderKind, IdsPolicy, IoStats, Once, Operation, PageBytes,
     PageProgress, PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
     ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
-    RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Stats, Store,
-    StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader, SuspendedDestination, Transaction,
-    Verification, WriteFuture,
+    RejectedFull, RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, ScopeStats,
+    Snapshot, StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader,
+    SuspendedDestination, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -409,6 +409,16 @@ pub const HOLD_MS_MAX: u64 = 15 * 60 * 1000;
 /// The reason that is kept with a rejected delivery, in bytes.
 pub const REASON_BYTES_MAX: usize = 512;
 
+/// Rejected deliveries that a consumer keeps in its scope's quarantine at most, unless set. See
+/// [`ConsumerBuilder::rejected_max`](crate::ConsumerBuilder::rejected_max).
+pub const REJECTED_ROWS_DEFAULT: u64 = 65_536;
+
+/// Bytes that these take at most, unless set.
+pub const REJECTED_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// How often a consumer that waits for room looks whether there is some, in milliseconds.
+pub const ROOM_LOOK_MS: u64 = 1_000;
+
 /// Rejected deliveries that one commit marks to be driven again at most.
 pub const REDRIVE_STEP: usize = 256;
 

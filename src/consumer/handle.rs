@@ -1,5 +1,6 @@
 //! A running consumer, as others see it: its figures, and how it is stopped.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
@@ -14,6 +15,28 @@ use crate::say::in_drop;
 use crate::store::owner::Owner;
 use crate::store::turn::Turns;
 use crate::time::Deadline;
+
+/// What a consumer waits for that takes nothing from its queue: [`ConsumerStats::waits_for`].
+///
+/// ```
+/// use onewrite::ConsumerWait;
+/// assert_eq!(ConsumerWait::Quarantine.to_string(), "room in its quarantine");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConsumerWait {
+    /// Room in its [quarantine](crate::Store::rejected): as many rejected deliveries are kept as
+    /// [`rejected_max`](crate::ConsumerBuilder::rejected_max) allows.
+    Quarantine,
+}
+
+impl fmt::Display for ConsumerWait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Quarantine => "room in its quarantine",
+        })
+    }
+}
 
 /// Figures of a consumer since it began.
 ///
@@ -51,6 +74,12 @@ pub struct ConsumerStats {
     pub parked: u64,
     /// Bytes that these take.
     pub parked_bytes: u64,
+    /// Rejected deliveries that went for later ones: [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
+    pub dropped: u64,
+    /// What the consumer waits for, if it takes nothing from its queue for want of room.
+    pub waits_for: Option<ConsumerWait>,
+    /// Times it began to wait so.
+    pub waits: u64,
     /// Times the connection was set up.
     pub connections: u64,
     /// Why there is no connection now.
@@ -71,6 +100,9 @@ pub(super) struct Shared {
     pub(super) held: AtomicU64,
     pub(super) parked: AtomicU64,
     pub(super) parked_bytes: AtomicU64,
+    pub(super) dropped: AtomicU64,
+    pub(super) waits: AtomicU64,
+    pub(super) waits_for: Mutex<Option<ConsumerWait>>,
     pub(super) connections: AtomicU64,
     pub(super) disconnected: Mutex<Option<Fault>>,
     pub(super) failed: Mutex<Option<String>>,
@@ -140,6 +172,9 @@ impl Consumer {
             held: get(&shared.held),
             parked: get(&shared.parked),
             parked_bytes: get(&shared.parked_bytes),
+            dropped: get(&shared.dropped),
+            waits_for: *shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner),
+            waits: get(&shared.waits),
             connections: get(&shared.connections),
             disconnected: shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             failed: shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),

@@ -44,14 +44,14 @@ use crate::error::{Error, Result, SettingError, caught};
 use crate::event::uuid_from_text;
 use crate::limits::{
     BACKOFF_MS_DEFAULT, HOLD_MS_MAX, PARKED_BYTES_DEFAULT, PARKED_ROWS_DEFAULT, PREFETCH_DEFAULT,
-    RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
+    REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
 use crate::publish::{Delivery, Source, SourceEvents};
-use crate::store::{Store, Transaction};
+use crate::store::{RejectedFull, Store, Transaction};
 use crate::wire::ProducerKeys;
 
-pub use self::handle::{Consumer, ConsumerStats};
+pub use self::handle::{Consumer, ConsumerStats, ConsumerWait};
 
 /// Tries of a delivery whose handler fails before it is rejected, unless set.
 ///
@@ -88,7 +88,8 @@ pub enum GapPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RejectTo {
-    /// Into the store, durable, before the broker is told that it is done with: see [`Store::rejected`]. The default.
+    /// Into the store, durable, before the broker is told that it is done with: see [`Store::rejected`]. As many as
+    /// [`rejected_max`](ConsumerBuilder::rejected_max) allows. The default.
     #[default]
     Quarantine,
     /// Back to the broker, which hands it to the queue's dead-letter exchange. **A queue that has none drops it.**
@@ -121,6 +122,8 @@ pub struct ConsumerBuilder {
     producers: Option<BTreeSet<String>>,
     keys: Option<ProducerKeys>,
     parked_max: (u64, u64),
+    rejected_max: (u64, u64),
+    rejected_full: RejectedFull,
     take_in_after: u32,
 }
 
@@ -163,6 +166,8 @@ impl Store {
             producers: None,
             keys: None,
             parked_max: (PARKED_ROWS_DEFAULT, PARKED_BYTES_DEFAULT),
+            rejected_max: (REJECTED_ROWS_DEFAULT, REJECTED_BYTES_DEFAULT),
+            rejected_full: RejectedFull::default(),
             take_in_after: RETURNS_DEFAULT,
         }
     }
@@ -269,6 +274,63 @@ impl ConsumerBuilder {
     /// ```
     pub fn parked_max(mut self, rows: u64, bytes: u64) -> Self {
         self.parked_max = (rows, bytes);
+        self
+    }
+
+    /// Rejected deliveries that the [quarantine](Store::rejected) of this scope keeps at most, in rows and bytes; 65,536 and 256 MiB
+    /// unless set ([`REJECTED_ROWS_DEFAULT`](crate::limits::REJECTED_ROWS_DEFAULT),
+    /// [`REJECTED_BYTES_DEFAULT`](crate::limits::REJECTED_BYTES_DEFAULT)). What happens to one more says
+    /// [`on_rejected_full`](Self::on_rejected_full).
+    ///
+    /// A row holds the whole message, and the file grows by little more than the message. A delivery that was [parked](Self::parked_max)
+    /// cannot be given back to the broker. The quarantine takes such deliveries until it holds as much as both bounds together allow.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use onewrite::{ConsumerWait, Error, Message};
+    /// let handler = |_: &_, _: &_| Err(Error::reject("no such account"));
+    /// let consumer = store.consumer("credit-service").rejected_max(1, 1 << 20).run(broker.source("credit"), handler)?;
+    /// broker.publish("", "credit", Message::default())?;
+    /// broker.publish("", "credit", Message::default())?;
+    /// while consumer.stats().waits_for != Some(ConsumerWait::Quarantine) {
+    ///     std::thread::yield_now();
+    /// }
+    /// store.rejected("credit-service").discard(0)?; // makes room: the consumer goes on
+    /// while consumer.stats().waits_for.is_some() {
+    ///     std::thread::yield_now();
+    /// }
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rejected_max(mut self, rows: u64, bytes: u64) -> Self {
+        self.rejected_max = (rows, bytes);
+        self
+    }
+
+    /// The policy for a rejected delivery for which the quarantine has no [room](Self::rejected_max). The consumer stops until there is
+    /// room, unless set.
+    ///
+    /// A consumer cannot see whether its queue has a dead-letter exchange, and a queue without one drops what it gets back. So the default
+    /// drops nothing. Where the queue has one, `DeadLetter` keeps genuine deliveries flowing.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use onewrite::RejectedFull;
+    /// let consumer = store
+    ///     .consumer("credit-service")
+    ///     .on_rejected_full(RejectedFull::DeadLetter) // the queue has a dead-letter exchange
+    ///     .run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn on_rejected_full(mut self, full: RejectedFull) -> Self {
+        self.rejected_full = full;
         self
     }
 

@@ -123,6 +123,13 @@ pub(crate) fn split_numbered(scope: &str, key: &[u8]) -> Option<u64> {
     number_behind(key, 1 + scope.len() + 1)
 }
 
+/// All keys of one kind of numbered rows of a scope, whatever stands behind: from, and up to.
+pub(crate) fn numbered_range(scope: &str, kind: u8) -> (Vec<u8>, Vec<u8>) {
+    let from = inbox(scope, &[kind]);
+    let to = after_prefix(&from);
+    (from, to)
+}
+
 /// What a scope has in hand, taken together.
 pub(crate) fn in_hand(scope: &str) -> Vec<u8> {
     inbox(scope, &[])

@@ -7,6 +7,7 @@ pub(crate) mod fuzzing;
 pub(crate) mod in_hand;
 pub(crate) mod keys;
 pub(crate) mod lanes;
+pub(crate) mod pieces;
 pub(crate) mod record;
 pub(crate) mod rejected;
 pub(crate) mod seen;

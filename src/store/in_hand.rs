@@ -13,15 +13,16 @@
 //!
 //! The table is made when it is first needed: a consumer whose deliveries all succeed at once never opens it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{ReadableTable, TableError};
+use redb::{ReadTransaction, ReadableTable, TableError};
 
 use super::Store;
 use super::core::Identity as StoreIdentity;
 use super::failure::damaged_row;
+use super::pieces::{self, Of, Pieces};
 use super::schema::{IN_HAND, read_u64s, u64s};
 use super::seen::{Identity, content_of_delivery, fingerprint};
 use super::transaction::Transaction;
@@ -132,7 +133,8 @@ impl Transaction {
         let table = self.redb().open_table(IN_HAND)?;
         let book = HandBook::of(&table, scope)?;
         let known = tries_row(&table, scope, &what.name)?.and_then(|row| row.parked);
-        let standing = known.map(|number| parked_row(&table, scope, number)).transpose()?.flatten();
+        let standing =
+            known.map(|number| parked_row(self.redb(), &table, scope, number)).transpose()?.flatten();
         drop(table);
         // The content is in such a name, without what the broker writes into a delivery each time it comes.
         if matches!(standing, Some(Ok(_))) && names_one(&what.name) {
@@ -154,7 +156,7 @@ impl Transaction {
         }
         self.touch();
         let mut table = self.redb().open_table(IN_HAND)?;
-        table.insert(key.as_slice(), row.as_slice())?;
+        pieces::put(self.redb(), &mut table, Of::Parked, &key, &row)?;
         if by_number && standing.is_none() {
             table.remove(keys::tries(scope, &what.name).as_slice())?;
         }
@@ -203,9 +205,7 @@ impl Transaction {
         }
         let Some(number) = parked else { return Ok(()) };
         let key = keys::parked_delivery(scope, number);
-        let Some(len) = table.remove(key.as_slice())?.map(|row| row.value().len() as u64) else {
-            return Ok(());
-        };
+        let Some(len) = pieces::remove(self.redb(), &mut table, Of::Parked, &key)? else { return Ok(()) };
         let book = HandBook::of(&table, scope)?;
         let (rows, bytes) = (book.rows.saturating_sub(1), book.bytes.saturating_sub(len));
         HandBook { rows, bytes, ..book }.put(&mut table, scope)
@@ -230,9 +230,15 @@ pub(crate) type Parked = std::result::Result<ParkedRow, &'static str>;
 /// A parked delivery's number, the length of its row, the row, and its tries.
 pub(crate) type FoundParked = (u64, u64, Parked, Option<TriesRow>);
 
-fn parked_row(table: &impl ReadableTable<Row, Row>, scope: &str, number: u64) -> Result<Option<Parked>> {
+fn parked_row(
+    tx: &impl Pieces,
+    table: &impl ReadableTable<Row, Row>,
+    scope: &str,
+    number: u64,
+) -> Result<Option<Parked>> {
     let key = keys::parked_delivery(scope, number);
-    Ok(table.get(key.as_slice())?.map(|row| ParkedRow::from_bytes(&key, row.value())))
+    let Some(row) = table.get(key.as_slice())? else { return Ok(None) };
+    Ok(Some(ParkedRow::from_bytes(&key, &pieces::whole(tx, Of::Parked, &key, row.value())?)))
 }
 
 /// A damaged row counts as none: the next note takes its place.
@@ -245,18 +251,37 @@ impl Store {
     /// Reads the table, if there is one.
     fn in_hand<T: Default>(
         &self,
-        read: impl FnOnce(&redb::ReadOnlyTable<Row, Row>) -> Result<T>,
+        read: impl FnOnce(&ReadTransaction, &redb::ReadOnlyTable<Row, Row>) -> Result<T>,
     ) -> Result<T> {
         self.core().reading(|tx| match tx.open_table(IN_HAND) {
-            Ok(table) => read(&table),
+            Ok(table) => read(tx, &table),
             Err(TableError::TableDoesNotExist(_)) => Ok(T::default()),
             Err(error) => Err(error.into()),
         })
     }
 
+    /// How many deliveries of each scope are parked, and their bytes.
+    pub(super) fn parked_books(&self) -> Result<BTreeMap<String, (u64, u64)>> {
+        self.in_hand(|_, table| {
+            let (mut books, mut from) = (BTreeMap::new(), Vec::new());
+            while let Some(row) = table.range(from.as_slice()..)?.next() {
+                let (key, _) = row?;
+                let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("in_hand"))?.to_owned();
+                let book = HandBook::of(table, &scope)?;
+                // From one scope straight to the next.
+                from = keys::after_prefix(&keys::in_hand(&scope));
+                books.insert(scope, (book.rows, book.bytes));
+                if from.is_empty() {
+                    break;
+                }
+            }
+            Ok(books)
+        })
+    }
+
     /// All rows of tries of a scope.
     pub(crate) fn all_tries(&self, scope: &str) -> Result<Vec<(Name, TriesRow)>> {
-        self.in_hand(|table| {
+        self.in_hand(|_, table| {
             let from = keys::tries(scope, &[]);
             let to = keys::after_prefix(&from);
             let mut found = Vec::new();
@@ -278,14 +303,21 @@ impl Store {
 
     /// Parked deliveries from number `from` on, about [`PARKING_STEP_BYTES`] of them.
     pub(crate) fn parked_from(&self, scope: &str, from: u64) -> Result<Vec<FoundParked>> {
-        self.in_hand(|table| {
+        self.in_hand(|tx, table| {
             let (from, to) = (keys::parked_delivery(scope, from), keys::parked_delivery(scope, u64::MAX));
             let (mut found, mut bytes) = (Vec::new(), 0);
             for row in table.range(from.as_slice()..=to.as_slice())? {
                 let (key, row) = row?;
-                let number =
-                    keys::split_numbered(scope, key.value()).ok_or_else(|| damaged_row("in_hand"))?;
-                let (len, row) = (row.value().len(), ParkedRow::from_bytes(key.value(), row.value()));
+                // One that no number names can be nobody's, and holds up nobody.
+                let Some(number) = keys::split_numbered(scope, key.value()) else {
+                    tracing::error!(
+                        scope,
+                        "a row of a parked delivery has a key that names none: it is passed over"
+                    );
+                    continue;
+                };
+                let row = pieces::whole(tx, Of::Parked, key.value(), row.value())?;
+                let (len, row) = (row.len(), ParkedRow::from_bytes(key.value(), &row));
                 let tries =
                     row.as_ref().ok().map(|row| tries_row(table, scope, &row.name)).transpose()?.flatten();
                 bytes += len;
@@ -300,8 +332,8 @@ impl Store {
 
     /// These parked deliveries; `None` for one that is gone.
     pub(crate) fn parked(&self, scope: &str, numbers: &[u64]) -> Result<Vec<Option<Parked>>> {
-        let find = |table: &redb::ReadOnlyTable<Row, Row>| {
-            numbers.iter().map(|number| parked_row(table, scope, *number)).collect::<Result<Vec<_>>>()
+        let find = |tx: &ReadTransaction, table: &redb::ReadOnlyTable<Row, Row>| {
+            numbers.iter().map(|number| parked_row(tx, table, scope, *number)).collect::<Result<Vec<_>>>()
         };
         let mut found = self.in_hand(find)?;
         found.resize_with(numbers.len(), || None);

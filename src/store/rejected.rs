@@ -1,8 +1,8 @@
 //! Deliveries that a consumer has rejected: look at them, hand them to its handler again, or give them up.
 //!
 //! ```text
-//! (scope)              → next number u64, rows u64
-//! (scope, 0, number)   → the delivery (log/rejected.rs)
+//! (scope)              → next number u64, rows u64, their bytes u64, dropped u64      (rejected_room.rs)
+//! (scope, 0, number)   → the delivery (log/rejected.rs), in pieces where it is long (pieces.rs)
 //! (scope, 1, number)   → ()           it is to be driven again
 //! ```
 //!
@@ -16,7 +16,9 @@ use redb::ReadableTable;
 
 use super::Store;
 use super::failure::damaged_row;
-use super::schema::{REJECTED, read_u64s, u64s};
+use super::pieces::{self, Of, Pieces};
+use super::rejected_room::{Book, Kept, RejectedRoom};
+use super::schema::REJECTED;
 use super::seen::{Identity, fingerprint};
 use super::transaction::{REJECT_SCOPE, Transaction, check_id};
 use crate::error::{Error, EventError, Result};
@@ -105,7 +107,8 @@ impl Rejected {
     /// and says so.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// What the storage engine says. A row whose key names no delivery is damage too:
+    /// [`discard_unnamed`](Self::discard_unnamed) removes it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -122,19 +125,33 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<RejectedDelivery>> {
-        let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else { return Ok(Vec::new()) };
+        let (found, unnamed) = self.page(after, limit)?;
+        if unnamed && found.len() < limit { Err(damaged_row("rejected")) } else { Ok(found) }
+    }
+
+    /// Rejected deliveries; and whether rows stand among them, or behind the last, whose keys name none.
+    fn page(&self, after: Option<u64>, limit: usize) -> Result<(Vec<RejectedDelivery>, bool)> {
+        let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else {
+            return Ok((Vec::new(), false));
+        };
         self.reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;
             let (from, to) = (self.row(from), self.row(u64::MAX));
-            let mut found = Vec::new();
-            for row in rejected.range(from.as_slice()..=to.as_slice())?.take(limit) {
+            let (mut found, mut unnamed) = (Vec::new(), false);
+            for row in rejected.range(from.as_slice()..=to.as_slice())? {
+                if found.len() >= limit {
+                    break;
+                }
                 let (key, row) = row?;
-                let number =
-                    keys::split_numbered(&self.scope, key.value()).ok_or_else(|| damaged_row("rejected"))?;
+                let Some(number) = keys::split_numbered(&self.scope, key.value()) else {
+                    unnamed = true;
+                    continue;
+                };
                 let redriven = rejected.get(keys::redriven(&self.scope, number).as_slice())?.is_some();
-                found.push(entry(number, redriven, RejectedRow::from_bytes(key.value(), row.value())));
+                let row = pieces::whole(tx, Of::Rejected, key.value(), row.value())?;
+                found.push(entry(number, redriven, RejectedRow::from_bytes(key.value(), &row)));
             }
-            Ok(found)
+            Ok((found, unnamed))
         })
     }
 
@@ -159,7 +176,7 @@ impl Rejected {
     pub fn get(&self, number: u64) -> Result<(RejectedDelivery, Message)> {
         self.reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;
-            let row = read_row(&rejected, &self.scope, number)?.ok_or_else(|| self.missing(number))?;
+            let row = read_row(tx, &rejected, &self.scope, number)?.ok_or_else(|| self.missing(number))?;
             let row = row.map_err(|what| damaged(&self.scope, number, what))?;
             let redriven = rejected.get(keys::redriven(&self.scope, number).as_slice())?.is_some();
             let message = row.message.clone();
@@ -208,7 +225,8 @@ impl Rejected {
     /// it already not counted.
     ///
     /// # Errors
-    /// What the storage engine says; those before the error are driven again all the same.
+    /// What the storage engine says; those before the error are driven again all the same. A row whose key names no delivery is an error
+    /// too, once all others are driven again: [`discard_unnamed`](Self::discard_unnamed) removes such rows.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -224,10 +242,13 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn redrive_all(&self) -> Result<u64> {
-        let (mut after, mut redriven) = (None, 0);
+        let (mut after, mut redriven, mut unnamed) = (None, 0, false);
         loop {
-            let page = self.list(after, REDRIVE_STEP)?;
-            let Some(last) = page.last() else { return Ok(redriven) };
+            let (page, passed) = self.page(after, REDRIVE_STEP)?;
+            unnamed |= passed;
+            let Some(last) = page.last() else {
+                return if unnamed { Err(damaged_row("rejected")) } else { Ok(redriven) };
+            };
             after = Some(last.number);
             let wanted = |entry: &RejectedDelivery| entry.damaged.is_none() && !entry.redriven;
             let numbers: Vec<_> =
@@ -261,7 +282,38 @@ impl Rejected {
             },
         )?;
         tracing::warn!(scope = self.scope, number, "a rejected delivery is discarded by request");
+        // A consumer may wait for the room.
+        self.store.core().redrives.ring(&self.scope);
         Ok(())
+    }
+
+    /// Removes rows whose keys name no delivery, which only damage makes, and counts the rows anew. Says how many it has removed. When this
+    /// returns `Ok` that is durable. Deliveries that have numbers stay, damaged ones too: [`discard`](Self::discard) removes those.
+    ///
+    /// **Cost.** It reads the keys of all rows of the scope.
+    ///
+    /// # Errors
+    /// What the storage engine says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.rejected("credit-service").discard_unnamed()?, 0); // nothing is damaged
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn discard_unnamed(&self) -> Result<u64> {
+        check_id("the scope", self.scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
+        let scope = self.scope.clone();
+        let removed = self.store.write(move |tx| tx.remove_unnamed(&scope))?.into_value();
+        if removed > 0 {
+            tracing::warn!(
+                scope = self.scope,
+                removed,
+                "rows among rejected deliveries that name none are discarded by request"
+            );
+            self.store.core().redrives.ring(&self.scope);
+        }
+        Ok(removed)
     }
 
     /// How many there are.
@@ -323,32 +375,15 @@ impl Rejected {
 
 type Row = &'static [u8];
 
-/// The row of a scope: the number that comes next, and how many rows there are.
-#[derive(Debug, Clone, Copy, Default)]
-struct Book {
-    next: u64,
-    rows: u64,
-}
-
-impl Book {
-    fn of(rejected: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Self> {
-        let Some(row) = rejected.get(key)? else { return Ok(Self::default()) };
-        let [next, rows] = read_u64s(row.value()).ok_or_else(|| damaged_row("rejected"))?;
-        Ok(Self { next, rows })
-    }
-
-    fn to_bytes(self) -> Vec<u8> {
-        u64s([self.next, self.rows])
-    }
-}
-
-fn read_row(
+pub(super) fn read_row(
+    tx: &impl Pieces,
     rejected: &impl ReadableTable<Row, Row>,
     scope: &str,
     number: u64,
 ) -> Result<Option<std::result::Result<RejectedRow, &'static str>>> {
     let key = keys::rejected_row(scope, number);
-    Ok(rejected.get(key.as_slice())?.map(|row| RejectedRow::from_bytes(&key, row.value())))
+    let Some(row) = rejected.get(key.as_slice())? else { return Ok(None) };
+    Ok(Some(RejectedRow::from_bytes(&key, &pieces::whole(tx, Of::Rejected, &key, row.value())?)))
 }
 
 fn entry(
@@ -429,30 +464,30 @@ pub(crate) fn reason(error: &Error) -> String {
 }
 
 impl Transaction {
-    /// Writes a rejected delivery, and marks it as rejected. `false` if that was done before.
+    /// Writes a rejected delivery, and marks it as rejected, if there is room.
     pub(crate) fn reject_delivery(
         &self,
         scope: &str,
         identity: Option<&Identity>,
         delivery: &Delivery,
         refusal: &Refusal,
-    ) -> Result<bool> {
-        if let Some(identity) = identity.filter(|_| refusal.handled)
-            && !self.mark_refused(scope, identity)?
+        room: &RejectedRoom,
+    ) -> Result<Kept> {
+        let marked = identity.filter(|_| refusal.handled);
+        if let Some(identity) = marked
+            && !self.is_first_delivery(scope, identity)?
         {
-            return Ok(false);
+            return Ok(Kept::Again);
         }
-        if let Some(name) = fingerprint(&self.core.identity, scope, identity, delivery)
-            && !self.mark_once(keys::inbox(REJECT_SCOPE, &name))?
+        let fingerprint = fingerprint(&self.core.identity, scope, identity, delivery);
+        let fingerprint = fingerprint.map(|name| keys::inbox(REJECT_SCOPE, &name));
+        if let Some(key) = &fingerprint
+            && self.seen(key)?.is_some()
         {
-            return Ok(false);
+            return Ok(Kept::Again);
         }
-        self.touch();
-        let key = keys::rejected(scope);
         // The clock is the application's code: nothing is open while it is read.
         let since_ms = self.core.settings.clock.now().wall_ms;
-        let mut rejected = self.redb().open_table(REJECTED)?;
-        let Book { next: number, rows } = Book::of(&rejected, &key)?;
         let row = RejectedRow {
             since_ms,
             attempts: refusal.attempts,
@@ -462,9 +497,23 @@ impl Transaction {
             routing_key: delivery.routing_key.clone(),
             message: delivery.message.clone(),
         };
-        put_row(&mut rejected, scope, number, &row)?;
-        rejected.insert(key.as_slice(), Book { next: number + 1, rows: rows + 1 }.to_bytes().as_slice())?;
-        Ok(true)
+        let number = Book::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope))?.next;
+        let key = keys::rejected_row(scope, number);
+        let row = row.to_bytes(&key);
+        let len = row.len() as u64;
+        let Some((book, dropped)) = self.rejected_room(scope, len, room)? else { return Ok(Kept::Full) };
+        if let Some(identity) = marked {
+            self.mark_refused(scope, identity)?;
+        }
+        if let Some(key) = fingerprint {
+            self.mark_once(key)?;
+        }
+        self.touch();
+        let mut rejected = self.redb().open_table(REJECTED)?;
+        pieces::put(self.redb(), &mut rejected, Of::Rejected, &key, &row)?;
+        let book = Book { next: number + 1, rows: book.rows + 1, bytes: book.bytes + len, ..book };
+        book.put(&mut rejected, &keys::rejected(scope))?;
+        Ok(Kept::Yes { dropped })
     }
 
     /// A delivery that was driven again is rejected again, under its number. Nothing happens if it is gone meanwhile.
@@ -475,7 +524,13 @@ impl Transaction {
         row.since_ms = self.core.settings.clock.now().wall_ms;
         self.touch();
         let mut rejected = self.redb().open_table(REJECTED)?;
-        put_row(&mut rejected, scope, number, &row)?;
+        let (key, of_scope) = (keys::rejected_row(scope, number), keys::rejected(scope));
+        let row = row.to_bytes(&key);
+        let before = rejected.get(key.as_slice())?.map_or(0, |row| pieces::len(&key, row.value()));
+        pieces::put(self.redb(), &mut rejected, Of::Rejected, &key, &row)?;
+        let book = Book::of(&rejected, &of_scope)?;
+        let bytes = book.bytes.saturating_sub(before).saturating_add(row.len() as u64);
+        Book { bytes, ..book }.put(&mut rejected, &of_scope)?;
         rejected.remove(keys::redriven(scope, number).as_slice())?;
         Ok(())
     }
@@ -485,7 +540,7 @@ impl Transaction {
         scope: &str,
         number: u64,
     ) -> Result<Option<std::result::Result<RejectedRow, &'static str>>> {
-        read_row(&self.redb().open_table(REJECTED)?, scope, number)
+        read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)
     }
 
     fn mark_redriven(&self, scope: &str, number: u64) -> Result<()> {
@@ -514,26 +569,39 @@ impl Transaction {
         self.touch();
         let key = keys::rejected(scope);
         let mut rejected = self.redb().open_table(REJECTED)?;
-        if rejected.remove(keys::rejected_row(scope, number).as_slice())?.is_none() {
-            return Ok(false);
-        }
+        let gone =
+            pieces::remove(self.redb(), &mut rejected, Of::Rejected, &keys::rejected_row(scope, number))?;
+        let Some(bytes) = gone else { return Ok(false) };
         rejected.remove(keys::redriven(scope, number).as_slice())?;
-        let book = Book::of(&rejected, &key)?;
-        let book = Book { rows: book.rows.saturating_sub(1), ..book };
-        rejected.insert(key.as_slice(), book.to_bytes().as_slice())?;
+        Book::of(&rejected, &key)?.less(bytes).put(&mut rejected, &key)?;
         Ok(true)
     }
-}
 
-fn put_row(
-    rejected: &mut redb::Table<'_, Row, Row>,
-    scope: &str,
-    number: u64,
-    row: &RejectedRow,
-) -> Result<()> {
-    let key = keys::rejected_row(scope, number);
-    rejected.insert(key.as_slice(), row.to_bytes(&key).as_slice())?;
-    Ok(())
+    /// Removes what stands among the rejected deliveries of a scope under a key that names none.
+    fn remove_unnamed(&self, scope: &str) -> Result<u64> {
+        self.touch();
+        let mut rejected = self.redb().open_table(REJECTED)?;
+        let of_scope = keys::rejected(scope);
+        let (mut unnamed, mut bytes, mut rows) = (Vec::new(), 0, 0);
+        for kind in [0, 1] {
+            let (from, to) = keys::numbered_range(scope, kind);
+            for row in rejected.range(from.as_slice()..to.as_slice())? {
+                let (key, row) = row?;
+                if keys::split_numbered(scope, key.value()).is_none() {
+                    unnamed.push(key.value().to_vec());
+                } else if kind == 0 {
+                    rows += 1;
+                    bytes += pieces::len(key.value(), row.value());
+                }
+            }
+        }
+        for key in &unnamed {
+            pieces::remove(self.redb(), &mut rejected, Of::Rejected, key)?;
+        }
+        let book = Book::of(&rejected, &of_scope)?;
+        Book { rows, bytes, ..book }.put(&mut rejected, &of_scope)?;
+        Ok(unnamed.len() as u64)
+    }
 }
 
 /// What a consumer is to hand to its handler again: the number, and the delivery or what is wrong with its row.
@@ -547,34 +615,37 @@ impl Store {
             let rejected = tx.open_table(REJECTED)?;
             let (from, to) = (keys::redriven(scope, from), keys::redriven(scope, u64::MAX));
             let mut found = Vec::new();
-            for row in rejected.range(from.as_slice()..=to.as_slice())?.take(limit) {
-                let number =
-                    keys::split_numbered(scope, row?.0.value()).ok_or_else(|| damaged_row("rejected"))?;
-                let row = read_row(&rejected, scope, number)?.unwrap_or(Err("it is missing"));
+            for row in rejected.range(from.as_slice()..=to.as_slice())? {
+                // One that names none is nobody's, and holds up nobody.
+                let Some(number) = keys::split_numbered(scope, row?.0.value()) else { continue };
+                let row = read_row(tx, &rejected, scope, number)?.unwrap_or(Err("it is missing"));
                 found.push((number, row));
+                if found.len() == limit {
+                    break;
+                }
             }
             Ok(found)
         })
     }
 
-    /// How many deliveries each scope has rejected.
-    pub(super) fn rejected_counts(&self) -> Result<BTreeMap<String, u64>> {
+    /// What the rejected deliveries of each scope take.
+    pub(super) fn rejected_books(&self) -> Result<BTreeMap<String, Book>> {
         self.core().reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;
-            let mut counts = BTreeMap::new();
+            let mut books = BTreeMap::new();
             let mut from = Vec::new();
             while let Some(row) = rejected.range(from.as_slice()..)?.next() {
                 let (key, _) = row?;
                 let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("rejected"))?.to_owned();
                 let key = keys::rejected(&scope);
-                counts.insert(scope, Book::of(&rejected, &key)?.rows);
+                books.insert(scope, Book::of(&rejected, &key)?);
                 // From one scope straight to the next.
                 from = keys::after_prefix(&key);
                 if from.is_empty() {
                     break;
                 }
             }
-            Ok(counts)
+            Ok(books)
         })
     }
 }

@@ -19,11 +19,12 @@
 //! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/seen.rs);
 //!                      (scope) → ids that were given a number u64, those of them that are kept u64   (ids_kept.rs)
-//! onewrite.rejected    (scope) → next number u64, rows u64; (scope, number) → delivery          (log/rejected.rs);
+//! onewrite.rejected    (scope) → next number u64, rows u64, their bytes u64, dropped u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
 //! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
 //! onewrite.in_hand     (scope) → next number u64, rows u64, bytes u64; (scope, number) → parked delivery;
 //!                      (scope, name) → tries       (log/in_hand.rs; the table is made when it is first needed)
+//! onewrite.pieces      (table, the key of a rejected or parked delivery, piece) → bytes       (pieces.rs; made when it is first needed)
 //! ```
 //!
 //! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
@@ -51,6 +52,7 @@ pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::
 /// Made when first needed. An earlier release of the same format leaves its rows alone.
 pub(crate) const CLEANUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.cleanup");
 pub(crate) const IN_HAND: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.in_hand");
+pub(crate) const PIECES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.pieces");
 
 /// Tables by name that a format has brought.
 pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];
@@ -62,7 +64,7 @@ pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 7] =
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 
 /// The format that this version writes, and the newest it reads.
-pub(crate) const FORMAT: u32 = 5;
+pub(crate) const FORMAT: u32 = 6;
 
 pub(crate) const META_FORMAT: &str = "format";
 /// The secret that contents are hashed with, and what times of before format 5 are bounded by.

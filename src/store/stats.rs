@@ -14,6 +14,7 @@ use super::failure::unless_it_panics;
 use super::holders::{self, Holder};
 use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
+use super::scope_stats::ScopeStats;
 use super::waiting::{Oldest, Parked, age_ms, find_oldest};
 use crate::error::Result;
 use crate::time::Now;
@@ -99,6 +100,8 @@ pub struct Stats {
     pub captures: BTreeMap<String, CaptureStats>,
     /// Deliveries in the quarantine of each consumer that has ever rejected one, by scope.
     pub rejected: BTreeMap<String, u64>,
+    /// What deliveries hold in the file, by scope of their consumer.
+    pub consumers: BTreeMap<String, ScopeStats>,
 }
 
 /// One captured table's figures.
@@ -328,7 +331,9 @@ impl Store {
         stats.reruns = get(&core.counters.reruns);
         stats.verified_at_open = core.verified_at_open;
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
-        stats.rejected = self.rejected_counts()?;
+        stats.consumers = self.scope_stats()?;
+        let of_any = self.rejected_books()?.into_iter().map(|(scope, book)| (scope, book.rows));
+        stats.rejected = of_any.collect();
         Ok(stats)
     }
 }

@@ -626,6 +626,11 @@ impl Transaction {
         Ok(first)
     }
 
+    /// Forgets what this transaction itself has marked.
+    pub(super) fn forget_mark(&self, key: &[u8]) {
+        self.pending.borrow_mut().forget_seen(key);
+    }
+
     /// Marks a request as done, with the events that it led to.
     pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
@@ -842,6 +847,12 @@ impl Pending {
     fn mark_seen(&mut self, key: Vec<u8>, row: InboxRow) {
         let earlier = self.inbox.insert(key.clone(), row);
         self.undo.push(Undo::Inbox(key, earlier));
+    }
+
+    fn forget_seen(&mut self, key: &[u8]) {
+        if let Some(earlier) = self.inbox.remove(key) {
+            self.undo.push(Undo::Inbox(key.to_vec(), Some(earlier)));
+        }
     }
 
     /// An event of this stream has been appended, as the next of its revisions. `committed` is what the stream was

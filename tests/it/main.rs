@@ -111,6 +111,7 @@ mod rabbitmq_tls;
 mod rebuild_load;
 #[cfg(unix)]
 mod rejected;
+mod rejected_room;
 mod relay;
 #[cfg(unix)]
 mod releases;

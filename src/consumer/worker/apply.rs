@@ -1,6 +1,7 @@
 //! Applying: one closure for each delivery of a batch, and what has become of them.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,13 @@ use super::{Worker, count};
 use crate::consumer::tries::{Step, steps};
 use crate::consumer::{Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
-use crate::limits::CONSUMER_BATCH_MAX;
+use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES};
 use crate::log::in_hand::TriesRow;
 use crate::printable::plain;
 use crate::publish::{DeliveryTag, Settlement, SourceEvent};
 use crate::store::in_hand::Name;
 use crate::store::rejected::{Refusal, reason};
+use crate::store::rejected_room::Kept;
 use crate::store::seen::Identity;
 use crate::store::{Receipt, Transaction};
 use crate::time::Deadline;
@@ -51,6 +53,12 @@ pub(super) struct Outcome {
     pub(super) done: Vec<Item>,
     /// The store takes nothing more.
     pub(super) lost: Option<Error>,
+}
+
+impl Outcome {
+    pub(super) fn of_refused(refused: Vec<(Item, Refusal)>) -> Self {
+        Self { refused, ..Self::default() }
+    }
 }
 
 impl Worker {
@@ -168,7 +176,7 @@ impl Worker {
     }
 
     /// What is durable is acknowledged.
-    fn tell_source(&mut self, outcome: &mut Outcome) {
+    pub(super) fn tell_source(&mut self, outcome: &mut Outcome) {
         #[cfg(onewrite_mutations)]
         if crate::mutations::mutated("acknowledge-before-commit") {
             outcome.settlements.clear();
@@ -294,45 +302,67 @@ impl Worker {
         }
     }
 
-    fn count_refusal(&self, refusal: &Refusal) {
+    pub(super) fn count_refusal(&self, refusal: &Refusal) {
         count(&self.shared.rejected);
         if refusal.conflict {
             count(&self.shared.conflicts);
         }
     }
 
-    /// Writes what is refused into the quarantine, one commit for all. What cannot be written stays in hand. Fails only if
-    /// the store is lost.
-    fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
-        let mut answers = Vec::with_capacity(outcome.refused.len());
-        for (item, refusal) in std::mem::take(&mut outcome.refused) {
+    /// Writes what is refused into the quarantine, one commit for about [`PARKING_STEP_BYTES`]. What cannot be written stays in hand. Fails
+    /// only if the store is lost.
+    pub(super) fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
+        let mut refused = std::mem::take(&mut outcome.refused).into_iter().peekable();
+        while refused.peek().is_some() && outcome.lost.is_none() {
+            let mut bytes = 0;
+            let step: Vec<_> = std::iter::from_fn(|| {
+                let (item, refusal) = refused.next_if(|_| bytes < PARKING_STEP_BYTES)?;
+                bytes += item.size();
+                Some((item, refusal))
+            })
+            .collect();
+            self.quarantine_step(step, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn quarantine_step(&mut self, refused: Vec<(Item, Refusal)>, outcome: &mut Outcome) -> Result<()> {
+        let mut answers = Vec::with_capacity(refused.len());
+        for (item, refusal) in refused {
             let (scope, delivery) = (self.settings.scope.clone(), Arc::clone(&item.delivery));
             let (identity, redriven) = (item.identity.as_ref().ok().map(Arc::clone), item.redriven);
             let (row, parked) = (item.noted_name(), item.parked);
             let for_closure = refusal.clone();
+            let room = self.rejected_room(&item);
             let answer = self.settings.store.submit(&self.purpose, move |tx| {
                 let is_gone = match parked {
                     Some(number) => !tx.is_parked(&scope, number)?,
                     None => false,
                 };
                 if is_gone {
-                    return Ok(false);
+                    return Ok(Kept::Again);
                 }
-                let first = match redriven {
-                    Some(number) => tx.reject_again(&scope, number, &for_closure).map(|()| true),
-                    None => tx.reject_delivery(&scope, identity.as_deref(), &delivery, &for_closure),
+                let kept = match redriven {
+                    Some(number) => {
+                        tx.reject_again(&scope, number, &for_closure).map(|()| Kept::Yes { dropped: 0 })
+                    }
+                    None => tx.reject_delivery(&scope, identity.as_deref(), &delivery, &for_closure, &room),
                 }?;
-                tx.leave_hand(&scope, row.as_ref(), parked)?;
-                Ok(first)
+                if kept != Kept::Full {
+                    tx.leave_hand(&scope, row.as_ref(), parked)?;
+                }
+                Ok(kept)
             })?;
             answers.push((item, refusal, answer));
         }
         for (mut item, refusal, answer) in answers {
             match self.settings.store.answer(answer).map(Receipt::into_value) {
-                Ok(first) => {
-                    if first {
+                Ok(Kept::Full) => self.found_no_room(item, refusal, outcome),
+                Ok(kept) => {
+                    if let Kept::Yes { dropped } = kept {
                         self.count_refusal(&refusal);
                         count(&self.shared.quarantined);
+                        self.tell_what_was_dropped(dropped);
                     } else {
                         count(&self.shared.repeated);
                     }
@@ -354,6 +384,23 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    fn tell_what_was_dropped(&mut self, dropped: u64) {
+        if dropped == 0 {
+            return;
+        }
+        self.shared.dropped.fetch_add(dropped, Ordering::Relaxed);
+        match self.paces.drops.admit(self.now_ms()) {
+            Some(held_back) => {
+                tracing::error!(
+                    dropped,
+                    held_back,
+                    "the oldest rejected deliveries are dropped for a new one"
+                );
+            }
+            None => tracing::debug!(dropped, "the oldest rejected deliveries are dropped for a new one"),
+        }
     }
 
     /// Whether an earlier one of its key waits. One that was taken out of the same line is not behind its own followers.

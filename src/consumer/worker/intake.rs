@@ -20,6 +20,7 @@ impl Worker {
         self.redriven.look = true;
         self.redriven.after = None;
         self.look_for_parked();
+        self.look_for_room();
     }
 
     /// There may be something to load, and room for it.

@@ -60,7 +60,7 @@ impl Item {
         TriesRow { tries: self.tries, parked: self.parked }
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.delivery.message.payload.len() + self.delivery.message.headers.len() * 32
     }
 }

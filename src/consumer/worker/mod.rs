@@ -10,6 +10,7 @@
 //! | `parking` | writes down tries, parks what waits, takes it up again |
 //! | `intake` | redrives and gaps |
 //! | `meanwhile` | takes in what comes while handlers run, and before the first of them |
+//! | `room` | waits where there is no room for what deliveries write |
 //! | `item` | a delivery in hand |
 
 mod apply;
@@ -17,6 +18,7 @@ mod intake;
 mod item;
 mod meanwhile;
 mod parking;
+mod room;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
@@ -29,10 +31,11 @@ use crossbeam_channel::Receiver;
 use self::item::{Entry, Item};
 use self::meanwhile::Meanwhile;
 use self::parking::Hand;
+use self::room::Unkept;
 use super::handle::{Shared, count};
 use super::hold::Held;
 use super::waiting::Waiting;
-use super::{ConsumerBuilder, GapPolicy, Handler};
+use super::{ConsumerBuilder, ConsumerWait, GapPolicy, Handler};
 use crate::error::{Error, Result};
 use crate::event::uuid_text;
 use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
@@ -79,6 +82,10 @@ pub(super) struct Worker {
     survivors: HashSet<Name>,
     /// What has come while handlers ran.
     meanwhile: Meanwhile,
+    /// Rejected deliveries that the quarantine has no room for.
+    unkept: Unkept,
+    /// Why nothing more is taken from the broker.
+    waits_for: Option<ConsumerWait>,
     redriven: Redrives,
     /// Nobody is there any more who could deliver.
     source_gone: bool,
@@ -90,6 +97,7 @@ pub(super) struct Worker {
 struct Paces {
     retries: LogPace,
     rejections: LogPace,
+    drops: LogPace,
 }
 
 /// Where the look for deliveries that are driven again stands.
@@ -135,6 +143,8 @@ impl Worker {
             running: HashSet::new(),
             survivors: HashSet::new(),
             meanwhile: Meanwhile::default(),
+            unkept: Unkept::default(),
+            waits_for: None,
             source_gone: false,
             paces: Paces::default(),
             // What was driven again while no consumer ran waits in the file.
@@ -154,21 +164,33 @@ impl Worker {
         self.await_source(events, stop);
         while deadline.is_none() {
             self.load_parked(stop);
-            let others_come = !events.is_empty() || !self.meanwhile.is_empty();
-            let mut batch = self.take_due(others_come);
-            self.go_on_with_those_of_meanwhile(&mut batch);
+            if let Err(error) = self.keep_what_was_unkept() {
+                self.end_for(&error);
+                break;
+            }
+            let waits = self.is_waiting_for_room();
+            let others_come = !waits && (!events.is_empty() || !self.meanwhile.is_empty());
+            let may_try = self.may_try_those_that_wait();
+            let mut batch = if may_try { self.take_due(others_come) } else { Vec::new() };
+            if !waits {
+                self.go_on_with_those_of_meanwhile(&mut batch);
+            }
             let first = match self.meanwhile.next.take() {
                 None if batch.is_empty() && !self.may_look() => self.wait(events, stop, rung, &mut deadline),
                 next => next,
             };
             let more = std::iter::from_fn(|| events.try_recv().ok());
             for event in first.into_iter().chain(more) {
+                if waits {
+                    self.set_aside(event);
+                    continue;
+                }
                 self.receive(event, &mut batch);
                 if batch.len() >= CONSUMER_BATCH_MAX {
                     break;
                 }
             }
-            if self.returned {
+            if self.returned && !waits {
                 self.gather(events, &mut batch);
             }
             if let Ok(at) = stop.try_recv() {
@@ -184,13 +206,17 @@ impl Worker {
                 self.look_again();
             }
             if let Err(error) = self.turn(batch, events, stop) {
-                tracing::error!(%error, "the consumer ends: its store takes nothing more");
-                *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+                self.end_for(&error);
                 break;
             }
         }
         let left = deadline.map_or(Duration::from_secs(2), Deadline::left_or_max);
         self.source.stop(left);
+    }
+
+    fn end_for(&self, error: &Error) {
+        tracing::error!(%error, "the consumer ends: its store takes nothing more");
+        *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
     }
 
     /// Fails only if the store is lost.
@@ -228,11 +254,13 @@ impl Worker {
         rung: &Receiver<()>,
         deadline: &mut Option<Deadline>,
     ) -> Option<SourceEvent> {
-        let due = self.waiting.next_due().into_iter().chain(self.held.deadline()).map(Due::wake_at);
+        let waiting = self.waiting.next_due().filter(|_| self.may_try_those_that_wait());
+        let due = waiting.into_iter().chain(self.held.deadline()).map(Due::wake_at);
         // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
         let look = (self.held.len() > 0).then(|| Deadline::after(HELD_LOOK));
         let parked = self.hand.looks_again();
-        let until = due.chain(look).chain(parked).min().and_then(Deadline::instant);
+        let until =
+            due.chain(look).chain(parked).chain(self.looks_for_room()).min().and_then(Deadline::instant);
         let timer = until.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
         crossbeam_channel::select! {
             recv(events) -> event => {
@@ -270,6 +298,7 @@ impl Worker {
                 }
                 *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
                 self.forget_delivered();
+                self.forget_unkept();
                 batch.retain(|item| item.delivery.tag.epoch > epoch || self.outlives_its_connection(item));
             }
             SourceEvent::Delivery(delivery) => {

@@ -1,0 +1,183 @@
+//! How much a scope's rejected deliveries may take in the file, and what becomes of one more.
+
+use redb::{ReadableTable, WriteTransaction};
+
+use super::failure::damaged_row;
+use super::pieces::{self, Of};
+use super::rejected::read_row;
+use super::schema::{INBOX, REJECTED, read_u64s, u64s};
+use super::seen::{Identity, fingerprint};
+use super::transaction::{REJECT_SCOPE, Transaction};
+use crate::error::{BoxError, Result};
+use crate::log::keys;
+use crate::publish::{Delivery, DeliveryTag, Epoch};
+
+type Row = &'static [u8];
+
+/// What becomes of a rejected delivery for which the [quarantine](crate::Store::rejected) has no room: see
+/// [`ConsumerBuilder::on_rejected_full`](crate::ConsumerBuilder::on_rejected_full).
+///
+/// ```
+/// assert_eq!(onewrite::RejectedFull::default(), onewrite::RejectedFull::StopConsuming);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum RejectedFull {
+    /// The consumer takes nothing more from its queue until there is room, and says so: one warning,
+    /// [`ConsumerStats::waits_for`](crate::ConsumerStats::waits_for). Nothing is lost: the broker keeps what it has. What waits for its next
+    /// try, and what is [driven again](crate::Rejected::redrive), goes on; that, or [`discard`](crate::Rejected::discard), makes room. The default.
+    #[default]
+    StopConsuming,
+    /// The broker gets it back, as with [`RejectTo::DeadLetter`](crate::RejectTo::DeadLetter). **A queue without a dead-letter exchange drops it.**
+    DeadLetter,
+    /// The oldest ones go for it, for ever. They are counted (`rejected_dropped` in [`Stats::consumers`](crate::Stats::consumers)) and logged.
+    DropOldest,
+}
+
+/// The bounds of one scope.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RejectedRoom {
+    pub(crate) rows_max: u64,
+    pub(crate) bytes_max: u64,
+    pub(crate) full: RejectedFull,
+}
+
+impl RejectedRoom {
+    fn holds(&self, book: Book, more: u64) -> bool {
+        book.rows < self.rows_max && book.bytes.saturating_add(more) <= self.bytes_max
+    }
+}
+
+/// The row of a scope: the number that comes next, how many rows there are with how many bytes, and how many were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Book {
+    pub(super) next: u64,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+    pub(super) dropped: u64,
+}
+
+impl Book {
+    pub(super) fn of(rejected: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Self> {
+        let Some(row) = rejected.get(key)? else { return Ok(Self::default()) };
+        let [next, rows, bytes, dropped] = read_u64s(row.value()).ok_or_else(|| damaged_row("rejected"))?;
+        Ok(Self { next, rows, bytes, dropped })
+    }
+
+    pub(super) fn put(self, rejected: &mut redb::Table<'_, Row, Row>, key: &[u8]) -> Result<()> {
+        rejected.insert(key, u64s([self.next, self.rows, self.bytes, self.dropped]).as_slice())?;
+        Ok(())
+    }
+
+    pub(super) fn less(self, bytes: u64) -> Self {
+        Self { rows: self.rows.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes), ..self }
+    }
+}
+
+/// Format 5 did not count bytes.
+pub(super) fn count_bytes(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
+    let mut rejected = tx.open_table(REJECTED)?;
+    let mut books: Vec<(Vec<u8>, Book)> = Vec::new();
+    for row in rejected.iter()? {
+        let (key, row) = row?;
+        let (key, row) = (key.value(), row.value());
+        if let Some([next, rows]) =
+            read_u64s(row).filter(|_| keys::scope_of(key).is_some_and(|scope| key.len() == 1 + scope.len()))
+        {
+            books.push((key.to_vec(), Book { next, rows, ..Book::default() }));
+        } else if let Some((scope, book)) = books.last_mut()
+            && key.starts_with(scope)
+            && key.get(scope.len()) == Some(&0)
+        {
+            book.bytes = book.bytes.saturating_add(row.len() as u64);
+        }
+    }
+    for (key, book) in books {
+        book.put(&mut rejected, &key)?;
+    }
+    Ok(())
+}
+
+/// What has become of a rejected delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It is in the quarantine. So many went for it.
+    Yes { dropped: u64 },
+    /// It was before.
+    Again,
+    /// There is no room. Nothing is written.
+    Full,
+}
+
+impl Transaction {
+    /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the book, and how many went for it. A
+    /// row that exceeds the bounds alone has no room once all others went.
+    pub(super) fn rejected_room(
+        &self,
+        scope: &str,
+        len: u64,
+        room: &RejectedRoom,
+    ) -> Result<Option<(Book, u64)>> {
+        let key = keys::rejected(scope);
+        let mut book = self.engine(|| Book::of(&self.redb().open_table(REJECTED)?, &key))?;
+        if room.holds(book, len) {
+            return Ok(Some((book, 0)));
+        }
+        if room.full != RejectedFull::DropOldest || len > room.bytes_max || room.rows_max == 0 {
+            return Ok(None);
+        }
+        let mut dropped = 0;
+        while !room.holds(book, len) {
+            let Some(less) = self.drop_oldest(scope, book)? else { return Ok(None) };
+            book = less;
+            dropped += 1;
+        }
+        Ok(Some((book, dropped)))
+    }
+
+    fn drop_oldest(&self, scope: &str, book: Book) -> Result<Option<Book>> {
+        self.touch();
+        let number = {
+            let rejected = self.redb().open_table(REJECTED)?;
+            let (from, to) = (keys::rejected_row(scope, 0), keys::rejected_row(scope, u64::MAX));
+            let mut rows = rejected.range(from.as_slice()..=to.as_slice())?;
+            rows.find_map(|row| match row {
+                Ok((key, _)) => keys::split_numbered(scope, key.value()).map(Ok),
+                Err(error) => Some(Err(error)),
+            })
+            .transpose()?
+        };
+        let Some(number) = number else { return Ok(None) };
+        self.forget_fingerprint(scope, number)?;
+        let mut rejected = self.redb().open_table(REJECTED)?;
+        let bytes =
+            pieces::remove(self.redb(), &mut rejected, Of::Rejected, &keys::rejected_row(scope, number))?;
+        rejected.remove(keys::redriven(scope, number).as_slice())?;
+        let book = Book { dropped: book.dropped + 1, ..book.less(bytes.unwrap_or_default()) };
+        book.put(&mut rejected, &keys::rejected(scope))?;
+        Ok(Some(book))
+    }
+
+    /// What others send must not stay behind as a mark either. What a handler has refused stays seen by its number or id.
+    fn forget_fingerprint(&self, scope: &str, number: u64) -> Result<()> {
+        let row = read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)?;
+        let Some(Ok(row)) = row else { return Ok(()) };
+        let delivery = Delivery {
+            tag: DeliveryTag { epoch: Epoch(0), tag: number },
+            exchange: row.exchange,
+            routing_key: row.routing_key,
+            redelivered: false,
+            message: row.message,
+        };
+        let identity = Identity::of_delivery(&self.core.identity, scope, &delivery).ok();
+        // An unknown producer has none that was believed.
+        for identity in [identity.as_ref(), None] {
+            if let Some(name) = fingerprint(&self.core.identity, scope, identity, &delivery) {
+                let key = keys::inbox(REJECT_SCOPE, &name);
+                self.redb().open_table(INBOX)?.remove(key.as_slice())?;
+                self.forget_mark(&key);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,54 @@
+//! What the deliveries of each consumer's scope hold in the file.
+
+use std::collections::BTreeMap;
+
+use super::Store;
+use crate::error::Result;
+
+/// What the deliveries of one consumer's scope hold in the file: figures of rows that others' messages have made. See
+/// [`Stats::consumers`](crate::Stats::consumers).
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # broker.declare_queue("credit", Default::default());
+/// # broker.publish("", "credit", onewrite::Message { payload: b"100".to_vec(), ..Default::default() })?;
+/// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+/// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+/// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+/// let figures: onewrite::ScopeStats = store.stats()?.consumers["credit-service"];
+/// assert_eq!((figures.rejected, figures.rejected_dropped, figures.parked), (1, 0, 0));
+/// assert!(figures.rejected_bytes > 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ScopeStats {
+    /// Deliveries in the [quarantine](Store::rejected).
+    pub rejected: u64,
+    /// Bytes of their rows.
+    pub rejected_bytes: u64,
+    /// Rejected deliveries that went for later ones, ever: [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
+    pub rejected_dropped: u64,
+    /// Deliveries that wait [parked](crate::ConsumerBuilder::parked_max), whether a consumer runs or not.
+    pub parked: u64,
+    /// Bytes of their rows.
+    pub parked_bytes: u64,
+}
+
+impl Store {
+    pub(super) fn scope_stats(&self) -> Result<BTreeMap<String, ScopeStats>> {
+        let mut scopes: BTreeMap<String, ScopeStats> = BTreeMap::new();
+        for (scope, book) in self.rejected_books()? {
+            let stats = scopes.entry(scope).or_default();
+            (stats.rejected, stats.rejected_bytes) = (book.rows, book.bytes);
+            stats.rejected_dropped = book.dropped;
+        }
+        for (scope, (rows, bytes)) in self.parked_books()? {
+            let stats = scopes.entry(scope).or_default();
+            (stats.parked, stats.parked_bytes) = (rows, bytes);
+        }
+        Ok(scopes)
+    }
+}
