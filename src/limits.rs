@@ -72,6 +72,10 @@ pub const BODY_BYTES_ANNOUNCED_MAX: u64 = 512 << 20;
 #[cfg(feature = "rabbitmq")]
 pub const BODY_BYTES_DEFAULT: u64 = 128 << 20;
 
+/// Bytes of deliveries that are not settled, beyond which a RabbitMQ source reads nothing more, unless set. See
+/// [`RabbitMqSource::prefetch_bytes`](crate::publish::RabbitMqSource::prefetch_bytes).
+pub const PREFETCH_BYTES_DEFAULT: u64 = 64 << 20;
+
 /// Default page cache of the store, in bytes. redb's own default of 1 GiB is too much for an edge device.
 pub const CACHE_BYTES_DEFAULT: usize = 32 << 20;
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::waiting::Member;
+use super::waiting::{Load, Member};
 use crate::event::LaneOf;
 use crate::time::{Due, Look};
 
@@ -16,15 +16,15 @@ pub(super) struct Held<T> {
     /// Keeps two deliveries of one number apart.
     arrivals: u64,
     len: usize,
-    /// How many hold the prefetch.
-    holding: usize,
+    /// Those that hold the prefetch.
+    load: Load,
 }
 
 type Lane<T> = BTreeMap<(u64, u64), (T, Due)>;
 
 impl<T> Default for Held<T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), arrivals: 0, len: 0, holding: 0 }
+        Self { lanes: HashMap::new(), arrivals: 0, len: 0, load: Load::default() }
     }
 }
 
@@ -33,9 +33,9 @@ impl<T: Member> Held<T> {
         self.len
     }
 
-    /// How many hold the prefetch.
-    pub(super) fn holding_len(&self) -> usize {
-        self.holding
+    /// Those that hold the prefetch.
+    pub(super) fn load(&self) -> Load {
+        self.load
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -44,12 +44,12 @@ impl<T: Member> Held<T> {
 
     /// Puts something else in the place of each, or lets it go.
     pub(super) fn change(&mut self, mut change: impl FnMut(T) -> Option<T>) {
-        (self.len, self.holding) = (0, 0);
+        (self.len, self.load) = (0, Load::default());
         for items in self.lanes.values_mut() {
             for (place, (item, until)) in std::mem::take(items) {
                 if let Some(item) = change(item) {
                     self.len += 1;
-                    self.holding += usize::from(item.holds_prefetch());
+                    self.load.add(&item);
                     items.insert(place, (item, until));
                 }
             }
@@ -61,7 +61,7 @@ impl<T: Member> Held<T> {
     pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Due) {
         self.arrivals += 1;
         self.len += 1;
-        self.holding += usize::from(item.holds_prefetch());
+        self.load.add(&item);
         let items = self.lanes.entry(lane).or_default();
         // What stands behind it and came before it may not be made to wait longer: so deadlines rise with numbers.
         let behind = items.range((number, 0)..).next().map(|(_, (_, until))| *until);
@@ -85,7 +85,7 @@ impl<T: Member> Held<T> {
             self.lanes.remove(&lane);
         }
         self.len -= released.len();
-        self.holding -= released.iter().filter(|item| item.holds_prefetch()).count();
+        released.iter().for_each(|item| self.load.subtract(item));
         released
     }
 
@@ -204,8 +204,8 @@ mod tests {
         held.give_up_one(now);
         assert_eq!(held.due(now), [LANE]);
         assert_eq!(held.release(LANE, &mut next, now), [5]);
-        assert_eq!((held.len(), held.holding_len()), (1, 1));
+        assert_eq!((held.len(), held.load().count), (1, 1));
         held.change(|_| None);
-        assert_eq!((held.len(), held.holding_len(), held.deadline()), (0, 0, None));
+        assert_eq!((held.len(), held.load().count, held.deadline()), (0, 0, None));
     }
 }

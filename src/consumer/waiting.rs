@@ -17,6 +17,37 @@ pub(super) trait Member {
     fn bytes(&self) -> usize;
 }
 
+/// Deliveries that hold the prefetch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    pub(super) count: usize,
+    pub(super) bytes: u64,
+}
+
+impl Load {
+    pub(super) fn add(&mut self, item: &impl Member) {
+        if item.holds_prefetch() {
+            *self = self.plus(Self { count: 1, bytes: item.bytes() as u64 });
+        }
+    }
+
+    pub(super) fn subtract(&mut self, item: &impl Member) {
+        if item.holds_prefetch() {
+            self.count = self.count.saturating_sub(1);
+            self.bytes = self.bytes.saturating_sub(item.bytes() as u64);
+        }
+    }
+
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self { count: self.count.saturating_add(other.count), bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    /// Whether it is more than `share`, in number or in bytes.
+    pub(super) fn exceeds(self, share: Self) -> bool {
+        self.count > share.count || self.bytes > share.bytes
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Name {
     Key(Arc<str>),
@@ -42,6 +73,7 @@ pub(super) struct Waiting<T> {
     taken: Vec<Name>,
     /// Places of those that hold the prefetch.
     holding: BTreeMap<u64, Name>,
+    load: Load,
 }
 
 impl<T> Default for Waiting<T> {
@@ -52,6 +84,7 @@ impl<T> Default for Waiting<T> {
             scheduled: 0,
             taken: Vec::new(),
             holding: BTreeMap::new(),
+            load: Load::default(),
         }
     }
 }
@@ -70,9 +103,9 @@ impl<T: Member> Waiting<T> {
         !self.lines.is_empty() && self.lines.contains_key(&Name::Key(Arc::clone(key)))
     }
 
-    /// How many hold the prefetch.
-    pub(super) fn holding_len(&self) -> usize {
-        self.holding.len()
+    /// Those that hold the prefetch.
+    pub(super) fn load(&self) -> Load {
+        self.load
     }
 
     /// Puts a delivery into its line. `due` counts if it is the first of the line; `failed`: because its try has failed.
@@ -80,6 +113,7 @@ impl<T: Member> Waiting<T> {
         let name = name_of(key, place);
         if item.holds_prefetch() {
             self.holding.insert(place, name.clone());
+            self.load.add(&item);
         }
         let line = self.lines.entry(name.clone()).or_insert_with(|| Line {
             members: BTreeMap::new(),
@@ -124,6 +158,7 @@ impl<T: Member> Waiting<T> {
             for _ in 0..most {
                 let Some((place, item)) = line.members.pop_first() else { break };
                 self.holding.remove(&place);
+                self.load.subtract(&item);
                 left = left.saturating_sub(item.bytes());
                 room -= 1;
                 taken.push((place, item));
@@ -151,12 +186,13 @@ impl<T: Member> Waiting<T> {
 
     /// Forgets the others.
     pub(super) fn retain(&mut self, keeps: impl Fn(&T) -> bool) {
-        let (due, holding) = (&mut self.due, &mut self.holding);
+        let (due, holding, load) = (&mut self.due, &mut self.holding, &mut self.load);
         self.lines.retain(|_, line| {
             line.members.retain(|place, item| {
                 let stays = keeps(item);
                 if !stays {
                     holding.remove(place);
+                    load.subtract(item);
                 }
                 stays
             });
@@ -192,6 +228,7 @@ impl<T: Member> Waiting<T> {
         let name = self.holding.remove(&place)?;
         let line = self.lines.get_mut(&name)?;
         let item = line.members.remove(&place)?;
+        self.load.subtract(&item);
         if line.members.is_empty() {
             if let Some(before) = line.due.take() {
                 self.due.remove(&before);
@@ -206,9 +243,11 @@ impl<T: Member> Waiting<T> {
         let Some(name) = self.holding.remove(&place) else { return };
         let Some(line) = self.lines.get_mut(&name) else { return };
         if let Some(item) = line.members.remove(&place) {
+            self.load.subtract(&item);
             let item = change(item);
             if item.holds_prefetch() {
                 self.holding.insert(place, name);
+                self.load.add(&item);
             }
             line.members.insert(place, item);
         }
@@ -288,7 +327,7 @@ mod tests {
         assert_eq!(waiting.remove(11), Some(One(0, true)));
         assert_eq!(waiting.holding().map(|(place, _)| place).collect::<Vec<_>>(), [2, 3, 13]);
         waiting.retain(|one| !one.1);
-        assert_eq!(waiting.holding_len(), 0);
+        assert_eq!(waiting.load(), Load::default());
         assert_eq!(waiting.take(now, 9, 999), [(1, One(7, false)), (12, One(7, false))]);
         assert!(waiting.is_empty() && waiting.next_due().is_none());
     }
@@ -344,7 +383,7 @@ mod tests {
                 let of_key: Vec<u64> = done.iter().filter(|(_, of)| *of == key).map(|(place, _)| *place).collect();
                 prop_assert!(of_key.is_sorted(), "{of_key:?}");
             }
-            prop_assert_eq!(waiting.holding_len(), 0);
+            prop_assert_eq!(waiting.load(), Load::default());
         }
     }
 }

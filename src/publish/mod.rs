@@ -354,6 +354,12 @@ pub trait Source: Send + fmt::Debug + 'static {
     /// A setting that cannot work. That the broker is away is no error: it is told as [`SourceEvent::Down`].
     fn start(&mut self, events: SourceEvents, prefetch: u16) -> Result<(), SettingError>;
 
+    /// Bytes of unsettled deliveries beyond which the source delivers nothing more; `u64::MAX` without a bound, which is the
+    /// default. Asked once, after [`start`](Self::start). The consumer then parks what waits before it takes all of these.
+    fn unsettled_bytes_max(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Settles deliveries, in order. Those of an epoch that is over are dropped.
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>);
 

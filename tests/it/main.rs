@@ -64,6 +64,7 @@ mod in_hand;
 mod journal;
 #[cfg(unix)]
 mod lanes_inbox;
+mod large_deliveries;
 #[cfg(unix)]
 mod log_and_lanes;
 mod logs;

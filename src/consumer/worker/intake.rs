@@ -85,8 +85,7 @@ impl Worker {
     pub(super) fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
         let GapPolicy::Hold(patience) = self.settings.gap else { return Ok(batch) };
         let look = self.look();
-        let holding = self.held.holding_len() + self.waiting.holding_len();
-        let full = holding + batch.len() >= usize::from(self.settings.prefetch) && !self.may_park_held();
+        let full = self.is_full_with(&batch) && !self.may_park_held();
         let mut due = self.held.due(look);
         let mut lanes: BTreeSet<_> = batch.iter().filter_map(Item::lane).map(|(lane, _)| lane).collect();
         // All that are held: a gap may have been filled by somebody else.

@@ -56,6 +56,8 @@ const HELD_LOOK: Duration = Duration::from_secs(1);
 const RETURNED_LINGER: Duration = Duration::from_millis(20);
 
 pub(super) struct Worker {
+    /// Beyond so many bytes that are not settled, the source delivers nothing.
+    prefetch_bytes: u64,
     /// What its writes are for.
     purpose: Purpose,
     settings: ConsumerBuilder,
@@ -126,7 +128,9 @@ impl Worker {
     ) -> Self {
         let purpose = Purpose::Handler("consumer", settings.scope.as_str().into());
         let hand = Hand::new(&settings);
+        let prefetch_bytes = source.unsettled_bytes_max();
         Self {
+            prefetch_bytes,
             purpose,
             settings,
             producers,

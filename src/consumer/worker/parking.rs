@@ -9,7 +9,7 @@ use crossbeam_channel::Receiver;
 use super::apply::Outcome;
 use super::item::{Entry, Item, Stub, kept_delivery};
 use super::{HELD_LOOK, Worker, count};
-use crate::consumer::waiting::Member;
+use crate::consumer::waiting::{Load, Member};
 use crate::consumer::{ConsumerBuilder, GapPolicy};
 use crate::error::{Error, Result};
 use crate::limits::{PARKING_STEP_BYTES, TRIES_ROWS_MAX, WAITING_SHARE};
@@ -42,7 +42,7 @@ pub(super) struct Hand {
     /// How often consumers have left parked ones behind, when that was looked at last.
     given_back: u64,
     /// There was no room to park all that waited: it is tried again once so many wait, or something has gone.
-    stuck: usize,
+    stuck: Load,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,7 @@ impl Hand {
             look_after: Deadline::now(),
             next: 0,
             given_back: settings.store.core().parked.given_back(),
-            stuck: 0,
+            stuck: Load::default(),
         }
     }
 
@@ -92,7 +92,7 @@ impl Hand {
     fn let_go(&mut self, number: u64) {
         if let Some(bytes) = self.mine.remove(&number) {
             self.bytes -= bytes;
-            self.stuck = 0;
+            self.stuck = Load::default();
             self.store.core().parked.give_back(&self.scope, [number], false);
         }
     }
@@ -468,10 +468,13 @@ impl Worker {
 
     /// Parks what waits, once it holds more than its share of the prefetch. Fails only if the store is lost.
     pub(super) fn park_those_that_wait(&mut self) -> Result<()> {
-        let share = usize::from(self.settings.prefetch / WAITING_SHARE);
+        let share = Load {
+            count: usize::from(self.settings.prefetch / WAITING_SHARE),
+            bytes: self.prefetch_bytes / u64::from(WAITING_SHARE),
+        };
         let holding = self.holding();
         let returned = std::mem::take(&mut self.returned);
-        if !returned && (holding <= share || holding <= self.hand.stuck) {
+        if !returned && (!holding.exceeds(share) || !holding.exceeds(self.hand.stuck)) {
             return Ok(());
         }
         let mut items: Vec<Item> =
@@ -510,18 +513,27 @@ impl Worker {
             });
         }
         let left = self.holding();
-        self.hand.stuck = if left > share { left.saturating_add(share) } else { 0 };
+        self.hand.stuck = if left.exceeds(share) { left.plus(share) } else { Load::default() };
         Ok(())
     }
 
-    /// How many that wait hold the prefetch.
-    fn holding(&self) -> usize {
-        self.waiting.holding_len() + if self.parks_held() { self.held.holding_len() } else { 0 }
+    /// Those that wait and hold the prefetch.
+    fn holding(&self) -> Load {
+        let held = if self.parks_held() { self.held.load() } else { Load::default() };
+        self.waiting.load().plus(held)
+    }
+
+    /// Whether the source delivers nothing more before some of these, or of those that wait, are settled.
+    pub(super) fn is_full_with(&self, batch: &[Item]) -> bool {
+        let bytes = batch.iter().map(|item| item.size() as u64).sum();
+        let of_batch = Load { count: batch.len(), bytes };
+        let all = self.held.load().plus(self.waiting.load()).plus(of_batch);
+        all.count >= usize::from(self.settings.prefetch) || all.bytes >= self.prefetch_bytes
     }
 
     /// What waits for a gap can be parked as far as is known.
     pub(super) fn may_park_held(&self) -> bool {
-        self.parks_held() && self.hand.stuck == 0
+        self.parks_held() && self.hand.stuck == Load::default()
     }
 
     /// Whether what waits for a gap is parked too. With a prefetch that has no share to give, what waits for a gap may take all but

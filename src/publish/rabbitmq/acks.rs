@@ -3,7 +3,7 @@
 //! An AMQP *multiple* acknowledgement covers every unsettled delivery up to its tag, so it is right only when the
 //! consumer has acknowledged them all.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::publish::Settlement;
 
@@ -14,17 +14,23 @@ pub(super) enum Frame {
     Reject { tag: u64, requeue: bool },
 }
 
-/// The deliveries of one channel that are not settled yet.
+/// The deliveries of one channel that are not settled yet, with their bytes.
 #[derive(Debug, Default)]
-pub(super) struct Unsettled(BTreeSet<u64>);
+pub(super) struct Unsettled {
+    tags: BTreeMap<u64, u64>,
+    bytes: u64,
+}
 
 impl Unsettled {
-    pub(super) fn delivered(&mut self, tag: u64) {
-        self.0.insert(tag);
+    pub(super) fn delivered(&mut self, tag: u64, bytes: u64) {
+        self.bytes = self.bytes.saturating_add(bytes);
+        let before = self.tags.insert(tag, bytes);
+        self.bytes = self.bytes.saturating_sub(before.unwrap_or_default());
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    /// How many, and their bytes.
+    pub(super) fn load(&self) -> (usize, u64) {
+        (self.tags.len(), self.bytes)
     }
 
     /// The frames that settle these, in order. A tag that is not unsettled (settled twice) is passed over: the broker
@@ -33,14 +39,14 @@ impl Unsettled {
         let mut frames = Vec::new();
         let mut run = Vec::new();
         for (tag, settlement) in settlements {
-            if !self.0.contains(&tag) {
+            if !self.tags.contains_key(&tag) {
                 continue;
             }
             if settlement != Settlement::Acknowledge {
                 // While it still counts as unsettled: a multiple frame must not cover it.
                 self.acknowledge(&mut run, &mut frames);
             }
-            self.0.remove(&tag);
+            self.bytes = self.bytes.saturating_sub(self.tags.remove(&tag).unwrap_or_default());
             match settlement {
                 Settlement::Acknowledge => run.push(tag),
                 Settlement::Requeue | Settlement::Reject => {
@@ -54,7 +60,7 @@ impl Unsettled {
 
     /// One multiple frame for what lies below every unsettled tag, single ones for the rest.
     fn acknowledge(&self, run: &mut Vec<u64>, frames: &mut Vec<Frame>) {
-        let lowest_left = self.0.first().copied().unwrap_or(u64::MAX);
+        let lowest_left = self.tags.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
         let below = || run.iter().filter(|tag| **tag < lowest_left);
         if let Some(tag) = below().max().copied() {
             frames.push(Frame::Ack { tag, multiple: below().count() > 1 });
@@ -69,12 +75,12 @@ impl Unsettled {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
+    use std::collections::BTreeSet;
 
     #[test]
     fn a_run_from_the_bottom_is_one_frame() {
         let mut unsettled = Unsettled::default();
-        (1..=5).for_each(|tag| unsettled.delivered(tag));
+        (1..=5).for_each(|tag| unsettled.delivered(tag, 10));
         let acks = [1, 2, 3, 5].map(|tag| (tag, Settlement::Acknowledge));
         assert_eq!(
             unsettled.settle(acks),
@@ -91,7 +97,7 @@ mod tests {
     #[test]
     fn an_acknowledgement_does_not_cover_a_reject() {
         let mut unsettled = Unsettled::default();
-        (1..=4).for_each(|tag| unsettled.delivered(tag));
+        (1..=4).for_each(|tag| unsettled.delivered(tag, 10));
         let settled = [
             (3, Settlement::Acknowledge),
             (1, Settlement::Acknowledge),
@@ -119,7 +125,7 @@ mod tests {
         ) {
             let mut unsettled = Unsettled::default();
             let mut broker: BTreeSet<u64> = (1..40).collect();
-            (1..40).for_each(|tag| unsettled.delivered(tag));
+            (1..40).for_each(|tag| unsettled.delivered(tag, 10));
             let mut heard = BTreeMap::new();
             let mut meant = BTreeMap::new();
             let mut left = said.as_slice();

@@ -44,8 +44,7 @@ impl Link {
     /// Connects for publishing: topology asked for, exchanges checked, confirms on.
     pub(super) async fn open(options: &Options, target: &Target) -> Result<Self, Fault> {
         within_deadline(target, async {
-            let link =
-                Self::connect(options, target, Returns::of_a_publisher(), Deliveries::at_most(0)).await?;
+            let link = Self::connect(options, target, Returns::of_a_publisher(), Deliveries::none()).await?;
             link.channel
                 .confirm_select(ConfirmSelectOptions::default())
                 .await
@@ -96,6 +95,7 @@ impl Link {
 
     /// Ends the connection, in `deadline` at most. A blocked broker reads nothing, so it is not told.
     pub(super) async fn close(self, deadline: Duration) {
+        self.deliveries.want_no_more();
         let status = self.connection.status();
         if status.connected() && !status.blocked() && !deadline.is_zero() {
             let goodbye = self.connection.close(200, ShortString::from("bye"));

@@ -48,6 +48,7 @@ pub(super) type Settlements = Vec<(DeliveryTag, Settlement)>;
 pub(super) struct Subscription {
     pub(super) queue: String,
     pub(super) prefetch: u16,
+    pub(super) prefetch_bytes: u64,
 }
 
 /// Consumes until it is told to stop, or nobody listens any more.
@@ -125,7 +126,7 @@ async fn open(
 ) -> Result<(Link, Consumer), Fault> {
     within_deadline(target, async {
         let link = {
-            let deliveries = Deliveries::at_most(subscription.prefetch.into());
+            let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
             Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?
         };
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
@@ -215,13 +216,19 @@ async fn serve(
                     settle(link, &mut unsettled, epoch, batch, &mut writes).map(|settled| worked |= settled)
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
+                    let bytes = link.deliveries.taken();
                     if may_be_stream && stream::is_marked(&delivery.properties) {
-                        if let Some(fault) = stream::refusal(&link.connection, queue).await {
+                        // The broker's answer stands behind what it has delivered.
+                        let refusal = {
+                            let _open = link.deliveries.let_all_in();
+                            stream::refusal(&link.connection, queue).await
+                        };
+                        if let Some(fault) = refusal {
                             break Some(fault);
                         }
                         may_be_stream = false;
                     }
-                    unsettled.delivered(delivery.delivery_tag);
+                    unsettled.delivered(delivery.delivery_tag, bytes);
                     if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {
                         break None;
                     }
@@ -231,6 +238,7 @@ async fn serve(
                 Turn::Delivery(None) => Err(Broken::Cancelled),
             };
             if let Err(broken) = result {
+                link.deliveries.want_no_more();
                 break match select(asked.as_mut(), pin!(why(broken, link, queue))).await {
                     Either::Left(_) => None,
                     Either::Right((fault, _)) => Some(fault),
@@ -305,10 +313,10 @@ fn settle(
 ) -> Result<bool, Broken> {
     let mut settled = false;
     let of_this_epoch = batch.into_iter().filter(|(tag, _)| tag.epoch == epoch);
-    let before = unsettled.len();
+    let before = unsettled.load();
     let frames = unsettled.settle(of_this_epoch.map(|(tag, settlement)| (tag.tag, settlement)));
     // Before the broker hears of it: it may deliver as many again at once.
-    link.deliveries.settled(before - unsettled.len());
+    link.deliveries.settled(before, unsettled.load());
     for frame in frames {
         let channel = link.channel.clone();
         let mut write: Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>> = Box::pin(async move {

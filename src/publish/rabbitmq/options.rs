@@ -22,6 +22,8 @@ pub(super) struct Options {
     pub(super) confirm_deadline: Duration,
     /// Bodies of more bytes are not taken in.
     pub(super) body_bytes_max: u64,
+    /// While unsettled deliveries take more, nothing is read.
+    pub(super) prefetch_bytes: u64,
     pub(super) connection_name: String,
     pub(super) backoff: (Duration, Duration),
     pub(super) required_exchanges: Vec<String>,
@@ -48,6 +50,7 @@ impl Options {
             confirm_deadline: Duration::from_millis(CONFIRM_MS_DEFAULT),
             // What comes back to a publisher is its own; a source says what it takes.
             body_bytes_max: PAYLOAD_BYTES_MAX as u64,
+            prefetch_bytes: u64::MAX,
             connection_name: "onewrite".to_owned(),
             backoff: (Duration::from_millis(first_ms), Duration::from_millis(max_ms)),
             required_exchanges: Vec::new(),

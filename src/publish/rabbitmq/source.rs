@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::error::SettingError;
-use crate::limits::{BODY_BYTES_DEFAULT, SHORT_STRING_BYTES_MAX};
+use crate::limits::{BODY_BYTES_DEFAULT, PREFETCH_BYTES_DEFAULT, SHORT_STRING_BYTES_MAX};
 use crate::process::keep;
 use crate::publish::{DeliveryTag, Settlement, Source, SourceEvents};
 
@@ -86,6 +86,7 @@ impl RabbitMqSource {
         }
         let mut options = Options::new(urls)?;
         options.body_bytes_max = BODY_BYTES_DEFAULT;
+        options.prefetch_bytes = PREFETCH_BYTES_DEFAULT;
         Ok(Self { options, queue, running: None, started: false })
     }
 
@@ -103,6 +104,27 @@ impl RabbitMqSource {
     #[must_use]
     pub fn body_bytes_max(mut self, bytes: u64) -> Self {
         self.options.body_bytes_max = bytes;
+        self
+    }
+
+    /// Cap on the unsettled deliveries in memory, in bytes; 64 MiB unless set ([`PREFETCH_BYTES_DEFAULT`]).
+    ///
+    /// The consumer's `prefetch` counts deliveries, whatever their size. While those that are not settled take more than this,
+    /// nothing more is read from the connection; TCP makes the broker wait. Bodies and headers count as the broker announces
+    /// them. A single delivery may be larger: then it is the only one. So memory holds this, or one delivery, and a
+    /// part of the next one, 128 KiB at most.
+    ///
+    /// While nothing is read, the end of the connection is noticed late: at the next settlement.
+    ///
+    /// ```
+    /// use onewrite::publish::RabbitMqSource;
+    /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.prefetch_bytes(16 << 20);
+    /// # let _ = source;
+    /// # Ok::<(), onewrite::SettingError>(())
+    /// ```
+    #[must_use]
+    pub fn prefetch_bytes(mut self, bytes: u64) -> Self {
+        self.options.prefetch_bytes = bytes;
         self
     }
 
@@ -221,12 +243,17 @@ impl Source for RabbitMqSource {
         // `prefetch`, and the thread takes them out at once.
         let (settlements, inbox) = mpsc::unbounded_channel();
         let options = Arc::new(self.options.clone());
-        let subscription = Subscription { queue: self.queue.clone(), prefetch };
+        let subscription =
+            Subscription { queue: self.queue.clone(), prefetch, prefetch_bytes: self.options.prefetch_bytes };
         let background = Background::spawn("onewrite-amqp-in", move |stop| {
             consumer::run(options, subscription, inbox, events, stop)
         })?;
         self.running = Some((settlements, background));
         Ok(())
+    }
+
+    fn unsettled_bytes_max(&self) -> u64 {
+        self.options.prefetch_bytes
     }
 
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>) {

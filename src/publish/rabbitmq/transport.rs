@@ -16,10 +16,12 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::time::Sleep;
 
 use crate::limits::CONNECT_MS_MAX;
 
-use super::inbound::{Inbound, Refused};
+use super::inbound::{HEARTBEAT_FRAME, Inbound, Refused};
 use super::uri::Target;
 
 /// The first two bytes of what a TLS server answers to a client that speaks plain text: an alert, of SSL 3 or later.
@@ -27,6 +29,10 @@ const TLS_ALERT: [u8; 2] = [0x15, 3];
 
 /// Read from a socket at once, at most.
 const READ_BYTES: usize = 64 << 10;
+
+/// How often the client library hears that the broker lives while nothing is read. It gives up after twice the heartbeat, and
+/// the shortest heartbeat is a second.
+const PULSE: Duration = Duration::from_millis(500);
 
 /// Connects to the first of the host's addresses that takes the connection. The name is looked up anew each time.
 pub(super) async fn connect_tcp(target: &Target) -> io::Result<TcpStream> {
@@ -68,6 +74,9 @@ pub(super) struct Transport {
     taken: usize,
     /// Why writing failed, while it is seen whether the peer has said why.
     broken: Option<io::Error>,
+    /// While nothing is read: when the client library hears of the broker next.
+    pulse: Option<Pin<Box<Sleep>>>,
+    runtime: Handle,
 }
 
 enum Stream {
@@ -99,6 +108,8 @@ impl Transport {
             ready: Vec::new(),
             taken: 0,
             broken: None,
+            pulse: None,
+            runtime: Handle::current(),
         }
     }
 
@@ -142,10 +153,11 @@ fn has_closed(error: &io::Error) -> bool {
 }
 
 impl Transport {
-    /// Reads once from the socket, and makes ready what lapin may see of it. `false` at the end.
-    fn read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+    /// Reads `room` bytes at most from the socket, once, and makes ready what lapin may see of it. `false` at the end.
+    fn read_more(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
         let mut came = std::mem::take(&mut self.came);
-        let mut buffer = ReadBuf::new(&mut came);
+        let len = came.len().min(room);
+        let mut buffer = ReadBuf::new(came.get_mut(..len).unwrap_or_default());
         let read = self.stream().poll_read(cx, &mut buffer).map_ok(|()| buffer.filled().len());
         self.came = came;
         let read = self.came.get(..std::task::ready!(read)?).unwrap_or_default();
@@ -157,6 +169,21 @@ impl Transport {
         self.fresh &= read.is_empty();
         self.inbound.feed(read, &mut self.ready)?;
         Poll::Ready(Ok(!read.is_empty()))
+    }
+}
+
+impl Transport {
+    /// Makes a heartbeat ready from time to time. The broker's own are not read: they stand behind what has no room.
+    fn poll_pulse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let runtime = &self.runtime;
+        let pulse = self.pulse.get_or_insert_with(|| {
+            let _entered = runtime.enter();
+            Box::pin(tokio::time::sleep(PULSE))
+        });
+        std::task::ready!(pulse.as_mut().poll(cx));
+        self.pulse = None;
+        self.ready.extend_from_slice(&HEARTBEAT_FRAME);
+        Poll::Ready(())
     }
 }
 
@@ -175,7 +202,12 @@ impl futures_io::AsyncRead for Transport {
             }
             this.ready.clear();
             this.taken = 0;
-            if !std::task::ready!(this.read_more(cx))? {
+            let Some(room) = this.inbound.room(cx) else {
+                std::task::ready!(this.poll_pulse(cx));
+                continue;
+            };
+            this.pulse = None;
+            if !std::task::ready!(this.read_more(cx, room))? {
                 return Poll::Ready(Ok(0));
             }
         }

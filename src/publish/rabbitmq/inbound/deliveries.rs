@@ -1,10 +1,15 @@
-//! How many deliveries the broker may send before some are settled.
+//! How much the broker may deliver before some of it is settled: by number, and by bytes.
 //!
-//! The prefetch is a promise of the broker. A broker that breaks it would fill the memory of whoever takes in what comes; so the
-//! deliveries that are not settled are counted before the client library sees them.
+//! The prefetch is a promise of the broker. A broker that breaks it would fill the memory of its consumer; so the deliveries
+//! that are not settled are counted before the client library sees them. Their bytes no broker counts: while they are too
+//! many, nothing more is read.
+//!
+//! **Invariants.** One delivery always has room, whatever its size. Of each delivery that is handed on, the bytes stand in
+//! `sizes` until the consumer takes it. No waker is called under the lock.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
 
 /// Shared by the transport of one connection and by the consumer on it.
 #[derive(Debug, Clone)]
@@ -13,26 +18,114 @@ pub(in crate::publish::rabbitmq) struct Deliveries(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     max: usize,
-    unsettled: AtomicUsize,
+    bytes_max: u64,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug, Default)]
+struct Now {
+    unsettled: usize,
+    bytes: u64,
+    /// Of what the consumer has not taken yet, in the order of delivery.
+    sizes: VecDeque<u64>,
+    /// The consumer waits for an answer that stands behind what was delivered.
+    all_in: bool,
+    /// The consumer takes nothing more.
+    unwanted: bool,
+    /// It waits for room.
+    reader: Option<Waker>,
 }
 
 impl Deliveries {
-    /// As many as were asked for; 0 where nothing is consumed.
-    pub(in crate::publish::rabbitmq) fn at_most(max: usize) -> Self {
-        Self(Arc::new(Shared { max, unsettled: AtomicUsize::new(0) }))
+    /// As many as were asked for, and so many bytes, of all but the first.
+    pub(in crate::publish::rabbitmq) fn at_most(max: usize, bytes_max: u64) -> Self {
+        Self(Arc::new(Shared { max, bytes_max, now: Mutex::default() }))
+    }
+
+    /// Where nothing is consumed.
+    pub(in crate::publish::rabbitmq) fn none() -> Self {
+        Self::at_most(0, u64::MAX)
     }
 
     pub(super) fn max(&self) -> usize {
         self.0.max
     }
 
-    /// One more has come. `false`: it is one too many.
-    pub(super) fn came(&self) -> bool {
-        self.0.unsettled.fetch_add(1, Ordering::AcqRel) < self.0.max
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many will be settled by what is sent next.
-    pub(in crate::publish::rabbitmq) fn settled(&self, count: usize) {
-        self.0.unsettled.fetch_sub(count, Ordering::AcqRel);
+    // --- the transport's --------------------------------------------------------------------------------------------
+
+    /// Whether the consumer still takes deliveries.
+    pub(super) fn are_wanted(&self) -> bool {
+        !self.now().unwanted
+    }
+
+    /// One more has come. `false`: it is one too many.
+    pub(super) fn came(&self) -> bool {
+        let mut now = self.now();
+        now.unsettled = now.unsettled.saturating_add(1);
+        now.unsettled <= self.0.max
+    }
+
+    /// The header of the one that came last says that it takes so many bytes.
+    pub(super) fn announced(&self, bytes: u64) {
+        let mut now = self.now();
+        now.bytes = now.bytes.saturating_add(bytes);
+        now.sizes.push_back(bytes);
+    }
+
+    /// Whether more may be read. If not, the task of `cx` is woken once it may.
+    pub(super) fn have_room(&self, cx: &Context<'_>) -> bool {
+        let mut now = self.now();
+        let room = now.bytes <= self.0.bytes_max || now.unsettled <= 1 || now.all_in || now.unwanted;
+        now.reader = (!room).then(|| cx.waker().clone());
+        room
+    }
+
+    // --- the consumer's ---------------------------------------------------------------------------------------------
+
+    /// The consumer takes the next one. Its bytes.
+    pub(in crate::publish::rabbitmq) fn taken(&self) -> u64 {
+        self.now().sizes.pop_front().unwrap_or_default()
+    }
+
+    /// What is unsettled was `before`, and is `after` with what is sent next: a number, and bytes.
+    pub(in crate::publish::rabbitmq) fn settled(&self, before: (usize, u64), after: (usize, u64)) {
+        self.change(|now| {
+            now.unsettled = now.unsettled.saturating_sub(before.0.saturating_sub(after.0));
+            now.bytes = now.bytes.saturating_sub(before.1.saturating_sub(after.1));
+        });
+    }
+
+    /// Everything is read until what this returns is dropped, whatever its bytes.
+    pub(in crate::publish::rabbitmq) fn let_all_in(&self) -> AllIn {
+        self.change(|now| now.all_in = true);
+        AllIn(self.clone())
+    }
+
+    /// What comes from now on is dropped: the connection ends.
+    pub(in crate::publish::rabbitmq) fn want_no_more(&self) {
+        self.change(|now| now.unwanted = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Now)) {
+        let mut now = self.now();
+        change(&mut now);
+        let reader = now.reader.take();
+        drop(now);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+/// While it lives, everything is read.
+pub(in crate::publish::rabbitmq) struct AllIn(Deliveries);
+
+impl Drop for AllIn {
+    fn drop(&mut self) {
+        self.0.now().all_in = false;
     }
 }

@@ -22,6 +22,7 @@ mod tests;
 mod text;
 
 use std::borrow::Cow;
+use std::task::Context;
 
 use crc32fast::Hasher;
 
@@ -37,6 +38,8 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
+/// A frame that says only that the broker lives.
+pub(super) const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
 /// The first byte, and the length, of what a server answers that speaks another version.
 const PROTOCOL: u8 = b'A';
 const PROTOCOL_HEADER: usize = 8;
@@ -100,6 +103,8 @@ pub(super) struct Inbound {
     dropping: Vec<Dropped>,
     /// Returned messages whose header comes next, by channel.
     returning: Vec<(u16, Returned)>,
+    /// Channels of which the next header is of a delivery that nobody takes.
+    unwanted: Vec<u16>,
     returns: Returns,
     deliveries: Deliveries,
 }
@@ -119,6 +124,8 @@ enum DroppedOf {
     Delivery { head: Head, header: Vec<u8>, notes: Notes, checksum: Hasher },
     /// The body is known here: it was sent from here.
     Returned(Returned),
+    /// The consumer takes nothing more.
+    Unwanted,
 }
 
 impl Inbound {
@@ -133,6 +140,7 @@ impl Inbound {
             noted: Vec::new(),
             dropping: Vec::new(),
             returning: Vec::new(),
+            unwanted: Vec::new(),
             returns,
             deliveries,
         }
@@ -270,6 +278,7 @@ impl Inbound {
         }
         match self.dropping.swap_remove(at).of {
             DroppedOf::Returned(returned) => self.has_returned(channel, returned),
+            DroppedOf::Unwanted => Ok(()),
             DroppedOf::Delivery { head, header, mut notes, checksum } => {
                 let Some(header) = Header::read(&header) else { return Ok(()) };
                 notes.lost(format_args!(
@@ -329,6 +338,11 @@ impl Inbound {
                 return Ok(());
             }
             BASIC_DELIVER => {
+                if !self.deliveries.are_wanted() {
+                    self.unwanted.push(head.channel);
+                    frame.clear();
+                    return Ok(());
+                }
                 if !self.deliveries.came() {
                     return Err(broken(format!(
                         "the broker delivered more than the {} messages that were asked for",
@@ -365,6 +379,12 @@ impl Inbound {
             frame.clear();
             return begun;
         }
+        if let Some(at) = self.unwanted.iter().position(|channel| *channel == head.channel) {
+            self.unwanted.swap_remove(at);
+            let begun = self.unwanted_header(head.channel, head.payload(frame));
+            frame.clear();
+            return begun;
+        }
         let notes = match self.noted.iter().position(|(channel, _)| *channel == head.channel) {
             Some(at) => self.noted.swap_remove(at).1,
             None => Notes::default(),
@@ -377,7 +397,9 @@ impl Inbound {
                 "a message {NOT_TAKEN_IN}: its body is announced with {len} bytes, and RabbitMQ has none over {BODY_BYTES_ANNOUNCED_MAX}"
             )));
         }
-        if header.body_bytes > self.body_bytes_max {
+        let is_kept = header.body_bytes <= self.body_bytes_max;
+        self.deliveries.announced(head.len as u64 + if is_kept { header.body_bytes } else { 0 });
+        if !is_kept {
             let (left, header) = (header.body_bytes, head.payload(frame).to_vec());
             let of = DroppedOf::Delivery { head, header, notes, checksum: Hasher::new() };
             self.dropping.push(Dropped { channel: head.channel, left, of });
@@ -389,6 +411,30 @@ impl Inbound {
         }
         *frame = head.with(&header.mend(header.body_bytes, self.payload_bytes_max(), notes));
         Ok(())
+    }
+
+    /// The header of a delivery that nobody takes: its body is dropped.
+    fn unwanted_header(&mut self, channel: u16, payload: &[u8]) -> Result<(), Refused> {
+        let bytes = Header::read(payload).map_or(0, |header| header.body_bytes);
+        if bytes > BODY_BYTES_ANNOUNCED_MAX {
+            return Err(broken("the broker announced a body that is longer than any can be"));
+        }
+        if bytes > 0 {
+            self.dropping.push(Dropped { channel, left: bytes, of: DroppedOf::Unwanted });
+        }
+        Ok(())
+    }
+
+    /// How much may be read now: a part of what has begun at least. `None`: nothing, until the task of `cx` is woken. Then
+    /// all that was handed on are whole frames.
+    pub(super) fn room(&self, cx: &Context<'_>) -> Option<usize> {
+        if self.deliveries.have_room(cx) {
+            return Some(usize::MAX);
+        }
+        match self.at {
+            At::Body { left, dropped: false, .. } => Some(left),
+            _ => None,
+        }
     }
 
     /// The header of a returned message, which tells what message it is.
@@ -518,7 +564,7 @@ impl Head {
 #[cfg(fuzzing)]
 pub(crate) fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
     let (mut inbound, mut out) =
-        (Inbound::new(64, Returns::of_a_publisher(), Deliveries::at_most(256)), Vec::new());
+        (Inbound::new(64, Returns::of_a_publisher(), Deliveries::at_most(256, 1 << 20)), Vec::new());
     for piece in bytes.chunks(piece.max(1)) {
         if inbound.feed(piece, &mut out).is_err() {
             break;

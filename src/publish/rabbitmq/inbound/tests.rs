@@ -1,5 +1,9 @@
 //! What comes out is always what the client library reads: its own decoder is the judge.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::task::{Wake, Waker};
+
 use amq_protocol::frame::{AMQPFrame, parse_frame};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -53,7 +57,7 @@ fn deliver(routing_key: &[u8]) -> Vec<u8> {
 
 fn fed(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
     let mut out = Vec::new();
-    Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000))
+    Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000, u64::MAX))
         .feed(bytes, &mut out)
         .map(|()| out)
 }
@@ -105,8 +109,10 @@ fn sound_frames_pass_as_they_are_however_they_come() {
     .concat();
     assert_eq!(fed(&stream).unwrap(), stream);
     for step in [1, 2, 3, 7, 8, 13] {
-        let (mut inbound, mut out) =
-            (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
+        let (mut inbound, mut out) = (
+            Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000, u64::MAX)),
+            Vec::new(),
+        );
         stream.chunks(step).for_each(|chunk| inbound.feed(chunk, &mut out).unwrap());
         assert_eq!(out, stream, "{step} bytes at a time");
     }
@@ -215,7 +221,7 @@ fn a_body_over_the_cap_is_dropped_as_it_comes() {
         [deliver(b"k"), header(1400, 1 << 7, b"", &[], &short(b"m-1")), part.clone(), other, part].concat()
     };
     let (mut inbound, mut out) =
-        (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
+        (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000, u64::MAX)), Vec::new());
     for chunk in body(1).chunks(100) {
         inbound.feed(chunk, &mut out).unwrap();
     }
@@ -342,7 +348,7 @@ proptest! {
         let tune = method(0, CONNECTION_TUNE, &[&[0, 9][..], &frame_bytes_max.to_be_bytes(), &[0, 9]].concat());
         let odd = header(0, flags & !(1 << 13), &properties, &entries, b"");
         let stream = [tune, deliver(&properties[..properties.len().min(20)]), header(0, 0, b"", &entries, b""), odd].concat();
-        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(1000, Returns::of_a_publisher(), Deliveries::at_most(10_000, u64::MAX)), Vec::new());
         for chunk in stream.chunks(step) {
             inbound.feed(chunk, &mut out).unwrap();
         }
@@ -365,7 +371,7 @@ proptest! {
     ) {
         let mut stream: Vec<u8> = frames.iter().flat_map(|(kind, channel, payload)| frame(*kind, *channel, payload)).collect();
         stream.extend(noise);
-        let (mut inbound, mut out) = (Inbound::new(50, Returns::of_a_publisher(), Deliveries::at_most(10_000)), Vec::new());
+        let (mut inbound, mut out) = (Inbound::new(50, Returns::of_a_publisher(), Deliveries::at_most(10_000, u64::MAX)), Vec::new());
         let _ = inbound.feed(&stream, &mut out);
         prop_assert!(out.len() <= stream.len() + 2000 * frames.len());
     }
@@ -376,13 +382,13 @@ proptest! {
 #[test]
 fn what_the_broker_promises_is_counted() {
     let message = |n: u64| [deliver(b"k"), header(n, 0, b"", &[], b"")].concat();
-    let deliveries = Deliveries::at_most(3);
+    let deliveries = Deliveries::at_most(3, u64::MAX);
     let mut inbound = Inbound::new(1000, Returns::of_a_consumer(), deliveries.clone());
     let mut out = Vec::new();
     for _ in 0..3 {
         inbound.feed(&message(0), &mut out).unwrap();
     }
-    deliveries.settled(2);
+    deliveries.settled((3, 0), (1, 0));
     for _ in 0..2 {
         inbound.feed(&message(0), &mut out).unwrap();
     }
@@ -396,12 +402,12 @@ fn what_the_broker_promises_is_counted() {
     ]
     .concat();
     let returns = Returns::of_a_consumer();
-    let mut inbound = Inbound::new(1000, returns, Deliveries::at_most(3));
+    let mut inbound = Inbound::new(1000, returns, Deliveries::at_most(3, u64::MAX));
     let error = inbound.feed(&returned, &mut out).unwrap_err();
     assert!(error.to_string().contains("returned more messages than are in flight"), "{error}");
 
     let (returns, mut out) = (Returns::of_a_publisher(), Vec::new());
-    let mut inbound = Inbound::new(1, returns.clone(), Deliveries::at_most(0));
+    let mut inbound = Inbound::new(1, returns.clone(), Deliveries::none());
     for _ in 0..10 {
         inbound.feed(&returned, &mut out).unwrap();
     }
@@ -410,4 +416,64 @@ fn what_the_broker_promises_is_counted() {
     assert_eq!((taken.len(), taken[0].id.as_str(), taken[0].fault.code), (10, "m-1", Some(312)));
     let error = (0..=crate::limits::WINDOW_EVENTS_MAX).find_map(|_| inbound.feed(&returned, &mut out).err());
     assert!(error.is_some_and(|error| error.to_string().contains("than are in flight")));
+}
+
+/// Goal: while unsettled deliveries take more bytes than they may, nothing is read but the rest of a frame that was begun; one
+/// delivery always has room; and the reader is woken when there is room again. Method: bodies of 600 bytes in a bound of 1,000.
+#[test]
+fn unsettled_bytes_are_bounded() {
+    let message = [deliver(b"k"), header(600, 0, b"", &[], b""), frame(BODY, 1, &[7; 600])].concat();
+    let bytes = (deliver(b"k").len()..message.len()).len() as u64;
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let cx = Context::from_waker(&waker);
+    let deliveries = Deliveries::at_most(9, 1000);
+    let mut inbound = Inbound::new(5000, Returns::of_a_consumer(), deliveries.clone());
+    let mut out = Vec::new();
+    inbound.feed(&message, &mut out).unwrap();
+    assert_eq!(inbound.room(&cx), Some(usize::MAX));
+    let (now, later) = message.split_at(message.len() - 100);
+    inbound.feed(now, &mut out).unwrap();
+    assert_eq!(inbound.room(&cx), Some(100), "a frame that was begun comes to its end");
+    inbound.feed(later, &mut out).unwrap();
+    assert_eq!(inbound.room(&cx), None);
+    assert_eq!(out, [&message[..], &message].concat(), "all of it is handed on");
+
+    let sizes = [deliveries.taken(), deliveries.taken()];
+    assert!(sizes.iter().all(|size| (600..bytes).contains(size)), "{sizes:?} of {bytes}");
+    assert_eq!(woken.0.load(Relaxed), 0);
+    deliveries.settled((2, 1200), (1, 600));
+    assert_eq!(woken.0.load(Relaxed), 1, "the reader waits for this");
+    assert_eq!(inbound.room(&cx), Some(usize::MAX));
+
+    // Some larger than the bound.
+    deliveries.settled((1, u64::MAX), (0, 0));
+    let large = [deliver(b"k"), header(4000, 0, b"", &[], b"")].concat();
+    inbound.feed(&large, &mut out).unwrap();
+    assert_eq!(inbound.room(&cx), Some(usize::MAX), "the only one has room");
+    inbound.feed(&frame(BODY, 1, &[7; 4000]), &mut out).unwrap();
+    inbound.feed(&large, &mut out).unwrap();
+    assert_eq!(inbound.room(&cx), None);
+    let everything = deliveries.let_all_in();
+    assert_eq!((inbound.room(&cx), woken.0.load(Relaxed)), (Some(usize::MAX), 2));
+    drop(everything);
+    assert_eq!(inbound.room(&cx), None);
+
+    // The end: what has begun is handed on, and what comes is dropped.
+    deliveries.want_no_more();
+    assert_eq!((inbound.room(&cx), woken.0.load(Relaxed)), (Some(usize::MAX), 3));
+    let before = out.len();
+    let rest = frame(BODY, 1, &[7; 4000]);
+    inbound.feed(&[rest.clone(), large.clone(), rest.clone(), deliver(b"k")].concat(), &mut out).unwrap();
+    inbound.feed(&[header(0, 0, b"", &[], b""), HEARTBEAT_FRAME.to_vec()].concat(), &mut out).unwrap();
+    assert_eq!(out.split_off(before), [rest, HEARTBEAT_FRAME.to_vec()].concat());
+}
+
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
 }
