@@ -97,12 +97,12 @@ pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport, SuspendCause};
 pub use store::{
     Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, CapturedTable, Change,
-    ConfirmError, Events, Finding, Holder, HolderKind, IdsPolicy, IoStats, Once, Operation, PageBytes,
-    PageProgress, PageVerification, ProjectionFailure, ProjectionState, ProjectionStats, ProjectionStatus,
-    ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected, RejectedDelivery,
-    RejectedFull, RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention, ScopeStats,
-    Snapshot, StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader,
-    SuspendedDestination, Transaction, Verification, WriteFuture,
+    ConfirmError, Events, Finding, Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation,
+    PageBytes, PageProgress, PageVerification, ProjectionFailure, ProjectionState, ProjectionStats,
+    ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected,
+    RejectedDelivery, RejectedFull, RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention,
+    ScopeStats, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents,
+    StreamReader, SuspendedDestination, Transaction, Verification, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -151,6 +151,22 @@ pub const INBOX_ID_BYTES_MAX: usize = 512;
 /// is a repeat.
 pub const LANE_CHUNKS_MAX: u64 = 257;
 
+/// Lanes of producers that a scope remembers at most, unless set. See
+/// [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max).
+pub const LANES_DEFAULT: u64 = 1 << 20;
+
+/// Gaps in lanes that a scope remembers at most, unless set. See [`StoreBuilder::gaps_max`](crate::StoreBuilder::gaps_max).
+pub const GAPS_DEFAULT: u64 = 1 << 18;
+
+/// Gaps of one lane that are remembered at most.
+pub const LANE_GAPS_MAX: u64 = 16_384;
+
+/// How long a lane is idle before it may be forgotten for a new one, unless set, in milliseconds: a day.
+pub const LANE_IDLE_MS_DEFAULT: u64 = 24 * 3600 * 1000;
+
+/// Rows that are looked at for a lane to forget, each time a new one finds no room.
+pub const LANES_LOOK: usize = 64;
+
 /// Shortest secret that a producer may sign with, in bytes. Take 32 random ones.
 pub const SIGNING_KEY_BYTES_MIN: usize = 16;
 
@@ -419,6 +435,13 @@ pub const REJECTED_ROWS_DEFAULT: u64 = 65_536;
 
 /// Bytes that these take at most, unless set.
 pub const REJECTED_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// Bytes that a consumer leaves free on the disk of its store, unless set; on a small disk one part of [`FREE_SPACE_PART`], if that is
+/// less. See [`ConsumerBuilder::free_space_min`](crate::ConsumerBuilder::free_space_min).
+pub const FREE_SPACE_DEFAULT: u64 = 64 << 20;
+
+/// The part of a small disk that a consumer leaves free, unless set: one of so many.
+pub const FREE_SPACE_PART: u64 = 8;
 
 /// How often a consumer that waits for room looks whether there is some, in milliseconds.
 pub const ROOM_LOOK_MS: u64 = 1_000;

@@ -28,12 +28,16 @@ pub enum ConsumerWait {
     /// Room in its [quarantine](crate::Store::rejected): as many rejected deliveries are kept as
     /// [`rejected_max`](crate::ConsumerBuilder::rejected_max) allows.
     Quarantine,
+    /// Free space on the disk of its store: less is free than [`free_space_min`](crate::ConsumerBuilder::free_space_min) keeps for the
+    /// application.
+    FreeSpace,
 }
 
 impl fmt::Display for ConsumerWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Quarantine => "room in its quarantine",
+            Self::FreeSpace => "free space on the disk of its store",
         })
     }
 }

@@ -24,10 +24,12 @@
 //! | `worker` | the thread |
 //! | `hold` | what waits for a gap in its lane to be filled |
 //! | `waiting` | what waits for its next try, in lines |
+//! | `space` | how much deliveries may still write before the disk is too full |
 //! | `tries` | which try is written down, which runs alone, and when there were enough |
 
 mod handle;
 mod hold;
+mod space;
 mod tries;
 mod waiting;
 mod worker;
@@ -119,16 +121,18 @@ pub struct ConsumerBuilder {
     backoff: (Duration, Duration),
     gap: GapPolicy,
     reject_to: RejectTo,
+    unknown_to: Option<RejectTo>,
     producers: Option<BTreeSet<String>>,
     keys: Option<ProducerKeys>,
     parked_max: (u64, u64),
     rejected_max: (u64, u64),
     rejected_full: RejectedFull,
+    free_space_min: Option<u64>,
     take_in_after: u32,
 }
 
 impl Store {
-    /// A consumer that applies a queue's deliveries to this store, each once in effect, for ever where its producer is a
+    /// A consumer that applies a queue's deliveries to this store, each once in effect, without expiry where its producer is a
     /// `onewrite` store, within the inbox age where it is not. `scope` names what it has seen and what it has rejected; give
     /// it a name that stays.
     ///
@@ -163,11 +167,13 @@ impl Store {
             ),
             gap: GapPolicy::default(),
             reject_to: RejectTo::default(),
+            unknown_to: None,
             producers: None,
             keys: None,
             parked_max: (PARKED_ROWS_DEFAULT, PARKED_BYTES_DEFAULT),
             rejected_max: (REJECTED_ROWS_DEFAULT, REJECTED_BYTES_DEFAULT),
             rejected_full: RejectedFull::default(),
+            free_space_min: None,
             take_in_after: RETURNS_DEFAULT,
         }
     }
@@ -334,6 +340,37 @@ impl ConsumerBuilder {
         self
     }
 
+    /// Bytes that deliveries leave free on the disk of the store's file; 64 MiB unless set, or an eighth of the disk if that is less
+    /// ([`FREE_SPACE_DEFAULT`](crate::limits::FREE_SPACE_DEFAULT)). A [journal](crate::StoreBuilder::journal_bytes) counts in addition.
+    ///
+    /// Deliveries are others' data, and a full disk would fail the application's own writes too. While less is free, the consumer takes
+    /// nothing from its queue: no handler runs, nothing is parked or put into quarantine, redrives wait too. It shows
+    /// [`ConsumerWait::FreeSpace`], warns once, and goes on by itself once an eighth more is free. The broker keeps the deliveries.
+    ///
+    /// The consumer looks at the disk every 20 ms at most, and counts twice the length of each message in between. It applies messages of
+    /// 4 MiB at most in one step. What a handler writes beyond that, and what other programs write, can still fill the disk: choose the
+    /// reserve for that. With 0 the consumer never looks. Only on Unix.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// use onewrite::ConsumerWait;
+    /// # #[cfg(unix)] {
+    /// let consumer = store.consumer("credit-service").free_space_min(u64::MAX).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// while consumer.stats().waits_for != Some(ConsumerWait::FreeSpace) {
+    ///     std::thread::yield_now(); // no disk has so much
+    /// }
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn free_space_min(mut self, bytes: u64) -> Self {
+        self.free_space_min = Some(bytes);
+        self
+    }
+
     /// Returns to its queue after which a delivery is parked before it is tried; 1 unless set
     /// ([`RETURNS_DEFAULT`](crate::limits::RETURNS_DEFAULT)).
     ///
@@ -375,6 +412,30 @@ impl ConsumerBuilder {
     /// ```
     pub fn rejects(mut self, to: RejectTo) -> Self {
         self.reject_to = to;
+        self
+    }
+
+    /// Where a delivery goes that is not believed; where [all rejected ones go](Self::rejects) unless set. These are: a producer that is none of
+    /// the [set ones](Self::producers), a message that lacks its [proof](Self::authenticate), headers of a lane that are there by half, an id that is
+    /// none, a message that cannot be read. Whatever others publish then leaves no row in the file.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
+    /// use onewrite::RejectTo;
+    /// let consumer = store
+    ///     .consumer("credit-service")
+    ///     .producers([bank.id()])
+    ///     .rejects_unknown(RejectTo::DeadLetter) // the queue has a dead-letter exchange
+    ///     .run(broker.source("credit"), |_, _| Ok(()))?;
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rejects_unknown(mut self, to: RejectTo) -> Self {
+        self.unknown_to = Some(to);
         self
     }
 

@@ -351,6 +351,17 @@ pub enum Error {
         /// How many it may remember.
         ids_max: u64,
     },
+    /// As many lanes of producers are remembered as may be, and none is idle for so long that it is forgotten for a new one:
+    /// [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max).
+    #[error(
+        "scope `{scope}` remembers {lanes_max} lanes, as many as it may: a new one is refused until some are idle for long enough"
+    )]
+    LanesFull {
+        /// The scope.
+        scope: String,
+        /// How many it may remember.
+        lanes_max: u64,
+    },
     /// A number of a lane was seen before, with another message: the producer gave it twice, as one does that was
     /// restored from a backup, or somebody else speaks in its name.
     #[error(

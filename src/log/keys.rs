@@ -103,6 +103,49 @@ pub(crate) fn seen_chunk(head: &[u8], chunk: u64) -> Vec<u8> {
     [lane, &[2], &chunk.to_be_bytes()].concat()
 }
 
+/// How many lanes a scope keeps.
+pub(crate) fn lanes_kept(scope: &str) -> Vec<u8> {
+    inbox(scope, &[])
+}
+
+/// The lanes of this one's producer, in this epoch, that a scope has forgotten.
+pub(crate) fn lanes_forgotten(scope: &str, lane: LaneOf) -> Vec<u8> {
+    inbox(scope, &[&lane.store[..], &lane.epoch.to_be_bytes()].concat())
+}
+
+/// What a key among the lanes of a scope is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SeenKey {
+    Head,
+    Hole,
+    Other,
+}
+
+/// Store, epoch and lane.
+const LANE_LEN: usize = 16 + 8 + 8;
+
+/// `None` for a key that has no scope.
+pub(crate) fn seen_kind(key: &[u8]) -> Option<SeenKey> {
+    let rest = key.get(1 + scope_of(key)?.len()..)?;
+    let kind = rest.get(LANE_LEN).filter(|_| rest.len() == LANE_LEN + 1 || rest.len() == LANE_LEN + 9);
+    Some(match (kind, rest.len()) {
+        (Some(0), len) if len == LANE_LEN + 1 => SeenKey::Head,
+        (Some(1), len) if len == LANE_LEN + 9 => SeenKey::Hole,
+        _ => SeenKey::Other,
+    })
+}
+
+/// What all rows of the lane with this head begin with.
+pub(crate) fn lane_of_seen(head: &[u8]) -> &[u8] {
+    head.split_last().map_or(head, |(_, lane)| lane)
+}
+
+/// The key of its producer's forgotten lanes, and the lane's id.
+pub(crate) fn split_head(head: &[u8]) -> Option<(&[u8], u64)> {
+    let (producer, id) = lane_of_seen(head).split_last_chunk::<8>()?;
+    Some((producer, u64::from_be_bytes(*id)))
+}
+
 /// What a scope has rejected, taken together.
 pub(crate) fn rejected(scope: &str) -> Vec<u8> {
     inbox(scope, &[])

@@ -2,6 +2,7 @@
 
 pub(crate) mod book;
 mod checksum;
+pub(crate) mod forgotten;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 pub(crate) mod in_hand;

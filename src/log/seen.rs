@@ -6,7 +6,7 @@
 //! in *chunks* of 64 numbers, of which a lane keeps [`LANE_CHUNKS_MAX`].
 //!
 //! ```text
-//! head   2 u8 │ next u64 │ holes u64 │ chunks u64 │ before u64 │ newest ms u64 │ checksum u32 × 16, if before > 0 │
+//! head   2 u8 │ next u64 │ holes u64 │ chunks u64 │ before u64 │ newest ms u64, or the age if before is 0 │ checksum u32 × 16, if before > 0 │
 //!        (number u64, hash u64) × recent │ crc32 u32
 //! hole   end u64 │ crc32 u32                              (its start stands in the key)
 //! chunk  (number u64, hash u64) × sums │ crc32 u32        (numbers from 64 × that of its key on)
@@ -71,7 +71,8 @@ pub(crate) struct Head {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Before {
     next: u64,
-    /// The latest time that a message of the lane carried, in Unix milliseconds.
+    /// The latest time that a message of the lane carried, in Unix milliseconds. Of a lane that no earlier format knew: the store age when a
+    /// message of it came last.
     newest_ms: u64,
     ring: [u32; RING as usize],
 }
@@ -216,6 +217,18 @@ impl Head {
         spilled.sort_by_key(|sum| sum.number);
         let chunks = spilled.chunk_by(|a, b| a.number / CHUNK == b.number / CHUNK);
         chunks.filter_map(|sums| Some((sums.first()?.number / CHUNK, sums.to_vec()))).collect()
+    }
+
+    /// A message of it has come at this store age.
+    pub(crate) fn came_at(&mut self, age_ms: u64) {
+        if self.before.next == 0 {
+            self.before.newest_ms = age_ms;
+        }
+    }
+
+    /// Nothing has come for so long. Of a lane that an earlier format has seen nobody knows, and such lanes are no more than they were.
+    pub(crate) fn is_idle(&self, age_ms: u64, idle_ms: u64) -> bool {
+        self.before.next == 0 && self.before.newest_ms.saturating_add(idle_ms) <= age_ms
     }
 
     /// A chunk is new. Whether the first of the lane has to go for it.

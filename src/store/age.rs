@@ -37,6 +37,11 @@ impl Age {
         let age_ms = self.opened_ms.saturating_add(passed_ms);
         self.newest_ms.fetch_max(age_ms, Ordering::Relaxed).max(age_ms)
     }
+
+    /// The store age as of the last look at the clock: the last commit's.
+    pub(crate) fn newest_ms(&self) -> u64 {
+        self.newest_ms.load(Ordering::Relaxed)
+    }
 }
 
 /// By this store age, all events below this one had been appended.

@@ -32,6 +32,7 @@ use super::file::Opened;
 use super::holders::Holders;
 use super::in_hand::Claims;
 use super::jumps::Jumped;
+use super::lanes_kept::IdleSearch;
 use super::left_out::LeftOut;
 use super::lines::Lines;
 use super::log_pace::LogPace;
@@ -300,6 +301,9 @@ pub(crate) struct Core {
     pub(crate) redrives: Doorbells,
     /// Parked deliveries that a consumer of this process has taken up.
     pub(crate) parked: Claims,
+    /// Bytes of rejected deliveries that were discarded since the open.
+    pub(crate) discarded: AtomicU64,
+    pub(super) idle_search: IdleSearch,
     pub(crate) jumped: Jumped,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks, or could not.
@@ -359,6 +363,8 @@ impl Core {
             cleaning,
             redrives: Doorbells::default(),
             parked: Claims::default(),
+            discarded: AtomicU64::new(0),
+            idle_search: IdleSearch::default(),
             jumped: Jumped::default(),
             ride: Mutex::default(),
             backlog_shrank: Condvar::new(),

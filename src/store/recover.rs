@@ -9,7 +9,6 @@ use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
 use super::failure::damaged_row;
 use super::projections::ProjectionRow;
-use super::rejected_room;
 use super::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_AGE, META_CONTENT_KEY,
     META_EPOCH, META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED,
@@ -18,6 +17,7 @@ use super::schema::{
 use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
+use super::{lanes_kept, rejected_room};
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::{Recorded, fresh_secret, fresh_uuid};
 use crate::limits::{CLOCK_TOLERANCE_MS, NUMBER_MAX};
@@ -137,7 +137,7 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 /// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
 /// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
 /// were. It had no secret either, so lanes and ids were told by checksums of less: rows of that form are still read, and speak for
-/// what was seen then. Format 5 did not count the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the sweep of the inbox takes those for now when it meets them.
+/// what was seen then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the sweep of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
@@ -152,6 +152,7 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
     drop(meta);
     if before.is_none_or(|before| before != FORMAT.to_le_bytes()) {
         rejected_room::count_bytes(&tx)?;
+        lanes_kept::count_lanes(&tx)?;
     }
     tx.commit()?;
     Ok(())

@@ -11,6 +11,7 @@
 //! transaction of the effects of its handler.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use redb::ReadableTable;
 
@@ -276,11 +277,10 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn discard(&self, number: u64) -> Result<()> {
-        self.write(
-            move |tx, scope| {
-                if tx.remove_rejected(scope, number)? { Ok(()) } else { Err(missing(scope, number)) }
-            },
-        )?;
+        let bytes = self.write(move |tx, scope| {
+            tx.remove_rejected(scope, number)?.ok_or_else(|| missing(scope, number))
+        })?;
+        self.store.core().discarded.fetch_add(bytes, Ordering::Relaxed);
         tracing::warn!(scope = self.scope, number, "a rejected delivery is discarded by request");
         // A consumer may wait for the room.
         self.store.core().redrives.ring(&self.scope);
@@ -302,9 +302,7 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn discard_unnamed(&self) -> Result<u64> {
-        check_id("the scope", self.scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
-        let scope = self.scope.clone();
-        let removed = self.store.write(move |tx| tx.remove_unnamed(&scope))?.into_value();
+        let removed = self.write(|tx, scope| tx.remove_unnamed(scope))?;
         if removed > 0 {
             tracing::warn!(
                 scope = self.scope,
@@ -355,11 +353,13 @@ impl Rejected {
         self.store.core().reading(read)
     }
 
-    fn write(&self, mut write: impl FnMut(&Transaction, &str) -> Result<()> + Send + 'static) -> Result<()> {
+    fn write<T: Send + 'static>(
+        &self,
+        mut write: impl FnMut(&Transaction, &str) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         check_id("the scope", self.scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         let scope = self.scope.clone();
-        self.store.write(move |tx| write(tx, &scope))?;
-        Ok(())
+        Ok(self.store.write(move |tx| write(tx, &scope))?.into_value())
     }
 
     fn row(&self, number: u64) -> Vec<u8> {
@@ -443,6 +443,7 @@ impl Refusal {
             Error::UnknownProducer { .. }
                 | Error::NotAuthentic { .. }
                 | Error::InboxFull { .. }
+                | Error::LanesFull { .. }
                 | Error::Storage(_)
         );
         let handled = !(unbelieved || conflict || recheck);
@@ -564,17 +565,17 @@ impl Transaction {
         Ok(self.redb().open_table(REJECTED)?.get(keys::redriven(scope, number).as_slice())?.is_some())
     }
 
-    /// It leaves the quarantine. `false` if it was not there.
-    pub(crate) fn remove_rejected(&self, scope: &str, number: u64) -> Result<bool> {
+    /// It leaves the quarantine. Its bytes, if it was there.
+    pub(crate) fn remove_rejected(&self, scope: &str, number: u64) -> Result<Option<u64>> {
         self.touch();
         let key = keys::rejected(scope);
         let mut rejected = self.redb().open_table(REJECTED)?;
         let gone =
             pieces::remove(self.redb(), &mut rejected, Of::Rejected, &keys::rejected_row(scope, number))?;
-        let Some(bytes) = gone else { return Ok(false) };
+        let Some(bytes) = gone else { return Ok(None) };
         rejected.remove(keys::redriven(scope, number).as_slice())?;
         Book::of(&rejected, &key)?.less(bytes).put(&mut rejected, &key)?;
-        Ok(true)
+        Ok(Some(bytes))
     }
 
     /// Removes what stands among the rejected deliveries of a scope under a key that names none.

@@ -19,6 +19,7 @@
 //! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/seen.rs);
 //!                      (scope) → ids that were given a number u64, those of them that are kept u64   (ids_kept.rs)
+//! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64; (scope, store, epoch) → forgotten lanes    (lanes_kept.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64, their bytes u64, dropped u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
 //! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
@@ -49,6 +50,7 @@ pub(crate) const CAPTURES: TableDefinition<'_, &str, &[u8]> = TableDefinition::n
 pub(crate) const CHANGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.changes");
 pub(crate) const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
 pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");
+pub(crate) const LANES_KEPT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.lanes_kept");
 /// Made when first needed. An earlier release of the same format leaves its rows alone.
 pub(crate) const CLEANUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.cleanup");
 pub(crate) const IN_HAND: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.in_hand");
@@ -57,8 +59,8 @@ pub(crate) const PIECES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::ne
 /// Tables by name that a format has brought.
 pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];
 /// Tables by key that a format has brought, since format 1.
-pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 7] =
-    [STREAMS, CHUNKS, SNAPSHOTS, FAILURES, CHANGES, SEEN, REJECTED];
+pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 8] =
+    [STREAMS, CHUNKS, SNAPSHOTS, FAILURES, CHANGES, SEEN, REJECTED, LANES_KEPT];
 
 /// Tables whose name begins so are ours; an application cannot open them for writing.
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";

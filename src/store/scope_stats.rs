@@ -35,6 +35,12 @@ pub struct ScopeStats {
     pub parked: u64,
     /// Bytes of their rows.
     pub parked_bytes: u64,
+    /// Lanes of producers that are remembered.
+    pub lanes: u64,
+    /// Gaps in them.
+    pub gaps: u64,
+    /// Lanes that were forgotten for others, ever: [`LanesPolicy::ForgetIdle`](crate::LanesPolicy::ForgetIdle).
+    pub lanes_forgotten: u64,
 }
 
 impl Store {
@@ -48,6 +54,10 @@ impl Store {
         for (scope, (rows, bytes)) in self.parked_books()? {
             let stats = scopes.entry(scope).or_default();
             (stats.parked, stats.parked_bytes) = (rows, bytes);
+        }
+        for (scope, counts) in self.lane_counts()? {
+            let stats = scopes.entry(scope).or_default();
+            (stats.lanes, stats.gaps, stats.lanes_forgotten) = (counts.lanes, counts.gaps, counts.forgotten);
         }
         Ok(scopes)
     }

@@ -1,26 +1,27 @@
 //! Deliveries that have been seen: by the producer's lane where a message names one, else by its id.
 //!
-//! A lane takes one row and one per open hole (the rule and the rows: `log/seen.rs`), and is remembered for ever. An id
-//! takes a row of the inbox, and is remembered for the inbox age.
+//! A lane takes one row and one per open hole (the rule and the rows: `log/seen.rs`). An id takes a row of the inbox, and is remembered
+//! for the inbox age.
 //!
-//! Where a store keeps so many ids at most: `ids_kept.rs`.
+//! How many lanes, gaps and ids a store keeps: `lanes_kept.rs`, `ids_kept.rs`.
 //!
 //! **What a handler has refused** has come, and says nothing of its number or id: another message of it is new.
 //!
 //! **Invariant.** Looking writes nothing: a closure that looks and then fails leaves the transaction clean. Marking a
 //! lane writes its table, so it comes last.
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::ReadableTable;
 
 use super::Store;
 use super::core::Identity as StoreIdentity;
 use super::failure::damaged_row;
 use super::gathered::Amount;
-use super::schema::{InboxRow, SEEN};
+use super::lanes_kept::{LaneCounts, LaneRoom, forget, is_forgotten, room_for_lane};
+use super::schema::{InboxRow, LANES_KEPT, SEEN};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
-use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::seen::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::message::Message;
@@ -197,7 +198,7 @@ impl Transaction {
                 })?;
                 if let Some(mark) = applied {
                     self.touch();
-                    self.engine(|| write(self.redb(), head, mark))?;
+                    self.engine(|| self.write_mark(scope, head, mark))?;
                 }
             }
         }
@@ -224,7 +225,7 @@ impl Transaction {
                 let Some(mark) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
                 self.admit(Amount::mark(head.len()))?;
                 self.touch();
-                self.engine(|| write(self.redb(), head, if refused { mark.refused() } else { mark }))?;
+                self.engine(|| self.write_mark(scope, head, if refused { mark.refused() } else { mark }))?;
                 Ok(true)
             }
         }
@@ -235,7 +236,19 @@ impl Transaction {
         self.owned()?;
         let decision = self.engine(|| {
             let seen = self.redb().open_table(SEEN)?;
-            let known = read_head(&seen, head)?.unwrap_or_default();
+            let known = match read_head(&seen, head)? {
+                Some(known) => known,
+                None => {
+                    let kept = self.redb().open_table(LANES_KEPT)?;
+                    if is_forgotten(&kept, scope, lane)? {
+                        let how =
+                            "its lane was idle for so long that it was forgotten, so it may be a repeat";
+                        return Ok(Decision::Conflict(how));
+                    }
+                    self.room_for_lane(&seen, &kept, scope)?;
+                    Head::default()
+                }
+            };
             decide(&known, arrival, &Lane { seen: &seen, head })
         })?;
         match decision {
@@ -266,6 +279,15 @@ struct Lane<'a, T> {
     head: &'a [u8],
 }
 
+impl<T: ReadableTable<Row, Row>> Lane<'_, T> {
+    /// Where the first hole starts.
+    fn first_hole(&self) -> Result<Option<u64>> {
+        let (from, to) = (keys::seen_hole(self.head, 0), keys::seen_hole(self.head, u64::MAX));
+        let first = self.seen.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
+        Ok(first.and_then(|(key, _)| keys::last_seq(key.value())))
+    }
+}
+
 impl<T: ReadableTable<Row, Row>> Rows for Lane<'_, T> {
     type Error = Error;
 
@@ -288,8 +310,59 @@ impl<T: ReadableTable<Row, Row>> Rows for Lane<'_, T> {
     }
 }
 
-fn write(tx: &WriteTransaction, key: &[u8], mark: Mark) -> Result<()> {
-    let mut seen = tx.open_table(SEEN)?;
+impl Transaction {
+    fn room_for_lane(
+        &self,
+        seen: &impl ReadableTable<Row, Row>,
+        kept: &impl ReadableTable<Row, Row>,
+        scope: &str,
+    ) -> Result<LaneRoom> {
+        let core = &self.core;
+        room_for_lane(seen, kept, scope, &core.settings, &core.idle_search, core.age.newest_ms())
+    }
+
+    /// Writes what marks a number as seen. Where the lane is new, or has another number of gaps, that is counted; and what is too much goes.
+    fn write_mark(&self, scope: &str, head: &[u8], mut mark: Mark) -> Result<()> {
+        let mut seen = self.redb().open_table(SEEN)?;
+        let known = read_head(&seen, head)?;
+        mark.head.came_at(self.core.age.newest_ms());
+        let holes = known.as_ref().map_or(0, |known| known.holes);
+        if known.is_some() && holes == mark.head.holes {
+            return write(&mut seen, head, mark);
+        }
+        let mut kept = self.redb().open_table(LANES_KEPT)?;
+        if known.is_none()
+            && let LaneRoom::Of(idle) = self.room_for_lane(&seen, &kept, scope)?
+        {
+            forget(&mut seen, &mut kept, scope, &idle)?;
+        }
+        let counts = LaneCounts::of(&kept, scope)?;
+        let others = counts.gaps.saturating_sub(holes);
+        let gaps_max = self.core.settings.gaps_max.saturating_sub(others).min(LANE_GAPS_MAX);
+        let lanes = counts.lanes + u64::from(known.is_none());
+        // The oldest go.
+        while mark.head.holes > gaps_max {
+            let lane = Lane { seen: &seen, head };
+            let oldest = lane.first_hole()?.filter(|start| mark.remove != Some(*start));
+            match oldest {
+                Some(start) if mark.put.iter().flatten().all(|hole| hole.start > start) => {
+                    seen.remove(keys::seen_hole(head, start).as_slice())?;
+                }
+                _ => {
+                    let put = mark.put.iter_mut().find(|hole| hole.is_some()).and_then(Option::take);
+                    let Some(hole) = put else { break };
+                    // It may stand there with another end.
+                    seen.remove(keys::seen_hole(head, hole.start).as_slice())?;
+                }
+            }
+            mark.head.holes -= 1;
+        }
+        LaneCounts { lanes, gaps: others + mark.head.holes, ..counts }.put(&mut kept, scope)?;
+        write(&mut seen, head, mark)
+    }
+}
+
+fn write(seen: &mut redb::Table<'_, Row, Row>, key: &[u8], mark: Mark) -> Result<()> {
     if let Some(start) = mark.remove {
         seen.remove(keys::seen_hole(key, start).as_slice())?;
     }
@@ -299,7 +372,7 @@ fn write(tx: &WriteTransaction, key: &[u8], mark: Mark) -> Result<()> {
     }
     let (mut head, spilled) = mark.settle();
     for (number, sums) in spilled {
-        let known = Lane { seen: &seen, head: key }.chunk(number)?;
+        let known = Lane { seen: &*seen, head: key }.chunk(number)?;
         if known.is_none() && head.count_chunk() {
             let (from, to) = (keys::seen_chunk(key, 0), keys::seen_chunk(key, u64::MAX));
             let first = seen.range(from.as_slice()..=to.as_slice())?.next().transpose()?;

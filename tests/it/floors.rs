@@ -24,6 +24,7 @@ const FLOORS: &[(u8, &[&str])] = &[
 const CRATES: &[(&str, &[&str])] = &[
     ("redb", &["store", "projection", ""]),
     ("libc", &["store"]),
+    ("rustix", &["store"]),
     ("twox_hash", &["store"]),
     ("crc32fast", &["log", "publish::rabbitmq"]),
     ("lapin", &["publish::rabbitmq"]),

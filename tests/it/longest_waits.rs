@@ -474,6 +474,19 @@ fn times_may_be_as_far_away_as_can_be_told() {
 
 // --- nothing is left out ------------------------------------------------------------------------------------------------
 
+/// Goal: a lane that may never be forgotten stays, and a new one beyond the bound is refused at once. Method: one lane at most.
+#[test]
+fn a_lane_is_never_idle_for_long_enough() {
+    let rig = rig();
+    let policy = onewrite::LanesPolicy::ForgetIdle(Duration::MAX);
+    let store = rig.open(Store::builder().lanes_max(1).lanes_policy(policy));
+    let message = |lane| crate::lanes_inbox::numbered(lane, 0, "x");
+    let first = |lane| store.write(move |tx| tx.first_delivery("s", &message(lane))).map(Receipt::into_value);
+    assert!(first(1).unwrap());
+    assert!(matches!(first(2), Err(onewrite::Error::LanesFull { lanes_max: 1, .. })));
+    assert!(!first(1).unwrap());
+}
+
 /// What is public and takes a `Duration`, and is called above with the longest and the shortest.
 const COVERED: &[&str] = &[
     "advance",
@@ -497,7 +510,7 @@ const COVERED: &[&str] = &[
 ];
 
 /// Variants of public enums that hold a `Duration`.
-const COVERED_VARIANTS: &[&str] = &["DelayConfirm", "Hold", "Wait"];
+const COVERED_VARIANTS: &[&str] = &["DelayConfirm", "ForgetIdle", "Hold", "Wait"];
 
 #[test]
 fn everything_that_takes_a_duration_is_called_with_the_longest() {

@@ -64,6 +64,7 @@ mod in_hand;
 mod journal;
 #[cfg(unix)]
 mod lanes_inbox;
+mod lanes_kept;
 mod large_deliveries;
 #[cfg(unix)]
 mod log_and_lanes;
@@ -125,6 +126,8 @@ mod returned;
 mod scratch;
 #[cfg(unix)]
 mod signed;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+mod small_disk;
 #[cfg(unix)]
 mod store_open;
 #[cfg(unix)]

@@ -12,7 +12,7 @@ use super::{Worker, count};
 use crate::consumer::tries::{Step, steps};
 use crate::consumer::{Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
-use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES};
+use crate::limits::CONSUMER_BATCH_MAX;
 use crate::log::in_hand::TriesRow;
 use crate::printable::plain;
 use crate::publish::{DeliveryTag, Settlement, SourceEvent};
@@ -96,7 +96,17 @@ impl Worker {
             if at > 0 && !stop.is_empty() {
                 break;
             }
-            self.apply_step(step, events)?;
+            let Step { items, open } = step;
+            let mut items = items.into_iter().peekable();
+            while items.peek().is_some() {
+                let (part, bytes) = self.next_part(&mut items, Item::size);
+                if self.has_space(bytes) {
+                    self.spend_space(bytes);
+                    self.apply_step(Step { items: part, open }, events)?;
+                } else {
+                    part.into_iter().for_each(|item| self.wait_behind(item));
+                }
+            }
         }
         Ok(())
     }
@@ -292,8 +302,10 @@ impl Worker {
             }
             None => tracing::debug!(error, message_id, attempts, "a delivery is rejected"),
         }
+        let unknown_to = self.settings.unknown_to.filter(|_| item.identity.is_err());
+        let to = unknown_to.unwrap_or(self.settings.reject_to);
         // One that is parked is not the broker's any more.
-        if self.settings.reject_to == RejectTo::DeadLetter && item.is_the_brokers() {
+        if to == RejectTo::DeadLetter && item.is_the_brokers() {
             self.count_refusal(&refusal);
             self.finish(&item, Settlement::Reject, outcome);
             outcome.done.push(item);
@@ -309,19 +321,17 @@ impl Worker {
         }
     }
 
-    /// Writes what is refused into the quarantine, one commit for about [`PARKING_STEP_BYTES`]. What cannot be written stays in hand. Fails
+    /// Writes what is refused into the quarantine, one commit for about 4 MiB. What cannot be written stays in hand. Fails
     /// only if the store is lost.
     pub(super) fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
         let mut refused = std::mem::take(&mut outcome.refused).into_iter().peekable();
         while refused.peek().is_some() && outcome.lost.is_none() {
-            let mut bytes = 0;
-            let step: Vec<_> = std::iter::from_fn(|| {
-                let (item, refusal) = refused.next_if(|_| bytes < PARKING_STEP_BYTES)?;
-                bytes += item.size();
-                Some((item, refusal))
-            })
-            .collect();
-            self.quarantine_step(step, outcome)?;
+            let (step, bytes) = self.next_part(&mut refused, |(item, _)| item.size());
+            if self.has_space(bytes) {
+                self.quarantine_step(step, outcome)?;
+            } else {
+                self.put_back(step);
+            }
         }
         Ok(())
     }
@@ -442,7 +452,10 @@ impl One {
         }
         let first = match tx.is_first_delivery(scope, identity) {
             Err(
-                error @ (Error::LaneConflict { .. } | Error::IdConflict { .. } | Error::InboxFull { .. }),
+                error @ (Error::LaneConflict { .. }
+                | Error::IdConflict { .. }
+                | Error::InboxFull { .. }
+                | Error::LanesFull { .. }),
             ) => {
                 return Ok(Applied::Conflict(error));
             }

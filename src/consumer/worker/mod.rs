@@ -34,6 +34,7 @@ use self::parking::Hand;
 use self::room::Unkept;
 use super::handle::{Shared, count};
 use super::hold::Held;
+use super::space::SpaceLeft;
 use super::waiting::Waiting;
 use super::{ConsumerBuilder, ConsumerWait, GapPolicy, Handler};
 use crate::error::{Error, Result};
@@ -86,8 +87,11 @@ pub(super) struct Worker {
     meanwhile: Meanwhile,
     /// Rejected deliveries that the quarantine has no room for.
     unkept: Unkept,
+    space: SpaceLeft,
     /// Why nothing more is taken from the broker.
     waits_for: Option<ConsumerWait>,
+    /// That was not told.
+    began_to_wait: bool,
     redriven: Redrives,
     /// Nobody is there any more who could deliver.
     source_gone: bool,
@@ -100,6 +104,7 @@ struct Paces {
     retries: LogPace,
     rejections: LogPace,
     drops: LogPace,
+    waits: LogPace,
 }
 
 /// Where the look for deliveries that are driven again stands.
@@ -129,6 +134,8 @@ impl Worker {
         let purpose = Purpose::Handler("consumer", settings.scope.as_str().into());
         let hand = Hand::new(&settings);
         let prefetch_bytes = source.unsettled_bytes_max();
+        let journal = settings.store.core().settings.journal_bytes as u64;
+        let space = SpaceLeft::new(settings.free_space_min, journal);
         Self {
             prefetch_bytes,
             purpose,
@@ -148,7 +155,9 @@ impl Worker {
             survivors: HashSet::new(),
             meanwhile: Meanwhile::default(),
             unkept: Unkept::default(),
+            space,
             waits_for: None,
+            began_to_wait: false,
             source_gone: false,
             paces: Paces::default(),
             // What was driven again while no consumer ran waits in the file.
@@ -168,19 +177,21 @@ impl Worker {
         self.await_source(events, stop);
         while deadline.is_none() {
             self.load_parked(stop);
-            if let Err(error) = self.keep_what_was_unkept() {
+            if let Err(error) = self.seek_room() {
                 self.end_for(&error);
                 break;
             }
+            self.tell_of_the_wait();
             let waits = self.is_waiting_for_room();
             let others_come = !waits && (!events.is_empty() || !self.meanwhile.is_empty());
             let may_try = self.may_try_those_that_wait();
+            let may_look = self.may_look() && !self.is_waiting_for_space();
             let mut batch = if may_try { self.take_due(others_come) } else { Vec::new() };
             if !waits {
                 self.go_on_with_those_of_meanwhile(&mut batch);
             }
             let first = match self.meanwhile.next.take() {
-                None if batch.is_empty() && !self.may_look() => self.wait(events, stop, rung, &mut deadline),
+                None if batch.is_empty() && !may_look => self.wait(events, stop, rung, &mut deadline),
                 next => next,
             };
             let more = std::iter::from_fn(|| events.try_recv().ok());
@@ -208,6 +219,9 @@ impl Worker {
             }
             if rung.try_recv().is_ok() {
                 self.look_again();
+            }
+            if self.is_waiting_for_space() {
+                continue;
             }
             if let Err(error) = self.turn(batch, events, stop) {
                 self.end_for(&error);
@@ -260,8 +274,9 @@ impl Worker {
     ) -> Option<SourceEvent> {
         let waiting = self.waiting.next_due().filter(|_| self.may_try_those_that_wait());
         let due = waiting.into_iter().chain(self.held.deadline()).map(Due::wake_at);
+        let due = due.filter(|_| !self.is_waiting_for_space());
         // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
-        let look = (self.held.len() > 0).then(|| Deadline::after(HELD_LOOK));
+        let look = (self.held.len() > 0 && !self.is_waiting_for_space()).then(|| Deadline::after(HELD_LOOK));
         let parked = self.hand.looks_again();
         let until =
             due.chain(look).chain(parked).chain(self.looks_for_room()).min().and_then(Deadline::instant);

@@ -12,7 +12,7 @@ use super::{HELD_LOOK, Worker, count};
 use crate::consumer::waiting::{Load, Member};
 use crate::consumer::{ConsumerBuilder, GapPolicy};
 use crate::error::{Error, Result};
-use crate::limits::{PARKING_STEP_BYTES, TRIES_ROWS_MAX, WAITING_SHARE};
+use crate::limits::{TRIES_ROWS_MAX, WAITING_SHARE};
 use crate::log::in_hand::{Open, ParkedRow, Tries, TriesRow};
 use crate::message::Message;
 use crate::publish::{DeliveryTag, Settlement};
@@ -351,14 +351,13 @@ impl Worker {
         let (mut kept, full) = (Vec::with_capacity(items.len()), keys_with_an_earlier_one(&self.running));
         let mut items = items.into_iter().peekable();
         while items.peek().is_some() {
-            let mut bytes = 0;
-            let step: Vec<Item> = std::iter::from_fn(|| {
-                let item = items.next_if(|_| bytes < PARKING_STEP_BYTES)?;
-                bytes += item.delivery.message.payload.len();
-                Some(item)
-            })
-            .collect();
-            self.park_step(step, &full, &mut kept, settlements)?;
+            let (step, bytes) = self.next_part(&mut items, Item::size);
+            if self.has_space(bytes) {
+                self.park_step(step, &full, &mut kept, settlements)?;
+            } else {
+                step.iter().for_each(|item| full.note(item.key.as_ref()));
+                kept.extend(step);
+            }
         }
         self.show();
         Ok(kept)

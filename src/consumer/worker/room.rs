@@ -3,7 +3,9 @@
 //! **Invariant.** What finds no room is neither acknowledged nor dropped: it stays in hand, the broker's, until there is room. While a
 //! consumer waits for room in its quarantine, what makes room goes on: what is driven again, and what waits for its next try.
 
+use std::iter::Peekable;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::apply::Outcome;
@@ -14,6 +16,7 @@ use crate::error::Result;
 use crate::limits::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
 use crate::publish::{Settlement, SourceEvent};
 use crate::store::RejectedFull;
+use crate::store::free_space::space_at;
 use crate::store::rejected::Refusal;
 use crate::store::rejected_room::RejectedRoom;
 use crate::time::Deadline;
@@ -47,18 +50,58 @@ impl Worker {
             return;
         }
         self.unkept.items.push((item, refusal));
-        self.unkept.look_at = Some(Deadline::after(Duration::from_millis(ROOM_LOOK_MS)));
         self.wait_for(ConsumerWait::Quarantine);
+    }
+
+    /// There is too little free on the disk for what is to be put into quarantine.
+    pub(super) fn put_back(&mut self, refused: Vec<(Item, Refusal)>) {
+        self.unkept.items.extend(refused);
+    }
+
+    /// Whether deliveries of so many bytes may be written. If not, the consumer waits for the disk.
+    pub(super) fn has_space(&mut self, bytes: usize) -> bool {
+        let core = self.settings.store.core();
+        let discarded = core.discarded.load(Ordering::Relaxed);
+        let has = self.space.take(bytes as u64, discarded, || space_at(&core.path));
+        if !has {
+            self.wait_for(ConsumerWait::FreeSpace);
+        }
+        has
     }
 
     /// There is room in memory for more that may find none in the quarantine.
     pub(super) fn may_try_those_that_wait(&self) -> bool {
-        self.unkept.items.len() < CONSUMER_BATCH_MAX
+        self.unkept.items.len() < CONSUMER_BATCH_MAX && !self.is_waiting_for_space()
+    }
+
+    pub(super) fn spend_space(&mut self, bytes: usize) {
+        self.space.spend(bytes as u64);
+    }
+
+    /// As many as one step should write, and one at least; with their bytes.
+    pub(super) fn next_part<T>(
+        &self,
+        items: &mut Peekable<impl Iterator<Item = T>>,
+        size: impl Fn(&T) -> usize,
+    ) -> (Vec<T>, usize) {
+        let (most, mut bytes) = (self.space.step_bytes(), 0);
+        let part = std::iter::from_fn(|| {
+            let item = items.next_if(|_| bytes < most)?;
+            // The commit of a delivery without a body writes something too.
+            bytes += size(&item).max(1);
+            Some(item)
+        });
+        (part.collect(), bytes)
     }
 
     /// Nothing more is taken from the broker.
     pub(super) fn is_waiting_for_room(&self) -> bool {
         self.waits_for.is_some()
+    }
+
+    /// Nothing is written at all.
+    pub(super) fn is_waiting_for_space(&self) -> bool {
+        self.waits_for == Some(ConsumerWait::FreeSpace)
     }
 
     /// When it is looked for room again.
@@ -73,18 +116,24 @@ impl Worker {
         }
     }
 
-    /// Tries again what has found no room. Fails only if the store is lost.
-    pub(super) fn keep_what_was_unkept(&mut self) -> Result<()> {
-        if !self.unkept.look_at.is_some_and(Deadline::is_over) {
+    /// Looks whether there is room: at the disk; in the quarantine for what has found none there. Fails only if the store is lost.
+    pub(super) fn seek_room(&mut self) -> Result<()> {
+        if self.unkept.look_at.is_some_and(|at| !at.is_over()) || !self.has_space(0) {
             return Ok(());
         }
-        self.unkept.look_at = None;
+        if !self.is_waiting_for_room() {
+            return Ok(());
+        }
+        // Whatever is in the way shows again.
+        let waited_for = self.waits_for.take();
         let mut outcome = Outcome::of_refused(std::mem::take(&mut self.unkept.items));
         let kept = self.quarantine(&mut outcome).and_then(|()| self.write_down(&mut outcome));
         self.tell_source(&mut outcome);
         kept?;
-        if self.unkept.items.is_empty() && self.waits_for == Some(ConsumerWait::Quarantine) {
-            self.go_on();
+        if self.waits_for.is_none() && waited_for.is_some() {
+            self.unkept.look_at = None;
+            *self.shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            tracing::info!("there is room again: the consumer goes on");
         }
         outcome.lost.map_or(Ok(()), Err)
     }
@@ -104,18 +153,23 @@ impl Worker {
     }
 
     fn wait_for(&mut self, what: ConsumerWait) {
-        if self.waits_for == Some(what) {
-            return;
-        }
+        self.unkept.look_at = Some(Deadline::after(Duration::from_millis(ROOM_LOOK_MS)));
         self.waits_for = Some(what);
-        count(&self.shared.waits);
-        *self.shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
-        tracing::warn!(waits_for = %what, "the consumer takes nothing more until there is room");
+        let shown = &mut *self.shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.replace(what) != Some(what) {
+            count(&self.shared.waits);
+            self.began_to_wait = true;
+        }
     }
 
-    fn go_on(&mut self) {
-        self.waits_for = None;
-        *self.shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        tracing::info!("there is room again: the consumer goes on");
+    /// Once for each wait. What is logged runs the application's logger: no lock is held.
+    pub(super) fn tell_of_the_wait(&mut self) {
+        let Some(what) = self.waits_for.filter(|_| std::mem::take(&mut self.began_to_wait)) else { return };
+        match self.paces.waits.admit(self.now_ms()) {
+            Some(held_back) => {
+                tracing::warn!(waits_for = %what, held_back, "the consumer takes nothing more until there is room");
+            }
+            None => tracing::debug!(waits_for = %what, "the consumer takes nothing more until there is room"),
+        }
     }
 }

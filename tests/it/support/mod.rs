@@ -17,6 +17,8 @@ pub(crate) mod rig;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod scripted_broker;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+pub(crate) mod small_disk;
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 pub(crate) mod standstill;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod tap;

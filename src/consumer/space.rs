@@ -1,0 +1,138 @@
+//! How much deliveries may still write before the disk has less free than the application is to keep. Pure.
+//!
+//! A look at the disk gives a budget: what is free beyond the reserve. Each delivery takes twice its length from it, for the pages that
+//! a commit writes anew. The disk is looked at again after a while, or when the budget does not suffice.
+//!
+//! **Credit.** What is discarded frees pages inside the file; the disk does not show that, since the file keeps its length. So what was
+//! discarded while there was too little may be written again, as long as half of the reserve is free.
+
+use std::time::Duration;
+
+use crate::limits::{FREE_SPACE_DEFAULT, FREE_SPACE_PART, PARKING_STEP_BYTES};
+use crate::store::free_space::Space;
+use crate::time::Deadline;
+
+/// How long a look at the disk counts.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SpaceLeft {
+    /// As it was set; else it follows from the size of the disk.
+    reserve: Option<u64>,
+    /// What a journal has still to bring to its place.
+    journal: u64,
+    left: u64,
+    /// There was too little, and there is not clearly enough yet.
+    low: bool,
+    look_at: Option<Deadline>,
+    /// How much of what was discarded since the open is no credit any more.
+    credited: u64,
+    on_credit: bool,
+}
+
+impl SpaceLeft {
+    pub(super) fn new(reserve: Option<u64>, journal: u64) -> Self {
+        Self { reserve, journal, left: 0, low: false, look_at: None, credited: 0, on_credit: false }
+    }
+
+    fn reserve(&self, space: Space) -> u64 {
+        let reserve = self.reserve.unwrap_or_else(|| FREE_SPACE_DEFAULT.min(space.total / FREE_SPACE_PART));
+        if reserve == 0 { 0 } else { reserve.saturating_add(self.journal) }
+    }
+
+    /// The disk as it is now. After too little it takes an eighth of the reserve more to go on. `discarded`: bytes, since the open.
+    fn note(&mut self, space: Option<Space>, discarded: u64) {
+        self.look_at = Some(Deadline::after(LOOK_AFTER));
+        self.on_credit = false;
+        let Some(space) = space else {
+            (self.left, self.low) = (u64::MAX, false);
+            return;
+        };
+        let reserve = self.reserve(space);
+        let wanted = if self.low { reserve.saturating_add(reserve / 8) } else { reserve };
+        if space.free >= wanted {
+            self.low = false;
+            self.left = if reserve == 0 { u64::MAX } else { space.free - reserve };
+            self.credited = discarded;
+            return;
+        }
+        let credit = discarded.saturating_sub(self.credited);
+        self.left = credit.min(space.free.saturating_sub(reserve / 2));
+        self.on_credit = self.left > 0;
+        self.low = !self.on_credit;
+    }
+
+    /// How much one step should hold at most: a part of what is left, so that the last steps before the reserve are small.
+    pub(super) fn step_bytes(&self) -> usize {
+        usize::try_from(self.left / 4).unwrap_or(usize::MAX).clamp(1, PARKING_STEP_BYTES)
+    }
+
+    /// Whether deliveries of so many bytes may be written. `look`: asks the disk. It takes credit for none: see [`spend`](Self::spend).
+    pub(super) fn take(&mut self, bytes: u64, discarded: u64, look: impl FnOnce() -> Option<Space>) -> bool {
+        let cost = bytes.saturating_mul(2);
+        let fresh = self.look_at.is_some_and(|at| !at.is_over());
+        if !fresh || (cost > self.left && !self.low) {
+            self.note(look(), discarded);
+        }
+        if self.low || cost > self.left {
+            return false;
+        }
+        self.left -= cost;
+        true
+    }
+
+    /// Deliveries of so many bytes are tried: each has its effects, or is put into quarantine, or is parked.
+    pub(super) fn spend(&mut self, bytes: u64) {
+        if self.on_credit {
+            self.credited = self.credited.saturating_add(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn space(free: u64) -> Option<Space> {
+        Some(Space { free, total: 80_000 })
+    }
+
+    #[test]
+    fn a_budget_is_what_is_free_beyond_the_reserve() {
+        let mut left = SpaceLeft::new(None, 0);
+        assert!(left.take(0, 0, || space(10_001)));
+        assert!(!left.take(1, 0, || space(10_001)), "twice its length");
+        assert!(left.take(500, 0, || space(11_000)), "another look");
+        assert!(!left.take(1, 0, || space(10_000)), "the budget is used up");
+        assert!(left.take(0, 0, || space(9_999)), "a look counts for a while");
+        assert!(!left.take(1, 0, || space(9_999)));
+        assert!(!left.take(0, 0, || panic!("no look at each delivery while there is too little")));
+        left.look_at = None;
+        assert!(!left.take(0, 0, || space(11_000)), "not clearly enough");
+        left.look_at = None;
+        assert!(left.take(0, 0, || space(11_250)));
+    }
+
+    #[test]
+    fn a_reserve_of_none_and_a_disk_that_says_nothing_stop_nothing() {
+        assert!(SpaceLeft::new(Some(0), 1 << 20).take(u64::MAX / 4, 0, || space(0)));
+        assert!(SpaceLeft::new(Some(1), 0).take(u64::MAX / 4, 0, || None));
+        assert!(!SpaceLeft::new(Some(1), 9_999).take(0, 0, || space(9_999)), "what a journal holds counts");
+    }
+
+    #[test]
+    fn what_was_discarded_may_be_written_again() {
+        let mut left = SpaceLeft::new(None, 0);
+        assert!(left.take(0, 700, || space(10_000)), "what was discarded before is in the figure");
+        left.look_at = None;
+        assert!(!left.take(0, 700, || space(9_000)));
+        left.look_at = None;
+        assert!(left.take(400, 1_500, || space(9_000)));
+        left.spend(800);
+        assert!(!left.take(1, 1_500, || space(9_000)), "all of it is written");
+        left.look_at = None;
+        assert!(!left.take(0, 1_500, || space(9_000)));
+        left.look_at = None;
+        assert!(!left.take(0, 99_999, || space(5_000)), "half of the reserve stays, whatever was discarded");
+    }
+}
