@@ -49,6 +49,15 @@ pub const TABLE_NESTING_MAX: usize = 16;
 #[cfg(feature = "rabbitmq")]
 pub const CAUSE_QUEUES_MAX: usize = 8;
 
+/// How long a publisher or source waits, while it connects, for each answer about a queue that it declares, in milliseconds. RabbitMQ 4
+/// answers after a minute if the queue's node is down.
+#[cfg(feature = "rabbitmq")]
+pub const QUEUE_AWAY_MS: u64 = 2_000;
+
+/// How long it waits for all queues that do not answer, in milliseconds. Then each answer has 0.1 s.
+#[cfg(feature = "rabbitmq")]
+pub const DECLARE_MS_MAX: u64 = 5_000;
+
 /// How long a publisher waits at most for the answer why RabbitMQ has returned a message, in milliseconds.
 #[cfg(feature = "rabbitmq")]
 pub const CAUSE_MS_MAX: u64 = 10_000;

@@ -22,6 +22,7 @@ use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass};
 
 use super::classify::{Phase, classify};
+use super::declare::set_up;
 use super::inbound::{Deliveries, Inbound, Returns};
 use super::options::Options;
 use super::transport::{self, Transport, connect_tcp};
@@ -82,7 +83,7 @@ impl Link {
             Connection::connector(target.to_lapin(heartbeat), transport::runtime(), take_ready, properties)
                 .await
                 .map_err(|error| classify(&error, Phase::Connect))?;
-        let channel = options.topology.set_up(&connection, &options.required_exchanges).await?;
+        let channel = set_up(&options.topology, &connection, &options.required_exchanges).await?;
         // Only now: a channel that was closed while declaring ends nothing.
         let events = connection.events_listener().boxed();
         Ok(Self { connection: Arc::new(connection), channel, returns, deliveries, events, socket })

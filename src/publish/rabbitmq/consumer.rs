@@ -27,7 +27,7 @@ use crate::time::as_ms;
 use super::acks::{Frame, Unsettled};
 use super::background::Stop;
 use super::cancelled;
-use super::classify::{Phase, classify, is_telling};
+use super::classify::{Phase, classify, is_about_a_queue, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
 use super::inbound::{Deliveries, NOT_TAKEN_IN, Returns};
@@ -35,6 +35,9 @@ use super::options::Options;
 use super::rota::Rota;
 use super::stream;
 use super::uri::Target;
+
+/// How long to wait for the answer to the request to consume. Well below the deadline of a connection attempt, whose fault names no queue.
+const CONSUME: Duration = Duration::from_secs(5);
 
 /// How long to wait for the broker's own word after an echo of it was seen.
 const TELLING: Duration = Duration::from_millis(500);
@@ -131,20 +134,28 @@ async fn open(
         };
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
-        let consumer = link
-            .channel
-            .basic_consume(
-                short("queue", &subscription.queue)?,
-                // The broker names it.
-                ShortString::default(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            )
-            .await
-            .map_err(refused)?;
-        Ok((link, consumer))
+        let consume = link.channel.basic_consume(
+            short("queue", &subscription.queue)?,
+            // The broker names it.
+            ShortString::default(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        // RabbitMQ 4 answers after a minute if the queue's node is down: the fault must name the queue.
+        match tokio::time::timeout(CONSUME, consume).await {
+            Ok(consumer) => Ok((link, consumer.map_err(refused)?)),
+            Err(_) => Err(unanswered(&subscription.queue)),
+        }
     })
     .await
+}
+
+fn unanswered(queue: &str) -> Fault {
+    let text = format!(
+        "queue `{queue}`: the broker has not answered the request to consume within {} s; its home node may be down",
+        CONSUME.as_secs()
+    );
+    Fault::new(FaultClass::Outage, text)
 }
 
 /// Runs `future` while there is no epoch.
@@ -208,6 +219,12 @@ async fn serve(
             .await;
             let result = match turn {
                 Turn::Stop | Turn::Settlements(None) => break None,
+                // Of a channel on which a queue was asked for, which answers late.
+                Turn::Connection(Some(Event::Error(error)))
+                    if link.is_alive() && is_about_a_queue(&error) =>
+                {
+                    Ok(())
+                }
                 Turn::Connection(Some(Event::Error(error))) | Turn::Written(Err(error)) => Err(error.into()),
                 Turn::Connection(None) => Err(Broken::Echo),
                 Turn::Connection(Some(_)) | Turn::Written(Ok(())) => Ok(()),

@@ -28,6 +28,7 @@ mod classify;
 mod connection;
 mod consumer;
 mod convert;
+mod declare;
 mod inbound;
 mod isolated;
 mod nacks;
@@ -100,6 +101,8 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 /// | largest message unless set (`max_message_size`) | 128 MiB | 16 MiB | 16 MiB |
 /// | deliveries of a quorum queue that may come back (`x-delivery-limit`) | any number | 20 | 20 |
 /// | a delivery that is held longer than `consumer_timeout` (30 min) | the channel is closed | the channel is closed | a quorum queue cancels the consumer, a classic one waits |
+/// | an event for a classic queue whose node is down | returned | nacked | nacked |
+/// | the answer to the declaration of such a queue | at once | after a minute | after a minute |
 /// | policies for mirrored queues (`ha-mode`) | taken | refused | refused |
 /// | where declarations are kept | Mnesia | Mnesia, or Khepri | Khepri |
 ///
@@ -110,6 +113,9 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 ///   as well. Set a dead-letter exchange, or `x-delivery-limit` to -1.
 /// - **A consumer that held a delivery too long** connects again; what it has applied is recognised. Its fault names the timeout.
 /// - **Mirrored queues** are gone. Quorum queues keep copies on several nodes, on 3.10 too.
+/// - **A classic queue whose node is down** has its events nacked, as a full queue has: the relay suspends the destination, and asks it from time
+///   to time. Where an exchange leads to other queues too, each trial gives those one more copy. A publisher that
+///   [declares](Self::declare) such a queue waits for the answer for 4 s at each connection, and connects without it.
 /// - **Khepri** has a declaration on disk before the broker answers. Mnesia writes later: a kill within a second of a queue's declaration can
 ///   take the queue and its confirmed messages along.
 /// - **Khepri declares nothing without a majority of the nodes.** What [`declare`](Self::declare) names then waits, and the publisher

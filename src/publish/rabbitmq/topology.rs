@@ -1,22 +1,14 @@
 //! What is declared on the broker, when the application asks for it.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ExchangeKind as LapinKind};
-use tracing::debug;
-
 use crate::limits::CAUSE_QUEUES_MAX;
-use crate::message::{Fault, FaultClass, HeaderValue};
+use crate::message::HeaderValue;
 use crate::publish::ExchangeKind;
 use crate::publish::memory::topic_matches;
-
-use super::classify::{Phase, classify, is_away};
-use super::convert::{short, to_table};
 
 /// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
 ///
 /// Declaring is idempotent where everything is as declared. Where something of the same name differs, the broker
-/// refuses (406), nothing is changed, and the fault is told as a [`FaultClass::Config`] fault. Nothing is ever deleted.
+/// refuses (406), nothing is changed, and the fault is told as a [`Config`](crate::FaultClass::Config) fault. Nothing is ever deleted.
 ///
 /// ```
 /// use onewrite::publish::{ExchangeKind, Topology};
@@ -28,16 +20,16 @@ use super::convert::{short, to_table};
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct Topology {
-    exchanges: Vec<(String, ExchangeKind)>,
-    queues: Vec<(String, Vec<(String, HeaderValue)>)>,
+    pub(super) exchanges: Vec<(String, ExchangeKind)>,
+    pub(super) queues: Vec<(String, Vec<(String, HeaderValue)>)>,
     bindings: Vec<Binding>,
 }
 
 #[derive(Debug, Clone)]
-struct Binding {
-    exchange: String,
-    queue: String,
-    routing_key: String,
+pub(super) struct Binding {
+    pub(super) exchange: String,
+    pub(super) queue: String,
+    pub(super) routing_key: String,
     /// Others make it.
     elsewhere: bool,
 }
@@ -182,7 +174,7 @@ impl Topology {
     }
 
     /// The bindings that are ours to make.
-    fn declared(&self) -> impl Iterator<Item = &Binding> {
+    pub(super) fn declared(&self) -> impl Iterator<Item = &Binding> {
         self.bindings.iter().filter(|binding| !binding.elsewhere)
     }
 
@@ -194,90 +186,4 @@ impl Topology {
         let bindings = self.bindings.iter().flat_map(|b| [&b.exchange, &b.queue, &b.routing_key]);
         exchanges.chain(queues).chain(bindings)
     }
-
-    /// Opens the connection's channel, declares everything on it, and checks that the `required` exchanges exist. A broker may allow
-    /// one channel alone, and one that is closing still counts: so there is no other for this.
-    pub(super) async fn set_up(
-        &self,
-        connection: &Connection,
-        required: &[String],
-    ) -> Result<Channel, Fault> {
-        let mut channel = open_channel(connection).await?;
-        self.declare(connection, &mut channel).await?;
-        for exchange in required.iter().filter(|name| !name.is_empty()) {
-            let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-            channel
-                .exchange_declare(
-                    short("exchange", exchange)?,
-                    LapinKind::Direct,
-                    options,
-                    FieldTable::default(),
-                )
-                .await
-                .map_err(|error| naming(&error, "exchange", exchange))?;
-        }
-        Ok(channel)
-    }
-
-    /// A queue whose node is down is there: it is left as it is, and what is for other queues need not wait for it.
-    async fn declare(&self, connection: &Connection, channel: &mut Channel) -> Result<(), Fault> {
-        for (name, kind) in &self.exchanges {
-            let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-            let kind = match kind {
-                ExchangeKind::Direct => LapinKind::Direct,
-                ExchangeKind::Fanout => LapinKind::Fanout,
-                ExchangeKind::Topic => LapinKind::Topic,
-            };
-            channel
-                .exchange_declare(short("exchange", name)?, kind, options, FieldTable::default())
-                .await
-                .map_err(|error| naming(&error, "exchange", name))?;
-        }
-        for (name, arguments) in &self.queues {
-            let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-            let declared = channel.queue_declare(short("queue", name)?, options, to_table(arguments)?).await;
-            if let Err(error) = declared {
-                unless_away(naming(&error, "queue", name))?;
-                *channel = open_channel(connection).await?;
-            }
-        }
-        for Binding { exchange, queue, routing_key, .. } in self.declared() {
-            let bound = channel
-                .queue_bind(
-                    short("queue", queue)?,
-                    short("exchange", exchange)?,
-                    short("routing_key", routing_key)?,
-                    QueueBindOptions::default(),
-                    FieldTable::default(),
-                )
-                .await;
-            if let Err(error) = bound {
-                unless_away(naming(&error, "binding of queue", queue))?;
-                *channel = open_channel(connection).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
-    connection.create_channel().await.map_err(|error| classify(&error, Phase::Connect))
-}
-
-/// The fault, unless it is that a queue exists and cannot be reached now.
-fn unless_away(fault: Fault) -> Result<(), Fault> {
-    if !fault.code.is_some_and(|code| is_away(code, &fault.text)) {
-        return Err(fault);
-    }
-    debug!(%fault, "a queue to declare is away");
-    Ok(())
-}
-
-/// What the broker refuses to set up is a matter of configuration, whatever its code; a lost connection is not.
-fn naming(error: &lapin::Error, what: &str, name: &str) -> Fault {
-    let mut fault = classify(error, Phase::SetUp);
-    if fault.class == FaultClass::Config {
-        fault.text = format!("{what} `{name}`: {}", fault.text);
-    }
-    fault
 }
