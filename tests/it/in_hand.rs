@@ -247,7 +247,8 @@ fn deliveries_that_succeed_at_once_leave_no_row() {
     until("an empty queue", || drained(&broker));
     let _ = consumer.stop(SOON);
     let syncs = store.stats().unwrap().io.syncs - before.syncs;
-    assert!(syncs <= 12, "{syncs} syncs");
+    // Batches are as large as what has come: a dozen commits here, more where the machine is busy. One for each would be 1,000.
+    assert!(syncs <= 60, "{syncs} syncs");
     assert_eq!(rows(&store), None);
 }
 
