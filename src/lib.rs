@@ -134,6 +134,16 @@ pub mod fuzzing {
         crate::store::fuzzing_journal(salt, halves);
     }
 
+    /// A message as it might come, and as this library would have signed it; of the signed one, the header of this number is left out.
+    pub fn message(
+        message: &crate::Message,
+        key: &crate::SigningKey,
+        keys: &crate::ProducerKeys,
+        left_out: usize,
+    ) {
+        crate::wire::fuzzing(message, key, keys, left_out);
+    }
+
     /// Bytes as a broker might send them, in pieces; what the AMQP client may see of them.
     #[cfg(feature = "rabbitmq")]
     #[must_use]

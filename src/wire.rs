@@ -24,6 +24,8 @@
 //! The application's own headers follow.
 
 mod content;
+#[cfg(fuzzing)]
+mod fuzzing;
 mod signed;
 
 use std::borrow::Cow;
@@ -36,6 +38,8 @@ use crate::text::Text;
 use crate::time::{as_ms, wall_time};
 
 pub(crate) use self::content::ContentKey;
+#[cfg(fuzzing)]
+pub(crate) use self::fuzzing::message as fuzzing;
 pub use self::signed::{ProducerKeys, SIGNATURE, SigningKey};
 
 /// How the CloudEvents attributes are spelt as AMQP headers.

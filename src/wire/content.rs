@@ -210,7 +210,7 @@ pub(super) fn put(sink: &mut impl Hasher, kind: u8, bytes: &[u8]) {
 }
 
 /// What a header says, if it is the same in each copy: of which kind, and of what name.
-fn kept(name: &str, but_settings: bool) -> Option<(u8, &str)> {
+pub(super) fn kept(name: &str, but_settings: bool) -> Option<(u8, &str)> {
     let is_the_brokers =
         BROKERS.contains(&name) || BROKERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
     if is_the_brokers || HOPS.contains(&name) {
