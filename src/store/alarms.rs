@@ -158,4 +158,20 @@ mod tests {
             std::thread::yield_now();
         }
     }
+
+    /// Goal: alarms of one moment are told apart: each wakes its own task. Method: three of the same deadline, one of them cancelled.
+    #[test]
+    fn alarms_of_one_moment_wake_each_their_own_task() {
+        let alarms = Arc::new(Alarms::default());
+        let (tell, told) = mpsc::sync_channel(8);
+        let at = Deadline::after(Duration::from_millis(50));
+        let [mut first, mut second, mut third] = [None; 3];
+        for (alarm, number) in [(&mut first, 1), (&mut second, 2), (&mut third, 3)] {
+            alarms.set(alarm, at, Waker::from(Arc::new(Told(tell.clone(), number)))).unwrap();
+        }
+        alarms.cancel(second);
+        let limit = Duration::from_secs(20);
+        assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(1), Ok(3)));
+        alarms.end();
+    }
 }

@@ -532,6 +532,24 @@ mod tests {
         vec![Held { key, name: "r".into(), position, offset: None, since_ms: None, held_ms: 0, runs: false }]
     }
 
+    /// Goal: a holder holds the bytes from its position on, be they of one record. Method: three records, each position, with the offset read
+    /// from the log.
+    #[test]
+    fn bytes_are_counted_from_the_position_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(folder.path().join("a.redb")).unwrap();
+        let mut ends = vec![0];
+        for _ in 0..3 {
+            store.write(|tx| tx.append(crate::event::Event::bytes("paid", [7; 100]).to("", "q"))).unwrap();
+            ends.push(Log::of(&store.core().tail()).end_offset);
+        }
+        let log = Log::of(&store.core().tail());
+        for position in 1..=3 {
+            let bytes = store.core().reading(|tx| log.bytes_from(tx, position, None)).unwrap();
+            assert_eq!(bytes, Some(ends[3] - ends[usize::try_from(position).unwrap()]), "from {position}");
+        }
+    }
+
     /// Goal: a holder is warned of once for each place at which it stands for too long. Method: looks at a relay that stands, moves, stands
     /// again, catches up and stands again.
     #[test]

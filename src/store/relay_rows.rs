@@ -419,3 +419,23 @@ pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState>
         Ok(if parked { RowState::Waiting } else { RowState::Settled })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Event;
+    use crate::store::Store;
+
+    /// Goal: a read of the log keeps its bound of bytes, and always comes further. Method: records of 100 bytes and more, read with bounds
+    /// below one, between one and two, and above all.
+    #[test]
+    fn a_read_is_bounded_and_comes_further() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().join("a.redb")).unwrap();
+        for _ in 0..3 {
+            store.write(|tx| tx.append(Event::bytes("paid", [7; 100]).to("", "q"))).unwrap();
+        }
+        let read = |bytes_max| read_log(store.core(), 0, 3, 10, bytes_max).unwrap().len();
+        assert_eq!([read(1), read(100), read(300), read(10_000)], [1, 1, 1, 3]);
+    }
+}

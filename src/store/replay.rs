@@ -184,6 +184,8 @@ impl fmt::Debug for PageBytes {
 /// assert_eq!((event.stream(), event.category(), event.revision()), (Some("account-7"), Some("account"), Some(0)));
 /// assert_eq!((event.key(), event.version()), (Some("account-7"), 1));
 /// assert!(event.time_ms() > 0);
+/// let shown = r#"ReplayedEvent { seq: 0, event_type: "opened", payload_bytes: 1, .. }"#; // no payload reaches a log
+/// assert_eq!(format!("{event:?}"), shown);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct ReplayedEvent<B = PageBytes> {

@@ -90,3 +90,25 @@ impl Sweeps {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: no write waits for the answer of a relay that has ended, and the next one is asked anew. Method: a relay that was asked ends.
+    #[test]
+    fn a_relay_that_has_ended_owes_no_answer() {
+        let sweeps = Sweeps::default();
+        sweeps.lock().insert("r".into(), Sweep { asked: true, answers: 3, seen: Some((5, None)) });
+        let wanted = Wanted(vec![("r".into(), 4)]);
+        assert!(sweeps.is_awaited(&wanted));
+        sweeps.forget("r");
+        assert!(!sweeps.is_awaited(&wanted));
+        assert!(
+            sweeps
+                .lock()
+                .get("r")
+                .is_some_and(|sweep| !sweep.asked && sweep.answers == 3 && sweep.seen.is_none())
+        );
+    }
+}

@@ -239,6 +239,19 @@ fn rows_of_an_earlier_format_speak_for_what_was_seen_then() {
     }
 }
 
+/// Goal: gaps that were open in format 4 stay open. Method: a head with one, and its late number, twice.
+#[test]
+fn gaps_of_an_earlier_format_stay_open() {
+    let mut row = Vec::new();
+    [100_u64, 5_000, 1].iter().for_each(|number| row.extend_from_slice(&number.to_le_bytes()));
+    (0..16).for_each(|_| row.extend_from_slice(&7_u32.to_le_bytes()));
+    let head = Head::from_bytes(b"k", &sealed(b"k", row)).unwrap();
+    let mut rows = Table { head, holes: BTreeMap::from([(7, 8)]), ..Table::default() };
+    assert_eq!(word(&rows.arrive(&at(7, 1), false)), "first");
+    assert_eq!(word(&rows.arrive(&at(7, 1), false)), "repeat");
+    assert!(rows.holes.is_empty());
+}
+
 /// Goal: no changed byte and no row of another place is believed.
 #[test]
 fn a_damaged_row_is_none() {

@@ -876,6 +876,28 @@ fn a_rate_limit_counts_resends_and_wakes_nobody_for_nothing() {
     assert_eq!(story.machine.next_wake(), super::Wake::default(), "idle");
 }
 
+/// Goal: a high rate costs few wake-ups. Method: far more is ready than a burst; the machine wakes once half a burst may go, and after a
+/// few events left, for those.
+#[test]
+fn a_rate_limit_wakes_for_half_a_burst() {
+    let many = Settings {
+        window_events: 400,
+        window_bytes: 100_000,
+        lookahead_events: 400,
+        load_events: 400,
+        ..settings()
+    };
+    let mut story = Story::new(Settings { rate_limit: Some(1_000), ..many }); // a hundred at once, then one each millisecond
+    story.up();
+    story.append(&[""; 190]);
+    assert_eq!(story.published().len(), 100);
+    for (wakes_at_ms, goes) in [(50, 50), (90, 40)] {
+        assert_eq!(story.machine.next_wake().mono_ms, Some(wakes_at_ms));
+        story.pass_to_timer();
+        assert_eq!(story.published().len(), goes);
+    }
+}
+
 /// Goal: what has expired goes at once when room is wanted, wherever it stands; what is in flight stays; and a second search
 /// looks only at what is new. Method: one in flight, one behind its key, one in the log, one parked.
 #[test]

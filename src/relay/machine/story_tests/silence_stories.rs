@@ -151,6 +151,24 @@ fn a_destination_without_a_word_gives_the_window_back() {
     assert_eq!(story.published(), [5, 6, 7]);
 }
 
+/// Goal: what is known of a slow destination ends with its connection. Method: a full window of it, time, and a new connection, which is
+/// given a full window at once, and the rest after it.
+#[test]
+fn a_new_connection_knows_no_slow_destination() {
+    let mut story = Story::new(Settings { window_events: 4, lookahead_events: 64, ..settings() });
+    story.up();
+    to(&mut story, "quiet", 8);
+    story.pass(SLOW_MS);
+    assert_eq!(story.published(), [0, 1, 2, 3]);
+    to(&mut story, "quiet", 1);
+    assert_eq!(story.published(), [0; 0], "it is slow");
+    story.down(FaultClass::Outage);
+    story.up();
+    assert_eq!(story.published(), [0, 1, 2, 3], "all of the window again");
+    (0..4).for_each(|seq| story.confirm(seq));
+    assert_eq!(story.published(), [4, 5, 6, 7]);
+}
+
 /// Goal: an event that is silent for a reason of its own, among others of its destination that have their word, delays none of them
 /// and is not published among others for ever. Method: two publishes of it are silent; then others of its destination are confirmed.
 #[test]

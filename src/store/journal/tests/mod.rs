@@ -420,6 +420,29 @@ fn closing_leaves_nothing_in_the_journal() {
     assert!(!life::Lives::of(&main).unwrap().unwrap().is_one_open());
 }
 
+/// Goal: blocks that touch go to their place in one write. Method: three that touch and one apart are brought there by the close.
+#[test]
+fn blocks_that_touch_are_written_together() {
+    let (main, side) = Disk::pair([empty(12), Vec::new()]);
+    let journal = behind(&main, &side, 40 * BLOCK);
+    journal.len().unwrap();
+    for number in [3, 1, 2, 7] {
+        journal.write(number * BLOCK_BYTES, &[9; BLOCK]).unwrap();
+    }
+    journal.sync_data().unwrap();
+    let before = main.0.lock().unwrap().ops.len();
+    journal.close().unwrap();
+    let world = main.0.lock().unwrap();
+    let blocks = |(file, op): &(usize, Op)| match op {
+        Op::Write(at, data) if *file == 0 && data.iter().all(|byte| *byte == 9) => {
+            Some((at / BLOCK_BYTES, data.len() / BLOCK))
+        }
+        _ => None,
+    };
+    let written: Vec<_> = world.ops[before..].iter().filter_map(blocks).collect();
+    assert_eq!(written, [(1, 3), (7, 1)]);
+}
+
 /// Goal: more than a frame takes is not kept in memory, however much is written in one call.
 #[test]
 fn memory_is_bounded() {
