@@ -45,6 +45,8 @@
 //! 10. **Single owner.** A second open fails at once, naming the file.
 //! 11. **Stop is prompt**, also when the broker hangs.
 //!
+//! Against whom these hold, and how to configure it, stands on the page on [security].
+//!
 //! # It is not
 //!
 //! - a broker, or a replicated database: one process owns one file on one disk;
@@ -72,6 +74,7 @@ mod projection;
 pub mod publish;
 mod relay;
 mod say;
+pub mod security;
 mod store;
 mod subscription;
 mod text;

@@ -17,7 +17,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (4, &["filter", "upcast", "log", "relay::machine", "oneshot", "wire"]),
     (5, &["store", "publish::rabbitmq"]),
     (6, &["aggregate", "relay", "projection", "subscription", "consumer"]),
-    (7, &[""]),
+    (7, &["", "security"]),
 ];
 
 /// Each outside crate and the rooms that may name it. The empty one is `lib.rs`: `pub use redb`.

@@ -124,6 +124,8 @@ mod retries;
 mod returned;
 #[cfg(unix)]
 mod scratch;
+#[cfg(feature = "rabbitmq")]
+mod security_page;
 #[cfg(unix)]
 mod signed;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]

@@ -81,6 +81,27 @@ fn the_design_names_tests_that_exist() {
     (1..=9).for_each(|n| assert!(has(format!("C{n}")), "C{n} has no row"));
 }
 
+/// Goal: the page on security cannot rot. Method: each promise, a row of a table with the head *held by*, names tests, and all are there.
+#[test]
+fn the_page_on_security_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("src/security.rs")).unwrap();
+    let lines: Vec<_> = page.lines().map(|line| line.trim_start_matches("//!").trim()).collect();
+    let tables: Vec<_> = lines.split(|line| *line == "| promise | held by |").skip(1).collect();
+    assert_eq!(tables.len(), 5, "a table for each attacker");
+    for table in tables {
+        let rows: Vec<_> = table.iter().skip(1).take_while(|line| line.starts_with('|')).collect();
+        assert!(!rows.is_empty());
+        for row in rows {
+            let names = named(row);
+            assert!(!names.is_empty(), "names no test: {row}");
+            for name in names {
+                assert!(exists(root, name), "no such test: {name}");
+            }
+        }
+    }
+}
+
 /// Goal: the check can fail. Method: rows that name nothing, something that is not there, and something that is.
 #[test]
 fn a_row_that_rots_is_seen() {
