@@ -23,11 +23,12 @@ use super::Store;
 use super::core::Identity as StoreIdentity;
 use super::failure::damaged_row;
 use super::pieces::{self, Of, Pieces};
-use super::schema::{IN_HAND, read_u64s, u64s};
+use super::rejected_room::Book;
+use super::schema::{IN_HAND, REJECTED, read_u64s, u64s};
 use super::seen::{Identity, content_of_delivery, fingerprint};
 use super::transaction::Transaction;
 use crate::error::Result;
-use crate::limits::PARKING_STEP_BYTES;
+use crate::limits::{PARKING_STEP_BYTES, REASON_BYTES_MAX};
 use crate::log::in_hand::{ParkedRow, Tries, TriesRow};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
@@ -119,9 +120,30 @@ pub(crate) enum Parking {
     Full,
 }
 
+/// How much may be parked in a scope: rows, and their bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ParkedRoom {
+    pub(crate) max: (u64, u64),
+    /// Together with what the quarantine holds, where what is parked may have to go there.
+    pub(crate) max_with_rejected: Option<(u64, u64)>,
+}
+
+impl ParkedRoom {
+    fn holds(&self, (rows, bytes): (u64, u64), rejected: impl FnOnce() -> Result<Book>) -> Result<bool> {
+        if rows > self.max.0 || bytes > self.max.1 {
+            return Ok(false);
+        }
+        let Some((rows_max, bytes_max)) = self.max_with_rejected else { return Ok(true) };
+        let rejected = rejected()?;
+        let reasons = rows.saturating_mul(REASON_BYTES_MAX as u64);
+        Ok(rejected.rows.saturating_add(rows) <= rows_max
+            && rejected.bytes.saturating_add(bytes).saturating_add(reasons) <= bytes_max)
+    }
+}
+
 impl Transaction {
-    /// Parks a delivery, within these bounds of the rows of its scope and their bytes.
-    pub(crate) fn park(&self, scope: &str, what: &ToPark, max: (u64, u64)) -> Result<Parking> {
+    /// Parks a delivery, within these bounds.
+    pub(crate) fn park(&self, scope: &str, what: &ToPark, room: &ParkedRoom) -> Result<Parking> {
         // A conflict is told when it is tried.
         if let Some(identity) = &what.identity
             && matches!(self.is_first_delivery(scope, identity), Ok(false))
@@ -151,7 +173,8 @@ impl Transaction {
         let key = keys::parked_delivery(scope, number);
         let row = row.to_bytes(&key);
         let book = HandBook { next: number + 1, rows: book.rows + 1, bytes: book.bytes + row.len() as u64 };
-        if book.rows > max.0 || book.bytes > max.1 {
+        let rejected = || Book::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope));
+        if !room.holds((book.rows, book.bytes), rejected)? {
             return Ok(Parking::Full);
         }
         self.touch();

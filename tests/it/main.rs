@@ -75,6 +75,7 @@ mod lost_files;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod matrix;
 #[cfg(unix)]
+mod mixed_attack;
 mod model;
 mod moments;
 mod never_work;

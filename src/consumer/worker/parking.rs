@@ -381,14 +381,14 @@ impl Worker {
                 waited: item.waited,
                 delivery: Arc::clone(&item.delivery),
             };
-            let (scope, max) = (self.settings.scope.clone(), self.settings.parked_max);
+            let (scope, room) = (self.settings.scope.clone(), self.parked_room());
             // Not behind the handlers of a batch that runs: see `meanwhile`.
             answers.push(self.settings.store.submit(&Purpose::Own("parking a delivery"), move |tx| {
                 // Once one of a key is not parked, no later one of it is: what is parked of a key stands before the rest.
                 if full.has(key.as_ref()) {
                     return Ok(Parking::Full);
                 }
-                let parking = tx.park(&scope, &what, max);
+                let parking = tx.park(&scope, &what, &room);
                 if matches!(parking, Ok(Parking::Full) | Err(_)) {
                     full.note(key.as_ref());
                 }

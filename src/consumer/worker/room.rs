@@ -11,12 +11,13 @@ use std::time::Duration;
 use super::apply::Outcome;
 use super::item::Item;
 use super::{Worker, count};
-use crate::consumer::ConsumerWait;
+use crate::consumer::{ConsumerWait, RejectTo};
 use crate::error::Result;
 use crate::limits::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
 use crate::publish::{Settlement, SourceEvent};
 use crate::store::RejectedFull;
 use crate::store::free_space::space_at;
+use crate::store::in_hand::ParkedRoom;
 use crate::store::rejected::Refusal;
 use crate::store::rejected_room::RejectedRoom;
 use crate::time::Deadline;
@@ -39,6 +40,17 @@ impl Worker {
             bytes_max: bytes.saturating_add(more_bytes),
             full: self.settings.rejected_full,
         }
+    }
+
+    /// How much may be parked. Where the broker gets back what the quarantine has no room for, each parked delivery has room there: it cannot
+    /// be given back, and would stop the consumer.
+    pub(super) fn parked_room(&self) -> ParkedRoom {
+        let (rows, bytes) = self.settings.parked_max;
+        let (more_rows, more_bytes) = self.settings.rejected_max;
+        let gives_back = self.settings.rejected_full == RejectedFull::DeadLetter
+            || self.settings.reject_to == RejectTo::DeadLetter;
+        let both = (rows.saturating_add(more_rows), bytes.saturating_add(more_bytes));
+        ParkedRoom { max: (rows, bytes), max_with_rejected: gives_back.then_some(both) }
     }
 
     /// The quarantine has no room for it. What is parked cannot be given back to the broker.
