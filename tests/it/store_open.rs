@@ -155,8 +155,8 @@ fn a_newer_format_is_refused_by_number() {
         }
         tx.commit().unwrap();
     };
-    set("format", Some(&6_u32.to_le_bytes()));
-    assert!(matches!(refusal(&path), OpenError::NewerFormat { found: 6, supported: 5, .. }));
+    set("format", Some(&7_u32.to_le_bytes()));
+    assert!(matches!(refusal(&path), OpenError::NewerFormat { found: 7, supported: 6, .. }));
     let adopting = Store::builder().adopt_existing(true).open(&path);
     assert!(matches!(adopting, Err(Error::Open(OpenError::NewerFormat { .. }))), "adopting changes nothing");
     set("format", Some(&[1, 0]));
