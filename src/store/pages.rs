@@ -350,3 +350,32 @@ fn each_row(page: &[u8], widths: Widths, row: &mut dyn FnMut(&[u8], &[u8])) -> O
     }
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    /// Goal: a file without tables is whole; it has no page to look for. Method: a database of the engine as it is made, and with one table.
+    #[test]
+    fn a_file_without_tables_has_no_root() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, tables) in [("none", 0), ("one", 1)] {
+            let path = folder.path().join(name);
+            let database = redb::Database::create(&path).unwrap();
+            let tx = database.begin_write().unwrap();
+            if tables > 0 {
+                let table = redb::TableDefinition::<u64, u64>::new("t");
+                tx.open_table(table).unwrap().insert(1, 1).unwrap();
+            }
+            tx.commit().unwrap();
+            drop(database);
+            let mut file = std::fs::File::open(&path).unwrap();
+            let mut head = [0; HEAD_BYTES];
+            file.read_exact(&mut head).unwrap();
+            let state = State::of(&head, file.metadata().unwrap().len()).expect("it is whole");
+            assert_eq!(state.root.is_some(), tables > 0, "{name}: {state:?}");
+        }
+    }
+}

@@ -35,10 +35,10 @@ const RESIDENT_KIB_MAX: u64 = 256 << 10;
 /// Of the application's writes, however quick they are without an attack: what a machine that does other things besides may add.
 const P99_MS: f64 = 100.0;
 
-/// How long the attack lasts: 16 s, or as many seconds as the variable says.
+/// How long the attack lasts: 9 s, or as many seconds as the variable says.
 fn attack() -> Duration {
     let seconds = std::env::var("ONEWRITE_ATTACK_S").ok().map(|text| text.parse().expect("seconds"));
-    Duration::from_secs(seconds.unwrap_or(16))
+    Duration::from_secs(seconds.unwrap_or(9))
 }
 
 /// Goal: whatever those who may publish to a queue send, each genuine event is applied once, or set aside with a reason; the
