@@ -54,10 +54,6 @@ pub const CAUSE_QUEUES_MAX: usize = 8;
 #[cfg(feature = "rabbitmq")]
 pub const QUEUE_AWAY_MS: u64 = 2_000;
 
-/// How long it waits for all queues that do not answer, in milliseconds. Then each answer has 0.1 s.
-#[cfg(feature = "rabbitmq")]
-pub const DECLARE_MS_MAX: u64 = 5_000;
-
 /// How long a publisher waits at most for the answer why RabbitMQ has returned a message, in milliseconds.
 #[cfg(feature = "rabbitmq")]
 pub const CAUSE_MS_MAX: u64 = 10_000;
@@ -83,6 +79,7 @@ pub const BODY_BYTES_DEFAULT: u64 = 128 << 20;
 
 /// Bytes of deliveries that are not settled, beyond which a RabbitMQ source reads nothing more, unless set. See
 /// [`RabbitMqSource::prefetch_bytes`](crate::publish::RabbitMqSource::prefetch_bytes).
+#[cfg(feature = "rabbitmq")]
 pub const PREFETCH_BYTES_DEFAULT: u64 = 64 << 20;
 
 /// Default page cache of the store, in bytes. redb's own default of 1 GiB is too much for an edge device.
@@ -169,6 +166,7 @@ pub const GAPS_DEFAULT: u64 = 1 << 18;
 
 /// Gaps of one lane that are remembered at most.
 pub const LANE_GAPS_MAX: u64 = 16_384;
+
 
 /// How long a lane is idle before it may be forgotten for a new one, unless set, in milliseconds: a day.
 pub const LANE_IDLE_MS_DEFAULT: u64 = 24 * 3600 * 1000;

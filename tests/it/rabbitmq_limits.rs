@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents};
+use onewrite::publish::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology};
 use onewrite::{Event, FaultClass, Relay, Store};
 
 use crate::support::fake_broker::FakeBroker;
@@ -91,6 +91,46 @@ fn a_broker_with_small_frames_is_named() {
     let (_folder, _store, relay) = relay_with_a_culprit(&broker);
     until("all are confirmed", &relay, || relay.status().confirmed == 201);
     relay.stop(Duration::ZERO);
+}
+
+/// Kind: a question whose answer nobody waits for any more. Goal: a late answer ends no connection, and queues that are away keep no relay
+/// from connecting, however many they are. Method: a scripted server closes the channel of a question about 40 of its queues with 404
+/// after four seconds, as RabbitMQ 4 does after a minute; events for another queue go on until after that.
+#[test]
+fn late_answers_end_no_connection() {
+    let away = |n: u64| format!("away-{n}");
+    let late = (0..40).map(|n| (away(n), Duration::from_secs(4))).collect();
+    let broker = ScriptedBroker::start(Script { late, ..Script::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let mut topology = Topology::new().queue("near");
+    for n in 0..40 {
+        topology = topology.queue(away(n)).bind("all", away(n), "");
+    }
+    let publisher = RabbitMq::new(&broker.url()).unwrap().declare(topology);
+    let relay = store.relay("r").publish_to(publisher).unwrap();
+    let mut sent = 0;
+    // The declaration and the question of each.
+    while broker.script(|script| script.answered_late) < 80 {
+        store.write(|tx| tx.append(Event::bytes("t", "near").to("", "near"))).unwrap();
+        sent += 1;
+        until("it is confirmed", &relay, || relay.status().confirmed == sent);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    store.write(|tx| tx.append(Event::bytes("t", "near").to("", "near"))).unwrap();
+    until("the last one is confirmed", &relay, || relay.status().confirmed == sent + 1);
+    assert_eq!(
+        (broker.script(|script| script.logins), relay.status().reconnects),
+        (1, 0),
+        "{:?}",
+        relay.status()
+    );
+    assert_eq!(
+        broker.copies("near"),
+        (usize::try_from(sent).unwrap() + 1, usize::try_from(sent).unwrap() + 1)
+    );
+    relay.stop(Duration::from_secs(5));
 }
 
 /// Goal: a broker that delivers more than it was asked for is disconnected with a fault that says so, and what came beyond is not

@@ -1,19 +1,15 @@
 //! Why the broker cancelled a consumer. AMQP has one word for it, without a reason; the broker is asked for more.
 
-use std::time::Duration;
-
 use lapin::Connection;
 
-use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass};
+use crate::printable::printable;
 
-use super::cause::{Answer, about};
+use super::cause::{Answer, UNANSWERED, about};
 
 /// The fault of a consumer that was cancelled while its connection lives.
 pub(super) async fn why(connection: &Connection, queue: &str) -> Fault {
-    let deadline = Duration::from_millis(CONNECT_MS_MAX);
-    let answer = tokio::time::timeout(deadline, about(connection, queue)).await.unwrap_or(Answer::Unasked);
-    match answer {
+    match about(connection, queue).await {
         Answer::There => Fault::new(
             FaultClass::Outage,
             "the broker cancelled the consumer, and its queue is there: perhaps a delivery was held beyond \
@@ -24,6 +20,11 @@ pub(super) async fn why(connection: &Connection, queue: &str) -> Fault {
         }
         Answer::Away(why) => {
             Fault::new(FaultClass::Outage, format!("the broker cancelled the consumer: {why}"))
+        }
+        Answer::Unanswered => {
+            let text =
+                format!("the broker cancelled the consumer: queue `{}`: {UNANSWERED}", printable(queue));
+            Fault::new(FaultClass::Outage, text)
         }
         Answer::Unasked => Fault::new(
             FaultClass::Outage,

@@ -22,7 +22,7 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Connection, ErrorKind};
 use tracing::debug;
 
-use crate::limits::{CAUSE_KNOWN_MS, CAUSE_MS_MAX};
+use crate::limits::{CAUSE_KNOWN_MS, CAUSE_MS_MAX, QUEUE_AWAY_MS};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 
 use super::classify::is_away;
@@ -30,6 +30,9 @@ use super::convert::short;
 use super::inbound::Returned;
 use super::options::Options;
 use super::topology::Topology;
+
+/// Said of a queue of which the broker says nothing.
+pub(super) const UNANSWERED: &str = "the broker does not say whether it is there; its home node may be down";
 
 /// Destinations whose answers are kept at most.
 const KNOWN_MAX: usize = 1024;
@@ -41,6 +44,8 @@ pub(super) enum Answer {
     Missing,
     /// It exists, and cannot be reached.
     Away(String),
+    /// The broker does not answer. RabbitMQ 4 answers after a minute if the queue's node is down.
+    Unanswered,
     /// The broker was not asked: there is no second channel, or the connection has ended.
     Unasked,
 }
@@ -71,6 +76,7 @@ fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
     for (queue, answer) in answers {
         match answer {
             Answer::Away(why) => return outage(format!("queue `{queue}`: {why}")),
+            Answer::Unanswered => return outage(format!("queue `{queue}`: {UNANSWERED}")),
             // The default exchange routes to each queue that is there.
             Answer::There if returned.exchange.is_empty() => {
                 return outage(format!("queue `{queue}` is there now"));
@@ -102,22 +108,35 @@ pub(super) async fn cause(connection: &Connection, topology: &Topology, returned
     fault
 }
 
-/// A refusal closes the channel, so each question has its own.
+/// Asks for a queue, [`QUEUE_AWAY_MS`] at most. A refusal closes the channel, so each question has its own.
 pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     let Ok(name) = short("queue", queue) else { return Answer::Missing };
     let Ok(channel) = connection.create_channel().await else { return Answer::Unasked };
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match channel.queue_declare(name, options, FieldTable::default()).await {
-        Ok(_) => {
-            // Only tidiness depends on the answer.
-            let _ = channel.close(200, ShortString::from("done")).await;
-            Answer::There
+    let asked = async move {
+        match channel.queue_declare(name, options, FieldTable::default()).await {
+            Ok(_) => {
+                // Only tidiness depends on the answer.
+                let _ = channel.close(200, ShortString::from("done")).await;
+                Answer::There
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::ProtocolError(error) => meaning(error.get_id(), error.get_message().as_str()),
+                _ => Answer::Unasked,
+            },
         }
-        Err(error) => match error.kind() {
-            ErrorKind::ProtocolError(error) => meaning(error.get_id(), error.get_message().as_str()),
-            _ => Answer::Unasked,
-        },
-    }
+    };
+    within(Duration::from_millis(QUEUE_AWAY_MS), asked).await.unwrap_or(Answer::Unanswered)
+}
+
+/// Runs a question to the broker, `limit` at most. After that the question goes on by itself: the client library closes a channel that
+/// is dropped, and where the broker closes it too, with its late answer, the library ends the connection.
+pub(super) async fn within<T: Send + 'static>(
+    limit: Duration,
+    asked: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    // A panic in it is the client library's; there is no answer then either.
+    tokio::time::timeout(limit, tokio::spawn(asked)).await.ok()?.ok()
 }
 
 type Destination = (String, String);

@@ -66,7 +66,7 @@ impl Link {
         let unreachable =
             |error: io::Error| Fault::new(FaultClass::Outage, format!("cannot connect to {target}: {error}"));
         let stream = connect_tcp(target).await.map_err(unreachable)?;
-        let socket = Socket::of(&stream).map_err(unreachable)?;
+        let socket = Socket::of(&stream, deliveries.clone()).map_err(unreachable)?;
         let stream = AsyncTcpStream::Plain(secure(stream, options, target, inbound).await?);
         let ready = Mutex::new(Some(stream));
         let properties = ConnectionProperties::default()
@@ -150,19 +150,24 @@ async fn secure(
     Ok(Transport::plain(stream, inbound))
 }
 
-/// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it.
-struct Socket(#[cfg(unix)] std::net::TcpStream);
+/// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it; and lapin's thread reads
+/// on, so that it sees the end.
+struct Socket {
+    #[cfg(unix)]
+    stream: std::net::TcpStream,
+    deliveries: Deliveries,
+}
 
 impl Socket {
     #[cfg(unix)]
-    fn of(stream: &TcpStream) -> io::Result<Self> {
+    fn of(stream: &TcpStream, deliveries: Deliveries) -> io::Result<Self> {
         use std::os::fd::AsFd;
-        Ok(Self(std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?)))
+        Ok(Self { stream: stream.as_fd().try_clone_to_owned()?.into(), deliveries })
     }
 
     #[cfg(not(unix))]
-    fn of(_: &TcpStream) -> io::Result<Self> {
-        Ok(Self())
+    fn of(_: &TcpStream, deliveries: Deliveries) -> io::Result<Self> {
+        Ok(Self { deliveries })
     }
 }
 
@@ -170,7 +175,8 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // It fails when the peer was first, which is as good.
         #[cfg(unix)]
-        let _ = self.0.shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown(Shutdown::Both);
+        self.deliveries.want_no_more();
     }
 }
 

@@ -20,6 +20,7 @@ use lapin::{Consumer, Event};
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass};
 use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
 use crate::time::as_ms;
@@ -36,8 +37,11 @@ use super::rota::Rota;
 use super::stream;
 use super::uri::Target;
 
-/// How long to wait for the answer to the request to consume. Well below the deadline of a connection attempt, whose fault names no queue.
+/// How long to wait for the answer to the request to consume.
 const CONSUME: Duration = Duration::from_secs(5);
+
+/// Until when it is waited for: before the deadline of the connection attempt, whose fault names no queue.
+const CONSUME_BY: Duration = Duration::from_millis(CONNECT_MS_MAX - 500);
 
 /// How long to wait for the broker's own word after an echo of it was seen.
 const TELLING: Duration = Duration::from_millis(500);
@@ -63,10 +67,11 @@ pub(super) async fn run(
     mut stop: Stop,
 ) {
     let mut rota = Rota::new(options.targets.len(), options.backoff);
+    let mut kind = QueueKind::Unknown;
     for number in 1.. {
         let epoch = Epoch(number);
         let Some(target) = options.targets.get(rota.at()) else { return };
-        let attempt = discarding(&mut settlements, open(&options, target, &subscription));
+        let attempt = discarding(&mut settlements, open(&options, target, &subscription, &mut kind));
         let Some(attempt) = stop.or(attempt).await else { return };
         let (fault, wait) = match attempt {
             Err(fault) => {
@@ -82,7 +87,7 @@ pub(super) async fn run(
                 }
                 let (end, worked) = serve(
                     &mut link,
-                    &subscription.queue,
+                    (&subscription.queue, &mut kind),
                     consumer,
                     epoch,
                     &mut settlements,
@@ -101,6 +106,10 @@ pub(super) async fn run(
                 }
             }
         };
+        if fault.class == FaultClass::Destination {
+            // The next queue of this name may be of another kind.
+            kind = QueueKind::Unknown;
+        }
         if fault.class == FaultClass::Config {
             debug!(broker = %target, epoch = number, %fault, "source refused by the broker");
         } else {
@@ -122,16 +131,34 @@ pub(super) async fn run(
     }
 }
 
+/// What is known of the queue while it is consumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum QueueKind {
+    Unknown,
+    /// A delivery has the mark of a stream, which anybody may write.
+    Marked,
+    NoStream,
+}
+
 async fn open(
     options: &Options,
     target: &Target,
     subscription: &Subscription,
+    kind: &mut QueueKind,
 ) -> Result<(Link, Consumer), Fault> {
+    let began = Instant::now();
     within_deadline(target, async {
         let link = {
             let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
             Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?
         };
+        if *kind == QueueKind::Marked {
+            // Before anything is consumed: the answer would stand behind all that is delivered.
+            if let Some(fault) = stream::refusal(&link.connection, &subscription.queue).await {
+                return Err(fault);
+            }
+            *kind = QueueKind::NoStream;
+        }
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consume = link.channel.basic_consume(
@@ -142,18 +169,18 @@ async fn open(
             FieldTable::default(),
         );
         // RabbitMQ 4 answers after a minute if the queue's node is down: the fault must name the queue.
-        match tokio::time::timeout(CONSUME, consume).await {
+        let limit = CONSUME.min(CONSUME_BY.saturating_sub(began.elapsed()));
+        match tokio::time::timeout(limit, consume).await {
             Ok(consumer) => Ok((link, consumer.map_err(refused)?)),
-            Err(_) => Err(unanswered(&subscription.queue)),
+            Err(_) => Err(unanswered(&subscription.queue, limit)),
         }
     })
     .await
 }
 
-fn unanswered(queue: &str) -> Fault {
+fn unanswered(queue: &str, limit: Duration) -> Fault {
     let text = format!(
-        "queue `{queue}`: the broker has not answered the request to consume within {} s; its home node may be down",
-        CONSUME.as_secs()
+        "queue `{queue}`: the broker has not answered the request to consume within {limit:.1?}; its home node may be down"
     );
     Fault::new(FaultClass::Outage, text)
 }
@@ -187,7 +214,7 @@ enum Turn {
 /// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
 async fn serve(
     link: &mut Link,
-    queue: &str,
+    (queue, kind): (&str, &mut QueueKind),
     mut consumer: Consumer,
     epoch: Epoch,
     settlements: &mut mpsc::UnboundedReceiver<Settlements>,
@@ -197,7 +224,6 @@ async fn serve(
     let mut unsettled = Unsettled::default();
     let mut writes = Writes::new();
     let mut worked = false;
-    let mut may_be_stream = true;
     let end = {
         let mut asked = pin!(stop.asked());
         loop {
@@ -234,16 +260,9 @@ async fn serve(
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
                     let bytes = link.deliveries.taken();
-                    if may_be_stream && stream::is_marked(&delivery.properties) {
-                        // The broker's answer stands behind what it has delivered.
-                        let refusal = {
-                            let _open = link.deliveries.let_all_in();
-                            stream::refusal(&link.connection, queue).await
-                        };
-                        if let Some(fault) = refusal {
-                            break Some(fault);
-                        }
-                        may_be_stream = false;
+                    if *kind == QueueKind::Unknown && stream::is_marked(&delivery.properties) {
+                        *kind = QueueKind::Marked;
+                        break Some(stream::to_be_asked());
                     }
                     unsettled.delivered(delivery.delivery_tag, bytes);
                     if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {

@@ -1,31 +1,38 @@
 //! Declares a [`Topology`] on a new connection.
 //!
-//! A queue whose node is down is there, and what is for other queues must not wait for it. RabbitMQ 3 says so at once; RabbitMQ 4 answers
-//! after a minute. So a queue that is not declared in time is asked for on another channel. If that is not answered either, the
-//! queue is away. If the broker says that there is no such queue, the declaration itself waits, as it does in a cluster without a
-//! majority: then the publisher must not go on, for its events would be returned as for a queue that nobody has declared.
+//! A queue whose node is down is there, and what is for other queues must not wait for it. RabbitMQ 3 says so at once. RabbitMQ 4
+//! answers after a minute. So a queue that is not declared in time is asked for on another channel. If that is not answered
+//! either, the queue is *away*, and the publisher goes on without it. If the broker says that there is no such queue, the
+//! declaration itself waits, as it does in a cluster without a majority. Then the connection fails: events for the queue would be
+//! returned as for one that nobody has declared.
+//!
+//! **Invariants.** No channel is dropped while an answer is outstanding on it (see [`within`]). Many queues that are away cost no
+//! more time than one: after the first, all others are asked at once.
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ExchangeKind as LapinKind};
-use tokio::time::timeout;
 use tracing::debug;
 
-use crate::limits::{DECLARE_MS_MAX, QUEUE_AWAY_MS};
-use crate::message::{Fault, FaultClass};
+use crate::limits::QUEUE_AWAY_MS;
+use crate::message::{Fault, FaultClass, HeaderValue};
 use crate::publish::ExchangeKind;
 
-use super::cause::{self, Answer};
+use super::cause::{self, Answer, within};
 use super::classify::{Phase, classify, is_away};
 use super::convert::{short, to_table};
 use super::topology::Topology;
 
-/// What each question may take, whatever those before it took.
-const LEAST: Duration = Duration::from_millis(100);
+/// How long each answer is waited for.
+const LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS);
+
+/// How long the answer about the binding of a queue that is away is waited for.
+const AWAY_LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS / 10);
 
 /// Opens the connection's channel, declares everything on it, and checks that the `required` exchanges exist. A broker may allow
 /// one channel alone, and one that is closing still counts: so there is no other for this, unless a queue does not answer.
@@ -36,9 +43,8 @@ pub(super) async fn set_up(
 ) -> Result<Channel, Fault> {
     let mut channel = open_channel(connection).await?;
     exchanges(topology, &channel).await?;
-    let mut patience = Patience { left: Duration::from_millis(DECLARE_MS_MAX) };
-    let away = queues(topology, connection, &mut channel, &mut patience).await?;
-    bindings(topology, connection, &mut channel, &mut patience, &away).await?;
+    let away = queues(topology, connection, &mut channel).await?;
+    bindings(topology, connection, &mut channel, &away).await?;
     for exchange in required.iter().filter(|name| !name.is_empty()) {
         let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
         channel
@@ -65,88 +71,132 @@ async fn exchanges(topology: &Topology, channel: &Channel) -> Result<(), Fault> 
     Ok(())
 }
 
-/// Declares the queues. Those that are away.
+type Queue = (String, Vec<(String, HeaderValue)>);
+
+/// Declares the queues: one after another, until one does not answer. Those that are away.
 async fn queues<'a>(
     topology: &'a Topology,
     connection: &Connection,
     channel: &mut Channel,
-    patience: &mut Patience,
 ) -> Result<HashSet<&'a str>, Fault> {
     let mut away = HashSet::new();
-    for (name, arguments) in &topology.queues {
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let declared = channel.queue_declare(short("queue", name)?, options, to_table(arguments)?);
-        match patience.answer(declared).await {
-            Some(Ok(_)) => continue,
-            Some(Err(error)) => unless_away(naming(&error, "queue", name))?,
-            None => is_there(connection, patience, name).await?,
+    let mut left = topology.queues.iter();
+    while let Some(queue) = left.next() {
+        match declare(channel.clone(), queue).await? {
+            Declared::Done => continue,
+            Declared::Away => {}
+            Declared::Unanswered => {
+                let unanswered = declare_at_once(connection, left.as_slice(), &mut away).await?;
+                are_away(connection, std::iter::once(queue).chain(unanswered), &mut away).await?;
+                *channel = open_channel(connection).await?;
+                break;
+            }
         }
-        away.insert(name.as_str());
+        away.insert(queue.0.as_str());
         *channel = open_channel(connection).await?;
     }
     Ok(away)
+}
+
+/// Each on a channel of its own. Those that do not answer.
+async fn declare_at_once<'a>(
+    connection: &Connection,
+    queues: &'a [Queue],
+    away: &mut HashSet<&'a str>,
+) -> Result<Vec<&'a Queue>, Fault> {
+    let mut asked = FuturesOrdered::new();
+    for queue in queues {
+        let channel = open_channel(connection).await?;
+        asked.push_back(async move { (queue, declare(channel, queue).await) });
+    }
+    let mut unanswered = Vec::new();
+    while let Some((queue, declared)) = asked.next().await {
+        match declared? {
+            Declared::Done => {}
+            Declared::Away => _ = away.insert(queue.0.as_str()),
+            Declared::Unanswered => unanswered.push(queue),
+        }
+    }
+    Ok(unanswered)
+}
+
+enum Declared {
+    Done,
+    /// The broker says so. It has closed the channel.
+    Away,
+    Unanswered,
+}
+
+async fn declare(channel: Channel, (name, arguments): &Queue) -> Result<Declared, Fault> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let (queue, arguments) = (short("queue", name)?, to_table(arguments)?);
+    let asked = async move { channel.queue_declare(queue, options, arguments).await };
+    match within(LIMIT, asked).await {
+        Some(Ok(_)) => Ok(Declared::Done),
+        Some(Err(error)) => unless_away(naming(&error, "queue", name)).map(|()| Declared::Away),
+        None => Ok(Declared::Unanswered),
+    }
+}
+
+/// The declarations of these are not answered. Fails unless each is there, or is away.
+async fn are_away<'a>(
+    connection: &Connection,
+    queues: impl Iterator<Item = &'a Queue>,
+    away: &mut HashSet<&'a str>,
+) -> Result<(), Fault> {
+    let mut asked: FuturesOrdered<_> = queues
+        .map(|(name, _)| async move { (name.as_str(), cause::about(connection, name).await) })
+        .collect();
+    while let Some((queue, answer)) = asked.next().await {
+        let why = match answer {
+            Answer::There | Answer::Away(_) | Answer::Unanswered => {
+                debug!(queue, "the broker does not answer the declaration of a queue; its node may be down");
+                away.insert(queue);
+                continue;
+            }
+            Answer::Missing => "in a cluster that needs a majority of the nodes",
+            Answer::Unasked => "and there is no other channel to ask on",
+        };
+        let text = format!("queue `{queue}`: the broker does not answer its declaration, {why}");
+        return Err(Fault::new(FaultClass::Outage, text));
+    }
+    Ok(())
 }
 
 async fn bindings(
     topology: &Topology,
     connection: &Connection,
     channel: &mut Channel,
-    patience: &mut Patience,
     away: &HashSet<&str>,
 ) -> Result<(), Fault> {
+    // Of these not even the binding is answered.
+    let mut silent = HashSet::new();
     for binding in topology.declared() {
-        let bound = channel.queue_bind(
-            short("queue", &binding.queue)?,
-            short("exchange", &binding.exchange)?,
-            short("routing_key", &binding.routing_key)?,
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        let bound = if away.contains(binding.queue.as_str()) {
-            patience.answer(bound).await
-        } else {
-            Some(bound.await)
+        let queue = binding.queue.as_str();
+        if silent.contains(queue) {
+            continue;
+        }
+        let (name, exchange) = (short("queue", queue)?, short("exchange", &binding.exchange)?);
+        let routing_key = short("routing_key", &binding.routing_key)?;
+        let bound = {
+            let (channel, options) = (channel.clone(), QueueBindOptions::default());
+            async move { channel.queue_bind(name, exchange, routing_key, options, FieldTable::default()).await }
         };
-        match bound {
+        let is_away = away.contains(queue);
+        match within(if is_away { AWAY_LIMIT } else { LIMIT }, bound).await {
             Some(Ok(())) => continue,
-            Some(Err(error)) => unless_away(naming(&error, "binding of queue", &binding.queue))?,
-            None => {}
+            Some(Err(error)) => unless_away(naming(&error, "binding of queue", queue))?,
+            None if is_away => _ = silent.insert(queue),
+            None => {
+                let text = format!(
+                    "binding of queue `{queue}`: the broker does not answer; in a cluster that needs a majority of the nodes"
+                );
+                return Err(Fault::new(FaultClass::Outage, text));
+            }
         }
         *channel = open_channel(connection).await?;
     }
     Ok(())
-}
-
-/// How long what does not answer is waited for, all of it together.
-struct Patience {
-    left: Duration,
-}
-
-impl Patience {
-    async fn answer<T>(&mut self, asked: impl Future<Output = T>) -> Option<T> {
-        let wait = Duration::from_millis(QUEUE_AWAY_MS).min(self.left).max(LEAST);
-        let answer = timeout(wait, asked).await.ok();
-        if answer.is_none() {
-            self.left = self.left.saturating_sub(wait);
-        }
-        answer
-    }
-}
-
-/// The declaration of a queue is not answered. Fails unless the queue is there, or is away.
-async fn is_there(connection: &Connection, patience: &mut Patience, queue: &str) -> Result<(), Fault> {
-    match patience.answer(cause::about(connection, queue)).await {
-        None | Some(Answer::There | Answer::Away(_)) => {
-            debug!(queue, "the broker does not answer the declaration of a queue; its node may be down");
-            Ok(())
-        }
-        Some(Answer::Missing | Answer::Unasked) => {
-            let text = format!(
-                "queue `{queue}`: the broker does not answer its declaration; in a cluster that needs a majority of the nodes"
-            );
-            Err(Fault::new(FaultClass::Outage, text))
-        }
-    }
 }
 
 async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {

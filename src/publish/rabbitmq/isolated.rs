@@ -33,6 +33,7 @@ use super::inbound::Returns;
 use super::options::Options;
 use super::publisher::{Prepared, no_confirm_within};
 use super::rota::Rota;
+use super::topology::Topology;
 
 /// A connection that nobody needs any more is given back after this.
 const IDLE: Duration = Duration::from_secs(10);
@@ -398,9 +399,11 @@ impl Own {
     /// Asks each broker once, as the window's connection does. If all have refused us, they rest.
     async fn open(&mut self, options: &Options) -> Result<Link, Fault> {
         self.refused = None;
+        // What is to be declared the window's connection has declared.
+        let options = Options { topology: Topology::default(), ..options.clone() };
         loop {
             let Some(target) = options.targets.get(self.rota.at()) else { return Err(stopped()) };
-            let fault = match Link::open(options, target).await {
+            let fault = match Link::open(&options, target).await {
                 Ok(link) => return Ok(link),
                 Err(fault) => fault,
             };

@@ -110,11 +110,12 @@ impl RabbitMqSource {
     /// Cap on the unsettled deliveries in memory, in bytes; 64 MiB unless set ([`PREFETCH_BYTES_DEFAULT`]).
     ///
     /// The consumer's `prefetch` counts deliveries, whatever their size. While those that are not settled take more than this,
-    /// nothing more is read from the connection; TCP makes the broker wait. Bodies and headers count as the broker announces
-    /// them. A single delivery may be larger: then it is the only one. So memory holds this, or one delivery, and a
-    /// part of the next one, 128 KiB at most.
+    /// nothing more is read from the connection; TCP makes the broker wait. A delivery counts with its body and its headers, and
+    /// each value of its headers with 64 bytes more. A delivery that has begun is read to its end. So memory holds this and one
+    /// delivery more, and a delivery larger than this comes alone.
     ///
-    /// While nothing is read, the end of the connection is noticed late: at the next settlement.
+    /// While nothing is read, the end of the connection is noticed late: at the next settlement. A broker with a
+    /// `send_timeout` among its `tcp_listen_options` ends a connection that is not read for that long, and delivers again.
     ///
     /// ```
     /// use onewrite::publish::RabbitMqSource;

@@ -28,6 +28,14 @@ pub(super) fn is_marked(properties: &BasicProperties) -> bool {
     properties.headers().as_ref().is_some_and(|headers| headers.contains_key(OFFSET))
 }
 
+/// Why a connection ends with the first delivery that has the mark.
+pub(super) fn to_be_asked() -> Fault {
+    Fault::new(
+        FaultClass::Outage,
+        "a delivery has the mark of a stream: the broker is asked what kind of queue it is",
+    )
+}
+
 /// Why this queue is not consumed: it is a stream, or the broker does not say. `None` for a queue.
 pub(super) async fn refusal(connection: &Connection, queue: &str) -> Option<Fault> {
     let deadline = Duration::from_millis(CONNECT_MS_MAX);

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 const METHOD: u8 = 1;
 const FRAME_END: u8 = 0xce;
@@ -25,6 +26,10 @@ pub(crate) struct Script {
     pub(crate) stalling: BTreeSet<String>,
     /// A channel is closed with 404 at a message for these.
     pub(crate) missing: BTreeSet<String>,
+    /// A question about these is answered so late: their node is down, and the channel is closed with 404. As RabbitMQ 4 does after a minute.
+    pub(crate) late: BTreeMap<String, Duration>,
+    /// Questions that were answered late.
+    pub(crate) answered_late: usize,
     /// What each queue has been sent: the message ids.
     pub(crate) copies: BTreeMap<String, Vec<String>>,
     pub(crate) logins: usize,
@@ -40,6 +45,8 @@ impl Default for Script {
             silent: BTreeSet::new(),
             stalling: BTreeSet::new(),
             missing: BTreeSet::new(),
+            late: BTreeMap::new(),
+            answered_late: 0,
             copies: BTreeMap::new(),
             logins: 0,
             connected: 0,
@@ -125,6 +132,16 @@ struct Channel {
     body: Option<(u64, String, String)>,
     /// Tags that wait for a word.
     silent: Vec<(u64, String)>,
+    /// It has to answer a question, and does nothing else until then.
+    busy: Option<Arc<Mutex<Busy>>>,
+}
+
+/// What is left to say on a channel that answers late.
+#[derive(Default)]
+struct Busy {
+    answered: bool,
+    /// The client has closed it meanwhile.
+    closed: bool,
 }
 
 impl Drop for Peer {
@@ -174,7 +191,18 @@ impl Peer {
                         *channel = Channel::default();
                         self.say(number, (20, 11), &long(b""))?;
                     }
+                    (20, 40) if channel.busy.is_some() => {
+                        let Some(busy) = &channel.busy else { continue };
+                        let mut busy = busy.lock().expect("nobody panics while it is locked");
+                        busy.closed = true;
+                        if busy.answered {
+                            self.say(number, (20, 41), &[])?;
+                        }
+                    }
                     (20, 40) => self.say(number, (20, 41), &[])?,
+                    (50, 10) => channel.busy = self.declare(number, &payload)?,
+                    (40, 10) => self.say(number, (40, 11), &[])?,
+                    (50, 20) => self.say(number, (50, 21), &[])?,
                     (20, 41) => *channel = Channel::default(),
                     (85, 10) => self.say(number, (85, 11), &[])?,
                     (60, 40) => channel.to = Some(routing_key(&payload)),
@@ -247,6 +275,34 @@ impl Peer {
             self.say(number, (60, 80), &[&tag.to_be_bytes()[..], &[0]].concat())?;
         }
         self.say(number, (60, 80), &[&channel.published.to_be_bytes()[..], &[0]].concat())
+    }
+
+    /// Answers at once, or leaves the answer to a thread.
+    fn declare(&mut self, number: u16, payload: &[u8]) -> std::io::Result<Option<Arc<Mutex<Busy>>>> {
+        let queue = String::from_utf8_lossy(short_at(&payload[6..]).0).into_owned();
+        let Some(delay) = self.with(|script| script.late.get(&queue).copied()) else {
+            self.say(number, (50, 11), &[&short(queue.as_bytes())[..], &[0; 8]].concat())?;
+            return Ok(None);
+        };
+        let busy = Arc::new(Mutex::new(Busy::default()));
+        let (shared, script) = (Arc::clone(&busy), Arc::clone(&self.script));
+        let mut peer = Self { stream: self.stream.try_clone()?, script, counted: false };
+        std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            let text = format!(
+                "NOT_FOUND - home node 'rabbit@b' of durable queue '{queue}' in vhost '/' is down or inaccessible"
+            );
+            let close = [&404_u16.to_be_bytes()[..], &short(text.as_bytes()), &[0, 50, 0, 10]].concat();
+            let mut busy = shared.lock().expect("nobody panics while it is locked");
+            busy.answered = true;
+            // It fails where the client has gone.
+            _ = peer.say(number, (20, 40), &close);
+            if busy.closed {
+                _ = peer.say(number, (20, 41), &[]);
+            }
+            peer.with(|script| script.answered_late += 1);
+        });
+        Ok(Some(busy))
     }
 
     fn read(&mut self) -> std::io::Result<(u8, u16, Vec<u8>)> {

@@ -4,7 +4,7 @@
 //! that are not settled are counted before the client library sees them. Their bytes no broker counts: while they are too
 //! many, nothing more is read.
 //!
-//! **Invariants.** One delivery always has room, whatever its size. Of each delivery that is handed on, the bytes stand in
+//! **Invariants.** What has begun has room: so one delivery always has, whatever its size. Of each delivery that is handed on, the bytes stand in
 //! `sizes` until the consumer takes it. No waker is called under the lock.
 
 use std::collections::VecDeque;
@@ -28,12 +28,20 @@ struct Now {
     bytes: u64,
     /// Of what the consumer has not taken yet, in the order of delivery.
     sizes: VecDeque<u64>,
-    /// The consumer waits for an answer that stands behind what was delivered.
-    all_in: bool,
     /// The consumer takes nothing more.
     unwanted: bool,
     /// It waits for room.
     reader: Option<Waker>,
+}
+
+/// What becomes of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Came {
+    Wanted,
+    /// The consumer takes nothing more.
+    Unwanted,
+    /// It is one more than was asked for.
+    TooMany,
 }
 
 impl Deliveries {
@@ -57,16 +65,14 @@ impl Deliveries {
 
     // --- the transport's --------------------------------------------------------------------------------------------
 
-    /// Whether the consumer still takes deliveries.
-    pub(super) fn are_wanted(&self) -> bool {
-        !self.now().unwanted
-    }
-
-    /// One more has come. `false`: it is one too many.
-    pub(super) fn came(&self) -> bool {
+    /// One more has come.
+    pub(super) fn came(&self) -> Came {
         let mut now = self.now();
+        if now.unwanted {
+            return Came::Unwanted;
+        }
         now.unsettled = now.unsettled.saturating_add(1);
-        now.unsettled <= self.0.max
+        if now.unsettled <= self.0.max { Came::Wanted } else { Came::TooMany }
     }
 
     /// The header of the one that came last says that it takes so many bytes.
@@ -78,8 +84,11 @@ impl Deliveries {
 
     /// Whether more may be read. If not, the task of `cx` is woken once it may.
     pub(super) fn have_room(&self, cx: &Context<'_>) -> bool {
+        if self.0.bytes_max == u64::MAX {
+            return true;
+        }
         let mut now = self.now();
-        let room = now.bytes <= self.0.bytes_max || now.unsettled <= 1 || now.all_in || now.unwanted;
+        let room = now.bytes <= self.0.bytes_max || now.unwanted;
         now.reader = (!room).then(|| cx.waker().clone());
         room
     }
@@ -99,12 +108,6 @@ impl Deliveries {
         });
     }
 
-    /// Everything is read until what this returns is dropped, whatever its bytes.
-    pub(in crate::publish::rabbitmq) fn let_all_in(&self) -> AllIn {
-        self.change(|now| now.all_in = true);
-        AllIn(self.clone())
-    }
-
     /// What comes from now on is dropped: the connection ends.
     pub(in crate::publish::rabbitmq) fn want_no_more(&self) {
         self.change(|now| now.unwanted = true);
@@ -118,14 +121,5 @@ impl Deliveries {
         if let Some(reader) = reader {
             reader.wake();
         }
-    }
-}
-
-/// While it lives, everything is read.
-pub(in crate::publish::rabbitmq) struct AllIn(Deliveries);
-
-impl Drop for AllIn {
-    fn drop(&mut self) {
-        self.0.now().all_in = false;
     }
 }

@@ -69,17 +69,25 @@ impl<'a> Header<'a> {
         sound && self.flags & 0b11 == 0 && reader.is_empty()
     }
 
+    /// How many values its headers hold, those within others included, as far as they can be read.
+    pub(super) fn values(&self) -> usize {
+        self.field(HEADERS_BIT).and_then(|mut reader| reader.long()).map_or(0, table::values)
+    }
+
     /// The id of the message, if it has one that can be read.
     pub(super) fn message_id(&self) -> Option<&'a [u8]> {
+        self.field(MESSAGE_ID_BIT)?.short()
+    }
+
+    /// What stands from a property on, if there is one.
+    fn field(&self, wanted: u16) -> Option<Reader<'a>> {
         let mut reader = Reader::new(self.properties);
         for (bit, kind) in self.fields() {
+            if bit == wanted {
+                return Some(reader);
+            }
             match kind {
-                Kind::Text(_) => {
-                    let text = reader.short()?;
-                    if bit == MESSAGE_ID_BIT {
-                        return Some(text);
-                    }
-                }
+                Kind::Text(_) => _ = reader.short()?,
                 Kind::Table => _ = reader.long()?,
                 Kind::Byte => _ = reader.u8()?,
                 Kind::Time => _ = reader.u64()?,

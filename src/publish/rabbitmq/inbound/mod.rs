@@ -28,6 +28,7 @@ use crc32fast::Hasher;
 
 use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MIN};
 
+use self::deliveries::Came;
 pub(super) use self::deliveries::Deliveries;
 use self::header::Header;
 use self::notes::Notes;
@@ -59,6 +60,9 @@ const BASIC_DELIVER: (u16, u16) = (60, 60);
 
 /// The login that this library has.
 const PLAIN: &[u8] = b"PLAIN";
+
+/// In memory a header's value takes about this beside its bytes: in the client library's table, and in the message.
+const VALUE_BYTES: u64 = 64;
 
 /// What is said of a message that ends the connection.
 pub(super) const NOT_TAKEN_IN: &str = "cannot be taken in";
@@ -103,8 +107,10 @@ pub(super) struct Inbound {
     dropping: Vec<Dropped>,
     /// Returned messages whose header comes next, by channel.
     returning: Vec<(u16, Returned)>,
-    /// Channels of which the next header is of a delivery that nobody takes.
-    unwanted: Vec<u16>,
+    /// Channels of which the next header is of a delivery, and whether the consumer takes it.
+    delivering: Vec<(u16, bool)>,
+    /// Of the body of a delivery that has begun, so much is still to come.
+    body_left: u64,
     returns: Returns,
     deliveries: Deliveries,
 }
@@ -140,7 +146,8 @@ impl Inbound {
             noted: Vec::new(),
             dropping: Vec::new(),
             returning: Vec::new(),
-            unwanted: Vec::new(),
+            delivering: Vec::new(),
+            body_left: 0,
             returns,
             deliveries,
         }
@@ -156,6 +163,10 @@ impl Inbound {
                     bytes = later;
                     *left -= now.len();
                     let (channel, left, dropped) = (*channel, *left, *dropped);
+                    if !dropped {
+                        let part = now.len() - usize::from(left == 0);
+                        self.body_left = self.body_left.saturating_sub(part as u64);
+                    }
                     if dropped {
                         // The frame's end is no part of the body.
                         let part =
@@ -169,11 +180,8 @@ impl Inbound {
                     }
                 }
                 At::Frame(frame) => {
-                    let wanted = match Head::read(frame) {
-                        _ if self.fresh && frame.first() == Some(&PROTOCOL) => PROTOCOL_HEADER,
-                        None => FRAME_HEAD,
-                        Some(head) => FRAME_OVERHEAD + head.len,
-                    };
+                    let is_other = self.fresh && frame.first() == Some(&PROTOCOL);
+                    let wanted = if is_other { PROTOCOL_HEADER } else { wanted(frame) };
                     let (now, later) = bytes.split_at(bytes.len().min(wanted - frame.len()));
                     frame.extend_from_slice(now);
                     bytes = later;
@@ -338,16 +346,21 @@ impl Inbound {
                 return Ok(());
             }
             BASIC_DELIVER => {
-                if !self.deliveries.are_wanted() {
-                    self.unwanted.push(head.channel);
-                    frame.clear();
-                    return Ok(());
-                }
-                if !self.deliveries.came() {
-                    return Err(broken(format!(
-                        "the broker delivered more than the {} messages that were asked for",
-                        self.deliveries.max()
-                    )));
+                let came = self.deliveries.came();
+                self.delivering.retain(|(channel, _)| *channel != head.channel);
+                self.delivering.push((head.channel, came == Came::Wanted));
+                match came {
+                    Came::Wanted => {}
+                    Came::Unwanted => {
+                        frame.clear();
+                        return Ok(());
+                    }
+                    Came::TooMany => {
+                        return Err(broken(format!(
+                            "the broker delivered more than the {} messages that were asked for",
+                            self.deliveries.max()
+                        )));
+                    }
                 }
                 &[
                     Field::Text("consumer tag"),
@@ -379,8 +392,10 @@ impl Inbound {
             frame.clear();
             return begun;
         }
-        if let Some(at) = self.unwanted.iter().position(|channel| *channel == head.channel) {
-            self.unwanted.swap_remove(at);
+        let at = self.delivering.iter().position(|(channel, _)| *channel == head.channel);
+        // The header of a message that was fetched is of no delivery.
+        let delivery = at.map(|at| self.delivering.swap_remove(at).1);
+        if delivery == Some(false) {
             let begun = self.unwanted_header(head.channel, head.payload(frame));
             frame.clear();
             return begun;
@@ -398,7 +413,12 @@ impl Inbound {
             )));
         }
         let is_kept = header.body_bytes <= self.body_bytes_max;
-        self.deliveries.announced(head.len as u64 + if is_kept { header.body_bytes } else { 0 });
+        if delivery.is_some() {
+            let body_bytes = if is_kept { header.body_bytes } else { 0 };
+            let in_memory = head.len as u64 + header.values() as u64 * VALUE_BYTES;
+            self.deliveries.announced(body_bytes.saturating_add(in_memory));
+            self.body_left = body_bytes;
+        }
         if !is_kept {
             let (left, header) = (header.body_bytes, head.payload(frame).to_vec());
             let of = DroppedOf::Delivery { head, header, notes, checksum: Hasher::new() };
@@ -425,7 +445,7 @@ impl Inbound {
         Ok(())
     }
 
-    /// How much may be read now: a part of what has begun at least. `None`: nothing, until the task of `cx` is woken. Then
+    /// How much may be read now: a delivery that has begun comes to its end. `None`: nothing, until the task of `cx` is woken. Then
     /// all that was handed on are whole frames.
     pub(super) fn room(&self, cx: &Context<'_>) -> Option<usize> {
         if self.deliveries.have_room(cx) {
@@ -433,6 +453,7 @@ impl Inbound {
         }
         match self.at {
             At::Body { left, dropped: false, .. } => Some(left),
+            At::Frame(ref frame) if self.body_left > 0 => Some(wanted(frame) - frame.len()),
             _ => None,
         }
     }
@@ -459,6 +480,11 @@ impl Inbound {
         self.dropping.push(Dropped { channel, left: header.body_bytes, of });
         Ok(())
     }
+}
+
+/// The length of what is collected first of a frame that begins so: its head, or, once that is there, all of it.
+fn wanted(frame: &[u8]) -> usize {
+    Head::read(frame).map_or(FRAME_HEAD, |head| FRAME_OVERHEAD + head.len)
 }
 
 /// The greeting. Its table may be nested too deep for lapin; and lapin would send the password to a server that does not ask

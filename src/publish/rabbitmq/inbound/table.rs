@@ -42,6 +42,23 @@ fn is_sound_array(values: &[u8], depth: usize) -> bool {
     true
 }
 
+/// How many values these entries hold, those within others included. What is nested too deep is one.
+pub(super) fn values(entries: &[u8]) -> usize {
+    values_of(entries, true, 1)
+}
+
+fn values_of(bytes: &[u8], named: bool, depth: usize) -> usize {
+    let (mut reader, mut count) = (Reader::new(bytes), 0);
+    while !reader.is_empty() && (!named || reader.short().is_some()) {
+        let Some(value) = Value::read(&mut reader) else { break };
+        count += 1;
+        if value.is_nested() && depth < TABLE_NESTING_MAX {
+            count += values_of(value.inner, value.kind == b'F', depth + 1);
+        }
+    }
+    count
+}
+
 /// A value in its table: its type, and its bytes behind that (with their length, where they have one).
 #[derive(Clone, Copy)]
 struct Value<'a> {
