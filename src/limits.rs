@@ -157,16 +157,11 @@ pub const INBOX_ID_BYTES_MAX: usize = 512;
 /// is a repeat.
 pub const LANE_CHUNKS_MAX: u64 = 257;
 
-/// Lanes of producers that a scope remembers at most, unless set. See
-/// [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max).
-pub const LANES_DEFAULT: u64 = 1 << 20;
-
-/// Gaps in lanes that a scope remembers at most, unless set. See [`StoreBuilder::gaps_max`](crate::StoreBuilder::gaps_max).
-pub const GAPS_DEFAULT: u64 = 1 << 18;
-
 /// Gaps of one lane that are remembered at most.
 pub const LANE_GAPS_MAX: u64 = 16_384;
 
+/// Gaps that each lane may have, however many [others have](crate::StoreBuilder::gaps_max).
+pub const LANE_GAPS_MIN: u64 = 64;
 
 /// How long a lane is idle before it may be forgotten for a new one, unless set, in milliseconds: a day.
 pub const LANE_IDLE_MS_DEFAULT: u64 = 24 * 3600 * 1000;

@@ -24,6 +24,8 @@ pub(super) struct SpaceLeft {
     left: u64,
     /// There was too little, and there is not clearly enough yet.
     low: bool,
+    /// What was refused last.
+    refused: u64,
     look_at: Option<Deadline>,
     /// How much of what was discarded since the open is no credit any more.
     credited: u64,
@@ -32,7 +34,16 @@ pub(super) struct SpaceLeft {
 
 impl SpaceLeft {
     pub(super) fn new(reserve: Option<u64>, journal: u64) -> Self {
-        Self { reserve, journal, left: 0, low: false, look_at: None, credited: 0, on_credit: false }
+        Self {
+            reserve,
+            journal,
+            left: 0,
+            low: false,
+            refused: 0,
+            look_at: None,
+            credited: 0,
+            on_credit: false,
+        }
     }
 
     fn reserve(&self, space: Space) -> u64 {
@@ -40,7 +51,8 @@ impl SpaceLeft {
         if reserve == 0 { 0 } else { reserve.saturating_add(self.journal) }
     }
 
-    /// The disk as it is now. After too little it takes an eighth of the reserve more to go on. `discarded`: bytes, since the open.
+    /// The disk as it is now. After too little it takes an eighth of the reserve more to go on, or what was refused if that is more.
+    /// `discarded`: bytes, since the open.
     fn note(&mut self, space: Option<Space>, discarded: u64) {
         self.look_at = Some(Deadline::after(LOOK_AFTER));
         self.on_credit = false;
@@ -49,7 +61,7 @@ impl SpaceLeft {
             return;
         };
         let reserve = self.reserve(space);
-        let wanted = if self.low { reserve.saturating_add(reserve / 8) } else { reserve };
+        let wanted = if self.low { reserve.saturating_add(self.refused.max(reserve / 8)) } else { reserve };
         if space.free >= wanted {
             self.low = false;
             self.left = if reserve == 0 { u64::MAX } else { space.free - reserve };
@@ -58,7 +70,7 @@ impl SpaceLeft {
         }
         let credit = discarded.saturating_sub(self.credited);
         self.left = credit.min(space.free.saturating_sub(reserve / 2));
-        self.on_credit = self.left > 0;
+        self.on_credit = self.left > 0 && self.left >= self.refused;
         self.low = !self.on_credit;
     }
 
@@ -74,10 +86,12 @@ impl SpaceLeft {
         if !fresh || (cost > self.left && !self.low) {
             self.note(look(), discarded);
         }
-        if self.low || cost > self.left {
+        self.low |= cost > self.left;
+        if self.low {
+            self.refused = self.refused.max(cost);
             return false;
         }
-        self.left -= cost;
+        (self.left, self.refused) = (self.left - cost, 0);
         true
     }
 
@@ -101,16 +115,34 @@ mod tests {
     fn a_budget_is_what_is_free_beyond_the_reserve() {
         let mut left = SpaceLeft::new(None, 0);
         assert!(left.take(0, 0, || space(10_001)));
-        assert!(!left.take(1, 0, || space(10_001)), "twice its length");
-        assert!(left.take(500, 0, || space(11_000)), "another look");
-        assert!(!left.take(1, 0, || space(10_000)), "the budget is used up");
+        assert!(left.take(500, 0, || space(11_000)), "twice its length, after another look");
         assert!(left.take(0, 0, || space(9_999)), "a look counts for a while");
-        assert!(!left.take(1, 0, || space(9_999)));
-        assert!(!left.take(0, 0, || panic!("no look at each delivery while there is too little")));
+        assert!(!left.take(1, 0, || space(10_001)), "the budget is used up");
+        for bytes in [0, 1, 500] {
+            assert!(!left.take(bytes, 0, || panic!("no look at each delivery while there is too little")));
+        }
         left.look_at = None;
         assert!(!left.take(0, 0, || space(11_000)), "not clearly enough");
         left.look_at = None;
         assert!(left.take(0, 0, || space(11_250)));
+    }
+
+    /// Goal: a large one that finds no room does not make the consumer go on and stop at each look.
+    #[test]
+    fn what_was_refused_has_room_once_it_goes_on() {
+        let mut left = SpaceLeft::new(None, 0);
+        assert!(!left.take(1_000, 0, || space(11_500)));
+        for (free, goes_on) in [(11_500, false), (11_999, false), (12_000, true)] {
+            left.look_at = None;
+            assert_eq!(left.take(0, 0, || space(free)), goes_on, "{free}");
+        }
+        assert!(left.take(1_000, 0, || panic!("it counts for a while")));
+        // On credit too.
+        assert!(!left.take(1_000, 0, || space(9_000)));
+        for (discarded, goes_on) in [(1_999, false), (2_000, true)] {
+            left.look_at = None;
+            assert_eq!(left.take(0, discarded, || space(9_000)), goes_on, "{discarded}");
+        }
     }
 
     #[test]

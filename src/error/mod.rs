@@ -362,10 +362,11 @@ pub enum Error {
         /// How many it may remember.
         lanes_max: u64,
     },
-    /// A number of a lane was seen before, with another message: the producer gave it twice, as one does that was
-    /// restored from a backup, or somebody else speaks in its name.
+    /// A number of a lane was seen before with another message, or may have been. The first is so where the producer gave it twice, as one
+    /// does that was restored from a backup, or where somebody else speaks in its name. The second is so where its
+    /// [lane](crate::StoreBuilder::lanes_max) or its [gap](crate::StoreBuilder::gaps_max) was forgotten, or the number is very old.
     #[error(
-        "number {number} of lane {lane} of store {producer} (epoch {epoch}) was seen before in scope `{scope}`, with another message: {how}"
+        "number {number} of lane {lane} of store {producer} (epoch {epoch}) is not taken as new in scope `{scope}`: {how}"
     )]
     LaneConflict {
         /// The scope.

@@ -1,7 +1,7 @@
 //! Which numbers of a producer's lane have been seen: the rule, and the bytes of its rows. Pure.
 //!
 //! Per lane one *head*: every number from `next` on is new; those below have been seen, but for the open *holes*. So a
-//! lane takes one row and one more per open hole, for ever, however many deliveries come, and a late one that fills a
+//! lane takes one row and one more per open hole, however many deliveries come, and a late one that fills a
 //! hole is still told from a repeat. Of what was seen, the hash of its content is kept: the latest in the head, those before
 //! in *chunks* of 64 numbers, of which a lane keeps [`LANE_CHUNKS_MAX`].
 //!
@@ -116,7 +116,7 @@ pub(crate) enum Decision {
     /// New. These rows say that it is seen.
     First(Mark),
     Repeat,
-    /// Its number has been seen, but not this message; and how that is known.
+    /// Its number has been seen with another message, or may have been; and how that is known.
     Conflict(&'static str),
 }
 
@@ -156,9 +156,9 @@ pub(crate) fn decide<R: Rows>(head: &Head, arrival: &Arrival, rows: &R) -> Resul
             Some(known) if known.refused => {
                 Decision::First(Mark { head: head.clone(), remove: None, put: [None, None], sum })
             }
-            Some(_) => Decision::Conflict("its content differs"),
+            Some(_) => Decision::Conflict("it was seen before with another content"),
             None if number < head.before.next => head.before.compare(arrival),
-            None => Decision::Conflict("that one came so long ago that its content is not known any more"),
+            None => Decision::Conflict("it was seen so long ago that its content is not known any more"),
         });
     };
     let left = Hole { end: number, ..hole };
@@ -226,9 +226,10 @@ impl Head {
         }
     }
 
-    /// Nothing has come for so long. Of a lane that an earlier format has seen nobody knows, and such lanes are no more than they were.
-    pub(crate) fn is_idle(&self, age_ms: u64, idle_ms: u64) -> bool {
-        self.before.next == 0 && self.before.newest_ms.saturating_add(idle_ms) <= age_ms
+    /// Nothing has come for so long. Of lanes before `since_ms` it is not known when something came. Of a lane that an earlier format than
+    /// 5 has seen nobody knows, and such lanes are no more than they were.
+    pub(crate) fn is_idle(&self, since_ms: u64, age_ms: u64, idle_ms: u64) -> bool {
+        self.before.next == 0 && self.before.newest_ms.max(since_ms).saturating_add(idle_ms) <= age_ms
     }
 
     /// A chunk is new. Whether the first of the lane has to go for it.
@@ -291,15 +292,17 @@ impl Before {
     /// Tells a repeat from another message of the same number, as well as could be told then.
     fn compare(&self, arrival: &Arrival) -> Decision {
         let (number, Some(as_before)) = (arrival.number, arrival.before) else {
-            return Decision::Conflict("nothing is known of its content");
+            return Decision::Conflict("it was seen before, and nothing is known of its content");
         };
         let in_ring = number.saturating_add(RING) >= self.next;
         let known = self.ring.get((number % RING) as usize).filter(|_| in_ring);
         if known.is_some_and(|known| *known != as_before.checksum) {
-            return Decision::Conflict("its content differs");
+            return Decision::Conflict("it was seen before with another content");
         }
         if as_before.time_ms.is_some_and(|time| time > self.newest_ms.min(as_before.before_ms)) {
-            return Decision::Conflict("it is newer than all that this lane had shown");
+            return Decision::Conflict(
+                "it was seen before, and this message is newer than all that its lane had shown",
+            );
         }
         Decision::Repeat
     }

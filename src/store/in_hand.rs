@@ -24,7 +24,7 @@ use super::core::Identity as StoreIdentity;
 use super::failure::damaged_row;
 use super::pieces::{self, Of, Pieces};
 use super::rejected_room::Book;
-use super::schema::{IN_HAND, REJECTED, read_u64s, u64s};
+use super::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
 use super::seen::{Identity, content_of_delivery, fingerprint};
 use super::transaction::Transaction;
 use crate::error::Result;
@@ -286,17 +286,10 @@ impl Store {
     /// How many deliveries of each scope are parked, and their bytes.
     pub(super) fn parked_books(&self) -> Result<BTreeMap<String, (u64, u64)>> {
         self.in_hand(|_, table| {
-            let (mut books, mut from) = (BTreeMap::new(), Vec::new());
-            while let Some(row) = table.range(from.as_slice()..)?.next() {
-                let (key, _) = row?;
-                let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("in_hand"))?.to_owned();
+            let mut books = BTreeMap::new();
+            for scope in scopes(table, "in_hand")? {
                 let book = HandBook::of(table, &scope)?;
-                // From one scope straight to the next.
-                from = keys::after_prefix(&keys::in_hand(&scope));
                 books.insert(scope, (book.rows, book.bytes));
-                if from.is_empty() {
-                    break;
-                }
             }
             Ok(books)
         })

@@ -1,7 +1,7 @@
 //! How many lanes and gaps a scope keeps, and which lanes it forgets for others.
 //!
 //! ```text
-//! (scope)                → lanes u64, gaps u64, lanes that were forgotten u64
+//! (scope)                → lanes u64, gaps u64, lanes that were forgotten u64 [, since ms u64]
 //! (scope, store, epoch)  → forgotten lanes of this producer      (log/forgotten.rs)
 //! ```
 //!
@@ -18,7 +18,7 @@ use redb::{ReadableTable, TableError, WriteTransaction};
 
 use super::Store;
 use super::failure::damaged_row;
-use super::schema::{LANES_KEPT, SEEN, read_u64s, u64s};
+use super::schema::{LANES_KEPT, SEEN, read_u64s, scopes, u64s};
 use super::settings::{LanesPolicy, Settings};
 use crate::error::{BoxError, Error, Result};
 use crate::event::LaneOf;
@@ -34,24 +34,34 @@ pub(super) struct LaneCounts {
     pub(super) lanes: u64,
     pub(super) gaps: u64,
     pub(super) forgotten: u64,
+    /// When a file of format 5 was brought up, by the age of the store: when something came last of lanes before that nobody knows.
+    pub(super) since_ms: u64,
 }
 
 impl LaneCounts {
     pub(super) fn of(kept: &impl ReadableTable<Row, Row>, scope: &str) -> Result<Self> {
         let Some(row) = kept.get(keys::lanes_kept(scope).as_slice())? else { return Ok(Self::default()) };
-        let [lanes, gaps, forgotten] = read_u64s(row.value()).ok_or_else(|| damaged_row("seen"))?;
-        Ok(Self { lanes, gaps, forgotten })
+        let counts = match read_u64s(row.value()) {
+            Some([lanes, gaps, forgotten, since_ms]) => Some(Self { lanes, gaps, forgotten, since_ms }),
+            None => read_u64s(row.value()).map(|[lanes, gaps, forgotten]| Self {
+                lanes,
+                gaps,
+                forgotten,
+                since_ms: 0,
+            }),
+        };
+        counts.ok_or_else(|| damaged_row("seen"))
     }
 
     pub(super) fn put(self, kept: &mut redb::Table<'_, Row, Row>, scope: &str) -> Result<()> {
-        let row = u64s([self.lanes, self.gaps, self.forgotten]);
+        let row = u64s([self.lanes, self.gaps, self.forgotten, self.since_ms]);
         kept.insert(keys::lanes_kept(scope).as_slice(), row.as_slice())?;
         Ok(())
     }
 }
 
-/// Format 5 did not count them.
-pub(super) fn count_lanes(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
+/// Format 5 did not count them. `age_ms`: of the store.
+pub(super) fn count_lanes(tx: &WriteTransaction, age_ms: u64) -> std::result::Result<(), BoxError> {
     let (seen, mut kept) = (tx.open_table(SEEN)?, tx.open_table(LANES_KEPT)?);
     let mut counts: HashMap<String, LaneCounts> = HashMap::new();
     for row in seen.iter()? {
@@ -68,7 +78,7 @@ pub(super) fn count_lanes(tx: &WriteTransaction) -> std::result::Result<(), BoxE
     }
     for (scope, counts) in counts {
         if LaneCounts::of(&kept, &scope)? == LaneCounts::default() {
-            counts.put(&mut kept, &scope)?;
+            LaneCounts { since_ms: age_ms, ..counts }.put(&mut kept, &scope)?;
         }
     }
     Ok(())
@@ -84,12 +94,8 @@ impl IdleSearch {
         places.get(scope).cloned().unwrap_or_else(|| keys::inbox(scope, &[]))
     }
 
-    fn go_on(&self, scope: &str, at: Option<Vec<u8>>) {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match at {
-            Some(at) => places.insert(scope.to_owned(), at),
-            None => places.remove(scope),
-        };
+    fn go_on(&self, scope: &str, at: Vec<u8>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(scope.to_owned(), at);
     }
 }
 
@@ -121,27 +127,38 @@ pub(super) fn room_for_lane(
     age_ms: u64,
 ) -> Result<LaneRoom> {
     let lanes_max = settings.lanes_max;
-    if LaneCounts::of(kept, scope)?.lanes < lanes_max {
+    if lanes_max == u64::MAX {
+        return Ok(LaneRoom::Free);
+    }
+    let counts = LaneCounts::of(kept, scope)?;
+    if counts.lanes < lanes_max {
         return Ok(LaneRoom::Free);
     }
     let full = || Error::LanesFull { scope: scope.to_owned(), lanes_max };
     let LanesPolicy::ForgetIdle(idle) = settings.lanes_policy else { return Err(full()) };
     let idle_ms = crate::time::as_ms(idle);
     let (begin, end) = (keys::inbox(scope, &[]), keys::after_prefix(&keys::inbox(scope, &[])));
-    let mut from = search.from(scope).max(begin);
+    let first = search.from(scope).max(begin.clone());
+    let (mut from, mut wrapped) = (first.clone(), false);
     for _ in 0..LANES_LOOK {
         let Some(row) = seen.range(from.as_slice()..end.as_slice())?.next() else {
-            search.go_on(scope, None);
-            return Err(full());
+            if std::mem::replace(&mut wrapped, true) {
+                break;
+            }
+            from.clone_from(&begin);
+            continue;
         };
         let (key, row) = row?;
         let key = key.value();
+        if wrapped && key >= first.as_slice() {
+            break;
+        }
         match keys::seen_kind(key) {
             Some(SeenKey::Head) => {
                 let head = Head::from_bytes(key, row.value());
                 // One that is damaged says nothing of its age.
-                if head.is_some_and(|head| head.is_idle(age_ms, idle_ms)) {
-                    search.go_on(scope, Some(key.to_vec()));
+                if head.is_some_and(|head| head.is_idle(counts.since_ms, age_ms, idle_ms)) {
+                    search.go_on(scope, key.to_vec());
                     return Ok(LaneRoom::Of(key.to_vec()));
                 }
                 from = keys::after_prefix(keys::lane_of_seen(key));
@@ -149,7 +166,7 @@ pub(super) fn room_for_lane(
             _ => from = [key, &[0]].concat(),
         }
     }
-    search.go_on(scope, Some(from));
+    search.go_on(scope, from);
     Err(full())
 }
 
@@ -172,6 +189,7 @@ pub(super) fn forget(
         lanes: counts.lanes.saturating_sub(1),
         gaps: counts.gaps.saturating_sub(known.holes),
         forgotten: counts.forgotten + 1,
+        ..counts
     };
     counts.put(kept, scope)
 }
@@ -185,16 +203,10 @@ impl Store {
                 Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
                 Err(error) => return Err(error.into()),
             };
-            let (mut counts, mut from) = (Vec::new(), Vec::new());
-            while let Some(row) = kept.range(from.as_slice()..)?.next() {
-                let (key, _) = row?;
-                let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("seen"))?.to_owned();
-                // From one scope straight to the next.
-                from = keys::after_prefix(&keys::inbox(&scope, &[]));
-                counts.push((scope.clone(), LaneCounts::of(&kept, &scope)?));
-                if from.is_empty() {
-                    break;
-                }
+            let mut counts = Vec::new();
+            for scope in scopes(&kept, "seen")? {
+                let of_scope = LaneCounts::of(&kept, &scope)?;
+                counts.push((scope, of_scope));
             }
             Ok(counts)
         })

@@ -149,10 +149,12 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
         meta.insert(META_CONTENT_KEY, content_key(before_ms).as_slice())?;
     }
     let before = meta.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?.map(|format| format.value().to_vec());
+    let age_ms = meta.get(META_AGE)?.and_then(|row| AgeBook::from_bytes(row.value()));
+    let age_ms = age_ms.map_or(0, |book| book.saved_ms());
     drop(meta);
     if before.is_none_or(|before| before != FORMAT.to_le_bytes()) {
         rejected_room::count_bytes(&tx)?;
-        lanes_kept::count_lanes(&tx)?;
+        lanes_kept::count_lanes(&tx, age_ms)?;
     }
     tx.commit()?;
     Ok(())

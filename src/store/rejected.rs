@@ -19,8 +19,8 @@ use super::Store;
 use super::failure::damaged_row;
 use super::pieces::{self, Of, Pieces};
 use super::rejected_room::{Book, Kept, RejectedRoom};
-use super::schema::REJECTED;
-use super::seen::{Identity, fingerprint};
+use super::schema::{REJECTED, scopes};
+use super::seen::{Identity, fingerprint, is_of_the_delivery};
 use super::transaction::{REJECT_SCOPE, Transaction, check_id};
 use crate::error::{Error, EventError, Result};
 use crate::limits::{REASON_BYTES_MAX, REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
@@ -474,11 +474,15 @@ impl Transaction {
         refusal: &Refusal,
         room: &RejectedRoom,
     ) -> Result<Kept> {
-        let marked = identity.filter(|_| refusal.handled);
-        if let Some(identity) = marked
-            && !self.is_first_delivery(scope, identity)?
-        {
-            return Ok(Kept::Again);
+        let mut marked = identity.filter(|_| refusal.handled);
+        if let Some(identity) = marked {
+            match self.is_first_delivery(scope, identity) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Kept::Again),
+                // One that the process died of was never looked at.
+                Err(error) if is_of_the_delivery(&error) => marked = None,
+                Err(error) => return Err(error),
+            }
         }
         let fingerprint = fingerprint(&self.core.identity, scope, identity, delivery);
         let fingerprint = fingerprint.map(|name| keys::inbox(REJECT_SCOPE, &name));
@@ -634,17 +638,9 @@ impl Store {
         self.core().reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;
             let mut books = BTreeMap::new();
-            let mut from = Vec::new();
-            while let Some(row) = rejected.range(from.as_slice()..)?.next() {
-                let (key, _) = row?;
-                let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row("rejected"))?.to_owned();
-                let key = keys::rejected(&scope);
-                books.insert(scope, Book::of(&rejected, &key)?);
-                // From one scope straight to the next.
-                from = keys::after_prefix(&key);
-                if from.is_empty() {
-                    break;
-                }
+            for scope in scopes(&rejected, "rejected")? {
+                let book = Book::of(&rejected, &keys::rejected(&scope))?;
+                books.insert(scope, book);
             }
             Ok(books)
         })

@@ -43,8 +43,10 @@ pub(crate) struct RejectedRoom {
 }
 
 impl RejectedRoom {
+    /// The first one has room whatever its length: it could go nowhere, and would stop its consumer for ever.
     fn holds(&self, book: Book, more: u64) -> bool {
-        book.rows < self.rows_max && book.bytes.saturating_add(more) <= self.bytes_max
+        let has_bytes = book.rows == 0 || book.bytes.saturating_add(more) <= self.bytes_max;
+        book.rows < self.rows_max && has_bytes
     }
 }
 
@@ -110,8 +112,7 @@ pub(crate) enum Kept {
 }
 
 impl Transaction {
-    /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the book, and how many went for it. A
-    /// row that exceeds the bounds alone has no room once all others went.
+    /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the book, and how many went for it.
     pub(super) fn rejected_room(
         &self,
         scope: &str,
@@ -123,7 +124,7 @@ impl Transaction {
         if room.holds(book, len) {
             return Ok(Some((book, 0)));
         }
-        if room.full != RejectedFull::DropOldest || len > room.bytes_max || room.rows_max == 0 {
+        if room.full != RejectedFull::DropOldest || room.rows_max == 0 {
             return Ok(None);
         }
         let mut dropped = 0;

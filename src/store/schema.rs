@@ -19,7 +19,7 @@
 //! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/seen.rs);
 //!                      (scope) → ids that were given a number u64, those of them that are kept u64   (ids_kept.rs)
-//! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64; (scope, store, epoch) → forgotten lanes    (lanes_kept.rs)
+//! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64, since ms u64; (scope, store, epoch) → forgotten lanes    (lanes_kept.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64, their bytes u64, dropped u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
 //! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
@@ -31,7 +31,11 @@
 //! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
 //! are big-endian, in values little-endian.
 
-use redb::TableDefinition;
+use redb::{ReadableTable, TableDefinition};
+
+use super::failure::damaged_row;
+use crate::error::Result;
+use crate::log::keys;
 
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
 pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
@@ -117,6 +121,24 @@ pub(crate) fn read_u64s<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
         *number = u64::from_le_bytes(chunk.try_into().ok()?);
     }
     Some(numbers)
+}
+
+/// The scopes of which a table has rows: from one straight to the next. `what` names the table where a key is damaged.
+pub(super) fn scopes(
+    table: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    what: &'static str,
+) -> Result<Vec<String>> {
+    let (mut scopes, mut from) = (Vec::new(), Vec::new());
+    while let Some(row) = table.range(from.as_slice()..)?.next() {
+        let (key, _) = row?;
+        let scope = keys::scope_of(key.value()).ok_or_else(|| damaged_row(what))?.to_owned();
+        from = keys::after_prefix(&keys::inbox(&scope, &[]));
+        scopes.push(scope);
+        if from.is_empty() {
+            break;
+        }
+    }
+    Ok(scopes)
 }
 
 /// A row of the inbox: something that was seen once.

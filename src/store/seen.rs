@@ -21,7 +21,7 @@ use super::schema::{InboxRow, LANES_KEPT, SEEN};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
-use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, SHORT_STRING_BYTES_MAX};
+use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, LANE_GAPS_MIN, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::seen::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::message::Message;
@@ -129,15 +129,17 @@ impl Transaction {
     /// transaction, so that whatever else it does happens once for this message. It is what a
     /// [consumer](crate::Store::consumer) does, for those who have a consuming loop of their own.
     ///
-    /// A message from a `onewrite` store is known by its lane and its number there, for ever, in whatever order it comes. One
+    /// A message from a `onewrite` store is known by its lane and its number there, in whatever order it comes, as long as its
+    /// [lane is kept](crate::StoreBuilder::lanes_max): for ever unless set. One
     /// of another producer is known by its `message_id`, for the store's inbox age at least; one without an id is new at
     /// every delivery. It is a repeat where its content is the same too. The broker's `redelivered` flag plays no part.
     ///
     /// Call it last: what is marked can be rolled back only with the whole group of writes, which then runs again.
     ///
     /// # Errors
-    /// [`Error::LaneConflict`] or [`Error::IdConflict`] if its number or id was seen with another message;
-    /// [`Error::InboxFull`] for a new id where as many are remembered as may be;
+    /// [`Error::LaneConflict`] or [`Error::IdConflict`] if its number or id was seen with another message, or may have been: it is too old to be
+    /// told from a repeat, or its lane was forgotten; [`Error::InboxFull`] for a new id, and [`Error::LanesFull`] for a new lane, where as
+    /// many are remembered as may be; [`Error::Unreadable`] for a message that came with its reason for being unreadable;
     /// [`Error::LaneHeader`] for headers of a lane that are there by half; [`Error::BadId`] for a scope of 0 or over 255
     /// bytes or an id over 512.
     ///
@@ -193,12 +195,13 @@ impl Transaction {
             Identity::Lane { head, arrival, .. } => {
                 let applied = self.engine(|| {
                     let seen = self.redb().open_table(SEEN)?;
-                    let known = read_head(&seen, head)?.unwrap_or_default();
-                    known.applied(arrival, &Lane { seen: &seen, head })
+                    let Some(known) = read_head(&seen, head)? else { return Ok(None) };
+                    let mark = known.applied(arrival, &Lane { seen: &seen, head })?;
+                    Ok(mark.map(|mark| New { mark, known: Known::Lane { gaps: known.holes } }))
                 })?;
-                if let Some(mark) = applied {
+                if let Some(new) = applied {
                     self.touch();
-                    self.engine(|| self.write_mark(scope, head, mark))?;
+                    self.engine(|| self.write_mark(scope, head, new))?;
                 }
             }
         }
@@ -222,37 +225,42 @@ impl Transaction {
                 Ok(true)
             }
             Identity::Lane { lane, head, arrival } => {
-                let Some(mark) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
+                let Some(mut new) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
+                if refused {
+                    new.mark = new.mark.refused();
+                }
                 self.admit(Amount::mark(head.len()))?;
                 self.touch();
-                self.engine(|| self.write_mark(scope, head, if refused { mark.refused() } else { mark }))?;
+                self.engine(|| self.write_mark(scope, head, new))?;
                 Ok(true)
             }
         }
     }
 
-    /// The rows that mark it as seen; `None` for a repeat.
-    fn decide(&self, scope: &str, lane: LaneOf, head: &[u8], arrival: &Arrival) -> Result<Option<Mark>> {
+    /// What marks it as seen; `None` for a repeat.
+    fn decide(&self, scope: &str, lane: LaneOf, head: &[u8], arrival: &Arrival) -> Result<Option<New>> {
         self.owned()?;
-        let decision = self.engine(|| {
+        let (decision, known) = self.engine(|| {
             let seen = self.redb().open_table(SEEN)?;
-            let known = match read_head(&seen, head)? {
-                Some(known) => known,
+            let (before, known) = match read_head(&seen, head)? {
+                Some(before) => {
+                    let gaps = before.holes;
+                    (before, Known::Lane { gaps })
+                }
                 None => {
                     let kept = self.redb().open_table(LANES_KEPT)?;
                     if is_forgotten(&kept, scope, lane)? {
                         let how =
                             "its lane was idle for so long that it was forgotten, so it may be a repeat";
-                        return Ok(Decision::Conflict(how));
+                        return Ok((Decision::Conflict(how), Known::Nothing(LaneRoom::Free)));
                     }
-                    self.room_for_lane(&seen, &kept, scope)?;
-                    Head::default()
+                    (Head::default(), Known::Nothing(self.room_for_lane(&seen, &kept, scope)?))
                 }
             };
-            decide(&known, arrival, &Lane { seen: &seen, head })
+            Ok((decide(&before, arrival, &Lane { seen: &seen, head })?, known))
         })?;
         match decision {
-            Decision::First(mark) => Ok(Some(mark)),
+            Decision::First(mark) => Ok(Some(New { mark, known })),
             Decision::Repeat => Ok(None),
             Decision::Conflict(how) => Err(Error::LaneConflict {
                 scope: scope.to_owned(),
@@ -266,11 +274,37 @@ impl Transaction {
     }
 }
 
+/// Whether the error says that a delivery cannot be taken as new, and nothing of the store.
+pub(crate) fn is_of_the_delivery(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::LaneConflict { .. }
+            | Error::IdConflict { .. }
+            | Error::InboxFull { .. }
+            | Error::LanesFull { .. }
+    )
+}
+
 type Row = &'static [u8];
 
 fn read_head(seen: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Option<Head>> {
     let Some(row) = seen.get(key)? else { return Ok(None) };
     Head::from_bytes(key, row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
+}
+
+/// A number that is seen for the first time.
+struct New {
+    mark: Mark,
+    known: Known,
+}
+
+/// What was known of its lane.
+enum Known {
+    Lane {
+        gaps: u64,
+    },
+    /// It begins with it, in this place.
+    Nothing(LaneRoom),
 }
 
 /// The rows of one lane.
@@ -322,24 +356,25 @@ impl Transaction {
     }
 
     /// Writes what marks a number as seen. Where the lane is new, or has another number of gaps, that is counted; and what is too much goes.
-    fn write_mark(&self, scope: &str, head: &[u8], mut mark: Mark) -> Result<()> {
+    fn write_mark(&self, scope: &str, head: &[u8], new: New) -> Result<()> {
         let mut seen = self.redb().open_table(SEEN)?;
-        let known = read_head(&seen, head)?;
+        let New { mut mark, known } = new;
         mark.head.came_at(self.core.age.newest_ms());
-        let holes = known.as_ref().map_or(0, |known| known.holes);
-        if known.is_some() && holes == mark.head.holes {
-            return write(&mut seen, head, mark);
-        }
+        let (gaps, more_lanes) = match known {
+            Known::Lane { gaps } if gaps == mark.head.holes => return write(&mut seen, head, mark),
+            Known::Lane { gaps } => (gaps, 0),
+            Known::Nothing(_) => (0, 1),
+        };
         let mut kept = self.redb().open_table(LANES_KEPT)?;
-        if known.is_none()
-            && let LaneRoom::Of(idle) = self.room_for_lane(&seen, &kept, scope)?
-        {
+        if let Known::Nothing(LaneRoom::Of(idle)) = known {
             forget(&mut seen, &mut kept, scope, &idle)?;
         }
         let counts = LaneCounts::of(&kept, scope)?;
-        let others = counts.gaps.saturating_sub(holes);
-        let gaps_max = self.core.settings.gaps_max.saturating_sub(others).min(LANE_GAPS_MAX);
-        let lanes = counts.lanes + u64::from(known.is_none());
+        let others = counts.gaps.saturating_sub(gaps);
+        // Whoever makes gaps in lanes of others leaves each lane a few of its own.
+        let of_scope = self.core.settings.gaps_max;
+        let gaps_max = of_scope.saturating_sub(others).max(LANE_GAPS_MIN.min(of_scope)).min(LANE_GAPS_MAX);
+        let lanes = counts.lanes + more_lanes;
         // The oldest go.
         while mark.head.holes > gaps_max {
             let lane = Lane { seen: &seen, head };

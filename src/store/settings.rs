@@ -9,9 +9,9 @@ use super::capture::{Capture, Captures};
 use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
-    CACHE_BYTES_DEFAULT, GAPS_DEFAULT, HOLDER_WARN_MS_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX,
-    JOURNAL_BYTES_MIN, LANE_IDLE_MS_DEFAULT, LANES_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX,
-    RIDE_MS_DEFAULT, TRANSACTION_BYTES_DEFAULT, TRANSACTION_EVENTS_DEFAULT,
+    CACHE_BYTES_DEFAULT, HOLDER_WARN_MS_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN,
+    LANE_IDLE_MS_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
+    TRANSACTION_BYTES_DEFAULT, TRANSACTION_EVENTS_DEFAULT,
 };
 use crate::time::{Clock, SystemClock, as_ms};
 use crate::upcast::Upcasts;
@@ -242,8 +242,8 @@ impl Default for StoreBuilder {
                 inbox_age_ms: INBOX_AGE_MS_DEFAULT,
                 inbox_ids_max: None,
                 ids_policy: IdsPolicy::default(),
-                lanes_max: LANES_DEFAULT,
-                gaps_max: GAPS_DEFAULT,
+                lanes_max: u64::MAX,
+                gaps_max: u64::MAX,
                 lanes_policy: LanesPolicy::default(),
                 ride_ms: RIDE_MS_DEFAULT,
                 holder_warn_ms: HOLDER_WARN_MS_DEFAULT,
@@ -578,12 +578,15 @@ impl StoreBuilder {
         self
     }
 
-    /// How many lanes of producers are remembered per scope at most; 1,048,576 unless set
-    /// ([`LANES_DEFAULT`](crate::limits::LANES_DEFAULT)). A lane takes 100 to 600 bytes, and up to 270 KB once thousands of its messages came.
+    /// How many lanes of producers are remembered per scope at most; all unless set. A producer has a lane for each exchange, routing key and
+    /// key that it publishes to. A lane takes 100 to 600 bytes, and up to 270 KB once thousands of its messages came. Without this,
+    /// [`free_space_min`](crate::ConsumerBuilder::free_space_min) alone bounds what forged lanes take.
     ///
     /// The [policy](Self::lanes_policy) says what becomes of a message of a further lane. Unless set, a lane of which nothing came for a day is
-    /// forgotten for the new one; where none is, the message is refused with [`Error::LanesFull`](crate::Error::LanesFull), and a consumer
-    /// sets it aside. **A forgotten lane applies nothing twice**: its producer's row keeps which lanes were forgotten, as 32 ranges of ids at
+    /// forgotten for the new one, if one is found among the next 64 rows; else the message is refused with
+    /// [`Error::LanesFull`](crate::Error::LanesFull), and a consumer sets it aside. So set more than producers use in that time.
+    ///
+    /// **A forgotten lane applies nothing twice**: its producer's row keeps which lanes were forgotten, as 32 ranges of ids at
     /// most, and a message of such a lane is set aside as a conflict ([`Error::LaneConflict`](crate::Error::LaneConflict)), since it may be a repeat. Where ranges
     /// become one, messages of lanes between them that were never seen are set aside too. Nothing is dropped.
     ///
@@ -598,8 +601,11 @@ impl StoreBuilder {
         self
     }
 
-    /// How many gaps in lanes are remembered per scope at most; 262,144 unless set ([`GAPS_DEFAULT`](crate::limits::GAPS_DEFAULT)), and
-    /// 16,384 of one lane. Beyond that the oldest gap of the lane is forgotten: a message that would have filled it is set aside as a conflict, since
+    /// How many gaps in lanes are remembered per scope; all unless set. A gap takes about 100 bytes. Each lane may have 64 whatever others have
+    /// ([`LANE_GAPS_MIN`](crate::limits::LANE_GAPS_MIN)), or as many as are set here if that is less; and no lane more than 16,384
+    /// ([`LANE_GAPS_MAX`](crate::limits::LANE_GAPS_MAX)).
+    ///
+    /// Beyond that the oldest gap of the lane is forgotten: a message that would have filled it is set aside as a conflict, since
     /// it may be a repeat. Nothing is applied twice, and nothing is dropped.
     ///
     /// ```

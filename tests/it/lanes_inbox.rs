@@ -657,7 +657,7 @@ fn a_number_with_other_content_is_a_conflict() {
     assert_eq!(
         entry.reason,
         format!(
-            "number 0 of lane 0 of store {BANK} (epoch 1) was seen before in scope `service`, with another message: its content differs"
+            "number 0 of lane 0 of store {BANK} (epoch 1) is not taken as new in scope `service`: it was seen before with another content"
         )
     );
     // Whoever has looked at it may have it applied all the same.
@@ -699,7 +699,7 @@ fn a_producer_restored_from_a_backup() {
     let stats = consumer.stats();
     assert_eq!((stats.repeated, stats.conflicts, stats.applied), (5, 5, 40), "{stats:?}");
     let kept = credit.rejected("service").list(None, 100).unwrap();
-    assert!(kept.iter().all(|entry| entry.reason.ends_with("its content differs")));
+    assert!(kept.iter().all(|entry| entry.reason.ends_with("with another content")));
     // None of them is lost: each is applied once somebody has decided so.
     assert_eq!(credit.rejected("service").redrive_all().unwrap(), 5);
     until("all of them", || consumer.stats().redriven == 5);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use onewrite::publish::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, TableDefinition};
 use onewrite::time::ManualClock;
-use onewrite::{Error, LanesPolicy, Message, RejectTo, ScopeStats, Store, StoreBuilder};
+use onewrite::{Error, Event, LanesPolicy, Message, RejectTo, ScopeStats, Store, StoreBuilder};
 
 use crate::lanes_inbox::{BANK, drained, numbered, once_each, quick, send, set, stop, until};
 
@@ -118,8 +118,8 @@ fn forged_lanes_are_bounded() {
     }
 }
 
-/// Goal: gaps are bounded, of one lane and of all; what would have filled a forgotten one is set aside, never applied twice or dropped;
-/// the figures are those of the rows. Method: one lane of even numbers, many lanes that begin in their middle; then all odd numbers.
+/// Goal: gaps are bounded, of one lane and of all; each lane may have some whatever others have; what would have filled a forgotten one is
+/// set aside, never applied twice or dropped; the figures are those of the rows. Method: one lane of even numbers, many lanes that begin in their middle; then all odd numbers.
 #[test]
 fn forgotten_gaps_drop_nothing() {
     let rig = Rig::new(|builder| builder.gaps_max(20));
@@ -129,7 +129,11 @@ fn forgotten_gaps_drop_nothing() {
     rig.send(even.clone());
     assert_eq!((rig.figures().gaps, rig.figures().lanes), (20, 1));
     rig.send((2..12).map(|lane| message(lane, 9)));
-    assert_eq!((rig.figures().gaps, rig.figures().lanes), (20, 11));
+    assert_eq!(
+        (rig.figures().gaps, rig.figures().lanes),
+        (20 + 10, 11),
+        "gaps of one lane take no room of others"
+    );
     rig.send(even);
     rig.send((0..59).map(|n| message(1, 2 * n + 1)));
     rig.send((2..12).map(|lane| message(lane, 4)));
@@ -137,8 +141,10 @@ fn forgotten_gaps_drop_nothing() {
     assert!(applied.values().all(|n| *n == 1), "nothing twice");
     let aside = rig.set_aside();
     assert_eq!(applied.len() + aside.len(), 60 + 59 + 10 + 10, "nothing is dropped");
-    assert_eq!((applied.len(), aside.len()), (60 + 20 + 10, 39 + 10));
-    assert_eq!(rig.figures().gaps, 0, "all others are filled");
+    assert_eq!((applied.len(), aside.len()), (60 + 20 + 10 + 10, 39));
+    assert_eq!(rig.figures().gaps, 20, "two of each of the other lanes");
+    rig.send((2..12).flat_map(|lane| [0, 1, 2, 3, 5, 6, 7, 8].map(|number| message(lane, number))));
+    assert_eq!((rig.figures().gaps, rig.set_aside().len()), (0, 39), "all others are filled");
     // Room again.
     rig.send((20..30).map(|lane| message(lane, 1)));
     assert_eq!(rig.figures().gaps, 10);
@@ -147,7 +153,8 @@ fn forgotten_gaps_drop_nothing() {
     stop(consumer);
 }
 
-/// Goal: a file of format 5 has its lanes and gaps counted. Method: its rows without the row that counts.
+/// Goal: a file of format 5 has its lanes and gaps counted, and none of its lanes is idle at once. Method: its rows without the row that
+/// counts.
 #[test]
 fn lanes_of_the_format_before_count() {
     let rig = Rig::new(|builder| builder);
@@ -157,6 +164,8 @@ fn lanes_of_the_format_before_count() {
     let before = rig.figures();
     assert_eq!((before.lanes, before.gaps), (30, 60));
     let path = rig.store.path().to_owned();
+    rig.clock.advance(HOUR * 100);
+    rig.store.write(|tx| tx.append(Event::bytes("t", "").unpublished())).unwrap();
     rig.store.close().unwrap();
     let db = Database::open(&path).unwrap();
     let tx = db.begin_write().unwrap();
@@ -167,8 +176,13 @@ fn lanes_of_the_format_before_count() {
     }
     tx.commit().unwrap();
     drop(db);
-    let store = Store::open(&path).unwrap();
+    let builder = Store::builder().lanes_max(30).lanes_policy(LanesPolicy::ForgetIdle(HOUR * 5));
+    let store = builder.open(&path).unwrap();
     assert_eq!(store.stats().unwrap().consumers["service"], before);
+    // Nobody knows when something came of these lanes last.
+    let new = store.begin().unwrap();
+    let full = new.first_delivery("service", &numbered(99, 0, "new"));
+    assert!(matches!(full, Err(Error::LanesFull { lanes_max: 30, .. })), "{full:?}");
 }
 
 /// Goal: what is not believed can go back to the broker instead of into the file, while all else is kept. Method: unknown producers, headers

@@ -227,15 +227,33 @@ fn the_oldest_go_and_leave_nothing_behind() {
         store.write(|_| Ok(())).unwrap();
         rows(&store, INBOX) == marks + 20
     });
-    // One that is longer than all may be: the consumer stops, since dropping all others would not help.
+    // One that is longer than all may be has room alone.
     send(&broker, Message { payload: vec![8; 300_000], ..good("g") });
-    until("it waits", || consumer.stats().waits_for.is_some());
-    assert_eq!(store.rejected("service").len().unwrap(), 20);
+    until("it is kept", || drained(&broker));
+    assert_eq!((store.rejected("service").len().unwrap(), consumer.stats().waits_for), (1, None));
     let path = store.path().to_owned();
     let _ = consumer.stop(Duration::from_secs(5));
     store.close().unwrap();
     let figures = Store::open(path).unwrap().stats().unwrap().consumers["service"];
-    assert_eq!((figures.rejected, figures.rejected_dropped), (20, 280));
+    assert_eq!((figures.rejected, figures.rejected_dropped), (1, 300));
+}
+
+/// Goal: one that is longer than the bound alone stops no consumer for ever, where the quarantine is emptied by hand. Method: it comes first,
+/// and behind another one.
+#[test]
+fn a_rejected_delivery_that_is_longer_than_the_bound_has_room_alone() {
+    let (_folder, store, broker) = setup();
+    let consumer = picky(quick(&store).rejected_max(20, 10_000), &broker);
+    send(&broker, bad("long", 50_000));
+    until("it is kept", || consumer.stats().quarantined == 1);
+    send(&broker, bad("longer", 60_000));
+    until("it waits", || consumer.stats().waits_for == Some(ConsumerWait::Quarantine));
+    store.rejected("service").discard(0).unwrap();
+    until("there is room", || consumer.stats().quarantined == 2 && consumer.stats().waits_for.is_none());
+    send(&broker, good("g"));
+    until("it goes on", || drained(&broker));
+    once_each(&store, ["g".to_owned()]);
+    stop(consumer);
 }
 
 /// Goal: deliveries that wait parked and are rejected in the end cannot fill the file either; and where the broker gets back what has no

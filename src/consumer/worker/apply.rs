@@ -19,7 +19,7 @@ use crate::publish::{DeliveryTag, Settlement, SourceEvent};
 use crate::store::in_hand::Name;
 use crate::store::rejected::{Refusal, reason};
 use crate::store::rejected_room::Kept;
-use crate::store::seen::Identity;
+use crate::store::seen::{Identity, is_of_the_delivery};
 use crate::store::{Receipt, Transaction};
 use crate::time::Deadline;
 
@@ -80,6 +80,7 @@ impl Worker {
         self.running = unparked.filter_map(|item| item.key.clone()).collect();
         let result = self.apply_steps(batch, events, stop);
         self.running.clear();
+        self.returned |= std::mem::take(&mut self.behind_running);
         result
     }
 
@@ -451,14 +452,7 @@ impl One {
             return Ok(Applied::Gone);
         }
         let first = match tx.is_first_delivery(scope, identity) {
-            Err(
-                error @ (Error::LaneConflict { .. }
-                | Error::IdConflict { .. }
-                | Error::InboxFull { .. }
-                | Error::LanesFull { .. }),
-            ) => {
-                return Ok(Applied::Conflict(error));
-            }
+            Err(error) if is_of_the_delivery(&error) => return Ok(Applied::Conflict(error)),
             first => first?,
         };
         if first {

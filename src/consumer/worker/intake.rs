@@ -8,7 +8,6 @@ use super::item::{Entry, Item, kept_delivery};
 use super::{GapPolicy, HELD_LOOK, Worker};
 use crate::error::Result;
 use crate::limits::CONSUMER_BATCH_MAX;
-use crate::log::in_hand::Tries;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::store::seen::Identity;
@@ -64,21 +63,9 @@ impl Worker {
         // A person has decided that it is to be handled, whatever its lane has shown.
         let (identity, refused_as) =
             if recheck { (identity, None) } else { (Ok(Arc::new(Identity::Nameless)), identity.ok()) };
-        self.recall_redriven(Item {
-            place: 0,
-            taken: 0,
-            delivery: Arc::new(delivery),
-            identity,
-            key,
-            tries: Tries::default(),
-            name: None,
-            noted: false,
-            accused: false,
-            parked: None,
-            redriven: Some(number),
-            refused_as,
-            waited: false,
-        })
+        let mut item = Item::new(delivery, identity, key);
+        (item.redriven, item.refused_as) = (Some(number), refused_as);
+        self.recall_redriven(item)
     }
 
     /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.

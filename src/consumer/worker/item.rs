@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::event::LaneOf;
 use crate::log::in_hand::{Tries, TriesRow};
 use crate::log::rejected::RejectedRow;
+use crate::message::HeaderValue;
 use crate::publish::{Delivery, DeliveryTag, Epoch};
 use crate::store::in_hand::Name;
 use crate::store::seen::Identity;
@@ -37,9 +38,34 @@ pub(super) struct Item {
     pub(super) refused_as: Option<Arc<Identity>>,
     /// It has waited for the gap before it, and does so once: not again for each try.
     pub(super) waited: bool,
+    /// What it takes in memory, and at most in the file.
+    bytes: usize,
 }
 
 impl Item {
+    pub(super) fn new(
+        delivery: Delivery,
+        identity: Result<Arc<Identity>, Arc<Error>>,
+        key: Option<Arc<str>>,
+    ) -> Self {
+        Self {
+            place: 0,
+            taken: 0,
+            bytes: bytes_of(&delivery),
+            delivery: Arc::new(delivery),
+            identity,
+            key,
+            tries: Tries::default(),
+            name: None,
+            noted: false,
+            accused: false,
+            parked: None,
+            redriven: None,
+            refused_as: None,
+            waited: false,
+        }
+    }
+
     /// Its lane and number, if the broker has delivered it in one.
     pub(super) fn lane(&self) -> Option<(LaneOf, u64)> {
         let identity = self.identity.as_ref().ok().filter(|_| self.redriven.is_none())?;
@@ -61,8 +87,48 @@ impl Item {
     }
 
     pub(super) fn size(&self) -> usize {
-        self.delivery.message.payload.len() + self.delivery.message.headers.len() * 32
+        self.bytes
     }
+}
+
+/// What a delivery takes besides its texts, its headers and its payload.
+const FIXED_BYTES: usize = 512;
+
+/// What each value of its headers takes besides its text, those within others included.
+const VALUE_BYTES: usize = 64;
+
+/// At least what its source counts for it: see [`Source::unsettled_bytes_max`](crate::publish::Source::unsettled_bytes_max).
+fn bytes_of(delivery: &Delivery) -> usize {
+    let Delivery { exchange, routing_key, message, .. } = delivery;
+    let texts = [
+        &message.message_id,
+        &message.event_type,
+        &message.content_type,
+        &message.content_encoding,
+        &message.correlation_id,
+        &message.reply_to,
+        &message.expiration,
+        &message.user_id,
+        &message.app_id,
+        &message.cluster_id,
+    ];
+    let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
+    let headers: usize = message.headers.iter().map(|(name, value)| name.len() + bytes_of_value(value)).sum();
+    FIXED_BYTES + exchange.len() + routing_key.len() + texts + headers + message.payload.len()
+}
+
+/// Values are nested no deeper than a message may have them.
+fn bytes_of_value(value: &HeaderValue) -> usize {
+    let within = match value {
+        HeaderValue::Text(text) => text.len(),
+        HeaderValue::Bytes(bytes) => bytes.len(),
+        HeaderValue::Table(entries) => {
+            entries.iter().map(|(name, value)| name.len() + bytes_of_value(value)).sum()
+        }
+        HeaderValue::Array(values) => values.iter().map(bytes_of_value).sum(),
+        _ => 0,
+    };
+    VALUE_BYTES + within
 }
 
 /// A delivery that the store has kept under this number. The broker has it no more.

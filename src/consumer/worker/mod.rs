@@ -11,6 +11,7 @@
 //! | `intake` | redrives and gaps |
 //! | `meanwhile` | takes in what comes while handlers run, and before the first of them |
 //! | `room` | waits where there is no room for what deliveries write |
+//! | `survivors` | what outlives the connection that has delivered it |
 //! | `item` | a delivery in hand |
 
 mod apply;
@@ -19,10 +20,10 @@ mod item;
 mod meanwhile;
 mod parking;
 mod room;
+mod survivors;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use self::item::{Entry, Item};
 use self::meanwhile::Meanwhile;
 use self::parking::Hand;
 use self::room::Unkept;
+use self::survivors::Survivors;
 use super::handle::{Shared, count};
 use super::hold::Held;
 use super::space::SpaceLeft;
@@ -40,10 +42,8 @@ use super::{ConsumerBuilder, ConsumerWait, GapPolicy, Handler};
 use crate::error::{Error, Result};
 use crate::event::uuid_text;
 use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
-use crate::log::in_hand::Tries;
 use crate::message::{FaultClass, Message};
 use crate::publish::{Delivery, Source, SourceEvent};
-use crate::store::in_hand::{Name, names_one};
 use crate::store::log_pace::LogPace;
 use crate::store::seen::Identity;
 use crate::store::write_wait::Purpose;
@@ -81,8 +81,9 @@ pub(super) struct Worker {
     returned: bool,
     /// Keys of the deliveries of the batch that runs which are the broker's.
     running: HashSet<Arc<str>>,
-    /// Deliveries of a connection that has ended which are kept, since the broker may not deliver them again.
-    survivors: HashSet<Name>,
+    /// Something could not be parked because of these: it is tried again when the batch is done.
+    behind_running: bool,
+    survivors: Survivors,
     /// What has come while handlers ran.
     meanwhile: Meanwhile,
     /// Rejected deliveries that the quarantine has no room for.
@@ -105,6 +106,7 @@ struct Paces {
     rejections: LogPace,
     drops: LogPace,
     waits: LogPace,
+    goes_on: LogPace,
 }
 
 /// Where the look for deliveries that are driven again stands.
@@ -152,7 +154,8 @@ impl Worker {
             hand,
             returned: false,
             running: HashSet::new(),
-            survivors: HashSet::new(),
+            behind_running: false,
+            survivors: Survivors::default(),
             meanwhile: Meanwhile::default(),
             unkept: Unkept::default(),
             space,
@@ -316,62 +319,19 @@ impl Worker {
                     tracing::warn!(epoch = epoch.0, %fault, "not consuming");
                 }
                 *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
-                self.forget_delivered();
-                self.forget_unkept();
                 batch.retain(|item| item.delivery.tag.epoch > epoch || self.outlives_its_connection(item));
+                self.forget_delivered(batch);
             }
             SourceEvent::Delivery(delivery) => {
                 let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
                 let key = self.key_of(&delivery.message, identity.as_deref().ok());
-                let item = Item {
-                    place: 0,
-                    taken: 0,
-                    delivery: Arc::from(delivery),
-                    identity,
-                    key,
-                    tries: Tries::default(),
-                    name: None,
-                    noted: false,
-                    accused: false,
-                    parked: None,
-                    redriven: None,
-                    refused_as: None,
-                    waited: false,
-                };
-                let item = self.recall(item);
-                self.replaces_survivor(&item);
+                let item = self.recall(Item::new(*delivery, identity, key));
                 self.returned |= self.is_taken_in(&item);
-                self.admit(item, batch);
+                if let Some(item) = self.replace_survivor(item, batch) {
+                    self.admit(item, batch);
+                }
             }
         }
-    }
-
-    /// The broker will deliver again all that it has delivered. What was driven again, or is parked, is ours.
-    fn forget_delivered(&mut self) {
-        let (mut held, mut waiting) = (std::mem::take(&mut self.held), std::mem::take(&mut self.waiting));
-        let stays = |entry: &Entry| entry.item().is_none_or(|item| self.outlives_its_connection(item));
-        held.change(|entry| stays(&entry).then_some(entry));
-        waiting.retain(stays);
-        let left = waiting.holding().map(|(_, entry)| entry).chain(held.iter()).filter_map(Entry::item);
-        let names = left.filter(|item| item.is_the_brokers()).filter_map(|item| item.name.clone());
-        self.survivors = names.filter(|name| names_one(name)).collect();
-        (self.held, self.waiting) = (held, waiting);
-        self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
-    }
-
-    /// The broker has delivered it again after all: the one that was kept goes.
-    fn replaces_survivor(&mut self, item: &Item) {
-        let Some(name) = item.name.as_ref().filter(|name| self.survivors.remove(*name)) else { return };
-        let is_it = |entry: &Entry| {
-            entry.item().is_some_and(|item| item.is_the_brokers() && item.name.as_ref() == Some(name))
-        };
-        self.waiting.retain(|entry| !is_it(entry));
-        self.held.change(|entry| (!is_it(&entry)).then_some(entry));
-    }
-
-    /// It is not the broker's; or the broker may not deliver it again, because it came back too often.
-    fn outlives_its_connection(&self, item: &Item) -> bool {
-        !item.is_the_brokers() || self.is_taken_in(item)
     }
 
     /// What has come back to its queue is taken into the store before any handler runs: while one runs, what is still unread comes

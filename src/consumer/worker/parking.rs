@@ -128,11 +128,6 @@ impl FullKeys {
     }
 }
 
-/// Of keys of which a delivery runs now that is not parked, none is parked either.
-fn keys_with_an_earlier_one(running: &HashSet<Arc<str>>) -> Arc<FullKeys> {
-    Arc::new(FullKeys(Mutex::new(running.clone())))
-}
-
 /// Whoever runs for the scope now, or next, takes up what is left.
 impl Drop for Hand {
     fn drop(&mut self) {
@@ -151,7 +146,7 @@ impl Item {
     }
 
     /// How often the broker has taken it back.
-    fn returns(&self) -> u32 {
+    pub(super) fn returns(&self) -> u32 {
         if !self.delivery.redelivered || !self.is_the_brokers() {
             return 0;
         }
@@ -348,8 +343,11 @@ impl Worker {
         items: Vec<Item>,
         settlements: &mut Vec<(DeliveryTag, Settlement)>,
     ) -> Result<Vec<Item>> {
-        let (mut kept, full) = (Vec::with_capacity(items.len()), keys_with_an_earlier_one(&self.running));
-        let mut items = items.into_iter().peekable();
+        // Of keys of which a delivery runs now that is not parked, none is parked either.
+        let runs = |item: &Item| item.key.as_ref().is_some_and(|key| self.running.contains(key));
+        let (mut kept, items): (Vec<Item>, Vec<Item>) = items.into_iter().partition(runs);
+        self.behind_running |= !kept.is_empty();
+        let (mut items, full) = (items.into_iter().peekable(), Arc::new(FullKeys::default()));
         while items.peek().is_some() {
             let (step, bytes) = self.next_part(&mut items, Item::size);
             if self.has_space(bytes) {
@@ -651,20 +649,10 @@ impl Worker {
         };
         let delivery = kept_delivery(stub.number, row);
         let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
-        Some(Item {
-            place,
-            taken: self.turns,
-            delivery: Arc::new(delivery),
-            identity,
-            key: stub.key,
-            tries: stub.tries,
-            name: Some(stub.name),
-            noted: true,
-            accused: false,
-            parked: Some(stub.number),
-            redriven: None,
-            refused_as: None,
-            waited: stub.waited,
-        })
+        let mut item = Item::new(delivery, identity, stub.key);
+        (item.place, item.taken, item.waited) = (place, self.turns, stub.waited);
+        (item.tries, item.name, item.noted) = (stub.tries, Some(stub.name), true);
+        item.parked = Some(stub.number);
+        Some(item)
     }
 }

@@ -14,6 +14,7 @@ use super::{Worker, count};
 use crate::consumer::{ConsumerWait, RejectTo};
 use crate::error::Result;
 use crate::limits::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
+use crate::log::in_hand::Open;
 use crate::publish::{Settlement, SourceEvent};
 use crate::store::RejectedFull;
 use crate::store::free_space::space_at;
@@ -27,6 +28,19 @@ use crate::time::Deadline;
 pub(super) struct Unkept {
     items: Vec<(Item, Refusal)>,
     look_at: Option<Deadline>,
+}
+
+impl Unkept {
+    pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().map(|(item, _)| item)
+    }
+
+    /// Puts another delivery in the place of one, if that is among them; else returns it.
+    pub(super) fn replace(&mut self, is_it: impl Fn(&Item) -> bool, item: Item) -> Option<Item> {
+        let Some((kept, _)) = self.items.iter_mut().find(|(kept, _)| is_it(kept)) else { return Some(item) };
+        *kept = item;
+        None
+    }
 }
 
 impl Worker {
@@ -60,6 +74,12 @@ impl Worker {
             self.finish(&item, Settlement::Reject, outcome);
             outcome.done.push(item);
             return;
+        }
+        let mut item = item;
+        if item.noted && item.tries.open != Open::None {
+            // Its try is over: if the process dies while it waits for room, that was not its doing.
+            item = self.never_began(item);
+            outcome.never_began.extend(item.noted_name().map(|name| (name, item.row())));
         }
         self.unkept.items.push((item, refusal));
         self.wait_for(ConsumerWait::Quarantine);
@@ -145,12 +165,15 @@ impl Worker {
         if self.waits_for.is_none() && waited_for.is_some() {
             self.unkept.look_at = None;
             *self.shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            tracing::info!("there is room again: the consumer goes on");
+            match self.paces.goes_on.admit(self.now_ms()) {
+                Some(held_back) => tracing::info!(held_back, "there is room again: the consumer goes on"),
+                None => tracing::debug!("there is room again: the consumer goes on"),
+            }
         }
         outcome.lost.map_or(Ok(()), Err)
     }
 
-    /// The broker delivers these again.
+    /// The broker delivers these again, but for those that outlive their connection.
     pub(super) fn forget_unkept(&mut self) {
         let items = std::mem::take(&mut self.unkept.items);
         self.unkept.items =
