@@ -42,10 +42,12 @@
 //! |---|---|
 //! | deliveries that wait | [`ConsumerBuilder::parked_max`](crate::ConsumerBuilder::parked_max), rows and bytes, per scope |
 //! | tries of deliveries | [`TRIES_ROWS_MAX`](crate::limits::TRIES_ROWS_MAX), per scope |
-//! | ids of foreign messages | [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max), per scope; none unless set |
+//! | ids of foreign messages | [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max), per scope; none unless set: a million takes 150 MB |
 //! | rejected deliveries | [`ConsumerBuilder::rejected_max`](crate::ConsumerBuilder::rejected_max), rows and bytes, per scope; [`on_rejected_full`](crate::ConsumerBuilder::on_rejected_full) says what becomes of more |
-//! | lanes and their gaps | [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max), [`gaps_max`](crate::StoreBuilder::gaps_max), per scope |
+//! | lanes and their gaps | [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max), [`gaps_max`](crate::StoreBuilder::gaps_max), per scope; none unless set: ten times as many lanes as producers use in a day, and a million gaps, are good numbers |
 //! | space on the disk | [`ConsumerBuilder::free_space_min`](crate::ConsumerBuilder::free_space_min) stays free |
+//!
+//! The last one bounds all of them together. [`Stats::consumers`](crate::Stats::consumers) has a figure for each: warn where one grows.
 //!
 //! [`limits`](crate::limits) names all other bounds. By default a full quarantine stops the consumer, which loses nothing: discard or
 //! drive again what is there. If the queue has a dead-letter exchange, set `RejectedFull::DeadLetter`, and genuine deliveries flow on.
@@ -60,7 +62,7 @@
 //! | With signatures, a forgery is refused before its handler runs, and marks neither number nor id. | `signed::forgeries_mark_nothing`, `signed::a_forged_copy_does_not_stand_for_the_genuine_message`, `signed::a_redrive_proves_nothing`, `signed::a_key_is_taken_over` |
 //! | With `IdsPolicy::Refuse`, ids of others make no id forgotten that was applied. | `forged::hostile_ids_make_nothing_forgotten` |
 //! | Rejected deliveries take bounded room, and little more of the file than their length. | `rejected_room::a_full_quarantine_stops_the_consumer_until_there_is_room`, `rejected_room::a_full_quarantine_gives_back_what_it_cannot_keep`, `rejected_room::parked_deliveries_that_are_rejected_are_bounded_too`, `rejected_room::a_kept_delivery_takes_little_more_than_its_length` |
-//! | Lanes and gaps take bounded rows. What is forgotten applies nothing twice, and drops nothing. | `lanes_kept::forged_lanes_are_bounded`, `lanes_kept::a_forgotten_lane_applies_nothing_twice`, `lanes_kept::forgotten_gaps_drop_nothing` |
+//! | With `lanes_max` and `gaps_max`, lanes and gaps take bounded rows. What is forgotten applies nothing twice, and drops nothing. | `lanes_kept::forged_lanes_are_bounded`, `lanes_kept::a_forgotten_lane_applies_nothing_twice`, `lanes_kept::forgotten_gaps_drop_nothing` |
 //! | With `rejects_unknown`, messages that are not believed go back to the broker and leave no row. | `lanes_kept::unknown_producers_leave_no_row` |
 //! | Deliveries do not fill the disk of the application's own writes. | `small_disk::deliveries_do_not_fill_the_disk_of_the_application` |
 //! | No form of a message stops the queue: text that is not UTF-8, tables without end, headers larger than a frame, a body over the cap. | `poison::text_that_is_not_utf8_reaches_the_consumer`, `poison::tables_without_end_reach_the_consumer`, `poison::headers_larger_than_a_frame_reach_the_consumer`, `poison::a_body_over_the_cap_is_set_aside` |

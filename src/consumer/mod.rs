@@ -345,7 +345,8 @@ impl ConsumerBuilder {
     ///
     /// Deliveries are others' data, and a full disk would fail the application's own writes too. While less is free, the consumer takes
     /// nothing from its queue: no handler runs, nothing is parked or put into quarantine, redrives wait too. It shows
-    /// [`ConsumerWait::FreeSpace`], warns once, and goes on by itself once an eighth more is free. The broker keeps the deliveries.
+    /// [`ConsumerWait::FreeSpace`], warns once, and goes on by itself once an eighth more is free, or what it could not write if that is
+    /// more. The broker keeps the deliveries.
     ///
     /// The consumer looks at the disk every 20 ms at most, and counts twice the length of each message in between. It applies messages of
     /// 4 MiB at most in one step. What a handler writes beyond that, and what other programs write, can still fill the disk: choose the

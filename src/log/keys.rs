@@ -10,7 +10,8 @@
 //! lane        exchange len u8 │ exchange │ routing key len u8 │ routing key │ key        (key may be empty: no key)
 //! inbox       scope len u8 │ scope │ id
 //! chunk       stream len u8 │ stream │ first revision u64
-//! seen        scope len u8 │ scope │ store 16 │ epoch u64 │ lane id u64 │ 0 for the head, or 1 │ start of a hole u64
+//! seen        scope len u8 │ scope [│ store 16 │ epoch u64 │ lane id u64 │ 0 for the head, or 1 │ start of a hole u64, or 2 │ chunk u64]
+//! lanes kept  scope len u8 │ scope [│ store 16 │ epoch u64]
 //! rejected    scope len u8 │ scope [│ 0 for a row, 1 for one that is driven again │ number u64]
 //! in hand     scope len u8 │ scope [│ 0 │ number u64 of a parked delivery, or │ 1 │ name of its tries]
 //! ```

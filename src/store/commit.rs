@@ -219,10 +219,16 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<
         return Ok(());
     }
     let mut inbox = tx.open_table(INBOX)?;
+    let mut ids = ids_kept::Difference::default();
     for (key, row) in &pending.inbox {
-        inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..*row }.to_bytes().as_slice())?;
+        let before =
+            inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..*row }.to_bytes().as_slice())?;
+        // One with a number was counted when it got it.
+        if before.is_none() && row.count != ids_kept::NUMBERED && ids_kept::is_counted(row) {
+            ids.more(keys::scope_of(key));
+        }
     }
-    Ok(())
+    ids.write(tx)
 }
 
 /// Forgets some of what was seen longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
@@ -240,7 +246,7 @@ fn sweep_inbox(
     let forgotten = core.settings.ids_forgotten_beyond();
     let seen = forgotten.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
     let (mut old, mut ahead) = (Vec::new(), Vec::new());
-    let mut ids = ids_kept::Fewer::default();
+    let mut ids = ids_kept::Difference::default();
     let mut swept_to = Vec::new();
     let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
     for row in rows.by_ref().take(step) {
@@ -262,7 +268,7 @@ fn sweep_inbox(
         };
         if outnumbered || is_old {
             old.push(swept_to.clone());
-            ids.note(numbered.and_then(|_| keys::scope_of(&swept_to)));
+            ids.fewer(row.filter(ids_kept::is_counted).and_then(|_| keys::scope_of(&swept_to)));
         }
     }
     let at_end = rows.next().is_none();

@@ -1,24 +1,30 @@
 //! Ids of deliveries by number: how many of a scope are kept.
 //!
-//! Where a store remembers so many ids of a scope at most, each new one gets the next number of its scope, which stands in its
-//! inbox row. The row `(scope)` counts the numbers, and the ids that are kept. What becomes of a further id is the policy's:
+//! The row `(scope)` counts the ids that are kept. Where a store remembers so many ids of a scope at most, each new one gets the next
+//! number of its scope, which stands in its inbox row; the row `(scope)` counts the numbers too. What becomes of a further id is the policy's:
 //! [`IdsPolicy`](super::IdsPolicy).
 
 use std::collections::BTreeMap;
 
 use redb::{ReadableTable, WriteTransaction};
 
+use super::Store;
 use super::failure::damaged_row;
-use super::schema::{INBOX, InboxRow, SEEN, read_u64s, u64s};
+use super::schema::{INBOX, InboxRow, KEYED, SEEN, read_u64s, scopes, u64s};
 use super::settings::IdsPolicy;
 use super::transaction::Transaction;
-use crate::error::{Error, Result};
+use crate::error::{BoxError, Error, Result};
 use crate::log::keys;
 
 type Row = &'static [u8];
 
 /// The count of an inbox row whose `first` is the number of its id: no closure leads to so many events.
 pub(super) const NUMBERED: u32 = u32::MAX;
+
+/// Whether a row is of the id of a delivery, and so among those that are kept.
+pub(super) fn is_counted(row: &InboxRow) -> bool {
+    row.count == NUMBERED || row.len & KEYED != 0
+}
 
 /// The row of a scope.
 #[derive(Debug, Clone, Copy, Default)]
@@ -104,34 +110,78 @@ impl Transaction {
             let mut kept = 0;
             for row in inbox.range(scope.as_slice()..keys::after_prefix(&scope).as_slice())? {
                 let row = InboxRow::from_bytes(row?.1.value());
-                kept += u64::from(row.is_some_and(|row| row.count == NUMBERED));
+                kept += u64::from(row.as_ref().is_some_and(is_counted));
             }
             Ok(kept)
         })
     }
 }
 
-/// Ids that a sweep removes, by scope.
+/// How many ids more are kept, or fewer, by scope.
 #[derive(Debug, Default)]
-pub(super) struct Fewer(BTreeMap<String, u64>);
+pub(super) struct Difference(BTreeMap<String, i64>);
 
-impl Fewer {
-    /// One of this scope goes, if it has a number.
-    pub(super) fn note(&mut self, scope: Option<&str>) {
-        if let Some(scope) = scope {
-            *self.0.entry(scope.to_owned()).or_default() += 1;
+impl Difference {
+    pub(super) fn more(&mut self, scope: Option<&str>) {
+        self.note(scope, 1);
+    }
+
+    pub(super) fn fewer(&mut self, scope: Option<&str>) {
+        self.note(scope, -1);
+    }
+
+    fn note(&mut self, scope: Option<&str>, by: i64) {
+        let Some(scope) = scope else { return };
+        match self.0.get_mut(scope) {
+            Some(difference) => *difference += by,
+            None => _ = self.0.insert(scope.to_owned(), by),
         }
     }
 
     pub(super) fn write(self, tx: &WriteTransaction) -> Result<()> {
-        for (scope, fewer) in self.0 {
-            let mut seen = tx.open_table(SEEN)?;
-            // Where they are not counted yet, those that are gone need not be taken off.
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        let mut seen = tx.open_table(SEEN)?;
+        for (scope, difference) in self.0 {
+            // Where they are not counted yet, there is nothing to change.
             if let Ids { next, kept: Some(kept) } = Ids::of(&seen, &scope)? {
-                let row = u64s([next, kept.saturating_sub(fewer)]);
+                let row = u64s([next, kept.saturating_add_signed(difference)]);
                 seen.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
             }
         }
         Ok(())
+    }
+}
+
+/// Files of before format 6 counted ids with a number alone.
+pub(super) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
+    let (inbox, mut seen) = (tx.open_table(INBOX)?, tx.open_table(SEEN)?);
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for row in inbox.iter()? {
+        let (key, row) = row?;
+        let row = InboxRow::from_bytes(row.value());
+        if let Some(scope) = keys::scope_of(key.value()).filter(|_| row.as_ref().is_some_and(is_counted)) {
+            *counts.entry(scope.to_owned()).or_default() += 1;
+        }
+    }
+    for (scope, kept) in counts {
+        let row = u64s([next(&seen, &scope)?, kept]);
+        seen.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// How many ids each scope keeps.
+    pub(super) fn ids_kept(&self) -> Result<Vec<(String, u64)>> {
+        self.core().reading(|tx| {
+            let (seen, mut kept) = (tx.open_table(SEEN)?, Vec::new());
+            for scope in scopes(&seen, "seen")? {
+                let ids = Ids::of(&seen, &scope)?.kept.unwrap_or_default();
+                kept.push((scope, ids));
+            }
+            Ok(kept)
+        })
     }
 }

@@ -17,7 +17,7 @@ use super::schema::{
 use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
-use super::{lanes_kept, rejected_room};
+use super::{ids_kept, lanes_kept, rejected_room};
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::{Recorded, fresh_secret, fresh_uuid};
 use crate::limits::{CLOCK_TOLERANCE_MS, NUMBER_MAX};
@@ -155,6 +155,7 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
     if before.is_none_or(|before| before != FORMAT.to_le_bytes()) {
         rejected_room::count_bytes(&tx)?;
         lanes_kept::count_lanes(&tx, age_ms)?;
+        ids_kept::count_ids(&tx)?;
     }
     tx.commit()?;
     Ok(())

@@ -30,7 +30,7 @@ pub enum RejectedFull {
     StopConsuming,
     /// The broker gets it back, as with [`RejectTo::DeadLetter`](crate::RejectTo::DeadLetter). **A queue without a dead-letter exchange drops it.**
     DeadLetter,
-    /// The oldest ones go for it, for ever. They are counted (`rejected_dropped` in [`Stats::consumers`](crate::Stats::consumers)) and logged.
+    /// The oldest ones go for it, for ever; all of them for one that is longer than the bound. They are counted (`rejected_dropped` in [`Stats::consumers`](crate::Stats::consumers)) and logged.
     DropOldest,
 }
 

@@ -155,6 +155,9 @@ pub(crate) struct InboxRow {
     pub(crate) at_ms: u64,
 }
 
+/// In its length: that is no length, but the keyed hash of a delivery.
+pub(crate) const KEYED: u64 = 1 << 63;
+
 impl InboxRow {
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         u64s([self.first, u64::from(self.count) << 32 | u64::from(self.crc), self.len, self.at_ms])

@@ -35,6 +35,8 @@ pub struct ScopeStats {
     pub parked: u64,
     /// Bytes of their rows.
     pub parked_bytes: u64,
+    /// Ids of foreign messages that are remembered, those included that are old enough to be forgotten and are still there.
+    pub ids: u64,
     /// Lanes of producers that are remembered.
     pub lanes: u64,
     /// Gaps in them.
@@ -54,6 +56,9 @@ impl Store {
         for (scope, (rows, bytes)) in self.parked_books()? {
             let stats = scopes.entry(scope).or_default();
             (stats.parked, stats.parked_bytes) = (rows, bytes);
+        }
+        for (scope, ids) in self.ids_kept()?.into_iter().filter(|(_, ids)| *ids > 0) {
+            scopes.entry(scope).or_default().ids = ids;
         }
         for (scope, counts) in self.lane_counts()? {
             let stats = scopes.entry(scope).or_default();

@@ -17,7 +17,7 @@ use super::core::Identity as StoreIdentity;
 use super::failure::damaged_row;
 use super::gathered::Amount;
 use super::lanes_kept::{LaneCounts, LaneRoom, forget, is_forgotten, room_for_lane};
-use super::schema::{InboxRow, LANES_KEPT, SEEN};
+use super::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
@@ -49,9 +49,6 @@ pub(crate) struct Content {
     /// What files of before format 5 knew it by: CRC-32 and length of the payload.
     before: (u32, u64),
 }
-
-/// In the length of an inbox row: it is no length, but the keyed hash of a delivery.
-const KEYED: u64 = 1 << 63;
 
 /// No effect of the delivery was committed: its handler has refused it.
 const REFUSED: u64 = 1 << 62;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use onewrite::publish::{
     Delivery, MemoryBroker, QueueOptions, Rule, Settlement, Source, SourceEvent, SourceEvents, Verdict,
 };
-use onewrite::redb::{ReadableTable, TableDefinition};
+use onewrite::redb::{Database, ReadableTable, TableDefinition};
+use onewrite::time::ManualClock;
 use onewrite::{
     Consumer, ConsumerBuilder, Error, Event, GapPolicy, HeaderValue, IdsPolicy, Message, QuarantinePolicy,
     RejectTo, Result, Store, Transaction, wire,
@@ -805,6 +806,66 @@ fn foreign_ids_have_a_window_in_count() {
         refused.to_string(),
         "setting `inbox_ids_max`: an inbox of no ids would see every message anew"
     );
+}
+
+/// Goal: the figure of ids is that of the rows, with a bound and without, as they come and go, and in a file of the format before. Method:
+/// ids in two scopes, repeats, an id with another content and requests; then all grow old, and a few new ones sweep them away.
+#[test]
+fn ids_are_counted() {
+    for bound in [None, Some(1_000)] {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new());
+        let age = Duration::from_secs(60);
+        let mut builder = Store::builder().clock(clock.clone()).inbox_age(age);
+        if let Some(ids) = bound {
+            builder = builder.inbox_ids_max(ids);
+        }
+        let store = builder.clone().open(folder.path().join("a.redb")).unwrap();
+        let mark = |store: &Store, scope: &'static str, id: u64, text: &str| {
+            let message = Message {
+                message_id: Some(id.to_string().into()),
+                payload: text.into(),
+                ..Message::default()
+            };
+            let written = store.write(move |tx| tx.first_delivery(scope, &message));
+            written.map(|receipt| receipt.into_value())
+        };
+        let ids = |store: &Store| {
+            let consumers = store.stats().unwrap().consumers;
+            ["a", "b"].map(|scope| consumers.get(scope).map_or(0, |figures| figures.ids))
+        };
+        for id in 0..90 {
+            assert!(
+                mark(&store, "a", id, "x").unwrap()
+                    && mark(&store, "b", id / 2, "x").unwrap() == (id % 2 == 0)
+            );
+            store.write_once(format!("request {id}"), |_| Ok(())).unwrap();
+        }
+        assert!(!mark(&store, "a", 7, "x").unwrap());
+        assert!(mark(&store, "a", 7, "y").is_err());
+        assert_eq!(ids(&store), [90, 45]);
+        let path = store.path().to_owned();
+        store.close().unwrap();
+        let db = Database::open(&path).unwrap();
+        let tx = db.begin_write().unwrap();
+        {
+            let mut meta = tx.open_table(TableDefinition::<&str, &[u8]>::new("onewrite.meta")).unwrap();
+            meta.insert("format", &5_u32.to_le_bytes()[..]).unwrap();
+            let mut seen = tx.open_table(SEEN).unwrap();
+            for scope in ["a", "b"] {
+                seen.remove([&[1], scope.as_bytes()].concat().as_slice()).unwrap();
+            }
+        }
+        tx.commit().unwrap();
+        drop(db);
+        let store = builder.open(&path).unwrap();
+        assert_eq!(ids(&store), [90, 45]);
+        clock.advance(age * 3);
+        for id in 0..200 {
+            mark(&store, "b", 1_000 + id, "x").unwrap();
+        }
+        assert_eq!(ids(&store), [0, 200]);
+    }
 }
 
 // --- one write, one fsync -------------------------------------------------------------------------------------------
