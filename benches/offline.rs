@@ -27,7 +27,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::{Event, Relay, Store, Transaction};
 use rounds::{is_test, median, setting};
 

@@ -25,7 +25,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use onewrite::publish::{MemoryBroker, Publisher, QueueOptions, RabbitMq};
+use onewrite::broker::{MemoryBroker, Publisher, QueueOptions, RabbitMq};
 use onewrite::{Event, Store};
 use rounds::{is_test, median, setting};
 

@@ -7,13 +7,13 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use onewrite::{Event, Store, publish::MemoryBroker, redb::{ReadableTable, TableDefinition}};
+//! use onewrite::{Event, Store, broker::MemoryBroker, redb::{ReadableTable, TableDefinition}};
 //!
 //! const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
 //! # let folder = tempfile::tempdir()?;
 //! # let path = folder.path().join("payments.redb");
 //! let store = Store::open(path)?;
-//! let broker = MemoryBroker::new(); // in production: onewrite::publish::RabbitMq::new("amqp://localhost")?
+//! let broker = MemoryBroker::new(); // in production: onewrite::broker::RabbitMq::new("amqp://localhost")?
 //! broker.declare_queue("payments", Default::default());
 //! let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 //!
@@ -57,6 +57,7 @@
 #![forbid(unsafe_code)]
 
 mod aggregate;
+pub mod broker;
 pub mod codec;
 mod consumer;
 mod error;
@@ -71,7 +72,6 @@ mod oneshot;
 mod printable;
 mod process;
 mod projection;
-pub mod publish;
 mod relay;
 mod say;
 pub mod security;
@@ -151,7 +151,7 @@ pub mod fuzzing {
     #[cfg(feature = "rabbitmq")]
     #[must_use]
     pub fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
-        crate::publish::frames_of_a_broker(bytes, piece)
+        crate::broker::frames_of_a_broker(bytes, piece)
     }
 }
 

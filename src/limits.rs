@@ -73,12 +73,12 @@ pub const CONTENT_HEADER_BYTES_MAX: usize = 1 << 20;
 pub const BODY_BYTES_ANNOUNCED_MAX: u64 = 512 << 20;
 
 /// Default cap on the body of a delivery, in bytes: what RabbitMQ 3.10 takes unless set (RabbitMQ 4 takes 16 MiB). See
-/// [`RabbitMqSource::body_bytes_max`](crate::publish::RabbitMqSource::body_bytes_max).
+/// [`RabbitMqSource::body_bytes_max`](crate::broker::RabbitMqSource::body_bytes_max).
 #[cfg(feature = "rabbitmq")]
 pub const BODY_BYTES_DEFAULT: u64 = 128 << 20;
 
 /// Bytes of deliveries that are not settled, beyond which a RabbitMQ source reads nothing more, unless set. See
-/// [`RabbitMqSource::prefetch_bytes`](crate::publish::RabbitMqSource::prefetch_bytes).
+/// [`RabbitMqSource::prefetch_bytes`](crate::broker::RabbitMqSource::prefetch_bytes).
 #[cfg(feature = "rabbitmq")]
 pub const PREFETCH_BYTES_DEFAULT: u64 = 64 << 20;
 

@@ -19,7 +19,7 @@ pub use self::value::HeaderValue;
 /// otherwise.
 ///
 /// The RabbitMQ publisher refuses what AMQP cannot carry, as a fault of the message that names the field.
-/// A [`MemoryBroker`](crate::publish::MemoryBroker) carries all properties and acts on none: nothing expires, and no message
+/// A [`MemoryBroker`](crate::broker::MemoryBroker) carries all properties and acts on none: nothing expires, and no message
 /// overtakes another.
 ///
 /// ```

@@ -80,11 +80,11 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | No bytes from the peer cause a panic or an abort. Memory is bounded, and no event spends an attempt. | `matrix::hostile::b21_hostile_peers`, `matrix::hostile::b21_cut_and_garbled_lines`, `publish::rabbitmq::inbound::tests::what_the_broker_promises_is_counted` |
+//! | No bytes from the peer cause a panic or an abort. Memory is bounded, and no event spends an attempt. | `matrix::hostile::b21_hostile_peers`, `matrix::hostile::b21_cut_and_garbled_lines`, `broker::rabbitmq::inbound::tests::what_the_broker_promises_is_counted` |
 //! | Deliveries that are not settled take bounded memory, however large they are. | `large_deliveries::unsettled_deliveries_are_bounded_in_bytes`, `large_deliveries::a_delivery_that_is_larger_than_the_bound_comes_alone`, `large_deliveries::memory_is_bounded_by_bytes` |
 //! | Deliveries beyond the prefetch and returns of nothing end the connection; the fault says what came. | `rabbitmq_limits::deliveries_beyond_the_prefetch_end_the_connection` |
 //! | The peer's certificate and name are always verified, and TLS never falls back to plain text. | `rabbitmq_tls::b17_a_peer_that_cannot_be_trusted_is_refused`, `rabbitmq_tls::b17_plain_text_and_tls_do_not_mix`, `rabbitmq_tls::b17_expired_misnamed_and_outdated_servers` |
-//! | No password goes to a peer that offers no PLAIN. Over plain text it leaves this machine only if `allow_plaintext_credentials()` is set. | `publish::rabbitmq::inbound::tests::the_greeting_is_looked_at_before_the_login`, `rabbitmq_publisher::plain_text_is_never_used_by_accident` |
+//! | No password goes to a peer that offers no PLAIN. Over plain text it leaves this machine only if `allow_plaintext_credentials()` is set. | `broker::rabbitmq::inbound::tests::the_greeting_is_looked_at_before_the_login`, `rabbitmq_publisher::plain_text_is_never_used_by_accident` |
 //! | The application's writes go on, and `stop` keeps its deadline. | `matrix::outage::b01_connection_blocked`, `matrix::outage::b02_close_while_blocked_or_frozen` |
 //!
 //! **Not promised.** The broker reads every message: encrypt payloads that it must not read. It can withhold, reorder and repeat
@@ -121,7 +121,7 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | No log line, error, `Debug` or report shows a password or a payload. | `matrix::secrets::no_failure_shows_a_secret`, `publish::rabbitmq::uri_text::tests::texts_with_two_readings_are_refused_and_not_shown` |
+//! | No log line, error, `Debug` or report shows a password or a payload. | `matrix::secrets::no_failure_shows_a_secret`, `broker::rabbitmq::uri_text::tests::texts_with_two_readings_are_refused_and_not_shown` |
 //! | A flood of failures is logged at a bounded rate. | `logs::at_run_time::a_flood_is_told_at_a_bounded_rate` |
 //!
 //! **Not promised.** Logs show ids, event types, exchanges, routing keys, ordering keys, hosts and paths of files. They repeat the broker's

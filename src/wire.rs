@@ -102,7 +102,7 @@ impl HeaderSpelling {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
@@ -147,7 +147,7 @@ pub const UNREADABLE: &str = "onewrite-unreadable";
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
@@ -164,7 +164,7 @@ pub const EPOCH: &str = "onewrite-epoch";
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
@@ -181,7 +181,7 @@ pub const LANE: &str = "onewrite-lane";
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
@@ -198,7 +198,7 @@ pub const LANE_NUMBER: &str = "onewrite-lane-number";
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
@@ -215,7 +215,7 @@ pub const CRC: &str = "onewrite-crc";
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1 EUR").version(2).to("", "payments")))?
@@ -232,7 +232,7 @@ pub const VERSION: &str = "onewrite-version";
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?

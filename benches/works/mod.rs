@@ -10,7 +10,7 @@ pub mod node;
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
+use onewrite::broker::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
 use onewrite::{
     Aggregate, Event, Outcome, Outgoing, Recorded, Retention, SettingError, StartAt, Store, Transaction,
 };

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use onewrite::publish::{RabbitMq, Topology};
+use onewrite::broker::{RabbitMq, Topology};
 
 use super::QUEUE;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Delivery, MemoryBroker, RabbitMq, RabbitMqSource, Topology};
+use onewrite::broker::{Delivery, MemoryBroker, RabbitMq, RabbitMqSource, Topology};
 use onewrite::{BoxError, Consumer, ConsumerBuilder, Relay, RelayBuilder, Result, Transaction};
 
 /// A broker with one queue, of this run's own.

@@ -3,7 +3,7 @@
 use std::io::{self, BufReader};
 use std::net::TcpStream;
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 
 use crate::frames::{self, Publish, Word};
 

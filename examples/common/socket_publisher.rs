@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use onewrite::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
+use onewrite::broker::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 use onewrite::{Fault, FaultClass, Outcome, Outgoing, SettingError, Ticket};
 
 use crate::frames::{self, Publish, Word};

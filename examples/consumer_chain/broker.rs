@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use onewrite::BoxError;
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
 
 use crate::consuming::{self, Queues};
 use crate::door::Door;

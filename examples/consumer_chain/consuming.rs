@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
-use onewrite::publish::{
+use onewrite::broker::{
     Delivery, DeliveryTag, Epoch, MemoryBroker, Settlement, Source, SourceEvent, SourceEvents,
 };
 use serde::{Deserialize, Serialize};

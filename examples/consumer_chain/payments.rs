@@ -1,6 +1,6 @@
 //! The second service: takes the money for each order, or refuses it, and says so.
 
-use onewrite::publish::Delivery;
+use onewrite::broker::Delivery;
 use onewrite::redb::ReadableTableMetadata;
 use onewrite::{Event, Result, Transaction, codec};
 use serde::{Deserialize, Serialize};

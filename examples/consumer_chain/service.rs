@@ -6,7 +6,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use onewrite::publish::{RabbitMq, RabbitMqSource, Topology};
+use onewrite::broker::{RabbitMq, RabbitMqSource, Topology};
 use onewrite::{BoxError, Consumer, Relay, Store};
 
 use crate::plan::{Address, Plan, Progress, Role, Wiring};

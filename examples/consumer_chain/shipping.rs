@@ -1,6 +1,6 @@
 //! The third service: takes what is paid from the stock, and keeps the final ledger.
 
-use onewrite::publish::Delivery;
+use onewrite::broker::Delivery;
 use onewrite::redb::ReadableTableMetadata;
 use onewrite::{Error, Result, Transaction, codec};
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use onewrite::publish::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
+use onewrite::broker::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
 use onewrite::{Fault, FaultClass, SettingError};
 
 use crate::consuming::{News, Settle, Subscribe, Verdict};

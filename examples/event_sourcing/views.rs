@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onewrite::publish::Delivery;
+use onewrite::broker::Delivery;
 use onewrite::redb::{ReadableTable, Table, TableDefinition};
 use onewrite::{
     Aggregate, Error, EventFilter, HeaderValue, Projection, Result, Store, Transaction, codec, wire,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use onewrite::publish::Delivery;
+use onewrite::broker::Delivery;
 use onewrite::redb::{MultimapTableDefinition, ReadableMultimapTable};
 use onewrite::{Error, Result, Store, Transaction, codec};
 use serde::Deserialize;

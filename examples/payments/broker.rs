@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, RabbitMqSource};
+use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions, RabbitMqSource};
 use onewrite::{BoxError, Consumer, Store};
 
 use crate::bank::Destination;

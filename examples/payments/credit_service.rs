@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Delivery, Source};
+use onewrite::broker::{Delivery, Source};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Consumer, HeaderValue, Result, Store, Transaction, codec, wire};
 

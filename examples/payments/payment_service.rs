@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{RabbitMq, Topology};
+use onewrite::broker::{RabbitMq, Topology};
 use onewrite::{BoxError, Once, Relay, RelayState, Store};
 use serde::{Deserialize, Serialize};
 

@@ -47,7 +47,7 @@ impl fmt::Display for ConsumerWait {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
 /// let stats: onewrite::ConsumerStats = consumer.stop(std::time::Duration::from_secs(5));
@@ -121,7 +121,7 @@ pub(super) fn count(counter: &AtomicU64) {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// use std::time::Duration;
 /// use onewrite::Consumer;
@@ -148,7 +148,7 @@ impl Consumer {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
     /// assert_eq!(consumer.stats().applied, 0);
@@ -190,7 +190,7 @@ impl Consumer {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use std::time::Duration;
     /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;

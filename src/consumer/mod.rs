@@ -42,6 +42,7 @@ use crossbeam_channel::unbounded;
 
 use self::handle::Shared;
 use self::worker::Worker;
+use crate::broker::{Delivery, Source, SourceEvents};
 use crate::error::{Error, Result, SettingError, caught};
 use crate::event::uuid_from_text;
 use crate::limits::{
@@ -49,7 +50,6 @@ use crate::limits::{
     REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
-use crate::publish::{Delivery, Source, SourceEvents};
 use crate::store::{RejectedFull, Store, Transaction};
 use crate::wire::ProducerKeys;
 
@@ -105,7 +105,7 @@ type Handler = dyn Fn(&Delivery, &Transaction) -> Result<()> + Send + Sync;
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// let consumer = store.consumer("credit-service").prefetch(32).attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
 /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
@@ -141,7 +141,7 @@ impl Store {
     /// too.
     ///
     /// ```
-    /// use onewrite::{Error, Event, Store, publish::MemoryBroker, redb::TableDefinition};
+    /// use onewrite::{Error, Event, Store, broker::MemoryBroker, redb::TableDefinition};
     /// const OFFERS: TableDefinition<&str, u64> = TableDefinition::new("offers");
     /// # let folder = tempfile::tempdir()?;
     /// # let broker = MemoryBroker::new();
@@ -185,7 +185,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// assert!(store.consumer("credit-service").prefetch(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
     /// let consumer = store.consumer("credit-service").prefetch(32).run(broker.source("credit"), |_, _| Ok(()))?;
@@ -204,7 +204,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// assert!(store.consumer("credit-service").attempts(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
     /// let consumer = store.consumer("credit-service").attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
@@ -221,7 +221,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use std::time::Duration;
     /// let (first, longest) = (Duration::from_millis(50), Duration::from_secs(10));
@@ -245,7 +245,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use std::time::Duration;
     /// use onewrite::GapPolicy;
@@ -271,7 +271,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// let consumer = store.consumer("credit-service").parked_max(1_000, 16 << 20).run(broker.source("credit"), |_, _| Ok(()))?;
     /// assert_eq!((consumer.stats().parked, consumer.stats().parked_bytes), (0, 0));
@@ -294,7 +294,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use onewrite::{ConsumerWait, Error, Message};
     /// let handler = |_: &_, _: &_| Err(Error::reject("no such account"));
@@ -325,7 +325,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use onewrite::RejectedFull;
     /// let consumer = store
@@ -355,7 +355,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use onewrite::ConsumerWait;
     /// # #[cfg(unix)] {
@@ -385,7 +385,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// let consumer = store.consumer("credit-service").take_in_after(5).run(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
@@ -401,7 +401,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use onewrite::RejectTo;
     /// let consumer = store
@@ -423,7 +423,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
     /// use onewrite::RejectTo;
@@ -449,7 +449,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
     /// let of_bank = store.consumer("credit-service").producers([bank.id()]);
@@ -473,7 +473,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
     /// use onewrite::{ProducerKeys, SigningKey};
@@ -513,7 +513,7 @@ impl ConsumerBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # use onewrite::Message;
     /// broker.publish("", "credit", Message { message_id: Some("m-1".into()), ..Message::default() })?;

@@ -859,7 +859,7 @@ pub struct StorageFailure {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// use onewrite::Error;
 /// let refused = store.relay("rabbit").window_events(0).publish_to(broker.publisher());
 /// assert!(matches!(refused, Err(Error::Setting(error)) if error.setting == "window_events"));

@@ -175,7 +175,7 @@ impl Event {
     /// # use std::time::Duration;
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
     /// use onewrite::Event;
     /// let event = || Event::bytes("cursor.moved", "1").may_be_unroutable().to("", "nobody");

@@ -16,6 +16,7 @@ use crossbeam_channel::{bounded, unbounded};
 
 use self::machine::types::Settings;
 use self::shell::Shell;
+use crate::broker::Publisher;
 use crate::error::{Error, Result, SettingError};
 use crate::event::{Destination, Recorded, fresh_uuid, uuid_text};
 use crate::limits::{
@@ -25,7 +26,6 @@ use crate::limits::{
 };
 use crate::oneshot;
 use crate::process::keep;
-use crate::publish::Publisher;
 use crate::say::in_drop;
 use crate::store::owner::Owner;
 use crate::store::relays::{RelayPort, RelayRequest};
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Unpublished {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// use onewrite::{Ordering, QuarantinePolicy};
 /// let relay = store
 ///     .relay("rabbit")
@@ -86,7 +86,7 @@ impl Store {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use onewrite::{Event, Store, publish::{ExchangeKind, MemoryBroker}};
+    /// use onewrite::{Event, Store, broker::{ExchangeKind, MemoryBroker}};
     /// # let folder = tempfile::tempdir()?;
     /// let store = Store::open(folder.path().join("payments.redb"))?;
     /// let broker = MemoryBroker::new();
@@ -141,7 +141,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::Ordering;
     /// let relay = store.relay("rabbit").ordering(Ordering::Total).publish_to(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -157,7 +157,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::QuarantinePolicy;
     /// let relay = store.relay("rabbit").on_quarantine(QuarantinePolicy::SkipEvent).publish_to(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -173,7 +173,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// assert!(store.relay("rabbit").window_events(0).publish_to(broker.publisher()).is_err());
     /// let relay = store.relay("rabbit").window_events(1024).publish_to(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -190,7 +190,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// assert!(store.relay("rabbit").window_bytes(0).publish_to(broker.publisher()).is_err());
     /// let relay = store.relay("rabbit").window_bytes(1 << 20).publish_to(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -211,7 +211,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// use std::time::{Duration, Instant};
     /// use onewrite::Event;
@@ -234,7 +234,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// assert!(store.relay("rabbit").attempts(0).publish_to(broker.publisher()).is_err());
     /// let relay = store.relay("rabbit").attempts(3).publish_to(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -250,7 +250,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// use onewrite::{ConfirmError, Event};
     /// let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
@@ -271,7 +271,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// let (short, long) = (Duration::from_millis(50), Duration::from_secs(10));
     /// assert!(store.relay("rabbit").backoff(long, short).publish_to(broker.publisher()).is_err());
@@ -289,7 +289,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// use onewrite::HeaderSpelling;
     /// let relay = store.relay("rabbit").header_spelling(HeaderSpelling::Dash).publish_to(broker.publisher())?;
@@ -310,7 +310,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// let relay = store.relay("rabbit").source("/services/ledger").publish_to(broker.publisher())?;
     /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
@@ -330,7 +330,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// let relay = store.relay("rabbit").app_id("ledger").publish_to(broker.publisher())?;
     /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
@@ -352,7 +352,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// use onewrite::{ProducerKeys, SigningKey};
     /// let key = SigningKey::new(b"32 bytes that nobody else knows.")?;
@@ -380,8 +380,8 @@ impl RelayBuilder {
     /// # use std::time::Duration;
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
-    /// # broker.declare_exchange("delayed", onewrite::publish::ExchangeKind::Fanout);
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # broker.declare_exchange("delayed", onewrite::broker::ExchangeKind::Fanout);
     /// # use onewrite::Event;
     /// let relay = store.relay("rabbit").may_be_unroutable("delayed").publish_to(broker.publisher())?;
     /// let receipt = store.write(|tx| tx.append(Event::bytes("remind", "1").to("delayed", "mails")))?;
@@ -399,7 +399,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::StartAt;
     /// let relay = store.relay("rabbit").start_at(StartAt::Newest).publish_to(broker.publisher())?;
     /// assert_eq!(store.stats()?.relays["rabbit"].position, 0); // nothing was appended yet
@@ -422,7 +422,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("deposits", Default::default());
     /// use std::time::Duration;
     /// use onewrite::{Destination, Event, ExpectedRevision, StartAt};
@@ -488,7 +488,7 @@ impl RelayBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::Error;
     /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
     /// let second = store.relay("rabbit").publish_to(broker.publisher());
@@ -511,7 +511,7 @@ impl RelayBuilder {
         let (events, told) = unbounded();
         // What the publisher's own threads log is this relay's too.
         let span = tracing::info_span!("relay", relay = %self.name);
-        span.in_scope(|| publisher.start(crate::publish::PublisherEvents::new(events)))?;
+        span.in_scope(|| publisher.start(crate::broker::PublisherEvents::new(events)))?;
         let store_id = uuid_text(core.identity.store_id);
         let wire = Wire {
             spelling: self.spelling,
@@ -559,7 +559,7 @@ impl Drop for Registered {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// use std::time::Duration;
 /// use onewrite::{Event, Relay};
@@ -586,7 +586,7 @@ pub struct Relay {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// use std::time::Duration;
 /// let report: onewrite::StopReport = relay.stop(Duration::from_secs(5));
@@ -613,7 +613,7 @@ impl Relay {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// # use std::time::Duration;
     /// # use onewrite::Event;
@@ -635,7 +635,7 @@ impl Relay {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// # use std::time::Duration;
     /// # use onewrite::Event;
@@ -659,7 +659,7 @@ impl Relay {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
     /// let status = relay.status();
     /// assert_eq!(status.in_flight, 0);
@@ -682,7 +682,7 @@ impl Relay {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// # use onewrite::Event;
     /// broker.go_down();

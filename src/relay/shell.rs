@@ -16,6 +16,7 @@ use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered
 use super::machine::{Machine, SeqState, SuspendedFigures};
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
+use crate::broker::{Epoch, Publisher, PublisherEvent};
 use crate::error::{Error, Result, caught};
 use crate::event::{Destination, Recorded};
 use crate::limits::{
@@ -25,7 +26,6 @@ use crate::limits::{
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::oneshot;
 use crate::printable::printable;
-use crate::publish::{Epoch, Publisher, PublisherEvent};
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
 use crate::store::expired::{FoundExpired, find_expired};

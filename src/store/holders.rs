@@ -60,7 +60,7 @@ pub enum HolderKind {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// use onewrite::{Event, Holder, HolderKind};
 /// // A relay that an earlier release has run.
 /// let _ = store.relay("rabbit").publish_to(broker.publisher())?.stop(std::time::Duration::from_secs(5));

@@ -27,12 +27,12 @@ use super::rejected_room::Book;
 use super::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
 use super::seen::{Identity, content_of_delivery, fingerprint};
 use super::transaction::Transaction;
+use crate::broker::Delivery;
 use crate::error::Result;
 use crate::limits::{PARKING_STEP_BYTES, REASON_BYTES_MAX};
 use crate::log::in_hand::{ParkedRow, Tries, TriesRow};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
-use crate::publish::Delivery;
 
 type Row = &'static [u8];
 
@@ -390,8 +390,8 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::{DeliveryTag, Epoch};
     use crate::message::{HeaderValue, Message};
-    use crate::publish::{DeliveryTag, Epoch};
     use crate::wire::ContentKey;
 
     /// Goal: a delivery without an id is the same one when it comes back, though the broker has counted in its headers; and no other.

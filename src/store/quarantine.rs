@@ -17,7 +17,7 @@ use crate::time::Deadline;
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
 /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
 /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
@@ -52,7 +52,7 @@ pub struct Quarantined {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
 /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
 /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
@@ -101,7 +101,7 @@ impl Quarantine {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
     /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
@@ -139,7 +139,7 @@ impl Quarantine {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
     /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
@@ -165,7 +165,7 @@ impl Quarantine {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
     /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
@@ -202,7 +202,7 @@ impl Quarantine {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
     /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined

@@ -144,7 +144,7 @@ impl<T> Receipt<T> {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
     /// use std::time::Duration;
@@ -169,7 +169,7 @@ impl<T> Receipt<T> {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// use std::time::Duration;
     /// use onewrite::Event;

@@ -22,20 +22,20 @@ use super::rejected_room::{Book, Kept, RejectedRoom};
 use super::schema::{REJECTED, scopes};
 use super::seen::{Identity, fingerprint, is_of_the_delivery};
 use super::transaction::{REJECT_SCOPE, Transaction, check_id};
+use crate::broker::Delivery;
 use crate::error::{Error, EventError, Result};
 use crate::limits::{REASON_BYTES_MAX, REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
 use crate::printable::escaped;
-use crate::publish::Delivery;
 
 /// A rejected delivery, and why.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// # broker.publish("", "credit", onewrite::Message { message_id: Some("m-1".into()), ..Default::default() })?;
 /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
@@ -114,7 +114,7 @@ impl Rejected {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message { message_id: Some("m-1".into()), ..Default::default() })?;
     /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
@@ -164,7 +164,7 @@ impl Rejected {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message { payload: b"100".to_vec(), ..Default::default() })?;
     /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
@@ -195,7 +195,7 @@ impl Rejected {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message::default())?;
     /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
@@ -232,7 +232,7 @@ impl Rejected {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message::default())?;
     /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;

@@ -8,9 +8,9 @@ use super::rejected::read_row;
 use super::schema::{INBOX, REJECTED, read_u64s, u64s};
 use super::seen::{Identity, fingerprint};
 use super::transaction::{REJECT_SCOPE, Transaction};
+use crate::broker::{Delivery, DeliveryTag, Epoch};
 use crate::error::{BoxError, Result};
 use crate::log::keys;
-use crate::publish::{Delivery, DeliveryTag, Epoch};
 
 type Row = &'static [u8];
 

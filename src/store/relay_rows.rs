@@ -23,7 +23,7 @@ use crate::relay::machine::types::{Exception, ExceptionState, Key};
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// use std::time::Duration;
 /// use onewrite::{Event, StartAt};
@@ -97,7 +97,7 @@ impl Store {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::publish::MemoryBroker::new();
+    /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// use onewrite::Error;
     /// let relay = store.relay("old").publish_to(broker.publisher())?;

@@ -79,7 +79,7 @@ pub enum RelayState {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// let status: onewrite::RelayStatus = relay.status();
 /// assert_eq!((status.in_flight, status.quarantined), (0, 0));
@@ -126,7 +126,7 @@ pub struct RelayStatus {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// for suspended in relay.status().suspended {
 ///     println!("`{}` of `{}`: {}", suspended.routing_key, suspended.exchange, suspended.cause);

@@ -11,7 +11,7 @@ use crate::error::Result;
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// # broker.publish("", "credit", onewrite::Message { payload: b"100".to_vec(), ..Default::default() })?;
 /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;

@@ -19,13 +19,13 @@ use super::gathered::Amount;
 use super::lanes_kept::{LaneCounts, LaneRoom, forget, is_forgotten, room_for_lane};
 use super::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
 use super::transaction::{Transaction, check_id, content_of};
+use crate::broker::Delivery;
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
 use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, LANE_GAPS_MIN, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::seen::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::message::Message;
-use crate::publish::Delivery;
 use crate::wire;
 
 /// What a message is told from others by, within a scope.

@@ -139,7 +139,7 @@ pub struct CaptureStats {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
 /// let stats = store.stats()?;
 /// let rabbit: &onewrite::RelayStats = &stats.relays["rabbit"];

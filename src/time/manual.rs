@@ -20,7 +20,7 @@ use super::{Clock, ClockListener, Now, as_ms};
 /// use onewrite::time::ManualClock;
 /// use onewrite::{Event, Store};
 /// # let folder = tempfile::tempdir()?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("reminders", Default::default());
 /// let clock = ManualClock::new();
 /// let store = Store::builder().clock(Arc::new(clock.clone())).open(folder.path().join("a.redb"))?;

@@ -38,7 +38,7 @@ pub struct Now {
 ///
 /// **Waits of real time**, whatever the clock says: a timeout that a caller passes (`stop`, `confirmed`,
 /// `next_timeout`, `QuotaPolicy::Wait`); deadlines and pauses of a connection to a broker, of
-/// [`MemoryBroker`](crate::publish::MemoryBroker) too; the short delays that gather work for one commit.
+/// [`MemoryBroker`](crate::broker::MemoryBroker) too; the short delays that gather work for one commit.
 /// A clock that tells its listeners of a jump ends these short delays.
 ///
 /// A clock is the application's code. The library calls it outside of its locks, but also from inside

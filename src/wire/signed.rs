@@ -32,7 +32,7 @@ use crate::text::Text;
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// let key = onewrite::SigningKey::new(b"32 bytes that nobody else knows.")?;
 /// let relay = store.relay("rabbit").sign_with(key).publish_to(broker.publisher())?;
@@ -175,7 +175,7 @@ impl Canonical for SigningKey {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// use onewrite::{Error, Event, Message, ProducerKeys, SigningKey};
 /// let (old, new) = (SigningKey::new([1; 32])?, SigningKey::new([2; 32])?);

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::time::ManualClock;
 use onewrite::{Event, Message, Once, Retention, Store, StoreBuilder};

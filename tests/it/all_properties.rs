@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use onewrite::publish::{
+use onewrite::broker::{
     Delivery, MemoryBroker, Publisher, QueueOptions, RabbitMq, RabbitMqSource, Settlement, Source,
     SourceEvent, SourceEvents,
 };

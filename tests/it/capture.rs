@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, Rule, Verdict};
+use onewrite::broker::{MemoryBroker, Rule, Verdict};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{
     BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, QuotaPolicy, Recorded,

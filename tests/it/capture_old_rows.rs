@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::redb::{Key, ReadableTable, TableDefinition, TypeName, Value};
 use onewrite::{
     Capture, CaptureMode, Change, Error, Event, ExpectedRevision, Operation, Relay, Store, Transaction,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Epoch, MemoryBroker, Publisher, PublisherEvents};
+use onewrite::broker::{Epoch, MemoryBroker, Publisher, PublisherEvents};
 use onewrite::redb::TableDefinition;
 use onewrite::{
     BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, Change, Event, Outgoing, QuotaPolicy,

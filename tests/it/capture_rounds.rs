@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Rule, Verdict};
+use onewrite::broker::{Rule, Verdict};
 use onewrite::redb::{ReadableTable, StorageError, TableDefinition};
 use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, Transaction, limits};
 

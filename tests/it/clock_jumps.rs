@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions, Rule, Verdict};
+use onewrite::broker::{MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::TableDefinition;
 use onewrite::time::{Clock, ClockListener, ManualClock, Now};
 use onewrite::{

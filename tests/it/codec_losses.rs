@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::codec::{from_bincode, from_json};
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::redb::TableDefinition;
 use onewrite::{Capture, CaptureMode, Error, Event, EventError, Store};
 use proptest::prelude::*;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Delivery, MemoryBroker, QueueOptions};
+use onewrite::broker::{Delivery, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{
     Consumer, ConsumerBuilder, Error, HeaderValue, Message, RejectTo, Result, Store, Transaction,

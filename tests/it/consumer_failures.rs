@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{DeliveryTag, Settlement, Source, SourceEvents};
+use onewrite::broker::{DeliveryTag, Settlement, Source, SourceEvents};
 use onewrite::redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 use onewrite::{Error, GapPolicy, IdsPolicy, Message, SettingError, Store};
 

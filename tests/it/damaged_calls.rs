@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::TableDefinition;
 use onewrite::{
     Capture, CaptureMode, Error, Event, EventFilter, ExpectedRevision, Message, Recorded, Result, Store,
@@ -58,7 +58,7 @@ fn furnish(store: &Store) {
         let id = Some(format!("m-{n}").into());
         broker.publish("", "in", Message { message_id: id, ..Default::default() }).unwrap();
     }
-    let rejects = |_: &onewrite::publish::Delivery, _: &Transaction| Err(Error::reject("no"));
+    let rejects = |_: &onewrite::broker::Delivery, _: &Transaction| Err(Error::reject("no"));
     let consumer = store.consumer("scope").run(broker.source("in"), rejects).unwrap();
     let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
     let project = |event: &Recorded, tx: &onewrite::ProjectionTransaction<'_>| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
-use onewrite::publish::{Delivery, RabbitMqSource};
+use onewrite::broker::{Delivery, RabbitMqSource};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Consumer, Result, Store, Transaction};
 

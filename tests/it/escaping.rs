@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions, Rule, Verdict};
+use onewrite::broker::{MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::{Error, Event, Message, Store};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use lapin::ExchangeKind;
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::{Event, FaultClass, Relay, RelayBuilder, Store};
 
 use crate::support::rabbit::{MESSAGE_BYTES_MAX, RabbitNode, shared_node};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::{Event, Stats, Store};
 
 const SOON: Duration = Duration::from_secs(30);

@@ -13,9 +13,9 @@ const FLOORS: &[(u8, &[&str])] = &[
     (0, &["printable"]),
     (1, &["limits", "time", "error", "text", "say", "process", "mutations"]),
     (2, &["message", "codec"]),
-    (3, &["event", "publish"]),
+    (3, &["event", "broker"]),
     (4, &["filter", "upcast", "log", "relay::machine", "oneshot", "wire"]),
-    (5, &["store", "publish::rabbitmq"]),
+    (5, &["store", "broker::rabbitmq"]),
     (6, &["aggregate", "relay", "projection", "subscription", "consumer"]),
     (7, &["", "security"]),
 ];
@@ -26,17 +26,17 @@ const CRATES: &[(&str, &[&str])] = &[
     ("libc", &["store"]),
     ("rustix", &["store"]),
     ("twox_hash", &["store"]),
-    ("crc32fast", &["log", "publish::rabbitmq"]),
-    ("lapin", &["publish::rabbitmq"]),
-    ("tokio", &["publish::rabbitmq"]),
-    ("futures_util", &["publish::rabbitmq"]),
-    ("async_rs", &["publish::rabbitmq"]),
-    ("futures_io", &["publish::rabbitmq"]),
-    ("percent_encoding", &["publish::rabbitmq"]),
-    ("zeroize", &["publish::rabbitmq"]),
-    ("rustls", &["publish::rabbitmq"]),
-    ("tokio_rustls", &["publish::rabbitmq"]),
-    ("rustls_native_certs", &["publish::rabbitmq"]),
+    ("crc32fast", &["log", "broker::rabbitmq"]),
+    ("lapin", &["broker::rabbitmq"]),
+    ("tokio", &["broker::rabbitmq"]),
+    ("futures_util", &["broker::rabbitmq"]),
+    ("async_rs", &["broker::rabbitmq"]),
+    ("futures_io", &["broker::rabbitmq"]),
+    ("percent_encoding", &["broker::rabbitmq"]),
+    ("zeroize", &["broker::rabbitmq"]),
+    ("rustls", &["broker::rabbitmq"]),
+    ("tokio_rustls", &["broker::rabbitmq"]),
+    ("rustls_native_certs", &["broker::rabbitmq"]),
     // `Capture::json` says in its signature what the types of its table must be.
     ("serde", &["codec", "event", "store"]),
     ("serde_json", &["codec"]),
@@ -46,8 +46,8 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hmac", &["wire"]),
     ("sha2", &["wire"]),
     ("futures_core", &["subscription"]),
-    ("rustc_hash", &["relay", "relay::machine", "publish::rabbitmq"]),
-    ("crossbeam_channel", &["store", "publish", "publish::rabbitmq", "relay", "consumer"]),
+    ("rustc_hash", &["relay", "relay::machine", "broker::rabbitmq"]),
+    ("crossbeam_channel", &["store", "broker", "broker::rabbitmq", "relay", "consumer"]),
 ];
 
 /// Crates that any room may name.
@@ -393,11 +393,11 @@ mod itself {
     #[test]
     fn a_higher_or_an_equal_floor_is_flagged() {
         assert_eq!(flags("event.rs", "use crate::store::Store;"), 1);
-        assert_eq!(flags("event.rs", "fn f() -> crate::publish::Epoch { todo() }"), 1);
+        assert_eq!(flags("event.rs", "fn f() -> crate::broker::Epoch { todo() }"), 1);
         assert_eq!(flags("log/mod.rs", "use crate::{\n  limits::A,\n  store::{B, C},\n};"), 2);
         assert_eq!(flags("log/mod.rs", "use crate::{limits::A, store as s, relay::*,};"), 2);
         assert_eq!(flags("relay/machine/mod.rs", "use crate::relay::Shell;"), 1);
-        assert_eq!(flags("publish/mod.rs", "use crate::publish::rabbitmq::Connection;"), 1);
+        assert_eq!(flags("broker/mod.rs", "use crate::broker::rabbitmq::Connection;"), 1);
         assert_eq!(flags("error.rs", "use crate::Store;"), 1, "the root is the top floor");
     }
 
@@ -416,8 +416,8 @@ mod itself {
         assert_eq!(flags("log/mod.rs", "fn f() { ::redb :: Database::open() }"), 1);
         assert_eq!(flags("log/mod.rs", "use redb;"), 1);
         assert_eq!(flags("relay/machine/mod.rs", "use crossbeam_channel::Sender;"), 1);
-        assert_eq!(flags("publish/memory/mod.rs", "use tokio::sync::mpsc;"), 1);
-        assert_eq!(flags("publish/rabbitmq/link.rs", "use tokio::sync::mpsc; use lapin::Channel;"), 0);
+        assert_eq!(flags("broker/memory/mod.rs", "use tokio::sync::mpsc;"), 1);
+        assert_eq!(flags("broker/rabbitmq/link.rs", "use tokio::sync::mpsc; use lapin::Channel;"), 0);
         assert_eq!(
             flags("event.rs", "Event::bincode(x); self.bincode::<T>(); my_redb::x(); redb_path::y();"),
             0

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onewrite::publish::{ExchangeKind, MemoryBroker};
+use onewrite::broker::{ExchangeKind, MemoryBroker};
 use onewrite::{Error, Event, HeaderValue, IdsPolicy, Message, Store, wire};
 
 use crate::lanes_inbox::{SOON, drained, numbered, quick, setup, until};

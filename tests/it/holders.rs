@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::time::ManualClock;
 use onewrite::{Event, Holder, HolderKind, Retention, Store, StoreBuilder};
 

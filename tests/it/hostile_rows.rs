@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use onewrite::{Error, Event, ExpectedRevision, Message, OpenError, Store};
 
@@ -142,7 +142,7 @@ fn furnished(path: &Path) {
         let id = Some(format!("m-{n}").into());
         broker.publish("", "in", Message { message_id: id, ..Default::default() }).unwrap();
     }
-    let rejects = |_: &onewrite::publish::Delivery, _: &onewrite::Transaction| Err(Error::reject("no"));
+    let rejects = |_: &onewrite::broker::Delivery, _: &onewrite::Transaction| Err(Error::reject("no"));
     let consumer = store.consumer("scope").run(broker.source("in"), rejects).unwrap();
     let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
     for _ in 0..2 {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{
+use onewrite::broker::{
     Delivery, DeliveryTag, MemoryBroker, MemorySource, Settlement, Source, SourceEvent, SourceEvents,
 };
 use onewrite::redb::{ReadableTableMetadata, TableDefinition};
@@ -324,7 +324,7 @@ fn hospital(
 ) -> (onewrite::Consumer, Arc<Mutex<Vec<String>>>) {
     let applied = Arc::new(Mutex::new(Vec::new()));
     let (noted, healed) = (Arc::clone(&applied), Arc::clone(healed));
-    let handler = move |delivery: &onewrite::publish::Delivery, tx: &onewrite::Transaction| {
+    let handler = move |delivery: &onewrite::broker::Delivery, tx: &onewrite::Transaction| {
         if is_sick(&delivery.message) && !healed.load(Relaxed) {
             return Err(Error::app("the service of this customer is away"));
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{
+use onewrite::broker::{
     Delivery, MemoryBroker, QueueOptions, Rule, Settlement, Source, SourceEvent, SourceEvents, Verdict,
 };
 use onewrite::redb::{Database, ReadableTable, TableDefinition};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, TableDefinition};
 use onewrite::time::ManualClock;
 use onewrite::{Error, Event, LanesPolicy, Message, RejectTo, ScopeStats, Store, StoreBuilder};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use onewrite::publish::{Delivery, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents};
+use onewrite::broker::{Delivery, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents};
 use onewrite::{Error, Store};
 
 use crate::scratch::{child, task, until_within};

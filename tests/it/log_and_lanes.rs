@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::time::{Clock, Now, SystemClock};
 use onewrite::{Error, Event, FaultClass, OpenError, Relay, Retention, Store, StoreBuilder, limits};

@@ -123,8 +123,8 @@ pub(crate) mod at_run_time {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
+    use onewrite::broker::{MemoryBroker, QueueOptions};
     use onewrite::limits::LOG_BURST_MAX;
-    use onewrite::publish::{MemoryBroker, QueueOptions};
     use onewrite::{Error, Event, Store};
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
     use tracing_subscriber::registry::LookupSpan;
@@ -331,7 +331,7 @@ pub(crate) mod at_run_time {
     #[test]
     #[cfg(feature = "rabbitmq")]
     fn child_that_cannot_connect() {
-        use onewrite::publish::{RabbitMq, RabbitMqSource};
+        use onewrite::broker::{RabbitMq, RabbitMqSource};
         let Some((folder, _)) = task() else { return };
         let lines = Lines::install();
         let store = Store::open(folder.join("a.redb")).unwrap();

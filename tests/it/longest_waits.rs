@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, SystemTime};
 
-use onewrite::publish::{MemoryBroker, MemoryPublisher, QueueOptions, Rule, Verdict};
+use onewrite::broker::{MemoryBroker, MemoryPublisher, QueueOptions, Rule, Verdict};
 use onewrite::time::{Clock, ManualClock};
 use onewrite::{
     BacklogQuota, ConfirmError, Error, Event, GapPolicy, Message, Projection, ProjectionState, QuotaPolicy,
@@ -406,7 +406,7 @@ fn the_memory_broker_takes_every_duration() {
 #[cfg(feature = "rabbitmq")]
 #[test]
 fn rabbitmq_takes_every_duration_that_the_protocol_has() {
-    use onewrite::publish::{RabbitMq, RabbitMqSource};
+    use onewrite::broker::{RabbitMq, RabbitMqSource};
     const URL: &str = "amqp://127.0.0.1:1";
     let rig = rig();
     let store = rig.open(Store::builder());

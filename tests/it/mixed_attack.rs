@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use onewrite::publish::{RabbitMq, RabbitMqSource};
+use onewrite::broker::{RabbitMq, RabbitMqSource};
 use onewrite::redb::TableDefinition;
 use onewrite::{Error, Event, RejectedFull, Store, wire};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::{Aggregate, Error, Event, EventFilter, GapPolicy, Recorded, Result, Store};
 
 fn same(payload: &[u8]) -> Result<Vec<u8>, onewrite::BoxError> {

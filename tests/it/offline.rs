@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::{Event, Store};
 
 use crate::scratch::{child, task};

@@ -348,7 +348,7 @@ fn calls_that_wait(store: &Store, receipt: &Receipt) {
     inside("write_once", store.write_once("id", |_| Ok(())).err());
     inside("close", store.clone().close().err());
     inside("forget_relay", store.forget_relay("relay").err());
-    let broker = onewrite::publish::MemoryBroker::new();
+    let broker = onewrite::broker::MemoryBroker::new();
     inside("publish_to", store.relay("another").publish_to(broker.publisher()).err());
     let mut future = Box::pin(store.write_async(|_| Ok(())));
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -373,7 +373,7 @@ fn calls_that_wait(store: &Store, receipt: &Receipt) {
 #[test]
 fn waiting_for_oneself_fails_at_once() {
     let (_folder, store) = open();
-    let broker = onewrite::publish::MemoryBroker::new();
+    let broker = onewrite::broker::MemoryBroker::new();
     let relay = store.relay("relay").publish_to(broker.publisher()).unwrap();
     let receipt = Arc::new(store.write(|_| Ok(())).unwrap());
     let in_closure = {

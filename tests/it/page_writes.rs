@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::{Event, ExpectedRevision, IoStats, Retention, Store, Transaction};
 
 use crate::scratch::Random;

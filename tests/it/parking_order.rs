@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onewrite::publish::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
+use onewrite::broker::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
 use onewrite::{Error, Fault, FaultClass, Message, SettingError, Store};
 
 use crate::scratch::until;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lapin::types::AMQPValue;
-use onewrite::publish::RabbitMqSource;
+use onewrite::broker::RabbitMqSource;
 use onewrite::{Consumer, Message, Store, wire};
 
 use crate::support::fake_broker::FakeBroker;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::{Error, Event, EventFilter, ExpectedRevision, StartAt, Store, Subscription};
 
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{Error, Event, FailurePolicy, Projection, Store};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::redb::{Database, ReadableTable, ReadableTableMetadata, TableDefinition};
 use onewrite::{
     Error, Event, EventFilter, ExpectedRevision, FailurePolicy, Projection, ProjectionState, Receipt, Result,

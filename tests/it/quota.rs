@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::time::{Clock, Now, SystemClock};
 use onewrite::{
     BacklogQuota, ConfirmError, Error, Event, FaultClass, QuotaPolicy, Receipt, Relay, Store, StoreBuilder,
@@ -164,7 +164,7 @@ fn expired_events_make_room_while_the_broker_is_away() {
 /// quota is reached with two of each kind, one of which expires.
 #[test]
 fn what_waits_apart_expires_too() {
-    use onewrite::publish::{Rule, Verdict};
+    use onewrite::broker::{Rule, Verdict};
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), Ahead::new(), broker());
     let store = builder(&clock, 8).open(folder.path().join("a.redb")).unwrap();
     broker.script(Rule::any().always().then(Verdict::HoldConfirm));

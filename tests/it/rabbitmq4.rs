@@ -8,10 +8,10 @@ use std::time::Duration;
 use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
-use onewrite::limits::PAYLOAD_BYTES_MAX;
-use onewrite::publish::{
+use onewrite::broker::{
     Publisher, RabbitMq, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents, Topology,
 };
+use onewrite::limits::PAYLOAD_BYTES_MAX;
 use onewrite::{Event, FaultClass, Outcome, RelayState, Store};
 
 use crate::scratch::until_within;

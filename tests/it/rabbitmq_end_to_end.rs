@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{ExchangeKind, RabbitMq, RabbitMqSource, Topology};
+use onewrite::broker::{ExchangeKind, RabbitMq, RabbitMqSource, Topology};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Event, GapPolicy, RelayState, Store, wire};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Publisher, RabbitMq, RabbitMqSource, Topology};
+use onewrite::broker::{Publisher, RabbitMq, RabbitMqSource, Topology};
 use onewrite::redb::{ReadableTableMetadata, TableDefinition};
 use onewrite::{Event, FaultClass, Outcome, RelayState, Store};
 

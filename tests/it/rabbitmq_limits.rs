@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology};
+use onewrite::broker::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology};
 use onewrite::{Event, FaultClass, Relay, Store};
 
 use crate::support::fake_broker::FakeBroker;

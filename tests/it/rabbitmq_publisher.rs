@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use lapin::ExchangeKind as Kind;
 use lapin::types::AMQPValue;
-use onewrite::publish::{
-    Epoch, ExchangeKind, Publisher, PublisherEvent, PublisherEvents, RabbitMq, Topology,
-};
+use onewrite::broker::{Epoch, ExchangeKind, Publisher, PublisherEvent, PublisherEvents, RabbitMq, Topology};
 use onewrite::{FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 
 use crate::support::fake_broker::FakeBroker;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::{Event, Store, SuspendCause};
 
 use crate::scratch::until_within;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::{Event, Relay, Store};
 
 use crate::scratch::until_within;

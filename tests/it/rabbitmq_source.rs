@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
-use onewrite::publish::{
+use onewrite::broker::{
     Delivery, DeliveryTag, Epoch, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents, Topology,
 };
 use onewrite::{Fault, FaultClass, HeaderValue};

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Publisher, PublisherEvents, RabbitMq, RabbitMqSource, Tls, Topology};
+use onewrite::broker::{Publisher, PublisherEvents, RabbitMq, RabbitMqSource, Tls, Topology};
 use onewrite::redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 use onewrite::{Event, Fault, FaultClass, Outcome, RelayState, Store};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onewrite::publish::{Delivery, Epoch, MemoryBroker, QueueOptions};
+use onewrite::broker::{Delivery, Epoch, MemoryBroker, QueueOptions};
 use onewrite::redb::TableDefinition;
 use onewrite::{Consumer, ConsumerBuilder, Error, HeaderValue, Message, RejectTo, Store};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::{Consumer, ConsumerBuilder, ConsumerWait, Error, Message, RejectedFull, Store};
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
+use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::{Database, TableDefinition};
 use onewrite::{
     BacklogQuota, ConfirmError, Error, Event, FaultClass, HeaderValue, Message, Ordering, QuarantinePolicy,
@@ -813,7 +813,7 @@ fn what_was_driven_again_and_delivered_does_not_come_back() {
     const EVENTS: usize = 200;
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
-    let broker = onewrite::publish::MemoryBroker::new();
+    let broker = onewrite::broker::MemoryBroker::new();
     let relay = store
         .relay("rabbit")
         .window_events(1)

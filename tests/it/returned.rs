@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use lapin::ExchangeKind;
-use onewrite::publish::{
-    MemoryBroker, RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology,
-};
+use onewrite::broker::{MemoryBroker, RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology};
 use onewrite::{Event, FaultClass, RelayState, Store, SuspendCause};
 
 use crate::scratch::until_within;
@@ -49,7 +47,7 @@ fn a_queue_whose_node_is_down_is_an_outage() {
 
     let (_folder, store) = open();
     let topology = Topology::new()
-        .exchange("declared", onewrite::publish::ExchangeKind::Topic)
+        .exchange("declared", onewrite::broker::ExchangeKind::Topic)
         .queue("far.q")
         .bind("declared", "far.q", "far.#")
         .bound_elsewhere("elsewhere", "far.q", "far.#")
@@ -122,7 +120,7 @@ fn a_queue_to_declare_whose_node_is_down_stops_nobody() {
     let (_folder, store) = open();
     let topology = || {
         Topology::new()
-            .exchange("declared", onewrite::publish::ExchangeKind::Fanout)
+            .exchange("declared", onewrite::broker::ExchangeKind::Fanout)
             .queue("far.q")
             .bind("declared", "far.q", "")
             .queue("near.q")
@@ -176,7 +174,7 @@ fn mandatory_can_be_switched_off() {
     let broker = MemoryBroker::new();
     for exchange in ["unbound.one", "unbound.two"] {
         tap.exchange(exchange, ExchangeKind::Fanout);
-        broker.declare_exchange(exchange, onewrite::publish::ExchangeKind::Fanout);
+        broker.declare_exchange(exchange, onewrite::broker::ExchangeKind::Fanout);
     }
     for on_rabbit in [true, false] {
         let (_folder, store) = open();

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Aggregate, Event, Recorded, Relay, RelayState, Snapshot, Store};
 use tracing_subscriber::layer::{Context, Layer};

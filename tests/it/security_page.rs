@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lapin::ExchangeKind;
-use onewrite::publish::{RabbitMq, RabbitMqSource};
+use onewrite::broker::{RabbitMq, RabbitMqSource};
 use onewrite::{ConfirmError, Event, Fault, FaultClass, Store};
 
 use crate::lanes_inbox::{SOON, until};

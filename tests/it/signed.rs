@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::{Error, Event, Message, ProducerKeys, RejectTo, SigningKey, Store, wire};
 
 use crate::lanes_inbox::{SOON, drained, quick, setup, until};
@@ -14,11 +14,11 @@ fn key(byte: u8) -> SigningKey {
 /// Bodies that the handler has had, each once, in order of arrival.
 type Applied = Arc<Mutex<Vec<String>>>;
 
-fn applied()
--> (Applied, impl Fn(&onewrite::publish::Delivery, &onewrite::Transaction) -> onewrite::Result<()>) {
+fn applied() -> (Applied, impl Fn(&onewrite::broker::Delivery, &onewrite::Transaction) -> onewrite::Result<()>)
+{
     let all = Applied::default();
     let seen = Arc::clone(&all);
-    let handler = move |delivery: &onewrite::publish::Delivery, _: &onewrite::Transaction| {
+    let handler = move |delivery: &onewrite::broker::Delivery, _: &onewrite::Transaction| {
         seen.lock().unwrap().push(String::from_utf8_lossy(&delivery.message.payload).into_owned());
         Ok(())
     };
@@ -137,7 +137,7 @@ fn a_key_is_taken_over() {
     let rejected = credit.rejected("service");
     let (_, copy) = rejected.get(0).unwrap();
     let again = applied.clone();
-    let handler = move |delivery: &onewrite::publish::Delivery, _: &onewrite::Transaction| {
+    let handler = move |delivery: &onewrite::broker::Delivery, _: &onewrite::Transaction| {
         again.lock().unwrap().push(String::from_utf8_lossy(&delivery.message.payload).into_owned());
         Ok(())
     };

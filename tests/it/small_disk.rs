@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::TableDefinition;
 use onewrite::{ConsumerWait, Error, Event, Message, Store};
 
@@ -65,7 +65,7 @@ fn fill(folder: &Path, way: &str, journal: usize) {
     let cured = Arc::new(AtomicBool::new(false));
     let handler = {
         let (way, cured) = (way.to_owned(), Arc::clone(&cured));
-        move |delivery: &onewrite::publish::Delivery, tx: &onewrite::Transaction| {
+        move |delivery: &onewrite::broker::Delivery, tx: &onewrite::Transaction| {
             if cured.load(Relaxed) {
                 return Ok(());
             }

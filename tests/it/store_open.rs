@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableDatabase, TableDefinition};
 use onewrite::{Error, Event, ExpectedRevision, OpenError, RelayState, Snapshot, Store, Transaction};
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use onewrite::{
     Destination, Error, Event, ExpectedRevision, Result, Snapshot, Store, StreamAppended, Transaction, limits,

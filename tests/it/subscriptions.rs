@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::{Error, Event, EventFilter, ExpectedRevision, Store};
 

@@ -1,6 +1,6 @@
 //! Errors name what the user gave.
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::redb::TableDefinition;
 use onewrite::{Destination, Event, ExpectedRevision, Store};
 

@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{MemoryBroker, QueueOptions};
+use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTableMetadata, TableDefinition};
 use onewrite::{
     Capture, CaptureMode, Error, Event, ExpectedRevision, Message, Result, Store, StoreBuilder, Transaction,

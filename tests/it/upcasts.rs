@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::redb::TableDefinition;
 use onewrite::{
     Aggregate, Error, Event, ExpectedRevision, FailurePolicy, Recorded, Result, Store, StoreBuilder, wire,

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use onewrite::publish::MemoryBroker;
+use onewrite::broker::MemoryBroker;
 use onewrite::redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 use onewrite::{Event, ExpectedRevision, Finding, Store};
 

@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::Stream;
-use onewrite::publish::{
+use onewrite::broker::{
     MemoryBroker, Publisher, PublisherEvents, RabbitMq, RabbitMqSource, Source, SourceEvents,
 };
 use onewrite::redb::TableDefinition;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::redb::TableDefinition;
 use onewrite::{Event, Relay, Store};
 

@@ -9,13 +9,13 @@ use crossbeam_channel::Receiver;
 
 use super::item::Item;
 use super::{Worker, count};
+use crate::broker::{DeliveryTag, Settlement, SourceEvent};
 use crate::consumer::tries::{Step, steps};
 use crate::consumer::{Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
 use crate::limits::CONSUMER_BATCH_MAX;
 use crate::log::in_hand::TriesRow;
 use crate::printable::plain;
-use crate::publish::{DeliveryTag, Settlement, SourceEvent};
 use crate::store::in_hand::Name;
 use crate::store::rejected::{Refusal, reason};
 use crate::store::rejected_room::Kept;

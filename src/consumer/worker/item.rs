@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::broker::{Delivery, DeliveryTag, Epoch};
 use crate::consumer::waiting::Member;
 use crate::error::{Error, Result};
 use crate::event::LaneOf;
 use crate::log::in_hand::{Tries, TriesRow};
 use crate::log::rejected::RejectedRow;
 use crate::message::HeaderValue;
-use crate::publish::{Delivery, DeliveryTag, Epoch};
 use crate::store::in_hand::Name;
 use crate::store::seen::Identity;
 
@@ -97,7 +97,7 @@ const FIXED_BYTES: usize = 512;
 /// What each value of its headers takes besides its text, those within others included.
 const VALUE_BYTES: usize = 64;
 
-/// At least what its source counts for it: see [`Source::unsettled_bytes_max`](crate::publish::Source::unsettled_bytes_max).
+/// At least what its source counts for it: see [`Source::unsettled_bytes_max`](crate::broker::Source::unsettled_bytes_max).
 fn bytes_of(delivery: &Delivery) -> usize {
     let Delivery { exchange, routing_key, message, .. } = delivery;
     let texts = [

@@ -14,8 +14,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::item::Item;
 use super::{RETURNED_LINGER, Worker};
+use crate::broker::SourceEvent;
 use crate::error::Result;
-use crate::publish::SourceEvent;
 use crate::time::Deadline;
 
 /// How long a consumer with parked deliveries waits for its source before it begins with them.

@@ -42,8 +42,8 @@ use self::types::{
     Action, Change, DESTINATION_BACKOFF_FACTOR, Entry, Exception, ExceptionState, Figures, Input, Key,
     Loaded, Ordering, QuarantinePolicy, Recovered, Settings, SuspendCause,
 };
+use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
-use crate::publish::Epoch;
 use crate::time::Now;
 
 /// What settles an event's place on disk.

@@ -8,8 +8,8 @@ use super::types::{
     Recovered, Settings,
 };
 use super::{Machine, flow};
+use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
-use crate::publish::Epoch;
 use crate::time::Now;
 
 /// A machine with its log, told things one by one. Reads of the log are answered at once; the rest by the story.

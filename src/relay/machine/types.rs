@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
+use crate::broker::Epoch;
 use crate::message::{Fault, Outcome, Ticket};
-use crate::publish::Epoch;
 
 /// Destination faults wait this many times longer.
 pub(super) const DESTINATION_BACKOFF_FACTOR: u64 = 10;

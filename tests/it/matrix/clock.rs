@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
-use onewrite::publish::RabbitMqSource;
+use onewrite::broker::RabbitMqSource;
 use onewrite::time::{Clock, Now, SystemClock};
 use onewrite::{Event, Store};
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use lapin::types::AMQPValue;
-use onewrite::publish::Topology;
+use onewrite::broker::Topology;
 use onewrite::{ConfirmError, FaultClass};
 
 use super::{Line, SOON, rabbit, until};

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
-use onewrite::publish::{Delivery, RabbitMqSource};
+use onewrite::broker::{Delivery, RabbitMqSource};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Consumer, FaultClass, Result, Store, Transaction};
 

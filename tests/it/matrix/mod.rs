@@ -35,7 +35,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::{Appended, Event, Fault, FaultClass, Receipt, Relay, RelayBuilder, RelayState, Store};
 
 use self::judge::{Judge, payload};

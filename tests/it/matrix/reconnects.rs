@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onewrite::Store;
-use onewrite::publish::RabbitMqSource;
+use onewrite::broker::RabbitMqSource;
 
 use super::{Line, rabbit, until};
 use crate::scratch::{child, task};

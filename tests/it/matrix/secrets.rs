@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
-use onewrite::publish::{RabbitMq, RabbitMqSource};
+use onewrite::broker::{RabbitMq, RabbitMqSource};
 use onewrite::{Event, FaultClass, RelayState, Store};
 
 use super::{Line, hostile, rabbit, until};

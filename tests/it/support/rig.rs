@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use onewrite::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents, RabbitMq};
+use onewrite::broker::{Epoch, Publisher, PublisherEvent, PublisherEvents, RabbitMq};
 use onewrite::{Fault, Message, Outcome, Outgoing, Ticket};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use onewrite::limits::JOURNAL_BYTES_MIN;
-use onewrite::publish::RabbitMq;
+use onewrite::broker::RabbitMq;
 use onewrite::redb::TableDefinition;
 use onewrite::{Capture, Change, Event, FaultClass, Retention, Store};
 use onewrite_torture_checker::formats::{ROUTING_KEY, exchange};

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Delivery, RabbitMqSource};
+use onewrite::broker::{Delivery, RabbitMqSource};
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{Error, Store, Transaction};
 use onewrite_torture_checker::formats::name_in;

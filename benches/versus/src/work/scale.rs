@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use onewrite::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
+use onewrite::broker::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 use onewrite::{Event, Outcome, Outgoing, Relay, SettingError, Store};
 
 use crate::Setup;

@@ -11,8 +11,8 @@ use super::super::types::{
 };
 use super::super::{Machine, Wake};
 use super::Log;
+use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
-use crate::publish::Epoch;
 use crate::time::Now;
 
 const WALL_START_MS: u64 = 1_000_000;

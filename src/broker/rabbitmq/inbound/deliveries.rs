@@ -13,7 +13,7 @@ use std::task::{Context, Waker};
 
 /// Shared by the transport of one connection and by the consumer on it.
 #[derive(Debug, Clone)]
-pub(in crate::publish::rabbitmq) struct Deliveries(Arc<Shared>);
+pub(in crate::broker::rabbitmq) struct Deliveries(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -46,12 +46,12 @@ pub(super) enum Came {
 
 impl Deliveries {
     /// As many as were asked for, and so many bytes, of all but the first.
-    pub(in crate::publish::rabbitmq) fn at_most(max: usize, bytes_max: u64) -> Self {
+    pub(in crate::broker::rabbitmq) fn at_most(max: usize, bytes_max: u64) -> Self {
         Self(Arc::new(Shared { max, bytes_max, now: Mutex::default() }))
     }
 
     /// Where nothing is consumed.
-    pub(in crate::publish::rabbitmq) fn none() -> Self {
+    pub(in crate::broker::rabbitmq) fn none() -> Self {
         Self::at_most(0, u64::MAX)
     }
 
@@ -96,12 +96,12 @@ impl Deliveries {
     // --- the consumer's ---------------------------------------------------------------------------------------------
 
     /// The consumer takes the next one. Its bytes.
-    pub(in crate::publish::rabbitmq) fn taken(&self) -> u64 {
+    pub(in crate::broker::rabbitmq) fn taken(&self) -> u64 {
         self.now().sizes.pop_front().unwrap_or_default()
     }
 
     /// What is unsettled was `before`, and is `after` with what is sent next: a number, and bytes.
-    pub(in crate::publish::rabbitmq) fn settled(&self, before: (usize, u64), after: (usize, u64)) {
+    pub(in crate::broker::rabbitmq) fn settled(&self, before: (usize, u64), after: (usize, u64)) {
         self.change(|now| {
             now.unsettled = now.unsettled.saturating_sub(before.0.saturating_sub(after.0));
             now.bytes = now.bytes.saturating_sub(before.1.saturating_sub(after.1));
@@ -109,7 +109,7 @@ impl Deliveries {
     }
 
     /// What comes from now on is dropped: the connection ends.
-    pub(in crate::publish::rabbitmq) fn want_no_more(&self) {
+    pub(in crate::broker::rabbitmq) fn want_no_more(&self) {
         self.change(|now| now.unwanted = true);
     }
 

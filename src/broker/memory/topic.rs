@@ -4,7 +4,7 @@
 //! none included. An empty text has no words at all, as in RabbitMQ; in `a..b` the middle word is empty.
 
 /// Whether `pattern` matches `key`. Takes `words in pattern × words in key` steps at most.
-pub(in crate::publish) fn matches(pattern: &str, key: &str) -> bool {
+pub(in crate::broker) fn matches(pattern: &str, key: &str) -> bool {
     let (pattern, key) = (words(pattern), words(key));
     let (mut p, mut k) = (0, 0);
     // The last `#` seen and where the key stood then: on a mismatch let it swallow one word more. An earlier `#` need

@@ -13,11 +13,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, unbounded};
 
 use super::*;
-use crate::message::{Outgoing, Ticket};
-use crate::publish::{
+use crate::broker::{
     Delivery, DeliveryTag, Publisher, PublisherEvent, PublisherEvents, Settlement, Source, SourceEvent,
     SourceEvents,
 };
+use crate::message::{Outgoing, Ticket};
 
 /// Longest wait for something that another thread is to do.
 const SOON: Duration = Duration::from_secs(10);

@@ -26,16 +26,16 @@ use crossbeam_channel::Sender;
 use crate::error::SettingError;
 use crate::message::{Fault, Message, Outcome, Outgoing, Ticket};
 
-pub use memory::*;
+pub use self::memory::*;
 #[cfg(all(feature = "rabbitmq", fuzzing))]
-pub(crate) use rabbitmq::frames_of_a_broker;
+pub(crate) use self::rabbitmq::frames_of_a_broker;
 #[cfg(feature = "rabbitmq")]
-pub use rabbitmq::*;
+pub use self::rabbitmq::*;
 
 /// Numbers the connections of one publisher or source, from 1.
 ///
 /// ```
-/// use onewrite::publish::Epoch;
+/// use onewrite::broker::Epoch;
 /// assert!(Epoch(1) < Epoch(2)); // the later connection
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -45,7 +45,7 @@ pub struct Epoch(pub u64);
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass};
-/// use onewrite::publish::{Epoch, PublisherEvent};
+/// use onewrite::broker::{Epoch, PublisherEvent};
 /// let event = PublisherEvent::Down { epoch: Epoch(1), fault: Fault::new(FaultClass::Outage, "connection reset") };
 /// assert!(matches!(event, PublisherEvent::Down { epoch: Epoch(1), .. }));
 /// ```
@@ -79,7 +79,7 @@ pub enum PublisherEvent {
 /// Where a publisher tells what happens. Cheap to clone; never blocks.
 ///
 /// ```
-/// use onewrite::publish::{Epoch, PublisherEvent, PublisherEvents};
+/// use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
 /// let (sender, told) = crossbeam_channel::unbounded();
 /// let events = PublisherEvents::new(sender);
 /// events.clone().send(PublisherEvent::Up { epoch: Epoch(1) });
@@ -92,7 +92,7 @@ impl PublisherEvents {
     /// Wraps the sending half of an unbounded channel. What is in it is bounded by the relay's window.
     ///
     /// ```
-    /// # use onewrite::publish::{Epoch, PublisherEvent, PublisherEvents};
+    /// # use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
     /// let (sender, told) = crossbeam_channel::unbounded();
     /// assert!(PublisherEvents::new(sender).send(PublisherEvent::Blocked { blocked: true }));
     /// assert_eq!(told.len(), 1);
@@ -105,7 +105,7 @@ impl PublisherEvents {
     /// Tells the relay. Returns `false` when the relay is gone, upon which the publisher should end.
     ///
     /// ```
-    /// # use onewrite::publish::{Epoch, PublisherEvent, PublisherEvents};
+    /// # use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
     /// let (sender, told) = crossbeam_channel::unbounded();
     /// drop(told); // the relay is gone
     /// assert!(!PublisherEvents::new(sender).send(PublisherEvent::Up { epoch: Epoch(1) }));
@@ -121,7 +121,7 @@ impl PublisherEvents {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// use std::time::Duration;
-/// use onewrite::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
+/// use onewrite::broker::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 /// use onewrite::{Event, Outcome, Outgoing, SettingError};
 ///
 /// /// Takes everything, keeps nothing.
@@ -166,7 +166,7 @@ pub trait Publisher: Send + fmt::Debug + 'static {
 /// Names one delivery on one connection.
 ///
 /// ```
-/// use onewrite::publish::{DeliveryTag, Epoch};
+/// use onewrite::broker::{DeliveryTag, Epoch};
 /// let tag = |epoch| DeliveryTag { epoch: Epoch(epoch), tag: 1 };
 /// assert_ne!(tag(1), tag(2)); // the same number on another connection is another delivery
 /// ```
@@ -181,8 +181,8 @@ pub struct DeliveryTag {
 /// A message that a broker delivered.
 ///
 /// ```
-/// # use onewrite::publish::{Source, SourceEvent, SourceEvents};
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// # use onewrite::broker::{Source, SourceEvent, SourceEvents};
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("inbox", Default::default());
 /// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
 /// # let (sender, received) = crossbeam_channel::unbounded();
@@ -213,9 +213,9 @@ pub struct Delivery {
 /// What a consumer says of a delivery.
 ///
 /// ```
-/// use onewrite::publish::Settlement;
-/// # use onewrite::publish::{Source, SourceEvent, SourceEvents};
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// use onewrite::broker::Settlement;
+/// # use onewrite::broker::{Source, SourceEvent, SourceEvents};
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("inbox", Default::default());
 /// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
 /// # let (sender, received) = crossbeam_channel::unbounded();
@@ -243,8 +243,8 @@ pub enum Settlement {
 /// What a source tells the consumer.
 ///
 /// ```
-/// use onewrite::publish::{Source, SourceEvent, SourceEvents};
-/// # let broker = onewrite::publish::MemoryBroker::new();
+/// use onewrite::broker::{Source, SourceEvent, SourceEvents};
+/// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("inbox", Default::default());
 /// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
 /// # let (sender, received) = crossbeam_channel::unbounded();
@@ -279,7 +279,7 @@ pub enum SourceEvent {
 /// Where a source hands over deliveries. Cheap to clone; never blocks: the prefetch bounds what is in it.
 ///
 /// ```
-/// use onewrite::publish::{Epoch, SourceEvent, SourceEvents};
+/// use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
 /// let (sender, told) = crossbeam_channel::unbounded();
 /// let events = SourceEvents::new(sender);
 /// events.clone().send(SourceEvent::Up { epoch: Epoch(1) });
@@ -292,7 +292,7 @@ impl SourceEvents {
     /// Wraps the sending half of an unbounded channel.
     ///
     /// ```
-    /// # use onewrite::publish::{Epoch, SourceEvent, SourceEvents};
+    /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
     /// let (sender, told) = crossbeam_channel::unbounded();
     /// assert!(SourceEvents::new(sender).send(SourceEvent::Up { epoch: Epoch(1) }));
     /// assert_eq!(told.len(), 1);
@@ -305,7 +305,7 @@ impl SourceEvents {
     /// Tells the consumer. Returns `false` when the consumer is gone, upon which the source should end.
     ///
     /// ```
-    /// # use onewrite::publish::{Epoch, SourceEvent, SourceEvents};
+    /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
     /// let (sender, told) = crossbeam_channel::unbounded();
     /// drop(told); // the consumer is gone
     /// assert!(!SourceEvents::new(sender).send(SourceEvent::Up { epoch: Epoch(1) }));
@@ -328,7 +328,7 @@ impl SourceEvents {
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// use std::time::Duration;
 /// use onewrite::SettingError;
-/// use onewrite::publish::{DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
+/// use onewrite::broker::{DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
 ///
 /// /// A queue that is always empty.
 /// #[derive(Debug, Default)]

@@ -53,21 +53,21 @@ use std::time::Duration;
 
 use tokio::sync::mpsc::{self, error::TrySendError};
 
+use super::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 use crate::error::SettingError;
 use crate::limits::WINDOW_EVENTS_MAX;
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::process::keep;
-use crate::publish::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 
-use background::Background;
-use options::Options;
+use self::background::Background;
+use self::options::Options;
 
 #[cfg(fuzzing)]
 pub(crate) use self::inbound::frames_of_a_broker;
-pub use source::RabbitMqSource;
+pub use self::source::RabbitMqSource;
 #[cfg(feature = "tls")]
-pub use tls::Tls;
-pub use topology::Topology;
+pub use self::tls::Tls;
+pub use self::topology::Topology;
 
 /// Room for the largest window, and for what is in it from an epoch that has just ended.
 const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
@@ -123,7 +123,7 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use onewrite::publish::{RabbitMq, Topology};
+/// use onewrite::broker::{RabbitMq, Topology};
 ///
 /// # fn main() -> Result<(), onewrite::SettingError> {
 /// let publisher = RabbitMq::new("amqp://app:secret@localhost:5672/%2f")?
@@ -162,7 +162,7 @@ impl RabbitMq {
     /// The URI cannot be understood, or asks for TLS that is not compiled in. The error's text shows nothing of it.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://app:secret@10.0.0.7/orders")?;
     /// assert!(!format!("{publisher:?}").contains("secret"));
     /// assert!(RabbitMq::new("http://example.org").is_err());
@@ -188,7 +188,7 @@ impl RabbitMq {
     /// As for [`new`](Self::new); or there is none, or more than [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
     ///
     /// ```
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::with_brokers(["amqp://app:secret@10.0.0.7", "amqp://app:secret@10.0.0.8"])?;
     /// assert!(RabbitMq::with_brokers([""; 0]).is_err());
     /// # let _ = publisher;
@@ -203,7 +203,7 @@ impl RabbitMq {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://localhost")?.heartbeat(Duration::from_secs(5));
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -220,7 +220,7 @@ impl RabbitMq {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://localhost")?.confirm_deadline(Duration::from_secs(30));
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -234,7 +234,7 @@ impl RabbitMq {
     /// The name that the broker shows for the connection. `onewrite` by default.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://localhost")?.connection_name("ledger"); // shown in the management page
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -251,7 +251,7 @@ impl RabbitMq {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://localhost")?.reconnect_backoff(Duration::from_millis(200), Duration::from_secs(60));
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -266,7 +266,7 @@ impl RabbitMq {
     /// [`FaultClass::Config`] says so until it does.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://localhost")?.require_exchange("payments");
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -280,7 +280,7 @@ impl RabbitMq {
     /// Declares exchanges, queues and bindings at each connect. Nothing is declared unless this is called.
     ///
     /// ```
-    /// use onewrite::publish::{RabbitMq, Topology};
+    /// use onewrite::broker::{RabbitMq, Topology};
     /// let publisher = RabbitMq::new("amqp://localhost")?.declare(Topology::new().queue("ledger"));
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -294,7 +294,7 @@ impl RabbitMq {
     /// How `amqps://` connections are secured. Without this, as by [`Tls::new`].
     ///
     /// ```
-    /// use onewrite::publish::{RabbitMq, Tls};
+    /// use onewrite::broker::{RabbitMq, Tls};
     /// let publisher = RabbitMq::new("amqps://app:secret@10.0.0.7")?.tls(Tls::new().server_name("rabbit.internal")?);
     /// # let _ = publisher;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -310,7 +310,7 @@ impl RabbitMq {
     /// inside a tunnel or a private network.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMq;
+    /// use onewrite::broker::RabbitMq;
     /// let publisher = RabbitMq::new("amqp://app:secret@10.0.0.7")?.allow_plaintext_credentials();
     /// assert!(!format!("{publisher:?}").contains("secret"));
     /// # Ok::<(), onewrite::SettingError>(())

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::publish::Settlement;
+use crate::broker::Settlement;
 
 /// One frame to the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

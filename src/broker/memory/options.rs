@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::broker::Epoch;
 use crate::message::Message;
-use crate::publish::Epoch;
 
 /// How an exchange routes.
 ///
 /// ```
-/// # use onewrite::publish::{ExchangeKind, MemoryBroker};
+/// # use onewrite::broker::{ExchangeKind, MemoryBroker};
 /// MemoryBroker::new().declare_exchange("audit", ExchangeKind::Fanout);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,7 +25,7 @@ pub enum ExchangeKind {
 /// What a queue at its [`max_length`](QueueOptions::max_length) does with one more message.
 ///
 /// ```
-/// # use onewrite::publish::{Overflow, QueueOptions};
+/// # use onewrite::broker::{Overflow, QueueOptions};
 /// let options = QueueOptions::default().max_length(10).overflow(Overflow::RejectPublish);
 /// # let _ = options;
 /// ```
@@ -42,7 +42,7 @@ pub enum Overflow {
 /// What a queue is like. Unbounded and without dead-lettering by default.
 ///
 /// ```
-/// # use onewrite::publish::{Overflow, QueueOptions};
+/// # use onewrite::broker::{Overflow, QueueOptions};
 /// let options = QueueOptions::default()
 ///     .max_length(1000)
 ///     .overflow(Overflow::RejectPublish)
@@ -60,7 +60,7 @@ impl QueueOptions {
     /// Most messages that may wait in the queue; unsettled deliveries do not count.
     ///
     /// ```
-    /// # use onewrite::publish::QueueOptions;
+    /// # use onewrite::broker::QueueOptions;
     /// let options = QueueOptions::default().max_length(1000);
     /// # let _ = options;
     /// ```
@@ -72,7 +72,7 @@ impl QueueOptions {
     /// What happens at the maximum.
     ///
     /// ```
-    /// # use onewrite::publish::{Overflow, QueueOptions};
+    /// # use onewrite::broker::{Overflow, QueueOptions};
     /// let options = QueueOptions::default().max_length(1).overflow(Overflow::RejectPublish);
     /// # let _ = options;
     /// ```
@@ -85,7 +85,7 @@ impl QueueOptions {
     /// nowhere, they are gone. No `x-death` header is added.
     ///
     /// ```
-    /// # use onewrite::publish::QueueOptions;
+    /// # use onewrite::broker::QueueOptions;
     /// let options = QueueOptions::default().dead_letter("", "credit.dead");
     /// # let _ = options;
     /// ```
@@ -95,11 +95,11 @@ impl QueueOptions {
     }
 }
 
-/// A message that waits in a queue. See [`MemoryBroker::messages`](super::MemoryBroker::messages).
+/// A message that waits in a queue. See [`MemoryBroker::messages`](crate::broker::memory::MemoryBroker::messages).
 ///
 /// ```
 /// # use onewrite::Message;
-/// # use onewrite::publish::{MemoryBroker, QueueOptions};
+/// # use onewrite::broker::{MemoryBroker, QueueOptions};
 /// let broker = MemoryBroker::new();
 /// broker.declare_queue("inbox", QueueOptions::default());
 /// broker.publish("", "inbox", Message { payload: b"hi".to_vec(), ..Message::default() })?;
@@ -120,11 +120,11 @@ pub struct Stored {
     pub redelivered: bool,
 }
 
-/// A publish that a queue took. See [`MemoryBroker::tap`](super::MemoryBroker::tap).
+/// A publish that a queue took. See [`MemoryBroker::tap`](crate::broker::memory::MemoryBroker::tap).
 ///
 /// ```
 /// # use onewrite::Message;
-/// # use onewrite::publish::{Epoch, MemoryBroker, QueueOptions};
+/// # use onewrite::broker::{Epoch, MemoryBroker, QueueOptions};
 /// let broker = MemoryBroker::with_tap();
 /// broker.declare_queue("inbox", QueueOptions::default());
 /// broker.publish("", "inbox", Message::default())?;
@@ -140,6 +140,6 @@ pub struct Tapped {
     pub routing_key: Arc<str>,
     /// Properties, headers and payload.
     pub message: Arc<Message>,
-    /// The publisher's epoch; 0 for [`MemoryBroker::publish`](super::MemoryBroker::publish).
+    /// The publisher's epoch; 0 for [`MemoryBroker::publish`](crate::broker::memory::MemoryBroker::publish).
     pub epoch: Epoch,
 }

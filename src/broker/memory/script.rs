@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::broker::Epoch;
 use crate::message::{FaultClass, Message};
-use crate::publish::Epoch;
 
 /// A publish, as a [`Rule`] sees it.
 ///
 /// ```
-/// # use onewrite::publish::{Publishing, Rule, Verdict};
+/// # use onewrite::broker::{Publishing, Rule, Verdict};
 /// let rule = Rule::matching(|m: &Publishing<'_>| m.exchange == "payments" && !m.isolated).then(Verdict::Nack);
 /// # let _ = rule;
 /// ```
@@ -39,7 +39,7 @@ pub struct Publishing<'a> {
 /// nacked; the rule then only decides when that is told.
 ///
 /// ```
-/// # use onewrite::publish::{MemoryBroker, Rule, Verdict};
+/// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
 /// let broker = MemoryBroker::new();
 /// // A ghost: the message is stored, its confirm never comes.
 /// broker.script(Rule::any().then(Verdict::LoseConfirm));
@@ -72,14 +72,14 @@ pub enum Verdict {
     Unknown,
     /// The connection is lost before the message arrives.
     Disconnect,
-    /// Taken as usual, but nothing is ever said of it; at the [confirm deadline](super::MemoryPublisher::confirm_deadline) it is told to
+    /// Taken as usual, but nothing is ever said of it; at the [confirm deadline](crate::broker::memory::MemoryPublisher::confirm_deadline) it is told to
     /// be [silent](crate::Outcome::Silent), and the connection is given up if no younger message has a word.
     LoseConfirm,
     /// As usual, told this much later.
     DelayConfirm(Duration),
     /// As usual, told after the next outcome of this connection, or after 10 ms if there is none.
     ConfirmOutOfOrder,
-    /// As usual, told when the test says [`release_confirms`](super::MemoryBroker::release_confirms).
+    /// As usual, told when the test says [`release_confirms`](crate::broker::memory::MemoryBroker::release_confirms).
     HoldConfirm,
 }
 
@@ -87,7 +87,7 @@ impl Verdict {
     /// [`Verdict::Return`] as RabbitMQ says it of an unroutable message.
     ///
     /// ```
-    /// # use onewrite::publish::Verdict;
+    /// # use onewrite::broker::Verdict;
     /// assert!(matches!(Verdict::no_route(), Verdict::Return { code: 312, .. }));
     /// ```
     #[must_use]
@@ -99,7 +99,7 @@ impl Verdict {
     ///
     /// ```
     /// # use onewrite::FaultClass;
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let too_large = Verdict::close_channel(FaultClass::Message, 406, "PRECONDITION_FAILED - message size too large");
     /// let rule = Rule::matching(|m| m.message.payload.len() > 1000).always().then(too_large);
     /// # let _ = rule;
@@ -112,10 +112,10 @@ impl Verdict {
 
 type Matcher = Box<dyn Fn(&Publishing<'_>) -> bool + Send + Sync>;
 
-/// Which publishes, how often, and what becomes of them. See [`MemoryBroker::script`](super::MemoryBroker::script).
+/// Which publishes, how often, and what becomes of them. See [`MemoryBroker::script`](crate::broker::memory::MemoryBroker::script).
 ///
 /// ```
-/// # use onewrite::publish::{MemoryBroker, Rule, Verdict};
+/// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
 /// let broker = MemoryBroker::new();
 /// broker.script(Rule::any().skip(3).times(2).then(Verdict::no_route())); // the 4th and the 5th
 /// broker.script(Rule::matching(|m| m.routing_key.starts_with("refund.")).always().then(Verdict::Nack));
@@ -131,7 +131,7 @@ pub struct Rule {
 /// A [`Rule`] without its verdict. Applies once, unless told otherwise.
 ///
 /// ```
-/// # use onewrite::publish::{Rule, RuleBuilder, Verdict};
+/// # use onewrite::broker::{Rule, RuleBuilder, Verdict};
 /// let third: RuleBuilder = Rule::any().skip(2);
 /// let rule: Rule = third.then(Verdict::Nack);
 /// ```
@@ -146,7 +146,7 @@ impl Rule {
     /// A rule on publishes for which this answers `true`.
     ///
     /// ```
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let rule = Rule::matching(|m| m.message.message_id.as_deref() == Some("m-1")).then(Verdict::Unknown);
     /// # let _ = rule;
     /// ```
@@ -157,7 +157,7 @@ impl Rule {
     /// A rule on every publish.
     ///
     /// ```
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let next_two = Rule::any().times(2).then(Verdict::Nack);
     /// # let _ = next_two;
     /// ```
@@ -190,7 +190,7 @@ impl RuleBuilder {
     /// Lets the first `publishes` that match pass.
     ///
     /// ```
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let second = Rule::any().skip(1).then(Verdict::Nack);
     /// # let _ = second;
     /// ```
@@ -201,7 +201,7 @@ impl RuleBuilder {
     /// Applies this often.
     ///
     /// ```
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let thrice = Rule::any().times(3).then(Verdict::Nack);
     /// # let _ = thrice;
     /// ```
@@ -209,10 +209,10 @@ impl RuleBuilder {
         Self { times: Some(publishes), ..self }
     }
 
-    /// Applies until the script is [cleared](super::MemoryBroker::clear_script).
+    /// Applies until the script is [cleared](crate::broker::memory::MemoryBroker::clear_script).
     ///
     /// ```
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let for_ever = Rule::any().always().then(Verdict::Nack);
     /// # let _ = for_ever;
     /// ```
@@ -223,7 +223,7 @@ impl RuleBuilder {
     /// The verdict, which makes it a rule.
     ///
     /// ```
-    /// # use onewrite::publish::{Rule, Verdict};
+    /// # use onewrite::broker::{Rule, Verdict};
     /// let rule = Rule::any().then(Verdict::HoldConfirm);
     /// # let _ = rule;
     /// ```

@@ -20,9 +20,9 @@ use lapin::{Consumer, Event};
 use tokio::sync::mpsc;
 use tracing::debug;
 
+use crate::broker::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
 use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass};
-use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
 use crate::time::as_ms;
 
 use super::acks::{Frame, Unsettled};

@@ -1,13 +1,13 @@
 //! The broker itself: topology, and how a message gets from an exchange into queues.
 //!
-//! Publishers stand in [`links`](super::links), consumers in [`consumers`](super::consumers); both are `impl State` too.
+//! Publishers stand in [`links`](crate::broker::memory::links), consumers in [`consumers`](crate::broker::memory::consumers); both are `impl State` too.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome};
-use crate::publish::Epoch;
 
 use super::Shared;
 use super::consumers::Consumer;

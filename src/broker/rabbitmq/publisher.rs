@@ -19,9 +19,9 @@ use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tokio::sync::mpsc;
 use tracing::{debug, error};
 
+use crate::broker::{Epoch, PublisherEvent, PublisherEvents};
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::printable::printable;
-use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
 use crate::time::as_ms;
 
 use super::background::Stop;

@@ -1,9 +1,9 @@
 //! What is declared on the broker, when the application asks for it.
 
+use crate::broker::ExchangeKind;
+use crate::broker::memory::topic_matches;
 use crate::limits::CAUSE_QUEUES_MAX;
 use crate::message::HeaderValue;
-use crate::publish::ExchangeKind;
-use crate::publish::memory::topic_matches;
 
 /// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
 ///
@@ -11,7 +11,7 @@ use crate::publish::memory::topic_matches;
 /// refuses (406), nothing is changed, and the fault is told as a [`Config`](crate::FaultClass::Config) fault. Nothing is ever deleted.
 ///
 /// ```
-/// use onewrite::publish::{ExchangeKind, Topology};
+/// use onewrite::broker::{ExchangeKind, Topology};
 /// let topology = Topology::new()
 ///     .exchange("payments", ExchangeKind::Topic)
 ///     .queue_with("ledger", [("x-max-length", 100_000.into()), ("x-overflow", "reject-publish".into())])
@@ -38,7 +38,7 @@ impl Topology {
     /// Nothing to declare.
     ///
     /// ```
-    /// use onewrite::publish::Topology;
+    /// use onewrite::broker::Topology;
     /// assert_eq!(format!("{:?}", Topology::new()), format!("{:?}", Topology::default()));
     /// ```
     #[must_use]
@@ -49,7 +49,7 @@ impl Topology {
     /// A durable exchange.
     ///
     /// ```
-    /// use onewrite::publish::{ExchangeKind, Topology};
+    /// use onewrite::broker::{ExchangeKind, Topology};
     /// let topology = Topology::new().exchange("payments", ExchangeKind::Topic);
     /// assert!(format!("{topology:?}").contains("payments"));
     /// ```
@@ -62,7 +62,7 @@ impl Topology {
     /// A durable queue of the broker's default kind.
     ///
     /// ```
-    /// use onewrite::publish::Topology;
+    /// use onewrite::broker::Topology;
     /// let topology = Topology::new().queue("ledger");
     /// assert!(format!("{topology:?}").contains("ledger"));
     /// ```
@@ -76,7 +76,7 @@ impl Topology {
     /// an older one: use `reject-publish` where nothing may be lost.
     ///
     /// ```
-    /// use onewrite::publish::Topology;
+    /// use onewrite::broker::Topology;
     /// let topology = Topology::new().queue_with("ledger", [("x-overflow", "reject-publish".into())]);
     /// assert!(format!("{topology:?}").contains("x-overflow"));
     /// ```
@@ -94,7 +94,7 @@ impl Topology {
     /// A binding of a queue to an exchange.
     ///
     /// ```
-    /// use onewrite::publish::Topology;
+    /// use onewrite::broker::Topology;
     /// let topology = Topology::new().queue("ledger").bind("payments", "ledger", "payment.#");
     /// assert!(format!("{topology:?}").contains("payment.#"));
     /// ```
@@ -121,7 +121,7 @@ impl Topology {
     /// exchange, where the routing key is the queue's name.
     ///
     /// ```
-    /// use onewrite::publish::{RabbitMq, Topology};
+    /// use onewrite::broker::{RabbitMq, Topology};
     /// # fn main() -> Result<(), onewrite::SettingError> {
     /// let topology = Topology::new().bound_elsewhere("payments", "ledger", "payment.#");
     /// let publisher = RabbitMq::new("amqp://localhost")?.declare(topology);

@@ -4,19 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::broker::{DeliveryTag, Settlement, Source, SourceEvents};
 use crate::error::SettingError;
-use crate::publish::{DeliveryTag, Settlement, Source, SourceEvents};
 
 use super::Shared;
 
-/// A source of a [`MemoryBroker`](super::MemoryBroker): one queue, manual acknowledgement, bounded prefetch.
+/// A source of a [`MemoryBroker`](crate::broker::memory::MemoryBroker): one queue, manual acknowledgement, bounded prefetch.
 ///
 /// As with RabbitMQ, settling a delivery twice closes the channel (406). While the queue does not exist the source is
 /// down (404); it connects when the queue is declared.
 ///
 /// ```
 /// use onewrite::Message;
-/// use onewrite::publish::{MemoryBroker, QueueOptions, Settlement, Source, SourceEvent, SourceEvents};
+/// use onewrite::broker::{MemoryBroker, QueueOptions, Settlement, Source, SourceEvent, SourceEvents};
 /// let broker = MemoryBroker::new();
 /// broker.declare_queue("inbox", QueueOptions::default());
 /// broker.publish("", "inbox", Message::default())?;

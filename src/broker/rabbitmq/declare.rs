@@ -19,9 +19,9 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ExchangeKind as LapinKind};
 use tracing::debug;
 
+use crate::broker::ExchangeKind;
 use crate::limits::QUEUE_AWAY_MS;
 use crate::message::{Fault, FaultClass, HeaderValue};
-use crate::publish::ExchangeKind;
 
 use super::cause::{self, Answer, within};
 use super::classify::{Phase, classify, is_away};

@@ -6,7 +6,7 @@
 //! happens to single publishes, a confirm that is lost after the message was stored included.
 //!
 //! ```
-//! use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+//! use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
 //! let broker = MemoryBroker::new();
 //! broker.declare_exchange("payments", ExchangeKind::Topic);
 //! broker.declare_queue("credit", QueueOptions::default());
@@ -47,8 +47,8 @@ mod topic;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Epoch;
 use crate::message::{Fault, FaultClass, Message, Outcome};
-use crate::publish::Epoch;
 
 use self::queue::Letter;
 use self::script::Script;
@@ -59,7 +59,7 @@ pub use self::publisher::MemoryPublisher;
 pub use self::script::{Publishing, Rule, RuleBuilder, Verdict};
 pub use self::source::MemorySource;
 #[cfg(feature = "rabbitmq")]
-pub(in crate::publish) use self::topic::matches as topic_matches;
+pub(in crate::broker) use self::topic::matches as topic_matches;
 
 /// The in-process broker. Cheap to clone; all clones, publishers and sources are of one broker.
 ///
@@ -68,7 +68,7 @@ pub(in crate::publish) use self::topic::matches as topic_matches;
 ///
 /// ```
 /// use onewrite::Message;
-/// use onewrite::publish::{MemoryBroker, QueueOptions};
+/// use onewrite::broker::{MemoryBroker, QueueOptions};
 /// let broker = MemoryBroker::new();
 /// broker.declare_queue("inbox", QueueOptions::default());
 /// // The default exchange "" routes to the queue that the routing key names.
@@ -80,7 +80,7 @@ pub(in crate::publish) use self::topic::matches as topic_matches;
 pub struct MemoryBroker(Arc<Shared>);
 
 /// What the handles of one broker share. The timer thread holds it weakly.
-pub(in crate::publish::memory) struct Shared {
+pub(in crate::broker::memory) struct Shared {
     state: Mutex<State>,
     script: Script,
 }
@@ -96,7 +96,7 @@ impl MemoryBroker {
     /// A broker without queues, with the default exchange only.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert_eq!(MemoryBroker::new().published(), 0);
     /// ```
     #[must_use]
@@ -107,7 +107,7 @@ impl MemoryBroker {
     /// A broker that also remembers every publish it took, for [`tap`](Self::tap). Its memory grows with each.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert!(MemoryBroker::with_tap().tap().is_empty());
     /// ```
     #[must_use]
@@ -126,7 +126,7 @@ impl MemoryBroker {
     /// is always there and stays as it is.
     ///
     /// ```
-    /// # use onewrite::publish::{ExchangeKind, MemoryBroker};
+    /// # use onewrite::broker::{ExchangeKind, MemoryBroker};
     /// MemoryBroker::new().declare_exchange("payments", ExchangeKind::Topic);
     /// ```
     pub fn declare_exchange(&self, name: &str, kind: ExchangeKind) {
@@ -136,7 +136,7 @@ impl MemoryBroker {
     /// Removes an exchange with its bindings. `false` if there was none, or if it is the default exchange.
     ///
     /// ```
-    /// # use onewrite::publish::{ExchangeKind, MemoryBroker};
+    /// # use onewrite::broker::{ExchangeKind, MemoryBroker};
     /// let broker = MemoryBroker::new();
     /// broker.declare_exchange("payments", ExchangeKind::Fanout);
     /// assert!(broker.delete_exchange("payments"));
@@ -150,7 +150,7 @@ impl MemoryBroker {
     /// connect.
     ///
     /// ```
-    /// # use onewrite::publish::{MemoryBroker, QueueOptions};
+    /// # use onewrite::broker::{MemoryBroker, QueueOptions};
     /// MemoryBroker::new().declare_queue("credit", QueueOptions::default().max_length(1000));
     /// ```
     pub fn declare_queue(&self, name: &str, options: QueueOptions) {
@@ -164,7 +164,7 @@ impl MemoryBroker {
     /// 404 if there is no such queue or exchange; 403 for the default exchange.
     ///
     /// ```
-    /// # use onewrite::publish::{MemoryBroker, QueueOptions};
+    /// # use onewrite::broker::{MemoryBroker, QueueOptions};
     /// let broker = MemoryBroker::new();
     /// broker.declare_queue("credit", QueueOptions::default());
     /// assert_eq!(broker.bind("credit", "nowhere", "#").unwrap_err().code, Some(404));
@@ -176,7 +176,7 @@ impl MemoryBroker {
     /// Removes a binding. `false` if there was none.
     ///
     /// ```
-    /// # use onewrite::publish::{ExchangeKind, MemoryBroker, QueueOptions};
+    /// # use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
     /// let broker = MemoryBroker::new();
     /// broker.declare_exchange("payments", ExchangeKind::Topic);
     /// broker.declare_queue("credit", QueueOptions::default());
@@ -192,7 +192,7 @@ impl MemoryBroker {
     /// A publisher, for a relay. Any number may be attached to one broker; each has its own epochs.
     ///
     /// ```
-    /// # use onewrite::publish::{MemoryBroker, MemoryPublisher};
+    /// # use onewrite::broker::{MemoryBroker, MemoryPublisher};
     /// let publisher: MemoryPublisher = MemoryBroker::new().publisher();
     /// ```
     #[must_use]
@@ -203,7 +203,7 @@ impl MemoryBroker {
     /// A source, for a consumer of `queue`. Any number may be attached to one queue; they take turns.
     ///
     /// ```
-    /// # use onewrite::publish::{MemoryBroker, MemorySource};
+    /// # use onewrite::broker::{MemoryBroker, MemorySource};
     /// let source: MemorySource = MemoryBroker::new().source("credit");
     /// ```
     #[must_use]
@@ -220,7 +220,7 @@ impl MemoryBroker {
     ///
     /// ```
     /// # use onewrite::Message;
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// let fault = MemoryBroker::new().publish("", "nobody", Message::default()).unwrap_err();
     /// assert_eq!(fault.code, Some(312));
     /// ```
@@ -241,7 +241,7 @@ impl MemoryBroker {
     ///
     /// ```
     /// # use onewrite::Message;
-    /// # use onewrite::publish::{MemoryBroker, QueueOptions};
+    /// # use onewrite::broker::{MemoryBroker, QueueOptions};
     /// let broker = MemoryBroker::new();
     /// broker.declare_queue("inbox", QueueOptions::default());
     /// broker.publish("", "inbox", Message::default())?;
@@ -256,7 +256,7 @@ impl MemoryBroker {
     /// How many messages wait in a queue; 0 if there is no such queue.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert_eq!(MemoryBroker::new().queue_len("credit"), 0);
     /// ```
     #[must_use]
@@ -267,7 +267,7 @@ impl MemoryBroker {
     /// How many deliveries of a queue are out and unsettled.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert_eq!(MemoryBroker::new().unsettled_len("credit"), 0);
     /// ```
     #[must_use]
@@ -278,7 +278,7 @@ impl MemoryBroker {
     /// Drops what waits in a queue and says how many it was.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert_eq!(MemoryBroker::new().purge("credit"), 0);
     /// ```
     pub fn purge(&self, queue: &str) -> usize {
@@ -288,7 +288,7 @@ impl MemoryBroker {
     /// How many publishes were taken by a queue so far, with or without a confirm.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert_eq!(MemoryBroker::new().published(), 0);
     /// ```
     #[must_use]
@@ -301,7 +301,7 @@ impl MemoryBroker {
     ///
     /// ```
     /// # use onewrite::Message;
-    /// # use onewrite::publish::{MemoryBroker, QueueOptions};
+    /// # use onewrite::broker::{MemoryBroker, QueueOptions};
     /// let broker = MemoryBroker::with_tap();
     /// broker.declare_queue("inbox", QueueOptions::default());
     /// broker.publish("", "inbox", Message::default())?;
@@ -317,7 +317,7 @@ impl MemoryBroker {
     /// queues, queues keep their content, and nobody connects until [`come_up`](Self::come_up).
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// let broker = MemoryBroker::new();
     /// broker.go_down();
     /// broker.come_up();
@@ -329,7 +329,7 @@ impl MemoryBroker {
     /// Takes connections again. Publishers and sources reconnect before this returns, each in a new epoch.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// MemoryBroker::new().come_up(); // it was up: nothing happens
     /// ```
     pub fn come_up(&self) {
@@ -340,7 +340,7 @@ impl MemoryBroker {
     /// meanwhile waits in the connection, unread, and is lost with it; once unblocked it is taken in, in order.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// MemoryBroker::new().block(true);
     /// ```
     pub fn block(&self, blocked: bool) {
@@ -352,7 +352,7 @@ impl MemoryBroker {
     /// [confirm deadline](MemoryPublisher::confirm_deadline).
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// MemoryBroker::new().hang(true);
     /// ```
     pub fn hang(&self, hanging: bool) {
@@ -362,7 +362,7 @@ impl MemoryBroker {
     /// Tells the confirms that [`Verdict::HoldConfirm`] and [`Verdict::ConfirmOutOfOrder`] hold back, oldest first.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// MemoryBroker::new().release_confirms();
     /// ```
     pub fn release_confirms(&self) {
@@ -372,7 +372,7 @@ impl MemoryBroker {
     /// As [`release_confirms`](Self::release_confirms), newest first.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// MemoryBroker::new().release_confirms_reversed();
     /// ```
     pub fn release_confirms_reversed(&self) {
@@ -383,7 +383,7 @@ impl MemoryBroker {
     /// Rules apply to publishers, not to [`publish`](Self::publish).
     ///
     /// ```
-    /// # use onewrite::publish::{MemoryBroker, Rule, Verdict};
+    /// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
     /// let broker = MemoryBroker::new();
     /// broker.script(Rule::matching(|m| m.routing_key == "payment.failed").times(2).then(Verdict::Nack));
     /// assert_eq!(broker.script_left(), 2);
@@ -395,7 +395,7 @@ impl MemoryBroker {
     /// Removes all rules.
     ///
     /// ```
-    /// # use onewrite::publish::{MemoryBroker, Rule, Verdict};
+    /// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
     /// let broker = MemoryBroker::new();
     /// broker.script(Rule::any().always().then(Verdict::Nack));
     /// broker.clear_script();
@@ -407,7 +407,7 @@ impl MemoryBroker {
     /// How many verdicts the rules have left to give. Those that apply [always](RuleBuilder::always) do not count.
     ///
     /// ```
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// assert_eq!(MemoryBroker::new().script_left(), 0);
     /// ```
     #[must_use]

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use crate::broker::{Epoch, PublisherEvent, PublisherEvents};
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
-use crate::publish::{Epoch, PublisherEvent, PublisherEvents};
 
 use super::queue::Letter;
 use super::script::Verdict;

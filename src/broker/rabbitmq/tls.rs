@@ -35,7 +35,7 @@ const KEY: &str = "tls client key";
 /// [`Config`](FaultClass::Config) that names it. No error shows anything of the content.
 ///
 /// ```no_run
-/// use onewrite::publish::{RabbitMq, Tls};
+/// use onewrite::broker::{RabbitMq, Tls};
 /// let tls = Tls::new()
 ///     .ca_file("/etc/ledger/ca.pem")?                                                // trust this one, and no other
 ///     .client_certificate_files("/etc/ledger/cert.pem", "/etc/ledger/key.pem")?;     // if the broker asks who we are
@@ -56,7 +56,7 @@ impl Tls {
     /// The operating system's authorities, no client certificate.
     ///
     /// ```
-    /// use onewrite::publish::Tls;
+    /// use onewrite::broker::Tls;
     /// assert!(format!("{:?}", Tls::new()).contains("system"));
     /// ```
     #[must_use]
@@ -71,7 +71,7 @@ impl Tls {
     /// There is no certificate in it, or one that cannot be read.
     ///
     /// ```
-    /// use onewrite::publish::Tls;
+    /// use onewrite::broker::Tls;
     /// let error = Tls::new().ca_pem("no certificate").unwrap_err();
     /// assert_eq!(error.setting, "tls ca");
     /// ```
@@ -85,7 +85,7 @@ impl Tls {
     /// The file cannot be read, or as for [`ca_pem`](Self::ca_pem).
     ///
     /// ```
-    /// use onewrite::publish::Tls;
+    /// use onewrite::broker::Tls;
     /// let error = Tls::new().ca_file("/nowhere/ca.pem").unwrap_err();
     /// assert!(error.to_string().contains("/nowhere/ca.pem"));
     /// ```
@@ -106,7 +106,7 @@ impl Tls {
     /// Either cannot be read, or the key is not the certificate's.
     ///
     /// ```
-    /// use onewrite::publish::Tls;
+    /// use onewrite::broker::Tls;
     /// let error = Tls::new().client_certificate_pem("no chain", "no key").unwrap_err();
     /// assert_eq!(error.setting, "tls client certificate");
     /// ```
@@ -124,7 +124,7 @@ impl Tls {
     /// A file cannot be read, or as for [`client_certificate_pem`](Self::client_certificate_pem).
     ///
     /// ```
-    /// use onewrite::publish::Tls;
+    /// use onewrite::broker::Tls;
     /// let error = Tls::new().client_certificate_files("/nowhere/cert.pem", "/nowhere/key.pem").unwrap_err();
     /// assert!(error.to_string().contains("/nowhere/cert.pem"));
     /// ```
@@ -149,7 +149,7 @@ impl Tls {
     /// It is neither a DNS name nor an IP address.
     ///
     /// ```
-    /// use onewrite::publish::Tls;
+    /// use onewrite::broker::Tls;
     /// assert!(Tls::new().server_name("rabbit.internal").is_ok());
     /// assert!(Tls::new().server_name("no name").is_err());
     /// ```

@@ -20,9 +20,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::debug;
 
+use crate::broker::{PublisherEvent, PublisherEvents};
 use crate::limits::{CLOSE_MS_MAX, CONNECT_MS_MAX, SILENT_CHANNELS_MAX};
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
-use crate::publish::{PublisherEvent, PublisherEvents};
 use crate::time::Deadline;
 
 use super::background::Stop;

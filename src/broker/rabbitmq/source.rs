@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use crate::broker::{DeliveryTag, Settlement, Source, SourceEvents};
 use crate::error::SettingError;
 use crate::limits::{BODY_BYTES_DEFAULT, PREFETCH_BYTES_DEFAULT, SHORT_STRING_BYTES_MAX};
 use crate::process::keep;
-use crate::publish::{DeliveryTag, Settlement, Source, SourceEvents};
 
 use super::background::Background;
 use super::consumer::{self, Settlements, Subscription};
@@ -20,13 +20,13 @@ use super::topology::Topology;
 ///
 /// Every delivery stays with the broker until it is settled; after a lost connection, a stop or a crash, the broker
 /// delivers again what was not. A queue that is missing or gets deleted is told as a
-/// [`Down`](crate::publish::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
+/// [`Down`](crate::broker::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
 ///
 /// A delivery must be settled within the broker's `consumer_timeout`, 30 minutes unless set. Otherwise the broker ends the consuming, and
 /// delivers again: up to RabbitMQ 4.2 it closes the channel, from 4.3 on it cancels the consumer of a quorum queue. Both are told as a
-/// [`Down`](crate::publish::SourceEvent::Down) of class [`Outage`](crate::FaultClass::Outage). See [`RabbitMq`](super::RabbitMq) for what else differs.
+/// [`Down`](crate::broker::SourceEvent::Down) of class [`Outage`](crate::FaultClass::Outage). See [`RabbitMq`](crate::broker::rabbitmq::RabbitMq) for what else differs.
 ///
-/// A stream queue is refused at its first delivery: a [`Down`](crate::publish::SourceEvent::Down) of class [`Config`](crate::FaultClass::Config) names it.
+/// A stream queue is refused at its first delivery: a [`Down`](crate::broker::SourceEvent::Down) of class [`Config`](crate::FaultClass::Config) names it.
 /// Streams keep what is acknowledged; bind a classic or quorum queue to the same exchange instead.
 ///
 /// What the AMQP client could not read comes all the same: text that is not UTF-8, tables nested too deep, headers larger than a
@@ -37,7 +37,7 @@ use super::topology::Topology;
 /// comes as `Bytes`. RabbitMQ's `x-death` is an array of tables.
 ///
 /// ```no_run
-/// use onewrite::publish::RabbitMqSource;
+/// use onewrite::broker::RabbitMqSource;
 /// # fn main() -> Result<(), onewrite::SettingError> {
 /// let source = RabbitMqSource::new("amqp://app:secret@localhost:5672/%2f", "ledger")?.connection_name("ledger");
 /// # let _ = source;
@@ -51,13 +51,13 @@ pub struct RabbitMqSource {
 }
 
 impl RabbitMqSource {
-    /// A consumer of `queue` on the broker at `url`, which is written as in [`RabbitMq::new`](super::RabbitMq::new).
+    /// A consumer of `queue` on the broker at `url`, which is written as in [`RabbitMq::new`](crate::broker::rabbitmq::RabbitMq::new).
     ///
     /// # Errors
     /// The URI cannot be understood, asks for TLS that is not compiled in, or the queue's name is empty or too long.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// assert!(RabbitMqSource::new("amqp://localhost", "ledger").is_ok());
     /// assert!(RabbitMqSource::new("amqp://localhost", "").is_err());
     /// ```
@@ -66,13 +66,13 @@ impl RabbitMqSource {
     }
 
     /// A consumer of `queue` on whichever of these brokers can be reached; see
-    /// [`RabbitMq::with_brokers`](super::RabbitMq::with_brokers).
+    /// [`RabbitMq::with_brokers`](crate::broker::rabbitmq::RabbitMq::with_brokers).
     ///
     /// # Errors
     /// As for [`new`](Self::new); or there is no URI, or more than [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
     ///
     /// ```
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let nodes = "amqp://localhost:5672,amqp://localhost:5673";
     /// assert!(RabbitMqSource::with_brokers(nodes.split(','), "ledger").is_ok());
     /// ```
@@ -96,7 +96,7 @@ impl RabbitMqSource {
     /// [`UNREADABLE`](crate::wire::UNREADABLE), which holds the body's length and CRC-32; a consumer sets it aside.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.body_bytes_max(1 << 20);
     /// # let _ = source;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -118,7 +118,7 @@ impl RabbitMqSource {
     /// `send_timeout` among its `tcp_listen_options` ends a connection that is not read for that long, and delivers again.
     ///
     /// ```
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.prefetch_bytes(16 << 20);
     /// # let _ = source;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -129,11 +129,11 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::heartbeat`](super::RabbitMq::heartbeat).
+    /// See [`RabbitMq::heartbeat`](crate::broker::rabbitmq::RabbitMq::heartbeat).
     ///
     /// ```
     /// use std::time::Duration;
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.heartbeat(Duration::from_secs(5));
     /// # let _ = source;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -144,10 +144,10 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::connection_name`](super::RabbitMq::connection_name).
+    /// See [`RabbitMq::connection_name`](crate::broker::rabbitmq::RabbitMq::connection_name).
     ///
     /// ```
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.connection_name("ledger"); // shown in the management page
     /// # let _ = source;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -158,11 +158,11 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::reconnect_backoff`](super::RabbitMq::reconnect_backoff).
+    /// See [`RabbitMq::reconnect_backoff`](crate::broker::rabbitmq::RabbitMq::reconnect_backoff).
     ///
     /// ```
     /// use std::time::Duration;
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.reconnect_backoff(Duration::from_millis(200), Duration::from_secs(60));
     /// # let _ = source;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -173,10 +173,10 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::declare`](super::RabbitMq::declare).
+    /// See [`RabbitMq::declare`](crate::broker::rabbitmq::RabbitMq::declare).
     ///
     /// ```
-    /// use onewrite::publish::{RabbitMqSource, Topology};
+    /// use onewrite::broker::{RabbitMqSource, Topology};
     /// let source = RabbitMqSource::new("amqp://localhost", "ledger")?.declare(Topology::new().queue("ledger"));
     /// # let _ = source;
     /// # Ok::<(), onewrite::SettingError>(())
@@ -187,10 +187,10 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::tls`](super::RabbitMq::tls).
+    /// See [`RabbitMq::tls`](crate::broker::rabbitmq::RabbitMq::tls).
     ///
     /// ```
-    /// use onewrite::publish::{RabbitMqSource, Tls};
+    /// use onewrite::broker::{RabbitMqSource, Tls};
     /// let tls = Tls::new().server_name("rabbit.internal")?;
     /// let source = RabbitMqSource::new("amqps://app:secret@10.0.0.7", "ledger")?.tls(tls);
     /// # let _ = source;
@@ -203,10 +203,10 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::allow_plaintext_credentials`](super::RabbitMq::allow_plaintext_credentials).
+    /// See [`RabbitMq::allow_plaintext_credentials`](crate::broker::rabbitmq::RabbitMq::allow_plaintext_credentials).
     ///
     /// ```
-    /// use onewrite::publish::RabbitMqSource;
+    /// use onewrite::broker::RabbitMqSource;
     /// let source = RabbitMqSource::new("amqp://app:secret@10.0.0.7", "ledger")?.allow_plaintext_credentials();
     /// assert!(!format!("{source:?}").contains("secret"));
     /// # Ok::<(), onewrite::SettingError>(())

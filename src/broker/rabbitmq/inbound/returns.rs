@@ -15,14 +15,14 @@ use crate::message::{Fault, FaultClass};
 
 /// A message that no queue took, without its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::publish::rabbitmq) struct Returned {
+pub(in crate::broker::rabbitmq) struct Returned {
     /// The message's own id.
-    pub(in crate::publish::rabbitmq) id: String,
+    pub(in crate::broker::rabbitmq) id: String,
     /// Where it was to go. Text that is not UTF-8 is replaced.
-    pub(in crate::publish::rabbitmq) exchange: String,
-    pub(in crate::publish::rabbitmq) routing_key: String,
+    pub(in crate::broker::rabbitmq) exchange: String,
+    pub(in crate::broker::rabbitmq) routing_key: String,
     /// What the broker says of it.
-    pub(in crate::publish::rabbitmq) fault: Fault,
+    pub(in crate::broker::rabbitmq) fault: Fault,
 }
 
 impl Returned {
@@ -37,7 +37,7 @@ impl Returned {
 
 /// Shared by the transport of one connection and by those that publish over it.
 #[derive(Debug, Clone)]
-pub(in crate::publish::rabbitmq) struct Returns(Arc<Shared>);
+pub(in crate::broker::rabbitmq) struct Returns(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -55,12 +55,12 @@ struct Waiting {
 
 impl Returns {
     /// Of a connection that publishes.
-    pub(in crate::publish::rabbitmq) fn of_a_publisher() -> Self {
+    pub(in crate::broker::rabbitmq) fn of_a_publisher() -> Self {
         Self::with_room_for(WINDOW_EVENTS_MAX)
     }
 
     /// Of a connection over which nothing is published.
-    pub(in crate::publish::rabbitmq) fn of_a_consumer() -> Self {
+    pub(in crate::broker::rabbitmq) fn of_a_consumer() -> Self {
         Self::with_room_for(0)
     }
 
@@ -81,7 +81,7 @@ impl Returns {
     }
 
     /// Those of one channel that have come since they were last taken.
-    pub(in crate::publish::rabbitmq) fn take(&self, channel: u16) -> Vec<Returned> {
+    pub(in crate::broker::rabbitmq) fn take(&self, channel: u16) -> Vec<Returned> {
         if !self.0.any.load(Ordering::Acquire) {
             return Vec::new();
         }

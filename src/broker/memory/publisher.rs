@@ -4,21 +4,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::broker::{Epoch, Publisher, PublisherEvents};
 use crate::error::SettingError;
 use crate::limits;
 use crate::message::Outgoing;
-use crate::publish::{Epoch, Publisher, PublisherEvents};
 
 use super::Shared;
 use super::script::Publishing;
 
-/// A publisher of a [`MemoryBroker`](super::MemoryBroker). Words come from within [`publish`](Publisher::publish), unless
+/// A publisher of a [`MemoryBroker`](crate::broker::memory::MemoryBroker). Words come from within [`publish`](Publisher::publish), unless
 /// the script delays them.
 ///
 /// ```
 /// use std::sync::Arc;
 /// use onewrite::{Message, Outcome, Outgoing, Ticket};
-/// use onewrite::publish::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
+/// use onewrite::broker::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
 /// let broker = MemoryBroker::new();
 /// broker.declare_queue("inbox", QueueOptions::default());
 /// let (sender, events) = crossbeam_channel::unbounded();
@@ -53,11 +53,11 @@ impl MemoryPublisher {
 
     /// How long to wait for a word on a publish before it is told to be [silent](crate::Outcome::Silent). If no younger one has a word, the
     /// connection is given up, and a new one begins. By default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
-    /// confirm that a test [holds](super::Verdict::HoldConfirm), do not count.
+    /// confirm that a test [holds](crate::broker::memory::Verdict::HoldConfirm), do not count.
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use onewrite::publish::MemoryBroker;
+    /// # use onewrite::broker::MemoryBroker;
     /// let publisher = MemoryBroker::new().publisher().confirm_deadline(Duration::from_millis(50));
     /// # let _ = publisher;
     /// ```

@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::broker::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
 use crate::message::{Fault, FaultClass, Message};
-use crate::publish::{Delivery, DeliveryTag, Epoch, Settlement, SourceEvent, SourceEvents};
 
 use super::queue::Ready;
 use super::routes::QueueId;
