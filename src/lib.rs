@@ -60,6 +60,7 @@ mod aggregate;
 pub mod broker;
 pub mod codec;
 mod consumer;
+mod delivery;
 mod error;
 mod event;
 mod filter;

@@ -3,7 +3,6 @@
 //! [`machine`] decides, [`shell`](self) does: it reads the log, hands messages to the publisher, and lets progress ride
 //! on the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
 
-pub(crate) mod machine;
 mod shell;
 mod waiters;
 
@@ -14,9 +13,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};
 
-use self::machine::types::Settings;
 use self::shell::Shell;
 use crate::broker::Publisher;
+use crate::delivery::types::Settings;
 use crate::error::{Error, Result, SettingError};
 use crate::event::{Destination, Recorded, fresh_uuid, uuid_text};
 use crate::limits::{
@@ -35,7 +34,7 @@ use crate::text::Text;
 use crate::time::{Deadline, as_ms};
 use crate::wire::{HeaderSpelling, SigningKey, Wire};
 
-pub use self::machine::types::{Ordering, QuarantinePolicy, SuspendCause};
+pub use crate::delivery::types::{Ordering, QuarantinePolicy, SuspendCause};
 
 type Rule = dyn Fn(&Recorded) -> Option<Destination> + Send + Sync;
 

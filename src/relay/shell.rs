@@ -12,11 +12,11 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
-use super::machine::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
-use super::machine::{Machine, SeqState, SuspendedFigures};
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
 use crate::broker::{Epoch, Publisher, PublisherEvent};
+use crate::delivery::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
+use crate::delivery::{Machine, SeqState, SuspendedFigures};
 use crate::error::{Error, Result, caught};
 use crate::event::{Destination, Recorded};
 use crate::limits::{

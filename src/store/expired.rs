@@ -7,11 +7,11 @@ use super::cursor::ExceptionRow;
 use super::failure::damaged_row;
 use super::relay_rows::exceptions_in;
 use super::schema::{DUE, EXCEPTIONS, LOG, PARKED};
+use crate::delivery::types::{ExpiredEvent, ExpiredPlace, Key, SweepAt};
 use crate::error::Result;
 use crate::event::Destination;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
-use crate::relay::machine::types::{ExpiredEvent, ExpiredPlace, Key, SweepAt};
 
 type Log = redb::ReadOnlyTable<u64, &'static [u8]>;
 

@@ -5,11 +5,11 @@ use super::cursor::ExceptionRow;
 use super::failure::damaged_row;
 use super::relays::RelayRequest;
 use super::schema::EXCEPTIONS;
+use crate::delivery::types::{Change, Exception, ExceptionState};
 use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
-use crate::relay::machine::types::{Change, Exception, ExceptionState};
 use crate::time::Deadline;
 
 /// An event in quarantine, and why.

@@ -12,11 +12,11 @@ use super::failure::damaged_row;
 use super::recover::read_state;
 use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
 use super::transaction::Transaction;
+use crate::delivery::types::{Exception, ExceptionState, Key};
 use crate::error::{CorruptError, Error, Result, SettingError};
 use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
-use crate::relay::machine::types::{Exception, ExceptionState, Key};
 
 /// Where a new relay begins.
 ///

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam_channel::Sender;
 
+use crate::delivery::types::SuspendCause;
 use crate::error::{Error, Result};
 use crate::message::Fault;
 use crate::oneshot;
-use crate::relay::machine::types::SuspendCause;
 use crate::time::Deadline;
 
 /// What a relay is asked for by other threads.

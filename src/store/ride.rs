@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::relay::machine::types::Change;
+use crate::delivery::types::Change;
 use crate::time::Deadline;
 
 /// Changes of one cursor.

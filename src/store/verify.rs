@@ -13,13 +13,13 @@ use super::recover::read_state;
 use super::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
 use super::stream_snapshots;
 use super::streams::{find_chunk, stream_row};
+use crate::delivery::types::ExceptionState;
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
 use crate::limits::FINDINGS_MAX;
 use crate::log::streams::{NO_SEQ, Run};
 use crate::log::{keys, record};
 use crate::printable::printable;
-use crate::relay::machine::types::ExceptionState;
 
 /// Something in the file that does not fit.
 ///

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::schema::LOG;
 use super::{Retention, Stats, Store};
+use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::event::Event;
-use crate::relay::machine::types::{Change, Exception, ExceptionState, Key};
 use crate::store::relay_rows::StartAt;
 use crate::time::{Clock, Deadline, Now};
 

@@ -14,7 +14,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (1, &["limits", "time", "error", "text", "say", "process", "mutations"]),
     (2, &["message", "codec"]),
     (3, &["event", "broker"]),
-    (4, &["filter", "upcast", "log", "relay::machine", "oneshot", "wire"]),
+    (4, &["filter", "upcast", "log", "delivery", "oneshot", "wire"]),
     (5, &["store", "broker::rabbitmq"]),
     (6, &["aggregate", "relay", "projection", "subscription", "consumer"]),
     (7, &["", "security"]),
@@ -46,7 +46,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("hmac", &["wire"]),
     ("sha2", &["wire"]),
     ("futures_core", &["subscription"]),
-    ("rustc_hash", &["relay", "relay::machine", "broker::rabbitmq"]),
+    ("rustc_hash", &["relay", "delivery", "broker::rabbitmq"]),
     ("crossbeam_channel", &["store", "broker", "broker::rabbitmq", "relay", "consumer"]),
 ];
 
@@ -387,7 +387,7 @@ mod itself {
         assert_eq!(flags("store/mod.rs", "use crate::{error::Error, log::{self, Record}};"), 0);
         assert_eq!(flags("store/writer.rs", "use super::commit::Batch; use crate::store::Core;"), 0);
         assert_eq!(flags("lib.rs", "pub use crate::store::Store; pub use redb;"), 0);
-        assert_eq!(flags("relay/mod.rs", "use crate::relay::machine::Machine; use super::store::Core;"), 0);
+        assert_eq!(flags("relay/mod.rs", "use crate::delivery::Machine; use super::store::Core;"), 0);
     }
 
     #[test]
@@ -396,16 +396,16 @@ mod itself {
         assert_eq!(flags("event.rs", "fn f() -> crate::broker::Epoch { todo() }"), 1);
         assert_eq!(flags("log/mod.rs", "use crate::{\n  limits::A,\n  store::{B, C},\n};"), 2);
         assert_eq!(flags("log/mod.rs", "use crate::{limits::A, store as s, relay::*,};"), 2);
-        assert_eq!(flags("relay/machine/mod.rs", "use crate::relay::Shell;"), 1);
+        assert_eq!(flags("delivery/mod.rs", "use crate::relay::Shell;"), 1);
         assert_eq!(flags("broker/mod.rs", "use crate::broker::rabbitmq::Connection;"), 1);
         assert_eq!(flags("error.rs", "use crate::Store;"), 1, "the root is the top floor");
     }
 
     #[test]
     fn super_is_followed_upwards() {
-        assert_eq!(flags("relay/machine/keys.rs", "use super::types::Key;"), 0);
-        assert_eq!(flags("relay/machine/keys.rs", "use super::super::Shell;"), 1);
-        assert_eq!(flags("relay/machine/keys.rs", "use super::super::super::{store::Core, limits::A};"), 1);
+        assert_eq!(flags("delivery/keys.rs", "use super::types::Key;"), 0);
+        assert_eq!(flags("delivery/keys.rs", "use super::super::relay::Shell;"), 1);
+        assert_eq!(flags("delivery/keys.rs", "use super::super::{store::Core, limits::A};"), 1);
         assert_eq!(flags("event.rs", "use super::store::Core;"), 1);
         assert_eq!(flags("event.rs", "#[cfg(test)] mod tests { use super::*; }"), 0);
     }
@@ -415,7 +415,7 @@ mod itself {
         assert_eq!(flags("log/mod.rs", "use redb::Database;"), 1);
         assert_eq!(flags("log/mod.rs", "fn f() { ::redb :: Database::open() }"), 1);
         assert_eq!(flags("log/mod.rs", "use redb;"), 1);
-        assert_eq!(flags("relay/machine/mod.rs", "use crossbeam_channel::Sender;"), 1);
+        assert_eq!(flags("delivery/mod.rs", "use crossbeam_channel::Sender;"), 1);
         assert_eq!(flags("broker/memory/mod.rs", "use tokio::sync::mpsc;"), 1);
         assert_eq!(flags("broker/rabbitmq/link.rs", "use tokio::sync::mpsc; use lapin::Channel;"), 0);
         assert_eq!(

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::workload::{Blob, Item, NewEvent, Step};
+use crate::delivery::types::Change;
 use crate::event::{Lane, Recorded};
-use crate::relay::machine::types::Change;
 
 pub(super) const RELAYS: [&str; 2] = ["one", "other"];
 pub(super) const MESSAGE_SCOPE: &str = "consumer";

@@ -10,11 +10,11 @@ use redb::TableDefinition;
 
 use super::disk::{Disk, Rng};
 use super::model::{MESSAGE_SCOPE, Model, RELAYS};
+use crate::delivery::types::{Change, Exception, ExceptionState};
 use crate::error::{Error, ExpectedRevision, Result};
 use crate::event::Event;
 use crate::message::{HeaderValue, Message};
 use crate::oneshot;
-use crate::relay::machine::types::{Change, Exception, ExceptionState};
 use crate::store::capture::{self, Capture, CaptureMode};
 use crate::store::groups;
 use crate::store::settings::{Retention, Settings};

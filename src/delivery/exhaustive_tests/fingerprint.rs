@@ -6,9 +6,9 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
-use super::super::types::{Action, Change, Exception, ExceptionState};
-use super::super::{Item, ItemState, Machine};
 use super::world::World;
+use crate::delivery::types::{Action, Change, Exception, ExceptionState};
+use crate::delivery::{Item, ItemState, Machine};
 use crate::time::Now;
 
 impl World {

@@ -1,7 +1,7 @@
 //! Destinations that nack: the copies that tries leave elsewhere, the waits, and the recovery.
 
 use super::*;
-use crate::relay::machine::types::SuspendCause;
+use crate::delivery::types::SuspendCause;
 
 fn to(story: &mut Story, queue: &str, count: usize) {
     for _ in 0..count {

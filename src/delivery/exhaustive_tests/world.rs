@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::backoff::Jitter;
-use super::super::types::{
-    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, Recovered, Settings,
-};
-use super::super::{Machine, Wake};
 use super::Log;
 use crate::broker::Epoch;
+use crate::delivery::backoff::Jitter;
+use crate::delivery::types::{
+    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, Recovered, Settings,
+};
+use crate::delivery::{Machine, Wake};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
