@@ -76,6 +76,7 @@ mod projection;
 mod relay;
 mod say;
 pub mod security;
+mod storage;
 mod store;
 mod subscription;
 mod text;

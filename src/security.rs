@@ -96,7 +96,7 @@
 //! | promise | held by |
 //! |---|---|
 //! | Only regular files are opened: no link is followed, no pipe or device makes the open wait. | `odd_files::what_is_no_regular_file_is_refused_at_once`, `hostile_files::no_name_makes_open_wait` |
-//! | A journal that another user can have prepared, read or changed is refused by name. A new one is made aside and renamed. | `hostile_files::a_journal_that_others_can_have_prepared_is_refused`, `hostile_files::a_journal_is_made_aside`, `store::private::tests::only_what_is_closed_to_others_is_used` |
+//! | A journal that another user can have prepared, read or changed is refused by name. A new one is made aside and renamed. | `hostile_files::a_journal_that_others_can_have_prepared_is_refused`, `hostile_files::a_journal_is_made_aside`, `storage::private::tests::only_what_is_closed_to_others_is_used` |
 //! | A store's file that is open to others, or has several names, is warned of once per open. | `hostile_files::a_loose_file_is_warned_of_once` |
 //! | `OpenError::LockedByReader` tells a reader's `flock` from the lock of an owner, and says how to end it. | `hostile_files::a_readers_lock_is_told_with_a_way_out` |
 //! | A file that is moved, removed or replaced while it is open poisons its store: within 64 commits, 2,048 events or a second. | `lost_files::a_file_that_loses_its_name_poisons_its_store` |
@@ -111,7 +111,7 @@
 //! |---|---|
 //! | Damage and crafted bytes are typed errors. No number in the file is a length in memory. | `hostile_rows::a_number_in_a_record_is_no_length_in_memory`, `hostile_rows::a_key_of_another_length_is_walked_past_or_told`, `odd_files::zeros_and_stumps_are_refused_for_what_they_are` |
 //! | No panic of the engine reaches a caller. | `damaged_calls::no_panic_of_the_engine_reaches_a_caller`, `guarded_entries::every_way_into_the_engine_is_guarded` |
-//! | The time to open grows with the size of file and journal alone. | `store::journal::frame::tests::crafted_heads_cost_no_more_than_the_journal_is_long` |
+//! | The time to open grows with the size of file and journal alone. | `storage::journal::frame::tests::crafted_heads_cost_no_more_than_the_journal_is_long` |
 //! | A record whose checksum fails is never published. | `matrix::message::b20_undecodable_record` |
 //!
 //! **Not promised.** Checksums are no signatures: a program that can write the file can write any state and any event into it. Two panics at

@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use crate::limits::{FREE_SPACE_DEFAULT, FREE_SPACE_PART, PARKING_STEP_BYTES};
-use crate::store::free_space::Space;
+use crate::storage::free_space::Space;
 use crate::time::Deadline;
 
 /// How long a look at the disk counts.

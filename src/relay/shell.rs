@@ -26,10 +26,10 @@ use crate::limits::{
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::oneshot;
 use crate::printable::printable;
+use crate::storage::errors::engine_panicked;
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
 use crate::store::expired::{FoundExpired, find_expired};
-use crate::store::failure::engine_panicked;
 use crate::store::log_pace::LogPace;
 use crate::store::relay_rows::{self, Read, RowState};
 use crate::store::relays::{Awaited, RelayRequest};

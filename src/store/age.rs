@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use redb::WriteTransaction;
 
-use super::schema::{META, META_AGE};
 use crate::error::Result;
 use crate::limits::{AGE_MILESTONES_MAX, AGE_SAVE_MS, AGE_SAVE_MS_MIN, AGE_STEP_MS_MIN, AGE_STEPS};
+use crate::storage::tables::schema::{META, META_AGE};
 use crate::time::Now;
 
 /// The store age as it grows.

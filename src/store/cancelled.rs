@@ -14,11 +14,11 @@ use redb::ReadTransaction;
 
 use super::Store;
 use super::cleanup::rebuild_tasks;
-use super::schema::{META, read_u64s, u64s};
 use super::transaction::Transaction;
 use crate::error::Result;
 use crate::limits::CLEAN_STEP;
 use crate::log::keys::CursorId;
+use crate::storage::tables::schema::{META, read_u64s, u64s};
 
 fn key(name: &str) -> String {
     format!("cancelled.{name}")

@@ -16,9 +16,6 @@ use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
 use super::projections::ProjectionRow;
 use super::ride::Ride;
-use super::schema::{
-    EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
-};
 use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
 use super::waiting::{Parked, ParkedChanges};
@@ -26,6 +23,9 @@ use super::{ids_kept, streams};
 use crate::error::{Error, Result};
 use crate::limits::INBOX_SWEEP_STEP;
 use crate::log::{keys, record};
+use crate::storage::tables::schema::{
+    EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
+};
 use crate::time::Now;
 
 /// What of the tail becomes true once the commit is durable.

@@ -24,11 +24,8 @@ use super::bells::Bells;
 use super::capture::rounds::Rounds;
 use super::capture::rows::CaptureBook;
 use super::cleanup::{Cleaning, Left};
-use super::counted::IoCounters;
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
-use super::failure::{caught, unless_it_panics};
-use super::file::Opened;
 use super::holders::Holders;
 use super::in_hand::Claims;
 use super::jumps::Jumped;
@@ -45,7 +42,6 @@ use super::sweeps::{Sweeps, Wanted};
 use super::trim::Deferred;
 use super::turn::{Turn, Turns};
 use super::waiting::Parked;
-use super::watch::{Watch, Written};
 use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result};
 use crate::log::book::Book;
@@ -53,6 +49,10 @@ use crate::log::keys::CursorId;
 use crate::log::lanes::LaneState;
 use crate::log::streams::StreamBook;
 use crate::say::in_drop;
+use crate::storage::errors::{caught, unless_it_panics};
+use crate::storage::file::Opened;
+use crate::storage::metered::IoCounters;
+use crate::storage::watch::{Watch, Written};
 use crate::time::{Deadline, Now, as_ms};
 use crate::wire::ContentKey;
 
@@ -523,7 +523,7 @@ impl Core {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(db) = db else { return Ok(()) };
         let named = self.unless_lost(self.watch.look(self.written()));
-        let closed = super::file::close(db).map_err(|source| {
+        let closed = crate::storage::file::close(db).map_err(|source| {
             let action = "closing the file";
             Error::Storage(crate::error::StorageFailure { action, source, fatal: true })
         });
@@ -561,7 +561,7 @@ impl Core {
         if db.is_some() {
             in_drop(|| self.look());
         }
-        if let Some(Err(error)) = db.map(super::file::close) {
+        if let Some(Err(error)) = db.map(crate::storage::file::close) {
             in_drop(|| {
                 tracing::warn!(%error, path = %self.path.display(), "the file is not closed, or not cleanly; if no living transaction closes it, the next open verifies it");
             });

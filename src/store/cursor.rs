@@ -10,15 +10,15 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::failure::damaged_row;
 use super::ride::CursorRide;
-use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, PARKED, read_u64s, u64s};
 use super::waiting::{Bounds, Parked, ParkedChanges};
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::error::Result;
 use crate::log::keys::{self, CursorId};
 use crate::log::wire_bytes::{Malformed, Reader, put_text8, put_text16};
 use crate::message::{Fault, FaultClass};
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{CURSORS, DUE, EXCEPTIONS, LOG, PARKED, read_u64s, u64s};
 
 /// Longest text of a fault that is kept, in bytes.
 const FAULT_TEXT_BYTES_MAX: usize = 1024;

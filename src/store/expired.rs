@@ -4,14 +4,14 @@ use redb::ReadTransaction;
 
 use super::core::Core;
 use super::cursor::ExceptionRow;
-use super::failure::damaged_row;
 use super::relay_rows::exceptions_in;
-use super::schema::{DUE, EXCEPTIONS, LOG, PARKED};
 use crate::delivery::types::{ExpiredEvent, ExpiredPlace, Key, SweepAt};
 use crate::error::Result;
 use crate::event::Destination;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{DUE, EXCEPTIONS, LOG, PARKED};
 
 type Log = redb::ReadOnlyTable<u64, &'static [u8]>;
 

@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 
 use super::core::{Core, Tail};
-use super::schema::{EXCEPTIONS, FAILURES, LOG};
 use crate::error::Result;
 use crate::limits::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN, STATS_ROWS_MAX};
 use crate::log::{keys, record};
+use crate::storage::tables::schema::{EXCEPTIONS, FAILURES, LOG};
 use crate::time::Now;
 
 /// What kind of thing holds the log or the file.

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::Store;
-use super::failure::damaged_row;
-use super::schema::{INBOX, InboxRow, KEYED, SEEN, read_u64s, scopes, u64s};
 use super::settings::IdsPolicy;
 use super::transaction::Transaction;
 use crate::error::{BoxError, Error, Result};
 use crate::log::keys;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{INBOX, InboxRow, KEYED, SEEN, read_u64s, scopes, u64s};
 
 type Row = &'static [u8];
 

@@ -21,10 +21,7 @@ use redb::{ReadTransaction, ReadableTable, TableError};
 
 use super::Store;
 use super::core::Identity as StoreIdentity;
-use super::failure::damaged_row;
-use super::pieces::{self, Of, Pieces};
 use super::rejected_room::Book;
-use super::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
 use super::seen::{Identity, content_of_delivery, fingerprint};
 use super::transaction::Transaction;
 use crate::broker::Delivery;
@@ -33,6 +30,10 @@ use crate::limits::{PARKING_STEP_BYTES, REASON_BYTES_MAX};
 use crate::log::in_hand::{ParkedRow, Tries, TriesRow};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::pieces;
+use crate::storage::tables::pieces::{Of, Pieces};
+use crate::storage::tables::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
 
 type Row = &'static [u8];
 

@@ -17,8 +17,6 @@ use std::sync::{Mutex, PoisonError};
 use redb::{ReadableTable, TableError, WriteTransaction};
 
 use super::Store;
-use super::failure::damaged_row;
-use super::schema::{LANES_KEPT, SEEN, read_u64s, scopes, u64s};
 use super::settings::{LanesPolicy, Settings};
 use crate::error::{BoxError, Error, Result};
 use crate::event::LaneOf;
@@ -26,6 +24,8 @@ use crate::limits::LANES_LOOK;
 use crate::log::forgotten::Forgotten;
 use crate::log::keys::{self, SeenKey};
 use crate::log::seen::Head;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{LANES_KEPT, SEEN, read_u64s, scopes, u64s};
 
 type Row = &'static [u8];
 

@@ -8,35 +8,24 @@ pub(crate) mod capture;
 pub(crate) mod cleanup;
 mod commit;
 pub(crate) mod core;
-mod counted;
 #[cfg(test)]
 mod crash_tests;
-mod create;
 pub(crate) mod cursor;
 mod doorbells;
 pub(crate) mod expired;
-pub(crate) mod failure;
-mod file;
-pub(crate) mod free_space;
 mod gathered;
 mod groups;
-mod head;
 mod holders;
 mod ids;
 mod ids_kept;
 pub(crate) mod in_hand;
 mod inside;
-mod journal;
 mod jumps;
 mod lanes_kept;
 mod left_out;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
 pub(crate) mod owner;
-mod pages;
-mod pieces;
-mod place;
-mod private;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
 mod read;
@@ -49,11 +38,9 @@ pub(crate) mod relays;
 mod replay;
 pub(crate) mod ride;
 mod room;
-mod schema;
 mod scope_stats;
 pub(crate) mod seen;
 mod settings;
-mod shared;
 mod stats;
 mod stream_snapshots;
 mod streams;
@@ -67,12 +54,11 @@ mod waiting;
 #[cfg(test)]
 mod waiting_tests;
 pub(crate) mod wanted;
-mod watch;
 pub(crate) mod write_wait;
 mod writer;
 
 #[cfg(fuzzing)]
-pub(crate) use self::journal::fuzzing_journal;
+pub(crate) use crate::storage::journal::fuzzing_journal;
 
 use std::panic::Location;
 use std::path::{Path, PathBuf};
@@ -84,7 +70,6 @@ use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
 
 use self::alarms::Alarm;
 use self::core::Core;
-use self::journal::JournalOptions;
 use self::jumps::Jumps;
 use self::transaction::{REQUEST_SCOPE, check_id};
 use self::write_wait::{Purpose, Wait};
@@ -96,10 +81,11 @@ use crate::log::keys;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
+use crate::storage::journal::JournalOptions;
+use crate::storage::{file, place};
 use crate::time::Deadline;
 
 pub use self::capture::{Capture, CaptureMode, CaptureWait, CapturedTable, Change, Operation};
-pub use self::counted::IoStats;
 pub use self::holders::{Holder, HolderKind};
 pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
 pub use self::quarantine::{Quarantine, Quarantined};
@@ -117,6 +103,7 @@ pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
 pub use self::verify::{Finding, Verification};
 pub use self::verify_pages::{PageProgress, PageVerification};
+pub use crate::storage::metered::IoStats;
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
 ///

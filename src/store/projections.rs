@@ -20,9 +20,7 @@ use redb::{
 use super::Store;
 use super::cleanup::{Task, rebuild_tasks};
 use super::cursor::head;
-use super::failure::damaged_row;
 use super::relay_rows::{StartAt, check_position, next_cursor_id, warn_trimmed};
-use super::schema::{FAILURES, PROJECTIONS, read_u64s, u64s};
 use super::transaction::Transaction;
 use super::wanted::{Looked, Wanted};
 use crate::error::{Error, Result};
@@ -30,6 +28,8 @@ use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
 use crate::log::wire_bytes::{Malformed, Reader, put_text16};
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{FAILURES, PROJECTIONS, read_u64s, u64s};
 use crate::time::Deadline;
 
 /// What a table is called while it is being rebuilt. Reserved, so that no application's table is called so.

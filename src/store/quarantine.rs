@@ -2,14 +2,14 @@
 
 use super::Store;
 use super::cursor::ExceptionRow;
-use super::failure::damaged_row;
 use super::relays::RelayRequest;
-use super::schema::EXCEPTIONS;
 use crate::delivery::types::{Change, Exception, ExceptionState};
 use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::EXCEPTIONS;
 use crate::time::Deadline;
 
 /// An event in quarantine, and why.

@@ -9,11 +9,9 @@ use redb::{AccessGuard, Key, ReadOnlyMultimapTable, ReadOnlyTable, ReadTransacti
 
 use super::cleanup::Hidden;
 use super::core::Core;
-use super::failure::{engine_panicked, unless_it_panics};
 use super::holders::Taken;
 use super::owner::{Kept, Owner};
 use super::recover::{plausible, read_state};
-use super::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use super::wanted::{Looked, Wanted};
 use crate::error::{CorruptError, Error, Result};
@@ -23,6 +21,8 @@ use crate::log::record;
 use crate::log::skim::skim;
 use crate::log::streams::{Holes, NO_SEQ, Run, StreamState};
 use crate::process::keep;
+use crate::storage::errors::{engine_panicked, unless_it_panics};
+use crate::storage::tables::schema::{CHUNKS, LOG, SNAPSHOTS, STREAMS};
 use crate::upcast::Upcasts;
 
 /// The state and the log as of the last commit. Later commits do not show in it.

@@ -16,10 +16,7 @@ use std::sync::atomic::Ordering;
 use redb::ReadableTable;
 
 use super::Store;
-use super::failure::damaged_row;
-use super::pieces::{self, Of, Pieces};
 use super::rejected_room::{Book, Kept, RejectedRoom};
-use super::schema::{REJECTED, scopes};
 use super::seen::{Identity, fingerprint, is_of_the_delivery};
 use super::transaction::{REJECT_SCOPE, Transaction, check_id};
 use crate::broker::Delivery;
@@ -29,6 +26,10 @@ use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
 use crate::printable::escaped;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::pieces;
+use crate::storage::tables::pieces::{Of, Pieces};
+use crate::storage::tables::schema::{REJECTED, scopes};
 
 /// A rejected delivery, and why.
 ///

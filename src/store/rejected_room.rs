@@ -2,15 +2,16 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::failure::damaged_row;
-use super::pieces::{self, Of};
 use super::rejected::read_row;
-use super::schema::{INBOX, REJECTED, read_u64s, u64s};
 use super::seen::{Identity, fingerprint};
 use super::transaction::{REJECT_SCOPE, Transaction};
 use crate::broker::{Delivery, DeliveryTag, Epoch};
 use crate::error::{BoxError, Result};
 use crate::log::keys;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::pieces;
+use crate::storage::tables::pieces::Of;
+use crate::storage::tables::schema::{INBOX, REJECTED, read_u64s, u64s};
 
 type Row = &'static [u8];
 

@@ -8,15 +8,15 @@ use super::Store;
 use super::cleanup::{Hidden, Task};
 use super::core::Core;
 use super::cursor::{Cursor, ExceptionRow};
-use super::failure::damaged_row;
 use super::recover::read_state;
-use super::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
 use super::transaction::Transaction;
 use crate::delivery::types::{Exception, ExceptionState, Key};
 use crate::error::{CorruptError, Error, Result, SettingError};
 use crate::event::Recorded;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
 
 /// Where a new relay begins.
 ///

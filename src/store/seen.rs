@@ -14,10 +14,8 @@ use redb::ReadableTable;
 
 use super::Store;
 use super::core::Identity as StoreIdentity;
-use super::failure::damaged_row;
 use super::gathered::Amount;
 use super::lanes_kept::{LaneCounts, LaneRoom, forget, is_forgotten, room_for_lane};
-use super::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
 use super::transaction::{Transaction, check_id, content_of};
 use crate::broker::Delivery;
 use crate::error::{Error, Result};
@@ -26,6 +24,8 @@ use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, LANE_GAPS_MIN, SHORT_STRI
 use crate::log::keys;
 use crate::log::seen::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::message::Message;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
 use crate::wire;
 
 /// What a message is told from others by, within a scope.

@@ -8,15 +8,15 @@ use super::Store;
 use super::capture::rounds::Rounds;
 use super::capture::{CaptureMode, CaptureWait};
 use super::core::Tail;
-use super::counted::IoStats;
 use super::cursor::Cursor;
-use super::failure::unless_it_panics;
 use super::holders::{self, Holder};
 use super::projections::ProjectionStatus;
 use super::relays::RelayStatus;
 use super::scope_stats::ScopeStats;
 use super::waiting::{Oldest, Parked, age_ms, find_oldest};
 use crate::error::Result;
+use crate::storage::errors::unless_it_panics;
+use crate::storage::metered::IoStats;
 use crate::time::Now;
 
 /// A store's figures at one moment.

@@ -8,14 +8,14 @@
 use redb::{ReadTransaction, ReadableTable};
 
 use super::core::Tail;
-use super::failure::damaged_row;
 use super::read::Snapshot;
-use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::streams::{StreamSource, View, stream_row};
 use super::verify::{Finding, Verification};
 use crate::error::{Error, Result};
 use crate::log::keys;
 use crate::log::streams::{Run, SnapshotOf, SnapshotRow, StreamState};
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 
 impl View {
     /// The name of the event of this revision.

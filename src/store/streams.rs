@@ -10,10 +10,8 @@ use std::ops::Range;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::core::Tail;
-use super::failure::{damaged_row, unless_it_panics};
 use super::gathered::Amount;
 use super::read::EVENTS_PER_LOOK;
-use super::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use super::transaction::{Pending, Transaction, check_id, content_of};
 use crate::error::{CorruptError, Error, ExpectedRevision, Result};
 use crate::event::{Destination, Event, Recorded};
@@ -22,6 +20,8 @@ use crate::log::keys;
 use crate::log::record::{self, RecordId};
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamBook, StreamState};
 use crate::printable::printable;
+use crate::storage::errors::{damaged_row, unless_it_panics};
+use crate::storage::tables::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use crate::upcast::Upcasts;
 
 /// Where events were appended to a stream.

@@ -16,12 +16,10 @@ use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, 
 use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::cleanup::LeftChange;
 use super::core::Core;
-use super::failure::{damaged_row, engine_panicked, unless_it_panics};
 use super::gathered::{Amount, Gathered, Point};
 use super::ids_kept::NUMBERED;
 use super::projections::ProjectionRow;
 use super::receipt::Receipt;
-use super::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use super::write_wait::{Purpose, Wait};
@@ -35,6 +33,8 @@ use crate::log::record::{self, Position, RecordId};
 use crate::log::streams::{Run, StreamState};
 use crate::process::keep;
 use crate::say::in_drop;
+use crate::storage::errors::{damaged_row, engine_panicked, unless_it_panics};
+use crate::storage::tables::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use crate::time::Now;
 
 /// The inbox scope of event ids that the application gave.

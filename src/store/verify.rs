@@ -7,10 +7,8 @@ use redb::ReadableTable;
 use super::Store;
 use super::core::Core;
 use super::cursor::ExceptionRow;
-use super::failure::{damaged_row, unless_it_panics};
 use super::read::Snapshot;
 use super::recover::read_state;
-use super::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
 use super::stream_snapshots;
 use super::streams::{find_chunk, stream_row};
 use crate::delivery::types::ExceptionState;
@@ -20,6 +18,8 @@ use crate::limits::FINDINGS_MAX;
 use crate::log::streams::{NO_SEQ, Run};
 use crate::log::{keys, record};
 use crate::printable::printable;
+use crate::storage::errors::{damaged_row, unless_it_panics};
+use crate::storage::tables::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
 
 /// Something in the file that does not fit.
 ///

@@ -11,13 +11,13 @@ use redb::{ReadTransaction, ReadableTable};
 
 use super::core::Core;
 use super::cursor::{Cursor, ExceptionRow};
-use super::failure::damaged_row;
-use super::schema::{EXCEPTIONS, LOG, PARKED};
 use crate::delivery::types::{ExceptionState, Key};
 use crate::error::Result;
 use crate::limits::STATS_ROWS_MAX;
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{EXCEPTIONS, LOG, PARKED};
 use crate::time::Now;
 
 /// The parked events of one cursor, as far as memory must know them.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::schema::LOG;
 use super::{Retention, Stats, Store};
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::event::Event;
+use crate::storage::tables::schema::LOG;
 use crate::store::relay_rows::StartAt;
 use crate::time::{Clock, Deadline, Now};
 

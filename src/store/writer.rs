@@ -14,7 +14,6 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 use super::capture::rounds::{Round, Rounds};
 use super::cleanup::CleanUp;
 use super::core::{Core, Waits};
-use super::failure::{caught, panic_text};
 use super::groups::{self, Backlog};
 use super::holders::{self, Looked};
 use super::receipt::Receipt;
@@ -23,6 +22,7 @@ use super::write_wait::Purpose;
 use crate::error::{Error, Result, StorageFailure};
 use crate::limits::AGE_SAVE_MS_MIN;
 use crate::oneshot::{self, Wakes};
+use crate::storage::errors::{caught, panic_text};
 use crate::time::{Deadline, wake_after};
 
 /// What the writer thread is sent.

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use onewrite::{Error, Event, OpenError, Store};
 
@@ -231,4 +231,28 @@ fn the_first_write_after_a_pause_is_refused() {
     );
     drop(store);
     put(&Store::open(&path).unwrap(), 0).unwrap();
+}
+
+/// Goal: an idle store notices too, with no call of the application, whoever made the last commit. Method: the file goes right after a commit on
+/// the caller's thread, and after an exclusive transaction; then nothing is called.
+#[test]
+fn an_idle_store_notices() {
+    for exclusive in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.redb");
+        let store = Store::open(&path).unwrap();
+        let event = || Event::bytes("t", "").unpublished();
+        store.write(move |tx| tx.append(event())).unwrap();
+        if exclusive {
+            let tx = store.begin().unwrap();
+            tx.append(event()).unwrap();
+            tx.commit().unwrap();
+        }
+        std::fs::remove_file(&path).unwrap();
+        let began = Instant::now();
+        while store.stats().unwrap().poisoned.is_none() {
+            assert!(began.elapsed() < Duration::from_secs(60), "it never looks");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }

@@ -402,7 +402,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     fn check_settings(&self) -> Result<(), SettingError> {
         let refuse = |reason: String| Err(SettingError::new("capture", reason));
         let name = &self.name;
-        if name.starts_with(super::schema::RESERVED_PREFIX) {
+        if name.starts_with(crate::storage::tables::schema::RESERVED_PREFIX) {
             return refuse(format!("table `{name}` belongs to the library"));
         }
         if let Some(Err(error)) = self.destination.as_ref().map(Destination::validate) {

@@ -24,10 +24,10 @@ use crate::limits::{
 };
 use crate::log::keys;
 use crate::oneshot::Wakes;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::CHANGES;
 use crate::store::core::Core;
-use crate::store::failure::damaged_row;
 use crate::store::relays::Pace;
-use crate::store::schema::CHANGES;
 use crate::store::transaction::Transaction;
 use crate::store::write_wait::Purpose;
 use crate::store::writer::Write;

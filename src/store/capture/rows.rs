@@ -15,11 +15,11 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTran
 use super::{CaptureMode, Captures};
 use crate::error::{Error, Result, SettingError};
 use crate::log::keys;
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::schema::{CAPTURES, CHANGES};
 use crate::store::Store;
 use crate::store::cleanup::{self, Task};
 use crate::store::core::Tail;
-use crate::store::failure::damaged_row;
-use crate::store::schema::{CAPTURES, CHANGES};
 use crate::store::transaction::Transaction;
 
 /// Names a captured table in the keys of marks.

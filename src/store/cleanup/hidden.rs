@@ -5,7 +5,7 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableError};
 use super::{Revisions, Task};
 use crate::error::Result;
 use crate::log::skim::skim;
-use crate::store::schema::CLEANUP;
+use crate::storage::tables::schema::CLEANUP;
 
 type Bytes = &'static [u8];
 

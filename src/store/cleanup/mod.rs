@@ -27,10 +27,10 @@ pub(crate) use self::work::{CleanUp, Cleaning};
 use super::capture::rows::CaptureId;
 use super::core::Tail;
 use super::projections::shadow_prefix;
-use super::schema::{CLEANUP, META, read_u64s, u64s};
 use super::transaction::Transaction;
 use crate::error::Result;
 use crate::log::keys::CursorId;
+use crate::storage::tables::schema::{CLEANUP, META, read_u64s, u64s};
 
 /// Something to be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use crate::limits::CLEAN_STEP;
 use crate::log::keys;
 use crate::log::streams::{NO_SEQ, Run};
 use crate::printable::printable;
+use crate::storage::tables::schema::{CHANGES, CHUNKS, CLEANUP, DUE, EXCEPTIONS, FAILURES, PARKED};
 use crate::store::projections::delete_any;
-use crate::store::schema::{CHANGES, CHUNKS, CLEANUP, DUE, EXCEPTIONS, FAILURES, PARKED};
 use crate::store::transaction::Transaction;
 
 type Bytes = &'static [u8];

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{BackendError, StorageBackend};
 
-use crate::store::counted::{Counted, IoCounters};
-use crate::store::file::{Medium, Refusal};
+use crate::storage::file::{Medium, Refusal};
+use crate::storage::metered::{Counted, IoCounters};
 
 /// SplitMix64: the same draws for the same seed, everywhere.
 #[derive(Debug, Clone)]

@@ -27,7 +27,7 @@ use self::disk::{Damage, Disk, Fault, Op, Rng};
 use self::model::Model;
 use self::record::{Cut, Recording};
 use self::workload::{Blob, Subject};
-use super::failure::panic_text;
+use crate::storage::errors::panic_text;
 
 /// So many failures are told, and their images kept.
 const TOLD_MAX: usize = 3;

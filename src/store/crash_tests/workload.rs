@@ -15,13 +15,14 @@ use crate::error::{Error, ExpectedRevision, Result};
 use crate::event::Event;
 use crate::message::{HeaderValue, Message};
 use crate::oneshot;
+use crate::storage::file;
 use crate::store::capture::{self, Capture, CaptureMode};
 use crate::store::groups;
 use crate::store::settings::{Retention, Settings};
 use crate::store::transaction::Transaction;
 use crate::store::write_wait::Purpose;
 use crate::store::writer::{Closure, Write};
-use crate::store::{Once, StartAt, Store, StoreBuilder, file, recover};
+use crate::store::{Once, StartAt, Store, StoreBuilder, recover};
 use crate::time::{Clock, Deadline, Now};
 use crate::wire;
 

@@ -33,9 +33,9 @@
 
 use redb::{ReadableTable, TableDefinition};
 
-use super::failure::damaged_row;
 use crate::error::Result;
 use crate::log::keys;
+use crate::storage::errors::damaged_row;
 
 pub(crate) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
 pub(crate) const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
@@ -124,7 +124,7 @@ pub(crate) fn read_u64s<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
 }
 
 /// The scopes of which a table has rows: from one straight to the next. `what` names the table where a key is damaged.
-pub(super) fn scopes(
+pub(crate) fn scopes(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     what: &'static str,
 ) -> Result<Vec<String>> {

@@ -37,17 +37,17 @@ impl Inode {
 }
 
 #[cfg(unix)]
-pub(super) fn owner_only(options: &mut OpenOptions) {
+pub(crate) fn owner_only(options: &mut OpenOptions) {
     use std::os::unix::fs::OpenOptionsExt;
     options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK);
 }
 
 #[cfg(not(unix))]
-pub(super) fn owner_only(_: &mut OpenOptions) {}
+pub(crate) fn owner_only(_: &mut OpenOptions) {}
 
 /// The kind of file at a name.
 #[derive(Debug)]
-pub(super) enum Standing {
+pub(crate) enum Standing {
     Nothing,
     Symlink,
     /// A folder, a device, a pipe, a socket.
@@ -57,7 +57,7 @@ pub(super) enum Standing {
 
 /// Opens the regular file at `path` for reading and writing. Pipes and devices are not opened: a pipe would wait, a device
 /// might act. The open handle is looked at again, since another process may have changed the name in between.
-pub(super) fn open_regular(path: &Path) -> io::Result<Standing> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<Standing> {
     let meta = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::Nothing),
         meta => meta?,
@@ -106,13 +106,13 @@ fn odd_kind(meta: &Metadata) -> Option<&'static str> {
 }
 
 /// Whether `path` leads to the open file. An error of the system is `false`: there is no proof then.
-pub(super) fn is_same(file: &File, path: &Path) -> bool {
+pub(crate) fn is_same(file: &File, path: &Path) -> bool {
     let named = std::fs::symlink_metadata(path);
     named.is_ok_and(|named| file.metadata().is_ok_and(|held| Inode::of(&held) == Inode::of(&named)))
 }
 
 /// Removes the name if it leads to the open file; `false` if it does not, or leads nowhere.
-pub(super) fn remove_same(file: &File, path: &Path) -> io::Result<bool> {
+pub(crate) fn remove_same(file: &File, path: &Path) -> io::Result<bool> {
     if !is_same(file, path) {
         return Ok(false);
     }
@@ -124,7 +124,7 @@ pub(super) fn remove_same(file: &File, path: &Path) -> io::Result<bool> {
 
 /// The path from the root on, so that it stays what it is when the process changes its folder. Symbolic links to folders are
 /// followed now, so that one that is turned elsewhere later changes nothing for an open store.
-pub(super) fn resolved(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     if cfg!(not(unix)) {
         return Ok(absolute);
@@ -136,7 +136,7 @@ pub(super) fn resolved(path: &Path) -> io::Result<PathBuf> {
     })
 }
 
-pub(super) fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -144,7 +144,7 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Whether the path is written as a folder's. The standard library drops a slash at the end. The operating system does not.
-pub(super) fn ends_as_a_folder(path: &Path) -> bool {
+pub(crate) fn ends_as_a_folder(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     let bytes =
         bytes.strip_suffix(b".").filter(|bytes| bytes.last().is_none_or(is_separator)).unwrap_or(bytes);
@@ -156,13 +156,13 @@ fn is_separator(byte: &u8) -> bool {
 }
 
 /// `before`, `name` and `after` as one name. A hash of `name` stands for it where the whole would be too long.
-pub(super) fn side_name(before: &str, name: &OsStr, after: &str, more_bytes: usize) -> OsString {
+pub(crate) fn side_name(before: &str, name: &OsStr, after: &str, more_bytes: usize) -> OsString {
     let fits = before.len() + name.len() + after.len() + more_bytes <= FILE_NAME_BYTES_MAX;
     joined(before, if fits { name.to_owned() } else { short(name) }, after)
 }
 
 /// As [`side_name`], with the hash. For a file system that takes only shorter names.
-pub(super) fn short_side_name(before: &str, name: &OsStr, after: &str) -> OsString {
+pub(crate) fn short_side_name(before: &str, name: &OsStr, after: &str) -> OsString {
     joined(before, short(name), after)
 }
 
@@ -205,7 +205,7 @@ fn folder_only(_: &mut OpenOptions) {}
 
 /// Makes a name in `folder` durable, or that it is gone. Where the file system cannot do that, a warning says so once for each
 /// folder, and the store goes on: the file's contents are synced all the same.
-pub(super) fn sync_folder(folder: &Path, sync: SyncFolder) -> io::Result<()> {
+pub(crate) fn sync_folder(folder: &Path, sync: SyncFolder) -> io::Result<()> {
     match sync(folder) {
         Err(error) if cannot_be_synced(&error) => {
             if is_first_time(folder) {

@@ -30,15 +30,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 
 use redb::{BackendError, StorageBackend};
 
-use frame::{BLOCK, Blocks, encode, frame_bytes};
-pub(crate) use life::Sides;
-use life::{Id, Refusal};
-pub(crate) use side::{SideFile, is_journaled};
+use self::frame::{BLOCK, Blocks, encode, frame_bytes};
+pub(crate) use self::life::Sides;
+use self::life::{Id, Refusal};
+pub(crate) use self::side::{SideFile, is_journaled};
 
 use crate::error::OpenError;
 
 #[cfg(fuzzing)]
-pub(crate) use frame::fuzzing_journal;
+pub(crate) use self::frame::fuzzing_journal;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 /// Blocks that are written to their places in one call at most, if they touch.

@@ -15,10 +15,10 @@ use std::sync::{Arc, PoisonError, Weak};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
 
-use super::counted::{Counted, IoCounters};
 use super::create::create_aside;
-use super::head::{Odd, odd_head, older_text};
+use super::header::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
+use super::metered::{Counted, IoCounters};
 use super::place::{Inode, Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
 use super::private::warn_if_loose;
 use super::shared::{Check, Look, Shared};
@@ -27,7 +27,7 @@ use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::limits::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
 
 /// What a database is kept on: a file, or a disk that the tests of crashes make up.
-pub(super) trait Medium {
+pub(crate) trait Medium {
     type Backend: StorageBackend;
 
     /// What it is asked is to be counted.
@@ -43,7 +43,7 @@ impl Medium for File {
     }
 }
 
-pub(super) fn file_backend(file: &File) -> std::io::Result<FileBackend> {
+pub(crate) fn file_backend(file: &File) -> std::io::Result<FileBackend> {
     FileBackend::new(file.try_clone()?).map_err(std::io::Error::other)
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn open_or_create(
     open_resolved(&path, options, initialise).map_err(|error| error.named_as(&path, given))
 }
 
-pub(super) fn cannot(action: &'static str, path: &Path, source: std::io::Error) -> OpenError {
+pub(crate) fn cannot(action: &'static str, path: &Path, source: std::io::Error) -> OpenError {
     OpenError::Io { action, path: path.into(), source }
 }
 
@@ -260,7 +260,7 @@ fn is_locked_by_reader(file: &File) -> bool {
     })
 }
 
-pub(super) fn open_database(
+pub(crate) fn open_database(
     path: &Path,
     file: &impl Medium,
     cache_bytes: usize,
@@ -298,7 +298,7 @@ enum Open {
     Verify,
 }
 
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     Unclean,
     Database(DatabaseError),
     Io(std::io::Error),
@@ -409,7 +409,7 @@ pub(crate) fn close(db: Database) -> Result<(), BoxError> {
 }
 
 /// The engine's part of a creation. What it leaves is nobody's until it is synced and in place.
-pub(super) fn make_database(
+pub(crate) fn make_database(
     path: &Path,
     file: &impl Medium,
     cache_bytes: usize,

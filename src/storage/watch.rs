@@ -157,8 +157,6 @@ fn inode(path: &Path) -> io::Result<Inode> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Event;
-    use crate::store::Store;
 
     /// Goal: only what is certain is a loss. Method: each answer that the operating system may give.
     #[test]
@@ -214,29 +212,5 @@ mod tests {
             Err(lost),
             "what was written meanwhile may be missing all the same"
         );
-    }
-
-    /// Goal: an idle store notices too, with no call of the application, whoever made the last commit. Method: the file goes right after a commit on
-    /// the caller's thread, and after an exclusive transaction; then nothing is called.
-    #[test]
-    fn an_idle_store_notices() {
-        for exclusive in [false, true] {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("a.redb");
-            let store = Store::open(&path).unwrap();
-            let event = || Event::bytes("t", "").unpublished();
-            store.write(move |tx| tx.append(event())).unwrap();
-            if exclusive {
-                let tx = store.begin().unwrap();
-                tx.append(event()).unwrap();
-                tx.commit().unwrap();
-            }
-            std::fs::remove_file(&path).unwrap();
-            let began = Instant::now();
-            while store.core().poisoned().is_none() {
-                assert!(began.elapsed() < Duration::from_secs(60), "it never looks");
-                std::thread::sleep(Duration::from_millis(5));
-            }
-        }
     }
 }

@@ -24,7 +24,7 @@ const AFTER: &str = ".creating-";
 const UUID_BYTES: usize = 36;
 
 /// Makes a store beside `path` and links it into place, unless another process was faster.
-pub(super) fn create_aside(
+pub(crate) fn create_aside(
     path: &Path,
     options: Options,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
@@ -61,7 +61,7 @@ fn cannot_create(path: &Path, source: io::Error) -> OpenError {
 }
 
 /// An empty file of a name of its own, beside `path`. What crashes have left of such files is removed.
-pub(super) fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
+pub(crate) fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
     let folder = folder_of(path);
     let name = path.file_name().unwrap_or_default();
     let mut options = OpenOptions::new();
@@ -170,17 +170,21 @@ fn is_left_over(name: &OsStr, prefix: &OsStr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file::open_or_create;
-    use super::super::journal::JournalOptions;
-    use super::super::recover::initialise;
     use super::*;
+    use crate::storage::file::open_or_create;
+    use crate::storage::journal::JournalOptions;
+
+    fn initialise(_: &Path, db: &Database) -> Result<(), OpenError> {
+        db.begin_write().unwrap().commit().unwrap();
+        Ok(())
+    }
 
     fn open(path: &Path, journal_bytes: usize, sync_folder: place::SyncFolder) -> Result<(), OpenError> {
         let journal = JournalOptions { bytes: journal_bytes, abandon: false };
         let options =
             Options { cache_bytes: 1 << 20, journal, create: true, overwrite_empty: false, sync_folder };
         let opened = open_or_create(path, options, &|db| initialise(path, db))?;
-        super::super::file::close(opened.db)
+        crate::storage::file::close(opened.db)
             .map_err(|source| OpenError::Storage { path: path.into(), source })
     }
 

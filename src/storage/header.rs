@@ -6,10 +6,10 @@ use std::io::Result;
 use redb::StorageBackend;
 
 /// What every redb file begins with.
-pub(super) const ENGINE: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
+pub(crate) const ENGINE: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
 /// What the storage engine keeps at the beginning of its file, in bytes.
-pub(super) const HEAD_BYTES: usize = 320;
+pub(crate) const HEAD_BYTES: usize = 320;
 /// Where flags stand, and the flag of a file that is open or was not closed.
 const FLAGS_AT: usize = 9;
 const UNCLOSED: u8 = 2;
@@ -21,7 +21,7 @@ const VERSION: u8 = 3;
 
 /// How a file is not as it should be.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Odd {
+pub(crate) enum Odd {
     /// It begins as a database does, and then it ends.
     Short(String),
     /// It is something else, or of another version.
@@ -29,7 +29,7 @@ pub(super) enum Odd {
 }
 
 /// What is odd about a file, if anything can be seen.
-pub(super) fn odd_head(file: &impl StorageBackend) -> Result<Option<Odd>> {
+pub(crate) fn odd_head(file: &impl StorageBackend) -> Result<Option<Odd>> {
     let len = file.len()?;
     let mut head = [0; HEAD_BYTES];
     let there = head.len().min(usize::try_from(len).unwrap_or(usize::MAX));
@@ -81,7 +81,7 @@ fn layout_bytes(head: &[u8; HEAD_BYTES]) -> Option<u64> {
 }
 
 /// How a database of an older redb comes to be one that this version opens.
-pub(super) fn older_text(version: u8) -> String {
+pub(crate) fn older_text(version: u8) -> String {
     let how = match version {
         1 => "copy its tables into a new database: read them with redb 1, write them with redb 2.6 or newer",
         _ => "open it once with redb 2.6 and call `Database::upgrade`",

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Why a side file is not used, if it is not. `fresh` is of a file that this process has just made there, if it could.
 #[cfg(unix)]
-pub(super) fn why_not_private(side: &Metadata, fresh: Option<&Metadata>, store: &Metadata) -> Option<String> {
+pub(crate) fn why_not_private(side: &Metadata, fresh: Option<&Metadata>, store: &Metadata) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     let seen = |meta: &Metadata| Seen { user: meta.uid(), mode: meta.mode(), names: meta.nlink() };
     judge(seen(side), fresh.map(seen), store.uid())
@@ -18,7 +18,7 @@ pub(super) fn why_not_private(side: &Metadata, fresh: Option<&Metadata>, store: 
 
 /// Elsewhere the standard library tells neither owner nor mode.
 #[cfg(not(unix))]
-pub(super) fn why_not_private(_: &Metadata, _: Option<&Metadata>, _: &Metadata) -> Option<String> {
+pub(crate) fn why_not_private(_: &Metadata, _: Option<&Metadata>, _: &Metadata) -> Option<String> {
     None
 }
 
@@ -57,7 +57,7 @@ fn judge(side: Seen, fresh: Option<Seen>, store_owner: u32) -> Option<String> {
 /// Warns of a store's file that other users may read or change, or that has more names than one. The file is opened all the same:
 /// such a mode may be wanted.
 #[cfg(unix)]
-pub(super) fn warn_if_loose(path: &Path, meta: &Metadata) {
+pub(crate) fn warn_if_loose(path: &Path, meta: &Metadata) {
     use std::os::unix::fs::MetadataExt;
     let (mode, names, user) = (meta.mode() & 0o7777, meta.nlink(), meta.uid());
     if mode & OTHERS == 0 && names <= 1 {
@@ -72,7 +72,7 @@ pub(super) fn warn_if_loose(path: &Path, meta: &Metadata) {
 }
 
 #[cfg(not(unix))]
-pub(super) fn warn_if_loose(_: &Path, _: &Metadata) {}
+pub(crate) fn warn_if_loose(_: &Path, _: &Metadata) {}
 
 #[cfg(all(test, unix))]
 mod tests {

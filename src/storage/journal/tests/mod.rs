@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::store::counted::Counted;
+use crate::storage::metered::Counted;
 
 const HALF_BLOCKS: usize = 16;
 /// Blocks of the file at the beginning; it grows and shrinks.

@@ -14,15 +14,15 @@ use redb::backends::FileBackend;
 
 use super::life::{Lives, Sides, is_headed};
 use crate::error::OpenError;
-use crate::store::counted::{Counted, IoCounters};
-use crate::store::create::make_aside;
-use crate::store::file::file_backend;
-use crate::store::head::odd_head;
-use crate::store::place::{
-    self, Inode, Standing, SyncFolder, folder_of, is_same, open_regular, remove_same, short_side_name,
-    side_name,
+use crate::storage::create::make_aside;
+use crate::storage::file::file_backend;
+use crate::storage::header::odd_head;
+use crate::storage::metered::{Counted, IoCounters};
+use crate::storage::place;
+use crate::storage::place::{
+    Inode, Standing, SyncFolder, folder_of, is_same, open_regular, remove_same, short_side_name, side_name,
 };
-use crate::store::private::why_not_private;
+use crate::storage::private::why_not_private;
 
 const AFTER: &str = ".journal";
 

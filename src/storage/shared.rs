@@ -11,12 +11,12 @@ use std::sync::{Arc, OnceLock};
 
 use redb::{BackendError, StorageBackend};
 
-use super::head::HEAD_BYTES;
+use super::header::HEAD_BYTES;
 use super::pages::{Fault, Place, State, Visitor, Walk};
 
 /// What is looked at before the engine reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Check {
+pub(crate) enum Check {
     /// Pages of the engine's own tables, in the newest state.
     Own,
     /// Every page. One of the two states has to be whole: a crash may have torn the newest.
@@ -25,18 +25,18 @@ pub(super) enum Check {
 
 /// A look, and what it has found.
 #[derive(Debug)]
-pub(super) struct Look {
+pub(crate) struct Look {
     check: Check,
     found: OnceLock<Option<String>>,
 }
 
 impl Look {
-    pub(super) fn new(check: Check) -> Arc<Self> {
+    pub(crate) fn new(check: Check) -> Arc<Self> {
         Arc::new(Self { check, found: OnceLock::new() })
     }
 
     /// Why the engine was not let read, if it was not.
-    pub(super) fn found(&self) -> Option<&str> {
+    pub(crate) fn found(&self) -> Option<&str> {
         self.found.get()?.as_deref()
     }
 
@@ -93,9 +93,9 @@ impl Visitor for FirstDamage {
 
 /// A backend that the engine shares.
 #[derive(Debug)]
-pub(super) struct Shared<B> {
-    pub(super) file: Arc<B>,
-    pub(super) look: Arc<Look>,
+pub(crate) struct Shared<B> {
+    pub(crate) file: Arc<B>,
+    pub(crate) look: Arc<Look>,
 }
 
 type Lock<T> = std::result::Result<T, BackendError>;

@@ -12,7 +12,7 @@ use std::io;
 
 use twox_hash::XxHash3_128;
 
-use super::head::{ENGINE, HEAD_BYTES};
+use super::header::{ENGINE, HEAD_BYTES};
 
 const PAGE_BYTES: u64 = 4096;
 const FLAGS_AT: usize = 9;
@@ -34,7 +34,7 @@ const DEPTH_MAX: usize = 64;
 
 /// What is wrong with a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     Checksum,
     Shape,
     Outside,
@@ -45,13 +45,13 @@ pub(super) enum Fault {
 
 /// A page, by its place in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) offset: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Place {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
 }
 
 /// What the walk tells.
-pub(super) trait Visitor {
+pub(crate) trait Visitor {
     /// A page is as it was written; `false` ends the walk.
     fn right(&mut self, table: Option<&str>, place: Place) -> bool;
     /// A page is not; `false` ends the walk.
@@ -60,7 +60,7 @@ pub(super) trait Visitor {
 
 /// Where the pages of a state are, and its first.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct State {
+pub(crate) struct State {
     before_bytes: u64,
     region_bytes: u64,
     file_bytes: u64,
@@ -71,17 +71,17 @@ pub(super) struct State {
 
 impl State {
     /// The newest state that a head tells; `None` if the head is damaged, or of another version.
-    pub(super) fn of(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<Self> {
+    pub(crate) fn of(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<Self> {
         Self::in_head(head, file_bytes, Self::newest(head))
     }
 
     /// Which of the two states is the newest, if the head is whole.
-    pub(super) fn newest(head: &[u8; HEAD_BYTES]) -> usize {
+    pub(crate) fn newest(head: &[u8; HEAD_BYTES]) -> usize {
         usize::from(head.get(FLAGS_AT).is_some_and(|flags| flags & SECOND_STATE != 0))
     }
 
     /// One of the two states.
-    pub(super) fn in_head(head: &[u8; HEAD_BYTES], file_bytes: u64, at: usize) -> Option<Self> {
+    pub(crate) fn in_head(head: &[u8; HEAD_BYTES], file_bytes: u64, at: usize) -> Option<Self> {
         let number =
             |at: usize| head.get(at..)?.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)));
         if !head.starts_with(&ENGINE) || number(12)? != PAGE_BYTES {
@@ -178,25 +178,25 @@ impl Table {
 }
 
 /// Reads and checks pages.
-pub(super) struct Walk<'a, V> {
-    pub(super) state: State,
-    pub(super) read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>,
-    pub(super) visitor: V,
+pub(crate) struct Walk<'a, V> {
+    pub(crate) state: State,
+    pub(crate) read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>,
+    pub(crate) visitor: V,
     bytes: u64,
 }
 
 impl<'a, V: Visitor> Walk<'a, V> {
-    pub(super) fn new(state: State, read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>, visitor: V) -> Self {
+    pub(crate) fn new(state: State, read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>, visitor: V) -> Self {
         Self { state, read, visitor, bytes: 0 }
     }
 
     /// Checks every page that the state leads to but those of the engine's own tables; `false` if the visitor has ended it.
-    pub(super) fn all(&mut self) -> bool {
+    pub(crate) fn all(&mut self) -> bool {
         self.below(self.state.root)
     }
 
     /// Checks every page of the engine's own tables: which pages are free, above all.
-    pub(super) fn own(&mut self) -> bool {
+    pub(crate) fn own(&mut self) -> bool {
         self.below(self.state.own_root)
     }
 

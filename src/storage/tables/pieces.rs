@@ -20,7 +20,7 @@ type Row = &'static [u8];
 
 /// Whose rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Of {
+pub(crate) enum Of {
     Rejected,
     Parked,
 }
@@ -36,7 +36,7 @@ impl Of {
 }
 
 /// Where pieces are read.
-pub(super) trait Pieces {
+pub(crate) trait Pieces {
     fn pieces(&self) -> Result<Option<impl ReadableTable<Row, Row>>>;
 }
 
@@ -57,7 +57,7 @@ impl Pieces for WriteTransaction {
 }
 
 /// The row that a value stands for. Where pieces are missing it is shorter than it was, which its checksum shows.
-pub(super) fn whole<'a>(tx: &impl Pieces, of: Of, key: &[u8], value: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+pub(crate) fn whole<'a>(tx: &impl Pieces, of: Of, key: &[u8], value: &'a [u8]) -> Result<Cow<'a, [u8]>> {
     let Some(len) = stubbed_len(key, value) else { return Ok(value.into()) };
     let Some(pieces) = tx.pieces()? else { return Ok(value.into()) };
     let (from, to) = (of.key(key, 0), of.key(key, u32::MAX));
@@ -72,12 +72,12 @@ pub(super) fn whole<'a>(tx: &impl Pieces, of: Of, key: &[u8], value: &'a [u8]) -
 }
 
 /// The length of the row that a value stands for.
-pub(super) fn len(key: &[u8], value: &[u8]) -> u64 {
+pub(crate) fn len(key: &[u8], value: &[u8]) -> u64 {
     stubbed_len(key, value).unwrap_or(value.len() as u64)
 }
 
 /// Writes a row, in the place of one that may have been there.
-pub(super) fn put(
+pub(crate) fn put(
     tx: &WriteTransaction,
     rows: &mut Table<'_, Row, Row>,
     of: Of,
@@ -98,7 +98,7 @@ pub(super) fn put(
 }
 
 /// Removes a row. Its length, if it was there.
-pub(super) fn remove(
+pub(crate) fn remove(
     tx: &WriteTransaction,
     rows: &mut Table<'_, Row, Row>,
     of: Of,

@@ -23,7 +23,7 @@ use crate::error::OpenError;
 use crate::event::fresh_uuid;
 use crate::limits::{JOURNAL_BYTES_MAX, JOURNAL_REACH_BYTES_MAX};
 use crate::log::record::body_checksum;
-use crate::store::head::ENGINE;
+use crate::storage::header::ENGINE;
 
 const LIVES_AT: u64 = BLOCK_BYTES - 32;
 const MAGIC: [u8; 8] = *b"1wjrnl01";

@@ -1,0 +1,17 @@
+//! The file: how it is found, made, opened, read and written beside the storage engine, and what stands in it.
+//!
+//! **Invariant.** Nothing here knows of events, transactions or threads of a store.
+
+pub(crate) mod create;
+pub(crate) mod errors;
+pub(crate) mod file;
+pub(crate) mod free_space;
+pub(crate) mod header;
+pub(crate) mod journal;
+pub(crate) mod metered;
+pub(crate) mod pages;
+pub(crate) mod place;
+pub(crate) mod private;
+pub(crate) mod shared;
+pub(crate) mod tables;
+pub(crate) mod watch;
