@@ -64,6 +64,7 @@ mod delivery;
 mod error;
 mod event;
 mod filter;
+mod inspect;
 pub mod limits;
 mod log;
 mod message;
@@ -90,6 +91,7 @@ pub use redb;
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
 pub use consumer::{
     Consumer, ConsumerBuilder, ConsumerStats, ConsumerWait, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo,
+    Rejected, RejectedDelivery, RejectedFull,
 };
 pub use error::{
     BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError, Stands,
@@ -97,17 +99,19 @@ pub use error::{
 };
 pub use event::{Destination, Event, Lane, Properties, Recorded};
 pub use filter::EventFilter;
+pub use inspect::{
+    CaptureStats, Finding, PageProgress, PageVerification, ProjectionStats, RelayStats, ScopeStats, Stats,
+    Verification,
+};
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
 pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport, SuspendCause};
 pub use store::{
-    Appended, BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, CapturedTable, Change,
-    ConfirmError, Events, Finding, Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation,
-    PageBytes, PageProgress, PageVerification, ProjectionFailure, ProjectionState, ProjectionStats,
-    ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt, Rejected,
-    RejectedDelivery, RejectedFull, RelayState, RelayStats, RelayStatus, Replay, ReplayedEvent, Retention,
-    ScopeStats, Snapshot, StartAt, Stats, Store, StoreBuilder, Stream, StreamAppended, StreamEvents,
-    StreamReader, SuspendedDestination, Transaction, Verification, WriteFuture,
+    Appended, BacklogQuota, Capture, CaptureMode, CaptureWait, CapturedTable, Change, ConfirmError, Events,
+    Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation, PageBytes, ProjectionFailure,
+    ProjectionState, ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt,
+    RelayState, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Store, StoreBuilder,
+    Stream, StreamAppended, StreamEvents, StreamReader, SuspendedDestination, Transaction, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -4,14 +4,14 @@
 //! seen, and commits with its group; only then is the delivery acknowledged. A crash at any point leaves either nothing,
 //! and the broker delivers again, or everything, and the next delivery of that message is recognised and only
 //! acknowledged. The broker's `redelivered` flag decides nothing of that; it only says which try is written down before it
-//! begins. What a message is recognised by stands in `store/seen.rs`: its number in its producer's lane, or the id that a
+//! begins. What a message is recognised by stands in `consumer/dedup.rs`: its number in its producer's lane, or the id that a
 //! foreign producer gave it.
 //!
 //! **Nothing that waits stops the rest.** How often a delivery was tried is durable, and what waits for its next try is parked
-//! in the store once it holds more than a share of the prefetch (`store/in_hand.rs`).
+//! in the store once it holds more than a share of the prefetch (`consumer/in_hand.rs`).
 //!
 //! **Nothing is dropped in silence.** What can never be handled goes to the consumer's own quarantine
-//! (`store/rejected.rs`), or, where it is told so, to the queue's dead-letter exchange.
+//! (`consumer/rejected.rs`), or, where it is told so, to the queue's dead-letter exchange.
 //!
 //! **Order.** Deliveries of one key are applied in the order in which they arrive: while one waits for its next try,
 //! later ones of its key wait behind it. Whether one may be applied before an earlier one of its *lane* has arrived at all
@@ -27,8 +27,14 @@
 //! | `space` | how much deliveries may still write before the disk is too full |
 //! | `tries` | which try is written down, which runs alone, and when there were enough |
 
+mod dedup;
 mod handle;
 mod hold;
+mod ids;
+mod in_hand;
+mod lanes;
+mod rejected;
+mod rejected_room;
 mod space;
 mod tries;
 mod waiting;
@@ -50,10 +56,12 @@ use crate::limits::{
     REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
-use crate::store::{RejectedFull, Store, Transaction};
+use crate::store::{Store, Transaction};
 use crate::wire::ProducerKeys;
 
 pub use self::handle::{Consumer, ConsumerStats, ConsumerWait};
+pub use self::rejected::{Rejected, RejectedDelivery};
+pub use self::rejected_room::RejectedFull;
 
 /// Tries of a delivery whose handler fails before it is rejected, unless set.
 ///

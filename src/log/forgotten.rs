@@ -8,7 +8,7 @@
 //! (first id u64, last id u64) × ranges │ crc32 u32
 //! ```
 
-use super::seen::{sealed, unsealed};
+use super::dedup::{sealed, unsealed};
 use super::wire_bytes::Reader;
 
 /// Ranges that a row keeps.

@@ -1,9 +1,9 @@
 //! Ways in for the fuzz targets.
 
+use super::dedup::{Head, Hole, sealed};
 use super::in_hand::{ParkedRow, TriesRow};
 use super::lanes::LaneState;
 use super::rejected::RejectedRow;
-use super::seen::{Head, Hole, sealed};
 use super::streams::{Run, SnapshotRow, StreamState};
 use super::{keys, record};
 

@@ -9,8 +9,8 @@
 //!
 //! **Invariant.** Decoding never panics and never allocates more than the row is long, whatever the bytes.
 
+use super::dedup::{sealed, unsealed};
 use super::rejected::RejectedRow;
-use super::seen::{sealed, unsealed};
 use super::wire_bytes::{Malformed, Reader};
 
 /// A try that has begun, and of which no end is known yet.

@@ -2,6 +2,7 @@
 
 pub(crate) mod book;
 mod checksum;
+pub(crate) mod dedup;
 pub(crate) mod forgotten;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -11,7 +12,6 @@ pub(crate) mod lanes;
 pub(crate) mod pieces;
 pub(crate) mod record;
 pub(crate) mod rejected;
-pub(crate) mod seen;
 pub(crate) mod skim;
 pub(crate) mod streams;
 mod values;

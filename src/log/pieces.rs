@@ -9,7 +9,7 @@
 //!
 //! Little-endian. The row's own checksum is over all of it: a piece that is missing or another's is noticed by that.
 
-use super::seen::{sealed, unsealed};
+use super::dedup::{sealed, unsealed};
 
 /// A page of the storage engine.
 const PAGE: usize = 4096;

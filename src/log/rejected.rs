@@ -17,7 +17,7 @@
 
 use std::borrow::Cow;
 
-use super::seen::{sealed, unsealed};
+use super::dedup::{sealed, unsealed};
 use super::values::{put_value, read_value};
 use super::wire_bytes::{Malformed, Reader};
 use crate::message::{HeaderValue, Message};

@@ -16,13 +16,14 @@ use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
 use super::projections::ProjectionRow;
 use super::ride::Ride;
+use super::streams;
 use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
 use super::waiting::{Parked, ParkedChanges};
-use super::{ids_kept, streams};
 use crate::error::{Error, Result};
 use crate::limits::INBOX_SWEEP_STEP;
 use crate::log::{keys, record};
+use crate::storage::tables::ids;
 use crate::storage::tables::schema::{
     EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
 };
@@ -219,12 +220,12 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<
         return Ok(());
     }
     let mut inbox = tx.open_table(INBOX)?;
-    let mut ids = ids_kept::Difference::default();
+    let mut ids = ids::Difference::default();
     for (key, row) in &pending.inbox {
         let before =
             inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..*row }.to_bytes().as_slice())?;
         // One with a number was counted when it got it.
-        if before.is_none() && row.count != ids_kept::NUMBERED && ids_kept::is_counted(row) {
+        if before.is_none() && row.count != ids::NUMBERED && ids::is_counted(row) {
             ids.more(keys::scope_of(key));
         }
     }
@@ -246,7 +247,7 @@ fn sweep_inbox(
     let forgotten = core.settings.ids_forgotten_beyond();
     let seen = forgotten.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
     let (mut old, mut ahead) = (Vec::new(), Vec::new());
-    let mut ids = ids_kept::Difference::default();
+    let mut ids = ids::Difference::default();
     let mut swept_to = Vec::new();
     let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
     for row in rows.by_ref().take(step) {
@@ -259,16 +260,16 @@ fn sweep_inbox(
             continue;
         }
         let is_old = row.is_none_or(|row| row.at_ms.saturating_add(core.settings.inbox_age_ms) < age_ms);
-        let numbered = row.filter(|row| row.count == ids_kept::NUMBERED);
+        let numbered = row.filter(|row| row.count == ids::NUMBERED);
         let outnumbered = match (&seen, numbered, keys::scope_of(&swept_to)) {
             (Some((max, seen)), Some(row), Some(scope)) => {
-                ids_kept::is_forgotten(&row, ids_kept::next(seen, scope)?, *max)
+                ids::is_forgotten(&row, ids::next(seen, scope)?, *max)
             }
             _ => false,
         };
         if outnumbered || is_old {
             old.push(swept_to.clone());
-            ids.fewer(row.filter(ids_kept::is_counted).and_then(|_| keys::scope_of(&swept_to)));
+            ids.fewer(row.filter(ids::is_counted).and_then(|_| keys::scope_of(&swept_to)));
         }
     }
     let at_end = rows.next().is_none();

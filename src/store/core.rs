@@ -24,12 +24,11 @@ use super::bells::Bells;
 use super::capture::rounds::Rounds;
 use super::capture::rows::CaptureBook;
 use super::cleanup::{Cleaning, Left};
+use super::consumers::{Claims, IdleSearch};
 use super::cursor::Cursor;
 use super::doorbells::Doorbells;
 use super::holders::Holders;
-use super::in_hand::Claims;
 use super::jumps::Jumped;
-use super::lanes_kept::IdleSearch;
 use super::left_out::LeftOut;
 use super::lines::Lines;
 use super::log_pace::LogPace;
@@ -303,7 +302,7 @@ pub(crate) struct Core {
     pub(crate) parked: Claims,
     /// Bytes of rejected deliveries that were discarded since the open.
     pub(crate) discarded: AtomicU64,
-    pub(super) idle_search: IdleSearch,
+    pub(crate) idle_search: IdleSearch,
     pub(crate) jumped: Jumped,
     ride: Mutex<Ride>,
     /// Rings when the backlog shrinks, or could not.

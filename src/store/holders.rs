@@ -341,7 +341,7 @@ fn find_held(core: &Core) -> (Vec<Held>, Log) {
 }
 
 /// All holders, the one that holds most first; how many snapshots live, and the age of the oldest.
-pub(super) fn find(core: &Core, tx: &ReadTransaction, now: Now) -> Result<(Vec<Holder>, u64, Option<u64>)> {
+pub(crate) fn find(core: &Core, tx: &ReadTransaction, now: Now) -> Result<(Vec<Holder>, u64, Option<u64>)> {
     let (mut held, log) = find_held(core);
     core.holders.observe(&mut held, now.mono_ms);
     let mut all = Vec::new();

@@ -1,61 +1,50 @@
 //! The store: one redb file with the application's state and the event log.
 
-mod age;
-mod alarms;
+pub(crate) mod age;
+pub(crate) mod alarms;
 pub(crate) mod bells;
 pub(crate) mod cancelled;
 pub(crate) mod capture;
 pub(crate) mod cleanup;
-mod commit;
+pub(crate) mod commit;
+pub(crate) mod consumers;
 pub(crate) mod core;
 #[cfg(test)]
-mod crash_tests;
+pub(crate) mod crash_tests;
 pub(crate) mod cursor;
-mod doorbells;
+pub(crate) mod doorbells;
 pub(crate) mod expired;
-mod gathered;
-mod groups;
-mod holders;
-mod ids;
-mod ids_kept;
-pub(crate) mod in_hand;
-mod inside;
-mod jumps;
-mod lanes_kept;
-mod left_out;
+pub(crate) mod gathered;
+pub(crate) mod groups;
+pub(crate) mod holders;
+pub(crate) mod ids;
+pub(crate) mod inside;
+pub(crate) mod jumps;
+pub(crate) mod left_out;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
 pub(crate) mod owner;
 pub(crate) mod projections;
 pub(crate) mod quarantine;
-mod read;
-mod receipt;
-mod recover;
-pub(crate) mod rejected;
-pub(crate) mod rejected_room;
+pub(crate) mod read;
+pub(crate) mod receipt;
+pub(crate) mod recover;
 pub(crate) mod relay_rows;
 pub(crate) mod relays;
-mod replay;
+pub(crate) mod replay;
 pub(crate) mod ride;
-mod room;
-mod scope_stats;
-pub(crate) mod seen;
-mod settings;
-mod stats;
-mod stream_snapshots;
-mod streams;
-mod sweeps;
-mod transaction;
-mod trim;
+pub(crate) mod room;
+pub(crate) mod settings;
+pub(crate) mod stream_snapshots;
+pub(crate) mod streams;
+pub(crate) mod sweeps;
+pub(crate) mod transaction;
+pub(crate) mod trim;
 pub(crate) mod turn;
-mod verify;
-mod verify_pages;
-mod waiting;
-#[cfg(test)]
-mod waiting_tests;
+pub(crate) mod waiting;
 pub(crate) mod wanted;
 pub(crate) mod write_wait;
-mod writer;
+pub(crate) mod writer;
 
 #[cfg(fuzzing)]
 pub(crate) use crate::storage::journal::fuzzing_journal;
@@ -91,18 +80,12 @@ pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
-pub use self::rejected::{Rejected, RejectedDelivery};
-pub use self::rejected_room::RejectedFull;
 pub use self::relay_rows::StartAt;
 pub use self::relays::{RelayState, RelayStatus, SuspendedDestination};
 pub use self::replay::{PageBytes, Replay, ReplayedEvent};
-pub use self::scope_stats::ScopeStats;
 pub use self::settings::{BacklogQuota, IdsPolicy, LanesPolicy, QuotaPolicy, Retention, StoreBuilder};
-pub use self::stats::{CaptureStats, ProjectionStats, RelayStats, Stats};
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
-pub use self::verify::{Finding, Verification};
-pub use self::verify_pages::{PageProgress, PageVerification};
 pub use crate::storage::metered::IoStats;
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.

@@ -262,12 +262,12 @@ impl Snapshot {
         self.tx.owner().check()
     }
 
-    pub(super) fn tx(&self) -> &ReadTransaction {
+    pub(crate) fn tx(&self) -> &ReadTransaction {
         &self.tx
     }
 
     /// All records up to `end`, as recorded, whatever their form.
-    pub(super) fn recorded_to(&self, end: u64) -> Result<Events> {
+    pub(crate) fn recorded_to(&self, end: u64) -> Result<Events> {
         Ok(Events { upcasts: Arc::new(Upcasts::none()), frames: Frames { end, ..self.frames(0)? } })
     }
 

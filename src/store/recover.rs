@@ -11,7 +11,6 @@ use super::projections::ProjectionRow;
 use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
-use super::{ids_kept, lanes_kept, rejected_room};
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::{Recorded, fresh_secret, fresh_uuid};
 use crate::limits::{CLOCK_TOLERANCE_MS, NUMBER_MAX};
@@ -26,6 +25,7 @@ use crate::storage::tables::schema::{
     META_EPOCH, META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED,
     PROJECTIONS, STREAMS, StateRow,
 };
+use crate::storage::tables::{ids, lanes_kept, rejected};
 use crate::wire::ContentKey;
 
 /// More epochs than any file can have come to: each takes a damaged file.
@@ -153,9 +153,9 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
     let age_ms = age_ms.map_or(0, |book| book.saved_ms());
     drop(meta);
     if before.is_none_or(|before| before != FORMAT.to_le_bytes()) {
-        rejected_room::count_bytes(&tx)?;
+        rejected::count_bytes(&tx)?;
         lanes_kept::count_lanes(&tx, age_ms)?;
-        ids_kept::count_ids(&tx)?;
+        ids::count_ids(&tx)?;
     }
     tx.commit()?;
     Ok(())
@@ -214,7 +214,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> 
     Ok(tail)
 }
 
-pub(super) fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
+pub(crate) fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
     let meta = tx.open_table(META)?;
     let row = meta.get(META_STATE)?;
     row.and_then(|row| StateRow::from_bytes(row.value())).ok_or_else(|| damaged_row("state"))

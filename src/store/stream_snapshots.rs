@@ -8,9 +8,7 @@
 use redb::{ReadTransaction, ReadableTable};
 
 use super::core::Tail;
-use super::read::Snapshot;
 use super::streams::{StreamSource, View, stream_row};
-use super::verify::{Finding, Verification};
 use crate::error::{Error, Result};
 use crate::log::keys;
 use crate::log::streams::{Run, SnapshotOf, SnapshotRow, StreamState};
@@ -25,7 +23,7 @@ impl View {
     }
 
     /// Whether what this snapshot says it includes is there.
-    pub(super) fn has_event_of(&self, source: &dyn StreamSource, row: &SnapshotRow) -> Result<bool> {
+    pub(crate) fn has_event_of(&self, source: &dyn StreamSource, row: &SnapshotRow) -> Result<bool> {
         if row.revision >= self.state.next {
             return Ok(false);
         }
@@ -81,22 +79,4 @@ pub(super) fn raise_to_known(tx: &ReadTransaction, tail: &mut Tail) -> Result<bo
         raised = true;
     }
     Ok(raised)
-}
-
-/// Every snapshot includes the event that it names.
-pub(super) fn verify(snapshot: &Snapshot, verified: &mut Verification) -> Result<()> {
-    for row in snapshot.tx().open_table(SNAPSHOTS)?.iter()? {
-        let (name, row) = row?;
-        let stream = String::from_utf8_lossy(name.value()).into_owned();
-        match SnapshotRow::from_bytes(name.value(), row.value()) {
-            None => verified.found(Finding::Snapshot { stream, revision: None }),
-            Some(row) => {
-                let reader = snapshot.stream(&*stream)?;
-                if !reader.view.has_event_of(snapshot, &row)? {
-                    verified.found(Finding::Snapshot { stream, revision: Some(row.revision) });
-                }
-            }
-        }
-    }
-    Ok(())
 }

@@ -62,7 +62,7 @@ pub(crate) type PendingStreams = HashMap<Box<[u8]>, PendingStream>;
 
 // --- the derived tables -------------------------------------------------------------------------------------------
 
-pub(super) fn stream_row(
+pub(crate) fn stream_row(
     streams: &impl ReadableTable<&'static [u8], &'static [u8]>,
     name: &[u8],
 ) -> Result<Option<StreamState>> {
@@ -131,7 +131,7 @@ pub(super) fn wants(
 // --- reading ------------------------------------------------------------------------------------------------------
 
 /// Where the rows and the records of one view come from.
-pub(super) trait StreamSource {
+pub(crate) trait StreamSource {
     /// The chunk that this revision would be in: the last that begins at or before it.
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>>;
     /// The row of the stream's snapshot.
@@ -144,7 +144,7 @@ pub(super) trait StreamSource {
     fn owned(&self) -> Result<()>;
 }
 
-pub(super) fn find_chunk(
+pub(crate) fn find_chunk(
     chunks: &impl ReadableTable<&'static [u8], &'static [u8]>,
     name: &[u8],
     revision: u64,
@@ -158,7 +158,7 @@ pub(super) fn find_chunk(
 
 /// A stream as of one moment.
 #[derive(Debug, Clone)]
-pub(super) struct View {
+pub(crate) struct View {
     pub(super) name: String,
     pub(super) state: StreamState,
     /// What no chunk holds.
@@ -278,7 +278,7 @@ impl DoubleEndedIterator for StreamEvents<'_> {
 /// ```
 pub struct StreamReader<'a> {
     pub(super) source: &'a dyn StreamSource,
-    pub(super) view: View,
+    pub(crate) view: View,
 }
 
 impl std::fmt::Debug for StreamReader<'_> {

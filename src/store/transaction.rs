@@ -17,7 +17,6 @@ use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::cleanup::LeftChange;
 use super::core::Core;
 use super::gathered::{Amount, Gathered, Point};
-use super::ids_kept::NUMBERED;
 use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::streams::{PendingStream, PendingStreams};
@@ -34,6 +33,7 @@ use crate::log::streams::{Run, StreamState};
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::errors::{damaged_row, engine_panicked, unless_it_panics};
+use crate::storage::tables::ids::NUMBERED;
 use crate::storage::tables::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use crate::time::Now;
 
@@ -292,7 +292,7 @@ impl Transaction {
 
     /// Fails in another process than the one that began it. To ask costs a system call, about a tenth of an append: in a closure
     /// that is lent the transaction, only one call of [`CALLS_PER_LOOK`] asks, and the commit.
-    pub(super) fn owned(&self) -> Result<()> {
+    pub(crate) fn owned(&self) -> Result<()> {
         let calls = self.calls.get();
         self.calls.set(calls.wrapping_add(1));
         if self.exclusive || calls.is_multiple_of(CALLS_PER_LOOK) { self.core.owner.check() } else { Ok(()) }
@@ -408,7 +408,7 @@ impl Transaction {
     }
 
     /// Takes in what gathers in memory, or refuses it.
-    pub(super) fn admit(&self, more: Amount) -> Result<()> {
+    pub(crate) fn admit(&self, more: Amount) -> Result<()> {
         self.gathered.add(more, self.core.settings.transaction_max)
     }
 
@@ -429,7 +429,7 @@ impl Transaction {
     /// Runs what uses the storage engine, and nothing of the application's. Where the engine panics on a damaged page, that is an error, and the
     /// transaction does not commit, whatever its closure says.
     #[inline]
-    pub(super) fn engine<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub(crate) fn engine<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
             self.touch();
             self.engine_failed.set(true);
@@ -602,7 +602,7 @@ impl Transaction {
     }
 
     /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
-    pub(super) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
+    pub(crate) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
@@ -611,14 +611,14 @@ impl Transaction {
     }
 
     /// Marks it with another content; it stays as old as it is.
-    pub(super) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
+    pub(crate) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
         self.pending.borrow_mut().mark_seen(key, InboxRow { crc, len, ..row });
         Ok(())
     }
 
     /// Marks a key of the inbox; `false` if it was marked before.
-    pub(super) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
+    pub(crate) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
         let first = self.seen(&key)?.is_none();
         if first {
             self.mark_id(key, Default::default(), None)?;
@@ -627,7 +627,7 @@ impl Transaction {
     }
 
     /// Forgets what this transaction itself has marked.
-    pub(super) fn forget_mark(&self, key: &[u8]) {
+    pub(crate) fn forget_mark(&self, key: &[u8]) {
         self.pending.borrow_mut().forget_seen(key);
     }
 
@@ -781,7 +781,7 @@ impl Transaction {
     }
 
     /// Something was written that only a rollback of the whole transaction takes back.
-    pub(super) fn touch(&self) {
+    pub(crate) fn touch(&self) {
         self.tables_opened.set(self.tables_opened.get() + 1);
     }
 
@@ -878,7 +878,7 @@ impl Pending {
 }
 
 /// What tells content from other content: checksum and length.
-pub(super) fn content_of(bytes: &[u8]) -> (u32, u64) {
+pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
     (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
 }
 

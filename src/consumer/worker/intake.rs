@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 
 use super::item::{Entry, Item, kept_delivery};
 use super::{GapPolicy, HELD_LOOK, Worker};
+use crate::consumer::dedup::Identity;
 use crate::error::Result;
 use crate::limits::CONSUMER_BATCH_MAX;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
-use crate::store::seen::Identity;
 use crate::time::{Deadline, Look};
 use crate::wire::ordering_key;
 

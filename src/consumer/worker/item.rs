@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use crate::broker::{Delivery, DeliveryTag, Epoch};
+use crate::consumer::dedup::Identity;
+use crate::consumer::in_hand::Name;
 use crate::consumer::waiting::Member;
 use crate::error::{Error, Result};
 use crate::event::LaneOf;
 use crate::log::in_hand::{Tries, TriesRow};
 use crate::log::rejected::RejectedRow;
 use crate::message::HeaderValue;
-use crate::store::in_hand::Name;
-use crate::store::seen::Identity;
 
 /// A delivery in hand.
 #[derive(Debug, Clone)]

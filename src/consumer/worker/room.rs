@@ -12,15 +12,15 @@ use super::apply::Outcome;
 use super::item::Item;
 use super::{Worker, count};
 use crate::broker::{Settlement, SourceEvent};
+use crate::consumer::RejectedFull;
+use crate::consumer::in_hand::ParkedRoom;
+use crate::consumer::rejected::Refusal;
+use crate::consumer::rejected_room::RejectedRoom;
 use crate::consumer::{ConsumerWait, RejectTo};
 use crate::error::Result;
 use crate::limits::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
 use crate::log::in_hand::Open;
 use crate::storage::free_space::space_at;
-use crate::store::RejectedFull;
-use crate::store::in_hand::ParkedRoom;
-use crate::store::rejected::Refusal;
-use crate::store::rejected_room::RejectedRoom;
 use crate::time::Deadline;
 
 /// What has found no room.

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use super::Worker;
 use super::item::{Entry, Item};
-use crate::store::in_hand::{Name, names_one};
+use crate::consumer::in_hand::{Name, names_one};
 
 /// Those that are kept, by name.
 #[derive(Debug, Default)]

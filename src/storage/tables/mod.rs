@@ -1,4 +1,7 @@
 //! The tables of the file, and the codecs of their rows.
 
+pub(crate) mod ids;
+pub(crate) mod lanes_kept;
 pub(crate) mod pieces;
+pub(crate) mod rejected;
 pub(crate) mod schema;

@@ -17,7 +17,7 @@
 //! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
 //! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
-//!                      (scope, store, epoch, lane, chunk) → hashes                              (log/seen.rs);
+//!                      (scope, store, epoch, lane, chunk) → hashes                              (log/dedup.rs);
 //!                      (scope) → ids that were given a number u64, those of them that are kept u64   (ids_kept.rs)
 //! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64, since ms u64; (scope, store, epoch) → forgotten lanes    (lanes_kept.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64, their bytes u64, dropped u64; (scope, number) → delivery          (log/rejected.rs);

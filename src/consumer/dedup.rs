@@ -1,6 +1,6 @@
 //! Deliveries that have been seen: by the producer's lane where a message names one, else by its id.
 //!
-//! A lane takes one row and one per open hole (the rule and the rows: `log/seen.rs`). An id takes a row of the inbox, and is remembered
+//! A lane takes one row and one per open hole (the rule and the rows: `log/dedup.rs`). An id takes a row of the inbox, and is remembered
 //! for the inbox age.
 //!
 //! How many lanes, gaps and ids a store keeps: `lanes_kept.rs`, `ids_kept.rs`.
@@ -12,20 +12,21 @@
 
 use redb::ReadableTable;
 
-use super::Store;
-use super::core::Identity as StoreIdentity;
-use super::gathered::Amount;
-use super::lanes_kept::{LaneCounts, LaneRoom, forget, is_forgotten, room_for_lane};
-use super::transaction::{Transaction, check_id, content_of};
+use super::lanes::{LaneRoom, forget, is_forgotten, room_for_lane};
 use crate::broker::Delivery;
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
 use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, LANE_GAPS_MIN, SHORT_STRING_BYTES_MAX};
+use crate::log::dedup::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::log::keys;
-use crate::log::seen::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
 use crate::message::Message;
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::lanes_kept::LaneCounts;
 use crate::storage::tables::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
+use crate::store::Store;
+use crate::store::core::Identity as StoreIdentity;
+use crate::store::gathered::Amount;
+use crate::store::transaction::{Transaction, check_id, content_of};
 use crate::wire;
 
 /// What a message is told from others by, within a scope.
@@ -438,7 +439,7 @@ impl Store {
 }
 
 /// Names one message among those that were rejected, so that it is not rejected twice. `None` if nothing names it.
-pub(super) fn fingerprint(
+pub(crate) fn fingerprint(
     store: &StoreIdentity,
     scope: &str,
     identity: Option<&Identity>,
@@ -468,7 +469,7 @@ pub(super) fn fingerprint(
 }
 
 /// Keyed, of the message; and of where it was published to.
-pub(super) fn content_of_delivery(store: &StoreIdentity, delivery: &Delivery) -> (u64, u32) {
+pub(crate) fn content_of_delivery(store: &StoreIdentity, delivery: &Delivery) -> (u64, u32) {
     let key = &store.content_key;
     (key.hash(&delivery.message), key.route(&delivery.exchange, &delivery.routing_key))
 }

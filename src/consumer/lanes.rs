@@ -11,96 +11,25 @@
 //! **Invariant.** A lane goes with all its rows, and its id is among the forgotten ones from then on, in one transaction. A message of such a
 //! lane is a conflict: it may be a repeat. A gap that is forgotten leaves its numbers below the lane's next one: they are conflicts too.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use redb::{ReadableTable, TableError};
 
-use redb::{ReadableTable, TableError, WriteTransaction};
-
-use super::Store;
-use super::settings::{LanesPolicy, Settings};
-use crate::error::{BoxError, Error, Result};
+use crate::error::{Error, Result};
 use crate::event::LaneOf;
 use crate::limits::LANES_LOOK;
+use crate::log::dedup::Head;
 use crate::log::forgotten::Forgotten;
 use crate::log::keys::{self, SeenKey};
-use crate::log::seen::Head;
 use crate::storage::errors::damaged_row;
-use crate::storage::tables::schema::{LANES_KEPT, SEEN, read_u64s, scopes, u64s};
+use crate::storage::tables::lanes_kept::LaneCounts;
+use crate::storage::tables::schema::{LANES_KEPT, scopes};
+use crate::store::Store;
+use crate::store::consumers::IdleSearch;
+use crate::store::settings::{LanesPolicy, Settings};
 
 type Row = &'static [u8];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct LaneCounts {
-    pub(super) lanes: u64,
-    pub(super) gaps: u64,
-    pub(super) forgotten: u64,
-    /// When a file of format 5 was brought up, by the age of the store: when something came last of lanes before that nobody knows.
-    pub(super) since_ms: u64,
-}
-
-impl LaneCounts {
-    pub(super) fn of(kept: &impl ReadableTable<Row, Row>, scope: &str) -> Result<Self> {
-        let Some(row) = kept.get(keys::lanes_kept(scope).as_slice())? else { return Ok(Self::default()) };
-        let counts = match read_u64s(row.value()) {
-            Some([lanes, gaps, forgotten, since_ms]) => Some(Self { lanes, gaps, forgotten, since_ms }),
-            None => read_u64s(row.value()).map(|[lanes, gaps, forgotten]| Self {
-                lanes,
-                gaps,
-                forgotten,
-                since_ms: 0,
-            }),
-        };
-        counts.ok_or_else(|| damaged_row("seen"))
-    }
-
-    pub(super) fn put(self, kept: &mut redb::Table<'_, Row, Row>, scope: &str) -> Result<()> {
-        let row = u64s([self.lanes, self.gaps, self.forgotten, self.since_ms]);
-        kept.insert(keys::lanes_kept(scope).as_slice(), row.as_slice())?;
-        Ok(())
-    }
-}
-
-/// Format 5 did not count them. `age_ms`: of the store.
-pub(super) fn count_lanes(tx: &WriteTransaction, age_ms: u64) -> std::result::Result<(), BoxError> {
-    let (seen, mut kept) = (tx.open_table(SEEN)?, tx.open_table(LANES_KEPT)?);
-    let mut counts: HashMap<String, LaneCounts> = HashMap::new();
-    for row in seen.iter()? {
-        let (key, _) = row?;
-        let (Some(scope), Some(kind)) = (keys::scope_of(key.value()), keys::seen_kind(key.value())) else {
-            continue;
-        };
-        let counts = counts.entry(scope.to_owned()).or_default();
-        match kind {
-            SeenKey::Head => counts.lanes += 1,
-            SeenKey::Hole => counts.gaps += 1,
-            SeenKey::Other => {}
-        }
-    }
-    for (scope, counts) in counts {
-        if LaneCounts::of(&kept, &scope)? == LaneCounts::default() {
-            LaneCounts { since_ms: age_ms, ..counts }.put(&mut kept, &scope)?;
-        }
-    }
-    Ok(())
-}
-
-/// Where the search for idle lanes goes on, by scope: in memory alone.
-#[derive(Debug, Default)]
-pub(crate) struct IdleSearch(Mutex<HashMap<String, Vec<u8>>>);
-
-impl IdleSearch {
-    fn from(&self, scope: &str) -> Vec<u8> {
-        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.get(scope).cloned().unwrap_or_else(|| keys::inbox(scope, &[]))
-    }
-
-    fn go_on(&self, scope: &str, at: Vec<u8>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(scope.to_owned(), at);
-    }
-}
-
 /// Whether the lane may have been forgotten.
-pub(super) fn is_forgotten(kept: &impl ReadableTable<Row, Row>, scope: &str, lane: LaneOf) -> Result<bool> {
+pub(crate) fn is_forgotten(kept: &impl ReadableTable<Row, Row>, scope: &str, lane: LaneOf) -> Result<bool> {
     Ok(forgotten_of(kept, &keys::lanes_forgotten(scope, lane))?.contains(lane.id))
 }
 
@@ -111,14 +40,14 @@ fn forgotten_of(kept: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Forgo
 
 /// Room for one more lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LaneRoom {
+pub(crate) enum LaneRoom {
     Free,
     /// In the place of the lane with this head, which is idle.
     Of(Vec<u8>),
 }
 
 /// Whether a new lane may be kept. [`Error::LanesFull`] if not.
-pub(super) fn room_for_lane(
+pub(crate) fn room_for_lane(
     seen: &impl ReadableTable<Row, Row>,
     kept: &impl ReadableTable<Row, Row>,
     scope: &str,
@@ -171,7 +100,7 @@ pub(super) fn room_for_lane(
 }
 
 /// Removes all rows of an idle lane, and notes that it was there.
-pub(super) fn forget(
+pub(crate) fn forget(
     seen: &mut redb::Table<'_, Row, Row>,
     kept: &mut redb::Table<'_, Row, Row>,
     scope: &str,
@@ -196,7 +125,7 @@ pub(super) fn forget(
 
 impl Store {
     /// How many lanes and gaps each of these scopes keeps; and of others that keep any.
-    pub(super) fn lane_counts(&self) -> Result<Vec<(String, LaneCounts)>> {
+    pub(crate) fn lane_counts(&self) -> Result<Vec<(String, LaneCounts)>> {
         self.core().reading(|tx| {
             let kept = match tx.open_table(LANES_KEPT) {
                 Ok(kept) => kept,

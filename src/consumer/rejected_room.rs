@@ -1,19 +1,17 @@
 //! How much a scope's rejected deliveries may take in the file, and what becomes of one more.
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::ReadableTable;
 
+use super::dedup::{Identity, fingerprint};
 use super::rejected::read_row;
-use super::seen::{Identity, fingerprint};
-use super::transaction::{REJECT_SCOPE, Transaction};
 use crate::broker::{Delivery, DeliveryTag, Epoch};
-use crate::error::{BoxError, Result};
+use crate::error::Result;
 use crate::log::keys;
-use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces;
 use crate::storage::tables::pieces::Of;
-use crate::storage::tables::schema::{INBOX, REJECTED, read_u64s, u64s};
-
-type Row = &'static [u8];
+use crate::storage::tables::rejected::Book;
+use crate::storage::tables::schema::{INBOX, REJECTED};
+use crate::store::transaction::{REJECT_SCOPE, Transaction};
 
 /// What becomes of a rejected delivery for which the [quarantine](crate::Store::rejected) has no room: see
 /// [`ConsumerBuilder::on_rejected_full`](crate::ConsumerBuilder::on_rejected_full).
@@ -51,56 +49,6 @@ impl RejectedRoom {
     }
 }
 
-/// The row of a scope: the number that comes next, how many rows there are with how many bytes, and how many were dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Book {
-    pub(super) next: u64,
-    pub(super) rows: u64,
-    pub(super) bytes: u64,
-    pub(super) dropped: u64,
-}
-
-impl Book {
-    pub(super) fn of(rejected: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Self> {
-        let Some(row) = rejected.get(key)? else { return Ok(Self::default()) };
-        let [next, rows, bytes, dropped] = read_u64s(row.value()).ok_or_else(|| damaged_row("rejected"))?;
-        Ok(Self { next, rows, bytes, dropped })
-    }
-
-    pub(super) fn put(self, rejected: &mut redb::Table<'_, Row, Row>, key: &[u8]) -> Result<()> {
-        rejected.insert(key, u64s([self.next, self.rows, self.bytes, self.dropped]).as_slice())?;
-        Ok(())
-    }
-
-    pub(super) fn less(self, bytes: u64) -> Self {
-        Self { rows: self.rows.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes), ..self }
-    }
-}
-
-/// Format 5 did not count bytes.
-pub(super) fn count_bytes(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
-    let mut rejected = tx.open_table(REJECTED)?;
-    let mut books: Vec<(Vec<u8>, Book)> = Vec::new();
-    for row in rejected.iter()? {
-        let (key, row) = row?;
-        let (key, row) = (key.value(), row.value());
-        if let Some([next, rows]) =
-            read_u64s(row).filter(|_| keys::scope_of(key).is_some_and(|scope| key.len() == 1 + scope.len()))
-        {
-            books.push((key.to_vec(), Book { next, rows, ..Book::default() }));
-        } else if let Some((scope, book)) = books.last_mut()
-            && key.starts_with(scope)
-            && key.get(scope.len()) == Some(&0)
-        {
-            book.bytes = book.bytes.saturating_add(row.len() as u64);
-        }
-    }
-    for (key, book) in books {
-        book.put(&mut rejected, &key)?;
-    }
-    Ok(())
-}
-
 /// What has become of a rejected delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kept {
@@ -114,7 +62,7 @@ pub(crate) enum Kept {
 
 impl Transaction {
     /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the book, and how many went for it.
-    pub(super) fn rejected_room(
+    pub(crate) fn rejected_room(
         &self,
         scope: &str,
         len: u64,

@@ -13,17 +13,12 @@
 //!
 //! The table is made when it is first needed: a consumer whose deliveries all succeed at once never opens it.
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableError};
 
-use super::Store;
-use super::core::Identity as StoreIdentity;
-use super::rejected_room::Book;
-use super::seen::{Identity, content_of_delivery, fingerprint};
-use super::transaction::Transaction;
+use super::dedup::{Identity, content_of_delivery, fingerprint};
 use crate::broker::Delivery;
 use crate::error::Result;
 use crate::limits::{PARKING_STEP_BYTES, REASON_BYTES_MAX};
@@ -33,7 +28,11 @@ use crate::log::rejected::RejectedRow;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces;
 use crate::storage::tables::pieces::{Of, Pieces};
+use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
+use crate::store::Store;
+use crate::store::core::Identity as StoreIdentity;
+use crate::store::transaction::Transaction;
 
 type Row = &'static [u8];
 
@@ -285,7 +284,7 @@ impl Store {
     }
 
     /// How many deliveries of each scope are parked, and their bytes.
-    pub(super) fn parked_books(&self) -> Result<BTreeMap<String, (u64, u64)>> {
+    pub(crate) fn parked_books(&self) -> Result<BTreeMap<String, (u64, u64)>> {
         self.in_hand(|_, table| {
             let mut books = BTreeMap::new();
             for scope in scopes(table, "in_hand")? {
@@ -355,36 +354,6 @@ impl Store {
         let mut found = self.in_hand(find)?;
         found.resize_with(numbers.len(), || None);
         Ok(found)
-    }
-}
-
-/// Which parked deliveries a consumer of this process has taken up: each is one consumer's, also where two run for a scope.
-#[derive(Debug, Default)]
-pub(crate) struct Claims {
-    taken: Mutex<HashSet<(String, u64)>>,
-    given_back: AtomicU64,
-}
-
-impl Claims {
-    /// `false` if another consumer has it.
-    pub(crate) fn take(&self, scope: &str, number: u64) -> bool {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert((scope.to_owned(), number))
-    }
-
-    /// `parked`: they are parked still, for another consumer to take up.
-    pub(crate) fn give_back(&self, scope: &str, numbers: impl IntoIterator<Item = u64>, parked: bool) {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        for number in numbers {
-            taken.remove(&(scope.to_owned(), number));
-        }
-        if parked {
-            self.given_back.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// How often a consumer has left parked ones behind.
-    pub(crate) fn given_back(&self) -> u64 {
-        self.given_back.load(Ordering::Relaxed)
     }
 }
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Retention, Stats, Store};
+use super::Stats;
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::event::Event;
 use crate::storage::tables::schema::LOG;
 use crate::store::relay_rows::StartAt;
+use crate::store::{Retention, Store};
 use crate::time::{Clock, Deadline, Now};
 
 #[derive(Debug)]

@@ -3,13 +3,13 @@
 use std::io;
 use std::ops::ControlFlow;
 
-use super::Store;
 use super::verify::Finding;
-use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result, StorageFailure};
 use crate::limits::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 use crate::storage::header::HEAD_BYTES;
 use crate::storage::pages::{Fault, Place, State, Visitor, Walk};
+use crate::store::Store;
+use crate::store::write_wait::{Purpose, Wait};
 
 /// How far [`Store::verify_pages_with`] has come.
 ///

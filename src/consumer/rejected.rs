@@ -15,10 +15,8 @@ use std::sync::atomic::Ordering;
 
 use redb::ReadableTable;
 
-use super::Store;
-use super::rejected_room::{Book, Kept, RejectedRoom};
-use super::seen::{Identity, fingerprint, is_of_the_delivery};
-use super::transaction::{REJECT_SCOPE, Transaction, check_id};
+use super::dedup::{Identity, fingerprint, is_of_the_delivery};
+use super::rejected_room::{Kept, RejectedRoom};
 use crate::broker::Delivery;
 use crate::error::{Error, EventError, Result};
 use crate::limits::{REASON_BYTES_MAX, REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
@@ -29,7 +27,10 @@ use crate::printable::escaped;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces;
 use crate::storage::tables::pieces::{Of, Pieces};
+use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{REJECTED, scopes};
+use crate::store::Store;
+use crate::store::transaction::{REJECT_SCOPE, Transaction, check_id};
 
 /// A rejected delivery, and why.
 ///
@@ -376,7 +377,7 @@ impl Rejected {
 
 type Row = &'static [u8];
 
-pub(super) fn read_row(
+pub(crate) fn read_row(
     tx: &impl Pieces,
     rejected: &impl ReadableTable<Row, Row>,
     scope: &str,
@@ -635,7 +636,7 @@ impl Store {
     }
 
     /// What the rejected deliveries of each scope take.
-    pub(super) fn rejected_books(&self) -> Result<BTreeMap<String, Book>> {
+    pub(crate) fn rejected_books(&self) -> Result<BTreeMap<String, Book>> {
         self.core().reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;
             let mut books = BTreeMap::new();

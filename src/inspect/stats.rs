@@ -4,19 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::Store;
-use super::capture::rounds::Rounds;
-use super::capture::{CaptureMode, CaptureWait};
-use super::core::Tail;
-use super::cursor::Cursor;
-use super::holders::{self, Holder};
-use super::projections::ProjectionStatus;
-use super::relays::RelayStatus;
 use super::scope_stats::ScopeStats;
-use super::waiting::{Oldest, Parked, age_ms, find_oldest};
 use crate::error::Result;
 use crate::storage::errors::unless_it_panics;
 use crate::storage::metered::IoStats;
+use crate::store::Store;
+use crate::store::capture::rounds::Rounds;
+use crate::store::capture::{CaptureMode, CaptureWait};
+use crate::store::core::Tail;
+use crate::store::cursor::Cursor;
+use crate::store::holders;
+use crate::store::holders::Holder;
+use crate::store::projections::ProjectionStatus;
+use crate::store::relays::RelayStatus;
+use crate::store::waiting::{Oldest, Parked, age_ms, find_oldest};
 use crate::time::Now;
 
 /// A store's figures at one moment.
@@ -64,15 +65,15 @@ pub struct Stats {
     /// not come to the end of the log, events that are kept one by one, retention, and the oldest snapshot. The log is trimmed up
     /// to the least position among those of relays, projections, subscriptions and retention.
     pub holders: Vec<Holder>,
-    /// Read transactions that live: [snapshots](super::Snapshot), and iterators that have outlived theirs.
+    /// Read transactions that live: [snapshots](crate::store::Snapshot), and iterators that have outlived theirs.
     pub snapshots: u64,
     /// Age of the oldest of them, in milliseconds of the monotonic clock; `None` if there is none.
     pub snapshots_age_ms: Option<u64>,
     /// Durable commits since the store was opened: one fsync each, two where
-    /// [`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle) made them.
+    /// [`quick_repair_when_idle`](crate::store::StoreBuilder::quick_repair_when_idle) made them.
     pub commits: u64,
     /// Those among them that carried a relay's progress and no write of the application, or none of either
-    /// ([`quick_repair_when_idle`](super::StoreBuilder::quick_repair_when_idle)).
+    /// ([`quick_repair_when_idle`](crate::store::StoreBuilder::quick_repair_when_idle)).
     pub commits_alone: u64,
     /// Write closures and exclusive transactions committed since the store was opened.
     pub writes: u64,
@@ -306,7 +307,7 @@ impl Store {
                 port.map(|port| port.status.lock().unwrap_or_else(PoisonError::into_inner).clone());
         }
         for (name, projection) in &mut stats.projections {
-            projection.cancelled = super::cancelled::cancelled_version(&tx, name)?;
+            projection.cancelled = crate::store::cancelled::cancelled_version(&tx, name)?;
             projection.running = core.projections.get(name).map(|running| running.status().clone());
             // What its filter has let pass is written down only now and then.
             if let Some(running) = &projection.running {

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Store;
 use crate::error::Result;
+use crate::store::Store;
 
 /// What the deliveries of one consumer's scope hold in the file: figures of rows that others' messages have made. See
 /// [`Stats::consumers`](crate::Stats::consumers).
@@ -46,7 +46,7 @@ pub struct ScopeStats {
 }
 
 impl Store {
-    pub(super) fn scope_stats(&self) -> Result<BTreeMap<String, ScopeStats>> {
+    pub(crate) fn scope_stats(&self) -> Result<BTreeMap<String, ScopeStats>> {
         let mut scopes: BTreeMap<String, ScopeStats> = BTreeMap::new();
         for (scope, book) in self.rejected_books()? {
             let stats = scopes.entry(scope).or_default();

@@ -4,22 +4,21 @@ use std::fmt;
 
 use redb::ReadableTable;
 
-use super::Store;
-use super::core::Core;
-use super::cursor::ExceptionRow;
-use super::read::Snapshot;
-use super::recover::read_state;
-use super::stream_snapshots;
-use super::streams::{find_chunk, stream_row};
 use crate::delivery::types::ExceptionState;
 use crate::error::{CorruptError, Result};
 use crate::event::Recorded;
 use crate::limits::FINDINGS_MAX;
-use crate::log::streams::{NO_SEQ, Run};
+use crate::log::streams::{NO_SEQ, Run, SnapshotRow};
 use crate::log::{keys, record};
 use crate::printable::printable;
 use crate::storage::errors::{damaged_row, unless_it_panics};
-use crate::storage::tables::schema::{CHUNKS, EXCEPTIONS, LOG, STREAMS};
+use crate::storage::tables::schema::{CHUNKS, EXCEPTIONS, LOG, SNAPSHOTS, STREAMS};
+use crate::store::Store;
+use crate::store::core::Core;
+use crate::store::cursor::ExceptionRow;
+use crate::store::read::Snapshot;
+use crate::store::recover::read_state;
+use crate::store::streams::{find_chunk, stream_row};
 
 /// Something in the file that does not fit.
 ///
@@ -129,7 +128,7 @@ impl Verification {
         self.findings_total == 0
     }
 
-    pub(super) fn found(&mut self, finding: Finding) {
+    pub(crate) fn found(&mut self, finding: Finding) {
         self.findings_total += 1;
         // A log of a million damaged records is told in the result, not in a million lines.
         if self.findings.len() < FINDINGS_MAX {
@@ -197,7 +196,7 @@ impl Store {
             }
         }
         check_chunks(&snapshot, indexed, &mut verified)?;
-        stream_snapshots::verify(&snapshot, &mut verified)?;
+        verify_stream_snapshots(&snapshot, &mut verified)?;
         check_exceptions(&snapshot, &mut verified)?;
         Ok(verified)
     }
@@ -281,6 +280,24 @@ fn check_exceptions(snapshot: &Snapshot, verified: &mut Verification) -> Result<
         let discarded = ExceptionRow::from_bytes(row.value())?.exception.state == ExceptionState::Discarded;
         if !discarded && log.get(seq)?.is_none() {
             verified.found(Finding::Exception { seq });
+        }
+    }
+    Ok(())
+}
+
+/// Every snapshot includes the event that it names.
+fn verify_stream_snapshots(snapshot: &Snapshot, verified: &mut Verification) -> Result<()> {
+    for row in snapshot.tx().open_table(SNAPSHOTS)?.iter()? {
+        let (name, row) = row?;
+        let stream = String::from_utf8_lossy(name.value()).into_owned();
+        match SnapshotRow::from_bytes(name.value(), row.value()) {
+            None => verified.found(Finding::Snapshot { stream, revision: None }),
+            Some(row) => {
+                let reader = snapshot.stream(&*stream)?;
+                if !reader.view.has_event_of(snapshot, &row)? {
+                    verified.found(Finding::Snapshot { stream, revision: Some(row.revision) });
+                }
+            }
         }
     }
     Ok(())

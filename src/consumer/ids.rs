@@ -1,0 +1,90 @@
+//! Ids of deliveries by number: how many of a scope are kept.
+//!
+//! The row `(scope)` counts the ids that are kept. Where a store remembers so many ids of a scope at most, each new one gets the next
+//! number of its scope, which stands in its inbox row; the row `(scope)` counts the numbers too. What becomes of a further id is the policy's:
+//! [`IdsPolicy`](crate::store::IdsPolicy).
+
+use crate::error::{Error, Result};
+use crate::log::keys;
+use crate::storage::tables::ids::{Ids, NUMBERED, is_counted, is_forgotten, next};
+use crate::storage::tables::schema::{INBOX, InboxRow, SEEN, scopes, u64s};
+use redb::ReadableTable;
+
+use crate::store::Store;
+use crate::store::settings::IdsPolicy;
+use crate::store::transaction::Transaction;
+
+impl Transaction {
+    /// The row of an id, unless so many have come since that it is forgotten.
+    pub(crate) fn remembered(&self, scope: &str, key: &[u8]) -> Result<Option<InboxRow>> {
+        let row = self.seen(key)?;
+        let Some(row) = row.filter(|row| row.count == NUMBERED) else { return Ok(row) };
+        let Some(max) = self.core.settings.ids_forgotten_beyond() else { return Ok(Some(row)) };
+        let next = self.engine(|| next(&self.redb().open_table(SEEN)?, scope))?;
+        Ok(Some(row).filter(|row| !is_forgotten(row, next, max)))
+    }
+
+    /// Fails if a new id of the scope is to be refused.
+    pub(crate) fn admit_id(&self, scope: &str) -> Result<()> {
+        let settings = &self.core.settings;
+        let Some(ids_max) = settings.inbox_ids_max.filter(|_| settings.ids_policy == IdsPolicy::Refuse)
+        else {
+            return Ok(());
+        };
+        let kept = self.engine(|| {
+            let ids = Ids::of(&self.redb().open_table(SEEN)?, scope)?;
+            self.kept(scope, ids)
+        })?;
+        if kept >= ids_max {
+            return Err(Error::InboxFull { scope: scope.to_owned(), ids_max });
+        }
+        Ok(())
+    }
+
+    /// The number of a new id, where ids have one. `key` is of its row, which may still stand though the id is forgotten.
+    pub(crate) fn next_id(&self, scope: &str, key: &[u8]) -> Result<Option<u64>> {
+        if self.core.settings.inbox_ids_max.is_none() {
+            return Ok(None);
+        }
+        let stands = self.seen(key)?.is_some_and(|row| row.count == NUMBERED);
+        self.touch();
+        self.engine(|| {
+            let mut seen = self.redb().open_table(SEEN)?;
+            let ids = Ids::of(&seen, scope)?;
+            let kept = self.kept(scope, ids)?.saturating_add(u64::from(!stands));
+            let after = [ids.next.saturating_add(1), kept];
+            seen.insert(keys::inbox(scope, &[]).as_slice(), u64s(after).as_slice())?;
+            Ok(Some(ids.next))
+        })
+    }
+
+    /// How many are kept; counted once, where an earlier format did not.
+    fn kept(&self, scope: &str, ids: Ids) -> Result<u64> {
+        if let Some(kept) = ids.kept {
+            return Ok(kept);
+        }
+        self.engine(|| {
+            let (inbox, scope) = (self.redb().open_table(INBOX)?, keys::inbox(scope, &[]));
+            let mut kept = 0;
+            for row in inbox.range(scope.as_slice()..keys::after_prefix(&scope).as_slice())? {
+                let row = InboxRow::from_bytes(row?.1.value());
+                kept += u64::from(row.as_ref().is_some_and(is_counted));
+            }
+            Ok(kept)
+        })
+    }
+}
+
+impl Store {
+    /// How many ids each scope keeps.
+    pub(crate) fn ids_kept(&self) -> Result<Vec<(String, u64)>> {
+        self.core().reading(|tx| {
+            let (seen, mut kept) = (tx.open_table(SEEN)?, Vec::new());
+            for scope in scopes(&seen, "seen")? {
+                let ids = Ids::of(&seen, &scope)?.kept.unwrap_or_default();
+                kept.push((scope, ids));
+            }
+            Ok(kept)
+        })
+    }
+}

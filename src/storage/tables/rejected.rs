@@ -1,0 +1,60 @@
+//! The rows of rejected deliveries that are no deliveries: what a scope holds.
+
+use redb::{ReadableTable, WriteTransaction};
+
+use super::schema::{REJECTED, read_u64s, u64s};
+use crate::error::{BoxError, Result};
+use crate::log::keys;
+use crate::storage::errors::damaged_row;
+
+type Row = &'static [u8];
+
+/// The row of a scope: the number that comes next, how many rows there are with how many bytes, and how many were dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Book {
+    pub(crate) next: u64,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) dropped: u64,
+}
+
+impl Book {
+    pub(crate) fn of(rejected: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Self> {
+        let Some(row) = rejected.get(key)? else { return Ok(Self::default()) };
+        let [next, rows, bytes, dropped] = read_u64s(row.value()).ok_or_else(|| damaged_row("rejected"))?;
+        Ok(Self { next, rows, bytes, dropped })
+    }
+
+    pub(crate) fn put(self, rejected: &mut redb::Table<'_, Row, Row>, key: &[u8]) -> Result<()> {
+        rejected.insert(key, u64s([self.next, self.rows, self.bytes, self.dropped]).as_slice())?;
+        Ok(())
+    }
+
+    pub(crate) fn less(self, bytes: u64) -> Self {
+        Self { rows: self.rows.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes), ..self }
+    }
+}
+
+/// Format 5 did not count bytes.
+pub(crate) fn count_bytes(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
+    let mut rejected = tx.open_table(REJECTED)?;
+    let mut books: Vec<(Vec<u8>, Book)> = Vec::new();
+    for row in rejected.iter()? {
+        let (key, row) = row?;
+        let (key, row) = (key.value(), row.value());
+        if let Some([next, rows]) =
+            read_u64s(row).filter(|_| keys::scope_of(key).is_some_and(|scope| key.len() == 1 + scope.len()))
+        {
+            books.push((key.to_vec(), Book { next, rows, ..Book::default() }));
+        } else if let Some((scope, book)) = books.last_mut()
+            && key.starts_with(scope)
+            && key.get(scope.len()) == Some(&0)
+        {
+            book.bytes = book.bytes.saturating_add(row.len() as u64);
+        }
+    }
+    for (key, book) in books {
+        book.put(&mut rejected, &key)?;
+    }
+    Ok(())
+}
