@@ -60,6 +60,8 @@ mod aggregate;
 pub mod broker;
 pub mod codec;
 mod consumer;
+#[cfg(test)]
+mod crash_tests;
 mod delivery;
 mod error;
 mod event;
@@ -105,13 +107,15 @@ pub use inspect::{
 };
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
-pub use relay::{Ordering, QuarantinePolicy, Relay, RelayBuilder, StopReport, SuspendCause};
+pub use relay::{
+    Ordering, Quarantine, QuarantinePolicy, Quarantined, Relay, RelayBuilder, StopReport, SuspendCause,
+};
 pub use store::{
     Appended, BacklogQuota, Capture, CaptureMode, CaptureWait, CapturedTable, Change, ConfirmError, Events,
     Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation, PageBytes, ProjectionFailure,
-    ProjectionState, ProjectionStatus, ProjectionTransaction, Quarantine, Quarantined, QuotaPolicy, Receipt,
-    RelayState, RelayStatus, Replay, ReplayedEvent, Retention, Snapshot, StartAt, Store, StoreBuilder,
-    Stream, StreamAppended, StreamEvents, StreamReader, SuspendedDestination, Transaction, WriteFuture,
+    ProjectionState, ProjectionStatus, ProjectionTransaction, QuotaPolicy, Receipt, RelayState, RelayStatus,
+    Replay, ReplayedEvent, Retention, Snapshot, StartAt, Store, StoreBuilder, Stream, StreamAppended,
+    StreamEvents, StreamReader, SuspendedDestination, Transaction, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

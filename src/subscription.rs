@@ -16,7 +16,7 @@ use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
 use crate::store::bells::HungBell;
-use crate::store::relay_rows::check_position;
+use crate::store::start_at::check_position;
 use crate::store::wanted::{Looked, Wanted};
 use crate::store::{StartAt, Store};
 use crate::time::Deadline;

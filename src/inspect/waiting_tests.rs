@@ -8,7 +8,7 @@ use super::Stats;
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::event::Event;
 use crate::storage::tables::schema::LOG;
-use crate::store::relay_rows::StartAt;
+use crate::store::StartAt;
 use crate::store::{Retention, Store};
 use crate::time::{Clock, Deadline, Now};
 

@@ -3,6 +3,9 @@
 //! [`machine`] decides, [`shell`](self) does: it reads the log, hands messages to the publisher, and lets progress ride
 //! on the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
 
+mod expired;
+mod quarantine;
+pub(crate) mod rows;
 mod shell;
 mod waiters;
 
@@ -34,6 +37,7 @@ use crate::text::Text;
 use crate::time::{Deadline, as_ms};
 use crate::wire::{HeaderSpelling, SigningKey, Wire};
 
+pub use self::quarantine::{Quarantine, Quarantined};
 pub use crate::delivery::types::{Ordering, QuarantinePolicy, SuspendCause};
 
 type Rule = dyn Fn(&Recorded) -> Option<Destination> + Send + Sync;

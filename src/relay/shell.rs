@@ -12,6 +12,9 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
+use super::expired::{FoundExpired, find_expired};
+use super::rows;
+use super::rows::RowState;
 use super::waiters::Waiters;
 use super::{Registered, StopReport, Unpublished};
 use crate::broker::{Epoch, Publisher, PublisherEvent};
@@ -29,9 +32,8 @@ use crate::printable::printable;
 use crate::storage::errors::engine_panicked;
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
-use crate::store::expired::{FoundExpired, find_expired};
 use crate::store::log_pace::LogPace;
-use crate::store::relay_rows::{self, Read, RowState};
+use crate::store::records::{self, Read};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::text::Text;
@@ -139,10 +141,10 @@ impl Shell {
         status: Arc<Mutex<RelayStatus>>,
     ) -> Result<Self> {
         let core = registered.store.core();
-        let found = relay_rows::find_rows(core, &cursor, settings.retrying_max)?;
+        let found = rows::find_rows(core, &cursor, settings.retrying_max)?;
         let mut held = FxHashMap::default();
         let mut names = HashMap::new();
-        let records = relay_rows::read_records(core, found.retrying.iter().map(|(seq, _)| *seq))?;
+        let records = records::read_records(core, found.retrying.iter().map(|(seq, _)| *seq))?;
         let retrying = records
             .into_iter()
             .zip(found.retrying)
@@ -413,7 +415,7 @@ impl Shell {
     fn load(&mut self, from: u64, events_max: usize, bytes_max: usize) -> Result<()> {
         let core = Arc::clone(self.registered.store.core());
         let tail = core.tail().next_seq;
-        let reads = relay_rows::read_log(&core, from, tail, events_max, bytes_max)?;
+        let reads = records::read_log(&core, from, tail, events_max, bytes_max)?;
         // Positions without a record have been trimmed; only a relay that starts late meets them.
         let to = reads.last().map_or(tail, |(seq, _)| seq + 1);
         let apart = self.apart(from, to)?;
@@ -437,7 +439,7 @@ impl Shell {
         let core = self.registered.store.core();
         let any =
             core.tail().cursors.get(&self.registered.name).is_some_and(|cursor| cursor.rows.any_exception());
-        if any { relay_rows::exceptions_between(core, self.cursor.id, from, to) } else { Ok(BTreeSet::new()) }
+        if any { rows::exceptions_between(core, self.cursor.id, from, to) } else { Ok(BTreeSet::new()) }
     }
 
     /// One piece of the search for expired events.
@@ -455,10 +457,10 @@ impl Shell {
     fn load_due(&mut self, after: Option<(u64, u64)>, until_ms: u64, events_max: usize) -> Result<()> {
         self.flush_rows()?;
         let core = Arc::clone(self.registered.store.core());
-        let found = relay_rows::read_due(&core, self.cursor.id, after, until_ms, events_max)?;
+        let found = rows::read_due(&core, self.cursor.id, after, until_ms, events_max)?;
         // Those in memory already are not read again.
         let due: Vec<_> = found.due.into_iter().filter(|(seq, _)| !self.held.contains_key(seq)).collect();
-        let reads = relay_rows::read_records(&core, due.iter().map(|(seq, _)| *seq))?;
+        let reads = records::read_records(&core, due.iter().map(|(seq, _)| *seq))?;
         let due = self
             .hold_all(reads, Met::Again)
             .into_iter()
@@ -471,9 +473,9 @@ impl Shell {
     fn load_parked(&mut self, key: Key, events_max: usize) -> Result<()> {
         self.flush_rows()?;
         let core = Arc::clone(self.registered.store.core());
-        let (seqs, more) = relay_rows::read_parked(&core, self.cursor.id, &key, events_max)?;
+        let (seqs, more) = rows::read_parked(&core, self.cursor.id, &key, events_max)?;
         let new = seqs.into_iter().filter(|seq| !self.held.contains_key(seq));
-        let reads = relay_rows::read_records(&core, new)?;
+        let reads = records::read_records(&core, new)?;
         let events = self.hold_all(reads, Met::Again);
         self.step(Input::LoadedParked { key, events, more });
         Ok(())
@@ -593,10 +595,10 @@ impl Shell {
                 // It may have been found among those that are due before this was heard: by now it is in memory, delivered, its
                 // record perhaps trimmed, or back in quarantine. The file knows.
                 self.flush_rows()?;
-                if !relay_rows::is_to_be_tried(self.registered.store.core(), self.cursor.id, seq)? {
+                if !rows::is_to_be_tried(self.registered.store.core(), self.cursor.id, seq)? {
                     return Ok(());
                 }
-                let read = relay_rows::read_records(self.registered.store.core(), std::iter::once(seq))?;
+                let read = records::read_records(self.registered.store.core(), std::iter::once(seq))?;
                 let known = self.held.contains_key(&seq);
                 if let Some(loaded) =
                     (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
@@ -638,7 +640,7 @@ impl Shell {
                 continue;
             }
             self.flush_rows()?;
-            match relay_rows::row_state(self.registered.store.core(), self.cursor.id, seq) {
+            match rows::row_state(self.registered.store.core(), self.cursor.id, seq) {
                 Ok(RowState::Settled) if state == SeqState::AskDisk => {}
                 Ok(RowState::Settled | RowState::Waiting) => drop(left.insert(seq)),
                 Ok(RowState::Quarantined(exception)) => {

@@ -297,7 +297,7 @@ fn write_lanes(tx: &WriteTransaction, tail: &Tail, pending: &Pending) -> Result<
 }
 
 /// The offset at which the record before `position` ends.
-pub(super) fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, position: u64) -> Result<u64> {
+pub(crate) fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, position: u64) -> Result<u64> {
     if position <= tail.trimmed_to {
         return Ok(tail.trimmed_offset);
     }

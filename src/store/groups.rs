@@ -124,7 +124,7 @@ pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>, wait: &mut Wait
 
 /// Runs these writes to their end, in as many groups as it takes; `between` runs between two of them.
 #[cfg(test)]
-pub(super) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>, mut between: impl FnMut()) {
+pub(crate) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>, mut between: impl FnMut()) {
     let mut backlog = Backlog::default();
     writes.into_iter().for_each(|write| backlog.push(write));
     while !backlog.is_empty() {

@@ -9,11 +9,8 @@ pub(crate) mod cleanup;
 pub(crate) mod commit;
 pub(crate) mod consumers;
 pub(crate) mod core;
-#[cfg(test)]
-pub(crate) mod crash_tests;
 pub(crate) mod cursor;
 pub(crate) mod doorbells;
-pub(crate) mod expired;
 pub(crate) mod gathered;
 pub(crate) mod groups;
 pub(crate) mod holders;
@@ -25,16 +22,16 @@ pub(crate) mod lines;
 pub(crate) mod log_pace;
 pub(crate) mod owner;
 pub(crate) mod projections;
-pub(crate) mod quarantine;
 pub(crate) mod read;
 pub(crate) mod receipt;
+pub(crate) mod records;
 pub(crate) mod recover;
-pub(crate) mod relay_rows;
 pub(crate) mod relays;
 pub(crate) mod replay;
 pub(crate) mod ride;
 pub(crate) mod room;
 pub(crate) mod settings;
+pub(crate) mod start_at;
 pub(crate) mod stream_snapshots;
 pub(crate) mod streams;
 pub(crate) mod sweeps;
@@ -77,13 +74,12 @@ use crate::time::Deadline;
 pub use self::capture::{Capture, CaptureMode, CaptureWait, CapturedTable, Change, Operation};
 pub use self::holders::{Holder, HolderKind};
 pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
-pub use self::quarantine::{Quarantine, Quarantined};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
-pub use self::relay_rows::StartAt;
 pub use self::relays::{RelayState, RelayStatus, SuspendedDestination};
 pub use self::replay::{PageBytes, Replay, ReplayedEvent};
 pub use self::settings::{BacklogQuota, IdsPolicy, LanesPolicy, QuotaPolicy, Retention, StoreBuilder};
+pub use self::start_at::StartAt;
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
 pub use crate::storage::metered::IoStats;
@@ -215,7 +211,7 @@ impl Store {
     }
 
     /// Finds what the database holds, and begins.
-    fn start(path: PathBuf, opened: file::Opened, settings: settings::Settings) -> Result<Self> {
+    pub(crate) fn start(path: PathBuf, opened: file::Opened, settings: settings::Settings) -> Result<Self> {
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
             let mut tail = recover::recover(&opened.db, &mut identity, opened.unclean)?;

@@ -20,7 +20,7 @@ use redb::{
 use super::Store;
 use super::cleanup::{Task, rebuild_tasks};
 use super::cursor::head;
-use super::relay_rows::{StartAt, check_position, next_cursor_id, warn_trimmed};
+use super::start_at::{StartAt, check_position, next_cursor_id, warn_trimmed};
 use super::transaction::Transaction;
 use super::wanted::{Looked, Wanted};
 use crate::error::{Error, Result};

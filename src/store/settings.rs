@@ -219,7 +219,7 @@ pub(crate) struct Settings {
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct StoreBuilder {
-    pub(super) settings: Settings,
+    pub(crate) settings: Settings,
 }
 
 impl Default for StoreBuilder {

@@ -19,12 +19,12 @@ const FLOORS: &[(u8, &[&str])] = &[
     (6, &["store"]),
     (7, &["aggregate", "relay", "projection", "subscription", "consumer"]),
     (8, &["inspect"]),
-    (9, &["", "security"]),
+    (9, &["", "security", "crash_tests"]),
 ];
 
 /// Each outside crate and the rooms that may name it. The empty one is `lib.rs`: `pub use redb`.
 const CRATES: &[(&str, &[&str])] = &[
-    ("redb", &["storage", "store", "projection", "consumer", "inspect", ""]),
+    ("redb", &["storage", "store", "relay", "projection", "consumer", "inspect", "crash_tests", ""]),
     ("libc", &["storage"]),
     ("rustix", &["storage"]),
     ("twox_hash", &["storage"]),

@@ -10,7 +10,7 @@ use crate::storage::tables::schema::CLEANUP;
 type Bytes = &'static [u8];
 
 /// What is hidden below the trimmed edge, as of one snapshot.
-pub(in crate::store) struct Hidden(ReadOnlyTable<Bytes, Bytes>);
+pub(crate) struct Hidden(ReadOnlyTable<Bytes, Bytes>);
 
 impl Hidden {
     /// `None` if nothing is left to be cleaned up: then nothing is hidden.

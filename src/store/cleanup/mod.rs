@@ -22,7 +22,7 @@ mod work;
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableError};
 
-pub(super) use self::hidden::Hidden;
+pub(crate) use self::hidden::Hidden;
 pub(crate) use self::work::{CleanUp, Cleaning};
 use super::capture::rows::CaptureId;
 use super::core::Tail;
@@ -192,7 +192,7 @@ pub(super) fn rebuild_tasks(id: CursorId) -> [Task; 2] {
 
 impl Transaction {
     /// Marks something as to be removed, and removes a first piece of it.
-    pub(super) fn leave(&self, task: &Task) -> Result<()> {
+    pub(crate) fn leave(&self, task: &Task) -> Result<()> {
         self.touch();
         let was_there = self.redb().open_table(CLEANUP)?.insert(task.key().as_slice(), &[][..])?.is_some();
         self.pending.borrow_mut().cleanup.tasks += i64::from(!was_there);

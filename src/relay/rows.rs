@@ -4,52 +4,18 @@ use std::collections::BTreeSet;
 
 use redb::ReadableTable;
 
-use super::Store;
-use super::cleanup::{Hidden, Task};
-use super::core::Core;
-use super::cursor::{Cursor, ExceptionRow};
-use super::recover::read_state;
-use super::transaction::Transaction;
 use crate::delivery::types::{Exception, ExceptionState, Key};
-use crate::error::{CorruptError, Error, Result, SettingError};
-use crate::event::Recorded;
+use crate::error::{Error, Result};
 use crate::log::keys::{self, CursorId};
 use crate::log::record;
 use crate::storage::errors::damaged_row;
-use crate::storage::tables::schema::{CURSORS, DUE, EXCEPTIONS, LOG, META, META_NEXT_CURSOR, PARKED};
-
-/// Where a new relay begins.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::broker::MemoryBroker::new();
-/// # broker.declare_queue("payments", Default::default());
-/// use std::time::Duration;
-/// use onewrite::{Event, StartAt};
-/// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
-/// pay()?; // before the relay is made: not for it
-/// let relay = store.relay("new").start_at(StartAt::Newest).publish_to(broker.publisher())?;
-/// pay()?.confirmed(Duration::from_secs(5))?;
-/// assert_eq!(broker.queue_len("payments"), 1);
-/// # let _ = relay.stop(std::time::Duration::from_secs(5));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum StartAt {
-    /// At the oldest event that the log still holds. The default.
-    #[default]
-    Oldest,
-    /// After the newest event: only what is appended from now on.
-    Newest,
-    /// At this sequence number, which lies in the log or is its end; one beyond the end is refused. Of what is trimmed, the
-    /// events that streams keep are still there. A subscription reports such a gap, a relay and a projection log it.
-    Position(u64),
-}
-
-/// A record as read: whole, or with what is wrong.
-pub(crate) type Read = (u64, std::result::Result<Recorded, CorruptError>);
+use crate::storage::tables::schema::{CURSORS, DUE, EXCEPTIONS, LOG, PARKED};
+use crate::store::Store;
+use crate::store::cleanup::Task;
+use crate::store::core::Core;
+use crate::store::cursor::{Cursor, ExceptionRow};
+use crate::store::start_at::{StartAt, check_position, next_cursor_id, warn_trimmed};
+use crate::store::transaction::Transaction;
 
 impl Store {
     /// The cursor of this name; made, durably, if there is none.
@@ -73,11 +39,17 @@ impl Store {
                 StartAt::Position(position) => {
                     let pending = tx.pending.borrow();
                     let offset =
-                        tx.engine(|| super::commit::offset_at(tx.redb(), &tail, &pending, position))?;
+                        tx.engine(|| crate::store::commit::offset_at(tx.redb(), &tail, &pending, position))?;
                     (position, offset)
                 }
             };
-            Cursor { id, position, position_offset, confirmed: 0, rows: super::cursor::RowCounts::default() }
+            Cursor {
+                id,
+                position,
+                position_offset,
+                confirmed: 0,
+                rows: crate::store::cursor::RowCounts::default(),
+            }
         };
         tx.engine(|| {
             tx.redb().open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
@@ -135,98 +107,6 @@ impl Store {
         self.announce_ride();
         Ok(())
     }
-}
-
-/// The one check of a position at which reading begins, whichever reader asks. A position beyond the end would skip
-/// what is appended next. The end itself is fine.
-pub(crate) fn check_position(setting: &'static str, position: u64, next_seq: u64) -> Result<()> {
-    if position > next_seq {
-        let reason = format!("the log ends at {next_seq}, before {position}");
-        return Err(SettingError::new(setting, reason).into());
-    }
-    Ok(())
-}
-
-/// Relays and projections may begin below the trimmed edge, for the events that streams keep there. The log says so.
-pub(super) fn warn_trimmed(name: &str, position: u64, trimmed_to: u64) {
-    if position < trimmed_to {
-        tracing::warn!(
-            reader = name,
-            position,
-            trimmed_to,
-            "it begins where events that no stream keeps are trimmed"
-        );
-    }
-}
-
-/// Names a cursor, or a track of a projection, in keys. Never 0.
-pub(super) fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
-    tx.engine(|| {
-        let mut meta = tx.redb().open_table(META)?;
-        let id =
-            meta.get(META_NEXT_CURSOR)?.and_then(|row| row.value().try_into().ok().map(u32::from_le_bytes));
-        let (id, next) =
-            id.and_then(|id| Some((id, id.checked_add(1)?))).ok_or_else(|| damaged_row("cursor number"))?;
-        meta.insert(META_NEXT_CURSOR, &next.to_le_bytes()[..])?;
-        Ok(id)
-    })
-}
-
-/// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed; where
-/// nothing has been trimmed yet it is told as damaged, since a page that is damaged can hide records or show others.
-pub(crate) fn read_log(
-    core: &Core,
-    from: u64,
-    to: u64,
-    events_max: usize,
-    bytes_max: usize,
-) -> Result<Vec<Read>> {
-    core.reading(|tx| {
-        let trimmed_to = read_state(tx)?.trimmed_to;
-        let log = tx.open_table(LOG)?;
-        let hidden = if from < trimmed_to { Hidden::of(tx)? } else { None };
-        let mut read = Vec::new();
-        let mut bytes = 0;
-        let mut next = from;
-        for row in log.range(from..to)? {
-            let (seq, frame) = row?;
-            let seq = seq.value();
-            if !(next..to).contains(&seq) {
-                continue; // Another place's record: the one that belongs here is missing.
-            }
-            if seq < trimmed_to && hidden.as_ref().is_some_and(|hidden| hidden.hides(seq, frame.value())) {
-                next = seq + 1;
-                continue;
-            }
-            tell_missing(next.max(trimmed_to)..seq, events_max, &mut read);
-            bytes += frame.value().len();
-            if read.len() >= events_max || (bytes > bytes_max && !read.is_empty()) {
-                return Ok(read);
-            }
-            read.push((seq, record::decode(seq, frame.value())));
-            next = seq + 1;
-        }
-        tell_missing(next.max(trimmed_to)..to, events_max, &mut read);
-        Ok(read)
-    })
-}
-
-fn tell_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<Read>) {
-    let room = events_max.saturating_sub(read.len());
-    read.extend(seqs.take(room).map(|seq| (seq, Err(CorruptError { seq, what: "it is missing" }))));
-}
-
-/// The records of these sequence numbers. One that is gone is told as damaged: an exception never outlives its record.
-pub(crate) fn read_records(core: &Core, seqs: impl Iterator<Item = u64>) -> Result<Vec<Read>> {
-    core.reading(|tx| {
-        let log = tx.open_table(LOG)?;
-        seqs.map(|seq| {
-            let frame = log.get(seq)?;
-            let gone = Err(CorruptError { seq, what: "it is missing" });
-            Ok((seq, frame.map_or(gone, |frame| record::decode(seq, frame.value()))))
-        })
-        .collect()
-    })
 }
 
 /// What a relay finds when it starts, apart from its position.
@@ -378,7 +258,7 @@ pub(crate) fn exceptions_between(core: &Core, id: CursorId, from: u64, to: u64) 
     core.reading(|tx| exceptions_in(tx, id, from, to))
 }
 
-pub(super) fn exceptions_in(
+pub(crate) fn exceptions_in(
     tx: &redb::ReadTransaction,
     id: CursorId,
     from: u64,
@@ -418,24 +298,4 @@ pub(crate) fn row_state(core: &Core, id: CursorId, seq: u64) -> Result<RowState>
         let parked = tx.open_table(PARKED)?.get(keys::parked(id, key, seq).as_slice())?.is_some();
         Ok(if parked { RowState::Waiting } else { RowState::Settled })
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::Event;
-    use crate::store::Store;
-
-    /// Goal: a read of the log keeps its bound of bytes, and always comes further. Method: records of 100 bytes and more, read with bounds
-    /// below one, between one and two, and above all.
-    #[test]
-    fn a_read_is_bounded_and_comes_further() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path().join("a.redb")).unwrap();
-        for _ in 0..3 {
-            store.write(|tx| tx.append(Event::bytes("paid", [7; 100]).to("", "q"))).unwrap();
-        }
-        let read = |bytes_max| read_log(store.core(), 0, 3, 10, bytes_max).unwrap().len();
-        assert_eq!([read(1), read(100), read(300), read(10_000)], [1, 1, 1, 3]);
-    }
 }

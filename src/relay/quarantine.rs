@@ -1,8 +1,5 @@
 //! Events that a relay has taken out: look at them, send them again, or give them up.
 
-use super::Store;
-use super::cursor::ExceptionRow;
-use super::relays::RelayRequest;
 use crate::delivery::types::{Change, Exception, ExceptionState};
 use crate::error::{Error, Result};
 use crate::event::Recorded;
@@ -10,6 +7,9 @@ use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::EXCEPTIONS;
+use crate::store::Store;
+use crate::store::cursor::ExceptionRow;
+use crate::store::relays::RelayRequest;
 use crate::time::Deadline;
 
 /// An event in quarantine, and why.

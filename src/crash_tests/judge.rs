@@ -12,12 +12,12 @@ use super::workload::{CAPTURED, MARKED, ROWS, Step, Subject};
 use crate::event::Destination;
 use crate::log::keys;
 use crate::log::lanes::LaneState;
+use crate::relay::rows::exceptions_between;
 use crate::storage::tables::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, INBOX, LANES, LOG, META, PARKED, SEEN,
 };
 use crate::store::Store;
 use crate::store::cursor::Cursor;
-use crate::store::relay_rows::exceptions_between;
 use crate::store::waiting::Bounds;
 
 /// Everything there is: each table's rows by their number and hash, and what is kept in memory.

@@ -2,9 +2,7 @@
 
 use redb::ReadTransaction;
 
-use super::core::Core;
-use super::cursor::ExceptionRow;
-use super::relay_rows::exceptions_in;
+use super::rows::exceptions_in;
 use crate::delivery::types::{ExpiredEvent, ExpiredPlace, Key, SweepAt};
 use crate::error::Result;
 use crate::event::Destination;
@@ -12,6 +10,8 @@ use crate::log::keys::{self, CursorId};
 use crate::log::record;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::{DUE, EXCEPTIONS, LOG, PARKED};
+use crate::store::core::Core;
+use crate::store::cursor::ExceptionRow;
 
 type Log = redb::ReadOnlyTable<u64, &'static [u8]>;
 
