@@ -106,16 +106,18 @@ pub use inspect::{
     Verification,
 };
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
-pub use projection::{FailurePolicy, Projection, ProjectionBuilder};
+pub use projection::{
+    FailurePolicy, Projection, ProjectionBuilder, ProjectionFailure, ProjectionTransaction,
+};
 pub use relay::{
     Ordering, Quarantine, QuarantinePolicy, Quarantined, Relay, RelayBuilder, StopReport, SuspendCause,
 };
 pub use store::{
     Appended, BacklogQuota, Capture, CaptureMode, CaptureWait, CapturedTable, Change, ConfirmError, Events,
-    Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation, PageBytes, ProjectionFailure,
-    ProjectionState, ProjectionStatus, ProjectionTransaction, QuotaPolicy, Receipt, RelayState, RelayStatus,
-    Replay, ReplayedEvent, Retention, Snapshot, StartAt, Store, StoreBuilder, Stream, StreamAppended,
-    StreamEvents, StreamReader, SuspendedDestination, Transaction, WriteFuture,
+    Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation, PageBytes, ProjectionState,
+    ProjectionStatus, QuotaPolicy, Receipt, RelayState, RelayStatus, Replay, ReplayedEvent, Retention,
+    Snapshot, StartAt, Store, StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader,
+    SuspendedDestination, Transaction, WriteFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -4,6 +4,8 @@
 //! and following are the same loop. A rebuild writes tables aside, from the beginning of the log, and takes the place of
 //! the old ones in one transaction.
 
+mod rows;
+mod transaction;
 mod worker;
 
 use std::sync::Arc;
@@ -20,16 +22,18 @@ use crate::limits::{
     BACKOFF_MS_DEFAULT, PROJECTION_BATCH_DEFAULT, PROJECTION_DELAY_MS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
+use crate::projection::rows::not_rebuilt;
 use crate::say::in_drop;
+use crate::storage::tables::projection::Which;
 use crate::store::bells::Bell;
 use crate::store::cancelled::cancelled_version;
-use crate::store::projections::{OwnedTables, RunningProjection, Which, not_rebuilt};
+use crate::store::projections::{OwnedTables, RunningProjection};
 use crate::store::wanted::Wanted;
-use crate::store::{
-    ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction, StartAt, Store,
-};
+use crate::store::{ProjectionState, ProjectionStatus, StartAt, Store};
 use crate::time::Deadline;
 
+pub use self::rows::ProjectionFailure;
+pub use self::transaction::ProjectionTransaction;
 use self::worker::Worker;
 
 /// Why a projection whose rebuild was cancelled stands still.

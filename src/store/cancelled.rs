@@ -40,7 +40,7 @@ impl Transaction {
     }
 
     /// A rebuild is asked for again, or the projection is forgotten.
-    pub(super) fn forget_cancelled(&self, name: &str) -> Result<()> {
+    pub(crate) fn forget_cancelled(&self, name: &str) -> Result<()> {
         self.touch();
         self.redb().open_table(META)?.remove(&*key(name))?;
         Ok(())

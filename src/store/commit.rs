@@ -14,7 +14,6 @@ use super::age::{self, AgeBook};
 use super::capture::rows::{self as capture_rows, MarkCounts};
 use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
-use super::projections::ProjectionRow;
 use super::ride::Ride;
 use super::streams;
 use super::transaction::Pending;
@@ -24,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::limits::INBOX_SWEEP_STEP;
 use crate::log::{keys, record};
 use crate::storage::tables::ids;
+use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::tables::schema::{
     EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
 };

@@ -196,7 +196,7 @@ fn class_of(number: u8) -> Option<FaultClass> {
 }
 
 /// The beginning of a text, cut between characters.
-pub(super) fn head(text: &str, bytes_max: usize) -> &str {
+pub(crate) fn head(text: &str, bytes_max: usize) -> &str {
     let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.get(..end).unwrap_or_default()
 }

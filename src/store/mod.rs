@@ -73,7 +73,7 @@ use crate::time::Deadline;
 
 pub use self::capture::{Capture, CaptureMode, CaptureWait, CapturedTable, Change, Operation};
 pub use self::holders::{Holder, HolderKind};
-pub use self::projections::{ProjectionFailure, ProjectionState, ProjectionStatus, ProjectionTransaction};
+pub use self::projections::{ProjectionState, ProjectionStatus};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
 pub use self::relays::{RelayState, RelayStatus, SuspendedDestination};

@@ -7,7 +7,6 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use super::age::AgeBook;
 use super::core::{Identity, Tail};
 use super::cursor::{self, Cursor};
-use super::projections::ProjectionRow;
 use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
@@ -20,6 +19,7 @@ use crate::log::streams::{Holes, StreamState};
 use crate::log::{keys, record};
 use crate::printable::printable;
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::tables::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, FORMAT, INBOX, LANES, LOG, META, META_AGE, META_CONTENT_KEY,
     META_EPOCH, META_EPOCH_STARTS, META_FORMAT, META_NEXT_CURSOR, META_STATE, META_STORE_ID, PARKED,

@@ -17,7 +17,6 @@ use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
 use super::cleanup::LeftChange;
 use super::core::Core;
 use super::gathered::{Amount, Gathered, Point};
-use super::projections::ProjectionRow;
 use super::receipt::Receipt;
 use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
@@ -34,6 +33,7 @@ use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::errors::{damaged_row, engine_panicked, unless_it_panics};
 use crate::storage::tables::ids::NUMBERED;
+use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::tables::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
 use crate::time::Now;
 

@@ -3,5 +3,6 @@
 pub(crate) mod ids;
 pub(crate) mod lanes_kept;
 pub(crate) mod pieces;
+pub(crate) mod projection;
 pub(crate) mod rejected;
 pub(crate) mod schema;

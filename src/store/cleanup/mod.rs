@@ -186,7 +186,7 @@ pub(super) fn recover(db: &Database, tail: &mut Tail) -> Result<()> {
 }
 
 /// What a rebuild leaves that nobody goes on with.
-pub(super) fn rebuild_tasks(id: CursorId) -> [Task; 2] {
+pub(crate) fn rebuild_tasks(id: CursorId) -> [Task; 2] {
     [Task::Failures(id), Task::Tables(shadow_prefix(id))]
 }
 

@@ -1,0 +1,128 @@
+//! What a projection's handler writes into.
+
+use redb::{
+    Key, MultimapTable, MultimapTableDefinition, MultimapTableHandle, Table, TableDefinition, TableHandle,
+    Value,
+};
+
+use crate::error::{Error, Result};
+use crate::store::projections::OwnedTables;
+use crate::store::transaction::Transaction;
+
+/// What a projection's handler writes into: the tables that the projection owns, and no others.
+///
+/// While the projection is rebuilt the same handler writes the tables that will take their place.
+///
+/// ```
+/// use std::time::Duration;
+/// use onewrite::{Event, ProjectionTransaction, redb::{ReadableTable, TableDefinition}};
+/// const COUNTS: TableDefinition<&str, u64> = TableDefinition::new("counts");
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+/// let counts = store.projection("counts").table(COUNTS).run(|event, tx: &ProjectionTransaction<'_>| {
+///     let mut counts = tx.open_table(COUNTS)?;
+///     let count = counts.get(event.event_type())?.map_or(0, |row| row.value());
+///     counts.insert(event.event_type(), count + 1)?;
+///     Ok(())
+/// })?;
+/// counts.await_position(0, Duration::from_secs(5))?;
+/// assert_eq!(store.read()?.open_table(COUNTS)?.get("paid")?.map(|row| row.value()), Some(1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct ProjectionTransaction<'tx> {
+    pub(super) tx: &'tx Transaction,
+    pub(super) owned: &'tx OwnedTables,
+    /// What stands before the names of the tables, if it is a rebuild.
+    pub(super) prefix: Option<String>,
+}
+
+impl<'tx> ProjectionTransaction<'tx> {
+    /// Opens one of the projection's tables for reading and writing, creating it if there is none.
+    ///
+    /// # Errors
+    /// [`Error::UndeclaredTable`] for a table that the projection has not [declared](crate::ProjectionBuilder::table); what redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use std::time::Duration;
+    /// use onewrite::{Event, FailurePolicy, redb::TableDefinition};
+    /// const OTHER: TableDefinition<&str, u64> = TableDefinition::new("other");
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+    /// let counts = store.projection("counts").on_failure(FailurePolicy::Stop { attempts: 1 })
+    ///     .run(|_, tx| tx.open_table(OTHER).map(drop))?;
+    /// let error = counts.await_position(0, Duration::from_secs(5)).unwrap_err();
+    /// assert!(error.to_string().contains("other"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open_table<K: Key + 'static, V: Value + 'static>(
+        &self,
+        definition: TableDefinition<'_, K, V>,
+    ) -> Result<Table<'tx, K, V>> {
+        let name = self.name(TableHandle::name(&definition), &self.owned.plain)?;
+        self.tx.touch();
+        Ok(self.tx.redb().open_table(TableDefinition::<K, V>::new(&name))?)
+    }
+
+    /// Opens one of the projection's multimap tables for reading and writing, creating it if there is none.
+    ///
+    /// # Errors
+    /// As [`open_table`](Self::open_table).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use std::time::Duration;
+    /// use onewrite::{Event, redb::MultimapTableDefinition};
+    /// const BY_TYPE: MultimapTableDefinition<&str, u64> = MultimapTableDefinition::new("by type");
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+    /// let by_type = store.projection("by type").multimap_table(BY_TYPE).run(|event, tx| {
+    ///     tx.open_multimap_table(BY_TYPE)?.insert(event.event_type(), event.seq())?;
+    ///     Ok(())
+    /// })?;
+    /// by_type.await_position(0, Duration::from_secs(5))?;
+    /// assert_eq!(store.read()?.open_multimap_table(BY_TYPE)?.get("paid")?.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open_multimap_table<K: Key + 'static, V: Key + 'static>(
+        &self,
+        definition: MultimapTableDefinition<'_, K, V>,
+    ) -> Result<MultimapTable<'tx, K, V>> {
+        let name = self.name(MultimapTableHandle::name(&definition), &self.owned.multimap)?;
+        self.tx.touch();
+        Ok(self.tx.redb().open_multimap_table(MultimapTableDefinition::<K, V>::new(&name))?)
+    }
+
+    /// Whether this writes the tables of a rebuild, which nobody reads yet.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use std::time::Duration;
+    /// # use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+    /// let projection = store.projection("counts").run(|_, tx| {
+    ///     assert!(!tx.is_rebuild());
+    ///     Ok(())
+    /// })?;
+    /// projection.await_position(0, Duration::from_secs(5))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_rebuild(&self) -> bool {
+        self.prefix.is_some()
+    }
+
+    fn name(&self, name: &str, owned: &[String]) -> Result<String> {
+        self.tx.owned()?;
+        if !owned.iter().any(|table| table == name) {
+            return Err(Error::UndeclaredTable { name: name.to_owned() });
+        }
+        if self.tx.core.tail().captures.holds(name) {
+            return Err(Error::CapturedTable { name: name.to_owned() });
+        }
+        Ok(format!("{}{name}", self.prefix.as_deref().unwrap_or_default()))
+    }
+}
