@@ -4,13 +4,14 @@
 //! and following are the same loop. A rebuild writes tables aside, from the beginning of the log, and takes the place of
 //! the old ones in one transaction.
 
+mod handle;
+mod policy;
 mod rows;
 mod transaction;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, ThreadId};
+use std::thread::{self};
 use std::time::Duration;
 
 use redb::{MultimapTableHandle, TableHandle};
@@ -22,16 +23,15 @@ use crate::limits::{
     BACKOFF_MS_DEFAULT, PROJECTION_BATCH_DEFAULT, PROJECTION_DELAY_MS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
-use crate::projection::rows::not_rebuilt;
-use crate::say::in_drop;
-use crate::storage::tables::projection::Which;
-use crate::store::bells::Bell;
 use crate::store::cancelled::cancelled_version;
-use crate::store::projections::{OwnedTables, RunningProjection};
+use crate::store::projections::OwnedTables;
 use crate::store::wanted::Wanted;
-use crate::store::{ProjectionState, ProjectionStatus, StartAt, Store};
-use crate::time::Deadline;
+use crate::store::{ProjectionState, StartAt, Store};
 
+pub(crate) use self::handle::Asked;
+pub use self::handle::Projection;
+use self::handle::Registered;
+pub use self::policy::FailurePolicy;
 pub use self::rows::ProjectionFailure;
 pub use self::transaction::ProjectionTransaction;
 use self::worker::Worker;
@@ -40,41 +40,6 @@ use self::worker::Worker;
 const CANCELLED: &str = "its rebuild was cancelled";
 
 pub(crate) type Handler = dyn Fn(&Recorded, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync;
-
-/// What a projection does with an event on which its handler fails again and again, or whose record is damaged.
-///
-/// ```
-/// use onewrite::FailurePolicy;
-/// assert_eq!(FailurePolicy::default(), FailurePolicy::Stop { attempts: 10 });
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FailurePolicy {
-    /// After so many tries it stands still before the event, and says so. The default, with 10: its tables are never wrong, only old.
-    Stop {
-        /// Tries.
-        attempts: u32,
-    },
-    /// After so many tries the event is written down among the projection's failures, and the projection goes on without it.
-    Quarantine {
-        /// Tries.
-        attempts: u32,
-    },
-}
-
-impl Default for FailurePolicy {
-    fn default() -> Self {
-        Self::Stop { attempts: 10 }
-    }
-}
-
-impl FailurePolicy {
-    fn attempts(self) -> u32 {
-        match self {
-            Self::Stop { attempts } | Self::Quarantine { attempts } => attempts,
-        }
-    }
-}
 
 /// Settings of a projection, before it runs. See [`Store::projection`].
 ///
@@ -423,325 +388,5 @@ impl ProjectionBuilder {
             ended: Some(ended),
             thread: thread.thread().id(),
         })
-    }
-}
-
-/// Frees the projection's name when dropped.
-#[derive(Debug)]
-struct Registered {
-    store: Store,
-    name: String,
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.store.core().projections.remove(&self.name);
-    }
-}
-
-/// What the handle asks of the worker.
-#[derive(Debug, Default)]
-pub(crate) struct Asked {
-    pub(crate) stop: AtomicBool,
-    pub(crate) rebuild: AtomicBool,
-}
-
-/// A running projection. Dropping it stops it, waiting 5 s at most.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use std::time::Duration;
-/// let projection: onewrite::Projection = store.projection("counts").run(|_, _| Ok(()))?;
-/// assert_eq!(projection.stop(Duration::from_secs(5)).position, 0);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[must_use = "dropping a projection stops it"]
-pub struct Projection {
-    store: Store,
-    name: String,
-    version: u32,
-    owned: OwnedTables,
-    handler: Arc<Handler>,
-    shared: Arc<RunningProjection>,
-    asked: Arc<Asked>,
-    bell: Arc<Bell>,
-    ended: Option<oneshot::Receiver<()>>,
-    /// Its thread.
-    thread: ThreadId,
-}
-
-impl std::fmt::Debug for Projection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Projection").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
-impl Projection {
-    /// State and figures.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// assert_eq!(projection.status().failed_tries, 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn status(&self) -> ProjectionStatus {
-        let owner = &self.store.core().owner;
-        if owner.is_elsewhere() {
-            let state = ProjectionState::Failed(owner.refusal().to_string());
-            return ProjectionStatus { state, ..ProjectionStatus::default() };
-        }
-        self.shared.status().clone()
-    }
-
-    /// Waits until event `seq` is done with: in the tables, let pass by the filter, or among the failures. To read one's own
-    /// write.
-    ///
-    /// `Duration::MAX` waits for ever. `Duration::ZERO` asks without waiting: `Ok` if the event is done with already.
-    ///
-    /// # Errors
-    /// [`Error::ProjectionBehind`] if that takes longer; [`Error::ProjectionStopped`] if it stands still before that.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use std::time::Duration;
-    /// use onewrite::{Error, Event};
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// projection.await_position(receipt.seqs()[0], Duration::from_secs(5))?;
-    /// let early = projection.await_position(receipt.seqs()[0] + 1, Duration::from_millis(10));
-    /// assert!(matches!(early, Err(Error::ProjectionBehind { position: 1, .. })));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn await_position(&self, seq: u64, timeout: Duration) -> Result<()> {
-        self.wait(timeout, |status| (status.position > seq).then_some(Ok(())))
-    }
-
-    /// Waits until it has done with all that is in the log now, and no rebuild is under way.
-    ///
-    /// # Errors
-    /// As [`await_position`](Self::await_position).
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use std::time::Duration;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// projection.await_live(Duration::from_secs(5))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn await_live(&self, timeout: Duration) -> Result<()> {
-        self.store.core().owner.check()?;
-        let asked = Arc::clone(&self.asked);
-        let end = self.store.core().tail().next_seq;
-        self.wait(timeout, move |status| {
-            if asked.rebuild.load(Ordering::Acquire) {
-                return None; // What is said of a rebuild is about an earlier one.
-            }
-            match &status.rebuild_stopped {
-                Some(reason) => Some(Err(reason.clone())),
-                None => (status.position >= end && status.rebuilding.is_none()).then_some(Ok(())),
-            }
-        })
-    }
-
-    fn wait(
-        &self,
-        timeout: Duration,
-        done: impl Fn(&ProjectionStatus) -> Option<Result<(), String>>,
-    ) -> Result<()> {
-        self.store.core().owner.check()?;
-        let stands = |position, reason: String| {
-            Err(Error::ProjectionStopped { name: self.name.clone(), position, reason })
-        };
-        let waited = self.shared.wait(Deadline::after(timeout), |status| {
-            if let Some(done) = done(status) {
-                return Some(done.or_else(|reason| stands(status.position, reason)));
-            }
-            let asked = self.asked.rebuild.load(Ordering::Acquire);
-            let mends = asked || (status.rebuilding.is_some() && status.rebuild_stopped.is_none());
-            match &status.state {
-                // A rebuild that goes on may lead past it.
-                ProjectionState::Stopped { .. } if mends => None,
-                ProjectionState::Stopped { seq, reason } => {
-                    Some(stands(status.position, format!("event {seq}: {reason}")))
-                }
-                ProjectionState::Cancelled if !asked => Some(stands(status.position, CANCELLED.into())),
-                ProjectionState::Failed(reason) => Some(stands(status.position, reason.clone())),
-                ProjectionState::Ended => Some(stands(status.position, "it was ended".into())),
-                _ => None,
-            }
-        });
-        waited.unwrap_or_else(|| {
-            let position = self.status().position;
-            Err(Error::ProjectionBehind { name: self.name.clone(), position })
-        })
-    }
-
-    /// Rebuilds the tables from the beginning of the log, beside the ones that are there, which go on being kept and read;
-    /// when less than a batch is missing, one transaction applies the rest and puts the new ones in their place. So it ends
-    /// beside writers that never pause. It goes on in the background, also after a restart. Cost: the whole log is read, and the space of the tables a second time. What the log has let go (events of no
-    /// stream that were confirmed and trimmed, streams that were truncated) is not in the new tables: keep the log for as long as
-    /// it has to be read ([`Retention`](crate::Retention)).
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use std::time::Duration;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// projection.rebuild();
-    /// projection.await_live(Duration::from_secs(5))?;
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn rebuild(&self) {
-        if self.store.core().owner.is_elsewhere() {
-            return;
-        }
-        self.asked.rebuild.store(true, Ordering::Release);
-        self.bell.ring();
-    }
-
-    /// Cancels the rebuild that is under way; whether there was one. See [`Store::cancel_rebuild`].
-    ///
-    /// # Errors
-    /// As [`Store::cancel_rebuild`].
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// assert!(!projection.cancel_rebuild()?); // none is under way
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn cancel_rebuild(&self) -> Result<bool> {
-        self.store.cancel_rebuild(&self.name)
-    }
-
-    /// Events that it has given up, by sequence number, after `after`, at most `limit`.
-    ///
-    /// # Errors
-    /// What redb says.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// assert!(projection.failures(None, 100)?.is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn failures(&self, after: Option<u64>, limit: usize) -> Result<Vec<ProjectionFailure>> {
-        self.store.failures(&self.name, after, limit)
-    }
-
-    /// Gives the handler an event once more that was given up, after all that came since. If it succeeds the event is no
-    /// longer among the failures.
-    ///
-    /// # Errors
-    /// The handler's own; [`Error::NoSuchFailure`]; [`Error::Corrupt`] if its record is damaged; [`Error::ProjectionStopped`]
-    /// while the tables are of another version than the handler.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
-    /// use std::time::Duration;
-    /// use onewrite::{Error, Event, FailurePolicy};
-    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// let broken = Arc::new(AtomicBool::new(true));
-    /// let is_broken = Arc::clone(&broken);
-    /// let projection = store.projection("counts").on_failure(FailurePolicy::Quarantine { attempts: 1 })
-    ///     .run(move |_, _| if is_broken.load(Ordering::Relaxed) { Err(Error::app("broken")) } else { Ok(()) })?;
-    /// projection.await_position(0, Duration::from_secs(5))?;
-    /// broken.store(false, Ordering::Relaxed);
-    /// projection.redrive(0)?;
-    /// assert!(projection.failures(None, 10)?.is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn redrive(&self, seq: u64) -> Result<()> {
-        self.store.core().owner.check()?;
-        let (name, owned, handler) = (self.name.clone(), self.owned.clone(), Arc::clone(&self.handler));
-        let version = self.version;
-        // Said at once where it is plain; a write would wait for its turn first.
-        if let Some(live) = self.store.core().tail().projections.get(&self.name).map(|row| row.live)
-            && live.version != version
-        {
-            return Err(not_rebuilt(&self.name, live));
-        }
-        let redrive = move |tx: &crate::store::Transaction| {
-            // Asked in the transaction: until a rebuild is done the tables are another handler's.
-            tx.require_version(&name, version)?;
-            // Looked at first: the record of a failure stands for as long as the failure does.
-            let event = tx.event(seq);
-            tx.drop_failure(&name, seq)?;
-            let event = event?.ok_or(crate::error::CorruptError { seq, what: "it is missing" })?;
-            handler(&event, &tx.projecting(&name, &owned, Which::Live)?)
-        };
-        self.store.write(redrive).map(drop)
-    }
-
-    /// Forgets an event that was given up.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchFailure`].
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # use onewrite::Error;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// assert!(matches!(projection.discard(7), Err(Error::NoSuchFailure { seq: 7, .. })));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn discard(&self, seq: u64) -> Result<()> {
-        let name = self.name.clone();
-        self.store.write(move |tx| tx.drop_failure(&name, seq)).map(drop)
-    }
-
-    /// Stops, `deadline` at most from now. What is applied by then is durable with its position.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use std::time::Duration;
-    /// use onewrite::ProjectionState;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// assert_eq!(projection.stop(Duration::from_secs(5)).state, ProjectionState::Ended);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn stop(mut self, deadline: Duration) -> ProjectionStatus {
-        self.end(deadline);
-        self.status()
-    }
-
-    fn end(&mut self, deadline: Duration) {
-        let Some(ended) = self.ended.take() else { return };
-        if self.store.core().owner.is_elsewhere() {
-            // The projection's thread is not in this process.
-            return;
-        }
-        self.asked.stop.store(true, Ordering::Release);
-        self.bell.ring();
-        if self.store.core().turns.must_not_wait() || self.thread == thread::current().id() {
-            // It waits for its writes before it ends, and so for this very thread to go on.
-            in_drop(|| {
-                tracing::warn!(projection = %self.name, "a thread that the projection waits for has stopped it; it ends by itself");
-            });
-            return;
-        }
-        if ended.wait_until(Deadline::after(deadline)).is_none() {
-            in_drop(
-                || tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself"),
-            );
-        }
-    }
-}
-
-impl Drop for Projection {
-    fn drop(&mut self) {
-        self.end(Duration::from_secs(5));
     }
 }

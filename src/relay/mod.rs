@@ -4,14 +4,16 @@
 //! on the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
 
 mod expired;
+mod handle;
+mod prepare;
 mod quarantine;
 pub(crate) mod rows;
 mod shell;
 mod waiters;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::{Arc, Mutex};
+use std::thread::{self};
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};
@@ -27,16 +29,14 @@ use crate::limits::{
     WINDOW_EVENTS_DEFAULT, WINDOW_EVENTS_MAX,
 };
 use crate::oneshot;
-use crate::process::keep;
-use crate::say::in_drop;
-use crate::store::owner::Owner;
-use crate::store::relays::{RelayPort, RelayRequest};
-use crate::store::turn::Turns;
-use crate::store::{RelayState, RelayStatus, StartAt, Store};
+use crate::store::relays::RelayPort;
+use crate::store::{RelayStatus, StartAt, Store};
 use crate::text::Text;
-use crate::time::{Deadline, as_ms};
+use crate::time::as_ms;
 use crate::wire::{HeaderSpelling, SigningKey, Wire};
 
+pub(crate) use self::handle::Registered;
+pub use self::handle::{Relay, StopReport};
 pub use self::quarantine::{Quarantine, Quarantined};
 pub use crate::delivery::types::{Ordering, QuarantinePolicy, SuspendCause};
 
@@ -538,200 +538,5 @@ impl RelayBuilder {
             .map_err(|source| Error::Thread { what: "relay", source })?;
         let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
         Ok(Relay { name: self.name, owner, turns, thread, requests, ended: Some(ended), status })
-    }
-}
-
-/// Frees the relay's name when dropped.
-#[derive(Debug)]
-pub(crate) struct Registered {
-    pub(crate) store: Store,
-    pub(crate) name: String,
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.store.core().relays.remove(&self.name);
-        self.store.core().forget_sweeps(&self.name);
-        // It sets no pace any more: what it held, the writer thread looks after.
-        self.store.core().nudge_writer();
-    }
-}
-
-/// A running relay. Dropping it stops it, waiting 5 s at most.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::broker::MemoryBroker::new();
-/// # broker.declare_queue("payments", Default::default());
-/// use std::time::Duration;
-/// use onewrite::{Event, Relay};
-/// let relay: Relay = store.relay("rabbit").publish_to(broker.publisher())?;
-/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?.confirmed(Duration::from_secs(5))?;
-/// assert_eq!(relay.stop(Duration::from_secs(5)).confirmed, 1);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-#[must_use = "dropping a relay stops it"]
-pub struct Relay {
-    owner: Owner,
-    turns: Arc<Turns>,
-    /// Its thread.
-    thread: ThreadId,
-    name: String,
-    requests: crossbeam_channel::Sender<RelayRequest>,
-    ended: Option<oneshot::Receiver<StopReport>>,
-    status: Arc<Mutex<RelayStatus>>,
-}
-
-/// What a stopped relay leaves.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::broker::MemoryBroker::new();
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-/// use std::time::Duration;
-/// let report: onewrite::StopReport = relay.stop(Duration::from_secs(5));
-/// assert!(report.clean);
-/// assert_eq!((report.backlog_events, report.unknown), (0, 0));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct StopReport {
-    /// Everything that was in flight had an outcome, and the progress was written.
-    pub clean: bool,
-    /// Events still to be published; they stay in the log.
-    pub backlog_events: u64,
-    /// Events in flight whose outcome is not known; they will be published again.
-    pub unknown: usize,
-    /// Confirms since the relay was started.
-    pub confirmed: u64,
-}
-
-impl Relay {
-    /// Publishes nothing new until [`resume`](Self::resume). What is in flight gets its outcome.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # broker.declare_queue("payments", Default::default());
-    /// # use std::time::Duration;
-    /// # use onewrite::Event;
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-    /// relay.pause();
-    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?; // writes go on
-    /// assert_eq!(relay.stop(Duration::from_secs(5)).unknown, 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn pause(&self) {
-        if self.owner.is_elsewhere() {
-            return;
-        }
-        let _ = self.requests.send(RelayRequest::Pause);
-    }
-
-    /// Goes on after [`pause`](Self::pause).
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # broker.declare_queue("payments", Default::default());
-    /// # use std::time::Duration;
-    /// # use onewrite::Event;
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-    /// relay.pause();
-    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?; // writes go on
-    /// relay.resume();
-    /// receipt.confirmed(Duration::from_secs(5))?;
-    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn resume(&self) {
-        if self.owner.is_elsewhere() {
-            return;
-        }
-        let _ = self.requests.send(RelayRequest::Resume);
-    }
-
-    /// How it is, and its figures.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-    /// let status = relay.status();
-    /// assert_eq!(status.in_flight, 0);
-    /// assert_eq!(status.last_fault, None);
-    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn status(&self) -> RelayStatus {
-        if self.owner.is_elsewhere() {
-            let state = RelayState::Failed(self.owner.refusal().to_string());
-            return RelayStatus { state, ..RelayStatus::default() };
-        }
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Stops, `patience` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
-    /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way. `Duration::MAX` waits for ever.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// use std::time::Duration;
-    /// # use onewrite::Event;
-    /// broker.go_down();
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
-    /// assert_eq!(relay.stop(Duration::from_secs(5)).backlog_events, 1); // it stays in the log
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn stop(mut self, patience: Duration) -> StopReport {
-        self.end(patience)
-    }
-
-    fn end(&mut self, patience: Duration) -> StopReport {
-        let Some(ended) = self.ended.take() else { return StopReport::default() };
-        if self.owner.is_elsewhere() {
-            // The relay's thread is not in this process.
-            keep(&self.requests);
-            return StopReport::default();
-        }
-        let deadline = Deadline::after(patience);
-        // The thread gives up a little earlier, so that its report comes in time.
-        let margin = (patience / 5).min(Duration::from_millis(200));
-        let _ = self.requests.send(RelayRequest::Stop { deadline: deadline.earlier_by(margin) });
-        if self.turns.must_not_wait() || self.thread == thread::current().id() {
-            // It writes its progress before it ends, and would wait for this very thread to go on.
-            in_drop(|| {
-                tracing::warn!(relay = %self.name, "a thread that the relay waits for has stopped it; it ends by itself");
-            });
-            let unknown = self.status().in_flight;
-            return StopReport { unknown, ..StopReport::default() };
-        }
-        match ended.wait_until(deadline) {
-            Some(report) => report.unwrap_or_default(),
-            None => {
-                in_drop(
-                    || tracing::warn!(relay = %self.name, "the relay did not end by its deadline; it ends by itself"),
-                );
-                let status = self.status();
-                StopReport { unknown: status.in_flight, confirmed: status.confirmed, ..StopReport::default() }
-            }
-        }
-    }
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.end(Duration::from_secs(5));
     }
 }

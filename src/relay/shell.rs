@@ -13,20 +13,18 @@ use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
 use super::expired::{FoundExpired, find_expired};
+pub(crate) use super::prepare::Form;
+use super::prepare::{Held, Met, hold};
 use super::rows;
 use super::rows::RowState;
 use super::waiters::Waiters;
-use super::{Registered, StopReport, Unpublished};
+use super::{Registered, StopReport};
 use crate::broker::{Epoch, Publisher, PublisherEvent};
-use crate::delivery::types::{Action, Change, Entry, Input, Key, Loaded, Recovered, Settings, SweepAt};
+use crate::delivery::types::{Action, Change, Input, Key, Loaded, Recovered, Settings, SweepAt};
 use crate::delivery::{Machine, SeqState, SuspendedFigures};
-use crate::error::{Error, Result, caught};
-use crate::event::{Destination, Recorded};
-use crate::limits::{
-    CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SHORT_STRING_BYTES_MAX,
-    SUSPENDED_SHOWN_MAX,
-};
-use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
+use crate::error::{Error, Result};
+use crate::limits::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
+use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::oneshot;
 use crate::printable::printable;
 use crate::storage::errors::engine_panicked;
@@ -36,9 +34,8 @@ use crate::store::log_pace::LogPace;
 use crate::store::records::{self, Read};
 use crate::store::relays::{Awaited, RelayRequest};
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
-use crate::text::Text;
 use crate::time::{Deadline, Now, wake_after};
-use crate::wire::{self, Wire};
+use crate::wire::{self};
 
 /// Row changes that may wait for a commit to ride on. More ask for a commit of their own.
 const WAITING_ROWS_MAX: usize = 8192;
@@ -55,24 +52,6 @@ pub(crate) struct Inputs {
     pub(crate) rung: Receiver<()>,
     pub(crate) requested: Receiver<RelayRequest>,
     pub(crate) told: Receiver<PublisherEvent>,
-}
-
-/// How events become messages.
-#[derive(Debug)]
-pub(crate) struct Form {
-    pub(crate) wire: Wire,
-    pub(crate) unpublished: Option<Unpublished>,
-    /// Exchanges of which no message is mandatory.
-    pub(crate) may_be_unroutable: BTreeSet<String>,
-}
-
-/// An event in memory, ready for the wire.
-#[derive(Debug)]
-struct Held {
-    exchange: Arc<str>,
-    routing_key: Arc<str>,
-    message: Arc<Message>,
-    mandatory: bool,
 }
 
 #[derive(Debug)]
@@ -128,7 +107,7 @@ struct Patience {
 }
 
 /// Names kept once for all events; beyond this many they are forgotten and met anew.
-const NAMES_MAX: usize = 1024;
+pub(crate) const NAMES_MAX: usize = 1024;
 
 impl Shell {
     pub(crate) fn new(
@@ -764,88 +743,4 @@ enum Woken {
     Timer,
     PublisherGone,
     HandleGone,
-}
-
-/// Makes a record ready for the wire and tells the machine what it is.
-/// Whether an event is met in the log, or again because a row of the cursor names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Met {
-    First,
-    Again,
-}
-
-fn hold(
-    (seq, read): Read,
-    met: Met,
-    form: &mut Form,
-    names: &mut HashMap<Box<str>, Arc<str>>,
-    held: &mut FxHashMap<u64, Held>,
-) -> Loaded {
-    let recorded = match read {
-        Ok(recorded) => recorded,
-        Err(error) => {
-            // The warning is that of its quarantine, which holds the same words.
-            tracing::debug!(seq, %error, "a record cannot be published");
-            return Loaded::Undecodable {
-                seq,
-                fault: Fault::new(FaultClass::Undecodable, error.to_string()),
-            };
-        }
-    };
-    let by_rule = match (recorded.destination(), &form.unpublished) {
-        (Destination::Unpublished, Some(rule)) => {
-            // It is the application's code: one event that it cannot take must not end the relay.
-            let Ok(by_rule) = caught(|| (rule.0)(&recorded)) else {
-                let fault = Fault::new(FaultClass::Destination, "the relay's rule panicked");
-                return Loaded::Undecodable { seq, fault };
-            };
-            by_rule
-        }
-        _ => None,
-    };
-    let Destination::Exchange { exchange, routing_key } = by_rule.as_ref().unwrap_or(recorded.destination())
-    else {
-        let fault =
-            || Fault::new(FaultClass::Destination, "the relay's rule names no destination for it any more");
-        return match met {
-            Met::First => Loaded::Unpublished { seq },
-            Met::Again => Loaded::Undecodable { seq, fault: fault() },
-        };
-    };
-    if exchange.len().max(routing_key.len()) > SHORT_STRING_BYTES_MAX {
-        let fault =
-            Fault::new(FaultClass::Destination, "the relay's rule names a destination of over 255 bytes");
-        return Loaded::Undecodable { seq, fault };
-    }
-    let (exchange, routing_key) = (shared(names, exchange), shared(names, routing_key));
-    let entry = entry_of(&recorded, &exchange, &routing_key);
-    let may_be_unroutable = recorded.properties().may_be_unroutable
-        || (!form.may_be_unroutable.is_empty() && form.may_be_unroutable.contains(&*exchange));
-    let message = Arc::new(form.wire.message(recorded));
-    held.insert(seq, Held { exchange, routing_key, message, mandatory: !may_be_unroutable });
-    Loaded::Event(entry)
-}
-
-fn entry_of(recorded: &Recorded, exchange: &Arc<str>, routing_key: &Arc<str>) -> Entry {
-    Entry {
-        seq: recorded.seq(),
-        key: recorded.event.key.as_ref().map(Text::shared),
-        exchange: Arc::clone(exchange),
-        routing_key: Arc::clone(routing_key),
-        bytes: recorded.payload().len(),
-        not_before_ms: recorded.event.not_before_ms,
-        expires_ms: recorded.event.expires_ms,
-    }
-}
-
-fn shared(names: &mut HashMap<Box<str>, Arc<str>>, name: &str) -> Arc<str> {
-    if let Some(name) = names.get(name) {
-        return Arc::clone(name);
-    }
-    if names.len() >= NAMES_MAX {
-        names.clear();
-    }
-    let shared: Arc<str> = name.into();
-    names.insert(name.into(), Arc::clone(&shared));
-    shared
 }

@@ -3,8 +3,11 @@
 //! An [`Event`] is checked against what AMQP 0-9-1 and the store's limits can carry when it is appended, not when it
 //! is published: what the broker would refuse later is refused while the caller can still do something about it.
 
+mod destination;
 mod ids;
+mod lane;
 mod properties;
+mod recorded;
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,37 +23,17 @@ use self::properties::HeaderCheck;
 
 pub use self::properties::Properties;
 
+pub use self::destination::Destination;
 pub(crate) use self::ids::{fresh_secret, fresh_uuid, fresh_uuid_text, uuid_from_text, uuid_text};
+pub use self::lane::Lane;
+pub(crate) use self::lane::LaneOf;
+pub use self::recorded::Recorded;
+pub(crate) use self::recorded::category_of;
 
 /// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.
 const RESERVED_NAMES: [&str; 4] = ["traceparent", "tracestate", "CC", "BCC"];
 /// Prefixes of such names: CloudEvents in its three spellings, and our own.
 const RESERVED_PREFIXES: [&str; 4] = ["cloudEvents_", "cloudEvents:", "ce-", "onewrite-"];
-
-/// Where an event goes.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use onewrite::{Destination, Event};
-/// store.write(|tx| tx.append(Event::bytes("audited", "1").unpublished()))?;
-/// let event = store.read()?.event(0)?.expect("appended above");
-/// assert_eq!(event.destination(), &Destination::Unpublished);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Destination {
-    /// Published to this exchange with this routing key. The empty exchange is AMQP's default one: the routing key then names a queue.
-    Exchange {
-        /// The exchange.
-        exchange: String,
-        /// The routing key.
-        routing_key: String,
-    },
-    /// Kept in the log, published nowhere.
-    Unpublished,
-}
 
 impl Destination {
     /// This exchange, with this routing key.
@@ -515,10 +498,6 @@ fn sized(field: &str, value: &str, max: usize) -> Result<(), EventError> {
     Ok(())
 }
 
-pub(crate) fn category_of(stream: &str) -> &str {
-    stream.split_once('-').map_or(stream, |(category, _)| category)
-}
-
 /// A name in a setting that no stream, category or event type can have would match nothing, for ever.
 pub(crate) fn check_setting_name(setting: &'static str, what: &str, name: &str) -> Result<(), SettingError> {
     let fail = |reason: String| Err(SettingError::new(setting, reason));
@@ -552,298 +531,6 @@ fn unix_ms(time: SystemTime) -> u64 {
 fn unix_ms_rounded_up(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     as_ms(since.saturating_add(Duration::from_nanos(999_999)))
-}
-
-/// The identity of an event's lane: all events of one (destination, key) of one store and epoch.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use onewrite::{Event, Lane};
-/// store.write(|tx| {
-///     tx.append(Event::bytes("paid", "1").key("alice").to("", "payments"))?;
-///     tx.append(Event::bytes("paid", "2").key("alice").to("", "payments"))
-/// })?;
-/// let second = store.read()?.event(1)?.expect("appended above");
-/// assert_eq!(second.lane(), Some(Lane { id: 0, number: 1 }));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lane {
-    /// The sequence number of the lane's first event: unique within the store and epoch.
-    pub id: u64,
-    /// The event's number within the lane, from 0, without a gap.
-    pub number: u64,
-}
-
-/// A lane, told from those of all other stores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct LaneOf {
-    /// Who numbered it.
-    pub(crate) store: [u8; 16],
-    /// The store's epoch.
-    pub(crate) epoch: u64,
-    /// As [`Lane::id`].
-    pub(crate) id: u64,
-}
-
-/// An event as the log holds it.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-/// let event: onewrite::Recorded = store.read()?.event(0)?.expect("appended above");
-/// assert_eq!((event.seq(), event.event_type(), event.key()), (0, "payment.completed", Some("alice")));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, PartialEq, Eq)]
-pub struct Recorded {
-    pub(crate) seq: u64,
-    pub(crate) time_ms: u64,
-    pub(crate) end_offset: u64,
-    pub(crate) lane: Option<Lane>,
-    pub(crate) revision: Option<u64>,
-    pub(crate) id: Text,
-    pub(crate) crc: u32,
-    pub(crate) event: Event,
-}
-
-impl Recorded {
-    /// Its sequence number: commit order, from 0, without a hole.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.seq(), 0);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn seq(&self) -> u64 {
-        self.seq
-    }
-    /// When it was appended, in Unix milliseconds by the wall clock.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert!(event.time_ms() > 1_700_000_000_000);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn time_ms(&self) -> u64 {
-        self.time_ms
-    }
-    /// Its id.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.id().len(), 36); // a UUIDv7: no id was given
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-    /// Its type.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.event_type(), "payment.completed");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn event_type(&self) -> &str {
-        &self.event.event_type
-    }
-    /// Its ordering key.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.key(), Some("alice"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn key(&self) -> Option<&str> {
-        self.event.key.as_deref()
-    }
-    /// Where it goes.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert!(matches!(event.destination(), onewrite::Destination::Exchange { routing_key, .. } if routing_key == "payments"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn destination(&self) -> &Destination {
-        self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
-    }
-    /// The stream that it belongs to; `None` for an event of the outbox alone.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use onewrite::{Event, ExpectedRevision};
-    /// store.write(|tx| {
-    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
-    /// })?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.stream(), Some("account-7"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn stream(&self) -> Option<&str> {
-        self.event.stream.as_deref()
-    }
-    /// The category of its stream: the part of the name before the first `-`, or all of it.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use onewrite::{Event, ExpectedRevision};
-    /// store.write(|tx| {
-    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
-    /// })?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.category(), Some("account"));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn category(&self) -> Option<&str> {
-        self.stream().map(category_of)
-    }
-    /// Its revision: its number in its stream, from 0, without a gap.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use onewrite::{Event, ExpectedRevision};
-    /// store.write(|tx| {
-    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
-    /// })?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.revision(), Some(0));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn revision(&self) -> Option<u64> {
-        self.revision
-    }
-    /// Its place in its lane; `None` for an unpublished event.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.lane().map(|lane| lane.number), Some(0)); // the first of its lane
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn lane(&self) -> Option<Lane> {
-        self.lane
-    }
-    /// The payload's content type.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.content_type(), Some(onewrite::codec::BYTES));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn content_type(&self) -> Option<&str> {
-        self.event.content_type.as_deref()
-    }
-    /// The application's headers.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert!(event.headers().is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn headers(&self) -> &[(String, HeaderValue)] {
-        &self.event.headers
-    }
-    /// The payload.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.payload(), b"100");
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn payload(&self) -> &[u8] {
-        &self.event.payload
-    }
-    /// The version of its payload; 1 unless the event said another. An older one is brought up to the newest that an
-    /// [upcast](crate::StoreBuilder::upcast) leads to.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
-    /// # use onewrite::Event;
-    /// store.write(|tx| tx.append(Event::bytes("paid", "1 EUR").version(2).unpublished()))?;
-    /// assert_eq!(store.read()?.event(0)?.expect("appended above").version(), 2);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn version(&self) -> u32 {
-        self.event.version
-    }
-    /// The checksum of its record (CRC-32, IEEE).
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-    /// let event = store.read()?.event(0)?.expect("appended above");
-    /// assert_eq!(event.crc(), store.read()?.event(0)?.expect("appended above").crc()); // it is the record's, not the reader's
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn crc(&self) -> u32 {
-        self.crc
-    }
-}
-
-/// Shows names and lengths only.
-impl fmt::Debug for Recorded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Recorded")
-            .field("seq", &self.seq)
-            .field("id", &self.id)
-            .field("event_type", &self.event.event_type)
-            .field("key", &self.event.key)
-            .field("destination", &self.event.destination)
-            .field("payload_bytes", &self.event.payload.len())
-            .finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,162 @@
+//! Why a store cannot be opened.
+
+use super::BoxError;
+use std::path::{Path, PathBuf};
+
+/// Why a store could not be opened or created. Each names the file.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Error, OpenError, Store};
+/// match Store::open(store.path()) {
+///     Err(Error::Open(OpenError::Locked { path })) => assert_eq!(path, store.path()),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// Another process, or another `Store` of this one, owns the file.
+    #[error("{path} is locked: another process, or another Store in this one, has it open", path = path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A process that does not have the file open as a store holds a lock on all of it (`flock`): a backup, a script, a program with redb
+    /// before 4.3. Every user that may read the file can do that, so keep its mode at 0600.
+    #[error("{path} is locked by a process that has not opened it as a store: the process holds a `flock`, as backups, scripts with `flock`, and programs with redb before 4.3 do; end the process (`lslocks` and `fuser -v` name it), and close the file to users that need not read it (`chmod 600`)", path = path.display())]
+    LockedByReader {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The path is a symbolic link. Links are not followed.
+    #[error("{path} is a symbolic link; name the file itself", path = path.display())]
+    Symlink {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file is not a redb database.
+    #[error("{path} is not a onewrite store: {reason}", path = path.display())]
+    NotAStore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is a file, and it is empty: no store ever is. A copy that failed leaves one, or a file system that has lost what was in it. So
+    /// it is not taken for a new store, unless [`overwrite_empty`](crate::StoreBuilder::overwrite_empty) says so. Nothing has been written.
+    #[error("{path} is empty: {}", empty_text(journal.as_deref()), path = path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// A [journal](crate::StoreBuilder::journal_bytes) that lies beside it: a store was here.
+        journal: Option<PathBuf>,
+    },
+    /// The file was written by a newer version of this library.
+    #[error("{path} has onewrite format {found}; this version reads formats up to {supported}", path = path.display())]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format in the file.
+        found: u32,
+        /// The newest format known here.
+        supported: u32,
+    },
+    /// The file is damaged.
+    #[error("{path} is damaged: {reason}", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the check found.
+        reason: String,
+    },
+    /// The store was not closed, and its [journal](crate::StoreBuilder::journal_bytes) is not there, or is another's: commits are in it that the file does not hold.
+    /// Put it back; or give them up ([`abandon_missing_journal`](crate::StoreBuilder::abandon_missing_journal)). Nothing has been written.
+    #[error("the journal {path} is missing, or is not this store's: the store was not closed, and its last commits are in that journal", path = path.display())]
+    JournalMissing {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// There is something where the store's [journal](crate::StoreBuilder::journal_bytes) is to be: another's journal with commits in it, or no journal at all. It is left as it is.
+    #[error("{path} is in the way: it is no journal of this store; move it away if it is not needed", path = path.display())]
+    JournalInTheWay {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another user can have prepared, read or changed what is where the store's [journal](crate::StoreBuilder::journal_bytes) is to be. A
+    /// journal is used only if it belongs to this process's user, to root or to the owner of the store's file; has one name; and is closed to
+    /// all others. Nothing has been written.
+    #[error("{path} is not trusted as the store's journal: {reason}; if it is yours, give it that owner, one name and mode 0600, else move it away", path = path.display())]
+    JournalNotPrivate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The storage engine refused.
+    #[error("cannot open {path}: {source}", path = path.display())]
+    Storage {
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        source: BoxError,
+    },
+}
+
+pub(super) fn empty_text(journal: Option<&Path>) -> String {
+    match journal {
+        Some(journal) => format!(
+            "a store's journal, {}, lies beside it, so a store was here and has lost its file; put the file back from a backup, or move \
+             the journal away",
+            journal.display()
+        ),
+        None => {
+            "no store ever is; if a new store is to be made of it, remove the file or set `overwrite_empty(true)`".into()
+        }
+    }
+}
+
+impl OpenError {
+    /// Tells the path, and the paths of files beside it, as the application has given them.
+    pub(crate) fn named_as(mut self, path: &Path, given: &Path) -> Self {
+        let named = |told: &mut PathBuf| {
+            if told == path {
+                *told = given.to_owned();
+            } else if told.parent() == path.parent()
+                && let Some(name) = told.file_name()
+            {
+                *told = given.with_file_name(name);
+            }
+        };
+        match &mut self {
+            Self::Empty { path, journal } => {
+                named(path);
+                journal.iter_mut().for_each(named);
+            }
+            Self::Locked { path }
+            | Self::LockedByReader { path }
+            | Self::Symlink { path }
+            | Self::NotAStore { path, .. }
+            | Self::NewerFormat { path, .. }
+            | Self::Damaged { path, .. }
+            | Self::JournalMissing { path }
+            | Self::JournalInTheWay { path }
+            | Self::JournalNotPrivate { path, .. }
+            | Self::Io { path, .. }
+            | Self::Storage { path, .. } => named(path),
+        }
+        self
+    }
+}

@@ -1,0 +1,34 @@
+//! The place of an event among those of its destination and key.
+
+/// The identity of an event's lane: all events of one (destination, key) of one store and epoch.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, Lane};
+/// store.write(|tx| {
+///     tx.append(Event::bytes("paid", "1").key("alice").to("", "payments"))?;
+///     tx.append(Event::bytes("paid", "2").key("alice").to("", "payments"))
+/// })?;
+/// let second = store.read()?.event(1)?.expect("appended above");
+/// assert_eq!(second.lane(), Some(Lane { id: 0, number: 1 }));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    /// The sequence number of the lane's first event: unique within the store and epoch.
+    pub id: u64,
+    /// The event's number within the lane, from 0, without a gap.
+    pub number: u64,
+}
+
+/// A lane, told from those of all other stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct LaneOf {
+    /// Who numbered it.
+    pub(crate) store: [u8; 16],
+    /// The store's epoch.
+    pub(crate) epoch: u64,
+    /// As [`Lane::id`].
+    pub(crate) id: u64,
+}

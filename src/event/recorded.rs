@@ -1,0 +1,271 @@
+//! An event as the log has it.
+
+use super::Event;
+use super::destination::Destination;
+use super::lane::Lane;
+use crate::message::HeaderValue;
+use crate::text::Text;
+use std::fmt;
+
+/// An event as the log holds it.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+/// let event: onewrite::Recorded = store.read()?.event(0)?.expect("appended above");
+/// assert_eq!((event.seq(), event.event_type(), event.key()), (0, "payment.completed", Some("alice")));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub(crate) seq: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) lane: Option<Lane>,
+    pub(crate) revision: Option<u64>,
+    pub(crate) id: Text,
+    pub(crate) crc: u32,
+    pub(crate) event: Event,
+}
+
+impl Recorded {
+    /// Its sequence number: commit order, from 0, without a hole.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.seq(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+    /// When it was appended, in Unix milliseconds by the wall clock.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(event.time_ms() > 1_700_000_000_000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+    /// Its id.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.id().len(), 36); // a UUIDv7: no id was given
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+    /// Its type.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.event_type(), "payment.completed");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        &self.event.event_type
+    }
+    /// Its ordering key.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.key(), Some("alice"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.event.key.as_deref()
+    }
+    /// Where it goes.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(matches!(event.destination(), onewrite::Destination::Exchange { routing_key, .. } if routing_key == "payments"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn destination(&self) -> &Destination {
+        self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
+    }
+    /// The stream that it belongs to; `None` for an event of the outbox alone.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.stream(), Some("account-7"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stream(&self) -> Option<&str> {
+        self.event.stream.as_deref()
+    }
+    /// The category of its stream: the part of the name before the first `-`, or all of it.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.category(), Some("account"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn category(&self) -> Option<&str> {
+        self.stream().map(category_of)
+    }
+    /// Its revision: its number in its stream, from 0, without a gap.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Event, ExpectedRevision};
+    /// store.write(|tx| {
+    ///     tx.stream("account-7").append([Event::bytes("deposited", "100").unpublished()], ExpectedRevision::NoStream)
+    /// })?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.revision(), Some(0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.revision
+    }
+    /// Its place in its lane; `None` for an unpublished event.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.lane().map(|lane| lane.number), Some(0)); // the first of its lane
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn lane(&self) -> Option<Lane> {
+        self.lane
+    }
+    /// The payload's content type.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.content_type(), Some(onewrite::codec::BYTES));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn content_type(&self) -> Option<&str> {
+        self.event.content_type.as_deref()
+    }
+    /// The application's headers.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(event.headers().is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn headers(&self) -> &[(String, HeaderValue)] {
+        &self.event.headers
+    }
+    /// The payload.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.payload(), b"100");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.event.payload
+    }
+    /// The version of its payload; 1 unless the event said another. An older one is brought up to the newest that an
+    /// [upcast](crate::StoreBuilder::upcast) leads to.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Event;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1 EUR").version(2).unpublished()))?;
+    /// assert_eq!(store.read()?.event(0)?.expect("appended above").version(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.event.version
+    }
+    /// The checksum of its record (CRC-32, IEEE).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.crc(), store.read()?.event(0)?.expect("appended above").crc()); // it is the record's, not the reader's
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn crc(&self) -> u32 {
+        self.crc
+    }
+}
+
+/// Shows names and lengths only.
+impl fmt::Debug for Recorded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recorded")
+            .field("seq", &self.seq)
+            .field("id", &self.id)
+            .field("event_type", &self.event.event_type)
+            .field("key", &self.event.key)
+            .field("destination", &self.event.destination)
+            .field("payload_bytes", &self.event.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn category_of(stream: &str) -> &str {
+    stream.split_once('-').map_or(stream, |(category, _)| category)
+}
