@@ -15,22 +15,19 @@ use std::sync::atomic::Ordering;
 
 use redb::ReadableTable;
 
-use super::dedup::{Identity, fingerprint, is_of_the_delivery};
-use super::rejected_room::{Kept, RejectedRoom};
-use crate::broker::Delivery;
-use crate::error::{Error, EventError, Result};
-use crate::limits::{REASON_BYTES_MAX, REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
+pub(crate) use super::reject::{Refusal, reason};
+use crate::error::{Error, Result};
+use crate::limits::{REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
-use crate::printable::escaped;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces;
 use crate::storage::tables::pieces::{Of, Pieces};
 use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{REJECTED, scopes};
 use crate::store::Store;
-use crate::store::transaction::{REJECT_SCOPE, Transaction, check_id};
+use crate::store::transaction::{Transaction, check_id};
 
 /// A rejected delivery, and why.
 ///
@@ -415,200 +412,8 @@ fn missing(scope: &str, number: u64) -> Error {
     Error::NotRejected { scope: scope.to_owned(), number }
 }
 
-fn damaged(scope: &str, number: u64, what: &'static str) -> Error {
+pub(crate) fn damaged(scope: &str, number: u64, what: &'static str) -> Error {
     Error::DamagedDelivery { scope: scope.to_owned(), number, what }
-}
-
-/// Why a delivery is rejected.
-#[derive(Debug, Clone)]
-pub(crate) struct Refusal {
-    pub(crate) reason: String,
-    pub(crate) attempts: u32,
-    /// The handler has seen it. Else it is not marked as seen: what it claims to be was not believed, or is taken.
-    pub(crate) handled: bool,
-    /// What was refused may be let in one day: whoever drives it again must look whether it came by itself meanwhile.
-    pub(crate) recheck: bool,
-    /// Its number or id is that of another message.
-    pub(crate) conflict: bool,
-}
-
-impl Refusal {
-    pub(crate) fn new(error: &Error, attempts: u32, by_handler: bool) -> Self {
-        if by_handler && !matches!(error, Error::Storage(_)) {
-            return Self { reason: reason(error), attempts, handled: true, recheck: false, conflict: false };
-        }
-        let unbelieved = matches!(error, Error::LaneHeader { .. } | Error::BadId { .. });
-        let conflict = matches!(error, Error::LaneConflict { .. } | Error::IdConflict { .. });
-        // Of a lane whose rows are damaged nobody knows what it has shown.
-        let recheck = matches!(
-            error,
-            Error::UnknownProducer { .. }
-                | Error::NotAuthentic { .. }
-                | Error::InboxFull { .. }
-                | Error::LanesFull { .. }
-                | Error::Storage(_)
-        );
-        let handled = !(unbelieved || conflict || recheck);
-        Self { reason: reason(error), attempts, handled, recheck, conflict }
-    }
-}
-
-/// The error's text, bounded, without control characters. What a decoder says may quote the payload, so it is left out.
-pub(crate) fn reason(error: &Error) -> String {
-    let mut text = match error {
-        Error::Event(EventError::Decode { format, .. }) => {
-            format!("the payload cannot be decoded as {format}")
-        }
-        error => escaped(error.to_string()),
-    };
-    let end = (0..=REASON_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at));
-    text.truncate(end.unwrap_or(0));
-    text
-}
-
-impl Transaction {
-    /// Writes a rejected delivery, and marks it as rejected, if there is room.
-    pub(crate) fn reject_delivery(
-        &self,
-        scope: &str,
-        identity: Option<&Identity>,
-        delivery: &Delivery,
-        refusal: &Refusal,
-        room: &RejectedRoom,
-    ) -> Result<Kept> {
-        let mut marked = identity.filter(|_| refusal.handled);
-        if let Some(identity) = marked {
-            match self.is_first_delivery(scope, identity) {
-                Ok(true) => {}
-                Ok(false) => return Ok(Kept::Again),
-                // One that the process died of was never looked at.
-                Err(error) if is_of_the_delivery(&error) => marked = None,
-                Err(error) => return Err(error),
-            }
-        }
-        let fingerprint = fingerprint(&self.core.identity, scope, identity, delivery);
-        let fingerprint = fingerprint.map(|name| keys::inbox(REJECT_SCOPE, &name));
-        if let Some(key) = &fingerprint
-            && self.seen(key)?.is_some()
-        {
-            return Ok(Kept::Again);
-        }
-        // The clock is the application's code: nothing is open while it is read.
-        let since_ms = self.core.settings.clock.now().wall_ms;
-        let row = RejectedRow {
-            since_ms,
-            attempts: refusal.attempts,
-            recheck: refusal.recheck,
-            reason: refusal.reason.clone(),
-            exchange: delivery.exchange.clone(),
-            routing_key: delivery.routing_key.clone(),
-            message: delivery.message.clone(),
-        };
-        let number = Book::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope))?.next;
-        let key = keys::rejected_row(scope, number);
-        let row = row.to_bytes(&key);
-        let len = row.len() as u64;
-        let Some((book, dropped)) = self.rejected_room(scope, len, room)? else { return Ok(Kept::Full) };
-        if let Some(identity) = marked {
-            self.mark_refused(scope, identity)?;
-        }
-        if let Some(key) = fingerprint {
-            self.mark_once(key)?;
-        }
-        self.touch();
-        let mut rejected = self.redb().open_table(REJECTED)?;
-        pieces::put(self.redb(), &mut rejected, Of::Rejected, &key, &row)?;
-        let book = Book { next: number + 1, rows: book.rows + 1, bytes: book.bytes + len, ..book };
-        book.put(&mut rejected, &keys::rejected(scope))?;
-        Ok(Kept::Yes { dropped })
-    }
-
-    /// A delivery that was driven again is rejected again, under its number. Nothing happens if it is gone meanwhile.
-    pub(crate) fn reject_again(&self, scope: &str, number: u64, refusal: &Refusal) -> Result<()> {
-        let Some(Ok(mut row)) = self.rejected_row(scope, number)? else { return Ok(()) };
-        row.attempts = row.attempts.saturating_add(refusal.attempts);
-        row.reason.clone_from(&refusal.reason);
-        row.since_ms = self.core.settings.clock.now().wall_ms;
-        self.touch();
-        let mut rejected = self.redb().open_table(REJECTED)?;
-        let (key, of_scope) = (keys::rejected_row(scope, number), keys::rejected(scope));
-        let row = row.to_bytes(&key);
-        let before = rejected.get(key.as_slice())?.map_or(0, |row| pieces::len(&key, row.value()));
-        pieces::put(self.redb(), &mut rejected, Of::Rejected, &key, &row)?;
-        let book = Book::of(&rejected, &of_scope)?;
-        let bytes = book.bytes.saturating_sub(before).saturating_add(row.len() as u64);
-        Book { bytes, ..book }.put(&mut rejected, &of_scope)?;
-        rejected.remove(keys::redriven(scope, number).as_slice())?;
-        Ok(())
-    }
-
-    fn rejected_row(
-        &self,
-        scope: &str,
-        number: u64,
-    ) -> Result<Option<std::result::Result<RejectedRow, &'static str>>> {
-        read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)
-    }
-
-    fn mark_redriven(&self, scope: &str, number: u64) -> Result<()> {
-        self.touch();
-        let mut rejected = self.redb().open_table(REJECTED)?;
-        // One that has gone meanwhile stays gone.
-        if rejected.get(keys::rejected_row(scope, number).as_slice())?.is_some() {
-            rejected.insert(keys::redriven(scope, number).as_slice(), &[][..])?;
-        }
-        Ok(())
-    }
-
-    /// It is not driven again after all.
-    pub(crate) fn unmark_redriven(&self, scope: &str, number: u64) -> Result<()> {
-        self.touch();
-        self.redb().open_table(REJECTED)?.remove(keys::redriven(scope, number).as_slice())?;
-        Ok(())
-    }
-
-    pub(crate) fn is_redriven(&self, scope: &str, number: u64) -> Result<bool> {
-        Ok(self.redb().open_table(REJECTED)?.get(keys::redriven(scope, number).as_slice())?.is_some())
-    }
-
-    /// It leaves the quarantine. Its bytes, if it was there.
-    pub(crate) fn remove_rejected(&self, scope: &str, number: u64) -> Result<Option<u64>> {
-        self.touch();
-        let key = keys::rejected(scope);
-        let mut rejected = self.redb().open_table(REJECTED)?;
-        let gone =
-            pieces::remove(self.redb(), &mut rejected, Of::Rejected, &keys::rejected_row(scope, number))?;
-        let Some(bytes) = gone else { return Ok(None) };
-        rejected.remove(keys::redriven(scope, number).as_slice())?;
-        Book::of(&rejected, &key)?.less(bytes).put(&mut rejected, &key)?;
-        Ok(Some(bytes))
-    }
-
-    /// Removes what stands among the rejected deliveries of a scope under a key that names none.
-    fn remove_unnamed(&self, scope: &str) -> Result<u64> {
-        self.touch();
-        let mut rejected = self.redb().open_table(REJECTED)?;
-        let of_scope = keys::rejected(scope);
-        let (mut unnamed, mut bytes, mut rows) = (Vec::new(), 0, 0);
-        for kind in [0, 1] {
-            let (from, to) = keys::numbered_range(scope, kind);
-            for row in rejected.range(from.as_slice()..to.as_slice())? {
-                let (key, row) = row?;
-                if keys::split_numbered(scope, key.value()).is_none() {
-                    unnamed.push(key.value().to_vec());
-                } else if kind == 0 {
-                    rows += 1;
-                    bytes += pieces::len(key.value(), row.value());
-                }
-            }
-        }
-        for key in &unnamed {
-            pieces::remove(self.redb(), &mut rejected, Of::Rejected, key)?;
-        }
-        let book = Book::of(&rejected, &of_scope)?;
-        Book { rows, bytes, ..book }.put(&mut rejected, &of_scope)?;
-        Ok(unnamed.len() as u64)
-    }
 }
 
 /// What a consumer is to hand to its handler again: the number, and the delivery or what is wrong with its row.

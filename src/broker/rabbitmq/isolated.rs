@@ -31,9 +31,9 @@ use super::classify::{Phase, classify, ends_the_connection};
 use super::connection::Link;
 use super::inbound::Returns;
 use super::options::Options;
-use super::publisher::{Prepared, no_confirm_within};
 use super::rota::Rota;
 use super::topology::Topology;
+use super::window::{Prepared, no_confirm_within};
 
 /// A connection that nobody needs any more is given back after this.
 const IDLE: Duration = Duration::from_secs(10);

@@ -45,6 +45,7 @@ mod topology;
 mod transport;
 mod uri;
 mod uri_text;
+mod window;
 
 use std::fmt;
 use std::sync::Arc;

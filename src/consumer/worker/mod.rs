@@ -21,6 +21,7 @@ mod meanwhile;
 mod parking;
 mod room;
 mod survivors;
+mod tried;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;

@@ -13,6 +13,7 @@
 
 mod erased;
 mod pace;
+pub(crate) mod piece;
 pub(crate) mod rounds;
 pub(crate) mod rows;
 mod stored;

@@ -4,8 +4,9 @@
 //! closure that only appended can be rolled back without touching redb; one that opened a table for writing cannot,
 //! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
 
+mod inbox;
+mod pending;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,28 +14,26 @@ use std::time::{Duration, Instant};
 
 use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, Value, WriteTransaction};
 
-use super::capture::rows::{CaptureRow, MarkKind, PendingCaptures};
-use super::cleanup::LeftChange;
+pub(crate) use self::inbox::{check_id, content_of};
+use self::pending::Undo;
+pub(crate) use self::pending::{Mark, Pending};
+use super::capture::rows::{CaptureRow, MarkKind};
 use super::core::Core;
-use super::gathered::{Amount, Gathered, Point};
+use super::gathered::{Amount, Gathered};
 use super::receipt::Receipt;
-use super::streams::{PendingStream, PendingStreams};
 use super::turn::Turn;
 use super::write_wait::{Purpose, Wait};
 use super::writer::or_poison;
 use crate::error::{CorruptError, Error, EventError, Result};
 use crate::event::{Event, Lane, Recorded, fresh_uuid};
-use crate::limits::{CLEAN_STEP, INBOX_ID_BYTES_MAX, NUMBER_MAX, SHORT_STRING_BYTES_MAX};
+use crate::limits::{CLEAN_STEP, NUMBER_MAX};
 use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::log::record::{self, Position, RecordId};
-use crate::log::streams::{Run, StreamState};
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::errors::{damaged_row, engine_panicked, unless_it_panics};
-use crate::storage::tables::ids::NUMBERED;
-use crate::storage::tables::projection::ProjectionRow;
-use crate::storage::tables::schema::{INBOX, InboxRow, LANES, LOG, RESERVED_PREFIX};
+use crate::storage::tables::schema::{InboxRow, LANES, LOG, RESERVED_PREFIX};
 use crate::time::Now;
 
 /// The inbox scope of event ids that the application gave.
@@ -70,47 +69,6 @@ pub struct Appended {
     pub seq: u64,
     /// An event with this id and content was there already; nothing was written, and `seq` is the first one's.
     pub repeated: bool,
-}
-
-/// What the transaction would add to the log.
-#[derive(Debug, Default)]
-pub(crate) struct Pending {
-    pub(crate) next_seq: u64,
-    pub(crate) end_offset: u64,
-    pub(crate) frames: Vec<(u64, Vec<u8>)>,
-    pub(crate) lanes: HashMap<Box<[u8]>, LaneState>,
-    pub(crate) inbox: HashMap<Vec<u8>, InboxRow>,
-    pub(crate) streams: PendingStreams,
-    /// Written already; only a rollback of the whole transaction takes them back.
-    pub(crate) projections: BTreeMap<String, ProjectionRow>,
-    /// Nothing undoes a part of it: who changes it has [touched](Transaction::touch) the transaction.
-    pub(crate) captures: PendingCaptures,
-    /// Written already, as the projections are.
-    pub(crate) cleanup: LeftChange,
-    /// What is derived from the log is to be written, however little has come since it last was.
-    pub(crate) flush_derived: bool,
-    /// The commit may be the last one: what is written now and then is written.
-    pub(crate) closing: bool,
-    undo: Vec<Undo>,
-}
-
-#[derive(Debug)]
-enum Undo {
-    Lane(Box<[u8]>, Option<LaneState>),
-    Inbox(Vec<u8>, Option<InboxRow>),
-    /// The state before, and how many events the stream had been given before.
-    Stream(Box<[u8]>, Option<(StreamState, usize)>),
-}
-
-/// A point within a transaction to which what gathers in memory can be rolled back.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Mark {
-    next_seq: u64,
-    end_offset: u64,
-    frames: usize,
-    undo: usize,
-    tables_opened: u64,
-    gathered: Point,
 }
 
 /// A write transaction on the state and the log of one store.
@@ -533,111 +491,6 @@ impl Transaction {
         Ok(state)
     }
 
-    /// Whether `id` is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
-    /// transaction, so that whatever else it does happens once for this id.
-    ///
-    /// The primitive under idempotent consumers, requests and appends. An id is remembered for the store's inbox age at least.
-    ///
-    /// # Errors
-    /// [`Error::BadId`] for a scope of 0 or over 255 bytes or an id of 0 or over 512 bytes.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let tx = store.begin()?;
-    /// assert!(tx.first_time("credit-service", "message-1")?);
-    /// assert!(!tx.first_time("credit-service", "message-1")?);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn first_time(&self, scope: &str, id: impl AsRef<[u8]>) -> Result<bool> {
-        Ok(self.mark(scope, id.as_ref(), None)?.is_none())
-    }
-
-    /// As [`first_time`](Self::first_time), and also tells when the same id comes with other content.
-    ///
-    /// # Errors
-    /// [`Error::IdConflict`] if the id was seen with content of another checksum or length; and those of `first_time`.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use onewrite::Error;
-    /// let tx = store.begin()?;
-    /// assert!(tx.first_time_with("credit", "message-1", b"100")?);
-    /// assert!(!tx.first_time_with("credit", "message-1", b"100")?);
-    /// assert!(matches!(tx.first_time_with("credit", "message-1", b"999"), Err(Error::IdConflict { .. })));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn first_time_with(&self, scope: &str, id: impl AsRef<[u8]>, content: &[u8]) -> Result<bool> {
-        let id = id.as_ref();
-        let Some(first) = self.mark(scope, id, Some(content))? else { return Ok(true) };
-        if (first.crc, first.len) == content_of(content) {
-            return Ok(false);
-        }
-        Err(Error::IdConflict { scope: scope.to_owned(), id: String::from_utf8_lossy(id).into_owned() })
-    }
-
-    /// Marks an id as seen; the earlier mark, if there is one.
-    fn mark(&self, scope: &str, id: &[u8], content: Option<&[u8]>) -> Result<Option<InboxRow>> {
-        check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
-        check_id("the id", id, INBOX_ID_BYTES_MAX)?;
-        let key = keys::inbox(scope, id);
-        if let Some(row) = self.seen(&key)? {
-            return Ok(Some(row));
-        }
-        self.mark_id(key, content.map(content_of).unwrap_or_default(), None)?;
-        Ok(None)
-    }
-
-    pub(crate) fn seen(&self, key: &[u8]) -> Result<Option<InboxRow>> {
-        self.owned()?;
-        if let Some(row) = self.pending.borrow().inbox.get(key) {
-            return Ok(Some(*row));
-        }
-        self.engine(|| {
-            let table = self.redb().open_table(INBOX)?;
-            let row = redb::ReadableTable::get(&table, key)?;
-            row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
-        })
-    }
-
-    /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
-    pub(crate) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
-        self.admit(Amount::mark(key.len()))?;
-        let mut pending = self.pending.borrow_mut();
-        let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
-        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms: 0 });
-        Ok(())
-    }
-
-    /// Marks it with another content; it stays as old as it is.
-    pub(crate) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
-        self.admit(Amount::mark(key.len()))?;
-        self.pending.borrow_mut().mark_seen(key, InboxRow { crc, len, ..row });
-        Ok(())
-    }
-
-    /// Marks a key of the inbox; `false` if it was marked before.
-    pub(crate) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
-        let first = self.seen(&key)?.is_none();
-        if first {
-            self.mark_id(key, Default::default(), None)?;
-        }
-        Ok(first)
-    }
-
-    /// Forgets what this transaction itself has marked.
-    pub(crate) fn forget_mark(&self, key: &[u8]) {
-        self.pending.borrow_mut().forget_seen(key);
-    }
-
-    /// Marks a request as done, with the events that it led to.
-    pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
-        self.admit(Amount::mark(key.len()))?;
-        self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });
-        Ok(())
-    }
-
     /// The event at this sequence number, this transaction's own included; `None` if it is not there (any more).
     ///
     /// # Errors
@@ -841,52 +694,6 @@ impl Transaction {
         self.gathered.roll_back_to(mark.gathered);
         self.seqs.borrow_mut().clear();
     }
-}
-
-impl Pending {
-    fn mark_seen(&mut self, key: Vec<u8>, row: InboxRow) {
-        let earlier = self.inbox.insert(key.clone(), row);
-        self.undo.push(Undo::Inbox(key, earlier));
-    }
-
-    fn forget_seen(&mut self, key: &[u8]) {
-        if let Some(earlier) = self.inbox.remove(key) {
-            self.undo.push(Undo::Inbox(key.to_vec(), Some(earlier)));
-        }
-    }
-
-    /// An event of this stream has been appended, as the next of its revisions. `committed` is what the stream was
-    /// before this transaction.
-    pub(super) fn note_revision(&mut self, name: &[u8], committed: StreamState, seq: u64) {
-        let stream = self.change_stream(name, committed);
-        stream.state.next += 1;
-        stream.run.seqs.push(seq);
-    }
-
-    /// The stream gets another state.
-    pub(super) fn note_state(&mut self, name: &[u8], state: StreamState) {
-        self.change_stream(name, state).state = state;
-    }
-
-    fn change_stream(&mut self, name: &[u8], committed: StreamState) -> &mut PendingStream {
-        let before = self.streams.get(name).map(|stream| (stream.state, stream.run.seqs.len()));
-        self.undo.push(Undo::Stream(name.into(), before));
-        self.streams
-            .entry(name.into())
-            .or_insert_with(|| PendingStream { state: committed, run: Run::starting_at(committed.next) })
-    }
-}
-
-/// What tells content from other content: checksum and length.
-pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
-    (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
-}
-
-pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> {
-    if id.is_empty() || id.len() > max {
-        return Err(Error::BadId { what, len: id.len(), max });
-    }
-    Ok(())
 }
 
 /// Rolls back, explicitly: redb, when its transaction is dropped while a panic unwinds, would instead give up on the

@@ -5,27 +5,24 @@
 //! reads the log but through redb's committed state, so what is not durable is seen by nobody. The first failure of a
 //! durable write is kept and refuses everything after it.
 
-use std::collections::BTreeMap;
+mod queue;
+mod tail;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, TryLockError, Weak,
-};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::task::Waker;
-use std::thread::ThreadId;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use redb::{Database, ReadableDatabase, StorageBackend};
 
-use super::age::{Age, AgeBook};
+pub(crate) use self::queue::{Queue, Waits};
+pub(crate) use self::tail::{Identity, Tail};
+use super::age::Age;
 use super::alarms::Alarms;
 use super::bells::Bells;
 use super::capture::rounds::Rounds;
-use super::capture::rows::CaptureBook;
-use super::cleanup::{Cleaning, Left};
+use super::cleanup::Cleaning;
 use super::consumers::{Claims, IdleSearch};
-use super::cursor::Cursor;
 use super::doorbells::Doorbells;
 use super::holders::Holders;
 use super::jumps::Jumped;
@@ -38,100 +35,15 @@ use super::relays::Relays;
 use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::sweeps::{Sweeps, Wanted};
-use super::trim::Deferred;
 use super::turn::{Turn, Turns};
-use super::waiting::Parked;
 use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result};
-use crate::log::book::Book;
-use crate::log::keys::CursorId;
-use crate::log::lanes::LaneState;
-use crate::log::streams::StreamBook;
 use crate::say::in_drop;
 use crate::storage::errors::{caught, unless_it_panics};
 use crate::storage::file::Opened;
 use crate::storage::metered::IoCounters;
-use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::watch::{Watch, Written};
 use crate::time::{Deadline, Now, as_ms};
-use crate::wire::ContentKey;
-
-/// Who this store is, on the wire too.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
-    pub(crate) store_id: [u8; 16],
-    /// The sequence number at which each epoch after the first begins. What was appended in an earlier epoch is published under
-    /// that one's name, also when it is published again.
-    pub(crate) epoch_starts: Vec<u64>,
-    /// What contents of deliveries are hashed with.
-    pub(crate) content_key: ContentKey,
-    /// What lanes had shown before there was such a key is no later than this, in Unix milliseconds. `None` if there always was
-    /// one.
-    pub(crate) seen_before_ms: Option<u64>,
-}
-
-impl Identity {
-    /// The epoch of what is appended now. The first is 1.
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch_starts.len() as u64 + 1
-    }
-}
-
-/// The end of the log, and what is kept in memory about it.
-#[derive(Debug, Default)]
-pub(crate) struct Tail {
-    pub(crate) next_seq: u64,
-    pub(crate) end_offset: u64,
-    pub(crate) trimmed_to: u64,
-    pub(crate) trimmed_offset: u64,
-    pub(crate) lanes: Book<LaneState>,
-    pub(crate) streams: StreamBook,
-    /// The tables that are derived from the log are true for all records below.
-    pub(crate) derived_through: u64,
-    /// Ages of events, and of the store.
-    pub(crate) ages: AgeBook,
-    /// The end offset of the record before `derived_through`.
-    pub(crate) derived_offset: u64,
-    pub(crate) cursors: BTreeMap<String, Cursor>,
-    /// What is parked, by cursor.
-    pub(crate) parked: BTreeMap<CursorId, Parked>,
-    pub(crate) projections: BTreeMap<String, ProjectionRow>,
-    /// The tables that are captured.
-    pub(crate) captures: CaptureBook,
-    /// What is left to be cleaned up.
-    pub(crate) cleanup: Left,
-    /// Inbox rows added since the last sweep step, and where the next one begins.
-    pub(crate) inbox_added: usize,
-    pub(crate) sweep_after: Vec<u8>,
-    /// Records can go, but the last commit had done its share, or put it off until the store is idle.
-    pub(crate) trim_left: bool,
-    /// Since when it has been put off.
-    pub(crate) deferred: Option<Deferred>,
-}
-
-impl Tail {
-    /// Events and bytes that some relay still has to publish, the most of each. Without a relay, all that is in the log.
-    pub(crate) fn backlog(&self) -> (u64, u64) {
-        self.cursors
-            .values()
-            .map(|cursor| self.backlog_of(cursor))
-            .reduce(|a, b| (a.0.max(b.0), a.1.max(b.1)))
-            .unwrap_or((
-                self.next_seq.saturating_sub(self.trimmed_to),
-                self.end_offset.saturating_sub(self.trimmed_offset),
-            ))
-    }
-
-    /// What lies between a cursor's position and the end of the log and has no exception, and what waits with a row.
-    /// Quarantined and discarded events are not in it, wherever they stand. What is confirmed behind an event that is not
-    /// counts until the position passes it: how far a relay reads ahead bounds that.
-    pub(crate) fn backlog_of(&self, cursor: &Cursor) -> (u64, u64) {
-        let rows = &cursor.rows;
-        let events = self.next_seq.saturating_sub(cursor.position).saturating_sub(rows.ahead);
-        let bytes = self.end_offset.saturating_sub(cursor.position_offset).saturating_sub(rows.ahead_bytes);
-        (events + rows.waiting(), bytes + rows.waiting_bytes)
-    }
-}
 
 /// Counters that only rise.
 #[derive(Debug, Default)]
@@ -144,121 +56,6 @@ pub(crate) struct Counters {
     pub(crate) writes: AtomicU64,
     /// Times a batch was run again without a closure that had failed.
     pub(crate) reruns: AtomicU64,
-}
-
-/// Whether a write may skip the queue.
-///
-/// A lone writer gains nothing from the writer thread and would pay two changes of threads per commit, so it commits on
-/// its own thread. With company the queue is what makes groups.
-#[derive(Debug)]
-pub(crate) struct Queue {
-    /// Writes that were accepted and have no outcome yet, queued or not.
-    outstanding: AtomicUsize,
-    /// The last group from the queue held more than one write.
-    crowded: AtomicBool,
-    /// What the writer thread waits for beside its queue, or is about to: what is left to do, and it does not wait for, must be told it.
-    writer_waits: AtomicU8,
-    /// It will look at the names of the files when that is due.
-    look_awaited: AtomicBool,
-    /// Tells it.
-    nudges: (Sender<()>, Receiver<()>),
-    /// Held for reading by a write that skips the queue; closing waits for it.
-    skipping: RwLock<()>,
-    /// The writer thread, once it runs.
-    writer: OnceLock<ThreadId>,
-}
-
-/// What the writer thread waits for beside its queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waits {
-    /// It is at work, or looks at what is left when that is due.
-    Timed = 0,
-    /// For the store to have been idle for long enough, which may be hours.
-    UntilIdle = 1,
-    Untimed = 2,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self {
-            outstanding: AtomicUsize::default(),
-            crowded: AtomicBool::default(),
-            writer_waits: AtomicU8::new(Waits::Timed as u8),
-            look_awaited: AtomicBool::default(),
-            nudges: bounded(1),
-            skipping: RwLock::default(),
-            writer: OnceLock::new(),
-        }
-    }
-}
-
-impl Queue {
-    /// The current thread is the writer thread.
-    pub(crate) fn begin_writer(&self) {
-        self.writer.get_or_init(|| std::thread::current().id());
-    }
-
-    /// Whether the current thread is the writer thread, where nothing may wait for the writer thread. What a closure captured, and
-    /// what it returned, is dropped there, and a `Drop` may write.
-    pub(crate) fn is_writer(&self) -> bool {
-        self.writer.get() == Some(&std::thread::current().id())
-    }
-
-    /// Said before what is left is looked at: who commits elsewhere changes that first and looks at this then.
-    pub(crate) fn writer_waits(&self, waits: Waits) {
-        self.writer_waits.store(waits as u8, Ordering::SeqCst);
-    }
-
-    /// Said after what is left was looked at, and taken back before.
-    pub(crate) fn awaits_look(&self, awaits: bool) {
-        self.look_awaited.store(awaits, Ordering::SeqCst);
-    }
-
-    /// What nudges the writer thread.
-    pub(crate) fn nudges(&self) -> &Receiver<()> {
-        &self.nudges.1
-    }
-
-    /// A write goes into the queue.
-    pub(crate) fn enter(&self) {
-        self.outstanding.fetch_add(1, Ordering::AcqRel);
-    }
-
-    /// Writes in the queue and in the group that is being committed.
-    pub(crate) fn company(&self) -> usize {
-        self.outstanding.load(Ordering::Acquire)
-    }
-
-    /// So many writes have their outcome, or did not get in.
-    pub(crate) fn leave(&self, writes: usize) {
-        self.outstanding.fetch_sub(writes, Ordering::AcqRel);
-    }
-
-    /// Notes the size of a group from the queue.
-    pub(crate) fn note_group(&self, writes: usize) {
-        self.crowded.store(writes > 1, Ordering::Relaxed);
-    }
-
-    /// Lets a write skip the queue if none is before it and none is likely to join it. It then counts as entered.
-    pub(crate) fn skip(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        if self.crowded.load(Ordering::Relaxed) {
-            return None;
-        }
-        let guard = self.skipping.try_read().ok()?;
-        self.outstanding.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-        Some(guard)
-    }
-
-    /// Waits for a write that has skipped the queue. Afterwards `closing` keeps others from it.
-    pub(crate) fn await_skipping(&self, mut tell: impl FnMut()) {
-        let mut pause = Duration::from_millis(1);
-        while let Err(TryLockError::WouldBlock) = self.skipping.try_write() {
-            // Only a closing store comes here, once, and only beside a write that began before.
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(50));
-            tell();
-        }
-    }
 }
 
 /// What divides the events that were there from those that came.

@@ -1,208 +1,22 @@
-//! The store's settings and its builder.
+//! The settings of a store, as an application gives them.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-
-use super::Store;
-use super::capture::{Capture, Captures};
+use super::policies::{IdsPolicy, LanesPolicy};
+use super::quota::BacklogQuota;
+use super::retention::Retention;
+use super::{Settings, StreamDestination, TransactionMax};
 use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
     CACHE_BYTES_DEFAULT, HOLDER_WARN_MS_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN,
-    LANE_IDLE_MS_DEFAULT, PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT,
-    TRANSACTION_BYTES_DEFAULT, TRANSACTION_EVENTS_DEFAULT,
+    PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT, TRANSACTION_BYTES_DEFAULT,
+    TRANSACTION_EVENTS_DEFAULT,
 };
+use crate::store::Store;
+use crate::store::capture::{Capture, Captures};
 use crate::time::{Clock, SystemClock, as_ms};
-use crate::upcast::Upcasts;
-
-/// What happens when the backlog quota is reached.
-///
-/// ```
-/// use std::time::Duration;
-/// use onewrite::QuotaPolicy;
-/// assert_eq!(QuotaPolicy::default(), QuotaPolicy::Refuse);
-/// let patient = QuotaPolicy::Wait(Duration::from_millis(500));
-/// # let _ = patient;
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum QuotaPolicy {
-    /// `append` fails with [`Error::BacklogFull`](crate::Error::BacklogFull). The default.
-    #[default]
-    Refuse,
-    /// Events that have [expired](crate::Event::expires) before they were published are let go first; if that makes no room,
-    /// `append` fails.
-    ///
-    /// The relays whose backlog is too large are asked, and `write` waits for what they find, for a second at most
-    /// ([`QUOTA_SWEEP_MS_MAX`](crate::limits::QUOTA_SWEEP_MS_MAX)); a search that takes longer goes on, and later writes
-    /// find the room. It also works while the broker is away. What is let go is not lost in silence: it stands in the relay's
-    /// [quarantine](crate::Store::quarantine) as expired, holds nobody, and does not count as backlog; its record stays until it is
-    /// discarded. What is in flight is left to its outcome.
-    ///
-    /// A relay that does not run lets nothing go. [`begin`](crate::Store::begin) waits like `write`. What does not wait (`write_async`, `append`
-    /// in a handler) asks and fails at once: the next try finds the room.
-    DropExpired,
-    /// `write` waits for room up to this long before its closure runs; then `append` fails. `Duration::MAX` waits until
-    /// there is room, or until the store is closed.
-    Wait(Duration),
-}
-
-/// A limit on what may wait for the broker. None unless set: writes then go on until the disk is full.
-///
-/// Counted is, for the relay that has most before it, what it has still to publish: whatever comes after its position, and what waits
-/// apart (for a retry, a time, or an earlier event of its key). What is in quarantine is not counted. A little is counted too much: what
-/// is confirmed behind an event that is not, until that one has its outcome or is put aside.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// use onewrite::{BacklogQuota, Error, Event, QuotaPolicy, Store};
-/// let quota = BacklogQuota { events_max: 1, bytes_max: 1 << 20, policy: QuotaPolicy::Refuse };
-/// let store = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb"))?;
-/// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
-/// pay()?;
-/// assert!(matches!(pay(), Err(Error::BacklogFull { events_max: 1, .. })));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BacklogQuota {
-    /// Events at most.
-    pub events_max: u64,
-    /// Bytes of records at most.
-    pub bytes_max: u64,
-    /// What happens then.
-    pub policy: QuotaPolicy,
-}
-
-/// Where events of streams go that do not say it themselves.
-#[derive(Clone)]
-pub(crate) struct StreamDestination(Arc<Rule>);
-
-type Rule = dyn Fn(&str, &str) -> Option<Destination> + Send + Sync;
-
-impl StreamDestination {
-    pub(crate) fn of(&self, stream: &str, event_type: &str) -> Option<Destination> {
-        (self.0)(stream, event_type)
-    }
-}
-
-impl std::fmt::Debug for StreamDestination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("StreamDestination")
-    }
-}
-
-/// How long confirmed events stay in the log. They stay while *any* of the set limits still wants them.
-///
-/// ```
-/// use std::time::Duration;
-/// use onewrite::Retention;
-/// let retention = Retention::until_confirmed().keep_events(1000).keep_age(Duration::from_secs(3600));
-/// assert_eq!((retention.events_min, retention.age_ms_min), (1000, 3_600_000));
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Retention {
-    /// The newest this many.
-    pub events_min: u64,
-    /// The newest records of this many bytes together.
-    pub bytes_min: u64,
-    /// Those younger than this, in milliseconds.
-    pub age_ms_min: u64,
-    /// Everything, for ever.
-    pub forever: bool,
-}
-
-impl Retention {
-    /// Confirmed events are trimmed soon. The default.
-    ///
-    /// ```
-    /// # use onewrite::Retention;
-    /// assert_eq!(Retention::until_confirmed(), Retention::default());
-    /// ```
-    #[must_use]
-    pub fn until_confirmed() -> Self {
-        Self::default()
-    }
-    /// Nothing is ever trimmed: for event sourcing.
-    ///
-    /// ```
-    /// assert!(onewrite::Retention::forever().forever);
-    /// ```
-    #[must_use]
-    pub fn forever() -> Self {
-        Self { forever: true, ..Self::default() }
-    }
-    /// Keeps the newest `events`.
-    ///
-    /// ```
-    /// assert_eq!(onewrite::Retention::default().keep_events(1000).events_min, 1000);
-    /// ```
-    #[must_use]
-    pub fn keep_events(mut self, events: u64) -> Self {
-        self.events_min = events;
-        self
-    }
-    /// Keeps the newest records of `bytes` together.
-    ///
-    /// ```
-    /// assert_eq!(onewrite::Retention::default().keep_bytes(1 << 30).bytes_min, 1 << 30);
-    /// ```
-    #[must_use]
-    pub fn keep_bytes(mut self, bytes: u64) -> Self {
-        self.bytes_min = bytes;
-        self
-    }
-    /// Keeps what is younger than `age`.
-    ///
-    /// The age is the time that has passed while the store was open since the event was appended; the event's own time and the wall
-    /// clock play no part. It is known in steps of a 64th of `age`, or of a second; an event stays so much longer at most.
-    ///
-    /// ```
-    /// # use std::time::Duration;
-    /// let retention = onewrite::Retention::default().keep_age(Duration::from_secs(60));
-    /// assert_eq!(retention.age_ms_min, 60_000);
-    /// ```
-    #[must_use]
-    pub fn keep_age(mut self, age: Duration) -> Self {
-        self.age_ms_min = as_ms(age);
-        self
-    }
-}
-
-/// What one transaction may gather in memory.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TransactionMax {
-    pub(crate) events: u64,
-    pub(crate) bytes: u64,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Settings {
-    pub(crate) cache_bytes: usize,
-    pub(crate) journal_bytes: usize,
-    pub(crate) abandon_journal: bool,
-    pub(crate) payload_bytes_max: usize,
-    pub(crate) transaction_max: TransactionMax,
-    pub(crate) quota: Option<BacklogQuota>,
-    pub(crate) retention: Retention,
-    pub(crate) stream_destination: Option<StreamDestination>,
-    pub(crate) upcasts: Arc<Upcasts>,
-    pub(crate) captures: Captures,
-    pub(crate) inbox_age_ms: u64,
-    pub(crate) inbox_ids_max: Option<u64>,
-    pub(crate) ids_policy: IdsPolicy,
-    pub(crate) lanes_max: u64,
-    pub(crate) gaps_max: u64,
-    pub(crate) lanes_policy: LanesPolicy,
-    pub(crate) ride_ms: u64,
-    pub(crate) holder_warn_ms: u64,
-    pub(crate) write_wait_max: Option<Duration>,
-    pub(crate) quick_repair_idle: Option<Duration>,
-    pub(crate) create: bool,
-    pub(crate) overwrite_empty: bool,
-    pub(crate) adopt: bool,
-    pub(crate) clock: Arc<dyn Clock>,
-}
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Settings of a store, before it is opened.
 ///
@@ -884,53 +698,5 @@ impl StoreBuilder {
             .into());
         }
         Store::open_with(PathBuf::from(path.as_ref()), settings)
-    }
-}
-
-/// What becomes of a new id of a foreign message where as many are remembered as may be: see
-/// [`StoreBuilder::inbox_ids_policy`].
-///
-/// ```
-/// assert_eq!(onewrite::IdsPolicy::default(), onewrite::IdsPolicy::Refuse);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum IdsPolicy {
-    /// It is refused with [`Error::InboxFull`](crate::Error::InboxFull) until ids have grown old. Nobody can have what was
-    /// applied forgotten. The default.
-    #[default]
-    Refuse,
-    /// The oldest id is forgotten. **Whoever may publish can send so many ids that a repeat is applied twice.** For queues where
-    /// only trusted producers publish.
-    ForgetOldest,
-}
-
-/// What becomes of a message of a new lane where as many are remembered as may be: see [`StoreBuilder::lanes_policy`].
-///
-/// ```
-/// use onewrite::{LanesPolicy, limits::LANE_IDLE_MS_DEFAULT};
-/// let day = std::time::Duration::from_millis(LANE_IDLE_MS_DEFAULT);
-/// assert_eq!(LanesPolicy::default(), LanesPolicy::ForgetIdle(day));
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LanesPolicy {
-    /// It is refused with [`Error::LanesFull`](crate::Error::LanesFull).
-    Refuse,
-    /// A lane of which nothing came for so long, by the time that the store was open, is forgotten for it; if there is none, it is refused. What
-    /// comes of a forgotten lane later is set aside, never applied twice. A day is the default.
-    ForgetIdle(Duration),
-}
-
-impl Default for LanesPolicy {
-    fn default() -> Self {
-        Self::ForgetIdle(Duration::from_millis(LANE_IDLE_MS_DEFAULT))
-    }
-}
-
-impl Settings {
-    /// After how many further ids of its scope an id is forgotten.
-    pub(crate) fn ids_forgotten_beyond(&self) -> Option<u64> {
-        self.inbox_ids_max.filter(|_| self.ids_policy == IdsPolicy::ForgetOldest)
     }
 }

@@ -1,0 +1,368 @@
+//! What is in flight on one connection.
+
+use super::cause::Causes;
+use super::classify::{Phase, classify, is_telling};
+use super::connection::Link;
+use super::convert::{header_frame_len_max, short, to_properties};
+use super::inbound::Returns;
+use super::isolated::Apart;
+use super::nacks::{Destination, Nacks};
+use super::options::Options;
+use super::publisher::{LOT_MAX, LOT_MIN, TELLING};
+use super::settle::{Ledger, Silence, Word};
+use crate::broker::{PublisherEvent, PublisherEvents};
+use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
+use crate::printable::printable;
+use crate::time::as_ms;
+use futures_util::future::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, Event};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tracing::{debug, error};
+
+pub(super) type Confirmed = (u64, Destination, lapin::Result<Confirmation>);
+
+pub(super) type Confirms = FuturesUnordered<Pin<Box<dyn Future<Output = Confirmed> + Send>>>;
+
+/// Why an epoch cannot go on.
+pub(super) enum Broken {
+    /// This is why.
+    Fault(Fault),
+    /// Something is closing or closed; the reason may be about to come.
+    Echo,
+}
+
+impl From<lapin::Error> for Broken {
+    fn from(error: lapin::Error) -> Self {
+        if is_telling(&error) { Self::Fault(classify(&error, Phase::Publish)) } else { Self::Echo }
+    }
+}
+
+/// Of two results the one that says more.
+pub(super) fn worse(a: Result<(), Broken>, b: Result<(), Broken>) -> Result<(), Broken> {
+    match (a, b) {
+        (Ok(()) | Err(Broken::Echo), b @ Err(_)) => b,
+        (a, _) => a,
+    }
+}
+
+/// What is in flight on one channel.
+pub(super) struct Window<'a> {
+    pub(super) channel: Channel,
+    pub(super) frame_bytes_max: usize,
+    pub(super) confirms: Confirms,
+    pub(super) ledger: Ledger,
+    /// Settled, and waiting to be told in one lot.
+    pub(super) settled: Vec<(Ticket, Outcome)>,
+    pub(super) clock: UnblockedClock,
+    pub(super) worked: bool,
+    /// A confirm was noted while publishing, after this turn had settled: there is to be another turn.
+    pub(super) noted: bool,
+    pub(super) returns: Returns,
+    /// An error of another channel, or of this connection where its state has not changed yet.
+    pub(super) overheard: Option<lapin::Error>,
+    /// What was returned, and waits for the answer why.
+    pub(super) causes: Causes,
+    pub(super) nacks: &'a mut Nacks,
+    pub(super) apart: &'a Apart,
+}
+
+impl<'a> Window<'a> {
+    pub(crate) fn new(link: &Link, options: &Arc<Options>, nacks: &'a mut Nacks, apart: &'a Apart) -> Self {
+        Self {
+            channel: link.channel.clone(),
+            frame_bytes_max: link.connection.configuration().frame_max() as usize,
+            confirms: FuturesUnordered::new(),
+            ledger: Ledger::new(),
+            settled: Vec::new(),
+            clock: UnblockedClock::new(),
+            worked: false,
+            noted: false,
+            returns: link.returns.clone(),
+            overheard: None,
+            causes: Causes::new(Arc::clone(options), Arc::clone(&link.connection)),
+            nacks,
+            apart,
+        }
+    }
+
+    pub(crate) fn publish(&mut self, outgoing: Outgoing, events: &PublisherEvents) -> Result<(), Broken> {
+        let ticket = outgoing.ticket;
+        let prepared = match Prepared::new(&outgoing, self.frame_bytes_max) {
+            Ok(prepared) => prepared,
+            Err(fault) => {
+                events.send(PublisherEvent::Outcomes(vec![(ticket, Outcome::Refused(fault))]));
+                return Ok(());
+            }
+        };
+        let tag = self.ledger.published(ticket, Arc::clone(&outgoing.message), self.clock.now_ms());
+        let destination = self.nacks.destination(&outgoing.exchange, &outgoing.routing_key);
+        let channel = self.channel.clone();
+        let mut confirm: Pin<Box<dyn Future<Output = Confirmed> + Send>> =
+            Box::pin(async move { (tag, destination, prepared.send(&channel).await) });
+        // The first poll hands the frames to lapin and draws the tag: in this order, here and now. The set polls it
+        // again, with a waker.
+        match (&mut confirm).now_or_never() {
+            Some((_, _, Err(error))) => return Err(error.into()),
+            Some(confirmed) => {
+                self.noted = true;
+                self.confirmed(confirmed)?;
+            }
+            None => self.confirms.push(confirm),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn poll_confirm(&mut self, cx: &mut Context<'_>) -> Poll<Confirmed> {
+        match self.confirms.poll_next_unpin(cx) {
+            Poll::Ready(Some(confirmed)) => Poll::Ready(confirmed),
+            // An empty set has nothing to wake for; commands do that.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    pub(crate) fn take_ready_confirms(&mut self) -> Result<(), Broken> {
+        let mut result = Ok(());
+        while let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
+            result = worse(result, self.confirmed(confirmed));
+        }
+        result
+    }
+
+    pub(crate) fn confirmed(&mut self, (tag, destination, confirmation): Confirmed) -> Result<(), Broken> {
+        // Which return is whose is ours to say (see `settle`): lapin sees none.
+        let word = match confirmation? {
+            Confirmation::Ack(_) => Word::Ack,
+            Confirmation::Nack(_) => Word::Nack,
+            Confirmation::NotRequested => {
+                return Err(Broken::Fault(Fault::new(
+                    FaultClass::Outage,
+                    "the channel is not in confirm mode",
+                )));
+            }
+        };
+        self.worked = true;
+        self.ledger.confirmed(tag, word);
+        match word {
+            Word::Ack => self.nacks.acked(destination),
+            Word::Nack => {
+                self.hear_apart()?;
+                self.nacks.nacked(destination);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether channels beside this one ack what this one nacks.
+    fn hear_apart(&mut self) -> Result<(), Broken> {
+        for (exchange, routing_key) in self.apart.take_acked() {
+            let destination = self.nacks.destination(&exchange, &routing_key);
+            if self.nacks.acked_apart(destination) {
+                let text = format!(
+                    "this channel nacks every message for exchange `{exchange}`, routing key `{routing_key}`; others ack them"
+                );
+                return Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every confirm that has been noted is settled: the returns that came before it are taken now.
+    pub(crate) fn settle(&mut self) -> Result<(), Broken> {
+        #[cfg(onewrite_mutations)]
+        if crate::mutations::mutated("ignore-returns") {
+            _ = self.returns.take(self.channel.id());
+        }
+        let mut result = Ok(());
+        for returned in self.returns.take(self.channel.id()) {
+            if self.ledger.returned(&returned).is_err() {
+                error!("a message was returned that is not in flight, or whose outcome was told");
+                let text = "a message was returned that is not in flight, or whose outcome was told";
+                result = Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
+            }
+        }
+        let mut returned = Vec::new();
+        self.ledger.settle_into(&mut self.settled, &mut returned);
+        for (ticket, returned) in returned {
+            self.causes.returned(ticket, returned);
+        }
+        result
+    }
+
+    pub(crate) fn holds_outcomes(&self) -> bool {
+        !self.settled.is_empty()
+    }
+
+    /// Whether what is settled should be told now: it is a lot, or the relay may be waiting for it.
+    pub(crate) fn has_lot(&self) -> bool {
+        let in_flight = self.ledger.len();
+        in_flight < LOT_MIN || self.settled.len() >= (in_flight / 8).clamp(LOT_MIN, LOT_MAX)
+    }
+
+    /// An error says that nobody listens.
+    pub(crate) fn tell_settled(&mut self, events: &PublisherEvents) -> Result<(), ()> {
+        let settled = std::mem::take(&mut self.settled);
+        if settled.is_empty() || events.send(PublisherEvent::Outcomes(settled)) { Ok(()) } else { Err(()) }
+    }
+
+    pub(crate) fn connection(
+        &mut self,
+        event: Option<Event>,
+        events: &PublisherEvents,
+    ) -> Result<(), Broken> {
+        match event {
+            Some(Event::ConnectionBlocked(reason)) => {
+                debug!(reason = %printable(reason.as_str()), "the broker blocks publishers");
+                self.clock.block();
+                events.send(PublisherEvent::Blocked { blocked: true });
+                Ok(())
+            }
+            Some(Event::ConnectionUnblocked) => {
+                debug!("the broker no longer blocks publishers");
+                self.unblock(events);
+                Ok(())
+            }
+            Some(Event::Error(error)) => Err(error.into()),
+            None => Err(Broken::Echo),
+            Some(_) => Ok(()),
+        }
+    }
+
+    pub(crate) fn unblock(&mut self, events: &PublisherEvents) {
+        if self.clock.unblock() {
+            events.send(PublisherEvent::Blocked { blocked: false });
+        }
+    }
+
+    /// Tells of what has waited for its word for too long. If nothing says that the channel lives, it is given up: RabbitMQ 3.10 stops
+    /// reading a channel at the first message for a quorum queue without a leader.
+    pub(crate) fn check_age(&mut self, deadline: Duration) -> Result<(), Broken> {
+        let Some(until_ms) = self.clock.now_ms().checked_sub(as_ms(deadline)) else { return Ok(()) };
+        let fault = no_confirm_within(deadline);
+        match self.ledger.silent_into(until_ms, &fault, &mut self.settled) {
+            Silence::None => Ok(()),
+            Silence::OfSome => {
+                debug!(%fault, "some messages get no confirm");
+                Ok(())
+            }
+            Silence::OfAll => Err(Broken::Fault(fault)),
+        }
+    }
+
+    /// Until the oldest publish is due, `tick` at most.
+    pub(crate) fn next_tick(&self, tick: Duration, deadline: Duration) -> Duration {
+        let Some(since_ms) = self.ledger.oldest_since_ms() else { return tick };
+        let due_ms = since_ms.saturating_add(as_ms(deadline)).saturating_sub(self.clock.now_ms());
+        Duration::from_millis(due_ms).clamp(Duration::from_millis(1), tick)
+    }
+
+    /// The reason, waiting a moment for it where only its echo was heard.
+    pub(crate) async fn why(&mut self, broken: Broken, link: &mut Link) -> Fault {
+        if let Broken::Fault(fault) = broken {
+            return fault;
+        }
+        let telling = poll_fn(|cx| {
+            while let Poll::Ready(Some(event)) = link.events.poll_next_unpin(cx) {
+                if let Event::Error(error) = event
+                    && is_telling(&error)
+                {
+                    return Poll::Ready(classify(&error, Phase::Publish));
+                }
+            }
+            while let Poll::Ready(confirmed) = self.poll_confirm(cx) {
+                if let Err(Broken::Fault(fault)) = self.confirmed(confirmed) {
+                    return Poll::Ready(fault);
+                }
+            }
+            Poll::Pending
+        });
+        match tokio::time::timeout(TELLING, telling).await {
+            Ok(fault) => fault,
+            Err(_) => Fault::new(FaultClass::Outage, "the connection ended without a reason"),
+        }
+    }
+}
+
+/// What is said of a message without a word.
+pub(super) fn no_confirm_within(deadline: Duration) -> Fault {
+    Fault::new(FaultClass::Outage, format!("no confirm within {} s", deadline.as_secs_f64()))
+}
+
+/// A message that is known to be encodable.
+pub(super) struct Prepared {
+    pub(super) exchange: ShortString,
+    pub(super) routing_key: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) message: Arc<Message>,
+    pub(super) mandatory: bool,
+}
+
+impl Prepared {
+    pub(super) fn new(outgoing: &Outgoing, frame_bytes_max: usize) -> Result<Self, Fault> {
+        let message = &outgoing.message;
+        if message.message_id.is_none() {
+            return Err(Fault::new(
+                FaultClass::Message,
+                "field `message_id` is missing; returns are matched by it",
+            ));
+        }
+        let header_bytes = header_frame_len_max(message);
+        if header_bytes > frame_bytes_max {
+            return Err(Fault::new(
+                FaultClass::Message,
+                format!(
+                    "properties and headers take {header_bytes} bytes; a frame of this broker takes {frame_bytes_max}"
+                ),
+            ));
+        }
+        Ok(Self {
+            exchange: short("exchange", &outgoing.exchange)?,
+            routing_key: short("routing_key", &outgoing.routing_key)?,
+            properties: to_properties(message)?,
+            message: Arc::clone(message),
+            mandatory: outgoing.mandatory,
+        })
+    }
+
+    /// Publishes and waits for the broker's word. Everything up to drawing the tag happens in the first poll.
+    pub(super) async fn send(self, channel: &Channel) -> lapin::Result<Confirmation> {
+        let Self { exchange, routing_key, properties, message, mandatory } = self;
+        let options = BasicPublishOptions { mandatory, immediate: false };
+        channel.basic_publish(exchange, routing_key, options, &message.payload, properties).await?.await
+    }
+}
+
+/// Milliseconds that were not spent blocked by the broker.
+pub(super) struct UnblockedClock {
+    began: Instant,
+    blocked_since: Option<Instant>,
+    blocked: Duration,
+}
+
+impl UnblockedClock {
+    fn new() -> Self {
+        Self { began: Instant::now(), blocked_since: None, blocked: Duration::ZERO }
+    }
+
+    fn now_ms(&self) -> u64 {
+        let now = self.blocked_since.unwrap_or_else(Instant::now);
+        as_ms(now.duration_since(self.began).saturating_sub(self.blocked))
+    }
+
+    fn block(&mut self) {
+        self.blocked_since.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether it was blocked.
+    fn unblock(&mut self) -> bool {
+        let Some(since) = self.blocked_since.take() else { return false };
+        self.blocked += since.elapsed();
+        true
+    }
+}

@@ -1,0 +1,712 @@
+//! The handle of an open store.
+
+use super::alarms::Alarm;
+use super::core::Core;
+use super::jumps::Jumps;
+use super::read::Snapshot;
+use super::receipt::Receipt;
+use super::settings::Settings;
+use super::settings::StoreBuilder;
+use super::transaction::Transaction;
+use super::transaction::{REQUEST_SCOPE, check_id};
+use super::write_wait::{Purpose, Wait};
+use super::writer::{Closure, Job, Write};
+use super::{capture, cleanup, groups, recover, writer};
+use crate::error::{Error, Result};
+use crate::event::uuid_text;
+use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
+use crate::log::keys;
+use crate::oneshot;
+use crate::process::keep;
+use crate::say::in_drop;
+use crate::storage::journal::JournalOptions;
+#[cfg(fuzzing)]
+pub(crate) use crate::storage::journal::fuzzing_journal;
+use crate::storage::{file, place};
+use crate::time::Deadline;
+use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+/// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
+///
+/// **Fork.** The process that opened the store owns it. In a process that was forked from the owner, a call on the store or on
+/// anything that came from it fails with [`Error::Forked`]. A handle that is dropped there does nothing: the forked process keeps
+/// the memory and the descriptors until it ends or runs another program. An iterator, and a write closure that forks, may go on for
+/// up to 64 steps before the error; nothing of it is ever written. Objects of redb itself (tables, ranges, guards) do not look at
+/// the process: do not use them across a fork. The file stays locked until the owner has closed it, or until owner and forked
+/// process have both ended.
+///
+/// ```
+/// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
+/// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+/// # let folder = tempfile::tempdir()?;
+/// let store = Store::open(folder.path().join("payments.redb"))?;
+/// let receipt = store.write(|tx| {
+///     let mut accounts = tx.open_table(ACCOUNTS)?;
+///     let balance = accounts.get("alice")?.map_or(0, |row| row.value());
+///     accounts.insert("alice", balance + 100)?;
+///     tx.append(Event::json("payment.completed", &100)?.key("alice").to("payments", "payment.completed"))?;
+///     Ok(balance + 100)
+/// })?;
+/// assert_eq!(receipt.value(), &100);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+/// Ends the writer thread when the last handle goes.
+#[derive(Debug)]
+pub(super) struct Shared {
+    core: Arc<Core>,
+    jobs: Sender<Job>,
+    /// The writer thread, and that it has ended.
+    writer: std::sync::Mutex<Option<(JoinHandle<()>, oneshot::Receiver<()>)>>,
+    /// Keeps the subscription at the clock.
+    _jumps: Jumps,
+}
+
+/// What [`Store::write_once`] did.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{Event, Once};
+/// match store.write_once("request-17", |tx| tx.append(Event::bytes("paid", "1").to("", "payments")))? {
+///     Once::Done(receipt) => assert_eq!(receipt.seqs(), [0]),
+///     _ => unreachable!("no request of this id came before"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Once<T> {
+    /// The request was new; its effects are durable.
+    Done(Receipt<T>),
+    /// A request of this id was committed before; nothing was done. The receipt shows its events.
+    Repeated(Receipt),
+}
+
+impl<T> Once<T> {
+    /// Whether the request had been committed before.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let again = || store.write_once("request-17", |_| Ok(()));
+    /// assert!(!again()?.is_repeat());
+    /// assert!(again()?.is_repeat());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn is_repeat(&self) -> bool {
+        matches!(self, Self::Repeated(_))
+    }
+}
+
+impl Store {
+    /// Opens the store at `path` with default settings, creating it if there is none. See [`StoreBuilder::open`].
+    ///
+    /// # Errors
+    /// [`Error::Open`], naming the file.
+    ///
+    /// ```
+    /// use onewrite::Store;
+    /// # let folder = tempfile::tempdir()?;
+    /// let store = Store::open(folder.path().join("payments.redb"))?;
+    /// assert!(Store::open(store.path()).is_err()); // one owner
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().open(path)
+    }
+
+    /// Settings before opening.
+    ///
+    /// ```
+    /// use onewrite::Store;
+    /// # let folder = tempfile::tempdir()?;
+    /// let store = Store::builder().cache_bytes(4 << 20).open(folder.path().join("payments.redb"))?;
+    /// assert_eq!(store.stats()?.next_seq, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn builder() -> StoreBuilder {
+        StoreBuilder::default()
+    }
+
+    pub(crate) fn open_with(given: PathBuf, settings: Settings) -> Result<Self> {
+        // What the path means must not change with the folder of the process.
+        let path = std::path::absolute(&given).unwrap_or_else(|_| given.clone());
+        let initialise = |db: &redb::Database| recover::initialise(&path, db);
+        let options = file::Options {
+            cache_bytes: settings.cache_bytes,
+            journal: JournalOptions { bytes: settings.journal_bytes, abandon: settings.abandon_journal },
+            create: settings.create,
+            overwrite_empty: settings.overwrite_empty,
+            sync_folder: place::sync_handle,
+        };
+        let opened = file::open_or_create(&given, options, &initialise)?;
+        Self::start(path.clone(), opened, settings).map_err(|error| match error {
+            Error::Open(error) => error.named_as(&path, &given).into(),
+            error => error,
+        })
+    }
+
+    /// Finds what the database holds, and begins.
+    pub(crate) fn start(path: PathBuf, opened: file::Opened, settings: Settings) -> Result<Self> {
+        let recovered = file::guarded(&path, || {
+            let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
+            let mut tail = recover::recover(&opened.db, &mut identity, opened.unclean)?;
+            cleanup::recover(&opened.db, &mut tail)?;
+            let switched = capture::rows::switch_on(&opened.db, &settings.captures, &mut tail)?;
+            Ok(switched.map(|()| (identity, tail)))
+        });
+        let recovered = recovered.map_err(Error::from).and_then(|recovered| recovered.map_err(Error::from));
+        let (identity, tail) = match recovered {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                // What is wrong with it is told already.
+                let _ = file::close(opened.db);
+                return Err(error);
+            }
+        };
+        tracing::info!(
+            path = %path.display(), next_seq = tail.next_seq, epoch = identity.epoch(), unclean = opened.unclean,
+            "store opened"
+        );
+        let core = Arc::new(Core::new(path, opened, settings, identity, tail));
+        let jumps = Jumps::listen(&core);
+        let (jobs, queue) = bounded(WRITE_QUEUE_MAX);
+        let (ended, has_ended) = oneshot::channel();
+        let for_writer = Arc::clone(&core);
+        let writer = std::thread::Builder::new()
+            .name("onewrite-writer".into())
+            .spawn(move || {
+                writer::run(&for_writer, &queue);
+                ended.send(());
+                if for_writer.owner.is_elsewhere() {
+                    keep(&for_writer);
+                    keep(&queue);
+                }
+            })
+            .map_err(|source| Error::Thread { what: "writer", source })?;
+        let writer = std::sync::Mutex::new(Some((writer, has_ended)));
+        Ok(Self { shared: Arc::new(Shared { core, jobs, writer, _jumps: jumps }) })
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.shared.core
+    }
+
+    /// The store's id: what its messages carry in the header [`onewrite-store`](crate::wire::STORE). It is given when the
+    /// file is made, and stays; a copy of the file has it too.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.id().len(), 36); // a UUID
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn id(&self) -> String {
+        uuid_text(self.core().identity.store_id).into()
+    }
+
+    /// The file's path: as it was given to `open`, made absolute with the folder that the process was in then. The process may change its
+    /// folder later. Symbolic links to folders stand in it as they were given; they were followed once, at `open`.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// assert_eq!(store.path(), folder.path().join("a.redb"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.core().path
+    }
+
+    /// Runs `write` in a transaction and commits it together with whatever else is waiting: one fsync for all.
+    ///
+    /// When this returns `Ok`, the closure's changes and events are durable, together. On `Err` nothing of them is,
+    /// but for [`Error::CommitUnknown`]. Closures run one after another in the order in which they came, on
+    /// the store's writer thread or, where nobody else writes, on the caller's. **A closure may run more than once**: when
+    /// another of its group fails, the group is rolled back and run again without that one. So it must not have effects outside the transaction. A closure that fails
+    /// or panics leaves no trace and hurts no other.
+    ///
+    /// **What a closure must not wait for.** While it runs, all other writes of the store wait. It must not wait for anything that
+    /// needs a write to this store: a thread, task or channel whose other end writes; a relay, consumer or projection of this store; a
+    /// write to another store whose closures write to this one. What of this the store can see fails at once. For the rest it logs
+    /// what holds the write transaction when a caller has waited for a second, and
+    /// [`StoreBuilder::write_wait_max`] limits the wait.
+    ///
+    /// # Errors
+    /// The closure's own error ([`Error::app`] wraps the application's), [`Error::Panicked`], [`Error::Poisoned`],
+    /// [`Error::CommitUnknown`]; [`Error::WriteTimeout`] where a limit is set; [`Error::InsideTransaction`] when called from inside a transaction of the same store.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::{Error, Event};
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// assert_eq!(receipt.seqs(), [0]); // durable
+    ///
+    /// let refused = store.write(|tx| {
+    ///     tx.append(Event::bytes("paid", "2").to("", "payments"))?;
+    ///     Err::<(), _>(Error::app("insufficient funds"))
+    /// });
+    /// assert!(refused.is_err());
+    /// assert_eq!(store.stats()?.next_seq, 1); // no trace of the second
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[track_caller]
+    pub fn write<T, F>(&self, write: F) -> Result<Receipt<T>>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.core().refuse_inside("Store::write")?;
+        self.ready()?;
+        let mut wait = self.wait_at("Store::write", Location::caller());
+        self.core().wait_for_room(&wait.purpose);
+        let (closure, answer) = Self::closure(write, wait.purpose.clone());
+        self.run_or_enqueue(closure, &mut wait)?;
+        self.await_answer(&answer, &mut wait)
+    }
+
+    /// The wait of a call of the application.
+    fn wait_at(&self, call: &'static str, at: &'static Location<'static>) -> Wait {
+        Wait::new(Purpose::Call(call, at), self.core().settings.write_wait_max)
+    }
+
+    /// Waits for the answer of the writer thread, and logs it if that takes long.
+    fn await_answer<T>(&self, answer: &oneshot::Receiver<Result<T>>, wait: &mut Wait) -> Result<T> {
+        if let Some(answer) = answer.try_take() {
+            return answer.unwrap_or_else(|oneshot::Abandoned| Err(self.gone()));
+        }
+        loop {
+            if let Some(answer) = answer.wait_until(wait.next()) {
+                return answer.unwrap_or_else(|oneshot::Abandoned| Err(self.gone()));
+            }
+            if wait.is_over() {
+                if answer.withdraw() {
+                    return Err(self.core().write_timeout(wait));
+                }
+                // The closure runs: what comes of it is waited for.
+                wait.forget_limit();
+            }
+            self.core().tell_wait(wait);
+        }
+    }
+
+    /// As [`write`](Self::write), as a future. It needs no runtime: poll it from any executor.
+    ///
+    /// A wait that takes long is logged, and limited, as that of `write`; a thread of the store's own wakes the future for it.
+    ///
+    /// The closure is queued at the first poll. Dropping the future after that does not take it back: give the
+    /// request an id ([`write_once`](Self::write_once)) or the event one, and a retry is safe. A backlog quota's
+    /// waiting policy does not apply; `append` fails at once.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// let receipt = store.write_async(|tx| tx.append(Event::bytes("paid", "1").to("", "payments"))).await?;
+    /// assert_eq!(receipt.seqs(), [0]);
+    /// # Ok::<(), onewrite::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[track_caller]
+    pub fn write_async<T, F>(&self, write: F) -> WriteFuture<T>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let wait = self.wait_at("Store::write_async", Location::caller());
+        let (closure, answer) = Self::closure(write, wait.purpose.clone());
+        WriteFuture { store: self.clone(), job: Some(Job::Write(closure)), answer, wait, alarm: None }
+    }
+
+    /// Queues a write and hands back where its answer comes. The caller is on no thread of this store's transactions.
+    pub(crate) fn submit<T, F>(&self, purpose: &Purpose, write: F) -> Result<Submitted<T>>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        self.ready()?;
+        let mut wait = Wait::new(purpose.clone(), None);
+        let (closure, answer) = Self::closure(write, purpose.clone());
+        self.enqueue(closure, &mut wait)?;
+        Ok(Submitted { answer, wait })
+    }
+
+    /// Waits for what has become of a write.
+    pub(crate) fn answer<T>(&self, Submitted { answer, mut wait }: Submitted<T>) -> Result<Receipt<T>> {
+        self.await_answer(&answer, &mut wait)
+    }
+
+    fn enqueue(&self, closure: Box<dyn Write>, wait: &mut Wait) -> Result<()> {
+        let queue = &self.core().queue;
+        queue.enter();
+        if queue.is_writer() {
+            // A `Drop` of the application's, behind a commit: in the queue it would wait for its own thread.
+            groups::run_alone(self.core(), closure, wait);
+            return Ok(());
+        }
+        self.send(Job::Write(closure), wait).inspect_err(|_| queue.leave(1))
+    }
+
+    /// Waits for a place in the queue, and logs it if that takes long.
+    fn send(&self, job: Job, wait: &mut Wait) -> Result<()> {
+        let mut job = match self.shared.jobs.try_send(job) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(job)) => job,
+            Err(TrySendError::Disconnected(_)) => return Err(self.gone()),
+        };
+        loop {
+            job = match self.shared.jobs.send_timeout(job, wait.next().left_or_max()) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(job)) => job,
+                Err(SendTimeoutError::Disconnected(_)) => return Err(self.gone()),
+            };
+            if wait.is_over() {
+                return Err(self.core().write_timeout(wait));
+            }
+            self.core().tell_wait(wait);
+        }
+    }
+
+    /// Runs a write on this thread if nobody else writes, else queues it.
+    fn run_or_enqueue(&self, closure: Box<dyn Write>, wait: &mut Wait) -> Result<()> {
+        let core = self.core();
+        let Some(_skipping) = core.queue.skip() else { return self.enqueue(closure, wait) };
+        if core.is_closing() {
+            core.queue.leave(1);
+            return Err(self.gone());
+        }
+        groups::run_alone(core, closure, wait);
+        Ok(())
+    }
+
+    fn closure<T, F>(write: F, purpose: Purpose) -> (Box<dyn Write>, oneshot::Receiver<Result<Receipt<T>>>)
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        (Box::new(Closure { f: write, result: None, reply, purpose }), answer)
+    }
+
+    /// As [`write`](Self::write), once per request: if a request of this id was committed before, the closure does not
+    /// run, and the answer says so. An id is remembered for the store's inbox age at least (7 days unless set).
+    ///
+    /// # Errors
+    /// As `write`; [`Error::BadId`] for an id of 0 or over 512 bytes.
+    ///
+    /// ```
+    /// # use onewrite::{Event, Once, Store};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// let pay = || store.write_once("request-17", |tx| {
+    ///     tx.append(Event::bytes("payment.completed", b"100".to_vec()).to("payments", "completed"))
+    /// });
+    /// assert!(matches!(pay()?, Once::Done(_)));
+    /// assert!(matches!(pay()?, Once::Repeated(receipt) if receipt.seqs() == [0]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[track_caller]
+    pub fn write_once<T, F>(&self, request_id: impl AsRef<[u8]>, mut write: F) -> Result<Once<T>>
+    where
+        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
+        T: Send + 'static,
+    {
+        let id = request_id.as_ref();
+        check_id("the request id", id, INBOX_ID_BYTES_MAX)?;
+        let key = keys::inbox(REQUEST_SCOPE, id);
+        let receipt = self.write(move |tx| {
+            if let Some(row) = tx.seen(&key)? {
+                return Ok(Err(row));
+            }
+            let first = tx.next_seq();
+            let value = write(tx)?;
+            let count = u32::try_from(tx.next_seq() - first).unwrap_or(u32::MAX);
+            tx.mark_request(key.clone(), first, count)?;
+            Ok(Ok(value))
+        })?;
+        let seqs = receipt.seqs().to_vec();
+        Ok(match receipt.into_value() {
+            Ok(value) => Once::Done(Receipt::new(value, seqs, self.core())),
+            Err(row) => {
+                let seqs = (row.first..row.first + u64::from(row.count)).collect();
+                Once::Repeated(Receipt::new((), seqs, self.core()))
+            }
+        })
+    }
+
+    /// Begins an exclusive transaction on the calling thread: nobody else writes until it ends. For work that cannot
+    /// be a closure; it pays its own fsync, and all other writes wait for it.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`], or [`Error::InsideTransaction`] when this thread is inside one already.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let tx = store.begin()?;
+    /// tx.append(Event::bytes("paid", "1").to("", "payments"))?;
+    /// assert_eq!(tx.commit()?.seqs(), [0]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[track_caller]
+    pub fn begin(&self) -> Result<Transaction> {
+        self.core().refuse_inside("Store::begin")?;
+        self.ready()?;
+        let mut wait = self.wait_at("Store::begin", Location::caller());
+        self.core().wait_for_room(&wait.purpose);
+        Transaction::begin_exclusive(self.core(), &mut wait)
+    }
+
+    /// State and log as of the last commit.
+    ///
+    /// # Errors
+    /// What redb says, or [`Error::Closed`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// let before = store.read()?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
+    /// assert!(before.event(0)?.is_none()); // as of its own moment
+    /// assert!(store.read()?.event(0)?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[track_caller]
+    pub fn read(&self) -> Result<Snapshot> {
+        Ok(Snapshot::new(self.core().begin_read()?, self.core()))
+    }
+
+    /// Finishes what is queued, writes what waits, closes the file. Other handles of this store then fail with
+    /// [`Error::Closed`]. Stop relays and consumers first: they would find it closed too.
+    ///
+    /// # Errors
+    /// What the storage engine says while closing; what was committed is durable all the same. [`Error::Poisoned`] if the file, or its
+    /// [journal](StoreBuilder::journal_bytes), was deleted, moved or replaced while it was open: no name may lead to what was committed.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Error;
+    /// let other = store.clone();
+    /// store.close()?;
+    /// assert!(matches!(other.write(|_| Ok(())), Err(Error::Closed { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn close(self) -> Result<()> {
+        self.core().refuse_inside("Store::close")?;
+        if self.core().queue.is_writer() {
+            // It would wait for its own thread to end.
+            return Err(Error::InsideTransaction { operation: "Store::close" });
+        }
+        self.shared.end_writer();
+        self.core().close()
+    }
+
+    /// Fails once the store is poisoned, closed or being closed.
+    pub(crate) fn ready(&self) -> Result<()> {
+        if self.core().is_closing() { Err(self.gone()) } else { self.core().check() }
+    }
+
+    /// Why nothing answers any more.
+    pub(crate) fn gone(&self) -> Error {
+        match self.core().check() {
+            Err(error) => error,
+            Ok(()) => Error::Closed { path: self.core().path.clone() },
+        }
+    }
+
+    /// Asks the writer for a round of captures with so many keys, unless one is asked for already.
+    pub(crate) fn ask_for_round(&self, keys: usize) {
+        if self.core().rounds.ask(keys) {
+            // A full queue means that the writer is at work, and looks before it waits.
+            let _ = self.shared.jobs.try_send(Job::Ride);
+        }
+    }
+
+    /// Tells the writer that progress waits which did not before.
+    pub(crate) fn announce_ride(&self) {
+        // A full queue means a commit is near anyway.
+        let _ = self.shared.jobs.try_send(Job::Ride);
+    }
+
+    /// Writes waiting progress now, and waits for it.
+    pub(crate) fn flush_ride(&self, deadline: Deadline) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let mut wait = Wait::new(Purpose::Own("writing what waits for a commit"), None);
+        self.send(Job::Flush(reply), &mut wait)?;
+        if deadline == Deadline::Never {
+            return self.await_answer(&answer, &mut wait);
+        }
+        match answer.wait_until(deadline) {
+            Some(flushed) => flushed.unwrap_or_else(|oneshot::Abandoned| Err(self.gone())),
+            // It will still be written; what is not, is repeated.
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shared {
+    fn end_writer(&self) {
+        self.core.announce_closing();
+        self.core.alarms.end();
+        let mut wait = Wait::new(Purpose::Own("closing the store"), None);
+        self.core.queue.await_skipping(|| {
+            if wait.next().is_over() {
+                in_drop(|| self.core.tell_wait(&mut wait));
+            }
+        });
+        let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some((writer, ended)) = writer else { return };
+        let _ = self.jobs.send(Job::Stop);
+        while ended.wait_until(wait.next()).is_none() {
+            in_drop(|| self.core.tell_wait(&mut wait));
+        }
+        if writer.join().is_err() {
+            in_drop(|| tracing::error!("the writer thread panicked"));
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.core.owner.is_elsewhere() {
+            // The writer thread is not in this process, and the file, its locks and its journal are the owner's.
+            keep(&self.core);
+            keep(&self.jobs);
+            std::mem::forget(self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take());
+            return;
+        }
+        if self.core.turns.must_not_wait() {
+            self.core.alarms.end();
+            // The writer may wait for this very thread's turn to end. It ends by itself once the queue is closed and
+            // empty, and the file is closed with the last that holds `core`: it, or the transaction.
+            return;
+        }
+        self.end_writer();
+        self.core.release();
+    }
+}
+
+/// A write that was handed over, and what waits for it.
+pub(crate) struct Submitted<T> {
+    answer: oneshot::Receiver<Result<Receipt<T>>>,
+    wait: Wait,
+}
+
+/// A write on its way. See [`Store::write_async`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::WriteFuture;
+/// let write: WriteFuture<u32> = store.write_async(|_| Ok(7)); // nothing happens before it is polled
+/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+/// assert_eq!(runtime.block_on(write)?.into_value(), 7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use = "a future does nothing until it is polled"]
+pub struct WriteFuture<T> {
+    store: Store,
+    job: Option<Job>,
+    answer: oneshot::Receiver<Result<Receipt<T>>>,
+    wait: Wait,
+    alarm: Option<Alarm>,
+}
+
+impl<T> WriteFuture<T> {
+    /// It is not done yet. Fails once the limit has passed; else it is woken when there is something to do about the wait.
+    fn pending(&mut self, context: &mut Context<'_>) -> Result<()> {
+        let core = Arc::clone(self.store.core());
+        let is_alone = || core.turns.is_free() && core.queue.company() <= 1;
+        if !self.wait.has_begun() && !self.wait.has_limit() && is_alone() {
+            return Ok(());
+        }
+        if self.wait.is_over() {
+            if self.job.take().is_some() || self.answer.withdraw() {
+                return Err(core.write_timeout(&mut self.wait));
+            }
+            self.wait.forget_limit();
+        }
+        core.tell_wait(&mut self.wait);
+        let at = self.wait.next();
+        let set = core.alarms.set(&mut self.alarm, at, context.waker().clone());
+        set.map_err(|source| Error::Thread { what: "alarms", source })
+    }
+}
+
+/// A future that is dropped needs no alarm any more.
+impl<T> Drop for WriteFuture<T> {
+    fn drop(&mut self) {
+        let core = self.store.core();
+        if self.alarm.is_some() && !core.owner.is_elsewhere() {
+            core.alarms.cancel(self.alarm.take());
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for WriteFuture<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WriteFuture").field("queued", &self.job.is_none()).finish_non_exhaustive()
+    }
+}
+
+impl<T> Future for WriteFuture<T> {
+    type Output = Result<Receipt<T>>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(job) = self.job.take() {
+            let core = Arc::clone(self.store.core());
+            core.refuse_inside("Store::write_async")?;
+            self.store.ready()?;
+            // Ask to be woken before trying: room may appear between the two.
+            core.await_queue_room(context.waker());
+            core.queue.enter();
+            let sent = match job {
+                // As in `enqueue`.
+                Job::Write(closure) if core.queue.is_writer() => {
+                    groups::run_alone(&core, closure, &mut self.wait);
+                    Ok(())
+                }
+                job => self.store.shared.jobs.try_send(job),
+            };
+            match sent {
+                Ok(()) => {}
+                Err(TrySendError::Full(job)) => {
+                    core.queue.leave(1);
+                    self.job = Some(job);
+                    self.pending(context)?;
+                    return Poll::Pending;
+                }
+                Err(TrySendError::Disconnected(_)) => {
+                    core.queue.leave(1);
+                    return Poll::Ready(Err(self.store.gone()));
+                }
+            }
+        }
+        // Queued before a fork, it has no answer in the forked process.
+        self.store.core().owner.check()?;
+        let answer = std::pin::Pin::new(&mut self.answer).poll(context);
+        if answer.is_pending() {
+            self.pending(context)?;
+        }
+        answer.map(|answer| answer.unwrap_or_else(|oneshot::Abandoned| Err(self.store.gone())))
+    }
+}

@@ -1,0 +1,61 @@
+//! How much may wait to be published.
+
+use std::time::Duration;
+
+/// What happens when the backlog quota is reached.
+///
+/// ```
+/// use std::time::Duration;
+/// use onewrite::QuotaPolicy;
+/// assert_eq!(QuotaPolicy::default(), QuotaPolicy::Refuse);
+/// let patient = QuotaPolicy::Wait(Duration::from_millis(500));
+/// # let _ = patient;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum QuotaPolicy {
+    /// `append` fails with [`Error::BacklogFull`](crate::Error::BacklogFull). The default.
+    #[default]
+    Refuse,
+    /// Events that have [expired](crate::Event::expires) before they were published are let go first; if that makes no room,
+    /// `append` fails.
+    ///
+    /// The relays whose backlog is too large are asked, and `write` waits for what they find, for a second at most
+    /// ([`QUOTA_SWEEP_MS_MAX`](crate::limits::QUOTA_SWEEP_MS_MAX)); a search that takes longer goes on, and later writes
+    /// find the room. It also works while the broker is away. What is let go is not lost in silence: it stands in the relay's
+    /// [quarantine](crate::Store::quarantine) as expired, holds nobody, and does not count as backlog; its record stays until it is
+    /// discarded. What is in flight is left to its outcome.
+    ///
+    /// A relay that does not run lets nothing go. [`begin`](crate::Store::begin) waits like `write`. What does not wait (`write_async`, `append`
+    /// in a handler) asks and fails at once: the next try finds the room.
+    DropExpired,
+    /// `write` waits for room up to this long before its closure runs; then `append` fails. `Duration::MAX` waits until
+    /// there is room, or until the store is closed.
+    Wait(Duration),
+}
+
+/// A limit on what may wait for the broker. None unless set: writes then go on until the disk is full.
+///
+/// Counted is, for the relay that has most before it, what it has still to publish: whatever comes after its position, and what waits
+/// apart (for a retry, a time, or an earlier event of its key). What is in quarantine is not counted. A little is counted too much: what
+/// is confirmed behind an event that is not, until that one has its outcome or is put aside.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// use onewrite::{BacklogQuota, Error, Event, QuotaPolicy, Store};
+/// let quota = BacklogQuota { events_max: 1, bytes_max: 1 << 20, policy: QuotaPolicy::Refuse };
+/// let store = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb"))?;
+/// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
+/// pay()?;
+/// assert!(matches!(pay(), Err(Error::BacklogFull { events_max: 1, .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BacklogQuota {
+    /// Events at most.
+    pub events_max: u64,
+    /// Bytes of records at most.
+    pub bytes_max: u64,
+    /// What happens then.
+    pub policy: QuotaPolicy,
+}

@@ -1,0 +1,81 @@
+//! How long what is published is kept.
+
+use crate::time::as_ms;
+use std::time::Duration;
+
+/// How long confirmed events stay in the log. They stay while *any* of the set limits still wants them.
+///
+/// ```
+/// use std::time::Duration;
+/// use onewrite::Retention;
+/// let retention = Retention::until_confirmed().keep_events(1000).keep_age(Duration::from_secs(3600));
+/// assert_eq!((retention.events_min, retention.age_ms_min), (1000, 3_600_000));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// The newest this many.
+    pub events_min: u64,
+    /// The newest records of this many bytes together.
+    pub bytes_min: u64,
+    /// Those younger than this, in milliseconds.
+    pub age_ms_min: u64,
+    /// Everything, for ever.
+    pub forever: bool,
+}
+
+impl Retention {
+    /// Confirmed events are trimmed soon. The default.
+    ///
+    /// ```
+    /// # use onewrite::Retention;
+    /// assert_eq!(Retention::until_confirmed(), Retention::default());
+    /// ```
+    #[must_use]
+    pub fn until_confirmed() -> Self {
+        Self::default()
+    }
+    /// Nothing is ever trimmed: for event sourcing.
+    ///
+    /// ```
+    /// assert!(onewrite::Retention::forever().forever);
+    /// ```
+    #[must_use]
+    pub fn forever() -> Self {
+        Self { forever: true, ..Self::default() }
+    }
+    /// Keeps the newest `events`.
+    ///
+    /// ```
+    /// assert_eq!(onewrite::Retention::default().keep_events(1000).events_min, 1000);
+    /// ```
+    #[must_use]
+    pub fn keep_events(mut self, events: u64) -> Self {
+        self.events_min = events;
+        self
+    }
+    /// Keeps the newest records of `bytes` together.
+    ///
+    /// ```
+    /// assert_eq!(onewrite::Retention::default().keep_bytes(1 << 30).bytes_min, 1 << 30);
+    /// ```
+    #[must_use]
+    pub fn keep_bytes(mut self, bytes: u64) -> Self {
+        self.bytes_min = bytes;
+        self
+    }
+    /// Keeps what is younger than `age`.
+    ///
+    /// The age is the time that has passed while the store was open since the event was appended; the event's own time and the wall
+    /// clock play no part. It is known in steps of a 64th of `age`, or of a second; an event stays so much longer at most.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// let retention = onewrite::Retention::default().keep_age(Duration::from_secs(60));
+    /// assert_eq!(retention.age_ms_min, 60_000);
+    /// ```
+    #[must_use]
+    pub fn keep_age(mut self, age: Duration) -> Self {
+        self.age_ms_min = as_ms(age);
+        self
+    }
+}

@@ -1,0 +1,130 @@
+//! Names of requests and events that were seen.
+
+use super::Transaction;
+use crate::error::{Error, Result};
+use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
+use crate::log::keys;
+use crate::log::record::{self};
+use crate::storage::errors::damaged_row;
+use crate::storage::tables::ids::NUMBERED;
+use crate::storage::tables::schema::{INBOX, InboxRow};
+use crate::store::gathered::Amount;
+
+/// What tells content from other content: checksum and length.
+pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
+    (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
+}
+
+pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> {
+    if id.is_empty() || id.len() > max {
+        return Err(Error::BadId { what, len: id.len(), max });
+    }
+    Ok(())
+}
+
+impl Transaction {
+    /// Whether `id` is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
+    /// transaction, so that whatever else it does happens once for this id.
+    ///
+    /// The primitive under idempotent consumers, requests and appends. An id is remembered for the store's inbox age at least.
+    ///
+    /// # Errors
+    /// [`Error::BadId`] for a scope of 0 or over 255 bytes or an id of 0 or over 512 bytes.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let tx = store.begin()?;
+    /// assert!(tx.first_time("credit-service", "message-1")?);
+    /// assert!(!tx.first_time("credit-service", "message-1")?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn first_time(&self, scope: &str, id: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.mark(scope, id.as_ref(), None)?.is_none())
+    }
+
+    /// As [`first_time`](Self::first_time), and also tells when the same id comes with other content.
+    ///
+    /// # Errors
+    /// [`Error::IdConflict`] if the id was seen with content of another checksum or length; and those of `first_time`.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Error;
+    /// let tx = store.begin()?;
+    /// assert!(tx.first_time_with("credit", "message-1", b"100")?);
+    /// assert!(!tx.first_time_with("credit", "message-1", b"100")?);
+    /// assert!(matches!(tx.first_time_with("credit", "message-1", b"999"), Err(Error::IdConflict { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn first_time_with(&self, scope: &str, id: impl AsRef<[u8]>, content: &[u8]) -> Result<bool> {
+        let id = id.as_ref();
+        let Some(first) = self.mark(scope, id, Some(content))? else { return Ok(true) };
+        if (first.crc, first.len) == content_of(content) {
+            return Ok(false);
+        }
+        Err(Error::IdConflict { scope: scope.to_owned(), id: String::from_utf8_lossy(id).into_owned() })
+    }
+
+    /// Marks an id as seen; the earlier mark, if there is one.
+    pub(super) fn mark(&self, scope: &str, id: &[u8], content: Option<&[u8]>) -> Result<Option<InboxRow>> {
+        check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
+        check_id("the id", id, INBOX_ID_BYTES_MAX)?;
+        let key = keys::inbox(scope, id);
+        if let Some(row) = self.seen(&key)? {
+            return Ok(Some(row));
+        }
+        self.mark_id(key, content.map(content_of).unwrap_or_default(), None)?;
+        Ok(None)
+    }
+
+    pub(crate) fn seen(&self, key: &[u8]) -> Result<Option<InboxRow>> {
+        self.owned()?;
+        if let Some(row) = self.pending.borrow().inbox.get(key) {
+            return Ok(Some(*row));
+        }
+        self.engine(|| {
+            let table = self.redb().open_table(INBOX)?;
+            let row = redb::ReadableTable::get(&table, key)?;
+            row.map(|row| InboxRow::from_bytes(row.value()).ok_or_else(|| damaged_row("inbox"))).transpose()
+        })
+    }
+
+    /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
+    pub(crate) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
+        self.admit(Amount::mark(key.len()))?;
+        let mut pending = self.pending.borrow_mut();
+        let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
+        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms: 0 });
+        Ok(())
+    }
+
+    /// Marks it with another content; it stays as old as it is.
+    pub(crate) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
+        self.admit(Amount::mark(key.len()))?;
+        self.pending.borrow_mut().mark_seen(key, InboxRow { crc, len, ..row });
+        Ok(())
+    }
+
+    /// Marks a key of the inbox; `false` if it was marked before.
+    pub(crate) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
+        let first = self.seen(&key)?.is_none();
+        if first {
+            self.mark_id(key, Default::default(), None)?;
+        }
+        Ok(first)
+    }
+
+    /// Forgets what this transaction itself has marked.
+    pub(crate) fn forget_mark(&self, key: &[u8]) {
+        self.pending.borrow_mut().forget_seen(key);
+    }
+
+    /// Marks a request as done, with the events that it led to.
+    pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
+        self.admit(Amount::mark(key.len()))?;
+        self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });
+        Ok(())
+    }
+}

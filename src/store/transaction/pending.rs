@@ -1,0 +1,86 @@
+//! What a transaction has done that the file does not know yet.
+
+use crate::log::lanes::LaneState;
+use crate::log::streams::{Run, StreamState};
+use crate::storage::tables::projection::ProjectionRow;
+use crate::storage::tables::schema::InboxRow;
+use crate::store::capture::rows::PendingCaptures;
+use crate::store::cleanup::LeftChange;
+use crate::store::gathered::Point;
+use crate::store::streams::{PendingStream, PendingStreams};
+use std::collections::{BTreeMap, HashMap};
+
+/// What the transaction would add to the log.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) next_seq: u64,
+    pub(crate) end_offset: u64,
+    pub(crate) frames: Vec<(u64, Vec<u8>)>,
+    pub(crate) lanes: HashMap<Box<[u8]>, LaneState>,
+    pub(crate) inbox: HashMap<Vec<u8>, InboxRow>,
+    pub(crate) streams: PendingStreams,
+    /// Written already; only a rollback of the whole transaction takes them back.
+    pub(crate) projections: BTreeMap<String, ProjectionRow>,
+    /// Nothing undoes a part of it: who changes it has [touched](Transaction::touch) the transaction.
+    pub(crate) captures: PendingCaptures,
+    /// Written already, as the projections are.
+    pub(crate) cleanup: LeftChange,
+    /// What is derived from the log is to be written, however little has come since it last was.
+    pub(crate) flush_derived: bool,
+    /// The commit may be the last one: what is written now and then is written.
+    pub(crate) closing: bool,
+    pub(super) undo: Vec<Undo>,
+}
+
+#[derive(Debug)]
+pub(super) enum Undo {
+    Lane(Box<[u8]>, Option<LaneState>),
+    Inbox(Vec<u8>, Option<InboxRow>),
+    /// The state before, and how many events the stream had been given before.
+    Stream(Box<[u8]>, Option<(StreamState, usize)>),
+}
+
+/// A point within a transaction to which what gathers in memory can be rolled back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    pub(super) next_seq: u64,
+    pub(super) end_offset: u64,
+    pub(super) frames: usize,
+    pub(super) undo: usize,
+    pub(super) tables_opened: u64,
+    pub(super) gathered: Point,
+}
+
+impl Pending {
+    pub(crate) fn mark_seen(&mut self, key: Vec<u8>, row: InboxRow) {
+        let earlier = self.inbox.insert(key.clone(), row);
+        self.undo.push(Undo::Inbox(key, earlier));
+    }
+
+    pub(crate) fn forget_seen(&mut self, key: &[u8]) {
+        if let Some(earlier) = self.inbox.remove(key) {
+            self.undo.push(Undo::Inbox(key.to_vec(), Some(earlier)));
+        }
+    }
+
+    /// An event of this stream has been appended, as the next of its revisions. `committed` is what the stream was
+    /// before this transaction.
+    pub(crate) fn note_revision(&mut self, name: &[u8], committed: StreamState, seq: u64) {
+        let stream = self.change_stream(name, committed);
+        stream.state.next += 1;
+        stream.run.seqs.push(seq);
+    }
+
+    /// The stream gets another state.
+    pub(crate) fn note_state(&mut self, name: &[u8], state: StreamState) {
+        self.change_stream(name, state).state = state;
+    }
+
+    fn change_stream(&mut self, name: &[u8], committed: StreamState) -> &mut PendingStream {
+        let before = self.streams.get(name).map(|stream| (stream.state, stream.run.seqs.len()));
+        self.undo.push(Undo::Stream(name.into(), before));
+        self.streams
+            .entry(name.into())
+            .or_insert_with(|| PendingStream { state: committed, run: Run::starting_at(committed.next) })
+    }
+}
