@@ -5,8 +5,10 @@
 
 mod expired;
 mod handle;
+mod loading;
 mod prepare;
 mod quarantine;
+mod requests;
 pub(crate) mod rows;
 mod shell;
 mod waiters;

@@ -12,27 +12,24 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
-use super::expired::{FoundExpired, find_expired};
 pub(crate) use super::prepare::Form;
 use super::prepare::{Held, Met, hold};
 use super::rows;
-use super::rows::RowState;
 use super::waiters::Waiters;
 use super::{Registered, StopReport};
 use crate::broker::{Epoch, Publisher, PublisherEvent};
-use crate::delivery::types::{Action, Change, Input, Key, Loaded, Recovered, Settings, SweepAt};
-use crate::delivery::{Machine, SeqState, SuspendedFigures};
+use crate::delivery::types::{Action, Change, Input, Recovered, Settings, SweepAt};
+use crate::delivery::{Machine, SuspendedFigures};
 use crate::error::{Error, Result};
 use crate::limits::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
-use crate::oneshot;
 use crate::printable::printable;
 use crate::storage::errors::engine_panicked;
 use crate::store::capture::rounds::Rounds;
 use crate::store::cursor::Cursor;
 use crate::store::log_pace::LogPace;
-use crate::store::records::{self, Read};
-use crate::store::relays::{Awaited, RelayRequest};
+use crate::store::records::{self};
+use crate::store::relays::RelayRequest;
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::time::{Deadline, Now, wake_after};
 use crate::wire::{self};
@@ -56,44 +53,44 @@ pub(crate) struct Inputs {
 
 #[derive(Debug)]
 pub(crate) struct Shell {
-    registered: Registered,
-    cursor: Cursor,
-    machine: Machine,
-    form: Form,
+    pub(super) registered: Registered,
+    pub(super) cursor: Cursor,
+    pub(super) machine: Machine,
+    pub(super) form: Form,
     publisher: Box<dyn Publisher>,
-    inputs: Inputs,
-    status: Arc<Mutex<RelayStatus>>,
-    held: FxHashMap<u64, Held>,
+    pub(super) inputs: Inputs,
+    pub(super) status: Arc<Mutex<RelayStatus>>,
+    pub(super) held: FxHashMap<u64, Held>,
     /// Exchanges and routing keys, one copy each.
-    names: HashMap<Box<str>, Arc<str>>,
-    waiters: Waiters,
+    pub(super) names: HashMap<Box<str>, Arc<str>>,
+    pub(super) waiters: Waiters,
     /// Actions that are still to be done.
-    todo: VecDeque<Action>,
-    scratch: Vec<Action>,
-    changes: Vec<Change>,
+    pub(super) todo: VecDeque<Action>,
+    pub(super) scratch: Vec<Action>,
+    pub(super) changes: Vec<Change>,
     /// Confirms that no crash can undo: below the position that is saved with them, or of an event with a row.
-    confirmed: u64,
+    pub(super) confirmed: u64,
     /// Events that are confirmed and wait for the position to pass them. After a crash they are published again, so
     /// they count only then. How far the machine lets the position stay behind bounds it.
-    confirmed_ahead: BTreeSet<u64>,
+    pub(super) confirmed_ahead: BTreeSet<u64>,
     /// The newest position that was handed over.
-    position: u64,
+    pub(super) position: u64,
     /// Rows were changed since the last flush.
-    rows_waiting: bool,
+    pub(super) rows_waiting: bool,
     /// Among them rows of events that the log has still to bring.
-    rows_ahead_waiting: bool,
+    pub(super) rows_ahead_waiting: bool,
     /// The next piece of a search for expired events: one is done in each turn.
-    search: Option<Search>,
+    pub(super) search: Option<Search>,
     /// The next piece of the log to read: from, events, bytes.
-    load: Option<(u64, usize, usize)>,
-    state: RelayState,
-    connections: u64,
-    paused: bool,
-    blocked: bool,
-    last_fault: Option<Fault>,
-    stop_at: Option<Deadline>,
+    pub(super) load: Option<(u64, usize, usize)>,
+    pub(super) state: RelayState,
+    pub(super) connections: u64,
+    pub(super) paused: bool,
+    pub(super) blocked: bool,
+    pub(super) last_fault: Option<Fault>,
+    pub(super) stop_at: Option<Deadline>,
     patience: Option<Patience>,
-    pace: LogPace,
+    pub(super) pace: LogPace,
 }
 
 /// Since when captured tables have had something to publish, without a round.
@@ -226,7 +223,7 @@ impl Shell {
         self.registered.store.core().check()
     }
 
-    fn tell_tail(&mut self) {
+    pub(crate) fn tell_tail(&mut self) {
         let tail = self.registered.store.core().tail().next_seq;
         self.step(Input::Tail(tail));
     }
@@ -306,14 +303,14 @@ impl Shell {
         self.registered.store.core().settings.clock.now()
     }
 
-    fn step(&mut self, input: Input) {
+    pub(crate) fn step(&mut self, input: Input) {
         let now = self.now();
         self.machine.step(input, now, &mut self.scratch);
         self.todo.extend(self.scratch.drain(..));
     }
 
     /// Does everything that is to be done, and what follows from it.
-    fn work(&mut self) -> Result<()> {
+    pub(crate) fn work(&mut self) -> Result<()> {
         while let Some(action) = self.todo.pop_front() {
             self.act(action)?;
         }
@@ -391,82 +388,6 @@ impl Shell {
 
     // --- reading ------------------------------------------------------------------------------------------------------
 
-    fn load(&mut self, from: u64, events_max: usize, bytes_max: usize) -> Result<()> {
-        let core = Arc::clone(self.registered.store.core());
-        let tail = core.tail().next_seq;
-        let reads = records::read_log(&core, from, tail, events_max, bytes_max)?;
-        // Positions without a record have been trimmed; only a relay that starts late meets them.
-        let to = reads.last().map_or(tail, |(seq, _)| seq + 1);
-        let apart = self.apart(from, to)?;
-        let events = reads
-            .into_iter()
-            .map(|read| match read {
-                (seq, _) if apart.contains(&seq) => Loaded::Apart { seq },
-                read => hold(read, Met::First, &mut self.form, &mut self.names, &mut self.held),
-            })
-            .collect();
-        self.step(Input::Tail(tail));
-        self.step(Input::Loaded { to, events });
-        Ok(())
-    }
-
-    /// The events of `from..to` that have an exception: known from a former life, or taken out by a sweep.
-    fn apart(&mut self, from: u64, to: u64) -> Result<BTreeSet<u64>> {
-        if self.rows_ahead_waiting {
-            self.flush_rows()?;
-        }
-        let core = self.registered.store.core();
-        let any =
-            core.tail().cursors.get(&self.registered.name).is_some_and(|cursor| cursor.rows.any_exception());
-        if any { rows::exceptions_between(core, self.cursor.id, from, to) } else { Ok(BTreeSet::new()) }
-    }
-
-    /// One piece of the search for expired events.
-    fn search(&mut self) -> Result<()> {
-        let Some(Search { at, until_ms, events_max }) = self.search.take() else { return Ok(()) };
-        self.flush_rows()?;
-        let core = self.registered.store.core();
-        let FoundExpired { found, next, to, earliest_ms } =
-            find_expired(core, self.cursor.id, at, until_ms, events_max)?;
-        self.rows_ahead_waiting |= !found.is_empty();
-        self.step(Input::FoundExpired { found, next, to, earliest_ms });
-        self.work()
-    }
-
-    fn load_due(&mut self, after: Option<(u64, u64)>, until_ms: u64, events_max: usize) -> Result<()> {
-        self.flush_rows()?;
-        let core = Arc::clone(self.registered.store.core());
-        let found = rows::read_due(&core, self.cursor.id, after, until_ms, events_max)?;
-        // Those in memory already are not read again.
-        let due: Vec<_> = found.due.into_iter().filter(|(seq, _)| !self.held.contains_key(seq)).collect();
-        let reads = records::read_records(&core, due.iter().map(|(seq, _)| *seq))?;
-        let due = self
-            .hold_all(reads, Met::Again)
-            .into_iter()
-            .zip(due.into_iter().map(|(_, exception)| exception))
-            .collect();
-        self.step(Input::LoadedDue { due, resume: found.resume, next_due_ms: found.next_due_ms });
-        Ok(())
-    }
-
-    fn load_parked(&mut self, key: Key, events_max: usize) -> Result<()> {
-        self.flush_rows()?;
-        let core = Arc::clone(self.registered.store.core());
-        let (seqs, more) = rows::read_parked(&core, self.cursor.id, &key, events_max)?;
-        let new = seqs.into_iter().filter(|seq| !self.held.contains_key(seq));
-        let reads = records::read_records(&core, new)?;
-        let events = self.hold_all(reads, Met::Again);
-        self.step(Input::LoadedParked { key, events, more });
-        Ok(())
-    }
-
-    fn hold_all(&mut self, reads: Vec<Read>, met: Met) -> Vec<Loaded> {
-        reads
-            .into_iter()
-            .map(|read| hold(read, met, &mut self.form, &mut self.names, &mut self.held))
-            .collect()
-    }
-
     // --- progress -----------------------------------------------------------------------------------------------------
 
     /// Lets what has changed wait for a commit to ride on.
@@ -490,7 +411,7 @@ impl Shell {
     }
 
     /// Writes rows that wait, and waits for it.
-    fn flush_rows(&mut self) -> Result<()> {
+    pub(crate) fn flush_rows(&mut self) -> Result<()> {
         if !self.rows_waiting {
             return Ok(());
         }
@@ -564,78 +485,6 @@ impl Shell {
                 _ => {}
             }
         }
-    }
-
-    fn request(&mut self, request: RelayRequest) -> Result<()> {
-        match request {
-            RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
-            RelayRequest::Echo { reply } => reply.send(()),
-            RelayRequest::Redriven { seq, fault } => {
-                // It may have been found among those that are due before this was heard: by now it is in memory, delivered, its
-                // record perhaps trimmed, or back in quarantine. The file knows.
-                self.flush_rows()?;
-                if !rows::is_to_be_tried(self.registered.store.core(), self.cursor.id, seq)? {
-                    return Ok(());
-                }
-                let read = records::read_records(self.registered.store.core(), std::iter::once(seq))?;
-                let known = self.held.contains_key(&seq);
-                if let Some(loaded) =
-                    (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
-                {
-                    self.step(Input::Redriven(loaded, fault));
-                }
-            }
-            RelayRequest::Discarded { seq, key } => {
-                let fault = Fault::new(FaultClass::Message, "discarded by request");
-                self.waiters.quarantined(seq, &fault);
-                self.step(Input::Discarded { seq, key: key.map(Key::from) });
-            }
-            RelayRequest::LetExpiredGo => self.step(Input::LetExpiredGo),
-            RelayRequest::Pause => {
-                self.paused = true;
-                self.step(Input::Pause);
-            }
-            RelayRequest::Resume => {
-                self.paused = false;
-                self.step(Input::Resume);
-            }
-            RelayRequest::Stop { deadline } => {
-                self.stop_at = Some(deadline);
-                self.step(Input::Pause);
-            }
-        }
-        Ok(())
-    }
-
-    fn await_confirms(&mut self, seqs: Vec<u64>, reply: oneshot::Sender<Awaited>) -> Result<()> {
-        // The commit that made them may not have been heard of yet.
-        self.tell_tail();
-        self.work()?;
-        let mut left = BTreeSet::new();
-        for seq in seqs {
-            let state = self.machine.seq_state(seq);
-            if state == SeqState::Pending {
-                left.insert(seq);
-                continue;
-            }
-            self.flush_rows()?;
-            match rows::row_state(self.registered.store.core(), self.cursor.id, seq) {
-                Ok(RowState::Settled) if state == SeqState::AskDisk => {}
-                Ok(RowState::Settled | RowState::Waiting) => drop(left.insert(seq)),
-                Ok(RowState::Quarantined(exception)) => {
-                    let unknown = || Fault::new(FaultClass::Undecodable, "no reason was recorded");
-                    let fault = exception.fault.unwrap_or_else(unknown);
-                    reply.send(Awaited::Quarantined { seq, fault });
-                    return Ok(());
-                }
-                Err(error) => {
-                    reply.send(Awaited::Failed(error));
-                    return Ok(());
-                }
-            }
-        }
-        self.waiters.add(left, reply);
-        Ok(())
     }
 
     // --- ending -------------------------------------------------------------------------------------------------------
@@ -729,10 +578,10 @@ fn shown(suspended: SuspendedFigures<'_>) -> SuspendedDestination {
 
 /// Where a search for expired events goes on.
 #[derive(Debug)]
-struct Search {
-    at: SweepAt,
-    until_ms: u64,
-    events_max: usize,
+pub(crate) struct Search {
+    pub(super) at: SweepAt,
+    pub(super) until_ms: u64,
+    pub(super) events_max: usize,
 }
 
 /// What has happened.

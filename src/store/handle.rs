@@ -1,14 +1,15 @@
 //! The handle of an open store.
 
-use super::alarms::Alarm;
 use super::core::Core;
 use super::jumps::Jumps;
+use super::once::Once;
 use super::read::Snapshot;
 use super::receipt::Receipt;
 use super::settings::Settings;
 use super::settings::StoreBuilder;
 use super::transaction::Transaction;
 use super::transaction::{REQUEST_SCOPE, check_id};
+use super::write_future::WriteFuture;
 use super::write_wait::{Purpose, Wait};
 use super::writer::{Closure, Job, Write};
 use super::{capture, cleanup, groups, recover, writer};
@@ -28,7 +29,6 @@ use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
@@ -57,56 +57,18 @@ use std::thread::JoinHandle;
 /// ```
 #[derive(Debug, Clone)]
 pub struct Store {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// Ends the writer thread when the last handle goes.
 #[derive(Debug)]
 pub(super) struct Shared {
-    core: Arc<Core>,
-    jobs: Sender<Job>,
+    pub(super) core: Arc<Core>,
+    pub(super) jobs: Sender<Job>,
     /// The writer thread, and that it has ended.
-    writer: std::sync::Mutex<Option<(JoinHandle<()>, oneshot::Receiver<()>)>>,
+    pub(super) writer: std::sync::Mutex<Option<(JoinHandle<()>, oneshot::Receiver<()>)>>,
     /// Keeps the subscription at the clock.
-    _jumps: Jumps,
-}
-
-/// What [`Store::write_once`] did.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use onewrite::{Event, Once};
-/// match store.write_once("request-17", |tx| tx.append(Event::bytes("paid", "1").to("", "payments")))? {
-///     Once::Done(receipt) => assert_eq!(receipt.seqs(), [0]),
-///     _ => unreachable!("no request of this id came before"),
-/// }
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Once<T> {
-    /// The request was new; its effects are durable.
-    Done(Receipt<T>),
-    /// A request of this id was committed before; nothing was done. The receipt shows its events.
-    Repeated(Receipt),
-}
-
-impl<T> Once<T> {
-    /// Whether the request had been committed before.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let again = || store.write_once("request-17", |_| Ok(()));
-    /// assert!(!again()?.is_repeat());
-    /// assert!(again()?.is_repeat());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn is_repeat(&self) -> bool {
-        matches!(self, Self::Repeated(_))
-    }
+    pub(super) _jumps: Jumps,
 }
 
 impl Store {
@@ -609,104 +571,4 @@ impl Drop for Shared {
 pub(crate) struct Submitted<T> {
     answer: oneshot::Receiver<Result<Receipt<T>>>,
     wait: Wait,
-}
-
-/// A write on its way. See [`Store::write_async`].
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use onewrite::WriteFuture;
-/// let write: WriteFuture<u32> = store.write_async(|_| Ok(7)); // nothing happens before it is polled
-/// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-/// assert_eq!(runtime.block_on(write)?.into_value(), 7);
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[must_use = "a future does nothing until it is polled"]
-pub struct WriteFuture<T> {
-    store: Store,
-    job: Option<Job>,
-    answer: oneshot::Receiver<Result<Receipt<T>>>,
-    wait: Wait,
-    alarm: Option<Alarm>,
-}
-
-impl<T> WriteFuture<T> {
-    /// It is not done yet. Fails once the limit has passed; else it is woken when there is something to do about the wait.
-    fn pending(&mut self, context: &mut Context<'_>) -> Result<()> {
-        let core = Arc::clone(self.store.core());
-        let is_alone = || core.turns.is_free() && core.queue.company() <= 1;
-        if !self.wait.has_begun() && !self.wait.has_limit() && is_alone() {
-            return Ok(());
-        }
-        if self.wait.is_over() {
-            if self.job.take().is_some() || self.answer.withdraw() {
-                return Err(core.write_timeout(&mut self.wait));
-            }
-            self.wait.forget_limit();
-        }
-        core.tell_wait(&mut self.wait);
-        let at = self.wait.next();
-        let set = core.alarms.set(&mut self.alarm, at, context.waker().clone());
-        set.map_err(|source| Error::Thread { what: "alarms", source })
-    }
-}
-
-/// A future that is dropped needs no alarm any more.
-impl<T> Drop for WriteFuture<T> {
-    fn drop(&mut self) {
-        let core = self.store.core();
-        if self.alarm.is_some() && !core.owner.is_elsewhere() {
-            core.alarms.cancel(self.alarm.take());
-        }
-    }
-}
-
-impl<T> std::fmt::Debug for WriteFuture<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WriteFuture").field("queued", &self.job.is_none()).finish_non_exhaustive()
-    }
-}
-
-impl<T> Future for WriteFuture<T> {
-    type Output = Result<Receipt<T>>;
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(job) = self.job.take() {
-            let core = Arc::clone(self.store.core());
-            core.refuse_inside("Store::write_async")?;
-            self.store.ready()?;
-            // Ask to be woken before trying: room may appear between the two.
-            core.await_queue_room(context.waker());
-            core.queue.enter();
-            let sent = match job {
-                // As in `enqueue`.
-                Job::Write(closure) if core.queue.is_writer() => {
-                    groups::run_alone(&core, closure, &mut self.wait);
-                    Ok(())
-                }
-                job => self.store.shared.jobs.try_send(job),
-            };
-            match sent {
-                Ok(()) => {}
-                Err(TrySendError::Full(job)) => {
-                    core.queue.leave(1);
-                    self.job = Some(job);
-                    self.pending(context)?;
-                    return Poll::Pending;
-                }
-                Err(TrySendError::Disconnected(_)) => {
-                    core.queue.leave(1);
-                    return Poll::Ready(Err(self.store.gone()));
-                }
-            }
-        }
-        // Queued before a fork, it has no answer in the forked process.
-        self.store.core().owner.check()?;
-        let answer = std::pin::Pin::new(&mut self.answer).poll(context);
-        if answer.is_pending() {
-            self.pending(context)?;
-        }
-        answer.map(|answer| answer.unwrap_or_else(|oneshot::Abandoned| Err(self.store.gone())))
-    }
 }

@@ -21,6 +21,7 @@ pub(crate) mod jumps;
 pub(crate) mod left_out;
 pub(crate) mod lines;
 pub(crate) mod log_pace;
+pub(crate) mod once;
 pub(crate) mod owner;
 pub(crate) mod projections;
 pub(crate) mod read;
@@ -41,6 +42,7 @@ pub(crate) mod trim;
 pub(crate) mod turn;
 pub(crate) mod waiting;
 pub(crate) mod wanted;
+pub(crate) mod write_future;
 pub(crate) mod write_wait;
 pub(crate) mod writer;
 
@@ -48,8 +50,9 @@ pub(crate) mod writer;
 pub(crate) use crate::storage::journal::fuzzing_journal;
 
 pub use self::capture::{Capture, CaptureMode, CaptureWait, CapturedTable, Change, Operation};
-pub use self::handle::{Once, Store, WriteFuture};
+pub use self::handle::Store;
 pub use self::holders::{Holder, HolderKind};
+pub use self::once::Once;
 pub use self::projections::{ProjectionState, ProjectionStatus};
 pub use self::read::{Events, Snapshot};
 pub use self::receipt::{ConfirmError, Receipt};
@@ -59,4 +62,5 @@ pub use self::settings::{BacklogQuota, IdsPolicy, LanesPolicy, QuotaPolicy, Rete
 pub use self::start_at::StartAt;
 pub use self::streams::{Stream, StreamAppended, StreamEvents, StreamReader};
 pub use self::transaction::{Appended, Transaction};
+pub use self::write_future::WriteFuture;
 pub use crate::storage::metered::IoStats;

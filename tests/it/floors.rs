@@ -55,6 +55,9 @@ const CRATES: &[(&str, &[&str])] = &[
 /// Crates that any room may name.
 const ANYWHERE: &[&str] = &["thiserror", "tracing"];
 
+/// Lines of a file, without its tests.
+const LINES_MAX: usize = 600;
+
 /// What no file holds.
 const UNDONE: &[&str] = &["todo!", "unimplemented!", "#[ignore"];
 
@@ -76,6 +79,31 @@ fn nothing_is_left_undone_or_ignored() {
                 assert!(!code.contains(undone), "{folder}/{file} holds `{undone}`");
             }
         }
+    }
+}
+
+/// Goal: a file can be read at one sitting, and no room is crowded. Method: lines of code and documentation, without tests.
+#[test]
+fn no_file_is_long_and_no_room_is_crowded() {
+    let is_test = |file: &str| {
+        let folders = ["tests/", "crash_tests/", "story_tests/", "exhaustive_tests/"];
+        folders.iter().any(|folder| file.contains(folder)) || file.ends_with("tests.rs")
+    };
+    let lines = |source: &str| {
+        let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+        code.lines().count()
+    };
+    let sources = files("src");
+    let counted =
+        sources.iter().filter(|(file, _)| !is_test(file)).map(|(file, source)| (file, lines(source)));
+    let (mut rooms, mut all) = (std::collections::BTreeMap::<&str, usize>::new(), 0);
+    for (file, lines) in counted {
+        assert!(lines <= LINES_MAX, "src/{file} has {lines} lines");
+        all += lines;
+        *rooms.entry(file.rsplit_once('/').map_or("", |(room, _)| room)).or_default() += lines;
+    }
+    for (room, lines) in rooms {
+        assert!(lines * 5 <= all, "src/{room} has {lines} of {all} lines");
     }
 }
 

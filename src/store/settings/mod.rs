@@ -1,6 +1,7 @@
 //! The store's settings and its builder.
 
 mod builder;
+mod inbox;
 mod policies;
 mod quota;
 mod retention;

@@ -1,0 +1,88 @@
+//! What others ask of a relay that runs.
+
+use super::prepare::Met;
+use super::rows;
+use super::rows::RowState;
+use super::shell::Shell;
+use crate::delivery::SeqState;
+use crate::delivery::types::{Input, Key};
+use crate::error::Result;
+use crate::message::{Fault, FaultClass};
+use crate::oneshot;
+use crate::store::records::{self};
+use crate::store::relays::{Awaited, RelayRequest};
+use std::collections::BTreeSet;
+
+impl Shell {
+    pub(super) fn request(&mut self, request: RelayRequest) -> Result<()> {
+        match request {
+            RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
+            RelayRequest::Echo { reply } => reply.send(()),
+            RelayRequest::Redriven { seq, fault } => {
+                // It may have been found among those that are due before this was heard: by now it is in memory, delivered, its
+                // record perhaps trimmed, or back in quarantine. The file knows.
+                self.flush_rows()?;
+                if !rows::is_to_be_tried(self.registered.store.core(), self.cursor.id, seq)? {
+                    return Ok(());
+                }
+                let read = records::read_records(self.registered.store.core(), std::iter::once(seq))?;
+                let known = self.held.contains_key(&seq);
+                if let Some(loaded) =
+                    (!known).then(|| self.hold_all(read, Met::Again)).and_then(|mut all| all.pop())
+                {
+                    self.step(Input::Redriven(loaded, fault));
+                }
+            }
+            RelayRequest::Discarded { seq, key } => {
+                let fault = Fault::new(FaultClass::Message, "discarded by request");
+                self.waiters.quarantined(seq, &fault);
+                self.step(Input::Discarded { seq, key: key.map(Key::from) });
+            }
+            RelayRequest::LetExpiredGo => self.step(Input::LetExpiredGo),
+            RelayRequest::Pause => {
+                self.paused = true;
+                self.step(Input::Pause);
+            }
+            RelayRequest::Resume => {
+                self.paused = false;
+                self.step(Input::Resume);
+            }
+            RelayRequest::Stop { deadline } => {
+                self.stop_at = Some(deadline);
+                self.step(Input::Pause);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn await_confirms(&mut self, seqs: Vec<u64>, reply: oneshot::Sender<Awaited>) -> Result<()> {
+        // The commit that made them may not have been heard of yet.
+        self.tell_tail();
+        self.work()?;
+        let mut left = BTreeSet::new();
+        for seq in seqs {
+            let state = self.machine.seq_state(seq);
+            if state == SeqState::Pending {
+                left.insert(seq);
+                continue;
+            }
+            self.flush_rows()?;
+            match rows::row_state(self.registered.store.core(), self.cursor.id, seq) {
+                Ok(RowState::Settled) if state == SeqState::AskDisk => {}
+                Ok(RowState::Settled | RowState::Waiting) => drop(left.insert(seq)),
+                Ok(RowState::Quarantined(exception)) => {
+                    let unknown = || Fault::new(FaultClass::Undecodable, "no reason was recorded");
+                    let fault = exception.fault.unwrap_or_else(unknown);
+                    reply.send(Awaited::Quarantined { seq, fault });
+                    return Ok(());
+                }
+                Err(error) => {
+                    reply.send(Awaited::Failed(error));
+                    return Ok(());
+                }
+            }
+        }
+        self.waiters.add(left, reply);
+        Ok(())
+    }
+}
