@@ -185,7 +185,7 @@ impl ConsumerBuilder {
     ///
     /// Deliveries that wait for their next try, or for a gap, are parked once they take more than a quarter of the
     /// [prefetch](Self::prefetch): they are written into the store and acknowledged, so that others flow. They keep the order of
-    /// their key, survive a restart, and show in [`ConsumerStats::parked`]. Beyond these bounds deliveries wait unacknowledged
+    /// their key, survive a restart, and show in [`ConsumerStats::parked`](crate::ConsumerStats::parked). Beyond these bounds deliveries wait unacknowledged
     /// and hold the prefetch, until there is room. With 0 rows nothing is parked.
     ///
     /// ```
@@ -265,7 +265,7 @@ impl ConsumerBuilder {
     ///
     /// Deliveries are others' data, and a full disk would fail the application's own writes too. While less is free, the consumer takes
     /// nothing from its queue: no handler runs, nothing is parked or put into quarantine, redrives wait too. It shows
-    /// [`ConsumerWait::FreeSpace`], warns once, and goes on by itself once an eighth more is free, or what it could not write if that is
+    /// [`ConsumerWait::FreeSpace`](crate::ConsumerWait::FreeSpace), warns once, and goes on by itself once an eighth more is free, or what it could not write if that is
     /// more. The broker keeps the deliveries.
     ///
     /// The consumer looks at the disk every 20 ms at most, and counts twice the length of each message in between. It applies messages of

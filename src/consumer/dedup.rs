@@ -3,7 +3,7 @@
 //! A lane takes one row and one per open hole (the rule and the rows: `log/dedup.rs`). An id takes a row of the inbox, and is remembered
 //! for the inbox age.
 //!
-//! How many lanes, gaps and ids a store keeps: `lanes_kept.rs`, `ids_kept.rs`.
+//! How many lanes, gaps and ids a store keeps: `lanes.rs`, `ids.rs`.
 //!
 //! **What a handler has refused** has come, and says nothing of its number or id: another message of it is new.
 //!

@@ -20,8 +20,12 @@
 //! | file | keeps |
 //! |---|---|
 //! | here | the settings |
+//! | `builder` | the settings |
 //! | `handle` | a running consumer and its figures |
 //! | `worker` | the thread |
+//! | `dedup`, `lanes`, `ids` | what has been seen, and how much of it is kept |
+//! | `rejected`, `reject`, `rejected_room` | the quarantine: for a person, for the thread, its bounds |
+//! | `in_hand` | the rows of tries, and of what is parked |
 //! | `hold` | what waits for a gap in its lane to be filled |
 //! | `waiting` | what waits for its next try, in lines |
 //! | `space` | how much deliveries may still write before the disk is too full |
@@ -88,7 +92,7 @@ pub enum GapPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RejectTo {
-    /// Into the store, durable, before the broker is told that it is done with: see [`Store::rejected`]. As many as
+    /// Into the store, durable, before the broker is told that it is done with: see [`Store::rejected`](crate::Store::rejected). As many as
     /// [`rejected_max`](ConsumerBuilder::rejected_max) allows. The default.
     #[default]
     Quarantine,

@@ -4,7 +4,7 @@ use super::receipt::Receipt;
 #[cfg(fuzzing)]
 pub(crate) use crate::storage::journal::fuzzing_journal;
 
-/// What [`Store::write_once`] did.
+/// What [`Store::write_once`](crate::Store::write_once) did.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;

@@ -11,7 +11,7 @@
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
 //! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
-//! | `publisher`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
+//! | `publisher`, `window`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
 //! | `cause` | why a message was returned |
 //! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
 //!

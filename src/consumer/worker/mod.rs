@@ -7,7 +7,8 @@
 //! |---|---|
 //! | here | takes deliveries in, decides what is tried next |
 //! | `apply` | applies a batch, and says what has become of it |
-//! | `parking` | writes down tries, parks what waits, takes it up again |
+//! | `tried` | what is known of tries, and what is written down |
+//! | `parking` | parks what waits, takes it up again |
 //! | `intake` | redrives and gaps |
 //! | `meanwhile` | takes in what comes while handlers run, and before the first of them |
 //! | `room` | waits where there is no room for what deliveries write |

@@ -11,14 +11,14 @@
 //! onewrite.exceptions  (cursor, seq) → exception row        (cursor.rs)
 //! onewrite.due         (cursor, due ms, seq) → ()
 //! onewrite.parked      (cursor, key, seq) → ()
-//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u64, at ms u64   (of deliveries: see seen.rs)
+//! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u64, at ms u64   (of deliveries: see consumer/dedup.rs)
 //! onewrite.projections projection name → see projections.rs
 //! onewrite.failures    (projection, seq) → see projections.rs
 //! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
 //! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/dedup.rs);
-//!                      (scope) → ids that were given a number u64, those of them that are kept u64   (ids_kept.rs)
+//!                      (scope) → ids that were given a number u64, those of them that are kept u64   (consumer/ids.rs)
 //! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64, since ms u64; (scope, store, epoch) → forgotten lanes    (lanes_kept.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64, their bytes u64, dropped u64; (scope, number) → delivery          (log/rejected.rs);
 //!                      (scope, number) → (), to be driven again                                 (rejected.rs)
@@ -148,7 +148,7 @@ pub(crate) struct InboxRow {
     pub(crate) first: u64,
     /// How many events it led to, contiguous from `first`.
     pub(crate) count: u32,
-    /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name. Of a delivery: see seen.rs.
+    /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name. Of a delivery: see consumer/dedup.rs.
     pub(crate) crc: u32,
     pub(crate) len: u64,
     /// When: the store age (age.rs). One beyond the store age is of an earlier format, or was lost by a crash: it counts as now.

@@ -25,7 +25,7 @@ impl StoreBuilder {
     }
 
     /// How many ids of foreign messages are remembered per scope at most; as many as the [age](Self::inbox_age) allows unless
-    /// set. It concerns [consumers](Store::consumer) and [`first_delivery`](crate::Transaction::first_delivery); messages with a
+    /// set. It concerns [consumers](crate::Store::consumer) and [`first_delivery`](crate::Transaction::first_delivery); messages with a
     /// lane need no id to be remembered.
     ///
     /// What becomes of a further id says the [policy](Self::inbox_ids_policy). Unless set it is refused with

@@ -4,7 +4,7 @@ use crate::limits::LANE_IDLE_MS_DEFAULT;
 use std::time::Duration;
 
 /// What becomes of a new id of a foreign message where as many are remembered as may be: see
-/// [`StoreBuilder::inbox_ids_policy`].
+/// [`StoreBuilder::inbox_ids_policy`](crate::StoreBuilder::inbox_ids_policy).
 ///
 /// ```
 /// assert_eq!(onewrite::IdsPolicy::default(), onewrite::IdsPolicy::Refuse);
@@ -21,7 +21,7 @@ pub enum IdsPolicy {
     ForgetOldest,
 }
 
-/// What becomes of a message of a new lane where as many are remembered as may be: see [`StoreBuilder::lanes_policy`].
+/// What becomes of a message of a new lane where as many are remembered as may be: see [`StoreBuilder::lanes_policy`](crate::StoreBuilder::lanes_policy).
 ///
 /// ```
 /// use onewrite::{LanesPolicy, limits::LANE_IDLE_MS_DEFAULT};

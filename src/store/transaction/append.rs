@@ -22,9 +22,9 @@ impl Transaction {
     /// again: the first position is returned. The id is remembered for the store's inbox age at least.
     ///
     /// # Errors
-    /// [`Error::Event`] naming the field that AMQP or the store's limits refuse; [`Error::Conflict`] for an id that is
-    /// taken by other content, [`Error::IdElsewhere`] for one that the same content has in a stream; [`Error::BacklogFull`] where a
-    /// quota is set. Nothing of the event is written then. [`Error::TransactionTooLarge`] beyond what a transaction may gather:
+    /// [`Error::Event`](crate::Error::Event) naming the field that AMQP or the store's limits refuse; [`Error::Conflict`](crate::Error::Conflict) for an id that is
+    /// taken by other content, [`Error::IdElsewhere`](crate::Error::IdElsewhere) for one that the same content has in a stream; [`Error::BacklogFull`](crate::Error::BacklogFull) where a
+    /// quota is set. Nothing of the event is written then. [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge) beyond what a transaction may gather:
     /// nothing of the transaction is written then.
     ///
     /// ```
@@ -160,7 +160,7 @@ impl Transaction {
     /// The event at this sequence number, this transaction's own included; `None` if it is not there (any more).
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if its record fails its check, [`Error::Upcast`] if it cannot be brought up to the newest form.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if its record fails its check, [`Error::Upcast`](crate::Error::Upcast) if it cannot be brought up to the newest form.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
