@@ -21,8 +21,6 @@ use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::journal::JournalOptions;
-#[cfg(fuzzing)]
-pub(crate) use crate::storage::journal::fuzzing_journal;
 use crate::storage::{file, place};
 use crate::time::Deadline;
 use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};

@@ -1,8 +1,6 @@
 //! What a request that is written once has come to.
 
 use super::receipt::Receipt;
-#[cfg(fuzzing)]
-pub(crate) use crate::storage::journal::fuzzing_journal;
 
 /// What [`Store::write_once`](crate::Store::write_once) did.
 ///

@@ -8,8 +8,6 @@ use super::write_wait::Wait;
 use super::writer::Job;
 use crate::error::{Error, Result};
 use crate::oneshot;
-#[cfg(fuzzing)]
-pub(crate) use crate::storage::journal::fuzzing_journal;
 use crossbeam_channel::TrySendError;
 use std::sync::Arc;
 use std::task::{Context, Poll};
