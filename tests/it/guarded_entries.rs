@@ -7,34 +7,42 @@ use std::path::{Path, PathBuf};
 const GUARDS: [&str; 6] = ["engine", "or_poison", "unless_it_panics", "reading", "guarded", "caught"];
 
 /// Functions that use a transaction of the engine and are called within a guard alone: a file, its functions, and the guard.
-const WITHIN: [(&str, &[&str]); 22] = [
+const WITHIN: &[(&str, &[&str])] = &[
     // At the open, in `file::guarded`.
-    ("recover.rs", &["write_schema", "identify", "make_newer_tables", "upgrade", "recover", "begin_epoch"]),
-    ("cleanup/mod.rs", &["recover", "resume", "leave", "leave_revisions"]),
+    (
+        "store/recover.rs",
+        &["write_schema", "identify", "make_newer_tables", "upgrade", "recover", "begin_epoch"],
+    ),
+    ("storage/tables", &[]),
+    ("store/cleanup/mod.rs", &["recover", "resume", "leave", "leave_revisions"]),
     // Begins alone, which `Core` guards; what is read by it has a guard of its own.
-    ("core.rs", &["begin_read"]),
-    ("mod.rs", &["read"]),
+    ("store/core/mod.rs", &["begin_read"]),
+    ("store/handle.rs", &["read"]),
     // In `Store::stats`.
-    ("stats.rs", &["all_stats"]),
-    ("capture/rows.rs", &["recover", "switch_on"]),
+    ("inspect/stats.rs", &["all_stats"]),
+    ("store/capture/rows.rs", &["recover", "switch_on"]),
     // In `Transaction::finish`, which is in `or_poison`.
-    ("commit.rs", &[]),
-    ("cursor.rs", &[]),
-    ("age.rs", &[]),
-    ("trim.rs", &[]),
-    ("ride.rs", &[]),
+    ("store/commit.rs", &[]),
+    ("store/cursor.rs", &[]),
+    ("store/age.rs", &[]),
+    ("store/trim.rs", &[]),
+    ("store/ride.rs", &[]),
     // In closures, whose panics are caught; or in an `engine` of their callers.
-    ("cleanup/pieces.rs", &[]),
-    ("cleanup/work.rs", &[]),
-    ("cancelled.rs", &[]),
-    ("in_hand.rs", &[]),
-    ("rejected.rs", &[]),
-    ("rejected_room.rs", &[]),
-    ("seen.rs", &["write_mark"]),
-    ("projections.rs", &[]),
-    ("capture/rounds.rs", &[]),
-    ("streams.rs", &["forget_in", "write_streams", "wants"]),
-    ("holders.rs", &[]),
+    ("store/cleanup/pieces.rs", &[]),
+    ("store/cleanup/work.rs", &[]),
+    ("store/cancelled.rs", &[]),
+    ("consumer/in_hand.rs", &[]),
+    ("consumer/rejected.rs", &[]),
+    ("consumer/reject.rs", &[]),
+    ("consumer/rejected_room.rs", &[]),
+    ("consumer/dedup.rs", &["write_mark"]),
+    ("store/projections.rs", &[]),
+    ("projection/rows.rs", &[]),
+    ("projection/transaction.rs", &[]),
+    ("store/capture/rounds.rs", &[]),
+    ("store/capture/piece.rs", &[]),
+    ("store/streams/mod.rs", &["forget_in", "write_streams", "wants"]),
+    ("store/holders.rs", &[]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -70,17 +78,17 @@ fn around(text: &str, place: usize) -> (Vec<&str>, &str) {
     (open, &name[..end])
 }
 
-/// Goal: a new public call cannot read or write pages without a guard. Method: each place in the store's sources that begins a read of the engine, or uses a write
+/// Goal: a new public call cannot read or write pages without a guard. Method: each place in the sources that begins a read of the engine, or uses a write
 /// transaction of the engine, is in the arguments of a guard, or in a function that is listed here with its guard.
 #[test]
 fn every_way_into_the_engine_is_guarded() {
-    let store = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    sources(&store, &mut files);
+    sources(&src, &mut files);
     let mut looked = 0;
     let mut bare = Vec::new();
     for path in files {
-        let name = path.strip_prefix(&store).unwrap().to_str().unwrap().to_owned();
+        let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
         let text = fs::read_to_string(&path).unwrap();
         // Comments hold no calls, and tests are no public calls.
         let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or("")).collect();
@@ -89,7 +97,8 @@ fn every_way_into_the_engine_is_guarded() {
         if name.contains("tests") {
             continue;
         }
-        let listed = WITHIN.iter().find(|(file, _)| *file == name).map(|(_, functions)| *functions);
+        let listed =
+            WITHIN.iter().find(|(place, _)| name.starts_with(place)).map(|(_, functions)| *functions);
         for call in [".begin_read()", ".redb()"] {
             for (place, _) in code.match_indices(call) {
                 looked += 1;
