@@ -73,13 +73,17 @@ impl Transaction {
         refusal: &Refusal,
         room: &RejectedRoom,
     ) -> Result<Kept> {
-        let mut marked = identity.filter(|_| refusal.handled);
+        let (mut marked, mut recheck) = (identity.filter(|_| refusal.handled), refusal.recheck);
         if let Some(identity) = marked {
             match self.is_first_delivery(scope, identity) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Kept::Again),
                 // One that the process died of was never looked at.
-                Err(error) if is_of_the_delivery(&error) => marked = None,
+                Err(error) if is_of_the_delivery(&error) => {
+                    marked = None;
+                    // Where there is no room for its mark now, it gets one when it is driven again.
+                    recheck |= matches!(error, Error::InboxFull { .. } | Error::LanesFull { .. });
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -95,7 +99,7 @@ impl Transaction {
         let row = RejectedRow {
             since_ms,
             attempts: refusal.attempts,
-            recheck: refusal.recheck,
+            recheck,
             reason: refusal.reason.clone(),
             exchange: delivery.exchange.clone(),
             routing_key: delivery.routing_key.clone(),

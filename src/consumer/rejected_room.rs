@@ -42,9 +42,10 @@ pub(crate) struct RejectedRoom {
 }
 
 impl RejectedRoom {
-    /// The first one has room whatever its length: it could go nowhere, and would stop its consumer for ever.
+    /// The first one has room whatever its length, unless the broker gets it back: it could go nowhere, and would stop its consumer for ever.
     fn holds(&self, book: Book, more: u64) -> bool {
-        let has_bytes = book.rows == 0 || book.bytes.saturating_add(more) <= self.bytes_max;
+        let is_alone = book.rows == 0 && self.full != RejectedFull::DeadLetter;
+        let has_bytes = is_alone || book.bytes.saturating_add(more) <= self.bytes_max;
         book.rows < self.rows_max && has_bytes
     }
 }

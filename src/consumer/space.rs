@@ -74,6 +74,18 @@ impl SpaceLeft {
         self.low = !self.on_credit;
     }
 
+    /// What found no room is not in hand any more.
+    pub(super) fn forget_refused(&mut self) {
+        self.refused = 0;
+    }
+
+    /// Looks at the disk, if the last look is too old to go by.
+    pub(super) fn refresh(&mut self, discarded: u64, look: impl FnOnce() -> Option<Space>) {
+        if self.look_at.is_none_or(|at| at.is_over()) {
+            self.note(look(), discarded);
+        }
+    }
+
     /// How much one step should hold at most: a part of what is left, so that the last steps before the reserve are small.
     pub(super) fn step_bytes(&self) -> usize {
         usize::try_from(self.left / 4).unwrap_or(usize::MAX).clamp(1, PARKING_STEP_BYTES)

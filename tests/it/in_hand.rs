@@ -114,6 +114,18 @@ fn a_delivery_that_ends_the_process_is_set_aside() {
         assert!(aside[0].reason.contains("ended"), "{}", aside[0].reason);
         assert_eq!(effects(&store).len(), 20, "{kind}");
         assert_eq!(rows(&store).unwrap_or_default(), 0, "{kind}: what is done with leaves no row");
+        if kind == "no room" {
+            // Now there is: a copy of what a person has driven again is known.
+            let broker = MemoryBroker::new();
+            broker.declare_queue("q", Default::default());
+            let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+            store.rejected("service").redrive_all().unwrap();
+            until("it is applied", || effects(&store).len() == 21);
+            send(&broker, numbered(1, 0, "poison"));
+            until("the copy is taken", || consumer.stats().repeated == 1);
+            assert_eq!(effects(&store)["poison"], 1);
+            let _ = consumer.stop(SOON);
+        }
     }
 }
 

@@ -110,8 +110,8 @@ fn a_delivery_that_is_larger_than_the_bound_comes_alone() {
     tap.delete_queue(queue);
 }
 
-/// Goal: the mark of a stream, which anybody may write, lifts no bound and stops nobody: the broker is asked what the queue is before anything
-/// more is delivered, and once. Method: large deliveries with the mark, of which one has room.
+/// Goal: the mark of a stream, which anybody may write, lifts no bound and stops nobody: the broker is asked what the queue is on a connection of
+/// its own. Method: large deliveries with the mark, of which one has room.
 #[test]
 fn a_forged_mark_of_a_stream_on_large_deliveries_stops_nobody() {
     let (url, queue) = (shared_node().url(), "large.marked");
@@ -134,11 +134,10 @@ fn a_forged_mark_of_a_stream_on_large_deliveries_stops_nobody() {
                 source.settle(vec![(one.tag, Settlement::Acknowledge)]);
             }
             SourceEvent::Up { .. } => connections += 1,
-            SourceEvent::Down { fault, .. } => assert!(fault.text.contains("mark of a stream"), "{fault}"),
             other => panic!("{other:?}"),
         }
     }
-    assert_eq!(connections, 2);
+    assert_eq!(connections, 1);
     source.stop(SOON);
     tap.delete_queue(queue);
 }

@@ -238,6 +238,22 @@ fn the_oldest_go_and_leave_nothing_behind() {
     assert_eq!((figures.rejected, figures.rejected_dropped), (1, 300));
 }
 
+/// Goal: where the broker gets back what has no room, one that is longer than the bound goes back too: it leaves no room to what is parked
+/// and cannot go back. Method: such a bound, one that is longer, and one that is not.
+#[test]
+fn one_that_is_longer_than_the_bound_is_given_back() {
+    let (_folder, store, broker) = setup();
+    broker.declare_queue("dead", QueueOptions::default());
+    broker.declare_queue("q", QueueOptions::default().dead_letter("", "dead"));
+    let builder = quick(&store).rejected_max(20, 10_000).on_rejected_full(RejectedFull::DeadLetter);
+    let consumer = picky(builder, &broker);
+    send(&broker, bad("long", 50_000));
+    send(&broker, bad("short", 500));
+    until("all are taken", || drained(&broker));
+    assert_eq!((broker.queue_len("dead"), store.rejected("service").len().unwrap()), (1, 1));
+    stop(consumer);
+}
+
 /// Goal: one that is longer than the bound alone stops no consumer for ever, where the quarantine is emptied by hand. Method: it comes first,
 /// and behind another one.
 #[test]

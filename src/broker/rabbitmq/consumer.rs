@@ -43,6 +43,9 @@ const CONSUME: Duration = Duration::from_secs(5);
 /// Until when it is waited for: before the deadline of the connection attempt, whose fault names no queue.
 const CONSUME_BY: Duration = Duration::from_millis(CONNECT_MS_MAX - 500);
 
+/// What the broker says of a queue that is not there.
+const NOT_FOUND: u16 = 404;
+
 /// How long to wait for the broker's own word after an echo of it was seen.
 const TELLING: Duration = Duration::from_millis(500);
 
@@ -67,11 +70,12 @@ pub(super) async fn run(
     mut stop: Stop,
 ) {
     let mut rota = Rota::new(options.targets.len(), options.backoff);
-    let mut kind = QueueKind::Unknown;
+    // A stream's mark is a header that anybody may write. The broker is asked once.
+    let mut is_no_stream = false;
     for number in 1.. {
         let epoch = Epoch(number);
         let Some(target) = options.targets.get(rota.at()) else { return };
-        let attempt = discarding(&mut settlements, open(&options, target, &subscription, &mut kind));
+        let attempt = discarding(&mut settlements, open(&options, target, &subscription));
         let Some(attempt) = stop.or(attempt).await else { return };
         let (fault, wait) = match attempt {
             Err(fault) => {
@@ -85,9 +89,10 @@ pub(super) async fn run(
                 if !events.send(SourceEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
+                let place = Place { options: &options, target, queue: &subscription.queue };
                 let (end, worked) = serve(
                     &mut link,
-                    (&subscription.queue, &mut kind),
+                    (place, &mut is_no_stream),
                     consumer,
                     epoch,
                     &mut settlements,
@@ -106,9 +111,9 @@ pub(super) async fn run(
                 }
             }
         };
-        if fault.class == FaultClass::Destination {
+        if fault.class == FaultClass::Destination && fault.code == Some(NOT_FOUND) {
             // The next queue of this name may be of another kind.
-            kind = QueueKind::Unknown;
+            is_no_stream = false;
         }
         if fault.class == FaultClass::Config {
             debug!(broker = %target, epoch = number, %fault, "source refused by the broker");
@@ -131,34 +136,23 @@ pub(super) async fn run(
     }
 }
 
-/// What is known of the queue while it is consumed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum QueueKind {
-    Unknown,
-    /// A delivery has the mark of a stream, which anybody may write.
-    Marked,
-    NoStream,
+/// Where to ask what kind of queue this is.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    options: &'a Options,
+    target: &'a Target,
+    queue: &'a str,
 }
 
 async fn open(
     options: &Options,
     target: &Target,
     subscription: &Subscription,
-    kind: &mut QueueKind,
 ) -> Result<(Link, Consumer), Fault> {
     let began = Instant::now();
     within_deadline(target, async {
-        let link = {
-            let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
-            Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?
-        };
-        if *kind == QueueKind::Marked {
-            // Before anything is consumed: the answer would stand behind all that is delivered.
-            if let Some(fault) = stream::refusal(&link.connection, &subscription.queue).await {
-                return Err(fault);
-            }
-            *kind = QueueKind::NoStream;
-        }
+        let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
+        let link = Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?;
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consume = link.channel.basic_consume(
@@ -214,7 +208,7 @@ enum Turn {
 /// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
 async fn serve(
     link: &mut Link,
-    (queue, kind): (&str, &mut QueueKind),
+    (place, is_no_stream): (Place<'_>, &mut bool),
     mut consumer: Consumer,
     epoch: Epoch,
     settlements: &mut mpsc::UnboundedReceiver<Settlements>,
@@ -260,9 +254,13 @@ async fn serve(
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
                     let bytes = link.deliveries.taken();
-                    if *kind == QueueKind::Unknown && stream::is_marked(&delivery.properties) {
-                        *kind = QueueKind::Marked;
-                        break Some(stream::to_be_asked());
+                    if !*is_no_stream && stream::is_marked(&delivery.properties) {
+                        let Place { options, target, queue } = place;
+                        match select(asked.as_mut(), pin!(stream::refusal(options, target, queue))).await {
+                            Either::Left(_) => break None,
+                            Either::Right((Some(fault), _)) => break Some(fault),
+                            Either::Right((None, _)) => *is_no_stream = true,
+                        }
                     }
                     unsettled.delivered(delivery.delivery_tag, bytes);
                     if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {
@@ -275,7 +273,7 @@ async fn serve(
             };
             if let Err(broken) = result {
                 link.deliveries.want_no_more();
-                break match select(asked.as_mut(), pin!(why(broken, link, queue))).await {
+                break match select(asked.as_mut(), pin!(why(broken, link, place.queue))).await {
                     Either::Left(_) => None,
                     Either::Right((fault, _)) => Some(fault),
                 };

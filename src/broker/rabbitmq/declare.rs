@@ -34,6 +34,9 @@ const LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS);
 /// How long the answer about the binding of a queue that is away is waited for.
 const AWAY_LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS / 10);
 
+/// So many such answers may fail to come. What is not asked for then is asked for on the next connection.
+const AWAY_SILENT_MAX: usize = 5;
+
 /// Opens the connection's channel, declares everything on it, and checks that the `required` exchanges exist. A broker may allow
 /// one channel alone, and one that is closing still counts: so there is no other for this, unless a queue does not answer.
 pub(super) async fn set_up(
@@ -104,12 +107,15 @@ async fn declare_at_once<'a>(
     queues: &'a [Queue],
     away: &mut HashSet<&'a str>,
 ) -> Result<Vec<&'a Queue>, Fault> {
-    let mut asked = FuturesOrdered::new();
+    let (mut asked, mut unanswered) = (FuturesOrdered::new(), Vec::new());
     for queue in queues {
-        let channel = open_channel(connection).await?;
-        asked.push_back(async move { (queue, declare(channel, queue).await) });
+        match open_channel(connection).await {
+            Ok(channel) => asked.push_back(async move { (queue, declare(channel, queue).await) }),
+            // The broker allows no more channels at once: of these nothing is known.
+            Err(_) if !asked.is_empty() => unanswered.push(queue),
+            Err(fault) => return Err(fault),
+        }
     }
-    let mut unanswered = Vec::new();
     while let Some((queue, declared)) = asked.next().await {
         match declared? {
             Declared::Done => {}
@@ -173,7 +179,7 @@ async fn bindings(
     let mut silent = HashSet::new();
     for binding in topology.declared() {
         let queue = binding.queue.as_str();
-        if silent.contains(queue) {
+        if silent.contains(queue) || (silent.len() >= AWAY_SILENT_MAX && away.contains(queue)) {
             continue;
         }
         let (name, exchange) = (short("queue", queue)?, short("exchange", &binding.exchange)?);

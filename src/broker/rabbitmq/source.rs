@@ -112,7 +112,7 @@ impl RabbitMqSource {
     /// The consumer's `prefetch` counts deliveries, whatever their size. While those that are not settled take more than this,
     /// nothing more is read from the connection; TCP makes the broker wait. A delivery counts with its body and its headers, and
     /// each value of its headers with 64 bytes more. A delivery that has begun is read to its end. So memory holds this and one
-    /// delivery more, and a delivery larger than this comes alone.
+    /// delivery more; behind a delivery larger than this nothing comes.
     ///
     /// While nothing is read, the end of the connection is noticed late: at the next settlement. A broker with a
     /// `send_timeout` among its `tcp_listen_options` ends a connection that is not read for that long, and delivers again.

@@ -95,7 +95,7 @@ impl Item {
 const FIXED_BYTES: usize = 512;
 
 /// What each value of its headers takes besides its text, those within others included.
-const VALUE_BYTES: usize = 64;
+const VALUE_BYTES: usize = 80;
 
 /// At least what its source counts for it: see [`Source::unsettled_bytes_max`](crate::broker::Source::unsettled_bytes_max).
 fn bytes_of(delivery: &Delivery) -> usize {

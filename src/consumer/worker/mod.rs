@@ -195,11 +195,13 @@ impl Worker {
             if !waits {
                 self.go_on_with_those_of_meanwhile(&mut batch);
             }
-            let first = match self.meanwhile.next.take() {
+            // What is tried while nothing is taken is done with before the end of its connection is heard.
+            let hears = !waits || batch.is_empty();
+            let first = match self.meanwhile.next.take_if(|_| hears) {
                 None if batch.is_empty() && !may_look => self.wait(events, stop, rung, &mut deadline),
                 next => next,
             };
-            let more = std::iter::from_fn(|| events.try_recv().ok());
+            let more = std::iter::from_fn(|| if hears { events.try_recv().ok() } else { None });
             for event in first.into_iter().chain(more) {
                 if waits {
                     self.set_aside(event);

@@ -112,10 +112,12 @@ impl Worker {
 
     /// As many as one step should write, and one at least; with their bytes.
     pub(super) fn next_part<T>(
-        &self,
+        &mut self,
         items: &mut Peekable<impl Iterator<Item = T>>,
         size: impl Fn(&T) -> usize,
     ) -> (Vec<T>, usize) {
+        let core = self.settings.store.core();
+        self.space.refresh(core.discarded.load(Ordering::Relaxed), || space_at(&core.path));
         let (most, mut bytes) = (self.space.step_bytes(), 0);
         let part = std::iter::from_fn(|| {
             let item = items.next_if(|_| bytes < most)?;

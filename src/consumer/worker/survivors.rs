@@ -7,8 +7,9 @@
 //! **Invariants.** However many connections are lost while nothing can be written, a delivery is in memory once. It keeps its place among
 //! those of its key.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Worker;
@@ -17,7 +18,11 @@ use crate::consumer::in_hand::{Name, names_one};
 
 /// Those that are kept, by name.
 #[derive(Debug, Default)]
-pub(super) struct Survivors(HashMap<Name, Vec<Survivor>>);
+pub(super) struct Survivors {
+    by_name: HashMap<Name, Vec<Survivor>>,
+    /// Keys of which others have come since: what comes after these stands behind them.
+    passed: HashSet<Arc<str>>,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Survivor {
@@ -32,7 +37,7 @@ impl Survivors {
         for item in items.filter(|item| item.is_the_brokers()) {
             if let Some(name) = item.name.clone() {
                 let survivor = Survivor { place: item.place, returns: item.returns() };
-                survivors.0.entry(name).or_default().push(survivor);
+                survivors.by_name.entry(name).or_default().push(survivor);
             }
         }
         survivors
@@ -42,12 +47,12 @@ impl Survivors {
     /// more often is the same one, or one that replaces it just as well.
     fn take(&mut self, item: &Item) -> Option<u64> {
         let name = item.name.as_ref()?;
-        let of_name = self.0.get_mut(name)?;
+        let of_name = self.by_name.get_mut(name)?;
         let is_it = |survivor: &Survivor| names_one(name) || survivor.returns < item.returns();
         let at = of_name.iter().position(is_it)?;
         let place = of_name.remove(at).place;
         if of_name.is_empty() {
-            self.0.remove(name);
+            self.by_name.remove(name);
         }
         Some(place)
     }
@@ -58,6 +63,7 @@ impl Worker {
     /// parked, is ours. `batch`: what has come last, without what it has delivered.
     pub(super) fn forget_delivered(&mut self, batch: &[Item]) {
         self.forget_unkept();
+        self.space.forget_refused();
         let (mut held, mut waiting) = (mem::take(&mut self.held), mem::take(&mut self.waiting));
         let stays = |entry: &Entry| entry.item().is_none_or(|item| self.outlives_its_connection(item));
         held.change(|entry| stays(&entry).then_some(entry));
@@ -75,11 +81,23 @@ impl Worker {
 
     /// Puts what has come again in the place of the one that was kept. It is returned where none was, or where that one is done with.
     pub(super) fn replace_survivor(&mut self, mut item: Item, batch: &mut [Item]) -> Option<Item> {
-        let Some(place) = self.survivors.take(&item) else { return Some(item) };
+        let Some(place) = self.survivors.take(&item) else {
+            if !self.survivors.by_name.is_empty() {
+                self.survivors.passed.extend(item.key.clone());
+            }
+            return Some(item);
+        };
         let is_it = |kept: &Item| kept.place == place && kept.is_the_brokers();
+        if item.key.as_ref().is_some_and(|key| self.survivors.passed.contains(key))
+            && self.waiting.is_holding(place)
+        {
+            // An earlier one of its key did not survive, and has come again before it.
+            self.waiting.remove(place);
+            return Some(item);
+        }
         item.place = place;
         if let Some(kept) = batch.iter_mut().find(|kept| is_it(kept)) {
-            item.waited = kept.waited;
+            (item.waited, item.taken) = (kept.waited, kept.taken);
             *kept = item;
             return None;
         }

@@ -1,10 +1,10 @@
 //! One piece of a round: the events of some marked keys, and of some rows that are walked.
 
 use super::erased::{Captured, Old, RawChange};
-use super::rounds::{Asked, Outcome, Rounds, loss_in};
+use super::rounds::{Asked, Outcome, Rounds};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
 use super::{CaptureMode, Operation};
-use crate::error::{Error, EventError, Result, caught};
+use crate::error::{BoxError, Error, EventError, Result, caught};
 use crate::limits::CAPTURE_ROUND_BYTES;
 use crate::log::keys;
 use crate::storage::errors::damaged_row;
@@ -311,4 +311,15 @@ pub(super) fn kind_of(error: &Error) -> String {
         Error::UnreadableRow { value_type, .. } => format!("it cannot be read as {value_type}"),
         _ => "its codec failed".to_owned(),
     }
+}
+
+/// What the library's own encoding would lose: its text has the place alone.
+#[cfg(feature = "json")]
+fn loss_in(source: &BoxError) -> Option<String> {
+    source.downcast_ref::<crate::codec::Lossy>().map(ToString::to_string)
+}
+
+#[cfg(not(feature = "json"))]
+fn loss_in(_: &BoxError) -> Option<String> {
+    None
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::CaptureWait;
 use super::piece::Piece;
 use super::rows::{CaptureId, PendingCaptures, capture_of};
-use crate::error::{BoxError, Error, Result, caught};
+use crate::error::{Error, Result, caught};
 use crate::limits::{
     CAPTURE_FAILED_MAX, CAPTURE_OWN_MS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_KEYS,
 };
@@ -332,17 +332,6 @@ impl State {
             self.not_before_ms = now_ms.saturating_add(CAPTURE_PAUSE_MS);
         }
     }
-}
-
-/// What the library's own encoding would lose: its text has the place alone.
-#[cfg(feature = "json")]
-pub(crate) fn loss_in(source: &BoxError) -> Option<String> {
-    source.downcast_ref::<crate::codec::Lossy>().map(ToString::to_string)
-}
-
-#[cfg(not(feature = "json"))]
-fn loss_in(_: &BoxError) -> Option<String> {
-    None
 }
 
 #[cfg(test)]

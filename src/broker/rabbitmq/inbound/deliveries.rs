@@ -45,7 +45,7 @@ pub(super) enum Came {
 }
 
 impl Deliveries {
-    /// As many as were asked for, and so many bytes, of all but the first.
+    /// As many as were asked for, and so many bytes: what has begun comes to its end beyond them.
     pub(in crate::broker::rabbitmq) fn at_most(max: usize, bytes_max: u64) -> Self {
         Self(Arc::new(Shared { max, bytes_max, now: Mutex::default() }))
     }

@@ -163,10 +163,8 @@ impl Inbound {
                     bytes = later;
                     *left -= now.len();
                     let (channel, left, dropped) = (*channel, *left, *dropped);
-                    if !dropped {
-                        let part = now.len() - usize::from(left == 0);
-                        self.body_left = self.body_left.saturating_sub(part as u64);
-                    }
+                    let part = now.len() - usize::from(left == 0);
+                    self.body_left = self.body_left.saturating_sub(part as u64);
                     if dropped {
                         // The frame's end is no part of the body.
                         let part =
@@ -417,7 +415,8 @@ impl Inbound {
             let body_bytes = if is_kept { header.body_bytes } else { 0 };
             let in_memory = head.len as u64 + header.values() as u64 * VALUE_BYTES;
             self.deliveries.announced(body_bytes.saturating_add(in_memory));
-            self.body_left = body_bytes;
+            // Also of one that is left out: its header is handed on behind it.
+            self.body_left = header.body_bytes;
         }
         if !is_kept {
             let (left, header) = (header.body_bytes, head.payload(frame).to_vec());
@@ -452,7 +451,7 @@ impl Inbound {
             return Some(usize::MAX);
         }
         match self.at {
-            At::Body { left, dropped: false, .. } => Some(left),
+            At::Body { left, .. } => Some(left),
             At::Frame(ref frame) if self.body_left > 0 => Some(wanted(frame) - frame.len()),
             _ => None,
         }

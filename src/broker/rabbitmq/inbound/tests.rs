@@ -475,6 +475,29 @@ fn unsettled_bytes_are_bounded() {
     assert_eq!(out.split_off(before), HEARTBEAT_FRAME);
 }
 
+/// Goal: one whose body is left out comes to its end too, however much its headers take: it is handed on only then. Method: many values beside
+/// a body over the cap, in two frames, where nothing has room.
+#[test]
+fn a_body_that_is_left_out_is_read_to_its_end() {
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let cx = Context::from_waker(&waker);
+    let deliveries = Deliveries::at_most(9, 1000);
+    let mut inbound = Inbound::new(500, Returns::of_a_consumer(), deliveries.clone());
+    let values = entry(b"h", b'A', &long(&[b'V'; 1000]));
+    let content = [header(700, 0, b"", &[values], b""), frame(BODY, 1, &[7; 400]), frame(BODY, 1, &[7; 300])];
+    let message = [deliver(b"k"), content.concat()].concat();
+    let (mut left, mut out) = (&message[..], Vec::new());
+    while !left.is_empty() {
+        let room = inbound.room(&cx).expect("what has begun comes to its end").min(left.len()).min(64);
+        let (now, later) = left.split_at(room);
+        inbound.feed(now, &mut out).unwrap();
+        left = later;
+    }
+    assert_eq!(inbound.room(&cx), None);
+    assert!(deliveries.taken() > 64_000 && out.len() > deliver(b"k").len() + 1000, "it is handed on");
+}
+
 /// Goal: headers count with what they take in memory: an array of a hundred thousand nothings is more than its bytes. Method: such a header,
 /// nested too, and one of text of the same length.
 #[test]
