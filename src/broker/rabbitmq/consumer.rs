@@ -33,7 +33,7 @@ use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
 use super::inbound::{Deliveries, NOT_TAKEN_IN, Returns};
 use super::options::Options;
-use super::rota::Rota;
+use super::failover::Failover;
 use super::stream;
 use super::uri::Target;
 
@@ -69,17 +69,17 @@ pub(super) async fn run(
     events: SourceEvents,
     mut stop: Stop,
 ) {
-    let mut rota = Rota::new(options.targets.len(), options.backoff);
+    let mut failover = Failover::new(options.targets.len(), options.backoff);
     // A stream's mark is a header that anybody may write. The broker is asked once.
     let mut is_no_stream = false;
     for number in 1.. {
         let epoch = Epoch(number);
-        let Some(target) = options.targets.get(rota.at()) else { return };
+        let Some(target) = options.targets.get(failover.at()) else { return };
         let attempt = discarding(&mut settlements, open(&options, target, &subscription));
         let Some(attempt) = stop.or(attempt).await else { return };
         let (fault, wait) = match attempt {
             Err(fault) => {
-                let wait = rota.refused(fault.class, Instant::now());
+                let wait = failover.refused(fault.class, Instant::now());
                 (fault, wait)
             }
             Ok((mut link, consumer)) => {
@@ -104,7 +104,7 @@ pub(super) async fn run(
                 match end {
                     Some(fault) => {
                         tokio::spawn(link.close(stop.time_to_close()));
-                        let wait = rota.lost(fault.class, began.elapsed(), worked, Instant::now());
+                        let wait = failover.lost(fault.class, began.elapsed(), worked, Instant::now());
                         (target.naming(fault), wait)
                     }
                     None => return link.close(stop.time_to_close()).await,

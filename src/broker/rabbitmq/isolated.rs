@@ -31,7 +31,7 @@ use super::classify::{Phase, classify, ends_the_connection};
 use super::connection::Link;
 use super::inbound::Returns;
 use super::options::Options;
-use super::rota::Rota;
+use super::failover::Failover;
 use super::topology::Topology;
 use super::window::{Prepared, no_confirm_within};
 
@@ -102,7 +102,7 @@ struct Shared {
 /// The connection of their own.
 struct Own {
     link: Option<Link>,
-    rota: Rota,
+    failover: Failover,
     /// No broker has taken it: until then none is asked.
     refused: Option<(Instant, Fault)>,
 }
@@ -115,8 +115,8 @@ pub(super) async fn run(
     apart: Arc<Apart>,
     mut stop: Stop,
 ) {
-    let rota = Rota::new(options.targets.len(), options.backoff);
-    let own = tokio::sync::Mutex::new(Own { link: None, rota, refused: None });
+    let failover = Failover::new(options.targets.len(), options.backoff);
+    let own = tokio::sync::Mutex::new(Own { link: None, failover, refused: None });
     let shared = Arc::new(Shared { options, events, apart, own });
     let mut tasks = Tasks::default();
     while let Some(next) = stop.or(tokio::time::timeout(IDLE, messages.recv())).await {
@@ -281,11 +281,11 @@ impl Shared {
         let voice =
             Voice { connection, channel: &link.channel, status, returns: &link.returns, listens: false };
         if self.speak(&voice, frame_bytes_max, outgoing, told).await {
-            own.rota.answered();
+            own.failover.answered();
             own.link = Some(link);
         } else if !link.is_alive() {
             // A broker that gives no answer hands over to the next: it may be half dead while the others are well.
-            _ = own.rota.lost(FaultClass::Outage, Duration::ZERO, false, Instant::now());
+            _ = own.failover.lost(FaultClass::Outage, Duration::ZERO, false, Instant::now());
         }
         Ok(())
     }
@@ -402,13 +402,13 @@ impl Own {
         // What is to be declared the window's connection has declared.
         let options = Options { topology: Topology::default(), ..options.clone() };
         loop {
-            let Some(target) = options.targets.get(self.rota.at()) else { return Err(stopped()) };
+            let Some(target) = options.targets.get(self.failover.at()) else { return Err(stopped()) };
             let fault = match Link::open(&options, target).await {
                 Ok(link) => return Ok(link),
                 Err(fault) => fault,
             };
             debug!(broker = %target, %fault, "no connection for isolated messages");
-            let wait = self.rota.refused(fault.class, Instant::now());
+            let wait = self.failover.refused(fault.class, Instant::now());
             if wait.is_zero() {
                 continue;
             }

@@ -7,7 +7,7 @@
 //! | file | keeps |
 //! |---|---|
 //! | `uri`, `options`, `topology` | the settings; passwords are in `uri` alone |
-//! | `background`, `rota`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
+//! | `background`, `failover`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
 //! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
@@ -35,7 +35,7 @@ mod nacks;
 mod options;
 mod pace;
 mod publisher;
-mod rota;
+mod failover;
 mod settle;
 mod source;
 mod stream;

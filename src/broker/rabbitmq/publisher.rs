@@ -27,7 +27,7 @@ use super::connection::Link;
 use super::isolated::Apart;
 use super::nacks::Nacks;
 use super::options::Options;
-use super::rota::Rota;
+use super::failover::Failover;
 use super::window::{Broken, Confirmed, Window, worse};
 
 /// Commands taken in at one turn.
@@ -61,17 +61,17 @@ pub(super) async fn run(
     apart: Arc<Apart>,
     mut stop: Stop,
 ) {
-    let mut rota = Rota::new(options.targets.len(), options.backoff);
+    let mut failover = Failover::new(options.targets.len(), options.backoff);
     let mut nacks = Nacks::default();
     for number in 1.. {
         let epoch = Epoch(number);
-        let Some(target) = options.targets.get(rota.at()) else { return };
+        let Some(target) = options.targets.get(failover.at()) else { return };
         let attempt = without_commands(&mut commands, Link::open(&options, target));
         let Some(attempt) = stop.or(attempt).await else { return };
         let mut tidying = None;
         let (fault, wait) = match attempt {
             Err(fault) => {
-                let wait = rota.refused(fault.class, Instant::now());
+                let wait = failover.refused(fault.class, Instant::now());
                 (fault, wait)
             }
             Ok(mut link) => {
@@ -105,7 +105,7 @@ pub(super) async fn run(
                 // The broker is well, and is asked again: where it allows one connection, the last one is to be gone.
                 tidying =
                     matches!(fault.class, FaultClass::Message | FaultClass::Destination).then_some(tidy);
-                let wait = rota.lost(fault.class, began.elapsed(), worked, Instant::now());
+                let wait = failover.lost(fault.class, began.elapsed(), worked, Instant::now());
                 (target.naming(fault), wait)
             }
         };

@@ -16,7 +16,7 @@ use super::pace::{Pace, STABLE};
 
 /// The order of attempts over one list of brokers.
 #[derive(Debug)]
-pub(super) struct Rota {
+pub(super) struct Failover {
     pace: Pace,
     at: usize,
     /// Brokers of this round that have failed, or rest.
@@ -25,7 +25,7 @@ pub(super) struct Rota {
     rests: Vec<Option<Instant>>,
 }
 
-impl Rota {
+impl Failover {
     /// `brokers` is not 0.
     pub(super) fn new(brokers: usize, backoff: (Duration, Duration)) -> Self {
         Self { pace: Pace::new(backoff), at: 0, failed: 0, rests: vec![None; brokers] }
@@ -112,50 +112,50 @@ mod tests {
     use super::*;
     use FaultClass::{Config, Destination, Outage};
 
-    fn rota(brokers: usize) -> Rota {
-        Rota::new(brokers, (Duration::from_millis(100), Duration::from_secs(30)))
+    fn failover(brokers: usize) -> Failover {
+        Failover::new(brokers, (Duration::from_millis(100), Duration::from_secs(30)))
     }
 
     const LONG: Duration = Duration::from_secs(3600);
 
     #[test]
     fn each_of_a_round_is_asked_at_once_and_then_there_is_a_wait() {
-        let (mut rota, now) = (rota(3), Instant::now());
+        let (mut failover, now) = (failover(3), Instant::now());
         let mut last_longest = Duration::ZERO;
         for round in 0..6 {
             for broker in 0..2 {
-                assert_eq!(rota.at(), broker, "round {round}");
-                assert_eq!(rota.refused(Outage, now), Duration::ZERO);
+                assert_eq!(failover.at(), broker, "round {round}");
+                assert_eq!(failover.refused(Outage, now), Duration::ZERO);
             }
-            let wait = rota.refused(Outage, now);
+            let wait = failover.refused(Outage, now);
             let longest = Duration::from_millis(100 << round);
             assert!(wait > last_longest / 2 && wait <= longest, "round {round}: {wait:?}");
             last_longest = longest;
         }
-        assert_eq!(rota.at(), 0);
+        assert_eq!(failover.at(), 0);
     }
 
     #[test]
     fn who_is_connected_to_is_kept_and_handed_over_when_it_fails() {
-        let (mut rota, now) = (rota(3), Instant::now());
-        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
-        assert_eq!(rota.at(), 1);
+        let (mut failover, now) = (failover(3), Instant::now());
+        assert_eq!(failover.refused(Outage, now), Duration::ZERO);
+        assert_eq!(failover.at(), 1);
         // It worked: the first one's failure is forgotten, and all three are asked.
-        assert_eq!(rota.lost(Outage, LONG, true, now), Duration::ZERO);
-        assert_eq!(rota.at(), 2);
-        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
-        assert_eq!(rota.at(), 0);
-        assert!(rota.refused(Outage, now) > Duration::ZERO);
-        assert_eq!(rota.at(), 1);
+        assert_eq!(failover.lost(Outage, LONG, true, now), Duration::ZERO);
+        assert_eq!(failover.at(), 2);
+        assert_eq!(failover.refused(Outage, now), Duration::ZERO);
+        assert_eq!(failover.at(), 0);
+        assert!(failover.refused(Outage, now) > Duration::ZERO);
+        assert_eq!(failover.at(), 1);
     }
 
     /// Goal: brokers that take a connection and drop it at once are not run through in a tight loop.
     #[test]
     fn connections_that_prove_nothing_count_as_failures() {
-        let (mut rota, now) = (rota(2), Instant::now());
+        let (mut failover, now) = (failover(2), Instant::now());
         for round in 0..5 {
-            assert_eq!(rota.lost(Outage, Duration::ZERO, false, now), Duration::ZERO);
-            let wait = rota.lost(Outage, Duration::ZERO, false, now);
+            assert_eq!(failover.lost(Outage, Duration::ZERO, false, now), Duration::ZERO);
+            let wait = failover.lost(Outage, Duration::ZERO, false, now);
             assert!(wait >= Duration::from_millis(50 << round), "{wait:?}");
         }
     }
@@ -163,10 +163,10 @@ mod tests {
     /// Goal: a message that makes each broker drop us is not carried round in a tight loop, though others are confirmed before it.
     #[test]
     fn who_works_and_soon_drops_us_is_waited_for() {
-        let (mut rota, now) = (rota(2), Instant::now());
+        let (mut failover, now) = (failover(2), Instant::now());
         for n in 0..5 {
-            assert_eq!(rota.at(), n % 2);
-            let wait = rota.lost(Outage, Duration::from_millis(300), true, now);
+            assert_eq!(failover.at(), n % 2);
+            let wait = failover.lost(Outage, Duration::from_millis(300), true, now);
             assert!(wait >= Duration::from_millis(50), "{wait:?}");
         }
     }
@@ -174,25 +174,25 @@ mod tests {
     /// Goal: what is wrong with a message or a destination is not mended by another broker.
     #[test]
     fn a_destination_fault_keeps_the_broker() {
-        let (mut rota, now) = (rota(2), Instant::now());
+        let (mut failover, now) = (failover(2), Instant::now());
         for _ in 0..3 {
-            assert!(rota.lost(Destination, LONG, true, now) > Duration::ZERO);
-            assert_eq!(rota.at(), 0);
+            assert!(failover.lost(Destination, LONG, true, now) > Duration::ZERO);
+            assert_eq!(failover.at(), 0);
         }
         // Where it already keeps us from connecting, it may.
-        assert_eq!(rota.refused(Destination, now), Duration::ZERO);
-        assert_eq!(rota.at(), 1);
+        assert_eq!(failover.refused(Destination, now), Duration::ZERO);
+        assert_eq!(failover.at(), 1);
     }
 
     #[test]
     fn one_that_refuses_us_rests_while_the_others_go_on() {
-        let (mut rota, began) = (rota(3), Instant::now());
-        assert_eq!(rota.refused(Config, began), Duration::ZERO);
+        let (mut failover, began) = (failover(3), Instant::now());
+        assert_eq!(failover.refused(Config, began), Duration::ZERO);
         let mut now = began;
         for _ in 0..4 {
             for broker in 1..=2 {
-                assert_eq!(rota.at(), broker);
-                let wait = rota.refused(Outage, now);
+                assert_eq!(failover.at(), broker);
+                let wait = failover.refused(Outage, now);
                 assert!((wait == Duration::ZERO) == (broker == 1), "{wait:?}");
                 now += wait;
             }
@@ -200,31 +200,31 @@ mod tests {
         assert!(now < began + Duration::from_secs(2));
         // Rested.
         now += Duration::from_secs(36);
-        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
-        assert_eq!(rota.refused(Outage, now), Duration::ZERO);
-        assert_eq!(rota.at(), 0);
+        assert_eq!(failover.refused(Outage, now), Duration::ZERO);
+        assert_eq!(failover.refused(Outage, now), Duration::ZERO);
+        assert_eq!(failover.at(), 0);
     }
 
     #[test]
     fn where_all_refuse_us_each_is_asked_every_thirty_seconds() {
-        let (mut rota, mut now) = (rota(3), Instant::now());
+        let (mut failover, mut now) = (failover(3), Instant::now());
         let mut asked = [0; 3];
         let end = now + Duration::from_secs(3600);
         while now < end {
-            asked[rota.at()] += 1;
-            now += rota.refused(Config, now);
+            asked[failover.at()] += 1;
+            now += failover.refused(Config, now);
         }
         assert!(asked.iter().all(|times| (100..=150).contains(times)), "{asked:?}");
     }
 
     #[test]
     fn a_single_broker_is_asked_as_its_own_list() {
-        let (mut rota, now) = (rota(1), Instant::now());
-        let wait = rota.refused(Outage, now);
+        let (mut failover, now) = (failover(1), Instant::now());
+        let wait = failover.refused(Outage, now);
         assert!(wait >= Duration::from_millis(50) && wait <= Duration::from_millis(100), "{wait:?}");
-        let wait = rota.refused(Config, now);
+        let wait = failover.refused(Config, now);
         assert!(wait >= Duration::from_secs(24) && wait <= Duration::from_secs(36), "{wait:?}");
-        let wait = rota.lost(Outage, LONG, true, now);
+        let wait = failover.lost(Outage, LONG, true, now);
         assert!(wait >= Duration::from_millis(50) && wait <= Duration::from_millis(100), "{wait:?}");
     }
 }
