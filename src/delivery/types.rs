@@ -1,7 +1,7 @@
-//! The words that the delivery machine and its shell exchange.
+//! The words that the delivery machine and its worker exchange.
 //!
 //! The machine is told *inputs* and answers with *actions*. It holds sequence numbers and keys, never payloads; the
-//! shell holds the records, the file, the publisher and the clock.
+//! worker holds the records, the file, the publisher and the clock.
 
 use std::sync::Arc;
 
@@ -182,7 +182,7 @@ pub(crate) enum ExceptionState {
     Discarded,
 }
 
-/// A durable change of the cursor. The shell keeps them in order. What one step leaves is written together or not at all (but for a
+/// A durable change of the cursor. The worker keeps them in order. What one step leaves is written together or not at all (but for a
 /// step that quarantines: what stands before an [`Action::Quarantined`] may be written without what comes after it): a row that replaces
 /// another must not be found beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,7 +290,7 @@ pub(crate) enum Action {
     Confirmed { seq: u64 },
     /// It went to quarantine. (Its `Save`s stand before.)
     Quarantined { seq: u64, fault: Fault },
-    /// The machine no longer holds this event; the shell may drop its record. Said once for every event loaded (one that
+    /// The machine no longer holds this event; the worker may drop its record. Said once for every event loaded (one that
     /// is loaded again while it is held is not held twice).
     Forget { seq: u64 },
 }

@@ -3,14 +3,14 @@
 use super::expired::{FoundExpired, find_expired};
 use super::prepare::{Met, hold};
 use super::rows;
-use super::shell::{Search, Shell};
+use super::worker::{Search, Worker};
 use crate::delivery::types::{Input, Key, Loaded};
 use crate::error::Result;
 use crate::store::records::{self, Read};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-impl Shell {
+impl Worker {
     pub(super) fn load(&mut self, from: u64, events_max: usize, bytes_max: usize) -> Result<()> {
         let core = Arc::clone(self.registered.store.core());
         let tail = core.tail().next_seq;

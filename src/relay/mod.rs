@@ -1,6 +1,6 @@
 //! The relay: a cursor whose sink is a broker.
 //!
-//! [`machine`] decides, [`shell`](self) does: it reads the log, hands messages to the publisher, and lets progress ride
+//! [`machine`] decides, [`worker`](self) does: it reads the log, hands messages to the publisher, and lets progress ride
 //! on the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
 
 mod expired;
@@ -10,7 +10,7 @@ mod prepare;
 mod quarantine;
 mod requests;
 pub(crate) mod rows;
-mod shell;
+mod worker;
 mod waiters;
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};
 
-use self::shell::Shell;
+use self::worker::Worker;
 use crate::broker::Publisher;
 use crate::delivery::types::Settings;
 use crate::error::{Error, Result, SettingError};
@@ -527,16 +527,16 @@ impl RelayBuilder {
             second: None,
             signing: self.signing,
         };
-        let inputs = shell::Inputs { rung, requested, told };
+        let inputs = worker::Inputs { rung, requested, told };
         let publisher = Box::new(publisher);
         let form =
-            shell::Form { wire, unpublished: self.unpublished, may_be_unroutable: self.may_be_unroutable };
-        let shell =
-            Shell::new(registered, cursor, self.settings, form, publisher, inputs, Arc::clone(&status))?;
+            worker::Form { wire, unpublished: self.unpublished, may_be_unroutable: self.may_be_unroutable };
+        let worker =
+            Worker::new(registered, cursor, self.settings, form, publisher, inputs, Arc::clone(&status))?;
         let (report, ended) = oneshot::channel();
         let thread = thread::Builder::new()
             .name("onewrite-relay".into())
-            .spawn(move || report.send(span.in_scope(|| shell.run())))
+            .spawn(move || report.send(span.in_scope(|| worker.run())))
             .map_err(|source| Error::Thread { what: "relay", source })?;
         let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
         Ok(Relay { name: self.name, owner, turns, thread, requests, ended: Some(ended), status })

@@ -1,7 +1,7 @@
 //! What the machine and the publisher need of a record.
 
 use super::Unpublished;
-use super::shell::NAMES_MAX;
+use super::worker::NAMES_MAX;
 use crate::delivery::types::{Entry, Loaded};
 use crate::error::caught;
 use crate::event::{Destination, Recorded};

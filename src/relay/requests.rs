@@ -3,7 +3,7 @@
 use super::prepare::Met;
 use super::rows;
 use super::rows::RowState;
-use super::shell::Shell;
+use super::worker::Worker;
 use crate::delivery::SeqState;
 use crate::delivery::types::{Input, Key};
 use crate::error::Result;
@@ -13,7 +13,7 @@ use crate::store::records::{self};
 use crate::store::relays::{Awaited, RelayRequest};
 use std::collections::BTreeSet;
 
-impl Shell {
+impl Worker {
     pub(super) fn request(&mut self, request: RelayRequest) -> Result<()> {
         match request {
             RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,

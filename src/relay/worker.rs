@@ -52,7 +52,7 @@ pub(crate) struct Inputs {
 }
 
 #[derive(Debug)]
-pub(crate) struct Shell {
+pub(crate) struct Worker {
     pub(super) registered: Registered,
     pub(super) cursor: Cursor,
     pub(super) machine: Machine,
@@ -106,7 +106,7 @@ struct Patience {
 /// Names kept once for all events; beyond this many they are forgotten and met anew.
 pub(crate) const NAMES_MAX: usize = 1024;
 
-impl Shell {
+impl Worker {
     pub(crate) fn new(
         registered: Registered,
         cursor: Cursor,

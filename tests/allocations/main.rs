@@ -43,7 +43,7 @@ const ENCODE: Budget = Budget { allocations: 9.3, bytes: 1_500.0 };
 const REPLAY: Budget = Budget { allocations: 0.0, bytes: 0.0 };
 /// Each event by itself: id, type, payload, key, routing key.
 const EVENTS_READ: Budget = Budget { allocations: 5.0, bytes: 390.0 };
-/// Those five, four of the message (itself, its list of headers, sequence and time; all other texts are shared), the list of outcomes, and the maps of shell and machine.
+/// Those five, four of the message (itself, its list of headers, sequence and time; all other texts are shared), the list of outcomes, and the maps of worker and machine.
 const RELAY_TO_NOTHING: Budget = Budget { allocations: 12.5, bytes: 3_120.0 };
 /// The queue keeps the very message that the relay made.
 const RELAY_TO_MEMORY: Budget = Budget { allocations: 12.5, bytes: 3_340.0 };

@@ -426,7 +426,7 @@ mod itself {
         assert_eq!(flags("event.rs", "fn f() -> crate::broker::Epoch { todo() }"), 1);
         assert_eq!(flags("log/mod.rs", "use crate::{\n  limits::A,\n  store::{B, C},\n};"), 2);
         assert_eq!(flags("log/mod.rs", "use crate::{limits::A, store as s, relay::*,};"), 2);
-        assert_eq!(flags("delivery/mod.rs", "use crate::relay::Shell;"), 1);
+        assert_eq!(flags("delivery/mod.rs", "use crate::relay::Worker;"), 1);
         assert_eq!(flags("broker/mod.rs", "use crate::broker::rabbitmq::Connection;"), 1);
         assert_eq!(flags("error.rs", "use crate::Store;"), 1, "the root is the top floor");
     }
@@ -434,7 +434,7 @@ mod itself {
     #[test]
     fn super_is_followed_upwards() {
         assert_eq!(flags("delivery/keys.rs", "use super::types::Key;"), 0);
-        assert_eq!(flags("delivery/keys.rs", "use super::super::relay::Shell;"), 1);
+        assert_eq!(flags("delivery/keys.rs", "use super::super::relay::Worker;"), 1);
         assert_eq!(flags("delivery/keys.rs", "use super::super::{store::Core, limits::A};"), 1);
         assert_eq!(flags("event.rs", "use super::store::Core;"), 1);
         assert_eq!(flags("event.rs", "#[cfg(test)] mod tests { use super::*; }"), 0);
