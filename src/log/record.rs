@@ -363,22 +363,22 @@ pub(super) fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, Heade
 /// Both ways of reading, of a body that may be anything: whatever both look at, they must agree on.
 #[cfg(any(test, fuzzing))]
 fn read_both_ways(body: &[u8], revision: Option<u64>) {
-    use crate::log::skim::skim;
+    use crate::log::view::view;
     let position = Position { seq: 5, start_offset: 0, time_ms: 17, lane: None, revision };
     let frame = framed(position, body);
-    match (decode(5, &frame), skim(5, &frame)) {
-        (Ok(decoded), Ok(skimmed)) => {
-            assert_eq!(skimmed.seq, decoded.seq);
-            assert_eq!(skimmed.time_ms(&frame), decoded.time_ms);
-            assert_eq!(skimmed.revision(&frame), decoded.revision);
-            assert_eq!(skimmed.version, decoded.event.version);
-            assert_eq!(skimmed.event_type(&frame), decoded.event_type());
-            assert_eq!((skimmed.stream(&frame), skimmed.key(&frame)), (decoded.stream(), decoded.key()));
-            assert_eq!(skimmed.payload(&frame), decoded.payload());
+    match (decode(5, &frame), view(5, &frame)) {
+        (Ok(decoded), Ok(viewed)) => {
+            assert_eq!(viewed.seq, decoded.seq);
+            assert_eq!(viewed.time_ms(&frame), decoded.time_ms);
+            assert_eq!(viewed.revision(&frame), decoded.revision);
+            assert_eq!(viewed.version, decoded.event.version);
+            assert_eq!(viewed.event_type(&frame), decoded.event_type());
+            assert_eq!((viewed.stream(&frame), viewed.key(&frame)), (decoded.stream(), decoded.key()));
+            assert_eq!(viewed.payload(&frame), decoded.payload());
         }
         // Texts that are not shown are not looked at.
         (Err(error), Ok(_)) => assert_eq!(error.what, "a text in it is not UTF-8"),
-        (decoded, skimmed) => assert!(decoded.is_err(), "{:?}", skimmed.err()),
+        (decoded, viewed) => assert!(decoded.is_err(), "{:?}", viewed.err()),
     }
 }
 
@@ -386,7 +386,7 @@ fn read_both_ways(body: &[u8], revision: Option<u64>) {
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing {
     pub(crate) fn record(seq: u64, bytes: &[u8]) {
-        let _ = (super::decode(seq, bytes), crate::log::skim::skim(seq, bytes));
+        let _ = (super::decode(seq, bytes), crate::log::view::view(seq, bytes));
     }
 
     pub(crate) fn body(body: &[u8]) {
@@ -399,7 +399,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::log::skim::skim;
+    use crate::log::view::view;
     use crate::log::values::samples::{any_properties, any_value};
 
     fn position(seq: u64) -> Position {
@@ -465,7 +465,7 @@ mod tests {
             let back = decode(seq, &bytes).unwrap();
             prop_assert_eq!(&back.event, &event);
             prop_assert_eq!(back.revision, revision);
-            prop_assert!(skim(seq, &bytes).is_ok());
+            prop_assert!(view(seq, &bytes).is_ok());
             read_both_ways(&encode_body(&event, id), revision);
             prop_assert_eq!(back.lane, Some(Lane { id: 3, number: 9 }));
             prop_assert_eq!(back.end_offset, 1000 + bytes.len() as u64);
@@ -488,7 +488,7 @@ mod tests {
         /// Whatever the bytes, also with a right checksum, decoding ends without a panic.
         #[test]
         fn hostile_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(decode(0, &body).is_err() && skim(0, &body).is_err());
+            prop_assert!(decode(0, &body).is_err() && view(0, &body).is_err());
             [None, Some(3)].into_iter().for_each(|revision| read_both_ways(&body, revision));
         }
     }

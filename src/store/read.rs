@@ -18,7 +18,7 @@ use crate::error::{CorruptError, Error, Result};
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::log::record;
-use crate::log::skim::skim;
+use crate::log::view::view;
 use crate::log::streams::{Holes, NO_SEQ, Run, StreamState};
 use crate::process::keep;
 use crate::storage::errors::{engine_panicked, unless_it_panics};
@@ -337,7 +337,7 @@ impl Events {
     /// Looks at the next record, and decodes and upcasts it if the reader wants it.
     pub(crate) fn look(&mut self, wanted: &Wanted) -> Option<Result<Looked>> {
         let decode = |seq, frame: &[u8]| {
-            let takes = wanted.takes_all() || wanted.takes_record(&skim(seq, frame)?, frame);
+            let takes = wanted.takes_all() || wanted.takes_record(&view(seq, frame)?, frame);
             let event = if takes { Some(record::decode(seq, frame)?) } else { None };
             Ok(Looked { seq, event })
         };

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use super::read::{Frame, Frames, Snapshot};
 use crate::error::{Error, Result};
 use crate::event::category_of;
-use crate::log::skim::{Skim, skim};
+use crate::log::view::{RecordView, view};
 
 /// Events of a [`Snapshot`], in order, each as a view of its record. See [`Snapshot::replay`].
 ///
@@ -107,7 +107,7 @@ impl Replay {
                 let shown = frames.next_as(
                     |seq, bytes| {
                         Ok(show(
-                            skim(seq, bytes).map(|skim| ReplayedEvent { bytes, skim }).map_err(Error::from),
+                            view(seq, bytes).map(|view| ReplayedEvent { bytes, view }).map_err(Error::from),
                         ))
                     },
                     |_, shown| shown,
@@ -134,8 +134,8 @@ impl Iterator for Replay {
     fn next(&mut self) -> Option<Self::Item> {
         self.frames.guarded(|frames| {
             frames.next_as(
-                |seq, frame| Ok(skim(seq, frame)?),
-                |frame, skim| ReplayedEvent { bytes: PageBytes(frame), skim },
+                |seq, frame| Ok(view(seq, frame)?),
+                |frame, view| ReplayedEvent { bytes: PageBytes(frame), view },
             )
         })
     }
@@ -190,7 +190,7 @@ impl fmt::Debug for PageBytes {
 /// ```
 pub struct ReplayedEvent<B = PageBytes> {
     bytes: B,
-    skim: Skim,
+    view: RecordView,
 }
 
 impl<B: AsRef<[u8]>> fmt::Debug for ReplayedEvent<B> {
@@ -209,42 +209,42 @@ impl<B: AsRef<[u8]>> ReplayedEvent<B> {
     #[must_use]
     #[inline]
     pub fn seq(&self) -> u64 {
-        self.skim.seq
+        self.view.seq
     }
 
     /// When it was appended, Unix milliseconds by the store's clock.
     #[must_use]
     #[inline]
     pub fn time_ms(&self) -> u64 {
-        self.skim.time_ms(self.bytes.as_ref())
+        self.view.time_ms(self.bytes.as_ref())
     }
 
     /// Its type.
     #[must_use]
     #[inline]
     pub fn event_type(&self) -> &str {
-        self.skim.event_type(self.bytes.as_ref())
+        self.view.event_type(self.bytes.as_ref())
     }
 
     /// The version of its payload.
     #[must_use]
     #[inline]
     pub fn version(&self) -> u32 {
-        self.skim.version
+        self.view.version
     }
 
     /// Its key.
     #[must_use]
     #[inline]
     pub fn key(&self) -> Option<&str> {
-        self.skim.key(self.bytes.as_ref())
+        self.view.key(self.bytes.as_ref())
     }
 
     /// Its stream.
     #[must_use]
     #[inline]
     pub fn stream(&self) -> Option<&str> {
-        self.skim.stream(self.bytes.as_ref())
+        self.view.stream(self.bytes.as_ref())
     }
 
     /// Its stream's category.
@@ -258,13 +258,13 @@ impl<B: AsRef<[u8]>> ReplayedEvent<B> {
     #[must_use]
     #[inline]
     pub fn revision(&self) -> Option<u64> {
-        self.skim.revision(self.bytes.as_ref())
+        self.view.revision(self.bytes.as_ref())
     }
 
     /// Its payload.
     #[must_use]
     #[inline]
     pub fn payload(&self) -> &[u8] {
-        self.skim.payload(self.bytes.as_ref())
+        self.view.payload(self.bytes.as_ref())
     }
 }

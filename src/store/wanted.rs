@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::error::SettingError;
 use crate::event::Recorded;
 use crate::filter::EventFilter;
-use crate::log::skim::Skim;
+use crate::log::view::RecordView;
 use crate::upcast::Upcasts;
 
 /// A filter, and the types that its types are made of.
@@ -50,9 +50,9 @@ impl Wanted {
         self.filter.takes_all()
     }
 
-    /// Whether the reader wants the record that was skimmed.
-    pub(super) fn takes_record(&self, skim: &Skim, frame: &[u8]) -> bool {
-        self.filter.takes_stream(skim.stream(frame)) && self.takes_form(skim.event_type(frame), skim.version)
+    /// Whether the reader wants the record that was viewed.
+    pub(super) fn takes_record(&self, view: &RecordView, frame: &[u8]) -> bool {
+        self.filter.takes_stream(view.stream(frame)) && self.takes_form(view.event_type(frame), view.version)
     }
 
     fn takes_form(&self, event_type: &str, version: u32) -> bool {

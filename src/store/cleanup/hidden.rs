@@ -4,7 +4,7 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableError};
 
 use super::{Revisions, Task};
 use crate::error::Result;
-use crate::log::skim::skim;
+use crate::log::view::view;
 use crate::storage::tables::schema::CLEANUP;
 
 type Bytes = &'static [u8];
@@ -24,8 +24,8 @@ impl Hidden {
 
     /// Whether this record below the trimmed edge is of a deleted stretch. What cannot be told is shown.
     pub(in crate::store) fn hides(&self, seq: u64, frame: &[u8]) -> bool {
-        let Ok(skim) = skim(seq, frame) else { return false };
-        let (Some(stream), Some(revision)) = (skim.stream(frame), skim.revision(frame)) else { return false };
+        let Ok(view) = view(seq, frame) else { return false };
+        let (Some(stream), Some(revision)) = (view.stream(frame), view.revision(frame)) else { return false };
         let key = Task::Stream(stream.as_bytes().to_vec()).key();
         let row = redb::ReadableTable::get(&self.0, key.as_slice()).ok().flatten();
         let left = row.and_then(|row| Revisions::from_bytes(row.value()));

@@ -14,7 +14,7 @@ use crate::error::CorruptError;
 /// Where the parts of a checked record stand in its bytes. Small, since a view is handed on for each event: what stands at a fixed place is
 /// not in it.
 #[derive(Debug, Clone)]
-pub(crate) struct Skim {
+pub(crate) struct RecordView {
     pub(crate) seq: u64,
     pub(crate) version: u32,
     payload: u32,
@@ -30,8 +30,8 @@ struct Place(u16, u8);
 /// No text begins with the frame.
 const NOWHERE: Place = Place(0, 0);
 
-/// Of the frame that was skimmed.
-impl Skim {
+/// Of the frame that was viewed.
+impl RecordView {
     #[inline]
     pub(crate) fn event_type<'a>(&self, frame: &'a [u8]) -> &'a str {
         text_at(frame, self.event_type).unwrap_or_default()
@@ -69,15 +69,15 @@ impl Skim {
 fn text_at(frame: &[u8], Place(from, len): Place) -> Option<&str> {
     let from = usize::from(from);
     let bytes = frame.get(from..from + usize::from(len)).unwrap_or_default();
-    (from != 0).then(|| std::str::from_utf8(bytes).expect("seen to be UTF-8 when it was skimmed"))
+    (from != 0).then(|| std::str::from_utf8(bytes).expect("seen to be UTF-8 when it was viewed"))
 }
 
 /// Checks a record and finds its parts.
 #[inline]
-pub(crate) fn skim(seq: u64, bytes: &[u8]) -> Result<Skim, CorruptError> {
+pub(crate) fn view(seq: u64, bytes: &[u8]) -> Result<RecordView, CorruptError> {
     let (header, body) = check(seq, bytes)?;
     let walk = Walk { body, at: 0, before: bytes.len() - body.len() };
-    walk.skim(seq, header.revision.is_some()).map_err(|Malformed(what)| CorruptError { seq, what })
+    walk.view(seq, header.revision.is_some()).map_err(|Malformed(what)| CorruptError { seq, what })
 }
 
 const TOO_EARLY: Malformed = Malformed("it ends too early");
@@ -92,7 +92,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     #[inline]
-    fn skim(mut self, seq: u64, is_of_stream: bool) -> Result<Skim, Malformed> {
+    fn view(mut self, seq: u64, is_of_stream: bool) -> Result<RecordView, Malformed> {
         let flags = self.body.first_chunk().map_or(0, |flags| u16::from_le_bytes(*flags));
         self.at = 2;
         if flags & !KNOWN_FLAGS != 0 {
@@ -133,7 +133,7 @@ impl Walk<'_> {
         if !self.body.get(texts_from..texts_to).is_some_and(<[u8]>::is_ascii) {
             self.check_texts(texts_from, 1 + usize::from(has(STREAM)) + usize::from(has(KEY)))?;
         }
-        Ok(Skim { seq, version, payload, event_type, stream, key })
+        Ok(RecordView { seq, version, payload, event_type, stream, key })
     }
 
     #[inline]
