@@ -233,8 +233,8 @@ pub const TRIM_DEFER_BYTES_MAX: u64 = 4 << 20;
 /// How long trimming is put off at most while writes flow, in milliseconds: the next commit after that does it.
 pub const TRIM_DEFER_MS_MAX: u64 = 1_000;
 
-/// How long a relay's progress may wait for a commit to ride on before it gets one of its own, in milliseconds.
-pub const RIDE_MS_DEFAULT: u64 = 250;
+/// How long a relay's progress may wait for a commit before it gets one of its own, in milliseconds.
+pub const PROGRESS_DELAY_MS_DEFAULT: u64 = 250;
 
 /// How long a write waits for a relay to let expired events go, under
 /// [`QuotaPolicy::DropExpired`](crate::QuotaPolicy::DropExpired), in milliseconds.

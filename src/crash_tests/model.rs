@@ -46,7 +46,7 @@ pub(super) struct RelayAt {
 
 /// Progress of a relay that is in memory only.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Riding {
+pub(super) struct Waiting {
     position: u64,
     changes: Vec<Change>,
     confirmed: u64,
@@ -54,12 +54,12 @@ pub(super) struct Riding {
 
 impl RelayAt {
     /// As it will be once this progress is written.
-    pub(super) fn with(&self, riding: Option<&Riding>) -> Self {
+    pub(super) fn with(&self, waiting: Option<&Waiting>) -> Self {
         let mut relay = self.clone();
-        let Some(riding) = riding else { return relay };
-        relay.position = riding.position;
-        relay.confirmed += riding.confirmed;
-        for change in &riding.changes {
+        let Some(waiting) = waiting else { return relay };
+        relay.position = waiting.position;
+        relay.confirmed += waiting.confirmed;
+        for change in &waiting.changes {
             match change {
                 Change::Position(position) => relay.position = *position,
                 Change::PutException { seq, .. } => drop(relay.exceptions.insert(*seq)),
@@ -88,7 +88,7 @@ pub(super) struct Model {
     pub(super) requests: BTreeSet<String>,
     pub(super) ids: usize,
     pub(super) relays: [Option<RelayAt>; 2],
-    pub(super) rides: [Option<Riding>; 2],
+    pub(super) waiting: [Option<Waiting>; 2],
 }
 
 impl Model {
@@ -111,11 +111,11 @@ impl Model {
                 self.commit(&[]);
                 self.relays[*at] = Some(RelayAt::default());
             }
-            Step::Ride(at, position, changes) => {
-                let riding = self.rides[*at].get_or_insert_default();
-                riding.position = *position;
-                riding.changes.extend(changes.iter().cloned());
-                riding.confirmed += 1;
+            Step::Progress(at, position, changes) => {
+                let waiting = self.waiting[*at].get_or_insert_default();
+                waiting.position = *position;
+                waiting.changes.extend(changes.iter().cloned());
+                waiting.confirmed += 1;
             }
             Step::Flush | Step::QuickRepair => self.commit(&[]),
             // A close writes what waits.
@@ -125,13 +125,13 @@ impl Model {
 
     /// What was in memory only is gone.
     pub(super) fn after_crash(&self) -> Self {
-        Self { rides: Default::default(), ..self.clone() }
+        Self { waiting: Default::default(), ..self.clone() }
     }
 
     fn commit(&mut self, items: &[Item]) {
-        for (relay, riding) in self.relays.iter_mut().zip(&mut self.rides) {
-            if let (Some(relay), Some(riding)) = (relay, riding.take()) {
-                *relay = relay.with(Some(&riding));
+        for (relay, waiting) in self.relays.iter_mut().zip(&mut self.waiting) {
+            if let (Some(relay), Some(waiting)) = (relay, waiting.take()) {
+                *relay = relay.with(Some(&waiting));
             }
         }
         items.iter().for_each(|item| self.change(item));

@@ -106,7 +106,7 @@ pub(super) enum Step {
     Fails(Vec<Item>, bool),
     MakeRelay(usize),
     /// Progress that waits for the next commit.
-    Ride(usize, u64, Vec<Change>),
+    Progress(usize, u64, Vec<Change>),
     /// Progress gets a commit of its own, and trims.
     Flush,
     QuickRepair,
@@ -123,7 +123,7 @@ impl Step {
         // Now and then everything is done, and nothing is left in the log.
         match (model.steps % 16, rng.below(24)) {
             (12, _) => Self::Write(let_go(rng, model)),
-            (at @ (13 | 14), _) => ride(rng, model, at as usize - 13, true),
+            (at @ (13 | 14), _) => progress(rng, model, at as usize - 13, true),
             (15, _) => Self::Flush,
             (_, kind) => Self::draw_any(seed, kind, rng, model),
         }
@@ -138,7 +138,7 @@ impl Step {
             5 => Self::Fails(items(rng, model, 0), rng.one_in(2)),
             6..=10 => {
                 let at = rng.index(RELAYS.len());
-                ride(rng, model, at, false)
+                progress(rng, model, at, false)
             }
             11 | 12 => Self::Flush,
             13 if seed % 2 == 1 => Self::QuickRepair,
@@ -158,7 +158,7 @@ impl Step {
             Self::Exclusive(_, false) => "rolls back",
             Self::Fails(..) => "fails",
             Self::MakeRelay(_) => "relay",
-            Self::Ride(..) => "progress waits",
+            Self::Progress(..) => "progress waits",
             Self::Flush => "progress alone",
             Self::QuickRepair => "quick repair",
             Self::Reopen => "closes and opens",
@@ -246,8 +246,8 @@ fn let_go(rng: &mut Rng, model: &Model) -> Vec<Item> {
 }
 
 /// A relay has come further: some of what it passes stands apart, some of what stood apart is settled. Or all is settled.
-fn ride(rng: &mut Rng, model: &Model, at: usize, all: bool) -> Step {
-    let relay = model.relays[at].as_ref().expect("made first").with(model.rides[at].as_ref());
+fn progress(rng: &mut Rng, model: &Model, at: usize, all: bool) -> Step {
+    let relay = model.relays[at].as_ref().expect("made first").with(model.waiting[at].as_ref());
     let left = model.events.len() as u64 - relay.position;
     let position = relay.position + if all { left } else { rng.below(left + 1) };
     let mut changes = Vec::new();
@@ -274,7 +274,7 @@ fn ride(rng: &mut Rng, model: &Model, at: usize, all: bool) -> Step {
         let key = model.events[seq as usize].key.expect("only keyed events are parked").into();
         changes.push(Change::Unpark { key, seq });
     }
-    Step::Ride(at, position, changes)
+    Step::Progress(at, position, changes)
 }
 
 fn do_all(tx: &Transaction, items: &[Item]) -> Result<()> {
@@ -427,12 +427,12 @@ impl Subject {
                 Ok(_) => return Err(Error::app("a failing closure has succeeded")),
             },
             Step::MakeRelay(at) => store.cursor(RELAYS[*at], StartAt::Oldest).map(|_| ())?,
-            Step::Ride(at, position, changes) => {
+            Step::Progress(at, position, changes) => {
                 let mut changes = changes.clone();
                 changes.push(Change::Position(*position));
-                store.core().ride().add(RELAYS[*at], &mut changes, 1);
+                store.core().progress().add(RELAYS[*at], &mut changes, 1);
             }
-            Step::Flush => store.flush_ride(Deadline::Never)?,
+            Step::Flush => store.flush_progress(Deadline::Never)?,
             Step::QuickRepair => {
                 let mut tx = Transaction::begin(store.core(), "a step")?;
                 tx.set_quick_repair();

@@ -322,7 +322,7 @@ impl Store {
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         {
             // Of one moment. The commit that is under way, if one is, may have been synced and is not counted yet.
-            let _unchanged = core.ride();
+            let _unchanged = core.progress();
             stats.commits = get(&core.counters.commits);
             stats.commits_alone = get(&core.counters.commits_alone);
             stats.writes = get(&core.counters.writes);

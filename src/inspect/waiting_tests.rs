@@ -128,8 +128,8 @@ impl Model {
 
     fn flush(&mut self) {
         let confirmed = self.below(3);
-        self.store.core().ride().add(RELAY, &mut self.changes, confirmed);
-        self.store.flush_ride(Deadline::Never).unwrap();
+        self.store.core().progress().add(RELAY, &mut self.changes, confirmed);
+        self.store.flush_progress(Deadline::Never).unwrap();
     }
 
     /// The position moves; what was discarded below has no row any more.
@@ -261,12 +261,12 @@ fn a_search_for_the_oldest_is_bounded_and_goes_on() {
         changes.push(put(seq, ExceptionState::Retry { due_ms: 1 }));
     }
     changes.push(Change::Position(rows + 1));
-    store.core().ride().add(RELAY, &mut changes, 0);
-    store.flush_ride(Deadline::Never).unwrap();
+    store.core().progress().add(RELAY, &mut changes, 0);
+    store.flush_progress(Deadline::Never).unwrap();
     let first = |stats: Stats| stats.relays[RELAY].backlog_first;
     assert_eq!(first(store.stats().unwrap()), Some(0));
-    store.core().ride().add(RELAY, &mut vec![Change::DropException { seq: 0 }], 1);
-    store.flush_ride(Deadline::Never).unwrap();
+    store.core().progress().add(RELAY, &mut vec![Change::DropException { seq: 0 }], 1);
+    store.flush_progress(Deadline::Never).unwrap();
     let found: BTreeMap<_, _> = (0..4).map(|call| (call, first(store.stats().unwrap()).unwrap())).collect();
     assert!(found[&0] < rows, "the first call stops on its way: {found:?}");
     assert_eq!(found[&3], rows, "{found:?}");

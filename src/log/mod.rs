@@ -12,7 +12,7 @@ pub(crate) mod lanes;
 pub(crate) mod pieces;
 pub(crate) mod record;
 pub(crate) mod rejected;
-pub(crate) mod view;
 pub(crate) mod streams;
 mod values;
+pub(crate) mod view;
 pub(crate) mod wire_bytes;

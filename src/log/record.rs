@@ -399,8 +399,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::log::view::view;
     use crate::log::values::samples::{any_properties, any_value};
+    use crate::log::view::view;
 
     fn position(seq: u64) -> Position {
         Position {

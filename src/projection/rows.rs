@@ -263,7 +263,7 @@ impl Store {
             tail.projections.remove(name);
             tail.trim_left = true;
         }
-        self.announce_ride();
+        self.announce_progress();
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The relay: a cursor whose sink is a broker.
 //!
-//! [`machine`] decides, [`worker`](self) does: it reads the log, hands messages to the publisher, and lets progress ride
-//! on the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
+//! [`machine`] decides, [`worker`](self) does: it reads the log, hands messages to the publisher, and lets progress wait
+//! for the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
 
 mod expired;
 mod handle;
@@ -10,8 +10,8 @@ mod prepare;
 mod quarantine;
 mod requests;
 pub(crate) mod rows;
-mod worker;
 mod waiters;
+mod worker;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -114,7 +114,7 @@ impl Quarantine {
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
         self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_ride(Deadline::Never)?;
+        self.store.flush_progress(Deadline::Never)?;
         self.store.core().reading(|tx| {
             let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
             let to = keys::after_prefix(&self.id.to_be_bytes());
@@ -227,7 +227,7 @@ impl Quarantine {
 
     fn find(&self, seq: u64) -> Result<Quarantined> {
         self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_ride(Deadline::Never)?;
+        self.store.flush_progress(Deadline::Never)?;
         self.store.core().reading(|tx| {
             let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(self.id, seq)[..])?;
             let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
@@ -237,8 +237,8 @@ impl Quarantine {
     }
 
     fn change(&self, change: Change) -> Result<()> {
-        self.store.core().ride().add(&self.relay, &mut vec![change], 0);
-        self.store.flush_ride(Deadline::Never)
+        self.store.core().progress().add(&self.relay, &mut vec![change], 0);
+        self.store.flush_progress(Deadline::Never)
     }
 
     fn tell(&self, request: RelayRequest) {

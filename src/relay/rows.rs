@@ -94,7 +94,7 @@ impl Store {
             Ok(())
         })?;
         // Progress of it that still waits would write its row anew.
-        core.ride().cursors.remove(name);
+        core.progress().cursors.remove(name);
         tx.finish(1)?;
         {
             let mut tail = core.tail();
@@ -104,7 +104,7 @@ impl Store {
             tail.trim_left = true;
         }
         // If it was the last, a snapshot goes on without one: the writer sees that, too, when it is woken.
-        self.announce_ride();
+        self.announce_progress();
         Ok(())
     }
 }

@@ -34,7 +34,7 @@ use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::time::{Deadline, Now, wake_after};
 use crate::wire::{self};
 
-/// Row changes that may wait for a commit to ride on. More ask for a commit of their own.
+/// Row changes that may wait for a commit. More ask for a commit of their own.
 const WAITING_ROWS_MAX: usize = 8192;
 
 /// A wall clock may jump: while an event waits for a wall time, look at it this often at least.
@@ -390,7 +390,7 @@ impl Worker {
 
     // --- progress -----------------------------------------------------------------------------------------------------
 
-    /// Lets what has changed wait for a commit to ride on.
+    /// Lets what has changed wait for a commit.
     fn hand_over_changes(&mut self) -> Result<()> {
         if self.changes.is_empty() && self.confirmed == 0 {
             return Ok(());
@@ -398,11 +398,11 @@ impl Worker {
         let Registered { store, name } = &self.registered;
         let confirmed = std::mem::take(&mut self.confirmed);
         let (first, waiting) = {
-            let mut ride = store.core().ride();
-            (ride.add(name, &mut self.changes, confirmed), ride.len(name))
+            let mut progress = store.core().progress();
+            (progress.add(name, &mut self.changes, confirmed), progress.len(name))
         };
         if first {
-            store.announce_ride();
+            store.announce_progress();
         }
         if waiting > WAITING_ROWS_MAX {
             self.flush_rows()?;
@@ -418,7 +418,7 @@ impl Worker {
         self.rows_waiting = false;
         self.rows_ahead_waiting = false;
         self.hand_over_changes()?;
-        self.registered.store.flush_ride(Deadline::Never)
+        self.registered.store.flush_progress(Deadline::Never)
     }
 
     // --- hearing ------------------------------------------------------------------------------------------------------
@@ -520,7 +520,7 @@ impl Worker {
         let unknown = self.machine.in_flight();
         let mut clean = alive && unknown == 0;
         if alive {
-            let written = self.work().and_then(|()| self.registered.store.flush_ride(deadline));
+            let written = self.work().and_then(|()| self.registered.store.flush_progress(deadline));
             if let Err(error) = &written {
                 tracing::warn!(%error, "the last progress was not written; it will be repeated");
                 clean = false;

@@ -76,7 +76,7 @@ impl Store {
         let projection = name.to_owned();
         let cancelled = self.write(move |tx| tx.cancel_for_good(&projection))?.into_value();
         self.core().tail().trim_left = true;
-        self.announce_ride();
+        self.announce_progress();
         for task in cancelled.iter().flat_map(|id| rebuild_tasks(*id)) {
             loop {
                 let task = task.clone();

@@ -1,5 +1,5 @@
-//! One durable commit: the gathered events, the marks of the inbox, the lanes when it is time, the progress that rides
-//! along, and a small piece of trimming.
+//! One durable commit: the gathered events, the marks of the inbox, the lanes when it is time, the progress that
+//! waits, and a small piece of trimming.
 //!
 //! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk, records are
 //! trimmed in steps at the log's left edge once enough can go ([`Plan`]).
@@ -14,7 +14,7 @@ use super::age::{self, AgeBook};
 use super::capture::rows::{self as capture_rows, MarkCounts};
 use super::core::{Core, Tail};
 use super::cursor::{self, Cursor};
-use super::ride::Ride;
+use super::progress::PendingProgress;
 use super::streams;
 use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
@@ -56,17 +56,17 @@ pub(crate) fn commit(
     writes: u64,
     now: Now,
 ) -> Result<()> {
-    let ride = core.ride().take();
-    let result = match prepare(core, &tx, pending, &ride, (writes == 0, now)) {
+    let progress = core.progress().take();
+    let result = match prepare(core, &tx, pending, &progress, (writes == 0, now)) {
         Ok(next) => match tx.commit() {
             Ok(()) => {
                 settle(core, pending, next, writes);
                 Ok(())
             }
-            Err(error) => Err(failed(core, ride, error)),
+            Err(error) => Err(failed(core, progress, error)),
         },
         Err(error) => {
-            core.ride().put_back(ride);
+            core.progress().put_back(progress);
             if let Err(error) = tx.abort() {
                 tracing::warn!(%error, "rolling back failed; nothing was committed");
             }
@@ -77,11 +77,11 @@ pub(crate) fn commit(
     result
 }
 
-fn failed(core: &Core, ride: Ride, error: redb::CommitError) -> Error {
+fn failed(core: &Core, progress: PendingProgress, error: redb::CommitError) -> Error {
     match error {
         // redb has rolled back for certain: a panic or a leaked table inside the transaction.
         redb::CommitError::TransactionPoisoned => {
-            core.ride().put_back(ride);
+            core.progress().put_back(progress);
             error.into()
         }
         error => Error::CommitUnknown { cause: core.poison(&error.to_string()) },
@@ -92,7 +92,7 @@ fn prepare(
     core: &Core,
     tx: &WriteTransaction,
     pending: &Pending,
-    ride: &Ride,
+    progress: &PendingProgress,
     (alone, now): (bool, Now),
 ) -> Result<Next> {
     let tail = core.tail();
@@ -118,13 +118,13 @@ fn prepare(
     };
     let before = next.state;
     let mut released = Vec::new();
-    for (name, ride) in &ride.cursors {
+    for (name, progress) in &progress.cursors {
         let Some(cursor) = tail.cursors.get(name) else { continue };
         let mut cursor = cursor.clone();
         let offset_of = |position| offset_at(tx, &tail, pending, position);
         let none = Parked::default();
         let parked = tail.parked.get(&cursor.id).unwrap_or(&none);
-        let (gone, moved) = cursor::apply(tx, name, &mut cursor, ride, parked, offset_of)?;
+        let (gone, moved) = cursor::apply(tx, name, &mut cursor, progress, parked, offset_of)?;
         released.extend(gone);
         next.cursors.push((name.clone(), cursor, moved));
     }
@@ -187,8 +187,8 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
     }
     {
         // All at once for whoever reads them under this lock.
-        let mut ride = core.ride();
-        ride.carried(Instant::now());
+        let mut progress = core.progress();
+        progress.carried(Instant::now());
         core.counters.commits.fetch_add(1, Ordering::Relaxed);
         core.counters.writes.fetch_add(writes, Ordering::Relaxed);
         if writes == 0 {

@@ -10,7 +10,7 @@
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::ride::CursorRide;
+use super::progress::CursorProgress;
 use super::waiting::{Bounds, Parked, ParkedChanges};
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::error::Result;
@@ -214,14 +214,17 @@ pub(crate) fn apply(
     tx: &WriteTransaction,
     name: &str,
     cursor: &mut Cursor,
-    ride: &CursorRide,
+    progress: &CursorProgress,
     parked: &Parked,
     offset_of: impl FnOnce(u64) -> Result<u64>,
 ) -> Result<(Vec<u64>, ParkedChanges)> {
     let mut moved = ParkedChanges::default();
-    let mut released =
-        if ride.changes.is_empty() { Vec::new() } else { apply_rows(tx, cursor, &ride.changes, &mut moved)? };
-    if let Some(position) = ride.position.filter(|position| *position > cursor.position) {
+    let mut released = if progress.changes.is_empty() {
+        Vec::new()
+    } else {
+        apply_rows(tx, cursor, &progress.changes, &mut moved)?
+    };
+    if let Some(position) = progress.position.filter(|position| *position > cursor.position) {
         pass_rows(tx, cursor, position)?;
         let (rows, bytes) = moved.pass(parked, position);
         cursor.rows.passed(rows, bytes);
@@ -231,7 +234,7 @@ pub(crate) fn apply(
     if cursor.rows.discarded > 0 {
         released.extend(drop_passed(tx, cursor)?);
     }
-    cursor.confirmed += ride.confirmed;
+    cursor.confirmed += progress.confirmed;
     tx.open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
     Ok((released, moved))
 }
@@ -249,7 +252,7 @@ fn apply_rows(
     let mut released = Vec::new();
     for change in changes {
         match change {
-            Change::Position(_) => debug_assert!(false, "kept apart by `Ride::add`"),
+            Change::Position(_) => debug_assert!(false, "kept apart by `PendingProgress::add`"),
             Change::PutException { seq, key, exception } => {
                 let row = ExceptionRow { key: key.clone(), exception: exception.clone() };
                 let at = keys::exception(cursor.id, *seq);

@@ -497,18 +497,18 @@ impl Store {
     pub(crate) fn ask_for_round(&self, keys: usize) {
         if self.core().rounds.ask(keys) {
             // A full queue means that the writer is at work, and looks before it waits.
-            let _ = self.shared.jobs.try_send(Job::Ride);
+            let _ = self.shared.jobs.try_send(Job::Progress);
         }
     }
 
     /// Tells the writer that progress waits which did not before.
-    pub(crate) fn announce_ride(&self) {
+    pub(crate) fn announce_progress(&self) {
         // A full queue means a commit is near anyway.
-        let _ = self.shared.jobs.try_send(Job::Ride);
+        let _ = self.shared.jobs.try_send(Job::Progress);
     }
 
     /// Writes waiting progress now, and waits for it.
-    pub(crate) fn flush_ride(&self, deadline: Deadline) -> Result<()> {
+    pub(crate) fn flush_progress(&self, deadline: Deadline) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         let mut wait = Wait::new(Purpose::Own("writing what waits for a commit"), None);
         self.send(Job::Flush(reply), &mut wait)?;

@@ -29,7 +29,7 @@ use crate::time::{Deadline, wake_after};
 pub(crate) enum Job {
     Write(Box<dyn Write>),
     /// Progress waits that did not before: look at the clock again.
-    Ride,
+    Progress,
     /// Write the waiting progress now.
     Flush(oneshot::Sender<Result<()>>),
     /// Finish what is queued, write the waiting progress, end.
@@ -198,7 +198,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     core.announce_queue_room();
 }
 
-/// The next job, or a nudge, which is a [`Job::Ride`].
+/// The next job, or a nudge, which is a [`Job::Progress`].
 fn receive(
     jobs: &Receiver<Job>,
     nudges: &Receiver<()>,
@@ -216,7 +216,7 @@ fn receive(
     } else {
         // Whoever nudges lives as long as this thread.
         let _ = ready.recv(nudges);
-        Ok(Job::Ride)
+        Ok(Job::Progress)
     }
 }
 
@@ -281,10 +281,10 @@ impl Writer<'_> {
         let clean_due = self.core.cleaning.due_at();
         self.core.queue.awaits_look(look_due.is_some());
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
-        let delay = Duration::from_millis(self.core.settings.ride_ms);
+        let delay = Duration::from_millis(self.core.settings.progress_delay_ms);
         let (due_at, last_commit) = {
-            let ride = self.core.ride();
-            (ride.due_at(delay), ride.last_commit())
+            let progress = self.core.progress();
+            (progress.due_at(delay), progress.last_commit())
         };
         let trim_left = self.core.tail().trim_left;
         let save_due = self.save_due();
@@ -322,7 +322,7 @@ impl Writer<'_> {
                 self.core.await_turn("the writer thread's own work");
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 let trim_left = self.core.tail().trim_left;
-                let overdue = self.core.ride().due_at(delay).is_some_and(Deadline::is_over);
+                let overdue = self.core.progress().due_at(delay).is_some_and(Deadline::is_over);
                 if overdue || (idle && trim_left) {
                     self.commit_ride();
                     self.trimming = true;
@@ -344,7 +344,7 @@ impl Writer<'_> {
         self.look_at = wait_ms.map_or(Deadline::Never, wake);
     }
 
-    /// After a jump of the clock: what waits for a commit to ride on gets one, and what has grown old enough by
+    /// After a jump of the clock: what waits for a commit gets one, and what has grown old enough by
     /// the clock is trimmed.
     fn catch_up(&mut self) {
         self.look_at = Deadline::now();
@@ -356,7 +356,7 @@ impl Writer<'_> {
             let ages = retention.age_ms_min > 0 && !retention.forever && tail.trimmed_to < tail.next_seq;
             tail.trim_left || ages
         };
-        if may_trim || !self.core.ride().is_empty() {
+        if may_trim || !self.core.progress().is_empty() {
             self.commit_ride();
             self.trimming = true;
         }
@@ -367,8 +367,8 @@ impl Writer<'_> {
         let idle = self.core.settings.quick_repair_idle?;
         let (commits, last) = {
             // Both change under its lock.
-            let ride = self.core.ride();
-            (self.core.counters.commits.load(Ordering::Relaxed), ride.last_commit())
+            let progress = self.core.progress();
+            (self.core.counters.commits.load(Ordering::Relaxed), progress.last_commit())
         };
         if self.saved_at == Some(commits) || self.core.poisoned().is_some() {
             return None;
@@ -410,7 +410,7 @@ impl Writer<'_> {
     fn take(&mut self, job: Job) {
         match job {
             Job::Write(write) => self.backlog.push(write),
-            Job::Ride => {}
+            Job::Progress => {}
             Job::Flush(reply) => self.flushes.push(reply),
             Job::Stop => self.stop = true,
         }
@@ -450,7 +450,7 @@ impl Writer<'_> {
             // An exclusive transaction may have taken it and be in its fsync: its turn must be over too.
             self.core.await_turn("the writer thread's own work");
             let flushed =
-                if self.core.ride().is_empty() { self.core.check() } else { self.try_commit_ride() };
+                if self.core.progress().is_empty() { self.core.check() } else { self.try_commit_progress() };
             for reply in self.flushes.drain(..) {
                 reply.send(flushed.as_ref().copied().map_err(same));
             }
@@ -463,10 +463,10 @@ impl Writer<'_> {
     }
 
     fn commit_ride(&mut self) {
-        if let Err(error) = self.try_commit_ride() {
+        if let Err(error) = self.try_commit_progress() {
             // It waits on; without a pause a failing disk would be asked again at once.
-            let mut ride = self.core.ride();
-            ride.wait_anew(self.core.poisoned().is_none().then(Instant::now));
+            let mut progress = self.core.progress();
+            progress.wait_anew(self.core.poisoned().is_none().then(Instant::now));
             self.core.tail().trim_left = false;
             tracing::warn!(%error, "writing a relay's progress failed; it will be repeated");
         }
@@ -478,7 +478,7 @@ impl Writer<'_> {
             Ok(now) => self.core.age.at(now).saturating_sub(self.core.tail().ages.saved_ms()),
             Err(_) => 0,
         };
-        let is_due = !self.core.ride().is_empty() || grown_ms >= AGE_SAVE_MS_MIN;
+        let is_due = !self.core.progress().is_empty() || grown_ms >= AGE_SAVE_MS_MIN;
         if !is_due || self.core.poisoned().is_some() {
             return;
         }
@@ -492,7 +492,7 @@ impl Writer<'_> {
         }
     }
 
-    fn try_commit_ride(&self) -> Result<()> {
+    fn try_commit_progress(&self) -> Result<()> {
         or_poison(self.core, || Transaction::begin(self.core, "writing the progress of relays")?.finish(0))
     }
 }

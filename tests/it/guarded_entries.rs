@@ -26,7 +26,7 @@ const WITHIN: &[(&str, &[&str])] = &[
     ("store/cursor.rs", &[]),
     ("store/age.rs", &[]),
     ("store/trim.rs", &[]),
-    ("store/ride.rs", &[]),
+    ("store/progress.rs", &[]),
     // In closures, whose panics are caught; or in an `engine` of their callers.
     ("store/cleanup/pieces.rs", &[]),
     ("store/cleanup/work.rs", &[]),

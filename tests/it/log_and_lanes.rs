@@ -355,7 +355,7 @@ fn confirmed_records_stay_as_long_as_retention_says() {
     }
 }
 
-/// Goal: a record whose lane is not written down yet is not trimmed. Method: progress rides on a commit of the application
+/// Goal: a record whose lane is not written down yet is not trimmed. Method: progress is written by a commit of the application
 /// and no idle commit comes, so that more records are confirmed than the lane table knows; then the process dies.
 #[test]
 fn trimming_waits_for_the_lanes() {

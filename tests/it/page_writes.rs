@@ -110,7 +110,7 @@ fn one_event_costs_so_many_writes() {
 
 /// Goal: draining and trimming a backlog costs little beside having written it. Method: a relay drains 20,000 events of 100 bytes
 /// while nobody writes, with its progress written at the end only; what goes to the file until it has stopped is counted. Again
-/// where the log is trimmed, with commits of one event each that the trimming rides on.
+/// where the log is trimmed, with commits of one event each that trim too.
 #[test]
 fn a_drained_event_costs_so_many_writes() {
     let kept = drained(Retention::forever());

@@ -31,9 +31,9 @@ use super::cancelled;
 use super::classify::{Phase, classify, is_about_a_queue, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
+use super::failover::Failover;
 use super::inbound::{Deliveries, NOT_TAKEN_IN, Returns};
 use super::options::Options;
-use super::failover::Failover;
 use super::stream;
 use super::uri::Target;
 

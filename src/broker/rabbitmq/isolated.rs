@@ -29,9 +29,9 @@ use super::background::Stop;
 use super::cause::cause;
 use super::classify::{Phase, classify, ends_the_connection};
 use super::connection::Link;
+use super::failover::Failover;
 use super::inbound::Returns;
 use super::options::Options;
-use super::failover::Failover;
 use super::topology::Topology;
 use super::window::{Prepared, no_confirm_within};
 

@@ -24,10 +24,10 @@ use crate::time::as_ms;
 use super::background::Stop;
 use super::classify::is_about_a_queue;
 use super::connection::Link;
+use super::failover::Failover;
 use super::isolated::Apart;
 use super::nacks::Nacks;
 use super::options::Options;
-use super::failover::Failover;
 use super::window::{Broken, Confirmed, Window, worse};
 
 /// Commands taken in at one turn.

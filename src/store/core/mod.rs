@@ -1,5 +1,5 @@
 //! What the threads of one store share: the database, whose turn it is, the end of the log as it stands in memory,
-//! the progress that waits for a commit to ride on, and whether the store is still good.
+//! the progress that waits for a commit, and whether the store is still good.
 //!
 //! **Invariants.** [`Tail`] changes only within a turn, and only after the commit that makes the change true. Nothing
 //! reads the log but through redb's committed state, so what is not durable is seen by nobody. The first failure of a
@@ -30,9 +30,9 @@ use super::left_out::LeftOut;
 use super::lines::Lines;
 use super::log_pace::LogPace;
 use super::owner::Owner;
+use super::progress::PendingProgress;
 use super::projections::Projections;
 use super::relays::Relays;
-use super::ride::Ride;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::sweeps::{Sweeps, Wanted};
 use super::turn::{Turn, Turns};
@@ -102,7 +102,7 @@ pub(crate) struct Core {
     pub(crate) discarded: AtomicU64,
     pub(crate) idle_search: IdleSearch,
     pub(crate) jumped: Jumped,
-    ride: Mutex<Ride>,
+    progress: Mutex<PendingProgress>,
     /// Rings when the backlog shrinks, or could not.
     pub(super) backlog_shrank: Condvar,
     /// Searches for expired events.
@@ -163,7 +163,7 @@ impl Core {
             discarded: AtomicU64::new(0),
             idle_search: IdleSearch::default(),
             jumped: Jumped::default(),
-            ride: Mutex::default(),
+            progress: Mutex::default(),
             backlog_shrank: Condvar::new(),
             sweeps: Sweeps::default(),
             counters: Counters::default(),
@@ -232,8 +232,8 @@ impl Core {
         lock(&self.tail)
     }
 
-    pub(crate) fn ride(&self) -> MutexGuard<'_, Ride> {
-        lock(&self.ride)
+    pub(crate) fn progress(&self) -> MutexGuard<'_, PendingProgress> {
+        lock(&self.progress)
     }
 
     /// Reads the clock, which is the application's: that it panics there is an error.
@@ -393,7 +393,7 @@ impl Core {
         }
         let unsaved = waits == Waits::Untimed as u8 && self.settings.quick_repair_idle.is_some();
         let unlooked = !self.queue.look_awaited.load(Ordering::SeqCst) && self.look_due_at().is_some();
-        if is_look_due || unsaved || unlooked || self.tail().trim_left || !self.ride().is_empty() {
+        if is_look_due || unsaved || unlooked || self.tail().trim_left || !self.progress().is_empty() {
             // One that is not taken yet tells the same.
             let _ = self.queue.nudges.0.try_send(());
         }

@@ -8,7 +8,7 @@ use crate::error::{BoxError, Result, SettingError};
 use crate::event::Destination;
 use crate::limits::{
     CACHE_BYTES_DEFAULT, HOLDER_WARN_MS_DEFAULT, INBOX_AGE_MS_DEFAULT, JOURNAL_BYTES_MAX, JOURNAL_BYTES_MIN,
-    PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, RIDE_MS_DEFAULT, TRANSACTION_BYTES_DEFAULT,
+    PAYLOAD_BYTES_DEFAULT, PAYLOAD_BYTES_MAX, PROGRESS_DELAY_MS_DEFAULT, TRANSACTION_BYTES_DEFAULT,
     TRANSACTION_EVENTS_DEFAULT,
 };
 use crate::store::Store;
@@ -59,7 +59,7 @@ impl Default for StoreBuilder {
                 lanes_max: u64::MAX,
                 gaps_max: u64::MAX,
                 lanes_policy: LanesPolicy::default(),
-                ride_ms: RIDE_MS_DEFAULT,
+                progress_delay_ms: PROGRESS_DELAY_MS_DEFAULT,
                 holder_warn_ms: HOLDER_WARN_MS_DEFAULT,
                 write_wait_max: None,
                 quick_repair_idle: None,
@@ -348,7 +348,7 @@ impl StoreBuilder {
         self
     }
 
-    /// How long a relay's progress may wait for a commit to ride on before it gets one of its own; 250 ms unless set,
+    /// How long a relay's progress may wait for a commit before it gets one of its own; 250 ms unless set,
     /// from when it began to wait or from the end of the last commit, whichever is later: while writes flow they carry it.
     /// What is not written when the process dies is published again, and what is confirmed leaves the log of a store that nobody writes to no
     /// sooner.
@@ -361,7 +361,7 @@ impl StoreBuilder {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn progress_delay(mut self, delay: Duration) -> Self {
-        self.settings.ride_ms = as_ms(delay);
+        self.settings.progress_delay_ms = as_ms(delay);
         self
     }
 

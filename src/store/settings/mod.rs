@@ -60,7 +60,7 @@ pub(crate) struct Settings {
     pub(crate) lanes_max: u64,
     pub(crate) gaps_max: u64,
     pub(crate) lanes_policy: LanesPolicy,
-    pub(crate) ride_ms: u64,
+    pub(crate) progress_delay_ms: u64,
     pub(crate) holder_warn_ms: u64,
     pub(crate) write_wait_max: Option<Duration>,
     pub(crate) quick_repair_idle: Option<Duration>,

@@ -1,4 +1,4 @@
-//! Progress that waits for a commit to ride on.
+//! Progress that waits for a commit.
 //!
 //! A relay's cursor moves with every confirm; a commit for each would cost an fsync. So changes gather here, and the
 //! next commit of the application carries them. If none comes they get one of their own. **Invariant:** the changes of
@@ -12,7 +12,7 @@ use crate::time::Deadline;
 
 /// Changes of one cursor.
 #[derive(Debug, Default)]
-pub(crate) struct CursorRide {
+pub(crate) struct CursorProgress {
     /// The newest position.
     pub(crate) position: Option<u64>,
     /// The changes that are not a position, in order.
@@ -22,8 +22,8 @@ pub(crate) struct CursorRide {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Ride {
-    pub(crate) cursors: BTreeMap<String, CursorRide>,
+pub(crate) struct PendingProgress {
+    pub(crate) cursors: BTreeMap<String, CursorProgress>,
     /// Since when the oldest of them waits.
     since: Option<Instant>,
     /// When the last commit was through: it took along what had waited by its beginning.
@@ -32,18 +32,18 @@ pub(crate) struct Ride {
     unannounced: bool,
 }
 
-impl Ride {
+impl PendingProgress {
     /// Adds changes; `true` if the writer thread is to be told that something waits.
     pub(crate) fn add(&mut self, cursor: &str, changes: &mut Vec<Change>, confirmed: u64) -> bool {
         if !self.cursors.contains_key(cursor) {
-            self.cursors.insert(cursor.to_owned(), CursorRide::default());
+            self.cursors.insert(cursor.to_owned(), CursorProgress::default());
         }
-        if let Some(ride) = self.cursors.get_mut(cursor) {
-            ride.confirmed += confirmed;
+        if let Some(progress) = self.cursors.get_mut(cursor) {
+            progress.confirmed += confirmed;
             for change in changes.drain(..) {
                 match change {
-                    Change::Position(position) => ride.position = Some(position),
-                    change => ride.changes.push(change),
+                    Change::Position(position) => progress.position = Some(position),
+                    change => progress.changes.push(change),
                 }
             }
         }
@@ -98,7 +98,7 @@ impl Ride {
     }
 
     pub(crate) fn len(&self, cursor: &str) -> usize {
-        self.cursors.get(cursor).map_or(0, |ride| ride.changes.len())
+        self.cursors.get(cursor).map_or(0, |progress| progress.changes.len())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -114,22 +114,24 @@ mod tests {
     /// longer than it may. Method: a commit that takes ten times the delay.
     #[test]
     fn a_long_commit_is_no_idle_time() {
-        let mut ride = Ride::default();
+        let mut progress = PendingProgress::default();
         let delay = Duration::from_millis(250);
-        assert_eq!(ride.due_at(delay), None, "nothing waits");
-        assert!(ride.add("rabbit", &mut vec![Change::Position(1)], 1), "the writer thread is told");
-        let since = ride.since.unwrap();
-        assert_eq!(ride.due_at(delay), Some(Deadline::At(since + delay)));
-        let long_commit = ride.take();
-        assert!(ride.is_empty() && ride.due_at(delay).is_none());
+        assert_eq!(progress.due_at(delay), None, "nothing waits");
+        assert!(progress.add("rabbit", &mut vec![Change::Position(1)], 1), "the writer thread is told");
+        let since = progress.since.unwrap();
+        assert_eq!(progress.due_at(delay), Some(Deadline::At(since + delay)));
+        let long_commit = progress.take();
+        assert!(progress.is_empty() && progress.due_at(delay).is_none());
         // Confirmed while that commit is in its fsync.
-        assert!(ride.add("rabbit", &mut vec![Change::Position(2)], 1));
-        let through = ride.since.unwrap() + delay * 10;
-        ride.carried(through);
-        assert_eq!(ride.due_at(delay), Some(Deadline::At(through + delay)));
+        assert!(progress.add("rabbit", &mut vec![Change::Position(2)], 1));
+        let through = progress.since.unwrap() + delay * 10;
+        progress.carried(through);
+        assert_eq!(progress.due_at(delay), Some(Deadline::At(through + delay)));
         // What waits anew does so from its own time.
-        let mut later = ride.take();
-        assert!(later.due_at(delay) == Some(Deadline::At(through + delay)) && ride.due_at(delay).is_none());
+        let mut later = progress.take();
+        assert!(
+            later.due_at(delay) == Some(Deadline::At(through + delay)) && progress.due_at(delay).is_none()
+        );
         later.wait_anew(Some(through + delay * 2));
         assert_eq!(later.due_at(delay), Some(Deadline::At(through + delay * 3)));
         drop(long_commit);
