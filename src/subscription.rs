@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::event::Recorded;
 use crate::filter::EventFilter;
 use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
-use crate::store::bells::HungBell;
+use crate::store::notify::Listener;
 use crate::store::start_at::check_position;
 use crate::store::wanted::{Looked, Wanted};
 use crate::store::{StartAt, Store};
@@ -38,7 +38,7 @@ use crate::time::Deadline;
 pub struct Subscription {
     store: Store,
     wanted: Wanted,
-    bell: HungBell,
+    listener: Listener,
     /// The next sequence number to read.
     next: u64,
     /// Up to here, what is trimmed needs no telling; `None`: whatever is trimmed when reading begins.
@@ -113,11 +113,11 @@ impl Store {
                 (position, Some(0))
             }
         };
-        let bell = core.bells.hang(Some(from));
+        let listener = core.notifier.subscribe(Some(from));
         Ok(Subscription {
             store: self.clone(),
             wanted: Wanted::all(&core.settings.upcasts),
-            bell,
+            listener,
             next: from,
             excused_to,
             read: VecDeque::new(),
@@ -206,7 +206,7 @@ impl Subscription {
         let read = self.read.pop_front();
         if let Some(Ok(event)) = &read {
             // The one handed out is the subscriber's now.
-            self.bell.want_from(event.seq() + 1);
+            self.listener.want_from(event.seq() + 1);
         }
         read
     }
@@ -231,7 +231,7 @@ impl Subscription {
             if let Some(event) = self.take() {
                 return Some(event);
             }
-            if self.ended || deadline.is_over() || (!more && !self.bell.bell.wait_until(deadline)) {
+            if self.ended || deadline.is_over() || (!more && !self.listener.signal.wait_until(deadline)) {
                 return None;
             }
         }
@@ -251,7 +251,7 @@ impl Subscription {
         self.store.ready()?;
         let (before, end) = (self.next, self.store.core().tail().next_seq);
         if before >= end {
-            self.bell.want_from(before);
+            self.listener.want_from(before);
             return Ok(false);
         }
         let mut bytes = 0;
@@ -362,8 +362,8 @@ impl Stream for SubscriptionStream {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            // A ring since the look at the log is kept, and looked after at once.
-            if subscription.bell.bell.poll(context).is_pending() {
+            // A notification since the look at the log is kept, and looked after at once.
+            if subscription.listener.signal.poll(context).is_pending() {
                 return Poll::Pending;
             }
         }

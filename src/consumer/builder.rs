@@ -482,7 +482,7 @@ impl ConsumerBuilder {
         let (stop, stopped) = crossbeam_channel::bounded(1);
         let (report, ended) = oneshot::channel();
         let stats = Arc::new(Shared::default());
-        let rung = self.store.core().redrives.hang(&self.scope);
+        let notified = self.store.core().redrives.subscribe(&self.scope);
         let told = Arc::clone(&stats);
         let scope = self.scope.clone();
         let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
@@ -490,7 +490,7 @@ impl ConsumerBuilder {
             .name("onewrite-consumer".into())
             .spawn(move || {
                 let _entered = span.enter();
-                let ran = caught(|| worker.run(&received, &stopped, &rung));
+                let ran = caught(|| worker.run(&received, &stopped, &notified));
                 if ran.is_err() {
                     // Its connection is gone with it: what was in hand goes back to the broker.
                     tracing::error!("the consumer ends: it panicked");

@@ -217,7 +217,7 @@ impl Rejected {
             tx.mark_redriven(scope, number)
         })?;
         tracing::info!(scope = self.scope, number, "a rejected delivery is driven again");
-        self.store.core().redrives.ring(&self.scope);
+        self.store.core().redrives.notify(&self.scope);
         Ok(())
     }
 
@@ -257,7 +257,7 @@ impl Rejected {
             self.write(move |tx, scope| {
                 numbers.iter().try_for_each(|number| tx.mark_redriven(scope, *number))
             })?;
-            self.store.core().redrives.ring(&self.scope);
+            self.store.core().redrives.notify(&self.scope);
         }
     }
 
@@ -282,7 +282,7 @@ impl Rejected {
         self.store.core().discarded.fetch_add(bytes, Ordering::Relaxed);
         tracing::warn!(scope = self.scope, number, "a rejected delivery is discarded by request");
         // A consumer may wait for the room.
-        self.store.core().redrives.ring(&self.scope);
+        self.store.core().redrives.notify(&self.scope);
         Ok(())
     }
 
@@ -308,7 +308,7 @@ impl Rejected {
                 removed,
                 "rows among rejected deliveries that name none are discarded by request"
             );
-            self.store.core().redrives.ring(&self.scope);
+            self.store.core().redrives.notify(&self.scope);
         }
         Ok(removed)
     }

@@ -7,7 +7,7 @@ use crate::oneshot;
 use crate::projection::rows::not_rebuilt;
 use crate::say::in_drop;
 use crate::storage::tables::projection::Which;
-use crate::store::bells::Bell;
+use crate::store::notify::Signal;
 use crate::store::projections::{OwnedTables, RunningProjection};
 use crate::store::{ProjectionState, ProjectionStatus, Store};
 use crate::time::Deadline;
@@ -55,7 +55,7 @@ pub struct Projection {
     pub(super) handler: Arc<Handler>,
     pub(super) shared: Arc<RunningProjection>,
     pub(super) asked: Arc<Asked>,
-    pub(super) bell: Arc<Bell>,
+    pub(super) signal: Arc<Signal>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
     /// Its thread.
     pub(super) thread: ThreadId,
@@ -192,7 +192,7 @@ impl Projection {
             return;
         }
         self.asked.rebuild.store(true, Ordering::Release);
-        self.bell.ring();
+        self.signal.notify();
     }
 
     /// Cancels the rebuild that is under way; whether there was one. See [`Store::cancel_rebuild`].
@@ -314,7 +314,7 @@ impl Projection {
             return;
         }
         self.asked.stop.store(true, Ordering::Release);
-        self.bell.ring();
+        self.signal.notify();
         if self.store.core().turns.must_not_wait() || self.thread == thread::current().id() {
             // It waits for its writes before it ends, and so for this very thread to go on.
             in_drop(|| {

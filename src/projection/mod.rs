@@ -355,14 +355,21 @@ impl ProjectionBuilder {
                 status.state = ProjectionState::Rebuilding;
             }
         });
-        let hung = core.bells.hang(None);
-        let bell = Arc::clone(&hung.bell);
+        let listener = core.notifier.subscribe(None);
+        let signal = Arc::clone(&listener.signal);
         let asked = Arc::<Asked>::default();
         let handler: Arc<Handler> = Arc::new(handler);
         let projection_handler = Arc::clone(&handler);
         let (name, version, owned) = (self.name.clone(), self.version, self.owned.clone());
-        let worker =
-            Worker::new(self, wanted, (row, stays), handler, Arc::clone(&shared), Arc::clone(&asked), hung);
+        let worker = Worker::new(
+            self,
+            wanted,
+            (row, stays),
+            handler,
+            Arc::clone(&shared),
+            Arc::clone(&asked),
+            listener,
+        );
         let panicked = Arc::clone(&shared);
         let (report, ended) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -384,7 +391,7 @@ impl ProjectionBuilder {
             handler: projection_handler,
             shared,
             asked,
-            bell,
+            signal,
             ended: Some(ended),
             thread: thread.thread().id(),
         })

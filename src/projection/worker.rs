@@ -18,8 +18,8 @@ use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 use crate::printable::escaped;
 use crate::projection::rows::{Stretch, read_stretch};
 use crate::storage::tables::projection::{ProjectionRow, Which};
-use crate::store::bells::HungBell;
 use crate::store::log_pace::LogPace;
+use crate::store::notify::Listener;
 use crate::store::projections::RunningProjection;
 use crate::store::wanted::Wanted;
 use crate::store::write_wait::Purpose;
@@ -78,7 +78,7 @@ pub(super) struct Worker {
     handler: Arc<Handler>,
     shared: Arc<RunningProjection>,
     asked: Arc<Asked>,
-    bell: HungBell,
+    listener: Listener,
     live: Line,
     /// The live tables are of another version than the handler: they stay as they are.
     frozen: bool,
@@ -113,7 +113,7 @@ impl Worker {
         handler: Arc<Handler>,
         shared: Arc<RunningProjection>,
         asked: Arc<Asked>,
-        bell: HungBell,
+        listener: Listener,
     ) -> Self {
         let batch = settings.batch;
         let frozen = row.live.version != settings.version;
@@ -127,7 +127,7 @@ impl Worker {
             handler,
             shared,
             asked,
-            bell,
+            listener,
             live: Line::at(row.live.position, batch),
             frozen,
             rebuild: rebuild.map(|rebuild| Line::at(rebuild.position, batch)),
@@ -196,9 +196,9 @@ impl Worker {
         let due = lines.filter_map(|line| line.retry_at.filter(|_| !line.stopped)).min();
         let skipped_due = self.skipped_due();
         let wake_at = due.into_iter().chain(skipped_due).map(Due::wake_at).min();
-        let rang = self.bell.bell.wait_until(wake_at.unwrap_or(Deadline::Never));
+        let rang = self.listener.signal.wait_until(wake_at.unwrap_or(Deadline::Never));
         if rang && !self.stops() && !self.settings.delay.is_zero() {
-            // Let more gather; what asks for haste rings too, and is heard by the sleeper next.
+            // Let more gather; what asks for haste notifies too, and is heard by the sleeper next.
             let gathered = self.look().delayed(self.settings.delay);
             while !self.stops() && self.settings.store.ready().is_ok() && !gathered.has_come(self.look()) {
                 std::thread::sleep(gathered.wake_at().left_or_max().min(Duration::from_millis(20)));
@@ -540,7 +540,7 @@ mod tests {
         let store = Store::open(folder.path().join("a.redb")).unwrap();
         let row = store.projection_row("p", 1, StartAt::Oldest).unwrap();
         let (shared, asked) = (Arc::default(), Arc::default());
-        let bell = store.core().bells.hang(None);
+        let listener = store.core().notifier.subscribe(None);
         let wanted = Wanted::all(&store.core().settings.upcasts);
         let mut worker = Worker::new(
             store.projection("p"),
@@ -549,7 +549,7 @@ mod tests {
             Arc::new(|_, _| Ok(())),
             shared,
             asked,
-            bell,
+            listener,
         );
         worker.failed(Which::Live, 0, &Error::app("it cannot be applied")).unwrap();
         assert!(worker.live.retry_at.is_some());

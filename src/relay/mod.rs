@@ -1,7 +1,7 @@
 //! The relay: a cursor whose sink is a broker.
 //!
 //! [`machine`] decides, [`worker`](self) does: it reads the log, hands messages to the publisher, and lets progress wait
-//! for the application's commits. It sleeps until a commit rings, the publisher speaks, or a timer is due.
+//! for the application's commits. It sleeps until a commit notifies it, the publisher speaks, or a timer is due.
 
 mod expired;
 mod handle;
@@ -506,10 +506,10 @@ impl RelayBuilder {
         let cursor = self.store.cursor(&self.name, self.start)?;
         self.settings.seed = u64::from_le_bytes(fresh_uuid().last_chunk().copied().unwrap_or_default());
         let core = Arc::clone(self.store.core());
-        let (doorbell, rung) = bounded(1);
+        let (grown, notified) = bounded(1);
         let (requests, requested) = unbounded();
         let status = Arc::new(Mutex::new(RelayStatus::default()));
-        let port = RelayPort { doorbell, requests: requests.clone(), status: Arc::clone(&status) };
+        let port = RelayPort { grown, requests: requests.clone(), status: Arc::clone(&status) };
         core.relays.register(&self.name, port)?;
         // From here on the name is taken: free it again if the start fails.
         let registered = Registered { store: self.store.clone(), name: self.name.clone() };
@@ -527,7 +527,7 @@ impl RelayBuilder {
             second: None,
             signing: self.signing,
         };
-        let inputs = worker::Inputs { rung, requested, told };
+        let inputs = worker::Inputs { notified, requested, told };
         let publisher = Box::new(publisher);
         let form =
             worker::Form { wire, unpublished: self.unpublished, may_be_unroutable: self.may_be_unroutable };

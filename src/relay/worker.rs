@@ -46,7 +46,7 @@ const EVENTS_PER_TURN: usize = 256;
 /// Where the thread hears from others.
 #[derive(Debug)]
 pub(crate) struct Inputs {
-    pub(crate) rung: Receiver<()>,
+    pub(crate) notified: Receiver<()>,
     pub(crate) requested: Receiver<RelayRequest>,
     pub(crate) told: Receiver<PublisherEvent>,
 }
@@ -210,7 +210,7 @@ impl Worker {
         self.ask_for_round();
         self.show_status();
         match self.wait() {
-            Woken::Bell => self.tell_tail(),
+            Woken::Grown => self.tell_tail(),
             Woken::Request(request) => self.request(request)?,
             Woken::Told(event) => self.told_all(event),
             Woken::Timer => self.step(Input::Tick),
@@ -232,10 +232,10 @@ impl Worker {
         let is_busy = self.search.is_some() || self.load.is_some();
         let wake = if is_busy { Deadline::now() } else { self.timer() };
         let timer = wake.instant().map_or_else(never, crossbeam_channel::at);
-        let Inputs { rung, requested, told } = &self.inputs;
+        let Inputs { notified, requested, told } = &self.inputs;
         select! {
             recv(told) -> event => event.map_or(Woken::PublisherGone, Woken::Told),
-            recv(rung) -> _ => Woken::Bell,
+            recv(notified) -> _ => Woken::Grown,
             recv(requested) -> request => request.map_or(Woken::HandleGone, Woken::Request),
             recv(timer) -> _ => Woken::Timer,
         }
@@ -285,7 +285,7 @@ impl Worker {
         }
     }
 
-    /// Commits and the ends of rounds ring, so what begins to wait is seen at once.
+    /// Commits and the ends of rounds notify, so what begins to wait is seen at once.
     fn note_patience(&mut self) {
         let core = self.registered.store.core();
         if !self.flows() || Rounds::due_ms(core).is_none() {
@@ -586,7 +586,7 @@ pub(crate) struct Search {
 
 /// What has happened.
 enum Woken {
-    Bell,
+    Grown,
     Request(RelayRequest),
     Told(PublisherEvent),
     Timer,

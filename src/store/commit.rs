@@ -331,7 +331,7 @@ fn trim_floor(
     };
     let done = tail.cursors.iter().map(|(name, cursor)| position(name, cursor)).min();
     let done = done.unwrap_or(tail.trimmed_to);
-    let done = done.min(core.bells.wanted_from().unwrap_or(done));
+    let done = done.min(core.notifier.wanted_from().unwrap_or(done));
     let projected = tail.projections.iter().map(|(name, row)| {
         let row = pending.projections.get(name).unwrap_or(row);
         row.wants_from()

@@ -320,7 +320,7 @@ fn find_held(core: &Core) -> (Vec<Held>, Log) {
             _ => core.projections.get(&held.name).is_some(),
         };
     }
-    for (number, position, at) in core.bells.wanted() {
+    for (number, position, at) in core.notifier.wanted() {
         let key = (HolderKind::Subscription, String::new(), number);
         let name = at.to_string();
         held.push(Held { key, name, position, offset: None, since_ms: None, held_ms: 0, runs: true });

@@ -1,6 +1,6 @@
 //! What a jump of the clock wakes: every thread of the store that may wait for a time of the clock.
 //!
-//! **Invariant.** The listener takes only the locks of doorbells, under which no foreign code runs. So a clock
+//! **Invariant.** The listener takes only the locks of signals, under which no foreign code runs. So a clock
 //! may notify it from anywhere: from inside a transaction, and from inside its own `now`.
 
 use std::fmt;

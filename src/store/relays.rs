@@ -153,8 +153,8 @@ pub struct SuspendedDestination {
 #[derive(Debug, Clone)]
 pub(crate) struct RelayPort {
     pub(crate) status: Arc<Mutex<RelayStatus>>,
-    /// Holds one ring at most.
-    pub(crate) doorbell: Sender<()>,
+    /// Holds one notification at most.
+    pub(crate) grown: Sender<()>,
     pub(crate) requests: Sender<RelayRequest>,
 }
 
@@ -234,8 +234,8 @@ impl Relays {
 
     pub(crate) fn ring_all(&self) {
         for port in self.lock().values() {
-            // A full doorbell has been rung already.
-            let _ = port.doorbell.try_send(());
+            // One that is full was notified already.
+            let _ = port.grown.try_send(());
         }
     }
 }

@@ -74,7 +74,7 @@ impl Core {
             if deadline.is_over() || vain {
                 return;
             }
-            // A store that is closed or poisoned rings too, but holds no lock then: the ring may come just before the wait.
+            // A store that is closed or poisoned notifies too, but holds no lock then: the notification may come just before the wait.
             let look = deadline.min(Deadline::after(QUOTA_LOOK)).min(wait.next());
             tail = look.wait(&self.backlog_shrank, tail);
             if wait.next().is_over() && wait.take_warning() {

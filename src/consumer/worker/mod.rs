@@ -174,7 +174,7 @@ impl Worker {
         mut self,
         events: &Receiver<SourceEvent>,
         stop: &Receiver<Deadline>,
-        rung: &Receiver<()>,
+        notified: &Receiver<()>,
     ) {
         let mut deadline = None;
         self.load_tries();
@@ -198,7 +198,7 @@ impl Worker {
             // What is tried while nothing is taken is done with before the end of its connection is heard.
             let hears = !waits || batch.is_empty();
             let first = match self.meanwhile.next.take_if(|_| hears) {
-                None if batch.is_empty() && !may_look => self.wait(events, stop, rung, &mut deadline),
+                None if batch.is_empty() && !may_look => self.wait(events, stop, notified, &mut deadline),
                 next => next,
             };
             let more = std::iter::from_fn(|| if hears { events.try_recv().ok() } else { None });
@@ -224,7 +224,7 @@ impl Worker {
                 *failed = Some("the source has ended by itself".into());
                 break;
             }
-            if rung.try_recv().is_ok() {
+            if notified.try_recv().is_ok() {
                 self.look_again();
             }
             if self.is_waiting_for_space() {
@@ -253,7 +253,7 @@ impl Worker {
     ) -> Result<()> {
         if let Err(error) = self.load_redriven(&mut batch) {
             self.settings.store.ready()?;
-            // The next ring looks again.
+            // The next notification looks again.
             self.redriven.look = false;
             tracing::error!(%error, "what is driven again cannot be read now");
         }
@@ -276,7 +276,7 @@ impl Worker {
         &mut self,
         events: &Receiver<SourceEvent>,
         stop: &Receiver<Deadline>,
-        rung: &Receiver<()>,
+        notified: &Receiver<()>,
         deadline: &mut Option<Deadline>,
     ) -> Option<SourceEvent> {
         let waiting = self.waiting.next_due().filter(|_| self.may_try_those_that_wait());
@@ -297,7 +297,7 @@ impl Worker {
                 *deadline = Some(at.unwrap_or_else(|_| Deadline::now()));
                 None
             }
-            recv(rung) -> _ => {
+            recv(notified) -> _ => {
                 self.look_again();
                 None
             }

@@ -134,7 +134,7 @@ impl Drop for Hand {
             return;
         }
         self.store.core().parked.give_back(&self.scope, self.mine.keys().copied(), true);
-        self.store.core().redrives.ring(&self.scope);
+        self.store.core().redrives.notify(&self.scope);
     }
 }
 

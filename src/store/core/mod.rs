@@ -19,19 +19,19 @@ pub(crate) use self::queue::{Queue, Waits};
 pub(crate) use self::tail::{Identity, Tail};
 use super::age::Age;
 use super::alarms::Alarms;
-use super::bells::Bells;
 use super::capture::rounds::Rounds;
 use super::cleanup::Cleaning;
 use super::consumers::{Claims, IdleSearch};
-use super::doorbells::Doorbells;
 use super::holders::Holders;
 use super::jumps::Jumped;
 use super::left_out::LeftOut;
 use super::lines::Lines;
 use super::log_pace::LogPace;
+use super::notify::Notifier;
 use super::owner::Owner;
 use super::progress::PendingProgress;
 use super::projections::Projections;
+use super::redrive_signal::RedriveSignals;
 use super::relays::Relays;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
 use super::sweeps::{Sweeps, Wanted};
@@ -90,12 +90,12 @@ pub(crate) struct Core {
     /// one that failed, the next transaction cannot begin, and this is why.
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
-    pub(crate) bells: Arc<Bells>,
+    pub(crate) notifier: Arc<Notifier>,
     pub(crate) projections: Projections,
     pub(crate) rounds: Rounds,
     pub(crate) cleaning: Cleaning,
     /// Rejected deliveries are to be driven again.
-    pub(crate) redrives: Doorbells,
+    pub(crate) redrives: RedriveSignals,
     /// Parked deliveries that a consumer of this process has taken up.
     pub(crate) parked: Claims,
     /// Bytes of rejected deliveries that were discarded since the open.
@@ -103,7 +103,7 @@ pub(crate) struct Core {
     pub(crate) idle_search: IdleSearch,
     pub(crate) jumped: Jumped,
     progress: Mutex<PendingProgress>,
-    /// Rings when the backlog shrinks, or could not.
+    /// Notified when the backlog shrinks, or could not.
     pub(super) backlog_shrank: Condvar,
     /// Searches for expired events.
     pub(super) sweeps: Sweeps,
@@ -154,11 +154,11 @@ impl Core {
             poison: OnceLock::new(),
             suspected: Mutex::default(),
             relays: Relays::default(),
-            bells: Arc::default(),
+            notifier: Arc::default(),
             projections: Projections::default(),
             rounds: Rounds::default(),
             cleaning,
-            redrives: Doorbells::default(),
+            redrives: RedriveSignals::default(),
             parked: Claims::default(),
             discarded: AtomicU64::new(0),
             idle_search: IdleSearch::default(),
@@ -264,7 +264,7 @@ impl Core {
             Arc::from(cause)
         });
         self.relays.ring_all();
-        self.bells.ring_all();
+        self.notifier.notify_all();
         self.backlog_shrank.notify_all();
         Arc::clone(cause)
     }
@@ -368,7 +368,7 @@ impl Core {
     /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.
     pub(crate) fn announce_commit(&self) {
         self.relays.ring_all();
-        self.bells.ring_all();
+        self.notifier.notify_all();
         if self.settings.quota.is_some() {
             self.backlog_shrank.notify_all();
         }
@@ -378,8 +378,8 @@ impl Core {
     pub(crate) fn clock_jumped(&self) {
         self.jumped.set();
         self.relays.ring_all();
-        self.bells.ring_all();
-        self.redrives.ring_all();
+        self.notifier.notify_all();
+        self.redrives.notify_all();
         // A nudge that is not taken yet tells the same.
         let _ = self.queue.nudges.0.try_send(());
     }
@@ -437,7 +437,7 @@ impl Core {
     /// The store is about to be closed: those who wait for something that will not come any more look again.
     pub(crate) fn announce_closing(&self) {
         self.closing.store(true, Ordering::SeqCst);
-        self.bells.ring_all();
+        self.notifier.notify_all();
         self.backlog_shrank.notify_all();
     }
 

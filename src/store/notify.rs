@@ -1,0 +1,178 @@
+//! Who is told that the log has grown, or that the store is lost: relays have a channel of their own in
+//! [`relays`](super::relays); everybody else subscribes here.
+//!
+//! **Invariant.** A notification that comes while nobody waits is kept: who looks at the log first and waits then misses nothing.
+
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, Waker};
+
+use crate::time::Deadline;
+
+use crate::process::Process;
+
+#[derive(Debug, Default)]
+struct State {
+    notified: bool,
+    waker: Option<Waker>,
+}
+
+/// One signal: for a thread that waits, or for a future.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Signal {
+    /// Notifies. Notifications that nobody has heard yet are one.
+    pub(crate) fn notify(&self) {
+        let waker = {
+            let mut state = lock(&self.state);
+            state.notified = true;
+            state.waker.take()
+        };
+        self.changed.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Waits for a notification, until `deadline` at most; whether one came.
+    pub(crate) fn wait_until(&self, deadline: Deadline) -> bool {
+        let mut state = lock(&self.state);
+        while !state.notified {
+            if deadline.is_over() {
+                return false;
+            }
+            state = deadline.wait(&self.changed, state);
+        }
+        state.notified = false;
+        true
+    }
+
+    /// Ready once one has come; else the task is woken by the next.
+    pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.state);
+        if std::mem::take(&mut state.notified) {
+            return Poll::Ready(());
+        }
+        match &mut state.waker {
+            Some(waker) => waker.clone_from(context.waker()),
+            none => *none = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+/// All who listen, and what they still want to read.
+#[derive(Debug, Default)]
+pub(crate) struct Notifier {
+    subscribed: Mutex<Subscribed>,
+}
+
+#[derive(Debug, Default)]
+struct Subscribed {
+    next: u64,
+    subscribers: BTreeMap<u64, Subscriber>,
+}
+
+/// One who listens.
+#[derive(Debug)]
+struct Subscriber {
+    signal: Weak<Signal>,
+    /// Records from here on are not trimmed.
+    wants: Option<u64>,
+    /// The place in the application's code that subscribed.
+    at: &'static Location<'static>,
+}
+
+/// A subscription to notifications; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    pub(crate) signal: Arc<Signal>,
+    number: u64,
+    notifier: Weak<Notifier>,
+    process: Process,
+}
+
+impl Notifier {
+    /// Subscribes. As long as that lasts, records from `wants` on are not trimmed.
+    #[track_caller]
+    pub(crate) fn subscribe(self: &Arc<Self>, wants: Option<u64>) -> Listener {
+        let signal = Arc::new(Signal::default());
+        let mut subscribed = lock(&self.subscribed);
+        let number = subscribed.next;
+        subscribed.next += 1;
+        subscribed
+            .subscribers
+            .insert(number, Subscriber { signal: Arc::downgrade(&signal), wants, at: Location::caller() });
+        Listener { signal, number, notifier: Arc::downgrade(self), process: Process::current() }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        let notified: Vec<_> =
+            lock(&self.subscribed).subscribers.values().filter_map(|owner| owner.signal.upgrade()).collect();
+        notified.iter().for_each(|signal| signal.notify());
+    }
+
+    /// The first record that one of them still wants.
+    pub(crate) fn wanted_from(&self) -> Option<u64> {
+        lock(&self.subscribed).subscribers.values().filter_map(|owner| owner.wants).min()
+    }
+
+    /// Those that want records: a number that names each, from where on, and the place in the code that subscribed.
+    pub(crate) fn wanted(&self) -> Vec<(u64, u64, &'static Location<'static>)> {
+        let wanted = |(number, owner): (&u64, &Subscriber)| Some((*number, owner.wants?, owner.at));
+        lock(&self.subscribed).subscribers.iter().filter_map(wanted).collect()
+    }
+}
+
+impl Listener {
+    /// From now on only records from here on are wanted.
+    pub(crate) fn want_from(&self, seq: u64) {
+        let Some(notifier) = self.notifier.upgrade() else { return };
+        if let Some(owner) = lock(&notifier.subscribed).subscribers.get_mut(&self.number) {
+            owner.wants = Some(seq);
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.process.is_elsewhere() {
+            return;
+        }
+        if let Some(notifier) = self.notifier.upgrade() {
+            lock(&notifier.subscribed).subscribers.remove(&self.number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notification_that_nobody_waits_for_is_kept_once() {
+        let notifier = Arc::new(Notifier::default());
+        let one = notifier.subscribe(Some(7));
+        let other = notifier.subscribe(None);
+        notifier.notify_all();
+        notifier.notify_all();
+        assert!(one.signal.wait_until(Deadline::now()));
+        assert!(!one.signal.wait_until(Deadline::now()));
+        assert!(other.signal.poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(other.signal.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert_eq!(notifier.wanted_from(), Some(7));
+        one.want_from(9);
+        assert_eq!(notifier.wanted_from(), Some(9));
+        drop(one);
+        assert_eq!(notifier.wanted_from(), None);
+    }
+}

@@ -1,0 +1,55 @@
+//! Who is told that something is to be driven again: the consumers that run, by scope.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+
+/// One signal per running consumer. It holds one notification: what it is about stands in the file.
+#[derive(Debug, Default)]
+pub(crate) struct RedriveSignals(Mutex<BTreeMap<String, Vec<Sender<()>>>>);
+
+impl RedriveSignals {
+    pub(crate) fn subscribe(&self, scope: &str) -> Receiver<()> {
+        let (signal, notified) = bounded(1);
+        let mut signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_scope = signals.entry(scope.to_owned()).or_default();
+        // One subscribes for each consumer that starts: those that have ended since go.
+        of_scope.retain(|signal| !matches!(signal.try_send(()), Err(TrySendError::Disconnected(()))));
+        of_scope.push(signal);
+        notified
+    }
+
+    pub(crate) fn notify(&self, scope: &str) {
+        let signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for signal in signals.get(scope).into_iter().flatten() {
+            // One that is full was notified already; whoever is gone looks at the file when it starts again.
+            let _ = signal.try_send(());
+        }
+    }
+
+    pub(crate) fn notify_all(&self) {
+        let signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for signal in signals.values().flatten() {
+            let _ = signal.try_send(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notifies_those_of_its_scope_once() {
+        let signals = RedriveSignals::default();
+        let (one, other) = (signals.subscribe("a"), signals.subscribe("b"));
+        drop(signals.subscribe("a"));
+        let second = signals.subscribe("a"); // the one that was dropped is gone
+        one.try_recv().unwrap_or_default();
+        signals.notify("a");
+        signals.notify("a");
+        assert_eq!((one.try_iter().count(), second.try_iter().count(), other.try_iter().count()), (1, 1, 0));
+        assert_eq!(signals.0.lock().unwrap()["a"].len(), 2);
+    }
+}
