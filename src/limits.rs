@@ -182,7 +182,7 @@ pub const CLOCK_TOLERANCE_MS: u64 = 5 * 60 * 1000;
 pub const INBOX_AGE_MS_DEFAULT: u64 = 7 * 24 * 3600 * 1000;
 
 /// Inbox entries that one commit looks at while forgetting old ones.
-pub const INBOX_SWEEP_STEP: usize = 64;
+pub const INBOX_PRUNE_STEP: usize = 64;
 
 /// The store age (the time that has passed while the store was open) is written by a commit that happens anyway once it has grown by
 /// so much, in milliseconds. A crash loses at most that, or the time since the last commit.
@@ -238,7 +238,7 @@ pub const PROGRESS_DELAY_MS_DEFAULT: u64 = 250;
 
 /// How long a write waits for a relay to let expired events go, under
 /// [`QuotaPolicy::DropExpired`](crate::QuotaPolicy::DropExpired), in milliseconds.
-pub const QUOTA_SWEEP_MS_MAX: u64 = 1_000;
+pub const QUOTA_SCAN_MS_MAX: u64 = 1_000;
 
 /// How long a relay's thread may take to say what it knows, at the end of a wait for confirms, in milliseconds.
 /// See [`Receipt::confirmed`](crate::Receipt::confirmed).

@@ -31,7 +31,7 @@ impl Machine {
 
     /// A new event of the log.
     pub(super) fn arrived(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
-        self.sweep.note_expiry(entry.expires_ms);
+        self.scan.note_expiry(entry.expires_ms);
         let lives = !is_expired(entry.expires_ms, now);
         if let Some(due_ms) = entry.not_before_ms.filter(|due_ms| lives && *due_ms > now.wall_ms) {
             let state = ExceptionState::Scheduled { due_ms };

@@ -14,6 +14,7 @@ mod backoff;
 mod culprit;
 #[cfg(test)]
 mod exhaustive_tests;
+mod expiry;
 mod flow;
 mod item;
 mod keys;
@@ -26,7 +27,6 @@ mod silence;
 mod slow;
 #[cfg(test)]
 mod story_tests;
-mod sweep;
 pub(crate) mod types;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,13 +35,13 @@ use rustc_hash::FxHashMap;
 
 use self::backoff::Jitter;
 use self::culprit::Learnt;
+use self::expiry::ExpiryScan;
 use self::item::{Home, Item, ItemState};
 use self::keys::{KeyState, Keys};
 use self::rate::Bucket;
 use self::silence::Silence;
 pub(crate) use self::silence::SuspendedFigures;
 use self::slow::Slow;
-use self::sweep::Sweep;
 use self::types::{Action, Change, Figures, Input, Key, Ordering, Recovered, Settings};
 use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Ticket};
@@ -82,12 +82,12 @@ pub(crate) struct Machine {
     /// Everything below has been loaded.
     loaded_to: u64,
     tail: u64,
-    /// Events that the log will bring although they are settled, or parked, already: redriven ones that a sweep had
+    /// Events that the log will bring although they are settled, or parked, already: redriven ones that a scan had
     /// taken out.
     ahead: BTreeSet<u64>,
     /// From here on nothing has an exception.
     rows_to: u64,
-    sweep: Sweep,
+    scan: ExpiryScan,
     /// Events asked for, while the answer is out.
     load_out: usize,
     due_out: usize,
@@ -134,7 +134,7 @@ impl Machine {
             tail: recovered.tail.max(recovered.position),
             ahead: BTreeSet::new(),
             rows_to: recovered.tail,
-            sweep: Sweep::default(),
+            scan: ExpiryScan::default(),
             load_out: 0,
             due_out: 0,
             due_resume: None,

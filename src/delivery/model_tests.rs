@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::types::{
     Action, Change, Entry, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, Input, Key, Loaded,
-    Ordering, QuarantinePolicy, Recovered, Settings, SweepAt,
+    Ordering, QuarantinePolicy, Recovered, ScanAt, Settings,
 };
 use super::{ItemState, Machine, Wake};
 use crate::broker::Epoch;
@@ -117,14 +117,14 @@ struct Scenario {
     ops: Vec<Op>,
 }
 
-/// A sweep that runs.
+/// A scan that runs.
 #[derive(Debug)]
-struct Sweep {
+struct ExpiryScan {
     /// The log ended here when it began.
     tail: u64,
     /// The earliest the wall clock has shown since.
     wall_ms: u64,
-    /// What was in flight since, or was redriven: left to its outcome, or to the next sweep.
+    /// What was in flight since, or was redriven: left to its outcome, or to the next scan.
     exempt: BTreeSet<u64>,
 }
 
@@ -154,7 +154,7 @@ struct World {
     late: BTreeMap<u64, (u64, bool)>,
     requests: VecDeque<Action>,
     live: BTreeSet<u64>,
-    sweep: Option<Sweep>,
+    scan: Option<ExpiryScan>,
     // For ever.
     tap: Vec<u64>,
     confirmed: BTreeSet<u64>,
@@ -192,7 +192,7 @@ impl World {
             late: BTreeMap::new(),
             requests: VecDeque::new(),
             live: BTreeSet::new(),
-            sweep: None,
+            scan: None,
             tap: Vec::new(),
             confirmed: BTreeSet::new(),
             discarded: BTreeSet::new(),
@@ -284,7 +284,7 @@ impl World {
         self.refused_alone.clear();
         self.requests.clear();
         self.live.clear();
-        self.sweep = None;
+        self.scan = None;
         self.last_ticket = 0;
         // The monotonic clock of a new process starts anywhere.
         self.now.mono_ms = self.draw(1000);
@@ -382,7 +382,7 @@ impl World {
                 assert!(!self.requests.iter().any(|other| matches!(other, Action::FindExpired { .. })));
                 self.requests.push_back(action);
             }
-            Action::Swept { to, .. } => self.check_swept(to),
+            Action::Scanned { to, .. } => self.check_scanned(to),
             Action::LoadParked { ref key, .. } => {
                 let same = |other: &Action| matches!(other, Action::LoadParked { key: k, .. } if k == key);
                 assert!(!self.requests.iter().any(same));
@@ -405,10 +405,10 @@ impl World {
         self.attempts.insert(seq, said);
     }
 
-    /// What had expired when the sweep began is let go.
-    fn check_swept(&mut self, to: u64) {
+    /// What had expired when the scan began is let go.
+    fn check_scanned(&mut self, to: u64) {
         self.flush();
-        let Some(Sweep { tail, wall_ms, exempt }) = self.sweep.take() else { return };
+        let Some(ExpiryScan { tail, wall_ms, exempt }) = self.scan.take() else { return };
         assert!(to >= tail, "all of the log was looked at");
         for seq in (0..tail).filter(|seq| !exempt.contains(seq)) {
             let found = self.log(seq);
@@ -458,8 +458,8 @@ impl World {
         if stored {
             self.tap.push(seq);
         }
-        if let Some(sweep) = &mut self.sweep {
-            sweep.exempt.insert(seq);
+        if let Some(scan) = &mut self.scan {
+            scan.exempt.insert(seq);
         }
         self.flights.insert(ticket.0, Flight { seq, isolated, fate, stored });
         if !is_trial {
@@ -566,12 +566,12 @@ impl World {
         self.step(Input::Loaded { to, events });
     }
 
-    fn answer_expired(&mut self, at: SweepAt, until_ms: u64, events_max: usize) {
+    fn answer_expired(&mut self, at: ScanAt, until_ms: u64, events_max: usize) {
         self.flush();
         let mut to = 0;
         // What is looked at, and where the search goes on.
         let (candidates, next): (Vec<(u64, ExpiredPlace)>, _) = match at {
-            SweepAt::Due(after) => {
+            ScanAt::Due(after) => {
                 let due_of = |(seq, row): (&u64, &Row)| match row.exception.state {
                     ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms } => {
                         Some(((due_ms, *seq), row.exception.clone()))
@@ -584,21 +584,21 @@ impl World {
                 let more = rows.len() > events_max;
                 rows.truncate(events_max);
                 let next =
-                    if more { SweepAt::Due(rows.last().map(|(at, _)| *at)) } else { SweepAt::Parked(None) };
+                    if more { ScanAt::Due(rows.last().map(|(at, _)| *at)) } else { ScanAt::Parked(None) };
                 let place = |((_, seq), exception)| (seq, ExpiredPlace::Exception(exception));
                 (rows.into_iter().map(place).collect(), Some(next))
             }
-            SweepAt::Parked(after) => {
+            ScanAt::Parked(after) => {
                 let after = |row: &&(Key, u64)| after.as_ref().is_none_or(|after| *row > after);
                 let mut rows: Vec<_> = self.disk.parked.iter().filter(after).cloned().collect();
                 let more = rows.len() > events_max;
                 rows.truncate(events_max);
-                let next = if more { SweepAt::Parked(rows.last().cloned()) } else { SweepAt::Log(0) };
+                let next = if more { ScanAt::Parked(rows.last().cloned()) } else { ScanAt::Log(0) };
                 (rows.into_iter().map(|(_, seq)| (seq, ExpiredPlace::Parked)).collect(), Some(next))
             }
-            SweepAt::Log(from) => {
+            ScanAt::Log(from) => {
                 to = self.tail().min(from + events_max as u64);
-                let next = (to < self.tail()).then_some(SweepAt::Log(to));
+                let next = (to < self.tail()).then_some(ScanAt::Log(to));
                 let free = (from..to).filter(|seq| !self.disk.rows.contains_key(seq));
                 (free.map(|seq| (seq, ExpiredPlace::Log)).collect(), next)
             }
@@ -791,8 +791,8 @@ impl World {
         self.attempts.remove(&seq);
         self.spent.remove(&seq);
         self.live.insert(seq);
-        if let Some(sweep) = &mut self.sweep {
-            sweep.exempt.insert(seq);
+        if let Some(scan) = &mut self.scan {
+            scan.exempt.insert(seq);
         }
         self.step(Input::Redriven(loaded, fault));
     }
@@ -838,8 +838,8 @@ impl World {
             Op::Advance { ms, wall_jump_ms } => {
                 self.now.mono_ms += ms;
                 self.now.wall_ms = (self.now.wall_ms + ms).saturating_add_signed(*wall_jump_ms);
-                if let Some(sweep) = &mut self.sweep {
-                    sweep.wall_ms = sweep.wall_ms.min(self.now.wall_ms);
+                if let Some(scan) = &mut self.scan {
+                    scan.wall_ms = scan.wall_ms.min(self.now.wall_ms);
                 }
                 self.step(Input::Tick);
             }
@@ -886,9 +886,9 @@ impl World {
     }
 
     fn let_expired_go(&mut self) {
-        if self.sweep.is_none() {
+        if self.scan.is_none() {
             let exempt = self.flights.values().map(|flight| flight.seq).collect();
-            self.sweep = Some(Sweep { tail: self.tail(), wall_ms: self.now.wall_ms, exempt });
+            self.scan = Some(ExpiryScan { tail: self.tail(), wall_ms: self.now.wall_ms, exempt });
         }
         self.step(Input::LetExpiredGo);
     }

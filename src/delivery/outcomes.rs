@@ -106,8 +106,8 @@ impl Machine {
                 return;
             }
         };
-        // The next sweep looks at all rows again, this one's too.
-        self.sweep.note_expiry(entry.expires_ms);
+        // The next scan looks at all rows again, this one's too.
+        self.scan.note_expiry(entry.expires_ms);
         self.probe_again(&entry.exchange);
         if self.has_room() {
             let state = ExceptionState::Retry { due_ms: now.wall_ms };

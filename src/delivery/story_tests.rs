@@ -901,8 +901,8 @@ fn a_rate_limit_wakes_for_half_a_burst() {
 /// Goal: what has expired goes at once when room is wanted, wherever it stands; what is in flight stays; and a second search
 /// looks only at what is new. Method: one in flight, one behind its key, one in the log, one parked.
 #[test]
-fn a_sweep_takes_out_what_has_expired() {
-    use super::types::{ExpiredEvent, ExpiredPlace, SweepAt};
+fn a_scan_takes_out_what_has_expired() {
+    use super::types::{ExpiredEvent, ExpiredPlace, ScanAt};
     let mut story = Story::new(settings());
     story.up();
     let expires = |story: &mut Story, name: &str, at: u64| {
@@ -917,27 +917,27 @@ fn a_sweep_takes_out_what_has_expired() {
     assert!(story.was_quarantined(1) && !story.was_quarantined(0) && !story.was_quarantined(2));
     let until_ms = 1_000_100;
     let find = |at| Action::FindExpired { at, until_ms, events_max: 16 };
-    assert_eq!(story.did.last(), Some(&find(SweepAt::Due(None))));
+    assert_eq!(story.did.last(), Some(&find(ScanAt::Due(None))));
     story.tell(Input::LetExpiredGo);
     assert_eq!(story.did.iter().filter(|action| matches!(action, Action::FindExpired { .. })).count(), 1);
     let event = |seq, place| ExpiredEvent { seq, key: Some(key("z")), place };
     let found = vec![event(7, ExpiredPlace::Log), event(0, ExpiredPlace::Log), event(1, ExpiredPlace::Log)];
     let answer = |found, next, to| Input::FoundExpired { found, next, to, earliest_ms: None };
-    story.tell(answer(Vec::new(), Some(SweepAt::Log(0)), 0));
-    assert_eq!(story.did.last(), Some(&find(SweepAt::Log(3))), "what the log has brought is known");
+    story.tell(answer(Vec::new(), Some(ScanAt::Log(0)), 0));
+    assert_eq!(story.did.last(), Some(&find(ScanAt::Log(3))), "what the log has brought is known");
     story.did.clear();
     story.tell(answer(found, None, 8));
     assert!(story.was_quarantined(7) && !story.was_quarantined(0) && !story.was_quarantined(1));
-    assert_eq!(story.did.last(), Some(&Action::Swept { to: 8, earliest_ms: Some(1_000_050) }));
+    assert_eq!(story.did.last(), Some(&Action::Scanned { to: 8, earliest_ms: Some(1_000_050) }));
     story.confirm(0);
     story.confirm(2);
     story.tell(Input::LetExpiredGo);
     assert_eq!(
         story.did.last(),
-        Some(&find(SweepAt::Due(None))),
+        Some(&find(ScanAt::Due(None))),
         "what was in flight had expired: looked for again"
     );
     story.tell(answer(Vec::new(), None, 8));
     story.tell(Input::LetExpiredGo);
-    assert_eq!(story.did.last(), Some(&find(SweepAt::Log(8))));
+    assert_eq!(story.did.last(), Some(&find(ScanAt::Log(8))));
 }

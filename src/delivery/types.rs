@@ -201,7 +201,7 @@ pub(crate) enum Change {
 
 /// Where the search for expired events goes on: first what has a row, then what the log has still to bring.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum SweepAt {
+pub(crate) enum ScanAt {
     /// Exceptions that are due at some time, after this (due time, seq).
     Due(Option<(u64, u64)>),
     /// Parked events, after this one.
@@ -255,7 +255,7 @@ pub(crate) enum Input {
     LetExpiredGo,
     /// Answers `FindExpired`. `next` is where the search goes on; without it everything before `to` has been looked at.
     /// `earliest_ms`: when the first of the others expires.
-    FoundExpired { found: Vec<ExpiredEvent>, next: Option<SweepAt>, to: u64, earliest_ms: Option<u64> },
+    FoundExpired { found: Vec<ExpiredEvent>, next: Option<ScanAt>, to: u64, earliest_ms: Option<u64> },
     /// A quarantined event was durably removed by a person.
     Discarded { seq: u64, key: Option<Key> },
     /// Publish nothing new until `Resume`.
@@ -280,10 +280,10 @@ pub(crate) enum Action {
     LoadParked { key: Key, events_max: usize },
     /// Find events that have expired by this wall time, looking at this many at most. Events that have an exception are
     /// passed over in the log; nothing of what is found is held. One is out at a time.
-    FindExpired { at: SweepAt, until_ms: u64, events_max: usize },
+    FindExpired { at: ScanAt, until_ms: u64, events_max: usize },
     /// Of the events before `to`, none waits any more that had expired; the first of the others does at `earliest_ms`. (The
     /// `Save`s stand before.)
-    Swept { to: u64, earliest_ms: Option<u64> },
+    Scanned { to: u64, earliest_ms: Option<u64> },
     /// Write this down.
     Save(Change),
     /// The broker has it. (Its `Save`s stand before.)

@@ -1,9 +1,9 @@
-//! What a relay's sweep reads: expired events that wait on disk or in the log, a piece at a time.
+//! What a relay's scan reads: expired events that wait on disk or in the log, a piece at a time.
 
 use redb::ReadTransaction;
 
 use super::rows::exceptions_in;
-use crate::delivery::types::{ExpiredEvent, ExpiredPlace, Key, SweepAt};
+use crate::delivery::types::{ExpiredEvent, ExpiredPlace, Key, ScanAt};
 use crate::error::Result;
 use crate::event::Destination;
 use crate::log::keys::{self, CursorId};
@@ -19,7 +19,7 @@ type Log = redb::ReadOnlyTable<u64, &'static [u8]>;
 #[derive(Debug, Default)]
 pub(crate) struct FoundExpired {
     pub(crate) found: Vec<ExpiredEvent>,
-    pub(crate) next: Option<SweepAt>,
+    pub(crate) next: Option<ScanAt>,
     pub(crate) to: u64,
     pub(crate) earliest_ms: Option<u64>,
 }
@@ -28,7 +28,7 @@ pub(crate) struct FoundExpired {
 pub(crate) fn find_expired(
     core: &Core,
     id: CursorId,
-    at: SweepAt,
+    at: ScanAt,
     until_ms: u64,
     events_max: usize,
 ) -> Result<FoundExpired> {
@@ -36,9 +36,9 @@ pub(crate) fn find_expired(
         let mut search =
             Search { log: tx.open_table(LOG)?, until_ms, events_max, found: FoundExpired::default() };
         match at {
-            SweepAt::Due(after) => search.due(tx, id, after)?,
-            SweepAt::Parked(after) => search.parked(tx, id, after)?,
-            SweepAt::Log(from) => search.log(tx, id, from)?,
+            ScanAt::Due(after) => search.due(tx, id, after)?,
+            ScanAt::Parked(after) => search.parked(tx, id, after)?,
+            ScanAt::Log(from) => search.log(tx, id, from)?,
         }
         Ok(search.found)
     })
@@ -67,7 +67,7 @@ impl Search {
             })?;
         }
         let more = rows.next().is_some();
-        self.found.next = Some(if more { SweepAt::Due(last) } else { SweepAt::Parked(None) });
+        self.found.next = Some(if more { ScanAt::Due(last) } else { ScanAt::Parked(None) });
         Ok(())
     }
 
@@ -85,7 +85,7 @@ impl Search {
             last = Some((key.into(), seq));
         }
         let more = rows.next().is_some();
-        self.found.next = Some(if more { SweepAt::Parked(last) } else { SweepAt::Log(0) });
+        self.found.next = Some(if more { ScanAt::Parked(last) } else { ScanAt::Log(0) });
         Ok(())
     }
 
@@ -103,7 +103,7 @@ impl Search {
         for (seq, frame) in read.iter().filter(|(seq, _)| !apart.contains(seq)) {
             self.look_at(*seq, frame.value(), || Ok(ExpiredPlace::Log))?;
         }
-        self.found.next = rows.next().map(|_| SweepAt::Log(self.found.to));
+        self.found.next = rows.next().map(|_| ScanAt::Log(self.found.to));
         Ok(())
     }
 

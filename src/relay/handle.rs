@@ -22,7 +22,7 @@ pub(crate) struct Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.store.core().relays.remove(&self.name);
-        self.store.core().forget_sweeps(&self.name);
+        self.store.core().forget_expiry_requests(&self.name);
         // It sets no pace any more: what it held, the writer thread looks after.
         self.store.core().nudge_writer();
     }

@@ -30,7 +30,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The events of `from..to` that have an exception: known from a former life, or taken out by a sweep.
+    /// The events of `from..to` that have an exception: known from a former life, or taken out by a scan.
     pub(super) fn apart(&mut self, from: u64, to: u64) -> Result<BTreeSet<u64>> {
         if self.rows_ahead_waiting {
             self.flush_rows()?;

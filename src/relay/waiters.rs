@@ -7,7 +7,7 @@ use crate::oneshot::Sender;
 use crate::store::relays::Awaited;
 
 /// Waiters that have given up are looked for when there are this many, and again at every doubling.
-const SWEEP_FROM: usize = 1024;
+const PRUNE_FROM: usize = 1024;
 
 #[derive(Debug)]
 struct Waiter {
@@ -20,12 +20,12 @@ pub(crate) struct Waiters {
     waiters: HashMap<u64, Waiter>,
     by_seq: HashMap<u64, Vec<u64>>,
     next: u64,
-    sweep_at: usize,
+    prune_at: usize,
 }
 
 impl Default for Waiters {
     fn default() -> Self {
-        Self { waiters: HashMap::new(), by_seq: HashMap::new(), next: 0, sweep_at: SWEEP_FROM }
+        Self { waiters: HashMap::new(), by_seq: HashMap::new(), next: 0, prune_at: PRUNE_FROM }
     }
 }
 
@@ -36,8 +36,8 @@ impl Waiters {
             reply.send(Awaited::Confirmed);
             return;
         }
-        if self.waiters.len() >= self.sweep_at {
-            self.sweep();
+        if self.waiters.len() >= self.prune_at {
+            self.prune();
         }
         let id = self.next;
         self.next += 1;
@@ -84,7 +84,7 @@ impl Waiters {
     }
 
     /// Lets go of those whose caller's patience has ended: while the broker is away they would pile up.
-    fn sweep(&mut self) {
+    fn prune(&mut self) {
         let gone: Vec<u64> = self
             .waiters
             .iter()
@@ -94,7 +94,7 @@ impl Waiters {
         for id in gone {
             self.remove(id);
         }
-        self.sweep_at = (self.waiters.len() * 2).max(SWEEP_FROM);
+        self.prune_at = (self.waiters.len() * 2).max(PRUNE_FROM);
     }
 }
 
@@ -119,11 +119,11 @@ mod tests {
         assert!(matches!(bad.wait(), Ok(Awaited::Quarantined { seq: 4, .. })));
         assert!(waiters.by_seq.is_empty());
 
-        for seq in 0..10 * SWEEP_FROM as u64 {
+        for seq in 0..10 * PRUNE_FROM as u64 {
             let (reply, impatient) = channel();
             waiters.add(BTreeSet::from([seq]), reply);
             drop(impatient);
         }
-        assert!(waiters.waiters.len() <= SWEEP_FROM);
+        assert!(waiters.waiters.len() <= PRUNE_FROM);
     }
 }

@@ -18,7 +18,7 @@ use super::rows;
 use super::waiters::Waiters;
 use super::{Registered, StopReport};
 use crate::broker::{Epoch, Publisher, PublisherEvent};
-use crate::delivery::types::{Action, Change, Input, Recovered, Settings, SweepAt};
+use crate::delivery::types::{Action, Change, Input, Recovered, ScanAt, Settings};
 use crate::delivery::{Machine, SuspendedFigures};
 use crate::error::{Error, Result};
 use crate::limits::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
@@ -190,7 +190,7 @@ impl Worker {
             self.state = RelayState::Failed(error.to_string());
             self.show_status();
             // Nobody waits for what it was searching for.
-            self.registered.store.core().forget_sweeps(&name);
+            self.registered.store.core().forget_expiry_requests(&name);
             // It sets no pace any more.
             self.registered.store.core().nudge_writer();
             self.await_stop();
@@ -328,9 +328,9 @@ impl Worker {
             Action::FindExpired { at, until_ms, events_max } => {
                 self.search = Some(Search { at, until_ms, events_max });
             }
-            Action::Swept { to, earliest_ms } => {
+            Action::Scanned { to, earliest_ms } => {
                 self.flush_rows()?;
-                self.registered.store.core().swept(&self.registered.name, to, earliest_ms);
+                self.registered.store.core().scanned(&self.registered.name, to, earliest_ms);
             }
             Action::Save(change) => {
                 match change {
@@ -508,7 +508,7 @@ impl Worker {
                 RelayRequest::Await { .. } => {}
                 // So that nobody waits for an answer.
                 RelayRequest::LetExpiredGo => {
-                    self.registered.store.core().forget_sweeps(&self.registered.name);
+                    self.registered.store.core().forget_expiry_requests(&self.registered.name);
                 }
                 _ => {}
             }
@@ -579,7 +579,7 @@ fn shown(suspended: SuspendedFigures<'_>) -> SuspendedDestination {
 /// Where a search for expired events goes on.
 #[derive(Debug)]
 pub(crate) struct Search {
-    pub(super) at: SweepAt,
+    pub(super) at: ScanAt,
     pub(super) until_ms: u64,
     pub(super) events_max: usize,
 }

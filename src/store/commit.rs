@@ -20,7 +20,7 @@ use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
 use super::waiting::{Parked, ParkedChanges};
 use crate::error::{Error, Result};
-use crate::limits::INBOX_SWEEP_STEP;
+use crate::limits::INBOX_PRUNE_STEP;
 use crate::log::{keys, record};
 use crate::storage::tables::ids;
 use crate::storage::tables::projection::ProjectionRow;
@@ -42,8 +42,8 @@ struct Next {
     /// The store age, and what this commit writes of ages.
     age_ms: u64,
     ages: Option<AgeBook>,
-    /// Where the next sweep of the inbox begins, if this commit did a step of it.
-    swept_to: Option<Vec<u8>>,
+    /// Where the next pruning of the inbox begins, if this commit did a step of it.
+    pruned_to: Option<Vec<u8>>,
 }
 
 /// Commits. On an error the progress that would have ridden along goes back to waiting, and nothing in memory changes.
@@ -114,7 +114,7 @@ fn prepare(
         now,
         age_ms,
         ages: tail.ages.after(age_ms, pending.next_seq, core.settings.retention.age_ms_min, pending.closing),
-        swept_to: sweep_inbox(core, tx, &tail, INBOX_SWEEP_STEP.max(2 * pending.inbox.len()), age_ms)?,
+        pruned_to: prune_inbox(core, tx, &tail, INBOX_PRUNE_STEP.max(2 * pending.inbox.len()), age_ms)?,
     };
     let before = next.state;
     let mut released = Vec::new();
@@ -179,10 +179,10 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         tail.cleanup.settle(pending.cleanup);
         begins_cleaning = core.cleaning.note_left(tail.cleanup.tasks);
         tail.inbox_added += pending.inbox.len();
-        if let Some(swept_to) = next.swept_to {
-            tail.sweep_after = swept_to;
+        if let Some(pruned_to) = next.pruned_to {
+            tail.prune_after = pruned_to;
             tail.inbox_added =
-                tail.inbox_added.saturating_sub((INBOX_SWEEP_STEP / 2).max(pending.inbox.len()));
+                tail.inbox_added.saturating_sub((INBOX_PRUNE_STEP / 2).max(pending.inbox.len()));
         }
     }
     {
@@ -233,14 +233,14 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<
 }
 
 /// Forgets some of what was seen longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
-fn sweep_inbox(
+fn prune_inbox(
     core: &Core,
     tx: &WriteTransaction,
     tail: &Tail,
     step: usize,
     age_ms: u64,
 ) -> Result<Option<Vec<u8>>> {
-    if tail.inbox_added < INBOX_SWEEP_STEP / 2 {
+    if tail.inbox_added < INBOX_PRUNE_STEP / 2 {
         return Ok(None);
     }
     let mut inbox = tx.open_table(INBOX)?;
@@ -248,28 +248,28 @@ fn sweep_inbox(
     let seen = forgotten.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
     let (mut old, mut ahead) = (Vec::new(), Vec::new());
     let mut ids = ids::Difference::default();
-    let mut swept_to = Vec::new();
-    let mut rows = inbox.range(tail.sweep_after.as_slice()..)?;
+    let mut pruned_to = Vec::new();
+    let mut rows = inbox.range(tail.prune_after.as_slice()..)?;
     for row in rows.by_ref().take(step) {
         let (key, row) = row?;
-        swept_to = key.value().to_vec();
+        pruned_to = key.value().to_vec();
         // A row that cannot be read tells nothing any more, either.
         let row = InboxRow::from_bytes(row.value());
         if let Some(row) = row.filter(|row| row.at_ms > age_ms) {
-            ahead.push((swept_to.clone(), row));
+            ahead.push((pruned_to.clone(), row));
             continue;
         }
         let is_old = row.is_none_or(|row| row.at_ms.saturating_add(core.settings.inbox_age_ms) < age_ms);
         let numbered = row.filter(|row| row.count == ids::NUMBERED);
-        let outnumbered = match (&seen, numbered, keys::scope_of(&swept_to)) {
+        let outnumbered = match (&seen, numbered, keys::scope_of(&pruned_to)) {
             (Some((max, seen)), Some(row), Some(scope)) => {
                 ids::is_forgotten(&row, ids::next(seen, scope)?, *max)
             }
             _ => false,
         };
         if outnumbered || is_old {
-            old.push(swept_to.clone());
-            ids.fewer(row.filter(ids::is_counted).and_then(|_| keys::scope_of(&swept_to)));
+            old.push(pruned_to.clone());
+            ids.fewer(row.filter(ids::is_counted).and_then(|_| keys::scope_of(&pruned_to)));
         }
     }
     let at_end = rows.next().is_none();
@@ -281,7 +281,7 @@ fn sweep_inbox(
     for (key, row) in ahead {
         inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..row }.to_bytes().as_slice())?;
     }
-    Ok(Some(if at_end { Vec::new() } else { swept_to }))
+    Ok(Some(if at_end { Vec::new() } else { pruned_to }))
 }
 
 fn write_lanes(tx: &WriteTransaction, tail: &Tail, pending: &Pending) -> Result<()> {

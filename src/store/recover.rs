@@ -137,7 +137,7 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 /// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
 /// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
 /// were. It had no secret either, so lanes and ids were told by checksums of less: rows of that form are still read, and speak for
-/// what was seen then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the sweep of the inbox takes those for now when it meets them.
+/// what was seen then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the pruning of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;

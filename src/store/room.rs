@@ -10,7 +10,7 @@ use super::core::{Core, Tail};
 use super::relays::Pace;
 use super::settings::{BacklogQuota, QuotaPolicy};
 use super::write_wait::{Purpose, Wait};
-use crate::limits::QUOTA_SWEEP_MS_MAX;
+use crate::limits::QUOTA_SCAN_MS_MAX;
 use crate::printable::printable;
 use crate::time::Deadline;
 
@@ -55,7 +55,7 @@ impl Core {
         let Some(quota) = &self.settings.quota else { return };
         let patience = match quota.policy {
             QuotaPolicy::Refuse => return,
-            QuotaPolicy::DropExpired => Duration::from_millis(QUOTA_SWEEP_MS_MAX),
+            QuotaPolicy::DropExpired => Duration::from_millis(QUOTA_SCAN_MS_MAX),
             QuotaPolicy::Wait(patience) => patience,
         };
         let now_ms = self.settings.clock.now().wall_ms;
@@ -65,12 +65,12 @@ impl Core {
         }
         let deadline = Deadline::after(patience);
         let mut wait = Wait::new(purpose.clone(), None);
-        let wanted = self.ask_for_sweeps(&tail, (0, 0), now_ms);
+        let wanted = self.ask_for_expiry(&tail, (0, 0), now_ms);
         while Self::over_quota(&tail, quota, (0, 0)).is_some()
             && self.poisoned().is_none()
             && !self.is_closing()
         {
-            let vain = wanted.as_ref().is_some_and(|wanted| !self.sweeps.is_awaited(wanted));
+            let vain = wanted.as_ref().is_some_and(|wanted| !self.expiry_requests.is_awaited(wanted));
             if deadline.is_over() || vain {
                 return;
             }

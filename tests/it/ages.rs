@@ -32,7 +32,7 @@ fn again(store: &Store) -> [bool; 3] {
     [matches!(once, Once::Repeated(_)), appended.value().repeated, !first]
 }
 
-/// Enough new ids that the sweep has looked at all: each brings a look at two others.
+/// Enough new ids that the pruning has looked at all: each brings a look at two others.
 fn many_others(store: &Store, from: u64) {
     for n in 0..60_u64 {
         let mark = move |tx: &onewrite::Transaction| {

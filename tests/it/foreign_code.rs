@@ -257,7 +257,7 @@ fn a_clock_that_appends_and_marks() {
 }
 
 /// Goal: no lock is held while the clock runs, and a clock that panics at a commit fails that commit alone. Method: a clock that
-/// asks for the store's figures and tries to write, wherever it is read: appends, sweeps of the inbox, a quota that looks for
+/// asks for the store's figures and tries to write, wherever it is read: appends, prunings of the inbox, a quota that looks for
 /// expired events, trimming, waiting for room.
 #[test]
 fn a_clock_that_looks_at_its_store_or_panics() {

@@ -505,7 +505,7 @@ impl World {
                     self.passed_by |= bit(seq);
                 }
                 Action::Forget { .. } => {}
-                Action::FindExpired { .. } | Action::Swept { .. } => unreachable!("nothing expires here"),
+                Action::FindExpired { .. } | Action::Scanned { .. } => unreachable!("nothing expires here"),
                 Action::Load { .. } | Action::LoadDue { .. } | Action::LoadParked { .. } => {
                     self.requests.push(action)
                 }

@@ -22,6 +22,7 @@ use super::alarms::Alarms;
 use super::capture::rounds::Rounds;
 use super::cleanup::Cleaning;
 use super::consumers::{Claims, IdleSearch};
+use super::expiry_requests::{ExpiryRequests, Wanted};
 use super::holders::Holders;
 use super::jumps::Jumped;
 use super::left_out::LeftOut;
@@ -34,7 +35,6 @@ use super::projections::Projections;
 use super::redrive_signal::RedriveSignals;
 use super::relays::Relays;
 use super::settings::{BacklogQuota, QuotaPolicy, Settings};
-use super::sweeps::{Sweeps, Wanted};
 use super::turn::{Turn, Turns};
 use super::write_wait::{Purpose, Wait};
 use crate::error::{Error, Result};
@@ -106,7 +106,7 @@ pub(crate) struct Core {
     /// Notified when the backlog shrinks, or could not.
     pub(super) backlog_shrank: Condvar,
     /// Searches for expired events.
-    pub(super) sweeps: Sweeps,
+    pub(super) expiry_requests: ExpiryRequests,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
     /// Commands that take turns.
@@ -165,7 +165,7 @@ impl Core {
             jumped: Jumped::default(),
             progress: Mutex::default(),
             backlog_shrank: Condvar::new(),
-            sweeps: Sweeps::default(),
+            expiry_requests: ExpiryRequests::default(),
             counters: Counters::default(),
             queue: Queue::default(),
             lines: Lines::default(),
@@ -400,8 +400,8 @@ impl Core {
     }
 
     /// A relay has let everything go that had expired before `to`; it is durable.
-    pub(crate) fn swept(&self, relay: &str, to: u64, earliest_ms: Option<u64>) {
-        self.sweeps.done(relay, to, earliest_ms);
+    pub(crate) fn scanned(&self, relay: &str, to: u64, earliest_ms: Option<u64>) {
+        self.expiry_requests.done(relay, to, earliest_ms);
         // Whoever looks at both holds this lock.
         let _tail = self.tail();
         self.backlog_shrank.notify_all();
@@ -413,8 +413,8 @@ impl Core {
     }
 
     /// A relay begins or ends.
-    pub(crate) fn forget_sweeps(&self, relay: &str) {
-        self.sweeps.forget(relay);
+    pub(crate) fn forget_expiry_requests(&self, relay: &str) {
+        self.expiry_requests.forget(relay);
         let _tail = self.tail();
         self.backlog_shrank.notify_all();
     }
@@ -443,10 +443,10 @@ impl Core {
 
     /// Asks the relays to let expired events go, where the quota's policy says so, without waiting for it. The caller has read
     /// the clock before it took the lock on `tail`.
-    pub(crate) fn ask_for_sweeps(&self, tail: &Tail, added: (u64, u64), now_ms: u64) -> Option<Wanted> {
+    pub(crate) fn ask_for_expiry(&self, tail: &Tail, added: (u64, u64), now_ms: u64) -> Option<Wanted> {
         let quota = self.settings.quota.as_ref();
         let quota = quota.filter(|quota| quota.policy == QuotaPolicy::DropExpired)?;
-        Some(self.sweeps.ask(tail, quota, added, now_ms, &self.relays))
+        Some(self.expiry_requests.ask(tail, quota, added, now_ms, &self.relays))
     }
 
     pub(crate) fn await_queue_room(&self, waker: &Waker) {

@@ -58,9 +58,9 @@ pub(crate) struct Tail {
     pub(crate) captures: CaptureBook,
     /// What is left to be cleaned up.
     pub(crate) cleanup: Left,
-    /// Inbox rows added since the last sweep step, and where the next one begins.
+    /// Inbox rows added since the last pruning step, and where the next one begins.
     pub(crate) inbox_added: usize,
-    pub(crate) sweep_after: Vec<u8>,
+    pub(crate) prune_after: Vec<u8>,
     /// Records can go, but the last commit had done its share, or put it off until the store is idle.
     pub(crate) trim_left: bool,
     /// Since when it has been put off.

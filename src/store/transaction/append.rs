@@ -120,7 +120,7 @@ impl Transaction {
         let added = (pending.next_seq - tail.next_seq, pending.end_offset - tail.end_offset);
         let Some(error) = Core::over_quota(&tail, quota, added) else { return Ok(()) };
         // Whoever did not wait before (a future, a consumer) finds room at its next try.
-        self.core.ask_for_sweeps(&tail, added, now_ms);
+        self.core.ask_for_expiry(&tail, added, now_ms);
         Err(error)
     }
 

@@ -1,6 +1,6 @@
 //! A write transaction: the application's own tables, and the log.
 //!
-//! Events and inbox marks gather in memory and are written when the transaction commits, in one sweep, in order. So a
+//! Events and inbox marks gather in memory and are written when the transaction commits, all together, in order. So a
 //! closure that only appended can be rolled back without touching redb; one that opened a table for writing cannot,
 //! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
 

@@ -1,17 +1,17 @@
 //! Expired events make room: where a backlog quota says so, they are taken out before their turn comes.
 //!
-//! A sweep looks at memory first, then at what waits on disk, then at what the log has still to bring, a piece at a time.
+//! A scan looks at memory first, then at what waits on disk, then at what the log has still to bring, a piece at a time.
 //! What it finds in the log gets its exception before the log brings it; it is passed over there (`Loaded::Apart`), so no
 //! sequence number of it stays in memory. **Invariant:** what is in flight is left alone: its outcome decides.
 
-use super::types::{Action, Change, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, SweepAt};
+use super::types::{Action, Change, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, ScanAt};
 use super::{ItemState, Machine, expired, is_expired};
 use crate::time::Now;
 
-/// What the last sweep has seen, and the one that runs.
+/// What the last scan has seen, and the one that runs.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
-pub(super) struct Sweep {
+pub(super) struct ExpiryScan {
     done: Option<Seen>,
     /// While one runs: what it has seen so far.
     running: Option<Option<u64>>,
@@ -24,8 +24,8 @@ struct Seen {
     earliest_ms: Option<u64>,
 }
 
-impl Sweep {
-    /// An event with this expiry waits now where a sweep may have been already.
+impl ExpiryScan {
+    /// An event with this expiry waits now where a scan may have been already.
     pub(super) fn note_expiry(&mut self, expires_ms: Option<u64>) {
         if let Some(done) = &mut self.done {
             done.earliest_ms = earlier(done.earliest_ms, expires_ms);
@@ -43,7 +43,7 @@ fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 impl Machine {
     /// `Input::LetExpiredGo`. One that runs goes on.
     pub(super) fn let_expired_go(&mut self, now: Now, out: &mut Vec<Action>) {
-        if self.sweep.running.is_some() {
+        if self.scan.running.is_some() {
             return;
         }
         let mut expired_seqs = Vec::new();
@@ -60,22 +60,22 @@ impl Machine {
         for seq in expired_seqs {
             self.let_go(seq, now, out);
         }
-        let at = match self.sweep.done {
+        let at = match self.scan.done {
             // Nothing that was looked at has expired since: only what is new is looked at.
             Some(done) if done.earliest_ms.is_none_or(|earliest_ms| earliest_ms > now.wall_ms) => {
                 earliest_ms = earlier(earliest_ms, done.earliest_ms);
-                SweepAt::Log(done.to)
+                ScanAt::Log(done.to)
             }
-            _ => SweepAt::Due(None),
+            _ => ScanAt::Due(None),
         };
-        self.sweep.running = Some(earliest_ms);
+        self.scan.running = Some(earliest_ms);
         self.find_expired(at, now, out);
     }
 
-    fn find_expired(&self, at: SweepAt, now: Now, out: &mut Vec<Action>) {
+    fn find_expired(&self, at: ScanAt, now: Now, out: &mut Vec<Action>) {
         let events_max = self.settings.load_events;
         // What the log has brought is in memory, settled, or has a row.
-        let at = if let SweepAt::Log(from) = at { SweepAt::Log(from.max(self.loaded_to)) } else { at };
+        let at = if let ScanAt::Log(from) = at { ScanAt::Log(from.max(self.loaded_to)) } else { at };
         out.push(Action::FindExpired { at, until_ms: now.wall_ms, events_max });
     }
 
@@ -83,7 +83,7 @@ impl Machine {
     pub(super) fn found_expired(
         &mut self,
         found: Vec<ExpiredEvent>,
-        next: Option<SweepAt>,
+        next: Option<ScanAt>,
         (to, earliest_ms): (u64, Option<u64>),
         now: Now,
         out: &mut Vec<Action>,
@@ -92,14 +92,14 @@ impl Machine {
         for event in found {
             self.take_out(event, now, out);
         }
-        self.sweep.running = self.sweep.running.map(|before| earlier(before, earliest_ms));
+        self.scan.running = self.scan.running.map(|before| earlier(before, earliest_ms));
         if let Some(at) = next {
             self.find_expired(at, now, out);
             return;
         }
-        if let Some(earliest_ms) = self.sweep.running.take() {
-            self.sweep.done = Some(Seen { to, earliest_ms });
-            out.push(Action::Swept { to, earliest_ms });
+        if let Some(earliest_ms) = self.scan.running.take() {
+            self.scan.done = Some(Seen { to, earliest_ms });
+            out.push(Action::Scanned { to, earliest_ms });
         }
     }
 

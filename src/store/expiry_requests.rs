@@ -11,7 +11,7 @@ use super::relays::{RelayRequest, Relays};
 use super::settings::BacklogQuota;
 
 #[derive(Debug, Default)]
-struct Sweep {
+struct ExpiryRequest {
     asked: bool,
     /// Answers so far.
     answers: u64,
@@ -19,7 +19,7 @@ struct Sweep {
     seen: Option<(u64, Option<u64>)>,
 }
 
-impl Sweep {
+impl ExpiryRequest {
     fn is_current(&self, next_seq: u64, now_ms: u64) -> bool {
         self.seen.is_some_and(|(to, earliest_ms)| {
             to >= next_seq && earliest_ms.is_none_or(|earliest_ms| earliest_ms > now_ms)
@@ -29,14 +29,14 @@ impl Sweep {
 
 /// By relay.
 #[derive(Debug, Default)]
-pub(crate) struct Sweeps(Mutex<BTreeMap<String, Sweep>>);
+pub(crate) struct ExpiryRequests(Mutex<BTreeMap<String, ExpiryRequest>>);
 
 /// Answers that a write waits for: this many of each relay.
 #[derive(Debug, Default)]
 pub(crate) struct Wanted(Vec<(String, u64)>);
 
-impl Sweeps {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Sweep>> {
+impl ExpiryRequests {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ExpiryRequest>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -50,43 +50,44 @@ impl Sweeps {
         now_ms: u64,
         relays: &Relays,
     ) -> Wanted {
-        let mut sweeps = self.lock();
+        let mut requests = self.lock();
         let mut wanted = Vec::new();
         for (name, cursor) in &tail.cursors {
             if !Core::is_over(quota, tail.backlog_of(cursor), added) {
                 continue;
             }
-            let sweep = sweeps.entry(name.clone()).or_default();
-            let Some(port) = relays.port(name).filter(|_| !sweep.is_current(tail.next_seq, now_ms)) else {
+            let request = requests.entry(name.clone()).or_default();
+            let Some(port) = relays.port(name).filter(|_| !request.is_current(tail.next_seq, now_ms)) else {
                 return Wanted::default();
             };
-            if !sweep.asked {
-                sweep.asked = port.requests.send(RelayRequest::LetExpiredGo).is_ok();
+            if !request.asked {
+                request.asked = port.requests.send(RelayRequest::LetExpiredGo).is_ok();
             }
-            wanted.push((name.clone(), sweep.answers + 1));
+            wanted.push((name.clone(), request.answers + 1));
         }
         Wanted(wanted)
     }
 
     /// Whether an answer is still to come.
     pub(crate) fn is_awaited(&self, wanted: &Wanted) -> bool {
-        let sweeps = self.lock();
+        let requests = self.lock();
         let comes = |(name, answers): &(String, u64)| {
-            sweeps.get(name).is_some_and(|sweep| sweep.asked && sweep.answers < *answers)
+            requests.get(name).is_some_and(|request| request.asked && request.answers < *answers)
         };
         wanted.0.iter().any(comes)
     }
 
     pub(crate) fn done(&self, relay: &str, to: u64, earliest_ms: Option<u64>) {
-        if let Some(sweep) = self.lock().get_mut(relay) {
-            *sweep = Sweep { asked: false, answers: sweep.answers + 1, seen: Some((to, earliest_ms)) };
+        if let Some(request) = self.lock().get_mut(relay) {
+            *request =
+                ExpiryRequest { asked: false, answers: request.answers + 1, seen: Some((to, earliest_ms)) };
         }
     }
 
     /// The relay has ended: it answers no more, and what it has seen may not be so when it runs again.
     pub(crate) fn forget(&self, relay: &str) {
-        if let Some(sweep) = self.lock().get_mut(relay) {
-            *sweep = Sweep { asked: false, seen: None, ..*sweep };
+        if let Some(request) = self.lock().get_mut(relay) {
+            *request = ExpiryRequest { asked: false, seen: None, ..*request };
         }
     }
 }
@@ -98,17 +99,17 @@ mod tests {
     /// Goal: no write waits for the answer of a relay that has ended, and the next one is asked anew. Method: a relay that was asked ends.
     #[test]
     fn a_relay_that_has_ended_owes_no_answer() {
-        let sweeps = Sweeps::default();
-        sweeps.lock().insert("r".into(), Sweep { asked: true, answers: 3, seen: Some((5, None)) });
+        let requests = ExpiryRequests::default();
+        requests.lock().insert("r".into(), ExpiryRequest { asked: true, answers: 3, seen: Some((5, None)) });
         let wanted = Wanted(vec![("r".into(), 4)]);
-        assert!(sweeps.is_awaited(&wanted));
-        sweeps.forget("r");
-        assert!(!sweeps.is_awaited(&wanted));
+        assert!(requests.is_awaited(&wanted));
+        requests.forget("r");
+        assert!(!requests.is_awaited(&wanted));
         assert!(
-            sweeps
+            requests
                 .lock()
                 .get("r")
-                .is_some_and(|sweep| !sweep.asked && sweep.answers == 3 && sweep.seen.is_none())
+                .is_some_and(|request| !request.asked && request.answers == 3 && request.seen.is_none())
         );
     }
 }
