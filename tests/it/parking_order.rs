@@ -278,6 +278,42 @@ fn what_comes_again_keeps_its_place() {
     let _ = consumer.stop(Duration::from_secs(5));
 }
 
+/// Goal: where an earlier one of its key does not survive and comes again, what has survived stands behind it. Method: the first of a key came
+/// once, the second came back often; no room to park; a new connection delivers both again.
+#[test]
+fn what_survives_does_not_overtake_what_did_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let source = ByHand::default();
+    let (calls, well) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+    let (seen, is_well) = (Arc::clone(&calls), Arc::clone(&well));
+    let consumer = store
+        .consumer("service")
+        .parked_max(0, 0)
+        .backoff(Duration::from_millis(300), Duration::from_millis(300))
+        .run(source.clone(), move |delivery, _| {
+            if !is_well.load(SeqCst) {
+                return Err(Error::app("not yet"));
+            }
+            seen.lock().unwrap().push(number(delivery));
+            Ok(())
+        })
+        .unwrap();
+    source.deliver(1, Some("k"), 0);
+    source.deliver(2, Some("k"), 5);
+    until("the first has failed", || consumer.stats().retried >= 1);
+    source.lose(1);
+    source.deliver_in(2, 1, Some("k"), 1);
+    source.deliver_in(2, 2, Some("k"), 6);
+    source.deliver_in(2, 9, None, 0);
+    std::thread::sleep(Duration::from_millis(100));
+    well.store(true, SeqCst);
+    until("all are done", || consumer.stats().applied == 3);
+    let of_key: Vec<u64> = calls.lock().unwrap().iter().copied().filter(|number| *number < 9).collect();
+    assert_eq!(of_key, [1, 2]);
+    let _ = consumer.stop(Duration::from_secs(5));
+}
+
 /// Goal: what came back and could not be parked because an earlier one of its key ran is parked once that has ended. Method: the first of a
 /// key always fails; during its third try one of its key comes back, while slow ones of its batch run on.
 #[test]
