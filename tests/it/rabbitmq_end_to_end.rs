@@ -167,7 +167,7 @@ fn repeated_and_turned_round_on_the_way() {
     assert_eq!((stats.applied, stats.conflicts, stats.quarantined), (300, 1, 1), "{stats:?}");
     assert_eq!(tap.count("lanes"), 0);
     let (entry, message) = credit.rejected("credit-service").get(0).unwrap();
-    assert!(entry.reason.ends_with("its content differs"), "{}", entry.reason);
+    assert!(entry.reason.ends_with("with another content"), "{}", entry.reason);
     assert_eq!(message.payload, b"k5:999");
     assert!(relay.stop(Duration::from_secs(10)).clean);
 }
