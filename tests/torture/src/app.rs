@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use onewrite::limits::JOURNAL_BYTES_MIN;
 use onewrite::broker::RabbitMq;
+use onewrite::limits::JOURNAL_BYTES_MIN;
 use onewrite::redb::TableDefinition;
 use onewrite::{Capture, Change, Event, FaultClass, Retention, Store};
 use onewrite_torture_checker::formats::{ROUTING_KEY, exchange};
