@@ -401,6 +401,7 @@ pub const REBUILD_REACH_MAX: usize = 65_536;
 
 /// How long a projection lets events gather after the first, unless set, in milliseconds.
 pub const PROJECTION_DELAY_MS_DEFAULT: u64 = 5;
+
 /// Keys of captured tables that one round turns into events at most: half of a default window.
 pub const CAPTURE_ROUND_KEYS: usize = 256;
 
@@ -424,6 +425,7 @@ pub const CAPTURE_OWN_MS: u64 = 250;
 
 /// Wait after a round that could not go on, because the backlog quota is reached or too many codecs fail, in milliseconds.
 pub const CAPTURE_PAUSE_MS: u64 = 250;
+
 /// How long a consumer may hold back what is behind a gap in its lane, in milliseconds: half of RabbitMQ's default
 /// `consumer_timeout`, after which the broker closes the channel.
 pub const HOLD_MS_MAX: u64 = 15 * 60 * 1000;

@@ -14,6 +14,7 @@ use crate::printable::escaped;
 use crate::text::Text;
 
 pub use self::value::HeaderValue;
+pub(crate) use self::value::VALUE_BYTES;
 
 /// A message as AMQP 0-9-1 carries it: all fourteen properties (the headers are one), and the payload. Persistent unless it says
 /// otherwise.
@@ -72,6 +73,28 @@ impl Message {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&HeaderValue> {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
+    }
+
+    /// Its properties that are texts.
+    pub(crate) fn texts(&self) -> impl Iterator<Item = &Text> {
+        let texts = [
+            &self.message_id,
+            &self.event_type,
+            &self.content_type,
+            &self.content_encoding,
+            &self.correlation_id,
+            &self.reply_to,
+            &self.expiration,
+            &self.user_id,
+            &self.app_id,
+            &self.cluster_id,
+        ];
+        texts.into_iter().flatten()
+    }
+
+    /// Bytes of the entries of its headers, as AMQP encodes them.
+    pub(crate) fn headers_len(&self) -> usize {
+        self.headers.iter().map(|(name, value)| 1 + name.len() + 1 + value.encoded_len()).sum()
     }
 }
 

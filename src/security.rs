@@ -42,9 +42,9 @@
 //! |---|---|
 //! | deliveries that wait | [`ConsumerBuilder::parked_max`](crate::ConsumerBuilder::parked_max), rows and bytes, per scope |
 //! | tries of deliveries | [`TRIES_ROWS_MAX`](crate::limits::TRIES_ROWS_MAX), per scope |
-//! | ids of foreign messages | [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max), per scope; none unless set: a million takes 150 MB |
+//! | ids of foreign messages | [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max), per scope; none unless set |
 //! | rejected deliveries | [`ConsumerBuilder::rejected_max`](crate::ConsumerBuilder::rejected_max), rows and bytes, per scope; [`on_rejected_full`](crate::ConsumerBuilder::on_rejected_full) says what becomes of more |
-//! | lanes and their gaps | [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max), [`gaps_max`](crate::StoreBuilder::gaps_max), per scope; none unless set: ten times as many lanes as producers use in a day, and a million gaps, are good numbers |
+//! | lanes and their gaps | [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max), [`gaps_max`](crate::StoreBuilder::gaps_max), per scope; none unless set. Set more lanes than producers use in a day |
 //! | space on the disk | [`ConsumerBuilder::free_space_min`](crate::ConsumerBuilder::free_space_min) stays free |
 //!
 //! The last one bounds all of them together. [`Stats::consumers`](crate::Stats::consumers) has a figure for each: warn where one grows.

@@ -1,4 +1,4 @@
-//! An event that the machine has in memory.
+//! One event that the machine has in memory, and where it stands.
 
 use super::culprit::closes_channel;
 use super::silence::Destination;

@@ -1,7 +1,8 @@
 //! Why a store cannot be opened.
 
-use super::BoxError;
 use std::path::{Path, PathBuf};
+
+use super::BoxError;
 
 /// Why a store could not be opened or created. Each names the file.
 ///
@@ -26,7 +27,7 @@ pub enum OpenError {
     },
     /// A process that does not have the file open as a store holds a lock on all of it (`flock`): a backup, a script, a program with redb
     /// before 4.3. Every user that may read the file can do that, so keep its mode at 0600.
-    #[error("{path} is locked by a process that has not opened it as a store: the process holds a `flock`, as backups, scripts with `flock`, and programs with redb before 4.3 do; end the process (`lslocks` and `fuser -v` name it), and close the file to users that need not read it (`chmod 600`)", path = path.display())]
+    #[error("{path} is locked by a process that has not opened it as a store. It holds a `flock`, as backups, scripts and programs with redb before 4.3 do. End the process (`lslocks` and `fuser -v` name it), and close the file to users that need not read it (`chmod 600`)", path = path.display())]
     LockedByReader {
         /// The file.
         path: PathBuf,

@@ -1,11 +1,12 @@
 //! An event as the log has it.
 
+use std::fmt;
+
 use super::Event;
 use super::destination::Destination;
 use super::lane::Lane;
 use crate::message::HeaderValue;
 use crate::text::Text;
-use std::fmt;
 
 /// An event as the log holds it.
 ///

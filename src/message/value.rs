@@ -68,6 +68,9 @@ pub enum HeaderValue {
     Void,
 }
 
+/// What a value of a header takes in memory besides its encoding, about: its place in a table or a list.
+pub(crate) const VALUE_BYTES: usize = 64;
+
 impl HeaderValue {
     /// The text, if it is text.
     ///
@@ -179,6 +182,15 @@ impl HeaderValue {
                     .sum::<usize>()
             }
             Self::Array(values) => 4 + values.iter().map(|value| 1 + value.encoded_len()).sum::<usize>(),
+        }
+    }
+
+    /// How many values it is: itself, and those within it.
+    pub(crate) fn count(&self) -> usize {
+        1 + match self {
+            Self::Table(entries) => entries.iter().map(|(_, value)| value.count()).sum(),
+            Self::Array(values) => values.iter().map(Self::count).sum::<usize>(),
+            _ => 0,
         }
     }
 

@@ -1,5 +1,10 @@
 //! A projection that runs.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
 use super::rows::ProjectionFailure;
 use super::{CANCELLED, Handler};
 use crate::error::{Error, Result};
@@ -11,10 +16,6 @@ use crate::store::notify::Signal;
 use crate::store::projections::{OwnedTables, RunningProjection};
 use crate::store::{ProjectionState, ProjectionStatus, Store};
 use crate::time::Deadline;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, ThreadId};
-use std::time::Duration;
 
 /// Frees the projection's name when dropped.
 #[derive(Debug)]

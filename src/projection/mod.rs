@@ -11,7 +11,7 @@ mod transaction;
 mod worker;
 
 use std::sync::Arc;
-use std::thread::{self};
+use std::thread;
 use std::time::Duration;
 
 use redb::{MultimapTableHandle, TableHandle};

@@ -1,4 +1,10 @@
 //! What a projection writes besides its own tables: how far it is, and the events that it has given up.
+//!
+//! ```text
+//! onewrite.failures     (id u32, seq u64) → at ms u64, attempts u32, text t16
+//! ```
+//!
+//! **Invariant.** A position is written in the transaction that applies what it passes.
 
 use std::sync::Arc;
 

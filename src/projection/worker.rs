@@ -196,8 +196,8 @@ impl Worker {
         let due = lines.filter_map(|line| line.retry_at.filter(|_| !line.stopped)).min();
         let skipped_due = self.skipped_due();
         let wake_at = due.into_iter().chain(skipped_due).map(Due::wake_at).min();
-        let rang = self.listener.signal.wait_until(wake_at.unwrap_or(Deadline::Never));
-        if rang && !self.stops() && !self.settings.delay.is_zero() {
+        let notified = self.listener.signal.wait_until(wake_at.unwrap_or(Deadline::Never));
+        if notified && !self.stops() && !self.settings.delay.is_zero() {
             // Let more gather; what asks for haste notifies too, and is heard by the sleeper next.
             let gathered = self.look().delayed(self.settings.delay);
             while !self.stops() && self.settings.store.ready().is_ok() && !gathered.has_come(self.look()) {

@@ -1,5 +1,9 @@
 //! A relay that runs.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
@@ -8,9 +12,6 @@ use crate::store::relays::RelayRequest;
 use crate::store::turn::Turns;
 use crate::store::{RelayState, RelayStatus, Store};
 use crate::time::Deadline;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, ThreadId};
-use std::time::Duration;
 
 /// Frees the relay's name when dropped.
 #[derive(Debug)]

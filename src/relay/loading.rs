@@ -1,5 +1,8 @@
 //! What the relay reads from the log, and from its own rows.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::expired::{FoundExpired, find_expired};
 use super::prepare::{Met, hold};
 use super::rows;
@@ -7,8 +10,6 @@ use super::worker::{Search, Worker};
 use crate::delivery::types::{Input, Key, Loaded};
 use crate::error::Result;
 use crate::store::records::{self, Read};
-use std::collections::BTreeSet;
-use std::sync::Arc;
 
 impl Worker {
     pub(super) fn load(&mut self, from: u64, events_max: usize, bytes_max: usize) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The relay: a cursor whose sink is a broker.
 //!
-//! [`machine`] decides, [`worker`](self) does: it reads the log, hands messages to the publisher, and lets progress wait
+//! [The machine](crate::delivery) decides, and `worker` acts: it reads the log, hands messages to the publisher, and lets progress wait
 //! for the application's commits. It sleeps until a commit notifies it, the publisher speaks, or a timer is due.
 
 mod expired;
@@ -15,7 +15,7 @@ mod worker;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::thread::{self};
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{bounded, unbounded};

@@ -1,4 +1,9 @@
-//! What the machine and the publisher need of a record.
+//! From a record to what the machine and the publisher need of it.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
 
 use super::Unpublished;
 use super::worker::NAMES_MAX;
@@ -10,9 +15,6 @@ use crate::message::{Fault, FaultClass, Message};
 use crate::store::records::Read;
 use crate::text::Text;
 use crate::wire::Wire;
-use rustc_hash::FxHashMap;
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 
 /// How events become messages.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! What others ask of a relay that runs.
 
+use std::collections::BTreeSet;
+
 use super::prepare::Met;
 use super::rows;
 use super::rows::RowState;
@@ -11,7 +13,6 @@ use crate::message::{Fault, FaultClass};
 use crate::oneshot;
 use crate::store::records::{self};
 use crate::store::relays::{Awaited, RelayRequest};
-use std::collections::BTreeSet;
 
 impl Worker {
     pub(super) fn request(&mut self, request: RelayRequest) -> Result<()> {

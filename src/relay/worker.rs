@@ -386,8 +386,6 @@ impl Worker {
             .publish(epoch, Outgoing { ticket, exchange, routing_key, message, mandatory, isolated });
     }
 
-    // --- reading ------------------------------------------------------------------------------------------------------
-
     // --- progress -----------------------------------------------------------------------------------------------------
 
     /// Lets what has changed wait for a commit.

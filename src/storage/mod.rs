@@ -1,6 +1,6 @@
 //! The file: how it is found, made, opened, read and written beside the storage engine, and what stands in it.
 //!
-//! **Invariant.** Nothing here knows of events, transactions or threads of a store.
+//! **Invariant.** Nothing here knows of a transaction or a thread of a store: what it is given to read or write is bytes and rows.
 
 pub(crate) mod create;
 pub(crate) mod errors;

@@ -1,4 +1,4 @@
-//! What the consumers of a store share in memory.
+//! What the consumers of a store share in memory: who has taken up which parked delivery, and where the search for an idle lane goes on.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

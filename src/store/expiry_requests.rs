@@ -1,6 +1,6 @@
-//! Who has been asked to let expired events go, and what came of it.
+//! Requests to relays to drop expired events, and their answers.
 //!
-//! A relay alone knows what of its backlog is in flight, so a relay lets go; a write that finds the quota reached asks and
+//! Only a relay knows what of its backlog is in flight, so a relay drops it. A write that finds the quota reached asks it and
 //! waits. **Invariant:** a relay is asked once at a time, and not again while nothing can have expired since.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,12 @@
 //! The handle of an open store.
 
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
+
 use super::core::Core;
 use super::jumps::Jumps;
 use super::once::Once;
@@ -23,11 +30,6 @@ use crate::say::in_drop;
 use crate::storage::journal::JournalOptions;
 use crate::storage::{file, place};
 use crate::time::Deadline;
-use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
-use std::panic::Location;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::JoinHandle;
 
 /// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
 ///

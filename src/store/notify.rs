@@ -1,16 +1,15 @@
-//! Who is told that the log has grown, or that the store is lost: relays have a channel of their own in
-//! [`relays`](super::relays); everybody else subscribes here.
+//! Notifies threads and futures that the log has grown, or that the store is lost. Relays have a channel of their own in
+//! [`relays`](super::relays).
 //!
-//! **Invariant.** A notification that comes while nobody waits is kept: who looks at the log first and waits then misses nothing.
+//! **Invariant.** A signal keeps a notification that comes while nobody waits. So a waiter that looks at the log first misses nothing.
 
 use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
-use crate::time::Deadline;
-
 use crate::process::Process;
+use crate::time::Deadline;
 
 #[derive(Debug, Default)]
 struct State {

@@ -1,4 +1,4 @@
-//! What a request that is written once has come to.
+//! The outcome of `Store::write_once`.
 
 use super::receipt::Receipt;
 

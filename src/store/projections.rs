@@ -1,13 +1,7 @@
-//! Projections in the file: their positions, the tables that they own, the events that they have given up.
+//! What a store knows of projections: those that run, the names of the tables that they own, and their rows.
 //!
-//! ```text
-//! onewrite.projections  name → id u64, version u64, position u64, rebuild id u64 (0: none), rebuild version u64,
-//!                              rebuild position u64, crc32 u64 (of the name and the six before)
-//! onewrite.failures     (id u32, seq u64) → at ms u64, attempts u32, text t16
-//! ```
-//!
-//! **Invariants.** A position is written in the transaction that applies what it passes. The tables of a rebuild carry
-//! another name until it has caught up; one transaction then puts them in the place of the old ones.
+//! **Invariant.** The tables of a rebuild carry another name until it has caught up. One transaction then puts them in the place of
+//! the old ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -244,8 +238,6 @@ impl OwnedTables {
         Ok(())
     }
 }
-
-// --- what the worker does -----------------------------------------------------------------------------------------
 
 impl Transaction {
     pub(crate) fn track(&self, name: &str, which: Which) -> Result<Track> {

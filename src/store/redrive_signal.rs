@@ -1,4 +1,4 @@
-//! Who is told that something is to be driven again: the consumers that run, by scope.
+//! Notifies the running consumers of a scope that something is to be driven again.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +14,7 @@ impl RedriveSignals {
         let (signal, notified) = bounded(1);
         let mut signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_scope = signals.entry(scope.to_owned()).or_default();
-        // One subscribes for each consumer that starts: those that have ended since go.
+        // Consumers that have ended since go here, not when they end.
         of_scope.retain(|signal| !matches!(signal.try_send(()), Err(TrySendError::Disconnected(()))));
         of_scope.push(signal);
         notified

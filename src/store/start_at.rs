@@ -1,4 +1,4 @@
-//! Where a reader of the log begins that the file does not know yet.
+//! Where a relay or a projection begins that is new to the file.
 
 use redb::ReadableTable;
 

@@ -1,4 +1,9 @@
-//! A write that is awaited.
+//! The future of `Store::write_async`.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crossbeam_channel::TrySendError;
 
 use super::alarms::Alarm;
 use super::groups;
@@ -8,9 +13,6 @@ use super::write_wait::Wait;
 use super::writer::Job;
 use crate::error::{Error, Result};
 use crate::oneshot;
-use crossbeam_channel::TrySendError;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
 /// A write on its way. See [`Store::write_async`].
 ///

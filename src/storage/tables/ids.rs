@@ -1,4 +1,4 @@
-//! Ids of deliveries: how many of a scope are kept, and the numbers that they have.
+//! The row that counts the ids of deliveries of a scope, and the numbers that ids have. What they are for: `consumer/ids.rs`.
 
 use std::collections::BTreeMap;
 

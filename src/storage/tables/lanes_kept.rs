@@ -1,4 +1,4 @@
-//! How many lanes and gaps a scope keeps.
+//! The row that counts the lanes and gaps of a scope. What it is for: `consumer/lanes.rs`.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,9 @@
 //! The row of a projection: how far its tables are, and those of a rebuild.
+//!
+//! ```text
+//! onewrite.projections  name → id u64, version u64, position u64, rebuild id u64 (0: none), rebuild version u64,
+//!                              rebuild position u64, crc32 u64 (of the name and the six before)
+//! ```
 
 use super::schema::{read_u64s, u64s};
 use crate::log::keys::CursorId;

@@ -1,4 +1,4 @@
-//! The rows of rejected deliveries that are no deliveries: what a scope holds.
+//! The row that counts the rejected deliveries of a scope. What it is for: `consumer/rejected.rs`.
 
 use redb::{ReadableTable, WriteTransaction};
 

@@ -12,16 +12,16 @@
 //! onewrite.due         (cursor, due ms, seq) → ()
 //! onewrite.parked      (cursor, key, seq) → ()
 //! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u64, at ms u64   (of deliveries: see consumer/dedup.rs)
-//! onewrite.projections projection name → see projections.rs
-//! onewrite.failures    (projection, seq) → see projections.rs
+//! onewrite.projections projection name → see projection.rs
+//! onewrite.failures    (projection, seq) → see projection/rows.rs
 //! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
 //! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/dedup.rs);
 //!                      (scope) → ids that were given a number u64, those of them that are kept u64   (consumer/ids.rs)
-//! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64, since ms u64; (scope, store, epoch) → forgotten lanes    (lanes_kept.rs)
+//! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64, since ms u64; (scope, store, epoch) → forgotten lanes    (consumer/lanes.rs)
 //! onewrite.rejected    (scope) → next number u64, rows u64, their bytes u64, dropped u64; (scope, number) → delivery          (log/rejected.rs);
-//!                      (scope, number) → (), to be driven again                                 (rejected.rs)
+//!                      (scope, number) → (), to be driven again                                 (consumer/rejected.rs)
 //! onewrite.cleanup     a task of the clean-up, see cleanup/mod.rs                                (made when first needed)
 //! onewrite.in_hand     (scope) → next number u64, rows u64, bytes u64; (scope, number) → parked delivery;
 //!                      (scope, name) → tries       (log/in_hand.rs; the table is made when it is first needed)

@@ -1,5 +1,10 @@
 //! One piece of a round: the events of some marked keys, and of some rows that are walked.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use redb::ReadableTable;
+
 use super::erased::{Captured, Old, RawChange};
 use super::rounds::{Asked, Outcome, Rounds};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
@@ -11,9 +16,6 @@ use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::CHANGES;
 use crate::store::relays::Pace;
 use crate::store::transaction::Transaction;
-use redb::ReadableTable;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// What became of one key.
 pub(super) enum Settled {
@@ -82,8 +84,8 @@ impl<'tx> Piece<'tx> {
 
     /// Something waits and is due, yet a round finds nothing: memory is wrong, so the next one does not hurry.
     ///
-    /// Two rounds find nothing in good order, and delay no other: one that another has come before, and one of the writer
-    /// thread whose work a relay has taken over, which was started meanwhile.
+    /// Two kinds of rounds find nothing in good order, and delay no other: one that comes after another has done its work; and one of the
+    /// writer thread whose work a relay has taken over. That relay was started meanwhile.
     fn is_lost(&self) -> bool {
         let core = &self.tx.core;
         let taken_over = self.own && self.relay_runs;

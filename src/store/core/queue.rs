@@ -1,10 +1,11 @@
 //! Writes that wait for the writer thread.
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, TryLockError};
 use std::thread::ThreadId;
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 /// Whether a write may skip the queue.
 ///

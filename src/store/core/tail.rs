@@ -1,4 +1,6 @@
-//! What memory knows of the file: who it is, and where its log stands.
+//! What memory knows of the file: whose it is, and where its log ends.
+
+use std::collections::BTreeMap;
 
 use crate::log::book::Book;
 use crate::log::keys::CursorId;
@@ -12,7 +14,6 @@ use crate::store::cursor::Cursor;
 use crate::store::trim::Deferred;
 use crate::store::waiting::Parked;
 use crate::wire::ContentKey;
-use std::collections::BTreeMap;
 
 /// Who this store is, on the wire too.
 #[derive(Debug, Clone, PartialEq, Eq)]

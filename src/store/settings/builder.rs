@@ -1,5 +1,9 @@
 //! The settings of a store, as an application gives them.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::policies::{IdsPolicy, LanesPolicy};
 use super::quota::BacklogQuota;
 use super::retention::Retention;
@@ -14,9 +18,6 @@ use crate::limits::{
 use crate::store::Store;
 use crate::store::capture::{Capture, Captures};
 use crate::time::{Clock, SystemClock, as_ms};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 /// Settings of a store, before it is opened.
 ///

@@ -1,9 +1,10 @@
 //! Settings of what a store remembers of messages that have come.
 
+use std::time::Duration;
+
 use super::builder::StoreBuilder;
 use super::policies::{IdsPolicy, LanesPolicy};
 use crate::time::as_ms;
-use std::time::Duration;
 
 impl StoreBuilder {
     /// How long a seen id (request, delivery, event id given by the application) is remembered at least; 7 days unless set.
@@ -73,7 +74,7 @@ impl StoreBuilder {
         self
     }
 
-    /// How many gaps in lanes are remembered per scope; all unless set. A gap takes about 100 bytes. Each lane may have 64 whatever others have
+    /// How many gaps in lanes are remembered per scope; all unless set. Each lane may have 64 whatever others have
     /// ([`LANE_GAPS_MIN`](crate::limits::LANE_GAPS_MIN)), or as many as are set here if that is less; and no lane more than 16,384
     /// ([`LANE_GAPS_MAX`](crate::limits::LANE_GAPS_MAX)).
     ///

@@ -1,10 +1,11 @@
-//! The store's settings and its builder.
+//! The settings of a store: what was set, in one piece. The builder, and what it takes, are in the files beside.
 
 mod builder;
 mod inbox;
 mod policies;
 mod quota;
 mod retention;
+
 use std::sync::Arc;
 use std::time::Duration;
 

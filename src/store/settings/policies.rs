@@ -1,7 +1,8 @@
 //! What becomes of ids and lanes beyond their bounds.
 
-use crate::limits::LANE_IDLE_MS_DEFAULT;
 use std::time::Duration;
+
+use crate::limits::LANE_IDLE_MS_DEFAULT;
 
 /// What becomes of a new id of a foreign message where as many are remembered as may be: see
 /// [`StoreBuilder::inbox_ids_policy`](crate::StoreBuilder::inbox_ids_policy).

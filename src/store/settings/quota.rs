@@ -26,8 +26,8 @@ pub enum QuotaPolicy {
     /// [quarantine](crate::Store::quarantine) as expired, holds nobody, and does not count as backlog; its record stays until it is
     /// discarded. What is in flight is left to its outcome.
     ///
-    /// A relay that does not run lets nothing go. [`begin`](crate::Store::begin) waits like `write`. What does not wait (`write_async`, `append`
-    /// in a handler) asks and fails at once: the next try finds the room.
+    /// A relay that does not run lets nothing go. [`begin`](crate::Store::begin) waits like `write`. `write_async`, and `append` in a
+    /// handler, do not wait: they ask, and fail at once. The next try finds the room.
     DropExpired,
     /// `write` waits for room up to this long before its closure runs; then `append` fails. `Duration::MAX` waits until
     /// there is room, or until the store is closed.

@@ -1,7 +1,8 @@
 //! How long what is published is kept.
 
-use crate::time::as_ms;
 use std::time::Duration;
+
+use crate::time::as_ms;
 
 /// How long confirmed events stay in the log. They stay while *any* of the set limits still wants them.
 ///

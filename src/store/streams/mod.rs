@@ -5,6 +5,7 @@
 //! below it in a chunk of that commit, from it on in memory, or, where memory has moved on, in the log itself.
 
 mod read;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
@@ -128,8 +129,6 @@ pub(super) fn wants(
     };
     Ok(state.wants(revision))
 }
-
-// --- reading ------------------------------------------------------------------------------------------------------
 
 // --- appending ----------------------------------------------------------------------------------------------------
 

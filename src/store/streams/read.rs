@@ -1,5 +1,9 @@
 //! Reading a stream.
 
+use std::ops::Range;
+
+use redb::ReadableTable;
+
 use crate::error::{CorruptError, Error, Result};
 use crate::event::Recorded;
 use crate::log::keys;
@@ -8,8 +12,6 @@ use crate::printable::printable;
 use crate::storage::errors::{damaged_row, unless_it_panics};
 use crate::store::read::EVENTS_PER_LOOK;
 use crate::upcast::Upcasts;
-use redb::ReadableTable;
-use std::ops::Range;
 
 /// Where the rows and the records of one view come from.
 pub(crate) trait StreamSource {

@@ -1,4 +1,4 @@
-//! Names of requests and events that were seen.
+//! The inbox: ids of requests, events and deliveries that were seen.
 
 use super::Transaction;
 use crate::error::{Error, Result};

@@ -7,6 +7,7 @@
 mod append;
 mod inbox;
 mod pending;
+
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};

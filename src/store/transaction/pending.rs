@@ -1,5 +1,7 @@
 //! What a transaction has done that the file does not know yet.
 
+use std::collections::{BTreeMap, HashMap};
+
 use crate::log::lanes::LaneState;
 use crate::log::streams::{Run, StreamState};
 use crate::storage::tables::projection::ProjectionRow;
@@ -8,7 +10,6 @@ use crate::store::capture::rows::PendingCaptures;
 use crate::store::cleanup::LeftChange;
 use crate::store::gathered::Point;
 use crate::store::streams::{PendingStream, PendingStreams};
-use std::collections::{BTreeMap, HashMap};
 
 /// What the transaction would add to the log.
 #[derive(Debug, Default)]
