@@ -1,5 +1,6 @@
 //! Brokers that allow little: one connection, one channel.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use onewrite::broker::{RabbitMq, RabbitMqSource, Source, SourceEvent, SourceEvents, Topology};
@@ -130,6 +131,80 @@ fn late_answers_end_no_connection() {
         broker.copies("near"),
         (usize::try_from(sent).unwrap() + 1, usize::try_from(sent).unwrap() + 1)
     );
+    relay.stop(Duration::from_secs(5));
+}
+
+/// A relay that declares `near`, then `silent` queues whose node is down, then so many others; the broker allows so many channels.
+fn declaring(
+    channel_max: u16,
+    silent: usize,
+    others: usize,
+) -> (ScriptedBroker, tempfile::TempDir, Store, Relay) {
+    let away = |n: usize| format!("away-{n}");
+    let late = (0..silent).map(|n| (away(n), Duration::from_secs(60))).collect();
+    let broker = ScriptedBroker::start(Script { late, channel_max, ..Script::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let silent = (0..silent).map(away);
+    let queues = silent.chain((0..others).map(|n| format!("there-{n}")));
+    let topology = queues.fold(Topology::new().queue("near"), |topology, queue| topology.queue(queue));
+    let publisher = RabbitMq::new(&broker.url()).unwrap().declare(topology);
+    let relay = store.relay("r").publish_to(publisher).unwrap();
+    (broker, folder, store, relay)
+}
+
+/// Goal: many queues are declared on few channels, though some do not answer. Method: 8 channels, 2 silent queues, 60 others.
+#[test]
+fn many_queues_are_declared_on_few_channels() {
+    let (broker, _folder, store, relay) = declaring(8, 2, 60);
+    store.write(|tx| tx.append(Event::bytes("t", "near").to("", "near"))).unwrap();
+    until("it is confirmed", &relay, || relay.status().confirmed == 1);
+    let declared = broker.script(|script| script.declared.clone());
+    for n in 0..60 {
+        assert!(declared.contains(&format!("there-{n}")), "{declared:?}");
+    }
+    assert_eq!(broker.script(|script| script.logins), 1);
+    relay.stop(Duration::from_secs(5));
+}
+
+/// Goal: where more queues are silent than there are channels, the fault says what helps. Method: 8 channels, 40 silent queues.
+#[test]
+fn more_silent_queues_than_channels_are_told() {
+    let (_broker, _folder, store, relay) = declaring(8, 40, 0);
+    store.write(|tx| tx.append(Event::bytes("t", "near").to("", "near"))).unwrap();
+    let fault = || relay.status().last_fault.map(|fault| fault.text).unwrap_or_default();
+    until("it is told", &relay, || fault().contains("a larger `channel_max` helps"));
+    assert!(fault().contains("queue `away-"), "{}", fault());
+    relay.stop(Duration::from_secs(5));
+}
+
+/// Kind: what the client library remembers of a channel that the broker has closed. It refuses the channel's number on this connection. Goal:
+/// however many channels the broker closes, it can be asked why a message came back, and no outage spends an attempt. Method: a scripted server
+/// with 8 channels; events for 40 queues that do not exist, then one for a queue whose node is down.
+#[test]
+fn closed_channels_use_up_no_connection() {
+    let nowhere: BTreeSet<String> = (0..40).map(|n| format!("nowhere-{n}")).collect();
+    let late = BTreeMap::from([("away".to_owned(), Duration::ZERO)]);
+    let script = Script { nowhere: nowhere.clone(), late, channel_max: 8, ..Script::default() };
+    let broker = ScriptedBroker::start(script);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let publisher = RabbitMq::new(&broker.url())
+        .unwrap()
+        .reconnect_backoff(Duration::from_millis(20), Duration::from_millis(20));
+    let backoff = Duration::from_millis(20);
+    let relay = store.relay("r").destination_attempts(2).backoff(backoff, backoff).publish_to(publisher);
+    let relay = relay.unwrap();
+    for queue in nowhere {
+        store.write(move |tx| tx.append(Event::bytes("t", "lost").to("", queue.as_str()))).unwrap();
+        store.write(|tx| tx.append(Event::bytes("t", "away").to("", "away"))).unwrap();
+    }
+    until("those for nowhere are in quarantine", &relay, || relay.status().quarantined == 40);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(relay.status().quarantined, 40, "none for the queue that is away is");
+    broker.script(|script| script.late.clear());
+    until("the others are confirmed", &relay, || relay.status().confirmed == 40);
+    assert_eq!(relay.status().quarantined, 40);
     relay.stop(Duration::from_secs(5));
 }
 

@@ -4,14 +4,15 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::{BasicProperties, ExchangeKind};
 use onewrite::broker::{
     Delivery, DeliveryTag, Epoch, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents, Topology,
 };
 use onewrite::{Fault, FaultClass, HeaderValue};
 
 use crate::support::rabbit::{RabbitNode, shared_node};
+use crate::support::raw_amqp::{Properties, RawAmqp};
 use crate::support::tap::Tap;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -284,11 +285,9 @@ fn a_forged_mark_of_a_stream_stops_nobody() {
         let queue = format!("kinds.{kind}.{single}");
         let kind = ("x-queue-type", AMQPValue::LongString(kind.into()));
         tap.queue(&queue, &[kind, ("x-single-active-consumer", AMQPValue::Boolean(single))]);
-        let mut mark = FieldTable::default();
-        mark.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
         for n in 0..6 {
-            let properties = BasicProperties::default().with_message_id(format!("m{n}").into());
-            let properties = if n % 2 == 0 { properties.with_headers(mark.clone()) } else { properties };
+            let bare = BasicProperties::default().with_message_id(format!("m{n}").into());
+            let properties = if n % 2 == 0 { marked(&format!("m{n}")) } else { bare };
             tap.publish(&queue, properties, b"body");
         }
         let mut rig = Rig::start(&node.url(), &queue, 3);
@@ -305,4 +304,78 @@ fn a_forged_mark_of_a_stream_stops_nobody() {
         wait_count(&tap, &queue, 0);
         tap.delete_queue(&queue);
     }
+}
+
+/// Properties of a message with an id, and with the mark that RabbitMQ writes on a delivery of a stream.
+fn marked(id: &str) -> BasicProperties {
+    let mut mark = FieldTable::default();
+    mark.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
+    BasicProperties::default().with_message_id(id.into()).with_headers(mark)
+}
+
+/// Goal: a user who may have one connection is told a stream from a queue with a forged mark too. Method: such a user consumes a queue of
+/// each kind; where it cannot be asked beside the deliveries, the next connection asks.
+#[test]
+fn one_connection_is_enough_to_tell_a_stream() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    node.ctl(&["add_user", "single", "single"]);
+    node.ctl(&["set_permissions", "-p", "/", "single", "", "", ".*"]);
+    node.ctl(&["set_user_limits", "single", r#"{"max-connections": 1}"#]);
+    let url = node.url_as("single", "single", "%2f");
+    for kind in ["classic", "quorum", "stream"] {
+        let queue = format!("single.{kind}");
+        tap.queue(&queue, &[("x-queue-type", AMQPValue::LongString(kind.into()))]);
+        let mut rig = Rig::start(&url, &queue, 3);
+        rig.wait_up();
+        let all: BTreeSet<String> = (0..4).map(|n| format!("m{n}")).collect();
+        all.iter().for_each(|id| tap.publish(&queue, marked(id), b"body"));
+        let (mut ids, mut faults) = (BTreeSet::new(), Vec::new());
+        let mut refused = false;
+        while ids.len() < all.len() && !refused {
+            match rig.next() {
+                SourceEvent::Delivery(delivery) => {
+                    ids.insert(delivery.message.message_id.unwrap().to_string());
+                    rig.source.settle(vec![(delivery.tag, Settlement::Acknowledge)]);
+                }
+                SourceEvent::Down { fault, .. } => {
+                    refused = fault.text.contains("is a stream");
+                    faults.push(fault);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(refused, kind == "stream", "{faults:?}");
+        assert_eq!(ids, if refused { BTreeSet::new() } else { all }, "{queue}: {faults:?}");
+        let named = format!("it could not be asked what kind of queue `{queue}` is");
+        assert!(faults[0].text.contains(&named), "{faults:?}");
+        drop(rig);
+        tap.delete_queue(&queue);
+    }
+    node.ctl(&["delete_user", "single"]);
+}
+
+/// Goal: the question about a queue ends no connection, whatever message it fetches. Method: a delivery with a forged mark, and behind it one
+/// whose routing key is no text.
+#[test]
+fn the_question_takes_any_message() {
+    let node = shared_node();
+    let tap = Tap::connect(&node.url());
+    tap.queue("asked.q", &[]);
+    tap.exchange("asked.x", ExchangeKind::Fanout);
+    tap.bind("asked.q", "asked.x", "");
+    tap.publish("asked.q", marked("m0"), b"body");
+    let properties = Properties::default().id(b"m1");
+    RawAmqp::connect(node.port()).publish("asked.x", b"\xff\xfe", &properties, b"body");
+    wait_count(&tap, "asked.q", 2);
+    let mut rig = Rig::start(&node.url(), "asked.q", 1);
+    let epoch = rig.wait_up();
+    for id in ["m0", "m1"] {
+        let delivery = rig.deliveries(1).remove(0);
+        assert_eq!(delivery.message.message_id.as_deref(), Some(id));
+        assert_eq!(delivery.tag.epoch, epoch);
+        rig.source.settle(vec![(delivery.tag, Settlement::Acknowledge)]);
+    }
+    drop(rig);
+    tap.delete_queue("asked.q");
 }

@@ -26,7 +26,7 @@ pub(super) async fn why(connection: &Connection, queue: &str) -> Fault {
                 format!("the broker cancelled the consumer: queue `{}`: {UNANSWERED}", printable(queue));
             Fault::new(FaultClass::Outage, text)
         }
-        Answer::Unasked => Fault::new(
+        Answer::NoChannel | Answer::Unasked => Fault::new(
             FaultClass::Outage,
             "the broker cancelled the consumer, and did not say whether its queue is there",
         ),

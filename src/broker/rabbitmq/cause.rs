@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Connection, ErrorKind};
+use lapin::{Channel, Connection, ErrorKind};
 use tracing::debug;
 
 use crate::limits::{CAUSE_KNOWN_MS, CAUSE_MS_MAX, QUEUE_AWAY_MS};
@@ -34,8 +34,18 @@ use super::topology::Topology;
 /// Said of a queue of which the broker says nothing.
 pub(super) const UNANSWERED: &str = "the broker does not say whether it is there; its home node may be down";
 
+/// How long to wait before a channel is asked for again that another one has still to leave.
+const CLOSING: Duration = Duration::from_millis(10);
+
+/// How long a question waits for a channel.
+const CLOSING_MAX: Duration = Duration::from_millis(200);
+
 /// Destinations whose answers are kept at most.
 const KNOWN_MAX: usize = 1024;
+
+/// Why a connection ends on which nothing can be asked any more.
+const NO_CHANNEL_LEFT: &str =
+    "the connection has no channel left to ask on; the broker has closed many, or allows few (`channel_max`)";
 
 /// What the broker says of one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +56,9 @@ pub(super) enum Answer {
     Away(String),
     /// The broker does not answer. RabbitMQ 4 answers after a minute if the queue's node is down.
     Unanswered,
-    /// The broker was not asked: there is no second channel, or the connection has ended.
+    /// The broker was not asked: there is no channel for it.
+    NoChannel,
+    /// The broker was not asked: the connection has ended, or does not allow it.
     Unasked,
 }
 
@@ -81,14 +93,19 @@ fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
             Answer::There if returned.exchange.is_empty() => {
                 return outage(format!("queue `{queue}` is there now"));
             }
-            Answer::There | Answer::Missing | Answer::Unasked => {}
+            Answer::There | Answer::Missing | Answer::NoChannel | Answer::Unasked => {}
         }
     }
     returned.fault.clone()
 }
 
-/// Asks the broker why it has returned the message. The fault is the broker's own, unless the cause is an outage.
-pub(super) async fn cause(connection: &Connection, topology: &Topology, returned: &Returned) -> Fault {
+/// Asks the broker why it has returned the message. The fault is the broker's own, unless the cause is an outage. An error says that the
+/// connection has no channel left to ask on, though the broker allows several: another connection has.
+pub(super) async fn cause(
+    connection: &Connection,
+    topology: &Topology,
+    returned: &Returned,
+) -> Result<Fault, Fault> {
     let queues = topology.queues_of(&returned.exchange, &returned.routing_key);
     let ask = async {
         let mut answers = Vec::with_capacity(queues.len());
@@ -98,20 +115,28 @@ pub(super) async fn cause(connection: &Connection, topology: &Topology, returned
         answers
     };
     let fault = match tokio::time::timeout(Duration::from_millis(CAUSE_MS_MAX), ask).await {
-        Ok(answers) => judged(returned, &answers),
+        Ok(answers) => {
+            let no_channel = answers.iter().any(|(_, answer)| *answer == Answer::NoChannel);
+            if no_channel && connection.configuration().channel_max() != 1 {
+                return Err(Fault::new(FaultClass::Outage, NO_CHANNEL_LEFT));
+            }
+            judged(returned, &answers)
+        }
         Err(_) => {
             let text = format!("{}; the broker does not say whether the queue is there", returned.fault.text);
             Fault::new(FaultClass::Outage, text)
         }
     };
     debug!(%fault, "a message was returned");
-    fault
+    Ok(fault)
 }
 
 /// Asks for a queue, [`QUEUE_AWAY_MS`] at most. A refusal closes the channel, so each question has its own.
 pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     let Ok(name) = short("queue", queue) else { return Answer::Missing };
-    let Ok(channel) = connection.create_channel().await else { return Answer::Unasked };
+    let Ok(channel) = free_channel(connection, CLOSING_MAX).await else {
+        return if connection.status().connected() { Answer::NoChannel } else { Answer::Unasked };
+    };
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let asked = async move {
         match channel.queue_declare(name, options, FieldTable::default()).await {
@@ -129,6 +154,34 @@ pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     within(Duration::from_millis(QUEUE_AWAY_MS), asked).await.unwrap_or(Answer::Unanswered)
 }
 
+/// Opens a channel. Once the broker has closed a channel, the client library refuses its number on this connection, with the broker's old
+/// words. Each such refusal uses the number up, so this ends: with a channel, or with `ChannelsLimitReached`.
+pub(super) async fn create_channel(connection: &Connection) -> lapin::Result<Channel> {
+    loop {
+        match connection.create_channel().await {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::ProtocolError(_)) && connection.status().connected() => {
+            }
+            done => return done,
+        }
+    }
+}
+
+/// As [`create_channel`], but where the broker allows no further one it waits `limit` at most: a channel that is closing still counts.
+pub(super) async fn free_channel(connection: &Connection, limit: Duration) -> lapin::Result<Channel> {
+    let began = Instant::now();
+    loop {
+        match create_channel(connection).await {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::ChannelsLimitReached) && began.elapsed() < limit =>
+            {
+                tokio::time::sleep(CLOSING).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Runs a question to the broker, `limit` at most. After that the question goes on by itself: the client library closes a channel that
 /// is dropped, and where the broker closes it too, with its late answer, the library ends the connection.
 pub(super) async fn within<T: Send + 'static>(
@@ -140,7 +193,7 @@ pub(super) async fn within<T: Send + 'static>(
 }
 
 type Destination = (String, String);
-type Asking = Pin<Box<dyn Future<Output = (Destination, Fault)> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = (Destination, Result<Fault, Fault>)> + Send>>;
 
 /// The messages that came back on one connection, and wait for the answer why.
 pub(super) struct Causes {
@@ -161,16 +214,21 @@ impl Causes {
         self.waiting.push_back((ticket, returned));
     }
 
-    /// The outcomes that are known now. Without any it wakes when the broker has answered.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Vec<(Ticket, Outcome)>> {
+    /// The outcomes that are known now. Without any it wakes when the broker has answered. An error says that the connection has no
+    /// channel left to ask on.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(Ticket, Outcome)>, Fault>> {
         // Asked for at every turn.
         if self.waiting.is_empty() {
             return Poll::Pending;
         }
         loop {
             if let Some(asking) = &mut self.asking {
-                let Poll::Ready((destination, fault)) = asking.as_mut().poll(cx) else { break };
+                let Poll::Ready((destination, answer)) = asking.as_mut().poll(cx) else { break };
                 self.asking = None;
+                let fault = match answer {
+                    Ok(fault) => fault,
+                    Err(fault) => return Poll::Ready(Err(fault)),
+                };
                 if self.known.len() >= KNOWN_MAX {
                     self.known.clear();
                 }
@@ -178,13 +236,13 @@ impl Causes {
             }
             let told = self.told();
             if !told.is_empty() {
-                return Poll::Ready(told);
+                return Poll::Ready(Ok(told));
             }
             let Some((_, returned)) = self.waiting.front().cloned() else { break };
             let (options, connection) = (Arc::clone(&self.options), Arc::clone(&self.connection));
             self.asking = Some(Box::pin(async move {
-                let fault = cause(&connection, &options.topology, &returned).await;
-                ((returned.exchange, returned.routing_key), fault)
+                let answer = cause(&connection, &options.topology, &returned).await;
+                ((returned.exchange, returned.routing_key), answer)
             }));
         }
         Poll::Pending

@@ -43,9 +43,6 @@ const CONSUME: Duration = Duration::from_secs(5);
 /// Until when it is waited for: before the deadline of the connection attempt, whose fault names no queue.
 const CONSUME_BY: Duration = Duration::from_millis(CONNECT_MS_MAX - 500);
 
-/// What the broker says of a queue that is not there.
-const NOT_FOUND: u16 = 404;
-
 /// How long to wait for the broker's own word after an echo of it was seen.
 const TELLING: Duration = Duration::from_millis(500);
 
@@ -70,12 +67,11 @@ pub(super) async fn run(
     mut stop: Stop,
 ) {
     let mut failover = Failover::new(options.targets.len(), options.backoff);
-    // A stream's mark is a header that anybody may write. The broker is asked once.
-    let mut is_no_stream = false;
+    let mut kind = QueueKind::Unknown;
     for number in 1.. {
         let epoch = Epoch(number);
         let Some(target) = options.targets.get(failover.at()) else { return };
-        let attempt = discarding(&mut settlements, open(&options, target, &subscription));
+        let attempt = discarding(&mut settlements, open(&options, target, &subscription, &mut kind));
         let Some(attempt) = stop.or(attempt).await else { return };
         let (fault, wait) = match attempt {
             Err(fault) => {
@@ -92,7 +88,7 @@ pub(super) async fn run(
                 let place = Place { options: &options, target, queue: &subscription.queue };
                 let (end, worked) = serve(
                     &mut link,
-                    (place, &mut is_no_stream),
+                    (place, &mut kind),
                     consumer,
                     epoch,
                     &mut settlements,
@@ -111,9 +107,9 @@ pub(super) async fn run(
                 }
             }
         };
-        if fault.class == FaultClass::Destination && fault.code == Some(NOT_FOUND) {
+        if kind == QueueKind::NoStream {
             // The next queue of this name may be of another kind.
-            is_no_stream = false;
+            kind = QueueKind::Unknown;
         }
         if fault.class == FaultClass::Config {
             debug!(broker = %target, epoch = number, %fault, "source refused by the broker");
@@ -136,6 +132,15 @@ pub(super) async fn run(
     }
 }
 
+/// What is known of the queue, on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum QueueKind {
+    Unknown,
+    /// A delivery had the mark of a stream, and it could not be asked beside the deliveries.
+    ToBeAsked,
+    NoStream,
+}
+
 /// Where to ask what kind of queue this is.
 #[derive(Clone, Copy)]
 struct Place<'a> {
@@ -148,11 +153,19 @@ async fn open(
     options: &Options,
     target: &Target,
     subscription: &Subscription,
+    kind: &mut QueueKind,
 ) -> Result<(Link, Consumer), Fault> {
     let began = Instant::now();
     within_deadline(target, async {
         let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
         let link = Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?;
+        if *kind == QueueKind::ToBeAsked {
+            let (is_stream, _) = stream::is_one(&link.connection, &subscription.queue).await?;
+            if is_stream {
+                return Err(stream::refused(&subscription.queue));
+            }
+            *kind = QueueKind::NoStream;
+        }
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consume = link.channel.basic_consume(
@@ -208,7 +221,7 @@ enum Turn {
 /// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
 async fn serve(
     link: &mut Link,
-    (place, is_no_stream): (Place<'_>, &mut bool),
+    (place, kind): (Place<'_>, &mut QueueKind),
     mut consumer: Consumer,
     epoch: Epoch,
     settlements: &mut mpsc::UnboundedReceiver<Settlements>,
@@ -254,14 +267,22 @@ async fn serve(
                 }
                 Turn::Delivery(Some(Ok(delivery))) => {
                     let bytes = link.deliveries.taken();
-                    if !*is_no_stream && stream::is_marked(&delivery.properties) {
+                    if *kind != QueueKind::NoStream && stream::is_marked(&delivery.properties) {
                         let Place { options, target, queue } = place;
-                        match select(asked.as_mut(), pin!(stream::refusal(options, target, queue))).await {
+                        match select(asked.as_mut(), pin!(stream::is_one_beside(options, target, queue)))
+                            .await
+                        {
                             Either::Left(_) => break None,
-                            Either::Right((Some(fault), _)) => break Some(fault),
-                            Either::Right((None, _)) => *is_no_stream = true,
+                            Either::Right((Ok(true), _)) => break Some(stream::refused(queue)),
+                            Either::Right((Ok(false), _)) => {}
+                            Either::Right((Err(fault), _)) => {
+                                *kind = QueueKind::ToBeAsked;
+                                break Some(stream::not_asked(queue, &fault));
+                            }
                         }
                     }
+                    // A stream marks each of its deliveries.
+                    *kind = QueueKind::NoStream;
                     unsettled.delivered(delivery.delivery_tag, bytes);
                     if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {
                         break None;

@@ -160,21 +160,8 @@ pub(super) fn header_frame_len_max(message: &Message) -> usize {
     const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
     const MODE_PRIORITY_AND_TIMESTAMP: usize = 10;
     const TABLE_LEN: usize = 4;
-    let strings = [
-        &message.message_id,
-        &message.event_type,
-        &message.content_type,
-        &message.content_encoding,
-        &message.correlation_id,
-        &message.reply_to,
-        &message.expiration,
-        &message.user_id,
-        &message.app_id,
-        &message.cluster_id,
-    ];
-    let strings: usize = strings.into_iter().flatten().map(|text| 1 + text.len()).sum();
-    let headers: usize =
-        message.headers.iter().map(|(name, value)| 1 + name.len() + 1 + value.encoded_len()).sum();
+    let strings: usize = message.texts().map(|text| 1 + text.len()).sum();
+    let headers = message.headers_len();
     FRAME + CLASS_WEIGHT_SIZE_FLAGS + MODE_PRIORITY_AND_TIMESTAMP + TABLE_LEN + strings + headers
 }
 

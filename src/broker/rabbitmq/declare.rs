@@ -13,29 +13,26 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ExchangeKind as LapinKind};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind as LapinKind};
 use tracing::debug;
 
 use crate::broker::ExchangeKind;
 use crate::limits::QUEUE_AWAY_MS;
 use crate::message::{Fault, FaultClass, HeaderValue};
 
-use super::cause::{self, Answer, within};
+use super::cause::{self, Answer, create_channel, free_channel, within};
 use super::classify::{Phase, classify, is_away};
 use super::convert::{short, to_table};
-use super::topology::Topology;
+use super::topology::{Binding, Topology};
 
 /// How long each answer is waited for.
 const LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS);
 
 /// How long the answer about the binding of a queue that is away is waited for.
 const AWAY_LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS / 10);
-
-/// So many such answers may fail to come. What is not asked for then is asked for on the next connection.
-const AWAY_SILENT_MAX: usize = 5;
 
 /// Opens the connection's channel, declares everything on it, and checks that the `required` exchanges exist. A broker may allow
 /// one channel alone, and one that is closing still counts: so there is no other for this, unless a queue does not answer.
@@ -101,29 +98,33 @@ async fn queues<'a>(
     Ok(away)
 }
 
-/// Each on a channel of its own. Those that do not answer.
+/// Each on a channel of its own, as many at once as the broker allows. Those that do not answer: they keep their channels.
 async fn declare_at_once<'a>(
     connection: &Connection,
-    queues: &'a [Queue],
+    mut queues: &'a [Queue],
     away: &mut HashSet<&'a str>,
 ) -> Result<Vec<&'a Queue>, Fault> {
-    let (mut asked, mut unanswered) = (FuturesOrdered::new(), Vec::new());
-    for queue in queues {
-        match open_channel(connection).await {
-            Ok(channel) => asked.push_back(async move { (queue, declare(channel, queue).await) }),
-            // The broker allows no more channels at once: of these nothing is known.
-            Err(_) if !asked.is_empty() => unanswered.push(queue),
-            Err(fault) => return Err(fault),
+    let (mut unanswered, mut asked) = (Vec::new(), FuturesUnordered::new());
+    loop {
+        while let Some((queue, left)) = queues.split_first() {
+            let limit = if asked.is_empty() { LIMIT } else { Duration::ZERO };
+            let Some(channel) = free(connection, limit).await? else { break };
+            asked.push(async move { (queue, declare(channel, queue).await) });
+            queues = left;
         }
-    }
-    while let Some((queue, declared)) = asked.next().await {
+        let Some((queue, declared)) = asked.next().await else { break };
         match declared? {
             Declared::Done => {}
             Declared::Away => _ = away.insert(queue.0.as_str()),
             Declared::Unanswered => unanswered.push(queue),
         }
     }
-    Ok(unanswered)
+    let Some((queue, _)) = queues.first() else { return Ok(unanswered) };
+    let text = format!(
+        "queue `{queue}`: there is no channel to declare it on, since {} others do not answer; a larger `channel_max` helps",
+        unanswered.len() + 1
+    );
+    Err(Fault::new(FaultClass::Outage, text))
 }
 
 enum Declared {
@@ -161,7 +162,7 @@ async fn are_away<'a>(
                 continue;
             }
             Answer::Missing => "in a cluster that needs a majority of the nodes",
-            Answer::Unasked => "and there is no other channel to ask on",
+            Answer::NoChannel | Answer::Unasked => "and there is no other channel to ask on",
         };
         let text = format!("queue `{queue}`: the broker does not answer its declaration, {why}");
         return Err(Fault::new(FaultClass::Outage, text));
@@ -169,44 +170,65 @@ async fn are_away<'a>(
     Ok(())
 }
 
+/// Those of queues that are there one after another; then those of queues that are away, all at once.
 async fn bindings(
     topology: &Topology,
     connection: &Connection,
     channel: &mut Channel,
     away: &HashSet<&str>,
 ) -> Result<(), Fault> {
-    // Of these not even the binding is answered.
-    let mut silent = HashSet::new();
-    for binding in topology.declared() {
-        let queue = binding.queue.as_str();
-        if silent.contains(queue) || (silent.len() >= AWAY_SILENT_MAX && away.contains(queue)) {
-            continue;
-        }
-        let (name, exchange) = (short("queue", queue)?, short("exchange", &binding.exchange)?);
-        let routing_key = short("routing_key", &binding.routing_key)?;
-        let bound = {
-            let (channel, options) = (channel.clone(), QueueBindOptions::default());
-            async move { channel.queue_bind(name, exchange, routing_key, options, FieldTable::default()).await }
-        };
-        let is_away = away.contains(queue);
-        match within(if is_away { AWAY_LIMIT } else { LIMIT }, bound).await {
+    let (of_away, of_others): (Vec<_>, Vec<_>) =
+        topology.declared().partition(|binding| away.contains(binding.queue.as_str()));
+    for binding in of_others {
+        match within(LIMIT, bound(channel.clone(), binding)?).await {
             Some(Ok(())) => continue,
-            Some(Err(error)) => unless_away(naming(&error, "binding of queue", queue))?,
-            None if is_away => _ = silent.insert(queue),
+            Some(Err(error)) => unless_away(naming(&error, "binding of queue", &binding.queue))?,
             None => {
                 let text = format!(
-                    "binding of queue `{queue}`: the broker does not answer; in a cluster that needs a majority of the nodes"
+                    "binding of queue `{}`: the broker does not answer; in a cluster that needs a majority of the nodes",
+                    binding.queue
                 );
                 return Err(Fault::new(FaultClass::Outage, text));
             }
         }
         *channel = open_channel(connection).await?;
     }
+    let mut asked = FuturesUnordered::new();
+    for binding in of_away {
+        // Those without a channel are asked for on another connection, once fewer queues are silent.
+        let Some(own) = free(connection, Duration::ZERO).await? else { break };
+        let bound = within(AWAY_LIMIT, bound(own, binding)?);
+        asked.push(async move { (binding, bound.await) });
+    }
+    while let Some((binding, answer)) = asked.next().await {
+        if let Some(Err(error)) = answer {
+            unless_away(naming(&error, "binding of queue", &binding.queue))?;
+        }
+    }
     Ok(())
 }
 
+fn bound(
+    channel: Channel,
+    binding: &Binding,
+) -> Result<impl Future<Output = lapin::Result<()>> + Send + 'static, Fault> {
+    let (name, exchange) = (short("queue", &binding.queue)?, short("exchange", &binding.exchange)?);
+    let routing_key = short("routing_key", &binding.routing_key)?;
+    let options = QueueBindOptions::default();
+    Ok(async move { channel.queue_bind(name, exchange, routing_key, options, FieldTable::default()).await })
+}
+
+/// A channel, or `None` if there is none within `limit`.
+async fn free(connection: &Connection, limit: Duration) -> Result<Option<Channel>, Fault> {
+    match free_channel(connection, limit).await {
+        Ok(channel) => Ok(Some(channel)),
+        Err(error) if matches!(error.kind(), ErrorKind::ChannelsLimitReached) => Ok(None),
+        Err(error) => Err(classify(&error, Phase::Connect)),
+    }
+}
+
 async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
-    connection.create_channel().await.map_err(|error| classify(&error, Phase::Connect))
+    create_channel(connection).await.map_err(|error| classify(&error, Phase::Connect))
 }
 
 /// The fault, unless it is that a queue exists and cannot be reached now.

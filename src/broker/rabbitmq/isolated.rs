@@ -26,7 +26,7 @@ use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::time::Deadline;
 
 use super::background::Stop;
-use super::cause::cause;
+use super::cause::{cause, create_channel};
 use super::classify::{Phase, classify, ends_the_connection};
 use super::connection::Link;
 use super::failover::Failover;
@@ -249,11 +249,7 @@ impl Shared {
         drop(connection);
         let voice = Voice { connection: weak, channel: &channel, status, returns: &returns, listens: true };
         self.speak(&voice, frame_bytes_max, outgoing, told).await;
-        if channel.status().connected() {
-            let goodbye = channel.close(200, ShortString::from("bye"));
-            // It closes when it is dropped, too, but without the answer.
-            _ = tokio::time::timeout(Duration::from_millis(CLOSE_MS_MAX), goodbye).await;
-        }
+        close(&channel).await;
         Ok(())
     }
 
@@ -334,7 +330,19 @@ impl Shared {
         // Alone on its channel, so a return is its own.
         let returned = match (returned.last(), voice.connection.upgrade()) {
             (Some(returned), Some(connection)) => {
-                Some(cause(&connection, &self.options.topology, &returned).await)
+                if voice.listens {
+                    // It is done with its channel. The question may find no other.
+                    close(voice.channel).await;
+                }
+                match cause(&connection, &self.options.topology, &returned).await {
+                    Ok(fault) => Some(fault),
+                    Err(fault) => {
+                        if !is_late {
+                            tell(Outcome::Unknown(fault));
+                        }
+                        return false;
+                    }
+                }
             }
             (returned, _) => returned.map(|returned| returned.fault),
         };
@@ -375,10 +383,18 @@ impl Shared {
     }
 }
 
+/// Unless it is closed. It closes when it is dropped, too, but without the answer.
+async fn close(channel: &Channel) {
+    if channel.status().connected() {
+        let goodbye = channel.close(200, ShortString::from("bye"));
+        _ = tokio::time::timeout(Duration::from_millis(CLOSE_MS_MAX), goodbye).await;
+    }
+}
+
 async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
     let fault = |error: lapin::Error| classify(&error, Phase::Connect);
     let open = async {
-        let channel = connection.create_channel().await.map_err(fault)?;
+        let channel = create_channel(connection).await.map_err(fault)?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(fault)?;
         Ok(channel)
     };

@@ -6,12 +6,14 @@
 //!
 //! | file | keeps |
 //! |---|---|
-//! | `uri`, `options`, `topology` | the settings; passwords are in `uri` alone |
+//! | `uri`, `uri_text`, `options`, `topology` | the settings; passwords are in `uri` alone |
 //! | `background`, `failover`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
 //! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
 //! | `publisher`, `window`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
+//! | `declare` | declares the topology, and tells a queue that is away from one that is refused |
+//! | `stream` | asks whether a queue is a stream |
 //! | `cause` | why a message was returned |
 //! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
 //!
@@ -116,7 +118,7 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 /// - **Mirrored queues** are gone. Quorum queues keep copies on several nodes, on 3.10 too.
 /// - **A classic queue whose node is down** has its events nacked, as a full queue has: the relay suspends the destination, and asks it from time
 ///   to time. Where an exchange leads to other queues too, each trial gives those one more copy. A publisher that
-///   [declares](Self::declare) such a queue waits for the answers for 4 to 7 s at each connection, however many such queues there are, and connects without them.
+///   [declares](Self::declare) such a queue waits for the answers for 4 to 6 s at each connection, however many such queues there are, and connects without them.
 /// - **Khepri** has a declaration on disk before the broker answers. Mnesia writes later: a kill within a second of a queue's declaration can
 ///   take the queue and its confirmed messages along.
 /// - **Khepri declares nothing without a majority of the nodes.** What [`declare`](Self::declare) names then waits, and the publisher

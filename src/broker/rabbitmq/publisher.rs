@@ -1,8 +1,7 @@
 //! The publishing side: one connection after the other, and on each the window.
 //!
 //! **Invariants.** One task publishes on a channel, on a current-thread runtime. Publishes are polled first in the
-//! order of the calls, which is what decides the broker's tags. Every confirm is held until it resolves or the
-//! connection is given up; no channel is used again after an error.
+//! order of the calls, which is what decides the broker's tags. No channel is used again after an error.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -156,8 +155,8 @@ enum Turn {
     Stop,
     Connection(Option<Event>),
     Confirm(Confirmed),
-    /// The broker has said why these were returned.
-    Returned(Vec<(Ticket, Outcome)>),
+    /// The broker has said why these were returned, or cannot be asked on this connection any more.
+    Returned(Result<Vec<(Ticket, Outcome)>, Fault>),
     /// So many commands; 0 when the handle is gone.
     Commands(usize),
     /// Outcomes have waited long enough.
@@ -226,7 +225,8 @@ async fn serve(
             }
             Turn::Connection(event) => window.connection(event, events),
             Turn::Confirm(confirmed) => window.confirmed(confirmed),
-            Turn::Returned(told) => {
+            Turn::Returned(Err(fault)) => Err(Broken::Fault(fault)),
+            Turn::Returned(Ok(told)) => {
                 window.settled.extend(told);
                 Ok(())
             }

@@ -1,4 +1,19 @@
-//! What is in flight on one connection.
+//! What is in flight on one connection: publishes, their confirms, and what becomes of both.
+//!
+//! **Invariant.** Every confirm is held until it resolves or the connection is given up.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::future::FutureExt;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, Event};
+use tracing::{debug, error};
 
 use super::cause::Causes;
 use super::classify::{Phase, classify, is_telling};
@@ -14,17 +29,6 @@ use crate::broker::{PublisherEvent, PublisherEvents};
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
 use crate::printable::printable;
 use crate::time::as_ms;
-use futures_util::future::FutureExt;
-use futures_util::stream::{FuturesUnordered, StreamExt};
-use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Event};
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-use tracing::{debug, error};
 
 pub(super) type Confirmed = (u64, Destination, lapin::Result<Confirmation>);
 

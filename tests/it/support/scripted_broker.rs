@@ -26,10 +26,14 @@ pub(crate) struct Script {
     pub(crate) stalling: BTreeSet<String>,
     /// A channel is closed with 404 at a message for these.
     pub(crate) missing: BTreeSet<String>,
+    /// There are no such queues: a message for them is returned, and a question about them closes its channel with 404.
+    pub(crate) nowhere: BTreeSet<String>,
     /// A question about these is answered so late: their node is down, and the channel is closed with 404. As RabbitMQ 4 does after a minute.
     pub(crate) late: BTreeMap<String, Duration>,
     /// Questions that were answered late.
     pub(crate) answered_late: usize,
+    /// Queues that were declared, and answered at once.
+    pub(crate) declared: BTreeSet<String>,
     /// What each queue has been sent: the message ids.
     pub(crate) copies: BTreeMap<String, Vec<String>>,
     pub(crate) logins: usize,
@@ -45,8 +49,10 @@ impl Default for Script {
             silent: BTreeSet::new(),
             stalling: BTreeSet::new(),
             missing: BTreeSet::new(),
+            nowhere: BTreeSet::new(),
             late: BTreeMap::new(),
             answered_late: 0,
+            declared: BTreeSet::new(),
             copies: BTreeMap::new(),
             logins: 0,
             connected: 0,
@@ -130,6 +136,8 @@ struct Channel {
     to: Option<String>,
     /// Of the message whose body comes: bytes, routing key, id.
     body: Option<(u64, String, String)>,
+    /// The content header of that message.
+    header: Vec<u8>,
     /// Tags that wait for a word.
     silent: Vec<(u64, String)>,
     /// It has to answer a question, and does nothing else until then.
@@ -212,6 +220,7 @@ impl Peer {
                     let Some(to) = channel.to.take() else { continue };
                     let bytes = u64::from_be_bytes(payload[4..12].try_into().expect("eight bytes"));
                     let id = message_id(&payload);
+                    channel.header = without_body(payload);
                     if bytes == 0 {
                         self.take(number, channel, to, id)?;
                     } else {
@@ -254,6 +263,13 @@ impl Peer {
             channel.stalled = false;
             return self.say(number, (20, 40), &close);
         }
+        if self.with(|script| script.nowhere.contains(&to) || script.late.contains_key(&to)) {
+            let text =
+                [&312_u16.to_be_bytes()[..], &short(b"NO_ROUTE"), &[0], &short(to.as_bytes())].concat();
+            self.say(number, (60, 50), &text)?;
+            let frame = [&[2][..], &number.to_be_bytes(), &long(&channel.header), &[FRAME_END]].concat();
+            self.stream.write_all(&frame)?;
+        }
         if stalls {
             channel.stalled = true;
             return Ok(());
@@ -280,8 +296,15 @@ impl Peer {
     /// Answers at once, or leaves the answer to a thread.
     fn declare(&mut self, number: u16, payload: &[u8]) -> std::io::Result<Option<Arc<Mutex<Busy>>>> {
         let queue = String::from_utf8_lossy(short_at(&payload[6..]).0).into_owned();
+        if self.with(|script| script.nowhere.contains(&queue)) {
+            let text = format!("NOT_FOUND - no queue '{queue}' in vhost '/'");
+            let close = [&404_u16.to_be_bytes()[..], &short(text.as_bytes()), &[0, 50, 0, 10]].concat();
+            self.say(number, (20, 40), &close)?;
+            return Ok(None);
+        }
         let Some(delay) = self.with(|script| script.late.get(&queue).copied()) else {
             self.say(number, (50, 11), &[&short(queue.as_bytes())[..], &[0; 8]].concat())?;
+            self.with(|script| script.declared.insert(queue));
             return Ok(None);
         };
         let busy = Arc::new(Mutex::new(Busy::default()));
@@ -320,6 +343,12 @@ impl Peer {
         let frame = [&[METHOD][..], &channel.to_be_bytes(), &long(&payload), &[FRAME_END]].concat();
         self.stream.write_all(&frame)
     }
+}
+
+/// A content header that announces no body.
+fn without_body(mut header: Vec<u8>) -> Vec<u8> {
+    header[4..12].fill(0);
+    header
 }
 
 fn method(payload: &[u8]) -> (u16, u16) {

@@ -27,6 +27,7 @@ use std::task::Context;
 use crc32fast::Hasher;
 
 use crate::limits::{BODY_BYTES_ANNOUNCED_MAX, CONTENT_HEADER_BYTES_MAX, FRAME_BYTES_MAX, FRAME_BYTES_MIN};
+use crate::message::VALUE_BYTES;
 
 use self::deliveries::Came;
 pub(super) use self::deliveries::Deliveries;
@@ -57,12 +58,10 @@ const CONNECTION_BLOCKED: (u16, u16) = (10, 60);
 const CHANNEL_CLOSE: (u16, u16) = (20, 40);
 const BASIC_RETURN: (u16, u16) = (60, 50);
 const BASIC_DELIVER: (u16, u16) = (60, 60);
+const BASIC_GET_OK: (u16, u16) = (60, 71);
 
 /// The login that this library has.
 const PLAIN: &[u8] = b"PLAIN";
-
-/// In memory a header's value takes about this beside its bytes: in the client library's table, and in the message.
-const VALUE_BYTES: u64 = 64;
 
 /// What is said of a message that ends the connection.
 pub(super) const NOT_TAKEN_IN: &str = "cannot be taken in";
@@ -163,12 +162,10 @@ impl Inbound {
                     bytes = later;
                     *left -= now.len();
                     let (channel, left, dropped) = (*channel, *left, *dropped);
-                    let part = now.len() - usize::from(left == 0);
-                    self.body_left = self.body_left.saturating_sub(part as u64);
+                    // The frame's end is no part of the body.
+                    let part = if left == 0 { now.split_last().map_or(now, |(_, part)| part) } else { now };
+                    self.body_left = self.body_left.saturating_sub(part.len() as u64);
                     if dropped {
-                        // The frame's end is no part of the body.
-                        let part =
-                            if left == 0 { now.split_last().map_or(now, |(_, part)| part) } else { now };
                         self.drop_part(channel, part, left == 0, out)?;
                     } else {
                         out.extend_from_slice(now);
@@ -367,6 +364,7 @@ impl Inbound {
                     Field::Text("routing key"),
                 ]
             }
+            BASIC_GET_OK => &[Field::Skip(9), Field::Text("exchange"), Field::Text("routing key")],
             _ => return Ok(()),
         };
         // What was noted of a message whose header never came is of no message any more.
@@ -413,7 +411,7 @@ impl Inbound {
         let is_kept = header.body_bytes <= self.body_bytes_max;
         if delivery.is_some() {
             let body_bytes = if is_kept { header.body_bytes } else { 0 };
-            let in_memory = head.len as u64 + header.values() as u64 * VALUE_BYTES;
+            let in_memory = head.len as u64 + (header.values() * VALUE_BYTES) as u64;
             self.deliveries.announced(body_bytes.saturating_add(in_memory));
             // Also of one that is left out: its header is handed on behind it.
             self.body_left = header.body_bytes;

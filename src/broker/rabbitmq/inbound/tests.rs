@@ -87,6 +87,21 @@ fn note(bytes: &[u8], name: &str) -> Option<String> {
     notes.into_iter().next()
 }
 
+/// What is fetched with `basic.get` has no consumer tag, and more in front of its texts.
+#[test]
+fn texts_of_a_fetched_message_are_mended() {
+    let arguments = |routing_key: &[u8]| {
+        let fixed = [&7_u64.to_be_bytes()[..], &[1]].concat();
+        [fixed, short(b"x"), short(routing_key), vec![0, 0, 0, 9]].concat()
+    };
+    let out = fed(&method(1, BASIC_GET_OK, &arguments(b"a\xff\xfeb"))).unwrap();
+    let AMQPFrame::Method(1, read) = parsed(&out).remove(0) else { panic!("no method") };
+    let read = format!("{read:?}");
+    assert!(read.contains(r"a\u{1a}\u{1a}b") && read.contains("message_count: 9"), "{read}");
+    let sound = method(1, BASIC_GET_OK, &arguments(b"plain"));
+    assert_eq!(fed(&sound).unwrap(), sound);
+}
+
 #[test]
 fn sound_frames_pass_as_they_are_however_they_come() {
     let headers =
