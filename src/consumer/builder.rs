@@ -1,5 +1,11 @@
 //! The settings of a consumer.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::unbounded;
+
 use super::handle::Consumer;
 use super::handle::Shared;
 use super::rejected_room::RejectedFull;
@@ -15,10 +21,6 @@ use crate::limits::{
 use crate::oneshot;
 use crate::store::{Store, Transaction};
 use crate::wire::ProducerKeys;
-use crossbeam_channel::unbounded;
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// Settings of a consumer, before it runs. See [`Store::consumer`].
 ///
@@ -52,9 +54,9 @@ pub struct ConsumerBuilder {
 }
 
 impl Store {
-    /// A consumer that applies a queue's deliveries to this store, each once in effect, without expiry where its producer is a
-    /// `onewrite` store, within the inbox age where it is not. `scope` names what it has seen and what it has rejected; give
-    /// it a name that stays.
+    /// A consumer that applies a queue's deliveries to this store, each once in effect. Deliveries of another `onewrite` store are
+    /// recognised without expiry, those of other producers within the [inbox age](crate::StoreBuilder::inbox_age). `scope` names what it
+    /// has seen and what it has rejected: give it a name that stays.
     ///
     /// Order is that of arrival. After a restart a key's later deliveries may arrive before those that the broker has still to take
     /// back from the dead connection: a queue with `x-single-active-consumer`, or [`on_gap`](ConsumerBuilder::on_gap), keeps the order then
@@ -412,17 +414,24 @@ impl ConsumerBuilder {
 
     /// Starts consuming.
     ///
-    /// `handler` says what became of a delivery: `Ok`: its effects commit together with the mark, then it is
-    /// acknowledged; [`Error::reject`], or a payload that cannot be decoded: nothing of it commits, and it goes to the
-    /// [quarantine](Store::rejected) or [where it is told](Self::rejects); any other error, or a panic: nothing of it commits,
-    /// and it is tried again after a while. Like every write closure it may run more than once before it commits, so its
-    /// effects belong into the transaction. A message without a lane and without an id cannot be recognised: it is handled at
-    /// every delivery.
+    /// `handler` says what becomes of a delivery:
     ///
-    /// Rejected without a call: a number or an id that was seen with another content ([`Error::LaneConflict`],
-    /// [`Error::IdConflict`]): type, properties and headers count, and for foreign messages exchange and routing key too; an id
-    /// beyond [`inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) ([`Error::InboxFull`]); headers of a lane that are there by half
-    /// ([`Error::LaneHeader`]); a producer that is none of the [set ones](Self::producers).
+    /// - `Ok`: its effects commit together with the mark, then it is acknowledged.
+    /// - [`Error::reject`], or a payload that cannot be decoded: nothing of it commits. It goes to the
+    ///   [quarantine](Store::rejected), or [where it is told](Self::rejects).
+    /// - Any other error, or a panic: nothing of it commits, and it is tried again after a while.
+    ///
+    /// Like every write closure it may run more than once before it commits, so its effects belong into the transaction. A message
+    /// without a lane and without an id cannot be recognised: it is handled at every delivery.
+    ///
+    /// These are rejected without a call:
+    ///
+    /// - A number or an id that was seen with another content, or may have been ([`Error::LaneConflict`], [`Error::IdConflict`]).
+    ///   Type, properties and headers count as content; exchange and routing key do too, for foreign messages.
+    /// - An id beyond [`inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) ([`Error::InboxFull`]), or a lane beyond
+    ///   [`lanes_max`](crate::StoreBuilder::lanes_max) ([`Error::LanesFull`]).
+    /// - Headers of a lane that are there by half ([`Error::LaneHeader`]).
+    /// - A producer that is none of the [set ones](Self::producers).
     ///
     /// A delivery that was [driven again](crate::Rejected::redrive) from quarantine comes with the epoch 0 and its number there
     /// as its tag.

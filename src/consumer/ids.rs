@@ -4,12 +4,12 @@
 //! number of its scope, which stands in its inbox row; the row `(scope)` counts the numbers too. What becomes of a further id is the policy's:
 //! [`IdsPolicy`](crate::store::IdsPolicy).
 
+use redb::ReadableTable;
+
 use crate::error::{Error, Result};
 use crate::log::keys;
 use crate::storage::tables::ids::{Ids, NUMBERED, is_counted, is_forgotten, next};
 use crate::storage::tables::schema::{INBOX, InboxRow, SEEN, scopes, u64s};
-use redb::ReadableTable;
-
 use crate::store::Store;
 use crate::store::settings::IdsPolicy;
 use crate::store::transaction::Transaction;

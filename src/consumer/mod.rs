@@ -19,7 +19,7 @@
 //!
 //! | file | keeps |
 //! |---|---|
-//! | here | the settings |
+//! | `mod.rs` | the policies: what becomes of a gap, and where rejected deliveries go |
 //! | `builder` | the settings |
 //! | `handle` | a running consumer and its figures |
 //! | `worker` | the thread |

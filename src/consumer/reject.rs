@@ -1,4 +1,6 @@
-//! Rejecting a delivery into the quarantine, and taking it out again.
+//! The transactions of the quarantine: a delivery goes in, is driven again, and goes.
+
+use redb::ReadableTable;
 
 use super::dedup::{Identity, fingerprint, is_of_the_delivery};
 use super::rejected::read_row;
@@ -14,7 +16,6 @@ use crate::storage::tables::pieces::Of;
 use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::REJECTED;
 use crate::store::transaction::{REJECT_SCOPE, Transaction};
-use redb::ReadableTable;
 
 /// Why a delivery is rejected.
 #[derive(Debug, Clone)]

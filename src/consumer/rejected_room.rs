@@ -39,12 +39,14 @@ pub(crate) struct RejectedRoom {
     pub(crate) rows_max: u64,
     pub(crate) bytes_max: u64,
     pub(crate) full: RejectedFull,
+    /// The broker gets back what has no room.
+    pub(crate) gives_back: bool,
 }
 
 impl RejectedRoom {
     /// The first one has room whatever its length, unless the broker gets it back: it could go nowhere, and would stop its consumer for ever.
     fn holds(&self, book: Book, more: u64) -> bool {
-        let is_alone = book.rows == 0 && self.full != RejectedFull::DeadLetter;
+        let is_alone = book.rows == 0 && !self.gives_back;
         let has_bytes = is_alone || book.bytes.saturating_add(more) <= self.bytes_max;
         book.rows < self.rows_max && has_bytes
     }

@@ -149,12 +149,29 @@ mod tests {
             assert_eq!(left.take(0, 0, || space(free)), goes_on, "{free}");
         }
         assert!(left.take(1_000, 0, || panic!("it counts for a while")));
+        // What is not in hand any more asks for nothing.
+        assert!(!left.take(1_000, 0, || space(9_000)));
+        left.forget_refused();
+        left.look_at = None;
+        assert!(left.take(0, 0, || space(11_250)));
         // On credit too.
         assert!(!left.take(1_000, 0, || space(9_000)));
         for (discarded, goes_on) in [(1_999, false), (2_000, true)] {
             left.look_at = None;
             assert_eq!(left.take(0, discarded, || space(9_000)), goes_on, "{discarded}");
         }
+    }
+
+    /// Goal: a step is as long as what is left now, not as what was left at an old look.
+    #[test]
+    fn steps_follow_the_disk() {
+        let mut left = SpaceLeft::new(None, 0);
+        left.refresh(0, || space(60_000));
+        assert_eq!(left.step_bytes(), 50_000 / 4);
+        left.refresh(0, || panic!("it counts for a while"));
+        left.look_at = None;
+        left.refresh(0, || space(10_400));
+        assert_eq!(left.step_bytes(), 100);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use onewrite::broker::{Delivery, DeliveryTag, Epoch, Settlement, Source, SourceEvent, SourceEvents};
-use onewrite::{Error, Fault, FaultClass, Message, SettingError, Store};
+use onewrite::{Consumer, Error, Fault, FaultClass, GapPolicy, Message, RejectedFull, SettingError, Store};
 
+use crate::lanes_inbox::numbered;
 use crate::scratch::until;
 
 /// A source that the test feeds by hand.
@@ -170,20 +171,7 @@ fn what_survives_its_connection_is_kept_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     let source = ByHand::default();
-    let well = Arc::new(AtomicBool::new(false));
-    let is_well = Arc::clone(&well);
-    let consumer = store
-        .consumer("service")
-        .parked_max(0, 0)
-        .attempts(1_000)
-        .backoff(Duration::from_millis(200), Duration::from_millis(200))
-        .run(
-            source.clone(),
-            move |_, _| {
-                if is_well.load(SeqCst) { Ok(()) } else { Err(Error::app("not yet")) }
-            },
-        )
-        .unwrap();
+    let (consumer, well, _) = sick(&store, &source);
     for epoch in 1..=20 {
         if epoch > 1 {
             source.lose(epoch - 1);
@@ -244,74 +232,106 @@ fn what_survives_while_there_is_no_room_is_kept_once() {
     assert_eq!(calls, (3..13).chain(103..113).collect::<Vec<u64>>());
 }
 
-/// Goal: one that survives its connection keeps its place among those of its key, also when it comes again. Method: two of a key, no room to
-/// park; a new connection delivers only the first of them again.
-#[test]
-fn what_comes_again_keeps_its_place() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path().join("a.redb")).unwrap();
-    let source = ByHand::default();
-    let (calls, well) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-    let (seen, is_well) = (Arc::clone(&calls), Arc::clone(&well));
-    let consumer = store
-        .consumer("service")
-        .parked_max(0, 0)
-        .backoff(Duration::from_millis(300), Duration::from_millis(300))
-        .run(source.clone(), move |delivery, _| {
-            if !is_well.load(SeqCst) {
-                return Err(Error::app("not yet"));
-            }
-            seen.lock().unwrap().push(number(delivery));
-            Ok(())
-        })
-        .unwrap();
-    source.deliver(1, Some("k"), 5);
-    source.deliver(2, Some("k"), 5);
-    until("the first has failed", || consumer.stats().retried >= 1);
-    source.lose(1);
-    source.deliver_in(2, 1, Some("k"), 6);
-    source.deliver_in(2, 9, None, 0);
-    well.store(true, SeqCst);
-    until("all are done", || consumer.stats().applied == 3);
-    let of_key: Vec<u64> = calls.lock().unwrap().iter().copied().filter(|number| *number < 9).collect();
-    assert_eq!(of_key, [1, 2]);
-    let _ = consumer.stop(Duration::from_secs(5));
+/// A consumer that can park nothing and fails until it is told that all is well; and what it applies, in order.
+fn sick(store: &Store, source: &ByHand) -> (Consumer, Arc<AtomicBool>, Arc<Mutex<Vec<u64>>>) {
+    let (well, applied) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let (is_well, seen) = (Arc::clone(&well), Arc::clone(&applied));
+    let builder = store.consumer("service").parked_max(0, 0).attempts(1_000);
+    let backoff = Duration::from_millis(300);
+    let consumer = builder.backoff(backoff, backoff).run(source.clone(), move |delivery, _| {
+        if !is_well.load(SeqCst) {
+            return Err(Error::app("not yet"));
+        }
+        seen.lock().unwrap().push(number(delivery));
+        Ok(())
+    });
+    (consumer.unwrap(), well, applied)
 }
 
-/// Goal: where an earlier one of its key does not survive and comes again, what has survived stands behind it. Method: the first of a key came
-/// once, the second came back often; no room to park; a new connection delivers both again.
+/// Goal: one that survives its connection keeps its place among those of its key, also when it comes again; and does not overtake an
+/// earlier one that did not survive and comes again. Method: two of a key, no room to park; a new connection delivers only the first of
+/// them again, or both, of which the first had come once.
 #[test]
-fn what_survives_does_not_overtake_what_did_not() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path().join("a.redb")).unwrap();
-    let source = ByHand::default();
-    let (calls, well) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-    let (seen, is_well) = (Arc::clone(&calls), Arc::clone(&well));
-    let consumer = store
-        .consumer("service")
-        .parked_max(0, 0)
-        .backoff(Duration::from_millis(300), Duration::from_millis(300))
-        .run(source.clone(), move |delivery, _| {
-            if !is_well.load(SeqCst) {
-                return Err(Error::app("not yet"));
+fn what_survives_keeps_its_place() {
+    for (returns, both) in [(5, false), (0, true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().join("a.redb")).unwrap();
+        let source = ByHand::default();
+        let (consumer, well, applied) = sick(&store, &source);
+        source.deliver(1, Some("k"), returns);
+        source.deliver(2, Some("k"), 5);
+        until("the first has failed", || consumer.stats().retried >= 1);
+        source.lose(1);
+        source.deliver_in(2, 1, Some("k"), returns + 1);
+        if both {
+            source.deliver_in(2, 2, Some("k"), 6);
+        }
+        source.deliver_in(2, 9, None, 0);
+        std::thread::sleep(Duration::from_millis(100));
+        well.store(true, SeqCst);
+        until("all are done", || consumer.stats().applied == 3);
+        let of_key: Vec<u64> = applied.lock().unwrap().iter().copied().filter(|number| *number < 9).collect();
+        assert_eq!(of_key, [1, 2], "{both}");
+        let _ = consumer.stop(Duration::from_secs(5));
+    }
+}
+
+/// Goal: one of a lane that is held keeps its turn when it comes again just as it is tried. Method: three of a lane, whose first fails; while a slow
+/// handler runs, its next try falls due and a new connection delivers all three again. The turns before differ, since a turn decides what is due.
+#[test]
+fn what_comes_again_as_it_is_tried_keeps_its_turn() {
+    for turns_before in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().join("a.redb")).unwrap();
+        let source = ByHand::default();
+        let (applied, failed) = (Arc::new(Mutex::new(Vec::new())), AtomicBool::new(false));
+        let seen = Arc::clone(&applied);
+        let backoff = Duration::from_millis(300);
+        let builder = store.consumer("service").parked_max(0, 0).backoff(backoff, backoff);
+        let builder = builder.on_gap(GapPolicy::Hold(Duration::from_secs(60)));
+        let consumer = builder
+            .run(source.clone(), move |delivery, _| {
+                let text = String::from_utf8_lossy(&delivery.message.payload).into_owned();
+                if text == "first" && !failed.swap(true, SeqCst) {
+                    return Err(Error::app("not yet"));
+                }
+                if text == "slow" {
+                    std::thread::sleep(Duration::from_millis(700));
+                }
+                seen.lock().unwrap().push(text);
+                Ok(())
+            })
+            .unwrap();
+        let of_lane = |epoch, returns: i64| {
+            for (at, text) in (0..).zip(["first", "second", "third"]) {
+                let mut delivery = delivery(epoch, 100 + at, None, returns);
+                let headers = std::mem::take(&mut delivery.message.headers);
+                delivery.message = numbered(7, i64::try_from(at).unwrap(), text);
+                delivery.message.headers.extend(headers);
+                source.tell(SourceEvent::Delivery(Box::new(delivery)));
             }
-            seen.lock().unwrap().push(number(delivery));
-            Ok(())
-        })
-        .unwrap();
-    source.deliver(1, Some("k"), 0);
-    source.deliver(2, Some("k"), 5);
-    until("the first has failed", || consumer.stats().retried >= 1);
-    source.lose(1);
-    source.deliver_in(2, 1, Some("k"), 1);
-    source.deliver_in(2, 2, Some("k"), 6);
-    source.deliver_in(2, 9, None, 0);
-    std::thread::sleep(Duration::from_millis(100));
-    well.store(true, SeqCst);
-    until("all are done", || consumer.stats().applied == 3);
-    let of_key: Vec<u64> = calls.lock().unwrap().iter().copied().filter(|number| *number < 9).collect();
-    assert_eq!(of_key, [1, 2]);
-    let _ = consumer.stop(Duration::from_secs(5));
+        };
+        let alone = |tag: u64, text: &str| {
+            let mut delivery = delivery(1, tag, None, 0);
+            delivery.message.payload = text.into();
+            source.tell(SourceEvent::Delivery(Box::new(delivery)));
+        };
+        of_lane(1, 5);
+        until("the first has failed", || consumer.stats().retried == 1);
+        for turn in 0..turns_before {
+            alone(turn + 1, "quick");
+            until("it is applied", || consumer.stats().applied == turn + 1);
+        }
+        alone(50, "slow");
+        std::thread::sleep(Duration::from_millis(100));
+        source.lose(1);
+        of_lane(2, 6);
+        until("all are done", || consumer.stats().applied == 4 + turns_before);
+        let of_lane: Vec<String> =
+            applied.lock().unwrap().iter().filter(|text| text.ends_with(['t', 'd'])).cloned().collect();
+        assert_eq!(of_lane, ["first", "second", "third"], "{turns_before} turns before");
+        let _ = consumer.stop(Duration::from_secs(5));
+    }
 }
 
 /// Goal: what came back and could not be parked because an earlier one of its key ran is parked once that has ended. Method: the first of a
@@ -349,4 +369,57 @@ fn what_comes_back_during_a_try_is_parked_after_it() {
     let order: Vec<u64> = settled.into_iter().filter(|tag| [1, 2, 100].contains(tag)).collect();
     assert_eq!(order, [1, 2, 100]);
     let _ = consumer.stop(Duration::ZERO);
+}
+
+/// Goal: while a consumer waits for room in its quarantine, it hears of its connection, however busy it is with what it tries again. Method:
+/// a full quarantine, and thirty deliveries that fail and are due at once.
+#[test]
+fn a_busy_consumer_without_room_hears_of_its_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let source = ByHand::default();
+    let backoff = Duration::ZERO;
+    let builder =
+        store.consumer("service").rejected_max(1, 10_000).attempts(u32::MAX).backoff(backoff, backoff);
+    let consumer = builder
+        .run(source.clone(), |delivery, _| match number(delivery) {
+            1 | 2 => Err(Error::reject("no such account")),
+            _ => {
+                // By the end of a batch its first ones are due again.
+                std::thread::sleep(Duration::from_millis(2));
+                Err(Error::app("not yet"))
+            }
+        })
+        .unwrap();
+    (10..40).for_each(|tag| source.deliver(tag, None, 0));
+    until("they fail", || consumer.stats().retried > 30);
+    source.deliver(1, None, 0);
+    source.deliver(2, None, 0);
+    until("it waits", || consumer.stats().waits_for.is_some());
+    source.lose(1);
+    until("it has heard of both", || consumer.stats().connections == 2);
+    let _ = consumer.stop(Duration::from_secs(5));
+}
+
+/// Goal: a parked delivery that is rejected has room alone however long it is, also where the broker gets back what has none: it does not
+/// have this one any more. Method: one is parked, then a consumer with smaller bounds begins.
+#[test]
+fn a_long_parked_delivery_stops_no_consumer_that_gives_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let source = ByHand::default();
+    let consumer = store.consumer("service").attempts(1_000);
+    let consumer = consumer.run(source.clone(), |_, _| Err(Error::app("not yet"))).unwrap();
+    let mut long = delivery(1, 1, None, 9);
+    long.message.payload = vec![7; 5_000];
+    source.tell(SourceEvent::Delivery(Box::new(long)));
+    until("it is parked", || source.settled() == [1]);
+    let _ = consumer.stop(Duration::from_secs(5));
+    let builder = store.consumer("service").rejected_max(10, 100).parked_max(10, 100);
+    let builder = builder.on_rejected_full(RejectedFull::DeadLetter);
+    let source = ByHand::default();
+    let consumer = builder.run(source.clone(), |_, _| Err(Error::reject("never"))).unwrap();
+    until("it is in quarantine", || consumer.stats().quarantined == 1);
+    assert_eq!(consumer.stats().waits_for, None);
+    let _ = consumer.stop(Duration::from_secs(5));
 }

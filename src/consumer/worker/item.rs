@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::event::LaneOf;
 use crate::log::in_hand::{Tries, TriesRow};
 use crate::log::rejected::RejectedRow;
-use crate::message::HeaderValue;
+use crate::message::VALUE_BYTES;
 
 /// A delivery in hand.
 #[derive(Debug, Clone)]
@@ -94,41 +94,13 @@ impl Item {
 /// What a delivery takes besides its texts, its headers and its payload.
 const FIXED_BYTES: usize = 512;
 
-/// What each value of its headers takes besides its text, those within others included.
-const VALUE_BYTES: usize = 80;
-
 /// At least what its source counts for it: see [`Source::unsettled_bytes_max`](crate::broker::Source::unsettled_bytes_max).
 fn bytes_of(delivery: &Delivery) -> usize {
     let Delivery { exchange, routing_key, message, .. } = delivery;
-    let texts = [
-        &message.message_id,
-        &message.event_type,
-        &message.content_type,
-        &message.content_encoding,
-        &message.correlation_id,
-        &message.reply_to,
-        &message.expiration,
-        &message.user_id,
-        &message.app_id,
-        &message.cluster_id,
-    ];
-    let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
-    let headers: usize = message.headers.iter().map(|(name, value)| name.len() + bytes_of_value(value)).sum();
+    let texts: usize = message.texts().map(|text| text.len()).sum();
+    let values: usize = message.headers.iter().map(|(_, value)| value.count()).sum();
+    let headers = message.headers_len() + values * VALUE_BYTES;
     FIXED_BYTES + exchange.len() + routing_key.len() + texts + headers + message.payload.len()
-}
-
-/// Values are nested no deeper than a message may have them.
-fn bytes_of_value(value: &HeaderValue) -> usize {
-    let within = match value {
-        HeaderValue::Text(text) => text.len(),
-        HeaderValue::Bytes(bytes) => bytes.len(),
-        HeaderValue::Table(entries) => {
-            entries.iter().map(|(name, value)| name.len() + bytes_of_value(value)).sum()
-        }
-        HeaderValue::Array(values) => values.iter().map(bytes_of_value).sum(),
-        _ => 0,
-    };
-    VALUE_BYTES + within
 }
 
 /// A delivery that the store has kept under this number. The broker has it no more.

@@ -5,7 +5,7 @@
 //!
 //! | file | does |
 //! |---|---|
-//! | here | takes deliveries in, decides what is tried next |
+//! | `mod.rs` | takes deliveries in, decides what is tried next |
 //! | `apply` | applies a batch, and says what has become of it |
 //! | `tried` | what is known of tries, and what is written down |
 //! | `parking` | parks what waits, takes it up again |
@@ -96,6 +96,8 @@ pub(super) struct Worker {
     /// That was not told.
     began_to_wait: bool,
     redriven: Redrives,
+    /// In the last iteration nothing was heard of the source: in the next one it goes first.
+    heard_nothing: bool,
     /// Nobody is there any more who could deliver.
     source_gone: bool,
     paces: Paces,
@@ -163,6 +165,7 @@ impl Worker {
             space,
             waits_for: None,
             began_to_wait: false,
+            heard_nothing: false,
             source_gone: false,
             paces: Paces::default(),
             // What was driven again while no consumer ran waits in the file.
@@ -189,7 +192,8 @@ impl Worker {
             self.tell_of_the_wait();
             let waits = self.is_waiting_for_room();
             let others_come = !waits && (!events.is_empty() || !self.meanwhile.is_empty());
-            let may_try = self.may_try_those_that_wait();
+            let is_told = !events.is_empty() || self.meanwhile.next.is_some();
+            let may_try = self.may_try_those_that_wait() && !(is_told && self.heard_nothing);
             let may_look = self.may_look() && !self.is_waiting_for_space();
             let mut batch = if may_try { self.take_due(others_come) } else { Vec::new() };
             if !waits {
@@ -197,6 +201,7 @@ impl Worker {
             }
             // What is tried while nothing is taken is done with before the end of its connection is heard.
             let hears = !waits || batch.is_empty();
+            self.heard_nothing = !hears;
             let first = match self.meanwhile.next.take_if(|_| hears) {
                 None if batch.is_empty() && !may_look => self.wait(events, stop, notified, &mut deadline),
                 next => next,
@@ -323,7 +328,6 @@ impl Worker {
                     tracing::warn!(epoch = epoch.0, %fault, "not consuming");
                 }
                 *self.shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
-                batch.retain(|item| item.delivery.tag.epoch > epoch || self.outlives_its_connection(item));
                 self.forget_delivered(batch);
             }
             SourceEvent::Delivery(delivery) => {

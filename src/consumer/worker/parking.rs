@@ -1,4 +1,4 @@
-//! What the store keeps of deliveries in hand: how often they were tried, and those that are parked.
+//! Parking deliveries in the store, and taking up those that are parked.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -158,10 +158,6 @@ impl Item {
 }
 
 impl Worker {
-    // --- what is known ----------------------------------------------------------------------------------------------
-
-    // --- writing down -----------------------------------------------------------------------------------------------
-
     /// Done with it.
     pub(super) fn let_go(&mut self, item: &Item) {
         if item.noted
@@ -305,7 +301,7 @@ impl Worker {
         item.returns() >= self.settings.take_in_after || known.is_some_and(|known| known.row.parked.is_some())
     }
 
-    fn may_be_parked(&self, item: &Item) -> bool {
+    pub(super) fn may_be_parked(&self, item: &Item) -> bool {
         item.is_the_brokers() && item.identity.is_ok()
     }
 

@@ -35,6 +35,15 @@ impl Unkept {
         self.items.iter().map(|(item, _)| item)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Forgets the others.
+    pub(super) fn retain(&mut self, keeps: impl Fn(&Item) -> bool) {
+        self.items.retain(|(item, _)| keeps(item));
+    }
+
     /// Puts another delivery in the place of one, if that is among them; else returns it.
     pub(super) fn replace(&mut self, is_it: impl Fn(&Item) -> bool, item: Item) -> Option<Item> {
         let Some((kept, _)) = self.items.iter_mut().find(|(kept, _)| is_it(kept)) else { return Some(item) };
@@ -53,7 +62,13 @@ impl Worker {
             rows_max: rows.saturating_add(more_rows),
             bytes_max: bytes.saturating_add(more_bytes),
             full: self.settings.rejected_full,
+            gives_back: self.gives_back(item),
         }
+    }
+
+    /// Whether the broker gets it back where the quarantine has no room for it. It does not have a parked one any more.
+    fn gives_back(&self, item: &Item) -> bool {
+        self.settings.rejected_full == RejectedFull::DeadLetter && item.is_the_brokers()
     }
 
     /// How much may be parked. Where the broker gets back what the quarantine has no room for, each parked delivery has room there: it cannot
@@ -69,7 +84,7 @@ impl Worker {
 
     /// The quarantine has no room for it. What is parked cannot be given back to the broker.
     pub(super) fn found_no_room(&mut self, item: Item, refusal: Refusal, outcome: &mut Outcome) {
-        if self.settings.rejected_full == RejectedFull::DeadLetter && item.is_the_brokers() {
+        if self.gives_back(&item) {
             self.count_refusal(&refusal);
             self.finish(&item, Settlement::Reject, outcome);
             outcome.done.push(item);
@@ -173,13 +188,6 @@ impl Worker {
             }
         }
         outcome.lost.map_or(Ok(()), Err)
-    }
-
-    /// The broker delivers these again, but for those that outlive their connection.
-    pub(super) fn forget_unkept(&mut self) {
-        let items = std::mem::take(&mut self.unkept.items);
-        self.unkept.items =
-            items.into_iter().filter(|(item, _)| self.outlives_its_connection(item)).collect();
     }
 
     /// What comes while nothing is taken waits for its turn, within the prefetch.

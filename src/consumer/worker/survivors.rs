@@ -1,8 +1,8 @@
 //! Deliveries that outlive the connection that has delivered them.
 //!
 //! The broker delivers again what a lost connection leaves unsettled, but for what came back too often: a quorum queue drops that. So
-//! what is about to be taken into the store for this reason is kept. If it comes again after all, it takes the place of the one that
-//! was kept.
+//! what is about to be taken into the store for this reason is kept, with what stands before it of its key. If one of these comes
+//! again after all, it takes the place of the one that was kept.
 //!
 //! **Invariants.** However many connections are lost while nothing can be written, a delivery is in memory once. It keeps its place among
 //! those of its key.
@@ -20,8 +20,6 @@ use crate::consumer::in_hand::{Name, names_one};
 #[derive(Debug, Default)]
 pub(super) struct Survivors {
     by_name: HashMap<Name, Vec<Survivor>>,
-    /// Keys of which others have come since: what comes after these stands behind them.
-    passed: HashSet<Arc<str>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,24 +30,15 @@ struct Survivor {
 }
 
 impl Survivors {
-    fn of<'a>(items: impl Iterator<Item = &'a Item>) -> Self {
-        let mut survivors = Self::default();
-        for item in items.filter(|item| item.is_the_brokers()) {
-            if let Some(name) = item.name.clone() {
-                let survivor = Survivor { place: item.place, returns: item.returns() };
-                survivors.by_name.entry(name).or_default().push(survivor);
-            }
-        }
-        survivors
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
     }
 
     /// The place of the one that has come again. A name that several may share does not tell them apart, and what has come back
     /// more often is the same one, or one that replaces it just as well.
-    fn take(&mut self, item: &Item) -> Option<u64> {
-        let name = item.name.as_ref()?;
+    fn take(&mut self, name: &Name, returns: u32) -> Option<u64> {
         let of_name = self.by_name.get_mut(name)?;
-        let is_it = |survivor: &Survivor| names_one(name) || survivor.returns < item.returns();
-        let at = of_name.iter().position(is_it)?;
+        let at = of_name.iter().position(|survivor| names_one(name) || survivor.returns < returns)?;
         let place = of_name.remove(at).place;
         if of_name.is_empty() {
             self.by_name.remove(name);
@@ -60,41 +49,63 @@ impl Survivors {
 
 impl Worker {
     /// A connection has ended. The broker will deliver again all that it has delivered, but for what survives. What was driven again, or is
-    /// parked, is ours. `batch`: what has come last, without what it has delivered.
-    pub(super) fn forget_delivered(&mut self, batch: &[Item]) {
-        self.forget_unkept();
-        self.space.forget_refused();
+    /// parked, is ours. `batch`: what has come last, and is not tried yet.
+    pub(super) fn forget_delivered(&mut self, batch: &mut Vec<Item>) {
         let (mut held, mut waiting) = (mem::take(&mut self.held), mem::take(&mut self.waiting));
-        let stays = |entry: &Entry| entry.item().is_none_or(|item| self.outlives_its_connection(item));
-        held.change(|entry| stays(&entry).then_some(entry));
-        waiting.retain(stays);
-        let waits = waiting.holding().map(|(_, entry)| entry).chain(held.iter()).filter_map(Entry::item);
-        self.survivors = Survivors::of(waits.chain(batch).chain(self.unkept.items()));
-        (self.held, self.waiting) = (held, waiting);
+        let mut delivered: Vec<&Item> = waiting
+            .holding()
+            .map(|(_, entry)| entry)
+            .chain(held.iter())
+            .filter_map(Entry::item)
+            .chain(self.unkept.items())
+            .chain(batch.iter())
+            .filter(|item| item.is_the_brokers())
+            .collect();
+        delivered.sort_unstable_by_key(|item| item.place);
+        let (survivors, places) = self.survivors_among(&delivered);
+        let stays = |item: &Item| !item.is_the_brokers() || places.contains(&item.place);
+        held.change(|entry| entry.item().is_none_or(stays).then_some(entry));
+        waiting.retain(|entry| entry.item().is_none_or(stays));
+        batch.retain(stays);
+        self.unkept.retain(stays);
+        (self.held, self.waiting, self.survivors) = (held, waiting, survivors);
+        if self.unkept.is_empty() && self.survivors.is_empty() {
+            self.space.forget_refused();
+        }
         self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
     }
 
-    /// The broker may not deliver it again; or it is not the broker's.
-    pub(super) fn outlives_its_connection(&self, item: &Item) -> bool {
-        !item.is_the_brokers() || self.is_taken_in(item)
+    /// Those of these that the broker may not deliver again; and those before them of their keys, which would come behind them, unless
+    /// they could not be told from others when they come. `delivered`: in order.
+    fn survivors_among(&self, delivered: &[&Item]) -> (Survivors, HashSet<u64>) {
+        let (mut survivors, mut places) = (Survivors::default(), HashSet::new());
+        let mut keys: HashSet<&Arc<str>> = HashSet::new();
+        for item in delivered.iter().rev() {
+            let is_taken_in = self.is_taken_in(item);
+            let stands_before = item.key.as_ref().is_some_and(|key| keys.contains(key));
+            if !is_taken_in && !stands_before {
+                continue;
+            }
+            let (name, returns) = (self.name_of(item), item.returns());
+            if is_taken_in || (self.may_be_parked(item) && (names_one(&name) || returns > 0)) {
+                keys.extend(&item.key);
+                places.insert(item.place);
+                survivors.by_name.entry(name).or_default().push(Survivor { place: item.place, returns });
+            }
+        }
+        // The first of a name comes first.
+        survivors.by_name.values_mut().for_each(|of_name| of_name.reverse());
+        (survivors, places)
     }
 
     /// Puts what has come again in the place of the one that was kept. It is returned where none was, or where that one is done with.
     pub(super) fn replace_survivor(&mut self, mut item: Item, batch: &mut [Item]) -> Option<Item> {
-        let Some(place) = self.survivors.take(&item) else {
-            if !self.survivors.by_name.is_empty() {
-                self.survivors.passed.extend(item.key.clone());
-            }
-            return Some(item);
-        };
-        let is_it = |kept: &Item| kept.place == place && kept.is_the_brokers();
-        if item.key.as_ref().is_some_and(|key| self.survivors.passed.contains(key))
-            && self.waiting.is_holding(place)
-        {
-            // An earlier one of its key did not survive, and has come again before it.
-            self.waiting.remove(place);
+        if self.survivors.is_empty() {
             return Some(item);
         }
+        let name = self.name(&mut item);
+        let Some(place) = self.survivors.take(&name, item.returns()) else { return Some(item) };
+        let is_it = |kept: &Item| kept.place == place && kept.is_the_brokers();
         item.place = place;
         if let Some(kept) = batch.iter_mut().find(|kept| is_it(kept)) {
             (item.waited, item.taken) = (kept.waited, kept.taken);

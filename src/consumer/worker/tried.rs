@@ -1,12 +1,13 @@
 //! How often deliveries were tried: what is known of it, and what is written down.
 
+use std::sync::Arc;
+
 use super::Worker;
 use super::apply::Outcome;
 use super::item::Item;
 use crate::consumer::in_hand::{Name, name_of, name_of_rejected, names_one};
 use crate::error::{Error, Result};
 use crate::log::in_hand::{Open, Tries, TriesRow};
-use std::sync::Arc;
 
 impl Worker {
     /// Reads how often deliveries were tried before this consumer began. An open try was ended by a death.
@@ -43,17 +44,22 @@ impl Worker {
     }
 
     pub(super) fn name(&self, item: &mut Item) -> Name {
-        let identity = item.identity.as_ref().ok();
-        let store = &self.settings.store.core().identity;
+        let name = self.name_of(item);
+        item.name = Some(Arc::clone(&name));
+        name
+    }
+
+    /// What names its tries.
+    pub(super) fn name_of(&self, item: &Item) -> Name {
         let make = || match item.redriven {
             Some(number) => name_of_rejected(number),
             None => {
-                name_of(store, &self.settings.scope, identity.map(|identity| &**identity), &item.delivery)
+                let identity = item.identity.as_deref().ok();
+                let store = &self.settings.store.core().identity;
+                name_of(store, &self.settings.scope, identity, &item.delivery)
             }
         };
-        let name = item.name.clone().unwrap_or_else(make);
-        item.name = Some(Arc::clone(&name));
-        name
+        item.name.clone().unwrap_or_else(make)
     }
 
     /// What is known of one that was driven again.
