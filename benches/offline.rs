@@ -139,7 +139,7 @@ fn fill(store: &Store, events: u64, event: impl Fn(u64) -> Event + Clone + Send 
 }
 
 fn relay(store: &Store, node: &Node) -> Relay {
-    store.relay("r").publish_to(RabbitMq::new(&node.url()).unwrap()).unwrap()
+    store.relay("r").spawn(RabbitMq::new(&node.url()).unwrap()).unwrap()
 }
 
 /// Small durable writes, one after the other, per second.

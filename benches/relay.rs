@@ -50,7 +50,7 @@ fn backlog(events: u64) -> (tempfile::TempDir, Store) {
 
 /// The time from the first publish possible to the last confirm.
 fn drain(store: &Store, window: usize, publisher: impl Publisher) -> Duration {
-    let relay = store.relay("r").window_events(window).publish_to(publisher).unwrap();
+    let relay = store.relay("r").window_events(window).spawn(publisher).unwrap();
     let events = store.stats().unwrap().next_seq;
     let mut start = Instant::now();
     loop {

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use crate::error::{Error, ExpectedRevision, Result};
-use crate::event::{Event, Recorded, check_category};
+use crate::event::{Event, RecordedEvent, check_category};
 use crate::limits::{CONFLICT_ATTEMPTS_DEFAULT, SNAPSHOT_BYTES_MAX};
 use crate::store::lines::{Head, Lines};
 use crate::store::{Receipt, Store, StreamReader, Transaction};
@@ -11,7 +11,7 @@ use crate::store::{Receipt, Store, StreamReader, Transaction};
 /// A state that is folded from the events of one stream. Its default is the state before the first event.
 ///
 /// ```
-/// use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+/// use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
 ///
 /// #[derive(Debug, Default)]
 /// struct Account {
@@ -33,7 +33,7 @@ use crate::store::{Receipt, Store, StreamReader, Transaction};
 ///             Entry::Withdrawn(cents) => Event::json("withdrawn", cents)?,
 ///         })
 ///     }
-///     fn decode(recorded: &Recorded) -> Result<Entry> {
+///     fn decode(recorded: &RecordedEvent) -> Result<Entry> {
 ///         let cents = onewrite::codec::from_json(recorded.payload())?;
 ///         match recorded.event_type() {
 ///             "deposited" => Ok(Entry::Deposited(cents)),
@@ -86,7 +86,7 @@ pub trait Aggregate: Default {
     ///
     /// # Errors
     /// An unknown type or version: loading fails with it, since a state that leaves out an event is wrong.
-    fn decode(recorded: &Recorded) -> Result<Self::Event>;
+    fn decode(recorded: &RecordedEvent) -> Result<Self::Event>;
 
     /// Takes one event in. It has happened: nothing is checked here.
     fn apply(&mut self, event: &Self::Event);
@@ -107,14 +107,14 @@ pub trait Aggregate: Default {
 /// An aggregate as of one moment.
 ///
 /// ```
-/// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+/// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
 /// # #[derive(Default)]
 /// # struct Count(u64);
 /// # impl Aggregate for Count {
 /// #     const CATEGORY: &'static str = "count";
 /// #     type Event = ();
 /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-/// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+/// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
 /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
 /// # }
 /// # let folder = tempfile::tempdir()?;
@@ -155,14 +155,14 @@ impl StreamReader<'_> {
     /// gone; what [`Aggregate::decode`] says.
     ///
     /// ```
-    /// # use onewrite::{Aggregate, Error, Event, ExpectedRevision, Recorded, Result, Store};
+    /// # use onewrite::{Aggregate, Error, Event, ExpectedRevision, RecordedEvent, Result, Store};
     /// # #[derive(Default)]
     /// # struct Count(u64);
     /// # impl Aggregate for Count {
     /// #     const CATEGORY: &'static str = "count";
     /// #     type Event = ();
     /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
     /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
     /// # }
     /// # let folder = tempfile::tempdir()?;
@@ -201,14 +201,14 @@ impl Store {
     /// The aggregate of this id: its stream is `CATEGORY-id`.
     ///
     /// ```
-    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
     /// # #[derive(Default)]
     /// # struct Count(u64);
     /// # impl Aggregate for Count {
     /// #     const CATEGORY: &'static str = "count";
     /// #     type Event = ();
     /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
     /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
     /// # }
     /// # let folder = tempfile::tempdir()?;
@@ -230,14 +230,14 @@ impl Store {
 /// The stream of one aggregate. See [`Store::aggregate`].
 ///
 /// ```
-/// # use onewrite::{Aggregate, AggregateStream, Error, Event, Recorded, Result, Store};
+/// # use onewrite::{Aggregate, AggregateStream, Error, Event, RecordedEvent, Result, Store};
 /// # #[derive(Default)]
 /// # struct Count(u64);
 /// # impl Aggregate for Count {
 /// #     const CATEGORY: &'static str = "count";
 /// #     type Event = ();
 /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-/// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+/// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
 /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
 /// # }
 /// # let folder = tempfile::tempdir()?;
@@ -258,14 +258,14 @@ impl<A: Aggregate> AggregateStream<A> {
     /// How often [`execute`](Self::execute) decides at most while others are faster; 10 unless set, 1 at least.
     ///
     /// ```
-    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
     /// # #[derive(Default)]
     /// # struct Count(u64);
     /// # impl Aggregate for Count {
     /// #     const CATEGORY: &'static str = "count";
     /// #     type Event = ();
     /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
     /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
     /// # }
     /// # let folder = tempfile::tempdir()?;
@@ -285,14 +285,14 @@ impl<A: Aggregate> AggregateStream<A> {
     /// [`Error::Setting`] for a [category](Aggregate::CATEGORY) that cannot work; as [`StreamReader::fold`].
     ///
     /// ```
-    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
     /// # #[derive(Default)]
     /// # struct Count(u64);
     /// # impl Aggregate for Count {
     /// #     const CATEGORY: &'static str = "count";
     /// #     type Event = ();
     /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
     /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
     /// # }
     /// # let folder = tempfile::tempdir()?;
@@ -320,17 +320,17 @@ impl<A: Aggregate> AggregateStream<A> {
     ///
     /// # Errors
     /// `decide`'s own; [`Error::WrongRevision`] once the attempts are used up; those of [`load`](Self::load) and of
-    /// [`Stream::append`](crate::Stream::append).
+    /// [`EventStream::append`](crate::EventStream::append).
     ///
     /// ```
-    /// # use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+    /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
     /// # #[derive(Default)]
     /// # struct Count(u64);
     /// # impl Aggregate for Count {
     /// #     const CATEGORY: &'static str = "count";
     /// #     type Event = ();
     /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
-    /// #     fn decode(_: &Recorded) -> Result<()> { Ok(()) }
+    /// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
     /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
     /// # }
     /// # let folder = tempfile::tempdir()?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::error::SettingError;
-use crate::event::{Recorded, category_of, check_category, check_setting_name};
+use crate::event::{RecordedEvent, category_of, check_category, check_setting_name};
 
 /// A choice of events. Empty, it takes all.
 ///
@@ -120,7 +120,7 @@ impl EventFilter {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn matches(&self, event: &Recorded) -> bool {
+    pub fn matches(&self, event: &RecordedEvent) -> bool {
         self.takes_stream(event.stream()) && self.takes_type(event.event_type())
     }
 

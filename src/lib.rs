@@ -15,7 +15,7 @@
 //! let store = Store::open(path)?;
 //! let broker = MemoryBroker::new(); // in production: onewrite::broker::RabbitMq::new("amqp://localhost")?
 //! broker.declare_queue("payments", Default::default());
-//! let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+//! let relay = store.relay("rabbit").spawn(broker.publisher())?;
 //!
 //! let receipt = store.write(|tx| {
 //!     let mut accounts = tx.open_table(ACCOUNTS)?; // the application's own redb table
@@ -24,7 +24,7 @@
 //!     tx.append(Event::json("payment.completed", &100)?.key("alice").to("", "payments"))?; // same transaction
 //!     Ok(())
 //! })?; // durable here: both, or on an error neither
-//! receipt.confirmed(Duration::from_secs(5))?; // optional: the broker has it
+//! receipt.wait_confirmed(Duration::from_secs(5))?; // optional: the broker has it
 //! relay.stop(Duration::from_secs(5));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -92,14 +92,14 @@ pub use redb;
 
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
 pub use consumer::{
-    Consumer, ConsumerBuilder, ConsumerStats, ConsumerWait, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo,
+    Consumer, ConsumerBuilder, ConsumerStatus, ConsumerWait, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo,
     Rejected, RejectedDelivery, RejectedFull,
 };
 pub use error::{
     BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError, Stands,
     StorageFailure,
 };
-pub use event::{Destination, Event, Lane, Properties, Recorded};
+pub use event::{Destination, Event, Lane, Properties, RecordedEvent};
 pub use filter::EventFilter;
 pub use inspect::{
     CaptureStats, Finding, PageProgress, PageVerification, ProjectionStats, RelayStats, ScopeStats, Stats,
@@ -110,14 +110,14 @@ pub use projection::{
     FailurePolicy, Projection, ProjectionBuilder, ProjectionFailure, ProjectionTransaction,
 };
 pub use relay::{
-    Ordering, Quarantine, QuarantinePolicy, Quarantined, Relay, RelayBuilder, StopReport, SuspendCause,
+    PublishOrder, Quarantine, QuarantinePolicy, Quarantined, Relay, RelayBuilder, StopReport, SuspendCause,
 };
 pub use store::{
-    Appended, BacklogQuota, Capture, CaptureMode, CaptureWait, CapturedTable, Change, ConfirmError, Events,
-    Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Once, Operation, PageBytes, ProjectionState,
-    ProjectionStatus, QuotaPolicy, Receipt, RelayState, RelayStatus, Replay, ReplayedEvent, Retention,
-    Snapshot, StartAt, Store, StoreBuilder, Stream, StreamAppended, StreamEvents, StreamReader,
-    SuspendedDestination, Transaction, WriteFuture,
+    Appended, BacklogQuota, Capture, CaptureMode, CaptureWait, CapturedTable, Change, ConfirmError,
+    EventStream, Events, Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Operation, PageBytes,
+    ProjectionState, ProjectionStatus, QuotaPolicy, Receipt, RelayState, RelayStatus, Replay, ReplayedEvent,
+    Retention, Snapshot, StartAt, Store, StoreBuilder, StreamAppended, StreamEvents, StreamReader,
+    SuspendedDestination, Transaction, WriteFuture, WriteOnce,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -241,7 +241,7 @@ pub const PROGRESS_DELAY_MS_DEFAULT: u64 = 250;
 pub const QUOTA_SCAN_MS_MAX: u64 = 1_000;
 
 /// How long a relay's thread may take to say what it knows, at the end of a wait for confirms, in milliseconds.
-/// See [`Receipt::confirmed`](crate::Receipt::confirmed).
+/// See [`Receipt::wait_confirmed`](crate::Receipt::wait_confirmed).
 pub const ANSWER_MS_MAX: u64 = 1_000;
 
 /// Unconfirmed events in flight, by default.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_core::Stream;
 
 use crate::error::{Error, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
 use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
 use crate::store::notify::Listener;
@@ -43,7 +43,7 @@ pub struct Subscription {
     next: u64,
     /// Up to here, what is trimmed needs no telling; `None`: whatever is trimmed when reading begins.
     excused_to: Option<u64>,
-    read: VecDeque<Result<Recorded>>,
+    read: VecDeque<Result<RecordedEvent>>,
     /// The store is lost, and that has been told.
     ended: bool,
 }
@@ -186,7 +186,7 @@ impl Subscription {
     /// assert!(store.subscribe(0)?.try_next().is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn try_next(&mut self) -> Option<Result<Recorded>> {
+    pub fn try_next(&mut self) -> Option<Result<RecordedEvent>> {
         self.end_elsewhere();
         while self.read.is_empty() && !self.ended && self.refill() {}
         self.take()
@@ -202,7 +202,7 @@ impl Subscription {
         }
     }
 
-    fn take(&mut self) -> Option<Result<Recorded>> {
+    fn take(&mut self) -> Option<Result<RecordedEvent>> {
         let read = self.read.pop_front();
         if let Some(Ok(event)) = &read {
             // The one handed out is the subscriber's now.
@@ -220,11 +220,11 @@ impl Subscription {
     /// assert!(store.subscribe(0)?.next_timeout(Duration::from_millis(10)).is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<Recorded>> {
+    pub fn next_timeout(&mut self, timeout: Duration) -> Option<Result<RecordedEvent>> {
         self.next_until(Deadline::after(timeout))
     }
 
-    fn next_until(&mut self, deadline: Deadline) -> Option<Result<Recorded>> {
+    fn next_until(&mut self, deadline: Deadline) -> Option<Result<RecordedEvent>> {
         self.end_elsewhere();
         loop {
             let more = self.read.is_empty() && !self.ended && self.refill();
@@ -299,7 +299,7 @@ impl Subscription {
 }
 
 impl Iterator for Subscription {
-    type Item = Result<Recorded>;
+    type Item = Result<RecordedEvent>;
 
     /// Waits for the next event. `None` only after the end of the store was told.
     fn next(&mut self) -> Option<Self::Item> {
@@ -344,7 +344,7 @@ impl Subscription {
 }
 
 impl Stream for SubscriptionStream {
-    type Item = Result<Recorded>;
+    type Item = Result<RecordedEvent>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.end_elsewhere();

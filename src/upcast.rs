@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{BoxError, Error, EventError, Result, SettingError, caught};
-use crate::event::{Recorded, check_setting_name};
+use crate::event::{RecordedEvent, check_setting_name};
 use crate::printable::printable;
 
 type Convert = dyn Fn(&[u8]) -> Result<Vec<u8>, BoxError> + Send + Sync;
@@ -174,7 +174,7 @@ impl Upcasts {
     }
 
     /// The event in its newest form.
-    pub(crate) fn upcast(&self, mut recorded: Recorded) -> Result<Recorded> {
+    pub(crate) fn upcast(&self, mut recorded: RecordedEvent) -> Result<RecordedEvent> {
         if self.as_recorded || (self.steps.is_empty() && recorded.event.version <= 1) {
             return Ok(recorded);
         }

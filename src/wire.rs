@@ -32,7 +32,7 @@ use std::borrow::Cow;
 use std::time::UNIX_EPOCH;
 
 use crate::error::{Error, Result};
-use crate::event::{LaneOf, Recorded, uuid_from_text};
+use crate::event::{LaneOf, RecordedEvent, uuid_from_text};
 use crate::message::{HeaderValue, Message};
 use crate::text::Text;
 use crate::time::{as_ms, wall_time};
@@ -104,9 +104,9 @@ impl HeaderSpelling {
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let header = message.header(onewrite::wire::STORE);
 /// assert_eq!(header.and_then(|value| value.as_text()).map(str::len), Some(36)); // a UUID
@@ -149,9 +149,9 @@ pub const UNREADABLE: &str = "onewrite-unreadable";
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let header = message.header(onewrite::wire::EPOCH);
 /// assert!(header.and_then(|value| value.as_int()).is_some());
@@ -166,9 +166,9 @@ pub const EPOCH: &str = "onewrite-epoch";
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let header = message.header(onewrite::wire::LANE);
 /// assert_eq!(header.and_then(|value| value.as_int()), Some(0)); // the sequence number of its first event
@@ -183,9 +183,9 @@ pub const LANE: &str = "onewrite-lane";
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let header = message.header(onewrite::wire::LANE_NUMBER);
 /// assert_eq!(header.and_then(|value| value.as_int()), Some(0)); // the first of its lane
@@ -200,9 +200,9 @@ pub const LANE_NUMBER: &str = "onewrite-lane-number";
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let header = message.header(onewrite::wire::CRC);
 /// assert!(header.and_then(|value| value.as_int()).is_some());
@@ -217,9 +217,9 @@ pub const CRC: &str = "onewrite-crc";
 /// # let store = onewrite::Store::builder().event_version("paid", 2).open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1 EUR").version(2).to("", "payments")))?
-///     .confirmed(std::time::Duration::from_secs(5))?;
+///     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message;
 /// assert_eq!(message.header(onewrite::wire::VERSION).and_then(|value| value.as_int()), Some(2));
 /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -234,9 +234,9 @@ pub const VERSION: &str = "onewrite-version";
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let header = message.header(onewrite::wire::RESEND);
 /// assert!(header.is_none()); // published once only
@@ -271,7 +271,7 @@ const LATEST_MS: u64 = 253_402_300_799_999;
 impl Wire {
     /// The message of an event that has not been published before, as far as is known. The headers of the library stand in the
     /// order of their names, as they do on the wire: a table of them need not be sorted.
-    pub(crate) fn message(&mut self, recorded: Recorded) -> Message {
+    pub(crate) fn message(&mut self, recorded: RecordedEvent) -> Message {
         let mut headers = Vec::with_capacity(14 + recorded.event.headers.len());
         let time = self.time(recorded.time_ms);
         self.cloud_events(&recorded, time, &mut headers);
@@ -329,7 +329,7 @@ impl Wire {
         str::from_utf8(&digits).expect("a time is ASCII").into()
     }
 
-    fn cloud_events(&self, recorded: &Recorded, time: Text, headers: &mut Vec<Header>) {
+    fn cloud_events(&self, recorded: &RecordedEvent, time: Text, headers: &mut Vec<Header>) {
         let mut put = |name: Spelt, value: Text| {
             headers.push((self.spelling.of(name).into(), HeaderValue::Text(value)));
         };
@@ -347,7 +347,7 @@ impl Wire {
         put(spelt!("type"), recorded.event.event_type.clone());
     }
 
-    fn ours(&self, recorded: &Recorded, headers: &mut Vec<Header>) {
+    fn ours(&self, recorded: &RecordedEvent, headers: &mut Vec<Header>) {
         let int = |number: u64| HeaderValue::Int(number.cast_signed());
         headers.push((CRC.into(), HeaderValue::Int(i64::from(recorded.crc))));
         let epoch = 1 + self.epoch_starts.iter().filter(|start| **start <= recorded.seq).count() as u64;
@@ -444,7 +444,7 @@ mod tests {
     use super::*;
     use crate::event::Event;
 
-    fn recorded() -> Recorded {
+    fn recorded() -> RecordedEvent {
         let event = Event::bytes("payment.completed", b"100".to_vec())
             .key("alice")
             .to("payments", "done")
@@ -452,7 +452,7 @@ mod tests {
             .correlation_id("c-1")
             .trace("00-aa-bb-01", Some("x=y".into()))
             .header("region", "eu");
-        Recorded {
+        RecordedEvent {
             seq: 42,
             time_ms: 1_700_000_000_123,
             end_offset: 100,
@@ -523,11 +523,11 @@ mod tests {
     fn the_time_is_the_events() {
         let mut wire = wire(UUID);
         for time_ms in [0, 0, 999, 1_700_000_000_123, 1_700_000_000_007, 1_700_000_001_000, 1] {
-            let message = wire.message(Recorded { time_ms, ..recorded() });
+            let message = wire.message(RecordedEvent { time_ms, ..recorded() });
             assert_eq!(super::time_ms(&message), Some((time_ms, time_ms)));
         }
         for time_ms in [LATEST_MS, LATEST_MS + 1, u64::MAX] {
-            let message = wire.message(Recorded { time_ms, ..recorded() });
+            let message = wire.message(RecordedEvent { time_ms, ..recorded() });
             let time = message.header("cloudEvents_time").and_then(HeaderValue::as_text);
             assert_eq!(time, Some("9999-12-31T23:59:59.999Z"));
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::broker::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
 use onewrite::{
-    Aggregate, Event, Outcome, Outgoing, Recorded, Retention, SettingError, StartAt, Store, Transaction,
+    Aggregate, Event, Outcome, Outgoing, RecordedEvent, Retention, SettingError, StartAt, Store, Transaction,
 };
 
 pub const QUEUE: &str = "budget";
@@ -46,7 +46,7 @@ impl Aggregate for Account {
         Ok(Event::bytes("paid", paid.to_le_bytes()).unpublished())
     }
 
-    fn decode(recorded: &Recorded) -> onewrite::Result<u64> {
+    fn decode(recorded: &RecordedEvent) -> onewrite::Result<u64> {
         Ok(number(recorded.payload()).expect("`encode` wrote eight bytes"))
     }
 
@@ -148,7 +148,7 @@ impl Works {
         self.relays += 1;
         let name = format!("relay-{}", self.relays);
         let start = StartAt::Position(self.from(events));
-        let relay = self.store.relay(name).start_at(start).publish_to(publisher).unwrap();
+        let relay = self.store.relay(name).start_at(start).spawn(publisher).unwrap();
         let began = Instant::now();
         while relay.status().confirmed < events {
             assert!(began.elapsed() < PATIENCE, "{:?}", relay.status());

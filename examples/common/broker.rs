@@ -40,8 +40,8 @@ impl Broker {
 
     pub(crate) fn publish(&self, relay: RelayBuilder) -> Result<Relay, BoxError> {
         Ok(match &self.kind {
-            Kind::InProcess(broker) => relay.publish_to(broker.publisher())?,
-            Kind::RabbitMq(url) => relay.publish_to(RabbitMq::new(url)?.declare(self.topology()))?,
+            Kind::InProcess(broker) => relay.spawn(broker.publisher())?,
+            Kind::RabbitMq(url) => relay.spawn(RabbitMq::new(url)?.declare(self.topology()))?,
         })
     }
 
@@ -50,9 +50,9 @@ impl Broker {
         F: Fn(&Delivery, &Transaction) -> Result<()> + Send + Sync + 'static,
     {
         Ok(match &self.kind {
-            Kind::InProcess(broker) => consumer.run(broker.source(&self.queue), handler)?,
+            Kind::InProcess(broker) => consumer.spawn(broker.source(&self.queue), handler)?,
             Kind::RabbitMq(url) => {
-                consumer.run(RabbitMqSource::new(url, &self.queue)?.declare(self.topology()), handler)?
+                consumer.spawn(RabbitMqSource::new(url, &self.queue)?.declare(self.topology()), handler)?
             }
         })
     }

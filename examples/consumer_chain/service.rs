@@ -44,7 +44,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), BoxError> {
     }
     let finish = listen();
     while finish.recv_timeout(LINE) == Err(RecvTimeoutError::Timeout) {
-        let stats = consumer.as_ref().map(Consumer::stats).unwrap_or_default();
+        let stats = consumer.as_ref().map(Consumer::status).unwrap_or_default();
         if let Some(why) = stats.failed {
             return Err(why.into());
         }
@@ -76,8 +76,8 @@ fn ledger(role: Role) -> tables::Rows {
 fn publish(plan: &Plan, store: &Store, next: Role) -> Result<Relay, BoxError> {
     let relay = store.relay(RELAY).app_id(plan.role.name());
     Ok(match &plan.broker {
-        Address::Sockets { publish, .. } => relay.publish_to(SocketPublisher::new(*publish))?,
-        Address::RabbitMq { url } => relay.publish_to(
+        Address::Sockets { publish, .. } => relay.spawn(SocketPublisher::new(*publish))?,
+        Address::RabbitMq { url } => relay.spawn(
             RabbitMq::new(url)?
                 .connection_name(plan.role.name())
                 .reconnect_backoff(BACKOFF.0, BACKOFF.1)
@@ -96,8 +96,8 @@ fn consume(plan: &Plan, store: &Store) -> Result<Consumer, BoxError> {
         _ => shipping::apply(delivery, tx),
     };
     Ok(match &plan.broker {
-        Address::Sockets { consume, .. } => consumer.run(SocketSource::new(*consume, &queue), apply)?,
-        Address::RabbitMq { url } => consumer.run(
+        Address::Sockets { consume, .. } => consumer.spawn(SocketSource::new(*consume, &queue), apply)?,
+        Address::RabbitMq { url } => consumer.spawn(
             RabbitMqSource::new(url, queue)?
                 .connection_name(role.name())
                 .reconnect_backoff(BACKOFF.0, BACKOFF.1)

@@ -3,7 +3,7 @@
 //! Deposits were recorded as a bare number of cents once (version 1 of `deposited`). They say why since (version 2); the old
 //! ones are read in the new form.
 
-use onewrite::{Aggregate, BoxError, Destination, Error, Event, Recorded, Result, Store, codec};
+use onewrite::{Aggregate, BoxError, Destination, Error, Event, RecordedEvent, Result, Store, codec};
 use serde::{Deserialize, Serialize};
 
 /// What happened to an account.
@@ -45,7 +45,7 @@ impl Aggregate for Account {
         })
     }
 
-    fn decode(recorded: &Recorded) -> Result<Entry> {
+    fn decode(recorded: &RecordedEvent) -> Result<Entry> {
         let movement = codec::from_json(recorded.payload())?;
         match recorded.event_type() {
             "deposited" => Ok(Entry::Deposited(movement)),

@@ -71,7 +71,7 @@ fn main() -> Result<ExitCode, BoxError> {
     let balances = views::balances(&store, 1)?;
     let counts = Counts::default();
     work(&store, &counts)?;
-    balances.await_live(PATIENCE)?;
+    balances.wait_until_live(PATIENCE)?;
     println!(
         "  {TELLERS} tellers have decided on {ACCOUNTS} accounts, and {TRANSFERS} transfers touched two at once"
     );
@@ -79,12 +79,12 @@ fn main() -> Result<ExitCode, BoxError> {
 
     let balances = views::balances(&store, 2)?;
     work(&store, &counts)?;
-    balances.await_live(PATIENCE)?;
+    balances.wait_until_live(PATIENCE)?;
     println!("  the balances were rebuilt for version 2 while they went on");
 
     let end = store.stats()?.next_seq;
     let drained = wait_until(|| {
-        let seen = consumer.stats();
+        let seen = consumer.status();
         seen.applied >= end && store.stats().is_ok_and(|stats| stats.backlog_events == 0)
     });
     let report = account(&store, &statements, &counts, drained, begin.elapsed())?;

@@ -21,7 +21,7 @@ pub(crate) type Balances = BTreeMap<String, u64>;
 pub(crate) fn balances(store: &Store, version: u32) -> Result<Projection> {
     let accounts = EventFilter::all().category(Account::CATEGORY);
     let projection = store.projection("balances").table(BALANCES).table(MOVEMENTS);
-    projection.version(version).filter(accounts).run(move |event, tx| {
+    projection.version(version).filter(accounts).spawn(move |event, tx| {
         let entry = Account::decode(event)?;
         book(&mut tx.open_table(BALANCES)?, event.stream().unwrap_or_default(), &entry)?;
         if version >= 2 {

@@ -68,7 +68,7 @@ fn main() -> Result<ExitCode, BoxError> {
         let Ok(stats) = store.stats() else { return false };
         let marks: u64 = stats.captures.values().map(|capture| capture.waiting).sum();
         let walked = stats.captures.values().all(|capture| capture.snapshot_done);
-        walked && marks + stats.backlog_events == 0 && consumer.stats().applied >= stats.next_seq
+        walked && marks + stats.backlog_events == 0 && consumer.status().applied >= stats.next_seq
     });
     let account = account(&store, &index, &counts, waiting, (drained, begin.elapsed()))?;
     println!("{account}");

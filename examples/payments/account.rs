@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use onewrite::{ConsumerStats, Result, Store};
+use onewrite::{ConsumerStatus, Result, Store};
 
 use crate::bank;
 use crate::book::{Account, count};
@@ -15,7 +15,7 @@ use crate::supervisor::Events;
 pub(crate) fn take(
     payments: &Store,
     credit: &Store,
-    seen: &ConsumerStats,
+    seen: &ConsumerStatus,
     events: &Events,
     time: Duration,
 ) -> Result<Account> {

@@ -3,7 +3,7 @@
 //! Which transfer has which number is fixed, so that a client which got no answer asks for the very same again.
 
 use onewrite::redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
-use onewrite::{Error, Event, Once, Result, Store, Transaction};
+use onewrite::{Error, Event, Result, Store, Transaction, WriteOnce};
 use serde::{Deserialize, Serialize};
 
 /// Customers of the bank, each with an account.
@@ -62,7 +62,7 @@ pub(crate) struct Destination {
 }
 
 /// Moves the money and says so, in one transaction, once per transfer id.
-pub(crate) fn transfer(store: &Store, transfer: Transfer, to: Destination) -> Result<Once<()>> {
+pub(crate) fn transfer(store: &Store, transfer: Transfer, to: Destination) -> Result<WriteOnce<()>> {
     store.write_once(transfer.id.clone(), move |tx| {
         move_money(tx, &transfer)?;
         tx.open_table(TRANSFERS)?.insert(&*transfer.id, &*to_json(&transfer)?)?;

@@ -31,7 +31,7 @@ pub(crate) fn start(store: &Store, source: impl Source) -> Result<Consumer> {
         tx.open_table(EARLY)?;
         Ok(())
     })?;
-    store.consumer("credit-service").run(source, apply)
+    store.consumer("credit-service").spawn(source, apply)
 }
 
 /// One delivery. It runs inside the transaction that also marks the delivery's id, so it needs no check of its own;
@@ -58,11 +58,11 @@ fn add(tx: &Transaction, table: TableDefinition<'_, &str, u64>, key: &str, more:
 
 /// Waits until so many deliveries were applied and nothing more comes; gives up after `patience` without news.
 pub(crate) fn wait_for(consumer: &Consumer, applied: usize, patience: Duration, deadline: Instant) {
-    let mut before = consumer.stats();
+    let mut before = consumer.status();
     let mut since = Instant::now();
     loop {
         thread::sleep(Duration::from_millis(20));
-        let now = consumer.stats();
+        let now = consumer.status();
         if now != before {
             (before, since) = (now, Instant::now());
         }

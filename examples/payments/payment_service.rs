@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use onewrite::broker::{RabbitMq, Topology};
-use onewrite::{BoxError, Once, Relay, RelayState, Store};
+use onewrite::{BoxError, Relay, RelayState, Store, WriteOnce};
 use serde::{Deserialize, Serialize};
 
 use crate::bank::{self, Destination, InsufficientFunds, Transfer};
@@ -109,8 +109,8 @@ pub(crate) fn run(plan: &Plan) -> Result<(), BoxError> {
 fn start_relay(plan: &Plan, store: &Store) -> Result<Relay, BoxError> {
     let relay = store.relay(RELAY).app_id("payment-service");
     Ok(match &plan.broker {
-        Address::Socket(address) => relay.publish_to(SocketPublisher::new(*address))?,
-        Address::RabbitMq { url, queue } => relay.publish_to(
+        Address::Socket(address) => relay.spawn(SocketPublisher::new(*address))?,
+        Address::RabbitMq { url, queue } => relay.spawn(
             RabbitMq::new(url)?
                 .connection_name("payment-service")
                 .reconnect_backoff(Duration::from_millis(100), Duration::from_secs(1))
@@ -139,7 +139,7 @@ fn teller(plan: &Plan, store: &Store, desk: &Desk, teller: u32) -> Result<(), Bo
             break;
         }
         match bank::transfer(store, Transfer::numbered(teller, number), plan.destination.clone()) {
-            Ok(Once::Repeated(_)) => _ = desk.asked_again.fetch_add(1, Ordering::Relaxed),
+            Ok(WriteOnce::Repeated(_)) => _ = desk.asked_again.fetch_add(1, Ordering::Relaxed),
             Err(error) if error.downcast_app::<InsufficientFunds>().is_none() => return Err(error.into()),
             // Done; or refused, and nothing of it was written.
             _ => {}

@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use onewrite::{BoxError, Consumer, ConsumerStats};
+use onewrite::{BoxError, Consumer, ConsumerStatus};
 
 use crate::broker::Broker;
 use crate::child::Child;
@@ -41,12 +41,13 @@ pub(crate) fn run(
     let mut next_line = Instant::now();
     let mut told_to_finish = false;
     // The child's figures are a moment old. Ours are shown as they were a moment before, so that none runs ahead.
-    let (mut shown, mut credit, mut next_credit) = (Progress::default(), consumer.stats(), consumer.stats());
+    let (mut shown, mut credit, mut next_credit) =
+        (Progress::default(), consumer.status(), consumer.status());
     let say = |text: &str| println!("{:5.1} s  {text}", begin.elapsed().as_secs_f64());
     loop {
         let progress = service.progress();
         if progress != shown {
-            credit = std::mem::replace(&mut next_credit, consumer.stats());
+            credit = std::mem::replace(&mut next_credit, consumer.status());
             shown = progress.clone();
         }
         // On a disk that cannot keep the pace, time decides.
@@ -82,7 +83,7 @@ pub(crate) fn run(
         if back_at.is_none()
             && let Some(status) = service.ended()?
         {
-            say(&line(&service.progress(), &consumer.stats()));
+            say(&line(&service.progress(), &consumer.status()));
             events.problem = (!status.success()).then(|| format!("it ended by itself: {status}"));
             return Ok(events);
         }
@@ -95,7 +96,7 @@ pub(crate) fn run(
     }
 }
 
-fn line(progress: &Progress, credit: &ConsumerStats) -> String {
+fn line(progress: &Progress, credit: &ConsumerStatus) -> String {
     let Progress { committed, confirmed, connected, .. } = progress;
     let broker = if *connected { "" } else { "   (no broker)" };
     format!(

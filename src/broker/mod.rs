@@ -142,9 +142,9 @@ impl PublisherEvents {
 ///     fn stop(&mut self, _deadline: Duration) {}
 /// }
 ///
-/// let relay = store.relay("void").publish_to(Void::default())?;
+/// let relay = store.relay("void").spawn(Void::default())?;
 /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
-/// receipt.confirmed(Duration::from_secs(5))?;
+/// receipt.wait_confirmed(Duration::from_secs(5))?;
 /// # let _ = relay.stop(std::time::Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -343,7 +343,7 @@ impl SourceEvents {
 ///     fn stop(&mut self, _deadline: Duration) {}
 /// }
 ///
-/// let consumer = store.consumer("credit-service").run(Empty, |_, _| Ok(()))?;
+/// let consumer = store.consumer("credit-service").spawn(Empty, |_, _| Ok(()))?;
 /// assert_eq!(consumer.stop(Duration::from_secs(5)).applied, 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

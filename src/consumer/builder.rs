@@ -29,12 +29,12 @@ use crate::wire::ProducerKeys;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
-/// let consumer = store.consumer("credit-service").prefetch(32).attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
+/// let consumer = store.consumer("credit-service").prefetch(32).attempts(3).spawn(broker.source("credit"), |_, _| Ok(()))?;
 /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
-#[must_use = "a builder does nothing until `run` is called"]
+#[must_use = "a builder does nothing until `spawn` is called"]
 pub struct ConsumerBuilder {
     pub(super) store: Store,
     pub(super) scope: String,
@@ -69,7 +69,7 @@ impl Store {
     /// # let broker = MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// let credit = Store::open(folder.path().join("credit.redb"))?;
-    /// let consumer = credit.consumer("credit-service").run(broker.source("credit"), |delivery, tx| {
+    /// let consumer = credit.consumer("credit-service").spawn(broker.source("credit"), |delivery, tx| {
     ///     let amount: u64 = onewrite::codec::from_json(&delivery.message.payload)?; // cannot be decoded: rejected
     ///     tx.open_table(OFFERS)?.insert("alice", amount)?;
     ///     Ok(())
@@ -109,8 +109,8 @@ impl ConsumerBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
-    /// assert!(store.consumer("credit-service").prefetch(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
-    /// let consumer = store.consumer("credit-service").prefetch(32).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert!(store.consumer("credit-service").prefetch(0).spawn(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = store.consumer("credit-service").prefetch(32).spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -128,8 +128,8 @@ impl ConsumerBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
-    /// assert!(store.consumer("credit-service").attempts(0).run(broker.source("credit"), |_, _| Ok(())).is_err());
-    /// let consumer = store.consumer("credit-service").attempts(3).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert!(store.consumer("credit-service").attempts(0).spawn(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = store.consumer("credit-service").attempts(3).spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -147,7 +147,7 @@ impl ConsumerBuilder {
     /// # broker.declare_queue("credit", Default::default());
     /// use std::time::Duration;
     /// let (first, longest) = (Duration::from_millis(50), Duration::from_secs(10));
-    /// let consumer = store.consumer("credit-service").backoff(first, longest).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let consumer = store.consumer("credit-service").backoff(first, longest).spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -172,8 +172,8 @@ impl ConsumerBuilder {
     /// use std::time::Duration;
     /// use onewrite::GapPolicy;
     /// let patient = GapPolicy::Hold(Duration::from_secs(10));
-    /// let consumer = store.consumer("credit-service").on_gap(patient).run(broker.source("credit"), |_, _| Ok(()))?;
-    /// assert_eq!(consumer.stats().held, 0);
+    /// let consumer = store.consumer("credit-service").on_gap(patient).spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!(consumer.status().held, 0);
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -187,7 +187,7 @@ impl ConsumerBuilder {
     ///
     /// Deliveries that wait for their next try, or for a gap, are parked once they take more than a quarter of the
     /// [prefetch](Self::prefetch): they are written into the store and acknowledged, so that others flow. They keep the order of
-    /// their key, survive a restart, and show in [`ConsumerStats::parked`](crate::ConsumerStats::parked). Beyond these bounds deliveries wait unacknowledged
+    /// their key, survive a restart, and show in [`ConsumerStatus::parked`](crate::ConsumerStatus::parked). Beyond these bounds deliveries wait unacknowledged
     /// and hold the prefetch, until there is room. With 0 rows nothing is parked.
     ///
     /// ```
@@ -195,8 +195,8 @@ impl ConsumerBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
-    /// let consumer = store.consumer("credit-service").parked_max(1_000, 16 << 20).run(broker.source("credit"), |_, _| Ok(()))?;
-    /// assert_eq!((consumer.stats().parked, consumer.stats().parked_bytes), (0, 0));
+    /// let consumer = store.consumer("credit-service").parked_max(1_000, 16 << 20).spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!((consumer.status().parked, consumer.status().parked_bytes), (0, 0));
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -220,14 +220,14 @@ impl ConsumerBuilder {
     /// # broker.declare_queue("credit", Default::default());
     /// use onewrite::{ConsumerWait, Error, Message};
     /// let handler = |_: &_, _: &_| Err(Error::reject("no such account"));
-    /// let consumer = store.consumer("credit-service").rejected_max(1, 1 << 20).run(broker.source("credit"), handler)?;
+    /// let consumer = store.consumer("credit-service").rejected_max(1, 1 << 20).spawn(broker.source("credit"), handler)?;
     /// broker.publish("", "credit", Message::default())?;
     /// broker.publish("", "credit", Message::default())?;
-    /// while consumer.stats().waits_for != Some(ConsumerWait::Quarantine) {
+    /// while consumer.status().waits_for != Some(ConsumerWait::Quarantine) {
     ///     std::thread::yield_now();
     /// }
     /// store.rejected("credit-service").discard(0)?; // makes room: the consumer goes on
-    /// while consumer.stats().waits_for.is_some() {
+    /// while consumer.status().waits_for.is_some() {
     ///     std::thread::yield_now();
     /// }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
@@ -253,7 +253,7 @@ impl ConsumerBuilder {
     /// let consumer = store
     ///     .consumer("credit-service")
     ///     .on_rejected_full(RejectedFull::DeadLetter) // the queue has a dead-letter exchange
-    ///     .run(broker.source("credit"), |_, _| Ok(()))?;
+    ///     .spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -281,8 +281,8 @@ impl ConsumerBuilder {
     /// # broker.declare_queue("credit", Default::default());
     /// use onewrite::ConsumerWait;
     /// # #[cfg(unix)] {
-    /// let consumer = store.consumer("credit-service").free_space_min(u64::MAX).run(broker.source("credit"), |_, _| Ok(()))?;
-    /// while consumer.stats().waits_for != Some(ConsumerWait::FreeSpace) {
+    /// let consumer = store.consumer("credit-service").free_space_min(u64::MAX).spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// while consumer.status().waits_for != Some(ConsumerWait::FreeSpace) {
     ///     std::thread::yield_now(); // no disk has so much
     /// }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
@@ -309,7 +309,7 @@ impl ConsumerBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
-    /// let consumer = store.consumer("credit-service").take_in_after(5).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let consumer = store.consumer("credit-service").take_in_after(5).spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -329,7 +329,7 @@ impl ConsumerBuilder {
     /// let consumer = store
     ///     .consumer("credit-service")
     ///     .rejects(RejectTo::DeadLetter) // the queue has a dead-letter exchange
-    ///     .run(broker.source("credit"), |_, _| Ok(()))?;
+    ///     .spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -353,7 +353,7 @@ impl ConsumerBuilder {
     ///     .consumer("credit-service")
     ///     .producers([bank.id()])
     ///     .rejects_unknown(RejectTo::DeadLetter) // the queue has a dead-letter exchange
-    ///     .run(broker.source("credit"), |_, _| Ok(()))?;
+    ///     .spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -375,8 +375,8 @@ impl ConsumerBuilder {
     /// # broker.declare_queue("credit", Default::default());
     /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
     /// let of_bank = store.consumer("credit-service").producers([bank.id()]);
-    /// let consumer = of_bank.run(broker.source("credit"), |_, _| Ok(()))?;
-    /// assert!(store.consumer("credit-service").producers(["bank"]).run(broker.source("credit"), |_, _| Ok(())).is_err());
+    /// let consumer = of_bank.spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert!(store.consumer("credit-service").producers(["bank"]).spawn(broker.source("credit"), |_, _| Ok(())).is_err());
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -400,9 +400,9 @@ impl ConsumerBuilder {
     /// # let bank = onewrite::Store::open(folder.path().join("bank.redb"))?;
     /// use onewrite::{ProducerKeys, SigningKey};
     /// let keys = ProducerKeys::new().key(&bank.id(), SigningKey::new(b"32 bytes that nobody else knows.")?)?;
-    /// let consumer = store.consumer("credit-service").authenticate(keys).run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let consumer = store.consumer("credit-service").authenticate(keys).spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// # broker.publish("", "credit", onewrite::Message::default())?;
-    /// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+    /// # while consumer.status().rejected == 0 { std::thread::yield_now() }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// assert_eq!(store.rejected("credit-service").len()?, 1); // somebody had published a message of no store
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -447,7 +447,7 @@ impl ConsumerBuilder {
     /// # use onewrite::Message;
     /// broker.publish("", "credit", Message { message_id: Some("m-1".into()), ..Message::default() })?;
     /// let (sender, handled) = std::sync::mpsc::channel();
-    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), move |delivery, _tx| {
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), move |delivery, _tx| {
     ///     let _ = sender.send(delivery.message.message_id.clone());
     ///     Ok(())
     /// })?;
@@ -455,7 +455,7 @@ impl ConsumerBuilder {
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn run<S, F>(self, mut source: S, handler: F) -> Result<Consumer>
+    pub fn spawn<S, F>(self, mut source: S, handler: F) -> Result<Consumer>
     where
         S: Source,
         F: Fn(&Delivery, &Transaction) -> Result<()> + Send + Sync + 'static,

@@ -16,7 +16,7 @@ use crate::store::owner::Owner;
 use crate::store::turn::Turns;
 use crate::time::Deadline;
 
-/// What a consumer waits for that takes nothing from its queue: [`ConsumerStats::waits_for`].
+/// What a consumer waits for that takes nothing from its queue: [`ConsumerStatus::waits_for`].
 ///
 /// ```
 /// use onewrite::ConsumerWait;
@@ -49,15 +49,15 @@ impl fmt::Display for ConsumerWait {
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
-/// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
-/// let stats: onewrite::ConsumerStats = consumer.stop(std::time::Duration::from_secs(5));
+/// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
+/// let stats: onewrite::ConsumerStatus = consumer.stop(std::time::Duration::from_secs(5));
 /// assert_eq!((stats.applied, stats.rejected), (0, 0));
 /// assert_eq!(stats.failed, None);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub struct ConsumerStats {
+pub struct ConsumerStatus {
     /// Deliveries whose effects were committed.
     pub applied: u64,
     /// Deliveries recognised as repeats and only acknowledged.
@@ -125,7 +125,7 @@ pub(super) fn count(counter: &AtomicU64) {
 /// # broker.declare_queue("credit", Default::default());
 /// use std::time::Duration;
 /// use onewrite::Consumer;
-/// let consumer: Consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+/// let consumer: Consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
 /// assert_eq!(consumer.stop(Duration::from_secs(5)).failed, None);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -150,22 +150,22 @@ impl Consumer {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
-    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
-    /// assert_eq!(consumer.stats().applied, 0);
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// assert_eq!(consumer.status().applied, 0);
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn stats(&self) -> ConsumerStats {
+    pub fn status(&self) -> ConsumerStatus {
         if self.owner.is_elsewhere() {
-            return ConsumerStats {
+            return ConsumerStatus {
                 failed: Some(self.owner.refusal().to_string()),
-                ..ConsumerStats::default()
+                ..ConsumerStatus::default()
             };
         }
         let shared = &self.shared;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        ConsumerStats {
+        ConsumerStatus {
             applied: get(&shared.applied),
             repeated: get(&shared.repeated),
             retried: get(&shared.retried),
@@ -185,7 +185,7 @@ impl Consumer {
         }
     }
 
-    /// Stops, `deadline` at most from now. What is applied by then is acknowledged; the rest goes back to the broker.
+    /// Stops, `timeout` at most from now. What is applied by then is acknowledged; the rest goes back to the broker.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -193,25 +193,25 @@ impl Consumer {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// use std::time::Duration;
-    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// let stats = consumer.stop(Duration::from_secs(5));
     /// assert_eq!(stats.rejected, 0);
     /// assert_eq!(broker.unsettled_len("credit"), 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn stop(mut self, deadline: Duration) -> ConsumerStats {
-        self.end(deadline);
-        self.stats()
+    pub fn stop(mut self, timeout: Duration) -> ConsumerStatus {
+        self.end(timeout);
+        self.status()
     }
 
-    fn end(&mut self, deadline: Duration) {
+    fn end(&mut self, timeout: Duration) {
         let Some(ended) = self.ended.take() else { return };
         if self.owner.is_elsewhere() {
             // The consumer's thread is not in this process.
             keep(&self.stop);
             return;
         }
-        let deadline = Deadline::after(deadline);
+        let deadline = Deadline::after(timeout);
         let _ = self.stop.try_send(deadline);
         if self.turns.must_not_wait() || self.thread == thread::current().id() {
             // It waits for its writes before it ends, and so for this very thread to go on.

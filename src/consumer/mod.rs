@@ -53,7 +53,7 @@ use crate::error::Result;
 use crate::store::Transaction;
 
 pub use self::builder::ConsumerBuilder;
-pub use self::handle::{Consumer, ConsumerStats, ConsumerWait};
+pub use self::handle::{Consumer, ConsumerStatus, ConsumerWait};
 pub use self::rejected::{Rejected, RejectedDelivery};
 pub use self::rejected_room::RejectedFull;
 

@@ -37,8 +37,8 @@ use crate::store::transaction::{Transaction, check_id};
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// # broker.publish("", "credit", onewrite::Message { message_id: Some("m-1".into()), ..Default::default() })?;
-/// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
-/// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+/// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+/// # while consumer.status().rejected == 0 { std::thread::yield_now() }
 /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
 /// use onewrite::RejectedDelivery;
 /// let entry: RejectedDelivery = store.rejected("credit-service").list(None, 1)?.remove(0);
@@ -116,8 +116,8 @@ impl Rejected {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message { message_id: Some("m-1".into()), ..Default::default() })?;
-    /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
-    /// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+    /// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+    /// # while consumer.status().rejected == 0 { std::thread::yield_now() }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// let rejected = store.rejected("credit-service");
     /// assert_eq!(rejected.list(None, 100)?[0].number, 0);
@@ -166,8 +166,8 @@ impl Rejected {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message { payload: b"100".to_vec(), ..Default::default() })?;
-    /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
-    /// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+    /// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+    /// # while consumer.status().rejected == 0 { std::thread::yield_now() }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// let (entry, message) = store.rejected("credit-service").get(0)?;
     /// assert_eq!((entry.routing_key.as_str(), message.payload.as_slice()), ("credit", &b"100"[..]));
@@ -197,13 +197,13 @@ impl Rejected {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message::default())?;
-    /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
-    /// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+    /// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+    /// # while consumer.status().rejected == 0 { std::thread::yield_now() }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// let rejected = store.rejected("credit-service");
     /// rejected.redrive(0)?;
     /// assert!(rejected.list(None, 1)?[0].redriven); // no consumer runs yet
-    /// let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Ok(()))?;
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// while !rejected.is_empty()? {
     ///     std::thread::yield_now();
     /// }
@@ -234,8 +234,8 @@ impl Rejected {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("credit", Default::default());
     /// # broker.publish("", "credit", onewrite::Message::default())?;
-    /// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
-    /// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+    /// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+    /// # while consumer.status().rejected == 0 { std::thread::yield_now() }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// assert_eq!(store.rejected("credit-service").redrive_all()?, 1);
     /// assert_eq!(store.rejected("credit-service").redrive_all()?, 0); // it waits for its consumer

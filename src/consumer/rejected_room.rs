@@ -23,7 +23,7 @@ use crate::store::transaction::{REJECT_SCOPE, Transaction};
 #[non_exhaustive]
 pub enum RejectedFull {
     /// The consumer takes nothing more from its queue until there is room, and says so: one warning,
-    /// [`ConsumerStats::waits_for`](crate::ConsumerStats::waits_for). Nothing is lost: the broker keeps what it has. What waits for its next
+    /// [`ConsumerStatus::waits_for`](crate::ConsumerStatus::waits_for). Nothing is lost: the broker keeps what it has. What waits for its next
     /// try, and what is [driven again](crate::Rejected::redrive), goes on; that, or [`discard`](crate::Rejected::discard), makes room. The default.
     #[default]
     StopConsuming,

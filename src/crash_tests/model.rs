@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::workload::{Blob, Item, NewEvent, Step};
 use crate::delivery::types::Change;
-use crate::event::{Lane, Recorded};
+use crate::event::{Lane, RecordedEvent};
 
 pub(super) const RELAYS: [&str; 2] = ["one", "other"];
 pub(super) const MESSAGE_SCOPE: &str = "consumer";
@@ -19,7 +19,7 @@ pub(super) struct Told {
 
 impl Told {
     /// Whether this is what was read.
-    pub(super) fn is(&self, event: &Recorded) -> bool {
+    pub(super) fn is(&self, event: &RecordedEvent) -> bool {
         event.payload() == self.content.bytes()
             && event.event_type() == self.content.tag.to_string()
             && event.key() == self.key

@@ -22,7 +22,7 @@ use crate::store::settings::{Retention, Settings};
 use crate::store::transaction::Transaction;
 use crate::store::write_wait::Purpose;
 use crate::store::writer::{Closure, Write};
-use crate::store::{Once, StartAt, Store, StoreBuilder, recover};
+use crate::store::{StartAt, Store, StoreBuilder, WriteOnce, recover};
 use crate::time::{Clock, Deadline, Now};
 use crate::wire;
 
@@ -401,7 +401,7 @@ impl Subject {
         match step {
             Step::Write(items) => drop(store.write(closure(items))?),
             Step::Once(id, items) => {
-                let is_repeat = matches!(store.write_once(id, closure(items))?, Once::Repeated(_));
+                let is_repeat = matches!(store.write_once(id, closure(items))?, WriteOnce::Repeated(_));
                 if is_repeat != model.requests.contains(id) {
                     return Err(Error::app(format!("request `{id}`: a repeat is {is_repeat}")));
                 }

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use super::types::{Action, Key, Ordering};
+use super::types::{Action, Key, PublishOrder};
 use super::{ItemState, Machine};
 use crate::message::{Fault, FaultClass, Outcome};
 use crate::time::Now;
@@ -178,7 +178,7 @@ impl Machine {
         let likely = |seq: &&u64| self.items.get(seq).is_some_and(|item| item.likely);
         // In order of the log where order is total: then there is but one.
         let first = self.suspects.first();
-        if self.settings.ordering == Ordering::Total {
+        if self.settings.ordering == PublishOrder::Total {
             return first.copied();
         }
         self.suspects.iter().find(likely).or(first).copied()
@@ -187,7 +187,7 @@ impl Machine {
     /// The position must not stay behind for one that waits: whatever is confirmed beyond it would be published again after
     /// a crash, is not trimmed, and is remembered. So whoever waits so far behind what has been read gets a row.
     pub(super) fn let_position_pass(&mut self, now: Now, out: &mut Vec<Action>) {
-        if self.settings.ordering == Ordering::Total {
+        if self.settings.ordering == PublishOrder::Total {
             return;
         }
         while let Some(seq) = self.open.first().copied()

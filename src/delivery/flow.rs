@@ -1,7 +1,7 @@
 //! What flows after every input: timers, publishes, reads, and the position.
 
 use super::culprit::Turn;
-use super::types::{Action, Change, Ordering};
+use super::types::{Action, Change, PublishOrder};
 use super::{Home, Item, ItemState, Machine, expired, is_expired};
 use crate::limits::SILENT_TRIALS_MAX;
 use crate::message::{FaultClass, Ticket};
@@ -43,7 +43,7 @@ impl Machine {
     }
 
     fn window_has_room(&self, bytes: usize) -> bool {
-        let total = self.settings.ordering == Ordering::Total;
+        let total = self.settings.ordering == PublishOrder::Total;
         let events_max = if total { 1 } else { self.settings.window_events };
         // Trials take no room of the window; but under total order there is one in all.
         let beside = if total { 0 } else { self.silence.trials + self.slow.lingering };
@@ -119,7 +119,7 @@ impl Machine {
     /// The lowest that may go: a suspect if none is out already, else one of the others.
     fn next_to_send(&self) -> Option<u64> {
         let suspect = (!self.is_alone_taken()).then(|| self.next_suspect()).flatten();
-        if self.settings.ordering == Ordering::Total {
+        if self.settings.ordering == PublishOrder::Total {
             return self.first_in_total_order(suspect);
         }
         suspect.or_else(|| self.ready.first().copied())
@@ -233,7 +233,7 @@ impl Machine {
         let idle = self.ready.is_empty() && waits_for_its_turn && self.window_has_room(0);
         let starved = self.can_publish()
             && idle
-            && self.settings.ordering != Ordering::Total
+            && self.settings.ordering != PublishOrder::Total
             && self.loaded_to < self.tail
             && self.load_out == 0
             && !self.wants_more();

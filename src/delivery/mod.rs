@@ -5,7 +5,7 @@
 //!
 //! **Invariants.**
 //! - Everything below the position is settled, but for events that have a row on disk (an exception, or parked).
-//! - Under [`Ordering::PerKey`] at most one event of a key is unconfirmed; under [`Ordering::Total`] one in all.
+//! - Under [`PublishOrder::PerKey`] at most one event of a key is unconfirmed; under [`PublishOrder::Total`] one in all.
 //! - What is in flight is bounded by the window, what is in memory by the lookahead and by `retrying_max`.
 //! - An outage spends nobody's attempts.
 //! - Every event loaded is forgotten exactly once.
@@ -42,7 +42,7 @@ use self::rate::Bucket;
 use self::silence::Silence;
 pub(crate) use self::silence::SuspendedFigures;
 use self::slow::Slow;
-use self::types::{Action, Change, Figures, Input, Key, Ordering, Recovered, Settings};
+use self::types::{Action, Change, Figures, Input, Key, PublishOrder, Recovered, Settings};
 use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Ticket};
 use crate::time::Now;
@@ -297,7 +297,7 @@ impl Machine {
     // --- bookkeeping --------------------------------------------------------------------------------------------------
 
     fn is_strict(&self) -> bool {
-        self.settings.ordering != Ordering::Relaxed
+        self.settings.ordering != PublishOrder::Relaxed
     }
 
     /// The log will bring this one, though no exception tells it apart.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::types::{
     Action, Change, Entry, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, Input, Key, Loaded,
-    Ordering, QuarantinePolicy, Recovered, ScanAt, Settings,
+    PublishOrder, QuarantinePolicy, Recovered, ScanAt, Settings,
 };
 use super::{ItemState, Machine, Wake};
 use crate::broker::Epoch;
@@ -432,14 +432,14 @@ impl World {
         assert!(resend || !self.flights.values().any(|flight| flight.seq == seq));
         assert!(!self.flights.values().any(|flight| flight.seq == seq), "{seq} is in flight once");
         match self.settings.ordering {
-            Ordering::PerKey => {
+            PublishOrder::PerKey => {
                 if let Some(key) = &found.entry.key {
                     let same = |flight: &Flight| self.log(flight.seq).entry.key.as_ref() == Some(key);
                     assert!(!self.flights.values().any(same), "two of {key} in flight");
                 }
             }
-            Ordering::Total => assert!(self.flights.is_empty(), "one in flight in all"),
-            Ordering::Relaxed => {}
+            PublishOrder::Total => assert!(self.flights.is_empty(), "one in flight in all"),
+            PublishOrder::Relaxed => {}
         }
         let alone = found.poison == Poison::No || isolated || !self.refused_alone.contains(&seq);
         assert!(alone, "{seq} was refused alone, and is published among others");
@@ -991,7 +991,7 @@ impl World {
 
 // --- what may happen --------------------------------------------------------------------------------------------------
 
-fn settings(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Settings> {
+fn settings(ordering: PublishOrder, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Settings> {
     (
         (1..6_usize, 20..300_usize, 2..16_usize, 50..600_usize, 1..9_usize),
         (1..4_u32, 1..4_u32, 1..100_u64, 1..4_usize, 1..6_usize, any::<u64>(), rate_limit()),
@@ -1088,7 +1088,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn scenario(ordering: Ordering, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Scenario> {
+fn scenario(ordering: PublishOrder, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Scenario> {
     (settings(ordering, on_quarantine), any::<u64>(), any::<bool>(), prop::collection::vec(op(), 1..150))
         .prop_map(|(settings, seed, keep_poison, ops)| Scenario { settings, seed, keep_poison, ops })
 }
@@ -1111,22 +1111,22 @@ proptest! {
     #![proptest_config(config())]
 
     #[test]
-    fn per_key_and_hold(scenario in scenario(Ordering::PerKey, QuarantinePolicy::HoldKey)) {
+    fn per_key_and_hold(scenario in scenario(PublishOrder::PerKey, QuarantinePolicy::HoldKey)) {
         live_through(&scenario).check_order();
     }
 
     #[test]
-    fn total_and_hold(scenario in scenario(Ordering::Total, QuarantinePolicy::HoldKey)) {
+    fn total_and_hold(scenario in scenario(PublishOrder::Total, QuarantinePolicy::HoldKey)) {
         live_through(&scenario).check_order();
     }
 
     #[test]
-    fn per_key_and_skip(scenario in scenario(Ordering::PerKey, QuarantinePolicy::SkipEvent)) {
+    fn per_key_and_skip(scenario in scenario(PublishOrder::PerKey, QuarantinePolicy::SkipEvent)) {
         live_through(&scenario);
     }
 
     #[test]
-    fn relaxed(scenario in scenario(Ordering::Relaxed, QuarantinePolicy::HoldKey)) {
+    fn relaxed(scenario in scenario(PublishOrder::Relaxed, QuarantinePolicy::HoldKey)) {
         live_through(&scenario);
     }
 }

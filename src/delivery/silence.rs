@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::types::{Action, Key, Ordering, SuspendCause};
+use super::types::{Action, Key, PublishOrder, SuspendCause};
 use super::{ItemState, Machine, is_expired};
 use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
@@ -470,7 +470,7 @@ impl Machine {
     /// The destination that is to be asked next, and when. Under total order it is the one of the first event of all, if nothing else
     /// comes before that.
     pub(super) fn next_due(&self) -> Option<(u64, Destination)> {
-        if self.settings.ordering != Ordering::Total {
+        if self.settings.ordering != PublishOrder::Total {
             return self.silence.due.first().cloned();
         }
         let waiting = self.silence.destinations.iter();
@@ -491,7 +491,7 @@ impl Machine {
             && at_ms <= now.mono_ms
         {
             let silent = self.silence.destinations.get(&destination);
-            let is_total = self.settings.ordering == Ordering::Total;
+            let is_total = self.settings.ordering == PublishOrder::Total;
             let next = silent
                 .and_then(|silent| if is_total { silent.waiting.first().copied() } else { silent.next() });
             let Some(seq) = next else {

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use super::silence::Destination;
-use super::types::Ordering;
+use super::types::PublishOrder;
 use super::{ItemState, Machine};
 use crate::limits::SLOW_MS;
 use crate::time::Now;
@@ -57,7 +57,7 @@ impl Slow {
 impl Machine {
     /// After publishing: looks for destinations that hold the window and say nothing. Tells whether there is room now.
     pub(super) fn look_for_slow(&mut self, now: Now) -> bool {
-        if !self.slow.window_is_full || self.settings.ordering == Ordering::Total {
+        if !self.slow.window_is_full || self.settings.ordering == PublishOrder::Total {
             self.slow.rest();
             return false;
         }

@@ -4,7 +4,7 @@ mod refusal_stories;
 mod silence_stories;
 
 use super::types::{
-    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, QuarantinePolicy,
+    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, PublishOrder, QuarantinePolicy,
     Recovered, Settings,
 };
 use super::{Machine, flow};
@@ -26,7 +26,7 @@ struct Story {
 
 fn settings() -> Settings {
     Settings {
-        ordering: Ordering::PerKey,
+        ordering: PublishOrder::PerKey,
         on_quarantine: QuarantinePolicy::HoldKey,
         window_events: 8,
         window_bytes: 1000,
@@ -429,7 +429,8 @@ fn nothing_is_published_while_blocked_or_paused() {
 
 #[test]
 fn under_total_order_one_goes_at_a_time_and_the_others_wait() {
-    let mut story = Story::with(Settings { ordering: Ordering::Total, ..settings() }, &["a", "b", "", "a"]);
+    let mut story =
+        Story::with(Settings { ordering: PublishOrder::Total, ..settings() }, &["a", "b", "", "a"]);
     assert_eq!(story.published(), [0]);
     story.outcome(0, Outcome::Nacked);
     assert_eq!(story.published(), Vec::<u64>::new());
@@ -444,7 +445,7 @@ fn under_total_order_one_goes_at_a_time_and_the_others_wait() {
 
 #[test]
 fn relaxed_order_pipelines_a_key_until_one_fails() {
-    let mut story = Story::with(Settings { ordering: Ordering::Relaxed, ..settings() }, &["a", "a", "a"]);
+    let mut story = Story::with(Settings { ordering: PublishOrder::Relaxed, ..settings() }, &["a", "a", "a"]);
     assert_eq!(story.published(), [0, 1, 2]);
     story.outcome(1, Outcome::Nacked);
     story.append(&["a"]);

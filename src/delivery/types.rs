@@ -20,12 +20,12 @@ pub(crate) type Key = Arc<str>;
 /// How far apart events may overtake each other.
 ///
 /// ```
-/// use onewrite::Ordering;
-/// assert_eq!(Ordering::default(), Ordering::PerKey);
+/// use onewrite::PublishOrder;
+/// assert_eq!(PublishOrder::default(), PublishOrder::PerKey);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-pub enum Ordering {
+pub enum PublishOrder {
     /// At most one unconfirmed event per key; events of different keys, and events without a key, overtake freely. The default.
     #[default]
     PerKey,
@@ -82,7 +82,7 @@ impl std::fmt::Display for SuspendCause {
 /// The machine's settings.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    pub(crate) ordering: Ordering,
+    pub(crate) ordering: PublishOrder,
     pub(crate) on_quarantine: QuarantinePolicy,
     /// Unconfirmed events at most.
     pub(crate) window_events: usize,

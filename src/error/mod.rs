@@ -576,7 +576,7 @@ pub struct StorageFailure {
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// use onewrite::Error;
-/// let refused = store.relay("rabbit").window_events(0).publish_to(broker.publisher());
+/// let refused = store.relay("rabbit").window_events(0).spawn(broker.publisher());
 /// assert!(matches!(refused, Err(Error::Setting(error)) if error.setting == "window_events"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

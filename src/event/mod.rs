@@ -27,7 +27,7 @@ pub use self::destination::Destination;
 pub(crate) use self::ids::{fresh_secret, fresh_uuid, fresh_uuid_text, uuid_from_text, uuid_text};
 pub use self::lane::Lane;
 pub(crate) use self::lane::LaneOf;
-pub use self::recorded::Recorded;
+pub use self::recorded::RecordedEvent;
 pub(crate) use self::recorded::category_of;
 
 /// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.

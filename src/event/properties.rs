@@ -1,6 +1,6 @@
 //! The AMQP properties that few events set, and the checks of what stands in headers.
 
-use super::{Event, Recorded, owned, short};
+use super::{Event, RecordedEvent, owned, short};
 use crate::error::EventError;
 use crate::limits::{HEADER_VALUES_MAX, TABLE_NESTING_MAX};
 use crate::message::HeaderValue;
@@ -176,10 +176,10 @@ impl Event {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// use onewrite::Event;
     /// let event = || Event::bytes("cursor.moved", "1").may_be_unroutable().to("", "nobody");
-    /// store.write(move |tx| tx.append(event()))?.confirmed(Duration::from_secs(5))?; // and dropped: there is no queue
+    /// store.write(move |tx| tx.append(event()))?.wait_confirmed(Duration::from_secs(5))?; // and dropped: there is no queue
     /// # let _ = relay.stop(Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -190,7 +190,7 @@ impl Event {
     }
 }
 
-impl Recorded {
+impl RecordedEvent {
     /// The AMQP properties that few events set.
     ///
     /// ```

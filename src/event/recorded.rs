@@ -14,12 +14,12 @@ use crate::text::Text;
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?;
-/// let event: onewrite::Recorded = store.read()?.event(0)?.expect("appended above");
+/// let event: onewrite::RecordedEvent = store.read()?.event(0)?.expect("appended above");
 /// assert_eq!((event.seq(), event.event_type(), event.key()), (0, "payment.completed", Some("alice")));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordedEvent {
     pub(crate) seq: u64,
     pub(crate) time_ms: u64,
     pub(crate) end_offset: u64,
@@ -30,7 +30,7 @@ pub struct Recorded {
     pub(crate) event: Event,
 }
 
-impl Recorded {
+impl RecordedEvent {
     /// Its sequence number: commit order, from 0, without a hole.
     ///
     /// ```
@@ -254,7 +254,7 @@ impl Recorded {
 }
 
 /// Shows names and lengths only.
-impl fmt::Debug for Recorded {
+impl fmt::Debug for RecordedEvent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Recorded")
             .field("seq", &self.seq)

@@ -14,8 +14,8 @@ use crate::store::Store;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("credit", Default::default());
 /// # broker.publish("", "credit", onewrite::Message { payload: b"100".to_vec(), ..Default::default() })?;
-/// # let consumer = store.consumer("credit-service").run(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
-/// # while consumer.stats().rejected == 0 { std::thread::yield_now() }
+/// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
+/// # while consumer.status().rejected == 0 { std::thread::yield_now() }
 /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
 /// let figures: onewrite::ScopeStats = store.stats()?.consumers["credit-service"];
 /// assert_eq!((figures.rejected, figures.rejected_dropped, figures.parked), (1, 0, 0));

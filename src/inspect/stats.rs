@@ -141,7 +141,7 @@ pub struct CaptureStats {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// let stats = store.stats()?;
 /// let rabbit: &onewrite::RelayStats = &stats.relays["rabbit"];
 /// assert_eq!((rabbit.confirmed, rabbit.quarantined), (0, 0));
@@ -194,8 +194,8 @@ pub struct RelayStats {
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # use onewrite::Event;
 /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-/// let projection = store.projection("balances").run(|_, _| Ok(()))?;
-/// projection.await_position(0, std::time::Duration::from_secs(5))?;
+/// let projection = store.projection("balances").spawn(|_, _| Ok(()))?;
+/// projection.wait_for_position(0, std::time::Duration::from_secs(5))?;
 /// let stats: &onewrite::ProjectionStats = &store.stats()?.projections["balances"];
 /// assert_eq!((stats.position, stats.lag_events, stats.lag_ms), (1, 0, None));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

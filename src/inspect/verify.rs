@@ -6,7 +6,7 @@ use redb::ReadableTable;
 
 use crate::delivery::types::ExceptionState;
 use crate::error::{CorruptError, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::limits::FINDINGS_MAX;
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow};
 use crate::log::{keys, record};
@@ -205,7 +205,7 @@ impl Store {
 /// Where the chunks say that a revision stands; `None` where its stream does not want it any more.
 fn written_index(
     snapshot: &Snapshot,
-    recorded: &Recorded,
+    recorded: &RecordedEvent,
     revision: u64,
     indexed: &mut u64,
 ) -> Result<Option<u64>> {
@@ -221,7 +221,7 @@ fn written_index(
 }
 
 /// Where memory says that a revision stands; `None` where it has moved on since the snapshot.
-fn recent_index(core: &Core, derived_through: u64, recorded: &Recorded, revision: u64) -> Option<u64> {
+fn recent_index(core: &Core, derived_through: u64, recorded: &RecordedEvent, revision: u64) -> Option<u64> {
     let tail = core.tail();
     if tail.derived_through != derived_through {
         return None;

@@ -32,7 +32,7 @@ use super::values::{put_properties, put_value, read_properties, read_value};
 use super::wire_bytes::{Malformed, Reader, put_text8, put_text16};
 use crate::codec;
 use crate::error::CorruptError;
-use crate::event::{Destination, Event, Lane, Recorded, uuid_text};
+use crate::event::{Destination, Event, Lane, RecordedEvent, uuid_text};
 use crate::message::HeaderValue;
 use crate::text::Text;
 
@@ -202,7 +202,7 @@ pub(crate) fn body_checksum(body: &[u8]) -> u32 {
 }
 
 /// Checks a record and reads it.
-pub(crate) fn decode(seq: u64, bytes: &[u8]) -> Result<Recorded, CorruptError> {
+pub(crate) fn decode(seq: u64, bytes: &[u8]) -> Result<RecordedEvent, CorruptError> {
     let corrupt = |what| CorruptError { seq, what };
     let (header, body) = check(seq, bytes)?;
     decode_body(header, body).map_err(|Malformed(what)| corrupt(what))
@@ -278,7 +278,7 @@ fn le_u32(frame: &[u8; FRAME_BYTES], at: usize) -> u32 {
     u32::from_le_bytes(*bytes.expect("every field lies in the frame"))
 }
 
-fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
+fn decode_body(header: Header, body: &[u8]) -> Result<RecordedEvent, Malformed> {
     let mut reader = Reader(body);
     let flags = reader.u16()?;
     if flags & !KNOWN_FLAGS != 0 {
@@ -331,7 +331,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<Recorded, Malformed> {
         properties,
         payload: reader.0.to_vec(),
     };
-    Ok(Recorded {
+    Ok(RecordedEvent {
         seq: header.seq,
         time_ms: header.time_ms,
         end_offset: header.end_offset,

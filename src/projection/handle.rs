@@ -43,7 +43,7 @@ pub(crate) struct Asked {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// use std::time::Duration;
-/// let projection: onewrite::Projection = store.projection("counts").run(|_, _| Ok(()))?;
+/// let projection: onewrite::Projection = store.projection("counts").spawn(|_, _| Ok(()))?;
 /// assert_eq!(projection.stop(Duration::from_secs(5)).position, 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -74,7 +74,7 @@ impl Projection {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// assert_eq!(projection.status().failed_tries, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -101,31 +101,31 @@ impl Projection {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// use std::time::Duration;
     /// use onewrite::{Error, Event};
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// projection.await_position(receipt.seqs()[0], Duration::from_secs(5))?;
-    /// let early = projection.await_position(receipt.seqs()[0] + 1, Duration::from_millis(10));
+    /// projection.wait_for_position(receipt.seqs()[0], Duration::from_secs(5))?;
+    /// let early = projection.wait_for_position(receipt.seqs()[0] + 1, Duration::from_millis(10));
     /// assert!(matches!(early, Err(Error::ProjectionBehind { position: 1, .. })));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn await_position(&self, seq: u64, timeout: Duration) -> Result<()> {
+    pub fn wait_for_position(&self, seq: u64, timeout: Duration) -> Result<()> {
         self.wait(timeout, |status| (status.position > seq).then_some(Ok(())))
     }
 
     /// Waits until it has done with all that is in the log now, and no rebuild is under way.
     ///
     /// # Errors
-    /// As [`await_position`](Self::await_position).
+    /// As [`wait_for_position`](Self::wait_for_position).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// use std::time::Duration;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// projection.await_live(Duration::from_secs(5))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// projection.wait_until_live(Duration::from_secs(5))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn await_live(&self, timeout: Duration) -> Result<()> {
+    pub fn wait_until_live(&self, timeout: Duration) -> Result<()> {
         self.store.core().owner.check()?;
         let asked = Arc::clone(&self.asked);
         let end = self.store.core().tail().next_seq;
@@ -183,9 +183,9 @@ impl Projection {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// use std::time::Duration;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// projection.rebuild();
-    /// projection.await_live(Duration::from_secs(5))?;
+    /// projection.wait_until_live(Duration::from_secs(5))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn rebuild(&self) {
@@ -204,7 +204,7 @@ impl Projection {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// assert!(!projection.cancel_rebuild()?); // none is under way
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -220,7 +220,7 @@ impl Projection {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// assert!(projection.failures(None, 100)?.is_empty());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -245,8 +245,8 @@ impl Projection {
     /// let broken = Arc::new(AtomicBool::new(true));
     /// let is_broken = Arc::clone(&broken);
     /// let projection = store.projection("counts").on_failure(FailurePolicy::Quarantine { attempts: 1 })
-    ///     .run(move |_, _| if is_broken.load(Ordering::Relaxed) { Err(Error::app("broken")) } else { Ok(()) })?;
-    /// projection.await_position(0, Duration::from_secs(5))?;
+    ///     .spawn(move |_, _| if is_broken.load(Ordering::Relaxed) { Err(Error::app("broken")) } else { Ok(()) })?;
+    /// projection.wait_for_position(0, Duration::from_secs(5))?;
     /// broken.store(false, Ordering::Relaxed);
     /// projection.redrive(0)?;
     /// assert!(projection.failures(None, 10)?.is_empty());
@@ -283,7 +283,7 @@ impl Projection {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # use onewrite::Error;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// assert!(matches!(projection.discard(7), Err(Error::NoSuchFailure { seq: 7, .. })));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -292,23 +292,23 @@ impl Projection {
         self.store.write(move |tx| tx.drop_failure(&name, seq)).map(drop)
     }
 
-    /// Stops, `deadline` at most from now. What is applied by then is durable with its position.
+    /// Stops, `timeout` at most from now. What is applied by then is durable with its position.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// use std::time::Duration;
     /// use onewrite::ProjectionState;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
     /// assert_eq!(projection.stop(Duration::from_secs(5)).state, ProjectionState::Ended);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn stop(mut self, deadline: Duration) -> ProjectionStatus {
-        self.end(deadline);
+    pub fn stop(mut self, timeout: Duration) -> ProjectionStatus {
+        self.end(timeout);
         self.status()
     }
 
-    fn end(&mut self, deadline: Duration) {
+    fn end(&mut self, timeout: Duration) {
         let Some(ended) = self.ended.take() else { return };
         if self.store.core().owner.is_elsewhere() {
             // The projection's thread is not in this process.
@@ -323,7 +323,7 @@ impl Projection {
             });
             return;
         }
-        if ended.wait_until(Deadline::after(deadline)).is_none() {
+        if ended.wait_until(Deadline::after(timeout)).is_none() {
             in_drop(
                 || tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself"),
             );

@@ -17,7 +17,7 @@ use std::time::Duration;
 use redb::{MultimapTableHandle, TableHandle};
 
 use crate::error::{Error, Result, SettingError, caught};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
 use crate::limits::{
     BACKOFF_MS_DEFAULT, PROJECTION_BATCH_DEFAULT, PROJECTION_DELAY_MS_DEFAULT, SHORT_STRING_BYTES_MAX,
@@ -39,7 +39,7 @@ use self::worker::Worker;
 /// Why a projection whose rebuild was cancelled stands still.
 const CANCELLED: &str = "its rebuild was cancelled";
 
-pub(crate) type Handler = dyn Fn(&Recorded, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync;
+pub(crate) type Handler = dyn Fn(&RecordedEvent, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync;
 
 /// Settings of a projection, before it runs. See [`Store::projection`].
 ///
@@ -48,11 +48,11 @@ pub(crate) type Handler = dyn Fn(&Recorded, &ProjectionTransaction<'_>) -> Resul
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// use onewrite::{EventFilter, ProjectionBuilder};
 /// let builder: ProjectionBuilder = store.projection("balances").filter(EventFilter::all().category("account")).batch(64);
-/// let projection = builder.run(|_, _| Ok(()))?;
+/// let projection = builder.spawn(|_, _| Ok(()))?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
-#[must_use = "a builder does nothing until `run` is called"]
+#[must_use = "a builder does nothing until `spawn` is called"]
 pub struct ProjectionBuilder {
     store: Store,
     name: String,
@@ -78,7 +78,7 @@ impl Store {
     /// let balances = store.projection("balances")
     ///     .table(BALANCES)
     ///     .filter(EventFilter::all().category("account").event_type("deposited"))
-    ///     .run(|event, tx| {
+    ///     .spawn(|event, tx| {
     ///         let cents: u64 = onewrite::codec::from_json(event.payload())?;
     ///         let mut balances = tx.open_table(BALANCES)?;
     ///         let account = event.stream().unwrap_or_default();
@@ -89,7 +89,7 @@ impl Store {
     /// let receipt = store.write(|tx| {
     ///     tx.stream("account-7").append([Event::json("deposited", &100)?], ExpectedRevision::Any)
     /// })?;
-    /// balances.await_position(receipt.seqs()[0], Duration::from_secs(5))?; // to read one's own write
+    /// balances.wait_for_position(receipt.seqs()[0], Duration::from_secs(5))?; // to read one's own write
     /// assert_eq!(store.read()?.open_table(BALANCES)?.get("account-7")?.map(|row| row.value()), Some(100));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -120,7 +120,7 @@ impl ProjectionBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # use onewrite::redb::TableDefinition;
     /// const COUNTS: TableDefinition<&str, u64> = TableDefinition::new("counts");
-    /// let projection = store.projection("counts").table(COUNTS).run(|event, tx| {
+    /// let projection = store.projection("counts").table(COUNTS).spawn(|event, tx| {
     ///     tx.open_table(COUNTS)?.insert(event.event_type(), 1)?;
     ///     Ok(())
     /// })?;
@@ -138,7 +138,7 @@ impl ProjectionBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # use onewrite::redb::MultimapTableDefinition;
     /// const BY_TYPE: MultimapTableDefinition<&str, u64> = MultimapTableDefinition::new("by type");
-    /// let projection = store.projection("by type").multimap_table(BY_TYPE).run(|event, tx| {
+    /// let projection = store.projection("by type").multimap_table(BY_TYPE).spawn(|event, tx| {
     ///     tx.open_multimap_table(BY_TYPE)?.insert(event.event_type(), event.seq())?;
     ///     Ok(())
     /// })?;
@@ -159,15 +159,15 @@ impl ProjectionBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// const SIZES: TableDefinition<u64, u64> = TableDefinition::new("sizes");
     /// store.write(|tx| tx.append(Event::bytes("paid", "100").unpublished()))?;
-    /// let run = |version: u32, factor: u64| store.projection("sizes").table(SIZES).version(version).run(move |event, tx| {
+    /// let run = |version: u32, factor: u64| store.projection("sizes").table(SIZES).version(version).spawn(move |event, tx| {
     ///     tx.open_table(SIZES)?.insert(event.seq(), event.payload().len() as u64 * factor)?;
     ///     Ok(())
     /// });
     /// let first = run(1, 1)?;
-    /// first.await_live(Duration::from_secs(5))?;
+    /// first.wait_until_live(Duration::from_secs(5))?;
     /// first.stop(Duration::from_secs(5));
     /// let second = run(2, 8)?; // in bits from now on
-    /// second.await_live(Duration::from_secs(5))?;
+    /// second.wait_until_live(Duration::from_secs(5))?;
     /// assert_eq!(store.read()?.open_table(SIZES)?.get(0)?.map(|row| row.value()), Some(24));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -189,8 +189,8 @@ impl ProjectionBuilder {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// let projection = store.projection("counts").start_at(StartAt::Newest).run(|_, _| Ok(()))?;
-    /// projection.await_live(Duration::from_secs(5))?;
+    /// let projection = store.projection("counts").start_at(StartAt::Newest).spawn(|_, _| Ok(()))?;
+    /// projection.wait_until_live(Duration::from_secs(5))?;
     /// assert_eq!((projection.status().position, projection.status().applied), (1, 0));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -207,8 +207,8 @@ impl ProjectionBuilder {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// let refunds = store.projection("refunds").filter(EventFilter::all().event_type("refunded")).run(|_, _| Ok(()))?;
-    /// refunds.await_position(0, Duration::from_secs(5))?;
+    /// let refunds = store.projection("refunds").filter(EventFilter::all().event_type("refunded")).spawn(|_, _| Ok(()))?;
+    /// refunds.wait_for_position(0, Duration::from_secs(5))?;
     /// assert_eq!(refunds.status().applied, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -223,8 +223,8 @@ impl ProjectionBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// assert!(store.projection("counts").batch(0).run(|_, _| Ok(())).is_err());
-    /// let projection = store.projection("counts").batch(16).run(|_, _| Ok(()))?;
+    /// assert!(store.projection("counts").batch(0).spawn(|_, _| Ok(())).is_err());
+    /// let projection = store.projection("counts").batch(16).spawn(|_, _| Ok(()))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn batch(mut self, events: usize) -> Self {
@@ -240,7 +240,7 @@ impl ProjectionBuilder {
     /// # use std::time::Duration;
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").batch_delay(Duration::from_millis(100)).run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").batch_delay(Duration::from_millis(100)).spawn(|_, _| Ok(()))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn batch_delay(mut self, delay: Duration) -> Self {
@@ -257,8 +257,8 @@ impl ProjectionBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
     /// let policy = FailurePolicy::Quarantine { attempts: 1 };
-    /// let projection = store.projection("counts").on_failure(policy).run(|_, _| Err(Error::app("cannot count")))?;
-    /// projection.await_position(0, Duration::from_secs(5))?; // it has gone on
+    /// let projection = store.projection("counts").on_failure(policy).spawn(|_, _| Err(Error::app("cannot count")))?;
+    /// projection.wait_for_position(0, Duration::from_secs(5))?; // it has gone on
     /// assert_eq!(projection.failures(None, 10)?.len(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -273,7 +273,7 @@ impl ProjectionBuilder {
     /// # use std::time::Duration;
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").backoff(Duration::from_millis(10), Duration::from_secs(1)).run(|_, _| Ok(()))?;
+    /// let projection = store.projection("counts").backoff(Duration::from_millis(10), Duration::from_secs(1)).spawn(|_, _| Ok(()))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
@@ -318,19 +318,19 @@ impl ProjectionBuilder {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// use onewrite::Error;
-    /// let projection = store.projection("counts").run(|_, _| Ok(()))?;
-    /// assert!(matches!(store.projection("counts").run(|_, _| Ok(())), Err(Error::ProjectionRunning { .. })));
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert!(matches!(store.projection("counts").spawn(|_, _| Ok(())), Err(Error::ProjectionRunning { .. })));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn run<F>(self, handler: F) -> Result<Projection>
+    pub fn spawn<F>(self, handler: F) -> Result<Projection>
     where
-        F: Fn(&Recorded, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync + 'static,
+        F: Fn(&RecordedEvent, &ProjectionTransaction<'_>) -> Result<()> + Send + Sync + 'static,
     {
         self.check()?;
         let wanted = Wanted::new(self.filter.clone(), &self.store.core().settings.upcasts)?;
         let store = self.store.clone();
         let core = store.core();
-        core.refuse_inside("ProjectionBuilder::run")?;
+        core.refuse_inside("ProjectionBuilder::spawn")?;
         // Its changes would go around the capture, and a rebuild would replace the table under it.
         let captured = |name: &&String| core.tail().captures.holds(name);
         if let Some(name) = self.owned.names().find(captured) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::transaction::ProjectionTransaction;
 use crate::error::{Error, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::log::keys;
 use crate::log::wire_bytes::{Malformed, Reader, put_text16};
 use crate::storage::errors::damaged_row;
@@ -33,8 +33,8 @@ use crate::store::wanted::{Looked, Wanted};
 /// use onewrite::{Error, Event, FailurePolicy, ProjectionFailure};
 /// store.write(|tx| tx.append(Event::bytes("paid", "not a number").unpublished()))?;
 /// let projection = store.projection("balances").on_failure(FailurePolicy::Quarantine { attempts: 1 })
-///     .run(|_, _| Err(Error::app("not a number")))?;
-/// projection.await_position(0, Duration::from_secs(5))?;
+///     .spawn(|_, _| Err(Error::app("not a number")))?;
+/// projection.wait_for_position(0, Duration::from_secs(5))?;
 /// let failure: ProjectionFailure = projection.failures(None, 10)?.remove(0);
 /// assert_eq!((failure.seq, &*failure.reason), (0, "not a number"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -239,7 +239,7 @@ impl Store {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// use std::time::Duration;
     /// use onewrite::Error;
-    /// let projection = store.projection("old").run(|_, _| Ok(()))?;
+    /// let projection = store.projection("old").spawn(|_, _| Ok(()))?;
     /// assert!(matches!(store.forget_projection("old"), Err(Error::ProjectionRunning { .. })));
     /// projection.stop(Duration::from_secs(5));
     /// store.forget_projection("old")?;
@@ -278,7 +278,7 @@ impl Store {
 #[derive(Debug, Default)]
 pub(crate) struct Stretch {
     /// The events that its filter takes.
-    pub(crate) events: Vec<Arc<Recorded>>,
+    pub(crate) events: Vec<Arc<RecordedEvent>>,
     /// The position behind them, and behind what the filter lets pass.
     pub(crate) position: u64,
     /// The position is the end of the log as of now.

@@ -20,13 +20,13 @@ use crate::store::transaction::Transaction;
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-/// let counts = store.projection("counts").table(COUNTS).run(|event, tx: &ProjectionTransaction<'_>| {
+/// let counts = store.projection("counts").table(COUNTS).spawn(|event, tx: &ProjectionTransaction<'_>| {
 ///     let mut counts = tx.open_table(COUNTS)?;
 ///     let count = counts.get(event.event_type())?.map_or(0, |row| row.value());
 ///     counts.insert(event.event_type(), count + 1)?;
 ///     Ok(())
 /// })?;
-/// counts.await_position(0, Duration::from_secs(5))?;
+/// counts.wait_for_position(0, Duration::from_secs(5))?;
 /// assert_eq!(store.read()?.open_table(COUNTS)?.get("paid")?.map(|row| row.value()), Some(1));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -52,8 +52,8 @@ impl<'tx> ProjectionTransaction<'tx> {
     /// const OTHER: TableDefinition<&str, u64> = TableDefinition::new("other");
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
     /// let counts = store.projection("counts").on_failure(FailurePolicy::Stop { attempts: 1 })
-    ///     .run(|_, tx| tx.open_table(OTHER).map(drop))?;
-    /// let error = counts.await_position(0, Duration::from_secs(5)).unwrap_err();
+    ///     .spawn(|_, tx| tx.open_table(OTHER).map(drop))?;
+    /// let error = counts.wait_for_position(0, Duration::from_secs(5)).unwrap_err();
     /// assert!(error.to_string().contains("other"));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -78,11 +78,11 @@ impl<'tx> ProjectionTransaction<'tx> {
     /// use onewrite::{Event, redb::MultimapTableDefinition};
     /// const BY_TYPE: MultimapTableDefinition<&str, u64> = MultimapTableDefinition::new("by type");
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// let by_type = store.projection("by type").multimap_table(BY_TYPE).run(|event, tx| {
+    /// let by_type = store.projection("by type").multimap_table(BY_TYPE).spawn(|event, tx| {
     ///     tx.open_multimap_table(BY_TYPE)?.insert(event.event_type(), event.seq())?;
     ///     Ok(())
     /// })?;
-    /// by_type.await_position(0, Duration::from_secs(5))?;
+    /// by_type.wait_for_position(0, Duration::from_secs(5))?;
     /// assert_eq!(store.read()?.open_multimap_table(BY_TYPE)?.get("paid")?.len(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -103,11 +103,11 @@ impl<'tx> ProjectionTransaction<'tx> {
     /// # use std::time::Duration;
     /// # use onewrite::Event;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// let projection = store.projection("counts").run(|_, tx| {
+    /// let projection = store.projection("counts").spawn(|_, tx| {
     ///     assert!(!tx.is_rebuild());
     ///     Ok(())
     /// })?;
-    /// projection.await_position(0, Duration::from_secs(5))?;
+    /// projection.wait_for_position(0, Duration::from_secs(5))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]

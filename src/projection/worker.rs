@@ -13,7 +13,7 @@ use std::time::Duration;
 use self::swap::{Reach, Swapped};
 use super::{Asked, FailurePolicy, Handler, ProjectionBuilder};
 use crate::error::{Error, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 use crate::printable::escaped;
 use crate::projection::rows::{Stretch, read_stretch};
@@ -460,7 +460,7 @@ impl Worker {
     }
 
     /// One write closure for a batch: all of it, or the place in it where the handler failed.
-    fn apply(&self, which: Which, events: Vec<Arc<Recorded>>, position: u64) -> Result<(), Failed> {
+    fn apply(&self, which: Which, events: Vec<Arc<RecordedEvent>>, position: u64) -> Result<(), Failed> {
         let (at, count) = (Arc::new(AtomicUsize::new(0)), events.len());
         let (handler, reached) = (Arc::clone(&self.handler), Arc::clone(&at));
         let (name, owned) = (self.settings.name.clone(), self.settings.owned.clone());

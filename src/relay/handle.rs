@@ -38,8 +38,8 @@ impl Drop for Registered {
 /// # broker.declare_queue("payments", Default::default());
 /// use std::time::Duration;
 /// use onewrite::{Event, Relay};
-/// let relay: Relay = store.relay("rabbit").publish_to(broker.publisher())?;
-/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?.confirmed(Duration::from_secs(5))?;
+/// let relay: Relay = store.relay("rabbit").spawn(broker.publisher())?;
+/// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?.wait_confirmed(Duration::from_secs(5))?;
 /// assert_eq!(relay.stop(Duration::from_secs(5)).confirmed, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -62,7 +62,7 @@ pub struct Relay {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// use std::time::Duration;
 /// let report: onewrite::StopReport = relay.stop(Duration::from_secs(5));
 /// assert!(report.clean);
@@ -92,7 +92,7 @@ impl Relay {
     /// # broker.declare_queue("payments", Default::default());
     /// # use std::time::Duration;
     /// # use onewrite::Event;
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// relay.pause();
     /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?; // writes go on
     /// assert_eq!(relay.stop(Duration::from_secs(5)).unknown, 0);
@@ -114,11 +114,11 @@ impl Relay {
     /// # broker.declare_queue("payments", Default::default());
     /// # use std::time::Duration;
     /// # use onewrite::Event;
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// relay.pause();
     /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?; // writes go on
     /// relay.resume();
-    /// receipt.confirmed(Duration::from_secs(5))?;
+    /// receipt.wait_confirmed(Duration::from_secs(5))?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -135,7 +135,7 @@ impl Relay {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// let status = relay.status();
     /// assert_eq!(status.in_flight, 0);
     /// assert_eq!(status.last_fault, None);
@@ -151,7 +151,7 @@ impl Relay {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stops, `patience` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
+    /// Stops, `timeout` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
     /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way. `Duration::MAX` waits for ever.
     ///
     /// ```
@@ -161,25 +161,25 @@ impl Relay {
     /// use std::time::Duration;
     /// # use onewrite::Event;
     /// broker.go_down();
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
     /// assert_eq!(relay.stop(Duration::from_secs(5)).backlog_events, 1); // it stays in the log
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn stop(mut self, patience: Duration) -> StopReport {
-        self.end(patience)
+    pub fn stop(mut self, timeout: Duration) -> StopReport {
+        self.end(timeout)
     }
 
-    fn end(&mut self, patience: Duration) -> StopReport {
+    fn end(&mut self, timeout: Duration) -> StopReport {
         let Some(ended) = self.ended.take() else { return StopReport::default() };
         if self.owner.is_elsewhere() {
             // The relay's thread is not in this process.
             keep(&self.requests);
             return StopReport::default();
         }
-        let deadline = Deadline::after(patience);
+        let deadline = Deadline::after(timeout);
         // The thread gives up a little earlier, so that its report comes in time.
-        let margin = (patience / 5).min(Duration::from_millis(200));
+        let margin = (timeout / 5).min(Duration::from_millis(200));
         let _ = self.requests.send(RelayRequest::Stop { deadline: deadline.earlier_by(margin) });
         if self.turns.must_not_wait() || self.thread == thread::current().id() {
             // It writes its progress before it ends, and would wait for this very thread to go on.

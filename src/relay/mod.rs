@@ -24,7 +24,7 @@ use self::worker::Worker;
 use crate::broker::Publisher;
 use crate::delivery::types::Settings;
 use crate::error::{Error, Result, SettingError};
-use crate::event::{Destination, Recorded, fresh_uuid, uuid_text};
+use crate::event::{Destination, RecordedEvent, fresh_uuid, uuid_text};
 use crate::limits::{
     ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
     LOOKAHEAD_PER_WINDOW, RATE_LIMIT_MAX, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT,
@@ -40,9 +40,9 @@ use crate::wire::{HeaderSpelling, SigningKey, Wire};
 pub(crate) use self::handle::Registered;
 pub use self::handle::{Relay, StopReport};
 pub use self::quarantine::{Quarantine, Quarantined};
-pub use crate::delivery::types::{Ordering, QuarantinePolicy, SuspendCause};
+pub use crate::delivery::types::{PublishOrder, QuarantinePolicy, SuspendCause};
 
-type Rule = dyn Fn(&Recorded) -> Option<Destination> + Send + Sync;
+type Rule = dyn Fn(&RecordedEvent) -> Option<Destination> + Send + Sync;
 
 /// Where events go that were recorded as unpublished.
 #[derive(Clone)]
@@ -60,18 +60,18 @@ impl std::fmt::Debug for Unpublished {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// use onewrite::{Ordering, QuarantinePolicy};
+/// use onewrite::{PublishOrder, QuarantinePolicy};
 /// let relay = store
 ///     .relay("rabbit")
-///     .ordering(Ordering::Total)
+///     .ordering(PublishOrder::Total)
 ///     .on_quarantine(QuarantinePolicy::SkipEvent)
 ///     .window_events(1024)
-///     .publish_to(broker.publisher())?;
+///     .spawn(broker.publisher())?;
 /// # let _ = relay.stop(std::time::Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
-#[must_use = "a builder does nothing until `publish_to` is called"]
+#[must_use = "a builder does nothing until `spawn` is called"]
 pub struct RelayBuilder {
     store: Store,
     name: String,
@@ -99,11 +99,11 @@ impl Store {
     /// broker.declare_queue("credit", Default::default());
     /// broker.bind("credit", "payments", "")?;
     ///
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// let receipt = store.write(|tx| {
     ///     tx.append(Event::bytes("payment.completed", b"100".to_vec()).key("alice").to("payments", "completed"))
     /// })?;
-    /// receipt.confirmed(Duration::from_secs(5))?; // the broker has it
+    /// receipt.wait_confirmed(Duration::from_secs(5))?; // the broker has it
     /// let report = relay.stop(Duration::from_secs(5));
     /// assert_eq!(report.backlog_events, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -114,7 +114,7 @@ impl Store {
             name: name.into(),
             start: StartAt::default(),
             settings: Settings {
-                ordering: Ordering::default(),
+                ordering: PublishOrder::default(),
                 on_quarantine: QuarantinePolicy::default(),
                 window_events: WINDOW_EVENTS_DEFAULT,
                 window_bytes: WINDOW_BYTES_DEFAULT,
@@ -141,18 +141,18 @@ impl Store {
 }
 
 impl RelayBuilder {
-    /// How far apart events may overtake each other; [`Ordering::PerKey`] unless set.
+    /// How far apart events may overtake each other; [`PublishOrder::PerKey`] unless set.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// use onewrite::Ordering;
-    /// let relay = store.relay("rabbit").ordering(Ordering::Total).publish_to(broker.publisher())?;
+    /// use onewrite::PublishOrder;
+    /// let relay = store.relay("rabbit").ordering(PublishOrder::Total).spawn(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn ordering(mut self, ordering: Ordering) -> Self {
+    pub fn ordering(mut self, ordering: PublishOrder) -> Self {
         self.settings.ordering = ordering;
         self
     }
@@ -164,7 +164,7 @@ impl RelayBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::QuarantinePolicy;
-    /// let relay = store.relay("rabbit").on_quarantine(QuarantinePolicy::SkipEvent).publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").on_quarantine(QuarantinePolicy::SkipEvent).spawn(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -179,8 +179,8 @@ impl RelayBuilder {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// assert!(store.relay("rabbit").window_events(0).publish_to(broker.publisher()).is_err());
-    /// let relay = store.relay("rabbit").window_events(1024).publish_to(broker.publisher())?;
+    /// assert!(store.relay("rabbit").window_events(0).spawn(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").window_events(1024).spawn(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -196,8 +196,8 @@ impl RelayBuilder {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// assert!(store.relay("rabbit").window_bytes(0).publish_to(broker.publisher()).is_err());
-    /// let relay = store.relay("rabbit").window_bytes(1 << 20).publish_to(broker.publisher())?;
+    /// assert!(store.relay("rabbit").window_bytes(0).spawn(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").window_bytes(1 << 20).spawn(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -220,11 +220,11 @@ impl RelayBuilder {
     /// # broker.declare_queue("payments", Default::default());
     /// use std::time::{Duration, Instant};
     /// use onewrite::Event;
-    /// assert!(store.relay("rabbit").rate_limit(0).publish_to(broker.publisher()).is_err());
-    /// let relay = store.relay("rabbit").rate_limit(100).publish_to(broker.publisher())?; // ten at once
+    /// assert!(store.relay("rabbit").rate_limit(0).spawn(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").rate_limit(100).spawn(broker.publisher())?; // ten at once
     /// let began = Instant::now();
     /// let twenty = |tx: &onewrite::Transaction| (0..20).try_for_each(|_| tx.append(Event::bytes("paid", "1").to("", "payments")).map(drop));
-    /// store.write(twenty)?.confirmed(Duration::from_secs(5))?;
+    /// store.write(twenty)?.wait_confirmed(Duration::from_secs(5))?;
     /// assert!(began.elapsed() >= Duration::from_millis(99)); // the other ten, one each 10 ms
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -240,8 +240,8 @@ impl RelayBuilder {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// assert!(store.relay("rabbit").attempts(0).publish_to(broker.publisher()).is_err());
-    /// let relay = store.relay("rabbit").attempts(3).publish_to(broker.publisher())?;
+    /// assert!(store.relay("rabbit").attempts(0).spawn(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").attempts(3).spawn(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -258,9 +258,9 @@ impl RelayBuilder {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// use onewrite::{ConfirmError, Event};
-    /// let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
     /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "nowhere")))?;
-    /// let error = receipt.confirmed(Duration::from_secs(5)).unwrap_err();
+    /// let error = receipt.wait_confirmed(Duration::from_secs(5)).unwrap_err();
     /// assert!(matches!(error, ConfirmError::Quarantined { seq: 0, .. }));
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -279,8 +279,8 @@ impl RelayBuilder {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// let (short, long) = (Duration::from_millis(50), Duration::from_secs(10));
-    /// assert!(store.relay("rabbit").backoff(long, short).publish_to(broker.publisher()).is_err());
-    /// let relay = store.relay("rabbit").backoff(short, long).publish_to(broker.publisher())?;
+    /// assert!(store.relay("rabbit").backoff(long, short).spawn(broker.publisher()).is_err());
+    /// let relay = store.relay("rabbit").backoff(short, long).spawn(broker.publisher())?;
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -297,9 +297,9 @@ impl RelayBuilder {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
     /// use onewrite::HeaderSpelling;
-    /// let relay = store.relay("rabbit").header_spelling(HeaderSpelling::Dash).publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").header_spelling(HeaderSpelling::Dash).spawn(broker.publisher())?;
     /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
-    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
     /// let message = &broker.messages("payments")[0].message; // the first event, published
     /// assert_eq!(message.header("ce-id").and_then(|id| id.as_text()), Some("p-1"));
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -317,9 +317,9 @@ impl RelayBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
-    /// let relay = store.relay("rabbit").source("/services/ledger").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").source("/services/ledger").spawn(broker.publisher())?;
     /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
-    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
     /// let message = &broker.messages("payments")[0].message; // the first event, published
     /// assert_eq!(message.header("cloudEvents_source").and_then(|source| source.as_text()), Some("/services/ledger"));
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -337,9 +337,9 @@ impl RelayBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
-    /// let relay = store.relay("rabbit").app_id("ledger").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").app_id("ledger").spawn(broker.publisher())?;
     /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").id("p-1").to("", "payments")))?
-    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
     /// let message = &broker.messages("payments")[0].message; // the first event, published
     /// assert_eq!(message.app_id.as_deref(), Some("ledger"));
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -361,9 +361,9 @@ impl RelayBuilder {
     /// # broker.declare_queue("payments", Default::default());
     /// use onewrite::{ProducerKeys, SigningKey};
     /// let key = SigningKey::new(b"32 bytes that nobody else knows.")?;
-    /// let relay = store.relay("rabbit").sign_with(key.clone()).publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").sign_with(key.clone()).spawn(broker.publisher())?;
     /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to("", "payments")))?
-    /// #     .confirmed(std::time::Duration::from_secs(5))?;
+    /// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
     /// let message = &broker.messages("payments")[0].message; // the first event, published
     /// assert!(ProducerKeys::new().key(&store.id(), key)?.verify(message).is_ok());
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
@@ -388,9 +388,9 @@ impl RelayBuilder {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_exchange("delayed", onewrite::broker::ExchangeKind::Fanout);
     /// # use onewrite::Event;
-    /// let relay = store.relay("rabbit").may_be_unroutable("delayed").publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").may_be_unroutable("delayed").spawn(broker.publisher())?;
     /// let receipt = store.write(|tx| tx.append(Event::bytes("remind", "1").to("delayed", "mails")))?;
-    /// receipt.confirmed(Duration::from_secs(5))?; // though nothing is bound
+    /// receipt.wait_confirmed(Duration::from_secs(5))?; // though nothing is bound
     /// # let _ = relay.stop(Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -406,7 +406,7 @@ impl RelayBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::StartAt;
-    /// let relay = store.relay("rabbit").start_at(StartAt::Newest).publish_to(broker.publisher())?;
+    /// let relay = store.relay("rabbit").start_at(StartAt::Newest).spawn(broker.publisher())?;
     /// assert_eq!(store.stats()?.relays["rabbit"].position, 0); // nothing was appended yet
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -438,15 +438,15 @@ impl RelayBuilder {
     ///     .publish_unpublished(|event| {
     ///         (event.category() == Some("account")).then(|| Destination::exchange("", "deposits"))
     ///     })
-    ///     .publish_to(broker.publisher())?;
-    /// store.write(|tx| tx.append(Event::bytes("last", "").to("", "deposits")))?.confirmed(Duration::from_secs(5))?;
+    ///     .spawn(broker.publisher())?;
+    /// store.write(|tx| tx.append(Event::bytes("last", "").to("", "deposits")))?.wait_confirmed(Duration::from_secs(5))?;
     /// assert_eq!(broker.queue_len("deposits"), 2);
     /// # let _ = relay.stop(Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn publish_unpublished(
         mut self,
-        rule: impl Fn(&Recorded) -> Option<Destination> + Send + Sync + 'static,
+        rule: impl Fn(&RecordedEvent) -> Option<Destination> + Send + Sync + 'static,
     ) -> Self {
         self.unpublished = Some(Unpublished(Arc::new(rule)));
         self
@@ -495,13 +495,13 @@ impl RelayBuilder {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use onewrite::Error;
-    /// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
-    /// let second = store.relay("rabbit").publish_to(broker.publisher());
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
+    /// let second = store.relay("rabbit").spawn(broker.publisher());
     /// assert!(matches!(second, Err(Error::RelayRunning { .. })));
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn publish_to(mut self, mut publisher: impl Publisher) -> Result<Relay> {
+    pub fn spawn(mut self, mut publisher: impl Publisher) -> Result<Relay> {
         self.check()?;
         let cursor = self.store.cursor(&self.name, self.start)?;
         self.settings.seed = u64::from_le_bytes(fresh_uuid().last_chunk().copied().unwrap_or_default());

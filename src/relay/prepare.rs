@@ -9,7 +9,7 @@ use super::Unpublished;
 use super::worker::NAMES_MAX;
 use crate::delivery::types::{Entry, Loaded};
 use crate::error::caught;
-use crate::event::{Destination, Recorded};
+use crate::event::{Destination, RecordedEvent};
 use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::message::{Fault, FaultClass, Message};
 use crate::store::records::Read;
@@ -94,7 +94,7 @@ pub(crate) fn hold(
     Loaded::Event(entry)
 }
 
-fn entry_of(recorded: &Recorded, exchange: &Arc<str>, routing_key: &Arc<str>) -> Entry {
+fn entry_of(recorded: &RecordedEvent, exchange: &Arc<str>, routing_key: &Arc<str>) -> Entry {
     Entry {
         seq: recorded.seq(),
         key: recorded.event.key.as_ref().map(Text::shared),

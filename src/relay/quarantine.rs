@@ -2,7 +2,7 @@
 
 use crate::delivery::types::{Change, Exception, ExceptionState};
 use crate::error::{Error, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
 use crate::storage::errors::damaged_row;
@@ -18,9 +18,9 @@ use crate::time::Deadline;
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
 /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
-/// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+/// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
 /// use onewrite::{FaultClass, Quarantined};
 /// let entry: Quarantined = store.quarantine("rabbit")?.list(None, 1)?.remove(0);
 /// assert_eq!((entry.seq, entry.key.as_deref()), (0, Some("alice")));
@@ -53,9 +53,9 @@ pub struct Quarantined {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
 /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
-/// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+/// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
 /// let quarantine: onewrite::Quarantine = store.quarantine("rabbit")?;
 /// for entry in quarantine.list(None, 100)? {
 ///     quarantine.discard(entry.seq)?;
@@ -102,9 +102,9 @@ impl Quarantine {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
-    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
     /// let quarantine = store.quarantine("rabbit")?;
     /// let page = quarantine.list(None, 100)?;
     /// assert_eq!(page[0].seq, 0);
@@ -140,16 +140,16 @@ impl Quarantine {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
-    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
     /// let (entry, record) = store.quarantine("rabbit")?.show(0)?;
     /// assert!(entry.holds_key);
     /// assert_eq!(record?.payload(), b"1");
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn show(&self, seq: u64) -> Result<(Quarantined, Result<Recorded>)> {
+    pub fn show(&self, seq: u64) -> Result<(Quarantined, Result<RecordedEvent>)> {
         let entry = self.find(seq)?;
         let missing = || Error::Corrupt(crate::error::CorruptError { seq, what: "it is missing" });
         let record = self.store.read()?.event(seq).and_then(|record| record.ok_or_else(missing));
@@ -166,13 +166,13 @@ impl Quarantine {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
-    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
     /// use std::time::Duration;
     /// broker.declare_queue("nowhere", Default::default()); // what was wrong is put right
     /// store.quarantine("rabbit")?.redrive(0)?;
-    /// receipt.confirmed(Duration::from_secs(5))?;
+    /// receipt.wait_confirmed(Duration::from_secs(5))?;
     /// assert_eq!(broker.queue_len("nowhere"), 1);
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -203,9 +203,9 @@ impl Quarantine {
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
-    /// # let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
-    /// # let _ = receipt.confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
     /// use onewrite::Error;
     /// let quarantine = store.quarantine("rabbit")?;
     /// quarantine.discard(0)?;

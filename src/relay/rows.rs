@@ -21,7 +21,7 @@ impl Store {
     /// The cursor of this name; made, durably, if there is none.
     pub(crate) fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor> {
         let core = self.core();
-        core.refuse_inside("RelayBuilder::publish_to")?;
+        core.refuse_inside("RelayBuilder::spawn")?;
         let mut tx = Transaction::begin(core, "the start of a relay")?;
         if let Some(cursor) = core.tail().cursors.get(name) {
             return Ok(cursor.clone());
@@ -72,7 +72,7 @@ impl Store {
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// use std::time::Duration;
     /// use onewrite::Error;
-    /// let relay = store.relay("old").publish_to(broker.publisher())?;
+    /// let relay = store.relay("old").spawn(broker.publisher())?;
     /// assert!(matches!(store.forget_relay("old"), Err(Error::RelayRunning { .. })));
     /// relay.stop(Duration::from_secs(5));
     /// store.forget_relay("old")?;

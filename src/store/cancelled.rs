@@ -64,10 +64,10 @@ impl Store {
     /// use std::time::Duration;
     /// use onewrite::{Error, Event, FailurePolicy, ProjectionState};
     /// store.write(|tx| tx.append(Event::bytes("paid", "poison").unpublished()))?;
-    /// store.projection("p").run(|_, _| Ok(()))?.await_live(Duration::from_secs(5))?;
+    /// store.projection("p").spawn(|_, _| Ok(()))?.wait_until_live(Duration::from_secs(5))?;
     /// let second = store.projection("p").version(2).on_failure(FailurePolicy::Stop { attempts: 1 });
-    /// let second = second.run(|_, _| Err(Error::app("cannot be applied")))?;
-    /// assert!(second.await_live(Duration::from_secs(5)).is_err()); // it stands still, and the log waits for it
+    /// let second = second.spawn(|_, _| Err(Error::app("cannot be applied")))?;
+    /// assert!(second.wait_until_live(Duration::from_secs(5)).is_err()); // it stands still, and the log waits for it
     /// assert!(store.cancel_rebuild("p")?);
     /// assert_eq!(store.stats()?.projections["p"].rebuilding, None);
     /// # Ok::<(), Box<dyn std::error::Error>>(())

@@ -9,7 +9,7 @@ use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
 
 use super::core::Core;
 use super::jumps::Jumps;
-use super::once::Once;
+use super::once::WriteOnce;
 use super::read::Snapshot;
 use super::receipt::Receipt;
 use super::settings::Settings;
@@ -373,18 +373,18 @@ impl Store {
     /// As `write`; [`Error::BadId`] for an id of 0 or over 512 bytes.
     ///
     /// ```
-    /// # use onewrite::{Event, Once, Store};
+    /// # use onewrite::{Event, WriteOnce, Store};
     /// # let folder = tempfile::tempdir()?;
     /// # let store = Store::open(folder.path().join("a.redb"))?;
     /// let pay = || store.write_once("request-17", |tx| {
     ///     tx.append(Event::bytes("payment.completed", b"100".to_vec()).to("payments", "completed"))
     /// });
-    /// assert!(matches!(pay()?, Once::Done(_)));
-    /// assert!(matches!(pay()?, Once::Repeated(receipt) if receipt.seqs() == [0]));
+    /// assert!(matches!(pay()?, WriteOnce::Done(_)));
+    /// assert!(matches!(pay()?, WriteOnce::Repeated(receipt) if receipt.seqs() == [0]));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[track_caller]
-    pub fn write_once<T, F>(&self, request_id: impl AsRef<[u8]>, mut write: F) -> Result<Once<T>>
+    pub fn write_once<T, F>(&self, request_id: impl AsRef<[u8]>, mut write: F) -> Result<WriteOnce<T>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
@@ -404,10 +404,10 @@ impl Store {
         })?;
         let seqs = receipt.seqs().to_vec();
         Ok(match receipt.into_value() {
-            Ok(value) => Once::Done(Receipt::new(value, seqs, self.core())),
+            Ok(value) => WriteOnce::Done(Receipt::new(value, seqs, self.core())),
             Err(row) => {
                 let seqs = (row.first..row.first + u64::from(row.count)).collect();
-                Once::Repeated(Receipt::new((), seqs, self.core()))
+                WriteOnce::Repeated(Receipt::new((), seqs, self.core()))
             }
         })
     }

@@ -63,7 +63,7 @@ pub enum HolderKind {
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// use onewrite::{Event, Holder, HolderKind};
 /// // A relay that an earlier release has run.
-/// let _ = store.relay("rabbit").publish_to(broker.publisher())?.stop(std::time::Duration::from_secs(5));
+/// let _ = store.relay("rabbit").spawn(broker.publisher())?.stop(std::time::Duration::from_secs(5));
 /// store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
 /// let holder: Holder = store.stats()?.holders.remove(0);
 /// assert_eq!((holder.kind, holder.name.as_str(), holder.position), (HolderKind::Relay, "rabbit", 0));

@@ -1,10 +1,10 @@
 //! Ids that were appended before: which events stand where, and what to say of those that do not stand as they should.
 
 use super::streams::StreamAppended;
-use super::streams::{Stream, body_of};
+use super::streams::{EventStream, body_of};
 use super::transaction::{EVENT_SCOPE, Transaction};
 use crate::error::{Error, ExpectedRevision, Result, Stands};
-use crate::event::{Event, Recorded};
+use crate::event::{Event, RecordedEvent};
 use crate::log::keys;
 use crate::log::streams::Run;
 
@@ -36,7 +36,7 @@ impl Transaction {
     }
 }
 
-fn stands(recorded: &Recorded) -> Stands {
+fn stands(recorded: &RecordedEvent) -> Stands {
     match (recorded.stream(), recorded.revision()) {
         (Some(stream), Some(revision)) => Stands::InStream { stream: stream.to_owned(), revision },
         _ => Stands::InNoStream,
@@ -44,7 +44,7 @@ fn stands(recorded: &Recorded) -> Stands {
 }
 
 /// Whether an event differs from a recorded one of another stream, or of none, only in what follows from that.
-fn is_the_same_elsewhere(event: &Event, recorded: &Recorded) -> bool {
+fn is_the_same_elsewhere(event: &Event, recorded: &RecordedEvent) -> bool {
     let recorded = &recorded.event;
     if event.stream == recorded.stream {
         return false;
@@ -63,7 +63,7 @@ fn is_the_same_elsewhere(event: &Event, recorded: &Recorded) -> bool {
     body_of(&moved) == body_of(event)
 }
 
-impl Stream<'_> {
+impl EventStream<'_> {
     /// Where exactly these events stand already, if they do: where the expectation says, or wherever the first id leads.
     #[cold]
     pub(super) fn repeated(

@@ -7,23 +7,23 @@ use super::receipt::Receipt;
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use onewrite::{Event, Once};
+/// use onewrite::{Event, WriteOnce};
 /// match store.write_once("request-17", |tx| tx.append(Event::bytes("paid", "1").to("", "payments")))? {
-///     Once::Done(receipt) => assert_eq!(receipt.seqs(), [0]),
+///     WriteOnce::Done(receipt) => assert_eq!(receipt.seqs(), [0]),
 ///     _ => unreachable!("no request of this id came before"),
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Once<T> {
+pub enum WriteOnce<T> {
     /// The request was new; its effects are durable.
     Done(Receipt<T>),
     /// A request of this id was committed before; nothing was done. The receipt shows its events.
     Repeated(Receipt),
 }
 
-impl<T> Once<T> {
+impl<T> WriteOnce<T> {
     /// Whether the request had been committed before.
     ///
     /// ```

@@ -66,7 +66,7 @@ pub enum ProjectionState {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// let projection = store.projection("balances").run(|_, _| Ok(()))?;
+/// let projection = store.projection("balances").spawn(|_, _| Ok(()))?;
 /// let status: onewrite::ProjectionStatus = projection.status();
 /// assert_eq!((status.position, status.applied, status.rebuilding), (0, 0, None));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

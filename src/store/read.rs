@@ -15,7 +15,7 @@ use super::recover::{plausible, read_state};
 use super::streams::{StreamReader, StreamSource, View, check_name, find_chunk, stream_row};
 use super::wanted::{Looked, Wanted};
 use crate::error::{CorruptError, Error, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
 use crate::log::record;
 use crate::log::streams::{Holes, NO_SEQ, Run, StreamState};
@@ -131,13 +131,13 @@ impl Snapshot {
     /// assert!(snapshot.event(1)?.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
+    pub fn event(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         self.owned()?;
         unless_it_panics(|| self.recorded(seq))?.map(|recorded| self.upcasts.upcast(recorded)).transpose()
     }
 
     /// As recorded, whatever its form.
-    fn recorded(&self, seq: u64) -> Result<Option<Recorded>> {
+    fn recorded(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         let log = self.tx.open_table(LOG)?;
         match redb::ReadableTable::get(&log, seq)? {
             Some(frame) => Ok(Some(record::decode(seq, frame.value())?)),
@@ -300,7 +300,7 @@ impl Snapshot {
         &self,
         from: u64,
         filter: &EventFilter,
-    ) -> Result<impl Iterator<Item = Result<Recorded>> + use<>> {
+    ) -> Result<impl Iterator<Item = Result<RecordedEvent>> + use<>> {
         let wanted = Wanted::new(filter.clone(), &self.upcasts)?;
         let mut events = self.events(from)?;
         let looked = std::iter::from_fn(move || events.look(&wanted));
@@ -357,7 +357,7 @@ impl std::fmt::Debug for Events {
 }
 
 impl Iterator for Events {
-    type Item = Result<Recorded>;
+    type Item = Result<RecordedEvent>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let recorded = self
@@ -570,7 +570,7 @@ impl StreamSource for Snapshot {
         Ok(row.map(|row| row.value().to_vec()))
     }
 
-    fn record(&self, seq: u64) -> Result<Option<Recorded>> {
+    fn record(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         self.recorded(seq)
     }
 

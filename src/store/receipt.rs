@@ -42,7 +42,7 @@ pub struct Receipt<T = ()> {
 /// use std::time::Duration;
 /// use onewrite::{ConfirmError, Event};
 /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
-/// let error = receipt.confirmed(Duration::from_secs(5)).unwrap_err(); // at once: no relay runs
+/// let error = receipt.wait_confirmed(Duration::from_secs(5)).unwrap_err(); // at once: no relay runs
 /// assert!(matches!(error, ConfirmError::NoRelay(_)));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -129,12 +129,12 @@ impl<T> Receipt<T> {
         self.value
     }
 
-    /// Waits until the broker has confirmed every event of this write, `patience` at most.
+    /// Waits until the broker has confirmed every event of this write, `timeout` at most.
     ///
     /// When this returns `Ok`, the one relay that runs on this store has the broker's confirm for each.
     ///
     /// `Duration::MAX` waits for ever. `Duration::ZERO` asks and does not wait for the broker: it returns `Ok` if the relay
-    /// has all confirms already. However short `patience` is, the relay's thread is asked once, and has
+    /// has all confirms already. However short `timeout` is, the relay's thread is asked once, and has
     /// [`ANSWER_MS_MAX`] to answer; it usually takes microseconds.
     ///
     /// # Errors
@@ -146,19 +146,18 @@ impl<T> Receipt<T> {
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// # let broker = onewrite::broker::MemoryBroker::new();
     /// # broker.declare_queue("payments", Default::default());
-    /// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+    /// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
     /// use std::time::Duration;
     /// use onewrite::Event;
     /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
-    /// receipt.confirmed(Duration::from_secs(5))?;
+    /// receipt.wait_confirmed(Duration::from_secs(5))?;
     /// assert_eq!(broker.queue_len("payments"), 1);
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn confirmed(&self, patience: Duration) -> Result<(), ConfirmError> {
-        let only =
-            "there is no relay, or more than one, on this store in this process; name it with `confirmed_by`";
-        self.wait(|core| core.relays.only(), only, patience)
+    pub fn wait_confirmed(&self, timeout: Duration) -> Result<(), ConfirmError> {
+        let only = "there is no relay, or more than one, on this store in this process; name it with `wait_confirmed_by`";
+        self.wait(|core| core.relays.only(), only, timeout)
     }
 
     /// As [`confirmed`](Self::confirmed), by the relay of this name.
@@ -173,32 +172,32 @@ impl<T> Receipt<T> {
     /// # broker.declare_queue("payments", Default::default());
     /// use std::time::Duration;
     /// use onewrite::Event;
-    /// let (one, two) = (store.relay("one").publish_to(broker.publisher())?, store.relay("two").publish_to(broker.publisher())?);
+    /// let (one, two) = (store.relay("one").spawn(broker.publisher())?, store.relay("two").spawn(broker.publisher())?);
     /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")))?;
-    /// receipt.confirmed_by("one", Duration::from_secs(5))?;
-    /// receipt.confirmed_by("two", Duration::from_secs(5))?;
-    /// assert!(receipt.confirmed_by("three", Duration::from_secs(5)).is_err());
+    /// receipt.wait_confirmed_by("one", Duration::from_secs(5))?;
+    /// receipt.wait_confirmed_by("two", Duration::from_secs(5))?;
+    /// assert!(receipt.wait_confirmed_by("three", Duration::from_secs(5)).is_err());
     /// # let _ = (one.stop(Duration::from_secs(5)), two.stop(Duration::from_secs(5)));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn confirmed_by(&self, relay: &str, patience: Duration) -> Result<(), ConfirmError> {
-        self.wait(|core| core.relays.port(relay), "no relay of this name runs in this process", patience)
+    pub fn wait_confirmed_by(&self, relay: &str, timeout: Duration) -> Result<(), ConfirmError> {
+        self.wait(|core| core.relays.port(relay), "no relay of this name runs in this process", timeout)
     }
 
     fn wait(
         &self,
         port: impl FnOnce(&Core) -> Option<RelayPort>,
         without: &'static str,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<(), ConfirmError> {
         let core = self.core.upgrade().ok_or(ConfirmError::NoRelay("the store is closed"))?;
-        core.refuse_inside("Receipt::confirmed")?;
+        core.refuse_inside("Receipt::wait_confirmed")?;
         let port = port(&core).ok_or(ConfirmError::NoRelay(without))?;
         drop(core);
         let (reply, answer) = oneshot::channel();
         let request = RelayRequest::Await { seqs: self.seqs.clone(), reply };
         port.requests.send(request).map_err(|_| ConfirmError::Stopped)?;
-        let answered = answer.wait_until(Deadline::after(patience)).or_else(|| {
+        let answered = answer.wait_until(Deadline::after(timeout)).or_else(|| {
             // The relay may not have looked at what was asked: it says when it has.
             let (reply, echo) = oneshot::channel();
             port.requests.send(RelayRequest::Echo { reply }).ok()?;
@@ -210,7 +209,7 @@ impl<T> Receipt<T> {
             Some(Ok(Awaited::Quarantined { seq, fault })) => Err(ConfirmError::Quarantined { seq, fault }),
             Some(Ok(Awaited::Failed(error))) => Err(error.into()),
             Some(Err(oneshot::Abandoned)) => Err(ConfirmError::Stopped),
-            None => Err(ConfirmError::Timeout { waited_ms: crate::time::as_ms(patience) }),
+            None => Err(ConfirmError::Timeout { waited_ms: crate::time::as_ms(timeout) }),
         }
     }
 }

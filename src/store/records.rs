@@ -4,12 +4,12 @@ use super::cleanup::Hidden;
 use super::core::Core;
 use super::recover::read_state;
 use crate::error::{CorruptError, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::log::record;
 use crate::storage::tables::schema::LOG;
 
 /// A record as read: whole, or with what is wrong.
-pub(crate) type Read = (u64, std::result::Result<Recorded, CorruptError>);
+pub(crate) type Read = (u64, std::result::Result<RecordedEvent, CorruptError>);
 
 /// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed; where
 /// nothing has been trimmed yet it is told as damaged, since a page that is damaged can hide records or show others.

@@ -11,7 +11,7 @@ use super::stream_snapshots::raise_to_known;
 use super::streams::stream_row;
 use super::waiting::count_parked;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
-use crate::event::{Recorded, fresh_secret, fresh_uuid};
+use crate::event::{RecordedEvent, fresh_secret, fresh_uuid};
 use crate::limits::{CLOCK_TOLERANCE_MS, NUMBER_MAX};
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
@@ -312,7 +312,7 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
 
 /// Refuses numbers that no event at this place can have: each event of a lane or a stream has a sequence number of its own. Only where the
 /// newest events were lost may a stream be ahead of the log, and then its row says so.
-pub(super) fn plausible(recorded: Recorded, known: StreamState) -> Result<Recorded, CorruptError> {
+pub(super) fn plausible(recorded: RecordedEvent, known: StreamState) -> Result<RecordedEvent, CorruptError> {
     let seq = recorded.seq();
     let refused = |what| Err(CorruptError { seq, what });
     if recorded.lane.is_some_and(|lane| lane.number > seq || lane.id > seq) {

@@ -80,7 +80,7 @@ pub enum RelayState {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// let status: onewrite::RelayStatus = relay.status();
 /// assert_eq!((status.in_flight, status.quarantined), (0, 0));
 /// assert!(!status.stalled);
@@ -127,7 +127,7 @@ pub struct RelayStatus {
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
 /// # let broker = onewrite::broker::MemoryBroker::new();
-/// # let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// for suspended in relay.status().suspended {
 ///     println!("`{}` of `{}`: {}", suspended.routing_key, suspended.exchange, suspended.cause);
 /// }

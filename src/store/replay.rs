@@ -203,7 +203,7 @@ impl<B: AsRef<[u8]>> fmt::Debug for ReplayedEvent<B> {
     }
 }
 
-/// As at [`Recorded`](crate::Recorded), where each is shown.
+/// As at [`RecordedEvent`](crate::RecordedEvent), where each is shown.
 impl<B: AsRef<[u8]>> ReplayedEvent<B> {
     /// Its sequence number.
     #[must_use]

@@ -19,8 +19,8 @@ use crate::storage::tables::schema::{META, META_NEXT_CURSOR};
 /// use onewrite::{Event, StartAt};
 /// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
 /// pay()?; // before the relay is made: not for it
-/// let relay = store.relay("new").start_at(StartAt::Newest).publish_to(broker.publisher())?;
-/// pay()?.confirmed(Duration::from_secs(5))?;
+/// let relay = store.relay("new").start_at(StartAt::Newest).spawn(broker.publisher())?;
+/// pay()?.wait_confirmed(Duration::from_secs(5))?;
 /// assert_eq!(broker.queue_len("payments"), 1);
 /// # let _ = relay.stop(std::time::Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())

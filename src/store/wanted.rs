@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::SettingError;
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
 use crate::log::view::RecordView;
 use crate::upcast::Upcasts;
@@ -65,7 +65,7 @@ impl Wanted {
     }
 
     /// Whether the reader wants the event in its newest form.
-    pub(super) fn takes_event(&self, event: &Recorded) -> bool {
+    pub(super) fn takes_event(&self, event: &RecordedEvent) -> bool {
         self.filter.matches(event)
     }
 }
@@ -75,5 +75,5 @@ impl Wanted {
 pub(crate) struct Looked {
     pub(crate) seq: u64,
     /// `None`: the filter lets it pass.
-    pub(crate) event: Option<Recorded>,
+    pub(crate) event: Option<RecordedEvent>,
 }

@@ -24,14 +24,14 @@ use super::{Clock, ClockListener, Now, as_ms};
 /// # broker.declare_queue("reminders", Default::default());
 /// let clock = ManualClock::new();
 /// let store = Store::builder().clock(Arc::new(clock.clone())).open(folder.path().join("a.redb"))?;
-/// let relay = store.relay("rabbit").publish_to(broker.publisher())?;
+/// let relay = store.relay("rabbit").spawn(broker.publisher())?;
 /// let tomorrow = clock.wall() + Duration::from_secs(24 * 3600);
 /// let receipt = store.write(move |tx| {
 ///     tx.append(Event::bytes("reminder", "").not_before(tomorrow).to("", "reminders"))
 /// })?;
-/// assert!(receipt.confirmed(Duration::from_millis(50)).is_err()); // it waits for tomorrow
+/// assert!(receipt.wait_confirmed(Duration::from_millis(50)).is_err()); // it waits for tomorrow
 /// clock.advance(Duration::from_secs(24 * 3600));
-/// receipt.confirmed(Duration::from_secs(5))?; // in milliseconds
+/// receipt.wait_confirmed(Duration::from_secs(5))?; // in milliseconds
 /// # let _ = relay.stop(Duration::from_secs(5));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```

@@ -35,9 +35,9 @@ use crate::text::Text;
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("payments", Default::default());
 /// let key = onewrite::SigningKey::new(b"32 bytes that nobody else knows.")?;
-/// let relay = store.relay("rabbit").sign_with(key).publish_to(broker.publisher())?;
+/// let relay = store.relay("rabbit").sign_with(key).spawn(broker.publisher())?;
 /// # store.write(|tx| tx.append(onewrite::Event::bytes("payment.completed", "100").key("alice").to("", "payments")))?
-/// #     .confirmed(std::time::Duration::from_secs(5))?;
+/// #     .wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("payments")[0].message; // the first event, published
 /// let signature = message.header(onewrite::wire::SIGNATURE).and_then(|value| value.as_text());
 /// assert!(signature.is_some_and(|signature| signature.starts_with("v1=") && signature.len() == 3 + 64));
@@ -181,8 +181,8 @@ impl Canonical for SigningKey {
 /// let (old, new) = (SigningKey::new([1; 32])?, SigningKey::new([2; 32])?);
 /// let keys = ProducerKeys::new().key(&bank.id(), old)?.key(&bank.id(), new.clone())?;
 ///
-/// let relay = bank.relay("rabbit").sign_with(new).publish_to(broker.publisher())?;
-/// bank.write(|tx| tx.append(Event::bytes("paid", "100").to("", "credit")))?.confirmed(std::time::Duration::from_secs(5))?;
+/// let relay = bank.relay("rabbit").sign_with(new).spawn(broker.publisher())?;
+/// bank.write(|tx| tx.append(Event::bytes("paid", "100").to("", "credit")))?.wait_confirmed(std::time::Duration::from_secs(5))?;
 /// let message = &broker.messages("credit")[0].message;
 /// assert!(keys.verify(message).is_ok());
 /// let forged = Message { payload: b"999".to_vec(), ..(**message).clone() };

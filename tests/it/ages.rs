@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::time::ManualClock;
-use onewrite::{Event, Message, Once, Retention, Store, StoreBuilder};
+use onewrite::{Event, Message, Retention, Store, StoreBuilder, WriteOnce};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const INBOX: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.inbox");
@@ -29,7 +29,7 @@ fn again(store: &Store) -> [bool; 3] {
     let message =
         Message { message_id: Some("foreign-17".into()), payload: b"1".to_vec(), ..Message::default() };
     let first = store.write(move |tx| tx.first_delivery("credit", &message)).unwrap().into_value();
-    [matches!(once, Once::Repeated(_)), appended.value().repeated, !first]
+    [matches!(once, WriteOnce::Repeated(_)), appended.value().repeated, !first]
 }
 
 /// Enough new ids that the pruning has looked at all: each brings a look at two others.
@@ -86,11 +86,11 @@ fn retention_by_age_is_held_up_by_no_event_of_the_future() {
     let keep = |builder: StoreBuilder| builder.retention(Retention::until_confirmed().keep_age(100 * HOUR));
     let append = |store: &Store| {
         let receipt = store.write(|tx| tx.append(Event::bytes("t", "x").to("", "q"))).unwrap();
-        receipt.confirmed(Duration::from_secs(60)).unwrap();
+        receipt.wait_confirmed(Duration::from_secs(60)).unwrap();
     };
     let trimmed_to = |store: &Store| store.stats().unwrap().trimmed_to;
     let store = open(&clock, &path, keep);
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for days in [0, 47_400, 20_700, 1, 20_701] {
         clock.set_wall(day(days));
         append(&store);
@@ -102,7 +102,7 @@ fn retention_by_age_is_held_up_by_no_event_of_the_future() {
     store.close().unwrap();
 
     let store = open(&clock, &path, keep);
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     clock.advance(53 * HOUR);
     let began = std::time::Instant::now();
     while trimmed_to(&store) < 5 {

@@ -3,7 +3,7 @@
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use onewrite::{Aggregate, Error, Event, Recorded, Result, Store};
+use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
 
 use crate::scratch::crash_copy;
 
@@ -24,7 +24,7 @@ impl<const VERSION: u32, const HONEST: bool> Aggregate for Sum<VERSION, HONEST> 
         Ok(Event::bytes("added", event.to_string()).unpublished())
     }
 
-    fn decode(recorded: &Recorded) -> Result<u64> {
+    fn decode(recorded: &RecordedEvent) -> Result<u64> {
         if recorded.event_type() != "added" {
             return Err(Error::reject(format!("unknown event type `{}`", recorded.event_type())));
         }

@@ -12,7 +12,8 @@ use onewrite::broker::{
 };
 use onewrite::redb::{ReadableTable, TableDefinition};
 use onewrite::{
-    Error, Event, EventError, FaultClass, HeaderValue, Message, OpenError, Outcome, Recorded, Store, limits,
+    Error, Event, EventError, FaultClass, HeaderValue, Message, OpenError, Outcome, RecordedEvent, Store,
+    limits,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -90,7 +91,7 @@ fn check_message(message: &Message) {
     }
 }
 
-fn check_record(record: &Recorded) {
+fn check_record(record: &RecordedEvent) {
     let properties = record.properties();
     assert_eq!((record.content_type(), record.correlation_id()), (Some("text/plain"), Some("request-17")));
     assert_eq!(properties.content_encoding.as_deref(), Some("gzip"));
@@ -125,7 +126,7 @@ fn there_and_back<P: Publisher + 'static, S: Source + 'static>(
     let path = folder.path().join("a.redb");
     // No queue yet: the event goes to quarantine, and the store is closed over it.
     let store = Store::open(&path).unwrap();
-    let relay = store.relay("r").app_id("relay").destination_attempts(1).publish_to(publisher()).unwrap();
+    let relay = store.relay("r").app_id("relay").destination_attempts(1).spawn(publisher()).unwrap();
     let to = queue.to_owned();
     store.write(move |tx| tx.append(everything().to("", &*to))).unwrap();
     until("a quarantined event", || !store.quarantine("r").unwrap().list(None, 1).unwrap().is_empty());
@@ -136,9 +137,9 @@ fn there_and_back<P: Publisher + 'static, S: Source + 'static>(
     declare();
     let store = Store::open(&path).unwrap();
     check_record(&store.read().unwrap().event(0).unwrap().unwrap());
-    let relay = store.relay("r").app_id("relay").publish_to(publisher()).unwrap();
+    let relay = store.relay("r").app_id("relay").spawn(publisher()).unwrap();
     store.quarantine("r").unwrap().redrive(0).unwrap();
-    let consumer = store.consumer("c").run(source(), |_, _| Err(Error::reject("not today"))).unwrap();
+    let consumer = store.consumer("c").spawn(source(), |_, _| Err(Error::reject("not today"))).unwrap();
     until("a rejected delivery", || store.rejected("c").len().unwrap() == 1);
     consumer.stop(SOON);
     relay.stop(SOON);
@@ -151,7 +152,7 @@ fn there_and_back<P: Publisher + 'static, S: Source + 'static>(
     let (seen, handled) = mpsc::channel();
     let consumer = store
         .consumer("c")
-        .run(source(), move |delivery: &Delivery, _: &onewrite::Transaction| {
+        .spawn(source(), move |delivery: &Delivery, _: &onewrite::Transaction| {
             seen.send(delivery.message.clone()).map_err(Error::app)
         })
         .unwrap();

@@ -12,7 +12,7 @@ fn run(store: &Store, version: u32, poison: Option<u64>) -> Projection {
     let policy = FailurePolicy::Stop { attempts: 1 };
     let builder = store.projection("p").table(ROWS).version(version).batch(2).on_failure(policy);
     builder
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             if Some(event.seq()) == poison {
                 return Err(Error::app("it cannot be applied"));
             }
@@ -39,13 +39,13 @@ fn a_rebuild_at_a_poison_event_can_be_cancelled() {
             (0..9).try_for_each(|_| tx.append(Event::bytes("counted", "").unpublished()).map(drop))
         };
         store.write(append).unwrap();
-        run(&store, 1, None).await_live(PATIENCE).unwrap();
+        run(&store, 1, None).wait_until_live(PATIENCE).unwrap();
         let second = run(&store, 2, Some(7));
-        assert!(second.await_live(PATIENCE).is_err());
+        assert!(second.wait_until_live(PATIENCE).is_err());
         assert!(second.status().rebuild_stopped.is_some_and(|told| told.contains("event 7")));
         if by_handle {
             assert!(second.cancel_rebuild().unwrap());
-            let told = second.await_live(PATIENCE).unwrap_err().to_string();
+            let told = second.wait_until_live(PATIENCE).unwrap_err().to_string();
             assert!(told.contains("cancelled") || told.contains("event 7"), "{told}");
             second.stop(PATIENCE);
         } else {
@@ -65,15 +65,15 @@ fn a_rebuild_at_a_poison_event_can_be_cancelled() {
         let store = Store::open(&path).unwrap();
         let again = run(&store, 2, None);
         assert_eq!(again.status().state, ProjectionState::Cancelled);
-        assert!(matches!(again.await_live(PATIENCE), Err(Error::ProjectionStopped { .. })));
+        assert!(matches!(again.wait_until_live(PATIENCE), Err(Error::ProjectionStopped { .. })));
         if by_handle {
             again.rebuild();
-            again.await_live(PATIENCE).unwrap();
+            again.wait_until_live(PATIENCE).unwrap();
             assert_eq!(rows(&store), [2; 9]);
         } else {
             again.stop(PATIENCE);
             let third = run(&store, 3, None);
-            third.await_live(PATIENCE).unwrap();
+            third.wait_until_live(PATIENCE).unwrap();
             assert_eq!(rows(&store), [3; 9]);
         }
         assert_eq!(store.stats().unwrap().projections["p"].cancelled, None);

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use onewrite::broker::{MemoryBroker, Rule, Verdict};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{
-    BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, QuotaPolicy, Recorded,
-    Relay, Retention, Store, StoreBuilder, Transaction, limits,
+    BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, QuotaPolicy,
+    RecordedEvent, Relay, Retention, Store, StoreBuilder, Transaction, limits,
 };
 use proptest::prelude::*;
 
@@ -62,7 +62,7 @@ fn decode(payload: &[u8]) -> Told {
     Told { operation, key, new: value(3), old: value(12) }
 }
 
-fn told(events: &[Recorded]) -> Vec<Told> {
+fn told(events: &[RecordedEvent]) -> Vec<Told> {
     let of_table = events.iter().filter(|event| event.event_type() == "changed");
     of_table.map(|event| decode(event.payload())).collect()
 }
@@ -107,7 +107,7 @@ fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
     store
         .relay("r")
         .backoff(Duration::from_millis(2), Duration::from_millis(20))
-        .publish_to(broker.publisher())
+        .spawn(broker.publisher())
         .unwrap()
 }
 
@@ -471,7 +471,7 @@ fn rounds_keep_to_the_relay_s_pace() {
     let (_folder, store) = open(CaptureMode::NewestValue);
     let broker = broker();
     broker.script(Rule::any().always().then(Verdict::HoldConfirm));
-    let relay = store.relay("r").window_events(100).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").window_events(100).spawn(broker.publisher()).unwrap();
     let all = |value: u64| {
         let write = move |tx: &Transaction| {
             let mut table = tx.captured_table(TABLE)?;

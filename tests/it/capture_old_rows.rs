@@ -15,7 +15,7 @@ use crate::scratch::{broker, events, until};
 const SOON: Duration = Duration::from_secs(30);
 
 fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
-    store.relay("r").publish_to(broker.publisher()).unwrap()
+    store.relay("r").spawn(broker.publisher()).unwrap()
 }
 
 /// An amount, in the form of the first release: eight bytes.

@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(30);
 const MODES: [CaptureMode; 2] = [CaptureMode::EveryChange, CaptureMode::NewestValue];
 
 fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
-    store.relay("r").publish_to(broker.publisher()).unwrap()
+    store.relay("r").spawn(broker.publisher()).unwrap()
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "it is a codec")]
@@ -106,7 +106,7 @@ fn a_relay_that_stops_lets_the_snapshot_go() {
         let broker = broker();
         broker.go_down();
         let store = slow(mode, &path);
-        let other = store.relay("other").publish_to(broker.publisher()).unwrap();
+        let other = store.relay("other").spawn(broker.publisher()).unwrap();
         until("it waits for the broker", || figures(&store).waits_for == Some(CaptureWait::Broker));
         assert!(!figures(&store).snapshot_done);
         other.stop(SOON);
@@ -135,7 +135,7 @@ fn a_relay_that_has_failed_holds_nothing() {
     for mode in MODES {
         let (_folder, path) = file(5000);
         let store = slow(mode, &path);
-        let failed = store.relay("r").publish_to(Gone).unwrap();
+        let failed = store.relay("r").spawn(Gone).unwrap();
         until("it has failed", || matches!(failed.status().state, RelayState::Failed(_)));
         until("the snapshot is done", || figures(&store).snapshot_done);
         assert_eq!(next_seq(&store), 5000);

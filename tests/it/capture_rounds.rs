@@ -95,7 +95,7 @@ fn no_error_of_a_codec_stops_a_round() {
             })
             .unwrap();
         let broker = broker();
-        let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+        let relay = store.relay("r").spawn(broker.publisher()).unwrap();
         until("all others are published", || waiting(&store, "a") + waiting(&store, "b") == 1);
         // What has failed is noted a little after the commit.
         until("the failed key is counted", || store.stats().unwrap().captures["a"].failed == 1);
@@ -116,7 +116,7 @@ fn steady_traffic_starves_no_mark() {
     let store = Store::builder().capture(a).open(folder.path().join("a.redb")).unwrap();
     let broker = broker();
     broker.script(Rule::any().always().then(Verdict::DelayConfirm(Duration::from_secs(1))));
-    let relay = store.relay("r").window_events(512).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").window_events(512).spawn(broker.publisher()).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let traffic = {
         let (store, stop) = (store.clone(), Arc::clone(&stop));
@@ -149,7 +149,7 @@ fn a_silent_broker_gets_no_round() {
     let broker = broker();
     broker.script(Rule::any().times(1).then(Verdict::DelayConfirm(Duration::from_secs(4))));
     broker.script(Rule::any().always().then(Verdict::HoldConfirm));
-    let relay = store.relay("r").window_events(100).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").window_events(100).spawn(broker.publisher()).unwrap();
     let event = || Event::bytes("x", "").to("e", "r");
     store.write(move |tx| (0..80).try_for_each(|_| tx.append(event()).map(drop))).unwrap();
     let next_seq = || store.stats().unwrap().next_seq;
@@ -242,7 +242,7 @@ fn a_snapshot_goes_on_when_the_relay_is_forgotten() {
     let path = folder.path().join("a.redb");
     filled(&path, "a", 1000);
     let store = Store::open(&path).unwrap();
-    store.relay("r").publish_to(broker().publisher()).unwrap().stop(Duration::from_secs(1));
+    store.relay("r").spawn(broker().publisher()).unwrap().stop(Duration::from_secs(1));
     store.close().unwrap();
     let begun = Arc::new(AtomicBool::new(false));
     let in_codec = Arc::clone(&begun);
@@ -284,7 +284,7 @@ fn large_hot_rows_starve_no_snapshot() {
         })
     });
     until("more waits than a round takes", || waiting(&store, "big") == 40);
-    let relay = store.relay("r").publish_to(broker().publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker().publisher()).unwrap();
     until("the snapshot is done", || snapshot_done(&store, "a"));
     stop.store(true, SeqCst);
     writers.into_iter().for_each(|writer| writer.join().unwrap());
@@ -307,13 +307,13 @@ fn an_unreadable_row_holds_no_other_table() {
         let b = Capture::with(B, |change| Ok(event(change))).snapshot(true);
         let store = Store::builder().capture(a).capture(b).open(&path).unwrap();
         let broker = broker();
-        let mut relay = with_relay.then(|| store.relay("r").publish_to(broker.publisher()).unwrap());
+        let mut relay = with_relay.then(|| store.relay("r").spawn(broker.publisher()).unwrap());
         until("both snapshots are done", || snapshot_done(&store, "a") && snapshot_done(&store, "b"));
         until("the row is counted", || store.stats().unwrap().captures["a"].failed == 1);
         assert_eq!(waiting(&store, "a"), 1);
         CURED.store(true, SeqCst);
         // A mark is published for a relay.
-        relay.get_or_insert_with(|| store.relay("r").publish_to(broker.publisher()).unwrap());
+        relay.get_or_insert_with(|| store.relay("r").spawn(broker.publisher()).unwrap());
         until("it is tried again", || waiting(&store, "a") == 0);
     }
 }

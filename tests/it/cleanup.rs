@@ -33,7 +33,7 @@ fn relay(store: &Store) -> Relay {
     broker.declare_exchange("e", ExchangeKind::Fanout);
     broker.declare_queue("q", QueueOptions::default());
     broker.bind("q", "e", "").unwrap();
-    store.relay("r").publish_to(broker.publisher()).unwrap()
+    store.relay("r").spawn(broker.publisher()).unwrap()
 }
 
 fn event() -> Event {
@@ -193,11 +193,11 @@ fn what_relays_and_projections_leave_is_removed_in_pieces() {
     store.write(|tx| (0..MANY).try_for_each(|_| tx.append(event().to("", "nowhere")).map(drop))).unwrap();
     let policy = FailurePolicy::Quarantine { attempts: 1 };
     let projection = store.projection("p").on_failure(policy);
-    let projection = projection.run(|_, _| Err(Error::app("it cannot be applied"))).unwrap();
+    let projection = projection.spawn(|_, _| Err(Error::app("it cannot be applied"))).unwrap();
     let broker = MemoryBroker::new();
-    let relay = store.relay("lost").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("lost").destination_attempts(1).spawn(broker.publisher()).unwrap();
     until("all are in quarantine", || stats(&store).quarantined == MANY);
-    projection.await_position(MANY - 1, SOON).unwrap();
+    projection.wait_for_position(MANY - 1, SOON).unwrap();
     projection.stop(SOON);
     relay.stop(SOON);
     until("the log is trimmed but for them", || stats(&store).trimmed_to == MANY);
@@ -261,7 +261,7 @@ fn run(store: &Store, version: u32, poison: bool) -> onewrite::Projection {
         builder = builder.table(TableDefinition::<u64, u64>::new(name));
     }
     builder
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             if poison && event.seq() == 5 {
                 return Err(Error::app("it cannot be applied"));
             }
@@ -286,9 +286,9 @@ fn a_cancelled_rebuild_is_removed_after_a_crash() {
     let (folder, path) = scratch();
     let store = Store::open(&path).unwrap();
     store.write(|tx| (0..9).try_for_each(|_| tx.append(event()).map(drop))).unwrap();
-    run(&store, 1, false).await_live(SOON).unwrap();
+    run(&store, 1, false).wait_until_live(SOON).unwrap();
     let second = run(&store, 2, true);
-    assert!(second.await_live(SOON).is_err());
+    assert!(second.wait_until_live(SOON).is_err());
     second.stop(SOON);
     let cancels = {
         let store = store.clone();
@@ -324,7 +324,7 @@ fn tables_that_a_rebuild_has_replaced_are_removed_one_by_one() {
     let (folder, path) = scratch();
     let store = Store::open(&path).unwrap();
     store.write(|tx| (0..9).try_for_each(|_| tx.append(event()).map(drop))).unwrap();
-    run(&store, 1, false).await_live(SOON).unwrap();
+    run(&store, 1, false).wait_until_live(SOON).unwrap();
     let second = run(&store, 2, false);
     let copy = loop {
         let turn = store.begin().unwrap();
@@ -334,7 +334,7 @@ fn tables_that_a_rebuild_has_replaced_are_removed_one_by_one() {
             break copy;
         }
     };
-    second.await_live(SOON).unwrap();
+    second.wait_until_live(SOON).unwrap();
     cleaned(&store);
     second.stop(SOON);
     let copied = Store::open(&copy).unwrap();

@@ -58,7 +58,7 @@ fn a_relay_tries_again_when_the_clock_says_so() {
     let (folder, clock, broker) = setup();
     let store = open(&folder, builder(&clock));
     broker.script(Rule::any().times(2).then(Verdict::Nack));
-    let relay = store.relay("r").backoff(HOUR, 2 * HOUR).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").backoff(HOUR, 2 * HOUR).spawn(broker.publisher()).unwrap();
     let receipt = store.write(|tx| tx.append(event())).unwrap();
     for tries in 1..=2 {
         until("the broker has refused it", || {
@@ -69,7 +69,7 @@ fn a_relay_tries_again_when_the_clock_says_so() {
         // The wait is spread at random, and never longer than the longest.
         clock.advance(2 * HOUR);
     }
-    receipt.confirmed(SOON).unwrap();
+    receipt.wait_confirmed(SOON).unwrap();
     assert_eq!(broker.published(), 1);
     relay.stop(SOON);
 }
@@ -80,21 +80,21 @@ fn a_relay_tries_again_when_the_clock_says_so() {
 fn what_is_scheduled_comes_and_what_expires_goes_with_the_wall_time() {
     let (folder, clock, broker) = setup();
     let store = open(&folder, builder(&clock));
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let due = clock.wall() + HOUR;
     let later = store.write(move |tx| tx.append(event().not_before(due))).unwrap();
     until("the event waits for its time", || store.stats().unwrap().relays["r"].scheduled == 1);
     std::thread::sleep(A_WHILE);
     assert_eq!(broker.published(), 0);
     clock.set_wall(due);
-    later.confirmed(SOON).unwrap();
+    later.wait_confirmed(SOON).unwrap();
 
     pause(&relay);
     let end = clock.wall() + HOUR;
     let stale = store.write(move |tx| tx.append(event().expires(end))).unwrap();
     clock.advance(HOUR + Duration::from_millis(1));
     relay.resume();
-    assert!(stale.confirmed(SOON).is_err(), "it has expired");
+    assert!(stale.wait_confirmed(SOON).is_err(), "it has expired");
     assert_eq!(broker.published(), 1);
     relay.stop(SOON);
 }
@@ -104,7 +104,7 @@ fn what_is_scheduled_comes_and_what_expires_goes_with_the_wall_time() {
 fn a_rate_limit_is_a_rate_of_the_clock() {
     let (folder, clock, broker) = setup();
     let store = open(&folder, builder(&clock));
-    let relay = store.relay("r").rate_limit(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").rate_limit(1).spawn(broker.publisher()).unwrap();
     let receipt = store.write(|tx| (0..10).try_for_each(|_| tx.append(event()).map(drop))).unwrap();
     until("the first is out", || broker.published() > 0);
     std::thread::sleep(A_WHILE);
@@ -113,7 +113,7 @@ fn a_rate_limit_is_a_rate_of_the_clock() {
         clock.advance(Duration::from_secs(1));
         until("the next is out", || broker.published() == events);
     }
-    receipt.confirmed(SOON).unwrap();
+    receipt.wait_confirmed(SOON).unwrap();
     relay.stop(SOON);
 }
 
@@ -123,16 +123,16 @@ fn a_consumer_tries_again_when_the_clock_says_so() {
     let (folder, clock, broker) = setup();
     let store = open(&folder, builder(&clock));
     let fails = AtomicBool::new(true);
-    let consumer = store.consumer("s").backoff(HOUR, HOUR).run(broker.source("q"), move |_, _| {
+    let consumer = store.consumer("s").backoff(HOUR, HOUR).spawn(broker.source("q"), move |_, _| {
         if fails.swap(false, SeqCst) { Err(Error::app("not yet")) } else { Ok(()) }
     });
     let consumer = consumer.unwrap();
     broker.publish("", "q", Message { message_id: Some("1".into()), ..Message::default() }).unwrap();
-    until("the first try failed", || consumer.stats().retried == 1);
+    until("the first try failed", || consumer.status().retried == 1);
     std::thread::sleep(A_WHILE);
-    assert_eq!(consumer.stats().applied, 0);
+    assert_eq!(consumer.status().applied, 0);
     clock.advance(HOUR);
-    until("the second try", || consumer.stats().applied == 1);
+    until("the second try", || consumer.status().applied == 1);
     assert_eq!(consumer.stop(SOON).failed, None);
 }
 
@@ -142,7 +142,7 @@ fn a_gap_is_waited_for_by_the_clock() {
     let (folder, clock, broker) = setup();
     let store = open(&folder, builder(&clock));
     let consumer = store.consumer("s").on_gap(GapPolicy::Hold(Duration::from_secs(600)));
-    let consumer = consumer.run(broker.source("q"), |_, _| Ok(())).unwrap();
+    let consumer = consumer.spawn(broker.source("q"), |_, _| Ok(())).unwrap();
     let headers = [
         ("onewrite-store", HeaderValue::from("00000000-0000-4000-8000-000000000001")),
         ("onewrite-epoch", HeaderValue::from(1_i64)),
@@ -151,11 +151,11 @@ fn a_gap_is_waited_for_by_the_clock() {
     ];
     let headers = headers.map(|(name, value)| (name.into(), value)).to_vec();
     broker.publish("", "q", Message { message_id: Some("1".into()), headers, ..Message::default() }).unwrap();
-    until("the delivery is held", || consumer.stats().held == 1);
+    until("the delivery is held", || consumer.status().held == 1);
     std::thread::sleep(A_WHILE);
-    assert_eq!(consumer.stats().applied, 0);
+    assert_eq!(consumer.status().applied, 0);
     clock.advance(Duration::from_secs(600));
-    until("the gap is given up", || consumer.stats().applied == 1);
+    until("the gap is given up", || consumer.status().applied == 1);
     assert_eq!(consumer.stop(SOON).failed, None);
 }
 
@@ -169,7 +169,7 @@ fn a_projection_tries_again_when_the_clock_says_so() {
     let failing = Arc::clone(&fails);
     let projection =
         store.projection("p").backoff(HOUR, HOUR).on_failure(FailurePolicy::Stop { attempts: 3 });
-    let projection = projection.run(move |_, _| {
+    let projection = projection.spawn(move |_, _| {
         if failing.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
             Err(Error::app("not yet"))
         } else {
@@ -182,13 +182,13 @@ fn a_projection_tries_again_when_the_clock_says_so() {
     std::thread::sleep(A_WHILE);
     assert_eq!(projection.status().applied, 0);
     clock.advance(HOUR);
-    projection.await_position(receipt.seqs()[0], SOON).unwrap();
+    projection.wait_for_position(receipt.seqs()[0], SOON).unwrap();
     // The rebuild tries it in its last transaction first, which counts as no try.
     fails.store(2, SeqCst);
     projection.rebuild();
     until("the rebuild's first try failed", || projection.status().failed_tries == 2);
     clock.advance(HOUR);
-    projection.await_live(SOON).unwrap();
+    projection.wait_until_live(SOON).unwrap();
     projection.stop(SOON);
 }
 
@@ -207,7 +207,7 @@ fn a_capture_tries_again_when_the_clock_says_so() {
         }
     });
     let store = open(&folder, builder(&clock).capture(capture.mode(CaptureMode::NewestValue)));
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     store.write(|tx| tx.captured_table(TABLE)?.insert(1, 1).map(drop)).unwrap();
     until("the codec failed", || store.stats().unwrap().captures["table"].failed == 1);
     std::thread::sleep(A_WHILE);
@@ -223,8 +223,8 @@ fn a_capture_tries_again_when_the_clock_says_so() {
 fn retention_by_age_follows_the_clock() {
     let (folder, clock, broker) = setup();
     let store = open(&folder, builder(&clock).retention(Retention::until_confirmed().keep_age(2 * HOUR)));
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
-    let append = || store.write(|tx| tx.append(event())).unwrap().confirmed(SOON).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
+    let append = || store.write(|tx| tx.append(event())).unwrap().wait_confirmed(SOON).unwrap();
     append();
     clock.advance(HOUR);
     append();
@@ -249,8 +249,8 @@ fn a_clock_may_be_moved_from_anywhere() {
         Ok(Event::bytes("c", change.key.to_string()).to("", "q"))
     });
     let store = open(&folder, builder(&clock).capture(capture));
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
-    let projection = store.projection("p").run(move |_, _| {
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
+    let projection = store.projection("p").spawn(move |_, _| {
         in_handler.advance(HOUR);
         Ok(())
     });
@@ -259,8 +259,8 @@ fn a_clock_may_be_moved_from_anywhere() {
         in_write.advance(HOUR);
         tx.captured_table(TABLE)?.insert(1, 1).map(drop)
     });
-    receipt.unwrap().confirmed(SOON).unwrap();
-    projection.await_live(SOON).unwrap();
+    receipt.unwrap().wait_confirmed(SOON).unwrap();
+    projection.wait_until_live(SOON).unwrap();
     let held = store.begin().unwrap();
     std::thread::scope(|scope| scope.spawn(|| clock.advance(HOUR)).join().unwrap());
     held.commit().unwrap();
@@ -311,7 +311,7 @@ fn a_clock_that_calls_back_blocks_nothing() {
     let store = open(&folder, store);
     clock.1.set(store.clone()).unwrap();
     broker.go_down();
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let (done, finished) = std::sync::mpsc::channel();
     let writes = store.clone();
     std::thread::spawn(move || {
@@ -347,19 +347,19 @@ fn a_clock_that_only_tells_the_time_delays_nothing_for_ever() {
     let store = open(&folder, Store::builder().clock(Arc::new(Fixed)));
     let (first, longest) = (Duration::from_millis(1), Duration::from_millis(5));
     let fails = AtomicBool::new(true);
-    let consumer = store.consumer("s").backoff(first, longest).run(broker.source("q"), move |_, _| {
+    let consumer = store.consumer("s").backoff(first, longest).spawn(broker.source("q"), move |_, _| {
         if fails.swap(false, SeqCst) { Err(Error::app("not yet")) } else { Ok(()) }
     });
     broker.publish("", "q", Message { message_id: Some("1".into()), ..Message::default() }).unwrap();
     let consumer = consumer.unwrap();
-    until("the delivery is applied", || consumer.stats().applied == 1);
+    until("the delivery is applied", || consumer.status().applied == 1);
     let fails = AtomicBool::new(true);
     let projection = store
         .projection("p")
         .backoff(first, longest)
-        .run(move |_, _| if fails.swap(false, SeqCst) { Err(Error::app("not yet")) } else { Ok(()) });
+        .spawn(move |_, _| if fails.swap(false, SeqCst) { Err(Error::app("not yet")) } else { Ok(()) });
     let projection = projection.unwrap();
     let receipt = store.write(|tx| tx.append(event().unpublished())).unwrap();
-    projection.await_position(receipt.seqs()[0], SOON).unwrap();
+    projection.wait_for_position(receipt.seqs()[0], SOON).unwrap();
     let _ = (consumer.stop(SOON), projection.stop(SOON));
 }

@@ -276,7 +276,7 @@ fn a_marked_row_that_json_lacks_holds_nobody() {
     broker.declare_exchange("e", ExchangeKind::Fanout);
     broker.declare_queue("q", QueueOptions::default());
     broker.bind("q", "e", "").unwrap();
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let figures = || store.stats().unwrap().captures["rates"];
     until("both are counted", || (figures().waiting, figures().failed) == (2, 2));
     let has = |part: &str| {

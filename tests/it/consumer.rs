@@ -79,8 +79,8 @@ fn a_batch_is_one_commit() {
         send(&broker, &n.to_string(), None, "x");
     }
     let before = store.stats().unwrap().commits;
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
-    until("all applied", || consumer.stats().applied == 500);
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
+    until("all applied", || consumer.status().applied == 500);
     let commits = store.stats().unwrap().commits - before;
     assert!(commits <= 50, "{commits} commits for 500 deliveries");
     stop(consumer);
@@ -91,7 +91,7 @@ fn a_batch_is_one_commit() {
 #[test]
 fn once_in_effect() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).prefetch(16).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).prefetch(16).spawn(broker.source("q"), count).unwrap();
     for round in 0..3 {
         for n in 0..100 {
             send(&broker, &format!("m{n}"), (n % 2 == 0).then_some("k"), &format!("{n}"));
@@ -105,7 +105,7 @@ fn once_in_effect() {
     let effects = effects(&store);
     assert_eq!(effects.len(), 100);
     assert!(effects.values().all(|times| *times == 1), "{effects:?}");
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!(stats.applied, 100);
     assert!(stats.repeated >= 200, "{stats:?}");
     stop(consumer);
@@ -116,11 +116,11 @@ fn once_in_effect() {
 #[test]
 fn a_crash_between_effect_and_acknowledgement() {
     let (folder, store, broker) = setup();
-    let consumer = quick(&store).prefetch(8).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).prefetch(8).spawn(broker.source("q"), count).unwrap();
     for n in 0..200 {
         send(&broker, &format!("m{n}"), None, "x");
     }
-    until("some", || consumer.stats().applied > 50);
+    until("some", || consumer.status().applied > 50);
     let hold = store.begin().unwrap();
     let copy = folder.path().join("copy.redb");
     std::fs::copy(store.path(), &copy).unwrap();
@@ -133,12 +133,12 @@ fn a_crash_between_effect_and_acknowledgement() {
     for n in 0..200 {
         send(&again, &format!("m{n}"), None, "x");
     }
-    let consumer = quick(&crashed).run(again.source("q"), count).unwrap();
+    let consumer = quick(&crashed).spawn(again.source("q"), count).unwrap();
     until("an empty queue", || drained(&again));
     let effects = effects(&crashed);
     assert_eq!(effects.len(), 200);
     assert!(effects.values().all(|times| *times == 1));
-    assert!(consumer.stats().repeated > 50);
+    assert!(consumer.status().repeated > 50);
     stop(consumer);
 }
 
@@ -149,7 +149,7 @@ fn failures_are_retried_and_leave_nothing() {
     let tries = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&tries);
     let consumer = quick(&store)
-        .run(broker.source("q"), move |delivery, tx| {
+        .spawn(broker.source("q"), move |delivery, tx| {
             count(delivery, tx)?;
             match counted.fetch_add(1, Relaxed) {
                 0 => Err(Error::app("not now")),
@@ -161,7 +161,7 @@ fn failures_are_retried_and_leave_nothing() {
     send(&broker, "m", None, "x");
     until("an empty queue", || drained(&broker));
     assert_eq!(effects(&store), BTreeMap::from([("m".to_owned(), 1)]));
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.retried, stats.rejected), (1, 2, 0));
     stop(consumer);
 }
@@ -174,7 +174,7 @@ fn rejected_goes_to_the_dead_letter_queue() {
     let consumer = quick(&store)
         .attempts(3)
         .rejects(RejectTo::DeadLetter)
-        .run(broker.source("q"), |delivery, tx| {
+        .spawn(broker.source("q"), |delivery, tx| {
             count(delivery, tx)?;
             match delivery.message.payload.as_slice() {
                 b"bad" => Err(Error::reject("no such account")),
@@ -191,7 +191,7 @@ fn rejected_goes_to_the_dead_letter_queue() {
     assert_eq!(effects(&store), BTreeMap::from([("good".to_owned(), 1)]));
     let dead: HashSet<_> = broker.messages("dead").iter().map(|dead| dead.message.payload.clone()).collect();
     assert_eq!(dead, [&b"bad"[..], b"undecodable", b"hopeless"].map(<[u8]>::to_vec).into());
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.retried, stats.rejected), (1, 2, 3));
     stop(consumer);
 }
@@ -200,12 +200,12 @@ fn rejected_goes_to_the_dead_letter_queue() {
 #[test]
 fn an_id_with_other_content_is_a_conflict() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).rejects(RejectTo::DeadLetter).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).rejects(RejectTo::DeadLetter).spawn(broker.source("q"), count).unwrap();
     send(&broker, "m", None, "one");
     send(&broker, "m", None, "one");
     send(&broker, "m", None, "other");
     until("an empty queue", || drained(&broker));
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.repeated, stats.conflicts, stats.rejected), (1, 1, 1, 1));
     assert_eq!(stats.retried, 0, "another try heals no conflict");
     assert_eq!(broker.messages("dead")[0].message.payload, b"other");
@@ -224,7 +224,7 @@ fn order_per_key_through_retries() {
     let applied = Arc::new(Mutex::new(Vec::new()));
     let failed = Arc::new(Mutex::new(HashSet::new()));
     let consumer = quick(&store)
-        .run(broker.source("q"), {
+        .spawn(broker.source("q"), {
             let (applied, failed) = (Arc::clone(&applied), Arc::clone(&failed));
             move |delivery, _| {
                 let text = String::from_utf8_lossy(&delivery.message.payload).into_owned();
@@ -264,7 +264,7 @@ fn what_arrives_later_waits_behind_its_key() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_secs(2), Duration::from_secs(5))
-        .run(broker.source("q"), {
+        .spawn(broker.source("q"), {
             let applied = Arc::clone(&applied);
             move |delivery, _| {
                 let text = String::from_utf8_lossy(&delivery.message.payload).into_owned();
@@ -277,7 +277,7 @@ fn what_arrives_later_waits_behind_its_key() {
         })
         .unwrap();
     send(&broker, "m1", Some("k"), "k:1");
-    until("the first try", || consumer.stats().retried == 1);
+    until("the first try", || consumer.status().retried == 1);
     for (id, key, payload) in [("m2", "k", "k:2"), ("m3", "other", "other:3"), ("m4", "k", "k:4")] {
         send(&broker, id, Some(key), payload);
     }
@@ -295,7 +295,7 @@ fn a_redelivery_does_not_wait_for_its_old_self() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_secs(60), Duration::from_secs(60))
-        .run(broker.source("q"), move |delivery, tx| {
+        .spawn(broker.source("q"), move |delivery, tx| {
             if tried.fetch_add(1, Relaxed) == 0 {
                 return Err(Error::app("first try"));
             }
@@ -303,9 +303,9 @@ fn a_redelivery_does_not_wait_for_its_old_self() {
         })
         .unwrap();
     send(&broker, "m", Some("k"), "x");
-    until("the first try", || consumer.stats().retried == 1);
+    until("the first try", || consumer.status().retried == 1);
     broker.go_down();
-    until("the outage seen", || consumer.stats().disconnected.is_some());
+    until("the outage seen", || consumer.status().disconnected.is_some());
     broker.come_up();
     until("an empty queue", || drained(&broker));
     assert_eq!(effects(&store)["m"], 1);
@@ -317,7 +317,7 @@ fn a_redelivery_does_not_wait_for_its_old_self() {
 fn consume_and_append_are_one_write() {
     let (_folder, store, broker) = setup();
     let consumer = quick(&store)
-        .run(broker.source("q"), |delivery, tx| {
+        .spawn(broker.source("q"), |delivery, tx| {
             count(delivery, tx)?;
             tx.append(
                 onewrite::Event::bytes("offer.updated", delivery.message.payload.clone()).unpublished(),
@@ -338,11 +338,11 @@ fn consume_and_append_are_one_write() {
 #[test]
 fn a_closed_store_ends_the_consumer() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
     store.close().unwrap();
     send(&broker, "m", None, "x");
-    until("its word", || consumer.stats().failed.is_some());
-    assert!(consumer.stats().failed.unwrap().contains("is closed"));
+    until("its word", || consumer.status().failed.is_some());
+    assert!(consumer.status().failed.unwrap().contains("is closed"));
     until("the message back", || broker.queue_len("q") == 1 && broker.unsettled_len("q") == 0);
 }
 
@@ -350,7 +350,8 @@ fn a_closed_store_ends_the_consumer() {
 #[test]
 fn bad_settings_are_named() {
     let (_folder, store, broker) = setup();
-    let refused = |builder: ConsumerBuilder| builder.run(broker.source("q"), count).unwrap_err().to_string();
+    let refused =
+        |builder: ConsumerBuilder| builder.spawn(broker.source("q"), count).unwrap_err().to_string();
     assert_eq!(refused(store.consumer("")), "setting `scope`: a scope is 1 to 255 bytes long");
     assert_eq!(refused(quick(&store).prefetch(0)), "setting `prefetch`: it must be at least 1");
 }

@@ -45,7 +45,7 @@ fn order_is_kept_when_the_group_runs_again() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_millis(300), Duration::from_millis(300))
-        .run(broker.source("q"), move |d, tx| {
+        .spawn(broker.source("q"), move |d, tx| {
             note(tx, &d.message.payload)?;
             if d.message.payload == b"b" && tries.fetch_add(1, Relaxed) == 0 {
                 return Err(Error::app("once"));
@@ -73,7 +73,7 @@ fn what_was_held_does_not_overtake_a_retry() {
         .consumer("service")
         .backoff(Duration::from_secs(2), Duration::from_secs(2))
         .on_gap(GapPolicy::Hold(Duration::from_millis(500)))
-        .run(broker.source("q"), move |d, tx| {
+        .spawn(broker.source("q"), move |d, tx| {
             if d.message.payload == b"0" && tries.fetch_add(1, Relaxed) == 0 {
                 return Err(Error::app("once"));
             }
@@ -98,7 +98,7 @@ fn a_gap_is_waited_for_once() {
     let consumer = quick(&store)
         .attempts(4)
         .on_gap(GapPolicy::Hold(Duration::from_secs(1)))
-        .run(broker.source("q"), move |_, _| Err(Error::app("never")))
+        .spawn(broker.source("q"), move |_, _| Err(Error::app("never")))
         .unwrap();
     until("drained", || drained(&broker));
     let took = began.elapsed();
@@ -113,7 +113,7 @@ fn a_handler_s_own_conflict_is_not_the_delivery_s() {
     let (_f, store, broker) = setup();
     let tries = AtomicU32::new(0);
     let consumer = quick(&store)
-        .run(broker.source("q"), move |d, tx| {
+        .spawn(broker.source("q"), move |d, tx| {
             if tries.fetch_add(1, Relaxed) == 0 {
                 // the handler's own business check: Error::IdConflict
                 tx.first_time_with("requests", "r", b"1")?;
@@ -170,9 +170,9 @@ fn a_gap_filled_elsewhere_is_noticed() {
     send(&broker, keyed(1, "1"));
     let consumer = quick(&store)
         .on_gap(GapPolicy::Hold(Duration::from_secs(6)))
-        .run(broker.source("q"), |d, tx| note(tx, &d.message.payload))
+        .spawn(broker.source("q"), |d, tx| note(tx, &d.message.payload))
         .unwrap();
-    until("held", || consumer.stats().held == 1);
+    until("held", || consumer.status().held == 1);
     let began = Instant::now();
     store.write(|tx| tx.first_delivery("service", &keyed(0, "0"))).unwrap(); // as another consumer of the scope, or a redrive, would
     until("drained", || drained(&broker));
@@ -189,7 +189,7 @@ fn an_error_of_another_store_ends_nobody() {
     other.clone().close().unwrap();
     let consumer = quick(&store)
         .attempts(2)
-        .run(broker.source("q"), move |_, _| other.rejected("x").len().map(drop))
+        .spawn(broker.source("q"), move |_, _| other.rejected("x").len().map(drop))
         .unwrap();
     send(&broker, numbered(0, 0, "x"));
     std::thread::sleep(Duration::from_millis(500));
@@ -204,10 +204,10 @@ fn an_endless_backoff_kills_nobody() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::MAX, Duration::MAX)
-        .run(broker.source("q"), |_, _| Err(Error::app("x")))
+        .spawn(broker.source("q"), |_, _| Err(Error::app("x")))
         .unwrap();
     send(&broker, numbered(0, 0, "x"));
-    until("tried", || consumer.stats().retried == 1);
+    until("tried", || consumer.status().retried == 1);
     std::thread::sleep(Duration::from_millis(200));
     let up = broker.unsettled_len("q");
     let stats = consumer.stop(Duration::from_secs(5));
@@ -228,7 +228,7 @@ fn order_is_kept_when_a_stranger_makes_the_group_run_again() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_millis(300), Duration::from_millis(300))
-        .run(broker.source("q"), move |d, tx| {
+        .spawn(broker.source("q"), move |d, tx| {
             let mut tries = tries.lock().unwrap();
             let n = tries.entry(d.message.payload.clone()).or_default();
             *n += 1;
@@ -262,8 +262,8 @@ fn a_source_that_has_ended_is_told() {
         fn stop(&mut self, _: Duration) {}
     }
     let (_f, store, _broker) = setup();
-    let consumer = store.consumer("service").run(Dead, |_, _| Ok(())).unwrap();
-    until("it says so", || consumer.stats().failed.is_some());
+    let consumer = store.consumer("service").spawn(Dead, |_, _| Ok(())).unwrap();
+    until("it says so", || consumer.status().failed.is_some());
     let stats = consumer.stop(Duration::from_secs(5));
     assert_eq!(stats.failed.as_deref(), Some("the source has ended by itself"));
 }
@@ -274,7 +274,7 @@ fn a_source_that_has_ended_is_told() {
 fn a_new_epoch_applies_nothing_twice() {
     const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
     let (folder, credit, broker) = setup();
-    let consumer = quick(&credit).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&credit).spawn(broker.source("q"), count).unwrap();
     let bank = Store::open(folder.path().join("bank.redb")).unwrap();
     for n in 0..10 {
         bank.write(move |tx| {
@@ -283,8 +283,8 @@ fn a_new_epoch_applies_nothing_twice() {
         .unwrap();
     }
     let crashed = crate::scratch::crash_copy(&bank, folder.path());
-    let relay = bank.relay("rabbit").publish_to(broker.publisher()).unwrap();
-    until("applied", || consumer.stats().applied == 10);
+    let relay = bank.relay("rabbit").spawn(broker.publisher()).unwrap();
+    until("applied", || consumer.status().applied == 10);
     let _ = relay.stop(Duration::from_secs(5));
     bank.close().unwrap();
     {
@@ -301,9 +301,9 @@ fn a_new_epoch_applies_nothing_twice() {
         tx.commit().unwrap();
     }
     let bank = Store::open(&crashed).unwrap();
-    let relay = bank.relay("rabbit").publish_to(broker.publisher()).unwrap();
-    until("again", || consumer.stats().applied + consumer.stats().repeated >= 19);
-    let stats = consumer.stats();
+    let relay = bank.relay("rabbit").spawn(broker.publisher()).unwrap();
+    until("again", || consumer.status().applied + consumer.status().repeated >= 19);
+    let stats = consumer.status();
     let _ = relay.stop(Duration::from_secs(5));
     let _ = consumer.stop(Duration::from_secs(5));
     assert_eq!((stats.applied, stats.repeated), (10, 9), "{:?}", effects(&credit));

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use onewrite::{Aggregate, Error, Event, ExpectedRevision, Recorded, Result, Store, limits};
+use onewrite::{Aggregate, Error, Event, ExpectedRevision, RecordedEvent, Result, Store, limits};
 
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 struct Count(u64);
@@ -18,7 +18,7 @@ impl Aggregate for Count {
         Ok(Event::bytes("counted", event.to_le_bytes()).unpublished())
     }
 
-    fn decode(recorded: &Recorded) -> Result<u64> {
+    fn decode(recorded: &RecordedEvent) -> Result<u64> {
         Ok(u64::from_le_bytes(recorded.payload().try_into().map_err(Error::app)?))
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::TableDefinition;
 use onewrite::{
-    Capture, CaptureMode, Error, Event, EventFilter, ExpectedRevision, Message, Recorded, Result, Store,
+    Capture, CaptureMode, Error, Event, EventFilter, ExpectedRevision, Message, RecordedEvent, Result, Store,
     StoreBuilder, Transaction,
 };
 
@@ -59,15 +59,15 @@ fn furnish(store: &Store) {
         broker.publish("", "in", Message { message_id: id, ..Default::default() }).unwrap();
     }
     let rejects = |_: &onewrite::broker::Delivery, _: &Transaction| Err(Error::reject("no"));
-    let consumer = store.consumer("scope").run(broker.source("in"), rejects).unwrap();
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
-    let project = |event: &Recorded, tx: &onewrite::ProjectionTransaction<'_>| {
+    let consumer = store.consumer("scope").spawn(broker.source("in"), rejects).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
+    let project = |event: &RecordedEvent, tx: &onewrite::ProjectionTransaction<'_>| {
         tx.open_table(PROJECTED)?.insert(event.seq(), 1)?;
         Ok(())
     };
-    let projection = store.projection("p").table(PROJECTED).run(project).unwrap();
-    projection.await_live(Duration::from_secs(60)).unwrap();
-    until("rejected", || consumer.stats().rejected == 10);
+    let projection = store.projection("p").table(PROJECTED).spawn(project).unwrap();
+    projection.wait_until_live(Duration::from_secs(60)).unwrap();
+    until("rejected", || consumer.status().rejected == 10);
     until("quarantined", || store.stats().unwrap().quarantined >= 1);
     consumer.stop(LIMIT);
     let _ = relay.stop(LIMIT);
@@ -139,19 +139,19 @@ fn call_everything(path: &Path) -> Vec<&'static str> {
         let _ = (rejected.redrive(2), rejected.discard(3), rejected.redrive_all());
     });
     call("publish_to", &mut || {
-        let Ok(relay) = store.relay("r").publish_to(broker.publisher()) else { return };
+        let Ok(relay) = store.relay("r").spawn(broker.publisher()) else { return };
         let _ = relay.status();
         std::thread::sleep(Duration::from_millis(2));
         let _ = relay.stop(LIMIT);
     });
     call("consumer", &mut || {
-        let Ok(consumer) = store.consumer("scope").run(broker.source("in"), |_, _| Ok(())) else { return };
+        let Ok(consumer) = store.consumer("scope").spawn(broker.source("in"), |_, _| Ok(())) else { return };
         let _ = broker.publish("", "in", Message::default());
         std::thread::sleep(Duration::from_millis(2));
         consumer.stop(LIMIT);
     });
     call("projection", &mut || {
-        let ran = store.projection("p").table(PROJECTED).run(|event, tx| {
+        let ran = store.projection("p").table(PROJECTED).spawn(|event, tx| {
             tx.open_table(PROJECTED)?.insert(event.seq(), 1)?;
             Ok(())
         });

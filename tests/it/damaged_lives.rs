@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
-use onewrite::{Aggregate, Error, Event, ExpectedRevision, OpenError, Recorded, Result, Store, limits};
+use onewrite::{Aggregate, Error, Event, ExpectedRevision, OpenError, RecordedEvent, Result, Store, limits};
 use proptest::prelude::*;
 
 use crate::scratch::crash_copy;
@@ -24,7 +24,7 @@ impl Aggregate for Account {
         Ok(deposit(*event))
     }
 
-    fn decode(recorded: &Recorded) -> Result<u64> {
+    fn decode(recorded: &RecordedEvent) -> Result<u64> {
         String::from_utf8_lossy(recorded.payload()).parse().map_err(Error::app)
     }
 

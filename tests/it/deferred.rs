@@ -31,7 +31,7 @@ fn draining(folder: &tempfile::TempDir, clock: &Arc<Moved>, retention: Retention
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default().max_length(1));
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     (store, relay)
 }
 
@@ -40,7 +40,7 @@ fn put(store: &Store, events: usize, bytes: usize) {
         let event = || Event::bytes("t", vec![7; bytes]).to("", "q");
         (0..events).try_for_each(|_| tx.append(event()).map(drop))
     });
-    receipt.unwrap().confirmed(SOON).unwrap();
+    receipt.unwrap().wait_confirmed(SOON).unwrap();
 }
 
 /// Goal: large events that come without a pause leave the file soon after they are confirmed, within a bound in bytes. Method:
@@ -117,7 +117,7 @@ fn a_filter_that_takes_nothing_holds_the_log_for_a_bounded_time() {
     let folder = tempfile::tempdir().unwrap();
     let (store, relay) = draining(&folder, &Arc::default(), Retention::until_confirmed());
     let projection = store.projection("none").filter(EventFilter::all().event_type("another"));
-    let projection = projection.run(|_, _| Ok(())).unwrap();
+    let projection = projection.spawn(|_, _| Ok(())).unwrap();
     let trimmed = (0..PROJECTION_SKIP_MAX / 2).any(|_| {
         put(&store, 1, 20_000);
         std::thread::sleep(Duration::from_millis(2));

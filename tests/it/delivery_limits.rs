@@ -74,7 +74,7 @@ fn until_all(node: &RabbitNode, queue: &str, store: &Store, consumer: &Consumer,
             "{} of {count} applied, {} in the queue, {:?}",
             applied(store).len(),
             messages(node, queue),
-            consumer.stats()
+            consumer.status()
         );
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -93,7 +93,7 @@ fn cut_connections_lose_nothing_at_any_limit() {
         let store = Store::open(folder.path().join("a.redb")).unwrap();
         let consumer = store
             .consumer("c")
-            .run(source(&node.url(), queue), |delivery, tx| {
+            .spawn(source(&node.url(), queue), |delivery, tx| {
                 std::thread::sleep(Duration::from_millis(15));
                 apply(delivery, tx)
             })
@@ -131,7 +131,7 @@ fn killed_processes_lose_nothing_below_the_limit() {
     }
     let store = Store::open(&path).unwrap();
     let before = applied(&store).len();
-    let consumer = store.consumer("c").run(source(&node.url(), queue), apply).unwrap();
+    let consumer = store.consumer("c").spawn(source(&node.url(), queue), apply).unwrap();
     until_all(node, queue, &store, &consumer, 600);
     let _ = consumer.stop(Duration::from_secs(5));
     let names: BTreeSet<Vec<u8>> = applied(&store).into_iter().map(|(name, _)| name).collect();
@@ -147,7 +147,7 @@ fn child_that_is_killed() {
     let store = Store::open(&path).unwrap();
     let _consumer = store
         .consumer("c")
-        .run(source(url, queue), |delivery, tx| {
+        .spawn(source(url, queue), |delivery, tx| {
             std::thread::sleep(Duration::from_millis(30));
             apply(delivery, tx)
         })

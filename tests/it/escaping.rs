@@ -70,7 +70,7 @@ fn child_with_hostile_texts() {
     let consumer = store
         .consumer("c")
         .attempts(1)
-        .run(broker.source("q"), |delivery, _| {
+        .spawn(broker.source("q"), |delivery, _| {
             let id = delivery.message.message_id.as_deref().unwrap_or_default();
             if delivery.message.payload == b"fine" {
                 Ok(())
@@ -97,7 +97,7 @@ fn child_with_hostile_texts() {
     consumer.stop(Duration::from_secs(9));
 
     broker.script(Rule::any().then(Verdict::Return { code: 312, text: HOSTILE.to_owned() }));
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
     store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "q"))).unwrap();
     let quarantine = store.quarantine("r").unwrap();
     until("the quarantine", || quarantine.list(None, 9).unwrap().len() == 1);

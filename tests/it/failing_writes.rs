@@ -101,7 +101,7 @@ fn failing_deliveries_make_no_other_run_often() {
         let gate = store.begin().unwrap();
         let consumer = store
             .consumer("service")
-            .run(broker.source("q"), move |delivery, tx| {
+            .spawn(broker.source("q"), move |delivery, tx| {
                 let n = u64::from_le_bytes(delivery.message.payload[..].try_into().unwrap());
                 step(tx, n, &counted, fails)
             })
@@ -134,7 +134,7 @@ fn a_write_waits_for_one_handler() {
         let counted = Arc::clone(&begun);
         let consumer = store
             .consumer("service")
-            .run(broker.source("q"), move |_, tx| {
+            .spawn(broker.source("q"), move |_, tx| {
                 let n = counted.fetch_add(1, SeqCst);
                 tx.open_table(STATE)?.insert(u64::from(n), 1)?;
                 std::thread::sleep(Duration::from_millis(30));
@@ -173,7 +173,7 @@ fn a_long_batch_is_acknowledged_in_pieces() {
     let (seen, watched) = (Arc::clone(&unsettled), broker.clone());
     let consumer = store
         .consumer("service")
-        .run(broker.source("q"), move |_, _| {
+        .spawn(broker.source("q"), move |_, _| {
             seen.lock().unwrap().push(watched.unsettled_len("q"));
             std::thread::sleep(Duration::from_millis(30));
             Ok(())

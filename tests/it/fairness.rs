@@ -66,7 +66,7 @@ impl Scene {
     }
 
     fn start(&self, change: impl FnOnce(RelayBuilder) -> RelayBuilder) -> Relay {
-        change(self.store.relay("r")).publish_to(RabbitMq::new(&node().url()).unwrap()).unwrap()
+        change(self.store.relay("r")).spawn(RabbitMq::new(&node().url()).unwrap()).unwrap()
     }
 
     /// Waits until all of the rest has arrived, in the order of its keys.
@@ -265,7 +265,7 @@ fn a_hot_key_stops_only_itself() {
             })
             .unwrap();
     }
-    let relay = store.relay("r").publish_to(RabbitMq::new(&node().url()).unwrap()).unwrap();
+    let relay = store.relay("r").spawn(RabbitMq::new(&node().url()).unwrap()).unwrap();
     let rest = usize::try_from(EVENTS / 10).unwrap();
     until(|| format!("{:?}", relay.status()), || tap.count("fair-hot.rest") == rest);
     let arrived = tap.count("fair-hot.hot");

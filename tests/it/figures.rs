@@ -39,7 +39,7 @@ fn what_waits_behind_a_quarantined_event_has_an_age() {
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
     let store = Store::open(&path).unwrap();
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
     assert_eq!(backlog(&store.stats().unwrap()), 0);
     append(&store, "missing");
     until("the quarantine", || store.stats().unwrap().quarantined == 1);
@@ -57,7 +57,7 @@ fn what_waits_behind_a_quarantined_event_has_an_age() {
     let store = Store::open(&path).unwrap();
     let stats = store.stats().unwrap();
     assert_eq!((backlog(&stats), stats.parked, stats.backlog_bytes), (10, 10, bytes), "no relay runs");
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     broker.declare_queue("missing", QueueOptions::default());
     store.quarantine("r").unwrap().redrive(0).unwrap();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
@@ -76,7 +76,7 @@ fn the_figures_of_several_relays_agree() {
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
     let store = Store::open(folder.path().join("a.redb")).unwrap();
-    let start = |name: &str| store.relay(name).publish_to(broker.publisher()).unwrap();
+    let start = |name: &str| store.relay(name).spawn(broker.publisher()).unwrap();
     let _ = start("idle").stop(SOON);
     let (one, two) = (start("one"), start("two"));
     let later = std::time::SystemTime::now() + Duration::from_secs(3600);

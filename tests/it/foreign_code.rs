@@ -62,7 +62,7 @@ fn payloads(store: &Store) -> Vec<String> {
     let read = |store: &Store| {
         let snapshot = store.read().unwrap();
         let log: Vec<_> = snapshot.events(0).unwrap().map(|event| event.unwrap()).collect();
-        let seqs: Vec<_> = log.iter().map(onewrite::Recorded::seq).collect();
+        let seqs: Vec<_> = log.iter().map(onewrite::RecordedEvent::seq).collect();
         assert_eq!(seqs, (0..log.len() as u64).collect::<Vec<_>>());
         let of_stream: Vec<_> = log.iter().filter_map(|event| event.revision()).collect();
         assert_eq!(of_stream, (0..of_stream.len() as u64).collect::<Vec<_>>(), "revisions repeat or miss");

@@ -75,7 +75,7 @@ fn nothing_genuine_is_dropped_on_account_of_forgeries() {
         let applied = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&applied);
         let consumer = quick(&credit)
-            .run(broker.source("q"), move |delivery, _| {
+            .spawn(broker.source("q"), move |delivery, _| {
                 let body = String::from_utf8_lossy(&delivery.message.payload).into_owned();
                 if body == "reject" {
                     return Err(Error::reject("no"));
@@ -84,14 +84,14 @@ fn nothing_genuine_is_dropped_on_account_of_forgeries() {
                 Ok(())
             })
             .unwrap();
-        let relay = bank.relay("rabbit").publish_to(broker.publisher()).unwrap();
+        let relay = bank.relay("rabbit").spawn(broker.publisher()).unwrap();
         let send = |numbers: std::ops::Range<u64>| {
             for n in numbers {
                 bank.write(move |tx| {
                     tx.append(Event::bytes("paid", format!("genuine-{n}")).key("a").to("", "q"))
                 })
                 .unwrap()
-                .confirmed(SOON)
+                .wait_confirmed(SOON)
                 .unwrap();
             }
             until("an empty queue", || drained(&broker));
@@ -123,7 +123,7 @@ fn one_id_and_another_content_is_set_aside() {
     let (_folder, store, broker) = setup();
     broker.declare_exchange("x", ExchangeKind::Fanout);
     broker.bind("q", "x", "").unwrap();
-    let consumer = quick(&store).run(broker.source("q"), |_, _| Ok(())).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), |_, _| Ok(())).unwrap();
     let message = || Message {
         message_id: Some("order-17".into()),
         event_type: Some("order.paused".into()),
@@ -183,7 +183,7 @@ fn a_redriven_message_takes_its_place() {
     let refuses = Arc::new(AtomicBool::new(true));
     let asked = Arc::clone(&refuses);
     let consumer = quick(&store)
-        .run(broker.source("q"), move |_, _| match asked.load(Ordering::SeqCst) {
+        .spawn(broker.source("q"), move |_, _| match asked.load(Ordering::SeqCst) {
             true => Err(Error::reject("not yet")),
             false => Ok(()),
         })
@@ -198,11 +198,11 @@ fn a_redriven_message_takes_its_place() {
             until("an empty queue", || drained(&broker));
         }
         if body == "good" {
-            let refused = consumer.stats();
+            let refused = consumer.status();
             assert_eq!((refused.quarantined, refused.repeated), (2, 2), "{refused:?}");
             refuses.store(false, Ordering::SeqCst);
             assert_eq!(store.rejected("service").redrive_all().unwrap(), 2);
-            until("both", || consumer.stats().redriven == 2);
+            until("both", || consumer.status().redriven == 2);
         }
     }
     for message in [numbered(0, 0, "good"), of_id("good")] {
@@ -220,7 +220,7 @@ fn a_rejected_claim_takes_no_id() {
     for one_by_one in [true, false] {
         let (_folder, store, broker) = setup();
         let consumer = quick(&store)
-            .run(broker.source("q"), |delivery, _| match delivery.message.payload.as_slice() {
+            .spawn(broker.source("q"), |delivery, _| match delivery.message.payload.as_slice() {
                 b"bad" => Err(Error::reject("no")),
                 _ => Ok(()),
             })
@@ -250,7 +250,7 @@ fn hostile_ids_make_nothing_forgotten() {
         let genuine = Arc::new(Mutex::new(0));
         let counted = Arc::clone(&genuine);
         let consumer = quick(&store)
-            .run(broker.source("q"), move |delivery, _| {
+            .spawn(broker.source("q"), move |delivery, _| {
                 *counted.lock().unwrap() += u32::from(delivery.message.payload == b"genuine");
                 Ok(())
             })

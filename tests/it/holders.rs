@@ -34,11 +34,11 @@ fn of(store: &Store, kind: HolderKind) -> Option<Holder> {
 /// A store whose file knows a relay and a projection that no longer run; another relay does all the work.
 fn renamed(path: &std::path::Path, clock: &ManualClock, broker: &MemoryBroker) -> (Store, onewrite::Relay) {
     let store = builder(clock).open(path).unwrap();
-    let _ = store.relay("rabbit").publish_to(broker.publisher()).unwrap().stop(SOON);
-    let _ = store.projection("balances").run(|_, _| Ok(())).unwrap().stop(SOON);
+    let _ = store.relay("rabbit").spawn(broker.publisher()).unwrap().stop(SOON);
+    let _ = store.projection("balances").spawn(|_, _| Ok(())).unwrap().stop(SOON);
     store.close().unwrap();
     let store = builder(clock).open(path).unwrap();
-    let relay = store.relay("rabbitmq").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("rabbitmq").spawn(broker.publisher()).unwrap();
     append(&store, 300);
     until("the confirms", || store.stats().unwrap().relays["rabbitmq"].position == 300);
     (store, relay)
@@ -81,7 +81,7 @@ fn every_kind_is_listed_and_the_largest_is_first() {
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), ManualClock::new(), broker());
     let retention = Retention::until_confirmed().keep_events(2);
     let store = builder(&clock).retention(retention).open(folder.path().join("a.redb")).unwrap();
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
     store.write(|tx| tx.append(Event::bytes("a", "1").to("", "missing"))).unwrap();
     append(&store, 3);
     let mut subscription = store.subscribe(4).unwrap();
@@ -233,7 +233,7 @@ mod warned {
         let builder = Store::builder().holder_warn_after(Duration::from_millis(300));
         let store = builder.open(folder.join("a.redb")).unwrap();
         let broker = broker();
-        let _ = store.relay("rabbit").publish_to(broker.publisher()).unwrap().stop(SOON);
+        let _ = store.relay("rabbit").spawn(broker.publisher()).unwrap().stop(SOON);
         append(&store, 1);
         until("the warning", || !warnings(&lines, "relay", "`Store::forget_relay`").is_empty());
         println!("all well");

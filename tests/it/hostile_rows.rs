@@ -143,13 +143,13 @@ fn furnished(path: &Path) {
         broker.publish("", "in", Message { message_id: id, ..Default::default() }).unwrap();
     }
     let rejects = |_: &onewrite::broker::Delivery, _: &onewrite::Transaction| Err(Error::reject("no"));
-    let consumer = store.consumer("scope").run(broker.source("in"), rejects).unwrap();
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let consumer = store.consumer("scope").spawn(broker.source("in"), rejects).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
     for _ in 0..2 {
         store.write(|tx| tx.append(Event::bytes("lost", "").key("k").to("nowhere", "x"))).unwrap();
     }
     let began = Instant::now();
-    while consumer.stats().rejected < 3 || store.stats().unwrap().quarantined == 0 {
+    while consumer.status().rejected < 3 || store.stats().unwrap().quarantined == 0 {
         assert!(began.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -224,8 +224,8 @@ fn walk(path: &PathBuf) {
     let _ = store.verify();
     let broker = MemoryBroker::new();
     broker.declare_queue("in", QueueOptions::default());
-    let relay = store.relay("r").publish_to(broker.publisher());
-    let consumer = store.consumer("scope").run(broker.source("in"), |_, _| Ok(()));
+    let relay = store.relay("r").spawn(broker.publisher());
+    let consumer = store.consumer("scope").spawn(broker.source("in"), |_, _| Ok(()));
     if let Ok(quarantine) = store.quarantine("r") {
         let _ = quarantine.list(None, 1000);
         let _ = quarantine.redrive(0);

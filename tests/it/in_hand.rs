@@ -118,11 +118,11 @@ fn a_delivery_that_ends_the_process_is_set_aside() {
             // Now there is: a copy of what a person has driven again is known.
             let broker = MemoryBroker::new();
             broker.declare_queue("q", Default::default());
-            let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+            let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
             store.rejected("service").redrive_all().unwrap();
             until("it is applied", || effects(&store).len() == 21);
             send(&broker, numbered(1, 0, "poison"));
-            until("the copy is taken", || consumer.stats().repeated == 1);
+            until("the copy is taken", || consumer.status().repeated == 1);
             assert_eq!(effects(&store)["poison"], 1);
             let _ = consumer.stop(SOON);
         }
@@ -154,7 +154,7 @@ fn child_with_a_deadly_delivery() {
         Doubtful { inner: broker.source("q"), redelivered: life > 0, deaf: Arc::new(AtomicBool::new(false)) };
     let consumer = quick(&store)
         .attempts(attempts)
-        .run(source, |delivery, tx| {
+        .spawn(source, |delivery, tx| {
             if delivery.message.payload == b"poison" {
                 std::process::abort();
             }
@@ -182,9 +182,9 @@ fn what_waits_for_room_is_not_accused() {
             Doubtful { inner: broker.source("q"), redelivered: true, deaf: Arc::new(AtomicBool::new(false)) };
         let reject = |_: &Delivery, _: &Transaction| Err(Error::reject("no such account"));
         let room = u64::from(life == 3);
-        let consumer = quick(&store).attempts(2).rejected_max(room, 10_000).run(source, reject).unwrap();
+        let consumer = quick(&store).attempts(2).rejected_max(room, 10_000).spawn(source, reject).unwrap();
         if room == 0 {
-            until("it waits", || consumer.stats().waits_for == Some(ConsumerWait::Quarantine));
+            until("it waits", || consumer.status().waits_for == Some(ConsumerWait::Quarantine));
             // What is to be written was asked for before this.
             std::thread::sleep(Duration::from_millis(100));
             store.write(|_| Ok(())).unwrap();
@@ -211,7 +211,7 @@ fn a_redriven_delivery_that_ends_the_process_is_set_aside_again() {
     for n in 0..3 {
         send(&broker, foreign(&format!("m{n}"), &format!("p{n}")));
     }
-    let consumer = quick(&store).run(broker.source("q"), |_, _| Err(Error::reject("not today"))).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), |_, _| Err(Error::reject("not today"))).unwrap();
     until("all rejected", || store.rejected("service").len().unwrap() == 3);
     let _ = consumer.stop(SOON);
     store.rejected("service").redrive_all().unwrap();
@@ -236,7 +236,7 @@ fn child_that_drives_again() {
     let store = Store::open(&path).unwrap();
     let consumer = quick(&store)
         .attempts(3)
-        .run(broker.source("q"), |delivery, tx| {
+        .spawn(broker.source("q"), |delivery, tx| {
             if delivery.message.payload == b"p1" {
                 std::process::abort();
             }
@@ -264,7 +264,7 @@ fn tries_outlive_connections_and_restarts() {
                 quick(&store)
                     .attempts(5)
                     .backoff(Duration::from_millis(40), Duration::from_millis(40))
-                    .run(broker.source("q"), move |_, _| {
+                    .spawn(broker.source("q"), move |_, _| {
                         counted.fetch_add(1, Relaxed);
                         Err(Error::app("not yet"))
                     })
@@ -299,7 +299,7 @@ fn deliveries_that_succeed_at_once_leave_no_row() {
     (0..1000).for_each(|n| send(&broker, numbered(0, n, &n.to_string())));
     let before = store.stats().unwrap().io;
     let gate = store.begin().unwrap();
-    let consumer = quick(&store).prefetch(1000).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).prefetch(1000).spawn(broker.source("q"), count).unwrap();
     // Batches are as large as what has come: all of it, before the first commit.
     until("all are delivered", || broker.unsettled_len("q") == 1000);
     gate.rollback().unwrap();
@@ -318,7 +318,7 @@ fn redelivered_ones_share_their_note() {
     let before = store.stats().unwrap().io;
     let source =
         Doubtful { inner: broker.source("q"), redelivered: true, deaf: Arc::new(AtomicBool::new(false)) };
-    let consumer = quick(&store).run(source, count).unwrap();
+    let consumer = quick(&store).spawn(source, count).unwrap();
     until("an empty queue", || drained(&broker));
     let _ = consumer.stop(SOON);
     let syncs = store.stats().unwrap().io.syncs - before.syncs;
@@ -344,7 +344,7 @@ fn hospital(
         noted.lock().unwrap().push(text(&delivery.message));
         Ok(())
     };
-    (builder.run(source, handler).unwrap(), applied)
+    (builder.spawn(source, handler).unwrap(), applied)
 }
 
 /// The last time that each was applied: a closure may run again with its group.
@@ -375,12 +375,12 @@ fn those_that_wait_do_not_hold_the_prefetch() {
         let (consumer, applied) = hospital(patient, broker.source("q"), &healed);
         until("the well ones", || effects(&store).len() == 50);
         let share = usize::from(prefetch / 4);
-        until("parked", || consumer.stats().parked as usize >= 300 - share && broker.queue_len("q") == 0);
+        until("parked", || consumer.status().parked as usize >= 300 - share && broker.queue_len("q") == 0);
         until("no more than the share unacknowledged", || broker.unsettled_len("q") <= share);
-        assert!(consumer.stats().parked_bytes > 300 * 8);
+        assert!(consumer.status().parked_bytes > 300 * 8);
         healed.store(true, Relaxed);
         until("all", || effects(&store).len() == 350 && drained(&broker));
-        until("nothing parked", || consumer.stats().parked == 0);
+        until("nothing parked", || consumer.status().parked == 0);
         let _ = consumer.stop(SOON);
         assert!(effects(&store).values().all(|times| *times == 1));
         let sick: Vec<String> =
@@ -403,7 +403,7 @@ fn what_is_parked_survives_a_restart_in_order() {
         builder.backoff(Duration::from_secs(30), Duration::from_secs(30))
     };
     let (consumer, _) = hospital(slow(), broker.source("q"), &sick);
-    until("parked", || consumer.stats().parked >= 96 && broker.queue_len("q") == 0);
+    until("parked", || consumer.status().parked >= 96 && broker.queue_len("q") == 0);
     let began = Instant::now();
     let _ = consumer.stop(SOON);
     assert!(began.elapsed() < Duration::from_secs(5), "a stop is prompt");
@@ -431,15 +431,15 @@ fn a_delivery_that_is_parked_and_comes_again_is_recognised() {
     let builder = store.consumer("service").attempts(1000);
     let builder = builder.backoff(Duration::from_millis(200), Duration::from_millis(200));
     let (consumer, _) = hospital(builder, source, &healed);
-    until("parked", || consumer.stats().parked == 80);
+    until("parked", || consumer.status().parked == 80);
     assert_eq!(broker.unsettled_len("q"), 80);
     deaf.store(false, Relaxed);
     broker.go_down();
     broker.come_up();
     until("recognised", || drained(&broker));
-    assert_eq!((consumer.stats().parked, effects(&store).len()), (80, 0));
+    assert_eq!((consumer.status().parked, effects(&store).len()), (80, 0));
     healed.store(true, Relaxed);
-    until("all", || effects(&store).len() == 80 && consumer.stats().parked == 0);
+    until("all", || effects(&store).len() == 80 && consumer.status().parked == 0);
     let _ = consumer.stop(SOON);
     assert!(effects(&store).values().all(|times| *times == 1));
 }
@@ -455,8 +455,8 @@ fn parking_is_bounded_in_rows_and_bytes() {
         let builder = store.consumer("service").attempts(1000).prefetch(24).parked_max(rows_max, bytes_max);
         let builder = builder.backoff(Duration::from_millis(50), Duration::from_millis(50));
         let (consumer, applied) = hospital(builder, broker.source("q"), &healed);
-        until("a full prefetch", || broker.unsettled_len("q") == 24 && consumer.stats().retried > 3);
-        let stats = consumer.stats();
+        until("a full prefetch", || broker.unsettled_len("q") == 24 && consumer.status().retried > 3);
+        let stats = consumer.status();
         assert!(stats.parked <= rows_max && stats.parked_bytes <= bytes_max, "{stats:?}");
         healed.store(true, Relaxed);
         until("all", || effects(&store).len() == 100 && drained(&broker));
@@ -475,7 +475,7 @@ fn a_parked_delivery_is_rejected_into_the_quarantine() {
     let never = Arc::new(AtomicBool::new(false));
     let builder = quick(&store).attempts(2).prefetch(1).rejects(RejectTo::DeadLetter);
     let (consumer, _) = hospital(builder, broker.source("q"), &never);
-    until("all set aside", || consumer.stats().rejected == 20 && drained(&broker));
+    until("all set aside", || consumer.status().rejected == 20 && drained(&broker));
     let stats = consumer.stop(SOON);
     assert_eq!((stats.parked, stats.parked_bytes), (0, 0));
     assert_eq!(stats.quarantined, store.rejected("service").len().unwrap());
@@ -499,10 +499,10 @@ fn what_is_held_costs_others_nothing() {
         let healed = Arc::new(AtomicBool::new(true));
         let builder = quick(&store).on_gap(GapPolicy::Hold(Duration::from_secs(600)));
         let (consumer, applied) = hospital(builder, broker.source("q"), &healed);
-        until("the genuine ones", || consumer.stats().applied == 2000);
+        until("the genuine ones", || consumer.status().applied == 2000);
         let syncs = store.stats().unwrap().io.syncs - before.syncs;
         assert!(syncs <= 60, "{syncs} syncs");
-        let stats = consumer.stats();
+        let stats = consumer.status();
         assert_eq!(stats.held, 400);
         assert!(stats.parked >= 400 - 64 && broker.unsettled_len("q") <= 64, "{stats:?}");
         for n in 0..if one_lane { 1 } else { 400 } {
@@ -510,7 +510,7 @@ fn what_is_held_costs_others_nothing() {
             send(&broker, numbered(lane, 0, &format!("filler {n:03}")));
         }
         let all = 2400 + if one_lane { 1 } else { 400 };
-        until("all", || consumer.stats().applied == all && drained(&broker));
+        until("all", || consumer.status().applied == all && drained(&broker));
         let stats = consumer.stop(SOON);
         assert_eq!((stats.held, stats.parked), (0, 0));
         let held: Vec<String> =
@@ -529,10 +529,10 @@ fn what_waits_for_a_gap_survives_a_restart() {
     let healed = Arc::new(AtomicBool::new(true));
     let builder = || quick(&store).prefetch(16).on_gap(GapPolicy::Hold(Duration::from_secs(600)));
     let (consumer, _) = hospital(builder(), broker.source("q"), &healed);
-    until("parked", || consumer.stats().parked >= 96 && broker.queue_len("q") == 0);
+    until("parked", || consumer.status().parked >= 96 && broker.queue_len("q") == 0);
     let _ = consumer.stop(SOON);
     let (consumer, applied) = hospital(builder(), broker.source("q"), &healed);
-    until("held again", || consumer.stats().held == 100);
+    until("held again", || consumer.status().held == 100);
     send(&broker, numbered(0, 0, "000"));
     until("all", || effects(&store).len() == 101 && drained(&broker));
     let _ = consumer.stop(SOON);
@@ -553,9 +553,9 @@ fn what_one_consumer_leaves_behind_another_takes_up() {
     let (one, _) = hospital(builder(), broker.source("q"), &healed);
     let (other, _) = hospital(builder(), broker.source("q"), &healed);
     (0..40).for_each(|n| send(&broker, foreign(&format!("s{n}"), &format!("sick {n:02}"))));
-    until("parked", || one.stats().parked + other.stats().parked == 40);
+    until("parked", || one.status().parked + other.status().parked == 40);
     let _ = one.stop(SOON);
-    until("taken up", || other.stats().parked == 40);
+    until("taken up", || other.status().parked == 40);
     healed.store(true, Relaxed);
     until("all", || effects(&store).len() == 40 && drained(&broker));
     let _ = other.stop(SOON);
@@ -595,7 +595,7 @@ fn a_crash_at_any_moment_loses_nothing_that_is_parked() {
             let consumer = quick(&store)
                 .attempts(1_000_000)
                 .prefetch(prefetch)
-                .run(broker.source("q"), move |delivery, tx| {
+                .spawn(broker.source("q"), move |delivery, tx| {
                     let is_bad = is_sick(&delivery.message) && !last && doubt.lock().unwrap().below(4) > 0;
                     if is_bad { Err(Error::app("not yet")) } else { count(delivery, tx) }
                 })

@@ -407,8 +407,8 @@ fn a_hundred_thousand_deliveries() {
     let (folder, credit, broker) = setup();
     broker.declare_queue("raw", QueueOptions::default());
     let bank = Store::open(folder.path().join("bank.redb")).unwrap();
-    let relay = bank.relay("rabbit").window_events(2048).publish_to(broker.publisher()).unwrap();
-    let consumer = quick(&credit).run(broker.source("q"), count).unwrap();
+    let relay = bank.relay("rabbit").window_events(2048).spawn(broker.publisher()).unwrap();
+    let consumer = quick(&credit).spawn(broker.source("q"), count).unwrap();
     let appender = std::thread::spawn(move || {
         for first in (0..EVENTS).step_by(250) {
             bank.write(move |tx| {
@@ -430,7 +430,7 @@ fn a_hundred_thousand_deliveries() {
         rows_max = rows_max.max(n);
         drained(&broker)
     });
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.rejected, stats.conflicts), (EVENTS, 0, 0), "{stats:?}");
     assert_eq!(stats.applied + stats.repeated, sent);
     once_each(&credit, (0..EVENTS).map(|n| n.to_string()));
@@ -459,7 +459,7 @@ fn two_consumers_of_one_queue() {
     let (folder, one, broker) = setup();
     let other = Store::open(folder.path().join("other.redb")).unwrap();
     let consumers =
-        [&one, &other].map(|store| quick(store).prefetch(8).run(broker.source("q"), count).unwrap());
+        [&one, &other].map(|store| quick(store).prefetch(8).spawn(broker.source("q"), count).unwrap());
     for n in 0..2000 {
         send(&broker, numbered(n % 4, n / 4, &n.to_string()));
         if n % 10 == 0 {
@@ -490,17 +490,17 @@ fn a_redrive_of_the_relay_fills_its_hole() {
         .relay("rabbit")
         .destination_attempts(1)
         .on_quarantine(QuarantinePolicy::SkipEvent)
-        .publish_to(broker.publisher())
+        .spawn(broker.publisher())
         .unwrap();
-    let consumer = quick(&credit).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&credit).spawn(broker.source("q"), count).unwrap();
     for n in 0..5 {
         let event = Event::bytes("paid", n.to_string().into_bytes()).key("alice").to("", "q");
         bank.write(move |tx| tx.append(event.clone())).unwrap();
     }
-    until("those around it", || consumer.stats().applied == 4);
+    until("those around it", || consumer.status().applied == 4);
     assert_eq!(rows(&credit, SEEN).0, 2, "the lane and its hole");
     bank.quarantine("rabbit").unwrap().redrive(1).unwrap();
-    until("it too", || consumer.stats().applied == 5);
+    until("it too", || consumer.status().applied == 5);
     assert_eq!(rows(&credit, SEEN).0, 1);
     once_each(&credit, (0..5).map(|n| n.to_string()));
     stop(consumer);
@@ -511,13 +511,13 @@ fn a_redrive_of_the_relay_fills_its_hole() {
 #[test]
 fn a_late_joiner_still_takes_what_is_older() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
     for number in [1000, 3, 1000, 3, 999] {
         send(&broker, numbered(0, number, &number.to_string()));
     }
     until("an empty queue", || drained(&broker));
     once_each(&store, ["1000", "3", "999"].map(str::to_owned));
-    assert_eq!(consumer.stats().repeated, 2);
+    assert_eq!(consumer.status().repeated, 2);
     stop(consumer);
 }
 
@@ -526,8 +526,8 @@ fn a_late_joiner_still_takes_what_is_older() {
 #[test]
 fn an_epoch_a_store_and_a_scope_each_begin_anew() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
-    let other = store.consumer("other").run(broker.source("p"), count).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
+    let other = store.consumer("other").spawn(broker.source("p"), count).unwrap();
     broker.declare_queue("p", QueueOptions::default());
     let message = |epoch: i64, bank: &str, payload: &str| {
         let mut message = numbered(0, 0, payload);
@@ -542,9 +542,9 @@ fn an_epoch_a_store_and_a_scope_each_begin_anew() {
         send(&broker, message(1, &elsewhere, "another store"));
         broker.publish("", "p", message(1, BANK, "another scope")).unwrap();
     }
-    until("empty queues", || drained(&broker) && other.stats().repeated == 1);
+    until("empty queues", || drained(&broker) && other.status().repeated == 1);
     once_each(&store, ["first", "second epoch", "another store", "another scope"].map(str::to_owned));
-    assert_eq!((consumer.stats().repeated, consumer.stats().conflicts), (3, 0));
+    assert_eq!((consumer.status().repeated, consumer.status().conflicts), (3, 0));
     stop(consumer);
     stop(other);
 }
@@ -556,7 +556,7 @@ fn an_epoch_a_store_and_a_scope_each_begin_anew() {
 #[test]
 fn malformed_headers_are_rejected_by_name() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
     let mut reasons = Vec::new();
     for (at, name) in [wire::STORE, wire::EPOCH, wire::LANE, wire::LANE_NUMBER].into_iter().enumerate() {
         let not = if at == 0 { "is not the UUID of a store" } else { "is not a number from 0 on" };
@@ -587,7 +587,7 @@ fn malformed_headers_are_rejected_by_name() {
     let kept: Vec<_> = store.rejected("service").list(None, 100).unwrap();
     assert_eq!(kept.iter().map(|entry| entry.reason.clone()).collect::<Vec<_>>(), reasons);
     assert_eq!(effects(&store), BTreeMap::new());
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.quarantined, stats.repeated, stats.retried), (32, 32, 0));
     stop(consumer);
     // In a consuming loop of one's own it is an error of its own kind.
@@ -604,7 +604,7 @@ fn malformed_headers_are_rejected_by_name() {
 fn only_the_producers_that_are_named() {
     let (_folder, store, broker) = setup();
     let stranger = BANK.replace("00b", "00c");
-    let consumer = quick(&store).producers([BANK]).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).producers([BANK]).spawn(broker.source("q"), count).unwrap();
     let mut strange = numbered(0, 0, "strange");
     set(&mut strange, wire::STORE, &*stranger);
     let foreign =
@@ -624,15 +624,15 @@ fn only_the_producers_that_are_named() {
     );
     // Not let in yet: driven again, it comes back.
     store.rejected("service").redrive(0).unwrap();
-    until("it is back", || consumer.stats().quarantined == 2);
+    until("it is back", || consumer.status().quarantined == 2);
     assert!(!store.rejected("service").list(None, 9).unwrap()[0].redriven);
     stop(consumer);
 
-    let consumer = quick(&store).producers([BANK, &*stranger]).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).producers([BANK, &*stranger]).spawn(broker.source("q"), count).unwrap();
     store.rejected("service").redrive(0).unwrap();
-    until("its effect", || consumer.stats().redriven == 1);
+    until("its effect", || consumer.status().redriven == 1);
     send(&broker, strange);
-    until("its repeat", || consumer.stats().repeated == 1);
+    until("its repeat", || consumer.status().repeated == 1);
     once_each(&store, ["known", "foreign", "strange"].map(str::to_owned));
     assert!(store.rejected("service").is_empty().unwrap());
     stop(consumer);
@@ -642,7 +642,7 @@ fn only_the_producers_that_are_named() {
 #[test]
 fn a_number_with_other_content_is_a_conflict() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
     for number in 0..16 {
         send(&broker, numbered(0, number, &format!("one {number}")));
     }
@@ -650,7 +650,7 @@ fn a_number_with_other_content_is_a_conflict() {
         send(&broker, numbered(0, 0, "other"));
     }
     until("an empty queue", || drained(&broker));
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.repeated, stats.conflicts, stats.quarantined), (16, 1, 1, 1));
     assert_eq!(stats.retried, 0, "another try heals no conflict");
     let (entry, message) = store.rejected("service").get(0).unwrap();
@@ -663,7 +663,7 @@ fn a_number_with_other_content_is_a_conflict() {
     );
     // Whoever has looked at it may have it applied all the same.
     store.rejected("service").redrive(0).unwrap();
-    until("its effect", || consumer.stats().redriven == 1);
+    until("its effect", || consumer.status().redriven == 1);
     assert_eq!(effects(&store)["other"], 1);
     stop(consumer);
 }
@@ -674,7 +674,7 @@ fn a_number_with_other_content_is_a_conflict() {
 #[test]
 fn a_producer_restored_from_a_backup() {
     let (folder, credit, broker) = setup();
-    let consumer = quick(&credit).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&credit).spawn(broker.source("q"), count).unwrap();
     let bank = Store::open(folder.path().join("bank.redb")).unwrap();
     let append = |bank: &Store, texts: &[String]| {
         for text in texts {
@@ -686,8 +686,8 @@ fn a_producer_restored_from_a_backup() {
     append(&bank, &names("old", 0..5));
     let backup = crash_copy(&bank, folder.path());
     append(&bank, &names("old", 5..40));
-    let relay = bank.relay("rabbit").publish_to(broker.publisher()).unwrap();
-    until("the original's", || consumer.stats().applied == 40);
+    let relay = bank.relay("rabbit").spawn(broker.publisher()).unwrap();
+    until("the original's", || consumer.status().applied == 40);
     assert!(relay.stop(SOON).clean);
     bank.close().unwrap();
     // No two of their events within one millisecond.
@@ -695,15 +695,15 @@ fn a_producer_restored_from_a_backup() {
 
     let restored = Store::open(backup).unwrap();
     append(&restored, &names("new", 5..10));
-    let relay = restored.relay("rabbit").publish_to(broker.publisher()).unwrap();
-    until("the restored ones", || consumer.stats().repeated + consumer.stats().quarantined == 10);
-    let stats = consumer.stats();
+    let relay = restored.relay("rabbit").spawn(broker.publisher()).unwrap();
+    until("the restored ones", || consumer.status().repeated + consumer.status().quarantined == 10);
+    let stats = consumer.status();
     assert_eq!((stats.repeated, stats.conflicts, stats.applied), (5, 5, 40), "{stats:?}");
     let kept = credit.rejected("service").list(None, 100).unwrap();
     assert!(kept.iter().all(|entry| entry.reason.ends_with("with another content")));
     // None of them is lost: each is applied once somebody has decided so.
     assert_eq!(credit.rejected("service").redrive_all().unwrap(), 5);
-    until("all of them", || consumer.stats().redriven == 5);
+    until("all of them", || consumer.status().redriven == 5);
     once_each(&credit, names("old", 0..40).into_iter().chain(names("new", 5..10)));
     stop(consumer);
     assert!(relay.stop(SOON).clean);
@@ -713,9 +713,9 @@ fn a_producer_restored_from_a_backup() {
 #[test]
 fn a_damaged_lane_drops_nothing() {
     let (_folder, store, broker) = setup();
-    let consumer = quick(&store).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
     send(&broker, numbered(0, 0, "zero"));
-    until("it", || consumer.stats().applied == 1);
+    until("it", || consumer.status().applied == 1);
     stop(consumer);
     let path = store.path().to_owned();
     store.close().unwrap();
@@ -725,7 +725,7 @@ fn a_damaged_lane_drops_nothing() {
     let consumer = quick(&store)
         .attempts(2)
         .on_gap(GapPolicy::Hold(Duration::from_secs(600)))
-        .run(broker.source("q"), count)
+        .spawn(broker.source("q"), count)
         .unwrap();
     send(&broker, numbered(0, 5, "five"));
     send(&broker, numbered(1, 0, "another lane"));
@@ -881,7 +881,7 @@ fn a_batch_is_one_commit_and_a_clean_failure_costs_nothing() {
     let before = store.stats().unwrap();
     let failed = Mutex::new(HashSet::new());
     let consumer = quick(&store)
-        .run(broker.source("q"), move |delivery, tx| {
+        .spawn(broker.source("q"), move |delivery, tx| {
             let n: u32 = String::from_utf8_lossy(&delivery.message.payload).parse().map_err(Error::app)?;
             if n.is_multiple_of(5) && failed.lock().unwrap().insert(n) {
                 return Err(Error::app("not now"));
@@ -890,7 +890,7 @@ fn a_batch_is_one_commit_and_a_clean_failure_costs_nothing() {
             count(delivery, tx)
         })
         .unwrap();
-    until("all applied", || consumer.stats().applied == 500);
+    until("all applied", || consumer.status().applied == 500);
     let after = store.stats().unwrap();
     assert!(
         after.commits - before.commits <= 50,
@@ -898,7 +898,7 @@ fn a_batch_is_one_commit_and_a_clean_failure_costs_nothing() {
         after.commits - before.commits
     );
     assert_eq!(after.reruns, 0);
-    assert_eq!(consumer.stats().retried, 100);
+    assert_eq!(consumer.status().retried, 100);
     once_each(&store, (0..500).map(|n| n.to_string()));
     assert_eq!(
         store.read().unwrap().events(0).unwrap().count(),
@@ -912,12 +912,12 @@ fn a_batch_is_one_commit_and_a_clean_failure_costs_nothing() {
 #[test]
 fn a_crash_between_effect_and_acknowledgement() {
     let (folder, store, broker) = setup();
-    let consumer = quick(&store).prefetch(8).run(broker.source("q"), count).unwrap();
+    let consumer = quick(&store).prefetch(8).spawn(broker.source("q"), count).unwrap();
     let message = |n: i64| numbered(n % 3, n / 3, &n.to_string());
     for n in 0..200 {
         send(&broker, message(n));
     }
-    until("some", || consumer.stats().applied > 50);
+    until("some", || consumer.status().applied > 50);
     let hold = store.begin().unwrap();
     let copy = crash_copy(&store, folder.path());
     drop(hold);
@@ -927,10 +927,10 @@ fn a_crash_between_effect_and_acknowledgement() {
     let again = MemoryBroker::new();
     again.declare_queue("q", QueueOptions::default());
     (0..200).rev().for_each(|n| send(&again, message(n)));
-    let consumer = quick(&crashed).run(again.source("q"), count).unwrap();
+    let consumer = quick(&crashed).spawn(again.source("q"), count).unwrap();
     until("an empty queue", || drained(&again));
     once_each(&crashed, (0..200).map(|n| n.to_string()));
-    assert!(consumer.stats().repeated > 50);
+    assert!(consumer.status().repeated > 50);
     stop(consumer);
 }
 
@@ -945,7 +945,7 @@ fn holding(
 ) -> (Consumer, Arc<Mutex<Vec<String>>>) {
     let applied = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&applied);
-    let consumer = quick(store).prefetch(prefetch).on_gap(GapPolicy::Hold(patience)).run(
+    let consumer = quick(store).prefetch(prefetch).on_gap(GapPolicy::Hold(patience)).spawn(
         broker.source("q"),
         move |delivery, tx| {
             count(delivery, tx)?;
@@ -969,14 +969,14 @@ fn a_gap_that_is_filled_in_time_keeps_the_order() {
         &broker,
         Message { message_id: Some("f".into()), payload: b"foreign".to_vec(), ..Message::default() },
     );
-    until("those without a gap", || consumer.stats().applied == 4);
-    until("those with one", || consumer.stats().held == 2);
+    until("those without a gap", || consumer.status().applied == 4);
+    until("those with one", || consumer.status().held == 2);
     // Applied is counted first, and acknowledged then.
     until("what is held, not acknowledged", || broker.unsettled_len("q") == 2);
     send(&broker, numbered(0, 2, "2"));
     until("an empty queue", || drained(&broker));
     assert_eq!(*applied.lock().unwrap(), ["0", "1", "another lane", "foreign", "2", "3", "4"]);
-    assert_eq!(consumer.stats().held, 0);
+    assert_eq!(consumer.status().held, 0);
     stop(consumer);
 }
 
@@ -995,7 +995,7 @@ fn a_gap_that_is_not_filled_is_waited_for_no_longer_than_said() {
     assert_eq!(*applied.lock().unwrap(), ["0", "2", "3", "5"]);
     send(&broker, numbered(0, 1, "1"));
     send(&broker, numbered(0, 4, "4"));
-    until("the late ones", || consumer.stats().applied == 6);
+    until("the late ones", || consumer.status().applied == 6);
     assert!(began.elapsed() < SOON);
     stop(consumer);
 }
@@ -1009,11 +1009,11 @@ fn a_full_prefetch_is_not_waited_for() {
         send(&broker, numbered(0, number, &number.to_string()));
     }
     let (consumer, applied) = holding(&store, &broker, Duration::from_secs(600), 3);
-    until("the missing one", || consumer.stats().applied >= 2);
+    until("the missing one", || consumer.status().applied >= 2);
     until("as many as the rest allows", || broker.queue_len("q") == 0);
     assert_eq!(applied.lock().unwrap()[0], "3");
     send(&broker, numbered(0, 1, "1"));
-    until("one of no use", || consumer.stats().applied + consumer.stats().held == 7);
+    until("one of no use", || consumer.status().applied + consumer.status().held == 7);
     stop(consumer);
 }
 
@@ -1025,7 +1025,7 @@ fn a_held_lane_keeps_its_order_through_retries() {
     let (noted, tries) = (Arc::clone(&applied), AtomicU32::new(0));
     let consumer = quick(&store)
         .on_gap(GapPolicy::Hold(Duration::from_secs(600)))
-        .run(broker.source("q"), move |delivery, _| {
+        .spawn(broker.source("q"), move |delivery, _| {
             let text = String::from_utf8_lossy(&delivery.message.payload).into_owned();
             if text == "1" && tries.fetch_add(1, Relaxed) < 3 {
                 return Err(Error::app("not yet"));
@@ -1054,15 +1054,15 @@ fn what_is_held_is_let_go_with_its_connection() {
     let (_folder, store, broker) = setup();
     let (consumer, applied) = holding(&store, &broker, Duration::from_secs(600), 100);
     send(&broker, numbered(0, 1, "1"));
-    until("it is held", || consumer.stats().held == 1);
+    until("it is held", || consumer.status().held == 1);
     broker.go_down();
-    until("the outage seen", || consumer.stats().disconnected.is_some());
-    until("it is let go", || consumer.stats().held == 0);
+    until("the outage seen", || consumer.status().disconnected.is_some());
+    until("it is let go", || consumer.status().held == 0);
     broker.come_up();
     send(&broker, numbered(0, 0, "0"));
     until("an empty queue", || drained(&broker));
     assert_eq!(*applied.lock().unwrap(), ["0", "1"]);
-    assert_eq!(consumer.stats().repeated, 0);
+    assert_eq!(consumer.status().repeated, 0);
     stop(consumer);
 }
 
@@ -1070,9 +1070,10 @@ fn what_is_held_is_let_go_with_its_connection() {
 #[test]
 fn bad_settings_are_named() {
     let (_folder, store, broker) = setup();
-    let refused = |builder: ConsumerBuilder| builder.run(broker.source("q"), count).unwrap_err().to_string();
+    let refused =
+        |builder: ConsumerBuilder| builder.spawn(broker.source("q"), count).unwrap_err().to_string();
     assert_eq!(refused(quick(&store).producers(["bank"])), "setting `producers`: `bank` is not a store's id");
     let patient = quick(&store).on_gap(GapPolicy::Hold(Duration::from_secs(3600)));
     assert_eq!(refused(patient), "setting `on_gap`: at most 900000 ms");
-    assert!(quick(&store).rejects(RejectTo::DeadLetter).run(broker.source("q"), count).is_ok());
+    assert!(quick(&store).rejects(RejectTo::DeadLetter).spawn(broker.source("q"), count).is_ok());
 }

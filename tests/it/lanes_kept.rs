@@ -54,7 +54,7 @@ impl Rig {
 #[test]
 fn a_forgotten_lane_applies_nothing_twice() {
     let rig = Rig::new(|builder| builder.lanes_max(10).lanes_policy(LanesPolicy::ForgetIdle(HOUR * 5)));
-    let consumer = quick(&rig.store).run(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
+    let consumer = quick(&rig.store).spawn(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
     let old = |lane: i64| numbered(100 + lane, 0, &format!("l{lane}"));
     for lane in 0..100 {
         rig.send([numbered(7, lane, &format!("alive {lane}")), old(lane)]);
@@ -75,7 +75,7 @@ fn a_forgotten_lane_applies_nothing_twice() {
     let late = list.iter().find(|entry| entry.message_id.as_deref() == Some("100-1-late")).unwrap();
     assert!(late.reason.contains("forgotten"), "{}", late.reason);
     rig.store.rejected("service").redrive(late.number).unwrap();
-    until("somebody has decided", || consumer.stats().redriven == 1);
+    until("somebody has decided", || consumer.status().redriven == 1);
     once_each(&rig.store, all.into_iter().chain(["late".to_owned(), "alive 100".to_owned()]));
     stop(consumer);
 }
@@ -86,7 +86,7 @@ fn a_forgotten_lane_applies_nothing_twice() {
 fn forged_lanes_are_bounded() {
     for policy in [LanesPolicy::Refuse, LanesPolicy::ForgetIdle(HOUR)] {
         let rig = Rig::new(|builder| builder.lanes_max(50).lanes_policy(policy));
-        let consumer = quick(&rig.store).run(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
+        let consumer = quick(&rig.store).spawn(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
         let genuine = |lane: i64, number| numbered(lane, number, &format!("genuine {lane} {number}"));
         rig.send((0..20).map(|lane| genuine(lane * 10, 0)));
         rig.send((0..200).map(|n| numbered(i64::MAX - 1_000_000 * n, 0, &format!("forged {n}"))));
@@ -123,7 +123,7 @@ fn forged_lanes_are_bounded() {
 #[test]
 fn forgotten_gaps_drop_nothing() {
     let rig = Rig::new(|builder| builder.gaps_max(20));
-    let consumer = quick(&rig.store).run(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
+    let consumer = quick(&rig.store).spawn(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
     let message = |lane: i64, number: i64| numbered(lane, number, &format!("{lane} {number}"));
     let even: Vec<_> = (0..60).map(|n| message(1, 2 * n)).collect();
     rig.send(even.clone());
@@ -158,7 +158,7 @@ fn forgotten_gaps_drop_nothing() {
 #[test]
 fn lanes_of_the_format_before_count() {
     let rig = Rig::new(|builder| builder);
-    let consumer = quick(&rig.store).run(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
+    let consumer = quick(&rig.store).spawn(rig.broker.source("q"), crate::lanes_inbox::count).unwrap();
     rig.send((0..30).flat_map(|lane| [numbered(lane, 1, "a"), numbered(lane, 3, "b")]));
     stop(consumer);
     let before = rig.figures();
@@ -193,7 +193,7 @@ fn unknown_producers_leave_no_row() {
     rig.broker.declare_queue("dead", QueueOptions::default());
     rig.broker.declare_queue("q", QueueOptions::default().dead_letter("", "dead"));
     let builder = quick(&rig.store).producers([BANK]).rejects_unknown(RejectTo::DeadLetter);
-    let consumer = builder.run(rig.broker.source("q"), |delivery, tx| {
+    let consumer = builder.spawn(rig.broker.source("q"), |delivery, tx| {
         if delivery.message.payload.starts_with(b"bad") {
             return Err(Error::reject("no such account"));
         }
@@ -211,7 +211,7 @@ fn unknown_producers_leave_no_row() {
         message
     }));
     rig.send([numbered(1, 0, "good"), numbered(1, 1, "bad")]);
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.rejected, stats.quarantined), (1, 101, 1), "{stats:?}");
     assert_eq!((rig.broker.queue_len("dead"), rig.figures().rejected, rig.figures().lanes), (100, 1, 1));
     stop(consumer);

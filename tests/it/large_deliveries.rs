@@ -168,7 +168,7 @@ fn large_deliveries_that_fail_stop_nobody() {
         .consumer("c")
         .attempts(u32::MAX)
         .backoff(Duration::from_secs(60), Duration::from_secs(60))
-        .run(source, move |delivery, _| {
+        .spawn(source, move |delivery, _| {
             if delivery.message.payload.len() == MIB {
                 return Err(Error::app(std::io::Error::other("the service of this customer is away")));
             }
@@ -177,7 +177,7 @@ fn large_deliveries_that_fail_stop_nobody() {
         })
         .unwrap();
     until_within(SOON, "the others are applied", || well.load(Relaxed) == 20);
-    assert!(consumer.stats().parked >= 3, "{:?}", consumer.stats());
+    assert!(consumer.status().parked >= 3, "{:?}", consumer.status());
     consumer.stop(SOON);
     tap.delete_queue(queue);
 }
@@ -211,12 +211,12 @@ fn child_that_consumes() {
     let source = RabbitMqSource::new(url, queue).unwrap().prefetch_bytes(8 * MIB as u64);
     let consumer = store
         .consumer("c")
-        .run(source, |_, _| {
+        .spawn(source, |_, _| {
             std::thread::sleep(Duration::from_millis(60));
             Ok(())
         })
         .unwrap();
-    until_within(SOON, "all are applied", || consumer.stats().applied == 80);
+    until_within(SOON, "all are applied", || consumer.status().applied == 80);
     consumer.stop(SOON);
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

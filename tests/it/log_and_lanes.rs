@@ -46,7 +46,7 @@ fn broker() -> MemoryBroker {
 fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
     let quick = (Duration::from_millis(1), Duration::from_millis(2));
     let relay = store.relay("relay").destination_attempts(1).attempts(1).backoff(quick.0, quick.1);
-    relay.publish_to(broker.publisher()).unwrap()
+    relay.spawn(broker.publisher()).unwrap()
 }
 
 /// Goal: sequence and lane numbers have no hole and are never given twice, however a process ended. Method: 9,000 events
@@ -194,9 +194,9 @@ fn damage_in_the_newest_stretch_begins_an_epoch() {
         let lane = store.read().unwrap().event(seq).unwrap().unwrap().lane().unwrap();
         let broker = broker();
         let name = format!("relay-{n}");
-        let relay = store.relay(&*name).start_at(onewrite::StartAt::Newest).publish_to(broker.publisher());
+        let relay = store.relay(&*name).start_at(onewrite::StartAt::Newest).spawn(broker.publisher());
         let relay = relay.unwrap();
-        store.write(move |tx| tx.append(event(n))).unwrap().confirmed(Duration::from_secs(20)).unwrap();
+        store.write(move |tx| tx.append(event(n))).unwrap().wait_confirmed(Duration::from_secs(20)).unwrap();
         relay.stop(Duration::from_secs(5));
         store.forget_relay(&name).unwrap();
         store.close().unwrap();
@@ -228,7 +228,7 @@ fn a_log_that_lost_its_end_is_refused() {
     let broker = broker();
     let relay = relay(&store, &broker);
     let receipt = store.write(|tx| (0..9).try_for_each(|n| tx.append(event(n)).map(drop))).unwrap();
-    receipt.confirmed(Duration::from_secs(20)).unwrap();
+    receipt.wait_confirmed(Duration::from_secs(20)).unwrap();
     relay.stop(Duration::from_secs(5));
     store.close().unwrap();
     edit_log(&path, |log| drop(log.remove(8).unwrap()));
@@ -388,7 +388,7 @@ fn a_quarantined_record_outlives_trimming() {
         let broker = broker();
         let one = relay(&store, &broker);
         let unroutable = store.write(|tx| tx.append(event(0).to("", "nowhere"))).unwrap();
-        assert!(unroutable.confirmed(Duration::from_secs(20)).is_err());
+        assert!(unroutable.wait_confirmed(Duration::from_secs(20)).is_err());
         store.write(|tx| (1..300).try_for_each(|n| tx.append(event(n)).map(drop))).unwrap();
         eventually("the others are trimmed", || store.stats().unwrap().trimmed_to == 300);
         one.stop(Duration::from_secs(5));

@@ -243,27 +243,27 @@ pub(crate) mod at_run_time {
         let store = Store::open(folder.join("a.redb")).unwrap();
         let broker = MemoryBroker::new();
         broker.declare_queue("q", QueueOptions::default());
-        let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+        let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher()).unwrap();
         let consumer = store
             .consumer("credit")
-            .run(broker.source("q"), |_, _| Err(Error::reject("no such account")))
+            .spawn(broker.source("q"), |_, _| Err(Error::reject("no such account")))
             .unwrap();
-        let projection = store.projection("balances").run(|_, _| Err(Error::app("no"))).unwrap();
+        let projection = store.projection("balances").spawn(|_, _| Err(Error::app("no"))).unwrap();
         let send = |to: &'static str| {
             store.write(move |tx| tx.append(Event::bytes("paid", "1").to("", to))).unwrap();
         };
         until("the connections", || {
-            relay.status().state == onewrite::RelayState::Connected && consumer.stats().connections == 1
+            relay.status().state == onewrite::RelayState::Connected && consumer.status().connections == 1
         });
         broker.go_down();
         until("the outage", || {
-            relay.status().last_fault.is_some() && consumer.stats().disconnected.is_some()
+            relay.status().last_fault.is_some() && consumer.status().disconnected.is_some()
         });
         broker.come_up();
-        until("the end of the outage", || consumer.stats().connections == 2);
+        until("the end of the outage", || consumer.status().connections == 2);
         send("missing");
         send("q");
-        until("the quarantines", || relay.status().quarantined == 1 && consumer.stats().quarantined == 1);
+        until("the quarantines", || relay.status().quarantined == 1 && consumer.status().quarantined == 1);
         until("the projection's try", || projection.status().failed_tries > 0);
         let loud = lines.loud();
         let told = |text: &str, span: &str, field: &str, value: &str| {
@@ -295,10 +295,10 @@ pub(crate) mod at_run_time {
         let broker = MemoryBroker::new();
         broker.declare_queue("q", QueueOptions::default());
         let began = Instant::now();
-        let relay = store.relay("rabbit").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+        let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher()).unwrap();
         let consumer = store
             .consumer("credit")
-            .run(broker.source("q"), |_, _| Err(Error::reject("no such account")))
+            .spawn(broker.source("q"), |_, _| Err(Error::reject("no such account")))
             .unwrap();
         for to in ["missing", "q"] {
             let fill = move |tx: &onewrite::Transaction| {
@@ -307,7 +307,7 @@ pub(crate) mod at_run_time {
             store.write(fill).unwrap();
         }
         until("the quarantines", || {
-            relay.status().quarantined == FLOOD && consumer.stats().quarantined == FLOOD
+            relay.status().quarantined == FLOOD && consumer.status().quarantined == FLOOD
         });
         // Whole windows that may have begun meanwhile, for each of the two.
         let windows = began.elapsed().as_millis() / u128::from(onewrite::limits::LOG_WINDOW_MS) + 2;
@@ -338,9 +338,9 @@ pub(crate) mod at_run_time {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("amqp://guest:guest@{}/%2f", nobody.local_addr().unwrap());
         drop(nobody);
-        let relay = store.relay("rabbit").publish_to(RabbitMq::new(&url).unwrap()).unwrap();
+        let relay = store.relay("rabbit").spawn(RabbitMq::new(&url).unwrap()).unwrap();
         let consumer =
-            store.consumer("credit").run(RabbitMqSource::new(&url, "q").unwrap(), |_, _| Ok(())).unwrap();
+            store.consumer("credit").spawn(RabbitMqSource::new(&url, "q").unwrap(), |_, _| Ok(())).unwrap();
         let count = |text: &str| {
             let all = lines.0.lock().unwrap();
             all.iter().filter(|line| line.text().contains(text)).count()

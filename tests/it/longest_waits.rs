@@ -48,7 +48,7 @@ impl Rig {
     }
 
     fn relay(&self, store: &Store) -> Relay {
-        store.relay("r").publish_to(self.broker.publisher()).unwrap()
+        store.relay("r").spawn(self.broker.publisher()).unwrap()
     }
 }
 
@@ -65,7 +65,7 @@ fn projection(store: &Store, fails: u32, backoff: Duration) -> Projection {
     let left = AtomicU32::new(fails);
     let fails = move || left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
     let builder = store.projection("p").batch_delay(Duration::ZERO).backoff(backoff, backoff);
-    builder.run(move |_, _| if fails() { Err(Error::app("not yet")) } else { Ok(()) }).unwrap()
+    builder.spawn(move |_, _| if fails() { Err(Error::app("not yet")) } else { Ok(()) }).unwrap()
 }
 
 // --- waits --------------------------------------------------------------------------------------------------------------
@@ -78,18 +78,18 @@ fn confirms_are_waited_for_as_long_as_it_takes() {
     pause(&relay);
     let receipt = append(&store);
     for patience in [Duration::ZERO, INSTANT] {
-        for waited in [receipt.confirmed(patience), receipt.confirmed_by("r", patience)] {
+        for waited in [receipt.wait_confirmed(patience), receipt.wait_confirmed_by("r", patience)] {
             assert!(matches!(waited, Err(ConfirmError::Timeout { .. })), "{waited:?}");
         }
     }
     let receipt = Arc::new(receipt);
     let (waits, other) = (Arc::clone(&receipt), Arc::clone(&receipt));
-    let waiter = std::thread::spawn(move || waits.confirmed(FOREVER));
+    let waiter = std::thread::spawn(move || waits.wait_confirmed(FOREVER));
     relay.resume();
-    in_time("confirmed_by", move || other.confirmed_by("r", FOREVER)).unwrap();
+    in_time("confirmed_by", move || other.wait_confirmed_by("r", FOREVER)).unwrap();
     in_time("confirmed", move || waiter.join().unwrap()).unwrap();
     relay.stop(FOREVER);
-    assert!(matches!(receipt.confirmed(FOREVER), Err(ConfirmError::NoRelay(_))));
+    assert!(matches!(receipt.wait_confirmed(FOREVER), Err(ConfirmError::NoRelay(_))));
 }
 
 /// Goal: what is confirmed already is told without any patience. Method: events that are confirmed in order and out
@@ -99,16 +99,16 @@ fn what_is_known_is_told_without_waiting() {
     let rig = rig();
     let store = rig.open(Store::builder());
     rig.broker.script(Rule::any().skip(7).times(1).then(Verdict::HoldConfirm));
-    let relay = store.relay("r").attempts(1).publish_to(rig.broker.publisher()).unwrap();
+    let relay = store.relay("r").attempts(1).spawn(rig.broker.publisher()).unwrap();
     for n in 0..20 {
         let receipt = append(&store);
         if n == 7 {
             continue; // Its confirm is held back: those behind it are ahead of the position.
         }
-        receipt.confirmed(SOON).unwrap();
+        receipt.wait_confirmed(SOON).unwrap();
         for patience in [Duration::ZERO, INSTANT] {
-            receipt.confirmed(patience).unwrap();
-            receipt.confirmed_by("r", patience).unwrap();
+            receipt.wait_confirmed(patience).unwrap();
+            receipt.wait_confirmed_by("r", patience).unwrap();
         }
     }
     rig.broker.release_confirms();
@@ -117,11 +117,11 @@ fn what_is_known_is_told_without_waiting() {
     let relay = {
         relay.stop(SOON);
         let relay = store.relay("r").attempts(1).destination_attempts(1);
-        relay.publish_to(rig.broker.publisher()).unwrap()
+        relay.spawn(rig.broker.publisher()).unwrap()
     };
     let refused = append(&store);
-    assert!(matches!(refused.confirmed(SOON), Err(ConfirmError::Quarantined { .. })));
-    assert!(matches!(refused.confirmed(Duration::ZERO), Err(ConfirmError::Quarantined { .. })));
+    assert!(matches!(refused.wait_confirmed(SOON), Err(ConfirmError::Quarantined { .. })));
+    assert!(matches!(refused.wait_confirmed(Duration::ZERO), Err(ConfirmError::Quarantined { .. })));
     relay.stop(SOON);
 }
 
@@ -132,10 +132,10 @@ fn a_wait_for_ever_ends_when_nothing_can_come_any_more() {
     let relay = rig.relay(&store);
     pause(&relay);
     let receipt = append(&store);
-    let waiter = std::thread::spawn(move || receipt.confirmed(FOREVER));
+    let waiter = std::thread::spawn(move || receipt.wait_confirmed(FOREVER));
     let running = projection(&store, 0, SOON);
     let behind = std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| running.await_position(1_000, FOREVER));
+        let waiter = scope.spawn(|| running.wait_for_position(1_000, FOREVER));
         std::thread::sleep(Duration::from_millis(20));
         store.clone().close().unwrap();
         waiter.join().unwrap()
@@ -173,12 +173,12 @@ fn a_projection_is_waited_for_as_long_as_it_takes() {
     let store = rig.open(Store::builder());
     let running = projection(&store, 1, Duration::from_millis(1));
     let seq = append(&store).seqs()[0];
-    running.await_position(seq, FOREVER).unwrap();
-    running.await_live(FOREVER).unwrap();
+    running.wait_for_position(seq, FOREVER).unwrap();
+    running.wait_until_live(FOREVER).unwrap();
     for patience in [Duration::ZERO, INSTANT] {
-        running.await_position(seq, patience).unwrap();
-        running.await_live(patience).unwrap();
-        assert!(matches!(running.await_position(seq + 1, patience), Err(Error::ProjectionBehind { .. })));
+        running.wait_for_position(seq, patience).unwrap();
+        running.wait_until_live(patience).unwrap();
+        assert!(matches!(running.wait_for_position(seq + 1, patience), Err(Error::ProjectionBehind { .. })));
     }
     assert_eq!(in_time("stop", move || running.stop(FOREVER)).state, ProjectionState::Ended);
 }
@@ -189,9 +189,9 @@ fn everything_that_runs_is_stopped_with_any_patience() {
         let rig = rig();
         let store = rig.open(Store::builder());
         let (relay, running) = (rig.relay(&store), projection(&store, 0, SOON));
-        let consumer = store.consumer("s").run(rig.broker.source("q"), |_, _| Ok(())).unwrap();
-        append(&store).confirmed(SOON).unwrap();
-        until("it is applied", || consumer.stats().applied == 1);
+        let consumer = store.consumer("s").spawn(rig.broker.source("q"), |_, _| Ok(())).unwrap();
+        append(&store).wait_confirmed(SOON).unwrap();
+        until("it is applied", || consumer.status().applied == 1);
         let (report, stats, status) =
             in_time("stop", move || (relay.stop(patience), consumer.stop(patience), running.stop(patience)));
         assert_eq!(stats.failed, None);
@@ -199,7 +199,7 @@ fn everything_that_runs_is_stopped_with_any_patience() {
             assert!(report.clean && status.state == ProjectionState::Ended);
         }
         // What was not waited for ends by itself: the name is free again.
-        until("the relay has ended", || store.relay("r").publish_to(rig.broker.publisher()).is_ok());
+        until("the relay has ended", || store.relay("r").spawn(rig.broker.publisher()).is_ok());
     }
 }
 
@@ -253,7 +253,7 @@ fn a_store_takes_every_duration() {
         for n in 0..100 {
             store.write_once(format!("request {n}"), |tx| tx.append(event().id("e"))).unwrap();
         }
-        append(&store).confirmed(SOON).unwrap();
+        append(&store).wait_confirmed(SOON).unwrap();
         if duration == FOREVER {
             assert!(store.write_once("request 0", |_| Ok(())).unwrap().is_repeat(), "it is kept for ever");
         } else {
@@ -278,24 +278,24 @@ fn a_backoff_takes_every_duration() {
         let running = projection(&store, 1, duration);
         let left = AtomicU32::new(1);
         let consumer =
-            store.consumer("s").backoff(duration, duration).run(rig.broker.source("q"), move |_, _| {
+            store.consumer("s").backoff(duration, duration).spawn(rig.broker.source("q"), move |_, _| {
                 let fails = left.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
                 if fails { Err(Error::app("not yet")) } else { Ok(()) }
             });
         let consumer = consumer.unwrap();
         rig.broker.publish("", "q", Message { message_id: Some("1".into()), ..Message::default() }).unwrap();
-        until("the consumer's first try failed", || consumer.stats().retried == 1);
+        until("the consumer's first try failed", || consumer.status().retried == 1);
         let seq = append(&store).seqs()[0];
         until("the projection's first try failed", || running.status().failed_tries == 1);
         if duration == FOREVER {
             rig.broker
                 .publish("", "q", Message { message_id: Some("2".into()), ..Message::default() })
                 .unwrap();
-            until("another delivery is applied", || consumer.stats().applied == 1);
+            until("another delivery is applied", || consumer.status().applied == 1);
             assert!(matches!(running.status().state, ProjectionState::Retrying { .. }));
         } else {
-            running.await_position(seq, SOON).unwrap();
-            until("the delivery is applied", || consumer.stats().applied == 1);
+            running.wait_for_position(seq, SOON).unwrap();
+            until("the delivery is applied", || consumer.status().applied == 1);
         }
         assert_eq!(in_time("stop", move || consumer.stop(SOON)).failed, None);
         assert_eq!(in_time("stop", move || running.stop(SOON)).state, ProjectionState::Ended);
@@ -307,7 +307,7 @@ fn a_relays_backoff_takes_every_duration() {
     let rig = rig();
     let store = rig.open(Store::builder());
     for refused in [Duration::ZERO, INSTANT] {
-        let relay = store.relay("r").backoff(refused, FOREVER).publish_to(rig.broker.publisher());
+        let relay = store.relay("r").backoff(refused, FOREVER).spawn(rig.broker.publisher());
         assert!(matches!(relay, Err(Error::Setting(_))), "the first wait is a millisecond at least");
     }
     // A nack, a return and a redriven event: each of them waits by itself.
@@ -316,12 +316,12 @@ fn a_relays_backoff_takes_every_duration() {
     };
     rig.broker.script(Rule::any().times(1).then(Verdict::Nack));
     let relay = store.relay("r").backoff(FOREVER, FOREVER).destination_attempts(2);
-    let relay = relay.publish_to(rig.broker.publisher()).unwrap();
+    let relay = relay.spawn(rig.broker.publisher()).unwrap();
     store.write(queue("q")).unwrap();
     until("it is refused", || rig.broker.script_left() == 0 && relay.status().in_flight == 0);
     store.write(queue("nowhere")).unwrap();
     until("it waits", || relay.status().retrying == 1);
-    store.write(queue("q")).unwrap().confirmed(SOON).unwrap();
+    store.write(queue("q")).unwrap().wait_confirmed(SOON).unwrap();
     assert_eq!(relay.status().state, RelayState::Connected);
     in_time("stop", move || relay.stop(SOON));
     // What waits for ever on disk is read again.
@@ -337,8 +337,8 @@ fn a_projections_delay_takes_every_duration() {
     for delay in ALL {
         let rig = rig();
         let store = rig.open(Store::builder());
-        let running = store.projection("p").batch_delay(delay).run(|_, _| Ok(())).unwrap();
-        running.await_live(SOON).unwrap();
+        let running = store.projection("p").batch_delay(delay).spawn(|_, _| Ok(())).unwrap();
+        running.wait_until_live(SOON).unwrap();
         let mut seq = append(&store).seqs()[0];
         if delay == FOREVER {
             // One that comes before the projection has gone to sleep is applied at once, with what was there before.
@@ -352,10 +352,10 @@ fn a_projections_delay_takes_every_duration() {
             std::thread::sleep(Duration::from_millis(20));
             assert_eq!(running.status().applied, seq, "the newest event gathers");
         } else {
-            running.await_position(seq, SOON).unwrap();
+            running.wait_for_position(seq, SOON).unwrap();
         }
         assert_eq!(in_time("stop", move || running.stop(SOON)).state, ProjectionState::Ended);
-        projection(&store, 0, SOON).await_position(seq, SOON).unwrap();
+        projection(&store, 0, SOON).wait_for_position(seq, SOON).unwrap();
     }
 }
 
@@ -365,7 +365,7 @@ fn a_gap_is_not_waited_for_for_ever() {
     let rig = rig();
     let store = rig.open(Store::builder());
     let run = |patience| {
-        store.consumer("s").on_gap(GapPolicy::Hold(patience)).run(rig.broker.source("q"), |_, _| Ok(()))
+        store.consumer("s").on_gap(GapPolicy::Hold(patience)).spawn(rig.broker.source("q"), |_, _| Ok(()))
     };
     assert!(matches!(run(FOREVER), Err(Error::Setting(_))));
     for patience in [Duration::ZERO, INSTANT] {
@@ -380,23 +380,26 @@ fn the_memory_broker_takes_every_duration() {
         let store = rig.open(Store::builder());
         let publisher: MemoryPublisher = rig.broker.publisher().confirm_deadline(duration);
         rig.broker.script(Rule::any().times(1).then(Verdict::LoseConfirm));
-        let relay = store.relay("r").publish_to(publisher).unwrap();
+        let relay = store.relay("r").spawn(publisher).unwrap();
         let lost = append(&store);
         if duration == FOREVER {
-            assert!(matches!(lost.confirmed(Duration::from_millis(20)), Err(ConfirmError::Timeout { .. })));
+            assert!(matches!(
+                lost.wait_confirmed(Duration::from_millis(20)),
+                Err(ConfirmError::Timeout { .. })
+            ));
         } else {
-            lost.confirmed(SOON).unwrap();
+            lost.wait_confirmed(SOON).unwrap();
         }
         in_time("stop", move || relay.stop(Duration::from_millis(50)));
 
-        let other = store.relay("other").publish_to(rig.broker.publisher()).unwrap();
-        lost.confirmed_by("other", SOON).unwrap();
+        let other = store.relay("other").spawn(rig.broker.publisher()).unwrap();
+        lost.wait_confirmed_by("other", SOON).unwrap();
         rig.broker.script(Rule::any().times(1).then(Verdict::DelayConfirm(duration)));
         let delayed = append(&store);
         if duration == FOREVER {
-            assert!(delayed.confirmed(Duration::from_millis(20)).is_err());
+            assert!(delayed.wait_confirmed(Duration::from_millis(20)).is_err());
         } else {
-            delayed.confirmed(SOON).unwrap();
+            delayed.wait_confirmed(SOON).unwrap();
         }
         in_time("stop", move || other.stop(Duration::from_millis(50)));
     }
@@ -410,8 +413,8 @@ fn rabbitmq_takes_every_duration_that_the_protocol_has() {
     const URL: &str = "amqp://127.0.0.1:1";
     let rig = rig();
     let store = rig.open(Store::builder());
-    let start = |publisher: RabbitMq| store.relay("r").publish_to(publisher);
-    let consume = |source: RabbitMqSource| store.consumer("s").run(source, |_, _| Ok(()));
+    let start = |publisher: RabbitMq| store.relay("r").spawn(publisher);
+    let consume = |source: RabbitMqSource| store.consumer("s").spawn(source, |_, _| Ok(()));
     let (publisher, source) = (|| RabbitMq::new(URL).unwrap(), || RabbitMqSource::new(URL, "q").unwrap());
     for duration in ALL {
         assert!(matches!(start(publisher().heartbeat(duration)), Err(Error::Setting(_))));
@@ -427,7 +430,7 @@ fn rabbitmq_takes_every_duration_that_the_protocol_has() {
         let (relay, consumer) =
             (start(publisher).unwrap(), consume(source().reconnect_backoff(first, FOREVER)).unwrap());
         until("both are refused", || {
-            relay.status().last_fault.is_some() && consumer.stats().disconnected.is_some()
+            relay.status().last_fault.is_some() && consumer.status().disconnected.is_some()
         });
         let (report, stats) = in_time("stop", move || (relay.stop(FOREVER), consumer.stop(FOREVER)));
         assert_eq!((report.clean, stats.failed), (true, None));
@@ -465,8 +468,8 @@ fn times_may_be_as_far_away_as_can_be_told() {
         clock.advance(FOREVER);
         assert_eq!(clock.now().mono_ms, u64::MAX);
     }
-    running.await_live(SOON).unwrap();
-    append(&store).confirmed(SOON).unwrap();
+    running.wait_until_live(SOON).unwrap();
+    append(&store).wait_confirmed(SOON).unwrap();
     assert_eq!(relay.status().state, RelayState::Connected);
     relay.stop(SOON);
     running.stop(SOON);
@@ -490,8 +493,8 @@ fn a_lane_is_never_idle_for_long_enough() {
 /// What is public and takes a `Duration`, and is called above with the longest and the shortest.
 const COVERED: &[&str] = &[
     "advance",
-    "await_live",
-    "await_position",
+    "wait_until_live",
+    "wait_for_position",
     "backoff",
     "batch_delay",
     "confirm_deadline",

@@ -110,7 +110,7 @@ fn attacked(folder: &Path) {
 
     let mut service = Service::start(folder, 1, &node.url());
     let bank = Store::open(folder.join("bank.redb")).unwrap();
-    let relay = bank.relay("r").publish_to(RabbitMq::new(&node.url()).unwrap()).unwrap();
+    let relay = bank.relay("r").spawn(RabbitMq::new(&node.url()).unwrap()).unwrap();
     let (over, genuine) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|threads| {
         threads.spawn(|| {
@@ -299,7 +299,7 @@ fn child_service() {
         .parked_max(1_000, KEPT)
         .rejected_max(1_000, KEPT)
         .on_rejected_full(RejectedFull::DeadLetter)
-        .run(source, |delivery, tx| match delivery.message.payload.as_slice() {
+        .spawn(source, |delivery, tx| match delivery.message.payload.as_slice() {
             body if body.starts_with(b"genuine") => count(delivery, tx),
             body if body.starts_with(b"poison") => Err(Error::reject("no such account")),
             b"sick" => Err(Error::app("the service of this customer is away")),
@@ -320,13 +320,13 @@ fn child_service() {
         written.unwrap_or_else(|error| panic!("the application's write {n} failed: {error}"));
         let under_attack = folder.join("attack").exists();
         if under_attack { &mut attacked } else { &mut quiet }.push(took);
-        assert_eq!(consumer.stats().failed, None);
+        assert_eq!(consumer.status().failed, None);
         if said.elapsed() > Duration::from_secs(1) {
             said = Instant::now();
             say("quiet p99 ms", &mut quiet);
             say("attacked p99 ms", &mut attacked);
             println!("peak KiB {}", peak_kib());
-            println!("{:?}", consumer.stats());
+            println!("{:?}", consumer.status());
         }
         if folder.join("stop").exists() {
             break;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{Error, Event, Once, Result, Store, Transaction, WriteFuture};
+use onewrite::{Error, Event, Result, Store, Transaction, WriteFuture, WriteOnce};
 use proptest::prelude::*;
 
 use crate::scratch::{crash_copy, events};
@@ -169,8 +169,8 @@ impl Real {
     fn once(&self, id: u8, body: &Body) -> std::result::Result<Answer, Vec<u64>> {
         let body = body.clone();
         match self.store().write_once([id], move |tx| take_steps(tx, &body)) {
-            Ok(Once::Done(receipt)) => Ok(Ok(receipt.into_value())),
-            Ok(Once::Repeated(receipt)) => Err(receipt.seqs().to_vec()),
+            Ok(WriteOnce::Done(receipt)) => Ok(Ok(receipt.into_value())),
+            Ok(WriteOnce::Repeated(receipt)) => Err(receipt.seqs().to_vec()),
             Ok(_) => unreachable!(),
             Err(error) => Ok(Err(in_words(&error))),
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use onewrite::broker::MemoryBroker;
-use onewrite::{Aggregate, Error, Event, EventFilter, GapPolicy, Recorded, Result, Store};
+use onewrite::{Aggregate, Error, Event, EventFilter, GapPolicy, RecordedEvent, Result, Store};
 
 fn same(payload: &[u8]) -> Result<Vec<u8>, onewrite::BoxError> {
     Ok(payload.to_vec())
@@ -15,7 +15,7 @@ fn refusals(store: &Store, filter: &EventFilter) -> Vec<String> {
         Err(Error::Setting(error)) if error.setting == "filter" => error.reason,
         other => panic!("{reader} takes {filter:?}: {other:?}"),
     };
-    let projection = store.projection("p").filter(filter.clone()).run(|_, _| Ok(()));
+    let projection = store.projection("p").filter(filter.clone()).spawn(|_, _| Ok(()));
     let mut subscription = store.subscribe(0).unwrap().filter_events(filter.clone());
     let first = subscription.try_next().expect("a refusal is told").map(drop);
     assert!(subscription.next().is_none(), "it waits for what can never come");
@@ -59,7 +59,7 @@ fn a_filter_for_a_renamed_type_is_refused() {
     }
     for event_type in ["money.paid", "c", "w", "there", "other"] {
         let filter = EventFilter::all().event_type(event_type);
-        let _ = store.projection(event_type).filter(filter.clone()).run(|_, _| Ok(())).unwrap();
+        let _ = store.projection(event_type).filter(filter.clone()).spawn(|_, _| Ok(())).unwrap();
         assert!(store.read().unwrap().events_of(0, &filter).is_ok());
     }
 }
@@ -89,7 +89,7 @@ fn a_filter_for_impossible_names_is_refused() {
             assert!(reason.contains(word), "{word}: {reason}");
         }
     }
-    assert!(store.projection("p").filter(fine()).run(|_, _| Ok(())).is_ok());
+    assert!(store.projection("p").filter(fine()).spawn(|_, _| Ok(())).is_ok());
 }
 
 /// Counts events.
@@ -105,7 +105,7 @@ macro_rules! counting {
             fn encode(_: &()) -> Result<Event> {
                 Ok(Event::bytes("counted", ""))
             }
-            fn decode(_: &Recorded) -> Result<()> {
+            fn decode(_: &RecordedEvent) -> Result<()> {
                 Ok(())
             }
             fn apply(&mut self, _: &()) {
@@ -156,13 +156,13 @@ fn pairs_that_can_never_work_are_refused() {
     let (short, long) = (Duration::from_millis(1), Duration::from_secs(1));
     let consumer = |prefetch, gap, backoff: (Duration, Duration)| {
         let builder = store.consumer("c").prefetch(prefetch).on_gap(gap).backoff(backoff.0, backoff.1);
-        builder.run(broker.source("q"), |_, _| Ok(())).map(|consumer| _ = consumer.stop(long))
+        builder.spawn(broker.source("q"), |_, _| Ok(())).map(|consumer| _ = consumer.stop(long))
     };
     named(consumer(1, GapPolicy::Hold(long), (short, long)), "on_gap");
     named(consumer(2, GapPolicy::Hold(long), (long, short)), "backoff");
     consumer(2, GapPolicy::Hold(long), (long, long)).unwrap();
     consumer(1, GapPolicy::ApplyAtOnce, (short, long)).unwrap();
-    named(store.projection("p").backoff(long, short).run(|_, _| Ok(())).map(drop), "backoff");
+    named(store.projection("p").backoff(long, short).spawn(|_, _| Ok(())).map(drop), "backoff");
     for name in ["", "a\0b", &"x".repeat(256)] {
         for (from, to) in [((name, 1), ("b", 1)), (("b", 1), (name, 1))] {
             let path = folder.path().join("other.redb");

@@ -82,7 +82,7 @@ fn a_long_backlog_is_drained_once_in_order_and_in_flat_memory() {
 fn child_drains() {
     let Some((path, url)) = task() else { return };
     let store = Store::builder().cache_bytes(4 << 20).open(&path).unwrap();
-    let relay = store.relay("r").window_events(WINDOW).publish_to(RabbitMq::new(&url).unwrap()).unwrap();
+    let relay = store.relay("r").window_events(WINDOW).spawn(RabbitMq::new(&url).unwrap()).unwrap();
     for first in (0..EVENTS).step_by(1000) {
         store
             .write(move |tx| {

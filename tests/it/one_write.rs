@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use onewrite::redb::{TableDefinition, TableHandle};
-use onewrite::{ConfirmError, Error, Event, EventError, Once, Receipt, Store, Transaction, limits};
+use onewrite::{ConfirmError, Error, Event, EventError, Receipt, Store, Transaction, WriteOnce, limits};
 
 use crate::scratch::{Random, STATE, audit, event, events, payload, put, state};
 
@@ -210,10 +210,10 @@ fn a_request_is_done_once() {
     };
     put(&store, 0).unwrap();
     assert!(matches!(request(&store, "r", 1, true), Err(Error::App(_))));
-    assert!(matches!(request(&store, "r", 1, false), Ok(Once::Done(receipt)) if receipt.seqs() == [1]));
+    assert!(matches!(request(&store, "r", 1, false), Ok(WriteOnce::Done(receipt)) if receipt.seqs() == [1]));
     let repeated = |store: &Store| match request(store, "r", 99, false).unwrap() {
-        Once::Repeated(receipt) => receipt.seqs().to_vec(),
-        Once::Done(_) => panic!("done twice"),
+        WriteOnce::Repeated(receipt) => receipt.seqs().to_vec(),
+        WriteOnce::Done(_) => panic!("done twice"),
         _ => unreachable!(),
     };
     assert_eq!(repeated(&store), [1]);
@@ -229,8 +229,8 @@ fn a_request_is_done_once() {
                 start.wait();
                 let once = request(&store, "crowd", 2, false).unwrap();
                 let (done, receipt_seqs) = match once {
-                    Once::Done(receipt) => (true, receipt.seqs().to_vec()),
-                    Once::Repeated(receipt) => (false, receipt.seqs().to_vec()),
+                    WriteOnce::Done(receipt) => (true, receipt.seqs().to_vec()),
+                    WriteOnce::Repeated(receipt) => (false, receipt.seqs().to_vec()),
                     _ => unreachable!(),
                 };
                 assert_eq!(receipt_seqs, [2]);
@@ -349,13 +349,14 @@ fn calls_that_wait(store: &Store, receipt: &Receipt) {
     inside("close", store.clone().close().err());
     inside("forget_relay", store.forget_relay("relay").err());
     let broker = onewrite::broker::MemoryBroker::new();
-    inside("publish_to", store.relay("another").publish_to(broker.publisher()).err());
+    inside("publish_to", store.relay("another").spawn(broker.publisher()).err());
     let mut future = Box::pin(store.write_async(|_| Ok(())));
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(result) => inside("write_async", result.err()),
         Poll::Pending => panic!("write_async waits"),
     }
-    for confirmed in [receipt.confirmed(Duration::MAX / 4), receipt.confirmed_by("relay", Duration::MAX / 4)]
+    for confirmed in
+        [receipt.wait_confirmed(Duration::MAX / 4), receipt.wait_confirmed_by("relay", Duration::MAX / 4)]
     {
         let Err(ConfirmError::Store(error)) = confirmed else { panic!("{confirmed:?}") };
         inside("confirmed", Some(error));
@@ -374,7 +375,7 @@ fn calls_that_wait(store: &Store, receipt: &Receipt) {
 fn waiting_for_oneself_fails_at_once() {
     let (_folder, store) = open();
     let broker = onewrite::broker::MemoryBroker::new();
-    let relay = store.relay("relay").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("relay").spawn(broker.publisher()).unwrap();
     let receipt = Arc::new(store.write(|_| Ok(())).unwrap());
     let in_closure = {
         let (store, receipt) = (store.clone(), Arc::clone(&receipt));
@@ -522,7 +523,7 @@ fn a_closed_store_says_so() {
     assert!(matches!(kept.read(), Err(Error::Closed { .. })));
     assert!(matches!(kept.write_once("a", |_| Ok(())), Err(Error::Closed { .. })));
     assert!(matches!(run(kept.write_async(|_| Ok(()))), Err(Error::Closed { .. })));
-    assert!(matches!(receipt.confirmed(Duration::from_secs(1)), Err(ConfirmError::NoRelay(_))));
+    assert!(matches!(receipt.wait_confirmed(Duration::from_secs(1)), Err(ConfirmError::NoRelay(_))));
     kept.close().unwrap();
 }
 

@@ -132,7 +132,7 @@ fn drained(retention: Retention) -> Cost {
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
     let before = store.stats().unwrap().io;
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let began = Instant::now();
     while relay.status().confirmed < BACKLOG {
         assert!(began.elapsed() < Duration::from_secs(120), "{:?}", relay.status());

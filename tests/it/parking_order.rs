@@ -107,7 +107,7 @@ fn what_comes_back_is_not_parked_before_an_earlier_one_of_its_key() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_millis(400), Duration::from_millis(400))
-        .run(source.clone(), move |delivery, _| {
+        .spawn(source.clone(), move |delivery, _| {
             let number = number(delivery);
             let mut seen = seen.lock().unwrap();
             if number == 2 && !seen.contains(&2) {
@@ -149,7 +149,7 @@ fn what_stands_before_one_that_came_back_is_parked_with_it() {
     let gate = store.begin().unwrap();
     let consumer = store
         .consumer("service")
-        .run(source.clone(), move |delivery, _| {
+        .spawn(source.clone(), move |delivery, _| {
             seen.lock().unwrap().push((number(delivery), settled.settled()));
             Ok(())
         })
@@ -177,10 +177,10 @@ fn what_survives_its_connection_is_kept_once() {
             source.lose(epoch - 1);
         }
         source.deliver_in(epoch, 7, None, i64::try_from(epoch).unwrap());
-        until("it has come", || consumer.stats().retried >= epoch);
+        until("it has come", || consumer.status().retried >= epoch);
     }
     well.store(true, SeqCst);
-    until("it is applied", || consumer.stats().applied == 1);
+    until("it is applied", || consumer.status().applied == 1);
     std::thread::sleep(Duration::from_millis(1_200));
     assert_eq!(consumer.stop(Duration::from_secs(5)).repeated, 0, "no other copy was left");
 }
@@ -197,7 +197,7 @@ fn what_survives_while_there_is_no_room_is_kept_once() {
     let consumer = store
         .consumer("service")
         .rejected_max(1, 10_000)
-        .run(source.clone(), move |delivery, _| {
+        .spawn(source.clone(), move |delivery, _| {
             let number = number(delivery);
             if number < 3 {
                 return Err(Error::reject("no such account"));
@@ -207,9 +207,9 @@ fn what_survives_while_there_is_no_room_is_kept_once() {
         })
         .unwrap();
     source.deliver(1, None, 0);
-    until("it is kept", || consumer.stats().quarantined == 1);
+    until("it is kept", || consumer.status().quarantined == 1);
     source.deliver(2, None, 0);
-    until("it waits", || consumer.stats().waits_for.is_some());
+    until("it waits", || consumer.status().waits_for.is_some());
     for epoch in 2..=30 {
         source.lose(epoch - 1);
         let returns = i64::try_from(epoch).unwrap() + 5;
@@ -221,7 +221,7 @@ fn what_survives_while_there_is_no_room_is_kept_once() {
     }
     std::thread::sleep(Duration::from_millis(300));
     store.rejected("service").discard(0).unwrap();
-    until("there is room", || consumer.stats().waits_for.is_none() && calls.lock().unwrap().len() >= 20);
+    until("there is room", || consumer.status().waits_for.is_none() && calls.lock().unwrap().len() >= 20);
     std::thread::sleep(Duration::from_millis(200));
     let stats = consumer.stop(Duration::from_secs(5));
     assert_eq!((stats.applied, stats.repeated, stats.quarantined), (20, 0, 2), "{stats:?}");
@@ -238,7 +238,7 @@ fn sick(store: &Store, source: &ByHand) -> (Consumer, Arc<AtomicBool>, Arc<Mutex
     let (is_well, seen) = (Arc::clone(&well), Arc::clone(&applied));
     let builder = store.consumer("service").parked_max(0, 0).attempts(1_000);
     let backoff = Duration::from_millis(300);
-    let consumer = builder.backoff(backoff, backoff).run(source.clone(), move |delivery, _| {
+    let consumer = builder.backoff(backoff, backoff).spawn(source.clone(), move |delivery, _| {
         if !is_well.load(SeqCst) {
             return Err(Error::app("not yet"));
         }
@@ -260,7 +260,7 @@ fn what_survives_keeps_its_place() {
         let (consumer, well, applied) = sick(&store, &source);
         source.deliver(1, Some("k"), returns);
         source.deliver(2, Some("k"), 5);
-        until("the first has failed", || consumer.stats().retried >= 1);
+        until("the first has failed", || consumer.status().retried >= 1);
         source.lose(1);
         source.deliver_in(2, 1, Some("k"), returns + 1);
         if both {
@@ -269,7 +269,7 @@ fn what_survives_keeps_its_place() {
         source.deliver_in(2, 9, None, 0);
         std::thread::sleep(Duration::from_millis(100));
         well.store(true, SeqCst);
-        until("all are done", || consumer.stats().applied == 3);
+        until("all are done", || consumer.status().applied == 3);
         let of_key: Vec<u64> = applied.lock().unwrap().iter().copied().filter(|number| *number < 9).collect();
         assert_eq!(of_key, [1, 2], "{both}");
         let _ = consumer.stop(Duration::from_secs(5));
@@ -290,7 +290,7 @@ fn what_comes_again_as_it_is_tried_keeps_its_turn() {
         let builder = store.consumer("service").parked_max(0, 0).backoff(backoff, backoff);
         let builder = builder.on_gap(GapPolicy::Hold(Duration::from_secs(60)));
         let consumer = builder
-            .run(source.clone(), move |delivery, _| {
+            .spawn(source.clone(), move |delivery, _| {
                 let text = String::from_utf8_lossy(&delivery.message.payload).into_owned();
                 if text == "first" && !failed.swap(true, SeqCst) {
                     return Err(Error::app("not yet"));
@@ -317,16 +317,16 @@ fn what_comes_again_as_it_is_tried_keeps_its_turn() {
             source.tell(SourceEvent::Delivery(Box::new(delivery)));
         };
         of_lane(1, 5);
-        until("the first has failed", || consumer.stats().retried == 1);
+        until("the first has failed", || consumer.status().retried == 1);
         for turn in 0..turns_before {
             alone(turn + 1, "quick");
-            until("it is applied", || consumer.stats().applied == turn + 1);
+            until("it is applied", || consumer.status().applied == turn + 1);
         }
         alone(50, "slow");
         std::thread::sleep(Duration::from_millis(100));
         source.lose(1);
         of_lane(2, 6);
-        until("all are done", || consumer.stats().applied == 4 + turns_before);
+        until("all are done", || consumer.status().applied == 4 + turns_before);
         let of_lane: Vec<String> =
             applied.lock().unwrap().iter().filter(|text| text.ends_with(['t', 'd'])).cloned().collect();
         assert_eq!(of_lane, ["first", "second", "third"], "{turns_before} turns before");
@@ -346,7 +346,7 @@ fn what_comes_back_during_a_try_is_parked_after_it() {
         .consumer("service")
         .attempts(1_000)
         .backoff(Duration::from_millis(50), Duration::from_secs(600))
-        .run(source.clone(), move |delivery, _| {
+        .spawn(source.clone(), move |delivery, _| {
             if number(delivery) > 2 {
                 std::thread::sleep(Duration::from_millis(15));
                 return Ok(());
@@ -382,7 +382,7 @@ fn a_busy_consumer_without_room_hears_of_its_connection() {
     let builder =
         store.consumer("service").rejected_max(1, 10_000).attempts(u32::MAX).backoff(backoff, backoff);
     let consumer = builder
-        .run(source.clone(), |delivery, _| match number(delivery) {
+        .spawn(source.clone(), |delivery, _| match number(delivery) {
             1 | 2 => Err(Error::reject("no such account")),
             _ => {
                 // By the end of a batch its first ones are due again.
@@ -392,12 +392,12 @@ fn a_busy_consumer_without_room_hears_of_its_connection() {
         })
         .unwrap();
     (10..40).for_each(|tag| source.deliver(tag, None, 0));
-    until("they fail", || consumer.stats().retried > 30);
+    until("they fail", || consumer.status().retried > 30);
     source.deliver(1, None, 0);
     source.deliver(2, None, 0);
-    until("it waits", || consumer.stats().waits_for.is_some());
+    until("it waits", || consumer.status().waits_for.is_some());
     source.lose(1);
-    until("it has heard of both", || consumer.stats().connections == 2);
+    until("it has heard of both", || consumer.status().connections == 2);
     let _ = consumer.stop(Duration::from_secs(5));
 }
 
@@ -409,7 +409,7 @@ fn a_long_parked_delivery_stops_no_consumer_that_gives_back() {
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     let source = ByHand::default();
     let consumer = store.consumer("service").attempts(1_000);
-    let consumer = consumer.run(source.clone(), |_, _| Err(Error::app("not yet"))).unwrap();
+    let consumer = consumer.spawn(source.clone(), |_, _| Err(Error::app("not yet"))).unwrap();
     let mut long = delivery(1, 1, None, 9);
     long.message.payload = vec![7; 5_000];
     source.tell(SourceEvent::Delivery(Box::new(long)));
@@ -418,8 +418,8 @@ fn a_long_parked_delivery_stops_no_consumer_that_gives_back() {
     let builder = store.consumer("service").rejected_max(10, 100).parked_max(10, 100);
     let builder = builder.on_rejected_full(RejectedFull::DeadLetter);
     let source = ByHand::default();
-    let consumer = builder.run(source.clone(), |_, _| Err(Error::reject("never"))).unwrap();
-    until("it is in quarantine", || consumer.stats().quarantined == 1);
-    assert_eq!(consumer.stats().waits_for, None);
+    let consumer = builder.spawn(source.clone(), |_, _| Err(Error::reject("never"))).unwrap();
+    until("it is in quarantine", || consumer.status().quarantined == 1);
+    assert_eq!(consumer.status().waits_for, None);
     let _ = consumer.stop(Duration::from_secs(5));
 }

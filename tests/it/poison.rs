@@ -41,7 +41,7 @@ impl Rig {
         let handled = Arc::new(Mutex::new(Vec::new()));
         let notes = Arc::clone(&handled);
         let source = source(RabbitMqSource::new(&node.url(), queue).unwrap());
-        let consumer = store.consumer("c").run(source, move |delivery, _| {
+        let consumer = store.consumer("c").spawn(source, move |delivery, _| {
             notes.lock().unwrap().push(delivery.message.clone());
             Ok(())
         });
@@ -59,11 +59,11 @@ impl Rig {
         let began = Instant::now();
         let counts = || (self.handled.lock().unwrap().len(), self.rejected().len());
         while counts() != (handled, rejected.len()) {
-            assert!(began.elapsed() < SOON, "{:?}, {:?}", counts(), self.consumer.stats());
+            assert!(began.elapsed() < SOON, "{:?}, {:?}", counts(), self.consumer.status());
             std::thread::sleep(Duration::from_millis(10));
         }
         let reasons = self.rejected();
-        assert_eq!(self.consumer.stats().connections, 1);
+        assert_eq!(self.consumer.status().connections, 1);
         let queue = self.queue;
         self.consumer.stop(SOON);
         assert_eq!(self.tap.count(queue), 0, "left with the broker");
@@ -204,15 +204,15 @@ fn what_cannot_be_taken_in_is_named_and_asked_for_ever_more_slowly() {
     let source = RabbitMqSource::new(&broker.url, "q").unwrap();
     let source = source.reconnect_backoff(Duration::from_millis(50), Duration::from_secs(60));
     let began = Instant::now();
-    let consumer = store.consumer("c").run(source, |_, _| Ok(())).unwrap();
+    let consumer = store.consumer("c").spawn(source, |_, _| Ok(())).unwrap();
     while connections.load(Ordering::SeqCst) < 8 {
-        assert!(began.elapsed() < SOON, "{:?}", consumer.stats());
+        assert!(began.elapsed() < SOON, "{:?}", consumer.status());
         std::thread::sleep(Duration::from_millis(10));
     }
     // Each wait is at least half of what it may be.
     assert!(began.elapsed() >= Duration::from_millis(50 * 127 / 2), "{:?}", began.elapsed());
     let fault = loop {
-        match consumer.stats().disconnected {
+        match consumer.status().disconnected {
             Some(fault) => break fault,
             None => std::thread::sleep(Duration::from_millis(10)),
         }

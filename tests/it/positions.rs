@@ -14,7 +14,7 @@ fn trimmed(events: u64) -> (tempfile::TempDir, Store) {
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let append = move |tx: &onewrite::Transaction| {
         (0..events).try_for_each(|n| {
             let event = Event::bytes("counted", n.to_le_bytes()).to("", "q");
@@ -98,8 +98,8 @@ fn a_position_beyond_the_end_is_refused_at_every_door() {
         let broker = MemoryBroker::new();
         let doors = |at: u64| {
             let start = StartAt::Position(at);
-            let projection = store.projection("p").start_at(start).run(|_, _| Ok(()));
-            let relay = store.relay("beyond").start_at(start).publish_to(broker.publisher());
+            let projection = store.projection("p").start_at(start).spawn(|_, _| Ok(()));
+            let relay = store.relay("beyond").start_at(start).spawn(broker.publisher());
             [
                 ("subscribe", store.subscribe(at).map(drop)),
                 ("subscribe_at", store.subscribe_at(start).map(drop)),
@@ -132,7 +132,7 @@ fn every_event_is_seen_or_in_a_gap_that_is_told() {
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let (mut position, mut gaps) = (0, 0);
     for round in 0..40_u64 {
         let append = |tx: &onewrite::Transaction| {

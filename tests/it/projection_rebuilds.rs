@@ -36,7 +36,7 @@ fn run(store: &Store, version: u32, fails: impl Fn(u64) -> bool + Send + Sync + 
     let builder = store.projection("p").table(ROWS).version(version);
     builder
         .on_failure(FailurePolicy::Stop { attempts: 1 })
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             if fails(event.seq()) {
                 return Err(Error::app("it cannot be applied"));
             }
@@ -61,20 +61,20 @@ fn a_version_that_is_taken_back_holds_nothing() {
     let (_folder, store) = open();
     append(&store, 1);
     let first = run(&store, 1, |_| false);
-    first.await_live(PATIENCE).unwrap();
+    first.wait_until_live(PATIENCE).unwrap();
     first.stop(PATIENCE);
     let second = run(&store, 2, |_| true);
-    assert!(second.await_live(PATIENCE).is_err());
+    assert!(second.wait_until_live(PATIENCE).is_err());
     second.stop(PATIENCE);
     assert_eq!(store.stats().unwrap().projections["p"].rebuilding, Some(0));
     let first = run(&store, 1, |_| false);
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for _ in 0..600 {
         store.write(|tx| tx.append(Event::bytes("counted", "1").to("", "q")).map(drop)).unwrap();
     }
-    first.await_live(PATIENCE).unwrap();
+    first.wait_until_live(PATIENCE).unwrap();
     assert_eq!(store.stats().unwrap().projections["p"].rebuilding, None);
     until("what is confirmed and applied is trimmed", || store.stats().unwrap().trimmed_to > 500);
     let _ = relay.stop(PATIENCE);
@@ -85,8 +85,8 @@ fn a_version_that_is_taken_back_holds_nothing() {
 #[test]
 fn a_table_is_declared_once() {
     let (_folder, store) = open();
-    let twice = store.projection("p").table(ROWS).table(ROWS).run(|_, _| Ok(()));
-    let both = store.projection("p").table(ROWS).multimap_table(MULTI_ROWS).run(|_, _| Ok(()));
+    let twice = store.projection("p").table(ROWS).table(ROWS).spawn(|_, _| Ok(()));
+    let both = store.projection("p").table(ROWS).multimap_table(MULTI_ROWS).spawn(|_, _| Ok(()));
     for refused in [twice, both] {
         let Err(Error::Setting(error)) = refused else { panic!("it runs") };
         assert!(error.setting == "table" && error.reason.contains("`rows`"), "{error}");
@@ -101,7 +101,7 @@ fn a_redrive_does_not_mix_versions() {
     append(&store, 5);
     let first = store.projection("p").table(ROWS).on_failure(FailurePolicy::Quarantine { attempts: 1 });
     let first = first
-        .run(|event, tx| {
+        .spawn(|event, tx| {
             if event.seq() == 1 {
                 return Err(Error::app("it cannot be applied"));
             }
@@ -109,10 +109,10 @@ fn a_redrive_does_not_mix_versions() {
             Ok(())
         })
         .unwrap();
-    first.await_live(PATIENCE).unwrap();
+    first.wait_until_live(PATIENCE).unwrap();
     first.stop(PATIENCE);
     let second = run(&store, 2, |seq| seq == 3);
-    assert!(second.await_live(PATIENCE).is_err());
+    assert!(second.wait_until_live(PATIENCE).is_err());
     let refused = second.redrive(1);
     assert!(matches!(refused, Err(Error::ProjectionStopped { .. })), "{refused:?}");
     assert_eq!(rows(&store), [(0, 1), (2, 1), (3, 1), (4, 1)]);
@@ -126,16 +126,16 @@ fn a_table_may_change_its_kind() {
     append(&store, 5);
     let plain = |version: u32| {
         let projection = run(&store, version, |_| false);
-        projection.await_live(PATIENCE).unwrap();
+        projection.wait_until_live(PATIENCE).unwrap();
         projection.stop(PATIENCE);
     };
     plain(1);
-    let multi = store.projection("p").multimap_table(MULTI_ROWS).version(2).run(|event, tx| {
+    let multi = store.projection("p").multimap_table(MULTI_ROWS).version(2).spawn(|event, tx| {
         tx.open_multimap_table(MULTI_ROWS)?.insert(event.seq(), 2)?;
         Ok(())
     });
     let multi = multi.unwrap();
-    multi.await_live(PATIENCE).unwrap();
+    multi.wait_until_live(PATIENCE).unwrap();
     assert_eq!(store.read().unwrap().open_multimap_table(MULTI_ROWS).unwrap().get(4).unwrap().len(), 1);
     multi.stop(PATIENCE);
     plain(3);
@@ -149,7 +149,7 @@ fn a_rebuild_can_be_asked_for_again() {
     let (_folder, store) = open();
     append(&store, 5);
     let first = run(&store, 1, |_| false);
-    first.await_live(PATIENCE).unwrap();
+    first.wait_until_live(PATIENCE).unwrap();
     first.stop(PATIENCE);
     let broken = Arc::new(AtomicBool::new(true));
     let is_broken = Arc::clone(&broken);
@@ -159,10 +159,10 @@ fn a_rebuild_can_be_asked_for_again() {
         }
         seq == 3 && is_broken.load(Ordering::SeqCst)
     });
-    assert!(second.await_live(PATIENCE).is_err());
+    assert!(second.wait_until_live(PATIENCE).is_err());
     broken.store(false, Ordering::SeqCst);
     second.rebuild();
-    second.await_live(PATIENCE).unwrap();
+    second.wait_until_live(PATIENCE).unwrap();
     assert_eq!(rows(&store), (0..5).map(|seq| (seq, 2)).collect::<Vec<_>>());
 }
 
@@ -171,14 +171,14 @@ fn a_rebuild_can_be_asked_for_again() {
 #[test]
 fn a_table_is_one_projections() {
     let (_folder, store) = open();
-    let first = store.projection("a").table(ROWS).run(|_, _| Ok(())).unwrap();
-    let second = store.projection("b").table(ROWS).run(|_, _| Ok(()));
+    let first = store.projection("a").table(ROWS).spawn(|_, _| Ok(())).unwrap();
+    let second = store.projection("b").table(ROWS).spawn(|_, _| Ok(()));
     assert!(
         matches!(&second, Err(Error::ProjectionTable { name, projection }) if name == "rows" && projection == "a"),
         "{second:?}"
     );
     first.stop(PATIENCE);
-    store.projection("b").table(ROWS).run(|_, _| Ok(())).unwrap().stop(PATIENCE);
+    store.projection("b").table(ROWS).spawn(|_, _| Ok(())).unwrap().stop(PATIENCE);
 }
 
 /// Goal: no table of a rebuild is left over that a later start of the same version does not declare any more. Method: a rebuild of
@@ -188,9 +188,9 @@ fn a_rebuild_leaves_no_table_behind() {
     const AUX: TableDefinition<'_, u64, u64> = TableDefinition::new("aux");
     let (_folder, store) = open();
     append(&store, 5);
-    run(&store, 1, |_| false).await_live(PATIENCE).unwrap();
+    run(&store, 1, |_| false).wait_until_live(PATIENCE).unwrap();
     let both = store.projection("p").table(ROWS).table(AUX).version(2).batch(1);
-    let both = both.on_failure(FailurePolicy::Stop { attempts: 1 }).run(|event, tx| {
+    let both = both.on_failure(FailurePolicy::Stop { attempts: 1 }).spawn(|event, tx| {
         if event.seq() == 3 {
             return Err(Error::app("it cannot be applied"));
         }
@@ -199,9 +199,9 @@ fn a_rebuild_leaves_no_table_behind() {
         Ok(())
     });
     let both = both.unwrap();
-    assert!(both.await_live(PATIENCE).is_err());
+    assert!(both.wait_until_live(PATIENCE).is_err());
     both.stop(PATIENCE);
-    run(&store, 2, |_| false).await_live(PATIENCE).unwrap();
+    run(&store, 2, |_| false).wait_until_live(PATIENCE).unwrap();
     let began = std::time::Instant::now();
     while store.stats().unwrap().cleanup_tasks > 0 {
         assert!(began.elapsed() < PATIENCE, "the clean-up does not end");
@@ -222,9 +222,9 @@ fn a_rebuild_leaves_no_table_behind() {
 fn what_is_let_pass_is_no_lag() {
     let (_folder, store) = open();
     let filter = onewrite::EventFilter::all().event_type("wanted");
-    let projection = store.projection("p").filter(filter).run(|_, _| Ok(())).unwrap();
+    let projection = store.projection("p").filter(filter).spawn(|_, _| Ok(())).unwrap();
     append(&store, 50);
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     let stats = store.stats().unwrap().projections["p"].clone();
     assert_eq!((stats.position, stats.lag_events, stats.lag_ms), (50, 0, None));
     std::thread::sleep(Duration::from_millis(1500));
@@ -244,13 +244,13 @@ fn a_commit_that_fails_is_no_event_s_fault() {
     let tries = Arc::new(std::sync::atomic::AtomicU64::new(0));
     let tried = Arc::clone(&tries);
     let projection = builder
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             tried.fetch_add(1, Ordering::SeqCst);
             tx.open_table(ROWS)?.insert(event.seq(), 1)?;
             Ok(())
         })
         .unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     // Until one has shared a commit with a spoiler: more events, and a spoiler for each.
     let end = Instant::now() + PATIENCE;
     let mut events = 1;
@@ -271,7 +271,7 @@ fn a_commit_that_fails_is_no_event_s_fault() {
         });
     }
     assert!(tries.load(Ordering::SeqCst) > events, "no group was spoilt");
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert!(projection.failures(None, 10).unwrap().is_empty());
     assert_eq!(rows(&store).len() as u64, events);
 }

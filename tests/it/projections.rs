@@ -71,7 +71,7 @@ fn summing(store: &Store, version: u32, gate: &Arc<Gate>) -> Projection {
     let builder = store.projection("sums").table(SUMS).table(TIMES).version(version).batch(3);
     let builder = builder.batch_delay(Duration::ZERO);
     builder
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             gate.pass(event.seq());
             let n = u64::from(event.payload()[0]);
             let (mut sums, mut times) = (tx.open_table(SUMS)?, tx.open_table(TIMES)?);
@@ -180,7 +180,7 @@ impl Running {
             appended
         });
         self.projection.rebuild();
-        let ended = self.projection.await_live(PATIENCE);
+        let ended = self.projection.wait_until_live(PATIENCE);
         stop.store(true, Ordering::SeqCst);
         let appended = writer.join().unwrap();
         ended.unwrap();
@@ -188,7 +188,7 @@ impl Running {
     }
 
     fn crash(self, folder: &Path, events: &mut Vec<u8>, back: u64, during_rebuild: bool) -> Self {
-        self.projection.await_live(PATIENCE).unwrap();
+        self.projection.wait_until_live(PATIENCE).unwrap();
         let at = if during_rebuild && !events.is_empty() {
             let at = (events.len() as u64 - 1).saturating_sub(back);
             self.gate.shut_at(at);
@@ -236,7 +236,7 @@ proptest! {
                     events.push(n);
                 },
                 Op::CatchUp => {
-                    running.projection.await_live(PATIENCE).unwrap();
+                    running.projection.wait_until_live(PATIENCE).unwrap();
                     agree(&running.store, &events, running.version);
                 }
                 Op::Rebuild => running.projection.rebuild(),
@@ -258,7 +258,7 @@ proptest! {
                 }
             }
         }
-        running.projection.await_live(PATIENCE).unwrap();
+        running.projection.wait_until_live(PATIENCE).unwrap();
         agree(&running.store, &events, running.version);
     }
 }
@@ -289,7 +289,7 @@ fn what_the_filter_lets_pass_costs_no_commit() {
             .projection("wanted")
             .table(TIMES)
             .filter(filter)
-            .run(move |event, _| {
+            .spawn(move |event, _| {
                 seen.lock().unwrap().push(event.seq());
                 Ok(())
             })
@@ -297,13 +297,13 @@ fn what_the_filter_lets_pass_costs_no_commit() {
     };
     let before = store.stats().unwrap().commits;
     let projection = run();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     let commits = store.stats().unwrap().commits - before;
     assert!(commits <= 1 + 3 + 3, "made, three events, every 4,096 that pass, and once when idle: {commits}");
     assert_eq!(*seen.lock().unwrap(), [7, 2007, 4007]);
     projection.stop(PATIENCE);
     assert_eq!(store.stats().unwrap().projections["wanted"].position, 5000, "written at the end");
-    run().await_live(PATIENCE).unwrap();
+    run().wait_until_live(PATIENCE).unwrap();
     assert_eq!(seen.lock().unwrap().len(), 3, "nothing was given a second time");
 }
 
@@ -322,12 +322,12 @@ fn a_batch_is_one_commit() {
     let projection = store
         .projection("times")
         .table(TIMES)
-        .run(|event, tx| {
+        .spawn(|event, tx| {
             tx.open_table(TIMES)?.insert(event.seq(), 1)?;
             Ok(())
         })
         .unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert_eq!(store.stats().unwrap().commits - before, 1 + 4);
     assert_eq!(table(&store, TIMES).len(), 1000);
 }
@@ -346,7 +346,7 @@ fn a_failing_event_waits_and_the_ones_before_it_do_not() {
         .table(TIMES)
         .backoff(Duration::from_millis(1), Duration::from_millis(20))
         .on_failure(FailurePolicy::Stop { attempts: 1_000_000 })
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             tx.open_table(TIMES)?.insert(event.seq(), 1)?;
             if event.seq() == 5 && !healed.load(Ordering::SeqCst) {
                 if seen.fetch_add(1, Ordering::SeqCst) == 1 {
@@ -357,8 +357,8 @@ fn a_failing_event_waits_and_the_ones_before_it_do_not() {
             Ok(())
         })
         .unwrap();
-    projection.await_position(4, PATIENCE).unwrap();
-    let behind = projection.await_position(5, Duration::from_millis(200));
+    projection.wait_for_position(4, PATIENCE).unwrap();
+    let behind = projection.wait_for_position(5, Duration::from_millis(200));
     assert!(matches!(behind, Err(Error::ProjectionBehind { position: 5, .. })), "{behind:?}");
     let end = Instant::now() + PATIENCE;
     while tries.load(Ordering::SeqCst) < 4 {
@@ -368,7 +368,7 @@ fn a_failing_event_waits_and_the_ones_before_it_do_not() {
     assert!(matches!(projection.status().state, ProjectionState::Retrying { seq: 5, .. }));
     assert_eq!(table(&store, TIMES).keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     heal.store(true, Ordering::SeqCst);
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert_eq!(table(&store, TIMES).len(), 10);
 }
 
@@ -386,7 +386,7 @@ fn it_stands_still_rather_than_leave_one_out() {
             .backoff(Duration::from_millis(1), Duration::from_millis(2));
         builder
             .on_failure(FailurePolicy::Stop { attempts: 3 })
-            .run(move |event, tx| {
+            .spawn(move |event, tx| {
                 if broken && event.seq() == 2 {
                     return Err(Error::app("an account that is not there"));
                 }
@@ -396,7 +396,7 @@ fn it_stands_still_rather_than_leave_one_out() {
             .unwrap()
     };
     let projection = run(true);
-    let stopped = projection.await_live(PATIENCE).unwrap_err();
+    let stopped = projection.wait_until_live(PATIENCE).unwrap_err();
     assert_eq!(
         stopped.to_string(),
         "projection `times` stands still at 2: event 2: an account that is not there"
@@ -406,7 +406,7 @@ fn it_stands_still_rather_than_leave_one_out() {
     let status = projection.stop(PATIENCE);
     assert_eq!((status.position, status.failed_tries), (2, 3));
     let projection = run(false);
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert_eq!(table(&store, TIMES).len(), 5);
 }
 
@@ -428,7 +428,7 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
             .backoff(Duration::from_millis(1), Duration::from_millis(2));
         builder
             .on_failure(FailurePolicy::Quarantine { attempts: 2 })
-            .run(move |event, tx| {
+            .spawn(move |event, tx| {
                 tx.open_table(TIMES)?.insert(event.seq(), 1)?;
                 let bad = event.payload() == [7] && broken.load(Ordering::SeqCst);
                 if bad { Err(Error::app("bad luck")) } else { Ok(()) }
@@ -436,12 +436,12 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
             .unwrap()
     };
     let projection = run(&store);
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for n in 0..1000_u64 {
         let n = if n == 3 || n == 4 { 7 } else { 0 };
         store.write(move |tx| tx.append(Event::bytes("counted", [n]).to("", "q")).map(drop)).unwrap();
     }
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     let failures = projection.failures(None, 10).unwrap();
     let told: Vec<_> = failures.iter().map(|f| (f.seq, f.attempts, &*f.reason)).collect();
     assert_eq!(told, [(3, 2, "bad luck"), (4, 2, "bad luck")]);
@@ -497,12 +497,12 @@ fn a_damaged_record_is_told_and_not_applied() {
             .projection("times")
             .table(TIMES)
             .on_failure(policy)
-            .run(|event, tx| {
+            .spawn(|event, tx| {
                 tx.open_table(TIMES)?.insert(event.seq(), 1)?;
                 Ok(())
             })
             .unwrap();
-        let caught_up = projection.await_live(PATIENCE);
+        let caught_up = projection.wait_until_live(PATIENCE);
         if quarantine {
             caught_up.unwrap();
             let failures = projection.failures(None, 10).unwrap();
@@ -535,7 +535,7 @@ fn a_new_version_is_built_beside_the_old_one() {
     let running = Running::start(&folder.path().join("a.redb"), 1);
     let events: Vec<u8> = (0..20).map(|n| n % 4).collect();
     events.iter().for_each(|n| drop(append(&running.store, *n)));
-    running.projection.await_live(PATIENCE).unwrap();
+    running.projection.wait_until_live(PATIENCE).unwrap();
     running.projection.stop(PATIENCE);
     append(&running.store, 0);
     running.gate.shut_at(19);
@@ -550,7 +550,7 @@ fn a_new_version_is_built_beside_the_old_one() {
         "the handler is of another version"
     );
     running.gate.open();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     let events = [&events[..], &[0]].concat();
     agree(&running.store, &events, 2);
     assert_eq!(running.store.stats().unwrap().projections["sums"].version, 2);
@@ -571,7 +571,7 @@ fn a_rebuild_that_fails_changes_nothing() {
         store.projection("times").table(TIMES).backoff(Duration::from_millis(1), Duration::from_millis(1));
     let projection = builder
         .on_failure(FailurePolicy::Stop { attempts: 2 })
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             if tx.is_rebuild() && event.seq() == 3 && is_broken.load(Ordering::SeqCst) {
                 return Err(Error::app("no"));
             }
@@ -581,16 +581,16 @@ fn a_rebuild_that_fails_changes_nothing() {
             Ok(())
         })
         .unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     projection.rebuild();
-    let failed = projection.await_live(PATIENCE).unwrap_err();
+    let failed = projection.wait_until_live(PATIENCE).unwrap_err();
     assert!(failed.to_string().contains("event 3: no"), "{failed}");
     let receipt = append(&store, 6);
-    projection.await_position(receipt.seqs()[0], PATIENCE).unwrap();
+    projection.wait_for_position(receipt.seqs()[0], PATIENCE).unwrap();
     assert_eq!(table(&store, TIMES), (0..7).map(|seq| (seq, 1)).collect(), "the live tables are kept");
     broken.store(false, Ordering::SeqCst);
     projection.rebuild();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert_eq!(table(&store, TIMES), (0..7).map(|seq| (seq, 1)).collect());
     assert_eq!(projection.status().rebuilding, None);
 }
@@ -604,8 +604,8 @@ fn the_log_waits_for_a_projection() {
     let store = Store::builder().progress_delay(Duration::from_millis(5)).open(&path).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    store.projection("late").run(|_, _| Ok(())).unwrap().stop(PATIENCE);
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    store.projection("late").spawn(|_, _| Ok(())).unwrap().stop(PATIENCE);
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for _ in 0..600 {
         store.write(|tx| tx.append(Event::bytes("counted", [1]).to("", "q")).map(drop)).unwrap();
     }
@@ -633,19 +633,19 @@ fn the_log_waits_for_a_projection() {
 fn wrong_settings_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
-    let nothing = |_: &onewrite::Recorded, _: &onewrite::ProjectionTransaction<'_>| Ok(());
+    let nothing = |_: &onewrite::RecordedEvent, _: &onewrite::ProjectionTransaction<'_>| Ok(());
     let told = |result: Result<Projection>| result.map(drop).unwrap_err().to_string();
-    assert!(told(store.projection("").run(nothing)).contains("name"));
-    assert!(told(store.projection("x".repeat(256)).run(nothing)).contains("name"));
-    assert!(told(store.projection("a").batch(0).run(nothing)).contains("batch"));
+    assert!(told(store.projection("").spawn(nothing)).contains("name"));
+    assert!(told(store.projection("x".repeat(256)).spawn(nothing)).contains("name"));
+    assert!(told(store.projection("a").batch(0).spawn(nothing)).contains("batch"));
     let none = FailurePolicy::Quarantine { attempts: 0 };
-    assert!(told(store.projection("a").on_failure(none).run(nothing)).contains("on_failure"));
-    assert!(told(store.projection("a").table(LOG).run(nothing)).contains("onewrite."));
+    assert!(told(store.projection("a").on_failure(none).spawn(nothing)).contains("on_failure"));
+    assert!(told(store.projection("a").table(LOG).spawn(nothing)).contains("onewrite."));
     assert!(store.stats().unwrap().projections.is_empty());
     let inside = store.clone();
-    let started = store.write(move |_| inside.projection("a").run(nothing).map(drop));
+    let started = store.write(move |_| inside.projection("a").spawn(nothing).map(drop));
     assert!(matches!(started, Err(Error::InsideTransaction { .. })), "{started:?}");
-    store.projection("a").run(nothing).unwrap().stop(PATIENCE);
+    store.projection("a").spawn(nothing).unwrap().stop(PATIENCE);
 }
 
 /// Goal: a table that the projection has not declared cannot be written by its handler. Method: try.
@@ -655,8 +655,8 @@ fn only_declared_tables_are_written() {
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     append(&store, 1);
     let builder = store.projection("a").table(TIMES).on_failure(FailurePolicy::Stop { attempts: 1 });
-    let projection = builder.run(|_, tx| tx.open_table(SUMS).map(drop)).unwrap();
-    let stopped = projection.await_live(PATIENCE).unwrap_err().to_string();
+    let projection = builder.spawn(|_, tx| tx.open_table(SUMS).map(drop)).unwrap();
+    let stopped = projection.wait_until_live(PATIENCE).unwrap_err().to_string();
     assert!(stopped.contains("`sums` is not declared"), "{stopped}");
 }
 
@@ -669,7 +669,7 @@ fn streams_are_there_for_a_late_projection() {
     let store = Store::builder().progress_delay(Duration::from_millis(5)).open(&path).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for n in 0..600_u64 {
         store
             .write(move |tx| {
@@ -689,9 +689,9 @@ fn streams_are_there_for_a_late_projection() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let projection = summing(&store, 1, &Arc::default());
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert_eq!(table(&store, SUMS), BTreeMap::from([(1, 60)]));
-    let newest = store.projection("newest").start_at(StartAt::Newest).run(|_, _| Ok(())).unwrap();
+    let newest = store.projection("newest").start_at(StartAt::Newest).spawn(|_, _| Ok(())).unwrap();
     assert_eq!(newest.status().position, 600);
     relay.stop(PATIENCE);
 }
@@ -705,16 +705,16 @@ fn it_ends_at_once() {
     let projection = store
         .projection("a")
         .backoff(Duration::from_secs(60), Duration::from_secs(60))
-        .run(|_, _| Err(Error::app("no")))
+        .spawn(|_, _| Err(Error::app("no")))
         .unwrap();
-    assert!(projection.await_live(Duration::from_millis(100)).is_err());
+    assert!(projection.wait_until_live(Duration::from_millis(100)).is_err());
     let began = Instant::now();
     assert_eq!(projection.stop(PATIENCE).state, ProjectionState::Ended);
     assert!(began.elapsed() < Duration::from_secs(5));
-    let projection = store.projection("b").run(|_, _| Ok(())).unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    let projection = store.projection("b").spawn(|_, _| Ok(())).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     store.close().unwrap();
-    let told = projection.await_position(99, PATIENCE).unwrap_err();
+    let told = projection.wait_for_position(99, PATIENCE).unwrap_err();
     assert!(told.to_string().contains("closed"), "{told}");
 }
 
@@ -727,15 +727,15 @@ fn an_empty_rebuild_empties_the_tables() {
     let run = |version, filter: EventFilter| {
         let builder = store.projection("a").table(TIMES).version(version).filter(filter);
         builder
-            .run(|event, tx| {
+            .spawn(|event, tx| {
                 tx.open_table(TIMES)?.insert(event.seq(), 1)?;
                 Ok(())
             })
             .unwrap()
     };
-    run(1, EventFilter::all()).await_live(PATIENCE).unwrap();
+    run(1, EventFilter::all()).wait_until_live(PATIENCE).unwrap();
     assert_eq!(store.read().unwrap().open_table(TIMES).unwrap().len().unwrap(), 1);
-    run(2, EventFilter::all().event_type("other")).await_live(PATIENCE).unwrap();
+    run(2, EventFilter::all().event_type("other")).wait_until_live(PATIENCE).unwrap();
     assert!(table(&store, TIMES).is_empty());
 }
 
@@ -747,7 +747,7 @@ fn a_rebuild_for_another_version_begins_anew() {
     let running = Running::start(&folder.path().join("a.redb"), 1);
     let events: Vec<u8> = (0..20).map(|n| n % 4).collect();
     events.iter().for_each(|n| drop(append(&running.store, *n)));
-    running.projection.await_live(PATIENCE).unwrap();
+    running.projection.wait_until_live(PATIENCE).unwrap();
     running.projection.stop(PATIENCE);
     running.gate.shut_at(13);
     let second = summing(&running.store, 2, &running.gate);
@@ -758,7 +758,7 @@ fn a_rebuild_for_another_version_begins_anew() {
     let left = stopping.join().unwrap().rebuilding.unwrap();
     assert!((12..20).contains(&left), "{left}");
     let third = summing(&running.store, 3, &running.gate);
-    third.await_live(PATIENCE).unwrap();
+    third.wait_until_live(PATIENCE).unwrap();
     agree(&running.store, &events, 3);
     third.stop(PATIENCE);
     nothing_is_left_over(running.store);
@@ -775,7 +775,7 @@ fn a_rebuild_has_its_own_failures() {
         let policy = FailurePolicy::Quarantine { attempts: 1 };
         let builder = store.projection("a").table(TIMES).version(version).on_failure(policy);
         let projection = builder
-            .run(move |event, tx| {
+            .spawn(move |event, tx| {
                 if Some(event.seq()) == broken {
                     return Err(Error::app("broken"));
                 }
@@ -783,7 +783,7 @@ fn a_rebuild_has_its_own_failures() {
                 Ok(())
             })
             .unwrap();
-        projection.await_live(PATIENCE).unwrap();
+        projection.wait_until_live(PATIENCE).unwrap();
         projection.failures(None, 10).unwrap().iter().map(|failure| failure.seq).collect::<Vec<_>>()
     };
     assert_eq!(failures_of(1, Some(2)), [2]);
@@ -807,8 +807,8 @@ fn a_damaged_position_is_told() {
     let path = folder.path().join("a.redb");
     let store = Store::open(&path).unwrap();
     append(&store, 1);
-    let projection = store.projection("sums").run(|_, _| Ok(())).unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    let projection = store.projection("sums").spawn(|_, _| Ok(())).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     projection.stop(PATIENCE);
     store.close().unwrap();
     let db = Database::open(&path).unwrap();
@@ -831,7 +831,7 @@ fn a_captured_table_is_nobodys_projection() {
     let folder = tempfile::tempdir().unwrap();
     let capture = onewrite::Capture::with(TIMES, |_| Ok(Event::bytes("t", "")));
     let store = Store::builder().capture(capture.unpublished()).open(folder.path().join("a.redb")).unwrap();
-    let refused = store.projection("a").table(TIMES).run(|_, _| Ok(()));
+    let refused = store.projection("a").table(TIMES).spawn(|_, _| Ok(()));
     assert!(matches!(refused, Err(Error::CapturedTable { .. })), "{refused:?}");
     assert!(store.stats().unwrap().projections.is_empty());
 }

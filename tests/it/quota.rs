@@ -104,7 +104,7 @@ fn expired_events_make_room_while_the_broker_is_away() {
     let path = folder.path().join("a.redb");
     let store = builder(&clock, 3000).open(&path).unwrap();
     broker.go_down();
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let lives = clock.after(HOUR);
     let receipt = store
         .write(move |tx| {
@@ -128,7 +128,7 @@ fn expired_events_make_room_while_the_broker_is_away() {
     assert!(expired(&store).is_empty());
 
     clock.pass(2 * HOUR);
-    let told = std::thread::spawn(move || receipt.confirmed(SOON));
+    let told = std::thread::spawn(move || receipt.wait_confirmed(SOON));
     append(&store, event(3000)).unwrap();
     until("the whole search", || expired(&store).len() == 1000);
     assert_eq!(expired(&store), (0..3000).filter(|n| n % 3 == 1).collect());
@@ -145,8 +145,8 @@ fn expired_events_make_room_while_the_broker_is_away() {
     let store = builder(&clock, 3000).open(&path).unwrap();
     assert_eq!(backlog(&store), (events, bytes), "counted anew");
     broker.come_up();
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
-    append(&store, event(3001)).unwrap().confirmed(SOON).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
+    append(&store, event(3001)).unwrap().wait_confirmed(SOON).unwrap();
     until("the drain", || backlog(&store) == (0, 0));
     stop(relay);
     let mut arrived = tapped(&broker);
@@ -168,7 +168,7 @@ fn what_waits_apart_expires_too() {
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), Ahead::new(), broker());
     let store = builder(&clock, 8).open(folder.path().join("a.redb")).unwrap();
     broker.script(Rule::any().always().then(Verdict::HoldConfirm));
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
     let (lives, later) = (clock.after(HOUR), clock.after(HOUR / 2));
     append(&store, event(0).key("gone").to("e2", "r")).unwrap();
     until("quarantine", || store.stats().unwrap().relays["r"].quarantined == 1);
@@ -189,7 +189,7 @@ fn what_waits_apart_expires_too() {
     until("the search", || expired(&store) == BTreeSet::from([1, 3, 6]));
     broker.clear_script();
     broker.release_confirms();
-    append(&store, event(10)).unwrap().confirmed(SOON).unwrap();
+    append(&store, event(10)).unwrap().wait_confirmed(SOON).unwrap();
     until("the drain", || backlog(&store).0 == 1);
     stop(relay);
     let arrived: BTreeSet<_> = tapped(&broker).into_iter().collect();
@@ -203,14 +203,14 @@ fn only_a_running_relay_lets_go() {
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), Ahead::new(), broker());
     let store = builder(&clock, 2).open(folder.path().join("a.redb")).unwrap();
     broker.go_down();
-    stop(store.relay("r").publish_to(broker.publisher()).unwrap());
+    stop(store.relay("r").spawn(broker.publisher()).unwrap());
     let lives = clock.after(HOUR);
     (0..2).for_each(|n| drop(append(&store, event(n).expires(lives)).unwrap()));
     clock.pass(2 * HOUR);
     assert!(matches!(append(&store, event(2)), Err(Error::BacklogFull { .. })));
     assert!(expired(&store).is_empty());
 
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let write = || {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(store.write_async(|tx| tx.append(event(2))))
@@ -229,7 +229,7 @@ fn what_was_let_go_can_be_redriven() {
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), Ahead::new(), broker());
     let store = builder(&clock, 3).open(folder.path().join("a.redb")).unwrap();
     broker.go_down();
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let lives = clock.after(HOUR);
     append(&store, event(0)).unwrap();
     let one = append(&store, event(1).expires(lives)).unwrap();
@@ -238,13 +238,13 @@ fn what_was_let_go_can_be_redriven() {
     append(&store, event(3)).unwrap();
     until("room", || expired(&store).len() == 2);
     assert!(
-        matches!(two.confirmed(SOON), Err(ConfirmError::Quarantined { seq: 2, .. })),
+        matches!(two.wait_confirmed(SOON), Err(ConfirmError::Quarantined { seq: 2, .. })),
         "told though not loaded"
     );
     clock.1.store(0, Relaxed);
     store.quarantine("r").unwrap().redrive(1).unwrap();
     broker.come_up();
-    one.confirmed(SOON).unwrap();
+    one.wait_confirmed(SOON).unwrap();
     until("the drain", || backlog(&store).0 == 0);
     stop(relay);
     let mut arrived = tapped(&broker);

@@ -113,14 +113,14 @@ fn a_minority_declares_nothing_and_delivers() {
     cluster.nodes[1].kill9();
     cluster.nodes[2].kill9();
     let (_folder, store) = open();
-    let relay = store.relay("old").publish_to(quick(&url)).unwrap();
+    let relay = store.relay("old").spawn(quick(&url)).unwrap();
     store.write(|tx| tx.append(Event::bytes("a", "1").to("", "minority.old"))).unwrap();
     until("the queue takes it", || relay.status().confirmed == 1);
     relay.stop(SOON);
 
     let (_folder, store) = open();
     let declared = Topology::new().queue("minority.new");
-    let relay = store.relay("new").publish_to(quick(&url).declare(declared)).unwrap();
+    let relay = store.relay("new").spawn(quick(&url).declare(declared)).unwrap();
     store.write(|tx| tx.append(Event::bytes("a", "1").to("", "minority.new"))).unwrap();
     if khepri {
         until("the refusal is told", || relay.status().last_fault.is_some());
@@ -210,7 +210,7 @@ fn a_message_beyond_sixteen_mebibytes() {
     let tap = Tap::connect(&node.url());
     tap.queue("large.q", &[]);
     let (_folder, store) = open();
-    let relay = store.relay("large").publish_to(quick(&node.url())).unwrap();
+    let relay = store.relay("large").spawn(quick(&node.url())).unwrap();
     store.write(|tx| tx.append(Event::bytes("large", vec![0; PAYLOAD_BYTES_MAX]).to("", "large.q"))).unwrap();
     until("the largest event is there", || relay.status().confirmed == 1);
     assert_eq!(tap.count("large.q"), 1);

@@ -53,15 +53,14 @@ fn killed_under_a_full_window() {
             "payment.*",
         )
     };
-    let relay =
-        store.relay("rabbit").attempts(1).publish_to(rabbit(&node.url()).declare(topology())).unwrap();
+    let relay = store.relay("rabbit").attempts(1).spawn(rabbit(&node.url()).declare(topology())).unwrap();
     let source = RabbitMqSource::new(&node.url(), "credit")
         .unwrap()
         .declare(topology())
         .reconnect_backoff(Duration::from_millis(100), Duration::from_millis(500));
     let consumer = credit
         .consumer("credit-service")
-        .run(source, |delivery, tx| {
+        .spawn(source, |delivery, tx| {
             let text = String::from_utf8_lossy(&delivery.message.payload);
             let (key, number) =
                 text.split_once(':').ok_or_else(|| onewrite::Error::reject("no such form"))?;
@@ -96,7 +95,7 @@ fn killed_under_a_full_window() {
     }
     writer.join().unwrap();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
-    until("all effects", || consumer.stats().applied + consumer.stats().rejected >= 6000);
+    until("all effects", || consumer.status().applied + consumer.status().rejected >= 6000);
     let stats = consumer.stop(Duration::from_secs(10));
     assert_eq!(stats.rejected, 0, "{stats:?}");
     let snapshot = credit.read().unwrap();
@@ -129,7 +128,7 @@ fn repeated_and_turned_round_on_the_way() {
         let key = format!("k{}", n % 7);
         append(&store, Event::bytes("paid", format!("{key}:{n}").into_bytes()).key(key).to("", "lanes-raw"));
     }
-    let relay = store.relay("rabbit").publish_to(rabbit(&node.url())).unwrap();
+    let relay = store.relay("rabbit").spawn(rabbit(&node.url())).unwrap();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
     let raw = tap.drain("lanes-raw");
     assert_eq!(raw.len(), 300);
@@ -147,7 +146,7 @@ fn repeated_and_turned_round_on_the_way() {
         .consumer("credit-service")
         .producers([store.id()])
         .on_gap(GapPolicy::Hold(Duration::from_secs(30)))
-        .run(RabbitMqSource::new(&node.url(), "lanes").unwrap(), |delivery, tx| {
+        .spawn(RabbitMqSource::new(&node.url(), "lanes").unwrap(), |delivery, tx| {
             let text = String::from_utf8_lossy(&delivery.message.payload);
             let (key, number) =
                 text.split_once(':').ok_or_else(|| onewrite::Error::reject("no such form"))?;
@@ -160,7 +159,7 @@ fn repeated_and_turned_round_on_the_way() {
         })
         .unwrap();
     until("all deliveries", || {
-        let stats = consumer.stats();
+        let stats = consumer.status();
         stats.applied + stats.repeated + stats.quarantined == 300 + 100 + 1 + 300
     });
     let stats = consumer.stop(Duration::from_secs(10));
@@ -179,10 +178,10 @@ fn the_wire_form() {
     let tap = Tap::connect(&node.url());
     tap.queue("e2e-wire", &[]);
     let (_folder, store) = open();
-    let relay = store.relay("rabbit").source("/bank").app_id("bank").publish_to(rabbit(&node.url())).unwrap();
+    let relay = store.relay("rabbit").source("/bank").app_id("bank").spawn(rabbit(&node.url())).unwrap();
     let event = Event::json("payment.completed", &serde_json::json!({"amount": 100})).unwrap();
     append(&store, event.id("transfer-1").key("alice").to("", "e2e-wire").header("region", "eu"))
-        .confirmed(SOON)
+        .wait_confirmed(SOON)
         .unwrap();
     let raw = tap.drain("e2e-wire");
     assert_eq!(raw.len(), 1);

@@ -109,8 +109,8 @@ fn the_next_broker_is_asked_at_once() {
 
     let (_folder, store) = open();
     let source = RabbitMqSource::with_brokers(&urls, "list.q").unwrap().allow_plaintext_credentials();
-    let consumer = store.consumer("c").run(source, |_, _| Ok(())).unwrap();
-    until("both deliveries", || consumer.stats().applied == 2);
+    let consumer = store.consumer("c").spawn(source, |_, _| Ok(())).unwrap();
+    until("both deliveries", || consumer.status().applied == 2);
     consumer.stop(Duration::from_secs(5));
 }
 
@@ -142,13 +142,13 @@ fn a_spare_broker_takes_over_and_gives_back() {
     let topology = || Topology::new().queue("spare.q");
     let (_folder, store) = open();
     let (_consumer_folder, credit) = open();
-    let relay = store.relay("rabbit").attempts(1).publish_to(rabbit(&urls).declare(topology())).unwrap();
+    let relay = store.relay("rabbit").attempts(1).spawn(rabbit(&urls).declare(topology())).unwrap();
     let consumers = urls.each_ref().map(|url| {
         let source = RabbitMqSource::new(url, "spare.q").unwrap().declare(topology());
         let source = source.reconnect_backoff(Duration::from_millis(100), Duration::from_millis(500));
         credit
             .consumer("credit")
-            .run(source, |delivery, tx| {
+            .spawn(source, |delivery, tx| {
                 let text = String::from_utf8_lossy(&delivery.message.payload);
                 let before = tx.open_table(APPLIED)?.insert(&*text, 1)?.map(|row| row.value());
                 if before.is_some() { Err(onewrite::Error::reject("applied twice")) } else { Ok(()) }
@@ -169,7 +169,7 @@ fn a_spare_broker_takes_over_and_gives_back() {
     }
     let count = writers.end().iter().sum::<u64>();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
-    let applied = || consumers.iter().map(|consumer| consumer.stats().applied).sum::<u64>();
+    let applied = || consumers.iter().map(|consumer| consumer.status().applied).sum::<u64>();
     until("all effects", || applied() >= count);
     for consumer in consumers {
         assert_eq!(consumer.stop(Duration::from_secs(10)).rejected, 0);
@@ -190,7 +190,7 @@ fn a_quorum_queue_survives_its_leader() {
         [("x-queue-type", "quorum".into()), ("x-quorum-initial-group-size", 3.into())],
     );
     let (_folder, store) = open();
-    let relay = store.relay("rabbit").attempts(1).publish_to(rabbit(&urls).declare(quorum)).unwrap();
+    let relay = store.relay("rabbit").attempts(1).spawn(rabbit(&urls).declare(quorum)).unwrap();
     let writers = Writers::start(3, &store, "quorum.q");
     for _ in 0..2 {
         let before = relay.status().confirmed;

@@ -32,7 +32,7 @@ fn relay_with_a_culprit(broker: &ScriptedBroker) -> (tempfile::TempDir, Store, R
     let publisher = RabbitMq::new(&broker.url())
         .unwrap()
         .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(200));
-    let relay = store.relay("r").publish_to(publisher).unwrap();
+    let relay = store.relay("r").spawn(publisher).unwrap();
     (folder, store, relay)
 }
 
@@ -109,7 +109,7 @@ fn late_answers_end_no_connection() {
         topology = topology.queue(away(n)).bind("all", away(n), "");
     }
     let publisher = RabbitMq::new(&broker.url()).unwrap().declare(topology);
-    let relay = store.relay("r").publish_to(publisher).unwrap();
+    let relay = store.relay("r").spawn(publisher).unwrap();
     let mut sent = 0;
     // The declaration and the question of each.
     while broker.script(|script| script.answered_late) < 80 {
@@ -149,7 +149,7 @@ fn declaring(
     let queues = silent.chain((0..others).map(|n| format!("there-{n}")));
     let topology = queues.fold(Topology::new().queue("near"), |topology, queue| topology.queue(queue));
     let publisher = RabbitMq::new(&broker.url()).unwrap().declare(topology);
-    let relay = store.relay("r").publish_to(publisher).unwrap();
+    let relay = store.relay("r").spawn(publisher).unwrap();
     (broker, folder, store, relay)
 }
 
@@ -193,7 +193,7 @@ fn closed_channels_use_up_no_connection() {
         .unwrap()
         .reconnect_backoff(Duration::from_millis(20), Duration::from_millis(20));
     let backoff = Duration::from_millis(20);
-    let relay = store.relay("r").destination_attempts(2).backoff(backoff, backoff).publish_to(publisher);
+    let relay = store.relay("r").destination_attempts(2).backoff(backoff, backoff).spawn(publisher);
     let relay = relay.unwrap();
     for queue in nowhere {
         store.write(move |tx| tx.append(Event::bytes("t", "lost").to("", queue.as_str()))).unwrap();

@@ -47,7 +47,7 @@ fn a_full_queue_behind_a_fanout_costs_few_copies() {
     tap.publish("refusal.full", lapin::BasicProperties::default(), b"it is full now");
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
-    let relay = store.relay("r").publish_to(RabbitMq::new(&node.url()).unwrap()).unwrap();
+    let relay = store.relay("r").spawn(RabbitMq::new(&node.url()).unwrap()).unwrap();
     append(&store, "refusal", "", 100);
     let (began, mut sent) = (Instant::now(), 0);
     while began.elapsed() < Duration::from_secs(20) {

@@ -36,7 +36,7 @@ fn relay(store: &Store, url: &str, deadline: Duration) -> Relay {
         .unwrap()
         .confirm_deadline(deadline)
         .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(200));
-    store.relay("r").publish_to(publisher).unwrap()
+    store.relay("r").spawn(publisher).unwrap()
 }
 
 fn silent(relay: &Relay) -> Vec<String> {

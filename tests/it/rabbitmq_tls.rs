@@ -454,11 +454,11 @@ fn b17_end_to_end_across_a_kill_and_a_new_authority() {
     let [store, credit] = ["a.redb", "b.redb"].map(|name| Store::open(folder.path().join(name)).unwrap());
     let publisher =
         RabbitMq::new(&url).unwrap().tls(tls()).declare(topology()).reconnect_backoff(backoff.0, backoff.1);
-    let relay = store.relay("rabbit").attempts(1).publish_to(publisher).unwrap();
+    let relay = store.relay("rabbit").attempts(1).spawn(publisher).unwrap();
     let source = RabbitMqSource::new(&url, "tls.e2e").unwrap().tls(tls()).declare(topology());
     let consumer = credit
         .consumer("credit")
-        .run(source.reconnect_backoff(backoff.0, backoff.1), |delivery, tx| {
+        .spawn(source.reconnect_backoff(backoff.0, backoff.1), |delivery, tx| {
             let text = String::from_utf8_lossy(&delivery.message.payload);
             let mut seen = tx.open_table(SEEN)?;
             let times = seen.get(&*text)?.map_or(0, |row| row.value());
@@ -490,7 +490,7 @@ fn b17_end_to_end_across_a_kill_and_a_new_authority() {
     }
     writer.join().unwrap();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
-    until("all effects", || consumer.stats().applied >= count);
+    until("all effects", || consumer.status().applied >= count);
     assert_eq!(consumer.stop(Duration::from_secs(10)).rejected, 0);
     let snapshot = credit.read().unwrap();
     let seen = snapshot.open_table(SEEN).unwrap();

@@ -64,7 +64,7 @@ fn run(store: &Store, version: u32, batch: usize, policy: FailurePolicy, fails: 
     let builder = store.projection("p").table(TIMES).version(version).batch(batch).on_failure(policy);
     builder
         .backoff(Duration::from_millis(1), Duration::from_millis(2))
-        .run(move |event, tx| {
+        .spawn(move |event, tx| {
             let mut times = tx.open_table(TIMES)?;
             let seen = times.get(event.seq())?.map_or(0, |row| row.value().0);
             times.insert(event.seq(), (seen + 1, version.into()))?;
@@ -114,7 +114,7 @@ fn a_rebuild_ends_beside_writers_that_never_pause() {
         let store = Store::open(folder.path().join("a.redb")).unwrap();
         append(&store, 500);
         let first = run(&store, 1, 256, STOPS, Arc::new(|_| false));
-        first.await_live(PATIENCE).unwrap();
+        first.wait_until_live(PATIENCE).unwrap();
         first.stop(PATIENCE);
         let load = Load::start(&store, 8, events, writes_max);
         let second = run(&store, 2, batch, STOPS, Arc::new(|_| false));
@@ -128,7 +128,7 @@ fn a_rebuild_ends_beside_writers_that_never_pause() {
             "batch {batch}: it waited for the writers to pause: {:?}",
             second.status()
         );
-        second.await_live(PATIENCE).unwrap();
+        second.wait_until_live(PATIENCE).unwrap();
         once_by(&store, 2, |_| false);
     }
 }
@@ -143,10 +143,10 @@ fn a_handler_that_fails_in_the_last_transaction_is_rolled_back() {
     let fails = |seq: u64| (36..39).contains(&seq);
     let policy = FailurePolicy::Quarantine { attempts: 2 };
     let first = run(&store, 1, 8, policy, Arc::new(|_| false));
-    first.await_live(PATIENCE).unwrap();
+    first.wait_until_live(PATIENCE).unwrap();
     first.stop(PATIENCE);
     let second = run(&store, 2, 64, policy, Arc::new(fails));
-    second.await_live(PATIENCE).unwrap();
+    second.wait_until_live(PATIENCE).unwrap();
     once_by(&store, 2, fails);
     let failures = second.failures(None, 10).unwrap();
     assert_eq!(
@@ -155,7 +155,7 @@ fn a_handler_that_fails_in_the_last_transaction_is_rolled_back() {
     );
     second.stop(PATIENCE);
     let third = run(&store, 3, 64, FailurePolicy::Stop { attempts: 2 }, Arc::new(fails));
-    assert!(third.await_live(PATIENCE).is_err());
+    assert!(third.wait_until_live(PATIENCE).is_err());
     assert!(third.status().rebuild_stopped.is_some_and(|told| told.contains("event 36")));
     once_by(&store, 2, fails);
 }
@@ -170,7 +170,7 @@ fn a_projection_is_live_beside_writers_that_never_pause() {
     let projection = run(&store, 1, 256, STOPS, Arc::new(|_| false));
     until("the state", || projection.status().state == ProjectionState::Live);
     assert!(load.end());
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     once_by(&store, 1, |_| false);
 }
 
@@ -196,7 +196,7 @@ fn life() -> impl Strategy<Value = Life> {
 fn lives(path: &Path, lives: &[Life], every: u64, threads: u64) {
     let mut store = Store::open(path).unwrap();
     let mut version = 1;
-    run(&store, version, 256, STOPS, Arc::new(|_| false)).await_live(PATIENCE).unwrap();
+    run(&store, version, 256, STOPS, Arc::new(|_| false)).wait_until_live(PATIENCE).unwrap();
     for life in lives {
         version += 1;
         // Some of the newest fail at their first try, so many in each life.
@@ -212,7 +212,7 @@ fn lives(path: &Path, lives: &[Life], every: u64, threads: u64) {
             Life::Rebuilt(_) => {
                 until("the swap", || projection.status().rebuilding.is_none());
                 assert!(load.end(), "{life:?}: it waited for the writers to pause");
-                projection.await_live(PATIENCE).unwrap();
+                projection.wait_until_live(PATIENCE).unwrap();
                 once_by(&store, version.into(), |_| false);
             }
             Life::Stopped(_, ms) => {
@@ -230,7 +230,7 @@ fn lives(path: &Path, lives: &[Life], every: u64, threads: u64) {
         }
         assert!(times(&store).values().all(|(times, _)| *times == 1), "{life:?}");
     }
-    run(&store, version, 256, STOPS, Arc::new(|_| false)).await_live(PATIENCE).unwrap();
+    run(&store, version, 256, STOPS, Arc::new(|_| false)).wait_until_live(PATIENCE).unwrap();
     once_by(&store, version.into(), |_| false);
 }
 

@@ -19,7 +19,7 @@ const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewri
 /// A consumer whose handler writes, and then rejects what is `bad`, for as long as `strict` says so.
 fn picky(builder: ConsumerBuilder, broker: &MemoryBroker, strict: &Arc<AtomicBool>) -> Consumer {
     let strict = Arc::clone(strict);
-    let consumer = builder.run(broker.source("q"), move |delivery, tx| {
+    let consumer = builder.spawn(broker.source("q"), move |delivery, tx| {
         count(delivery, tx)?;
         let bad = delivery.message.payload.starts_with(b"bad");
         if bad && strict.load(Relaxed) { Err(Error::reject("no such account")) } else { Ok(()) }
@@ -72,7 +72,7 @@ fn kept_with_a_reason_until_somebody_decides() {
     let (_folder, store, broker) = setup();
     let consumer = quick(&store)
         .attempts(3)
-        .run(broker.source("q"), |delivery, tx| {
+        .spawn(broker.source("q"), |delivery, tx| {
             count(delivery, tx)?;
             match delivery.message.payload.as_slice() {
                 b"undecodable" => Ok(onewrite::codec::from_json::<u32>(b"\"secret\"").map(drop)?),
@@ -95,7 +95,7 @@ fn kept_with_a_reason_until_somebody_decides() {
         send(&broker, message.clone());
     }
     until("an empty queue", || drained(&broker));
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.applied, stats.rejected, stats.quarantined, stats.retried), (1, 5, 5, 2));
     stop(consumer);
     once_each(&store, ["good".to_owned()]);
@@ -130,15 +130,15 @@ fn kept_with_a_reason_until_somebody_decides() {
     assert!(matches!(rejected.get(1), Err(Error::NotRejected { number: 1, .. })));
     assert_eq!(rejected.len().unwrap(), 4);
     // What was given up stays seen; and its number is given to nobody else.
-    let consumer = quick(&store).run(broker.source("q"), |_, _| Err(Error::reject("again"))).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), |_, _| Err(Error::reject("again"))).unwrap();
     send(&broker, full("by id"));
     send(&broker, numbered(0, 0, "by lane"));
-    until("two repeats", || consumer.stats().repeated == 2);
+    until("two repeats", || consumer.status().repeated == 2);
     rejected.discard(4).unwrap();
     send(&broker, full("a new one"));
-    until("it", || consumer.stats().quarantined == 1);
+    until("it", || consumer.status().quarantined == 1);
     send(&broker, full("another new one"));
-    until("it too", || consumer.stats().quarantined == 2);
+    until("it too", || consumer.status().quarantined == 2);
     assert_eq!(page(None, 9), [0, 2, 3, 5, 6]);
     stop(consumer);
 }
@@ -170,7 +170,7 @@ fn a_redelivery_gives_no_second_row() {
     let consumer = picky(quick(&store).producers(here), &broker, &strict());
     all.iter().for_each(|message| send(&broker, message.clone()));
     until("an empty queue", || drained(&broker));
-    assert_eq!((consumer.stats().quarantined, consumer.stats().conflicts), (6, 2));
+    assert_eq!((consumer.status().quarantined, consumer.status().conflicts), (6, 2));
     let copy = crash_copy(&store, folder.path());
     stop(consumer);
 
@@ -180,7 +180,7 @@ fn a_redelivery_gives_no_second_row() {
     let consumer = picky(quick(&crashed).producers(here), &again, &strict());
     all.iter().for_each(|message| send(&again, message.clone()));
     until("an empty queue", || drained(&again));
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!(
         (stats.applied, stats.repeated, stats.quarantined, stats.conflicts),
         (0, 8, 0, 0),
@@ -199,7 +199,7 @@ fn rejects_share_a_commit() {
     }
     let before = store.stats().unwrap().commits;
     let consumer = quick(&store)
-        .run(broker.source("q"), |delivery, _| match delivery.message.payload.starts_with(b"bad") {
+        .spawn(broker.source("q"), |delivery, _| match delivery.message.payload.starts_with(b"bad") {
             true => Err(Error::reject("no such account")),
             false => Ok(()),
         })
@@ -220,27 +220,27 @@ fn driven_again() {
     let consumer = picky(quick(&store).attempts(2), &broker, &strict);
     send(&broker, numbered(0, 0, "bad one"));
     send(&broker, full("bad two"));
-    until("both", || consumer.stats().quarantined == 2);
+    until("both", || consumer.status().quarantined == 2);
     let rejected = store.rejected("service");
     rejected.redrive(0).unwrap();
-    until("it is back", || consumer.stats().quarantined == 3);
+    until("it is back", || consumer.status().quarantined == 3);
     let entry = rejected.list(None, 1).unwrap().remove(0);
     assert_eq!((entry.number, entry.attempts, entry.redriven), (0, 2, false));
     assert!(effects(&store).is_empty());
 
     strict.store(false, Relaxed);
     rejected.redrive(0).unwrap();
-    until("its effect", || consumer.stats().redriven == 1);
+    until("its effect", || consumer.status().redriven == 1);
     send(&broker, numbered(0, 0, "bad one"));
     send(&broker, full("bad two"));
-    until("repeats", || consumer.stats().repeated == 2);
+    until("repeats", || consumer.status().repeated == 2);
     once_each(&store, ["bad one".to_owned()]);
     assert_eq!(rejected.len().unwrap(), 1);
     assert_eq!(rejected.redrive_all().unwrap(), 1);
-    until("the other's effect", || consumer.stats().redriven == 2);
+    until("the other's effect", || consumer.status().redriven == 2);
     once_each(&store, ["bad one", "bad two"].map(str::to_owned));
     assert!(rejected.is_empty().unwrap());
-    assert_eq!(consumer.stats().applied, 2);
+    assert_eq!(consumer.status().applied, 2);
     stop(consumer);
 }
 
@@ -254,7 +254,7 @@ fn a_redrive_waits_for_its_consumer() {
     for n in 0..700 {
         send(&broker, numbered(n % 5, n / 5, &format!("bad {n}")));
     }
-    until("all", || consumer.stats().quarantined == 700);
+    until("all", || consumer.status().quarantined == 700);
     stop(consumer);
     assert_eq!(store.rejected("service").redrive_all().unwrap(), 700);
     assert_eq!(store.rejected("service").redrive_all().unwrap(), 0);
@@ -264,7 +264,7 @@ fn a_redrive_waits_for_its_consumer() {
     assert!(crashed.rejected("service").list(None, 1000).unwrap().iter().all(|entry| entry.redriven));
     strict.store(false, Relaxed);
     let consumer = picky(quick(&crashed), &broker, &strict);
-    until("some", || consumer.stats().redriven > 100);
+    until("some", || consumer.status().redriven > 100);
     let hold = crashed.begin().unwrap();
     let copy = crash_copy(&crashed, folder.path());
     drop(hold);
@@ -286,7 +286,7 @@ fn driven_again_with_retries_and_outages() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_millis(300), Duration::from_millis(300))
-        .run(broker.source("q"), move |delivery: &Delivery, tx| {
+        .spawn(broker.source("q"), move |delivery: &Delivery, tx| {
             count(delivery, tx)?;
             noted.lock().unwrap().push((delivery.tag.epoch, delivery.tag.tag));
             match counted.fetch_add(1, Relaxed) {
@@ -302,11 +302,11 @@ fn driven_again_with_retries_and_outages() {
         set(&mut message, "cloudEvents_partitionkey", "k");
         send(&broker, message);
     }
-    until("both", || consumer.stats().quarantined == 2);
+    until("both", || consumer.status().quarantined == 2);
     assert_eq!(store.rejected("service").redrive_all().unwrap(), 2);
-    until("a try that failed", || consumer.stats().retried > 0);
+    until("a try that failed", || consumer.status().retried > 0);
     broker.go_down();
-    until("both", || consumer.stats().redriven == 2);
+    until("both", || consumer.status().redriven == 2);
     broker.come_up();
     once_each(&store, ["one", "two"].map(str::to_owned));
     assert!(store.rejected("service").is_empty().unwrap());
@@ -325,7 +325,7 @@ fn discarded_while_it_is_tried_again() {
     let consumer = store
         .consumer("service")
         .backoff(Duration::from_millis(200), Duration::from_millis(200))
-        .run(broker.source("q"), move |delivery, tx| {
+        .spawn(broker.source("q"), move |delivery, tx| {
             count(delivery, tx)?;
             match counted.fetch_add(1, Relaxed) {
                 0 => Err(Error::reject("not at first")),
@@ -335,12 +335,12 @@ fn discarded_while_it_is_tried_again() {
         })
         .unwrap();
     send(&broker, full("one"));
-    until("it", || consumer.stats().quarantined == 1);
+    until("it", || consumer.status().quarantined == 1);
     store.rejected("service").redrive(0).unwrap();
-    until("a try that failed", || consumer.stats().retried == 1);
+    until("a try that failed", || consumer.status().retried == 1);
     store.rejected("service").discard(0).unwrap();
     std::thread::sleep(Duration::from_millis(400));
-    assert_eq!((tries.load(Relaxed), consumer.stats().redriven), (2, 0));
+    assert_eq!((tries.load(Relaxed), consumer.status().redriven), (2, 0));
     assert!(effects(&store).is_empty());
     stop(consumer);
 }
@@ -355,7 +355,7 @@ fn a_damaged_row_is_told_and_never_handled() {
     for n in 0..3 {
         send(&broker, full(&format!("bad {n}")));
     }
-    until("all", || consumer.stats().quarantined == 3);
+    until("all", || consumer.status().quarantined == 3);
     stop(consumer);
     store.rejected("service").redrive(1).unwrap();
     let path = store.path().to_owned();
@@ -373,7 +373,7 @@ fn a_damaged_row_is_told_and_never_handled() {
     strict.store(false, Relaxed);
     let consumer = picky(quick(&store), &broker, &strict);
     assert_eq!(rejected.redrive_all().unwrap(), 2);
-    until("the others", || consumer.stats().redriven == 2);
+    until("the others", || consumer.status().redriven == 2);
     until("it is driven no more", || !rejected.list(None, 9).unwrap()[0].redriven);
     once_each(&store, ["bad 0", "bad 2"].map(str::to_owned));
     assert!(matches!(rejected.redrive(1), Err(Error::DamagedDelivery { number: 1, .. })));
@@ -393,14 +393,14 @@ fn the_dead_letter_option_leaves_it_to_the_broker() {
     send(&broker, numbered(0, 0, "bad one"));
     send(&broker, full("bad two"));
     until("both", || broker.queue_len("dead") == 2);
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.rejected, stats.quarantined), (2, 0));
     assert!(store.rejected("service").is_empty().unwrap());
     strict.store(false, Relaxed);
     for dead in broker.messages("dead") {
         send(&broker, Message::clone(&dead.message));
     }
-    until("both again", || consumer.stats().applied == 2);
+    until("both again", || consumer.status().applied == 2);
     once_each(&store, ["bad one", "bad two"].map(str::to_owned));
     stop(consumer);
 }

@@ -19,7 +19,7 @@ const INBOX: Bytes = Bytes::new("onewrite.inbox");
 
 /// Rejects what is bad.
 fn picky(builder: ConsumerBuilder, broker: &MemoryBroker) -> Consumer {
-    let consumer = builder.run(broker.source("q"), |delivery, tx| {
+    let consumer = builder.spawn(broker.source("q"), |delivery, tx| {
         if delivery.message.payload.starts_with(b"bad") {
             return Err(Error::reject("no such account"));
         }
@@ -62,7 +62,7 @@ fn a_kept_delivery_takes_little_more_than_its_length() {
             let store = Store::open(&path).unwrap();
             let builder =
                 quick(&store).backoff(Duration::from_secs(3600), Duration::from_secs(3600)).prefetch(8);
-            let consumer = builder.run(broker.source("q"), move |_, _| match parked {
+            let consumer = builder.spawn(broker.source("q"), move |_, _| match parked {
                 true => Err(Error::app("not yet")),
                 false => Err(Error::reject("never")),
             });
@@ -123,7 +123,7 @@ fn a_full_quarantine_stops_the_consumer_until_there_is_room() {
         let cured = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&cured);
         let builder = quick(&store).rejected_max(rows_max, bytes_max);
-        let consumer = builder.run(broker.source("q"), move |delivery, tx| {
+        let consumer = builder.spawn(broker.source("q"), move |delivery, tx| {
             let is_bad = delivery.message.payload.starts_with(b"bad");
             if is_bad && !seen.load(Relaxed) {
                 return Err(Error::reject("no such account"));
@@ -132,15 +132,15 @@ fn a_full_quarantine_stops_the_consumer_until_there_is_room() {
         });
         let consumer = consumer.unwrap();
         (0..9).for_each(|n| send(&broker, bad(&format!("b{n}"), 20_000)));
-        until("it waits", || consumer.stats().waits_for == Some(ConsumerWait::Quarantine));
+        until("it waits", || consumer.status().waits_for == Some(ConsumerWait::Quarantine));
         (0..50).for_each(|n| send(&broker, good(&format!("g{n}"))));
         until("the broker keeps the rest", || broker.unsettled_len("q") + broker.queue_len("q") == 55);
         assert_eq!(rows_of(&store).0, 4);
         broker.go_down();
         broker.come_up();
-        until("connected again", || consumer.stats().connections >= 2);
+        until("connected again", || consumer.status().connections >= 2);
         until("it waits still", || broker.unsettled_len("q") + broker.queue_len("q") == 55);
-        assert_eq!((rows_of(&store).0, consumer.stats().applied), (4, 0));
+        assert_eq!((rows_of(&store).0, consumer.status().applied), (4, 0));
 
         // A crash in between: all that the broker has comes again, and gives no second row.
         let copy = Store::open(crash_copy(&store, folder.path())).unwrap();
@@ -149,22 +149,22 @@ fn a_full_quarantine_stops_the_consumer_until_there_is_room() {
         let other = picky(quick(&copy), &again);
         (0..9).for_each(|n| send(&again, bad(&format!("b{n}"), 20_000)));
         until("all of them", || drained(&again));
-        assert_eq!((rows_of(&copy).0, other.stats().waits), (9, 0));
+        assert_eq!((rows_of(&copy).0, other.status().waits), (9, 0));
         stop(other);
 
         store.rejected("service").discard(0).unwrap();
         until("one more", || store.rejected("service").list(None, 9).unwrap().last().unwrap().number == 4);
-        until("it waits for the others", || consumer.stats().waits_for == Some(ConsumerWait::Quarantine));
+        until("it waits for the others", || consumer.status().waits_for == Some(ConsumerWait::Quarantine));
         cured.store(true, Relaxed);
         store.rejected("service").redrive(1).unwrap();
-        until("driven again while it waits", || consumer.stats().redriven == 1);
+        until("driven again while it waits", || consumer.status().redriven == 1);
         store.rejected("service").redrive_all().unwrap();
         until("all", || drained(&broker));
         until("nothing is left", || {
             let _ = store.rejected("service").redrive_all().unwrap();
             store.rejected("service").is_empty().unwrap()
         });
-        let stats = consumer.stats();
+        let stats = consumer.status();
         assert_eq!((stats.waits_for, stats.dropped), (None, 0), "{stats:?}");
         assert!(stats.waits <= 12, "{stats:?}");
         assert_eq!(crate::lanes_inbox::effects(&store).values().sum::<u64>(), 50 + 8, "one was discarded");
@@ -191,7 +191,7 @@ fn a_full_quarantine_gives_back_what_it_cannot_keep() {
     }
     until("all", || drained(&broker));
     once_each(&store, (0..10).map(|n| format!("g{n}")));
-    let stats = consumer.stats();
+    let stats = consumer.status();
     assert_eq!((stats.quarantined, stats.rejected, broker.queue_len("dead")), (2, 30, 28));
     assert_eq!((stats.waits, rows_of(&store).0), (0, 2));
     // Nothing of those that were given back is marked: they can come again.
@@ -199,7 +199,7 @@ fn a_full_quarantine_gives_back_what_it_cannot_keep() {
     store.rejected("service").discard(1).unwrap();
     let dead = broker.messages("dead");
     send(&broker, Message::clone(&dead[0].message));
-    until("it is kept now", || consumer.stats().quarantined == 3);
+    until("it is kept now", || consumer.status().quarantined == 3);
     stop(consumer);
 }
 
@@ -211,7 +211,7 @@ fn the_oldest_go_and_leave_nothing_behind() {
     let bounded = quick(&store).rejected_max(20, 200_000).on_rejected_full(RejectedFull::DropOldest);
     let consumer = picky(bounded, &broker);
     send(&broker, good("g"));
-    until("one is applied", || consumer.stats().applied == 1);
+    until("one is applied", || consumer.status().applied == 1);
     let marks = rows(&store, INBOX);
     for n in 0..300 {
         // A conflict with what was applied: not marked as seen.
@@ -219,7 +219,7 @@ fn the_oldest_go_and_leave_nothing_behind() {
     }
     until("all", || drained(&broker));
     let figures = store.stats().unwrap().consumers["service"];
-    assert_eq!((figures.rejected, figures.rejected_dropped, consumer.stats().dropped), (20, 280, 280));
+    assert_eq!((figures.rejected, figures.rejected_dropped, consumer.status().dropped), (20, 280, 280));
     assert!(figures.rejected_bytes <= 200_000, "{figures:?}");
     assert_eq!(store.rejected("service").list(None, 1).unwrap()[0].number, 280, "the newest are kept");
     assert_eq!(rows(&store, PIECES), 40, "two of each");
@@ -230,7 +230,7 @@ fn the_oldest_go_and_leave_nothing_behind() {
     // One that is longer than all may be has room alone.
     send(&broker, Message { payload: vec![8; 300_000], ..good("g") });
     until("it is kept", || drained(&broker));
-    assert_eq!((store.rejected("service").len().unwrap(), consumer.stats().waits_for), (1, None));
+    assert_eq!((store.rejected("service").len().unwrap(), consumer.status().waits_for), (1, None));
     let path = store.path().to_owned();
     let _ = consumer.stop(Duration::from_secs(5));
     store.close().unwrap();
@@ -261,11 +261,11 @@ fn a_rejected_delivery_that_is_longer_than_the_bound_has_room_alone() {
     let (_folder, store, broker) = setup();
     let consumer = picky(quick(&store).rejected_max(20, 10_000), &broker);
     send(&broker, bad("long", 50_000));
-    until("it is kept", || consumer.stats().quarantined == 1);
+    until("it is kept", || consumer.status().quarantined == 1);
     send(&broker, bad("longer", 60_000));
-    until("it waits", || consumer.stats().waits_for == Some(ConsumerWait::Quarantine));
+    until("it waits", || consumer.status().waits_for == Some(ConsumerWait::Quarantine));
     store.rejected("service").discard(0).unwrap();
-    until("there is room", || consumer.stats().quarantined == 2 && consumer.stats().waits_for.is_none());
+    until("there is room", || consumer.status().quarantined == 2 && consumer.status().waits_for.is_none());
     send(&broker, good("g"));
     until("it goes on", || drained(&broker));
     once_each(&store, ["g".to_owned()]);
@@ -283,15 +283,15 @@ fn parked_deliveries_that_are_rejected_are_bounded_too() {
     let builder = quick(&store).prefetch(8).attempts(2).parked_max(10, 1 << 20).rejected_max(5, 1 << 20);
     let builder = builder.on_rejected_full(RejectedFull::DeadLetter).rejects(onewrite::RejectTo::Quarantine);
     let consumer = builder
-        .run(broker.source("q"), move |_, _| {
+        .spawn(broker.source("q"), move |_, _| {
             counted.fetch_add(1, Relaxed);
             Err(Error::app("no such account"))
         })
         .unwrap();
     (0..400).for_each(|n| send(&broker, bad(&format!("b{n}"), 100)));
     until("all are tried", || {
-        assert_eq!(consumer.stats().waits_for, None, "{:?}", consumer.stats());
-        drained(&broker) && consumer.stats().parked == 0
+        assert_eq!(consumer.status().waits_for, None, "{:?}", consumer.status());
+        drained(&broker) && consumer.status().parked == 0
     });
     let figures = store.stats().unwrap().consumers["service"];
     assert!(figures.rejected <= 15 && figures.parked <= 10, "{figures:?}");
@@ -317,7 +317,7 @@ fn a_full_quarantine_is_told_once() {
     broker.declare_queue("q", QueueOptions::default());
     let consumer = picky(quick(&store).rejected_max(1, 1 << 20), &broker);
     (0..20).for_each(|n| send(&broker, bad(&format!("b{n}"), 10)));
-    until("it waits", || consumer.stats().waits_for.is_some());
+    until("it waits", || consumer.status().waits_for.is_some());
     for number in 0..5 {
         store.rejected("service").discard(number).unwrap();
         until("the next", || {
@@ -336,7 +336,7 @@ fn rows_that_name_no_delivery_can_be_removed() {
     let (_folder, store, broker) = setup();
     let consumer = picky(quick(&store), &broker);
     (0..6).for_each(|n| send(&broker, bad(&format!("b{n}"), 9_000)));
-    until("all", || consumer.stats().quarantined == 6);
+    until("all", || consumer.status().quarantined == 6);
     stop(consumer);
     let path = store.path().to_owned();
     store.close().unwrap();
@@ -357,13 +357,13 @@ fn rows_that_name_no_delivery_can_be_removed() {
     let rejected = store.rejected("service");
     assert!(matches!(rejected.list(None, 100), Err(Error::Storage(_))));
     rejected.redrive(3).unwrap();
-    let consumer = quick(&store).run(broker.source("q"), |_, _| Ok(())).unwrap();
-    until("what is driven again", || consumer.stats().redriven == 1);
+    let consumer = quick(&store).spawn(broker.source("q"), |_, _| Ok(())).unwrap();
+    until("what is driven again", || consumer.status().redriven == 1);
     assert!(
         matches!(rejected.redrive_all(), Err(Error::Storage(_))),
         "told, though all others are driven again"
     );
-    until("all others", || consumer.stats().redriven == 6);
+    until("all others", || consumer.status().redriven == 6);
     assert_eq!(rejected.discard_unnamed().unwrap(), 6);
     assert_eq!((rejected.redrive_all().unwrap(), rejected.len().unwrap()), (0, 0));
     assert_eq!((rejected.list(None, 100).unwrap().len(), rows(&store, PIECES)), (0, 0));
@@ -378,7 +378,7 @@ fn rejected_deliveries_of_the_format_before_count() {
     let (_folder, store, broker) = setup();
     let consumer = picky(quick(&store), &broker);
     (0..3).for_each(|n| send(&broker, bad(&format!("b{n}"), 100)));
-    until("all", || consumer.stats().quarantined == 3);
+    until("all", || consumer.status().quarantined == 3);
     stop(consumer);
     let (_, bytes) = rows_of(&store);
     let path = store.path().to_owned();
@@ -397,9 +397,9 @@ fn rejected_deliveries_of_the_format_before_count() {
     drop(db);
     let store = Store::open(&path).unwrap();
     assert_eq!(rows_of(&store), (3, bytes));
-    let consumer = quick(&store).run(broker.source("q"), |_, _| Ok(())).unwrap();
+    let consumer = quick(&store).spawn(broker.source("q"), |_, _| Ok(())).unwrap();
     assert_eq!(store.rejected("service").redrive_all().unwrap(), 3);
-    until("all", || consumer.stats().redriven == 3);
+    until("all", || consumer.status().redriven == 3);
     assert_eq!(rows_of(&store), (0, 0));
     stop(consumer);
 }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions, Rule, Verdict};
 use onewrite::redb::{Database, TableDefinition};
 use onewrite::{
-    BacklogQuota, ConfirmError, Error, Event, FaultClass, HeaderValue, Message, Ordering, QuarantinePolicy,
-    QuotaPolicy, Relay, RelayBuilder, RelayState, Store, wire,
+    BacklogQuota, ConfirmError, Error, Event, FaultClass, HeaderValue, Message, PublishOrder,
+    QuarantinePolicy, QuotaPolicy, Relay, RelayBuilder, RelayState, Store, wire,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -85,7 +85,7 @@ fn stop(relay: Relay) {
 fn no_phantom() {
     let (_folder, store) = open();
     let broker = broker();
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     let tx = store.begin().unwrap();
     tx.append(event("rolled back", None)).unwrap();
     std::thread::sleep(Duration::from_millis(50));
@@ -95,7 +95,7 @@ fn no_phantom() {
     tx.append(event("committed", None)).unwrap();
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(tapped(&broker), Vec::<String>::new());
-    tx.commit().unwrap().confirmed(SOON).unwrap();
+    tx.commit().unwrap().wait_confirmed(SOON).unwrap();
     assert_eq!(tapped(&broker), ["committed"]);
     stop(relay);
 }
@@ -107,7 +107,7 @@ fn outage_loses_nothing_and_keeps_order() {
     let (_folder, store) = open();
     let broker = broker();
     // With a single attempt, an outage that spent one would send events to quarantine.
-    let relay = quick(&store).attempts(1).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).attempts(1).destination_attempts(1).spawn(broker.publisher()).unwrap();
     let (mut sent, mut slowest) = (Vec::new(), Duration::ZERO);
     for n in 0..400 {
         if n % 40 == 10 {
@@ -164,18 +164,18 @@ fn unroutable_is_quarantined_and_redriven_in_order() {
     broker.declare_exchange("e", ExchangeKind::Topic);
     broker.declare_queue("q", QueueOptions::default());
     broker.bind("q", "e", "good").unwrap();
-    let relay = quick(&store).destination_attempts(3).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).destination_attempts(3).spawn(broker.publisher()).unwrap();
     let bad = append(&store, Event::bytes("t", b"a0".to_vec()).to("e", "bad").key("a"));
     let behind = append(&store, Event::bytes("t", b"a1".to_vec()).to("e", "good").key("a"));
     let other = append(&store, Event::bytes("t", b"b0".to_vec()).to("e", "good").key("b"));
-    other.confirmed(SOON).unwrap();
-    match bad.confirmed(SOON).unwrap_err() {
+    other.wait_confirmed(SOON).unwrap();
+    match bad.wait_confirmed(SOON).unwrap_err() {
         ConfirmError::Quarantined { seq: 0, fault } => {
             assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(312)));
         }
         error => panic!("{error}"),
     }
-    assert!(matches!(behind.confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
+    assert!(matches!(behind.wait_confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
     let quarantine = store.quarantine("r").unwrap();
     let listed = quarantine.list(None, 10).unwrap();
     assert_eq!(listed.len(), 1);
@@ -186,7 +186,7 @@ fn unroutable_is_quarantined_and_redriven_in_order() {
 
     broker.bind("q", "e", "bad").unwrap();
     quarantine.redrive(0).unwrap();
-    behind.confirmed(SOON).unwrap();
+    behind.wait_confirmed(SOON).unwrap();
     let queued: Vec<_> = broker.messages("q").iter().map(|stored| text(&stored.message)).collect();
     assert_eq!(queued, ["b0", "a0", "a1"]);
     assert!(quarantine.list(None, 10).unwrap().is_empty());
@@ -204,15 +204,18 @@ fn discard_and_skip_free_the_key() {
                 .always()
                 .then(Verdict::close_channel(FaultClass::Message, 406, "PRECONDITION_FAILED")),
         );
-        let relay = quick(&store).attempts(2).on_quarantine(policy).publish_to(broker.publisher()).unwrap();
+        let relay = quick(&store).attempts(2).on_quarantine(policy).spawn(broker.publisher()).unwrap();
         let poison = append(&store, event("poison", Some("a")));
         let behind = append(&store, event("behind", Some("a")));
-        assert!(matches!(poison.confirmed(SOON), Err(ConfirmError::Quarantined { seq: 0, .. })));
+        assert!(matches!(poison.wait_confirmed(SOON), Err(ConfirmError::Quarantined { seq: 0, .. })));
         if policy == QuarantinePolicy::HoldKey {
-            assert!(matches!(behind.confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
+            assert!(matches!(
+                behind.wait_confirmed(Duration::from_millis(50)),
+                Err(ConfirmError::Timeout { .. })
+            ));
             store.quarantine("r").unwrap().discard(0).unwrap();
         }
-        behind.confirmed(SOON).unwrap();
+        behind.wait_confirmed(SOON).unwrap();
         let queued: Vec<_> = broker.messages("q").iter().map(|stored| text(&stored.message)).collect();
         assert_eq!(queued, ["behind"], "{policy:?}");
         stop(relay);
@@ -232,7 +235,7 @@ fn poison_kills_only_itself() {
     for n in 0..200 {
         append(&store, event(if n == 77 { "poison" } else { "good" }, (n % 3 == 0).then_some("k")));
     }
-    let relay = quick(&store).attempts(3).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).attempts(3).spawn(broker.publisher()).unwrap();
     until("all but one confirmed", || relay.status().confirmed >= 199);
     until("one in quarantine", || relay.status().quarantined == 1);
     assert_eq!(store.quarantine("r").unwrap().list(None, 10).unwrap()[0].seq, 77);
@@ -246,7 +249,7 @@ fn nacks_spend_nothing() {
     let (_folder, store) = open();
     let broker = broker();
     broker.script(Rule::any().times(60).then(Verdict::Nack));
-    let relay = quick(&store).attempts(1).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).attempts(1).destination_attempts(1).spawn(broker.publisher()).unwrap();
     for n in 0..20 {
         append(&store, event(&format!("{n:02}"), Some("k")));
     }
@@ -262,19 +265,19 @@ fn nacks_spend_nothing() {
 fn scheduled_and_expired() {
     let (_folder, store) = open();
     let broker = broker();
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     let now = SystemTime::now();
     let due = now + Duration::from_secs(2);
     let later = append(&store, event("later", Some("k")).not_before(due));
     let expired = append(&store, event("expired", Some("k")).expires(now));
     let sooner = append(&store, event("sooner", Some("k")));
-    sooner.confirmed(SOON).unwrap();
-    match expired.confirmed(SOON).unwrap_err() {
+    sooner.wait_confirmed(SOON).unwrap();
+    match expired.wait_confirmed(SOON).unwrap_err() {
         ConfirmError::Quarantined { seq: 1, fault } => assert_eq!(fault.class, FaultClass::Expired),
         error => panic!("{error}"),
     }
     assert_eq!(tapped(&broker), ["sooner"]);
-    later.confirmed(SOON).unwrap();
+    later.wait_confirmed(SOON).unwrap();
     assert!(SystemTime::now() >= due);
     assert_eq!(tapped(&broker), ["sooner", "later"]);
     stop(relay);
@@ -286,11 +289,11 @@ fn scheduled_survives_a_restart() {
     let (_folder, store) = open();
     let broker = broker();
     let due = SystemTime::now() + Duration::from_secs(1);
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     append(&store, event("later", None).not_before(due));
-    append(&store, event("now", None)).confirmed(SOON).unwrap();
+    append(&store, event("now", None)).wait_confirmed(SOON).unwrap();
     stop(relay);
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     until("both", || tapped(&broker).len() == 2);
     assert!(SystemTime::now() >= due);
     assert_eq!(tapped(&broker), ["now", "later"]);
@@ -303,7 +306,7 @@ fn stop_is_prompt() {
     let (_folder, store) = open();
     let broker = broker();
     broker.hang(true);
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     append(&store, event("a", None));
     until("in flight", || relay.status().in_flight == 1);
     let start = Instant::now();
@@ -314,14 +317,14 @@ fn stop_is_prompt() {
 
     broker.block(true);
     until("the name is free again", || {
-        let Ok(relay) = quick(&store).publish_to(broker.publisher()) else { return false };
+        let Ok(relay) = quick(&store).spawn(broker.publisher()) else { return false };
         until("blocked", || relay.status().state == RelayState::Blocked);
         let start = Instant::now();
         relay.stop(SOON);
         start.elapsed() < Duration::from_secs(5)
     });
     broker.block(false);
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
     stop(relay);
 }
@@ -331,14 +334,14 @@ fn stop_is_prompt() {
 fn pause_and_resume() {
     let (_folder, store) = open();
     let broker = broker();
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     until("connected", || relay.status().state == RelayState::Connected);
     relay.pause();
     until("paused", || relay.status().state == RelayState::Paused);
     let receipt = append(&store, event("a", None));
-    assert!(matches!(receipt.confirmed(Duration::from_millis(100)), Err(ConfirmError::Timeout { .. })));
+    assert!(matches!(receipt.wait_confirmed(Duration::from_millis(100)), Err(ConfirmError::Timeout { .. })));
     relay.resume();
-    receipt.confirmed(SOON).unwrap();
+    receipt.wait_confirmed(SOON).unwrap();
     stop(relay);
 }
 
@@ -356,7 +359,7 @@ fn bounded_before_a_large_backlog() {
     }
     let broker = broker();
     hold_confirms(&broker);
-    let relay = quick(&store).window_events(100).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).window_events(100).spawn(broker.publisher()).unwrap();
     until("a full window", || relay.status().in_flight == 100);
     std::thread::sleep(Duration::from_millis(100));
     let status = relay.status();
@@ -375,7 +378,7 @@ fn bounded_before_a_large_backlog() {
 fn a_crash_at_any_moment_loses_nothing() {
     let (folder, store) = open();
     let broker = broker();
-    let relay = quick(&store).window_events(16).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).window_events(16).spawn(broker.publisher()).unwrap();
     let written = Arc::new(AtomicU64::new(0));
     let writer = std::thread::spawn({
         let (store, written) = (store.clone(), Arc::clone(&written));
@@ -399,7 +402,7 @@ fn a_crash_at_any_moment_loses_nothing() {
 
         let crashed = Store::open(&copy).unwrap();
         let again = self::broker();
-        let second = quick(&crashed).publish_to(again.publisher()).unwrap();
+        let second = quick(&crashed).spawn(again.publisher()).unwrap();
         until("an empty backlog", || crashed.stats().unwrap().backlog_events == 0);
         let mut all = before;
         all.extend(tapped(&again));
@@ -435,7 +438,7 @@ fn a_damaged_record_is_quarantined() {
 
     let store = Store::open(&path).unwrap();
     let broker = broker();
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     until("nine confirmed", || relay.status().confirmed == 9);
     assert_eq!(tapped(&broker), ["0", "1", "2", "3", "5", "6", "7", "8", "9"]);
     let quarantine = store.quarantine("r").unwrap();
@@ -452,14 +455,14 @@ fn two_relays_on_one_log() {
     let (_folder, store) = open();
     let (fast, slow) = (broker(), broker());
     slow.hang(true);
-    let first = quick(&store).publish_to(fast.publisher()).unwrap();
-    let second = store.relay("slow").publish_to(slow.publisher()).unwrap();
-    assert!(matches!(store.relay("slow").publish_to(slow.publisher()), Err(Error::RelayRunning { .. })));
+    let first = quick(&store).spawn(fast.publisher()).unwrap();
+    let second = store.relay("slow").spawn(slow.publisher()).unwrap();
+    assert!(matches!(store.relay("slow").spawn(slow.publisher()), Err(Error::RelayRunning { .. })));
     let receipts: Vec<_> = (0..50).map(|n| append(&store, event(&format!("{n}"), None))).collect();
-    assert!(matches!(receipts[0].confirmed(SOON), Err(ConfirmError::NoRelay(_))));
-    receipts.iter().for_each(|receipt| receipt.confirmed_by("r", SOON).unwrap());
+    assert!(matches!(receipts[0].wait_confirmed(SOON), Err(ConfirmError::NoRelay(_))));
+    receipts.iter().for_each(|receipt| receipt.wait_confirmed_by("r", SOON).unwrap());
     assert!(matches!(
-        receipts[0].confirmed_by("slow", Duration::from_millis(20)),
+        receipts[0].wait_confirmed_by("slow", Duration::from_millis(20)),
         Err(ConfirmError::Timeout { .. })
     ));
     assert!(matches!(store.forget_relay("slow"), Err(Error::RelayRunning { .. })));
@@ -474,14 +477,16 @@ fn two_relays_on_one_log() {
 /// Total order: one event in flight in all. Relaxed: a key is pipelined.
 #[test]
 fn orderings() {
-    for (ordering, in_flight) in [(Ordering::PerKey, 1), (Ordering::Total, 1), (Ordering::Relaxed, 20)] {
+    for (ordering, in_flight) in
+        [(PublishOrder::PerKey, 1), (PublishOrder::Total, 1), (PublishOrder::Relaxed, 20)]
+    {
         let (_folder, store) = open();
         let broker = broker();
         hold_confirms(&broker);
         for n in 0..20 {
             append(&store, event(&format!("{n:02}"), Some("k")));
         }
-        let relay = quick(&store).ordering(ordering).publish_to(broker.publisher()).unwrap();
+        let relay = quick(&store).ordering(ordering).spawn(broker.publisher()).unwrap();
         until("in flight", || relay.status().in_flight == in_flight);
         std::thread::sleep(Duration::from_millis(30));
         assert_eq!(relay.status().in_flight, in_flight, "{ordering:?}");
@@ -497,8 +502,8 @@ fn orderings() {
 fn progress_rides_on_the_applications_commits() {
     let (_folder, store) = open();
     let broker = broker();
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
-    append(&store, event("warm", None)).confirmed(SOON).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
+    append(&store, event("warm", None)).wait_confirmed(SOON).unwrap();
     let before = store.stats().unwrap();
     let start = Instant::now();
     let mut writes = 0;
@@ -520,7 +525,7 @@ fn progress_rides_on_slow_commits_too() {
     let delay = Duration::from_millis(100);
     let store = Store::builder().progress_delay(delay).open(folder.path().join("a.redb")).unwrap();
     let broker = broker();
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     let slow = || {
         store.write(move |tx| {
             std::thread::sleep(delay * 2);
@@ -555,7 +560,7 @@ fn progress_rides_on_slow_commits_too() {
 fn bad_settings_are_named() {
     let (_folder, store) = open();
     let refused =
-        |builder: RelayBuilder| builder.publish_to(MemoryBroker::new().publisher()).unwrap_err().to_string();
+        |builder: RelayBuilder| builder.spawn(MemoryBroker::new().publisher()).unwrap_err().to_string();
     assert_eq!(refused(store.relay("")), "setting `name`: a relay's name is 1 to 255 bytes long");
     assert_eq!(refused(store.relay("r").window_events(0)), "setting `window_events`: it must be 1 to 16384");
     assert_eq!(refused(store.relay("r").window_bytes(0)), "setting `window_bytes`: it must be at least 1");
@@ -576,13 +581,13 @@ fn discarded_stays_discarded_through_a_crash() {
     );
     let bad = Verdict::Return { code: 312, text: "NO_ROUTE".into() };
     broker.script(Rule::matching(|publishing| publishing.message.payload == b"bad").always().then(bad));
-    let relay = quick(&store).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).destination_attempts(1).spawn(broker.publisher()).unwrap();
     append(&store, event("first", None));
     let bad = append(&store, event("bad", Some("k")));
     let behind = append(&store, event("behind", Some("k")));
-    assert!(matches!(bad.confirmed(SOON), Err(ConfirmError::Quarantined { seq: 1, .. })));
+    assert!(matches!(bad.wait_confirmed(SOON), Err(ConfirmError::Quarantined { seq: 1, .. })));
     store.quarantine("r").unwrap().discard(1).unwrap();
-    behind.confirmed(SOON).unwrap();
+    behind.wait_confirmed(SOON).unwrap();
     assert_eq!(store.stats().unwrap().relays["r"].position, 0);
     let copy = folder.path().join("copy.redb");
     let hold = store.begin().unwrap();
@@ -591,7 +596,7 @@ fn discarded_stays_discarded_through_a_crash() {
 
     let crashed = Store::open(&copy).unwrap();
     let again = self::broker();
-    let second = quick(&crashed).publish_to(again.publisher()).unwrap();
+    let second = quick(&crashed).spawn(again.publisher()).unwrap();
     until("an empty backlog", || crashed.stats().unwrap().backlog_events == 0);
     assert!(!tapped(&again).contains(&"bad".to_owned()));
     assert!(crashed.quarantine("r").unwrap().list(None, 10).unwrap().is_empty());
@@ -608,11 +613,11 @@ fn an_event_that_is_confirmed_again_counts_once() {
     let (_folder, store) = open();
     let broker = broker();
     broker.script(Rule::matching(|m| m.message.payload == b"held").times(1).then(Verdict::HoldConfirm));
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     append(&store, event("held", None));
-    append(&store, event("ahead", None)).confirmed(SOON).unwrap();
+    append(&store, event("ahead", None)).wait_confirmed(SOON).unwrap();
     relay.stop(Duration::from_millis(200));
-    let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).spawn(broker.publisher()).unwrap();
     until("an empty backlog", || store.stats().unwrap().backlog_events == 0);
     stop(relay);
     assert_eq!(tapped(&broker), ["held", "ahead", "held", "ahead"]);
@@ -625,13 +630,13 @@ fn an_event_that_is_confirmed_again_counts_once() {
 fn what_is_told_as_quarantined_can_be_redriven_at_once() {
     let (_folder, store) = open();
     let broker = broker();
-    let relay = quick(&store).destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).destination_attempts(1).spawn(broker.publisher()).unwrap();
     for n in 0..20 {
         broker.script(Rule::any().times(1).then(Verdict::no_route()));
         let receipt = append(&store, event("x", None));
-        assert!(matches!(receipt.confirmed(SOON), Err(ConfirmError::Quarantined { .. })));
+        assert!(matches!(receipt.wait_confirmed(SOON), Err(ConfirmError::Quarantined { .. })));
         store.quarantine("r").unwrap().redrive(n).unwrap();
-        receipt.confirmed(SOON).unwrap();
+        receipt.wait_confirmed(SOON).unwrap();
     }
     stop(relay);
 }
@@ -653,11 +658,11 @@ fn a_backlog_quota_refuses_or_waits() {
             assert!(matches!(refused, Err(Error::BacklogFull { .. })), "{refused:?}");
         }
         let broker = broker();
-        let relay = quick(&store).publish_to(broker.publisher()).unwrap();
+        let relay = quick(&store).spawn(broker.publisher()).unwrap();
         if policy == QuotaPolicy::Refuse {
             until("room", || store.stats().unwrap().backlog_events == 0);
         }
-        append(&store, event("fits", None)).confirmed(SOON).unwrap();
+        append(&store, event("fits", None)).wait_confirmed(SOON).unwrap();
         stop(relay);
     }
 }
@@ -674,7 +679,7 @@ fn streams_can_be_published_after_the_fact() {
     first.declare_queue("q", Default::default());
     later.declare_queue("q", Default::default());
     later.declare_queue("history", Default::default());
-    let relay = store.relay("first").publish_to(first.publisher()).unwrap();
+    let relay = store.relay("first").spawn(first.publisher()).unwrap();
     for n in 0..900_u64 {
         store
             .write(move |tx| {
@@ -696,8 +701,7 @@ fn streams_can_be_published_after_the_fact() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(first.queue_len("q"), 897, "unpublished events stay in the log alone");
-    let beyond =
-        store.relay("beyond").start_at(onewrite::StartAt::Position(901)).publish_to(later.publisher());
+    let beyond = store.relay("beyond").start_at(onewrite::StartAt::Position(901)).spawn(later.publisher());
     assert!(beyond.unwrap_err().to_string().contains("the log ends at 900"));
     let history = store
         .relay("history")
@@ -705,7 +709,7 @@ fn streams_can_be_published_after_the_fact() {
         .publish_unpublished(|event| {
             (event.category() == Some("account")).then(|| onewrite::Destination::exchange("", "history"))
         })
-        .publish_to(later.publisher())
+        .spawn(later.publisher())
         .unwrap();
     let last = store.write(|tx| tx.append(Event::bytes("other", "").to("", "q"))).unwrap();
     while later.queue_len("history") + later.queue_len("q") < 3 {
@@ -737,7 +741,7 @@ fn a_rule_that_is_gone_loses_nothing() {
         let builder = store.relay("r").backoff(Duration::from_millis(200), Duration::from_millis(200));
         let builder = builder
             .publish_unpublished(move |_| rule.map(|queue| onewrite::Destination::exchange("", queue)));
-        builder.publish_to(broker.publisher()).unwrap()
+        builder.spawn(broker.publisher()).unwrap()
     };
     let relay = run(Some("absent"));
     let end = Instant::now() + Duration::from_secs(20);
@@ -762,11 +766,11 @@ fn a_rule_that_is_gone_loses_nothing() {
 fn a_rule_that_panics_quarantines_its_event() {
     let (_folder, store) = open();
     let broker = broker();
-    let rule = |event: &onewrite::Recorded| {
+    let rule = |event: &onewrite::RecordedEvent| {
         assert_ne!(event.payload(), b"bad", "an application's own mistake");
         Some(onewrite::Destination::exchange("", "q"))
     };
-    let relay = quick(&store).publish_unpublished(rule).publish_to(broker.publisher()).unwrap();
+    let relay = quick(&store).publish_unpublished(rule).spawn(broker.publisher()).unwrap();
     for payload in ["bad", "good"] {
         store.write(move |tx| tx.append(Event::bytes("t", payload).unpublished()).map(drop)).unwrap();
     }
@@ -788,7 +792,7 @@ fn a_redriven_event_without_a_rule_is_quarantined_again() {
         let builder = quick(&store).attempts(1).destination_attempts(1);
         let builder = builder
             .publish_unpublished(move |_| rule.map(|queue| onewrite::Destination::exchange("", queue)));
-        builder.publish_to(broker.publisher()).unwrap()
+        builder.spawn(broker.publisher()).unwrap()
     };
     let listed = || store.quarantine("r").unwrap().list(None, 10).unwrap();
     let relay = run(Some("absent"));
@@ -814,12 +818,8 @@ fn what_was_driven_again_and_delivered_does_not_come_back() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     let broker = onewrite::broker::MemoryBroker::new();
-    let relay = store
-        .relay("rabbit")
-        .window_events(1)
-        .destination_attempts(1)
-        .publish_to(broker.publisher())
-        .unwrap();
+    let relay =
+        store.relay("rabbit").window_events(1).destination_attempts(1).spawn(broker.publisher()).unwrap();
     for _ in 0..EVENTS {
         store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to("", "late"))).unwrap();
     }

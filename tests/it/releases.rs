@@ -4,7 +4,7 @@ use std::path::Path;
 
 use onewrite::redb::TableDefinition;
 use onewrite::{
-    Aggregate, Capture, Change, Error, Event, EventError, ExpectedRevision, Recorded, Result, Store,
+    Aggregate, Capture, Change, Error, Event, EventError, ExpectedRevision, RecordedEvent, Result, Store,
     StoreBuilder,
 };
 use proptest::prelude::*;
@@ -52,7 +52,7 @@ fn life(path: &Path, n: u32, appends: &[u32], model: &mut Vec<u32>) {
     }
     let snapshot = store.read().unwrap();
     let expected: Vec<_> = model.iter().map(|version| form(*version, n)).collect();
-    let text = |read: Result<Recorded>| match read {
+    let text = |read: Result<RecordedEvent>| match read {
         Ok(event) => {
             assert_eq!(event.version(), n);
             Some(String::from_utf8_lossy(event.payload()).into_owned())
@@ -104,7 +104,7 @@ impl Aggregate for Newer {
         Ok(deposit(*version))
     }
 
-    fn decode(recorded: &Recorded) -> Result<u32> {
+    fn decode(recorded: &RecordedEvent) -> Result<u32> {
         Ok(recorded.version())
     }
 

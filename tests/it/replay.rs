@@ -2,7 +2,7 @@
 //! when it is iterated and when it is visited; damage included.
 
 use onewrite::redb::{Database, TableDefinition};
-use onewrite::{Event, ExpectedRevision, Recorded, Replay, ReplayedEvent, Result, Store};
+use onewrite::{Event, ExpectedRevision, RecordedEvent, Replay, ReplayedEvent, Result, Store};
 use tempfile::TempDir;
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
@@ -72,7 +72,8 @@ fn visited_one_by_one(mut replay: Replay) -> Vec<Read> {
 /// By each way of reading, which must agree; what they read.
 fn read_from(store: &Store, from: u64) -> Vec<Read> {
     let snapshot = store.read().unwrap();
-    let copied = |event: Result<Recorded>| event.map(|event| seen!(event)).map_err(|error| error.to_string());
+    let copied =
+        |event: Result<RecordedEvent>| event.map(|event| seen!(event)).map_err(|error| error.to_string());
     let owned: Vec<Read> = snapshot.events(from).unwrap().map(copied).collect();
     for (how, read) in [
         ("iterated", snapshot.replay(from).unwrap().map(in_its_place).collect()),

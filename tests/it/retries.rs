@@ -2,7 +2,8 @@
 //! does not stand as it should is told in true words.
 
 use onewrite::{
-    Aggregate, Error, Event, ExpectedRevision, Recorded, Result, Stands, Store, StreamAppended, Transaction,
+    Aggregate, Error, Event, ExpectedRevision, RecordedEvent, Result, Stands, Store, StreamAppended,
+    Transaction,
 };
 
 use crate::scratch::crash_copy;
@@ -25,7 +26,7 @@ impl Aggregate for Account {
         Ok(Event::bytes("deposited", by.to_le_bytes()).id(id.clone()))
     }
 
-    fn decode(recorded: &Recorded) -> Result<Added> {
+    fn decode(recorded: &RecordedEvent) -> Result<Added> {
         let by = recorded.payload().try_into().map_err(Error::app)?;
         Ok((recorded.id().to_owned(), u64::from_le_bytes(by)))
     }

@@ -56,7 +56,7 @@ fn a_queue_whose_node_is_down_is_an_outage() {
         .relay("r")
         .destination_attempts(2)
         .backoff(Duration::from_millis(20), Duration::from_millis(200))
-        .publish_to(rabbit(&cluster.nodes[0].url()).declare(topology))
+        .spawn(rabbit(&cluster.nodes[0].url()).declare(topology))
         .unwrap();
     let receipts: Vec<_> = [
         ("", "near.q"),
@@ -72,7 +72,7 @@ fn a_queue_whose_node_is_down_is_an_outage() {
         store.write(move |tx| tx.append(event.clone())).unwrap()
     })
     .collect();
-    receipts[0].confirmed(SOON).expect("another queue is not concerned");
+    receipts[0].wait_confirmed(SOON).expect("another queue is not concerned");
     let quarantined = || store.quarantine("r").unwrap().list(None, 10).unwrap();
     until("what goes nowhere in quarantine", || quarantined().len() == 2);
     if is_returned {
@@ -96,7 +96,7 @@ fn a_queue_whose_node_is_down_is_an_outage() {
 
     cluster.nodes[1].restart();
     for receipt in &receipts[1..4] {
-        receipt.confirmed(SOON).expect("it heals by itself");
+        receipt.wait_confirmed(SOON).expect("it heals by itself");
     }
     assert_eq!(near.count("far.q"), 3);
     assert_eq!(relay.status().state, RelayState::Connected);
@@ -127,16 +127,16 @@ fn a_queue_to_declare_whose_node_is_down_stops_nobody() {
             .bind("declared", "near.q", "")
     };
     let url = cluster.nodes[0].url();
-    let relay = store.relay("r").publish_to(rabbit(&url).declare(topology())).unwrap();
+    let relay = store.relay("r").spawn(rabbit(&url).declare(topology())).unwrap();
     let append =
         |to: &'static str| store.write(move |tx| tx.append(Event::bytes("t", to).to(to, "near.q"))).unwrap();
     let [direct, both] = [append(""), append("declared")];
-    let confirmed = direct.confirmed(SOON);
+    let confirmed = direct.wait_confirmed(SOON);
     assert!(confirmed.is_ok(), "another queue is not concerned: {confirmed:?}, {:?}", relay.status());
     until("both events in the queue that is there", || near.count("near.q") >= 2);
     let is_returned = routes_past_nodes_that_are_down(&cluster);
     if is_returned {
-        both.confirmed(SOON).expect("the queue that is away does not count");
+        both.wait_confirmed(SOON).expect("the queue that is away does not count");
         assert_eq!(near.count("near.q"), 2);
     }
     let source = RabbitMqSource::new(&url, "far.q").unwrap().declare(topology());
@@ -156,7 +156,7 @@ fn a_queue_to_declare_whose_node_is_down_stops_nobody() {
         matches!(events.recv_timeout(SOON).unwrap(), SourceEvent::Up { .. })
     });
     source.stop(SOON);
-    both.confirmed(SOON).expect("the queue is there again");
+    both.wait_confirmed(SOON).expect("the queue is there again");
     relay.stop(Duration::from_secs(5));
 }
 
@@ -179,16 +179,13 @@ fn mandatory_can_be_switched_off() {
     for on_rabbit in [true, false] {
         let (_folder, store) = open();
         let builder = store.relay("r").destination_attempts(1).may_be_unroutable("unbound.two");
-        let relay = if on_rabbit {
-            builder.publish_to(rabbit(&node.url()))
-        } else {
-            builder.publish_to(broker.publisher())
-        };
+        let relay =
+            if on_rabbit { builder.spawn(rabbit(&node.url())) } else { builder.spawn(broker.publisher()) };
         let relay = relay.unwrap();
         let append = |event: Event| store.write(move |tx| tx.append(event.clone())).unwrap();
         let event = || Event::bytes("t", "");
-        append(event().to("unbound.two", "k")).confirmed(SOON).unwrap();
-        append(event().may_be_unroutable().to("unbound.one", "k")).confirmed(SOON).unwrap();
+        append(event().to("unbound.two", "k")).wait_confirmed(SOON).unwrap();
+        append(event().may_be_unroutable().to("unbound.one", "k")).wait_confirmed(SOON).unwrap();
         append(event().to("unbound.one", "k"));
         until("the mandatory one in quarantine", || relay.status().quarantined == 1);
         let entries = store.quarantine("r").unwrap().list(None, 10).unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableTable, TableDefinition};
-use onewrite::{Aggregate, Event, Recorded, Relay, RelayState, Snapshot, Store};
+use onewrite::{Aggregate, Event, RecordedEvent, Relay, RelayState, Snapshot, Store};
 use tracing_subscriber::layer::{Context, Layer};
 
 /// The state of most tests: what was written, by number.
@@ -58,7 +58,7 @@ pub(crate) fn event(n: u64) -> Event {
 }
 
 /// The number of an event made by [`event`]; panics where it differs from what was appended in any way.
-pub(crate) fn number_of(recorded: &Recorded) -> u64 {
+pub(crate) fn number_of(recorded: &RecordedEvent) -> u64 {
     let n = u64::from_le_bytes(recorded.payload()[..8].try_into().unwrap());
     assert_eq!(recorded.payload(), payload(n), "the payload of event {} is another", recorded.seq());
     assert_eq!(recorded.event_type(), format!("counted.{n}"));
@@ -77,7 +77,7 @@ pub(crate) fn put(store: &Store, n: u64) -> onewrite::Result<onewrite::Receipt> 
 }
 
 /// All events, in order; panics on a damaged one.
-pub(crate) fn events(snapshot: &Snapshot) -> Vec<Recorded> {
+pub(crate) fn events(snapshot: &Snapshot) -> Vec<RecordedEvent> {
     snapshot.events(0).unwrap().collect::<onewrite::Result<_>>().unwrap()
 }
 
@@ -204,7 +204,7 @@ impl Aggregate for Count {
     fn encode((): &()) -> onewrite::Result<Event> {
         Ok(Event::bytes("counted", ""))
     }
-    fn decode(_: &Recorded) -> onewrite::Result<()> {
+    fn decode(_: &RecordedEvent) -> onewrite::Result<()> {
         Ok(())
     }
     fn apply(&mut self, (): &()) {

@@ -24,10 +24,9 @@ fn commands() -> Vec<Vec<String>> {
 }
 
 fn publish(store: &Store, url: &str, to: (&'static str, &'static str)) -> Result<(), Fault> {
-    let relay =
-        store.relay("rabbit").destination_attempts(1).publish_to(RabbitMq::new(url).unwrap()).unwrap();
+    let relay = store.relay("rabbit").destination_attempts(1).spawn(RabbitMq::new(url).unwrap()).unwrap();
     let event = move |tx: &onewrite::Transaction| tx.append(Event::bytes("paid", "100").to(to.0, to.1));
-    let said = match store.write(event).unwrap().confirmed(SOON) {
+    let said = match store.write(event).unwrap().wait_confirmed(SOON) {
         Ok(()) => Ok(()),
         Err(ConfirmError::Quarantined { fault, .. }) => Err(fault),
         Err(error) => panic!("{error}"),
@@ -63,9 +62,11 @@ fn the_commands_of_the_page_give_the_least_rights() {
     let open = |name: &str| Store::open(folder.path().join(name)).unwrap();
     publish(&open("bank.redb"), &bank, ("payments", "paid")).unwrap();
     let store = open("credit.redb");
-    let consumer =
-        store.consumer("credit").run(RabbitMqSource::new(&credit, "credit").unwrap(), |_, _| Ok(())).unwrap();
-    until("the event is applied", || consumer.stats().applied == 1);
+    let consumer = store
+        .consumer("credit")
+        .spawn(RabbitMqSource::new(&credit, "credit").unwrap(), |_, _| Ok(()))
+        .unwrap();
+    until("the event is applied", || consumer.status().applied == 1);
     consumer.stop(SOON);
 
     for (who, to) in [
@@ -80,9 +81,9 @@ fn the_commands_of_the_page_give_the_least_rights() {
         assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(403)), "{to:?}: {fault}");
     }
     let consumer =
-        store.consumer("credit").run(RabbitMqSource::new(&bank, "credit").unwrap(), |_, _| Ok(())).unwrap();
-    until("it is refused", || consumer.stats().disconnected.is_some());
-    let fault = consumer.stats().disconnected.unwrap();
+        store.consumer("credit").spawn(RabbitMqSource::new(&bank, "credit").unwrap(), |_, _| Ok(())).unwrap();
+    until("it is refused", || consumer.status().disconnected.is_some());
+    let fault = consumer.status().disconnected.unwrap();
     assert_eq!(fault.code, Some(403), "{fault}");
     consumer.stop(Duration::from_secs(5));
     assert!(Tap::try_connect(&node.url()).is_err(), "guest is still there");

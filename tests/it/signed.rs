@@ -29,7 +29,7 @@ fn send(bank: &Store, queue: &'static str, numbers: std::ops::Range<u64>) {
     for n in numbers {
         bank.write(move |tx| tx.append(Event::bytes("paid", format!("genuine-{n}")).key("a").to("", queue)))
             .unwrap()
-            .confirmed(SOON)
+            .wait_confirmed(SOON)
             .unwrap();
     }
 }
@@ -61,8 +61,8 @@ fn forgeries_mark_nothing() {
         let (applied, handler) = applied();
         let keys = ProducerKeys::new().key(&bank.id(), key(1)).unwrap();
         let consumer =
-            quick(&credit).rejects(to).authenticate(keys).run(broker.source("q"), handler).unwrap();
-        let relay = bank.relay("rabbit").sign_with(key(1)).publish_to(broker.publisher()).unwrap();
+            quick(&credit).rejects(to).authenticate(keys).spawn(broker.source("q"), handler).unwrap();
+        let relay = bank.relay("rabbit").sign_with(key(1)).spawn(broker.publisher()).unwrap();
         let publish = |message: Message| broker.publish("", "q", message).unwrap();
 
         send(&bank, "copies", 0..1);
@@ -124,11 +124,11 @@ fn a_key_is_taken_over() {
         bytes.iter().fold(ProducerKeys::new(), |keys, byte| keys.key(&bank.id(), key(*byte)).unwrap())
     };
     let (applied, handler) = applied();
-    let consumer = quick(&credit).authenticate(keys(&[1])).run(broker.source("q"), handler).unwrap();
-    let relay = bank.relay("rabbit").sign_with(key(1)).publish_to(broker.publisher()).unwrap();
+    let consumer = quick(&credit).authenticate(keys(&[1])).spawn(broker.source("q"), handler).unwrap();
+    let relay = bank.relay("rabbit").sign_with(key(1)).spawn(broker.publisher()).unwrap();
     send(&bank, "q", 0..2);
     let _ = relay.stop(SOON);
-    let relay = bank.relay("rabbit").sign_with(key(2)).publish_to(broker.publisher()).unwrap();
+    let relay = bank.relay("rabbit").sign_with(key(2)).spawn(broker.publisher()).unwrap();
     send(&bank, "q", 2..4);
     until("an empty queue", || drained(&broker));
     let stats = consumer.stop(SOON);
@@ -141,9 +141,9 @@ fn a_key_is_taken_over() {
         again.lock().unwrap().push(String::from_utf8_lossy(&delivery.message.payload).into_owned());
         Ok(())
     };
-    let consumer = quick(&credit).authenticate(keys(&[1, 2])).run(broker.source("q"), handler).unwrap();
+    let consumer = quick(&credit).authenticate(keys(&[1, 2])).spawn(broker.source("q"), handler).unwrap();
     assert_eq!(rejected.redrive_all().unwrap(), 2);
-    until("both", || consumer.stats().redriven == 2);
+    until("both", || consumer.status().redriven == 2);
     // Its lane knows it now.
     broker.publish("", "q", copy).unwrap();
     send(&bank, "q", 4..5);
@@ -162,8 +162,8 @@ fn a_redrive_proves_nothing() {
     let bank = Store::open(folder.path().join("bank.redb")).unwrap();
     let keys = ProducerKeys::new().key(&bank.id(), key(1)).unwrap();
     let (applied, handler) = applied();
-    let consumer = quick(&credit).authenticate(keys).run(broker.source("q"), handler).unwrap();
-    let relay = bank.relay("rabbit").sign_with(key(2)).publish_to(broker.publisher()).unwrap();
+    let consumer = quick(&credit).authenticate(keys).spawn(broker.source("q"), handler).unwrap();
+    let relay = bank.relay("rabbit").sign_with(key(2)).spawn(broker.publisher()).unwrap();
     send(&bank, "q", 0..1);
     until("an empty queue", || drained(&broker));
     let rejected = credit.rejected("service");
@@ -193,7 +193,7 @@ fn events_without_a_lane_are_signed_too() {
         .start_at(onewrite::StartAt::Position(0))
         .publish_unpublished(|_| Some(onewrite::Destination::exchange("", "q")))
         .sign_with(key(1))
-        .publish_to(broker.publisher())
+        .spawn(broker.publisher())
         .unwrap();
     until("it is there", || broker.queue_len("q") == 1);
     let message = Message::clone(&broker.messages("q")[0].message);
@@ -214,7 +214,7 @@ fn a_forged_copy_does_not_stand_for_the_genuine_message() {
     let (folder, credit, broker) = setup();
     broker.declare_queue("raw", QueueOptions::default());
     let bank = Store::open(folder.path().join("bank.redb")).unwrap();
-    let relay = bank.relay("rabbit").sign_with(key(1)).publish_to(broker.publisher()).unwrap();
+    let relay = bank.relay("rabbit").sign_with(key(1)).spawn(broker.publisher()).unwrap();
     send(&bank, "raw", 0..1);
     let genuine_message = Message::clone(&broker.messages("raw")[0].message);
     let mut copy = genuine_message.clone();
@@ -223,7 +223,7 @@ fn a_forged_copy_does_not_stand_for_the_genuine_message() {
 
     let (applied, handler) = applied();
     let consumer =
-        quick(&credit).authenticate(ProducerKeys::new()).run(broker.source("q"), |_, _| Ok(())).unwrap();
+        quick(&credit).authenticate(ProducerKeys::new()).spawn(broker.source("q"), |_, _| Ok(())).unwrap();
     for message in [&copy, &genuine_message, &copy, &genuine_message] {
         broker.publish("", "q", message.clone()).unwrap();
     }
@@ -232,7 +232,7 @@ fn a_forged_copy_does_not_stand_for_the_genuine_message() {
     assert_eq!((stats.applied, stats.quarantined, stats.repeated), (0, 2, 2), "{stats:?}");
 
     let keys = ProducerKeys::new().key(&bank.id(), key(1)).unwrap();
-    let consumer = quick(&credit).authenticate(keys).run(broker.source("q"), handler).unwrap();
+    let consumer = quick(&credit).authenticate(keys).spawn(broker.source("q"), handler).unwrap();
     let rejected = credit.rejected("service");
     assert_eq!(rejected.redrive_all().unwrap(), 2);
     until("both", || rejected.list(None, 2).unwrap().iter().all(|entry| !entry.redriven));

@@ -82,19 +82,19 @@ fn fill(folder: &Path, way: &str, journal: usize) {
     };
     let later = Duration::from_secs(3600);
     let builder = if way == "fail" { quick(&store).backoff(later, later) } else { quick(&store) };
-    let consumer = builder.run(broker.source("q"), handler).unwrap();
+    let consumer = builder.spawn(broker.source("q"), handler).unwrap();
     let mut n = 0;
     until("the consumer waits for the disk", || {
         write(&store, n);
         n += 1;
-        assert_eq!((consumer.stats().failed, store.stats().unwrap().poisoned), (None, None), "write {n}");
-        consumer.stats().waits_for == Some(ConsumerWait::FreeSpace)
+        assert_eq!((consumer.status().failed, store.stats().unwrap().poisoned), (None, None), "write {n}");
+        consumer.status().waits_for == Some(ConsumerWait::FreeSpace)
     });
     for _ in 0..2_000 {
         write(&store, n);
         n += 1;
     }
-    assert_eq!(consumer.stats().waits_for, Some(ConsumerWait::FreeSpace), "it still does");
+    assert_eq!(consumer.status().waits_for, Some(ConsumerWait::FreeSpace), "it still does");
     assert!(!drained(&broker), "the broker keeps the rest");
     let figures = store.stats().unwrap();
     assert_eq!(figures.poisoned, None);
@@ -108,7 +108,7 @@ fn fill(folder: &Path, way: &str, journal: usize) {
             n += 1;
         }
         until("it goes on in the place of what was discarded", || rejected.len().unwrap() > before - 60);
-        until("it waits again", || consumer.stats().waits_for == Some(ConsumerWait::FreeSpace));
+        until("it waits again", || consumer.status().waits_for == Some(ConsumerWait::FreeSpace));
     }
     cured.store(true, Relaxed);
     for _ in 0..500 {

@@ -585,7 +585,7 @@ fn a_page_that_makes_the_engine_panic_is_told() {
 
     let broker = MemoryBroker::new();
     broker.declare_queue("orders", QueueOptions::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while !matches!(relay.status().state, RelayState::Failed(_)) {
         assert!(Instant::now() < deadline, "{:?}", relay.status());

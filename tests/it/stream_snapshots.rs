@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
-use onewrite::{Aggregate, Error, Event, ExpectedRevision, Finding, Recorded, Result, Store, limits};
+use onewrite::{Aggregate, Error, Event, ExpectedRevision, Finding, RecordedEvent, Result, Store, limits};
 
 use crate::scratch::crash_copy;
 
@@ -26,7 +26,7 @@ impl Aggregate for Large {
         Ok(Event::bytes("grew", event.to_string()))
     }
 
-    fn decode(recorded: &Recorded) -> Result<usize> {
+    fn decode(recorded: &RecordedEvent) -> Result<usize> {
         String::from_utf8_lossy(recorded.payload()).parse().map_err(Error::app)
     }
 
@@ -95,7 +95,7 @@ impl Aggregate for Account {
         Ok(Event::bytes("deposited", event.to_string()))
     }
 
-    fn decode(recorded: &Recorded) -> Result<u64> {
+    fn decode(recorded: &RecordedEvent) -> Result<u64> {
         String::from_utf8_lossy(recorded.payload()).parse().map_err(Error::app)
     }
 

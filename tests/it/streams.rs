@@ -458,7 +458,7 @@ fn trimming_keeps_what_streams_want() {
         .unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("t", QueueOptions::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for n in 0..300_usize {
         let write = move |tx: &Transaction| {
             tx.append(Event::bytes("t", "outbox").to("", "t"))?;

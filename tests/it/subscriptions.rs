@@ -19,7 +19,7 @@ fn append(store: &Store, n: u64) {
         .unwrap();
 }
 
-fn number(event: &onewrite::Recorded) -> u64 {
+fn number(event: &onewrite::RecordedEvent) -> u64 {
     u64::from_le_bytes(event.payload().try_into().unwrap())
 }
 
@@ -132,7 +132,7 @@ fn the_log_waits_for_a_subscriber() {
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
     let mut subscription = store.subscribe(0).unwrap();
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let publish = |n: u64| {
         store
             .write(move |tx| tx.append(Event::bytes("counted", n.to_le_bytes()).to("", "q")).map(drop))

@@ -52,9 +52,9 @@ fn a_fault_of_a_setting_names_the_setting_that_was_given() {
     let long = "x".repeat(256);
     for name in ["", &*long] {
         let told = [
-            ("name", store.relay(name).publish_to(broker.publisher()).unwrap_err().to_string()),
-            ("name", store.projection(name).run(|_, _| Ok(())).unwrap_err().to_string()),
-            ("scope", store.consumer(name).run(broker.source("q"), |_, _| Ok(())).unwrap_err().to_string()),
+            ("name", store.relay(name).spawn(broker.publisher()).unwrap_err().to_string()),
+            ("name", store.projection(name).spawn(|_, _| Ok(())).unwrap_err().to_string()),
+            ("scope", store.consumer(name).spawn(broker.source("q"), |_, _| Ok(())).unwrap_err().to_string()),
         ];
         for (setting, error) in told {
             assert!(error.starts_with(&format!("setting `{setting}`: ")), "{error}");
@@ -62,12 +62,12 @@ fn a_fault_of_a_setting_names_the_setting_that_was_given() {
     }
     let consumer = |prefetch, attempts| {
         let consumer = store.consumer("c").prefetch(prefetch).attempts(attempts);
-        consumer.run(broker.source("q"), |_, _| Ok(())).unwrap_err().to_string()
+        consumer.spawn(broker.source("q"), |_, _| Ok(())).unwrap_err().to_string()
     };
     assert!(consumer(0, 1).starts_with("setting `prefetch`: "), "{}", consumer(0, 1));
     assert!(consumer(1, 0).starts_with("setting `attempts`: "), "{}", consumer(1, 0));
     const OURS: TableDefinition<'_, u64, u64> = TableDefinition::new("onewrite.mine");
-    let error = store.projection("p").table(OURS).run(|_, _| Ok(())).unwrap_err().to_string();
+    let error = store.projection("p").table(OURS).spawn(|_, _| Ok(())).unwrap_err().to_string();
     assert!(error.starts_with("setting `table`: `onewrite.mine`"), "{error}");
     drop(store);
     drop(folder);

@@ -249,7 +249,7 @@ fn a_consumer_s_handler_has_the_limit() {
     let consumer = store
         .consumer("scope")
         .backoff(Duration::from_millis(1), Duration::from_millis(1))
-        .run(broker.source("in"), |_, tx| {
+        .spawn(broker.source("in"), |_, tx| {
             loop {
                 tx.append(event())?;
             }
@@ -278,7 +278,7 @@ fn rounds_of_captured_tables_go_on_below_any_limit() {
     }
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     while broker.queue_len("q") < 20 {
         assert!(Instant::now() < deadline, "{:?}", store.stats());

@@ -6,7 +6,8 @@ use std::time::Duration;
 use onewrite::broker::MemoryBroker;
 use onewrite::redb::TableDefinition;
 use onewrite::{
-    Aggregate, Error, Event, ExpectedRevision, FailurePolicy, Recorded, Result, Store, StoreBuilder, wire,
+    Aggregate, Error, Event, ExpectedRevision, FailurePolicy, RecordedEvent, Result, Store, StoreBuilder,
+    wire,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,7 +43,7 @@ fn filled(path: &Path) {
     store.close().unwrap();
 }
 
-fn told(event: &Recorded) -> String {
+fn told(event: &RecordedEvent) -> String {
     format!("{} {} {}", event.event_type(), event.version(), String::from_utf8_lossy(event.payload()))
 }
 
@@ -55,7 +56,7 @@ impl Aggregate for Account {
     fn encode(event: &String) -> Result<Event> {
         Ok(Event::bytes("money.paid", event.clone().into_bytes()))
     }
-    fn decode(recorded: &Recorded) -> Result<String> {
+    fn decode(recorded: &RecordedEvent) -> Result<String> {
         Ok(told(recorded))
     }
     fn apply(&mut self, event: &String) {
@@ -94,21 +95,21 @@ fn every_reader_sees_the_newest_form() {
         .projection("seen")
         .table(SEEN)
         .filter(filter)
-        .run(|event, tx| {
+        .spawn(|event, tx| {
             tx.open_table(SEEN)?.insert(event.seq(), &*told(event))?;
             Ok(())
         })
         .unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     assert_eq!(store.read().unwrap().open_table(SEEN).unwrap().get(2).unwrap().unwrap().value(), expected[2]);
 
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     store
         .write(|tx| tx.append(Event::bytes("last", "").key("account-7").to("", "q")))
         .unwrap()
-        .confirmed(PATIENCE)
+        .wait_confirmed(PATIENCE)
         .unwrap();
     let published: Vec<_> = broker
         .messages("q")
@@ -176,11 +177,11 @@ fn what_cannot_be_upcast_is_told() {
     let mut subscription = store.subscribe(0).unwrap();
     assert!(subscription.try_next().unwrap().is_err() && subscription.try_next().unwrap().is_err());
     assert_eq!(subscription.try_next().unwrap().unwrap().seq(), 2);
-    let still = store.projection("still").run(|_, _| Ok(())).unwrap();
-    assert!(still.await_live(PATIENCE).unwrap_err().to_string().contains("no currency"));
+    let still = store.projection("still").spawn(|_, _| Ok(())).unwrap();
+    assert!(still.wait_until_live(PATIENCE).unwrap_err().to_string().contains("no currency"));
     let policy = FailurePolicy::Quarantine { attempts: 3 };
-    let going = store.projection("going").on_failure(policy).run(|_, _| Ok(())).unwrap();
-    going.await_live(PATIENCE).unwrap();
+    let going = store.projection("going").on_failure(policy).spawn(|_, _| Ok(())).unwrap();
+    going.wait_until_live(PATIENCE).unwrap();
     assert_eq!(going.failures(None, 10).unwrap().iter().map(|it| it.seq).collect::<Vec<_>>(), [0, 1]);
 }
 
@@ -239,11 +240,11 @@ fn an_upcast_that_panics_is_told() {
     let append = |payload: &'static str| {
         store.write(move |tx| tx.append(Event::bytes("paid", payload).unpublished())).unwrap()
     };
-    let projection = store.projection("seen").run(|_, _| Ok(())).unwrap();
+    let projection = store.projection("seen").spawn(|_, _| Ok(())).unwrap();
     append("1");
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     let seq = append("7").seqs()[0];
-    let stopped = projection.await_position(seq, PATIENCE).unwrap_err();
+    let stopped = projection.wait_for_position(seq, PATIENCE).unwrap_err();
     assert!(stopped.to_string().contains("the upcast panicked"), "{stopped}");
     assert!(matches!(store.read().unwrap().event(seq), Err(Error::Upcast { seq: 1, .. })));
     let told = store.subscribe(seq).unwrap().next().unwrap();

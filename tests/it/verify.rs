@@ -16,7 +16,7 @@ fn filled(path: &Path) -> u64 {
     let store = Store::builder().progress_delay(Duration::from_millis(5)).open(path).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    let relay = store.relay("r").destination_attempts(1).publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("r").destination_attempts(1).spawn(broker.publisher()).unwrap();
     let lost =
         store.write(|tx| tx.append(Event::bytes("t", "").key("k").to("", "nowhere"))).unwrap().value().seq;
     for n in 0..60_u64 {

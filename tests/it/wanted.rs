@@ -33,7 +33,7 @@ fn written(path: &Path, events: &[(&'static str, &'static str, u32)]) {
 
 /// Sequence numbers that each kind of reader sees under a filter; an error's stands as an error.
 fn seen(store: &Store, filter: &EventFilter) -> [Vec<Result<u64, u64>>; 3] {
-    let told = |read: Result<onewrite::Recorded, Error>| match read {
+    let told = |read: Result<onewrite::RecordedEvent, Error>| match read {
         Ok(event) => Ok(event.seq()),
         Err(Error::Upcast { seq, .. }) => Err(seq),
         Err(Error::Corrupt(error)) => Err(error.seq),
@@ -44,12 +44,12 @@ fn seen(store: &Store, filter: &EventFilter) -> [Vec<Result<u64, u64>>; 3] {
     let subscribed = std::iter::from_fn(|| subscription.try_next()).map(told).collect();
     let policy = FailurePolicy::Quarantine { attempts: 1 };
     let projection = store.projection("p").table(ROWS).filter(filter.clone()).on_failure(policy);
-    let projection = projection.run(|event, tx| {
+    let projection = projection.spawn(|event, tx| {
         tx.open_table(ROWS)?.insert(event.seq(), 1)?;
         Ok(())
     });
     let projection = projection.unwrap();
-    projection.await_live(PATIENCE).unwrap();
+    projection.wait_until_live(PATIENCE).unwrap();
     let failed: Vec<_> = projection.failures(None, 1000).unwrap().iter().map(|it| Err(it.seq)).collect();
     projection.stop(PATIENCE);
     let mut projected: Vec<_> = store.read().unwrap().open_table(ROWS).map_or_else(

@@ -124,10 +124,10 @@ fn what_waits_for_the_closure_is_let_go_inside_it() {
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
-    let relay = store.relay("r").publish_to(broker.publisher()).unwrap();
-    store.write(|tx| tx.append(Event::bytes("t", "").to("", "q"))).unwrap().confirmed(SOON).unwrap();
-    let consumer = store.consumer("c").run(broker.source("q"), |_, _| Ok(())).unwrap();
-    let projection = store.projection("p").run(|_, _| Ok(())).unwrap();
+    let relay = store.relay("r").spawn(broker.publisher()).unwrap();
+    store.write(|tx| tx.append(Event::bytes("t", "").to("", "q"))).unwrap().wait_confirmed(SOON).unwrap();
+    let consumer = store.consumer("c").spawn(broker.source("q"), |_, _| Ok(())).unwrap();
+    let projection = store.projection("p").spawn(|_, _| Ok(())).unwrap();
     let handles = Mutex::new(Some((relay, consumer, projection)));
     let took = store.write(move |tx| {
         tx.append(Event::bytes("t", "").unpublished())?;
@@ -237,18 +237,18 @@ fn child_that_waits_for_room() {
     let broker = MemoryBroker::new();
     broker.declare_queue("q", QueueOptions::default());
     let store = open("a.redb");
-    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("rabbit").spawn(broker.publisher()).unwrap();
     relay.stop(SOON);
     pay(&store).unwrap();
     waits(&store, "relay `rabbit`, which does not run in this process");
     broker.go_down();
-    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("rabbit").spawn(broker.publisher()).unwrap();
     waits(&store, "relay `rabbit`, whose broker is away or takes nothing");
     relay.stop(SOON);
     drop(store);
     let store = open("b.redb");
     broker.come_up();
-    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("rabbit").spawn(broker.publisher()).unwrap();
     relay.pause();
     let began = Instant::now();
     while relay.status().state != onewrite::RelayState::Paused {

@@ -24,7 +24,7 @@ use onewrite::broker::{
 use onewrite::redb::TableDefinition;
 use onewrite::{
     Aggregate, Capture, ConfirmError, Error, Event, ExpectedRevision, OpenError, ProjectionState, Receipt,
-    Recorded, RelayState, Result, Store, StoreBuilder, Transaction,
+    RecordedEvent, RelayState, Result, Store, StoreBuilder, Transaction,
 };
 
 use crate::Scenario;
@@ -144,7 +144,7 @@ impl Aggregate for Count {
     fn encode((): &()) -> Result<Event> {
         Ok(Event::bytes("counted", ""))
     }
-    fn decode(_: &Recorded) -> Result<()> {
+    fn decode(_: &RecordedEvent) -> Result<()> {
         Ok(())
     }
     fn apply(&mut self, (): &()) {
@@ -158,7 +158,7 @@ fn every_door_of_a_store() {
     broker.declare_queue("queue", Default::default());
     let store = rig.store.clone();
     store.write(append).unwrap();
-    let relay = store.relay("known").publish_to(broker.publisher()).unwrap();
+    let relay = store.relay("known").spawn(broker.publisher()).unwrap();
     assert!(relay.stop(LIMIT).clean);
     let quarantine = store.quarantine("known").unwrap();
     let rejected = store.rejected("scope");
@@ -171,9 +171,9 @@ fn every_door_of_a_store() {
         refused(store.stats());
         refused(store.verify());
         refused(store.subscribe(0));
-        refused(store.relay("rabbit").publish_to(broker.publisher()));
-        refused(store.consumer("c").run(broker.source("queue"), |_, _| Ok(())));
-        refused(store.projection("p").run(|_, _| Ok(())));
+        refused(store.relay("rabbit").spawn(broker.publisher()));
+        refused(store.consumer("c").spawn(broker.source("queue"), |_, _| Ok(())));
+        refused(store.projection("p").spawn(|_, _| Ok(())));
         refused(store.forget_relay("known"));
         refused(store.forget_projection("p"));
         refused(store.end_capture("captured"));
@@ -206,12 +206,12 @@ fn every_handle() {
     broker.declare_queue("queue", Default::default());
     broker.declare_queue("deliveries", Default::default());
     let store = rig.store.clone();
-    let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
-    let projection = store.projection("p").run(|_, _| Ok(())).unwrap();
-    let consumer = store.consumer("c").run(broker.source("deliveries"), |_, _| Ok(())).unwrap();
+    let relay = store.relay("rabbit").spawn(broker.publisher()).unwrap();
+    let projection = store.projection("p").spawn(|_, _| Ok(())).unwrap();
+    let consumer = store.consumer("c").spawn(broker.source("deliveries"), |_, _| Ok(())).unwrap();
     let receipt: Receipt = store.write(append).unwrap();
-    receipt.confirmed(LIMIT).unwrap();
-    projection.await_live(LIMIT).unwrap();
+    receipt.wait_confirmed(LIMIT).unwrap();
+    projection.wait_until_live(LIMIT).unwrap();
     let mut subscription = store.subscribe(0).unwrap();
     let mut later = store.subscribe(1).unwrap();
     let mut stream = store.subscribe(0).unwrap().into_stream();
@@ -232,8 +232,8 @@ fn every_handle() {
     let mut context = Context::from_waker(Waker::noop());
     assert!(Pin::new(&mut queued).poll(&mut context).is_pending());
     in_child(|| {
-        refused_wait(receipt.confirmed(LONG));
-        refused_wait(receipt.confirmed_by("rabbit", LONG));
+        refused_wait(receipt.wait_confirmed(LONG));
+        refused_wait(receipt.wait_confirmed_by("rabbit", LONG));
         relay.pause();
         relay.resume();
         assert!(matches!(relay.status().state, RelayState::Failed(text) if text.contains("forked")));
@@ -241,14 +241,14 @@ fn every_handle() {
         assert!(
             matches!(projection.status().state, ProjectionState::Failed(text) if text.contains("forked"))
         );
-        refused(projection.await_position(0, LONG));
-        refused(projection.await_live(LONG));
+        refused(projection.wait_for_position(0, LONG));
+        refused(projection.wait_until_live(LONG));
         refused(projection.failures(None, 1));
         refused(projection.redrive(0));
         refused(projection.discard(0));
         projection.rebuild();
         projection.stop(LONG);
-        assert!(consumer.stats().failed.unwrap().contains("forked"));
+        assert!(consumer.status().failed.unwrap().contains("forked"));
         consumer.stop(LONG);
         refused(subscription.try_next().unwrap());
         assert!(subscription.try_next().is_none());
@@ -342,7 +342,7 @@ fn a_fork_on_the_writer_thread() {
     let projection = rig
         .store
         .projection("p")
-        .run(move |_, _| {
+        .spawn(move |_, _| {
             if !forked.swap(true, Ordering::Relaxed)
                 && let fork::Fork::Parent(child) = fork::fork().unwrap()
             {
@@ -353,7 +353,7 @@ fn a_fork_on_the_writer_thread() {
         .unwrap();
     rig.store.write(append).unwrap();
     await_child(told.recv_timeout(LIMIT).unwrap());
-    projection.await_position(0, LIMIT).unwrap();
+    projection.wait_for_position(0, LIMIT).unwrap();
     assert_eq!(projection.stop(LIMIT).applied, 1);
     goes_on(rig, 1);
 }
@@ -399,8 +399,8 @@ fn while_all_threads_are_busy() {
     let rig = rig();
     let broker = MemoryBroker::new();
     broker.declare_queue("queue", Default::default());
-    let relay = rig.store.relay("rabbit").publish_to(broker.publisher()).unwrap();
-    let projection = rig.store.projection("p").run(|_, _| Ok(())).unwrap();
+    let relay = rig.store.relay("rabbit").spawn(broker.publisher()).unwrap();
+    let projection = rig.store.projection("p").spawn(|_, _| Ok(())).unwrap();
     let over = Arc::new(AtomicBool::new(false));
     let busy: Vec<_> = (0..4)
         .map(|thread| {
@@ -533,9 +533,9 @@ fn amqp_threads_are_not_waited_for() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("amqp://guest:guest@{}", silent.local_addr().unwrap());
     let rig = rig();
-    let relay = rig.store.relay("rabbit").publish_to(RabbitMq::new(&url).unwrap()).unwrap();
+    let relay = rig.store.relay("rabbit").spawn(RabbitMq::new(&url).unwrap()).unwrap();
     let consumer =
-        rig.store.consumer("c").run(RabbitMqSource::new(&url, "queue").unwrap(), |_, _| Ok(())).unwrap();
+        rig.store.consumer("c").spawn(RabbitMqSource::new(&url, "queue").unwrap(), |_, _| Ok(())).unwrap();
     let (sender, _published) = crossbeam_channel::unbounded();
     let mut publisher = RabbitMq::new(&url).unwrap();
     publisher.start(PublisherEvents::new(sender)).unwrap();
@@ -543,7 +543,7 @@ fn amqp_threads_are_not_waited_for() {
     let mut source = RabbitMqSource::new(&url, "queue").unwrap();
     source.start(SourceEvents::new(sender), 1).unwrap();
     let others = std::cell::Cell::new(Some((
-        rig.store.relay("dropped").publish_to(RabbitMq::new(&url).unwrap()).unwrap(),
+        rig.store.relay("dropped").spawn(RabbitMq::new(&url).unwrap()).unwrap(),
         rig.store.clone(),
     )));
     in_child(|| {

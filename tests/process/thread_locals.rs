@@ -112,12 +112,12 @@ fn running_handles() {
     broker.declare_queue("queue", Default::default());
     let (_folder, path) = kept(|path| {
         let store = Store::open(path).unwrap();
-        let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
-        let projection = store.projection("counts").run(|_, _| Ok(())).unwrap();
-        let consumer = store.consumer("c").run(broker.source("queue"), |_, _| Ok(())).unwrap();
+        let relay = store.relay("rabbit").spawn(broker.publisher()).unwrap();
+        let projection = store.projection("counts").spawn(|_, _| Ok(())).unwrap();
+        let consumer = store.consumer("c").spawn(broker.source("queue"), |_, _| Ok(())).unwrap();
         let receipt = store.write(append).unwrap();
-        receipt.confirmed(Duration::from_secs(60)).unwrap();
-        projection.await_position(0, Duration::from_secs(60)).unwrap();
+        receipt.wait_confirmed(Duration::from_secs(60)).unwrap();
+        projection.wait_for_position(0, Duration::from_secs(60)).unwrap();
         (relay, projection, consumer, receipt, store)
     });
     holds(&path, 1);
@@ -209,8 +209,8 @@ fn a_destructor_that_opens_and_relays() {
             let broker = MemoryBroker::new();
             broker.declare_queue("queue", Default::default());
             let store = Store::open(path).unwrap();
-            let relay = store.relay("rabbit").publish_to(broker.publisher()).unwrap();
-            store.write(append).unwrap().confirmed(Duration::from_secs(60)).unwrap();
+            let relay = store.relay("rabbit").spawn(broker.publisher()).unwrap();
+            store.write(append).unwrap().wait_confirmed(Duration::from_secs(60)).unwrap();
             assert!(relay.stop(Duration::from_secs(60)).clean);
             *is_done.lock().unwrap() = true;
         })

@@ -170,7 +170,7 @@ impl Flow {
 
 fn ours(folder: &Path, node: &Node, writers: usize) -> Result<(Vec<Writing>, Publishing), Box<dyn Error>> {
     let store = Store::open(folder.join("a.redb"))?;
-    let relay = store.relay("versus").publish_to(RabbitMq::new(&node.url)?)?;
+    let relay = store.relay("versus").spawn(RabbitMq::new(&node.url)?)?;
     let end = Instant::now() + PATIENCE;
     while !matches!(relay.status().state, onewrite::RelayState::Connected) {
         if Instant::now() > end {

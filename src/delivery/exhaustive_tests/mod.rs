@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use self::world::{Budget, Move, World};
-use super::types::{Ordering, QuarantinePolicy, Settings};
+use super::types::{PublishOrder, QuarantinePolicy, Settings};
 
 /// Of so many states one is healed, to see that everything settles from there.
 const HEALED_EVERY: u64 = 101;
@@ -25,7 +25,7 @@ const B: Option<u8> = Some(1);
 const LOG: Log = &[A, B, A, B, A];
 const LOG_IN_RUNS: Log = &[A, A, B, B, A];
 
-fn settings(ordering: Ordering) -> Settings {
+fn settings(ordering: PublishOrder) -> Settings {
     Settings {
         ordering,
         on_quarantine: QuarantinePolicy::HoldKey,
@@ -124,7 +124,7 @@ fn is_full() -> bool {
     std::env::var_os("ONEWRITE_MODEL").is_some_and(|value| value == "full")
 }
 
-fn explore(name: &str, log: Log, ordering: Ordering, small: &[Budget], full: Budget) {
+fn explore(name: &str, log: Log, ordering: PublishOrder, small: &[Budget], full: Budget) {
     let budgets = if is_full() { vec![full] } else { small.to_vec() };
     for budget in budgets {
         let found = search(World::new(log, settings(ordering), budget)).unwrap();
@@ -154,21 +154,27 @@ const CLOSED_CHANNEL: Budget = Budget { connections: 2, returns: 1, closes: 2, r
 #[test]
 fn every_history_per_key() {
     let full = Budget { connections: 4, nacks: 1, returns: 1, crashes: 1, ghosts: 1, ..NOTHING };
-    explore("per key", LOG, Ordering::PerKey, &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL], full);
+    explore(
+        "per key",
+        LOG,
+        PublishOrder::PerKey,
+        &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL],
+        full,
+    );
 }
 
 /// The same with runs of one key, so that queues and parked rows are longer, and with people who redrive and discard.
 #[test]
 fn every_history_in_runs() {
     let full = Budget { connections: 2, closes: 2, ..QUARANTINE };
-    explore("in runs", LOG_IN_RUNS, Ordering::PerKey, &[LOST_CONNECTION, CLOSED_CHANNEL], full);
+    explore("in runs", LOG_IN_RUNS, PublishOrder::PerKey, &[LOST_CONNECTION, CLOSED_CHANNEL], full);
 }
 
 /// Total order: the first deliveries of all events ascend.
 #[test]
 fn every_history_in_total_order() {
     let full = Budget { connections: 3, nacks: 1, closes: 2, ghosts: 1, ..QUARANTINE };
-    explore("total", LOG, Ordering::Total, &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL], full);
+    explore("total", LOG, PublishOrder::Total, &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL], full);
 }
 
 /// Goal: the search can fail. Method: a key's events are pipelined, and one nack, or one lost connection, is enough.
@@ -186,7 +192,7 @@ fn without_strictness_order_is_lost() {
             discards: 0,
             ghosts: 1,
         };
-        let error = search(World::new(LOG, settings(Ordering::Relaxed), budget)).unwrap_err();
+        let error = search(World::new(LOG, settings(PublishOrder::Relaxed), budget)).unwrap_err();
         assert!(error.contains("before"), "{error}");
     }
 }

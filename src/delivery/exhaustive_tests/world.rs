@@ -9,7 +9,7 @@ use super::Log;
 use crate::broker::Epoch;
 use crate::delivery::backoff::Jitter;
 use crate::delivery::types::{
-    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, Ordering, Recovered, Settings,
+    Action, Change, Entry, Exception, ExceptionState, Input, Key, Loaded, PublishOrder, Recovered, Settings,
 };
 use crate::delivery::{Machine, Wake};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
@@ -158,7 +158,7 @@ impl World {
     /// Whether the earlier must come first. Under total order too what went to quarantine holds its own key alone, and what waits
     /// behind it there is passed by.
     fn are_ordered(&self, earlier: u64, later: u64) -> bool {
-        let total = self.settings.ordering == Ordering::Total && self.passed_by & bit(earlier) == 0;
+        let total = self.settings.ordering == PublishOrder::Total && self.passed_by & bit(earlier) == 0;
         total || self.have_one_key(earlier, later)
     }
 
@@ -525,8 +525,8 @@ impl World {
     fn publish(&mut self, ticket: Ticket, seq: u64, isolated: bool) -> Check {
         require(self.up, || format!("{seq} is published while the broker is away"))?;
         require(self.discarded & bit(seq) == 0, || format!("{seq} is published, but was given up"))?;
-        let strict = self.settings.ordering != Ordering::Relaxed;
-        let total = self.settings.ordering == Ordering::Total;
+        let strict = self.settings.ordering != PublishOrder::Relaxed;
+        let total = self.settings.ordering == PublishOrder::Total;
         for other in self.flights.values().map(|flight| flight.seq) {
             let apart = other != seq && !total && !(strict && self.have_one_key(other, seq));
             require(apart, || format!("{seq} is published while {other} is in flight"))?;

@@ -292,7 +292,7 @@ impl StoreBuilder {
     ///
     /// What is newer is an error: to append ([`EventError::UnknownVersion`](crate::EventError::UnknownVersion)), and to read
     /// ([`Error::Upcast`](crate::Error::Upcast)). So a release that is put back reads nothing of its successor's wrongly. Declare
-    /// the versions that your own code tells apart, by [`Recorded::version`](crate::Recorded::version). [`open`](Self::open)
+    /// the versions that your own code tells apart, by [`RecordedEvent::version`](crate::RecordedEvent::version). [`open`](Self::open)
     /// refuses version 0, and a version below one that an upcast names.
     ///
     /// ```

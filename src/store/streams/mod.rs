@@ -17,7 +17,7 @@ use super::core::Tail;
 use super::gathered::Amount;
 use super::transaction::{Pending, Transaction, check_id, content_of};
 use crate::error::{Error, ExpectedRevision, Result};
-use crate::event::{Destination, Event, Recorded};
+use crate::event::{Destination, Event, RecordedEvent};
 use crate::limits::{NUMBER_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::keys;
 use crate::log::record::{self, RecordId};
@@ -117,7 +117,7 @@ pub(super) fn wants(
     tx: &WriteTransaction,
     tail: &Tail,
     pending: &Pending,
-    recorded: &Recorded,
+    recorded: &RecordedEvent,
 ) -> Result<bool> {
     let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) else { return Ok(false) };
     let name = stream.as_bytes();
@@ -137,16 +137,16 @@ pub(super) fn wants(
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// use onewrite::{Event, ExpectedRevision, Stream};
+/// use onewrite::{Event, EventStream, ExpectedRevision};
 /// let tx = store.begin()?;
-/// let account: Stream<'_> = tx.stream("account-7");
+/// let account: EventStream<'_> = tx.stream("account-7");
 /// account.append([Event::bytes("opened", "").unpublished()], ExpectedRevision::NoStream)?;
 /// assert_eq!(account.read()?.revision(), Some(0)); // the transaction sees its own events
 /// tx.commit()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct Stream<'a> {
+pub struct EventStream<'a> {
     pub(super) tx: &'a Transaction,
     pub(super) name: String,
 }
@@ -166,8 +166,8 @@ impl Transaction {
     /// })?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn stream(&self, name: impl Into<String>) -> Stream<'_> {
-        Stream { tx: self, name: name.into() }
+    pub fn stream(&self, name: impl Into<String>) -> EventStream<'_> {
+        EventStream { tx: self, name: name.into() }
     }
 
     fn stream_state(&self, name: &[u8]) -> Result<StreamState> {
@@ -206,7 +206,7 @@ impl StreamSource for Transaction {
         })
     }
 
-    fn record(&self, seq: u64) -> Result<Option<Recorded>> {
+    fn record(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         self.recorded(seq)
     }
 
@@ -219,7 +219,7 @@ impl StreamSource for Transaction {
     }
 }
 
-impl<'a> Stream<'a> {
+impl<'a> EventStream<'a> {
     /// Appends events, with contiguous revisions, if the stream is as expected.
     ///
     /// Retry-safe for events whose ids the application gave: if these very events stand in the stream, in a row and not truncated,

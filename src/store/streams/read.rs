@@ -5,7 +5,7 @@ use std::ops::Range;
 use redb::ReadableTable;
 
 use crate::error::{CorruptError, Error, Result};
-use crate::event::Recorded;
+use crate::event::RecordedEvent;
 use crate::log::keys;
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow, StreamState};
 use crate::printable::printable;
@@ -20,7 +20,7 @@ pub(crate) trait StreamSource {
     /// The row of the stream's snapshot.
     fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>>;
     /// The record at this sequence number, as recorded.
-    fn record(&self, seq: u64) -> Result<Option<Recorded>>;
+    fn record(&self, seq: u64) -> Result<Option<RecordedEvent>>;
     /// How older forms are read.
     fn upcasts(&self) -> &Upcasts;
     /// Fails in another process than the one that opened the store.
@@ -73,7 +73,7 @@ impl View {
         source: &dyn StreamSource,
         revision: u64,
         cached: &mut Run,
-    ) -> Result<Recorded> {
+    ) -> Result<RecordedEvent> {
         let seq = self.seq_of(source, revision, cached)?;
         let recorded = source.record(seq)?.ok_or_else(|| self.missing(revision))?;
         if recorded.stream() != Some(&*self.name) || recorded.revision() != Some(revision) {
@@ -115,7 +115,7 @@ impl std::fmt::Debug for StreamEvents<'_> {
 }
 
 impl StreamEvents<'_> {
-    fn read(&mut self, revision: u64) -> Result<Recorded> {
+    fn read(&mut self, revision: u64) -> Result<RecordedEvent> {
         if self.reads.is_multiple_of(EVENTS_PER_LOOK) {
             self.source.owned()?;
         }
@@ -126,7 +126,7 @@ impl StreamEvents<'_> {
 }
 
 impl Iterator for StreamEvents<'_> {
-    type Item = Result<Recorded>;
+    type Item = Result<RecordedEvent>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let revision = self.left.next()?;

@@ -4,7 +4,7 @@ use super::inbox::content_of;
 use super::pending::Undo;
 use super::{Appended, EVENT_SCOPE, Transaction};
 use crate::error::{CorruptError, EventError, Result};
-use crate::event::{Event, Lane, Recorded, fresh_uuid};
+use crate::event::{Event, Lane, RecordedEvent, fresh_uuid};
 use crate::limits::NUMBER_MAX;
 use crate::log::keys;
 use crate::log::lanes::LaneState;
@@ -172,13 +172,13 @@ impl Transaction {
     /// assert!(tx.event(seq + 1)?.is_none());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn event(&self, seq: u64) -> Result<Option<Recorded>> {
+    pub fn event(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         let recorded = self.recorded(seq)?;
         recorded.map(|recorded| self.core.settings.upcasts.upcast(recorded)).transpose()
     }
 
     /// As recorded, whatever its form.
-    pub(crate) fn recorded(&self, seq: u64) -> Result<Option<Recorded>> {
+    pub(crate) fn recorded(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         self.owned()?;
         let pending = self.pending.borrow();
         if let Ok(at) = pending.frames.binary_search_by_key(&seq, |(seq, _)| *seq)

@@ -60,16 +60,16 @@ fn b19_clock_jumps_a_day_either_way() {
         .relay("rabbit")
         .destination_attempts(1000)
         .backoff(Duration::from_millis(20), Duration::from_millis(200))
-        .publish_to(rabbit(&node.url()).heartbeat(HEARTBEAT))
+        .spawn(rabbit(&node.url()).heartbeat(HEARTBEAT))
         .unwrap();
     let source = RabbitMqSource::new(&node.url(), "b19").unwrap().heartbeat(HEARTBEAT);
-    let consumer = credit.consumer("b19").run(source, |_, _| Ok(())).unwrap();
+    let consumer = credit.consumer("b19").spawn(source, |_, _| Ok(())).unwrap();
     let append = |event: Event| store.write(move |tx| tx.append(event.clone())).unwrap();
     let mut plain = 0;
     let mut append_plain = |count: u64| {
         for _ in 0..count {
             append(Event::bytes("matrix", payload("k", plain)).key("k").to("", "b19"))
-                .confirmed(PROMPTLY)
+                .wait_confirmed(PROMPTLY)
                 .unwrap();
             plain += 1;
         }
@@ -79,7 +79,7 @@ fn b19_clock_jumps_a_day_either_way() {
         let late = format!("b19-late-{n}");
         tap.exchange(&late, ExchangeKind::Fanout);
         // One fills the queue; the next waits for room, another for a route, a third for its time.
-        append(Event::bytes("matrix", "fills").to("", "b19-full")).confirmed(SOON).unwrap();
+        append(Event::bytes("matrix", "fills").to("", "b19-full")).wait_confirmed(SOON).unwrap();
         let nacked = append(Event::bytes("matrix", "nacked").to("", "b19-full"));
         let returned = append(Event::bytes("matrix", "returned").to(&*late, ""));
         let in_a_minute = UNIX_EPOCH + Duration::from_millis(clock.now().wall_ms + 60_000);
@@ -91,8 +91,8 @@ fn b19_clock_jumps_a_day_either_way() {
         // The nacked one is tried again meanwhile.
         assert!(tap.take_one("b19-full").is_some(), "what fills the queue");
         tap.bind("b19", &late, "");
-        nacked.confirmed(PROMPTLY).unwrap();
-        returned.confirmed(PROMPTLY).unwrap();
+        nacked.wait_confirmed(PROMPTLY).unwrap();
+        returned.wait_confirmed(PROMPTLY).unwrap();
         append_plain(10);
         assert!(began.elapsed() < PROMPTLY, "after a jump to {offset} ms: {:?}", began.elapsed());
         assert_eq!(tap.drain("b19-full").len(), 1);
@@ -107,8 +107,8 @@ fn b19_clock_jumps_a_day_either_way() {
     clock.offset_ms.store(2 * DAY_MS, Ordering::SeqCst);
     let plain = append_plain(1);
     until("what was scheduled", || tap.count("b19-late") == 4);
-    until("all applied", || consumer.stats().applied == plain + 4);
-    let stats = consumer.stats();
+    until("all applied", || consumer.status().applied == plain + 4);
+    let stats = consumer.status();
     assert_eq!((stats.repeated, stats.conflicts, stats.quarantined), (0, 0, 0), "{stats:?}");
     assert_eq!((relay.status().reconnects, stats.connections), (0, 1));
     assert!(relay.stop(SOON).clean);

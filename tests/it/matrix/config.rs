@@ -79,7 +79,7 @@ fn b14_to_16_wrong_password_missing_vhost_forbidden_exchange() {
     let mut line = Line::with("b16", |relay| relay.destination_attempts(2), rabbit(&url));
     let first = line.append("k");
     let behind = line.append("k");
-    match first.confirmed(SOON).unwrap_err() {
+    match first.wait_confirmed(SOON).unwrap_err() {
         ConfirmError::Quarantined { seq: 0, fault } => {
             assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(403)), "{fault}");
         }
@@ -87,7 +87,7 @@ fn b14_to_16_wrong_password_missing_vhost_forbidden_exchange() {
     }
     node.ctl(&["set_permissions", "-p", "/", "b16", "", ".*", ".*"]);
     line.store.quarantine("rabbit").unwrap().redrive(0).unwrap();
-    behind.confirmed(SOON).unwrap();
+    behind.wait_confirmed(SOON).unwrap();
     line.assert_all_arrived(&tap);
     line.stop();
 

@@ -103,8 +103,8 @@ fn c01_killed_between_effect_and_commit() {
     drop(mortal);
     let store = Store::open(&path).unwrap();
     assert_eq!(effects(&store), BTreeMap::new());
-    let consumer = store.consumer("c").run(source(&node.url(), "c01"), count).unwrap();
-    until("all applied", || consumer.stats().applied == 20);
+    let consumer = store.consumer("c").spawn(source(&node.url(), "c01"), count).unwrap();
+    until("all applied", || consumer.status().applied == 20);
     until_settled(&tap, "c01", node);
     assert_once(&store, &line);
     assert_eq!(consumer.stop(SOON).repeated, 0);
@@ -117,7 +117,7 @@ fn child_dies_in_its_handler() {
     let store = Store::open(&path).unwrap();
     let _consumer = store
         .consumer("c")
-        .run(source(url, queue), |delivery, tx| {
+        .spawn(source(url, queue), |delivery, tx| {
             count(delivery, tx)?;
             println!("written");
             loop {
@@ -136,7 +136,7 @@ fn c02_killed_between_commit_and_acknowledgement() {
     let tap = Tap::connect(&node.url());
     tap.queue("c02", &[]);
     let mut line = Line::to(&node.url(), "c02");
-    line.append("k0").confirmed(SOON).unwrap();
+    line.append("k0").wait_confirmed(SOON).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("credit.redb");
     let proxy = ChaosProxy::to(node.port());
@@ -150,8 +150,8 @@ fn c02_killed_between_commit_and_acknowledgement() {
     proxy.end_all(End::Reset);
     let store = Store::open(&path).unwrap();
     assert_once(&store, &line);
-    let consumer = store.consumer("c").run(source(&node.url(), "c02"), count).unwrap();
-    until("all recognised", || consumer.stats().repeated == 50);
+    let consumer = store.consumer("c").spawn(source(&node.url(), "c02"), count).unwrap();
+    until("all recognised", || consumer.status().repeated == 50);
     until_settled(&tap, "c02", node);
     assert_once(&store, &line);
     assert_eq!(consumer.stop(SOON).applied, 0);
@@ -164,10 +164,10 @@ fn child_applies() {
     let store = Store::open(&path).unwrap();
     // Its silence is to be the test's, not a heartbeat's.
     let source = source(url, queue).heartbeat(Duration::from_secs(60));
-    let consumer = store.consumer("c").run(source, count).unwrap();
+    let consumer = store.consumer("c").spawn(source, count).unwrap();
     let mut told = 0;
     loop {
-        let applied = consumer.stats().applied;
+        let applied = consumer.status().applied;
         if applied > told {
             println!("applied {applied}.");
             told = applied;
@@ -192,7 +192,7 @@ fn moved(queue: &str, events: u64) -> (Tap, Line, Vec<crate::support::tap::Raw>)
 }
 
 fn consume(store: &Store, queue: &str) -> Consumer {
-    store.consumer("c").run(source(&shared_node().url(), queue), count).unwrap()
+    store.consumer("c").spawn(source(&shared_node().url(), queue), count).unwrap()
 }
 
 fn open() -> (tempfile::TempDir, Store) {
@@ -211,7 +211,7 @@ fn c03_c04_repeats_without_the_flag_and_ghosts() {
     let flagged = Arc::new(AtomicU32::new(0));
     let consumer = store
         .consumer("c")
-        .run(source(&shared_node().url(), "c03"), {
+        .spawn(source(&shared_node().url(), "c03"), {
             let flagged = Arc::clone(&flagged);
             move |delivery, tx| {
                 flagged.fetch_add(u32::from(delivery.redelivered), Ordering::SeqCst);
@@ -222,14 +222,14 @@ fn c03_c04_repeats_without_the_flag_and_ghosts() {
     for raw in raw.iter().flat_map(|raw| [raw, raw]).chain(&raw[..20]) {
         tap.publish("c03", raw.properties.clone(), &raw.body);
     }
-    until("all of them", || consumer.stats().applied + consumer.stats().repeated == 220);
+    until("all of them", || consumer.status().applied + consumer.status().repeated == 220);
     let stats = consumer.stop(SOON);
     assert_eq!((stats.applied, stats.repeated, flagged.load(Ordering::SeqCst)), (100, 120, 0), "{stats:?}");
     let again = consume(&store, "c03");
     for raw in &raw[..20] {
         tap.publish("c03", raw.properties.clone(), &raw.body);
     }
-    until("the ghosts", || again.stats().repeated == 20);
+    until("the ghosts", || again.status().repeated == 20);
     assert_once(&store, &line);
     assert_eq!(again.stop(SOON).applied, 0);
 }
@@ -241,12 +241,12 @@ fn c05_two_consumers_on_one_queue() {
     let (tap, line, raw) = moved("c05", 500);
     let (_folder, store) = open();
     let (one, two) = (consume(&store, "c05"), consume(&store, "c05"));
-    until("both connected", || one.stats().connections == 1 && two.stats().connections == 1);
+    until("both connected", || one.status().connections == 1 && two.status().connections == 1);
     for raw in raw.iter().chain(&raw) {
         tap.publish("c05", raw.properties.clone(), &raw.body);
     }
     let total = || {
-        let (one, two) = (one.stats(), two.stats());
+        let (one, two) = (one.status(), two.status());
         (one.applied + two.applied, one.repeated + two.repeated)
     };
     until("all of them", || total() == (500, 500));
@@ -270,7 +270,7 @@ fn c06_handler_panics() {
     let consumer = store
         .consumer("c")
         .backoff(Duration::from_millis(20), Duration::from_millis(100))
-        .run(source(&node.url(), "c06"), move |delivery, tx| {
+        .spawn(source(&node.url(), "c06"), move |delivery, tx| {
             count(delivery, tx)?;
             if delivery.message.payload == b"k3:1" && tries.fetch_add(1, Ordering::SeqCst) < 2 {
                 panic!("the handler's own");
@@ -278,7 +278,7 @@ fn c06_handler_panics() {
             Ok(())
         })
         .unwrap();
-    until("all applied", || consumer.stats().applied == 20);
+    until("all applied", || consumer.status().applied == 20);
     until_settled(&tap, "c06", node);
     assert_once(&store, &line);
     let stats = consumer.stop(SOON);
@@ -344,7 +344,7 @@ fn held_too_long(node: &RabbitNode, kind: &str, expected: HeldTooLong) {
     let counted = Arc::clone(&tries);
     let consumer = store
         .consumer("c")
-        .run(slowly_back, move |delivery, tx| {
+        .spawn(slowly_back, move |delivery, tx| {
             if counted.fetch_add(1, Ordering::SeqCst) == 0 {
                 std::thread::sleep(long);
             }
@@ -354,16 +354,16 @@ fn held_too_long(node: &RabbitNode, kind: &str, expected: HeldTooLong) {
     if expected != HeldTooLong::Nothing {
         let mut why = None;
         until("the consumer disconnected", || {
-            why = consumer.stats().disconnected;
+            why = consumer.status().disconnected;
             why.is_some()
         });
         let why = why.unwrap();
         let code = (expected == HeldTooLong::ChannelClosed).then_some(406);
         assert_eq!((why.class, why.code), (FaultClass::Outage, code), "{why}");
         assert!(why.text.contains("timed out") || why.text.contains("timeout"), "{why}");
-        until("recognised", || consumer.stats().repeated > 0);
+        until("recognised", || consumer.status().repeated > 0);
     }
-    until("applied", || consumer.stats().applied == 3);
+    until("applied", || consumer.status().applied == 3);
     until_settled(&tap, &queue, node);
     assert_once(&store, &line);
     let stats = consumer.stop(SOON);
@@ -389,7 +389,7 @@ fn c08_c09_foreign_producers_and_conflicts() {
     }
     send(None, "nameless");
     until("all of them", || {
-        let stats = consumer.stats();
+        let stats = consumer.status();
         stats.applied + stats.repeated + stats.quarantined == 7
     });
     let stats = consumer.stop(SOON);

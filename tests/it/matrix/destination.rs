@@ -26,16 +26,16 @@ fn b03_exchange_missing() {
     line.appended.insert("lost".into(), 1);
     let behind = line.append("lost");
     line.append_many(150);
-    match culprit.confirmed(SOON).unwrap_err() {
+    match culprit.wait_confirmed(SOON).unwrap_err() {
         ConfirmError::Quarantined { fault, .. } => {
             assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)));
             assert!(fault.text.contains("b03-missing"), "{fault}");
         }
         error => panic!("{error}"),
     }
-    line.append("k1").confirmed(SOON).unwrap();
+    line.append("k1").wait_confirmed(SOON).unwrap();
     until("the others confirmed", || line.relay.status().confirmed == 301);
-    assert!(matches!(behind.confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
+    assert!(matches!(behind.wait_confirmed(Duration::from_millis(50)), Err(ConfirmError::Timeout { .. })));
     let quarantine = line.store.quarantine("rabbit").unwrap();
     let listed = quarantine.list(None, 10).unwrap();
     assert_eq!(listed.len(), 1, "{listed:?}");
@@ -44,7 +44,7 @@ fn b03_exchange_missing() {
     tap.exchange("b03-missing", ExchangeKind::Direct);
     tap.bind("b03", "b03-missing", "b03");
     quarantine.redrive(listed[0].seq).unwrap();
-    behind.confirmed(SOON).unwrap();
+    behind.wait_confirmed(SOON).unwrap();
     line.assert_all_arrived(&tap);
     line.stop();
 }
@@ -69,7 +69,7 @@ fn b05_unroutable() {
         line.append(&key);
     }
     for receipt in &returned {
-        match receipt.confirmed(SOON).unwrap_err() {
+        match receipt.wait_confirmed(SOON).unwrap_err() {
             ConfirmError::Quarantined { fault, .. } => {
                 assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(312)), "{fault}");
             }
@@ -112,7 +112,7 @@ fn b06_queue_full() {
     line.append_many(300);
     until("a full queue", || tap.count("b06") == 50);
     let other = Event::bytes("matrix", "x").key("other").to("", "b06-other");
-    line.store.write(move |tx| tx.append(other.clone())).unwrap().confirmed(SOON).unwrap();
+    line.store.write(move |tx| tx.append(other.clone())).unwrap().wait_confirmed(SOON).unwrap();
     assert_eq!(line.relay.status().reconnects, 0);
     line.assert_unspent();
     let mut raw = Vec::new();

@@ -46,15 +46,15 @@ fn b12_body_too_large() {
             append(&store, large(bytes)).unwrap()
         })
         .collect();
-    let relay = store.relay("rabbit").attempts(1).publish_to(rabbit(&node.url())).unwrap();
-    match receipts[30].confirmed(SOON).unwrap_err() {
+    let relay = store.relay("rabbit").attempts(1).spawn(rabbit(&node.url())).unwrap();
+    match receipts[30].wait_confirmed(SOON).unwrap_err() {
         ConfirmError::Quarantined { seq: 30, fault } => {
             assert_eq!((fault.class, fault.code), (FaultClass::Message, Some(406)), "{fault}");
         }
         error => panic!("{error}"),
     }
     for (n, receipt) in receipts.iter().enumerate().filter(|(n, _)| *n != 30) {
-        receipt.confirmed(SOON).unwrap_or_else(|error| panic!("{n}: {error}"));
+        receipt.wait_confirmed(SOON).unwrap_or_else(|error| panic!("{n}: {error}"));
     }
     let raw = tap.drain("b12");
     assert!(raw.iter().all(|raw| raw.body.len() == 10));
@@ -103,7 +103,7 @@ fn b13_long_fields_and_headers() {
         left -= name.len() + value.len() + 6;
         event = event.header(name, value);
     }
-    append(&line.store, event).unwrap().confirmed(SOON).unwrap();
+    append(&line.store, event).unwrap().wait_confirmed(SOON).unwrap();
     let raw = tap.drain(&queue);
     assert_eq!((raw.len(), raw[0].id().len()), (1, 255));
     let headers = raw[0].properties.headers().as_ref().unwrap().inner().len();
@@ -137,7 +137,7 @@ fn b20_undecodable_record() {
         tx.commit().unwrap();
     }
     let store = Store::open(&path).unwrap();
-    let relay = store.relay("rabbit").attempts(1).publish_to(rabbit(&node.url())).unwrap();
+    let relay = store.relay("rabbit").attempts(1).spawn(rabbit(&node.url())).unwrap();
     until("the others", || relay.status().confirmed == 49);
     let bodies: Vec<_> =
         tap.drain("b20").into_iter().map(|raw| String::from_utf8(raw.body).unwrap()).collect();

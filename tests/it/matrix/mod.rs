@@ -103,7 +103,7 @@ impl Line {
             .attempts(1)
             .destination_attempts(1)
             .backoff(Duration::from_millis(20), Duration::from_millis(200));
-        let relay = settings(relay).publish_to(publisher).unwrap();
+        let relay = settings(relay).spawn(publisher).unwrap();
         Self { _folder: folder, store, relay, queue: queue.to_owned(), appended: BTreeMap::new() }
     }
 

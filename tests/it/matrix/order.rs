@@ -126,7 +126,8 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
     // Everything is well again; what is in quarantine is driven again until nothing is.
     tap.exchange("order-missing", ExchangeKind::Fanout);
     tap.bind("order-tap", "order-missing", "");
-    let deadline = Instant::now() + SOON;
+    // What was nacked is tried again ever later.
+    let deadline = Instant::now() + 4 * SOON;
     loop {
         tap.take("order-full");
         redrive_all(&line);

@@ -52,7 +52,7 @@ fn b02_close_while_blocked_or_frozen() {
     for frozen in [false, true] {
         let proxy = ChaosProxy::to(node.port());
         let mut line = Line::to(&proxy.url(&node.url()), "b02");
-        line.append("k").confirmed(super::SOON).unwrap();
+        line.append("k").wait_confirmed(super::SOON).unwrap();
         if frozen {
             node.freeze();
         } else {
@@ -146,7 +146,7 @@ fn b09_away_at_start_and_later() {
     // It has confirmed something, so the first wait is a short one again.
     let began = Instant::now();
     proxy.end_all(End::Close);
-    line.append("k0").confirmed(super::SOON).unwrap();
+    line.append("k0").wait_confirmed(super::SOON).unwrap();
     assert!(began.elapsed() < Duration::from_secs(2), "back after {:?}", began.elapsed());
     line.assert_all_arrived(&tap);
     line.stop();

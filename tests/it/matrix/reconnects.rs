@@ -55,26 +55,26 @@ fn child_reconnects() {
     let mut line = Line::with("b22", |relay| relay, rabbit(&url).reconnect_backoff(quick.0, quick.1));
     let credit = Store::open(folder.join("credit.redb")).unwrap();
     let source = RabbitMqSource::new(&url, "b22").unwrap().reconnect_backoff(quick.0, quick.1);
-    let consumer = credit.consumer("b22").run(source, |_, _| Ok(())).unwrap();
+    let consumer = credit.consumer("b22").spawn(source, |_, _| Ok(())).unwrap();
     let mut samples = Vec::new();
     let (mut up, mut consuming) = (0, 0);
     while up < RECONNECTS {
         until("both connected anew", || {
-            line.relay.status().reconnects >= up && consumer.stats().connections > consuming
+            line.relay.status().reconnects >= up && consumer.status().connections > consuming
         });
         if up >= 100 * samples.len() as u64 {
-            line.append("k").confirmed(super::SOON).unwrap();
+            line.append("k").wait_confirmed(super::SOON).unwrap();
             // What ended just now needs a moment to go.
             until("two connections", || proxy.live() == 2);
             std::thread::sleep(Duration::from_millis(100));
             samples.push((up, used()));
         }
         up = line.relay.status().reconnects + 1;
-        consuming = consumer.stats().connections;
+        consuming = consumer.status().connections;
         proxy.end_all(End::Reset);
     }
     line.until_empty();
-    until("everything applied", || consumer.stats().applied == line.appended["k"]);
+    until("everything applied", || consumer.status().applied == line.appended["k"]);
     for sample in &samples {
         println!("{sample:?}");
     }

@@ -129,8 +129,8 @@ fn refused_logins(node: &RabbitNode) {
         show("source", &source);
         let store_folder = tempfile::tempdir().unwrap();
         let store = Store::open(store_folder.path().join("c.redb")).unwrap();
-        let consumer = store.consumer("c").run(source, |_, _| Ok(())).unwrap();
-        until("the source's word", || consumer.stats().disconnected.is_some());
+        let consumer = store.consumer("c").spawn(source, |_, _| Ok(())).unwrap();
+        until("the source's word", || consumer.status().disconnected.is_some());
         show("consumer", &consumer);
         show("stats", &consumer.stop(Duration::from_secs(2)));
     }
@@ -145,7 +145,7 @@ fn what_the_broker_says_of_messages(url: &str) {
         for _ in 0..3 {
             let event = Event::bytes("canary", PAYLOAD).to(exchange, routing_key);
             let receipt = line.store.write(move |tx| tx.append(event.clone())).unwrap();
-            let confirmed = receipt.confirmed(Duration::from_secs(3));
+            let confirmed = receipt.wait_confirmed(Duration::from_secs(3));
             eprintln!("{exchange} {routing_key}: {confirmed:?}");
             if let Err(error) = confirmed {
                 eprintln!("{error}");
@@ -217,7 +217,7 @@ fn consumers(node: &RabbitNode, url: &str, folder: &std::path::Path) {
         .consumer("c")
         .attempts(2)
         .backoff(Duration::from_millis(10), Duration::from_millis(20))
-        .run(source, |delivery, _| match delivery.message.message_id.as_deref() {
+        .spawn(source, |delivery, _| match delivery.message.message_id.as_deref() {
             Some("panics") => panic!("the handler's own panic"),
             Some("rejects") => Err(onewrite::Error::reject("the handler's own word")),
             Some("fails") => Err(onewrite::Error::app("not now")),
@@ -236,13 +236,13 @@ fn consumers(node: &RabbitNode, url: &str, folder: &std::path::Path) {
     }
     send("good", &format!("{PAYLOAD}, but another"));
     until("all of them", || {
-        let stats = consumer.stats();
+        let stats = consumer.status();
         stats.quarantined == 5 && stats.applied == 1 && stats.repeated == 1
     });
     for end in [End::Close, End::Reset, End::Vanish] {
-        let before = consumer.stats().connections;
+        let before = consumer.status().connections;
         proxy.end_all(end);
-        until("another connection", || consumer.stats().connections > before);
+        until("another connection", || consumer.status().connections > before);
     }
     show("consumer", &consumer);
     show("rejected", &store.rejected("c").list(None, 10));
@@ -285,8 +285,7 @@ fn settings_and_errors() {
     let error = store.write(move |tx| tx.append(event.clone())).unwrap_err();
     eprintln!("{error} {error:?}");
     // Credentials in plain text to another machine are refused by a setting's error.
-    let error =
-        store.relay("r").publish_to(RabbitMq::new(&format!("amqp://spy:{PASSWORD}@192.0.2.1")).unwrap());
+    let error = store.relay("r").spawn(RabbitMq::new(&format!("amqp://spy:{PASSWORD}@192.0.2.1")).unwrap());
     eprintln!("{error:?} {}", error.as_ref().unwrap_err());
     store.close().unwrap();
 }

@@ -38,7 +38,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         .destination_attempts(2)
         .attempts(2)
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
-        .publish_to(publisher)?;
+        .spawn(publisher)?;
     let (enough, ended) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| -> Result<()> {
         let writers: Vec<_> = (0..WRITERS)

@@ -41,11 +41,11 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let consumer = store
         .consumer(SCOPE)
         .backoff(Duration::from_millis(300), Duration::from_millis(900))
-        .run(source, move |delivery, tx| apply(delivery, tx, &of_handler))?;
+        .spawn(source, move |delivery, tx| apply(delivery, tx, &of_handler))?;
     let mut closing_since = None;
     loop {
         std::thread::sleep(Duration::from_millis(200));
-        if let Some(failed) = consumer.stats().failed {
+        if let Some(failed) = consumer.status().failed {
             return Err(failed.into());
         }
         let rejected = store.rejected(SCOPE);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use onewrite::{Error, Event, ExpectedRevision, Once, Receipt, Store, Transaction};
+use onewrite::{Error, Event, ExpectedRevision, Receipt, Store, Transaction, WriteOnce};
 use onewrite_torture_checker::formats::{
     EXCHANGES, History, Line, Planned, ROUTING_KEY, exchange, payload, read_history,
 };
@@ -32,7 +32,7 @@ enum Kind {
     /// `Store::begin` … `commit`.
     Begin,
     /// `Store::write_once`, and sometimes once more.
-    Once,
+    WriteOnce,
     /// To a stream, with its expected revision.
     Stream,
     /// Rows of a captured table.
@@ -243,10 +243,10 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn once<T>(once: Once<T>) -> Vec<u64> {
+fn once<T>(once: WriteOnce<T>) -> Vec<u64> {
     match once {
-        Once::Done(receipt) => receipt.seqs().to_vec(),
-        Once::Repeated(receipt) => Receipt::seqs(&receipt).to_vec(),
+        WriteOnce::Done(receipt) => receipt.seqs().to_vec(),
+        WriteOnce::Repeated(receipt) => Receipt::seqs(&receipt).to_vec(),
         _ => Vec::new(),
     }
 }

@@ -115,7 +115,7 @@ impl Bench<'_> {
         let folder = tempfile::tempdir_in(self.folder)?;
         let store = backlog(folder.path(), events)?;
         let publisher = RabbitMq::new(&self.node.url)?;
-        let relay = store.relay("versus").window_events(window).publish_to(publisher)?;
+        let relay = store.relay("versus").window_events(window).spawn(publisher)?;
         let began = Instant::now();
         let mut start = began;
         loop {

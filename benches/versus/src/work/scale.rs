@@ -66,7 +66,7 @@ impl Service {
         let store = Store::builder().cache_bytes(CACHE_BYTES).open(path)?;
         let publisher = Confirming::default();
         let confirmed = Arc::clone(&publisher.confirmed);
-        let relay = store.relay("rabbit").publish_to(publisher)?;
+        let relay = store.relay("rabbit").spawn(publisher)?;
         relay.pause();
         Ok(Self { store, relay, confirmed, appended: 0 })
     }
