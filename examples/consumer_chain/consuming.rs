@@ -7,9 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
 use onewrite::broker::{
-    Delivery, DeliveryTag, Epoch, MemoryBroker, Settlement, Source, SourceEvent, SourceEvents,
+    Delivery, DeliveryTag, Epoch, EventReceiver, MemoryBroker, Settlement, Source, SourceEvent, SourceEvents,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,9 +50,9 @@ pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) 
     let Subscribe { queue, prefetch } = frames::read(&mut from)?;
     let turn = queues.get(&queue).ok_or_else(|| io::Error::other("there is no such queue"))?;
     let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-    let (events, told) = unbounded();
+    let (events, told) = SourceEvents::channel();
     let mut source = broker.source(&queue);
-    source.start(SourceEvents::new(events), prefetch).map_err(io::Error::other)?;
+    source.start(events, prefetch).map_err(io::Error::other)?;
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ = hand_out(stream, &told);
@@ -66,7 +65,7 @@ pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) 
 }
 
 /// Writes what the queue has for the consumer, flushing whenever nothing more waits.
-fn hand_out(stream: &TcpStream, told: &Receiver<SourceEvent>) -> io::Result<()> {
+fn hand_out(stream: &TcpStream, told: &EventReceiver<SourceEvent>) -> io::Result<()> {
     let mut to = BufWriter::new(stream);
     while let Ok(first) = told.recv() {
         for event in std::iter::once(first).chain(told.try_iter()) {

@@ -14,6 +14,7 @@
 //! - [`Outcome::Confirmed`] is said only of what the broker has confirmed and did not return.
 //! - No call blocks, and no text in an event holds a payload or a credential.
 
+mod events;
 mod memory;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
@@ -21,16 +22,14 @@ mod rabbitmq;
 use std::fmt;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
-
-use crate::error::SettingError;
-use crate::message::{Fault, Message, Outcome, Outgoing, Ticket};
-
+pub use self::events::{EventReceiver, PublisherEvents, SourceEvents};
 pub use self::memory::*;
 #[cfg(all(feature = "rabbitmq", fuzzing))]
 pub(crate) use self::rabbitmq::frames_of_a_broker;
 #[cfg(feature = "rabbitmq")]
 pub use self::rabbitmq::*;
+pub use crate::error::SettingError;
+pub use crate::message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 
 /// Numbers the connections of one publisher or source, from 1.
 ///
@@ -74,45 +73,6 @@ pub enum PublisherEvent {
     Outcomes(Vec<(Ticket, Outcome)>),
     /// Something went wrong that ends no epoch and of which no message's outcome tells.
     Trouble(Fault),
-}
-
-/// Where a publisher tells what happens. Cheap to clone; never blocks.
-///
-/// ```
-/// use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
-/// let (sender, told) = crossbeam_channel::unbounded();
-/// let events = PublisherEvents::new(sender);
-/// events.clone().send(PublisherEvent::Up { epoch: Epoch(1) });
-/// assert!(matches!(told.try_recv(), Ok(PublisherEvent::Up { epoch: Epoch(1) })));
-/// ```
-#[derive(Debug, Clone)]
-pub struct PublisherEvents(Sender<PublisherEvent>);
-
-impl PublisherEvents {
-    /// Wraps the sending half of an unbounded channel. What is in it is bounded by the relay's window.
-    ///
-    /// ```
-    /// # use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
-    /// let (sender, told) = crossbeam_channel::unbounded();
-    /// assert!(PublisherEvents::new(sender).send(PublisherEvent::Blocked { blocked: true }));
-    /// assert_eq!(told.len(), 1);
-    /// ```
-    #[must_use]
-    pub fn new(sender: Sender<PublisherEvent>) -> Self {
-        Self(sender)
-    }
-
-    /// Tells the relay. Returns `false` when the relay is gone, upon which the publisher should end.
-    ///
-    /// ```
-    /// # use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
-    /// let (sender, told) = crossbeam_channel::unbounded();
-    /// drop(told); // the relay is gone
-    /// assert!(!PublisherEvents::new(sender).send(PublisherEvent::Up { epoch: Epoch(1) }));
-    /// ```
-    pub fn send(&self, event: PublisherEvent) -> bool {
-        self.0.send(event).is_ok()
-    }
 }
 
 /// A broker, as the relay sees it. See the [module's invariants](self).
@@ -185,9 +145,9 @@ pub struct DeliveryTag {
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("inbox", Default::default());
 /// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
-/// # let (sender, received) = crossbeam_channel::unbounded();
+/// # let (sender, received) = SourceEvents::channel();
 /// # let mut source = broker.source("inbox");
-/// # source.start(SourceEvents::new(sender), 1)?;
+/// # source.start(sender, 1)?;
 /// # let delivery = received.iter().find_map(|event| match event {
 /// #     SourceEvent::Delivery(delivery) => Some(delivery),
 /// #     _ => None,
@@ -218,9 +178,9 @@ pub struct Delivery {
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("inbox", Default::default());
 /// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
-/// # let (sender, received) = crossbeam_channel::unbounded();
+/// # let (sender, received) = SourceEvents::channel();
 /// # let mut source = broker.source("inbox");
-/// # source.start(SourceEvents::new(sender), 1)?;
+/// # source.start(sender, 1)?;
 /// # let delivery = received.iter().find_map(|event| match event {
 /// #     SourceEvent::Delivery(delivery) => Some(delivery),
 /// #     _ => None,
@@ -247,9 +207,9 @@ pub enum Settlement {
 /// # let broker = onewrite::broker::MemoryBroker::new();
 /// # broker.declare_queue("inbox", Default::default());
 /// # broker.publish("", "inbox", onewrite::Message { payload: b"hello".to_vec(), ..Default::default() })?;
-/// # let (sender, received) = crossbeam_channel::unbounded();
+/// # let (sender, received) = SourceEvents::channel();
 /// # let mut source = broker.source("inbox");
-/// # source.start(SourceEvents::new(sender), 1)?;
+/// # source.start(sender, 1)?;
 /// let delivery = received.iter().find_map(|event| match event {
 ///     SourceEvent::Delivery(delivery) => Some(delivery),
 ///     _ => None,
@@ -274,51 +234,6 @@ pub enum SourceEvent {
     },
     /// A message.
     Delivery(Box<Delivery>),
-}
-
-/// Where a source hands over deliveries. Cheap to clone; never blocks: the prefetch bounds what is in it.
-///
-/// ```
-/// use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
-/// let (sender, told) = crossbeam_channel::unbounded();
-/// let events = SourceEvents::new(sender);
-/// events.clone().send(SourceEvent::Up { epoch: Epoch(1) });
-/// assert!(matches!(told.try_recv(), Ok(SourceEvent::Up { epoch: Epoch(1) })));
-/// ```
-#[derive(Debug, Clone)]
-pub struct SourceEvents(Sender<SourceEvent>);
-
-impl SourceEvents {
-    /// Wraps the sending half of an unbounded channel.
-    ///
-    /// ```
-    /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
-    /// let (sender, told) = crossbeam_channel::unbounded();
-    /// assert!(SourceEvents::new(sender).send(SourceEvent::Up { epoch: Epoch(1) }));
-    /// assert_eq!(told.len(), 1);
-    /// ```
-    #[must_use]
-    pub fn new(sender: Sender<SourceEvent>) -> Self {
-        Self(sender)
-    }
-
-    /// Tells the consumer. Returns `false` when the consumer is gone, upon which the source should end.
-    ///
-    /// ```
-    /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
-    /// let (sender, told) = crossbeam_channel::unbounded();
-    /// drop(told); // the consumer is gone
-    /// assert!(!SourceEvents::new(sender).send(SourceEvent::Up { epoch: Epoch(1) }));
-    /// ```
-    pub fn send(&self, event: SourceEvent) -> bool {
-        self.0.send(event).is_ok()
-    }
-
-    /// The consumer has taken out all that it was told.
-    #[cfg(feature = "rabbitmq")]
-    pub(crate) fn are_read(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 /// A queue on a broker, as the consumer sees it: manual acknowledgement, bounded prefetch.

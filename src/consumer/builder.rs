@@ -487,7 +487,7 @@ impl ConsumerBuilder {
         let (events, received) = unbounded();
         // What the source's own threads log is this consumer's too.
         let span = tracing::info_span!("consumer", consumer = %self.scope);
-        span.in_scope(|| source.start(SourceEvents::new(events), self.prefetch))?;
+        span.in_scope(|| source.start(SourceEvents::to_consumer(events), self.prefetch))?;
         let (stop, stopped) = crossbeam_channel::bounded(1);
         let (report, ended) = oneshot::channel();
         let stats = Arc::new(Shared::default());

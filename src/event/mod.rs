@@ -46,6 +46,17 @@ impl Destination {
     pub fn exchange(exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
         Self::Exchange { exchange: exchange.into(), routing_key: routing_key.into() }
     }
+
+    /// A queue, over AMQP's default exchange.
+    ///
+    /// ```
+    /// use onewrite::Destination;
+    /// assert_eq!(Destination::queue("payments"), Destination::exchange("", "payments"));
+    /// ```
+    #[must_use]
+    pub fn queue(queue: impl Into<String>) -> Self {
+        Self::exchange("", queue)
+    }
 }
 
 /// An event to append: a type, a payload, where it goes, and optionally a key, an id, headers and times.
@@ -185,6 +196,38 @@ impl Event {
         self.destination =
             Some(Destination::Exchange { exchange: exchange.into(), routing_key: routing_key.into() });
         self
+    }
+
+    /// Sends the event to this queue, over AMQP's default exchange. The same as [`to`](Self::to) with the empty exchange.
+    ///
+    /// ```
+    /// use onewrite::{Destination, Event};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.destination(), &Destination::queue("payments"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn to_queue(self, queue: impl Into<String>) -> Self {
+        self.to("", queue)
+    }
+
+    /// Sends the event to this exchange with this routing key. The same as [`to`](Self::to).
+    ///
+    /// ```
+    /// use onewrite::{Destination, Event};
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").to_exchange("payments", "completed")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.destination(), &Destination::exchange("payments", "completed"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn to_exchange(self, exchange: impl Into<String>, routing_key: impl Into<String>) -> Self {
+        self.to(exchange, routing_key)
     }
 
     /// Keeps the event in the log only; no relay publishes it.

@@ -516,7 +516,7 @@ impl RelayBuilder {
         let (events, told) = unbounded();
         // What the publisher's own threads log is this relay's too.
         let span = tracing::info_span!("relay", relay = %self.name);
-        span.in_scope(|| publisher.start(crate::broker::PublisherEvents::new(events)))?;
+        span.in_scope(|| publisher.start(crate::broker::PublisherEvents::to_relay(events)))?;
         let store_id = uuid_text(core.identity.store_id);
         let wire = Wire {
             spelling: self.spelling,

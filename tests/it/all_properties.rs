@@ -251,9 +251,9 @@ fn any_message_round_trips_through_rabbitmq() {
     let tap = Tap::connect(&node.url());
     tap.queue("any.q", &[("x-max-priority", AMQPValue::LongInt(1))]);
     let mut rig = Rig::up(&node.url());
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&node.url(), "any.q").unwrap();
-    source.start(SourceEvents::new(sender), 1).unwrap();
+    source.start(sender, 1).unwrap();
     let mut runner = TestRunner::deterministic();
     for n in 0..300 {
         let message = any_message().new_tree(&mut runner).unwrap().current();
@@ -377,9 +377,9 @@ fn the_story_of_a_dead_letter_is_read() {
     headers.insert("retries".into(), AMQPValue::ShortShortUInt(3));
     let properties = BasicProperties::default().with_expiration("1".into()).with_headers(headers);
     tap.publish("dying.q", properties, b"");
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&node.url(), "buried.q").unwrap();
-    source.start(SourceEvents::new(sender), 1).unwrap();
+    source.start(sender, 1).unwrap();
     let delivery = loop {
         match events.recv_timeout(SOON).unwrap() {
             SourceEvent::Delivery(delivery) => break *delivery,

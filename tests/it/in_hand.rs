@@ -52,10 +52,10 @@ struct Doubtful {
 
 impl Source for Doubtful {
     fn start(&mut self, events: SourceEvents, prefetch: u16) -> Result<(), SettingError> {
-        let (sender, received) = crossbeam_channel::unbounded();
+        let (sender, received) = SourceEvents::channel();
         let redelivered = self.redelivered;
         std::thread::spawn(move || {
-            for mut event in received {
+            for mut event in received.iter() {
                 if let SourceEvent::Delivery(delivery) = &mut event {
                     delivery.redelivered |= redelivered;
                 }
@@ -64,7 +64,7 @@ impl Source for Doubtful {
                 }
             }
         });
-        self.inner.start(SourceEvents::new(sender), prefetch)
+        self.inner.start(sender, prefetch)
     }
 
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>) {

@@ -353,9 +353,9 @@ proptest! {
 /// for a long while. Tells how many it handed over.
 fn wreak_havoc(broker: &MemoryBroker, events: u64, deliveries: u64, seed: u64) -> u64 {
     let mut random = Random(seed);
-    let (sender, received) = crossbeam_channel::unbounded();
+    let (sender, received) = SourceEvents::channel();
     let mut source = broker.source("raw");
-    source.start(SourceEvents::new(sender), 1000).unwrap();
+    source.start(sender, 1000).unwrap();
     let (mut buffer, mut lost, mut old) = (Vec::new(), Vec::new(), Vec::new());
     let (mut taken, mut sent) = (0, 0);
     let mut pass = |message: Message| {

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use onewrite::broker::{Delivery, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents};
+use onewrite::broker::{
+    Delivery, EventReceiver, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents,
+};
 use onewrite::{Error, Store};
 
 use crate::scratch::{child, task, until_within};
@@ -26,7 +27,7 @@ fn fill(tap: &Tap, queue: &str, count: usize, bytes: usize) {
 }
 
 /// What comes until nothing has come for a second.
-fn all_that_comes(events: &Receiver<SourceEvent>) -> Vec<Delivery> {
+fn all_that_comes(events: &EventReceiver<SourceEvent>) -> Vec<Delivery> {
     let mut came = Vec::new();
     while let Ok(event) = events.recv_timeout(Duration::from_secs(1)) {
         match event {
@@ -46,12 +47,12 @@ fn unsettled_deliveries_are_bounded_in_bytes() {
     let (url, queue) = (shared_node().url(), "large.bound");
     let tap = Tap::connect(&url);
     fill(&tap, queue, 30, MIB);
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&url, queue)
         .unwrap()
         .prefetch_bytes(4 * MIB as u64)
         .heartbeat(Duration::from_secs(1));
-    source.start(SourceEvents::new(sender), 256).unwrap();
+    source.start(sender, 256).unwrap();
     assert_eq!(source.unsettled_bytes_max(), 4 * MIB as u64);
     let first = events.recv_timeout(SOON).expect("it connects");
     assert!(matches!(first, SourceEvent::Up { .. }), "{first:?}");
@@ -91,9 +92,9 @@ fn a_delivery_that_is_larger_than_the_bound_comes_alone() {
     let (url, queue) = (shared_node().url(), "large.alone");
     let tap = Tap::connect(&url);
     fill(&tap, queue, 3, MIB);
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&url, queue).unwrap().prefetch_bytes(100);
-    source.start(SourceEvents::new(sender), 256).unwrap();
+    source.start(sender, 256).unwrap();
     let _up = events.recv_timeout(SOON).expect("it connects");
     for n in 0..3 {
         let SourceEvent::Delivery(one) = events.recv_timeout(SOON).expect("there is room for one") else {
@@ -122,9 +123,9 @@ fn a_forged_mark_of_a_stream_on_large_deliveries_stops_nobody() {
         headers.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
         tap.publish(queue, BasicProperties::default().with_headers(headers), &vec![b'x'; MIB]);
     }
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&url, queue).unwrap().prefetch_bytes(MIB as u64);
-    source.start(SourceEvents::new(sender), 256).unwrap();
+    source.start(sender, 256).unwrap();
     let (mut came, mut connections) = (0, 0);
     while came < 10 {
         match events.recv_timeout(SOON).expect("it goes on") {

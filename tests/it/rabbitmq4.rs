@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
 use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 use onewrite::broker::{
-    Publisher, RabbitMq, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents, Topology,
+    EventReceiver, Publisher, RabbitMq, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents,
+    Topology,
 };
 use onewrite::limits::PAYLOAD_BYTES_MAX;
 use onewrite::{Event, FaultClass, Outcome, RelayState, Store};
@@ -137,14 +137,14 @@ fn a_minority_declares_nothing_and_delivers() {
 
 struct Requeues {
     source: RabbitMqSource,
-    events: Receiver<SourceEvent>,
+    events: EventReceiver<SourceEvent>,
 }
 
 impl Requeues {
     fn start(node: &RabbitNode, queue: &str) -> Self {
-        let (sender, events) = crossbeam_channel::unbounded();
+        let (sender, events) = SourceEvents::channel();
         let mut source = RabbitMqSource::new(&node.url(), queue).unwrap();
-        source.start(SourceEvents::new(sender), 1).unwrap();
+        source.start(sender, 1).unwrap();
         Self { source, events }
     }
 

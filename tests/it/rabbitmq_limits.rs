@@ -213,9 +213,9 @@ fn closed_channels_use_up_no_connection() {
 #[test]
 fn deliveries_beyond_the_prefetch_end_the_connection() {
     let broker = FakeBroker::delivering(20_000, 50_000);
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&broker.url, "q").unwrap();
-    source.start(SourceEvents::new(sender), 5).unwrap();
+    source.start(sender, 5).unwrap();
     let mut delivered = 0;
     let fault = loop {
         match events.recv_timeout(LIMIT).expect("it ends in time") {

@@ -348,8 +348,8 @@ fn plain_text_is_never_used_by_accident() {
     }
     let start = |publisher: RabbitMq| {
         let mut publisher = publisher;
-        let (sender, _events) = crossbeam_channel::unbounded();
-        let result = publisher.start(PublisherEvents::new(sender));
+        let (sender, _events) = PublisherEvents::channel();
+        let result = publisher.start(sender);
         publisher.stop(Duration::from_secs(1));
         result
     };

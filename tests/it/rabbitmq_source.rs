@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, ExchangeKind};
 use onewrite::broker::{
-    Delivery, DeliveryTag, Epoch, RabbitMqSource, Settlement, Source, SourceEvent, SourceEvents, Topology,
+    Delivery, DeliveryTag, Epoch, EventReceiver, RabbitMqSource, Settlement, Source, SourceEvent,
+    SourceEvents, Topology,
 };
 use onewrite::{Fault, FaultClass, HeaderValue};
 
@@ -19,16 +19,16 @@ const SOON: Duration = Duration::from_secs(20);
 
 struct Rig {
     source: RabbitMqSource,
-    events: Receiver<SourceEvent>,
+    events: EventReceiver<SourceEvent>,
 }
 
 impl Rig {
     fn start(url: &str, queue: &str, prefetch: u16) -> Self {
-        let (sender, events) = crossbeam_channel::unbounded();
+        let (sender, events) = SourceEvents::channel();
         let mut source = RabbitMqSource::new(url, queue)
             .unwrap()
             .reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
-        source.start(SourceEvents::new(sender), prefetch).unwrap();
+        source.start(sender, prefetch).unwrap();
         Self { source, events }
     }
 
@@ -271,7 +271,7 @@ fn a_stream_is_refused_by_name() {
 
     let declared = Topology::new().queue_with("kinds.stream", [("x-queue-type", "stream".into())]);
     let mut source = RabbitMqSource::new(&node.url(), "kinds.stream").unwrap().declare(declared);
-    let refused = source.start(SourceEvents::new(crossbeam_channel::unbounded().0), 10).unwrap_err();
+    let refused = source.start(SourceEvents::channel().0, 10).unwrap_err();
     assert_eq!(refused.to_string(), "setting `queue`: it is declared as a stream, which is not consumed");
 }
 

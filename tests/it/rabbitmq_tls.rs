@@ -326,9 +326,8 @@ fn b17_wrong_settings_are_named_and_show_nothing() {
         &[&key],
     );
     // Settings of TLS, and no TLS.
-    let (sender, _events) = crossbeam_channel::unbounded();
-    let error =
-        RabbitMq::new("amqp://localhost").unwrap().tls(good).start(PublisherEvents::new(sender)).unwrap_err();
+    let (sender, _events) = PublisherEvents::channel();
+    let error = RabbitMq::new("amqp://localhost").unwrap().tls(good).start(sender).unwrap_err();
     assert_eq!(error.setting, "tls", "{error}");
 }
 
@@ -503,8 +502,8 @@ fn b17_end_to_end_across_a_kill_and_a_new_authority() {
 #[test]
 fn b17_each_broker_of_a_list_must_be_secured() {
     let start = |mut publisher: RabbitMq| {
-        let (sender, _events) = crossbeam_channel::unbounded();
-        let result = publisher.start(PublisherEvents::new(sender));
+        let (sender, _events) = PublisherEvents::channel();
+        let result = publisher.start(sender);
         publisher.stop(Duration::from_secs(1));
         result
     };

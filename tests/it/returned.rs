@@ -140,9 +140,9 @@ fn a_queue_to_declare_whose_node_is_down_stops_nobody() {
         assert_eq!(near.count("near.q"), 2);
     }
     let source = RabbitMqSource::new(&url, "far.q").unwrap().declare(topology());
-    let (sender, events) = crossbeam_channel::unbounded();
+    let (sender, events) = SourceEvents::channel();
     let mut source = source.reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
-    source.start(SourceEvents::new(sender), 1).unwrap();
+    source.start(sender, 1).unwrap();
     match events.recv_timeout(SOON).unwrap() {
         SourceEvent::Down { fault, .. } => {
             // RabbitMQ 4 says so after a minute only.

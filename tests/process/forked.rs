@@ -536,12 +536,12 @@ fn amqp_threads_are_not_waited_for() {
     let relay = rig.store.relay("rabbit").spawn(RabbitMq::new(&url).unwrap()).unwrap();
     let consumer =
         rig.store.consumer("c").spawn(RabbitMqSource::new(&url, "queue").unwrap(), |_, _| Ok(())).unwrap();
-    let (sender, _published) = crossbeam_channel::unbounded();
+    let (sender, _published) = PublisherEvents::channel();
     let mut publisher = RabbitMq::new(&url).unwrap();
-    publisher.start(PublisherEvents::new(sender)).unwrap();
-    let (sender, _delivered) = crossbeam_channel::unbounded();
+    publisher.start(sender).unwrap();
+    let (sender, _delivered) = SourceEvents::channel();
     let mut source = RabbitMqSource::new(&url, "queue").unwrap();
-    source.start(SourceEvents::new(sender), 1).unwrap();
+    source.start(sender, 1).unwrap();
     let others = std::cell::Cell::new(Some((
         rig.store.relay("dropped").spawn(RabbitMq::new(&url).unwrap()).unwrap(),
         rig.store.clone(),

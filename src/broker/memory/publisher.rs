@@ -21,9 +21,9 @@ use super::script::Publishing;
 /// use onewrite::broker::{Epoch, MemoryBroker, Publisher, PublisherEvent, PublisherEvents, QueueOptions};
 /// let broker = MemoryBroker::new();
 /// broker.declare_queue("inbox", QueueOptions::default());
-/// let (sender, events) = crossbeam_channel::unbounded();
+/// let (sender, events) = PublisherEvents::channel();
 /// let mut publisher = broker.publisher();
-/// publisher.start(PublisherEvents::new(sender))?;
+/// publisher.start(sender)?;
 /// assert!(matches!(events.recv()?, PublisherEvent::Up { epoch: Epoch(1) }));
 ///
 /// let outgoing = Outgoing {

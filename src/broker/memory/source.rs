@@ -21,9 +21,9 @@ use super::Shared;
 /// broker.declare_queue("inbox", QueueOptions::default());
 /// broker.publish("", "inbox", Message::default())?;
 ///
-/// let (sender, events) = crossbeam_channel::unbounded();
+/// let (sender, events) = SourceEvents::channel();
 /// let mut source = broker.source("inbox");
-/// source.start(SourceEvents::new(sender), 10)?;
+/// source.start(sender, 10)?;
 /// assert!(matches!(events.recv()?, SourceEvent::Up { .. }));
 /// let SourceEvent::Delivery(delivery) = events.recv()? else { unreachable!() };
 /// source.settle(vec![(delivery.tag, Settlement::Acknowledge)]);

@@ -322,6 +322,17 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
+    /// Sends its events to this queue, over AMQP's default exchange. The same as [`to`](Self::to) with the empty exchange.
+    ///
+    /// ```
+    /// use onewrite::{Capture, redb::TableDefinition};
+    /// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
+    /// let accounts = Capture::json(ACCOUNTS).to_queue("account-changes");
+    /// ```
+    pub fn to_queue(self, queue: impl Into<String>) -> Self {
+        self.to("", queue)
+    }
+
     /// Keeps its events in the log only, unless a codec says otherwise.
     ///
     /// ```

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
-use onewrite::broker::{Epoch, Publisher, PublisherEvent, PublisherEvents, RabbitMq};
+use onewrite::broker::{Epoch, EventReceiver, Publisher, PublisherEvent, PublisherEvents, RabbitMq};
 use onewrite::{Fault, Message, Outcome, Outgoing, Ticket};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -13,7 +12,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// A publisher and everything it has told.
 pub(crate) struct Rig {
     pub(crate) publisher: RabbitMq,
-    pub(crate) events: Receiver<PublisherEvent>,
+    pub(crate) events: EventReceiver<PublisherEvent>,
     pub(crate) epoch: Epoch,
     /// Every outcome, of the epoch and of isolated messages.
     pub(crate) outcomes: BTreeMap<u64, Outcome>,
@@ -22,10 +21,10 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn start(publisher: RabbitMq) -> Self {
-        let (sender, events) = crossbeam_channel::unbounded();
+        let (sender, events) = PublisherEvents::channel();
         let mut publisher =
             publisher.reconnect_backoff(Duration::from_millis(50), Duration::from_millis(500));
-        publisher.start(PublisherEvents::new(sender)).expect("the settings are right");
+        publisher.start(sender).expect("the settings are right");
         Self { publisher, events, epoch: Epoch(0), outcomes: BTreeMap::new(), blocked: false }
     }
 

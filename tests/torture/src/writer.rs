@@ -32,7 +32,7 @@ enum Kind {
     /// `Store::begin` … `commit`.
     Begin,
     /// `Store::write_once`, and sometimes once more.
-    WriteOnce,
+    Once,
     /// To a stream, with its expected revision.
     Stream,
     /// Rows of a captured table.

@@ -122,8 +122,8 @@ fn a_missing_queue_is_waited_for() {
 
 #[test]
 fn a_prefetch_of_nothing_is_refused() {
-    let (sender, _events) = unbounded();
-    let error = broker().source("q").start(SourceEvents::new(sender), 0).unwrap_err();
+    let (sender, _events) = SourceEvents::channel();
+    let error = broker().source("q").start(sender, 0).unwrap_err();
     assert_eq!(error.setting, "prefetch");
 }
 

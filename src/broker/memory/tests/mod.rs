@@ -10,12 +10,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
-
 use super::*;
 use crate::broker::{
-    Delivery, DeliveryTag, Publisher, PublisherEvent, PublisherEvents, Settlement, Source, SourceEvent,
-    SourceEvents,
+    Delivery, DeliveryTag, EventReceiver, Publisher, PublisherEvent, PublisherEvents, Settlement, Source,
+    SourceEvent, SourceEvents,
 };
 use crate::message::{Outgoing, Ticket};
 
@@ -46,7 +44,7 @@ fn broker() -> MemoryBroker {
 /// A publisher with what it was told, one word a line: `up 1`, `down 1 404`, `confirmed 7`.
 struct Publishing {
     publisher: MemoryPublisher,
-    events: Receiver<PublisherEvent>,
+    events: EventReceiver<PublisherEvent>,
     waiting: VecDeque<String>,
 }
 
@@ -56,8 +54,8 @@ impl Publishing {
     }
 
     fn with(mut publisher: MemoryPublisher) -> Self {
-        let (sender, events) = unbounded();
-        publisher.start(PublisherEvents::new(sender)).unwrap();
+        let (sender, events) = PublisherEvents::channel();
+        publisher.start(sender).unwrap();
         Self { publisher, events, waiting: VecDeque::new() }
     }
 
@@ -119,14 +117,14 @@ fn words(event: PublisherEvent) -> Vec<String> {
 /// A source with what it was told.
 struct Consuming {
     source: MemorySource,
-    events: Receiver<SourceEvent>,
+    events: EventReceiver<SourceEvent>,
 }
 
 impl Consuming {
     fn on(broker: &MemoryBroker, queue: &str, prefetch: u16) -> Self {
-        let (sender, events) = unbounded();
+        let (sender, events) = SourceEvents::channel();
         let mut source = broker.source(queue);
-        source.start(SourceEvents::new(sender), prefetch).unwrap();
+        source.start(sender, prefetch).unwrap();
         Self { source, events }
     }
 
