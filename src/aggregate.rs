@@ -124,6 +124,7 @@ pub trait Aggregate: Default {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Loaded<A> {
     /// The state.
     pub state: A,

@@ -83,9 +83,9 @@ fn encoded<T, E: std::error::Error + Send + Sync + 'static>(
     result: Result<T, E>,
 ) -> Result<T, EventError> {
     match (lossy, result) {
-        (Some(lossy), _) => Err(EventError::Encode { format, source: lossy.into() }),
+        (Some(lossy), _) => Err(EventError::Encode { format, cause: lossy.into() }),
         (None, Ok(value)) => Ok(value),
-        (None, Err(error)) => Err(EventError::Encode { format, source: error.into() }),
+        (None, Err(error)) => Err(EventError::Encode { format, cause: error.into() }),
     }
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn json_key<K: serde::Serialize + ?Sized>(key: &K) -> Result<JsonKey,
     let mut json = Vec::new();
     write_json(&mut json, Some("key"), key)?;
     let json = String::from_utf8(json)
-        .map_err(|error| EventError::Encode { format: "JSON", source: error.utf8_error().into() })?;
+        .map_err(|error| EventError::Encode { format: "JSON", cause: error.utf8_error().into() })?;
     let string = json.starts_with('"').then(|| serde_json::from_str(&json).ok()).flatten();
     Ok(JsonKey { json, string })
 }
@@ -162,7 +162,7 @@ pub fn from_json<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, Ev
         // serde_json quotes the offending value in its message; keep where, not what.
         let place =
             format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column());
-        EventError::Decode { format: "JSON", source: place.into() }
+        EventError::Decode { format: "JSON", cause: place.into() }
     })
 }
 
@@ -197,7 +197,7 @@ pub(crate) fn to_bincode<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<
 /// ```
 #[cfg(feature = "bincode")]
 pub fn from_bincode<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, EventError> {
-    let decode_error = |source| EventError::Decode { format: "bincode", source };
+    let decode_error = |source| EventError::Decode { format: "bincode", cause: source };
     let (value, used) = bincode::serde::decode_from_slice(payload, config())
         .map_err(|error| decode_error(Box::new(error)))?;
     match payload.len() - used {

@@ -96,8 +96,8 @@ pub use consumer::{
     Rejected, RejectedDelivery, RejectedFull,
 };
 pub use error::{
-    BoxError, CorruptError, Error, EventError, ExpectedRevision, OpenError, Result, SettingError, Stands,
-    StorageFailure,
+    BoxError, CorruptError, Error, ErrorKind, EventError, ExpectedRevision, OpenError, Result, SettingError,
+    Stands, StorageFailure,
 };
 pub use event::{Destination, Event, Lane, Properties, RecordedEvent};
 pub use filter::EventFilter;

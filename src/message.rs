@@ -127,11 +127,11 @@ pub struct Ticket(pub u64);
 /// use std::sync::Arc;
 /// use onewrite::{Message, Outgoing, Ticket};
 /// let message = Arc::new(Message { payload: b"100".to_vec(), ..Message::default() });
-/// let outgoing =
-///     Outgoing { ticket: Ticket(1), exchange: "".into(), routing_key: "payments".into(), message, mandatory: true, isolated: false };
+/// let outgoing = Outgoing::new(Ticket(1), "", "payments", message);
 /// assert_eq!(&*outgoing.routing_key, "payments");
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Outgoing {
     /// Under which the outcome is told.
     pub ticket: Ticket,
@@ -146,6 +146,34 @@ pub struct Outgoing {
     /// Publish apart from the others, on a channel of its own: this message was in flight when a channel was closed
     /// for a fault of one message, and may be the one.
     pub isolated: bool,
+}
+
+impl Outgoing {
+    /// A message that is mandatory and not isolated.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use onewrite::{Message, Outgoing, Ticket};
+    /// let message = Arc::new(Message { payload: b"hello".to_vec(), ..Message::default() });
+    /// let outgoing = Outgoing::new(Ticket(1), "", "payments", message);
+    /// assert!(outgoing.mandatory && !outgoing.isolated);
+    /// ```
+    #[must_use]
+    pub fn new(
+        ticket: Ticket,
+        exchange: impl Into<Arc<str>>,
+        routing_key: impl Into<Arc<str>>,
+        message: Arc<Message>,
+    ) -> Self {
+        Self {
+            ticket,
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            message,
+            mandatory: true,
+            isolated: false,
+        }
+    }
 }
 
 /// Whose fault a failure is, which decides who pays.
@@ -197,6 +225,7 @@ impl fmt::Display for FaultClass {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{class} fault{}: {text}", code.map(|c| format!(" {c}")).unwrap_or_default())]
+#[non_exhaustive]
 pub struct Fault {
     /// Whose fault it is.
     pub class: FaultClass,

@@ -82,7 +82,7 @@ fn hand_out(stream: &TcpStream, told: &EventReceiver<SourceEvent>) -> io::Result
 
 impl From<Delivery> for News {
     fn from(delivery: Delivery) -> Self {
-        let Delivery { tag, exchange, routing_key, redelivered, message } = delivery;
+        let Delivery { tag, exchange, routing_key, redelivered, message, .. } = delivery;
         Self::Delivery {
             tag: tag.tag,
             exchange,

@@ -162,8 +162,8 @@ impl Connector {
                 continue;
             };
             let tag = DeliveryTag { epoch, tag };
-            let delivery =
-                Delivery { tag, exchange, routing_key, redelivered, message: letter.into_message() };
+            let mut delivery = Delivery::new(tag, exchange, routing_key, letter.into_message());
+            delivery.redelivered = redelivered;
             if !self.events.send(SourceEvent::Delivery(Box::new(delivery))) {
                 return Ok(());
             }

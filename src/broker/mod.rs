@@ -157,6 +157,7 @@ pub struct DeliveryTag {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Delivery {
     /// For settling it.
     pub tag: DeliveryTag,
@@ -168,6 +169,28 @@ pub struct Delivery {
     pub redelivered: bool,
     /// Properties, headers and payload.
     pub message: Message,
+}
+
+impl Delivery {
+    /// A delivery that has not come before.
+    ///
+    /// ```
+    /// use onewrite::Message;
+    /// use onewrite::broker::{Delivery, DeliveryTag, Epoch};
+    /// let tag = DeliveryTag { epoch: Epoch(1), tag: 1 };
+    /// let delivery = Delivery::new(tag, "", "payments", Message::default());
+    /// assert!(!delivery.redelivered);
+    /// ```
+    #[must_use]
+    pub fn new(
+        tag: DeliveryTag,
+        exchange: impl Into<String>,
+        routing_key: impl Into<String>,
+        message: Message,
+    ) -> Self {
+        let (exchange, routing_key) = (exchange.into(), routing_key.into());
+        Self { tag, exchange, routing_key, redelivered: false, message }
+    }
 }
 
 /// What a consumer says of a delivery.

@@ -508,7 +508,7 @@ impl ConsumerBuilder {
                 }
                 report.send(());
             })
-            .map_err(|source| Error::Thread { what: "consumer", source })?;
+            .map_err(|source| Error::Thread { what: "consumer", cause: source })?;
         let thread = thread.thread().id();
         Ok(Consumer { owner, turns, thread, scope, stop, ended: Some(ended), shared: stats })
     }

@@ -117,19 +117,19 @@ pub enum EventError {
         newest: u32,
     },
     /// The payload could not be encoded.
-    #[error("the payload cannot be encoded as {format}: {source}")]
+    #[error("the payload cannot be encoded as {format}: {cause}")]
     Encode {
         /// JSON or bincode.
         format: &'static str,
         /// What the encoder said.
-        source: BoxError,
+        cause: BoxError,
     },
     /// The payload could not be decoded.
-    #[error("the payload cannot be decoded as {format}: {source}")]
+    #[error("the payload cannot be decoded as {format}: {cause}")]
     Decode {
         /// JSON or bincode.
         format: &'static str,
         /// What the decoder said.
-        source: BoxError,
+        cause: BoxError,
     },
 }

@@ -4,7 +4,9 @@
 //! names the thing it is about: the file, the sequence number, the setting, the field. No error text ever holds a
 //! payload, a header value or a password.
 
+mod causes;
 mod event;
+mod kind;
 mod open;
 mod panic;
 mod revision;
@@ -13,7 +15,9 @@ mod stands;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use self::causes::{CorruptError, SettingError, StorageFailure};
 pub use self::event::EventError;
+pub use self::kind::ErrorKind;
 pub use self::open::OpenError;
 pub(crate) use self::panic::{caught, panic_text};
 pub use self::revision::ExpectedRevision;
@@ -460,12 +464,12 @@ pub enum Error {
         trimmed_to: u64,
     },
     /// A thread could not be started.
-    #[error("cannot start the {what} thread: {source}")]
+    #[error("cannot start the {what} thread: {cause}")]
     Thread {
         /// Which thread.
         what: &'static str,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
 }
 
@@ -534,63 +538,5 @@ impl Error {
             Self::App(error) => error.downcast_ref(),
             _ => None,
         }
-    }
-}
-
-/// A record that failed its check when it was read.
-///
-/// ```
-/// let error = onewrite::CorruptError { seq: 7, what: "its checksum is wrong" };
-/// assert_eq!(error.to_string(), "log record 7 is damaged: its checksum is wrong");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("log record {seq} is damaged: {what}")]
-pub struct CorruptError {
-    /// The record's sequence number.
-    pub seq: u64,
-    /// What is wrong.
-    pub what: &'static str,
-}
-
-/// A failure of the storage engine, with what was being done.
-///
-/// ```
-/// let failure = onewrite::StorageFailure { action: "reading the log", source: "no such device".into(), fatal: true };
-/// assert_eq!(failure.to_string(), "reading the log: no such device");
-/// ```
-#[derive(Debug, thiserror::Error)]
-#[error("{action}: {source}")]
-pub struct StorageFailure {
-    /// What was being done.
-    pub action: &'static str,
-    /// What the storage engine said.
-    pub source: BoxError,
-    /// Whether the medium failed: the store is poisoned by it.
-    pub fatal: bool,
-}
-
-/// A setting that cannot work.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-/// # let broker = onewrite::broker::MemoryBroker::new();
-/// use onewrite::Error;
-/// let refused = store.relay("rabbit").window_events(0).spawn(broker.publisher());
-/// assert!(matches!(refused, Err(Error::Setting(error)) if error.setting == "window_events"));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("setting `{setting}`: {reason}")]
-pub struct SettingError {
-    /// The setting's name.
-    pub setting: &'static str,
-    /// What is wrong with its value. Never holds a password.
-    pub reason: String,
-}
-
-impl SettingError {
-    pub(crate) fn new(setting: &'static str, reason: impl Into<String>) -> Self {
-        Self { setting, reason: reason.into() }
     }
 }

@@ -97,22 +97,22 @@ pub enum OpenError {
         reason: String,
     },
     /// The operating system refused.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
+    #[error("cannot {action} {path}: {cause}", path = path.display())]
     Io {
         /// What was tried.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// Why it failed.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The storage engine refused.
-    #[error("cannot open {path}: {source}", path = path.display())]
+    #[error("cannot open {path}: {cause}", path = path.display())]
     Storage {
         /// The file.
         path: PathBuf,
         /// Why it failed.
-        source: BoxError,
+        cause: BoxError,
     },
 }
 

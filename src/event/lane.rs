@@ -15,6 +15,7 @@
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Lane {
     /// The sequence number of the lane's first event: unique within the store and epoch.
     pub id: u64,

@@ -162,7 +162,7 @@ impl Store {
 }
 
 fn unreadable(source: io::Error) -> Error {
-    Error::Storage(StorageFailure { action: "reading the file's head", source: source.into(), fatal: false })
+    Error::Storage(StorageFailure { action: "reading the file's head", cause: source.into(), fatal: false })
 }
 
 struct Progressing<F> {

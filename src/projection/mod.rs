@@ -382,7 +382,7 @@ impl ProjectionBuilder {
                 drop(registered);
                 report.send(());
             })
-            .map_err(|source| Error::Thread { what: "projection", source })?;
+            .map_err(|source| Error::Thread { what: "projection", cause: source })?;
         Ok(Projection {
             store,
             name,

@@ -537,7 +537,7 @@ impl RelayBuilder {
         let thread = thread::Builder::new()
             .name("onewrite-relay".into())
             .spawn(move || report.send(span.in_scope(|| worker.run())))
-            .map_err(|source| Error::Thread { what: "relay", source })?;
+            .map_err(|source| Error::Thread { what: "relay", cause: source })?;
         let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
         Ok(Relay { name: self.name, owner, turns, thread, requests, ended: Some(ended), status })
     }

@@ -185,7 +185,7 @@ mod tests {
             Options { cache_bytes: 1 << 20, journal, create: true, overwrite_empty: false, sync_folder };
         let opened = open_or_create(path, options, &|db| initialise(path, db))?;
         crate::storage::file::close(opened.db)
-            .map_err(|source| OpenError::Storage { path: path.into(), source })
+            .map_err(|source| OpenError::Storage { path: path.into(), cause: source })
     }
 
     /// Goal: a store is made, opened and closed where its folder cannot be synced; where the sync fails, that is the error, and the next open

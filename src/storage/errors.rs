@@ -12,7 +12,7 @@ fn fatal(error: &redb::StorageError) -> bool {
 }
 
 fn failure(action: &'static str, source: impl Into<BoxError>, fatal: bool) -> Error {
-    Error::Storage(StorageFailure { action, source: source.into(), fatal })
+    Error::Storage(StorageFailure { action, cause: source.into(), fatal })
 }
 
 impl From<redb::StorageError> for Error {

@@ -107,7 +107,7 @@ pub(crate) fn open_or_create(
 }
 
 pub(crate) fn cannot(action: &'static str, path: &Path, source: std::io::Error) -> OpenError {
-    OpenError::Io { action, path: path.into(), source }
+    OpenError::Io { action, path: path.into(), cause: source }
 }
 
 fn open_resolved(
@@ -133,7 +133,7 @@ fn open_resolved(
                     return Ok(Opened { watch: Watch::default(), ..opened });
                 }
                 // Replaced between our look and the engine's lock: what is there now is another file.
-                close(opened.db).map_err(|source| OpenError::Storage { path: path.into(), source })?;
+                close(opened.db).map_err(|source| OpenError::Storage { path: path.into(), cause: source })?;
             }
             Found::Nothing if !options.create => {
                 return Err(cannot("open", path, ErrorKind::NotFound.into()));
@@ -313,7 +313,7 @@ impl Refusal {
         let path = PathBuf::from(path);
         let damaged = |path, reason: String| OpenError::Damaged { path, reason };
         match self {
-            Self::Io(source) => OpenError::Io { action: "open", path, source },
+            Self::Io(source) => OpenError::Io { action: "open", path, cause: source },
             Self::Panicked => damaged(path, "the storage engine gave up on it".into()),
             Self::Damaged(reason) => damaged(path, reason),
             Self::Unclean => damaged(path, "it needs repair, again".into()),
@@ -341,10 +341,10 @@ impl Refusal {
             }
             // It may have come of a write: the engine repairs what it opens.
             Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
-                OpenError::Io { action: "open", path, source }
+                OpenError::Io { action: "open", path, cause: source }
             }
             Self::Database(DatabaseError::Storage(StorageError::Corrupted(reason))) => damaged(path, reason),
-            Self::Database(error) => OpenError::Storage { path, source: error.into() },
+            Self::Database(error) => OpenError::Storage { path, cause: error.into() },
         }
     }
 }
@@ -395,7 +395,7 @@ pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> StoreResult<T>) -> 
         Ok(Ok(value)) => Ok(value),
         Ok(Err(Error::Open(error))) => Err(error),
         Ok(Err(Error::Corrupt(error))) => Err(OpenError::Damaged { path: path(), reason: error.to_string() }),
-        Ok(Err(error)) => Err(OpenError::Storage { path: path(), source: error.into() }),
+        Ok(Err(error)) => Err(OpenError::Storage { path: path(), cause: error.into() }),
         Err(_) => Err(Refusal::Panicked.into_error(&path())),
     }
 }
@@ -418,5 +418,5 @@ pub(crate) fn make_database(
     let (db, _) = try_open(path, file, cache_bytes, Open::Verify, &Arc::default())
         .map_err(|refusal| refusal.into_error(path))?;
     initialise(&db)?;
-    db.close().map_err(|error| OpenError::Storage { path: path.into(), source: error.into() })
+    db.close().map_err(|error| OpenError::Storage { path: path.into(), cause: error.into() })
 }

@@ -156,7 +156,7 @@ impl Store {
                     keep(&queue);
                 }
             })
-            .map_err(|source| Error::Thread { what: "writer", source })?;
+            .map_err(|source| Error::Thread { what: "writer", cause: source })?;
         let writer = std::sync::Mutex::new(Some((writer, has_ended)));
         Ok(Self { shared: Arc::new(Shared { core, jobs, writer, _jumps: jumps }) })
     }

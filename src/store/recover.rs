@@ -33,7 +33,7 @@ const EPOCHS_MAX: usize = 1 << 20;
 
 /// Writes the tables and the identity of a new store.
 pub(crate) fn initialise(path: &Path, db: &Database) -> Result<(), OpenError> {
-    write_schema(db).map_err(|source| OpenError::Storage { path: path.into(), source })
+    write_schema(db).map_err(|source| OpenError::Storage { path: path.into(), cause: source })
 }
 
 fn write_schema(db: &Database) -> Result<(), BoxError> {
@@ -59,7 +59,7 @@ fn write_schema(db: &Database) -> Result<(), BoxError> {
 
 /// Reads identity and format; makes a redb database that has none into a store, if it may.
 pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identity> {
-    let storage = |source: BoxError| OpenError::Storage { path: path.into(), source };
+    let storage = |source: BoxError| OpenError::Storage { path: path.into(), cause: source };
     let damaged = |reason: &str| OpenError::Damaged { path: path.into(), reason: reason.into() };
     let tx = db.begin_read().map_err(|error| storage(error.into()))?;
     let meta = match tx.open_table(META) {

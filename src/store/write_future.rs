@@ -51,7 +51,7 @@ impl<T> WriteFuture<T> {
         core.tell_wait(&mut self.wait);
         let at = self.wait.next();
         let set = core.alarms.set(&mut self.alarm, at, context.waker().clone());
-        set.map_err(|source| Error::Thread { what: "alarms", source })
+        set.map_err(|source| Error::Thread { what: "alarms", cause: source })
     }
 }
 

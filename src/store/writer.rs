@@ -138,7 +138,7 @@ pub(super) fn same(error: &Error) -> Error {
         }
         other => Error::Storage(StorageFailure {
             action: "committing the group",
-            source: other.to_string().into(),
+            cause: other.to_string().into(),
             fatal: matches!(other, Error::Storage(failure) if failure.fatal),
         }),
     }

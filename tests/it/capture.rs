@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use onewrite::broker::{MemoryBroker, Rule, Verdict};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{
-    BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, QuotaPolicy,
-    RecordedEvent, Relay, Retention, Store, StoreBuilder, Transaction, limits,
+    BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, RecordedEvent, Relay,
+    Retention, Store, StoreBuilder, Transaction, limits,
 };
 use proptest::prelude::*;
 
@@ -281,7 +281,7 @@ fn a_failing_codec_fails_the_write() {
         }
         encode(change)
     };
-    let quota = BacklogQuota { events_max: 5, bytes_max: 1 << 20, policy: QuotaPolicy::Refuse };
+    let quota = BacklogQuota::events(5).and_bytes(1 << 20);
     let builder = builder().backlog_quota(quota).capture(Capture::with(TABLE, picky).to("e", "r"));
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     let refused = store.write(|tx| tx.captured_table(TABLE)?.insert(1, 13).map(drop)).unwrap_err();
@@ -593,7 +593,7 @@ fn a_lone_failing_key_is_tried_again() {
 #[test]
 fn a_quota_holds_rounds_not_writes() {
     let folder = tempfile::tempdir().unwrap();
-    let quota = BacklogQuota { events_max: 10, bytes_max: 1 << 20, policy: QuotaPolicy::Refuse };
+    let quota = BacklogQuota::events(10).and_bytes(1 << 20);
     let builder = Store::builder().backlog_quota(quota).capture(capture(CaptureMode::NewestValue));
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     for key in 0..50 {
@@ -728,7 +728,7 @@ fn a_changed_row_is_told_once() {
     let other = || Event::bytes("other", "").to("e", "r");
     store.write(move |tx| (0..200).try_for_each(|_| tx.append(other()).map(drop))).unwrap();
     store.close().unwrap();
-    let quota = BacklogQuota { events_max: 200, bytes_max: u64::MAX, policy: QuotaPolicy::Refuse };
+    let quota = BacklogQuota::events(200);
     let capture = capture(CaptureMode::NewestValue).snapshot(true);
     let store = builder().backlog_quota(quota).capture(capture).open(&path).unwrap();
     for key in 0..100 {

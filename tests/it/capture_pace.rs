@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use onewrite::broker::{Epoch, MemoryBroker, Publisher, PublisherEvents};
 use onewrite::redb::TableDefinition;
 use onewrite::{
-    BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, Change, Event, Outgoing, QuotaPolicy,
-    Relay, RelayState, Store, StoreBuilder,
+    BacklogQuota, Capture, CaptureMode, CaptureStats, CaptureWait, Change, Event, Outgoing, Relay,
+    RelayState, Store, StoreBuilder,
 };
 
 use crate::scratch::{broker, pause, until};
@@ -198,7 +198,7 @@ fn a_table_of_rows_that_fail_says_so() {
 #[test]
 fn a_quota_bounds_a_snapshot_without_a_relay() {
     let (_folder, path) = file(300);
-    let quota = BacklogQuota { events_max: 100, bytes_max: u64::MAX, policy: QuotaPolicy::Refuse };
+    let quota = BacklogQuota::events(100);
     let builder = Store::builder().backlog_quota(quota).capture(capture(CaptureMode::NewestValue));
     let store = open(builder, &path);
     until("it is full", || figures(&store).waits_for == Some(CaptureWait::Quota));

@@ -301,7 +301,7 @@ fn a_clock_that_calls_back_blocks_nothing() {
     use onewrite::{BacklogQuota, QuotaPolicy};
     let (folder, manual, broker) = setup();
     let clock = Arc::new(CallsBack(manual, std::sync::OnceLock::new(), Mutex::new(1000)));
-    let quota = BacklogQuota { events_max: 3, bytes_max: 1 << 20, policy: QuotaPolicy::DropExpired };
+    let quota = BacklogQuota::events(3).and_bytes(1 << 20).policy(QuotaPolicy::DropExpired);
     let capture = Capture::with(TABLE, |change| Ok(Event::bytes("c", change.key.to_string()).to("", "q")));
     let store = Store::builder()
         .clock(Arc::clone(&clock) as _)

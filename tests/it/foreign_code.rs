@@ -286,7 +286,7 @@ fn a_clock_that_looks_at_its_store_or_panics() {
                 std::panic::resume_unwind(Box::new("stopped"));
             }
         });
-        let quota = BacklogQuota { events_max: 300, bytes_max: u64::MAX, policy: QuotaPolicy::DropExpired };
+        let quota = BacklogQuota::events(300).policy(QuotaPolicy::DropExpired);
         let store = Store::builder()
             .clock(clock)
             .backlog_quota(quota)

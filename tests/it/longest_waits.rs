@@ -208,8 +208,7 @@ fn everything_that_runs_is_stopped_with_any_patience() {
 #[test]
 fn room_is_waited_for_as_long_as_it_takes() {
     let rig = rig();
-    let quota =
-        |patience| BacklogQuota { events_max: 1, bytes_max: 1 << 20, policy: QuotaPolicy::Wait(patience) };
+    let quota = |patience| BacklogQuota::events(1).and_bytes(1 << 20).policy(QuotaPolicy::Wait(patience));
     for patience in [Duration::ZERO, INSTANT] {
         let folder = tempfile::tempdir().unwrap();
         let store =

@@ -281,7 +281,7 @@ fn a_folder_that_does_not_serve_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("absent");
     let (error, text) = refused(Store::builder(), &absent.join("a.redb"));
-    assert!(matches!(&error, OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound));
+    assert!(matches!(&error, OpenError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound));
     assert!(text.contains(&format!("its folder {} does not exist", absent.display())), "{text}");
     let (_, text) = refused(Store::builder().create_if_missing(false), &absent.join("a.redb"));
     assert!(text.starts_with("cannot open"), "{text}");

@@ -80,13 +80,9 @@ fn delivery(epoch: u64, tag: u64, key: Option<&str>, returns: i64) -> Delivery {
         headers,
         ..Message::default()
     };
-    Delivery {
-        tag: DeliveryTag { epoch: Epoch(epoch), tag },
-        exchange: String::new(),
-        routing_key: "q".to_owned(),
-        redelivered: returns > 0,
-        message,
-    }
+    let mut delivery = Delivery::new(DeliveryTag { epoch: Epoch(epoch), tag }, "", "q", message);
+    delivery.redelivered = returns > 0;
+    delivery
 }
 
 fn number(delivery: &Delivery) -> u64 {

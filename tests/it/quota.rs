@@ -43,7 +43,7 @@ impl Clock for Ahead {
 }
 
 fn builder(clock: &Arc<Ahead>, events_max: u64) -> StoreBuilder {
-    let quota = BacklogQuota { events_max, bytes_max: u64::MAX, policy: QuotaPolicy::DropExpired };
+    let quota = BacklogQuota::events(events_max).policy(QuotaPolicy::DropExpired);
     Store::builder().clock(Arc::clone(clock) as _).backlog_quota(quota)
 }
 

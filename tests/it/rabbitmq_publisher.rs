@@ -237,7 +237,9 @@ fn what_cannot_be_carried_is_refused_by_name() {
     for (field, outgoing) in bad {
         let ticket = outgoing.ticket.0;
         rig.publish(outgoing.clone());
-        rig.publish(isolated(Outgoing { ticket: Ticket(100 + ticket), ..outgoing }));
+        let mut again = isolated(outgoing);
+        again.ticket = Ticket(100 + ticket);
+        rig.publish(again);
         for ticket in [ticket, 100 + ticket] {
             match rig.wait_outcome(ticket) {
                 Outcome::Refused(fault) => {

@@ -647,7 +647,7 @@ fn what_is_told_as_quarantined_can_be_redriven_at_once() {
 fn a_backlog_quota_refuses_or_waits() {
     for policy in [QuotaPolicy::Refuse, QuotaPolicy::Wait(SOON)] {
         let folder = tempfile::tempdir().unwrap();
-        let quota = BacklogQuota { events_max: 3, bytes_max: u64::MAX, policy };
+        let quota = BacklogQuota::events(3).policy(policy);
         let store = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb")).unwrap();
         let four = store.write(|tx| (0..4).try_for_each(|_| tx.append(event("x", None)).map(drop)));
         assert!(matches!(four, Err(Error::BacklogFull { events: 3, events_max: 3, .. })), "{four:?}");

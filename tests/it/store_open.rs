@@ -215,7 +215,7 @@ fn what_cannot_be_created_is_named() {
     }
     let missing = folder.path().join("missing.redb");
     let Err(Error::Open(error)) = Store::builder().create_if_missing(false).open(&missing) else { panic!() };
-    assert!(matches!(&error, OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound));
+    assert!(matches!(&error, OpenError::Io { cause, .. } if cause.kind() == std::io::ErrorKind::NotFound));
     assert!(error.to_string().contains("missing.redb"));
     assert!(!missing.exists());
 }

@@ -218,7 +218,7 @@ fn child_that_waits_for_room() {
     let warnings = Warnings::default();
     tracing_subscriber::registry().with(warnings.clone()).init();
     let policy = QuotaPolicy::Wait(Duration::from_millis(2_500));
-    let quota = BacklogQuota { events_max: 1, bytes_max: u64::MAX, policy };
+    let quota = BacklogQuota::events(1).policy(policy);
     let open = |name: &str| Store::builder().backlog_quota(quota).open(folder.join(name)).unwrap();
     let pay = |store: &Store| store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "q"))).map(drop);
     // The second write waits for 2.5 s: warned of after one second and after two.

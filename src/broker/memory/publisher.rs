@@ -26,15 +26,7 @@ use super::script::Publishing;
 /// publisher.start(sender)?;
 /// assert!(matches!(events.recv()?, PublisherEvent::Up { epoch: Epoch(1) }));
 ///
-/// let outgoing = Outgoing {
-///     ticket: Ticket(1),
-///     exchange: "".into(),
-///     routing_key: "inbox".into(),
-///     message: Arc::new(Message::default()),
-///     mandatory: true,
-///     isolated: false,
-/// };
-/// publisher.publish(Epoch(1), outgoing);
+/// publisher.publish(Epoch(1), Outgoing::new(Ticket(1), "", "inbox", Arc::new(Message::default())));
 /// let PublisherEvent::Outcomes(outcomes) = events.recv()? else { unreachable!() };
 /// assert_eq!(outcomes, [(Ticket(1), Outcome::Confirmed)]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())

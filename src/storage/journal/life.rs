@@ -268,7 +268,7 @@ pub(super) fn begin<S: Sides>(
         return Ok(None);
     }
     if side.is_some() {
-        sides.remove().map_err(|source| OpenError::Io { action: "remove", path: path(), source })?;
+        sides.remove().map_err(|source| OpenError::Io { action: "remove", path: path(), cause: source })?;
     }
     let id = fresh_uuid();
     let side = make(sides, options.bytes, id)?;

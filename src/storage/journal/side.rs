@@ -92,7 +92,7 @@ impl SideFile {
 
     /// Refuses a file that another user can have prepared.
     fn check_private(&self, file: &File) -> Result<(), OpenError> {
-        let failed = |source| OpenError::Io { action: "look at", path: self.path.clone(), source };
+        let failed = |source| OpenError::Io { action: "look at", path: self.path.clone(), cause: source };
         let side = file.metadata().map_err(failed)?;
         // Where none can be made, the store's file alone is the measure.
         let fresh = make_aside(&self.path).and_then(|(aside, file)| {
@@ -109,7 +109,7 @@ impl SideFile {
 
     /// Locks it, for as long as it is in use.
     fn take(&self, file: File, name: PathBuf) -> Result<Counted<FileBackend>, OpenError> {
-        let failed = |source| OpenError::Io { action: "open", path: self.path.clone(), source };
+        let failed = |source| OpenError::Io { action: "open", path: self.path.clone(), cause: source };
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -147,18 +147,18 @@ impl Sides for SideFile {
                 self.check_private(&file)?;
                 self.take(file, path()).map(Some)
             }
-            Err(source) => Err(OpenError::Io { action: "open", path: path(), source }),
+            Err(source) => Err(OpenError::Io { action: "open", path: path(), cause: source }),
         }
     }
 
     fn create(&self) -> Result<Self::Side, OpenError> {
-        let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), source };
+        let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), cause: source };
         let (aside, file) = make_aside(&self.path).map_err(failed)?;
         self.take(file, aside)
     }
 
     fn put_in_place(&self) -> Result<(), OpenError> {
-        let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), source };
+        let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), cause: source };
         let in_the_way = || OpenError::JournalInTheWay { path: self.path.clone() };
         let mut used = self.used();
         let Some(used) = used.as_mut() else { return Err(failed(ErrorKind::NotFound.into())) };

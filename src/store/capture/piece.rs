@@ -304,7 +304,7 @@ pub(super) fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) 
 /// An error of the codec may quote the value; of ours, none does.
 pub(super) fn kind_of(error: &Error) -> String {
     match error {
-        Error::Event(EventError::Encode { format, source }) => {
+        Error::Event(EventError::Encode { format, cause: source }) => {
             let loss = loss_in(source).map(|loss| format!(": {loss}")).unwrap_or_default();
             format!("it cannot be encoded as {format}{loss}")
         }

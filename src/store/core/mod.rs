@@ -323,7 +323,7 @@ impl Core {
         let named = self.unless_lost(self.watch.look(self.written()));
         let closed = crate::storage::file::close(db).map_err(|source| {
             let action = "closing the file";
-            Error::Storage(crate::error::StorageFailure { action, source, fatal: true })
+            Error::Storage(crate::error::StorageFailure { action, cause: source, fatal: true })
         });
         named.and(closed)
     }

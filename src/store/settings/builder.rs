@@ -27,7 +27,7 @@ use crate::time::{Clock, SystemClock, as_ms};
 /// # let path = folder.path().join("payments.redb");
 /// let store = Store::builder()
 ///     .cache_bytes(8 << 20)
-///     .backlog_quota(BacklogQuota { events_max: 1_000_000, bytes_max: 1 << 30, policy: QuotaPolicy::Refuse })
+///     .backlog_quota(BacklogQuota::events(1_000_000).and_bytes(1 << 30))
 ///     .open(&path)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -215,7 +215,7 @@ impl StoreBuilder {
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// use onewrite::{BacklogQuota, QuotaPolicy, Store};
-    /// let quota = BacklogQuota { events_max: 0, bytes_max: 1 << 30, policy: QuotaPolicy::Refuse };
+    /// let quota = BacklogQuota::events(0).and_bytes(1 << 30);
     /// let refused = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb"));
     /// assert!(refused.is_err()); // a quota of zero would refuse every event
     /// # Ok::<(), Box<dyn std::error::Error>>(())

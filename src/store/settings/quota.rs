@@ -43,7 +43,7 @@ pub enum QuotaPolicy {
 /// ```
 /// # let folder = tempfile::tempdir()?;
 /// use onewrite::{BacklogQuota, Error, Event, QuotaPolicy, Store};
-/// let quota = BacklogQuota { events_max: 1, bytes_max: 1 << 20, policy: QuotaPolicy::Refuse };
+/// let quota = BacklogQuota::events(1).and_bytes(1 << 20);
 /// let store = Store::builder().backlog_quota(quota).open(folder.path().join("a.redb"))?;
 /// let pay = || store.write(|tx| tx.append(Event::bytes("paid", "1").to("", "payments")));
 /// pay()?;
@@ -51,11 +51,57 @@ pub enum QuotaPolicy {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a quota does nothing until it is given to `StoreBuilder::backlog_quota`"]
 pub struct BacklogQuota {
-    /// Events at most.
-    pub events_max: u64,
-    /// Bytes of records at most.
-    pub bytes_max: u64,
-    /// What happens then.
-    pub policy: QuotaPolicy,
+    pub(crate) events_max: u64,
+    pub(crate) bytes_max: u64,
+    pub(crate) policy: QuotaPolicy,
+}
+
+impl BacklogQuota {
+    /// So many events at most, of any length.
+    ///
+    /// ```
+    /// use onewrite::{BacklogQuota, QuotaPolicy};
+    /// let quota = BacklogQuota::events(1_000_000).and_bytes(1 << 30).policy(QuotaPolicy::DropExpired);
+    /// # let _ = quota;
+    /// ```
+    pub const fn events(events: u64) -> Self {
+        Self { events_max: events, bytes_max: u64::MAX, policy: QuotaPolicy::Refuse }
+    }
+
+    /// Records of so many bytes at most, in any number.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{BacklogQuota, Store};
+    /// let store = Store::builder().backlog_quota(BacklogQuota::bytes(1 << 30)).open(folder.path().join("a.redb"))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub const fn bytes(bytes: u64) -> Self {
+        Self { events_max: u64::MAX, bytes_max: bytes, policy: QuotaPolicy::Refuse }
+    }
+
+    /// And records of so many bytes at most.
+    ///
+    /// ```
+    /// use onewrite::BacklogQuota;
+    /// assert_ne!(BacklogQuota::events(10).and_bytes(1 << 20), BacklogQuota::events(10));
+    /// ```
+    pub const fn and_bytes(mut self, bytes: u64) -> Self {
+        self.bytes_max = bytes;
+        self
+    }
+
+    /// What happens when it is reached; [`QuotaPolicy::Refuse`] unless set.
+    ///
+    /// ```
+    /// use onewrite::{BacklogQuota, QuotaPolicy};
+    /// let refuses = BacklogQuota::events(10);
+    /// assert_eq!(refuses.policy(QuotaPolicy::Refuse), refuses);
+    /// ```
+    pub const fn policy(mut self, policy: QuotaPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
 }

@@ -15,13 +15,13 @@ use crate::time::as_ms;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Retention {
     /// The newest this many.
-    pub events_min: u64,
+    pub(crate) events_min: u64,
     /// The newest records of this many bytes together.
-    pub bytes_min: u64,
+    pub(crate) bytes_min: u64,
     /// Those younger than this, in milliseconds.
-    pub age_ms_min: u64,
+    pub(crate) age_ms_min: u64,
     /// Everything, for ever.
-    pub forever: bool,
+    pub(crate) forever: bool,
 }
 
 impl Retention {

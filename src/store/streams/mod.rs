@@ -43,6 +43,7 @@ use crate::upcast::Upcasts;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StreamAppended {
     /// Their revisions.
     pub revisions: Range<u64>,

@@ -61,6 +61,7 @@ const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Appended {
     /// Its sequence number: commit order, without a hole.
     pub seq: u64,

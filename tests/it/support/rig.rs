@@ -95,16 +95,10 @@ pub(crate) fn message(id: &str, payload: &[u8]) -> Message {
 }
 
 pub(crate) fn outgoing(ticket: u64, exchange: &str, routing_key: &str, message: Message) -> Outgoing {
-    Outgoing {
-        ticket: Ticket(ticket),
-        mandatory: true,
-        exchange: exchange.into(),
-        routing_key: routing_key.into(),
-        message: Arc::new(message),
-        isolated: false,
-    }
+    Outgoing::new(Ticket(ticket), exchange, routing_key, Arc::new(message))
 }
 
-pub(crate) fn isolated(outgoing: Outgoing) -> Outgoing {
-    Outgoing { isolated: true, ..outgoing }
+pub(crate) fn isolated(mut outgoing: Outgoing) -> Outgoing {
+    outgoing.isolated = true;
+    outgoing
 }
