@@ -316,7 +316,7 @@ impl<A: Aggregate> AggregateStream<A> {
     /// Commands that meet a conflict take turns, in the order in which they met it, and while some do, every further command on
     /// the aggregate joins them. So where commands alone write the stream, each decides three times at most, however many there
     /// are. Three things give that up, and then [`attempts`](Self::attempts) alone is the bound: writers that append to the
-    /// stream by themselves; a `decide` that keeps the others waiting for more than [`LINE_MS_MAX`](crate::limits::LINE_MS_MAX);
+    /// stream by themselves; a `decide` that keeps the others waiting for more than two seconds;
     /// commands that `decide` itself executes, which never wait for others.
     ///
     /// # Errors

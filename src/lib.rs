@@ -84,6 +84,7 @@ mod store;
 mod subscription;
 mod text;
 pub mod time;
+mod tuning;
 mod upcast;
 pub mod wire;
 

@@ -41,7 +41,7 @@
 //! | what | bound |
 //! |---|---|
 //! | deliveries that wait | [`ConsumerBuilder::parked_max`](crate::ConsumerBuilder::parked_max), rows and bytes, per scope |
-//! | tries of deliveries | [`TRIES_ROWS_MAX`](crate::limits::TRIES_ROWS_MAX), per scope |
+//! | tries of deliveries | 16,384, per scope |
 //! | ids of foreign messages | [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max), per scope; none unless set |
 //! | rejected deliveries | [`ConsumerBuilder::rejected_max`](crate::ConsumerBuilder::rejected_max), rows and bytes, per scope; [`on_rejected_full`](crate::ConsumerBuilder::on_rejected_full) says what becomes of more |
 //! | lanes and their gaps | [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max), [`gaps_max`](crate::StoreBuilder::gaps_max), per scope; none unless set. Set more lanes than producers use in a day |

@@ -14,12 +14,12 @@ use futures_core::Stream;
 use crate::error::{Error, Result};
 use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
-use crate::limits::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
 use crate::store::notify::Listener;
 use crate::store::start_at::check_position;
 use crate::store::wanted::{Looked, Wanted};
 use crate::store::{StartAt, Store};
 use crate::time::Deadline;
+use crate::tuning::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
 
 /// The events of the log from a position on: an endless iterator that waits for the next event. For async code
 /// [`into_stream`](Self::into_stream). See [`Store::subscribe`].

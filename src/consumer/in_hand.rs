@@ -21,7 +21,7 @@ use redb::{ReadTransaction, ReadableTable, TableError};
 use super::dedup::{Identity, content_of_delivery, fingerprint};
 use crate::broker::Delivery;
 use crate::error::Result;
-use crate::limits::{PARKING_STEP_BYTES, REASON_BYTES_MAX};
+use crate::limits::REASON_BYTES_MAX;
 use crate::log::in_hand::{ParkedRow, Tries, TriesRow};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
@@ -33,6 +33,7 @@ use crate::storage::tables::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s}
 use crate::store::Store;
 use crate::store::core::Identity as StoreIdentity;
 use crate::store::transaction::Transaction;
+use crate::tuning::PARKING_STEP_BYTES;
 
 type Row = &'static [u8];
 

@@ -15,7 +15,6 @@ use redb::{ReadableTable, TableError};
 
 use crate::error::{Error, Result};
 use crate::event::LaneOf;
-use crate::limits::LANES_LOOK;
 use crate::log::dedup::Head;
 use crate::log::forgotten::Forgotten;
 use crate::log::keys::{self, SeenKey};
@@ -25,6 +24,7 @@ use crate::storage::tables::schema::{LANES_KEPT, scopes};
 use crate::store::Store;
 use crate::store::consumers::IdleSearch;
 use crate::store::settings::{LanesPolicy, Settings};
+use crate::tuning::LANES_LOOK;
 
 type Row = &'static [u8];
 

@@ -17,7 +17,7 @@ use redb::ReadableTable;
 
 pub(crate) use super::reject::{Refusal, reason};
 use crate::error::{Error, Result};
-use crate::limits::{REDRIVE_STEP, SHORT_STRING_BYTES_MAX};
+use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
@@ -28,6 +28,7 @@ use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{REJECTED, scopes};
 use crate::store::Store;
 use crate::store::transaction::{Transaction, check_id};
+use crate::tuning::REDRIVE_STEP;
 
 /// A rejected delivery, and why.
 ///

@@ -8,9 +8,10 @@
 
 use std::time::Duration;
 
-use crate::limits::{FREE_SPACE_DEFAULT, FREE_SPACE_PART, PARKING_STEP_BYTES};
+use crate::limits::{FREE_SPACE_DEFAULT, FREE_SPACE_PART};
 use crate::storage::free_space::Space;
 use crate::time::Deadline;
+use crate::tuning::PARKING_STEP_BYTES;
 
 /// How long a look at the disk counts.
 const LOOK_AFTER: Duration = Duration::from_millis(20);

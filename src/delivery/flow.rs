@@ -3,9 +3,9 @@
 use super::culprit::Turn;
 use super::types::{Action, Change, PublishOrder};
 use super::{Home, Item, ItemState, Machine, expired, is_expired};
-use crate::limits::SILENT_TRIALS_MAX;
 use crate::message::{FaultClass, Ticket};
 use crate::time::Now;
+use crate::tuning::SILENT_TRIALS_MAX;
 
 /// How long nothing may be sendable, with more in the log, before events that wait behind others make room on disk. A
 /// hot key that flows would otherwise be written down and read back for nothing.

@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::types::{Action, Key, PublishOrder, SuspendCause};
 use super::{ItemState, Machine, is_expired};
-use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
+use crate::tuning::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
 
 /// A destination of which nothing waits is remembered for so long.
 const REMEMBERED_MS: u64 = 2 * SILENT_BACKOFF_MS.1;

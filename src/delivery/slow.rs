@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use super::silence::Destination;
 use super::types::PublishOrder;
 use super::{ItemState, Machine};
-use crate::limits::SLOW_MS;
 use crate::time::Now;
+use crate::tuning::SLOW_MS;
 
 /// The look at the destinations in a full window.
 #[derive(Debug, Default)]

@@ -129,7 +129,7 @@ pub struct CaptureStats {
     /// No row that was there at switch-on is still to be walked.
     pub snapshot_done: bool,
     /// Keys among those that wait whose codec has failed since the store was opened: at most
-    /// [`CAPTURE_FAILED_MAX`](crate::limits::CAPTURE_FAILED_MAX) of all tables are counted. The log says why.
+    /// 1,024 of all tables are counted. The log says why.
     pub failed: u64,
     /// What it waits for; `None` if nothing of it waits, or what waits is on its way.
     pub waits_for: Option<CaptureWait>,

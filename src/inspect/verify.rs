@@ -7,7 +7,6 @@ use redb::ReadableTable;
 use crate::delivery::types::ExceptionState;
 use crate::error::{CorruptError, Result};
 use crate::event::RecordedEvent;
-use crate::limits::FINDINGS_MAX;
 use crate::log::streams::{NO_SEQ, Run, SnapshotRow};
 use crate::log::{keys, record};
 use crate::printable::printable;
@@ -19,6 +18,7 @@ use crate::store::cursor::ExceptionRow;
 use crate::store::read::Snapshot;
 use crate::store::recover::read_state;
 use crate::store::streams::{find_chunk, stream_row};
+use crate::tuning::FINDINGS_MAX;
 
 /// Something in the file that does not fit.
 ///

@@ -5,11 +5,11 @@ use std::ops::ControlFlow;
 
 use super::verify::Finding;
 use crate::error::{Error, Result, StorageFailure};
-use crate::limits::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 use crate::storage::header::HEAD_BYTES;
 use crate::storage::pages::{Fault, Place, State, Visitor, Walk};
 use crate::store::Store;
 use crate::store::write_wait::{Purpose, Wait};
+use crate::tuning::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 
 /// How far [`Store::verify_pages_with`] has come.
 ///
@@ -109,7 +109,7 @@ impl Store {
     }
 
     /// As [`verify_pages`](Self::verify_pages), and tells how far it has come, every
-    /// [`PAGES_PER_PROGRESS`](crate::limits::PAGES_PER_PROGRESS) pages and at the end. `Break` ends it. No lock is held meanwhile: `progress` may write to
+    /// 64 pages and at the end. `Break` ends it. No lock is held meanwhile: `progress` may write to
     /// the store, or wait.
     ///
     /// # Errors

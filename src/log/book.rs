@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::limits::BOOK_CACHE_MAX;
+use crate::tuning::BOOK_CACHE_MAX;
 
 /// What has changed since the last bulk write, and a cache of the rest.
 #[derive(Debug)]

@@ -23,8 +23,8 @@
 //! speak for the numbers that were seen then: those below `before`.
 
 use super::wire_bytes::{Malformed, Reader};
-use crate::limits::LANE_CHUNKS_MAX;
 use crate::message::Message;
+use crate::tuning::LANE_CHUNKS_MAX;
 
 /// Hashes that a head keeps. Twice as many are there before some go to a chunk.
 const RECENT: usize = 16;

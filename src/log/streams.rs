@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::book::Book;
-use crate::limits::REVISION_HOLES_MAX;
+use crate::tuning::REVISION_HOLES_MAX;
 
 /// What is known of a stream apart from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

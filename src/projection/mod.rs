@@ -218,7 +218,7 @@ impl ProjectionBuilder {
     }
 
     /// Events that one commit applies at most; 256 unless set. A rebuild that does not gain on its writers takes more, up to
-    /// [`REBUILD_REACH_MAX`](crate::limits::REBUILD_REACH_MAX) in its last transaction.
+    /// 65,536 in its last transaction.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -324,7 +324,7 @@ pub(crate) fn read_stretch(
         looked_at += 1;
         if stretch.events.len() >= events_max
             || bytes >= bytes_max
-            || looked_at >= crate::limits::LOAD_EVENTS_MAX
+            || looked_at >= crate::tuning::LOAD_EVENTS_MAX
         {
             break;
         }

@@ -14,7 +14,6 @@ use self::swap::{Reach, Swapped};
 use super::{Asked, FailurePolicy, Handler, ProjectionBuilder};
 use crate::error::{Error, Result};
 use crate::event::RecordedEvent;
-use crate::limits::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 use crate::printable::escaped;
 use crate::projection::rows::{Stretch, read_stretch};
 use crate::storage::tables::projection::{ProjectionRow, Which};
@@ -25,6 +24,7 @@ use crate::store::wanted::Wanted;
 use crate::store::write_wait::Purpose;
 use crate::store::{ProjectionState, Transaction};
 use crate::time::{Deadline, Due, Look};
+use crate::tuning::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 
 /// Batches that a rebuild applies for one of the live track: it has to become the faster one.
 const REBUILD_BATCHES: usize = 8;

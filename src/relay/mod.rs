@@ -26,15 +26,15 @@ use crate::delivery::types::Settings;
 use crate::error::{Error, Result, SettingError};
 use crate::event::{Destination, RecordedEvent, fresh_uuid, uuid_text};
 use crate::limits::{
-    ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, HELD_KEYS_MAX, LOAD_EVENTS_MAX,
-    LOOKAHEAD_PER_WINDOW, RATE_LIMIT_MAX, RETRYING_MAX, SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT,
-    WINDOW_EVENTS_DEFAULT, WINDOW_EVENTS_MAX,
+    ATTEMPTS_DEFAULT, BACKOFF_MS_DEFAULT, DESTINATION_ATTEMPTS_DEFAULT, RATE_LIMIT_MAX,
+    SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT, WINDOW_EVENTS_DEFAULT, WINDOW_EVENTS_MAX,
 };
 use crate::oneshot;
 use crate::store::relays::RelayPort;
 use crate::store::{RelayStatus, StartAt, Store};
 use crate::text::Text;
 use crate::time::as_ms;
+use crate::tuning::{HELD_KEYS_MAX, LOAD_EVENTS_MAX, LOOKAHEAD_PER_WINDOW, RETRYING_MAX};
 use crate::wire::{HeaderSpelling, SigningKey, Wire};
 
 pub(crate) use self::handle::Registered;

@@ -21,7 +21,6 @@ use crate::broker::{Epoch, Publisher, PublisherEvent};
 use crate::delivery::types::{Action, Change, Input, Recovered, ScanAt, Settings};
 use crate::delivery::{Machine, SuspendedFigures};
 use crate::error::{Error, Result};
-use crate::limits::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::printable::printable;
 use crate::storage::errors::engine_panicked;
@@ -32,6 +31,7 @@ use crate::store::records::{self};
 use crate::store::relays::RelayRequest;
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::time::{Deadline, Now, wake_after};
+use crate::tuning::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
 use crate::wire::{self};
 
 /// Row changes that may wait for a commit. More ask for a commit of their own.

@@ -24,7 +24,7 @@ use super::private::warn_if_loose;
 use super::shared::{Check, Look, Shared};
 use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
-use crate::limits::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
+use crate::tuning::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
 
 /// What a database is kept on: a file, or a disk that the tests of crashes make up.
 pub(crate) trait Medium {

@@ -10,7 +10,8 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use crate::limits::{FILE_NAME_BYTES_MAX, UNSYNCED_FOLDERS_MAX};
+use crate::limits::FILE_NAME_BYTES_MAX;
+use crate::tuning::UNSYNCED_FOLDERS_MAX;
 
 /// Syncs a folder: a parameter, so that tests can say what the file system answers.
 pub(crate) type SyncFolder = fn(&Path) -> io::Result<()>;

@@ -13,8 +13,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::place::Inode;
-use crate::limits::{NAME_COMMITS_MAX, NAME_EVENTS_MAX, NAME_MS_MAX};
 use crate::time::Deadline;
+use crate::tuning::{NAME_COMMITS_MAX, NAME_EVENTS_MAX, NAME_MS_MAX};
 
 /// The names of one store.
 #[derive(Debug)]

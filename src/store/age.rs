@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use redb::WriteTransaction;
 
 use crate::error::Result;
-use crate::limits::{AGE_MILESTONES_MAX, AGE_SAVE_MS, AGE_SAVE_MS_MIN, AGE_STEP_MS_MIN, AGE_STEPS};
 use crate::storage::tables::schema::{META, META_AGE};
 use crate::time::Now;
+use crate::tuning::{AGE_MILESTONES_MAX, AGE_SAVE_MS, AGE_SAVE_MS_MIN, AGE_STEP_MS_MIN, AGE_STEPS};
 
 /// The store age as it grows.
 #[derive(Debug)]

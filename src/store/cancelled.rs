@@ -16,9 +16,9 @@ use super::Store;
 use super::cleanup::rebuild_tasks;
 use super::transaction::Transaction;
 use crate::error::Result;
-use crate::limits::CLEAN_STEP;
 use crate::log::keys::CursorId;
 use crate::storage::tables::schema::{META, read_u64s, u64s};
+use crate::tuning::CLEAN_STEP;
 
 fn key(name: &str) -> String {
     format!("cancelled.{name}")

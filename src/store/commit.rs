@@ -20,7 +20,6 @@ use super::transaction::Pending;
 use super::trim::{Deferred, Plan};
 use super::waiting::{Parked, ParkedChanges};
 use crate::error::{Error, Result};
-use crate::limits::INBOX_PRUNE_STEP;
 use crate::log::{keys, record};
 use crate::storage::tables::ids;
 use crate::storage::tables::projection::ProjectionRow;
@@ -28,6 +27,7 @@ use crate::storage::tables::schema::{
     EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
 };
 use crate::time::Now;
+use crate::tuning::INBOX_PRUNE_STEP;
 
 /// What of the tail becomes true once the commit is durable.
 struct Next {

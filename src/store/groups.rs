@@ -23,8 +23,8 @@ use super::transaction::Transaction;
 use super::write_wait::{Purpose, Wait};
 use super::writer::{Write, or_poison, quietly, same};
 use crate::error::Result;
-use crate::limits::{BATCH_WRITES_MAX, GROUP_MS_MAX, HANDLERS_MS_MAX, RUNS_MAX};
 use crate::oneshot::Wakes;
+use crate::tuning::{BATCH_WRITES_MAX, GROUP_MS_MAX, HANDLERS_MS_MAX, RUNS_MAX};
 
 /// A write in the queue.
 pub(super) struct Queued {

@@ -13,10 +13,11 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 
 use super::core::{Core, Tail};
 use crate::error::Result;
-use crate::limits::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN, STATS_ROWS_MAX};
+use crate::limits::STATS_ROWS_MAX;
 use crate::log::{keys, record};
 use crate::storage::tables::schema::{EXCEPTIONS, FAILURES, LOG};
 use crate::time::Now;
+use crate::tuning::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN};
 
 /// What kind of thing holds the log or the file.
 ///

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::limits::{LEFT_OUT_STREAMS_MAX, SNAPSHOT_BYTES_MAX};
+use crate::limits::SNAPSHOT_BYTES_MAX;
 use crate::printable::printable;
+use crate::tuning::LEFT_OUT_STREAMS_MAX;
 
 /// How many were left out, and of which streams.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use crate::limits::LINE_MS_MAX;
+use crate::tuning::LINE_MS_MAX;
 
 const PATIENCE: Duration = Duration::from_millis(LINE_MS_MAX);
 

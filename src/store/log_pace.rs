@@ -1,6 +1,6 @@
 //! How often one kind of warning is logged while its cause repeats.
 
-use crate::limits::{LOG_BURST_MAX, LOG_WINDOW_MS};
+use crate::tuning::{LOG_BURST_MAX, LOG_WINDOW_MS};
 
 /// Admits [`LOG_BURST_MAX`] lines within [`LOG_WINDOW_MS`]. It counts the others, for the next line that it admits.
 #[derive(Debug, Default)]

@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::core::Core;
 use super::relays::{Awaited, RelayPort, RelayRequest};
 use crate::error::Error;
-use crate::limits::ANSWER_MS_MAX;
 use crate::message::Fault;
 use crate::oneshot;
 use crate::time::Deadline;
+use crate::tuning::ANSWER_MS_MAX;
 
 /// Proof of a durable write: the closure's value, and the sequence numbers of its events.
 ///

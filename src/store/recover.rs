@@ -12,7 +12,7 @@ use super::streams::stream_row;
 use super::waiting::count_parked;
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::{RecordedEvent, fresh_secret, fresh_uuid};
-use crate::limits::{CLOCK_TOLERANCE_MS, NUMBER_MAX};
+use crate::limits::NUMBER_MAX;
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::{Holes, StreamState};
@@ -26,6 +26,7 @@ use crate::storage::tables::schema::{
     PROJECTIONS, STREAMS, StateRow,
 };
 use crate::storage::tables::{ids, lanes_kept, rejected};
+use crate::tuning::CLOCK_TOLERANCE_MS;
 use crate::wire::ContentKey;
 
 /// More epochs than any file can have come to: each takes a damaged file.

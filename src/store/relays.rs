@@ -114,7 +114,7 @@ pub struct RelayStatus {
     pub quarantined: u64,
     /// Connections made after the first.
     pub reconnects: u64,
-    /// Destinations that the relay has suspended, 16 ([`SUSPENDED_SHOWN_MAX`](crate::limits::SUSPENDED_SHOWN_MAX)) at most.
+    /// Destinations that the relay has suspended, 16 at most.
     pub suspended: Vec<SuspendedDestination>,
     /// The last thing that went wrong with the connection or with one publish, also when it has healed.
     pub last_fault: Option<Fault>,

@@ -10,9 +10,9 @@ use super::core::{Core, Tail};
 use super::relays::Pace;
 use super::settings::{BacklogQuota, QuotaPolicy};
 use super::write_wait::{Purpose, Wait};
-use crate::limits::QUOTA_SCAN_MS_MAX;
 use crate::printable::printable;
 use crate::time::Deadline;
+use crate::tuning::QUOTA_SCAN_MS_MAX;
 
 /// How often a write that waits for room under the quota looks whether the store is still open.
 const QUOTA_LOOK: Duration = Duration::from_secs(1);

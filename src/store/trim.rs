@@ -12,11 +12,11 @@ use super::cursor::Cursor;
 use super::transaction::Pending;
 use super::waiting::ParkedChanges;
 use crate::error::Result;
-use crate::limits::{
+use crate::time::Now;
+use crate::tuning::{
     DERIVED_FLUSH_BYTES, DERIVED_FLUSH_EVENTS, TRIM_BATCH_MIN, TRIM_DEFER_BYTES_MAX, TRIM_DEFER_MS_MAX,
     TRIM_STEP, TRIM_STEP_BYTES,
 };
-use crate::time::Now;
 
 /// Records that can go and have not gone yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

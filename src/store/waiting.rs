@@ -1,7 +1,7 @@
 //! Which events of a cursor have waited longest.
 //!
 //! Parked rows are sorted by key, so their oldest is the least of each key's first; those firsts are kept in memory. There are as
-//! many as held keys, which a relay bounds ([`HELD_KEYS_MAX`](crate::limits::HELD_KEYS_MAX)). Exception rows are sorted by
+//! many as held keys, which a relay bounds (`HELD_KEYS_MAX`). Exception rows are sorted by
 //! sequence number, and rows of all states stand among each other: memory keeps a lower bound for each state, and a search
 //! from the bound finds the row.
 

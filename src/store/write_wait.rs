@@ -7,8 +7,8 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::limits::{WRITE_WAIT_WARN_MS, WRITE_WAIT_WARN_MS_MAX};
 use crate::time::{Deadline, as_ms};
+use crate::tuning::{WRITE_WAIT_WARN_MS, WRITE_WAIT_WARN_MS_MAX};
 
 /// What a write transaction is for.
 #[derive(Debug, Clone)]

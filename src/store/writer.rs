@@ -20,10 +20,10 @@ use super::receipt::Receipt;
 use super::transaction::Transaction;
 use super::write_wait::Purpose;
 use crate::error::{Error, Result, StorageFailure};
-use crate::limits::AGE_SAVE_MS_MIN;
 use crate::oneshot::{self, Wakes};
 use crate::storage::errors::{caught, panic_text};
 use crate::time::{Deadline, wake_after};
+use crate::tuning::AGE_SAVE_MS_MIN;
 
 /// What the writer thread is sent.
 pub(crate) enum Job {

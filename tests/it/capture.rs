@@ -11,7 +11,7 @@ use onewrite::broker::{MemoryBroker, Rule, Verdict};
 use onewrite::redb::{MultimapTableDefinition, ReadableTable, TableDefinition};
 use onewrite::{
     BacklogQuota, Capture, CaptureMode, CaptureStats, Change, Error, Event, Operation, RecordedEvent, Relay,
-    Retention, Store, StoreBuilder, Transaction, limits,
+    Retention, Store, StoreBuilder, Transaction,
 };
 use proptest::prelude::*;
 
@@ -483,7 +483,10 @@ fn rounds_keep_to_the_relay_s_pace() {
     until("a round has come", || store.stats().unwrap().next_seq > 0);
     std::thread::sleep(Duration::from_millis(100));
     let next_seq = store.stats().unwrap().next_seq;
-    assert!(next_seq <= 50 + limits::CAPTURE_ROUND_KEYS as u64, "{next_seq} events are in the log");
+    assert!(
+        next_seq <= 50 + crate::support::tuning::CAPTURE_ROUND_KEYS as u64,
+        "{next_seq} events are in the log"
+    );
     all(2);
     broker.clear_script();
     broker.release_confirms();

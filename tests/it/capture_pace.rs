@@ -257,7 +257,7 @@ fn marks_of_an_unpublished_table_coalesce() {
         let last = crate::scratch::events(&store.read().unwrap()).pop().unwrap();
         assert_eq!(last.payload(), (burst * 1000 + 299).to_string().as_bytes());
         // One when it begins, one for each quarter of a second, one at the end.
-        let allowed = 3 + began.elapsed().as_millis() as u64 / onewrite::limits::CAPTURE_OWN_MS;
+        let allowed = 3 + began.elapsed().as_millis() as u64 / crate::support::tuning::CAPTURE_OWN_MS;
         assert!(next_seq(&store) - before <= allowed, "{} events", next_seq(&store) - before);
     }
 }

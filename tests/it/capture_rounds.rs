@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use onewrite::broker::{Rule, Verdict};
 use onewrite::redb::{ReadableTable, StorageError, TableDefinition};
-use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, Transaction, limits};
+use onewrite::{Capture, CaptureMode, Change, Error, Event, Store, Transaction};
 
 use crate::scratch::{broker, until};
 
@@ -164,7 +164,7 @@ fn a_silent_broker_gets_no_round() {
     assert_eq!(next_seq(), 80);
     until("one confirm has come, and a small round", || next_seq() > 80);
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(next_seq(), 80 + limits::CAPTURE_SMALL_ROUND_KEYS as u64);
+    assert_eq!(next_seq(), 80 + crate::support::tuning::CAPTURE_SMALL_ROUND_KEYS as u64);
     broker.clear_script();
     broker.release_confirms();
     until("all is published", || waiting(&store, "a") == 0);

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::tuning::CLEAN_STEP;
 use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
-use onewrite::limits::CLEAN_STEP;
 use onewrite::redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use onewrite::{
     Capture, CaptureMode, Error, Event, ExpectedRevision, FailurePolicy, Relay, Stats, Store, Transaction,

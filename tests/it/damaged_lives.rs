@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
-use onewrite::{Aggregate, Error, Event, ExpectedRevision, OpenError, RecordedEvent, Result, Store, limits};
+use onewrite::{Aggregate, Error, Event, ExpectedRevision, OpenError, RecordedEvent, Result, Store};
 use proptest::prelude::*;
 
 use crate::scratch::crash_copy;
@@ -182,7 +182,8 @@ fn live(folder: &Path, lives: &[(Vec<Step>, End)]) {
                 Step::Fill => {
                     let fill = |tx: &onewrite::Transaction| {
                         let event = || Event::bytes("f", "").unpublished();
-                        (0..limits::DERIVED_FLUSH_EVENTS).try_for_each(|_| tx.append(event()).map(drop))
+                        (0..crate::support::tuning::DERIVED_FLUSH_EVENTS)
+                            .try_for_each(|_| tx.append(event()).map(drop))
                     };
                     store.write(fill).unwrap();
                 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::support::tuning::{PROJECTION_SKIP_MAX, TRIM_DEFER_BYTES_MAX, TRIM_DEFER_MS_MAX};
 use onewrite::broker::{MemoryBroker, QueueOptions};
-use onewrite::limits::{PROJECTION_SKIP_MAX, TRIM_DEFER_BYTES_MAX, TRIM_DEFER_MS_MAX};
 use onewrite::time::{Clock, Now};
 use onewrite::{Event, EventFilter, Relay, Retention, Store, StoreBuilder};
 

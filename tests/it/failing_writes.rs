@@ -8,7 +8,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use onewrite::redb::{ReadableTableMetadata, TableDefinition};
-use onewrite::{Error, Message, Store, limits};
+use onewrite::{Error, Message, Store};
 
 use crate::lanes_inbox::{drained, setup, until};
 
@@ -78,7 +78,10 @@ fn failing_writes_make_no_other_run_often() {
         let good = results.iter().filter(|result| result.is_ok()).count() as u64;
         assert_eq!(rows(&store), good, "{name}");
         let most = calls.lock().unwrap().values().max().copied();
-        assert!(most <= Some(u32::from(limits::RUNS_MAX)), "{name}: {most:?} calls of one write");
+        assert!(
+            most <= Some(u32::from(crate::support::tuning::RUNS_MAX)),
+            "{name}: {most:?} calls of one write"
+        );
     }
 }
 
@@ -115,7 +118,10 @@ fn failing_deliveries_make_no_other_run_often() {
             "{name}: {stats:?}"
         );
         let most = calls.lock().unwrap().values().max().copied();
-        assert!(most <= Some(u32::from(limits::RUNS_MAX)), "{name}: {most:?} calls of one delivery");
+        assert!(
+            most <= Some(u32::from(crate::support::tuning::RUNS_MAX)),
+            "{name}: {most:?} calls of one delivery"
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::time::{Clock, Now, SystemClock};
-use onewrite::{Error, Event, FaultClass, OpenError, Relay, Retention, Store, StoreBuilder, limits};
+use onewrite::{Error, Event, FaultClass, OpenError, Relay, Retention, Store, StoreBuilder};
 
 use crate::scratch::{STATE, audit, crash_copy, event, events, number_of, put};
 
@@ -55,7 +55,7 @@ fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
 fn numbers_go_on_across_every_end() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = Store::open(folder.path().join("a.redb")).unwrap();
-    let total = 2 * limits::DERIVED_FLUSH_EVENTS + 808;
+    let total = 2 * crate::support::tuning::DERIVED_FLUSH_EVENTS + 808;
     assert_eq!(total, 9000);
     let mut n = 0;
     for round in 0.. {
@@ -187,7 +187,7 @@ fn epoch_on_the_wire(broker: &MemoryBroker) -> i64 {
 fn damage_in_the_newest_stretch_begins_an_epoch() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
-    let flushed = limits::DERIVED_FLUSH_EVENTS;
+    let flushed = crate::support::tuning::DERIVED_FLUSH_EVENTS;
     let reopen_and_publish = |n: u64| {
         let store = Store::builder().retention(Retention::forever()).open(&path).unwrap();
         let seq = store.write(move |tx| tx.append(event(n))).unwrap().seqs()[0];

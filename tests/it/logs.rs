@@ -123,8 +123,8 @@ pub(crate) mod at_run_time {
     use std::sync::{Arc, Mutex};
     use std::time::{Duration, Instant};
 
+    use crate::support::tuning::LOG_BURST_MAX;
     use onewrite::broker::{MemoryBroker, QueueOptions};
-    use onewrite::limits::LOG_BURST_MAX;
     use onewrite::{Error, Event, Store};
     use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
     use tracing_subscriber::registry::LookupSpan;
@@ -310,7 +310,7 @@ pub(crate) mod at_run_time {
             relay.status().quarantined == FLOOD && consumer.status().quarantined == FLOOD
         });
         // Whole windows that may have begun meanwhile, for each of the two.
-        let windows = began.elapsed().as_millis() / u128::from(onewrite::limits::LOG_WINDOW_MS) + 2;
+        let windows = began.elapsed().as_millis() / u128::from(crate::support::tuning::LOG_WINDOW_MS) + 2;
         let loud = lines.loud();
         for text in ["goes to quarantine", "a delivery is rejected"] {
             let told = loud.iter().filter(|line| line.text().contains(text)).count();

@@ -172,7 +172,7 @@ fn a_snapshot_of_a_lost_event_is_not_used() {
         account.execute(|_| Ok(vec![10])).unwrap();
         if fills {
             let fill = |tx: &onewrite::Transaction| {
-                (0..limits::DERIVED_FLUSH_EVENTS)
+                (0..crate::support::tuning::DERIVED_FLUSH_EVENTS)
                     .try_for_each(|_| tx.append(Event::bytes("f", "").unpublished()).map(drop))
             };
             store.write(fill).unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use onewrite::broker::{MemoryBroker, QueueOptions};
 use onewrite::redb::{ReadableDatabase, ReadableTable, TableDefinition};
 use onewrite::{
-    Destination, Error, Event, ExpectedRevision, Result, Snapshot, Store, StreamAppended, Transaction, limits,
+    Destination, Error, Event, ExpectedRevision, Result, Snapshot, Store, StreamAppended, Transaction,
 };
 use proptest::prelude::*;
 
@@ -31,7 +31,7 @@ fn append(store: &Store, stream: &str, event: Event, expected: ExpectedRevision)
 
 /// Enough events for the index to be written in bulk.
 fn fill_in(tx: &Transaction) -> Result<()> {
-    (0..limits::DERIVED_FLUSH_EVENTS)
+    (0..crate::support::tuning::DERIVED_FLUSH_EVENTS)
         .try_for_each(|_| tx.append(Event::bytes("f", "").unpublished()).map(drop))
 }
 

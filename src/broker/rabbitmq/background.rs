@@ -13,9 +13,9 @@ use futures_util::future::{Either, select};
 use tokio::sync::watch;
 
 use crate::error::SettingError;
-use crate::limits::CLOSE_MS_MAX;
 use crate::process::{Process, keep};
 use crate::time::Deadline;
+use crate::tuning::CLOSE_MS_MAX;
 
 /// The handle that the owner keeps.
 #[derive(Debug)]

@@ -22,8 +22,8 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind};
 use tracing::debug;
 
-use crate::limits::{CAUSE_KNOWN_MS, CAUSE_MS_MAX, QUEUE_AWAY_MS};
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
+use crate::tuning::{CAUSE_KNOWN_MS, CAUSE_MS_MAX, QUEUE_AWAY_MS};
 
 use super::classify::is_away;
 use super::convert::short;

@@ -20,8 +20,8 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind as LapinKind};
 use tracing::debug;
 
 use crate::broker::ExchangeKind;
-use crate::limits::QUEUE_AWAY_MS;
 use crate::message::{Fault, FaultClass, HeaderValue};
+use crate::tuning::QUEUE_AWAY_MS;
 
 use super::cause::{self, Answer, create_channel, free_channel, within};
 use super::classify::{Phase, classify, is_away};

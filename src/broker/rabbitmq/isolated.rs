@@ -21,9 +21,10 @@ use tokio::task::JoinHandle;
 use tracing::debug;
 
 use crate::broker::{PublisherEvent, PublisherEvents};
-use crate::limits::{CLOSE_MS_MAX, CONNECT_MS_MAX, SILENT_CHANNELS_MAX};
+use crate::limits::CONNECT_MS_MAX;
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::time::Deadline;
+use crate::tuning::{CLOSE_MS_MAX, SILENT_CHANNELS_MAX};
 
 use super::background::Stop;
 use super::cause::{cause, create_channel};

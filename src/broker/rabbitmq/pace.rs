@@ -3,9 +3,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use crate::limits::CONFIG_RETRY_MS;
 use crate::message::FaultClass;
 use crate::time::part_of;
+use crate::tuning::CONFIG_RETRY_MS;
 
 /// A connection that lived this long has proved itself, also when nothing was published over it.
 pub(super) const STABLE: Duration = Duration::from_secs(5);

@@ -2,8 +2,8 @@
 
 use crate::broker::ExchangeKind;
 use crate::broker::memory::topic_matches;
-use crate::limits::CAUSE_QUEUES_MAX;
 use crate::message::HeaderValue;
+use crate::tuning::CAUSE_QUEUES_MAX;
 
 /// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
 ///

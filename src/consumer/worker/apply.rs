@@ -17,11 +17,11 @@ use crate::consumer::rejected_room::Kept;
 use crate::consumer::tries::{Step, steps};
 use crate::consumer::{Handler, RejectTo};
 use crate::error::{Error, EventError, Result};
-use crate::limits::CONSUMER_BATCH_MAX;
 use crate::log::in_hand::TriesRow;
 use crate::printable::plain;
 use crate::store::{Receipt, Transaction};
 use crate::time::Deadline;
+use crate::tuning::CONSUMER_BATCH_MAX;
 
 /// After this time what is done of a batch is told, though others of it are not.
 const SETTLE_AFTER: Duration = Duration::from_millis(100);

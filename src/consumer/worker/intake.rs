@@ -8,10 +8,10 @@ use super::item::{Entry, Item, kept_delivery};
 use super::{GapPolicy, HELD_LOOK, Worker};
 use crate::consumer::dedup::Identity;
 use crate::error::Result;
-use crate::limits::CONSUMER_BATCH_MAX;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::time::{Deadline, Look};
+use crate::tuning::CONSUMER_BATCH_MAX;
 use crate::wire::ordering_key;
 
 impl Worker {

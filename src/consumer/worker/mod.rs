@@ -45,11 +45,11 @@ use super::{ConsumerBuilder, ConsumerWait, GapPolicy, Handler};
 use crate::broker::{Delivery, Source, SourceEvent};
 use crate::error::{Error, Result};
 use crate::event::uuid_text;
-use crate::limits::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
 use crate::message::{FaultClass, Message};
 use crate::store::log_pace::LogPace;
 use crate::store::write_wait::Purpose;
 use crate::time::{Deadline, Due, Look};
+use crate::tuning::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
 use crate::wire::ordering_key;
 
 /// How often heads are looked at while something waits for a gap that somebody else may fill.

@@ -13,12 +13,12 @@ use crate::consumer::in_hand::{Name, Parked, Parking, ToPark};
 use crate::consumer::waiting::{Load, Member};
 use crate::consumer::{ConsumerBuilder, GapPolicy};
 use crate::error::Result;
-use crate::limits::{TRIES_ROWS_MAX, WAITING_SHARE};
 use crate::log::in_hand::{ParkedRow, TriesRow};
 use crate::message::Message;
 use crate::store::write_wait::Purpose;
 use crate::store::{Receipt, Store};
 use crate::time::Deadline;
+use crate::tuning::{TRIES_ROWS_MAX, WAITING_SHARE};
 
 /// How often the broker has taken a delivery back says RabbitMQ's quorum queue in these.
 const RETURNS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];

@@ -18,10 +18,10 @@ use crate::consumer::rejected::Refusal;
 use crate::consumer::rejected_room::RejectedRoom;
 use crate::consumer::{ConsumerWait, RejectTo};
 use crate::error::Result;
-use crate::limits::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
 use crate::log::in_hand::Open;
 use crate::storage::free_space::space_at;
 use crate::time::Deadline;
+use crate::tuning::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
 
 /// What has found no room.
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Destinations without a word: who waits, who is asked, who is repeated.
 
 use super::*;
-use crate::limits::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX, SLOW_MS};
+use crate::tuning::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX, SLOW_MS};
 
 fn silence() -> Outcome {
     Outcome::Silent(fault(FaultClass::Outage))

@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Line, Step, Worker};
 use crate::error::Result;
-use crate::limits::{LOAD_EVENTS_MAX, PROJECTION_BATCH_BYTES_MAX, REBUILD_REACH_MAX};
 use crate::projection::rows::read_stretch;
 use crate::storage::tables::projection::Which;
 use crate::store::{ProjectionState, Transaction};
+use crate::tuning::{LOAD_EVENTS_MAX, PROJECTION_BATCH_BYTES_MAX, REBUILD_REACH_MAX};
 
 /// How many records of the log a rebuild may leave to its last transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::limits::JOURNAL_CHECKS_MAX;
 use crate::log::record::body_checksum;
+use crate::tuning::JOURNAL_CHECKS_MAX;
 
 /// Bytes of a block: a page of the storage engine, or a part of a larger one.
 pub(super) const BLOCK: usize = 4096;

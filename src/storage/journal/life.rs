@@ -21,9 +21,10 @@ use super::frame::{BLOCK, Odd, Salt, replay};
 use super::{BLOCK_BYTES, JournalOptions};
 use crate::error::OpenError;
 use crate::event::fresh_uuid;
-use crate::limits::{JOURNAL_BYTES_MAX, JOURNAL_REACH_BYTES_MAX};
+use crate::limits::JOURNAL_BYTES_MAX;
 use crate::log::record::body_checksum;
 use crate::storage::header::ENGINE;
+use crate::tuning::JOURNAL_REACH_BYTES_MAX;
 
 const LIVES_AT: u64 = BLOCK_BYTES - 32;
 const MAGIC: [u8; 8] = *b"1wjrnl01";

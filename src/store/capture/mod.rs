@@ -47,8 +47,7 @@ pub enum CaptureMode {
     EveryChange,
     /// A write only marks its key. When a relay comes round, the key is published once, with its value at that moment:
     /// a key that changed a thousand times while the broker was away is one event. Marks wait while no relay runs; where the
-    /// events [stay in the log](Capture::unpublished) no relay is needed, and marks wait for a quarter of a second at most
-    /// ([`CAPTURE_OWN_MS`](crate::limits::CAPTURE_OWN_MS)).
+    /// events [stay in the log](Capture::unpublished) no relay is needed, and marks wait for a quarter of a second at most.
     NewestValue,
 }
 

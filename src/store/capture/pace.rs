@@ -16,9 +16,9 @@ use std::time::Duration;
 use super::erased::Captured;
 use super::rounds::{Rounds, State};
 use super::rows::{CaptureId, Known, PendingCaptures};
-use crate::limits::CAPTURE_OWN_MS;
 use crate::store::core::Core;
 use crate::store::relays::Pace;
+use crate::tuning::CAPTURE_OWN_MS;
 
 /// The reason why a captured table waits.
 ///

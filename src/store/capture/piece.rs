@@ -10,12 +10,12 @@ use super::rounds::{Asked, Outcome, Rounds};
 use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
 use super::{CaptureMode, Operation};
 use crate::error::{BoxError, Error, EventError, Result, caught};
-use crate::limits::CAPTURE_ROUND_BYTES;
 use crate::log::keys;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::CHANGES;
 use crate::store::relays::Pace;
 use crate::store::transaction::Transaction;
+use crate::tuning::CAPTURE_ROUND_BYTES;
 
 /// What became of one key.
 pub(super) enum Settled {

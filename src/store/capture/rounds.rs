@@ -16,15 +16,15 @@ use super::CaptureWait;
 use super::piece::Piece;
 use super::rows::{CaptureId, PendingCaptures, capture_of};
 use crate::error::{Error, Result, caught};
-use crate::limits::{
-    CAPTURE_FAILED_MAX, CAPTURE_OWN_MS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_KEYS,
-};
 use crate::log::keys;
 use crate::oneshot::Wakes;
 use crate::store::core::Core;
 use crate::store::transaction::Transaction;
 use crate::store::write_wait::Purpose;
 use crate::store::writer::Write;
+use crate::tuning::{
+    CAPTURE_FAILED_MAX, CAPTURE_OWN_MS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_KEYS,
+};
 
 /// What has failed and is tried again later: a key's codec, or the walk of a table.
 #[derive(Debug, Clone, Copy)]

@@ -12,7 +12,7 @@
 //! leaves no task. The writer thread does the rest, a piece in each group, and pieces by themselves while the store is
 //! idle. A task is in the file until it is done: after a crash or a close the next opening goes on with it.
 //!
-//! **Invariants.** One transaction removes [`CLEAN_STEP`](crate::limits::CLEAN_STEP) rows at most, or one table. No task names a thing
+//! **Invariants.** One transaction removes `CLEAN_STEP` rows at most, or one table. No task names a thing
 //! that can be made anew. A deleted stream takes no events, and a truncated stream gives no revision twice. A new capture gets
 //! no id that a task names.
 

@@ -4,13 +4,13 @@ use redb::{MultimapTableHandle, ReadableTable, TableDefinition, TableHandle};
 
 use super::{Revisions, Task, signed};
 use crate::error::Result;
-use crate::limits::CLEAN_STEP;
 use crate::log::keys;
 use crate::log::streams::{NO_SEQ, Run};
 use crate::printable::printable;
 use crate::storage::tables::schema::{CHANGES, CHUNKS, CLEANUP, DUE, EXCEPTIONS, FAILURES, PARKED};
 use crate::store::projections::delete_any;
 use crate::store::transaction::Transaction;
+use crate::tuning::CLEAN_STEP;
 
 type Bytes = &'static [u8];
 

@@ -11,7 +11,6 @@ use redb::ReadableTable;
 
 use super::Task;
 use crate::error::{Error, Result, caught};
-use crate::limits::{CLEAN_PAUSE_MS, CLEAN_RETRY_MS, CLEAN_STEP};
 use crate::oneshot::Wakes;
 use crate::storage::tables::schema::CLEANUP;
 use crate::store::core::Core;
@@ -19,6 +18,7 @@ use crate::store::transaction::Transaction;
 use crate::store::write_wait::Purpose;
 use crate::store::writer::Write;
 use crate::time::Deadline;
+use crate::tuning::{CLEAN_PAUSE_MS, CLEAN_RETRY_MS, CLEAN_STEP};
 
 #[derive(Debug)]
 struct State {

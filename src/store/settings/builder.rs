@@ -371,8 +371,7 @@ impl StoreBuilder {
     /// [`Error::WriteTimeout`](crate::Error::WriteTimeout), which names the thread that holds it. A closure that was queued and given
     /// up never runs. The limit counts until the closure begins: once it runs, the call waits for its commit.
     ///
-    /// With or without a limit the store logs what holds the write transaction when a caller has waited for a second
-    /// ([`WRITE_WAIT_WARN_MS`](crate::limits::WRITE_WAIT_WARN_MS)), and again each time it has waited twice as long. Relays, consumers
+    /// With or without a limit the store logs what holds the write transaction when a caller has waited for a second, and again each time it has waited twice as long. Relays, consumers
     /// and projections have no limit: they wait, and the store logs it.
     ///
     /// # Errors
@@ -526,7 +525,7 @@ impl StoreBuilder {
     ///
     /// The path names the file itself, in a folder that exists; it is not followed if it is a symbolic link. It is resolved once: the process may
     /// change its folder later. While the store is open its file must not be moved, deleted or replaced, nor a folder above it be
-    /// renamed. The store looks for that now and then ([`NAME_COMMITS_MAX`](crate::limits::NAME_COMMITS_MAX)), and is then
+    /// renamed. The store looks for that now and then, after 64 commits at the latest, and is then
     /// poisoned: what was acknowledged in between is in a file that the path no longer leads to.
     ///
     /// When this returns `Ok`, this process owns the file; the log is readable and its end is known. After an unclean

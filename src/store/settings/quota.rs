@@ -20,8 +20,7 @@ pub enum QuotaPolicy {
     /// Events that have [expired](crate::Event::expires) before they were published are let go first; if that makes no room,
     /// `append` fails.
     ///
-    /// The relays whose backlog is too large are asked, and `write` waits for what they find, for a second at most
-    /// ([`QUOTA_SCAN_MS_MAX`](crate::limits::QUOTA_SCAN_MS_MAX)); a search that takes longer goes on, and later writes
+    /// The relays whose backlog is too large are asked, and `write` waits for what they find, for a second at most; a search that takes longer goes on, and later writes
     /// find the room. It also works while the broker is away. What is let go is not lost in silence: it stands in the relay's
     /// [quarantine](crate::Store::quarantine) as expired, holds nobody, and does not count as backlog; its record stays until it is
     /// discarded. What is in flight is left to its outcome.

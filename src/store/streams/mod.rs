@@ -380,7 +380,7 @@ impl<'a> EventStream<'a> {
     /// Forgets the events before this revision; the stream keeps its revision. Beyond the newest event it forgets all
     /// there are. Their records leave the log when trimming passes them, which waits for every relay and for retention;
     /// in a store without a relay they stay. What trimming has passed already is gone for every reader once this commits. The
-    /// first [`CLEAN_STEP`](crate::limits::CLEAN_STEP) records are removed by this transaction, the others in later ones, also
+    /// first 512 records are removed by this transaction, the others in later ones, also
     /// after a crash: [`Stats::cleanup_events`](crate::Stats::cleanup_events).
     ///
     /// # Errors

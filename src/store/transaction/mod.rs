@@ -27,11 +27,11 @@ use super::turn::Turn;
 use super::write_wait::{Purpose, Wait};
 use super::writer::or_poison;
 use crate::error::{Error, Result};
-use crate::limits::CLEAN_STEP;
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::errors::{engine_panicked, unless_it_panics};
 use crate::storage::tables::schema::RESERVED_PREFIX;
+use crate::tuning::CLEAN_STEP;
 
 /// The inbox scope of event ids that the application gave.
 pub(crate) const EVENT_SCOPE: &str = "onewrite.event";

@@ -22,3 +22,7 @@ pub(crate) mod small_disk;
 pub(crate) mod standstill;
 #[cfg(feature = "rabbitmq")]
 pub(crate) mod tap;
+/// The library's own file: tests go by its steps and paces, which are no part of its interface.
+#[allow(dead_code, reason = "tests need some of it")]
+#[path = "../../../src/tuning.rs"]
+pub(crate) mod tuning;
