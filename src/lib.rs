@@ -21,7 +21,7 @@
 //!     let mut accounts = tx.open_table(ACCOUNTS)?; // the application's own redb table
 //!     let balance = accounts.get("alice")?.map_or(500, |row| row.value());
 //!     accounts.insert("alice", balance - 100)?;
-//!     tx.append(Event::json("payment.completed", &100)?.key("alice").to("", "payments"))?; // same transaction
+//!     tx.append(Event::json("payment.completed", &100)?.key("alice").to_queue("payments"))?; // same transaction
 //!     Ok(())
 //! })?; // durable here: both, or on an error neither
 //! receipt.wait_confirmed(Duration::from_secs(5))?; // optional: the broker has it
@@ -47,6 +47,17 @@
 //!
 //! Against whom these hold, and how to configure it, stands on the page on [security].
 //!
+//! # Crate features
+//!
+//! | feature | by default | brings |
+//! |---|---|---|
+//! | `rabbitmq` | yes | `broker::RabbitMq` and `broker::RabbitMqSource`, over lapin and a tokio runtime of their own |
+//! | `json` | yes | `Event::json`, `Capture::json`: payloads by serde_json |
+//! | `tls` | no | `amqps://`, over rustls with the ring provider; brings `rabbitmq` |
+//! | `bincode` | no | `Event::bincode`: payloads by bincode 2, which nobody maintains any more |
+//!
+//! Without any of them the library compiles too: events of bytes, and a broker of your own behind [`broker::Publisher`].
+//!
 //! # It is not
 //!
 //! - a broker, or a replicated database: one process owns one file on one disk;
@@ -55,6 +66,7 @@
 //!   queue on a lost disk) is lost there.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod aggregate;
 pub mod broker;
@@ -76,6 +88,7 @@ mod oneshot;
 mod printable;
 mod process;
 mod projection;
+mod quarantine_filter;
 mod relay;
 mod say;
 pub mod security;
@@ -93,8 +106,8 @@ pub use redb;
 
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
 pub use consumer::{
-    Consumer, ConsumerBuilder, ConsumerStatus, ConsumerWait, GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo,
-    Rejected, RejectedDelivery, RejectedFull,
+    Consumer, ConsumerBuilder, ConsumerStatus, ConsumerWait, GapPolicy, RejectTo, Rejected, RejectedDelivery,
+    RejectedFull,
 };
 pub use error::{
     BoxError, CorruptError, Error, ErrorKind, EventError, ExpectedRevision, OpenError, Result, SettingError,
@@ -108,8 +121,10 @@ pub use inspect::{
 };
 pub use message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgoing, Ticket};
 pub use projection::{
-    FailurePolicy, Projection, ProjectionBuilder, ProjectionFailure, ProjectionTransaction,
+    FailurePolicy, Projection, ProjectionBuilder, ProjectionFailure, ProjectionFailures,
+    ProjectionTransaction,
 };
+pub use quarantine_filter::QuarantineFilter;
 pub use relay::{
     PublishOrder, Quarantine, QuarantinePolicy, Quarantined, Relay, RelayBuilder, StopReport, SuspendCause,
 };

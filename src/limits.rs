@@ -131,6 +131,9 @@ pub const RATE_LIMIT_MAX: u32 = 1_000_000;
 /// Tries of an event that the broker itself refuses (a message fault) before it is quarantined.
 pub const ATTEMPTS_DEFAULT: u32 = 5;
 
+/// Tries of a delivery whose handler fails before it is rejected, unless set.
+pub const HANDLER_ATTEMPTS_DEFAULT: u32 = 10;
+
 /// Tries of an event whose destination is missing, closed or routes nowhere before it is quarantined.
 pub const DESTINATION_ATTEMPTS_DEFAULT: u32 = 10;
 

@@ -10,13 +10,13 @@ use super::handle::Consumer;
 use super::handle::Shared;
 use super::rejected_room::RejectedFull;
 use super::worker::Worker;
-use super::{GapPolicy, HANDLER_ATTEMPTS_DEFAULT, RejectTo};
+use super::{GapPolicy, RejectTo};
 use crate::broker::{Delivery, Source, SourceEvents};
 use crate::error::{Error, Result, SettingError, caught};
 use crate::event::uuid_from_text;
 use crate::limits::{
-    BACKOFF_MS_DEFAULT, HOLD_MS_MAX, PARKED_BYTES_DEFAULT, PARKED_ROWS_DEFAULT, PREFETCH_DEFAULT,
-    REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
+    BACKOFF_MS_DEFAULT, HANDLER_ATTEMPTS_DEFAULT, HOLD_MS_MAX, PARKED_BYTES_DEFAULT, PARKED_ROWS_DEFAULT,
+    PREFETCH_DEFAULT, REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
 use crate::store::{Store, Transaction};

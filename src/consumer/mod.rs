@@ -57,13 +57,6 @@ pub use self::handle::{Consumer, ConsumerStatus, ConsumerWait};
 pub use self::rejected::{Rejected, RejectedDelivery};
 pub use self::rejected_room::RejectedFull;
 
-/// Tries of a delivery whose handler fails before it is rejected, unless set.
-///
-/// ```
-/// assert_eq!(onewrite::HANDLER_ATTEMPTS_DEFAULT, 10);
-/// ```
-pub const HANDLER_ATTEMPTS_DEFAULT: u32 = 10;
-
 /// What a consumer does with a delivery that comes before an earlier one of its lane: see [`ConsumerBuilder::on_gap`].
 ///
 /// ```

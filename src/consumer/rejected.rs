@@ -21,6 +21,7 @@ use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
+use crate::quarantine_filter::{Facts, QuarantineFilter};
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces;
 use crate::storage::tables::pieces::{Of, Pieces};
@@ -66,8 +67,25 @@ pub struct RejectedDelivery {
     pub routing_key: String,
     /// Its `message_id`.
     pub message_id: Option<String>,
+    /// Its `type`.
+    pub event_type: Option<String>,
     /// What is wrong with its row. Nothing else of it is known then, and it can only be discarded.
     pub damaged: Option<&'static str>,
+}
+
+impl RejectedDelivery {
+    fn is_meant(&self, filter: &QuarantineFilter) -> bool {
+        if self.damaged.is_some() {
+            return filter.takes(&Facts::default());
+        }
+        filter.takes(&Facts {
+            event_type: self.event_type.as_deref(),
+            exchange: Some(&self.exchange),
+            routing_key: Some(&self.routing_key),
+            reason: Some(&self.reason),
+            attempts: Some(self.attempts),
+        })
+    }
 }
 
 /// The deliveries that the consumer of one scope has rejected, running or not. See [`Store::rejected`].
@@ -128,6 +146,35 @@ impl Rejected {
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<RejectedDelivery>> {
         let (found, unnamed) = self.page(after, limit)?;
         if unnamed && found.len() < limit { Err(damaged_row("rejected")) } else { Ok(found) }
+    }
+
+    /// As [`list`](Self::list), of those that the filter means. It reads all of them.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::QuarantineFilter;
+    /// let often = QuarantineFilter::all().attempts_min(10);
+    /// assert!(store.rejected("credit-service").list_matching(&often, None, 100)?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn list_matching(
+        &self,
+        filter: &QuarantineFilter,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<RejectedDelivery>> {
+        let (mut after, mut found) = (after, Vec::new());
+        while found.len() < limit {
+            let page = self.list(after, (limit - found.len()).min(REDRIVE_STEP))?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.number);
+            found.extend(page.into_iter().filter(|entry| entry.is_meant(filter)));
+        }
+        Ok(found)
     }
 
     /// Rejected deliveries; and whether rows stand among them, or behind the last, whose keys name none.
@@ -222,7 +269,7 @@ impl Rejected {
         Ok(())
     }
 
-    /// As [`redrive`](Self::redrive), for all that are rejected now and are not damaged. Says how many, those that waited for
+    /// As [`redrive`](Self::redrive), for all that the filter means and that are not damaged. Says how many, those that waited for
     /// it already not counted.
     ///
     /// # Errors
@@ -238,11 +285,15 @@ impl Rejected {
     /// # let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Err(onewrite::Error::reject("no such account")))?;
     /// # while consumer.status().rejected == 0 { std::thread::yield_now() }
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
-    /// assert_eq!(store.rejected("credit-service").redrive_all()?, 1);
-    /// assert_eq!(store.rejected("credit-service").redrive_all()?, 0); // it waits for its consumer
+    /// use onewrite::QuarantineFilter;
+    /// let all = QuarantineFilter::all();
+    /// assert_eq!(store.rejected("credit-service").redrive_all(&all)?, 1);
+    /// assert_eq!(store.rejected("credit-service").redrive_all(&all)?, 0); // it waits for its consumer
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn redrive_all(&self) -> Result<u64> {
+    pub fn redrive_all(&self, filter: &QuarantineFilter) -> Result<u64> {
+        let wanted =
+            |entry: &RejectedDelivery| entry.damaged.is_none() && !entry.redriven && entry.is_meant(filter);
         let (mut after, mut redriven, mut unnamed) = (None, 0, false);
         loop {
             let (page, passed) = self.page(after, REDRIVE_STEP)?;
@@ -251,7 +302,6 @@ impl Rejected {
                 return if unnamed { Err(damaged_row("rejected")) } else { Ok(redriven) };
             };
             after = Some(last.number);
-            let wanted = |entry: &RejectedDelivery| entry.damaged.is_none() && !entry.redriven;
             let numbers: Vec<_> =
                 page.iter().filter(|entry| wanted(entry)).map(|entry| entry.number).collect();
             redriven += numbers.len() as u64;
@@ -285,6 +335,51 @@ impl Rejected {
         // A consumer may wait for the room.
         self.store.core().redrives.notify(&self.scope);
         Ok(())
+    }
+
+    /// As [`discard`](Self::discard), for all that the filter means; [`all`](QuarantineFilter::all) means damaged ones too. Says how many.
+    ///
+    /// # Errors
+    /// What the storage engine says; those before the error are given up all the same. A row whose key names no delivery is an error
+    /// too, once all others are given up: [`discard_unnamed`](Self::discard_unnamed) removes such rows.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::QuarantineFilter;
+    /// let unknown = QuarantineFilter::all().reason_contains("no such account");
+    /// assert_eq!(store.rejected("credit-service").discard_all(&unknown)?, 0); // there is none
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn discard_all(&self, filter: &QuarantineFilter) -> Result<u64> {
+        let (mut after, mut discarded, mut unnamed) = (None, 0, false);
+        loop {
+            let (page, passed) = self.page(after, REDRIVE_STEP)?;
+            unnamed |= passed;
+            let Some(last) = page.last() else {
+                return if unnamed { Err(damaged_row("rejected")) } else { Ok(discarded) };
+            };
+            after = Some(last.number);
+            let meant = page.iter().filter(|entry| entry.is_meant(filter));
+            let numbers: Vec<_> = meant.map(|entry| entry.number).collect();
+            if numbers.is_empty() {
+                continue;
+            }
+            let removed = self.write(move |tx, scope| {
+                // One may have been redriven or discarded since it was read.
+                let remove = |number: &u64| tx.remove_rejected(scope, *number).transpose();
+                numbers.iter().filter_map(remove).collect::<Result<Vec<u64>>>()
+            })?;
+            discarded += removed.len() as u64;
+            self.store.core().discarded.fetch_add(removed.iter().sum(), Ordering::Relaxed);
+            tracing::warn!(
+                scope = self.scope,
+                count = removed.len(),
+                "rejected deliveries are discarded by request"
+            );
+            // A consumer may wait for the room.
+            self.store.core().redrives.notify(&self.scope);
+        }
     }
 
     /// Removes rows whose keys name no delivery, which only damage makes, and counts the rows anew. Says how many it has removed. When this
@@ -399,6 +494,7 @@ fn entry(
             exchange: row.exchange,
             routing_key: row.routing_key,
             message_id: row.message.message_id.map(String::from),
+            event_type: row.message.event_type.map(String::from),
             damaged: None,
         },
         Err(what) => {

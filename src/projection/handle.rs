@@ -5,13 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::rows::ProjectionFailure;
+use super::failures::ProjectionFailures;
 use super::{CANCELLED, Handler};
 use crate::error::{Error, Result};
 use crate::oneshot;
-use crate::projection::rows::not_rebuilt;
 use crate::say::in_drop;
-use crate::storage::tables::projection::Which;
 use crate::store::notify::Signal;
 use crate::store::projections::{OwnedTables, RunningProjection};
 use crate::store::{ProjectionState, ProjectionStatus, Store};
@@ -212,84 +210,18 @@ impl Projection {
         self.store.cancel_rebuild(&self.name)
     }
 
-    /// Events that it has given up, by sequence number, after `after`, at most `limit`.
-    ///
-    /// # Errors
-    /// What redb says.
+    /// The events that it has given up: look at them, hand them to its handler again, or forget them.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
     /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
     /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
-    /// assert!(projection.failures(None, 100)?.is_empty());
+    /// assert!(projection.failures().is_empty()?);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn failures(&self, after: Option<u64>, limit: usize) -> Result<Vec<ProjectionFailure>> {
-        self.store.failures(&self.name, after, limit)
-    }
-
-    /// Gives the handler an event once more that was given up, after all that came since. If it succeeds the event is no
-    /// longer among the failures.
-    ///
-    /// # Errors
-    /// The handler's own; [`Error::NoSuchFailure`]; [`Error::Corrupt`] if its record is damaged; [`Error::ProjectionStopped`]
-    /// while the tables are of another version than the handler.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
-    /// use std::time::Duration;
-    /// use onewrite::{Error, Event, FailurePolicy};
-    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
-    /// let broken = Arc::new(AtomicBool::new(true));
-    /// let is_broken = Arc::clone(&broken);
-    /// let projection = store.projection("counts").on_failure(FailurePolicy::Quarantine { attempts: 1 })
-    ///     .spawn(move |_, _| if is_broken.load(Ordering::Relaxed) { Err(Error::app("broken")) } else { Ok(()) })?;
-    /// projection.wait_for_position(0, Duration::from_secs(5))?;
-    /// broken.store(false, Ordering::Relaxed);
-    /// projection.redrive(0)?;
-    /// assert!(projection.failures(None, 10)?.is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn redrive(&self, seq: u64) -> Result<()> {
-        self.store.core().owner.check()?;
-        let (name, owned, handler) = (self.name.clone(), self.owned.clone(), Arc::clone(&self.handler));
-        let version = self.version;
-        // Said at once where it is plain; a write would wait for its turn first.
-        if let Some(live) = self.store.core().tail().projections.get(&self.name).map(|row| row.live)
-            && live.version != version
-        {
-            return Err(not_rebuilt(&self.name, live));
-        }
-        let redrive = move |tx: &crate::store::Transaction| {
-            // Asked in the transaction: until a rebuild is done the tables are another handler's.
-            tx.require_version(&name, version)?;
-            // Looked at first: the record of a failure stands for as long as the failure does.
-            let event = tx.event(seq);
-            tx.drop_failure(&name, seq)?;
-            let event = event?.ok_or(crate::error::CorruptError { seq, what: "it is missing" })?;
-            handler(&event, &tx.projecting(&name, &owned, Which::Live)?)
-        };
-        self.store.write(redrive).map(drop)
-    }
-
-    /// Forgets an event that was given up.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchFailure`].
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// # use onewrite::Error;
-    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
-    /// assert!(matches!(projection.discard(7), Err(Error::NoSuchFailure { seq: 7, .. })));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn discard(&self, seq: u64) -> Result<()> {
-        let name = self.name.clone();
-        self.store.write(move |tx| tx.drop_failure(&name, seq)).map(drop)
+    #[must_use]
+    pub fn failures(&self) -> ProjectionFailures<'_> {
+        ProjectionFailures { projection: self }
     }
 
     /// Stops, `timeout` at most from now. What is applied by then is durable with its position.

@@ -4,6 +4,7 @@
 //! and following are the same loop. A rebuild writes tables aside, from the beginning of the log, and takes the place of
 //! the old ones in one transaction.
 
+mod failures;
 mod handle;
 mod policy;
 mod rows;
@@ -28,6 +29,7 @@ use crate::store::projections::OwnedTables;
 use crate::store::wanted::Wanted;
 use crate::store::{ProjectionState, StartAt, Store};
 
+pub use self::failures::ProjectionFailures;
 pub(crate) use self::handle::Asked;
 pub use self::handle::Projection;
 use self::handle::Registered;
@@ -259,7 +261,7 @@ impl ProjectionBuilder {
     /// let policy = FailurePolicy::Quarantine { attempts: 1 };
     /// let projection = store.projection("counts").on_failure(policy).spawn(|_, _| Err(Error::app("cannot count")))?;
     /// projection.wait_for_position(0, Duration::from_secs(5))?; // it has gone on
-    /// assert_eq!(projection.failures(None, 10)?.len(), 1);
+    /// assert_eq!(projection.failures().list(None, 10)?.len(), 1);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn on_failure(mut self, policy: FailurePolicy) -> Self {

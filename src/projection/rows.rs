@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::transaction::ProjectionTransaction;
 use crate::error::{Error, Result};
-use crate::event::RecordedEvent;
+use crate::event::{Destination, RecordedEvent};
 use crate::log::keys;
 use crate::log::wire_bytes::{Malformed, Reader, put_text16};
 use crate::storage::errors::damaged_row;
@@ -35,7 +35,7 @@ use crate::store::wanted::{Looked, Wanted};
 /// let projection = store.projection("balances").on_failure(FailurePolicy::Quarantine { attempts: 1 })
 ///     .spawn(|_, _| Err(Error::app("not a number")))?;
 /// projection.wait_for_position(0, Duration::from_secs(5))?;
-/// let failure: ProjectionFailure = projection.failures(None, 10)?.remove(0);
+/// let failure: ProjectionFailure = projection.failures().list(None, 10)?.remove(0);
 /// assert_eq!((failure.seq, &*failure.reason), (0, "not a number"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -50,6 +50,10 @@ pub struct ProjectionFailure {
     pub attempts: u32,
     /// What the handler said, or what is wrong with the record.
     pub reason: String,
+    /// The event's type; `None` if its record cannot be read.
+    pub event_type: Option<String>,
+    /// Where it is published to; `None` if its record cannot be read.
+    pub destination: Option<Destination>,
 }
 
 impl ProjectionFailure {
@@ -66,7 +70,7 @@ impl ProjectionFailure {
             let (since_ms, attempts) = (reader.u64()?, reader.u32()?);
             let reason = reader.text16()?.to_owned();
             reader.end()?;
-            Ok(Self { seq, since_ms, attempts, reason })
+            Ok(Self { seq, since_ms, attempts, reason, event_type: None, destination: None })
         };
         read(bytes).map_err(|_| damaged_row("failure"))
     }
@@ -124,7 +128,9 @@ impl Transaction {
     ) -> Result<()> {
         let track = self.track(name, which)?;
         let since_ms = self.core.settings.clock.now().wall_ms;
-        let failure = ProjectionFailure { seq, since_ms, attempts, reason: reason.to_owned() };
+        let reason = reason.to_owned();
+        let failure =
+            ProjectionFailure { seq, since_ms, attempts, reason, event_type: None, destination: None };
         self.redb()
             .open_table(FAILURES)?
             .insert(&keys::exception(track.id, seq)[..], failure.to_bytes().as_slice())?;

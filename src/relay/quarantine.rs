@@ -2,15 +2,17 @@
 
 use crate::delivery::types::{Change, Exception, ExceptionState};
 use crate::error::{Error, Result};
-use crate::event::RecordedEvent;
+use crate::event::{Destination, RecordedEvent};
 use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
+use crate::quarantine_filter::{Facts, QuarantineFilter};
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::EXCEPTIONS;
 use crate::store::Store;
 use crate::store::cursor::ExceptionRow;
 use crate::store::relays::RelayRequest;
 use crate::time::Deadline;
+use crate::tuning::REDRIVE_STEP;
 
 /// An event in quarantine, and why.
 ///
@@ -43,8 +45,29 @@ pub struct Quarantined {
     pub destination_attempts: u32,
     /// The event's key.
     pub key: Option<String>,
+    /// The event's type; `None` if its record cannot be read.
+    pub event_type: Option<String>,
+    /// Where it was to go; `None` if its record cannot be read.
+    pub destination: Option<Destination>,
     /// Whether later events of its key wait for it.
     pub holds_key: bool,
+}
+
+impl Quarantined {
+    fn show_record(&mut self, record: Option<&RecordedEvent>) {
+        self.event_type = record.map(|record| record.event_type().to_owned());
+        self.destination = record.map(|record| record.destination().clone());
+    }
+
+    fn is_meant(&self, filter: &QuarantineFilter) -> bool {
+        let facts = Facts {
+            event_type: self.event_type.as_deref(),
+            reason: Some(&self.fault.text),
+            attempts: Some(self.attempts.saturating_add(self.destination_attempts)),
+            ..Facts::default()
+        };
+        filter.takes(&facts.to(self.destination.as_ref()))
+    }
 }
 
 /// The quarantine of one relay, running or not. See [`Store::quarantine`].
@@ -113,9 +136,48 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
+        self.list_matching(&QuarantineFilter::all(), after, limit)
+    }
+
+    /// As [`list`](Self::list), of those that the filter means. It reads all of them.
+    ///
+    /// # Errors
+    /// What the storage engine says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to_queue("nowhere")))?;
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// use onewrite::QuarantineFilter;
+    /// let quarantine = store.quarantine("rabbit")?;
+    /// let of_type = |name: &str| quarantine.list_matching(&QuarantineFilter::all().event_type(name), None, 100);
+    /// assert_eq!((of_type("paid")?.len(), of_type("refunded")?.len()), (1, 0));
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn list_matching(
+        &self,
+        filter: &QuarantineFilter,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Quarantined>> {
+        let (mut after, mut found) = (after, Vec::new());
+        while found.len() < limit {
+            let page = self.page(after, (limit - found.len()).min(REDRIVE_STEP))?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.seq);
+            found.extend(page.into_iter().filter(|entry| entry.is_meant(filter)));
+        }
+        Ok(found)
+    }
+
+    fn page(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
         self.store.core().refuse_inside("Quarantine")?;
         self.store.flush_progress(Deadline::Never)?;
-        self.store.core().reading(|tx| {
+        let mut found = self.store.core().reading(|tx| {
             let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
             let to = keys::after_prefix(&self.id.to_be_bytes());
             let mut found = Vec::new();
@@ -128,7 +190,15 @@ impl Quarantine {
                 found.extend(quarantined(seq, ExceptionRow::from_bytes(row.value())?));
             }
             Ok(found)
-        })
+        })?;
+        if !found.is_empty() {
+            // Their records stand for as long as they do.
+            let snapshot = self.store.read()?;
+            for entry in &mut found {
+                entry.show_record(snapshot.event(entry.seq).ok().flatten().as_ref());
+            }
+        }
+        Ok(found)
     }
 
     /// One quarantined event with its record. The record is an error of its own where that is why it is here.
@@ -143,16 +213,17 @@ impl Quarantine {
     /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
     /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").key("alice").to("", "nowhere")))?;
     /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
-    /// let (entry, record) = store.quarantine("rabbit")?.show(0)?;
+    /// let (entry, record) = store.quarantine("rabbit")?.get(0)?;
     /// assert!(entry.holds_key);
     /// assert_eq!(record?.payload(), b"1");
     /// # let _ = relay.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn show(&self, seq: u64) -> Result<(Quarantined, Result<RecordedEvent>)> {
-        let entry = self.find(seq)?;
+    pub fn get(&self, seq: u64) -> Result<(Quarantined, Result<RecordedEvent>)> {
+        let mut entry = self.find(seq)?;
         let missing = || Error::Corrupt(crate::error::CorruptError { seq, what: "it is missing" });
         let record = self.store.read()?.event(seq).and_then(|record| record.ok_or_else(missing));
+        entry.show_record(record.as_ref().ok());
         Ok((entry, record))
     }
 
@@ -178,18 +249,154 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn redrive(&self, seq: u64) -> Result<()> {
-        let (entry, record) = self.show(seq)?;
+        let (entry, record) = self.get(seq)?;
         record?;
-        let exception = Exception {
-            state: ExceptionState::Retry { due_ms: self.store.core().settings.clock.now().wall_ms },
-            attempts: 0,
-            destination_attempts: 0,
-            fault: Some(entry.fault.clone()),
-        };
-        let key = entry.key.as_deref().map(Into::into);
-        self.change(Change::PutException { seq, key, exception })?;
-        tracing::info!(relay = %self.relay, seq, "redriven");
-        self.tell(RelayRequest::Redriven { seq, fault: entry.fault });
+        self.redrive_these(vec![entry])?;
+        Ok(())
+    }
+
+    /// As [`redrive`](Self::redrive), for all that the filter means and whose records can be read. Says how many.
+    ///
+    /// # Errors
+    /// What the storage engine says; those before the error are sent again all the same.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to_queue("nowhere")))?;
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// use std::time::Duration;
+    /// use onewrite::QuarantineFilter;
+    /// broker.declare_queue("nowhere", Default::default()); // what was wrong is put right
+    /// let no_route = QuarantineFilter::all().reason_contains("NO_ROUTE");
+    /// assert_eq!(store.quarantine("rabbit")?.redrive_all(&no_route)?, 1);
+    /// receipt.wait_confirmed(Duration::from_secs(5))?;
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn redrive_all(&self, filter: &QuarantineFilter) -> Result<u64> {
+        self.for_all(|entry| entry.event_type.is_some() && entry.is_meant(filter), Self::redrive_these)
+    }
+
+    /// As [`discard`](Self::discard), for all that the filter means. Says how many.
+    ///
+    /// # Errors
+    /// What the storage engine says; those before the error are given up all the same.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to_queue("nowhere")))?;
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// use onewrite::QuarantineFilter;
+    /// let quarantine = store.quarantine("rabbit")?;
+    /// assert_eq!(quarantine.discard_all(&QuarantineFilter::all())?, 1);
+    /// assert!(quarantine.is_empty()?);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn discard_all(&self, filter: &QuarantineFilter) -> Result<u64> {
+        self.for_all(|entry| entry.is_meant(filter), Self::discard_these)
+    }
+
+    /// How many events there are. It reads all their rows.
+    ///
+    /// # Errors
+    /// What the storage engine says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
+    /// assert_eq!(store.quarantine("rabbit")?.len()?, 0);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn len(&self) -> Result<u64> {
+        self.store.core().refuse_inside("Quarantine")?;
+        self.store.flush_progress(Deadline::Never)?;
+        self.store.core().reading(|tx| {
+            let (from, to) = (keys::exception(self.id, 0), keys::after_prefix(&self.id.to_be_bytes()));
+            let mut count = 0;
+            for row in tx.open_table(EXCEPTIONS)?.range(&from[..]..to.as_slice())? {
+                let state = ExceptionRow::from_bytes(row?.1.value())?.exception.state;
+                count += u64::from(matches!(state, ExceptionState::Quarantined { .. }));
+            }
+            Ok(count)
+        })
+    }
+
+    /// Whether there are none.
+    ///
+    /// # Errors
+    /// What the storage engine says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
+    /// assert!(store.quarantine("rabbit")?.is_empty()?);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.page(None, 1)?.is_empty())
+    }
+
+    /// Page by page. What comes back into quarantine meanwhile stands behind, and is not met twice.
+    fn for_all(
+        &self,
+        is_meant: impl Fn(&Quarantined) -> bool,
+        change: impl Fn(&Self, Vec<Quarantined>) -> Result<()>,
+    ) -> Result<u64> {
+        let (mut after, mut count) = (None, 0);
+        loop {
+            let page = self.page(after, REDRIVE_STEP)?;
+            let Some(last) = page.last() else { return Ok(count) };
+            after = Some(last.seq);
+            let meant: Vec<Quarantined> = page.into_iter().filter(&is_meant).collect();
+            count += meant.len() as u64;
+            if !meant.is_empty() {
+                change(self, meant)?;
+            }
+        }
+    }
+
+    fn redrive_these(&self, entries: Vec<Quarantined>) -> Result<()> {
+        let due_ms = self.store.core().settings.clock.now().wall_ms;
+        let changes = entries.iter().map(|entry| {
+            let state = ExceptionState::Retry { due_ms };
+            let fault = Some(entry.fault.clone());
+            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault };
+            Change::PutException { seq: entry.seq, key: entry.key.as_deref().map(Into::into), exception }
+        });
+        self.change(changes.collect())?;
+        for Quarantined { seq, fault, .. } in entries {
+            tracing::info!(relay = %self.relay, seq, "redriven");
+            self.tell(RelayRequest::Redriven { seq, fault });
+        }
+        Ok(())
+    }
+
+    fn discard_these(&self, entries: Vec<Quarantined>) -> Result<()> {
+        let changes = entries.iter().map(|entry| {
+            // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.
+            let state = ExceptionState::Discarded;
+            let fault = Some(entry.fault.clone());
+            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault };
+            Change::PutException { seq: entry.seq, key: None, exception }
+        });
+        self.change(changes.collect())?;
+        for Quarantined { seq, fault, key, .. } in entries {
+            tracing::warn!(relay = %self.relay, seq, %fault, "discarded by request");
+            self.tell(RelayRequest::Discarded { seq, key });
+        }
         Ok(())
     }
 
@@ -215,14 +422,7 @@ impl Quarantine {
     /// ```
     pub fn discard(&self, seq: u64) -> Result<()> {
         let entry = self.find(seq)?;
-        // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.
-        let fault = Some(entry.fault.clone());
-        let state = ExceptionState::Discarded;
-        let exception = Exception { state, attempts: 0, destination_attempts: 0, fault };
-        self.change(Change::PutException { seq, key: None, exception })?;
-        tracing::warn!(relay = %self.relay, seq, fault = %entry.fault, "discarded by request");
-        self.tell(RelayRequest::Discarded { seq, key: entry.key });
-        Ok(())
+        self.discard_these(vec![entry])
     }
 
     fn find(&self, seq: u64) -> Result<Quarantined> {
@@ -236,8 +436,8 @@ impl Quarantine {
         })
     }
 
-    fn change(&self, change: Change) -> Result<()> {
-        self.store.core().progress().add(&self.relay, &mut vec![change], 0);
+    fn change(&self, mut changes: Vec<Change>) -> Result<()> {
+        self.store.core().progress().add(&self.relay, &mut changes, 0);
         self.store.flush_progress(Deadline::Never)
     }
 
@@ -259,6 +459,8 @@ fn quarantined(seq: u64, row: ExceptionRow) -> Option<Quarantined> {
         attempts: row.exception.attempts,
         destination_attempts: row.exception.destination_attempts,
         key: row.key.map(|key| key.to_string()),
+        event_type: None,
+        destination: None,
         holds_key,
     })
 }

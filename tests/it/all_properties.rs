@@ -130,7 +130,7 @@ fn there_and_back<P: Publisher + 'static, S: Source + 'static>(
     let to = queue.to_owned();
     store.write(move |tx| tx.append(everything().to("", &*to))).unwrap();
     until("a quarantined event", || !store.quarantine("r").unwrap().list(None, 1).unwrap().is_empty());
-    check_record(&store.quarantine("r").unwrap().show(0).unwrap().1.unwrap());
+    check_record(&store.quarantine("r").unwrap().get(0).unwrap().1.unwrap());
     relay.stop(SOON);
     store.close().unwrap();
 

@@ -130,13 +130,17 @@ fn call_everything(path: &Path) -> Vec<&'static str> {
     });
     call("quarantine", &mut || {
         let Ok(quarantine) = store.quarantine("r") else { return };
-        let _ = (quarantine.list(None, 100), quarantine.show(0), quarantine.redrive(1));
+        let _ = (quarantine.list(None, 100), quarantine.get(0), quarantine.redrive(1));
         let _ = quarantine.discard(0);
     });
     call("rejected", &mut || {
         let rejected = store.rejected("scope");
         let _ = (rejected.list(None, 100), rejected.get(1), rejected.len(), rejected.is_empty());
-        let _ = (rejected.redrive(2), rejected.discard(3), rejected.redrive_all());
+        let _ = (
+            rejected.redrive(2),
+            rejected.discard(3),
+            rejected.redrive_all(&onewrite::QuarantineFilter::all()),
+        );
     });
     call("publish_to", &mut || {
         let Ok(relay) = store.relay("r").spawn(broker.publisher()) else { return };
@@ -156,7 +160,7 @@ fn call_everything(path: &Path) -> Vec<&'static str> {
             Ok(())
         });
         let Ok(projection) = ran else { return };
-        let _ = projection.failures(None, 100);
+        let _ = projection.failures().list(None, 100);
         std::thread::sleep(Duration::from_millis(2));
         projection.stop(LIMIT);
     });

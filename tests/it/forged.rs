@@ -201,7 +201,7 @@ fn a_redriven_message_takes_its_place() {
             let refused = consumer.status();
             assert_eq!((refused.quarantined, refused.repeated), (2, 2), "{refused:?}");
             refuses.store(false, Ordering::SeqCst);
-            assert_eq!(store.rejected("service").redrive_all().unwrap(), 2);
+            assert_eq!(store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 2);
             until("both", || consumer.status().redriven == 2);
         }
     }

@@ -119,7 +119,7 @@ fn a_delivery_that_ends_the_process_is_set_aside() {
             let broker = MemoryBroker::new();
             broker.declare_queue("q", Default::default());
             let consumer = quick(&store).spawn(broker.source("q"), count).unwrap();
-            store.rejected("service").redrive_all().unwrap();
+            store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap();
             until("it is applied", || effects(&store).len() == 21);
             send(&broker, numbered(1, 0, "poison"));
             until("the copy is taken", || consumer.status().repeated == 1);
@@ -214,7 +214,7 @@ fn a_redriven_delivery_that_ends_the_process_is_set_aside_again() {
     let consumer = quick(&store).spawn(broker.source("q"), |_, _| Err(Error::reject("not today"))).unwrap();
     until("all rejected", || store.rejected("service").len().unwrap() == 3);
     let _ = consumer.stop(SOON);
-    store.rejected("service").redrive_all().unwrap();
+    store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap();
     store.close().unwrap();
     let mut died = 0;
     while !child("in_hand::child_that_drives_again", &path, "x").output().unwrap().status.success() {

@@ -702,7 +702,7 @@ fn a_producer_restored_from_a_backup() {
     let kept = credit.rejected("service").list(None, 100).unwrap();
     assert!(kept.iter().all(|entry| entry.reason.ends_with("with another content")));
     // None of them is lost: each is applied once somebody has decided so.
-    assert_eq!(credit.rejected("service").redrive_all().unwrap(), 5);
+    assert_eq!(credit.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 5);
     until("all of them", || consumer.status().redriven == 5);
     once_each(&credit, names("old", 0..40).into_iter().chain(names("new", 5..10)));
     stop(consumer);

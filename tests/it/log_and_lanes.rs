@@ -170,7 +170,7 @@ fn a_relay_quarantines_what_it_cannot_read() {
     let listed = quarantine.list(None, 10).unwrap();
     assert_eq!(listed.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [7, 20, 21]);
     assert!(listed.iter().all(|entry| entry.fault.class == FaultClass::Undecodable));
-    assert!(matches!(quarantine.show(7).unwrap().1, Err(Error::Corrupt(error)) if error.seq == 7));
+    assert!(matches!(quarantine.get(7).unwrap().1, Err(Error::Corrupt(error)) if error.seq == 7));
     assert!(matches!(quarantine.redrive(7), Err(Error::Corrupt(_))));
     relay.stop(Duration::from_secs(5));
 }
@@ -398,7 +398,7 @@ fn a_quarantined_record_outlives_trimming() {
         let store = Store::builder().progress_delay(Duration::from_millis(5)).open(&path).unwrap();
         assert_eq!(store.stats().unwrap().next_seq, 300);
         let quarantine = store.quarantine("relay").unwrap();
-        let (entry, record) = quarantine.show(0).unwrap();
+        let (entry, record) = quarantine.get(0).unwrap();
         assert_eq!((entry.fault.class, number_of(&record.unwrap())), (FaultClass::Destination, 0));
         let held: Vec<u64> = events(&store.read().unwrap()).iter().map(|event| event.seq()).collect();
         assert_eq!(held[0], 0);
@@ -406,7 +406,7 @@ fn a_quarantined_record_outlives_trimming() {
             // Its key was held: what waits behind it is still there, and goes out now.
             let two = relay(&store, &broker);
             quarantine.discard(0).unwrap();
-            assert!(matches!(quarantine.show(0), Err(Error::NotQuarantined { .. })));
+            assert!(matches!(quarantine.get(0), Err(Error::NotQuarantined { .. })));
             eventually("all published", || broker.queue_len("orders") == 299);
             eventually("the log is empty", || events(&store.read().unwrap()).is_empty());
             two.stop(Duration::from_secs(5));

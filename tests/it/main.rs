@@ -128,6 +128,7 @@ mod scratch;
 #[cfg(feature = "rabbitmq")]
 mod security_page;
 #[cfg(unix)]
+mod set_aside;
 mod signed;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod small_disk;

@@ -363,7 +363,7 @@ fn calls_that_wait(store: &Store, receipt: &Receipt) {
     }
     let quarantine = store.quarantine("relay").unwrap();
     inside("list", quarantine.list(None, 1).err());
-    inside("show", quarantine.show(0).err());
+    inside("show", quarantine.get(0).err());
     inside("redrive", quarantine.redrive(0).err());
     inside("discard", quarantine.discard(0).err());
 }

@@ -113,10 +113,10 @@ fn a_redrive_does_not_mix_versions() {
     first.stop(PATIENCE);
     let second = run(&store, 2, |seq| seq == 3);
     assert!(second.wait_until_live(PATIENCE).is_err());
-    let refused = second.redrive(1);
+    let refused = second.failures().redrive(1);
     assert!(matches!(refused, Err(Error::ProjectionStopped { .. })), "{refused:?}");
     assert_eq!(rows(&store), [(0, 1), (2, 1), (3, 1), (4, 1)]);
-    assert_eq!(second.failures(None, 10).unwrap().len(), 1);
+    assert_eq!(second.failures().list(None, 10).unwrap().len(), 1);
 }
 
 /// Goal: a table may be of another kind in the next version. Method: plain, then multimap, then plain again.
@@ -272,6 +272,6 @@ fn a_commit_that_fails_is_no_event_s_fault() {
     }
     assert!(tries.load(Ordering::SeqCst) > events, "no group was spoilt");
     projection.wait_until_live(PATIENCE).unwrap();
-    assert!(projection.failures(None, 10).unwrap().is_empty());
+    assert!(projection.failures().list(None, 10).unwrap().is_empty());
     assert_eq!(rows(&store).len() as u64, events);
 }

@@ -442,10 +442,10 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
         store.write(move |tx| tx.append(Event::bytes("counted", [n]).to("", "q")).map(drop)).unwrap();
     }
     projection.wait_until_live(PATIENCE).unwrap();
-    let failures = projection.failures(None, 10).unwrap();
+    let failures = projection.failures().list(None, 10).unwrap();
     let told: Vec<_> = failures.iter().map(|f| (f.seq, f.attempts, &*f.reason)).collect();
     assert_eq!(told, [(3, 2, "bad luck"), (4, 2, "bad luck")]);
-    assert_eq!(projection.failures(Some(3), 10).unwrap().len(), 1);
+    assert_eq!(projection.failures().list(Some(3), 10).unwrap().len(), 1);
     let end = Instant::now() + PATIENCE;
     while store.stats().unwrap().trimmed_to < 900 {
         assert!(Instant::now() < end, "the log is not trimmed: {:?}", store.stats());
@@ -453,8 +453,8 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
     }
     let kept = |store: &Store, seq| store.read().unwrap().event(seq).unwrap().is_some();
     assert!(kept(&store, 3) && kept(&store, 4) && !kept(&store, 2));
-    assert!(projection.redrive(3).is_err(), "it still fails");
-    assert_eq!(projection.failures(None, 10).unwrap().len(), 2);
+    assert!(projection.failures().redrive(3).is_err(), "it still fails");
+    assert_eq!(projection.failures().list(None, 10).unwrap().len(), 2);
     // Also over a restart.
     projection.stop(PATIENCE);
     relay.stop(PATIENCE);
@@ -462,10 +462,10 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
     let store = Store::open(&path).unwrap();
     let projection = run(&store);
     broken.store(false, Ordering::SeqCst);
-    projection.redrive(3).unwrap();
-    projection.discard(4).unwrap();
-    assert!(matches!(projection.redrive(3), Err(Error::NoSuchFailure { seq: 3, .. })));
-    assert!(projection.failures(None, 10).unwrap().is_empty());
+    projection.failures().redrive(3).unwrap();
+    projection.failures().discard(4).unwrap();
+    assert!(matches!(projection.failures().redrive(3), Err(Error::NoSuchFailure { seq: 3, .. })));
+    assert!(projection.failures().list(None, 10).unwrap().is_empty());
     let times = table(&store, TIMES);
     assert_eq!((times.len(), times.contains_key(&3), times.contains_key(&4)), (999, true, false));
     assert!(!kept(&store, 3) && !kept(&store, 4), "nobody needs them any more");
@@ -505,9 +505,9 @@ fn a_damaged_record_is_told_and_not_applied() {
         let caught_up = projection.wait_until_live(PATIENCE);
         if quarantine {
             caught_up.unwrap();
-            let failures = projection.failures(None, 10).unwrap();
+            let failures = projection.failures().list(None, 10).unwrap();
             assert_eq!((failures[0].seq, failures[0].attempts), (1, 1));
-            assert!(matches!(projection.redrive(1), Err(Error::Corrupt(_))));
+            assert!(matches!(projection.failures().redrive(1), Err(Error::Corrupt(_))));
             assert_eq!(table(&store, TIMES).keys().copied().collect::<Vec<_>>(), [0, 2]);
         } else {
             assert!(matches!(caught_up, Err(Error::ProjectionStopped { position: 1, .. })), "{caught_up:?}");
@@ -546,7 +546,7 @@ fn a_new_version_is_built_beside_the_old_one() {
     assert_eq!((status.state, status.rebuilding), (ProjectionState::Rebuilding, Some(18)));
     assert_eq!((stats.version, stats.rebuilding), (1, Some(18)));
     assert!(
-        matches!(projection.redrive(0), Err(Error::ProjectionStopped { .. })),
+        matches!(projection.failures().redrive(0), Err(Error::ProjectionStopped { .. })),
         "the handler is of another version"
     );
     running.gate.open();
@@ -784,7 +784,7 @@ fn a_rebuild_has_its_own_failures() {
             })
             .unwrap();
         projection.wait_until_live(PATIENCE).unwrap();
-        projection.failures(None, 10).unwrap().iter().map(|failure| failure.seq).collect::<Vec<_>>()
+        projection.failures().list(None, 10).unwrap().iter().map(|failure| failure.seq).collect::<Vec<_>>()
     };
     assert_eq!(failures_of(1, Some(2)), [2]);
     assert_eq!(failures_of(2, Some(3)), [3]);

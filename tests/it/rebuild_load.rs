@@ -148,7 +148,7 @@ fn a_handler_that_fails_in_the_last_transaction_is_rolled_back() {
     let second = run(&store, 2, 64, policy, Arc::new(fails));
     second.wait_until_live(PATIENCE).unwrap();
     once_by(&store, 2, fails);
-    let failures = second.failures(None, 10).unwrap();
+    let failures = second.failures().list(None, 10).unwrap();
     assert_eq!(
         failures.iter().map(|it| (it.seq, it.attempts)).collect::<Vec<_>>(),
         [(36, 2), (37, 2), (38, 2)]

@@ -236,7 +236,7 @@ fn driven_again() {
     until("repeats", || consumer.status().repeated == 2);
     once_each(&store, ["bad one".to_owned()]);
     assert_eq!(rejected.len().unwrap(), 1);
-    assert_eq!(rejected.redrive_all().unwrap(), 1);
+    assert_eq!(rejected.redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 1);
     until("the other's effect", || consumer.status().redriven == 2);
     once_each(&store, ["bad one", "bad two"].map(str::to_owned));
     assert!(rejected.is_empty().unwrap());
@@ -256,8 +256,8 @@ fn a_redrive_waits_for_its_consumer() {
     }
     until("all", || consumer.status().quarantined == 700);
     stop(consumer);
-    assert_eq!(store.rejected("service").redrive_all().unwrap(), 700);
-    assert_eq!(store.rejected("service").redrive_all().unwrap(), 0);
+    assert_eq!(store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 700);
+    assert_eq!(store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 0);
     let copy = crash_copy(&store, folder.path());
 
     let crashed = Store::open(copy).unwrap();
@@ -303,7 +303,7 @@ fn driven_again_with_retries_and_outages() {
         send(&broker, message);
     }
     until("both", || consumer.status().quarantined == 2);
-    assert_eq!(store.rejected("service").redrive_all().unwrap(), 2);
+    assert_eq!(store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 2);
     until("a try that failed", || consumer.status().retried > 0);
     broker.go_down();
     until("both", || consumer.status().redriven == 2);
@@ -372,7 +372,7 @@ fn a_damaged_row_is_told_and_never_handled() {
     assert!(matches!(error, Error::DamagedDelivery { number: 1, .. }), "{error:?}");
     strict.store(false, Relaxed);
     let consumer = picky(quick(&store), &broker, &strict);
-    assert_eq!(rejected.redrive_all().unwrap(), 2);
+    assert_eq!(rejected.redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 2);
     until("the others", || consumer.status().redriven == 2);
     until("it is driven no more", || !rejected.list(None, 9).unwrap()[0].redriven);
     once_each(&store, ["bad 0", "bad 2"].map(str::to_owned));

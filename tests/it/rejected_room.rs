@@ -158,10 +158,10 @@ fn a_full_quarantine_stops_the_consumer_until_there_is_room() {
         cured.store(true, Relaxed);
         store.rejected("service").redrive(1).unwrap();
         until("driven again while it waits", || consumer.status().redriven == 1);
-        store.rejected("service").redrive_all().unwrap();
+        store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap();
         until("all", || drained(&broker));
         until("nothing is left", || {
-            let _ = store.rejected("service").redrive_all().unwrap();
+            let _ = store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap();
             store.rejected("service").is_empty().unwrap()
         });
         let stats = consumer.status();
@@ -360,12 +360,15 @@ fn rows_that_name_no_delivery_can_be_removed() {
     let consumer = quick(&store).spawn(broker.source("q"), |_, _| Ok(())).unwrap();
     until("what is driven again", || consumer.status().redriven == 1);
     assert!(
-        matches!(rejected.redrive_all(), Err(Error::Storage(_))),
+        matches!(rejected.redrive_all(&onewrite::QuarantineFilter::all()), Err(Error::Storage(_))),
         "told, though all others are driven again"
     );
     until("all others", || consumer.status().redriven == 6);
     assert_eq!(rejected.discard_unnamed().unwrap(), 6);
-    assert_eq!((rejected.redrive_all().unwrap(), rejected.len().unwrap()), (0, 0));
+    assert_eq!(
+        (rejected.redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), rejected.len().unwrap()),
+        (0, 0)
+    );
     assert_eq!((rejected.list(None, 100).unwrap().len(), rows(&store, PIECES)), (0, 0));
     assert_eq!(rejected.discard_unnamed().unwrap(), 0);
     stop(consumer);
@@ -398,7 +401,7 @@ fn rejected_deliveries_of_the_format_before_count() {
     let store = Store::open(&path).unwrap();
     assert_eq!(rows_of(&store), (3, bytes));
     let consumer = quick(&store).spawn(broker.source("q"), |_, _| Ok(())).unwrap();
-    assert_eq!(store.rejected("service").redrive_all().unwrap(), 3);
+    assert_eq!(store.rejected("service").redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 3);
     until("all", || consumer.status().redriven == 3);
     assert_eq!(rows_of(&store), (0, 0));
     stop(consumer);

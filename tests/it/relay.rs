@@ -180,7 +180,7 @@ fn unroutable_is_quarantined_and_redriven_in_order() {
     let listed = quarantine.list(None, 10).unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].seq, listed[0].destination_attempts, listed[0].holds_key), (0, 3, true));
-    let (_, record) = quarantine.show(0).unwrap();
+    let (_, record) = quarantine.get(0).unwrap();
     assert_eq!(record.unwrap().payload(), b"a0");
     assert!(matches!(quarantine.redrive(1), Err(Error::NotQuarantined { seq: 1, .. })));
 

@@ -142,7 +142,7 @@ fn a_key_is_taken_over() {
         Ok(())
     };
     let consumer = quick(&credit).authenticate(keys(&[1, 2])).spawn(broker.source("q"), handler).unwrap();
-    assert_eq!(rejected.redrive_all().unwrap(), 2);
+    assert_eq!(rejected.redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 2);
     until("both", || consumer.status().redriven == 2);
     // Its lane knows it now.
     broker.publish("", "q", copy).unwrap();
@@ -167,7 +167,7 @@ fn a_redrive_proves_nothing() {
     send(&bank, "q", 0..1);
     until("an empty queue", || drained(&broker));
     let rejected = credit.rejected("service");
-    assert_eq!(rejected.redrive_all().unwrap(), 1);
+    assert_eq!(rejected.redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 1);
     until("somebody has looked at it", || {
         rejected.list(None, 1).unwrap().iter().all(|entry| !entry.redriven)
     });
@@ -234,7 +234,7 @@ fn a_forged_copy_does_not_stand_for_the_genuine_message() {
     let keys = ProducerKeys::new().key(&bank.id(), key(1)).unwrap();
     let consumer = quick(&credit).authenticate(keys).spawn(broker.source("q"), handler).unwrap();
     let rejected = credit.rejected("service");
-    assert_eq!(rejected.redrive_all().unwrap(), 2);
+    assert_eq!(rejected.redrive_all(&onewrite::QuarantineFilter::all()).unwrap(), 2);
     until("both", || rejected.list(None, 2).unwrap().iter().all(|entry| !entry.redriven));
     let stats = consumer.stop(SOON);
     assert_eq!((stats.redriven, rejected.len().unwrap()), (1, 1), "{stats:?}");

@@ -182,7 +182,7 @@ fn what_cannot_be_upcast_is_told() {
     let policy = FailurePolicy::Quarantine { attempts: 3 };
     let going = store.projection("going").on_failure(policy).spawn(|_, _| Ok(())).unwrap();
     going.wait_until_live(PATIENCE).unwrap();
-    assert_eq!(going.failures(None, 10).unwrap().iter().map(|it| it.seq).collect::<Vec<_>>(), [0, 1]);
+    assert_eq!(going.failures().list(None, 10).unwrap().iter().map(|it| it.seq).collect::<Vec<_>>(), [0, 1]);
 }
 
 /// Goal: chains that leave a version out, lead round, or fork are refused when the store opens, each in words that name the

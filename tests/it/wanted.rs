@@ -50,7 +50,8 @@ fn seen(store: &Store, filter: &EventFilter) -> [Vec<Result<u64, u64>>; 3] {
     });
     let projection = projection.unwrap();
     projection.wait_until_live(PATIENCE).unwrap();
-    let failed: Vec<_> = projection.failures(None, 1000).unwrap().iter().map(|it| Err(it.seq)).collect();
+    let failed: Vec<_> =
+        projection.failures().list(None, 1000).unwrap().iter().map(|it| Err(it.seq)).collect();
     projection.stop(PATIENCE);
     let mut projected: Vec<_> = store.read().unwrap().open_table(ROWS).map_or_else(
         |_| Vec::new(),

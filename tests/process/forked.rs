@@ -184,7 +184,7 @@ fn every_door_of_a_store() {
         refused(rejected.list(None, 1));
         refused(rejected.len());
         refused(rejected.redrive(0));
-        refused(rejected.redrive_all());
+        refused(rejected.redrive_all(&onewrite::QuarantineFilter::all()));
         refused(rejected.discard(0));
         refused(count.load());
         refused(count.execute(|_| Ok(vec![()])));
@@ -243,9 +243,9 @@ fn every_handle() {
         );
         refused(projection.wait_for_position(0, LONG));
         refused(projection.wait_until_live(LONG));
-        refused(projection.failures(None, 1));
-        refused(projection.redrive(0));
-        refused(projection.discard(0));
+        refused(projection.failures().list(None, 1));
+        refused(projection.failures().redrive(0));
+        refused(projection.failures().discard(0));
         projection.rebuild();
         projection.stop(LONG);
         assert!(consumer.status().failed.unwrap().contains("forked"));

@@ -49,7 +49,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             return Err(failed.into());
         }
         let rejected = store.rejected(SCOPE);
-        rejected.redrive_all()?;
+        rejected.redrive_all(&onewrite::QuarantineFilter::all())?;
         if !closing.load(Ordering::SeqCst) {
             continue;
         }

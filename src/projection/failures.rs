@@ -1,0 +1,295 @@
+//! The events that a projection has given up: look at them, hand them to its handler again, or forget them.
+
+use std::sync::Arc;
+
+use super::handle::Projection;
+use super::rows::{ProjectionFailure, not_rebuilt};
+use crate::error::{CorruptError, Error, Result};
+use crate::event::RecordedEvent;
+use crate::quarantine_filter::{Facts, QuarantineFilter};
+use crate::storage::tables::projection::Which;
+use crate::store::read::Snapshot;
+use crate::tuning::REDRIVE_STEP;
+
+/// The events that a running projection has given up. See [`Projection::failures`].
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// use onewrite::{ProjectionFailures, QuarantineFilter};
+/// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+/// let failures: ProjectionFailures<'_> = projection.failures();
+/// assert_eq!(failures.discard_all(&QuarantineFilter::all())?, 0); // there are none
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct ProjectionFailures<'a> {
+    pub(super) projection: &'a Projection,
+}
+
+impl ProjectionFailure {
+    fn show_record(&mut self, snapshot: &Snapshot) {
+        let record = snapshot.event(self.seq).ok().flatten();
+        self.event_type = record.as_ref().map(|record| record.event_type().to_owned());
+        self.destination = record.as_ref().map(|record| record.destination().clone());
+    }
+
+    fn is_meant(&self, filter: &QuarantineFilter) -> bool {
+        let facts = Facts {
+            event_type: self.event_type.as_deref(),
+            reason: Some(&self.reason),
+            attempts: Some(self.attempts),
+            ..Facts::default()
+        };
+        filter.takes(&facts.to(self.destination.as_ref()))
+    }
+}
+
+impl ProjectionFailures<'_> {
+    /// Those above sequence number `after`, in order, at most `limit`.
+    ///
+    /// # Errors
+    /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert!(projection.failures().list(None, 100)?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<ProjectionFailure>> {
+        let store = &self.projection.store;
+        let mut found = store.failures(&self.projection.name, after, limit)?;
+        if !found.is_empty() {
+            // Their records stand for as long as they do.
+            let snapshot = store.read()?;
+            found.iter_mut().for_each(|failure| failure.show_record(&snapshot));
+        }
+        Ok(found)
+    }
+
+    /// As [`list`](Self::list), of those that the filter means. It reads all of them.
+    ///
+    /// # Errors
+    /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::QuarantineFilter;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// let paid = QuarantineFilter::all().event_type("paid");
+    /// assert!(projection.failures().list_matching(&paid, None, 100)?.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn list_matching(
+        &self,
+        filter: &QuarantineFilter,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<ProjectionFailure>> {
+        let (mut after, mut found) = (after, Vec::new());
+        while found.len() < limit {
+            let page = self.list(after, (limit - found.len()).min(REDRIVE_STEP))?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.seq);
+            found.extend(page.into_iter().filter(|failure| failure.is_meant(filter)));
+        }
+        Ok(found)
+    }
+
+    /// One of them with its record. The record is an error of its own where that is why it is here.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFailure`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Error;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert!(matches!(projection.failures().get(7), Err(Error::NoSuchFailure { seq: 7, .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn get(&self, seq: u64) -> Result<(ProjectionFailure, Result<RecordedEvent>)> {
+        let missing = || Error::NoSuchFailure { name: self.projection.name.clone(), seq };
+        let failure = match seq.checked_sub(1) {
+            None => self.list(None, 1)?,
+            before => self.list(before, 1)?,
+        };
+        let failure = failure.into_iter().next().filter(|failure| failure.seq == seq).ok_or_else(missing)?;
+        let gone = || Error::Corrupt(CorruptError { seq, what: "it is missing" });
+        let record = self.projection.store.read()?.event(seq).and_then(|record| record.ok_or_else(gone));
+        Ok((failure, record))
+    }
+
+    /// Gives the handler an event once more that was given up, after all that came since. If it succeeds the event is no
+    /// longer among the failures. When this returns `Ok` that is durable.
+    ///
+    /// # Errors
+    /// The handler's own; [`Error::NoSuchFailure`]; [`Error::Corrupt`] if its record is damaged; [`Error::ProjectionStopped`]
+    /// while the tables are of another version than the handler.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use std::sync::{Arc, atomic::{AtomicBool, Ordering}};
+    /// use std::time::Duration;
+    /// use onewrite::{Error, Event, FailurePolicy};
+    /// store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?;
+    /// let broken = Arc::new(AtomicBool::new(true));
+    /// let is_broken = Arc::clone(&broken);
+    /// let projection = store.projection("counts").on_failure(FailurePolicy::Quarantine { attempts: 1 })
+    ///     .spawn(move |_, _| if is_broken.load(Ordering::Relaxed) { Err(Error::app("broken")) } else { Ok(()) })?;
+    /// projection.wait_for_position(0, Duration::from_secs(5))?;
+    /// broken.store(false, Ordering::Relaxed);
+    /// projection.failures().redrive(0)?;
+    /// assert!(projection.failures().is_empty()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn redrive(&self, seq: u64) -> Result<()> {
+        let Projection { store, name, owned, handler, version, .. } = self.projection;
+        store.core().owner.check()?;
+        let (name, owned, handler, version) = (name.clone(), owned.clone(), Arc::clone(handler), *version);
+        // Said at once where it is plain; a write would wait for its turn first.
+        if let Some(live) = store.core().tail().projections.get(&name).map(|row| row.live)
+            && live.version != version
+        {
+            return Err(not_rebuilt(&name, live));
+        }
+        let redrive = move |tx: &crate::store::Transaction| {
+            // Asked in the transaction: until a rebuild is done the tables are another handler's.
+            tx.require_version(&name, version)?;
+            // Looked at first: the record of a failure stands for as long as the failure does.
+            let event = tx.event(seq);
+            tx.drop_failure(&name, seq)?;
+            let event = event?.ok_or(CorruptError { seq, what: "it is missing" })?;
+            handler(&event, &tx.projecting(&name, &owned, Which::Live)?)
+        };
+        store.write(redrive).map(drop)
+    }
+
+    /// As [`redrive`](Self::redrive), for all that the filter means, each in a transaction of its own, in order. Those whose handler
+    /// fails again, or whose records cannot be read, stay. Says how many have gone.
+    ///
+    /// # Errors
+    /// What the storage engine says, or [`Error::ProjectionStopped`]; those before the error are done all the same.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::QuarantineFilter;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert_eq!(projection.failures().redrive_all(&QuarantineFilter::all())?, 0); // there are none
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn redrive_all(&self, filter: &QuarantineFilter) -> Result<u64> {
+        self.for_all(filter, |seq| match self.redrive(seq) {
+            Ok(()) => Ok(true),
+            Err(
+                error @ (Error::ProjectionStopped { .. }
+                | Error::Storage(_)
+                | Error::Poisoned { .. }
+                | Error::CommitUnknown { .. }
+                | Error::Closed { .. }
+                | Error::Forked { .. }
+                | Error::InsideTransaction { .. }
+                | Error::WriteTimeout { .. }),
+            ) => Err(error),
+            Err(error) => {
+                tracing::warn!(projection = %self.projection.name, seq, %error, "driven again in vain");
+                Ok(false)
+            }
+        })
+    }
+
+    /// Forgets an event that was given up. When this returns `Ok` that is durable.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchFailure`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use onewrite::Error;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert!(matches!(projection.failures().discard(7), Err(Error::NoSuchFailure { seq: 7, .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn discard(&self, seq: u64) -> Result<()> {
+        let name = self.projection.name.clone();
+        self.projection.store.write(move |tx| tx.drop_failure(&name, seq)).map(drop)
+    }
+
+    /// As [`discard`](Self::discard), for all that the filter means. Says how many.
+    ///
+    /// # Errors
+    /// What the storage engine says; those before the error are forgotten all the same.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::QuarantineFilter;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert_eq!(projection.failures().discard_all(&QuarantineFilter::all())?, 0); // there are none
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn discard_all(&self, filter: &QuarantineFilter) -> Result<u64> {
+        self.for_all(filter, |seq| match self.discard(seq) {
+            Ok(()) => Ok(true),
+            Err(Error::NoSuchFailure { .. }) => Ok(false),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// How many there are. It reads all their rows.
+    ///
+    /// # Errors
+    /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert_eq!(projection.failures().len()?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn len(&self) -> Result<u64> {
+        let (mut after, mut count) = (None, 0);
+        loop {
+            let page = self.projection.store.failures(&self.projection.name, after, REDRIVE_STEP)?;
+            let Some(last) = page.last() else { return Ok(count) };
+            after = Some(last.seq);
+            count += page.len() as u64;
+        }
+    }
+
+    /// Whether there are none.
+    ///
+    /// # Errors
+    /// What redb says.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert!(projection.failures().is_empty()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.projection.store.failures(&self.projection.name, None, 1)?.is_empty())
+    }
+
+    fn for_all(&self, filter: &QuarantineFilter, change: impl Fn(u64) -> Result<bool>) -> Result<u64> {
+        let (mut after, mut count) = (None, 0);
+        loop {
+            let page = self.list(after, REDRIVE_STEP)?;
+            let Some(last) = page.last() else { return Ok(count) };
+            after = Some(last.seq);
+            for failure in page.iter().filter(|failure| failure.is_meant(filter)) {
+                count += u64::from(change(failure.seq)?);
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! What is wanted of what was set aside: by a relay, a consumer or a projection. Pure.
+
+use crate::event::Destination;
+
+/// Which entries of a quarantine are meant: of a relay's [`Quarantine`](crate::Quarantine), of a consumer's
+/// [`Rejected`](crate::Rejected) deliveries, of a projection's [`ProjectionFailures`](crate::ProjectionFailures).
+///
+/// What is set must hold, each of it. An entry that is damaged has none of it, so only [`all`](Self::all) means it.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+/// # let broker = onewrite::broker::MemoryBroker::new();
+/// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
+/// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to_queue("nowhere")))?;
+/// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+/// use onewrite::QuarantineFilter;
+/// let lost = QuarantineFilter::all().exchange("").routing_key("nowhere").event_type("paid");
+/// assert_eq!(store.quarantine("rabbit")?.discard_all(&lost)?, 1);
+/// # let _ = relay.stop(std::time::Duration::from_secs(5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[must_use = "a filter does nothing by itself"]
+pub struct QuarantineFilter {
+    event_type: Option<String>,
+    exchange: Option<String>,
+    routing_key: Option<String>,
+    reason: Option<String>,
+    attempts_min: Option<u32>,
+}
+
+/// What a filter looks at.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Facts<'a> {
+    pub(crate) event_type: Option<&'a str>,
+    pub(crate) exchange: Option<&'a str>,
+    pub(crate) routing_key: Option<&'a str>,
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) attempts: Option<u32>,
+}
+
+impl<'a> Facts<'a> {
+    pub(crate) fn to(mut self, destination: Option<&'a Destination>) -> Self {
+        if let Some(Destination::Exchange { exchange, routing_key }) = destination {
+            (self.exchange, self.routing_key) = (Some(exchange.as_str()), Some(routing_key.as_str()));
+        }
+        self
+    }
+}
+
+impl QuarantineFilter {
+    /// Everything.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::QuarantineFilter;
+    /// assert_eq!(store.rejected("credit-service").redrive_all(&QuarantineFilter::all())?, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Of this type: what [`Event`](crate::Event) was made with, or the AMQP property `type` of a delivery.
+    ///
+    /// ```
+    /// use onewrite::QuarantineFilter;
+    /// assert_ne!(QuarantineFilter::all().event_type("paid"), QuarantineFilter::all());
+    /// ```
+    pub fn event_type(mut self, event_type: impl Into<String>) -> Self {
+        self.event_type = Some(event_type.into());
+        self
+    }
+
+    /// To this exchange; the empty one is AMQP's default exchange.
+    ///
+    /// ```
+    /// use onewrite::QuarantineFilter;
+    /// assert_ne!(QuarantineFilter::all().exchange("payments"), QuarantineFilter::all().exchange(""));
+    /// ```
+    pub fn exchange(mut self, exchange: impl Into<String>) -> Self {
+        self.exchange = Some(exchange.into());
+        self
+    }
+
+    /// With this routing key.
+    ///
+    /// ```
+    /// use onewrite::QuarantineFilter;
+    /// assert_ne!(QuarantineFilter::all().routing_key("completed"), QuarantineFilter::all());
+    /// ```
+    pub fn routing_key(mut self, routing_key: impl Into<String>) -> Self {
+        self.routing_key = Some(routing_key.into());
+        self
+    }
+
+    /// Set aside for a reason whose text contains this.
+    ///
+    /// ```
+    /// use onewrite::QuarantineFilter;
+    /// assert_ne!(QuarantineFilter::all().reason_contains("NO_ROUTE"), QuarantineFilter::all());
+    /// ```
+    pub fn reason_contains(mut self, text: impl Into<String>) -> Self {
+        self.reason = Some(text.into());
+        self
+    }
+
+    /// Tried so often, or more often.
+    ///
+    /// ```
+    /// use onewrite::QuarantineFilter;
+    /// assert_ne!(QuarantineFilter::all().attempts_min(3), QuarantineFilter::all());
+    /// ```
+    pub fn attempts_min(mut self, attempts: u32) -> Self {
+        self.attempts_min = Some(attempts);
+        self
+    }
+
+    pub(crate) fn takes(&self, facts: &Facts<'_>) -> bool {
+        let is = |wanted: &Option<String>, found: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
+        };
+        is(&self.event_type, facts.event_type)
+            && is(&self.exchange, facts.exchange)
+            && is(&self.routing_key, facts.routing_key)
+            && self
+                .reason
+                .as_deref()
+                .is_none_or(|text| facts.reason.is_some_and(|reason| reason.contains(text)))
+            && self.attempts_min.is_none_or(|least| facts.attempts.is_some_and(|attempts| attempts >= least))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: each condition decides alone, and an entry of which nothing is known is meant by `all` only.
+    #[test]
+    fn each_condition_decides() {
+        let to = Destination::exchange("e", "r");
+        let (event_type, reason) = (Some("paid"), Some("NO_ROUTE: no queue"));
+        let facts = Facts { event_type, reason, attempts: Some(3), ..Facts::default() }.to(Some(&to));
+        let all = QuarantineFilter::all;
+        for (filter, takes) in [
+            (all(), true),
+            (
+                all()
+                    .event_type("paid")
+                    .exchange("e")
+                    .routing_key("r")
+                    .reason_contains("ROUTE")
+                    .attempts_min(3),
+                true,
+            ),
+            (all().event_type("pai"), false),
+            (all().exchange(""), false),
+            (all().routing_key("R"), false),
+            (all().reason_contains("nack"), false),
+            (all().attempts_min(4), false),
+        ] {
+            assert_eq!(filter.takes(&facts), takes, "{filter:?}");
+            assert_eq!(filter.takes(&Facts::default()), filter == all(), "{filter:?}");
+        }
+    }
+}
