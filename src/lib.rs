@@ -133,7 +133,7 @@ pub use store::{
     EventStream, Events, Holder, HolderKind, IdsPolicy, IoStats, LanesPolicy, Operation, PageBytes,
     ProjectionState, ProjectionStatus, QuotaPolicy, Receipt, RelayState, RelayStatus, Replay, ReplayedEvent,
     Retention, Snapshot, StartAt, Store, StoreBuilder, StreamAppended, StreamEvents, StreamReader,
-    SuspendedDestination, Transaction, WriteFuture, WriteOnce,
+    SuspendedDestination, Transaction, WriteFuture, WriteOnce, WriteOnceFuture,
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;

@@ -482,6 +482,7 @@ impl ConsumerBuilder {
         }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let owner = self.store.core().owner.clone();
+        let alarms = Arc::clone(&self.store.core().alarms);
         let turns = Arc::clone(&self.store.core().turns);
         owner.check()?;
         let (events, received) = unbounded();
@@ -510,7 +511,7 @@ impl ConsumerBuilder {
             })
             .map_err(|source| Error::Thread { what: "consumer", cause: source })?;
         let thread = thread.thread().id();
-        Ok(Consumer { owner, turns, thread, scope, stop, ended: Some(ended), shared: stats })
+        Ok(Consumer { owner, turns, thread, scope, stop, alarms, ended: Some(ended), shared: stats })
     }
 }
 

@@ -12,7 +12,9 @@ use crate::message::Fault;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
+use crate::store::alarms::Alarms;
 use crate::store::owner::Owner;
+use crate::store::timed::Timed;
 use crate::store::turn::Turns;
 use crate::time::Deadline;
 
@@ -138,6 +140,7 @@ pub struct Consumer {
     pub(super) thread: ThreadId,
     pub(super) scope: String,
     pub(super) stop: Sender<Deadline>,
+    pub(super) alarms: Arc<Alarms>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
     pub(super) shared: Arc<Shared>,
 }
@@ -204,12 +207,44 @@ impl Consumer {
         self.status()
     }
 
+    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. Nothing happens before the first poll; a future that is
+    /// dropped after it leaves the consumer to end by itself.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// use std::time::Duration;
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// # runtime.block_on(async {
+    /// let status = consumer.stop_async(Duration::from_secs(5)).await;
+    /// assert_eq!(status.failed, None);
+    /// # });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn stop_async(mut self, timeout: Duration) -> ConsumerStatus {
+        if let Some((ended, deadline)) = self.ask_to_end(timeout) {
+            let ended = Timed::new(ended, deadline, &self.alarms).await;
+            self.ended_or_not(ended.is_some());
+        }
+        self.status()
+    }
+
     fn end(&mut self, timeout: Duration) {
-        let Some(ended) = self.ended.take() else { return };
+        if let Some((ended, deadline)) = self.ask_to_end(timeout) {
+            self.ended_or_not(ended.wait_until(deadline).is_some());
+        }
+    }
+
+    /// What tells that the thread has ended, and until when that is waited for.
+    fn ask_to_end(&mut self, timeout: Duration) -> Option<(oneshot::Receiver<()>, Deadline)> {
+        let ended = self.ended.take()?;
         if self.owner.is_elsewhere() {
             // The consumer's thread is not in this process.
             keep(&self.stop);
-            return;
+            return None;
         }
         let deadline = Deadline::after(timeout);
         let _ = self.stop.try_send(deadline);
@@ -218,9 +253,13 @@ impl Consumer {
             in_drop(|| {
                 tracing::warn!(consumer = %self.scope, "a thread that the consumer waits for has stopped it; it ends by itself");
             });
-            return;
+            return None;
         }
-        if ended.wait_until(deadline).is_none() {
+        Some((ended, deadline))
+    }
+
+    fn ended_or_not(&self, ended: bool) {
+        if !ended {
             in_drop(
                 || tracing::warn!(consumer = %self.scope, "the consumer did not end by its deadline; it ends by itself"),
             );

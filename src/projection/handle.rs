@@ -12,6 +12,7 @@ use crate::oneshot;
 use crate::say::in_drop;
 use crate::store::notify::Signal;
 use crate::store::projections::{OwnedTables, RunningProjection};
+use crate::store::timed::Timed;
 use crate::store::{ProjectionState, ProjectionStatus, Store};
 use crate::time::Deadline;
 
@@ -63,6 +64,36 @@ pub struct Projection {
 impl std::fmt::Debug for Projection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Projection").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Says whether there is something to wait for.
+struct Judge {
+    name: String,
+    asked: Arc<Asked>,
+}
+
+impl Judge {
+    /// `done`: what is waited for has come, or cannot come.
+    fn judge(&self, status: &ProjectionStatus, done: Option<Result<(), String>>) -> Option<Result<()>> {
+        let stands = |reason: String| {
+            let (name, position) = (self.name.clone(), status.position);
+            Err(Error::ProjectionStopped { name, position, reason })
+        };
+        if let Some(done) = done {
+            return Some(done.or_else(stands));
+        }
+        let asked = self.asked.rebuild.load(Ordering::Acquire);
+        let mends = asked || (status.rebuilding.is_some() && status.rebuild_stopped.is_none());
+        match &status.state {
+            // A rebuild that goes on may lead past it.
+            ProjectionState::Stopped { .. } if mends => None,
+            ProjectionState::Stopped { seq, reason } => Some(stands(format!("event {seq}: {reason}"))),
+            ProjectionState::Cancelled if !asked => Some(stands(CANCELLED.into())),
+            ProjectionState::Failed(reason) => Some(stands(reason.clone())),
+            ProjectionState::Ended => Some(stands("it was ended".into())),
+            _ => None,
+        }
     }
 }
 
@@ -138,34 +169,48 @@ impl Projection {
         })
     }
 
+    /// As [`wait_for_position`](Self::wait_for_position), without blocking a thread, for as long as it takes. It needs no runtime; for a
+    /// limit use your runtime's timeout.
+    ///
+    /// # Errors
+    /// [`Error::ProjectionStopped`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// use onewrite::Event;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// # runtime.block_on(async {
+    /// let receipt = store.write_async(|tx| tx.append(Event::bytes("paid", "1").unpublished())).await?;
+    /// projection.reached(receipt.seqs()[0]).await?;
+    /// # Ok::<(), onewrite::Error>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reached(&self, seq: u64) -> impl Future<Output = Result<()>> + Send + use<> {
+        let (judge, owner) = (self.judge(), self.store.core().owner.clone());
+        self.shared.until(move |status| {
+            if let Err(error) = owner.check() {
+                return Some(Err(error));
+            }
+            judge.judge(status, (status.position > seq).then_some(Ok(())))
+        })
+    }
+
+    fn judge(&self) -> Judge {
+        Judge { name: self.name.clone(), asked: Arc::clone(&self.asked) }
+    }
+
     fn wait(
         &self,
         timeout: Duration,
         done: impl Fn(&ProjectionStatus) -> Option<Result<(), String>>,
     ) -> Result<()> {
         self.store.core().owner.check()?;
-        let stands = |position, reason: String| {
-            Err(Error::ProjectionStopped { name: self.name.clone(), position, reason })
-        };
-        let waited = self.shared.wait(Deadline::after(timeout), |status| {
-            if let Some(done) = done(status) {
-                return Some(done.or_else(|reason| stands(status.position, reason)));
-            }
-            let asked = self.asked.rebuild.load(Ordering::Acquire);
-            let mends = asked || (status.rebuilding.is_some() && status.rebuild_stopped.is_none());
-            match &status.state {
-                // A rebuild that goes on may lead past it.
-                ProjectionState::Stopped { .. } if mends => None,
-                ProjectionState::Stopped { seq, reason } => {
-                    Some(stands(status.position, format!("event {seq}: {reason}")))
-                }
-                ProjectionState::Cancelled if !asked => Some(stands(status.position, CANCELLED.into())),
-                ProjectionState::Failed(reason) => Some(stands(status.position, reason.clone())),
-                ProjectionState::Ended => Some(stands(status.position, "it was ended".into())),
-                _ => None,
-            }
-        });
-        waited.unwrap_or_else(|| {
+        let judge = self.judge();
+        let deadline = Deadline::after(timeout);
+        self.shared.wait(deadline, |status| judge.judge(status, done(status))).unwrap_or_else(|| {
             let position = self.status().position;
             Err(Error::ProjectionBehind { name: self.name.clone(), position })
         })
@@ -240,11 +285,42 @@ impl Projection {
         self.status()
     }
 
+    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. Nothing happens before the first poll; a future that is
+    /// dropped after it leaves the projection to end by itself.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// use std::time::Duration;
+    /// use onewrite::ProjectionState;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// # runtime.block_on(async {
+    /// assert_eq!(projection.stop_async(Duration::from_secs(5)).await.state, ProjectionState::Ended);
+    /// # });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn stop_async(mut self, timeout: Duration) -> ProjectionStatus {
+        if let Some(ended) = self.ask_to_end() {
+            let deadline = Deadline::after(timeout);
+            let ended = Timed::new(ended, deadline, &self.store.core().alarms).await;
+            self.ended_or_not(ended.is_some());
+        }
+        self.status()
+    }
+
     fn end(&mut self, timeout: Duration) {
-        let Some(ended) = self.ended.take() else { return };
+        if let Some(ended) = self.ask_to_end() {
+            self.ended_or_not(ended.wait_until(Deadline::after(timeout)).is_some());
+        }
+    }
+
+    /// What tells that the thread has ended.
+    fn ask_to_end(&mut self) -> Option<oneshot::Receiver<()>> {
+        let ended = self.ended.take()?;
         if self.store.core().owner.is_elsewhere() {
             // The projection's thread is not in this process.
-            return;
+            return None;
         }
         self.asked.stop.store(true, Ordering::Release);
         self.signal.notify();
@@ -253,9 +329,13 @@ impl Projection {
             in_drop(|| {
                 tracing::warn!(projection = %self.name, "a thread that the projection waits for has stopped it; it ends by itself");
             });
-            return;
+            return None;
         }
-        if ended.wait_until(Deadline::after(timeout)).is_none() {
+        Some(ended)
+    }
+
+    fn ended_or_not(&self, ended: bool) {
+        if !ended {
             in_drop(
                 || tracing::warn!(projection = %self.name, "the projection did not end by its deadline; it ends by itself"),
             );

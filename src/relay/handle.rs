@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
+use crate::store::alarms::Alarms;
 use crate::store::owner::Owner;
 use crate::store::relays::RelayRequest;
+use crate::store::timed::Timed;
 use crate::store::turn::Turns;
 use crate::store::{RelayState, RelayStatus, Store};
 use crate::time::Deadline;
@@ -52,6 +54,7 @@ pub struct Relay {
     pub(super) thread: ThreadId,
     pub(super) name: String,
     pub(super) requests: crossbeam_channel::Sender<RelayRequest>,
+    pub(super) alarms: Arc<Alarms>,
     pub(super) ended: Option<oneshot::Receiver<StopReport>>,
     pub(super) status: Arc<Mutex<RelayStatus>>,
 }
@@ -170,12 +173,49 @@ impl Relay {
         self.end(timeout)
     }
 
+    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. Nothing happens before the first poll; a future that is
+    /// dropped after it leaves the relay to end by itself.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// use std::time::Duration;
+    /// let relay = store.relay("rabbit").spawn(broker.publisher())?;
+    /// # runtime.block_on(async {
+    /// let report = relay.stop_async(Duration::from_secs(5)).await;
+    /// assert!(report.clean);
+    /// # });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn stop_async(mut self, timeout: Duration) -> StopReport {
+        match self.ask_to_end(timeout) {
+            Ok((ended, deadline)) => {
+                let report = Timed::new(ended, deadline, &self.alarms).await;
+                self.reported(report)
+            }
+            Err(report) => report,
+        }
+    }
+
     fn end(&mut self, timeout: Duration) -> StopReport {
-        let Some(ended) = self.ended.take() else { return StopReport::default() };
+        match self.ask_to_end(timeout) {
+            Ok((ended, deadline)) => self.reported(ended.wait_until(deadline)),
+            Err(report) => report,
+        }
+    }
+
+    /// What tells that the thread has ended, and until when that is waited for; or the report, where nothing can be waited for.
+    fn ask_to_end(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<(oneshot::Receiver<StopReport>, Deadline), StopReport> {
+        let Some(ended) = self.ended.take() else { return Err(StopReport::default()) };
         if self.owner.is_elsewhere() {
             // The relay's thread is not in this process.
             keep(&self.requests);
-            return StopReport::default();
+            return Err(StopReport::default());
         }
         let deadline = Deadline::after(timeout);
         // The thread gives up a little earlier, so that its report comes in time.
@@ -187,18 +227,20 @@ impl Relay {
                 tracing::warn!(relay = %self.name, "a thread that the relay waits for has stopped it; it ends by itself");
             });
             let unknown = self.status().in_flight;
-            return StopReport { unknown, ..StopReport::default() };
+            return Err(StopReport { unknown, ..StopReport::default() });
         }
-        match ended.wait_until(deadline) {
-            Some(report) => report.unwrap_or_default(),
-            None => {
-                in_drop(
-                    || tracing::warn!(relay = %self.name, "the relay did not end by its deadline; it ends by itself"),
-                );
-                let status = self.status();
-                StopReport { unknown: status.in_flight, confirmed: status.confirmed, ..StopReport::default() }
-            }
+        Ok((ended, deadline))
+    }
+
+    fn reported(&self, report: Option<Result<StopReport, oneshot::Abandoned>>) -> StopReport {
+        if let Some(report) = report {
+            return report.unwrap_or_default();
         }
+        in_drop(
+            || tracing::warn!(relay = %self.name, "the relay did not end by its deadline; it ends by itself"),
+        );
+        let status = self.status();
+        StopReport { unknown: status.in_flight, confirmed: status.confirmed, ..StopReport::default() }
     }
 }
 

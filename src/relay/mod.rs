@@ -539,6 +539,7 @@ impl RelayBuilder {
             .spawn(move || report.send(span.in_scope(|| worker.run())))
             .map_err(|source| Error::Thread { what: "relay", cause: source })?;
         let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
-        Ok(Relay { name: self.name, owner, turns, thread, requests, ended: Some(ended), status })
+        let (alarms, ended) = (Arc::clone(&core.alarms), Some(ended));
+        Ok(Relay { name: self.name, owner, turns, thread, requests, alarms, ended, status })
     }
 }

@@ -9,21 +9,18 @@ use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
 
 use super::core::Core;
 use super::jumps::Jumps;
-use super::once::WriteOnce;
 use super::read::Snapshot;
 use super::receipt::Receipt;
 use super::settings::Settings;
 use super::settings::StoreBuilder;
 use super::transaction::Transaction;
-use super::transaction::{REQUEST_SCOPE, check_id};
 use super::write_future::WriteFuture;
 use super::write_wait::{Purpose, Wait};
 use super::writer::{Closure, Job, Write};
 use super::{capture, cleanup, groups, recover, writer};
 use crate::error::{Error, Result};
 use crate::event::uuid_text;
-use crate::limits::{INBOX_ID_BYTES_MAX, WRITE_QUEUE_MAX};
-use crate::log::keys;
+use crate::limits::WRITE_QUEUE_MAX;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
@@ -366,52 +363,6 @@ impl Store {
         (Box::new(Closure { f: write, result: None, reply, purpose }), answer)
     }
 
-    /// As [`write`](Self::write), once per request: if a request of this id was committed before, the closure does not
-    /// run, and the answer says so. An id is remembered for the store's inbox age at least (7 days unless set).
-    ///
-    /// # Errors
-    /// As `write`; [`Error::BadId`] for an id of 0 or over 512 bytes.
-    ///
-    /// ```
-    /// # use onewrite::{Event, WriteOnce, Store};
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = Store::open(folder.path().join("a.redb"))?;
-    /// let pay = || store.write_once("request-17", |tx| {
-    ///     tx.append(Event::bytes("payment.completed", b"100".to_vec()).to("payments", "completed"))
-    /// });
-    /// assert!(matches!(pay()?, WriteOnce::Done(_)));
-    /// assert!(matches!(pay()?, WriteOnce::Repeated(receipt) if receipt.seqs() == [0]));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[track_caller]
-    pub fn write_once<T, F>(&self, request_id: impl AsRef<[u8]>, mut write: F) -> Result<WriteOnce<T>>
-    where
-        F: FnMut(&Transaction) -> Result<T> + Send + 'static,
-        T: Send + 'static,
-    {
-        let id = request_id.as_ref();
-        check_id("the request id", id, INBOX_ID_BYTES_MAX)?;
-        let key = keys::inbox(REQUEST_SCOPE, id);
-        let receipt = self.write(move |tx| {
-            if let Some(row) = tx.seen(&key)? {
-                return Ok(Err(row));
-            }
-            let first = tx.next_seq();
-            let value = write(tx)?;
-            let count = u32::try_from(tx.next_seq() - first).unwrap_or(u32::MAX);
-            tx.mark_request(key.clone(), first, count)?;
-            Ok(Ok(value))
-        })?;
-        let seqs = receipt.seqs().to_vec();
-        Ok(match receipt.into_value() {
-            Ok(value) => WriteOnce::Done(Receipt::new(value, seqs, self.core())),
-            Err(row) => {
-                let seqs = (row.first..row.first + u64::from(row.count)).collect();
-                WriteOnce::Repeated(Receipt::new((), seqs, self.core()))
-            }
-        })
-    }
-
     /// Begins an exclusive transaction on the calling thread: nobody else writes until it ends. For work that cannot
     /// be a closure; it pays its own fsync, and all other writes wait for it.
     ///
@@ -480,6 +431,31 @@ impl Store {
         }
         self.shared.end_writer();
         self.core().close()
+    }
+
+    /// As [`close`](Self::close), on a thread of its own: the task does not block. Nothing happens before the first poll; a future that is
+    /// dropped after it leaves the store to be closed all the same.
+    ///
+    /// # Errors
+    /// As [`close`](Self::close); [`Error::Thread`].
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// runtime.block_on(store.close_async())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub async fn close_async(self) -> Result<()> {
+        self.core().refuse_inside("Store::close")?;
+        let (reply, closed) = oneshot::channel();
+        let gone = Error::Closed { path: self.core().path.clone() };
+        std::thread::Builder::new()
+            .name("onewrite-close".into())
+            .spawn(move || reply.send(self.close()))
+            .map_err(|cause| Error::Thread { what: "close", cause })?;
+        // Its end without a word is a panic of the storage engine.
+        closed.await.unwrap_or(Err(gone))
     }
 
     /// Fails once the store is poisoned, closed or being closed.

@@ -4,13 +4,16 @@
 //! the old ones.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use redb::{MultimapTableDefinition, TableDefinition, WriteTransaction};
 
 use super::cleanup::rebuild_tasks;
 use super::transaction::Transaction;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::log::keys::CursorId;
 use crate::storage::tables::projection::{ProjectionRow, Track, Which};
 use crate::storage::tables::schema::PROJECTIONS;
@@ -95,6 +98,14 @@ pub struct ProjectionStatus {
 pub(crate) struct RunningProjection {
     status: Mutex<ProjectionStatus>,
     changed: Condvar,
+    /// Futures that wait for a change.
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Debug, Default)]
+struct Tasks {
+    next: u64,
+    wakers: BTreeMap<u64, Waker>,
 }
 
 impl RunningProjection {
@@ -106,6 +117,29 @@ impl RunningProjection {
     pub(crate) fn change(&self, change: impl FnOnce(&mut ProjectionStatus)) {
         change(&mut self.status());
         self.changed.notify_all();
+        let wakers = std::mem::take(&mut self.tasks().wakers);
+        for waker in wakers.into_values() {
+            if caught(|| waker.wake()).is_err() {
+                tracing::error!("the waker of a task that waits for a projection panicked");
+            }
+        }
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `done` says, once it says something.
+    pub(crate) fn until<T, F>(self: &Arc<Self>, done: F) -> Until<F>
+    where
+        F: Fn(&ProjectionStatus) -> Option<T>,
+    {
+        let number = {
+            let mut tasks = self.tasks();
+            tasks.next += 1;
+            tasks.next
+        };
+        Until { projection: Arc::clone(self), number, done }
     }
 
     /// Waits until `done` says so, or until the deadline; what it said last.
@@ -124,6 +158,42 @@ impl RunningProjection {
             }
             status = deadline.wait(&self.changed, status);
         }
+    }
+}
+
+/// A future that waits for a projection.
+pub(crate) struct Until<F> {
+    projection: Arc<RunningProjection>,
+    /// Names its waker.
+    number: u64,
+    done: F,
+}
+
+impl<T, F> Future for Until<F>
+where
+    F: Fn(&ProjectionStatus) -> Option<T> + Unpin,
+{
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        // A waker is foreign: it is cloned, and dropped, without a lock.
+        let waker = context.waker().clone();
+        let before = {
+            let status = self.projection.status();
+            if let Some(done) = (self.done)(&status) {
+                return Poll::Ready(done);
+            }
+            self.projection.tasks().wakers.insert(self.number, waker)
+        };
+        drop(before);
+        Poll::Pending
+    }
+}
+
+impl<F> Drop for Until<F> {
+    fn drop(&mut self) {
+        let waker = self.projection.tasks().wakers.remove(&self.number);
+        drop(waker);
     }
 }
 

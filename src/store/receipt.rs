@@ -156,11 +156,10 @@ impl<T> Receipt<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_confirmed(&self, timeout: Duration) -> Result<(), ConfirmError> {
-        let only = "there is no relay, or more than one, on this store in this process; name it with `wait_confirmed_by`";
-        self.wait(|core| core.relays.only(), only, timeout)
+        self.wait(None, timeout)
     }
 
-    /// As [`confirmed`](Self::confirmed), by the relay of this name.
+    /// As [`wait_confirmed`](Self::wait_confirmed), by the relay of this name.
     ///
     /// # Errors
     /// See [`ConfirmError`].
@@ -181,22 +180,69 @@ impl<T> Receipt<T> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn wait_confirmed_by(&self, relay: &str, timeout: Duration) -> Result<(), ConfirmError> {
-        self.wait(|core| core.relays.port(relay), "no relay of this name runs in this process", timeout)
+        self.wait(Some(relay), timeout)
     }
 
-    fn wait(
+    /// As [`wait_confirmed`](Self::wait_confirmed), without blocking a thread, for as long as it takes. It needs no runtime; for a limit use
+    /// your runtime's timeout.
+    ///
+    /// # Errors
+    /// As [`wait_confirmed`](Self::wait_confirmed), but for the timeout.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// use onewrite::Event;
+    /// # runtime.block_on(async {
+    /// let receipt = store.write_async(|tx| tx.append(Event::bytes("paid", "1").to_queue("payments"))).await?;
+    /// receipt.confirmed().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// assert_eq!(broker.queue_len("payments"), 1);
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn confirmed(&self) -> impl Future<Output = Result<(), ConfirmError>> + Send + use<T> {
+        Self::confirm(self.core.clone(), self.seqs.clone(), None)
+    }
+
+    /// As [`confirmed`](Self::confirmed), by the relay of this name.
+    ///
+    /// # Errors
+    /// As [`confirmed`](Self::confirmed).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # broker.declare_queue("payments", Default::default());
+    /// # let relay = store.relay("rabbit").spawn(broker.publisher())?;
+    /// # let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    /// use onewrite::Event;
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").to_queue("payments")))?;
+    /// runtime.block_on(receipt.confirmed_by("rabbit"))?;
+    /// assert!(runtime.block_on(receipt.confirmed_by("nobody")).is_err());
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn confirmed_by(
         &self,
-        port: impl FnOnce(&Core) -> Option<RelayPort>,
-        without: &'static str,
-        timeout: Duration,
-    ) -> Result<(), ConfirmError> {
-        let core = self.core.upgrade().ok_or(ConfirmError::NoRelay("the store is closed"))?;
-        core.refuse_inside("Receipt::wait_confirmed")?;
-        let port = port(&core).ok_or(ConfirmError::NoRelay(without))?;
-        drop(core);
-        let (reply, answer) = oneshot::channel();
-        let request = RelayRequest::Await { seqs: self.seqs.clone(), reply };
-        port.requests.send(request).map_err(|_| ConfirmError::Stopped)?;
+        relay: &str,
+    ) -> impl Future<Output = Result<(), ConfirmError>> + Send + use<T> {
+        Self::confirm(self.core.clone(), self.seqs.clone(), Some(relay.to_owned()))
+    }
+
+    async fn confirm(core: Weak<Core>, seqs: Vec<u64>, relay: Option<String>) -> Result<(), ConfirmError> {
+        let (_, answer) = ask(&core, seqs, relay.as_deref())?;
+        told(answer.await)
+    }
+
+    fn wait(&self, relay: Option<&str>, timeout: Duration) -> Result<(), ConfirmError> {
+        let (port, answer) = ask(&self.core, self.seqs.clone(), relay)?;
         let answered = answer.wait_until(Deadline::after(timeout)).or_else(|| {
             // The relay may not have looked at what was asked: it says when it has.
             let (reply, echo) = oneshot::channel();
@@ -204,12 +250,39 @@ impl<T> Receipt<T> {
             echo.wait_until(Deadline::after(Duration::from_millis(ANSWER_MS_MAX)))?.ok()?;
             answer.wait_until(Deadline::now())
         });
-        match answered {
-            Some(Ok(Awaited::Confirmed)) => Ok(()),
-            Some(Ok(Awaited::Quarantined { seq, fault })) => Err(ConfirmError::Quarantined { seq, fault }),
-            Some(Ok(Awaited::Failed(error))) => Err(error.into()),
-            Some(Err(oneshot::Abandoned)) => Err(ConfirmError::Stopped),
-            None => Err(ConfirmError::Timeout { waited_ms: crate::time::as_ms(timeout) }),
-        }
+        let late = || Err(ConfirmError::Timeout { waited_ms: crate::time::as_ms(timeout) });
+        answered.map_or_else(late, told)
+    }
+}
+
+type Answer = Result<Awaited, oneshot::Abandoned>;
+
+/// Asks the relay of this name, or the only one.
+fn ask(
+    core: &Weak<Core>,
+    seqs: Vec<u64>,
+    relay: Option<&str>,
+) -> Result<(RelayPort, oneshot::Receiver<Awaited>), ConfirmError> {
+    let core = core.upgrade().ok_or(ConfirmError::NoRelay("the store is closed"))?;
+    core.refuse_inside("Receipt::wait_confirmed")?;
+    let (port, without) = match relay {
+        Some(relay) => (core.relays.port(relay), "no relay of this name runs in this process"),
+        None => (
+            core.relays.only(),
+            "there is no relay, or more than one, on this store in this process; name it with `wait_confirmed_by`",
+        ),
+    };
+    let port = port.ok_or(ConfirmError::NoRelay(without))?;
+    let (reply, answer) = oneshot::channel();
+    port.requests.send(RelayRequest::Await { seqs, reply }).map_err(|_| ConfirmError::Stopped)?;
+    Ok((port, answer))
+}
+
+fn told(answer: Answer) -> Result<(), ConfirmError> {
+    match answer {
+        Ok(Awaited::Confirmed) => Ok(()),
+        Ok(Awaited::Quarantined { seq, fault }) => Err(ConfirmError::Quarantined { seq, fault }),
+        Ok(Awaited::Failed(error)) => Err(error.into()),
+        Err(oneshot::Abandoned) => Err(ConfirmError::Stopped),
     }
 }

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 /// Each room and its floor. A path belongs to the longest entry that it begins with; the empty one is `lib.rs`.
 const FLOORS: &[(u8, &[&str])] = &[
-    (0, &["printable"]),
+    (0, &["printable", "tuning"]),
     (1, &["limits", "time", "error", "text", "say", "process", "mutations"]),
     (2, &["message", "codec"]),
     (3, &["event", "broker"]),
-    (4, &["filter", "upcast", "log", "delivery", "oneshot", "wire"]),
+    (4, &["filter", "quarantine_filter", "upcast", "log", "delivery", "oneshot", "wire"]),
     (5, &["storage", "broker::rabbitmq"]),
     (6, &["store"]),
     (7, &["aggregate", "relay", "projection", "subscription", "consumer"]),

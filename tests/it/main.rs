@@ -16,6 +16,7 @@ mod all_properties;
 
 #[cfg(unix)]
 mod aggregates;
+mod async_forms;
 mod cancel_rebuild;
 #[cfg(unix)]
 mod capture;
