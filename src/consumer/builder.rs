@@ -492,7 +492,7 @@ impl ConsumerBuilder {
         let (stop, stopped) = crossbeam_channel::bounded(1);
         let (report, ended) = oneshot::channel();
         let stats = Arc::new(Shared::default());
-        let notified = self.store.core().redrives.subscribe(&self.scope);
+        let (signal, notified) = self.store.core().redrives.subscribe(&self.scope);
         let told = Arc::clone(&stats);
         let scope = self.scope.clone();
         let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
@@ -511,7 +511,7 @@ impl ConsumerBuilder {
             })
             .map_err(|source| Error::Thread { what: "consumer", cause: source })?;
         let thread = thread.thread().id();
-        Ok(Consumer { owner, turns, thread, scope, stop, alarms, ended: Some(ended), shared: stats })
+        Ok(Consumer { owner, turns, thread, scope, stop, signal, alarms, ended: Some(ended), shared: stats })
     }
 }
 

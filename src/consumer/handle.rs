@@ -1,7 +1,7 @@
 //! A running consumer, as others see it: its figures, and how it is stopped.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
@@ -82,6 +82,8 @@ pub struct ConsumerStatus {
     pub parked_bytes: u64,
     /// Rejected deliveries that went for later ones: [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
     pub dropped: u64,
+    /// It is [paused](Consumer::pause).
+    pub paused: bool,
     /// What the consumer waits for, if it takes nothing from its queue for want of room.
     pub waits_for: Option<ConsumerWait>,
     /// Times it began to wait so.
@@ -108,6 +110,7 @@ pub(super) struct Shared {
     pub(super) parked_bytes: AtomicU64,
     pub(super) dropped: AtomicU64,
     pub(super) waits: AtomicU64,
+    pub(super) paused: AtomicBool,
     pub(super) waits_for: Mutex<Option<ConsumerWait>>,
     pub(super) connections: AtomicU64,
     pub(super) disconnected: Mutex<Option<Fault>>,
@@ -140,6 +143,8 @@ pub struct Consumer {
     pub(super) thread: ThreadId,
     pub(super) scope: String,
     pub(super) stop: Sender<Deadline>,
+    /// Has its thread look at what has changed.
+    pub(super) signal: Sender<()>,
     pub(super) alarms: Arc<Alarms>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
     pub(super) shared: Arc<Shared>,
@@ -180,11 +185,60 @@ impl Consumer {
             parked: get(&shared.parked),
             parked_bytes: get(&shared.parked_bytes),
             dropped: get(&shared.dropped),
+            paused: shared.paused.load(Ordering::Acquire),
             waits_for: *shared.waits_for.lock().unwrap_or_else(PoisonError::into_inner),
             waits: get(&shared.waits),
             connections: get(&shared.connections),
             disconnected: shared.disconnected.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             failed: shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Hands nothing more to the handler until [`resume`](Self::resume), behind the batch that is being applied. What the broker delivers
+    /// meanwhile, within the prefetch, stays unsettled. Does not block. A consumer that is spawned anew is not paused.
+    ///
+    /// **Limit.** RabbitMQ takes deliveries back that stay unsettled for longer than its `consumer_timeout` (30 minutes unless set): a longer
+    /// pause costs a connection each time, and what a quorum queue may deliver too often is parked in the store. For hours, stop it instead.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// consumer.pause();
+    /// assert!(consumer.status().paused);
+    /// consumer.resume();
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pause(&self) {
+        self.ask_for_pause(true);
+    }
+
+    /// Goes on after [`pause`](Self::pause).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # broker.declare_queue("credit", Default::default());
+    /// let consumer = store.consumer("credit-service").spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// consumer.pause();
+    /// consumer.resume();
+    /// assert!(!consumer.status().paused);
+    /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn resume(&self) {
+        self.ask_for_pause(false);
+    }
+
+    fn ask_for_pause(&self, pause: bool) {
+        if !self.owner.is_elsewhere() {
+            self.shared.paused.store(pause, Ordering::Release);
+            // One that is full was notified already.
+            let _ = self.signal.try_send(());
         }
     }
 

@@ -1,6 +1,7 @@
 //! An event as the log has it.
 
 use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Event;
 use super::destination::Destination;
@@ -30,6 +31,11 @@ pub struct RecordedEvent {
     pub(crate) event: Event,
 }
 
+/// A moment that a clock has shown, or an event carries: it fits.
+fn from_ms(ms: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
+}
+
 impl RecordedEvent {
     /// Its sequence number: commit order, from 0, without a hole.
     ///
@@ -45,6 +51,7 @@ impl RecordedEvent {
     pub fn seq(&self) -> u64 {
         self.seq
     }
+
     /// When it was appended, in Unix milliseconds by the wall clock.
     ///
     /// ```
@@ -59,6 +66,107 @@ impl RecordedEvent {
     pub fn time_ms(&self) -> u64 {
         self.time_ms
     }
+
+    /// When it was appended, by the wall clock. As a number: [`time_ms`](Self::time_ms).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// store.write(move |tx| tx.append(Event::bytes("paid", "1").to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(event.time() <= std::time::SystemTime::now());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn time(&self) -> SystemTime {
+        from_ms(self.time_ms)
+    }
+
+    /// Its subject, as CloudEvents has it.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// store.write(move |tx| tx.append(Event::bytes("paid", "1").subject("account-7").to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.subject(), Some("account-7"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn subject(&self) -> Option<&str> {
+        self.event.subject.as_deref()
+    }
+
+    /// The W3C trace context that it was appended with: `traceparent`.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// store.write(move |tx| tx.append(Event::bytes("paid", "1").trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", None).to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert!(event.traceparent().is_some_and(|parent| parent.starts_with("00-0af7")));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        self.event.traceparent.as_deref()
+    }
+
+    /// The W3C trace context that it was appended with: `tracestate`.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// store.write(move |tx| tx.append(Event::bytes("paid", "1").trace("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("a=b".into())).to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.tracestate(), Some("a=b"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn tracestate(&self) -> Option<&str> {
+        self.event.tracestate.as_deref()
+    }
+
+    /// It is published no earlier than this.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// # use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    /// let at = UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    /// store.write(move |tx| tx.append(Event::bytes("paid", "1").not_before(at).to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.not_before(), Some(at));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn not_before(&self) -> Option<SystemTime> {
+        self.event.not_before_ms.map(from_ms)
+    }
+
+    /// It is not published after this.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use onewrite::Event;
+    /// # use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    /// let at = UNIX_EPOCH + Duration::from_secs(4_000_000_000);
+    /// store.write(move |tx| tx.append(Event::bytes("paid", "1").expires(at).to_queue("payments")))?;
+    /// let event = store.read()?.event(0)?.expect("appended above");
+    /// assert_eq!(event.expires(), Some(at));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.event.expires_ms.map(from_ms)
+    }
+
     /// Its id.
     ///
     /// ```
@@ -73,6 +181,7 @@ impl RecordedEvent {
     pub fn id(&self) -> &str {
         &self.id
     }
+
     /// Its type.
     ///
     /// ```
@@ -87,6 +196,7 @@ impl RecordedEvent {
     pub fn event_type(&self) -> &str {
         &self.event.event_type
     }
+
     /// Its ordering key.
     ///
     /// ```
@@ -101,6 +211,7 @@ impl RecordedEvent {
     pub fn key(&self) -> Option<&str> {
         self.event.key.as_deref()
     }
+
     /// Where it goes.
     ///
     /// ```
@@ -115,6 +226,7 @@ impl RecordedEvent {
     pub fn destination(&self) -> &Destination {
         self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
     }
+
     /// The stream that it belongs to; `None` for an event of the outbox alone.
     ///
     /// ```
@@ -132,6 +244,7 @@ impl RecordedEvent {
     pub fn stream(&self) -> Option<&str> {
         self.event.stream.as_deref()
     }
+
     /// The category of its stream: the part of the name before the first `-`, or all of it.
     ///
     /// ```
@@ -149,6 +262,7 @@ impl RecordedEvent {
     pub fn category(&self) -> Option<&str> {
         self.stream().map(category_of)
     }
+
     /// Its revision: its number in its stream, from 0, without a gap.
     ///
     /// ```
@@ -166,6 +280,7 @@ impl RecordedEvent {
     pub fn revision(&self) -> Option<u64> {
         self.revision
     }
+
     /// Its place in its lane; `None` for an unpublished event.
     ///
     /// ```
@@ -180,6 +295,7 @@ impl RecordedEvent {
     pub fn lane(&self) -> Option<Lane> {
         self.lane
     }
+
     /// The payload's content type.
     ///
     /// ```
@@ -194,6 +310,7 @@ impl RecordedEvent {
     pub fn content_type(&self) -> Option<&str> {
         self.event.content_type.as_deref()
     }
+
     /// The application's headers.
     ///
     /// ```
@@ -208,6 +325,7 @@ impl RecordedEvent {
     pub fn headers(&self) -> &[(String, HeaderValue)] {
         &self.event.headers
     }
+
     /// The payload.
     ///
     /// ```
@@ -222,6 +340,7 @@ impl RecordedEvent {
     pub fn payload(&self) -> &[u8] {
         &self.event.payload
     }
+
     /// The version of its payload; 1 unless the event said another. An older one is brought up to the newest that an
     /// [upcast](crate::StoreBuilder::upcast) leads to.
     ///
@@ -237,6 +356,7 @@ impl RecordedEvent {
     pub fn version(&self) -> u32 {
         self.event.version
     }
+
     /// The checksum of its record (CRC-32, IEEE).
     ///
     /// ```

@@ -33,6 +33,7 @@ impl Drop for Registered {
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) stop: AtomicBool,
+    pub(crate) pause: AtomicBool,
     pub(crate) rebuild: AtomicBool,
 }
 
@@ -214,6 +215,48 @@ impl Projection {
             let position = self.status().position;
             Err(Error::ProjectionBehind { name: self.name.clone(), position })
         })
+    }
+
+    /// Applies nothing more until [`resume`](Self::resume), behind the batch that is being applied. Its tables stay as they are and may be read;
+    /// the log keeps what it has not applied. A rebuild pauses too. Does not block. A projection that is spawned anew is not paused.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// use std::time::Duration;
+    /// use onewrite::{Event, ProjectionState};
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// projection.pause();
+    /// while projection.status().state != ProjectionState::Paused {
+    ///     std::thread::yield_now();
+    /// }
+    /// let receipt = store.write(|tx| tx.append(Event::bytes("paid", "1").unpublished()))?; // writes go on
+    /// projection.resume();
+    /// projection.wait_for_position(receipt.seqs()[0], Duration::from_secs(5))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn pause(&self) {
+        self.ask_for_pause(true);
+    }
+
+    /// Goes on after [`pause`](Self::pause).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// projection.resume(); // it was not paused: nothing happens
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn resume(&self) {
+        self.ask_for_pause(false);
+    }
+
+    fn ask_for_pause(&self, pause: bool) {
+        if !self.store.core().owner.is_elsewhere() {
+            self.asked.pause.store(pause, Ordering::Release);
+            self.signal.notify();
+        }
     }
 
     /// Rebuilds the tables from the beginning of the log, beside the ones that are there, which go on being kept and read;

@@ -6,6 +6,7 @@
 
 mod swap;
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -168,6 +169,10 @@ impl Worker {
         }
         while !self.stops() {
             self.settings.store.ready()?;
+            if self.asked.pause.load(Ordering::Acquire) {
+                self.rest();
+                continue;
+            }
             if self.asked.rebuild.load(Ordering::Acquire) {
                 self.begin_rebuild()?;
                 // Only now: who waits for the rebuild sees it asked for, or under way, at any time.
@@ -184,6 +189,17 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Sleeps for as long as it is paused, and shows that meanwhile.
+    fn rest(&self) {
+        let mut before = None;
+        self.shared.change(|status| before = Some(mem::replace(&mut status.state, ProjectionState::Paused)));
+        while self.asked.pause.load(Ordering::Acquire) && !self.stops() && self.settings.store.ready().is_ok()
+        {
+            self.listener.signal.wait_until(Deadline::Never);
+        }
+        self.shared.change(|status| status.state = before.take().unwrap_or_default());
     }
 
     fn stops(&self) -> bool {

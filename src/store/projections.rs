@@ -44,6 +44,8 @@ pub enum ProjectionState {
     /// Its tables are of an earlier version, and the rebuild for its own was [cancelled](crate::Store::cancel_rebuild): they stay
     /// as they are until a rebuild is asked for.
     Cancelled,
+    /// [Paused](crate::Projection::pause) by the application.
+    Paused,
     /// The handler failed on this event; it is tried again after a while.
     Retrying {
         /// The event.

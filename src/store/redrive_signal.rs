@@ -1,4 +1,4 @@
-//! Notifies the running consumers of a scope that something is to be driven again.
+//! Notifies the running consumers of a scope that something is to be driven again, or has changed otherwise.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,14 +10,14 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 pub(crate) struct RedriveSignals(Mutex<BTreeMap<String, Vec<Sender<()>>>>);
 
 impl RedriveSignals {
-    pub(crate) fn subscribe(&self, scope: &str) -> Receiver<()> {
+    pub(crate) fn subscribe(&self, scope: &str) -> (Sender<()>, Receiver<()>) {
         let (signal, notified) = bounded(1);
         let mut signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_scope = signals.entry(scope.to_owned()).or_default();
         // Consumers that have ended since go here, not when they end.
         of_scope.retain(|signal| !matches!(signal.try_send(()), Err(TrySendError::Disconnected(()))));
-        of_scope.push(signal);
-        notified
+        of_scope.push(signal.clone());
+        (signal, notified)
     }
 
     pub(crate) fn notify(&self, scope: &str) {
@@ -43,9 +43,10 @@ mod tests {
     #[test]
     fn notifies_those_of_its_scope_once() {
         let signals = RedriveSignals::default();
-        let (one, other) = (signals.subscribe("a"), signals.subscribe("b"));
-        drop(signals.subscribe("a"));
-        let second = signals.subscribe("a"); // the one that was dropped is gone
+        let subscribe = |scope| signals.subscribe(scope).1;
+        let (one, other) = (subscribe("a"), subscribe("b"));
+        drop(subscribe("a"));
+        let second = subscribe("a"); // the one that was dropped is gone
         one.try_recv().unwrap_or_default();
         signals.notify("a");
         signals.notify("a");

@@ -90,6 +90,7 @@ mod one_write;
 mod page_writes;
 mod parking_order;
 #[cfg(feature = "rabbitmq")]
+mod pauses;
 mod poison;
 mod positions;
 mod projection_rebuilds;

@@ -26,6 +26,7 @@ mod tried;
 
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -185,16 +186,17 @@ impl Worker {
         self.await_source(events, stop);
         while deadline.is_none() {
             self.load_parked(stop);
-            if let Err(error) = self.seek_room() {
+            let paused = self.is_paused();
+            if let Err(error) = if paused { Ok(()) } else { self.seek_room() } {
                 self.end_for(&error);
                 break;
             }
             self.tell_of_the_wait();
-            let waits = self.is_waiting_for_room();
+            let waits = paused || self.is_waiting_for_room();
             let others_come = !waits && (!events.is_empty() || !self.meanwhile.is_empty());
             let is_told = !events.is_empty() || self.meanwhile.next.is_some();
-            let may_try = self.may_try_those_that_wait() && !(is_told && self.heard_nothing);
-            let may_look = self.may_look() && !self.is_waiting_for_space();
+            let may_try = !paused && self.may_try_those_that_wait() && !(is_told && self.heard_nothing);
+            let may_look = self.may_look() && !self.rests();
             let mut batch = if may_try { self.take_due(others_come) } else { Vec::new() };
             if !waits {
                 self.go_on_with_those_of_meanwhile(&mut batch);
@@ -232,7 +234,7 @@ impl Worker {
             if notified.try_recv().is_ok() {
                 self.look_again();
             }
-            if self.is_waiting_for_space() {
+            if paused || self.is_waiting_for_space() {
                 continue;
             }
             if let Err(error) = self.turn(batch, events, stop) {
@@ -242,6 +244,15 @@ impl Worker {
         }
         let left = deadline.map_or(Duration::from_secs(2), Deadline::left_or_max);
         self.source.stop(left);
+    }
+
+    fn is_paused(&self) -> bool {
+        self.shared.paused.load(Ordering::Acquire)
+    }
+
+    /// Nothing is tried now, whatever is due.
+    fn rests(&self) -> bool {
+        self.is_paused() || self.is_waiting_for_space()
     }
 
     fn end_for(&self, error: &Error) {
@@ -286,12 +297,12 @@ impl Worker {
     ) -> Option<SourceEvent> {
         let waiting = self.waiting.next_due().filter(|_| self.may_try_those_that_wait());
         let due = waiting.into_iter().chain(self.held.deadline()).map(Due::wake_at);
-        let due = due.filter(|_| !self.is_waiting_for_space());
+        let due = due.filter(|_| !self.rests());
         // A gap may be filled elsewhere: by another consumer of the scope, or from the quarantine.
-        let look = (self.held.len() > 0 && !self.is_waiting_for_space()).then(|| Deadline::after(HELD_LOOK));
+        let look = (self.held.len() > 0 && !self.rests()).then(|| Deadline::after(HELD_LOOK));
         let parked = self.hand.looks_again();
-        let until =
-            due.chain(look).chain(parked).chain(self.looks_for_room()).min().and_then(Deadline::instant);
+        let room = self.looks_for_room().filter(|_| !self.is_paused());
+        let until = due.chain(look).chain(parked).chain(room).min().and_then(Deadline::instant);
         let timer = until.map_or_else(crossbeam_channel::never, crossbeam_channel::at);
         crossbeam_channel::select! {
             recv(events) -> event => {

@@ -1,0 +1,99 @@
+//! A consumer and a projection that pause. A relay's pause stands in `relay`.
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use onewrite::broker::MemoryBroker;
+use onewrite::{Error, Event, Message, ProjectionState, Store};
+
+use crate::scratch::until;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Goal: a paused consumer hands nothing to its handler, neither what comes nor what is due again, keeps the order, and goes
+/// on with all of it; a stop while it is paused is prompt. Method: deliveries of one key of which the first fails, before and during the
+/// pause.
+#[test]
+fn a_paused_consumer_takes_nothing_and_goes_on_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let broker = MemoryBroker::new();
+    broker.declare_queue("q", Default::default());
+    let (calls, applied) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let (called, seen) = (Arc::clone(&calls), Arc::clone(&applied));
+    let backoff = Duration::from_millis(50);
+    let consumer = store
+        .consumer("c")
+        .backoff(backoff, backoff)
+        .attempts(1_000)
+        .spawn(broker.source("q"), move |delivery, _| {
+            if called.fetch_add(1, SeqCst) < 3 {
+                return Err(Error::app("not yet"));
+            }
+            seen.lock().unwrap().push(delivery.message.payload[0]);
+            Ok(())
+        })
+        .unwrap();
+    let publish = |n: u8| {
+        let headers = vec![("cloudEvents:partitionkey".into(), "k".into())];
+        broker.publish("", "q", Message { payload: vec![n], headers, ..Message::default() }).unwrap();
+    };
+    publish(0);
+    until("its first try fails", || calls.load(SeqCst) >= 1);
+    consumer.pause();
+    assert!(consumer.status().paused);
+    std::thread::sleep(Duration::from_millis(200));
+    let during = calls.load(SeqCst);
+    (1..20).for_each(publish);
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(calls.load(SeqCst), during, "nothing is tried");
+    consumer.resume();
+    until("all are applied", || consumer.status().applied == 20);
+    assert_eq!(*applied.lock().unwrap(), (0..20).collect::<Vec<u8>>());
+    assert!(!consumer.status().paused);
+    consumer.pause();
+    publish(20);
+    let began = std::time::Instant::now();
+    let status = consumer.stop(SOON);
+    assert!(began.elapsed() < SOON / 2);
+    assert_eq!(status.applied, 20);
+    assert_eq!((broker.queue_len("q"), broker.unsettled_len("q")), (1, 0), "it goes back");
+}
+
+/// Goal: a paused projection applies nothing, says so, and goes on with what came meanwhile; neither does a rebuild go on. Method: events
+/// during the pause, and a rebuild that is asked for.
+#[test]
+fn a_paused_projection_applies_nothing_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let called = Arc::clone(&calls);
+    let projection = store
+        .projection("p")
+        .spawn(move |_, _| {
+            called.fetch_add(1, SeqCst);
+            Ok(())
+        })
+        .unwrap();
+    let write = || store.write(|tx| tx.append(Event::bytes("t", "1").unpublished())).unwrap().seqs()[0];
+    projection.wait_for_position(write(), SOON).unwrap();
+    projection.pause();
+    until("it says so", || projection.status().state == ProjectionState::Paused);
+    (0..9).for_each(|_| drop(write()));
+    let last = write();
+    projection.rebuild();
+    assert!(matches!(
+        projection.wait_for_position(last, Duration::from_millis(300)),
+        Err(Error::ProjectionBehind { position: 1, .. })
+    ));
+    assert_eq!(calls.load(SeqCst), 1);
+    projection.resume();
+    projection.wait_for_position(last, SOON).unwrap();
+    projection.wait_until_live(SOON).unwrap();
+    assert_eq!(calls.load(SeqCst), 1 + 10 + 11, "live, and rebuilt");
+    until("it is live", || projection.status().state == ProjectionState::Live);
+    projection.pause();
+    until("it says so again", || projection.status().state == ProjectionState::Paused);
+    assert_eq!(projection.stop(SOON).state, ProjectionState::Ended);
+}
