@@ -80,7 +80,7 @@ fn a_paused_projection_applies_nothing_and_goes_on() {
     projection.wait_for_position(write(), SOON).unwrap();
     projection.pause();
     until("it says so", || projection.status().state == ProjectionState::Paused);
-    (0..9).for_each(|_| drop(write()));
+    (0..9).for_each(|_| _ = write());
     let last = write();
     projection.rebuild();
     assert!(matches!(
