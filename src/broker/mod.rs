@@ -60,7 +60,7 @@ pub enum PublisherEvent {
     Down {
         /// The epoch that ended, or the one that could not begin.
         epoch: Epoch,
-        /// Why. [`FaultClass::Message`](crate::FaultClass::Message) or [`FaultClass::Destination`](crate::FaultClass::Destination)
+        /// Why. [`FaultClass::Message`] or [`FaultClass::Destination`]
         /// says that one of the messages in flight made the broker close the channel.
         fault: Fault,
     },

@@ -135,7 +135,7 @@ impl<T> Receipt<T> {
     ///
     /// `Duration::MAX` waits for ever. `Duration::ZERO` asks and does not wait for the broker: it returns `Ok` if the relay
     /// has all confirms already. However short `timeout` is, the relay's thread is asked once, and has
-    /// [`ANSWER_MS_MAX`] to answer; it usually takes microseconds.
+    /// a second to answer; it usually takes microseconds.
     ///
     /// # Errors
     /// See [`ConfirmError`]. On a timeout nothing is lost. Inside a write closure or an open transaction of the same
