@@ -1,6 +1,6 @@
 //! One event to its record and back, beside what a user of redb would write by hand: a struct as bincode behind a CRC-32.
 //!
-//! `cargo bench --bench codec`. Both sides run on redb's pages without a commit: writing is appended and rolled back, reading is a warm
+//! `cargo bench --features bincode --bench codec`. Both sides run on redb's pages without a commit: writing is appended and rolled back, reading is a warm
 //! scan. The same parts on both sides: id, type, key, exchange, routing key, content type, time, a payload of 256 bytes; what is read in place
 //! is found, not copied. The ratios at the end come from interleaved rounds with medians (`ROUNDS=15`, `EVENTS=10000`).
 

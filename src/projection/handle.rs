@@ -191,12 +191,13 @@ impl Projection {
     /// ```
     pub fn reached(&self, seq: u64) -> impl Future<Output = Result<()>> + Send + use<> {
         let (judge, owner) = (self.judge(), self.store.core().owner.clone());
-        self.shared.until(move |status| {
-            if let Err(error) = owner.check() {
-                return Some(Err(error));
-            }
-            judge.judge(status, (status.position > seq).then_some(Ok(())))
-        })
+        let reached =
+            self.shared.until(move |status| judge.judge(status, (status.position > seq).then_some(Ok(()))));
+        async move {
+            // In a forked process nobody may hold, or wait for, a lock of the owner's.
+            owner.check()?;
+            reached.await
+        }
     }
 
     fn judge(&self) -> Judge {
