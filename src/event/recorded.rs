@@ -1,13 +1,14 @@
 //! An event as the log has it.
 
 use std::fmt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use super::Event;
 use super::destination::Destination;
 use super::lane::Lane;
 use crate::message::HeaderValue;
 use crate::text::Text;
+use crate::time::wall_time;
 
 /// An event as the log holds it.
 ///
@@ -29,11 +30,6 @@ pub struct RecordedEvent {
     pub(crate) id: Text,
     pub(crate) crc: u32,
     pub(crate) event: Event,
-}
-
-/// A moment that a clock has shown, or an event carries: it fits.
-fn from_ms(ms: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
 }
 
 impl RecordedEvent {
@@ -80,7 +76,7 @@ impl RecordedEvent {
     /// ```
     #[must_use]
     pub fn time(&self) -> SystemTime {
-        from_ms(self.time_ms)
+        wall_time(self.time_ms)
     }
 
     /// Its subject, as CloudEvents has it.
@@ -146,7 +142,7 @@ impl RecordedEvent {
     /// ```
     #[must_use]
     pub fn not_before(&self) -> Option<SystemTime> {
-        self.event.not_before_ms.map(from_ms)
+        self.event.not_before_ms.map(wall_time)
     }
 
     /// It is not published after this.
@@ -164,7 +160,7 @@ impl RecordedEvent {
     /// ```
     #[must_use]
     pub fn expires(&self) -> Option<SystemTime> {
-        self.event.expires_ms.map(from_ms)
+        self.event.expires_ms.map(wall_time)
     }
 
     /// Its id.

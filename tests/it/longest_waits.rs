@@ -489,16 +489,40 @@ fn a_lane_is_never_idle_for_long_enough() {
     assert!(!first(1).unwrap());
 }
 
+/// Goal: a task that stops something may wait for as long as it takes, or not at all; so may whoever receives events of a broker. Method: each
+/// is stopped with the longest and the shortest timeout.
+#[test]
+fn tasks_wait_as_long_as_it_takes() {
+    let rig = rig();
+    let store = rig.open(Store::builder());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    for timeout in [FOREVER, Duration::ZERO] {
+        let (relay, running) = (rig.relay(&store), projection(&store, 1, Duration::from_millis(10)));
+        let consumer = store.consumer("c").spawn(rig.broker.source("q"), |_, _| Ok(())).unwrap();
+        runtime.block_on(async {
+            relay.stop_async(timeout).await;
+            running.stop_async(timeout).await;
+            consumer.stop_async(timeout).await;
+        });
+        // What was not waited for ends by itself.
+        until("the names are free", || {
+            store.stats().unwrap().relays.values().all(|relay| relay.running.is_none())
+        });
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let (events, received) = onewrite::broker::SourceEvents::channel();
+    assert!(received.recv_timeout(Duration::ZERO).is_err());
+    let waiter = std::thread::spawn(move || received.recv_timeout(FOREVER).is_ok());
+    events.send(onewrite::broker::SourceEvent::Up { epoch: onewrite::broker::Epoch(1) });
+    assert!(in_time("recv_timeout", move || waiter.join().unwrap()));
+}
+
 /// What is public and takes a `Duration`, and is called above with the longest and the shortest.
 const COVERED: &[&str] = &[
     "advance",
-    "wait_until_live",
-    "wait_for_position",
     "backoff",
     "batch_delay",
     "confirm_deadline",
-    "confirmed",
-    "confirmed_by",
     "heartbeat",
     "holder_warn_after",
     "inbox_age",
@@ -507,7 +531,13 @@ const COVERED: &[&str] = &[
     "progress_delay",
     "quick_repair_when_idle",
     "reconnect_backoff",
+    "recv_timeout",
     "stop",
+    "stop_async",
+    "wait_confirmed",
+    "wait_confirmed_by",
+    "wait_for_position",
+    "wait_until_live",
     "write_wait_max",
 ];
 
@@ -519,9 +549,10 @@ fn everything_that_takes_a_duration_is_called_with_the_longest() {
     let (mut functions, mut variants) = (BTreeSet::new(), BTreeSet::new());
     for (_, source) in files("src") {
         let code = without_tests(&code_only(&source));
-        for (at, _) in code.match_indices("pub fn ") {
+        let both = ["pub fn ", "pub async fn "].map(|begin| code.match_indices(begin));
+        for (at, begin) in both.into_iter().flatten() {
             let signature = code[at..].split_once('{').map_or("", |(signature, _)| signature);
-            let (name, rest) = signature["pub fn ".len()..].split_once(['(', '<']).unwrap();
+            let (name, rest) = signature[begin.len()..].split_once(['(', '<']).unwrap();
             let arguments = rest.split("->").next().unwrap();
             if arguments.contains(": Duration") || arguments.contains("<Duration>") {
                 functions.insert(name.to_owned());

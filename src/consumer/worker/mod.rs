@@ -237,6 +237,12 @@ impl Worker {
             if paused || self.is_waiting_for_space() {
                 continue;
             }
+            if self.is_paused() {
+                // It was asked for while this slept: what has just come waits, and so does what was due.
+                batch.append(&mut self.meanwhile.batch);
+                self.meanwhile.batch = batch;
+                continue;
+            }
             if let Err(error) = self.turn(batch, events, stop) {
                 self.end_for(&error);
                 break;
