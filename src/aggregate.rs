@@ -138,9 +138,23 @@ impl<A> Loaded<A> {
     /// What an append must expect that builds on this state.
     ///
     /// ```
-    /// use onewrite::{ExpectedRevision, Loaded};
-    /// let loaded = Loaded { state: (), revision: Some(4), snapshot: None };
-    /// assert_eq!(loaded.expected(), ExpectedRevision::Exact(4));
+    /// # use onewrite::{Aggregate, Event, ExpectedRevision, RecordedEvent, Result, Store};
+    /// # #[derive(Default)]
+    /// # struct Count(u64);
+    /// # impl Aggregate for Count {
+    /// #     const CATEGORY: &'static str = "count";
+    /// #     type Event = ();
+    /// #     fn encode(_: &()) -> Result<Event> { Ok(Event::bytes("counted", "")) }
+    /// #     fn decode(_: &RecordedEvent) -> Result<()> { Ok(()) }
+    /// #     fn apply(&mut self, _: &()) { self.0 += 1; }
+    /// # }
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = Store::open(folder.path().join("a.redb"))?;
+    /// let count = store.aggregate::<Count>("a");
+    /// assert_eq!(count.load()?.expected(), ExpectedRevision::NoStream);
+    /// count.execute(|_| Ok(vec![()]))?;
+    /// assert_eq!(count.load()?.expected(), ExpectedRevision::Exact(0));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
     pub fn expected(&self) -> ExpectedRevision {

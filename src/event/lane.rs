@@ -11,7 +11,8 @@
 ///     tx.append(Event::bytes("paid", "2").key("alice").to("", "payments"))
 /// })?;
 /// let second = store.read()?.event(1)?.expect("appended above");
-/// assert_eq!(second.lane(), Some(Lane { id: 0, number: 1 }));
+/// let lane: Lane = second.lane().expect("it is published");
+/// assert_eq!((lane.id, lane.number), (0, 1));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
