@@ -48,6 +48,6 @@ fuzz_target!(|changes: Vec<(u32, u8)>| {
     }
     let _ = store.write(|tx| tx.append(Event::bytes("paid", "1").key("k").to("", "q")));
     let _ = store.write(|tx| tx.stream("stream-1").truncate_before(2));
-    let _ = store.rejected("scope").redrive_all();
+    let _ = store.rejected("scope").redrive_all(&onewrite::QuarantineFilter::all());
     let _ = store.close();
 });
