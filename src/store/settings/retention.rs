@@ -8,9 +8,11 @@ use crate::time::as_ms;
 ///
 /// ```
 /// use std::time::Duration;
-/// use onewrite::Retention;
+/// use onewrite::{Retention, Store};
+/// # let folder = tempfile::tempdir()?;
 /// let retention = Retention::until_confirmed().keep_events(1000).keep_age(Duration::from_secs(3600));
-/// assert_eq!((retention.events_min, retention.age_ms_min), (1000, 3_600_000));
+/// let store = Store::builder().retention(retention).open(folder.path().join("a.redb"))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Retention {
@@ -35,35 +37,44 @@ impl Retention {
     pub fn until_confirmed() -> Self {
         Self::default()
     }
+
     /// Nothing is ever trimmed: for event sourcing.
     ///
     /// ```
-    /// assert!(onewrite::Retention::forever().forever);
+    /// # let folder = tempfile::tempdir()?;
+    /// use onewrite::{Retention, Store};
+    /// let store = Store::builder().retention(Retention::forever()).open(folder.path().join("a.redb"))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
     pub fn forever() -> Self {
         Self { forever: true, ..Self::default() }
     }
+
     /// Keeps the newest `events`.
     ///
     /// ```
-    /// assert_eq!(onewrite::Retention::default().keep_events(1000).events_min, 1000);
+    /// use onewrite::Retention;
+    /// assert_ne!(Retention::until_confirmed().keep_events(1000), Retention::until_confirmed());
     /// ```
     #[must_use]
     pub fn keep_events(mut self, events: u64) -> Self {
         self.events_min = events;
         self
     }
+
     /// Keeps the newest records of `bytes` together.
     ///
     /// ```
-    /// assert_eq!(onewrite::Retention::default().keep_bytes(1 << 30).bytes_min, 1 << 30);
+    /// use onewrite::Retention;
+    /// assert_ne!(Retention::until_confirmed().keep_bytes(1 << 30), Retention::until_confirmed());
     /// ```
     #[must_use]
     pub fn keep_bytes(mut self, bytes: u64) -> Self {
         self.bytes_min = bytes;
         self
     }
+
     /// Keeps what is younger than `age`.
     ///
     /// The age is the time that has passed while the store was open since the event was appended; the event's own time and the wall
@@ -71,8 +82,9 @@ impl Retention {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// let retention = onewrite::Retention::default().keep_age(Duration::from_secs(60));
-    /// assert_eq!(retention.age_ms_min, 60_000);
+    /// use onewrite::Retention;
+    /// let a_minute = Retention::until_confirmed().keep_age(Duration::from_secs(60));
+    /// assert_eq!(a_minute, Retention::until_confirmed().keep_age(Duration::from_millis(60_000)));
     /// ```
     #[must_use]
     pub fn keep_age(mut self, age: Duration) -> Self {
