@@ -5,7 +5,8 @@ use crate::event::Destination;
 /// Which entries of a quarantine are meant: of a relay's [`Quarantine`](crate::Quarantine), of a consumer's
 /// [`Rejected`](crate::Rejected) deliveries, of a projection's [`ProjectionFailures`](crate::ProjectionFailures).
 ///
-/// What is set must hold, each of it. An entry that is damaged has none of it, so only [`all`](Self::all) means it.
+/// What is set must hold, each of it. What cannot be read of an entry does not hold: of a relay's or a projection's event whose record is
+/// damaged reason and tries are known, of a damaged rejected delivery nothing.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;

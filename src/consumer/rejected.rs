@@ -169,11 +169,12 @@ impl Rejected {
     ) -> Result<Vec<RejectedDelivery>> {
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
-            let page = self.list(after, (limit - found.len()).min(REDRIVE_STEP))?;
+            let page = self.list(after, REDRIVE_STEP)?;
             let Some(last) = page.last() else { break };
             after = Some(last.number);
             found.extend(page.into_iter().filter(|entry| entry.is_meant(filter)));
         }
+        found.truncate(limit);
         Ok(found)
     }
 
@@ -304,6 +305,9 @@ impl Rejected {
             after = Some(last.number);
             let numbers: Vec<_> =
                 page.iter().filter(|entry| wanted(entry)).map(|entry| entry.number).collect();
+            if numbers.is_empty() {
+                continue;
+            }
             redriven += numbers.len() as u64;
             self.write(move |tx, scope| {
                 numbers.iter().try_for_each(|number| tx.mark_redriven(scope, *number))

@@ -80,11 +80,11 @@ impl Error {
             | Self::IdConflict { .. }
             | Self::LaneConflict { .. }
             | Self::WrongRevision { .. }
-            | Self::StreamDeleted { .. } => ErrorKind::Conflict,
+            | Self::StreamDeleted { .. }
+            | Self::ProjectionStopped { .. } => ErrorKind::Conflict,
             Self::BacklogFull { .. }
             | Self::WriteTimeout { .. }
             | Self::ProjectionBehind { .. }
-            | Self::ProjectionStopped { .. }
             | Self::InboxFull { .. }
             | Self::LanesFull { .. } => ErrorKind::TryLater,
             Self::InsideTransaction { .. } | Self::Forked { .. } | Self::Closed { .. } => ErrorKind::NotHere,

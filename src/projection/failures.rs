@@ -91,11 +91,12 @@ impl ProjectionFailures<'_> {
     ) -> Result<Vec<ProjectionFailure>> {
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
-            let page = self.list(after, (limit - found.len()).min(REDRIVE_STEP))?;
+            let page = self.list(after, REDRIVE_STEP)?;
             let Some(last) = page.last() else { break };
             after = Some(last.seq);
             found.extend(page.into_iter().filter(|failure| failure.is_meant(filter)));
         }
+        found.truncate(limit);
         Ok(found)
     }
 

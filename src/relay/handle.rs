@@ -173,7 +173,7 @@ impl Relay {
         self.end(timeout)
     }
 
-    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. Nothing happens before the first poll; a future that is
+    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. A future that is dropped before its first poll stops it as a drop does, blocking for 5 s at most; one that is
     /// dropped after it leaves the relay to end by itself.
     ///
     /// ```

@@ -136,7 +136,7 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
-        self.list_matching(&QuarantineFilter::all(), after, limit)
+        self.page(after, limit)
     }
 
     /// As [`list`](Self::list), of those that the filter means. It reads all of them.
@@ -166,11 +166,12 @@ impl Quarantine {
     ) -> Result<Vec<Quarantined>> {
         let (mut after, mut found) = (after, Vec::new());
         while found.len() < limit {
-            let page = self.page(after, (limit - found.len()).min(REDRIVE_STEP))?;
+            let page = self.page(after, REDRIVE_STEP)?;
             let Some(last) = page.last() else { break };
             after = Some(last.seq);
             found.extend(page.into_iter().filter(|entry| entry.is_meant(filter)));
         }
+        found.truncate(limit);
         Ok(found)
     }
 

@@ -448,6 +448,10 @@ impl Store {
     /// ```
     pub async fn close_async(self) -> Result<()> {
         self.core().refuse_inside("Store::close")?;
+        if self.core().queue.is_writer() {
+            // It would wait for its own thread to end.
+            return Err(Error::InsideTransaction { operation: "Store::close" });
+        }
         let (reply, closed) = oneshot::channel();
         let gone = Error::Closed { path: self.core().path.clone() };
         std::thread::Builder::new()

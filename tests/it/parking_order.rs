@@ -419,3 +419,29 @@ fn a_long_parked_delivery_stops_no_consumer_that_gives_back() {
     assert_eq!(consumer.status().waits_for, None);
     let _ = consumer.stop(Duration::from_secs(5));
 }
+
+/// Goal: what the broker may drop is parked also while the consumer is paused: a lost connection, and a stop, lose nothing. Method: one that
+/// came back often is delivered during the pause.
+#[test]
+fn what_comes_back_during_a_pause_is_parked() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let (source, calls) = (ByHand::default(), Arc::new(AtomicU32::new(0)));
+    let called = Arc::clone(&calls);
+    let consumer = store.consumer("service").spawn(source.clone(), move |_, _| {
+        called.fetch_add(1, SeqCst);
+        Ok(())
+    });
+    let consumer = consumer.unwrap();
+    consumer.pause();
+    source.deliver(1, Some("k"), 9);
+    until("it is parked", || source.settled() == [1]);
+    source.lose(1);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((calls.load(SeqCst), consumer.status().applied), (0, 0));
+    let _ = consumer.stop(Duration::from_secs(5));
+    let again = ByHand::default();
+    let consumer = store.consumer("service").spawn(again, |_, _| Ok(())).unwrap();
+    until("it is applied", || consumer.status().applied == 1);
+    let _ = consumer.stop(Duration::from_secs(5));
+}

@@ -234,7 +234,15 @@ impl Worker {
             if notified.try_recv().is_ok() {
                 self.look_again();
             }
-            if paused || self.is_waiting_for_space() {
+            if self.is_waiting_for_space() {
+                continue;
+            }
+            if paused {
+                // What the broker may drop is parked all the same.
+                if let Err(error) = self.take_in_meanwhile(events) {
+                    self.end_for(&error);
+                    break;
+                }
                 continue;
             }
             if self.is_paused() {
