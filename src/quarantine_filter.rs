@@ -1,12 +1,14 @@
-//! What is wanted of what was set aside: by a relay, a consumer or a projection. Pure.
+//! What is wanted of what was set aside: by a relay, a consumer or a projection; and the way through all of it, page by page.
 
-use crate::event::Destination;
+use crate::error::{ErrorKind, Result};
+use crate::event::{Destination, RecordedEvent};
+use crate::tuning::REDRIVE_STEP;
 
 /// Which entries of a quarantine are meant: of a relay's [`Quarantine`](crate::Quarantine), of a consumer's
 /// [`Rejected`](crate::Rejected) deliveries, of a projection's [`ProjectionFailures`](crate::ProjectionFailures).
 ///
-/// What is set must hold, each of it. What cannot be read of an entry does not hold: of a relay's or a projection's event whose record is
-/// damaged reason and tries are known, of a damaged rejected delivery nothing.
+/// Each condition that is set must hold. A damaged entry has less to go by. Of a damaged rejected delivery nothing is known, so only
+/// [`all`](Self::all) means it. Of an event whose record is damaged the reason and the tries are known.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -134,9 +136,97 @@ impl QuarantineFilter {
     }
 }
 
+/// What was set aside.
+pub(crate) trait Entry {
+    /// Its place in the order of all of them.
+    fn number(&self) -> u64;
+
+    fn facts(&self) -> Facts<'_>;
+}
+
+/// The record, if it can be read. Only damage counts as one that cannot.
+pub(crate) fn readable(record: Result<Option<RecordedEvent>>) -> Result<Option<RecordedEvent>> {
+    match record {
+        Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
+        record => record,
+    }
+}
+
+/// Those above `after` that the filter means, `limit` at most. `page`: the next so many above a number.
+pub(crate) fn list_matching<T: Entry>(
+    filter: &QuarantineFilter,
+    mut after: Option<u64>,
+    limit: usize,
+    page: impl Fn(Option<u64>, usize) -> Result<Vec<T>>,
+) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    while found.len() < limit {
+        let entries = page(after, REDRIVE_STEP)?;
+        let Some(last) = entries.last() else { break };
+        after = Some(last.number());
+        found.extend(entries.into_iter().filter(|entry| filter.takes(&entry.facts())));
+    }
+    found.truncate(limit);
+    Ok(found)
+}
+
+/// Changes those below `end` that the filter means, page by page; how many `change` says that it has changed. What comes meanwhile stands
+/// at `end` or above, so this ends.
+pub(crate) fn change_all<T: Entry>(
+    filter: &QuarantineFilter,
+    end: u64,
+    mut page: impl FnMut(Option<u64>, usize) -> Result<Vec<T>>,
+    change: impl Fn(Vec<T>) -> Result<u64>,
+) -> Result<u64> {
+    let (mut after, mut count) = (None, 0);
+    loop {
+        let mut entries = page(after, REDRIVE_STEP)?;
+        let Some(last) = entries.last() else { return Ok(count) };
+        after = Some(last.number());
+        entries.retain(|entry| entry.number() < end && filter.takes(&entry.facts()));
+        if !entries.is_empty() {
+            count += change(entries)?;
+        }
+        if after.is_some_and(|after| after.saturating_add(1) >= end) {
+            return Ok(count);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct Of(u64);
+
+    impl Entry for Of {
+        fn number(&self) -> u64 {
+            self.0
+        }
+
+        fn facts(&self) -> Facts<'_> {
+            Facts { attempts: u32::try_from(self.0).ok(), ..Facts::default() }
+        }
+    }
+
+    /// Goal: a change of all of them ends, and leaves alone what has come since it began. Method: entries that never end.
+    #[test]
+    fn what_comes_meanwhile_is_not_changed() {
+        let endless = |after: Option<u64>, limit: usize| {
+            let from = after.map_or(0, |after| after + 1);
+            Ok((from..from + limit as u64).map(Of).collect::<Vec<_>>())
+        };
+        for (end, expected) in [(0, 0), (1, 1), (REDRIVE_STEP as u64, REDRIVE_STEP as u64), (1_000, 1_000)] {
+            let change = |entries: Vec<Of>| {
+                assert!(entries.iter().all(|entry| entry.0 < end));
+                Ok(entries.len() as u64)
+            };
+            assert_eq!(change_all(&QuarantineFilter::all(), end, endless, change).unwrap(), expected);
+        }
+        let filter = QuarantineFilter::all().attempts_min(990);
+        let found = list_matching(&filter, None, 3, endless).unwrap();
+        assert_eq!(found.iter().map(Entry::number).collect::<Vec<_>>(), [990, 991, 992]);
+    }
 
     /// Goal: each condition decides alone, and an entry of which nothing is known is meant by `all` only.
     #[test]

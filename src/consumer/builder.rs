@@ -19,6 +19,7 @@ use crate::limits::{
     PREFETCH_DEFAULT, REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
+use crate::store::timed::Waking;
 use crate::store::{Store, Transaction};
 use crate::wire::ProducerKeys;
 
@@ -482,7 +483,7 @@ impl ConsumerBuilder {
         }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let owner = self.store.core().owner.clone();
-        let alarms = Arc::clone(&self.store.core().alarms);
+        let waking = Waking::of(self.store.core());
         let turns = Arc::clone(&self.store.core().turns);
         owner.check()?;
         let (events, received) = unbounded();
@@ -511,7 +512,7 @@ impl ConsumerBuilder {
             })
             .map_err(|source| Error::Thread { what: "consumer", cause: source })?;
         let thread = thread.thread().id();
-        Ok(Consumer { owner, turns, thread, scope, stop, signal, alarms, ended: Some(ended), shared: stats })
+        Ok(Consumer { owner, turns, thread, scope, stop, signal, waking, ended: Some(ended), shared: stats })
     }
 }
 

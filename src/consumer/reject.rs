@@ -152,14 +152,15 @@ impl Transaction {
         read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)
     }
 
-    pub(crate) fn mark_redriven(&self, scope: &str, number: u64) -> Result<()> {
+    /// How many that are: 1, or 0 for one that has gone meanwhile, which stays gone.
+    pub(crate) fn mark_redriven(&self, scope: &str, number: u64) -> Result<u64> {
         self.touch();
         let mut rejected = self.redb().open_table(REJECTED)?;
-        // One that has gone meanwhile stays gone.
-        if rejected.get(keys::rejected_row(scope, number).as_slice())?.is_some() {
-            rejected.insert(keys::redriven(scope, number).as_slice(), &[][..])?;
+        if rejected.get(keys::rejected_row(scope, number).as_slice())?.is_none() {
+            return Ok(0);
         }
-        Ok(())
+        rejected.insert(keys::redriven(scope, number).as_slice(), &[][..])?;
+        Ok(1)
     }
 
     /// It is not driven again after all.

@@ -21,7 +21,7 @@ use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::message::Message;
-use crate::quarantine_filter::{Facts, QuarantineFilter};
+use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching};
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces;
 use crate::storage::tables::pieces::{Of, Pieces};
@@ -29,7 +29,6 @@ use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{REJECTED, scopes};
 use crate::store::Store;
 use crate::store::transaction::{Transaction, check_id};
-use crate::tuning::REDRIVE_STEP;
 
 /// A rejected delivery, and why.
 ///
@@ -73,18 +72,22 @@ pub struct RejectedDelivery {
     pub damaged: Option<&'static str>,
 }
 
-impl RejectedDelivery {
-    fn is_meant(&self, filter: &QuarantineFilter) -> bool {
+impl Entry for RejectedDelivery {
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn facts(&self) -> Facts<'_> {
         if self.damaged.is_some() {
-            return filter.takes(&Facts::default());
+            return Facts::default();
         }
-        filter.takes(&Facts {
+        Facts {
             event_type: self.event_type.as_deref(),
             exchange: Some(&self.exchange),
             routing_key: Some(&self.routing_key),
             reason: Some(&self.reason),
             attempts: Some(self.attempts),
-        })
+        }
     }
 }
 
@@ -167,15 +170,7 @@ impl Rejected {
         after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<RejectedDelivery>> {
-        let (mut after, mut found) = (after, Vec::new());
-        while found.len() < limit {
-            let page = self.list(after, REDRIVE_STEP)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.number);
-            found.extend(page.into_iter().filter(|entry| entry.is_meant(filter)));
-        }
-        found.truncate(limit);
-        Ok(found)
+        list_matching(filter, after, limit, |after, limit| self.list(after, limit))
     }
 
     /// Rejected deliveries; and whether rows stand among them, or behind the last, whose keys name none.
@@ -270,7 +265,7 @@ impl Rejected {
         Ok(())
     }
 
-    /// As [`redrive`](Self::redrive), for all that the filter means and that are not damaged. Says how many, those that waited for
+    /// As [`redrive`](Self::redrive), for all that are rejected now, that the filter means, and that are not damaged. Says how many, those that waited for
     /// it already not counted.
     ///
     /// # Errors
@@ -293,27 +288,38 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn redrive_all(&self, filter: &QuarantineFilter) -> Result<u64> {
-        let wanted =
-            |entry: &RejectedDelivery| entry.damaged.is_none() && !entry.redriven && entry.is_meant(filter);
-        let (mut after, mut redriven, mut unnamed) = (None, 0, false);
-        loop {
-            let (page, passed) = self.page(after, REDRIVE_STEP)?;
-            unnamed |= passed;
-            let Some(last) = page.last() else {
-                return if unnamed { Err(damaged_row("rejected")) } else { Ok(redriven) };
-            };
-            after = Some(last.number);
-            let numbers: Vec<_> =
-                page.iter().filter(|entry| wanted(entry)).map(|entry| entry.number).collect();
+        let (scope, redrives) = (&self.scope, &self.store.core().redrives);
+        self.for_all(filter, |entries| {
+            let wanted = entries.iter().filter(|entry| entry.damaged.is_none() && !entry.redriven);
+            let numbers: Vec<u64> = wanted.map(|entry| entry.number).collect();
             if numbers.is_empty() {
-                continue;
+                return Ok(0);
             }
-            redriven += numbers.len() as u64;
-            self.write(move |tx, scope| {
-                numbers.iter().try_for_each(|number| tx.mark_redriven(scope, *number))
+            let marked = self.write(move |tx, scope| {
+                let marked = numbers.iter().map(|number| tx.mark_redriven(scope, *number));
+                marked.sum::<Result<u64>>()
             })?;
-            self.store.core().redrives.notify(&self.scope);
-        }
+            redrives.notify(scope);
+            Ok(marked)
+        })
+    }
+
+    /// Changes those that are there now. Rows whose keys name no delivery are an error, once all others are changed.
+    fn for_all(
+        &self,
+        filter: &QuarantineFilter,
+        change: impl Fn(Vec<RejectedDelivery>) -> Result<u64>,
+    ) -> Result<u64> {
+        let end =
+            self.reading(|tx| Ok(Book::of(&tx.open_table(REJECTED)?, &keys::rejected(&self.scope))?.next))?;
+        let mut unnamed = false;
+        let page = |after, limit| {
+            let (page, passed) = self.page(after, limit)?;
+            unnamed |= passed;
+            Ok(page)
+        };
+        let changed = change_all(filter, end, page, change)?;
+        if unnamed { Err(damaged_row("rejected")) } else { Ok(changed) }
     }
 
     /// Gives it up, for ever. When this returns `Ok` that is durable. What a handler has rejected stays seen: a repeat of it is
@@ -341,7 +347,8 @@ impl Rejected {
         Ok(())
     }
 
-    /// As [`discard`](Self::discard), for all that the filter means; [`all`](QuarantineFilter::all) means damaged ones too. Says how many.
+    /// As [`discard`](Self::discard), for all that are rejected now and that the filter means. [`all`](QuarantineFilter::all) means damaged
+    /// ones too. Says how many.
     ///
     /// # Errors
     /// What the storage engine says; those before the error are given up all the same. A row whose key names no delivery is an error
@@ -356,34 +363,19 @@ impl Rejected {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn discard_all(&self, filter: &QuarantineFilter) -> Result<u64> {
-        let (mut after, mut discarded, mut unnamed) = (None, 0, false);
-        loop {
-            let (page, passed) = self.page(after, REDRIVE_STEP)?;
-            unnamed |= passed;
-            let Some(last) = page.last() else {
-                return if unnamed { Err(damaged_row("rejected")) } else { Ok(discarded) };
-            };
-            after = Some(last.number);
-            let meant = page.iter().filter(|entry| entry.is_meant(filter));
-            let numbers: Vec<_> = meant.map(|entry| entry.number).collect();
-            if numbers.is_empty() {
-                continue;
-            }
+        self.for_all(filter, |entries| {
             let removed = self.write(move |tx, scope| {
-                // One may have been redriven or discarded since it was read.
-                let remove = |number: &u64| tx.remove_rejected(scope, *number).transpose();
-                numbers.iter().filter_map(remove).collect::<Result<Vec<u64>>>()
+                // One may have been applied or discarded since it was read.
+                let remove = |entry: &RejectedDelivery| tx.remove_rejected(scope, entry.number).transpose();
+                entries.iter().filter_map(remove).collect::<Result<Vec<u64>>>()
             })?;
-            discarded += removed.len() as u64;
-            self.store.core().discarded.fetch_add(removed.iter().sum(), Ordering::Relaxed);
-            tracing::warn!(
-                scope = self.scope,
-                count = removed.len(),
-                "rejected deliveries are discarded by request"
-            );
+            let (count, bytes) = (removed.len() as u64, removed.iter().sum());
+            self.store.core().discarded.fetch_add(bytes, Ordering::Relaxed);
+            tracing::warn!(scope = self.scope, count, "rejected deliveries are discarded by request");
             // A consumer may wait for the room.
             self.store.core().redrives.notify(&self.scope);
-        }
+            Ok(count)
+        })
     }
 
     /// Removes rows whose keys name no delivery, which only damage makes, and counts the rows anew. Says how many it has removed. When this

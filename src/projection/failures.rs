@@ -6,7 +6,7 @@ use super::handle::Projection;
 use super::rows::{ProjectionFailure, not_rebuilt};
 use crate::error::{CorruptError, Error, Result};
 use crate::event::RecordedEvent;
-use crate::quarantine_filter::{Facts, QuarantineFilter};
+use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching, readable};
 use crate::storage::tables::projection::Which;
 use crate::store::read::Snapshot;
 use crate::tuning::REDRIVE_STEP;
@@ -28,20 +28,27 @@ pub struct ProjectionFailures<'a> {
 }
 
 impl ProjectionFailure {
-    fn show_record(&mut self, snapshot: &Snapshot) {
-        let record = snapshot.event(self.seq).ok().flatten();
+    fn show_record(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let record = readable(snapshot.event(self.seq))?;
         self.event_type = record.as_ref().map(|record| record.event_type().to_owned());
         self.destination = record.as_ref().map(|record| record.destination().clone());
+        Ok(())
+    }
+}
+
+impl Entry for ProjectionFailure {
+    fn number(&self) -> u64 {
+        self.seq
     }
 
-    fn is_meant(&self, filter: &QuarantineFilter) -> bool {
+    fn facts(&self) -> Facts<'_> {
         let facts = Facts {
             event_type: self.event_type.as_deref(),
             reason: Some(&self.reason),
             attempts: Some(self.attempts),
             ..Facts::default()
         };
-        filter.takes(&facts.to(self.destination.as_ref()))
+        facts.to(self.destination.as_ref())
     }
 }
 
@@ -64,7 +71,7 @@ impl ProjectionFailures<'_> {
         if !found.is_empty() {
             // Their records stand for as long as they do.
             let snapshot = store.read()?;
-            found.iter_mut().for_each(|failure| failure.show_record(&snapshot));
+            found.iter_mut().try_for_each(|failure| failure.show_record(&snapshot))?;
         }
         Ok(found)
     }
@@ -89,15 +96,7 @@ impl ProjectionFailures<'_> {
         after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<ProjectionFailure>> {
-        let (mut after, mut found) = (after, Vec::new());
-        while found.len() < limit {
-            let page = self.list(after, REDRIVE_STEP)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.seq);
-            found.extend(page.into_iter().filter(|failure| failure.is_meant(filter)));
-        }
-        found.truncate(limit);
-        Ok(found)
+        list_matching(filter, after, limit, |after, limit| self.list(after, limit))
     }
 
     /// One of them with its record. The record is an error of its own where that is why it is here.
@@ -283,14 +282,10 @@ impl ProjectionFailures<'_> {
     }
 
     fn for_all(&self, filter: &QuarantineFilter, change: impl Fn(u64) -> Result<bool>) -> Result<u64> {
-        let (mut after, mut count) = (None, 0);
-        loop {
-            let page = self.list(after, REDRIVE_STEP)?;
-            let Some(last) = page.last() else { return Ok(count) };
-            after = Some(last.seq);
-            for failure in page.iter().filter(|failure| failure.is_meant(filter)) {
-                count += u64::from(change(failure.seq)?);
-            }
-        }
+        let end = self.projection.store.core().tail().next_seq;
+        let change_each = |failures: Vec<ProjectionFailure>| {
+            failures.iter().map(|failure| change(failure.seq).map(u64::from)).sum::<Result<u64>>()
+        };
+        change_all(filter, end, |after, limit| self.list(after, limit), change_each)
     }
 }

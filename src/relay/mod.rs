@@ -31,6 +31,7 @@ use crate::limits::{
 };
 use crate::oneshot;
 use crate::store::relays::RelayPort;
+use crate::store::timed::Waking;
 use crate::store::{RelayStatus, StartAt, Store};
 use crate::text::Text;
 use crate::time::as_ms;
@@ -539,7 +540,7 @@ impl RelayBuilder {
             .spawn(move || report.send(span.in_scope(|| worker.run())))
             .map_err(|source| Error::Thread { what: "relay", cause: source })?;
         let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
-        let (alarms, ended) = (Arc::clone(&core.alarms), Some(ended));
-        Ok(Relay { name: self.name, owner, turns, thread, requests, alarms, ended, status })
+        let (waking, ended) = (Waking::of(&core), Some(ended));
+        Ok(Relay { name: self.name, owner, turns, thread, requests, waking, ended, status })
     }
 }

@@ -1,18 +1,21 @@
 //! Events that a relay has taken out: look at them, send them again, or give them up.
 
-use crate::delivery::types::{Change, Exception, ExceptionState};
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError};
+
+use crate::delivery::types::{Exception, ExceptionState};
 use crate::error::{Error, Result};
 use crate::event::{Destination, RecordedEvent};
 use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
-use crate::quarantine_filter::{Facts, QuarantineFilter};
+use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching, readable};
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::EXCEPTIONS;
 use crate::store::Store;
 use crate::store::cursor::ExceptionRow;
+use crate::store::progress::Leave;
 use crate::store::relays::RelayRequest;
 use crate::time::Deadline;
-use crate::tuning::REDRIVE_STEP;
 
 /// An event in quarantine, and why.
 ///
@@ -58,15 +61,21 @@ impl Quarantined {
         self.event_type = record.map(|record| record.event_type().to_owned());
         self.destination = record.map(|record| record.destination().clone());
     }
+}
 
-    fn is_meant(&self, filter: &QuarantineFilter) -> bool {
+impl Entry for Quarantined {
+    fn number(&self) -> u64 {
+        self.seq
+    }
+
+    fn facts(&self) -> Facts<'_> {
         let facts = Facts {
             event_type: self.event_type.as_deref(),
             reason: Some(&self.fault.text),
             attempts: Some(self.attempts.saturating_add(self.destination_attempts)),
             ..Facts::default()
         };
-        filter.takes(&facts.to(self.destination.as_ref()))
+        facts.to(self.destination.as_ref())
     }
 }
 
@@ -136,6 +145,7 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
+        self.look()?;
         self.page(after, limit)
     }
 
@@ -164,20 +174,17 @@ impl Quarantine {
         after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<Quarantined>> {
-        let (mut after, mut found) = (after, Vec::new());
-        while found.len() < limit {
-            let page = self.page(after, REDRIVE_STEP)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.seq);
-            found.extend(page.into_iter().filter(|entry| entry.is_meant(filter)));
-        }
-        found.truncate(limit);
-        Ok(found)
+        self.look()?;
+        list_matching(filter, after, limit, |after, limit| self.page(after, limit))
+    }
+
+    /// From here on the file says what is in quarantine.
+    fn look(&self) -> Result<()> {
+        self.store.core().refuse_inside("Quarantine")?;
+        self.store.flush_progress(Deadline::Never)
     }
 
     fn page(&self, after: Option<u64>, limit: usize) -> Result<Vec<Quarantined>> {
-        self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_progress(Deadline::Never)?;
         let mut found = self.store.core().reading(|tx| {
             let from = keys::exception(self.id, after.map_or(0, |after| after.saturating_add(1)));
             let to = keys::after_prefix(&self.id.to_be_bytes());
@@ -196,7 +203,7 @@ impl Quarantine {
             // Their records stand for as long as they do.
             let snapshot = self.store.read()?;
             for entry in &mut found {
-                entry.show_record(snapshot.event(entry.seq).ok().flatten().as_ref());
+                entry.show_record(readable(snapshot.event(entry.seq))?.as_ref());
             }
         }
         Ok(found)
@@ -252,8 +259,8 @@ impl Quarantine {
     pub fn redrive(&self, seq: u64) -> Result<()> {
         let (entry, record) = self.get(seq)?;
         record?;
-        self.redrive_these(vec![entry])?;
-        Ok(())
+        let redriven = self.redrive_these(vec![entry])?;
+        if redriven == 0 { Err(self.missing(seq)) } else { Ok(()) }
     }
 
     /// As [`redrive`](Self::redrive), for all that the filter means and whose records can be read. Says how many.
@@ -278,7 +285,10 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn redrive_all(&self, filter: &QuarantineFilter) -> Result<u64> {
-        self.for_all(|entry| entry.event_type.is_some() && entry.is_meant(filter), Self::redrive_these)
+        self.for_all(filter, |mut entries| {
+            entries.retain(|entry| entry.event_type.is_some());
+            self.redrive_these(entries)
+        })
     }
 
     /// As [`discard`](Self::discard), for all that the filter means. Says how many.
@@ -301,7 +311,7 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn discard_all(&self, filter: &QuarantineFilter) -> Result<u64> {
-        self.for_all(|entry| entry.is_meant(filter), Self::discard_these)
+        self.for_all(filter, |entries| self.discard_these(entries))
     }
 
     /// How many events there are. It reads all their rows.
@@ -319,8 +329,7 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn len(&self) -> Result<u64> {
-        self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_progress(Deadline::Never)?;
+        self.look()?;
         self.store.core().reading(|tx| {
             let (from, to) = (keys::exception(self.id, 0), keys::after_prefix(&self.id.to_be_bytes()));
             let mut count = 0;
@@ -347,58 +356,65 @@ impl Quarantine {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn is_empty(&self) -> Result<bool> {
-        Ok(self.page(None, 1)?.is_empty())
+        Ok(self.list(None, 1)?.is_empty())
     }
 
-    /// Page by page. What comes back into quarantine meanwhile stands behind, and is not met twice.
     fn for_all(
         &self,
-        is_meant: impl Fn(&Quarantined) -> bool,
-        change: impl Fn(&Self, Vec<Quarantined>) -> Result<()>,
+        filter: &QuarantineFilter,
+        change: impl Fn(Vec<Quarantined>) -> Result<u64>,
     ) -> Result<u64> {
-        let (mut after, mut count) = (None, 0);
-        loop {
-            let page = self.page(after, REDRIVE_STEP)?;
-            let Some(last) = page.last() else { return Ok(count) };
-            after = Some(last.seq);
-            let meant: Vec<Quarantined> = page.into_iter().filter(&is_meant).collect();
-            count += meant.len() as u64;
-            if !meant.is_empty() {
-                change(self, meant)?;
-            }
-        }
+        self.look()?;
+        let end = self.store.core().tail().next_seq;
+        change_all(filter, end, |after, limit| self.page(after, limit), change)
     }
 
-    fn redrive_these(&self, entries: Vec<Quarantined>) -> Result<()> {
+    fn redrive_these(&self, entries: Vec<Quarantined>) -> Result<u64> {
         let due_ms = self.store.core().settings.clock.now().wall_ms;
-        let changes = entries.iter().map(|entry| {
-            let state = ExceptionState::Retry { due_ms };
-            let fault = Some(entry.fault.clone());
-            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault };
-            Change::PutException { seq: entry.seq, key: entry.key.as_deref().map(Into::into), exception }
-        });
-        self.change(changes.collect())?;
-        for Quarantined { seq, fault, .. } in entries {
+        let left = self.leave(entries, ExceptionState::Retry { due_ms }, true)?;
+        let count = left.len() as u64;
+        for Quarantined { seq, fault, .. } in left {
             tracing::info!(relay = %self.relay, seq, "redriven");
             self.tell(RelayRequest::Redriven { seq, fault });
         }
-        Ok(())
+        Ok(count)
     }
 
-    fn discard_these(&self, entries: Vec<Quarantined>) -> Result<()> {
-        let changes = entries.iter().map(|entry| {
-            // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.
-            let state = ExceptionState::Discarded;
-            let fault = Some(entry.fault.clone());
-            let exception = Exception { state, attempts: 0, destination_attempts: 0, fault };
-            Change::PutException { seq: entry.seq, key: None, exception }
-        });
-        self.change(changes.collect())?;
-        for Quarantined { seq, fault, key, .. } in entries {
+    fn discard_these(&self, entries: Vec<Quarantined>) -> Result<u64> {
+        // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.
+        let left = self.leave(entries, ExceptionState::Discarded, false)?;
+        let count = left.len() as u64;
+        for Quarantined { seq, fault, key, .. } in left {
             tracing::warn!(relay = %self.relay, seq, %fault, "discarded by request");
             self.tell(RelayRequest::Discarded { seq, key });
         }
-        Ok(())
+        Ok(count)
+    }
+
+    /// Takes these out of quarantine, into another state, durably. Those that were there still: nobody else has taken them out.
+    fn leave(
+        &self,
+        mut entries: Vec<Quarantined>,
+        state: ExceptionState,
+        keeps_key: bool,
+    ) -> Result<Vec<Quarantined>> {
+        let left = Arc::default();
+        let leaves = entries.iter().map(|entry| Leave {
+            seq: entry.seq,
+            key: entry.key.as_deref().filter(|_| keeps_key).map(Into::into),
+            exception: Exception {
+                state,
+                attempts: 0,
+                destination_attempts: 0,
+                fault: Some(entry.fault.clone()),
+            },
+            left: Arc::clone(&left),
+        });
+        self.store.core().progress().add_leaves(&self.relay, leaves.collect());
+        self.store.flush_progress(Deadline::Never)?;
+        let left: BTreeSet<u64> = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
+        entries.retain(|entry| left.contains(&entry.seq));
+        Ok(entries)
     }
 
     /// Gives the event up, for ever; later events of its key go on without it. When this returns `Ok` that is durable.
@@ -423,23 +439,21 @@ impl Quarantine {
     /// ```
     pub fn discard(&self, seq: u64) -> Result<()> {
         let entry = self.find(seq)?;
-        self.discard_these(vec![entry])
+        let discarded = self.discard_these(vec![entry])?;
+        if discarded == 0 { Err(self.missing(seq)) } else { Ok(()) }
     }
 
     fn find(&self, seq: u64) -> Result<Quarantined> {
-        self.store.core().refuse_inside("Quarantine")?;
-        self.store.flush_progress(Deadline::Never)?;
+        self.look()?;
         self.store.core().reading(|tx| {
             let row = tx.open_table(EXCEPTIONS)?.get(&keys::exception(self.id, seq)[..])?;
             let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
-            let found = row.and_then(|row| quarantined(seq, row));
-            found.ok_or_else(|| Error::NotQuarantined { relay: self.relay.clone(), seq })
+            row.and_then(|row| quarantined(seq, row)).ok_or_else(|| self.missing(seq))
         })
     }
 
-    fn change(&self, mut changes: Vec<Change>) -> Result<()> {
-        self.store.core().progress().add(&self.relay, &mut changes, 0);
-        self.store.flush_progress(Deadline::Never)
+    fn missing(&self, seq: u64) -> Error {
+        Error::NotQuarantined { relay: self.relay.clone(), seq }
     }
 
     fn tell(&self, request: RelayRequest) {

@@ -8,9 +8,11 @@
 //! State 0 is *retry* (time: due), 1 *scheduled* (time: due), 2 *quarantined* (time: since), 3 *discarded* (until the
 //! position is past it). Rows of state 0 and 1 have a row in the due table too.
 
+use std::sync::PoisonError;
+
 use redb::{ReadableTable, WriteTransaction};
 
-use super::progress::CursorProgress;
+use super::progress::{CursorProgress, Leave};
 use super::waiting::{Bounds, Parked, ParkedChanges};
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::error::Result;
@@ -224,6 +226,17 @@ pub(crate) fn apply(
     } else {
         apply_rows(tx, cursor, &progress.changes, &mut moved)?
     };
+    for leave in &progress.leaves {
+        if leaves(tx, cursor, leave)? {
+            let (seq, key, exception) = (leave.seq, leave.key.clone(), leave.exception.clone());
+            released.extend(apply_rows(
+                tx,
+                cursor,
+                &[Change::PutException { seq, key, exception }],
+                &mut moved,
+            )?);
+        }
+    }
     if let Some(position) = progress.position.filter(|position| *position > cursor.position) {
         pass_rows(tx, cursor, position)?;
         let (rows, bytes) = moved.pass(parked, position);
@@ -237,6 +250,22 @@ pub(crate) fn apply(
     cursor.confirmed += progress.confirmed;
     tx.open_table(CURSORS)?.insert(name, cursor.to_bytes().as_slice())?;
     Ok((released, moved))
+}
+
+/// Whether the event is in quarantine still, which its caller is told.
+fn leaves(tx: &WriteTransaction, cursor: &Cursor, leave: &Leave) -> Result<bool> {
+    let exceptions = tx.open_table(EXCEPTIONS)?;
+    let row = exceptions.get(&keys::exception(cursor.id, leave.seq)[..])?;
+    let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
+    let leaves = row.is_some_and(|row| matches!(row.exception.state, ExceptionState::Quarantined { .. }));
+    let mut left = leave.left.lock().unwrap_or_else(PoisonError::into_inner);
+    // A transaction that was rolled back may have said otherwise.
+    if leaves {
+        left.insert(leave.seq)
+    } else {
+        left.remove(&leave.seq)
+    };
+    Ok(leaves)
 }
 
 fn apply_rows(

@@ -4,11 +4,23 @@
 //! next commit of the application carries them. If none comes they get one of their own. **Invariant:** the changes of
 //! one cursor are written all together and in order, or not at all: losing them only causes repeats.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::delivery::types::Change;
+use crate::delivery::types::{Change, Exception, Key};
 use crate::time::Deadline;
+
+/// An event that is to leave the quarantine, if it is there when this is written: another caller may have been faster.
+#[derive(Debug)]
+pub(crate) struct Leave {
+    pub(crate) seq: u64,
+    pub(crate) key: Option<Key>,
+    /// What it becomes.
+    pub(crate) exception: Exception,
+    /// Those that have left, for the caller.
+    pub(crate) left: Arc<Mutex<BTreeSet<u64>>>,
+}
 
 /// Changes of one cursor.
 #[derive(Debug, Default)]
@@ -17,6 +29,8 @@ pub(crate) struct CursorProgress {
     pub(crate) position: Option<u64>,
     /// The changes that are not a position, in order.
     pub(crate) changes: Vec<Change>,
+    /// Behind the changes: what applications ask for.
+    pub(crate) leaves: Vec<Leave>,
     /// Confirms among them, for the figures.
     pub(crate) confirmed: u64,
 }
@@ -35,10 +49,7 @@ pub(crate) struct PendingProgress {
 impl PendingProgress {
     /// Adds changes; `true` if the writer thread is to be told that something waits.
     pub(crate) fn add(&mut self, cursor: &str, changes: &mut Vec<Change>, confirmed: u64) -> bool {
-        if !self.cursors.contains_key(cursor) {
-            self.cursors.insert(cursor.to_owned(), CursorProgress::default());
-        }
-        if let Some(progress) = self.cursors.get_mut(cursor) {
+        self.change(cursor, |progress| {
             progress.confirmed += confirmed;
             for change in changes.drain(..) {
                 match change {
@@ -46,7 +57,19 @@ impl PendingProgress {
                     change => progress.changes.push(change),
                 }
             }
+        })
+    }
+
+    /// Adds events that are to leave the quarantine. The caller flushes.
+    pub(crate) fn add_leaves(&mut self, cursor: &str, leaves: Vec<Leave>) {
+        self.change(cursor, |progress| progress.leaves.extend(leaves));
+    }
+
+    fn change(&mut self, cursor: &str, change: impl FnOnce(&mut CursorProgress)) -> bool {
+        if !self.cursors.contains_key(cursor) {
+            self.cursors.insert(cursor.to_owned(), CursorProgress::default());
         }
+        self.cursors.get_mut(cursor).map(change);
         let tell = self.since.is_none() || std::mem::take(&mut self.unannounced);
         self.since.get_or_insert_with(Instant::now);
         tell
@@ -90,6 +113,7 @@ impl PendingProgress {
             let newer = self.cursors.remove(&name).unwrap_or_default();
             older.position = newer.position.or(older.position);
             older.changes.extend(newer.changes);
+            older.leaves.extend(newer.leaves);
             older.confirmed += newer.confirmed;
             self.cursors.insert(name, older);
         }

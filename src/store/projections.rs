@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use redb::{MultimapTableDefinition, TableDefinition, WriteTransaction};
 
 use super::cleanup::rebuild_tasks;
+use super::owner::Owner;
 use super::transaction::Transaction;
 use crate::error::{Error, Result, caught};
 use crate::log::keys::CursorId;
@@ -132,16 +133,11 @@ impl RunningProjection {
     }
 
     /// What `done` says, once it says something.
-    pub(crate) fn until<T, F>(self: &Arc<Self>, done: F) -> Until<F>
+    pub(crate) fn until<T, F>(self: &Arc<Self>, owner: Owner, done: F) -> Until<F>
     where
         F: Fn(&ProjectionStatus) -> Option<T>,
     {
-        let number = {
-            let mut tasks = self.tasks();
-            tasks.next += 1;
-            tasks.next
-        };
-        Until { projection: Arc::clone(self), number, done }
+        Until { projection: Arc::clone(self), owner, number: None, done }
     }
 
     /// Waits until `done` says so, or until the deadline; what it said last.
@@ -163,11 +159,12 @@ impl RunningProjection {
     }
 }
 
-/// A future that waits for a projection.
+/// A future that waits for a projection. `None` in a forked process, where nobody may take a lock of the owner's.
 pub(crate) struct Until<F> {
     projection: Arc<RunningProjection>,
-    /// Names its waker.
-    number: u64,
+    owner: Owner,
+    /// Names its waker, once it has waited.
+    number: Option<u64>,
     done: F,
 }
 
@@ -175,17 +172,24 @@ impl<T, F> Future for Until<F>
 where
     F: Fn(&ProjectionStatus) -> Option<T> + Unpin,
 {
-    type Output = T;
+    type Output = Option<T>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        let this = self.get_mut();
+        if this.owner.is_elsewhere() {
+            return Poll::Ready(None);
+        }
         // A waker is foreign: it is cloned, and dropped, without a lock.
         let waker = context.waker().clone();
         let before = {
-            let status = self.projection.status();
-            if let Some(done) = (self.done)(&status) {
-                return Poll::Ready(done);
+            let status = this.projection.status();
+            if let Some(done) = (this.done)(&status) {
+                return Poll::Ready(Some(done));
             }
-            self.projection.tasks().wakers.insert(self.number, waker)
+            let mut tasks = this.projection.tasks();
+            tasks.next += 1;
+            let number = *this.number.get_or_insert(tasks.next);
+            tasks.wakers.insert(number, waker)
         };
         drop(before);
         Poll::Pending
@@ -194,7 +198,8 @@ where
 
 impl<F> Drop for Until<F> {
     fn drop(&mut self) {
-        let waker = self.projection.tasks().wakers.remove(&self.number);
+        let Some(number) = self.number.filter(|_| !self.owner.is_elsewhere()) else { return };
+        let waker = self.projection.tasks().wakers.remove(&number);
         drop(waker);
     }
 }

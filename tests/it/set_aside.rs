@@ -143,3 +143,62 @@ fn a_projections_failures_go_by_filter() {
     assert_eq!(failures.len().unwrap(), 1);
     let _ = projection.stop(SOON);
 }
+
+/// Goal: callers at once take an event out of quarantine once: it is sent again or given up, never both, and one of them counts it. Method: 600
+/// events for a queue that is made; four threads redrive and discard all of them; then two by two, one by one.
+#[test]
+fn callers_at_once_take_an_event_out_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let broker = MemoryBroker::new();
+    let backoff = Duration::from_millis(1);
+    let builder = store.relay("r").destination_attempts(1).backoff(backoff, backoff);
+    let relay = builder.spawn(broker.publisher()).unwrap();
+    let append = |queue: &'static str| {
+        let write = move |tx: &onewrite::Transaction| {
+            (0..600).try_for_each(|_| tx.append(Event::bytes("t", "1").to_queue(queue)).map(drop))
+        };
+        store.write(write).unwrap();
+    };
+    append("q");
+    let quarantine = store.quarantine("r").unwrap();
+    until("all are in quarantine", || quarantine.len().unwrap() == 600);
+    broker.declare_queue("q", Default::default());
+    let (mut redriven, mut discarded) = (0, 0);
+    std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..4)
+            .map(|n| {
+                let quarantine = quarantine.clone();
+                scope.spawn(move || match n % 2 {
+                    0 => (quarantine.redrive_all(&all()).unwrap(), 0),
+                    _ => (0, quarantine.discard_all(&all()).unwrap()),
+                })
+            })
+            .collect();
+        for caller in callers {
+            let counts = caller.join().unwrap();
+            (redriven, discarded) = (redriven + counts.0, discarded + counts.1);
+        }
+    });
+    assert_eq!(redriven + discarded, 600, "{redriven} and {discarded}");
+    until("they are confirmed", || relay.status().confirmed == redriven);
+    append("p");
+    until("all are in quarantine", || quarantine.len().unwrap() == 600);
+    broker.declare_queue("p", Default::default());
+    let alone: u64 = std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let quarantine = quarantine.clone();
+                let one = move |seq| u64::from(quarantine.redrive(seq).is_ok());
+                scope.spawn(move || (600..620).map(one).sum::<u64>())
+            })
+            .collect();
+        callers.into_iter().map(|caller| caller.join().unwrap()).sum()
+    });
+    assert_eq!(alone, 20);
+    until("these too", || relay.status().confirmed == redriven + 20);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(broker.queue_len("q") as u64, redriven, "each once");
+    assert_eq!(broker.queue_len("p"), 20);
+    let _ = relay.stop(SOON);
+}
