@@ -12,9 +12,8 @@ use crate::message::Fault;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
-use crate::store::alarms::Alarms;
 use crate::store::owner::Owner;
-use crate::store::timed::Timed;
+use crate::store::timed::{Timed, Waking};
 use crate::store::turn::Turns;
 use crate::time::Deadline;
 
@@ -145,7 +144,7 @@ pub struct Consumer {
     pub(super) stop: Sender<Deadline>,
     /// Has its thread look at what has changed.
     pub(super) signal: Sender<()>,
-    pub(super) alarms: Arc<Alarms>,
+    pub(super) waking: Waking,
     pub(super) ended: Option<oneshot::Receiver<()>>,
     pub(super) shared: Arc<Shared>,
 }
@@ -197,8 +196,10 @@ impl Consumer {
     /// Hands nothing more to the handler until [`resume`](Self::resume), behind the batch that is being applied. What the broker delivers
     /// meanwhile, within the prefetch, stays unsettled. Does not block. A consumer that is spawned anew is not paused.
     ///
-    /// **Limit.** RabbitMQ takes deliveries back that stay unsettled for longer than its `consumer_timeout` (30 minutes unless set): a longer
-    /// pause costs a connection each time, and what a quorum queue may deliver too often is parked in the store. For hours, stop it instead.
+    /// **Limit.** RabbitMQ closes the channel of a consumer that leaves deliveries unsettled for longer
+    /// than `consumer_timeout` (30 minutes by default). A longer pause then costs a connection each time.
+    /// The consumer parks deliveries in the store that a quorum queue might drop. Stop the consumer
+    /// instead if you need a pause of hours.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -261,8 +262,10 @@ impl Consumer {
         self.status()
     }
 
-    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. A future that is dropped before its first poll stops it as a drop does, blocking for 5 s at most; one that is
-    /// dropped after it leaves the consumer to end by itself.
+    /// Stops as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
+    ///
+    /// Dropping the future before its first poll drops the consumer, which blocks for 5 s at most.
+    /// Dropping it later leaves the consumer to end by itself.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -280,7 +283,7 @@ impl Consumer {
     /// ```
     pub async fn stop_async(mut self, timeout: Duration) -> ConsumerStatus {
         if let Some((ended, deadline)) = self.ask_to_end(timeout) {
-            let ended = Timed::new(ended, deadline, &self.alarms).await;
+            let ended = Timed::new(ended, deadline, &self.waking).await;
             self.ended_or_not(ended.is_some());
         }
         self.status()

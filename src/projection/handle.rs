@@ -12,7 +12,7 @@ use crate::oneshot;
 use crate::say::in_drop;
 use crate::store::notify::Signal;
 use crate::store::projections::{OwnedTables, RunningProjection};
-use crate::store::timed::Timed;
+use crate::store::timed::{Timed, Waking};
 use crate::store::{ProjectionState, ProjectionStatus, Store};
 use crate::time::Deadline;
 
@@ -192,12 +192,9 @@ impl Projection {
     pub fn reached(&self, seq: u64) -> impl Future<Output = Result<()>> + Send + use<> {
         let (judge, owner) = (self.judge(), self.store.core().owner.clone());
         let reached =
-            self.shared.until(move |status| judge.judge(status, (status.position > seq).then_some(Ok(()))));
-        async move {
-            // In a forked process nobody may hold, or wait for, a lock of the owner's.
-            owner.check()?;
-            reached.await
-        }
+            move |status: &ProjectionStatus| judge.judge(status, (status.position > seq).then_some(Ok(())));
+        let until = self.shared.until(owner.clone(), reached);
+        async move { until.await.unwrap_or_else(|| Err(owner.refusal())) }
     }
 
     fn judge(&self) -> Judge {
@@ -329,8 +326,10 @@ impl Projection {
         self.status()
     }
 
-    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. A future that is dropped before its first poll stops it as a drop does, blocking for 5 s at most; one that is
-    /// dropped after it leaves the projection to end by itself.
+    /// Stops as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
+    ///
+    /// Dropping the future before its first poll drops the projection, which blocks for 5 s at most.
+    /// Dropping it later leaves the projection to end by itself.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -347,7 +346,7 @@ impl Projection {
     pub async fn stop_async(mut self, timeout: Duration) -> ProjectionStatus {
         if let Some(ended) = self.ask_to_end() {
             let deadline = Deadline::after(timeout);
-            let ended = Timed::new(ended, deadline, &self.store.core().alarms).await;
+            let ended = Timed::new(ended, deadline, &Waking::of(self.store.core())).await;
             self.ended_or_not(ended.is_some());
         }
         self.status()

@@ -7,10 +7,9 @@ use std::time::Duration;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
-use crate::store::alarms::Alarms;
 use crate::store::owner::Owner;
 use crate::store::relays::RelayRequest;
-use crate::store::timed::Timed;
+use crate::store::timed::{Timed, Waking};
 use crate::store::turn::Turns;
 use crate::store::{RelayState, RelayStatus, Store};
 use crate::time::Deadline;
@@ -54,7 +53,7 @@ pub struct Relay {
     pub(super) thread: ThreadId,
     pub(super) name: String,
     pub(super) requests: crossbeam_channel::Sender<RelayRequest>,
-    pub(super) alarms: Arc<Alarms>,
+    pub(super) waking: Waking,
     pub(super) ended: Option<oneshot::Receiver<StopReport>>,
     pub(super) status: Arc<Mutex<RelayStatus>>,
 }
@@ -173,8 +172,10 @@ impl Relay {
         self.end(timeout)
     }
 
-    /// As [`stop`](Self::stop), without blocking a thread. It needs no runtime. A future that is dropped before its first poll stops it as a drop does, blocking for 5 s at most; one that is
-    /// dropped after it leaves the relay to end by itself.
+    /// Stops as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
+    ///
+    /// Dropping the future before its first poll drops the relay, which blocks for 5 s at most.
+    /// Dropping it later leaves the relay to end by itself.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -192,7 +193,7 @@ impl Relay {
     pub async fn stop_async(mut self, timeout: Duration) -> StopReport {
         match self.ask_to_end(timeout) {
             Ok((ended, deadline)) => {
-                let report = Timed::new(ended, deadline, &self.alarms).await;
+                let report = Timed::new(ended, deadline, &self.waking).await;
                 self.reported(report)
             }
             Err(report) => report,

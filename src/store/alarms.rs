@@ -1,7 +1,8 @@
 //! Wakes futures that wait: a future has no thread that could look at the clock.
 //!
-//! **Invariants.** There is one alarm per living future at most. The thread starts with the first alarm, sleeps until the next one is
-//! due, and ends with the store. A waker is foreign: it is called without the lock.
+//! **Invariants.** There is one alarm per living future at most. The thread starts with the first alarm and sleeps until the next one is
+//! due. It ends with the store, behind the last alarm: a stop may wait for its deadline while the store is being closed. A waker is
+//! foreign: it is called without the lock.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -84,11 +85,18 @@ impl Alarms {
     }
 
     pub(crate) fn cancel(&self, alarm: Option<Alarm>) {
-        let waker = alarm.and_then(|alarm| self.lock().set.remove(&alarm));
+        let waker = alarm.and_then(|alarm| {
+            let mut state = self.lock();
+            let waker = state.set.remove(&alarm);
+            if state.over {
+                self.changed.notify_one();
+            }
+            waker
+        });
         drop(waker);
     }
 
-    /// Ends the thread.
+    /// Ends the thread, once no alarm is set.
     pub(crate) fn end(&self) {
         self.lock().over = true;
         self.changed.notify_one();
@@ -97,7 +105,7 @@ impl Alarms {
     fn run(&self) {
         let mut state = self.lock();
         let mut idle = false;
-        while !state.over {
+        while !state.over || !state.set.is_empty() {
             let first = state.set.keys().next().copied();
             match first {
                 Some((at, _)) if at.is_over() => {
@@ -118,6 +126,7 @@ impl Alarms {
             idle = first.is_none();
             state = state.looks_at.wait(&self.changed, state);
         }
+        state.has_thread = false;
     }
 }
 
@@ -152,6 +161,28 @@ mod tests {
         assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(3), Ok(1)));
         assert!(alarms.lock().set.is_empty());
         alarms.end();
+        let deadline = Deadline::after(limit);
+        while Arc::strong_count(&alarms) > 1 {
+            assert!(!deadline.is_over(), "the thread has not ended");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Goal: an alarm goes off also while the store is being closed, and the thread ends behind the last one, or once that is cancelled. Method: one
+    /// is set before the end, one after it, and one is cancelled.
+    #[test]
+    fn alarms_go_off_after_the_end() {
+        let alarms = Arc::new(Alarms::default());
+        let (tell, told) = mpsc::sync_channel(8);
+        let waker = |number| Waker::from(Arc::new(Told(tell.clone(), number)));
+        let [mut before, mut after, mut gone] = [None; 3];
+        alarms.set(&mut before, Deadline::after(Duration::from_millis(50)), waker(1)).unwrap();
+        alarms.end();
+        alarms.set(&mut after, Deadline::after(Duration::from_millis(100)), waker(2)).unwrap();
+        alarms.set(&mut gone, Deadline::after(Duration::from_secs(3_600)), waker(3)).unwrap();
+        let limit = Duration::from_secs(20);
+        assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(1), Ok(2)));
+        alarms.cancel(gone);
         let deadline = Deadline::after(limit);
         while Arc::strong_count(&alarms) > 1 {
             assert!(!deadline.is_over(), "the thread has not ended");

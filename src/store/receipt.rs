@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::core::Core;
 use super::relays::{Awaited, RelayPort, RelayRequest};
+use super::timed::{Timed, Waking};
 use crate::error::Error;
 use crate::message::Fault;
 use crate::oneshot;
@@ -238,7 +239,11 @@ impl<T> Receipt<T> {
 
     async fn confirm(core: Weak<Core>, seqs: Vec<u64>, relay: Option<String>) -> Result<(), ConfirmError> {
         let (_, answer) = ask(&core, seqs, relay.as_deref())?;
-        told(answer.await)
+        let core = core.upgrade().ok_or(ConfirmError::NoRelay("the store is closed"))?;
+        let (waking, owner) = (Waking::of(&core), core.owner.clone());
+        drop(core);
+        let answer = Timed::new(answer, Deadline::Never, &waking).await;
+        answer.map_or_else(|| Err(owner.refusal().into()), told)
     }
 
     fn wait(&self, relay: Option<&str>, timeout: Duration) -> Result<(), ConfirmError> {

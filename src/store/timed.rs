@@ -6,21 +6,36 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::alarms::{Alarm, Alarms};
+use super::core::Core;
+use super::owner::Owner;
 use crate::oneshot::{Abandoned, Receiver};
 use crate::time::Deadline;
 
-/// The answer; `None` once the deadline is over.
+/// What wakes such a future, and who may wait: in a forked process nobody may take a lock of the owner's.
+#[derive(Debug, Clone)]
+pub(crate) struct Waking {
+    alarms: Arc<Alarms>,
+    owner: Owner,
+}
+
+impl Waking {
+    pub(crate) fn of(core: &Core) -> Self {
+        Self { alarms: Arc::clone(&core.alarms), owner: core.owner.clone() }
+    }
+}
+
+/// The answer; `None` once the deadline is over, or in a forked process.
 #[derive(Debug)]
 pub(crate) struct Timed<T> {
     answer: Receiver<T>,
     deadline: Deadline,
-    alarms: Arc<Alarms>,
+    waking: Waking,
     alarm: Option<Alarm>,
 }
 
 impl<T> Timed<T> {
-    pub(crate) fn new(answer: Receiver<T>, deadline: Deadline, alarms: &Arc<Alarms>) -> Self {
-        Self { answer, deadline, alarms: Arc::clone(alarms), alarm: None }
+    pub(crate) fn new(answer: Receiver<T>, deadline: Deadline, waking: &Waking) -> Self {
+        Self { answer, deadline, waking: waking.clone(), alarm: None }
     }
 }
 
@@ -28,14 +43,20 @@ impl<T> Future for Timed<T> {
     type Output = Option<Result<T, Abandoned>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.waking.owner.is_elsewhere() {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) {
             return Poll::Ready(Some(answer));
         }
         if self.deadline.is_over() {
             return Poll::Ready(None);
         }
-        let Self { deadline, alarms, alarm, .. } = &mut *self;
-        match alarms.set(alarm, *deadline, context.waker().clone()) {
+        if self.deadline == Deadline::Never {
+            return Poll::Pending;
+        }
+        let Self { deadline, waking, alarm, .. } = &mut *self;
+        match waking.alarms.set(alarm, *deadline, context.waker().clone()) {
             Ok(()) => Poll::Pending,
             Err(error) => {
                 tracing::error!(%error, "no thread can be started that looks at the clock: nothing is waited for");
@@ -47,6 +68,8 @@ impl<T> Future for Timed<T> {
 
 impl<T> Drop for Timed<T> {
     fn drop(&mut self) {
-        self.alarms.cancel(self.alarm.take());
+        if self.alarm.is_some() && !self.waking.owner.is_elsewhere() {
+            self.waking.alarms.cancel(self.alarm.take());
+        }
     }
 }

@@ -231,7 +231,21 @@ fn every_handle() {
     let (mut queued, unpolled) = (store.write_async(append), store.write_async(append));
     let mut context = Context::from_waker(Waker::noop());
     assert!(Pin::new(&mut queued).poll(&mut context).is_pending());
+    // Tasks that wait, one polled and one not.
+    let unconfirmed = Receipt::confirmed(&receipt);
+    let (mut reached, unreached) = (Box::pin(projection.reached(99)), projection.reached(99));
+    assert!(reached.as_mut().poll(&mut context).is_pending());
     in_child(|| {
+        for mut future in [reached, Box::pin(unreached)] {
+            match future.as_mut().poll(&mut context) {
+                Poll::Ready(result) => refused(result),
+                Poll::Pending => panic!("it waits"),
+            }
+        }
+        match Box::pin(unconfirmed).as_mut().poll(&mut context) {
+            Poll::Ready(result) => refused_wait(result),
+            Poll::Pending => panic!("it waits"),
+        }
         refused_wait(receipt.wait_confirmed(LONG));
         refused_wait(receipt.wait_confirmed_by("rabbit", LONG));
         relay.pause();
