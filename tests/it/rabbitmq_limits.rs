@@ -208,6 +208,29 @@ fn closed_channels_use_up_no_connection() {
     relay.stop(Duration::from_secs(5));
 }
 
+/// Goal: an event for more missing queues than the broker allows channels ends in quarantine: no connection could ask for all of them. Method: a
+/// scripted server with 4 channels; an exchange with 6 queues, which do not exist.
+#[test]
+fn more_missing_queues_than_channels_end_in_quarantine() {
+    let mut nowhere: BTreeSet<String> = (0..6).map(|n| format!("nowhere-{n}")).collect();
+    nowhere.insert("paid".to_owned());
+    let broker = ScriptedBroker::start(Script { nowhere, channel_max: 4, ..Script::default() });
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let queues = (0..6).map(|n| format!("nowhere-{n}"));
+    let topology =
+        queues.fold(Topology::new(), |topology, queue| topology.bound_elsewhere("x", queue, "paid"));
+    let publisher = RabbitMq::new(&broker.url())
+        .unwrap()
+        .declare(topology)
+        .reconnect_backoff(Duration::from_millis(20), Duration::from_millis(20));
+    let backoff = Duration::from_millis(20);
+    let relay = store.relay("r").destination_attempts(2).backoff(backoff, backoff).spawn(publisher).unwrap();
+    store.write(|tx| tx.append(Event::bytes("t", "lost").to("x", "paid"))).unwrap();
+    until("it is in quarantine", &relay, || relay.status().quarantined == 1);
+    relay.stop(Duration::from_secs(5));
+}
+
 /// Goal: a broker that delivers more than it was asked for is disconnected with a fault that says so, and what came beyond is not
 /// taken in. Method: a scripted server that delivers for ever to a consumer that settles nothing.
 #[test]

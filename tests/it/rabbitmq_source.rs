@@ -313,7 +313,7 @@ fn marked(id: &str) -> BasicProperties {
     BasicProperties::default().with_message_id(id.into()).with_headers(mark)
 }
 
-/// Goal: a user who may have one connection is told a stream from a queue with a forged mark too. Method: such a user consumes a queue of
+/// Goal: a user who may have one connection, with one channel, is told a stream from a queue with a forged mark too. Method: such a user consumes a queue of
 /// each kind; where it cannot be asked beside the deliveries, the next connection asks.
 #[test]
 fn one_connection_is_enough_to_tell_a_stream() {
@@ -321,7 +321,7 @@ fn one_connection_is_enough_to_tell_a_stream() {
     let tap = Tap::connect(&node.url());
     node.ctl(&["add_user", "single", "single"]);
     node.ctl(&["set_permissions", "-p", "/", "single", "", "", ".*"]);
-    node.ctl(&["set_user_limits", "single", r#"{"max-connections": 1}"#]);
+    node.ctl(&["set_user_limits", "single", r#"{"max-connections": 1, "max-channels": 1}"#]);
     let url = node.url_as("single", "single", "%2f");
     for kind in ["classic", "quorum", "stream"] {
         let queue = format!("single.{kind}");

@@ -116,11 +116,14 @@ pub(super) async fn cause(
     };
     let fault = match tokio::time::timeout(Duration::from_millis(CAUSE_MS_MAX), ask).await {
         Ok(answers) => {
+            let fault = judged(returned, &answers);
             let no_channel = answers.iter().any(|(_, answer)| *answer == Answer::NoChannel);
-            if no_channel && connection.configuration().channel_max() != 1 {
+            // The next connection has no more, if these and the channel of the publishes are more than the broker allows.
+            let allowed = usize::from(connection.configuration().channel_max()).wrapping_sub(1);
+            if no_channel && fault == returned.fault && answers.len() <= allowed {
                 return Err(Fault::new(FaultClass::Outage, NO_CHANNEL_LEFT));
             }
-            judged(returned, &answers)
+            fault
         }
         Err(_) => {
             let text = format!("{}; the broker does not say whether the queue is there", returned.fault.text);

@@ -28,6 +28,7 @@ use crate::time::as_ms;
 use super::acks::{Frame, Unsettled};
 use super::background::Stop;
 use super::cancelled;
+use super::cause::free_channel;
 use super::classify::{Phase, classify, is_about_a_queue, is_telling};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
@@ -158,12 +159,15 @@ async fn open(
     let began = Instant::now();
     within_deadline(target, async {
         let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
-        let link = Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?;
+        let mut link = Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?;
         if *kind == QueueKind::ToBeAsked {
-            let (is_stream, _) = stream::is_one(&link.connection, &subscription.queue).await?;
+            // There may be no second channel.
+            let (is_stream, _) = stream::is_one(&link.channel, &subscription.queue).await?;
             if is_stream {
                 return Err(stream::refused(&subscription.queue));
             }
+            let channel = free_channel(&link.connection, CONSUME).await;
+            link.channel = channel.map_err(|error| classify(&error, Phase::Connect))?;
             *kind = QueueKind::NoStream;
         }
         let refused = |error: lapin::Error| classify(&error, Phase::Consume);

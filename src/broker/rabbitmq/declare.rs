@@ -162,7 +162,9 @@ async fn are_away<'a>(
                 continue;
             }
             Answer::Missing => "in a cluster that needs a majority of the nodes",
-            Answer::NoChannel | Answer::Unasked => "and there is no other channel to ask on",
+            Answer::NoChannel | Answer::Unasked => {
+                "and there is no other channel to ask on; a larger `channel_max` helps"
+            }
         };
         let text = format!("queue `{queue}`: the broker does not answer its declaration, {why}");
         return Err(Fault::new(FaultClass::Outage, text));

@@ -339,6 +339,8 @@ impl Shared {
                     Ok(fault) => Some(fault),
                     Err(fault) => {
                         if !is_late {
+                            // The relay may hand the same one over at once.
+                            tokio::time::sleep(self.options.backoff.0).await;
                             tell(Outcome::Unknown(fault));
                         }
                         return false;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lapin::options::BasicGetOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Connection, ErrorKind};
+use lapin::{BasicProperties, Channel, ErrorKind};
 
 use crate::message::{Fault, FaultClass};
 use crate::printable::printable;
@@ -68,7 +68,7 @@ pub(super) async fn is_one_beside(options: &Options, target: &Target, queue: &st
     let bare = Options { topology: Topology::default(), required_exchanges: Vec::new(), ..options.clone() };
     let connecting = Link::connect(&bare, target, Returns::of_a_consumer(), Deliveries::none());
     let link = within(connecting, queue).await?;
-    let answer = is_one(&link.connection, queue).await;
+    let answer = is_one(&link.channel, queue).await;
     link.close(LIMIT).await;
     let (is_stream, fetched) = answer?;
     if fetched {
@@ -79,10 +79,9 @@ pub(super) async fn is_one_beside(options: &Options, target: &Target, queue: &st
 
 /// Whether it is a stream, and whether a message was fetched. Streams refuse `basic.get`. A queue gives a message, or refuses it for another
 /// reason. The channel is closed behind the question, so a message goes back.
-pub(super) async fn is_one(connection: &Connection, queue: &str) -> Result<(bool, bool), Fault> {
+pub(super) async fn is_one(channel: &Channel, queue: &str) -> Result<(bool, bool), Fault> {
     let fault = |error: lapin::Error| classify(&error, Phase::Consume);
     let asked = async {
-        let channel = connection.create_channel().await.map_err(fault)?;
         match channel.basic_get(short("queue", queue)?, BasicGetOptions::default()).await {
             Ok(got) => {
                 channel.close(200, ShortString::from("bye")).await.map_err(fault)?;

@@ -134,6 +134,8 @@ struct Channel {
     stalled: bool,
     /// The routing key of the message whose header comes next.
     to: Option<String>,
+    /// Its exchange.
+    exchange: Vec<u8>,
     /// Of the message whose body comes: bytes, routing key, id.
     body: Option<(u64, String, String)>,
     /// The content header of that message.
@@ -213,7 +215,10 @@ impl Peer {
                     (50, 20) => self.say(number, (50, 21), &[])?,
                     (20, 41) => *channel = Channel::default(),
                     (85, 10) => self.say(number, (85, 11), &[])?,
-                    (60, 40) => channel.to = Some(routing_key(&payload)),
+                    (60, 40) => {
+                        channel.exchange = short_at(&payload[6..]).0.to_vec();
+                        channel.to = Some(routing_key(&payload));
+                    }
                     _ => {}
                 },
                 2 => {
@@ -264,8 +269,8 @@ impl Peer {
             return self.say(number, (20, 40), &close);
         }
         if self.with(|script| script.nowhere.contains(&to) || script.late.contains_key(&to)) {
-            let text =
-                [&312_u16.to_be_bytes()[..], &short(b"NO_ROUTE"), &[0], &short(to.as_bytes())].concat();
+            let (exchange, key) = (short(&channel.exchange), short(to.as_bytes()));
+            let text = [&312_u16.to_be_bytes()[..], &short(b"NO_ROUTE"), &exchange, &key].concat();
             self.say(number, (60, 50), &text)?;
             let frame = [&[2][..], &number.to_be_bytes(), &long(&channel.header), &[FRAME_END]].concat();
             self.stream.write_all(&frame)?;
