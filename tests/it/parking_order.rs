@@ -367,8 +367,8 @@ fn what_comes_back_during_a_try_is_parked_after_it() {
     let _ = consumer.stop(Duration::ZERO);
 }
 
-/// Goal: while a consumer waits for room in its quarantine, it hears of its connection, however busy it is with what it tries again. Method:
-/// a full quarantine, and thirty deliveries that fail and are due at once.
+/// Goal: a consumer that waits for room in its quarantine notices a lost connection, however busy it is
+/// with repeats. Method: a full quarantine, and thirty failing deliveries that are due at once.
 #[test]
 fn a_busy_consumer_without_room_hears_of_its_connection() {
     let folder = tempfile::tempdir().unwrap();

@@ -11,9 +11,9 @@ use crate::scratch::until;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Goal: a paused consumer hands nothing to its handler, neither what comes nor what is due again, keeps the order, and goes
-/// on with all of it; a stop while it is paused is prompt. Method: deliveries of one key of which the first fails, before and during the
-/// pause.
+/// Goal: a paused consumer hands nothing to its handler, neither new deliveries nor repeats. After the
+/// pause it goes on in order. A stop during the pause is prompt. Method: deliveries of one key, before
+/// and during the pause. The first one fails.
 #[test]
 fn a_paused_consumer_takes_nothing_and_goes_on_in_order() {
     let folder = tempfile::tempdir().unwrap();
@@ -61,8 +61,8 @@ fn a_paused_consumer_takes_nothing_and_goes_on_in_order() {
     assert_eq!((broker.queue_len("q"), broker.unsettled_len("q")), (1, 0), "it goes back");
 }
 
-/// Goal: a paused projection applies nothing, says so, and goes on with what came meanwhile; neither does a rebuild go on. Method: events
-/// during the pause, and a rebuild that is asked for.
+/// Goal: a paused projection applies nothing, reports the pause, and goes on afterwards. A rebuild
+/// pauses too. Method: events and the request for a rebuild during the pause.
 #[test]
 fn a_paused_projection_applies_nothing_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();

@@ -198,6 +198,7 @@ impl Worker {
             let may_try = !paused && self.may_try_those_that_wait() && !(is_told && self.heard_nothing);
             let may_look = self.may_look() && !self.rests();
             let mut batch = if may_try { self.take_due(others_come) } else { Vec::new() };
+            let due = batch.len();
             if !waits {
                 self.go_on_with_those_of_meanwhile(&mut batch);
             }
@@ -247,8 +248,10 @@ impl Worker {
             }
             if self.is_paused() {
                 // It was asked for while this slept: what has just come waits, and so does what was due.
-                batch.append(&mut self.meanwhile.batch);
-                self.meanwhile.batch = batch;
+                let mut come = batch.split_off(due);
+                come.append(&mut self.meanwhile.batch);
+                self.meanwhile.batch = come;
+                self.put_back_due(batch);
                 continue;
             }
             if let Err(error) = self.turn(batch, events, stop) {
@@ -425,6 +428,17 @@ impl Worker {
         let room = if others_come { CONSUMER_BATCH_MAX / 2 } else { CONSUMER_BATCH_MAX };
         let taken = self.waiting.take(self.look(), room, PARKING_STEP_BYTES);
         self.with_bodies(taken)
+    }
+
+    /// Puts back into their lines what is due and is not tried after all.
+    fn put_back_due(&mut self, items: Vec<Item>) {
+        let now = self.look().now();
+        for item in items {
+            let (key, place) = (item.key.clone(), item.place);
+            // As one that has failed: it is tried without those behind it.
+            self.waiting.put(key.as_ref(), place, Entry::of(item), now, true);
+        }
+        self.waiting.tried(now);
     }
 
     fn now_ms(&self) -> u64 {
