@@ -6,7 +6,6 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -175,7 +174,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         // It fails when the peer was first, which is as good.
         #[cfg(unix)]
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
         self.deliveries.want_no_more();
     }
 }
