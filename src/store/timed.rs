@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use super::alarms::{Alarm, Alarms};
 use super::core::Core;
@@ -21,6 +21,20 @@ pub(crate) struct Waking {
 impl Waking {
     pub(crate) fn of(core: &Core) -> Self {
         Self { alarms: Arc::clone(&core.alarms), owner: core.owner.clone() }
+    }
+
+    /// In a forked process, where neither of the others may be called.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.owner.is_elsewhere()
+    }
+
+    /// As [`Alarms::set`].
+    pub(crate) fn set(&self, alarm: &mut Option<Alarm>, at: Deadline, waker: Waker) -> std::io::Result<()> {
+        self.alarms.set(alarm, at, waker)
+    }
+
+    pub(crate) fn cancel(&self, alarm: Option<Alarm>) {
+        self.alarms.cancel(alarm);
     }
 }
 
@@ -43,7 +57,7 @@ impl<T> Future for Timed<T> {
     type Output = Option<Result<T, Abandoned>>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if self.waking.owner.is_elsewhere() {
+        if self.waking.is_elsewhere() {
             return Poll::Ready(None);
         }
         if let Poll::Ready(answer) = Pin::new(&mut self.answer).poll(context) {
@@ -56,7 +70,7 @@ impl<T> Future for Timed<T> {
             return Poll::Pending;
         }
         let Self { deadline, waking, alarm, .. } = &mut *self;
-        match waking.alarms.set(alarm, *deadline, context.waker().clone()) {
+        match waking.set(alarm, *deadline, context.waker().clone()) {
             Ok(()) => Poll::Pending,
             Err(error) => {
                 tracing::error!(%error, "no thread can be started that looks at the clock: nothing is waited for");
@@ -68,8 +82,8 @@ impl<T> Future for Timed<T> {
 
 impl<T> Drop for Timed<T> {
     fn drop(&mut self) {
-        if self.alarm.is_some() && !self.waking.owner.is_elsewhere() {
-            self.waking.alarms.cancel(self.alarm.take());
+        if self.alarm.is_some() && !self.waking.is_elsewhere() {
+            self.waking.cancel(self.alarm.take());
         }
     }
 }

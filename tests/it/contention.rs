@@ -2,7 +2,8 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 use onewrite::{Aggregate, Error, Event, ExpectedRevision, RecordedEvent, Result, Store, limits};
 
@@ -235,4 +236,103 @@ fn plain_appends_are_bounded_by_the_attempts() {
     assert!(matches!(outrun, Err(Error::WrongRevision { .. })), "{outrun:?}");
     assert_eq!(decisions, limits::CONFLICT_ATTEMPTS_DEFAULT);
     assert_eq!(count(&store, "1"), u64::from(decisions));
+}
+
+/// Goal: commands of tasks and of threads on one aggregate all succeed, within a bounded number of
+/// decisions. Method: 32 tasks on three runtimes, four threads, 40 commands each, all at once.
+#[test]
+fn tasks_and_threads_share_an_aggregate() {
+    let (_folder, store) = open();
+    let (begin, most, over) = (Barrier::new(7), AtomicU32::new(0), AtomicU32::new(0));
+    let note = |decisions: u32| {
+        over.fetch_add(u32::from(decisions > 3), Relaxed);
+        most.fetch_max(decisions, Relaxed);
+    };
+    let executes_tasks = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let executes = |store: Store| async move {
+            let mut all = Vec::new();
+            for _ in 0..40 {
+                let mut decisions = 0;
+                let aggregate = store.aggregate::<Count>("1");
+                let executed = aggregate.execute_async(|_| {
+                    decisions += 1;
+                    Ok(vec![1])
+                });
+                executed.await.unwrap();
+                all.push(decisions);
+            }
+            all
+        };
+        let tasks: Vec<_> = (0..11).map(|_| runtime.spawn(executes(store.clone()))).collect();
+        begin.wait();
+        for task in tasks {
+            runtime.block_on(task).unwrap().into_iter().for_each(note);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(executes_tasks);
+        }
+        for _ in 0..4 {
+            scope.spawn(|| {
+                begin.wait();
+                for _ in 0..40 {
+                    let mut decisions = 0;
+                    let executed = store.aggregate::<Count>("1").execute(|_| {
+                        decisions += 1;
+                        Ok(vec![1])
+                    });
+                    executed.unwrap();
+                    note(decisions);
+                }
+            });
+        }
+    });
+    assert_eq!(count(&store, "1"), (33 + 4) * 40);
+    assert!(over.load(Relaxed) <= 37, "{over:?} commands took more than 3 decisions");
+    assert!(most.load(Relaxed) <= limits::CONFLICT_ATTEMPTS_DEFAULT, "{most:?}");
+    assert!(store.verify().unwrap().is_whole());
+}
+
+/// Goal: a task at the head of the line that is not polled any more holds the others up for two seconds at
+/// most. A task that was dropped while it waited holds nobody up. Method: a task meets a conflict, becomes
+/// the head, and is left alone. One behind it is dropped, and a third one executes.
+#[test]
+fn a_task_that_is_not_polled_is_passed() {
+    let (_folder, store) = open();
+    let aggregate = store.aggregate::<Count>("1");
+    let context = &mut Context::from_waker(Waker::noop());
+    let decisions = AtomicU32::new(0);
+    let mut head = Box::pin(aggregate.execute_async(|_| {
+        if decisions.fetch_add(1, Relaxed) == 0 {
+            aggregate.execute(|_| Ok(vec![1]))?;
+        }
+        Ok(vec![1])
+    }));
+    while decisions.load(Relaxed) < 2 {
+        assert!(head.as_mut().poll(context).is_pending());
+        std::thread::yield_now();
+    }
+    let mut dropped = Box::pin(aggregate.execute_async(|_| Ok(vec![1])));
+    assert!(dropped.as_mut().poll(context).is_pending());
+    drop(dropped);
+    let began = Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let last = aggregate.execute_async(|_| Ok(vec![1]));
+        tokio::time::timeout(Duration::from_secs(20), last).await.expect("it passes the head").unwrap()
+    });
+    assert!(began.elapsed() >= Duration::from_millis(1_000), "it stood behind the head");
+    assert_eq!(count(&store, "1"), 3);
+    drop(head);
+    let mut decisions = 0;
+    aggregate
+        .execute(|_| {
+            decisions += 1;
+            Ok(vec![1])
+        })
+        .unwrap();
+    assert_eq!(decisions, 1);
+    assert!(store.verify().unwrap().is_whole());
 }
