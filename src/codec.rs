@@ -1,10 +1,12 @@
 //! Typed payloads: JSON, bincode, raw bytes.
 //!
-//! The only file that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
+//! The only room that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
 //! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in DESIGN.md.
 //! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX).
 //! Encoding is exact: what a format would lose without an error is an error here (`strict.rs`).
 
+#[cfg(feature = "json")]
+mod data;
 #[cfg(any(feature = "json", feature = "bincode"))]
 mod strict;
 
@@ -13,6 +15,8 @@ use self::strict::{Losses, Watch};
 #[cfg(any(feature = "json", feature = "bincode"))]
 use crate::error::EventError;
 
+#[cfg(feature = "json")]
+pub(crate) use self::data::Data;
 /// What an encoding was refused for.
 #[cfg(feature = "json")]
 pub(crate) use self::strict::Lossy;

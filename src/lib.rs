@@ -137,6 +137,8 @@ pub use store::{
 };
 pub use subscription::{Subscription, SubscriptionStream};
 pub use text::Text;
+#[cfg(feature = "json")]
+pub use wire::CloudEvent;
 pub use wire::{HeaderSpelling, ProducerKeys, SigningKey};
 
 /// What the fuzz targets reach inside.

@@ -23,6 +23,8 @@
 //!
 //! The application's own headers follow.
 
+#[cfg(feature = "json")]
+mod cloud_event;
 mod content;
 #[cfg(fuzzing)]
 mod fuzzing;
@@ -37,6 +39,8 @@ use crate::message::{HeaderValue, Message};
 use crate::text::Text;
 use crate::time::{as_ms, wall_time};
 
+#[cfg(feature = "json")]
+pub use self::cloud_event::CloudEvent;
 pub(crate) use self::content::ContentKey;
 #[cfg(fuzzing)]
 pub(crate) use self::fuzzing::message as fuzzing;

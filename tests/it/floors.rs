@@ -40,8 +40,9 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["broker::rabbitmq"]),
     ("rustls_native_certs", &["broker::rabbitmq"]),
     // `Capture::json` says in its signature what the types of its table must be.
-    ("serde", &["codec", "event", "store"]),
+    ("serde", &["codec", "event", "wire", "store"]),
     ("serde_json", &["codec"]),
+    ("base64", &["codec"]),
     ("bincode", &["codec"]),
     ("uuid", &["event"]),
     ("humantime", &["wire"]),

@@ -27,6 +27,8 @@ mod capture_pace;
 mod capture_rounds;
 mod cleanup;
 mod clock_jumps;
+#[cfg(feature = "json")]
+mod cloud_events;
 #[cfg(all(unix, feature = "json", feature = "bincode"))]
 mod codec_losses;
 mod consumer;
