@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use redb::ReadableTable;
 
@@ -29,6 +30,7 @@ use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{REJECTED, scopes};
 use crate::store::Store;
 use crate::store::transaction::{Transaction, check_id};
+use crate::time::wall_time;
 
 /// A rejected delivery, and why.
 ///
@@ -70,6 +72,19 @@ pub struct RejectedDelivery {
     pub event_type: Option<String>,
     /// What is wrong with its row. Nothing else of it is known then, and it can only be discarded.
     pub damaged: Option<&'static str>,
+}
+
+impl RejectedDelivery {
+    /// The time by the wall clock since which the delivery is rejected. As a number: [`since_ms`](Self::since_ms).
+    ///
+    /// ```
+    /// use onewrite::RejectedDelivery;
+    /// assert_eq!(RejectedDelivery::default().since(), std::time::UNIX_EPOCH);
+    /// ```
+    #[must_use]
+    pub fn since(&self) -> SystemTime {
+        wall_time(self.since_ms)
+    }
 }
 
 impl Entry for RejectedDelivery {

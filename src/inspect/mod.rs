@@ -1,5 +1,6 @@
 //! A look at a store: figures, and checks of what it holds. Reads only.
 
+mod ages;
 mod scope_stats;
 mod stats;
 mod verify;

@@ -1,6 +1,7 @@
 //! The events that a projection has given up: look at them, hand them to its handler again, or forget them.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::handle::Projection;
 use super::rows::{ProjectionFailure, not_rebuilt};
@@ -9,6 +10,7 @@ use crate::event::RecordedEvent;
 use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching, readable};
 use crate::storage::tables::projection::Which;
 use crate::store::read::Snapshot;
+use crate::time::wall_time;
 use crate::tuning::REDRIVE_STEP;
 
 /// The events that a running projection has given up. See [`Projection::failures`].
@@ -28,6 +30,26 @@ pub struct ProjectionFailures<'a> {
 }
 
 impl ProjectionFailure {
+    /// The time by the wall clock since which the event is among the failures. As a number: [`since_ms`](Self::since_ms).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use std::time::{Duration, SystemTime};
+    /// # use onewrite::{Error, Event, FailurePolicy};
+    /// # store.write(|tx| tx.append(Event::bytes("paid", "not a number").unpublished()))?;
+    /// # let projection = store.projection("balances").on_failure(FailurePolicy::Quarantine { attempts: 1 })
+    /// #     .spawn(|_, _| Err(Error::app("not a number")))?;
+    /// # projection.wait_for_position(0, Duration::from_secs(5))?;
+    /// let failure = projection.failures().list(None, 10)?.remove(0);
+    /// assert!(failure.since() <= SystemTime::now());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn since(&self) -> SystemTime {
+        wall_time(self.since_ms)
+    }
+
     fn show_record(&mut self, snapshot: &Snapshot) -> Result<()> {
         let record = readable(snapshot.event(self.seq))?;
         self.event_type = record.as_ref().map(|record| record.event_type().to_owned());

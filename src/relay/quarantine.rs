@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 
 use crate::delivery::types::{Exception, ExceptionState};
 use crate::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::store::Store;
 use crate::store::cursor::ExceptionRow;
 use crate::store::progress::Leave;
 use crate::store::relays::RelayRequest;
-use crate::time::Deadline;
+use crate::time::{Deadline, wall_time};
 
 /// An event in quarantine, and why.
 ///
@@ -57,6 +58,25 @@ pub struct Quarantined {
 }
 
 impl Quarantined {
+    /// The time by the wall clock since which the event is in quarantine. As a number: [`since_ms`](Self::since_ms).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # let broker = onewrite::broker::MemoryBroker::new();
+    /// # let relay = store.relay("rabbit").destination_attempts(1).spawn(broker.publisher())?;
+    /// # let receipt = store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").to_queue("nowhere")))?;
+    /// # let _ = receipt.wait_confirmed(std::time::Duration::from_secs(5)); // no queue takes it: quarantined
+    /// let entry = store.quarantine("rabbit")?.list(None, 1)?.remove(0);
+    /// assert!(entry.since() <= std::time::SystemTime::now());
+    /// # let _ = relay.stop(std::time::Duration::from_secs(5));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn since(&self) -> SystemTime {
+        wall_time(self.since_ms)
+    }
+
     fn show_record(&mut self, record: Option<&RecordedEvent>) {
         self.event_type = record.map(|record| record.event_type().to_owned());
         self.destination = record.map(|record| record.destination().clone());

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata};
 
@@ -92,6 +93,25 @@ pub struct Holder {
     pub held_ms: u64,
     /// Whether it runs, or lives, in this process.
     pub runs: bool,
+}
+
+impl Holder {
+    /// How long the holder has stood at its position, as far as the store has looked. As a number: [`held_ms`](Self::held_ms).
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// # use std::time::Duration;
+    /// # store.write(|tx| tx.append(onewrite::Event::bytes("paid", "1").unpublished()))?;
+    /// let snapshot = store.read()?;
+    /// assert!(store.stats()?.holders.iter().all(|holder| holder.held() < Duration::from_secs(60)));
+    /// # drop(snapshot);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn held(&self) -> Duration {
+        Duration::from_millis(self.held_ms)
+    }
 }
 
 // --- snapshots --------------------------------------------------------------------------------------------------------------------
