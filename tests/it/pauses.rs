@@ -1,6 +1,6 @@
 //! A consumer and a projection that pause. A relay's pause stands in `relay`.
 
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -59,6 +59,57 @@ fn a_paused_consumer_takes_nothing_and_goes_on_in_order() {
     assert!(began.elapsed() < SOON / 2);
     assert_eq!(status.applied, 20);
     assert_eq!((broker.queue_len("q"), broker.unsettled_len("q")), (1, 0), "it goes back");
+}
+
+/// Goal: a pause loses nothing, in whatever moment it comes: neither what is due again nor what has just
+/// come. Each key keeps its order. Method: deliveries of ten keys fail now and then and are due after a
+/// millisecond, while another thread pauses and resumes without a rest.
+#[test]
+fn pauses_in_any_moment_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path().join("a.redb")).unwrap();
+    let broker = MemoryBroker::new();
+    broker.declare_queue("q", Default::default());
+    let (calls, applied) = (Arc::new(AtomicU32::new(0)), Arc::new(Mutex::new(vec![Vec::new(); 10])));
+    let (called, seen) = (Arc::clone(&calls), Arc::clone(&applied));
+    let backoff = Duration::from_millis(1);
+    let consumer = store
+        .consumer("c")
+        .backoff(backoff, backoff)
+        .attempts(100_000)
+        .spawn(broker.source("q"), move |delivery, _| {
+            if called.fetch_add(1, SeqCst) % 3 != 0 {
+                return Err(Error::app("not yet"));
+            }
+            let number = delivery.message.payload[0];
+            seen.lock().unwrap()[usize::from(number % 10)].push(number);
+            Ok(())
+        })
+        .unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(SeqCst) {
+                consumer.pause();
+                std::thread::sleep(Duration::from_micros(200));
+                consumer.resume();
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        });
+        for n in 0..200_u8 {
+            let headers = vec![("cloudEvents:partitionkey".into(), format!("k{}", n % 10).as_str().into())];
+            broker.publish("", "q", Message { payload: vec![n], headers, ..Message::default() }).unwrap();
+        }
+        let all = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("all are applied", || consumer.status().applied == 200)
+        }));
+        done.store(true, SeqCst);
+        all.unwrap();
+    });
+    for (key, numbers) in applied.lock().unwrap().iter().enumerate() {
+        assert_eq!(*numbers, (0..20).map(|n| n * 10 + key as u8).collect::<Vec<_>>());
+    }
+    assert!(consumer.stop(SOON).failed.is_none());
 }
 
 /// Goal: a paused projection applies nothing, reports the pause, and goes on afterwards. A rebuild
