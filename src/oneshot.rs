@@ -56,7 +56,7 @@ const WOKEN_WAKES: usize = 2;
 /// Threads whose answers are there and who are still to be woken.
 ///
 /// Waking a thread is a system call of several microseconds. Whoever has many to wake wakes the first ([`wake`](Self::wake)) and goes
-/// on; each that takes its answer wakes two more. Such a thread is inside [`Receiver::wait`] and does so before it returns, so all are
+/// on; each that takes its answer wakes two more. Such a thread is inside `Receiver::wait` and does so before it returns, so all are
 /// woken as long as each is given a processor. Who began keeps hold of it, and wakes who is left after a while.
 #[derive(Debug, Default)]
 pub(crate) struct Wakes(Mutex<VecDeque<Thread>>);

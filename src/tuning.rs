@@ -263,3 +263,6 @@ pub(crate) const LINE_MS_MAX: u64 = 2_000;
 
 /// Streams whose left-out snapshots are remembered, and warned of once each. Those of further streams are counted alone.
 pub(crate) const LEFT_OUT_STREAMS_MAX: usize = 1024;
+
+/// Names of lanes that a relay keeps in memory at most.
+pub(crate) const NAMES_MAX: usize = 1024;

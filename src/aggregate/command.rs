@@ -10,9 +10,8 @@ use super::{Aggregate, Loaded};
 use crate::error::{Error, ExpectedRevision, Result};
 use crate::event::{Event, check_category};
 use crate::limits::SNAPSHOT_BYTES_MAX;
-use crate::store::core::Core;
-use crate::store::lines::{Head, Lines, TaskPlace};
-use crate::store::timed::Waking;
+use crate::store::shared::core::Core;
+use crate::store::shared::lines::{Head, Lines, TaskPlace};
 use crate::store::{Receipt, Store, Transaction};
 
 /// The stream of one aggregate. See [`Store::aggregate`].
@@ -70,7 +69,7 @@ impl<A: Aggregate> AggregateStream<A> {
     /// The aggregate as of the last commit.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a [category](Aggregate::CATEGORY) that cannot work; as [`StreamReader::fold`].
+    /// [`Error::Setting`] for a [category](Aggregate::CATEGORY) that cannot work; as [`StreamReader::fold`](crate::StreamReader::fold).
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
@@ -221,7 +220,7 @@ impl<A: Aggregate> AggregateStream<A> {
         if !self.may_stand("AggregateStream::execute_async") {
             return None;
         }
-        let mut place = core.lines.join_as_task(&self.stream, Waking::of(core));
+        let mut place = core.lines.join_as_task(&self.stream, core.waking());
         poll_fn(|context| place.poll_head(context)).await;
         Some(place)
     }

@@ -19,7 +19,6 @@ use crate::limits::{
     PREFETCH_DEFAULT, REJECTED_BYTES_DEFAULT, REJECTED_ROWS_DEFAULT, RETURNS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
-use crate::store::timed::Waking;
 use crate::store::{Store, Transaction};
 use crate::wire::ProducerKeys;
 
@@ -483,7 +482,7 @@ impl ConsumerBuilder {
         }
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let owner = self.store.core().owner.clone();
-        let waking = Waking::of(self.store.core());
+        let waking = self.store.core().waking();
         let turns = Arc::clone(&self.store.core().turns);
         owner.check()?;
         let (events, received) = unbounded();

@@ -21,12 +21,13 @@ use crate::log::dedup::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Ro
 use crate::log::keys;
 use crate::message::Message;
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::ids::{check_id, content_of};
 use crate::storage::tables::lanes_kept::LaneCounts;
 use crate::storage::tables::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
 use crate::store::Store;
-use crate::store::core::Identity as StoreIdentity;
-use crate::store::gathered::Amount;
-use crate::store::transaction::{Transaction, check_id, content_of};
+use crate::store::shared::tail::Identity as StoreIdentity;
+use crate::store::transaction::Transaction;
+use crate::store::transaction::gathered::Amount;
 use crate::wire;
 
 /// What a message is told from others by, within a scope.

@@ -12,9 +12,9 @@ use crate::message::Fault;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
-use crate::store::owner::Owner;
-use crate::store::timed::{Timed, Waking};
-use crate::store::turn::Turns;
+use crate::store::shared::owner::Owner;
+use crate::store::shared::timed::{Timed, Waking};
+use crate::store::shared::turn::Turns;
 use crate::time::Deadline;
 
 /// What a consumer waits for that takes nothing from its queue: [`ConsumerStatus::waits_for`].

@@ -26,12 +26,11 @@ use crate::log::in_hand::{ParkedRow, Tries, TriesRow};
 use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::storage::errors::damaged_row;
-use crate::storage::tables::pieces;
-use crate::storage::tables::pieces::{Of, Pieces};
+use crate::storage::tables::pieces::{self, Of, Pieces};
 use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
 use crate::store::Store;
-use crate::store::core::Identity as StoreIdentity;
+use crate::store::shared::tail::Identity as StoreIdentity;
 use crate::store::transaction::Transaction;
 use crate::tuning::PARKING_STEP_BYTES;
 

@@ -22,8 +22,8 @@ use crate::storage::errors::damaged_row;
 use crate::storage::tables::lanes_kept::LaneCounts;
 use crate::storage::tables::schema::{LANES_KEPT, scopes};
 use crate::store::Store;
-use crate::store::consumers::IdleSearch;
 use crate::store::settings::{LanesPolicy, Settings};
+use crate::store::shared::consumers::IdleSearch;
 use crate::tuning::LANES_LOOK;
 
 type Row = &'static [u8];

@@ -16,7 +16,6 @@ use std::time::SystemTime;
 
 use redb::ReadableTable;
 
-pub(crate) use super::reject::{Refusal, reason};
 use crate::error::{Error, Result};
 use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::log::keys;
@@ -24,13 +23,15 @@ use crate::log::rejected::RejectedRow;
 use crate::message::Message;
 use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching};
 use crate::storage::errors::damaged_row;
-use crate::storage::tables::pieces;
-use crate::storage::tables::pieces::{Of, Pieces};
+use crate::storage::tables::ids::check_id;
+use crate::storage::tables::pieces::{self, Of, Pieces};
 use crate::storage::tables::rejected::Book;
 use crate::storage::tables::schema::{REJECTED, scopes};
 use crate::store::Store;
-use crate::store::transaction::{Transaction, check_id};
+use crate::store::transaction::Transaction;
 use crate::time::wall_time;
+
+pub(crate) use super::reject::{Refusal, reason};
 
 /// A rejected delivery, and why.
 ///

@@ -17,8 +17,8 @@ use crate::storage::tables::schema::{
     BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, INBOX, LANES, LOG, META, PARKED, SEEN,
 };
 use crate::store::Store;
-use crate::store::cursor::Cursor;
-use crate::store::waiting::Bounds;
+use crate::store::shared::cursor::Cursor;
+use crate::store::shared::parked::Bounds;
 
 /// Everything there is: each table's rows by their number and hash, and what is kept in memory.
 #[derive(Debug, Clone, PartialEq, Default)]

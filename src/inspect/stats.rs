@@ -8,16 +8,17 @@ use super::scope_stats::ScopeStats;
 use crate::error::Result;
 use crate::storage::errors::unless_it_panics;
 use crate::storage::metered::IoStats;
+use crate::storage::tables::capture::CaptureMode;
 use crate::store::Store;
-use crate::store::capture::rounds::Rounds;
-use crate::store::capture::{CaptureMode, CaptureWait};
-use crate::store::core::Tail;
-use crate::store::cursor::Cursor;
-use crate::store::holders;
-use crate::store::holders::Holder;
-use crate::store::projections::ProjectionStatus;
-use crate::store::relays::RelayStatus;
-use crate::store::waiting::{Oldest, Parked, age_ms, find_oldest};
+use crate::store::read::holders;
+use crate::store::read::oldest::{Oldest, age_ms, find_oldest};
+use crate::store::shared::capture_schedule::{CaptureWait, Rounds};
+use crate::store::shared::cursor::Cursor;
+use crate::store::shared::holders::Holder;
+use crate::store::shared::parked::Parked;
+use crate::store::shared::projections::ProjectionStatus;
+use crate::store::shared::relays::RelayStatus;
+use crate::store::shared::tail::Tail;
 use crate::time::Now;
 
 /// A store's figures at one moment.
@@ -307,7 +308,7 @@ impl Store {
                 port.map(|port| port.status.lock().unwrap_or_else(PoisonError::into_inner).clone());
         }
         for (name, projection) in &mut stats.projections {
-            projection.cancelled = crate::store::cancelled::cancelled_version(&tx, name)?;
+            projection.cancelled = crate::store::handle::cancelled::cancelled_version(&tx, name)?;
             projection.running = core.projections.get(name).map(|running| running.status().clone());
             // What its filter has let pass is written down only now and then.
             if let Some(running) = &projection.running {

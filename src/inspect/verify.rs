@@ -11,13 +11,14 @@ use crate::log::streams::{NO_SEQ, Run, SnapshotRow};
 use crate::log::{keys, record};
 use crate::printable::printable;
 use crate::storage::errors::{damaged_row, unless_it_panics};
+use crate::storage::tables::exception::ExceptionRow;
 use crate::storage::tables::schema::{CHUNKS, EXCEPTIONS, LOG, SNAPSHOTS, STREAMS};
+use crate::storage::tables::stream::stream_row;
 use crate::store::Store;
-use crate::store::core::Core;
-use crate::store::cursor::ExceptionRow;
-use crate::store::read::Snapshot;
-use crate::store::recover::read_state;
-use crate::store::streams::{find_chunk, stream_row};
+use crate::store::read::snapshot::Snapshot;
+use crate::store::read::state::read_state;
+use crate::store::read::stream::find_chunk;
+use crate::store::shared::core::Core;
 use crate::tuning::FINDINGS_MAX;
 
 /// Something in the file that does not fit.

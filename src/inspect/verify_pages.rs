@@ -8,7 +8,7 @@ use crate::error::{Error, Result, StorageFailure};
 use crate::storage::header::HEAD_BYTES;
 use crate::storage::pages::{Fault, Place, State, Visitor, Walk};
 use crate::store::Store;
-use crate::store::write_wait::{Purpose, Wait};
+use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::tuning::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 
 /// How far [`Store::verify_pages_with`] has come.

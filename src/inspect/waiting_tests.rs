@@ -8,8 +8,7 @@ use super::Stats;
 use crate::delivery::types::{Change, Exception, ExceptionState, Key};
 use crate::event::Event;
 use crate::storage::tables::schema::LOG;
-use crate::store::StartAt;
-use crate::store::{Retention, Store};
+use crate::store::{Retention, StartAt, Store};
 use crate::time::{Clock, Deadline, Now};
 
 #[derive(Debug)]

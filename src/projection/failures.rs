@@ -9,7 +9,7 @@ use crate::error::{CorruptError, Error, Result};
 use crate::event::RecordedEvent;
 use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching, readable};
 use crate::storage::tables::projection::Which;
-use crate::store::read::Snapshot;
+use crate::store::read::snapshot::Snapshot;
 use crate::time::wall_time;
 use crate::tuning::REDRIVE_STEP;
 

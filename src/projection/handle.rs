@@ -10,9 +10,9 @@ use super::{CANCELLED, Handler};
 use crate::error::{Error, Result};
 use crate::oneshot;
 use crate::say::in_drop;
-use crate::store::notify::Signal;
-use crate::store::projections::{OwnedTables, RunningProjection};
-use crate::store::timed::{Timed, Waking};
+use crate::store::shared::notify::Signal;
+use crate::store::shared::projections::{OwnedTables, RunningProjection};
+use crate::store::shared::timed::Timed;
 use crate::store::{ProjectionState, ProjectionStatus, Store};
 use crate::time::Deadline;
 
@@ -346,7 +346,7 @@ impl Projection {
     pub async fn stop_async(mut self, timeout: Duration) -> ProjectionStatus {
         if let Some(ended) = self.ask_to_end() {
             let deadline = Deadline::after(timeout);
-            let ended = Timed::new(ended, deadline, &Waking::of(self.store.core())).await;
+            let ended = Timed::new(ended, deadline, &self.store.core().waking()).await;
             self.ended_or_not(ended.is_some());
         }
         self.status()

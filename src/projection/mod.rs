@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use redb::{MultimapTableHandle, TableHandle};
 
+use self::handle::Registered;
+use self::worker::Worker;
 use crate::error::{Error, Result, SettingError, caught};
 use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
@@ -24,19 +26,17 @@ use crate::limits::{
     BACKOFF_MS_DEFAULT, PROJECTION_BATCH_DEFAULT, PROJECTION_DELAY_MS_DEFAULT, SHORT_STRING_BYTES_MAX,
 };
 use crate::oneshot;
-use crate::store::cancelled::cancelled_version;
-use crate::store::projections::OwnedTables;
-use crate::store::wanted::Wanted;
+use crate::store::handle::cancelled::cancelled_version;
+use crate::store::read::wanted::Wanted;
+use crate::store::shared::projections::OwnedTables;
 use crate::store::{ProjectionState, StartAt, Store};
 
 pub use self::failures::ProjectionFailures;
 pub(crate) use self::handle::Asked;
 pub use self::handle::Projection;
-use self::handle::Registered;
 pub use self::policy::FailurePolicy;
 pub use self::rows::ProjectionFailure;
 pub use self::transaction::ProjectionTransaction;
-use self::worker::Worker;
 
 /// Why a projection whose rebuild was cancelled stands still.
 const CANCELLED: &str = "its rebuild was cancelled";

@@ -14,15 +14,16 @@ use crate::event::{Destination, RecordedEvent};
 use crate::log::keys;
 use crate::log::wire_bytes::{Malformed, Reader, put_text16};
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::cleanup::Task;
+use crate::storage::tables::exception::head;
 use crate::storage::tables::projection::{ProjectionRow, Track, Which};
 use crate::storage::tables::schema::{FAILURES, PROJECTIONS, u64s};
 use crate::store::Store;
-use crate::store::cleanup::Task;
-use crate::store::cursor::head;
-use crate::store::projections::{OwnedTables, replaced_prefix, shadow_prefix};
-use crate::store::start_at::{StartAt, check_position, next_cursor_id, warn_trimmed};
+use crate::store::read::wanted::{Looked, Wanted};
+use crate::store::settings::start_at::StartAt;
+use crate::store::shared::projections::{OwnedTables, replaced_prefix, shadow_prefix};
 use crate::store::transaction::Transaction;
-use crate::store::wanted::{Looked, Wanted};
+use crate::store::transaction::cursor_ids::{check_position, next_cursor_id, warn_trimmed};
 
 /// An event that a projection has given up, and why.
 ///

@@ -6,7 +6,7 @@ use redb::{
 };
 
 use crate::error::{Error, Result};
-use crate::store::projections::OwnedTables;
+use crate::store::shared::projections::OwnedTables;
 use crate::store::transaction::Transaction;
 
 /// What a projection's handler writes into: the tables that the projection owns, and no others.

@@ -6,12 +6,12 @@ use super::rows::exceptions_in;
 use crate::delivery::types::{ExpiredEvent, ExpiredPlace, Key, ScanAt};
 use crate::error::Result;
 use crate::event::Destination;
-use crate::log::keys::{self, CursorId};
-use crate::log::record;
+use crate::log::keys::CursorId;
+use crate::log::{keys, record};
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::exception::ExceptionRow;
 use crate::storage::tables::schema::{DUE, EXCEPTIONS, LOG, PARKED};
-use crate::store::core::Core;
-use crate::store::cursor::ExceptionRow;
+use crate::store::shared::core::Core;
 
 type Log = redb::ReadOnlyTable<u64, &'static [u8]>;
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 use crate::oneshot;
 use crate::process::keep;
 use crate::say::in_drop;
-use crate::store::owner::Owner;
-use crate::store::relays::RelayRequest;
-use crate::store::timed::{Timed, Waking};
-use crate::store::turn::Turns;
+use crate::store::shared::owner::Owner;
+use crate::store::shared::relays::RelayRequest;
+use crate::store::shared::timed::{Timed, Waking};
+use crate::store::shared::turn::Turns;
 use crate::store::{RelayState, RelayStatus, Store};
 use crate::time::Deadline;
 

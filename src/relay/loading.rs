@@ -9,7 +9,7 @@ use super::rows;
 use super::worker::{Search, Worker};
 use crate::delivery::types::{Input, Key, Loaded};
 use crate::error::Result;
-use crate::store::records::{self, Read};
+use crate::store::read::records::{self, Read};
 
 impl Worker {
     pub(super) fn load(&mut self, from: u64, events_max: usize, bytes_max: usize) -> Result<()> {

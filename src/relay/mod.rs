@@ -30,8 +30,7 @@ use crate::limits::{
     SHORT_STRING_BYTES_MAX, WINDOW_BYTES_DEFAULT, WINDOW_EVENTS_DEFAULT, WINDOW_EVENTS_MAX,
 };
 use crate::oneshot;
-use crate::store::relays::RelayPort;
-use crate::store::timed::Waking;
+use crate::store::shared::relays::RelayPort;
 use crate::store::{RelayStatus, StartAt, Store};
 use crate::text::Text;
 use crate::time::as_ms;
@@ -540,7 +539,7 @@ impl RelayBuilder {
             .spawn(move || report.send(span.in_scope(|| worker.run())))
             .map_err(|source| Error::Thread { what: "relay", cause: source })?;
         let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
-        let (waking, ended) = (Waking::of(&core), Some(ended));
+        let (waking, ended) = (core.waking(), Some(ended));
         Ok(Relay { name: self.name, owner, turns, thread, requests, waking, ended, status })
     }
 }

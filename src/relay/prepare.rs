@@ -6,14 +6,14 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::Unpublished;
-use super::worker::NAMES_MAX;
 use crate::delivery::types::{Entry, Loaded};
 use crate::error::caught;
 use crate::event::{Destination, RecordedEvent};
 use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::message::{Fault, FaultClass, Message};
-use crate::store::records::Read;
+use crate::store::read::records::Read;
 use crate::text::Text;
+use crate::tuning::NAMES_MAX;
 use crate::wire::Wire;
 
 /// How events become messages.

@@ -11,11 +11,11 @@ use crate::log::keys::{self, CursorId};
 use crate::message::{Fault, FaultClass};
 use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_matching, readable};
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::exception::ExceptionRow;
 use crate::storage::tables::schema::EXCEPTIONS;
 use crate::store::Store;
-use crate::store::cursor::ExceptionRow;
-use crate::store::progress::Leave;
-use crate::store::relays::RelayRequest;
+use crate::store::shared::progress::Leave;
+use crate::store::shared::relays::RelayRequest;
 use crate::time::{Deadline, wall_time};
 
 /// An event in quarantine, and why.

@@ -3,16 +3,15 @@
 use std::collections::BTreeSet;
 
 use super::prepare::Met;
-use super::rows;
-use super::rows::RowState;
+use super::rows::{self, RowState};
 use super::worker::Worker;
 use crate::delivery::SeqState;
 use crate::delivery::types::{Input, Key};
 use crate::error::Result;
 use crate::message::{Fault, FaultClass};
 use crate::oneshot;
-use crate::store::records::{self};
-use crate::store::relays::{Awaited, RelayRequest};
+use crate::store::read::records;
+use crate::store::shared::relays::{Awaited, RelayRequest};
 
 impl Worker {
     pub(super) fn request(&mut self, request: RelayRequest) -> Result<()> {

@@ -6,16 +6,18 @@ use redb::ReadableTable;
 
 use crate::delivery::types::{Exception, ExceptionState, Key};
 use crate::error::{Error, Result};
-use crate::log::keys::{self, CursorId};
-use crate::log::record;
+use crate::log::keys::CursorId;
+use crate::log::{keys, record};
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::cleanup::Task;
+use crate::storage::tables::exception::ExceptionRow;
 use crate::storage::tables::schema::{CURSORS, DUE, EXCEPTIONS, LOG, PARKED};
 use crate::store::Store;
-use crate::store::cleanup::Task;
-use crate::store::core::Core;
-use crate::store::cursor::{Cursor, ExceptionRow};
-use crate::store::start_at::{StartAt, check_position, next_cursor_id, warn_trimmed};
+use crate::store::settings::start_at::StartAt;
+use crate::store::shared::core::Core;
+use crate::store::shared::cursor::Cursor;
 use crate::store::transaction::Transaction;
+use crate::store::transaction::cursor_ids::{check_position, next_cursor_id, warn_trimmed};
 
 impl Store {
     /// The cursor of this name; made, durably, if there is none.
@@ -38,8 +40,9 @@ impl Store {
                 StartAt::Newest => (tail.next_seq, tail.end_offset),
                 StartAt::Position(position) => {
                     let pending = tx.pending.borrow();
-                    let offset =
-                        tx.engine(|| crate::store::commit::offset_at(tx.redb(), &tail, &pending, position))?;
+                    let offset = tx.engine(|| {
+                        crate::store::transaction::trim::offset_at(tx.redb(), &tail, &pending, position)
+                    })?;
                     (position, offset)
                 }
             };
@@ -48,7 +51,7 @@ impl Store {
                 position,
                 position_offset,
                 confirmed: 0,
-                rows: crate::store::cursor::RowCounts::default(),
+                rows: crate::store::shared::cursor::RowCounts::default(),
             }
         };
         tx.engine(|| {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::message::Fault;
 use crate::oneshot::Sender;
-use crate::store::relays::Awaited;
+use crate::store::shared::relays::Awaited;
 
 /// Waiters that have given up are looked for when there are this many, and again at every doubling.
 const PRUNE_FROM: usize = 1024;

@@ -12,7 +12,6 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, never, select};
 use rustc_hash::FxHashMap;
 
-pub(crate) use super::prepare::Form;
 use super::prepare::{Held, Met, hold};
 use super::rows;
 use super::waiters::Waiters;
@@ -24,15 +23,17 @@ use crate::error::{Error, Result};
 use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::printable::printable;
 use crate::storage::errors::engine_panicked;
-use crate::store::capture::rounds::Rounds;
-use crate::store::cursor::Cursor;
-use crate::store::log_pace::LogPace;
-use crate::store::records::{self};
-use crate::store::relays::RelayRequest;
+use crate::store::read::records;
+use crate::store::shared::capture_schedule::Rounds;
+use crate::store::shared::cursor::Cursor;
+use crate::store::shared::log_pace::LogPace;
+use crate::store::shared::relays::RelayRequest;
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::time::{Deadline, Now, wake_after};
 use crate::tuning::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
-use crate::wire::{self};
+use crate::wire;
+
+pub(crate) use super::prepare::Form;
 
 /// Row changes that may wait for a commit. More ask for a commit of their own.
 const WAITING_ROWS_MAX: usize = 8192;
@@ -102,9 +103,6 @@ struct Patience {
     confirmed: u64,
     rounds: u64,
 }
-
-/// Names kept once for all events; beyond this many they are forgotten and met anew.
-pub(crate) const NAMES_MAX: usize = 1024;
 
 impl Worker {
     pub(crate) fn new(

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
+use super::tls::Tls;
+use super::topology::Topology;
+use super::uri::Target;
 use crate::error::SettingError;
 use crate::limits::{
     BROKERS_MAX, CONFIRM_MS_DEFAULT, HEARTBEAT_S_DEFAULT, PAYLOAD_BYTES_MAX, RECONNECT_MS_DEFAULT,
     SHORT_STRING_BYTES_MAX,
 };
-
-#[cfg(feature = "tls")]
-use super::tls::Tls;
-use super::topology::Topology;
-use super::uri::Target;
 
 #[derive(Debug, Clone)]
 pub(super) struct Options {

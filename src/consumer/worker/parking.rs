@@ -15,7 +15,7 @@ use crate::consumer::{ConsumerBuilder, GapPolicy};
 use crate::error::Result;
 use crate::log::in_hand::{ParkedRow, TriesRow};
 use crate::message::Message;
-use crate::store::write_wait::Purpose;
+use crate::store::shared::write_wait::Purpose;
 use crate::store::{Receipt, Store};
 use crate::time::Deadline;
 use crate::tuning::{TRIES_ROWS_MAX, WAITING_SHARE};

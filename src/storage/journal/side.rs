@@ -18,9 +18,9 @@ use crate::storage::create::make_aside;
 use crate::storage::file::file_backend;
 use crate::storage::header::odd_head;
 use crate::storage::metered::{Counted, IoCounters};
-use crate::storage::place;
 use crate::storage::place::{
-    Inode, Standing, SyncFolder, folder_of, is_same, open_regular, remove_same, short_side_name, side_name,
+    self, Inode, Standing, SyncFolder, folder_of, is_same, open_regular, remove_same, short_side_name,
+    side_name,
 };
 use crate::storage::private::why_not_private;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable, WriteTransaction};
 
 use super::schema::{INBOX, InboxRow, KEYED, SEEN, read_u64s, u64s};
-use crate::error::{BoxError, Result};
-use crate::log::keys;
+use crate::error::{BoxError, Error, Result};
+use crate::log::{keys, record};
 use crate::storage::errors::damaged_row;
 
 type Row = &'static [u8];
@@ -100,6 +100,18 @@ pub(crate) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxErr
     for (scope, kept) in counts {
         let row = u64s([next(&seen, &scope)?, kept]);
         seen.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
+    }
+    Ok(())
+}
+
+/// What tells content from other content: checksum and length.
+pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
+    (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
+}
+
+pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> {
+    if id.is_empty() || id.len() > max {
+        return Err(Error::BadId { what, len: id.len(), max });
     }
     Ok(())
 }

@@ -13,59 +13,16 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::erased::Captured;
-use super::rounds::{Rounds, State};
-use super::rows::{CaptureId, Known, PendingCaptures};
-use crate::store::core::Core;
-use crate::store::relays::Pace;
+use crate::storage::tables::capture::CaptureId;
+use crate::store::settings::capture_types::Captured;
+use crate::store::shared::capture_schedule::{CaptureWait, Rounds, State};
+use crate::store::shared::captures::{Known, PendingCaptures};
+use crate::store::shared::core::Core;
+use crate::store::shared::relays::Pace;
 use crate::tuning::CAPTURE_OWN_MS;
 
-/// The reason why a captured table waits.
-///
-/// ```
-/// # let folder = tempfile::tempdir()?;
-/// use onewrite::{Capture, CaptureMode, CaptureWait, Store, redb::TableDefinition};
-/// const ACCOUNTS: TableDefinition<&str, u64> = TableDefinition::new("accounts");
-/// let accounts = Capture::json(ACCOUNTS).to("accounts", "changed").mode(CaptureMode::NewestValue);
-/// let store = Store::builder().capture(accounts).open(folder.path().join("a.redb"))?;
-/// assert_eq!(store.stats()?.captures["accounts"].waits_for, None); // nothing waits
-/// store.write(|tx| tx.captured_table(ACCOUNTS)?.insert("alice", 100).map(drop))?;
-/// assert_eq!(store.stats()?.captures["accounts"].waits_for, Some(CaptureWait::Relay));
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum CaptureWait {
-    /// This process has not registered the capture; [`StoreBuilder::capture`](crate::StoreBuilder::capture) does, and
-    /// [`Store::end_capture`](crate::Store::end_capture) drops what waits.
-    Registration,
-    /// Marks wait to be published, and no relay runs in this process.
-    Relay,
-    /// Each relay that runs is paused.
-    PausedRelay,
-    /// No relay that runs has a broker that takes anything: it is away, or blocks publishers.
-    Broker,
-    /// The backlog quota is reached.
-    Quota,
-    /// All that waits has failed, and is tried again later or when its row is written. The log says why.
-    Retry,
-}
-
-impl std::fmt::Display for CaptureWait {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Registration => "its capture: this process has not registered it",
-            Self::Relay => "a relay: none runs",
-            Self::PausedRelay => "a relay: each that runs is paused",
-            Self::Broker => "the broker",
-            Self::Quota => "room under the backlog quota",
-            Self::Retry => "the next try of what has failed",
-        })
-    }
-}
-
 /// The reason why a captured table waits; `None` if nothing waits, or if it is on its way.
-pub(super) fn wait_of(
+pub(in crate::store) fn wait_of(
     capture: Option<&dyn Captured>,
     known: &Known,
     pace: Pace,

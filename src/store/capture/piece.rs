@@ -5,20 +5,22 @@ use std::sync::Arc;
 
 use redb::ReadableTable;
 
-use super::erased::{Captured, Old, RawChange};
-use super::rounds::{Asked, Outcome, Rounds};
-use super::rows::{CaptureId, CaptureRow, MarkKind, SnapshotState, mark_key};
-use super::{CaptureMode, Operation};
 use crate::error::{BoxError, Error, EventError, Result, caught};
 use crate::log::keys;
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::capture::{
+    CaptureId, CaptureMode, CaptureRow, MarkKind, SnapshotState, mark_key,
+};
 use crate::storage::tables::schema::CHANGES;
-use crate::store::relays::Pace;
+use crate::store::settings::capture::Operation;
+use crate::store::settings::capture_types::{Captured, Old, RawChange};
+use crate::store::shared::capture_schedule::{Asked, Outcome, Rounds};
+use crate::store::shared::relays::Pace;
 use crate::store::transaction::Transaction;
 use crate::tuning::CAPTURE_ROUND_BYTES;
 
 /// What became of one key.
-pub(super) enum Settled {
+pub(in crate::store) enum Settled {
     Published,
     CodecFailed,
     /// The backlog quota is reached.
@@ -26,15 +28,15 @@ pub(super) enum Settled {
 }
 
 /// A round at work.
-pub(super) struct Piece<'tx> {
-    pub(super) tx: &'tx Transaction,
-    pub(super) registered: BTreeMap<CaptureId, (CaptureRow, Arc<dyn Captured>)>,
+pub(in crate::store) struct Piece<'tx> {
+    pub(in crate::store) tx: &'tx Transaction,
+    pub(in crate::store) registered: BTreeMap<CaptureId, (CaptureRow, Arc<dyn Captured>)>,
     /// The writer thread has asked, for what no running relay holds.
-    pub(super) own: bool,
-    pub(super) relay_runs: bool,
-    pub(super) keys_left: usize,
-    pub(super) bytes_left: usize,
-    pub(super) outcome: Outcome,
+    pub(in crate::store) own: bool,
+    pub(in crate::store) relay_runs: bool,
+    pub(in crate::store) keys_left: usize,
+    pub(in crate::store) bytes_left: usize,
+    pub(in crate::store) outcome: Outcome,
 }
 
 impl<'tx> Piece<'tx> {
@@ -296,13 +298,13 @@ impl<'tx> Piece<'tx> {
 }
 
 /// Says that a key stays marked. Never which, and never its value: both are the application's.
-pub(super) fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
+pub(in crate::store) fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
     let newest = capture.mode() == CaptureMode::NewestValue;
     tracing::error!(table = capture.name(), newest, %why, "a row of a captured table makes no event; it is tried again");
 }
 
 /// An error of the codec may quote the value; of ours, none does.
-pub(super) fn kind_of(error: &Error) -> String {
+pub(in crate::store) fn kind_of(error: &Error) -> String {
     match error {
         Error::Event(EventError::Encode { format, cause: source }) => {
             let loss = loss_in(source).map(|loss| format!(": {loss}")).unwrap_or_default();

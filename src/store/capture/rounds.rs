@@ -8,198 +8,23 @@
 //! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
 //! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use super::CaptureWait;
-use super::piece::Piece;
-use super::rows::{CaptureId, PendingCaptures, capture_of};
 use crate::error::{Error, Result, caught};
-use crate::log::keys;
 use crate::oneshot::Wakes;
-use crate::store::core::Core;
+use crate::store::capture::piece::Piece;
+use crate::store::shared::capture_schedule::{Outcome, Rounds};
+use crate::store::shared::core::Core;
+use crate::store::shared::write_wait::Purpose;
 use crate::store::transaction::Transaction;
-use crate::store::write_wait::Purpose;
-use crate::store::writer::Write;
-use crate::tuning::{
-    CAPTURE_FAILED_MAX, CAPTURE_OWN_MS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_KEYS,
-};
-
-/// What has failed and is tried again later: a key's codec, or the walk of a table.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Failed {
-    pub(super) tries: u32,
-    /// By the monotonic clock.
-    pub(super) due_ms: u64,
-}
-
-impl Failed {
-    /// Once more: the delay doubles up to its limit.
-    fn again(earlier: Option<&Self>, now_ms: u64) -> Self {
-        let tries = earlier.map_or(0, |failed| failed.tries);
-        let (first, longest) = CAPTURE_RETRY_MS;
-        let delay = first.saturating_mul(1 << tries.min(16)).min(longest);
-        Self { tries: tries + 1, due_ms: now_ms.saturating_add(delay) }
-    }
-}
-
-#[derive(Debug, Default)]
-pub(super) struct State {
-    /// The mark that the last round ended with.
-    pub(super) after: Vec<u8>,
-    /// No round before this, by the monotonic clock.
-    pub(super) not_before_ms: u64,
-    /// No round for the sake of marks that the writer thread asks for before this.
-    pub(super) own_after_ms: u64,
-    /// The last round has found the backlog quota reached.
-    pub(super) no_room: bool,
-    /// What was said that tables wait for, by name.
-    pub(super) said: BTreeMap<String, CaptureWait>,
-    /// Marks among those that wait: what a person has to look at.
-    pub(super) failed: BTreeMap<Vec<u8>, Failed>,
-    /// Those of them that the last round has tried, and whose row has not been written since. Noted before its commit: what
-    /// is written after that is another try's.
-    pub(super) tried: BTreeSet<Vec<u8>>,
-    /// Tables that cannot be walked: their walks rest, those of others go on.
-    pub(super) unreadable: BTreeMap<CaptureId, Failed>,
-}
-
-/// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
-#[derive(Debug, Default)]
-pub(crate) struct Rounds {
-    /// The round that is asked for, or runs: [`Asked`] as a number. 0: none.
-    asked: AtomicUsize,
-    /// The writer thread needs not be told that something begins to wait.
-    pub(super) looks_soon: AtomicBool,
-    /// Rounds that have ended, well or not.
-    ended: AtomicU64,
-    state: Mutex<State>,
-}
-
-/// What round is asked for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
-    pub(super) keys: usize,
-    /// By the writer thread itself, for what no relay holds.
-    pub(super) own: bool,
-}
-
-impl Asked {
-    fn to_number(self) -> usize {
-        self.keys << 1 | usize::from(self.own)
-    }
-
-    fn from_number(number: usize) -> Self {
-        Self { keys: number >> 1, own: number & 1 == 1 }
-    }
-}
-
-impl Rounds {
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn is_asked(&self) -> bool {
-        self.asked().keys > 0
-    }
-
-    fn asked(&self) -> Asked {
-        Asked::from_number(self.asked.load(Ordering::SeqCst))
-    }
-
-    /// A relay asks for one of so many keys; `true` if none was asked for yet.
-    pub(crate) fn ask(&self, keys: usize) -> bool {
-        self.set(Asked { keys, own: false })
-    }
-
-    /// The writer thread asks for one, for what no running relay holds.
-    pub(crate) fn ask_own(&self) {
-        self.set(Asked { keys: CAPTURE_ROUND_KEYS, own: true });
-    }
-
-    fn set(&self, asked: Asked) -> bool {
-        self.asked.compare_exchange(0, asked.to_number(), Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
-
-    /// How many have ended, well or not.
-    pub(crate) fn ended(&self) -> u64 {
-        self.ended.load(Ordering::SeqCst)
-    }
-
-    /// When the next round has something to do, by the monotonic clock; `None` if nothing waits.
-    pub(crate) fn due_ms(core: &Core) -> Option<u64> {
-        if core.settings.captures.is_empty() {
-            return None;
-        }
-        let (waiting, walks) = {
-            let tail = core.tail();
-            let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-            let (waiting, walks): (Vec<_>, Vec<_>) = known
-                .map(|known| (known.waiting, known.row.snapshot.is_open().then_some(known.row.id)))
-                .unzip();
-            (waiting.into_iter().sum::<u64>(), walks)
-        };
-        let state = core.rounds.lock();
-        let mark_due = match waiting {
-            0 => None,
-            _ if waiting > state.failed.len() as u64 => Some(0),
-            _ => state.failed.values().map(|failed| failed.due_ms).min(),
-        };
-        let walk_due = state.walk_due_ms(walks.into_iter().flatten());
-        Some(mark_due.into_iter().chain(walk_due).min()?.max(state.not_before_ms))
-    }
-
-    /// A commit is durable in which the application has written rows: what failed was about their values of before, so they
-    /// wait for nothing.
-    pub(crate) fn rewritten(&self, pending: &PendingCaptures) {
-        let mut written = pending.written().peekable();
-        if written.peek().is_none() {
-            return;
-        }
-        let mut state = self.lock();
-        if state.failed.is_empty() && state.tried.is_empty() && state.unreadable.is_empty() {
-            return;
-        }
-        for mark in written {
-            if let Ok(id) = capture_of(mark) {
-                state.unreadable.remove(&id);
-            }
-            // A round of the same transaction has seen this value.
-            if pending.has_round && state.tried.contains(mark) {
-                continue;
-            }
-            state.tried.remove(mark);
-            state.failed.remove(mark);
-        }
-    }
-
-    /// Keys of this capture whose codec has failed.
-    pub(crate) fn failed(&self, id: CaptureId) -> u64 {
-        self.lock().failed_of(id)
-    }
-}
+use crate::store::transaction::write::Write;
+use crate::tuning::{CAPTURE_OWN_MS, CAPTURE_RETRY_MS};
 
 /// One round, as the writer thread runs it.
 pub(crate) struct Round {
     core: Arc<Core>,
     outcome: Option<Result<Outcome>>,
-}
-
-/// What a round has done, to be noted once it is durable.
-#[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    /// Where the next one begins.
-    pub(super) after: Option<Vec<u8>>,
-    pub(super) settled: Vec<Vec<u8>>,
-    pub(super) failed: Vec<Vec<u8>>,
-    /// Tables whose next rows were read, and those where that failed.
-    pub(super) walked: Vec<CaptureId>,
-    pub(super) unreadable: Vec<CaptureId>,
-    /// Nothing more can be done for now.
-    pub(super) stuck: bool,
-    /// The backlog quota is reached.
-    pub(super) no_room: bool,
 }
 
 impl Round {
@@ -265,72 +90,28 @@ fn note(core: &Core, outcome: Result<Outcome>) {
     core.relays.ring_all();
 }
 
-impl State {
-    pub(super) fn has_no_room(&self) -> bool {
-        self.no_room
-    }
-
-    /// The walk of this table rests.
-    pub(super) fn rests(&self, id: CaptureId) -> bool {
-        self.unreadable.contains_key(&id)
-    }
-
-    fn failed_in(&self, id: CaptureId) -> impl Iterator<Item = &Failed> {
-        let from = id.to_be_bytes().to_vec();
-        let to = keys::after_prefix(&from);
-        self.failed.range(from..to).map(|(_, failed)| failed)
-    }
-
-    /// Keys of this capture whose codec has failed.
-    pub(super) fn failed_of(&self, id: CaptureId) -> u64 {
-        self.failed_in(id).count() as u64
-    }
-
-    /// When the first of them is tried again.
-    pub(super) fn retry_ms(&self, id: CaptureId) -> Option<u64> {
-        self.failed_in(id).map(|failed| failed.due_ms).min()
-    }
-
-    /// When the first of these tables may be walked.
-    pub(super) fn walk_due_ms(&self, walks: impl IntoIterator<Item = CaptureId>) -> Option<u64> {
-        walks.into_iter().map(|id| self.unreadable.get(&id).map_or(0, |failed| failed.due_ms)).min()
-    }
-
-    fn note(&mut self, outcome: Outcome, now_ms: u64) {
-        self.no_room = outcome.no_room;
-        if let Some(after) = outcome.after {
-            self.after = after;
+impl Rounds {
+    /// When the next round has something to do, by the monotonic clock; `None` if nothing waits.
+    pub(crate) fn due_ms(core: &Core) -> Option<u64> {
+        if core.settings.captures.is_empty() {
+            return None;
         }
-        for key in outcome.settled {
-            self.failed.remove(&key);
-        }
-        let mut crowded = false;
-        let tried = std::mem::take(&mut self.tried);
-        for key in outcome.failed {
-            if !tried.contains(&key) {
-                // It has been written meanwhile.
-                self.failed.remove(&key);
-                continue;
-            }
-            let earlier = self.failed.get(&key);
-            if earlier.is_none() && self.failed.len() >= CAPTURE_FAILED_MAX {
-                crowded = true;
-                continue;
-            }
-            let failed = Failed::again(earlier, now_ms);
-            self.failed.insert(key, failed);
-        }
-        for id in outcome.walked {
-            self.unreadable.remove(&id);
-        }
-        for id in outcome.unreadable {
-            let failed = Failed::again(self.unreadable.get(&id), now_ms);
-            self.unreadable.insert(id, failed);
-        }
-        // More keys fail than are remembered: they are met again each time round, so rounds slow down.
-        if outcome.stuck || crowded {
-            self.not_before_ms = now_ms.saturating_add(CAPTURE_PAUSE_MS);
-        }
+        let (waiting, walks) = {
+            let tail = core.tail();
+            let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
+            let (waiting, walks): (Vec<_>, Vec<_>) = known
+                .map(|known| (known.waiting, known.row.snapshot.is_open().then_some(known.row.id)))
+                .unzip();
+            (waiting.into_iter().sum::<u64>(), walks)
+        };
+        let state = core.rounds.lock();
+        let mark_due = match waiting {
+            0 => None,
+            _ if waiting > state.failed.len() as u64 => Some(0),
+            _ => state.failed.values().map(|failed| failed.due_ms).min(),
+        };
+        let walk_due = state.walk_due_ms(walks.into_iter().flatten());
+        Some(mark_due.into_iter().chain(walk_due).min()?.max(state.not_before_ms))
     }
 }
 
@@ -338,17 +119,19 @@ impl State {
 mod tests {
     use redb::TableDefinition;
 
-    use super::super::Capture;
     use super::*;
     use crate::event::Event;
+    use crate::storage::tables::capture::{CaptureMode, CaptureRow, MarkKind, SnapshotState, mark_key};
     use crate::store::Store;
-    use crate::store::capture::CaptureMode;
-    use crate::store::capture::rows::{CaptureRow, MarkKind, SnapshotState, mark_key};
+    use crate::store::settings::capture::Capture;
+    use crate::store::shared::capture_schedule::{Asked, State};
+    use crate::store::shared::captures::PendingCaptures;
+    use crate::tuning::{CAPTURE_FAILED_MAX, CAPTURE_ROUND_KEYS};
 
     const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 
     fn open(folder: &tempfile::TempDir, mode: CaptureMode) -> Store {
-        let codec = |change: &super::super::Change<'_, u16, u64>| {
+        let codec = |change: &crate::store::settings::capture::Change<'_, u16, u64>| {
             if change.new == Some(13) {
                 return Err(Error::app("unlucky"));
             }

@@ -8,13 +8,13 @@ use redb::{
     AccessGuard, Key, ReadableTable, ReadableTableMetadata, Table, TableDefinition, TableHandle, Value,
 };
 
-use super::erased::{Captured, Old, RawChange, Types};
-use super::rows::{CaptureId, MarkKind, mark_key};
-use super::stored::{self, Found, Unreadable};
-use super::{CaptureMode, Operation};
 use crate::error::{Error, Result};
-use crate::store::gathered::Amount;
+use crate::storage::tables::capture::{CaptureId, CaptureMode, MarkKind, mark_key};
+use crate::store::settings::capture::Operation;
+use crate::store::settings::capture_stored::{self, Found, Unreadable};
+use crate::store::settings::capture_types::{Captured, Old, RawChange, Types};
 use crate::store::transaction::Transaction;
+use crate::store::transaction::gathered::Amount;
 
 /// A captured table, open in a [`Transaction`]: each of its changes is in the log, or marked, in the same transaction.
 ///
@@ -267,7 +267,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     fn old(&self, key: &K::SelfType<'_>) -> Result<(bool, Found)> {
         let row = self.tx.engine(|| Ok(self.table.get(key)?))?;
         let wanted = row.as_ref().filter(|_| self.capture.wants_old());
-        Ok((row.is_some(), wanted.map(stored::bytes_of).transpose()))
+        Ok((row.is_some(), wanted.map(capture_stored::bytes_of).transpose()))
     }
 
     /// A row that is marked and could not be published need not wait for its next try.
@@ -326,7 +326,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         let (mut keys, mut bytes) = (Vec::new(), 0);
         let mut rows = self.tx.engine(|| Ok(self.table.iter()?))?;
         while let Some(row) = self.tx.engine(|| Ok(rows.next()))? {
-            let key = stored::bytes_of(&row?.0);
+            let key = capture_stored::bytes_of(&row?.0);
             bytes += key.as_ref().map_or(0, |key| key.len() as u64);
             self.tx.foresee(Amount { events: 0, marks: keys.len() as u64 + 1, bytes })?;
             keys.push(key);
@@ -335,7 +335,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     }
 
     fn remove_stored(&mut self, key: &[u8]) -> Result<()> {
-        let read = stored::read::<K>(key).map_err(|_| self.capture.unreadable(key))?;
+        let read = capture_stored::read::<K>(key).map_err(|_| self.capture.unreadable(key))?;
         self.remove(read).map(drop)
     }
 
@@ -390,8 +390,9 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         let mut rows = self.tx.engine(|| Ok(self.table.iter()?))?;
         while let Some(row) = self.tx.engine(|| Ok(rows.next()))? {
             let (key, value) = row?;
-            let key_bytes = stored::bytes_of(&key);
-            let read = stored::value_of(&key).and_then(|key| Ok((key, stored::value_of(&value)?)));
+            let key_bytes = capture_stored::bytes_of(&key);
+            let read =
+                capture_stored::value_of(&key).and_then(|key| Ok((key, capture_stored::value_of(&value)?)));
             let (Ok(key_bytes), Ok((key, value))) = (&key_bytes, read) else {
                 let key = key_bytes.as_deref().unwrap_or_default();
                 judged.unreadable.get_or_insert_with(|| self.capture.unreadable(key));

@@ -1,22 +1,26 @@
-//! The settings of a store: what was set, in one piece. The builder, and what it takes, are in the files beside.
+//! The settings of a store, in one piece, and what an application sets: quota, retention, policies, captures, starting points.
+//!
+//! The lowest floor of the store. It knows no store.
 
-mod builder;
-mod inbox;
-mod policies;
-mod quota;
-mod retention;
+pub(crate) mod capture;
+pub(crate) mod capture_stored;
+pub(crate) mod capture_types;
+pub(crate) mod policies;
+pub(crate) mod quota;
+pub(crate) mod retention;
+pub(crate) mod start_at;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use self::builder::StoreBuilder;
+use crate::event::Destination;
+use crate::store::settings::capture_types::Captures;
+use crate::time::Clock;
+use crate::upcast::Upcasts;
+
 pub use self::policies::{IdsPolicy, LanesPolicy};
 pub use self::quota::{BacklogQuota, QuotaPolicy};
 pub use self::retention::Retention;
-use super::capture::Captures;
-use crate::event::Destination;
-use crate::time::Clock;
-use crate::upcast::Upcasts;
 
 /// Where events of streams go that do not say it themselves.
 #[derive(Clone)]
@@ -25,6 +29,10 @@ pub(crate) struct StreamDestination(Arc<Rule>);
 type Rule = dyn Fn(&str, &str) -> Option<Destination> + Send + Sync;
 
 impl StreamDestination {
+    pub(crate) fn new(rule: impl Fn(&str, &str) -> Option<Destination> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(rule))
+    }
+
     pub(crate) fn of(&self, stream: &str, event_type: &str) -> Option<Destination> {
         (self.0)(stream, event_type)
     }

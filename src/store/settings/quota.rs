@@ -58,6 +58,11 @@ pub struct BacklogQuota {
 }
 
 impl BacklogQuota {
+    /// Whether a backlog of so many events and bytes, with what is added, reaches the quota.
+    pub(crate) fn is_over(&self, backlog: (u64, u64), added: (u64, u64)) -> bool {
+        backlog.0 + added.0 >= self.events_max || backlog.1 + added.1 >= self.bytes_max
+    }
+
     /// So many events at most, of any length.
     ///
     /// ```

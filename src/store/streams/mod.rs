@@ -1,29 +1,28 @@
 //! Streams in the file: appending under an expected revision, reading in order of revision, and the derived index.
 //!
-//! **Invariants.** The newest stretch of the index is in memory ([`StreamBook`]); a bulk write puts it into chunks, in the
+//! **Invariants.** The newest stretch of the index is in memory ([`StreamBook`](crate::log::streams::StreamBook)); a bulk write puts it into chunks, in the
 //! same commit that moves `derived_through`. So whoever knows `derived_through` as of a commit finds every revision:
 //! below it in a chunk of that commit, from it on in memory, or, where memory has moved on, in the log itself.
 
-mod read;
+pub(crate) mod ids;
 
-use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
-use redb::{ReadableTable, WriteTransaction};
+use redb::ReadableTable;
 
-pub use self::read::{StreamEvents, StreamReader};
-pub(crate) use self::read::{StreamSource, View, find_chunk};
-use super::core::Tail;
-use super::gathered::Amount;
-use super::transaction::{Pending, Transaction, check_id, content_of};
 use crate::error::{Error, ExpectedRevision, Result};
 use crate::event::{Destination, Event, RecordedEvent};
-use crate::limits::{NUMBER_MAX, SHORT_STRING_BYTES_MAX, SNAPSHOT_BYTES_MAX};
-use crate::log::keys;
+use crate::limits::{NUMBER_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log::record::{self, RecordId};
-use crate::log::streams::{Run, SnapshotRow, StreamBook, StreamState};
+use crate::log::streams::{Run, SnapshotRow, StreamState};
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::ids::content_of;
 use crate::storage::tables::schema::{CHUNKS, SNAPSHOTS, STREAMS};
+use crate::storage::tables::stream::stream_row;
+use crate::store::read::stream::{StreamReader, StreamSource, View, check_name, find_chunk};
+use crate::store::transaction::Transaction;
+use crate::store::transaction::gathered::Amount;
+use crate::store::transaction::stream_index::joined;
 use crate::upcast::Upcasts;
 
 /// Where events were appended to a stream.
@@ -53,83 +52,7 @@ pub struct StreamAppended {
     pub repeated: bool,
 }
 
-/// What a transaction did to a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PendingStream {
-    pub(crate) state: StreamState,
-    /// What it appended.
-    pub(crate) run: Run,
-}
-
-pub(crate) type PendingStreams = HashMap<Box<[u8]>, PendingStream>;
-
 // --- the derived tables -------------------------------------------------------------------------------------------
-
-pub(crate) fn stream_row(
-    streams: &impl ReadableTable<&'static [u8], &'static [u8]>,
-    name: &[u8],
-) -> Result<Option<StreamState>> {
-    let Some(row) = streams.get(name)? else { return Ok(None) };
-    StreamState::from_bytes(row.value()).map(Some).ok_or_else(|| damaged_row("stream"))
-}
-
-/// The bulk write: states, and a chunk for each stream that was appended to since the last one.
-pub(super) fn write_streams(
-    tx: &WriteTransaction,
-    book: &StreamBook,
-    pending: &PendingStreams,
-) -> Result<()> {
-    {
-        let mut streams = tx.open_table(STREAMS)?;
-        for (name, state) in book.states.changed() {
-            streams.insert(name, &state.to_bytes()[..])?;
-        }
-        // A transaction's own changes are newer.
-        for (name, stream) in pending {
-            streams.insert(&**name, &stream.state.to_bytes()[..])?;
-        }
-    }
-    let mut chunks = tx.open_table(CHUNKS)?;
-    let names: BTreeSet<&[u8]> = book.recent.keys().chain(pending.keys()).map(|name| &**name).collect();
-    for name in names {
-        let own = pending.get(name);
-        let run = joined(book.recent.get(name), own.map(|stream| &stream.run));
-        let state = own.map(|stream| stream.state).or_else(|| book.states.get(name)).unwrap_or_default();
-        // Of one that is deleted nothing is left.
-        let run = run.from(state.first);
-        if !run.seqs.is_empty() {
-            chunks.insert(keys::chunk(name, run.first).as_slice(), run.to_bytes().as_slice())?;
-        }
-    }
-    Ok(())
-}
-
-/// One run of two that follow each other.
-fn joined(first: Option<&Run>, then: Option<&Run>) -> Run {
-    let mut run = first.filter(|run| !run.seqs.is_empty()).cloned();
-    if let Some(then) = then {
-        run.get_or_insert_with(|| Run::starting_at(then.first)).seqs.extend(&then.seqs);
-    }
-    run.unwrap_or_default()
-}
-
-/// Whether the log must keep this record for its stream.
-pub(super) fn wants(
-    tx: &WriteTransaction,
-    tail: &Tail,
-    pending: &Pending,
-    recorded: &RecordedEvent,
-) -> Result<bool> {
-    let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) else { return Ok(false) };
-    let name = stream.as_bytes();
-    let known =
-        pending.streams.get(name).map(|stream| stream.state).or_else(|| tail.streams.states.get(name));
-    let state = match known {
-        Some(state) => state,
-        None => stream_row(&tx.open_table(STREAMS)?, name)?.unwrap_or_default(),
-    };
-    Ok(state.wants(revision))
-}
 
 // --- appending ----------------------------------------------------------------------------------------------------
 
@@ -148,8 +71,8 @@ pub(super) fn wants(
 /// ```
 #[derive(Debug)]
 pub struct EventStream<'a> {
-    pub(super) tx: &'a Transaction,
-    pub(super) name: String,
+    pub(in crate::store) tx: &'a Transaction,
+    pub(in crate::store) name: String,
 }
 
 impl Transaction {
@@ -462,10 +385,6 @@ impl<'a> EventStream<'a> {
 }
 
 /// The content of an event apart from where it stands.
-pub(super) fn body_of(event: &Event) -> (u32, u64) {
+pub(in crate::store) fn body_of(event: &Event) -> (u32, u64) {
     content_of(&record::encode_body(event, RecordId::Text(event.id.as_deref().unwrap_or_default())))
-}
-
-pub(super) fn check_name(name: &str) -> Result<()> {
-    check_id("the stream's name", name.as_bytes(), SHORT_STRING_BYTES_MAX)
 }

@@ -1,18 +1,18 @@
 //! Appending events.
 
-use super::inbox::content_of;
-use super::pending::Undo;
-use super::{Appended, EVENT_SCOPE, Transaction};
 use crate::error::{CorruptError, EventError, Result};
 use crate::event::{Event, Lane, RecordedEvent, fresh_uuid};
 use crate::limits::NUMBER_MAX;
-use crate::log::keys;
 use crate::log::lanes::LaneState;
-use crate::log::record::{self, Position, RecordId};
+use crate::log::record::{Position, RecordId};
+use crate::log::{keys, record};
 use crate::storage::errors::damaged_row;
+use crate::storage::tables::ids::content_of;
 use crate::storage::tables::schema::{InboxRow, LANES, LOG};
-use crate::store::core::Core;
-use crate::store::gathered::Amount;
+use crate::store::shared::core::Core;
+use crate::store::transaction::gathered::Amount;
+use crate::store::transaction::pending::Undo;
+use crate::store::transaction::{Appended, EVENT_SCOPE, Transaction};
 use crate::time::Now;
 
 impl Transaction {
@@ -113,7 +113,7 @@ impl Transaction {
         })
     }
 
-    pub(super) fn check_quota(&self, now_ms: u64) -> Result<()> {
+    pub(in crate::store) fn check_quota(&self, now_ms: u64) -> Result<()> {
         let Some(quota) = &self.core.settings.quota else { return Ok(()) };
         let pending = self.pending.borrow();
         let tail = self.core.tail();
@@ -124,7 +124,7 @@ impl Transaction {
         Err(error)
     }
 
-    pub(super) fn next_lane(&self, event: &Event, seq: u64) -> Result<Option<Lane>> {
+    pub(in crate::store) fn next_lane(&self, event: &Event, seq: u64) -> Result<Option<Lane>> {
         let mut key = Vec::with_capacity(64);
         if !keys::lane(event.destination.as_ref(), event.key.as_deref(), &mut key) {
             return Ok(None);
@@ -142,7 +142,7 @@ impl Transaction {
         Ok(Some(lane))
     }
 
-    pub(super) fn committed_lane(&self, key: &[u8]) -> Result<Option<LaneState>> {
+    pub(in crate::store) fn committed_lane(&self, key: &[u8]) -> Result<Option<LaneState>> {
         if let Some(state) = self.core.tail().lanes.get(key) {
             return Ok(Some(state));
         }

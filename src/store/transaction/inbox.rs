@@ -1,26 +1,13 @@
 //! The inbox: ids of requests, events and deliveries that were seen.
 
-use super::Transaction;
 use crate::error::{Error, Result};
 use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
 use crate::log::keys;
-use crate::log::record::{self};
 use crate::storage::errors::damaged_row;
-use crate::storage::tables::ids::NUMBERED;
+use crate::storage::tables::ids::{NUMBERED, check_id, content_of};
 use crate::storage::tables::schema::{INBOX, InboxRow};
-use crate::store::gathered::Amount;
-
-/// What tells content from other content: checksum and length.
-pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
-    (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
-}
-
-pub(crate) fn check_id(what: &'static str, id: &[u8], max: usize) -> Result<()> {
-    if id.is_empty() || id.len() > max {
-        return Err(Error::BadId { what, len: id.len(), max });
-    }
-    Ok(())
-}
+use crate::store::transaction::Transaction;
+use crate::store::transaction::gathered::Amount;
 
 impl Transaction {
     /// Whether `id` is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
@@ -68,7 +55,12 @@ impl Transaction {
     }
 
     /// Marks an id as seen; the earlier mark, if there is one.
-    pub(super) fn mark(&self, scope: &str, id: &[u8], content: Option<&[u8]>) -> Result<Option<InboxRow>> {
+    pub(in crate::store) fn mark(
+        &self,
+        scope: &str,
+        id: &[u8],
+        content: Option<&[u8]>,
+    ) -> Result<Option<InboxRow>> {
         check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         check_id("the id", id, INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id);

@@ -5,8 +5,20 @@
 //! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
 
 mod append;
+pub(crate) mod apply_progress;
+pub(crate) mod captures;
+pub(crate) mod cleanup;
+pub(crate) mod cleanup_pieces;
+pub(crate) mod commit;
+pub(crate) mod cursor_ids;
+pub(crate) mod gathered;
 mod inbox;
-mod pending;
+pub(crate) mod pending;
+pub(crate) mod projections;
+pub(crate) mod receipt;
+pub(crate) mod stream_index;
+pub(crate) mod trim;
+pub(crate) mod write;
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -16,21 +28,18 @@ use std::time::{Duration, Instant};
 
 use redb::{Key, MultimapTable, MultimapTableDefinition, Table, TableDefinition, Value, WriteTransaction};
 
-pub(crate) use self::inbox::{check_id, content_of};
-use self::pending::Undo;
-pub(crate) use self::pending::{Mark, Pending};
-use super::capture::rows::{CaptureRow, MarkKind};
-use super::core::Core;
-use super::gathered::{Amount, Gathered};
-use super::receipt::Receipt;
-use super::turn::Turn;
-use super::write_wait::{Purpose, Wait};
-use super::writer::or_poison;
 use crate::error::{Error, Result};
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::errors::{engine_panicked, unless_it_panics};
+use crate::storage::tables::capture::{CaptureRow, MarkKind};
 use crate::storage::tables::schema::RESERVED_PREFIX;
+use crate::store::shared::core::{Core, or_poison};
+use crate::store::shared::turn::Turn;
+use crate::store::shared::write_wait::{Purpose, Wait};
+use crate::store::transaction::gathered::{Amount, Gathered};
+use crate::store::transaction::pending::{Mark, Pending, Undo};
+use crate::store::transaction::receipt::Receipt;
 use crate::tuning::CLEAN_STEP;
 
 /// The inbox scope of event ids that the application gave.
@@ -98,7 +107,7 @@ pub struct Transaction {
     tables_opened: Cell<u64>,
     gathered: Gathered,
     /// How many rows of what it deletes it may remove by itself.
-    pub(super) cleaning_budget: Cell<usize>,
+    pub(in crate::store) cleaning_budget: Cell<usize>,
     began: Instant,
     /// The application began it, and may fork between two calls on it.
     exclusive: bool,
@@ -277,7 +286,7 @@ impl Transaction {
     }
 
     /// Fails if the write that runs is too large, whatever its closure says.
-    pub(super) fn check_size(&self) -> Result<()> {
+    pub(in crate::store) fn check_size(&self) -> Result<()> {
         self.gathered.was_refused(self.core.settings.transaction_max)?;
         if self.engine_failed.get() {
             return Err(engine_panicked(&"in this transaction, which can only be rolled back"));
@@ -297,17 +306,17 @@ impl Transaction {
     }
 
     /// The next write of a group begins.
-    pub(super) fn begin_write(&self) {
+    pub(in crate::store) fn begin_write(&self) {
         self.gathered.begin_write();
     }
 
     /// Whether no further write should join the group.
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::store) fn is_full(&self) -> bool {
         self.gathered.is_full(self.core.settings.transaction_max)
     }
 
     /// What the library does of itself has bounds of its own.
-    pub(super) fn within_own_bounds<T>(&self, work: impl FnOnce() -> T) -> T {
+    pub(in crate::store) fn within_own_bounds<T>(&self, work: impl FnOnce() -> T) -> T {
         self.gathered.set_unlimited(true);
         let done = work();
         self.gathered.set_unlimited(false);
@@ -315,36 +324,36 @@ impl Transaction {
     }
 
     /// Marks a key of a captured table. The caller has touched the transaction.
-    pub(super) fn note_mark(&self, mark: Vec<u8>, kind: MarkKind) -> Result<()> {
+    pub(in crate::store) fn note_mark(&self, mark: Vec<u8>, kind: MarkKind) -> Result<()> {
         self.admit(Amount::mark(mark.len()))?;
         self.pending.borrow_mut().captures.marks.insert(mark, Some(kind));
         Ok(())
     }
 
     /// A row that is marked has another value, in an event of its own. The caller has touched the transaction.
-    pub(super) fn note_written(&self, mark: Vec<u8>) {
+    pub(in crate::store) fn note_written(&self, mark: Vec<u8>) {
         self.pending.borrow_mut().captures.written.insert(mark);
     }
 
     /// A round runs in this transaction.
-    pub(super) fn note_round(&self) {
+    pub(in crate::store) fn note_round(&self) {
         self.pending.borrow_mut().captures.has_round = true;
     }
 
     /// Takes a mark away. The caller has touched the transaction.
-    pub(super) fn drop_mark(&self, mark: Vec<u8>) -> Result<()> {
+    pub(in crate::store) fn drop_mark(&self, mark: Vec<u8>) -> Result<()> {
         self.admit(Amount::mark(mark.len()))?;
         self.pending.borrow_mut().captures.marks.insert(mark, None);
         Ok(())
     }
 
     /// What this transaction says of a mark, if it says anything; `Some(None)`: that it goes.
-    pub(super) fn pending_mark(&self, mark: &[u8]) -> Option<Option<MarkKind>> {
+    pub(in crate::store) fn pending_mark(&self, mark: &[u8]) -> Option<Option<MarkKind>> {
         self.pending.borrow().captures.marks.get(mark).copied()
     }
 
     /// Changes what the file knows of a captured table. The caller has touched the transaction.
-    pub(super) fn note_capture(&self, name: &str, row: CaptureRow) {
+    pub(in crate::store) fn note_capture(&self, name: &str, row: CaptureRow) {
         self.pending.borrow_mut().captures.rows.insert(name.to_owned(), row);
     }
 
@@ -424,7 +433,9 @@ impl Transaction {
         // The closure is foreign, and may have forked: nothing has been locked since.
         self.core.owner.check()?;
         let tx = self.tx.take().expect("a transaction is finished once").0;
-        or_poison(&self.core, || super::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now))
+        or_poison(&self.core, || {
+            crate::store::transaction::commit::commit(&self.core, tx, &self.pending.borrow(), writes, now)
+        })
     }
 
     /// Its commit may be the store's last.
@@ -442,14 +453,14 @@ impl Transaction {
     }
 
     /// Names events that were there already as this closure's own.
-    pub(super) fn note_seqs(&self, seqs: &[u64]) -> Result<()> {
+    pub(in crate::store) fn note_seqs(&self, seqs: &[u64]) -> Result<()> {
         self.admit(Amount::marks(seqs.len()))?;
         self.seqs.borrow_mut().extend(seqs);
         Ok(())
     }
 
     /// The newest of them is none of its own after all.
-    pub(super) fn forget_newest_seq(&self) {
+    pub(in crate::store) fn forget_newest_seq(&self) {
         self.seqs.borrow_mut().pop();
     }
 

@@ -6,10 +6,9 @@ use crate::log::lanes::LaneState;
 use crate::log::streams::{Run, StreamState};
 use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::tables::schema::InboxRow;
-use crate::store::capture::rows::PendingCaptures;
-use crate::store::cleanup::LeftChange;
-use crate::store::gathered::Point;
-use crate::store::streams::{PendingStream, PendingStreams};
+use crate::store::shared::captures::PendingCaptures;
+use crate::store::shared::cleaning::LeftChange;
+use crate::store::transaction::gathered::Point;
 
 /// What the transaction would add to the log.
 #[derive(Debug, Default)]
@@ -22,7 +21,7 @@ pub(crate) struct Pending {
     pub(crate) streams: PendingStreams,
     /// Written already; only a rollback of the whole transaction takes them back.
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
-    /// Nothing undoes a part of it: who changes it has [touched](Transaction::touch) the transaction.
+    /// Nothing undoes a part of it: who changes it has [touched](crate::Transaction::touch) the transaction.
     pub(crate) captures: PendingCaptures,
     /// Written already, as the projections are.
     pub(crate) cleanup: LeftChange,
@@ -30,11 +29,11 @@ pub(crate) struct Pending {
     pub(crate) flush_derived: bool,
     /// The commit may be the last one: what is written now and then is written.
     pub(crate) closing: bool,
-    pub(super) undo: Vec<Undo>,
+    pub(in crate::store) undo: Vec<Undo>,
 }
 
 #[derive(Debug)]
-pub(super) enum Undo {
+pub(in crate::store) enum Undo {
     Lane(Box<[u8]>, Option<LaneState>),
     Inbox(Vec<u8>, Option<InboxRow>),
     /// The state before, and how many events the stream had been given before.
@@ -44,12 +43,12 @@ pub(super) enum Undo {
 /// A point within a transaction to which what gathers in memory can be rolled back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
-    pub(super) next_seq: u64,
-    pub(super) end_offset: u64,
-    pub(super) frames: usize,
-    pub(super) undo: usize,
-    pub(super) tables_opened: u64,
-    pub(super) gathered: Point,
+    pub(in crate::store) next_seq: u64,
+    pub(in crate::store) end_offset: u64,
+    pub(in crate::store) frames: usize,
+    pub(in crate::store) undo: usize,
+    pub(in crate::store) tables_opened: u64,
+    pub(in crate::store) gathered: Point,
 }
 
 impl Pending {
@@ -85,3 +84,13 @@ impl Pending {
             .or_insert_with(|| PendingStream { state: committed, run: Run::starting_at(committed.next) })
     }
 }
+
+/// What a transaction did to a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PendingStream {
+    pub(crate) state: StreamState,
+    /// What it appended.
+    pub(crate) run: Run,
+}
+
+pub(crate) type PendingStreams = HashMap<Box<[u8]>, PendingStream>;

@@ -1,0 +1,155 @@
+//! Rows of captured tables: which tables are captured, how far each is walked, and which keys have changed.
+//!
+//! ```text
+//! onewrite.captures    table name → id u32 │ mode u8 │ snapshot u8 │ last key walked …
+//! onewrite.changes     id u32 BE │ the row's key, as redb stores it → kind u8
+//! ```
+//!
+//! A mark is one row however often its key has changed. What has gathered in a transaction is written by its commit, and
+//! the figures in memory follow once that is durable.
+
+use crate::error::Result;
+use crate::storage::errors::damaged_row;
+
+/// Names a captured table in the keys of marks.
+pub(crate) type CaptureId = u32;
+
+/// How far the first switch-on is with what was there already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SnapshotState {
+    /// None was asked for.
+    None,
+    /// No row has been walked.
+    ToBegin,
+    /// This key was the last.
+    Behind(Vec<u8>),
+    Done,
+}
+
+impl SnapshotState {
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::ToBegin | Self::Behind(_))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CaptureRow {
+    pub(crate) id: CaptureId,
+    pub(crate) mode: CaptureMode,
+    pub(crate) snapshot: SnapshotState,
+}
+
+impl CaptureRow {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.id.to_le_bytes().to_vec();
+        bytes.push(match self.mode {
+            CaptureMode::EveryChange => 0,
+            CaptureMode::NewestValue => 1,
+        });
+        let (state, after): (u8, &[u8]) = match &self.snapshot {
+            SnapshotState::None => (0, &[]),
+            SnapshotState::ToBegin => (1, &[]),
+            SnapshotState::Behind(key) => (2, key),
+            SnapshotState::Done => (3, &[]),
+        };
+        bytes.push(state);
+        bytes.extend_from_slice(after);
+        bytes
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (id, rest) = bytes.split_first_chunk::<4>()?;
+        let (&[mode, state], after) = rest.split_first_chunk::<2>()?;
+        let mode = match mode {
+            0 => CaptureMode::EveryChange,
+            1 => CaptureMode::NewestValue,
+            _ => return None,
+        };
+        let snapshot = match (state, after) {
+            (0, []) => SnapshotState::None,
+            (1, []) => SnapshotState::ToBegin,
+            (2, key) => SnapshotState::Behind(key.to_vec()),
+            (3, []) => SnapshotState::Done,
+            _ => return None,
+        };
+        Some(Self { id: u32::from_le_bytes(*id), mode, snapshot })
+    }
+}
+
+/// Why a key is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MarkKind {
+    /// It has changed.
+    Change,
+    /// It was there at switch-on, and its codec failed.
+    Snapshot,
+}
+
+impl MarkKind {
+    pub(crate) fn to_byte(self) -> u8 {
+        match self {
+            Self::Change => 0,
+            Self::Snapshot => 1,
+        }
+    }
+
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0] => Some(Self::Change),
+            [1] => Some(Self::Snapshot),
+            _ => None,
+        }
+    }
+}
+
+/// The key of a mark.
+pub(crate) fn mark_key(id: CaptureId, key: &[u8]) -> Vec<u8> {
+    [&id.to_be_bytes()[..], key].concat()
+}
+
+pub(crate) fn capture_of(mark: &[u8]) -> Result<CaptureId> {
+    mark.first_chunk::<4>().map(|id| u32::from_be_bytes(*id)).ok_or_else(|| damaged_row("mark"))
+}
+
+/// When the changes of a captured table become events.
+///
+/// ```
+/// use onewrite::CaptureMode;
+/// assert_eq!(CaptureMode::default(), CaptureMode::EveryChange);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum CaptureMode {
+    /// Each change is an event of its own, appended by the write itself. The default.
+    #[default]
+    EveryChange,
+    /// A write only marks its key. When a relay comes round, the key is published once, with its value at that moment:
+    /// a key that changed a thousand times while the broker was away is one event. Marks wait while no relay runs; where the
+    /// events [stay in the log](crate::Capture::unpublished) no relay is needed, and marks wait for a quarter of a second at most.
+    NewestValue,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_round_trip() {
+        let states =
+            [SnapshotState::None, SnapshotState::ToBegin, SnapshotState::Behind(vec![]), SnapshotState::Done];
+        for snapshot in states.into_iter().chain([SnapshotState::Behind(vec![7, 0])]) {
+            for mode in [CaptureMode::EveryChange, CaptureMode::NewestValue] {
+                let row = CaptureRow { id: 7, mode, snapshot: snapshot.clone() };
+                assert_eq!(CaptureRow::from_bytes(&row.to_bytes()), Some(row));
+            }
+        }
+        for damaged in
+            [&[][..], &[1, 0, 0, 0, 0], &[1, 0, 0, 0, 2, 0], &[1, 0, 0, 0, 0, 4], &[1, 0, 0, 0, 0, 3, 1]]
+        {
+            assert_eq!(CaptureRow::from_bytes(damaged), None);
+        }
+        assert_eq!(MarkKind::from_bytes(&[MarkKind::Snapshot.to_byte()]), Some(MarkKind::Snapshot));
+        assert_eq!(MarkKind::from_bytes(&[2]), None);
+        assert_eq!(capture_of(&mark_key(9, b"k")).unwrap(), 9);
+    }
+}

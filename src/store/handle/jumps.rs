@@ -1,0 +1,34 @@
+//! What a jump of the clock wakes: every thread of the store that may wait for a time of the clock.
+//!
+//! **Invariant.** The listener takes only the locks of signals, under which no foreign code runs. So a clock
+//! may notify it from anywhere: from inside a transaction, and from inside its own `now`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::store::shared::core::Core;
+use crate::time::ClockListener;
+
+/// The store's end of its subscription at the clock. It ends when this is dropped.
+pub(in crate::store) struct Jumps {
+    _told: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Jumps {
+    pub(in crate::store) fn listen(core: &Arc<Core>) -> Self {
+        let weak = Arc::downgrade(core);
+        let told: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+            if let Some(core) = weak.upgrade() {
+                core.clock_jumped();
+            }
+        });
+        core.settings.clock.subscribe(ClockListener::new(&told));
+        Self { _told: told }
+    }
+}
+
+impl fmt::Debug for Jumps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Jumps")
+    }
+}

@@ -1,0 +1,12 @@
+//! Reads of what is committed: snapshots, events in order, streams, replay, and what has waited longest.
+
+pub(crate) mod hidden;
+pub(crate) mod holders;
+pub(crate) mod oldest;
+pub(crate) mod records;
+pub(crate) mod replay;
+pub(crate) mod snapshot;
+pub(crate) mod state;
+pub(crate) mod stream;
+pub(crate) mod stream_snapshots;
+pub(crate) mod wanted;

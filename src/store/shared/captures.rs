@@ -1,0 +1,67 @@
+//! What memory knows of captured tables, and what a transaction has gathered for them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::storage::tables::capture::{CaptureId, CaptureRow, MarkKind};
+
+/// What a transaction would change; the newest word on a key is the one that is written.
+#[derive(Debug, Default)]
+pub(crate) struct PendingCaptures {
+    /// `None`: its mark goes.
+    pub(crate) marks: BTreeMap<Vec<u8>, Option<MarkKind>>,
+    pub(crate) rows: BTreeMap<String, CaptureRow>,
+    /// Rows with a mark from before that have been written, each with an event of its own.
+    pub(crate) written: BTreeSet<Vec<u8>>,
+    /// A round is in this transaction, behind all writes.
+    pub(crate) has_round: bool,
+}
+
+impl PendingCaptures {
+    /// The marks of rows that the application has written.
+    pub(crate) fn written(&self) -> impl Iterator<Item = &Vec<u8>> {
+        let marked = self.marks.iter().filter(|(_, kind)| matches!(kind, Some(MarkKind::Change)));
+        marked.map(|(mark, _)| mark).chain(&self.written)
+    }
+}
+
+/// How many marks more (or fewer) each capture has.
+pub(crate) type MarkCounts = BTreeMap<CaptureId, i64>;
+
+/// A table that the file knows as captured.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) row: CaptureRow,
+    /// Its marks.
+    pub(crate) waiting: u64,
+}
+
+/// All of them, by name: registered in this process or not.
+#[derive(Debug, Default)]
+pub(crate) struct CaptureBook(pub(crate) BTreeMap<String, Known>);
+
+impl CaptureBook {
+    pub(crate) fn get(&self, name: &str) -> Option<&Known> {
+        self.0.get(name)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Known)> {
+        self.0.iter()
+    }
+
+    pub(crate) fn holds(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// A commit has made this true.
+    pub(crate) fn settle(&mut self, pending: &PendingCaptures, counts: &MarkCounts) {
+        for (name, row) in &pending.rows {
+            if let Some(known) = self.0.get_mut(name) {
+                known.row = row.clone();
+            }
+        }
+        for known in self.0.values_mut().filter(|_| !counts.is_empty()) {
+            let more = counts.get(&known.row.id).copied().unwrap_or_default();
+            known.waiting = known.waiting.saturating_add_signed(more);
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What the threads of one store share, and what memory knows of the file.
+//!
+//! [`core`] holds the rest together. **Invariant:** nothing here opens a transaction of its own but through [`core`], and none of it
+//! knows a [`Transaction`](super::Transaction).
+
+pub(crate) mod age;
+pub(crate) mod alarms;
+pub(crate) mod capture_schedule;
+pub(crate) mod captures;
+pub(crate) mod cleaning;
+pub(crate) mod consumers;
+pub(crate) mod core;
+pub(crate) mod cursor;
+pub(crate) mod deferred_trim;
+pub(crate) mod expiry_requests;
+pub(crate) mod holders;
+pub(crate) mod inside;
+pub(crate) mod jumps;
+pub(crate) mod left_out;
+pub(crate) mod lines;
+pub(crate) mod log_pace;
+pub(crate) mod notify;
+pub(crate) mod owner;
+pub(crate) mod parked;
+pub(crate) mod progress;
+pub(crate) mod projections;
+pub(crate) mod redrive_signal;
+pub(crate) mod relays;
+pub(crate) mod room;
+pub(crate) mod tail;
+pub(crate) mod timed;
+pub(crate) mod turn;
+pub(crate) mod write_queue;
+pub(crate) mod write_wait;

@@ -1,0 +1,235 @@
+//! Whose turn it is to write.
+//!
+//! redb has one write transaction at a time, but what we keep in memory about the log must change together with it.
+//! So a write transaction is begun, committed and its effects noted within one turn. Turns are given in the order in
+//! which they were asked for.
+//!
+//! **Invariants.** A waiter that gives up hands its ticket on. Nothing foreign runs while the tickets are locked: what tells of a
+//! long wait is the application's logger.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::Instant;
+
+use crate::say::in_drop;
+use crate::store::shared::inside::{NO_THREAD, this_thread};
+use crate::store::shared::write_wait::{Purpose, Wait};
+use crate::time::as_ms;
+
+#[derive(Debug, Default)]
+struct Tickets {
+    next: u64,
+    serving: u64,
+    /// Tickets whose waiters have given up.
+    given_up: BTreeSet<u64>,
+    holder: Option<Holder>,
+}
+
+/// What has the turn.
+#[derive(Debug, Clone)]
+pub(crate) struct Holder {
+    thread: Thread,
+    since: Instant,
+    purpose: Purpose,
+}
+
+impl Holder {
+    pub(crate) fn held_ms(&self) -> u64 {
+        as_ms(self.since.elapsed())
+    }
+
+    /// The thread, by name and id.
+    pub(crate) fn thread(&self) -> String {
+        let id = self.thread.id();
+        self.thread.name().map_or_else(|| format!("{id:?}"), |name| format!("`{name}`, {id:?}"))
+    }
+
+    pub(crate) fn purpose(&self) -> &Purpose {
+        &self.purpose
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "thread {} for {} ms, in {}", self.thread(), self.held_ms(), self.purpose)
+    }
+}
+
+/// Hands out turns.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    tickets: Mutex<Tickets>,
+    over: Condvar,
+    /// The number of the thread that has the turn.
+    holder: AtomicU64,
+    /// The number of the writer thread.
+    writer: AtomicU64,
+}
+
+/// A turn; over when dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    turns: Arc<Turns>,
+    since: Instant,
+}
+
+impl Turns {
+    fn lock(&self) -> MutexGuard<'_, Tickets> {
+        self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for its turn; `None` once the limit of the wait has passed. `tell` is asked whenever the wait says so.
+    pub(crate) fn take(self: &Arc<Self>, wait: &mut Wait, tell: impl Fn(&mut Wait)) -> Option<Turn> {
+        let mut tickets = self.lock();
+        let mine = tickets.next;
+        tickets.next += 1;
+        while tickets.serving != mine {
+            if wait.next().is_over() {
+                if wait.is_over() {
+                    tickets.given_up.insert(mine);
+                    return None;
+                }
+                drop(tickets);
+                // A logger that panics must not keep the ticket from being handed on.
+                in_drop(|| tell(wait));
+                tickets = self.lock();
+                continue;
+            }
+            tickets = wait.next().wait(&self.over, tickets);
+        }
+        let since = Instant::now();
+        tickets.holder = Some(Holder { thread: thread::current(), since, purpose: wait.purpose.clone() });
+        self.holder.store(this_thread(), Ordering::Relaxed);
+        Some(Turn { turns: Arc::clone(self), since })
+    }
+
+    /// The calling thread has the turn. What another thread changes meanwhile is not this thread's number.
+    pub(crate) fn is_mine(&self) -> bool {
+        self.holder.load(Ordering::Relaxed) == this_thread()
+    }
+
+    /// The calling thread is the writer thread.
+    pub(crate) fn set_writer(&self) {
+        self.writer.store(this_thread(), Ordering::Relaxed);
+    }
+
+    /// The calling thread keeps all writes waiting while it waits: it has the turn, or is the writer thread.
+    pub(crate) fn must_not_wait(&self) -> bool {
+        let this = this_thread();
+        self.holder.load(Ordering::Relaxed) == this || self.writer.load(Ordering::Relaxed) == this
+    }
+
+    /// What has the turn now.
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        self.lock().holder.clone()
+    }
+
+    /// Nobody has it, and nobody waits for it.
+    pub(crate) fn is_free(&self) -> bool {
+        let tickets = self.lock();
+        tickets.next == tickets.serving
+    }
+}
+
+impl Turn {
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// The turn is for this from now on.
+    pub(crate) fn set_purpose(&self, purpose: &Purpose) {
+        let purpose = purpose.clone();
+        if let Some(holder) = &mut self.turns.lock().holder {
+            holder.purpose = purpose;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut tickets = self.turns.lock();
+        self.turns.holder.store(NO_THREAD, Ordering::Relaxed);
+        let holder = tickets.holder.take();
+        tickets.serving += 1;
+        while let serving = tickets.serving
+            && tickets.given_up.remove(&serving)
+        {
+            tickets.serving += 1;
+        }
+        if tickets.next > tickets.serving {
+            self.turns.over.notify_all();
+        }
+        drop(tickets);
+        drop(holder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn wait(limit: Option<Duration>) -> Wait {
+        Wait::new(Purpose::Own("a test"), limit)
+    }
+
+    fn take(turns: &Arc<Turns>) -> Turn {
+        turns.take(&mut wait(None), |_| {}).unwrap()
+    }
+
+    #[test]
+    fn one_at_a_time_in_order() {
+        let turns = Arc::new(Turns::default());
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let first = take(&turns);
+        let mut waiters = Vec::new();
+        for n in 0..4 {
+            let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
+            let before = turns.lock().next;
+            waiters.push(thread::spawn({
+                let turns = Arc::clone(&turns);
+                move || {
+                    let _turn = take(&turns);
+                    order.lock().unwrap().push(n);
+                }
+            }));
+            while turns.lock().next == before {
+                thread::yield_now();
+            }
+        }
+        assert!(order.lock().unwrap().is_empty());
+        drop(first);
+        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
+    }
+
+    /// Goal: a ticket that was given up is handed on, wherever it stands in the line. Method: of five that wait behind the holder, the
+    /// first, the third and the last give up at once; the other two get their turns, and then the turn is free.
+    #[test]
+    fn a_waiter_that_gives_up_hands_its_ticket_on() {
+        let turns = Arc::new(Turns::default());
+        let first = take(&turns);
+        let mut waiters = Vec::new();
+        for n in 0..5 {
+            if n % 2 == 0 {
+                assert!(turns.take(&mut wait(Some(Duration::ZERO)), |_| {}).is_none());
+                continue;
+            }
+            let before = turns.lock().next;
+            let waiting = Arc::clone(&turns);
+            waiters.push(thread::spawn(move || drop(take(&waiting))));
+            while turns.lock().next == before {
+                thread::yield_now();
+            }
+        }
+        drop(first);
+        waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
+        assert!(turns.is_free() && turns.holder().is_none());
+        drop(turns.take(&mut wait(Some(Duration::ZERO)), |_| {}).expect("it is free"));
+        assert!(turns.lock().given_up.is_empty());
+    }
+}

@@ -1,0 +1,131 @@
+//! How much one write may gather in memory before it commits, and how much one group of writes.
+//!
+//! **Invariant.** A write that has gone beyond a limit fails, whatever its closure makes of the error: nothing of it is written.
+//! A group ends with the write that has brought it to a limit, so it holds less than twice as much.
+
+use std::cell::Cell;
+
+use crate::error::{Error, Result};
+use crate::store::settings::TransactionMax;
+
+/// What has gathered in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Amount {
+    pub(crate) events: u64,
+    /// Marks of the inbox and of captured tables, states of streams, events that were there already.
+    pub(crate) marks: u64,
+    /// Of records, and of the keys of marks.
+    pub(crate) bytes: u64,
+}
+
+impl Amount {
+    pub(crate) fn event(bytes: usize) -> Self {
+        Self { events: 1, marks: 0, bytes: bytes as u64 }
+    }
+
+    pub(crate) fn mark(bytes: usize) -> Self {
+        Self { events: 0, marks: 1, bytes: bytes as u64 }
+    }
+
+    pub(crate) fn marks(marks: usize) -> Self {
+        Self { events: 0, marks: marks as u64, bytes: 0 }
+    }
+
+    fn plus(self, more: Self) -> Self {
+        Self {
+            events: self.events.saturating_add(more.events),
+            marks: self.marks.saturating_add(more.marks),
+            bytes: self.bytes.saturating_add(more.bytes),
+        }
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            events: self.events.saturating_sub(earlier.events),
+            marks: self.marks.saturating_sub(earlier.marks),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+        }
+    }
+
+    fn exceeds(self, max: TransactionMax) -> bool {
+        self.events > max.events || self.marks > max.events || self.bytes > max.bytes
+    }
+}
+
+/// What a transaction has gathered: of all writes of its group, and of the one that runs.
+#[derive(Debug, Default)]
+pub(crate) struct Gathered {
+    all: Cell<Amount>,
+    /// What there was when the write that runs began.
+    before: Cell<Amount>,
+    /// What the write that runs would have gathered when it went beyond a limit.
+    refused: Cell<Option<Amount>>,
+    /// What runs is the library's own, within bounds of its own.
+    unlimited: Cell<bool>,
+}
+
+/// A point that [`Gathered`] can go back to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point {
+    all: Amount,
+    refused: Option<Amount>,
+}
+
+impl Gathered {
+    /// The next write of the group begins.
+    pub(crate) fn begin_write(&self) {
+        self.before.set(self.all.get());
+    }
+
+    /// Lets what runs gather within bounds of its own.
+    pub(crate) fn set_unlimited(&self, unlimited: bool) {
+        self.unlimited.set(unlimited);
+    }
+
+    /// Refuses `more` if the write that runs would go beyond a limit with it.
+    pub(crate) fn check(&self, more: Amount, max: TransactionMax) -> Result<()> {
+        let would = self.all.get().plus(more).since(self.before.get());
+        if would.exceeds(max) && !self.unlimited.get() {
+            self.refused.set(Some(would));
+            return Err(too_large(would, max));
+        }
+        Ok(())
+    }
+
+    /// Takes `more` in, or refuses it.
+    pub(crate) fn add(&self, more: Amount, max: TransactionMax) -> Result<()> {
+        self.check(more, max)?;
+        self.all.set(self.all.get().plus(more));
+        Ok(())
+    }
+
+    /// Fails if the write that runs went beyond a limit, though its closure has made nothing of it.
+    pub(crate) fn was_refused(&self, max: TransactionMax) -> Result<()> {
+        self.refused.get().map_or(Ok(()), |would| Err(too_large(would, max)))
+    }
+
+    /// Whether the group has gathered as much as one write may.
+    pub(crate) fn is_full(&self, max: TransactionMax) -> bool {
+        let all = self.all.get();
+        all.events >= max.events || all.marks >= max.events || all.bytes >= max.bytes
+    }
+
+    pub(crate) fn point(&self) -> Point {
+        Point { all: self.all.get(), refused: self.refused.get() }
+    }
+
+    pub(crate) fn roll_back_to(&self, point: Point) {
+        self.all.set(point.all);
+        self.refused.set(point.refused);
+    }
+}
+
+fn too_large(would: Amount, max: TransactionMax) -> Error {
+    Error::TransactionTooLarge {
+        events: would.events,
+        marks: would.marks,
+        bytes: would.bytes,
+        events_max: max.events,
+        bytes_max: max.bytes,
+    }
+}

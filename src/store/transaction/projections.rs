@@ -1,0 +1,106 @@
+//! Rows and tables of projections within a transaction.
+//!
+//! **Invariant.** The tables of a rebuild carry another name until it has caught up. One transaction then puts them in the place of
+//! the old ones.
+
+use redb::{MultimapTableDefinition, TableDefinition, WriteTransaction};
+
+use crate::error::{Error, Result};
+use crate::log::keys::CursorId;
+use crate::storage::tables::projection::{ProjectionRow, Track, Which};
+use crate::storage::tables::schema::PROJECTIONS;
+use crate::store::shared::projections::{OwnedTables, replaced_prefix, shadow_prefix};
+use crate::store::transaction::Transaction;
+use crate::store::transaction::cleanup::rebuild_tasks;
+
+/// A name is all that deleting and renaming look at.
+pub(crate) fn plain(name: &str) -> TableDefinition<'_, u64, u64> {
+    TableDefinition::new(name)
+}
+
+pub(crate) fn multimap(name: &str) -> MultimapTableDefinition<'_, u64, u64> {
+    MultimapTableDefinition::new(name)
+}
+
+/// Deletes a table of this name, of whichever kind: that of an earlier version may have been another.
+pub(in crate::store) fn delete_any(tx: &WriteTransaction, name: &str) -> Result<()> {
+    match tx.delete_table(plain(name)) {
+        Err(redb::TableError::TableIsMultimap(_)) => tx.delete_multimap_table(multimap(name))?,
+        deleted => deleted?,
+    };
+    Ok(())
+}
+
+/// Renames a table, of whichever kind, if there is one of this name.
+fn rename_any(tx: &WriteTransaction, from: &str, to: &str) -> Result<()> {
+    let renamed = match tx.rename_table(plain(from), plain(to)) {
+        Err(redb::TableError::TableIsMultimap(_)) => tx.rename_multimap_table(multimap(from), multimap(to)),
+        renamed => renamed,
+    };
+    match renamed {
+        Ok(()) | Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl OwnedTables {
+    /// Puts the tables of a rebuild in the place of the old ones. A table that the rebuild has not opened is gone then. The old
+    /// tables are renamed: freeing their pages in this transaction would take as long as they are large.
+    pub(crate) fn swap(&self, tx: &WriteTransaction, rebuild: CursorId) -> Result<()> {
+        let (new, old) = (shadow_prefix(rebuild), replaced_prefix(rebuild));
+        for name in self.names() {
+            rename_any(tx, name, &format!("{old}{name}"))?;
+            rename_any(tx, &format!("{new}{name}"), name)?;
+        }
+        Ok(())
+    }
+}
+
+impl Transaction {
+    pub(crate) fn track(&self, name: &str, which: Which) -> Result<Track> {
+        let track = self.projection_row(name)?.track(which);
+        track.ok_or_else(|| Error::NoSuchProjection { name: name.to_owned() })
+    }
+
+    pub(crate) fn projection_row(&self, name: &str) -> Result<ProjectionRow> {
+        if let Some(row) = self.pending.borrow().projections.get(name) {
+            return Ok(*row);
+        }
+        let row = self.core.tail().projections.get(name).copied();
+        row.ok_or_else(|| Error::NoSuchProjection { name: name.to_owned() })
+    }
+
+    pub(crate) fn write_projection_row(&self, name: &str, row: ProjectionRow) -> Result<()> {
+        // Only a rollback of the whole transaction takes it back, and what is pending goes with it.
+        self.touch();
+        self.redb().open_table(PROJECTIONS)?.insert(name, row.to_bytes(name).as_slice())?;
+        self.pending.borrow_mut().projections.insert(name.to_owned(), row);
+        Ok(())
+    }
+
+    /// Takes the rebuild from the projection, and leaves its tables and failures where they are.
+    pub(in crate::store) fn take_rebuild(&self, name: &str) -> Result<Option<Track>> {
+        let mut row = self.projection_row(name)?;
+        let taken = row.rebuild.take();
+        if taken.is_some() {
+            self.write_projection_row(name, row)?;
+        }
+        Ok(taken)
+    }
+
+    /// Forgets a rebuild that nobody goes on with: its failures and its tables, whose names tell that they are its.
+    pub(crate) fn drop_rebuild(&self, rebuild: Track) -> Result<()> {
+        rebuild_tasks(rebuild.id).iter().try_for_each(|task| self.leave(task))
+    }
+
+    pub(crate) fn release(&self, seqs: &[u64]) -> Result<()> {
+        let tail = self.core.tail();
+        crate::store::transaction::commit::drop_released(
+            self.redb(),
+            &tail,
+            &self.pending.borrow(),
+            tail.trimmed_to,
+            seqs,
+        )
+    }
+}

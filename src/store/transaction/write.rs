@@ -1,0 +1,92 @@
+//! One write as the writer thread runs it: a closure of the application, or work of the store.
+//!
+//! **Invariant.** What a closure does when it panics, or its value when it is dropped, reaches no other write.
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::oneshot::{self, Wakes};
+use crate::storage::errors::caught;
+use crate::store::shared::core::Core;
+use crate::store::shared::write_wait::Purpose;
+use crate::store::transaction::Transaction;
+use crate::store::transaction::receipt::Receipt;
+
+/// A closure in the queue.
+pub(crate) trait Write: Send {
+    /// Runs it; `true` if it succeeded. May be called again after its effects were rolled back.
+    fn run(&mut self, tx: &Transaction) -> bool;
+    /// Its effects are durable (or it failed by itself, and left none). Who waits for it is woken, or left to `wakes`.
+    fn done(self: Box<Self>, core: &Arc<Core>, wakes: Option<&Arc<Wakes>>);
+    /// The group could not be committed.
+    fn failed(self: Box<Self>, error: Error);
+    /// What it is for.
+    fn purpose(&self) -> &Purpose;
+    /// A handler runs in it, for how long nobody knows: the writes of others do not wait for many of them.
+    fn is_handler(&self) -> bool {
+        matches!(self.purpose(), Purpose::Handler(..))
+    }
+    /// Begins it. `false` if its caller has given up: then it must not run.
+    fn claim(&self) -> bool {
+        true
+    }
+}
+
+/// A closure, its latest result, and who waits for it.
+pub(crate) struct Closure<F, T> {
+    pub(crate) f: F,
+    pub(crate) result: Option<Result<(T, Vec<u64>)>>,
+    pub(crate) reply: oneshot::Sender<Result<Receipt<T>>>,
+    pub(crate) purpose: Purpose,
+}
+
+impl<F, T> Write for Closure<F, T>
+where
+    F: FnMut(&Transaction) -> Result<T> + Send,
+    T: Send,
+{
+    fn run(&mut self, tx: &Transaction) -> bool {
+        let earlier = self.result.take();
+        quietly(|| drop(earlier));
+        // What the closure captured may be half-changed after a panic: it is not run again.
+        let result = caught(|| {
+            let value = (self.f)(tx)?;
+            tx.check_size()?;
+            Ok(value)
+        });
+        let result = result.unwrap_or_else(|message| Err(Error::Panicked { message }));
+        if let Err(error) = &result {
+            tx.core.suspect(error);
+        }
+        self.result = Some(result.map(|value| (value, tx.take_seqs())));
+        matches!(self.result, Some(Ok(_)))
+    }
+
+    fn done(self: Box<Self>, core: &Arc<Core>, wakes: Option<&Arc<Wakes>>) {
+        let result = self.result.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() }));
+        let answer = result.map(|(value, seqs)| Receipt::new(value, seqs, core));
+        match wakes {
+            Some(wakes) => self.reply.send_among(answer, wakes),
+            None => self.reply.send(answer),
+        }
+    }
+
+    fn failed(self: Box<Self>, error: Error) {
+        self.reply.send(Err(error));
+    }
+
+    fn purpose(&self) -> &Purpose {
+        &self.purpose
+    }
+
+    fn claim(&self) -> bool {
+        self.reply.begin()
+    }
+}
+
+/// Runs what drops something of the application's: that it panics there must not end the writer thread.
+pub(in crate::store) fn quietly(f: impl FnOnce()) {
+    if let Err(panic) = caught(f) {
+        tracing::error!(panic, "a write closure or its value panicked while it was dropped");
+    }
+}
