@@ -1,15 +1,13 @@
-//! Event sourcing: accounts are what happened to them.
+//! Event sourcing at length: accounts are what happened to them.
 //!
 //! An old service has recorded deposits in an old form, and published nothing. The new one reads them in its own form,
 //! decides on accounts from many threads at once, keeps a table of balances, rebuilds it for a new version while business goes on,
 //! and publishes everything from the first day on. At the end four ways to know a balance must agree.
 //!
 //! ```text
-//! cargo run --release --example event_sourcing
-//! AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2f cargo run --release --example event_sourcing
+//! cargo run --release --example bank_ledger
+//! AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2f cargo run --release --example bank_ledger
 //! ```
-
-#![allow(clippy::print_stdout, reason = "it tells its story there")]
 
 mod bank;
 #[path = "../common/mod.rs"]
@@ -48,7 +46,7 @@ fn main() -> Result<ExitCode, BoxError> {
     let begin = Instant::now();
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("bank.redb");
-    let broker = Broker::choose("event-sourcing");
+    let broker = Broker::choose("bank-ledger");
     println!("Event sourcing, through {}", broker.describe());
 
     old_service(&path)?;

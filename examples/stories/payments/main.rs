@@ -27,7 +27,6 @@
 //! | `socket_publisher`, `publishing`, `frames`, `letter` | a `Publisher` of our own, over the socket |
 //!
 //! What other examples need too is in `../common`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what this program is for")]
 
 mod account;
 mod bank;

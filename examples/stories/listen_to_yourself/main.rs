@@ -9,8 +9,6 @@
 //! AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2f cargo run --release --example listen_to_yourself
 //! ```
 
-#![allow(clippy::print_stdout, reason = "it tells its story there")]
-
 #[path = "../common/mod.rs"]
 mod common;
 mod search;

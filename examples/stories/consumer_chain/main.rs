@@ -34,7 +34,6 @@
 //! | `tables`, `dice` | small helpers |
 //!
 //! What other examples need too is in `../common`.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is what this program is for")]
 
 mod account;
 mod arrivals;
