@@ -1,12 +1,12 @@
 //! Accounts as aggregates: what happens to them, and how it is recorded.
 //!
-//! Deposits were recorded as a bare number of cents once (version 1 of `deposited`). They say why since (version 2); the old
-//! ones are read in the new form.
+//! The old service recorded a deposit as a bare number of cents (version 1 of `deposited`). Since
+//! version 2 a deposit also has a reason. Version 1 is read in the new form.
 
 use onewrite::{Aggregate, BoxError, Destination, Error, Event, RecordedEvent, Result, Store, codec};
 use serde::{Deserialize, Serialize};
 
-/// What happened to an account.
+/// An entry of an account.
 #[derive(Debug, Clone)]
 pub(crate) enum Entry {
     Deposited(Movement),
@@ -71,7 +71,7 @@ impl Aggregate for Account {
     }
 }
 
-/// A decision on an account that has not enough.
+/// The account has too little for the decision.
 #[derive(Debug, thiserror::Error)]
 #[error("insufficient funds")]
 pub(crate) struct InsufficientFunds;
@@ -102,13 +102,13 @@ pub(crate) fn stream(account: u64) -> String {
     format!("{}-{account}", Account::CATEGORY)
 }
 
-/// How a deposit of version 1 is read.
+/// Reads a deposit of version 1 in the form of version 2.
 pub(crate) fn upcast_deposit(old: &[u8]) -> Result<Vec<u8>, BoxError> {
     let cents: u64 = codec::from_json(old)?;
     Ok(serde_json::to_vec(&Movement::new(cents, "before reasons were recorded"))?)
 }
 
-/// Everything that happens to accounts is published.
+/// Publishes every entry of an account.
 pub(crate) fn destination(stream: &str, queue: &str) -> Option<Destination> {
     stream.starts_with("account-").then(|| Destination::exchange("", queue))
 }

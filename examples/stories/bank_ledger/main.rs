@@ -1,8 +1,13 @@
 //! Event sourcing at length: accounts are what happened to them.
 //!
-//! An old service has recorded deposits in an old form, and published nothing. The new one reads them in its own form,
-//! decides on accounts from many threads at once, keeps a table of balances, rebuilds it for a new version while business goes on,
-//! and publishes everything from the first day on. At the end four ways to know a balance must agree.
+//! An old service has recorded deposits in an old form, and has published nothing. The new service:
+//!
+//! - reads the deposits in its own form,
+//! - decides on accounts from many threads at once,
+//! - keeps a table of balances, and rebuilds the table for a new version while business goes on,
+//! - publishes everything from the first day on.
+//!
+//! At the end four ways to know a balance must agree.
 //!
 //! ```text
 //! cargo run --release --example bank_ledger
@@ -33,10 +38,10 @@ const DECISIONS: u64 = 250;
 const TRANSFERS: u64 = 300;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What the tellers have counted.
+/// The counts of the tellers.
 #[derive(Debug, Default)]
 struct Counts {
-    /// Times a decision was made, also those that somebody else was faster than.
+    /// Decisions, those that met a conflict included.
     decisions: AtomicU64,
     done: AtomicU64,
     refused: AtomicU64,
@@ -93,7 +98,7 @@ fn main() -> Result<ExitCode, BoxError> {
     Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What ran before: deposits as bare numbers, and no rule that would publish them.
+/// The old service: deposits as bare numbers, and no rule that would publish them.
 fn old_service(path: &Path) -> Result<()> {
     let store = Store::open(path)?;
     for n in 0..OLD_DEPOSITS {
@@ -105,7 +110,7 @@ fn old_service(path: &Path) -> Result<()> {
     store.close()
 }
 
-/// Tellers decide on accounts all at once; one more moves money between them.
+/// Tellers decide on accounts at the same time. One more thread moves money between accounts.
 fn work(store: &Store, counts: &Counts) -> Result<(), BoxError> {
     thread::scope(|scope| {
         let tellers: Vec<_> =
@@ -122,7 +127,7 @@ fn work(store: &Store, counts: &Counts) -> Result<(), BoxError> {
 
 fn tell(store: &Store, counts: &Counts, teller: u64) -> Result<(), BoxError> {
     for n in 0..DECISIONS / 2 {
-        // A few accounts are everybody's: whoever decides there has company.
+        // All tellers share a few accounts, so that decisions there meet conflicts.
         let account = store.aggregate::<Account>((teller * 31 + n * 17) % (ACCOUNTS / 4)).attempts(1_000);
         let decided = account.execute(|account| {
             counts.decisions.fetch_add(1, Ordering::Relaxed);
@@ -147,7 +152,8 @@ fn settle(decided: Result<()>, counts: &Counts) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Four ways to know a balance: folding every event, folding from a snapshot, the projection, and what was published.
+/// Compares four ways to know a balance: a fold of every event, a fold from a snapshot, the
+/// projection, and the published events.
 fn account(
     store: &Store,
     statements: &Store,

@@ -17,7 +17,7 @@ const MOVEMENTS: TableDefinition<'_, &str, u64> = TableDefinition::new("movement
 
 pub(crate) type Balances = BTreeMap<String, u64>;
 
-/// The table of balances, kept as events come. Version 2 counts movements too.
+/// Starts the projection of balances. Version 2 counts movements too.
 pub(crate) fn balances(store: &Store, version: u32) -> Result<Projection> {
     let accounts = EventFilter::all().category(Account::CATEGORY);
     let projection = store.projection("balances").table(BALANCES).table(MOVEMENTS);
@@ -36,8 +36,8 @@ pub(crate) fn balances(store: &Store, version: u32) -> Result<Projection> {
     })
 }
 
-/// The statement service: another store, which hears of everything through the broker. What comes is what was recorded, so
-/// it knows both forms of a deposit.
+/// The statement service: another store behind the broker. A relay publishes the recorded form, so
+/// this service reads both forms of a deposit.
 pub(crate) fn receive(delivery: &Delivery, tx: &Transaction) -> Result<()> {
     let message = &delivery.message;
     let version = message.header(wire::VERSION).and_then(HeaderValue::as_int).unwrap_or(1);
@@ -91,7 +91,7 @@ pub(crate) fn folded(store: &Store, accounts: u64) -> Result<(Balances, Balances
     Ok((every, from_snapshots, snapshots))
 }
 
-/// Balances as they stand in a table.
+/// The balances of a table.
 pub(crate) fn projected(store: &Store) -> Result<Balances> {
     let table = store.read()?.open_table(BALANCES)?;
     table

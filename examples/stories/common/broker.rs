@@ -1,4 +1,4 @@
-//! Which broker the story goes through: one in this process, or the RabbitMQ of `AMQP_URL`.
+//! The broker of the story: one in this process, or the RabbitMQ of `AMQP_URL`.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ impl Broker {
     }
 }
 
-/// Waits until `done`, a minute at most; whether it came.
+/// Waits until `done`, a minute at most. Returns whether `done` was reached.
 pub(crate) fn wait_until(mut done: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + Duration::from_secs(60);
     while !done() {

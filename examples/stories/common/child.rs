@@ -9,7 +9,7 @@ use onewrite::BoxError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A child process that tells its progress as lines of JSON. Dropping it kills it.
+/// A child process that prints its progress as lines of JSON. Dropping the handle kills the child.
 pub(crate) struct Child<P> {
     process: process::Child,
     input: ChildStdin,
@@ -19,8 +19,8 @@ pub(crate) struct Child<P> {
 }
 
 impl<P: Clone + Default + DeserializeOwned + Send + 'static> Child<P> {
-    /// This same executable, told its part by an environment variable: not on the command line, where everybody would
-    /// see it.
+    /// Starts this same executable. An environment variable holds its part: all users of the
+    /// machine can see a command line.
     pub(crate) fn start(variable: &str, plan: &impl Serialize) -> Result<Self, BoxError> {
         let mut process = Command::new(std::env::current_exe()?)
             .env(variable, serde_json::to_string(plan)?)
@@ -41,19 +41,19 @@ impl<P: Clone + Default + DeserializeOwned + Send + 'static> Child<P> {
         Ok(Self { process, input, progress, reader: Some(reader) })
     }
 
-    /// What it told last.
+    /// The newest line of progress.
     pub(crate) fn progress(&self) -> P {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// `SIGKILL`, and waits until it is gone: its file is free then.
+    /// Sends `SIGKILL` and waits for the end of the child: its file is free then.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         end(&mut self.process)?;
         self.hear_out();
         Ok(())
     }
 
-    /// Asks it to come to its end.
+    /// Asks the child to end.
     pub(crate) fn finish(&mut self) {
         // It fails only if the child is gone, which is noticed elsewhere.
         let _ = self.input.write_all(b"finish\n");

@@ -1,4 +1,4 @@
-//! A loopback door to a broker, which can be shut: everybody inside is thrown out, and nobody gets in.
+//! A loopback door to a broker. Shutting the door ends all connections and refuses new ones.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,7 +31,7 @@ impl Door {
                 let (inside, serve) = (Arc::clone(&at_door), Arc::clone(&serve));
                 thread::spawn(move || {
                     serve(&guest);
-                    // There is a second handle to it in `inside`: closing one does not end the connection.
+                    // `inside` has a second handle: closing one handle does not end the connection.
                     let _ = guest.shutdown(Shutdown::Both);
                     lock(&inside).inside.remove(&number);
                 });

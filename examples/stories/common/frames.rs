@@ -1,5 +1,5 @@
-//! What travels over the socket between a service and the in-process broker: frames of a length (4 bytes,
-//! little-endian) and JSON.
+//! The frames on the socket between a service and the in-process broker: a length (4 bytes,
+//! little-endian), then JSON.
 
 use std::io::{self, Read, Write};
 
@@ -21,7 +21,8 @@ pub(crate) struct Publish {
     pub(crate) letter: Letter,
 }
 
-/// The broker's word. `Ready` comes first on each connection, the others once per publish, in order.
+/// An answer of the broker. `Ready` comes first on each connection. The other answers come once per
+/// publish, in order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Word {
     Ready,
@@ -32,7 +33,7 @@ pub(crate) enum Word {
 }
 
 impl Word {
-    /// The ticket and what became of it; `None` for the greeting.
+    /// The ticket and its outcome; `None` for the greeting.
     pub(crate) fn into_outcome(self) -> Option<(u64, Outcome)> {
         let fault = |code, text| Fault::with_code(FaultClass::Destination, code, text);
         Some(match self {

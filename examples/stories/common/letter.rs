@@ -1,4 +1,4 @@
-//! A message, as the socket of this example carries it: the properties and kinds of headers that the examples use.
+//! A message on the socket, with those properties and kinds of headers that the stories use.
 
 use onewrite::{HeaderValue, Message, Text};
 use serde::{Deserialize, Serialize};

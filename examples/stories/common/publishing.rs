@@ -7,7 +7,7 @@ use onewrite::broker::MemoryBroker;
 
 use crate::frames::{self, Publish, Word};
 
-/// One connection: takes each publish in, then says what became of it.
+/// Serves one connection: takes each publish in, then sends its outcome.
 pub(crate) fn serve(broker: &MemoryBroker, stream: &TcpStream) -> io::Result<()> {
     let mut from = BufReader::new(stream);
     let mut to = stream;

@@ -1,9 +1,10 @@
-//! A [`Publisher`] of our own: publishes go over a socket, outcomes come back. The library's seam is public, and this
-//! is what it takes to put another broker behind a relay.
+//! A [`Publisher`] of our own: publishes go over a socket, and outcomes come back. Another broker
+//! can stand behind a relay in the same way, because the trait is public.
 //!
-//! One thread connects, reads, and connects again; it alone says `Up`, `Outcomes` and `Down`, so they are told in the
-//! order in which they happened and nothing is told for an epoch after its end. A second thread per connection writes,
-//! so that `publish` never blocks. What the relay's window allows is what may wait for it.
+//! One thread connects, reads, and connects again. That thread alone sends `Up`, `Outcomes` and
+//! `Down`, so the relay gets them in their order, and nothing of an epoch after its end. A second
+//! thread per connection writes, so that `publish` never blocks. The window of the relay bounds the
+//! messages that wait for the writing thread.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -20,7 +21,7 @@ use crate::frames::{self, Publish, Word};
 
 /// First and longest wait between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// How long one attempt may take.
+/// The longest time of one attempt.
 const CONNECT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -43,7 +44,8 @@ struct Running {
 struct Link {
     epoch: Epoch,
     up: Option<(TcpStream, Sender<Publish>)>,
-    /// Isolated messages that await their outcome: each gets exactly one, also when the connection ends.
+    /// Isolated messages that await their outcome. Each gets exactly one, even if the connection
+    /// ends.
     isolated: BTreeSet<Ticket>,
     stopped: bool,
 }
@@ -74,7 +76,7 @@ impl Publisher for SocketPublisher {
         let sent = link.epoch == epoch
             && link.up.as_ref().is_some_and(|(_, writer)| writer.send(Publish::new(&outgoing)).is_ok());
         match (outgoing.isolated, sent) {
-            (false, _) => {} // of an epoch that is over: dropped without a word
+            (false, _) => {} // the epoch is over: the message is dropped
             (true, true) => _ = link.isolated.insert(outgoing.ticket),
             (true, false) => {
                 let unknown = Outcome::Unknown(outage("not sent: the connection is over"));
@@ -128,7 +130,7 @@ impl Connector {
         let stream = TcpStream::connect_timeout(&self.address, CONNECT)?;
         stream.set_nodelay(true)?;
         let mut reader = BufReader::new(stream.try_clone()?);
-        // A door that is shut takes a connection and drops it: it is up once the broker has greeted.
+        // A shut door accepts a connection and drops it. So only the greeting proves a connection.
         let Word::Ready = frames::read(&mut reader)? else {
             return Err(io::Error::other("the broker did not greet"));
         };
@@ -154,7 +156,7 @@ impl Connector {
         }
     }
 
-    /// Ends the epoch. `false` if there is nobody to go on for.
+    /// Ends the epoch. Returns `false` if the publisher is gone.
     fn take_down(&self, epoch: Epoch, fault: Fault) -> bool {
         let mut link = lock(&self.link);
         if let Some((stream, _)) = link.up.take() {
@@ -169,7 +171,7 @@ impl Connector {
     }
 }
 
-/// Writes what is published, flushing whenever nothing more waits, until the connection or the publisher ends.
+/// Writes messages until the connection or the publisher ends. Flushes when no message waits.
 fn write(stream: &TcpStream, publishes: &Receiver<Publish>) {
     let mut to = BufWriter::new(stream);
     while let Ok(first) = publishes.recv() {

@@ -1,5 +1,5 @@
-//! The account: the three files are read from their tables, row by row, and must tell the same story as a single
-//! process would that never dies.
+//! The account: reads the tables of the three files, row by row. They must hold the same as after
+//! one process that never dies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::shipping::{LEDGER, REVENUE, STOCK, STOCKED};
 use crate::supervisor::Events;
 use crate::tables;
 
-/// What the three files hold.
+/// The rows of the three files.
 struct Books {
     orders: BTreeMap<String, Order>,
     payments: BTreeMap<String, Payment>,
@@ -31,7 +31,7 @@ struct Books {
     arrivals: [Arrivals; 2],
 }
 
-/// Reads the three stores. Nobody else uses them now.
+/// Reads the three stores. No other process uses them now.
 pub(crate) fn take(folder: &Path, events: &Events, begin: Instant) -> Result<Account, BoxError> {
     let stores = Role::ALL.map(|role| Store::open(role.file(folder)));
     let [orders, payments, shipping] = stores;
@@ -57,7 +57,7 @@ pub(crate) fn take(folder: &Path, events: &Events, begin: Instant) -> Result<Acc
     Ok(account)
 }
 
-/// How many orders are where.
+/// Counts the orders in each place.
 fn rows(account: &mut Account, books: &Books, events: &Events) {
     let asked = u64::from(REQUESTS);
     let placed = books.orders.len() as u64;
@@ -93,7 +93,7 @@ fn rows(account: &mut Account, books: &Books, events: &Events) {
     );
 }
 
-/// That each row has its event, and each event its confirm.
+/// Checks that each row has its event, and each event its confirm.
 fn logs(account: &mut Account, placed: u64, stores: [&Store; 2]) -> Result<()> {
     let (mut logged, mut confirmed, mut left, mut findings) = (vec![], vec![], 0, 0);
     for store in stores {
@@ -114,7 +114,7 @@ fn logs(account: &mut Account, placed: u64, stores: [&Store; 2]) -> Result<()> {
     Ok(())
 }
 
-/// Once in effect and in order, over both hops, against what the clients asked for.
+/// Checks both hops against the requests of the clients: once in effect, and in order.
 fn promises(account: &mut Account, books: &Books, seed: u64) {
     let asked: BTreeSet<String> = (0..REQUESTS).map(|number| request(seed, number).id).collect();
     let mut line = |name, at: [usize; 2]| {
@@ -128,7 +128,7 @@ fn promises(account: &mut Account, books: &Books, seed: u64) {
     line("out of order for a customer", at(&|came| came.out_of_order));
 }
 
-/// Money and goods.
+/// Checks the sums of money and goods.
 fn values(account: &mut Account, books: &Books) {
     let differing = |a: &BTreeMap<String, Payment>| {
         a.iter().filter(|(id, payment)| books.orders.get(*id) != Some(&payment.order)).count()
@@ -136,7 +136,7 @@ fn values(account: &mut Account, books: &Books) {
     let differ = differing(&books.payments) + differing(&books.ledger);
     account.line("orders that changed on the way", count(differ as u64), differ == 0);
 
-    // What one process would have done that has never heard of crashes: each customer's orders, one after another.
+    // The work of one process that never crashes: the orders of each customer, one after another.
     let mut by_customer: Vec<&Order> = books.orders.values().collect();
     by_customer.sort_by_key(|order| (&order.customer, order.nth));
     let mut balances: BTreeMap<String, u64> = (0..CUSTOMERS).map(|n| (customer(n), OPENING)).collect();
@@ -173,7 +173,7 @@ fn values(account: &mut Account, books: &Books) {
     );
 }
 
-/// That the services did die, and did what they could.
+/// Checks that each service died as often as planned, and rejected nothing.
 fn happened(account: &mut Account, events: &Events) {
     for service in &events.services {
         let mut value = format!("{} times", service.kills);

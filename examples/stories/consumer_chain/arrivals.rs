@@ -1,5 +1,6 @@
-//! What a consumer notes of each event that has an effect, in the same transaction. The services do not need it: it is
-//! for the account, which must see it if an event had its effect twice or before an earlier one of its customer.
+//! The notes of a consumer on each event that has an effect, in the same transaction. The services
+//! do not need these notes. The account does: it must see an event that had its effect twice, or
+//! too early.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +13,7 @@ use crate::tables::{self, Numbers};
 const EFFECTS: Numbers = Numbers::new("effects");
 /// Customer to orders that came so far.
 const CAME: Numbers = Numbers::new("came");
-/// Order id of each that was not the next one of its customer.
+/// The id of each order that was not the next one of its customer.
 const OUT_OF_ORDER: Numbers = Numbers::new("out of order");
 
 pub(crate) fn prepare(tx: &Transaction) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Which broker the story goes through: the in-process one behind two loopback doors, or RabbitMQ.
+//! The broker of the story: the in-process one behind two loopback doors, or RabbitMQ.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,7 +24,8 @@ impl Broker {
                 let wiring = Wiring { exchange: "chain".into(), run };
                 Self { address: in_process(&wiring)?, wiring }
             }
-            // `amq.topic` is on every RabbitMQ: no exchange is declared, and none is left behind.
+            // Every RabbitMQ has `amq.topic`: the story declares no exchange and leaves none
+            // behind.
             Some(url) => Self {
                 address: Address::RabbitMq { url },
                 wiring: Wiring { exchange: "amq.topic".into(), run },
@@ -32,12 +33,12 @@ impl Broker {
         })
     }
 
-    /// What a service is told.
+    /// The plan for a service.
     pub(crate) fn plan(&self, role: Role, folder: &Path) -> Plan {
         Plan { role, file: role.file(folder), broker: self.address.clone(), wiring: self.wiring.clone() }
     }
 
-    /// In how long the orders are asked for.
+    /// The time for all requests.
     pub(crate) fn writing(&self) -> Duration {
         Duration::from_secs(match self.address {
             Address::Sockets { .. } => 8,
@@ -78,7 +79,7 @@ fn in_process(wiring: &Wiring) -> Result<Address, BoxError> {
         queues.insert(queue, Default::default());
     }
     let behind = broker.clone();
-    // Each ends with its connection; whoever had it will hear of that.
+    // Each ends with its connection. The service at the other end notices by itself.
     let publish = Door::open(move |stream| _ = publishing::serve(&behind, stream))?;
     let consume = Door::open(move |stream| _ = consuming::serve(&broker, &queues, stream))?;
     Ok(Address::Sockets { publish: publish.address(), consume: consume.address() })

@@ -1,4 +1,4 @@
-//! The customers: they ask for orders at an even pace, and ask again until they have an answer.
+//! The customers: they send requests at an even pace, and repeat each until they have an answer.
 
 use std::io::{self, BufReader};
 use std::net::{SocketAddr, TcpStream};
@@ -12,24 +12,24 @@ use crate::frames;
 use crate::orders::{Answer, PRODUCTS, Request};
 use crate::payments::{CUSTOMERS, customer};
 
-/// Threads that ask.
+/// Threads of clients.
 pub(crate) const CLIENTS: u32 = 8;
-/// Orders asked for in all.
+/// The number of requests.
 pub(crate) const REQUESTS: u32 = 4_000;
 /// How long to wait for an answer, and between two attempts.
 const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(10));
 
-/// What clients are told, and tell.
+/// The state that the clients share with the supervisor.
 #[derive(Debug, Default)]
 pub(crate) struct Desk {
-    /// Where the order service takes requests, while it does.
+    /// The address of the order service, while that service runs.
     address: Mutex<Option<SocketAddr>>,
-    /// Whether there is anybody to wait for.
+    /// No answer will come any more.
     closed: AtomicBool,
     pub(crate) answered: AtomicU64,
     /// Requests that were sent again, because no answer had come.
     pub(crate) asked_again: AtomicU64,
-    /// Those among them that had been placed at the first time.
+    /// The requests among them that had been placed at the first time.
     pub(crate) recognised: AtomicU64,
 }
 
@@ -38,7 +38,7 @@ impl Desk {
         *self.address.lock().unwrap_or_else(PoisonError::into_inner) = address;
     }
 
-    /// Clients give up what they have no answer for.
+    /// Clients give up requests without an answer.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
     }

@@ -22,7 +22,7 @@ pub(crate) struct Subscribe {
     pub(crate) prefetch: u16,
 }
 
-/// From the consumer, after that: what became of deliveries, by their tags, in order.
+/// From the consumer, after that: the outcomes of deliveries, by their tags, in order.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Settle(pub(crate) Vec<(u64, Verdict)>);
 
@@ -40,11 +40,12 @@ pub(crate) enum News {
     Delivery { tag: u64, exchange: String, routing_key: String, redelivered: bool, letter: Box<Letter> },
 }
 
-/// The queues, each with whose turn it is: one consumer at a time. What a killed one had in hand is back in the queue
-/// before the next one gets anything; with two at once, the new one could get later messages first.
+/// The queues. Each serves one consumer at a time: the unsettled deliveries of a killed consumer
+/// are back in the queue before the next consumer gets anything. Two at once could swap the order.
 pub(crate) type Queues = BTreeMap<String, Mutex<()>>;
 
-/// One connection: hands out deliveries until it ends, upon which those that are not settled go back.
+/// Serves one connection: hands out deliveries until the connection ends. Then the unsettled
+/// deliveries go back.
 pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) -> io::Result<()> {
     let mut from = BufReader::new(stream);
     let Subscribe { queue, prefetch } = frames::read(&mut from)?;
@@ -56,7 +57,8 @@ pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) 
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ = hand_out(stream, &told);
-            let _ = stream.shutdown(Shutdown::Both); // if the broker ended it, the other thread must hear of it
+            // The other thread must notice if the broker has ended the connection.
+            let _ = stream.shutdown(Shutdown::Both);
         });
         let ended = take_back(&mut source, &mut from);
         source.stop(Duration::ZERO); // ends the other thread too
@@ -64,7 +66,7 @@ pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) 
     })
 }
 
-/// Writes what the queue has for the consumer, flushing whenever nothing more waits.
+/// Writes the deliveries of the queue. Flushes when no delivery waits.
 fn hand_out(stream: &TcpStream, told: &EventReceiver<SourceEvent>) -> io::Result<()> {
     let mut to = BufWriter::new(stream);
     while let Ok(first) = told.recv() {
@@ -93,7 +95,7 @@ impl From<Delivery> for News {
     }
 }
 
-/// Settles what the consumer says, until the connection ends.
+/// Settles deliveries as the consumer asks, until the connection ends.
 fn take_back(source: &mut impl Source, from: &mut BufReader<&TcpStream>) -> io::Result<()> {
     // A connection has one source, which is connected once.
     let epoch = Epoch(1);

@@ -9,31 +9,35 @@
 //!
 //! Each service is a child process with a store of its own, and each hop is one transaction:
 //!
-//! - `orders` writes the order and appends `order.placed`, once per request: a client that got no answer asks again.
-//! - `payments` marks the delivery, debits the customer, and appends `payment.taken` or `payment.refused`.
-//! - `shipping` marks the delivery, takes the pieces from the stock, and enters the order in the final ledger.
+//! - `orders` writes the order and appends `order.placed`, once per request: a client that got no
+//!   answer sends the request again.
+//! - `payments` marks the delivery, debits the customer, and appends `payment.taken` or
+//!   `payment.refused`.
+//! - `shipping` marks the delivery, takes the pieces from the stock, and enters the order in the
+//!   final ledger.
 //!
-//! Nothing else keeps the three together: no distributed transaction, no lock, no clean-up job. This process kills each
-//! of them (`SIGKILL`) several times at random moments while orders go on, starts it again, lets everything drain, and
-//! then compares the three files, row by row. `--seed N` kills at the same moments again.
+//! Nothing else keeps the three together: no distributed transaction, no lock, no clean-up job.
+//! While orders go on, this process kills each service (`SIGKILL`) several times at random moments
+//! and starts it again. Then it lets everything drain and compares the three files, row by row.
+//! `--seed N` kills at the same moments again.
 //!
-//! Nothing needs to be installed: the broker is the library's in-process one, which lives in this process, so that it
-//! outlives the services. They publish and consume over loopback sockets. With
+//! Nothing needs to be installed: the broker is the library's in-process one. It lives in this
+//! process and outlives the services, which publish and consume over loopback sockets. With
 //! `AMQP_URL=amqp://guest:guest@localhost` the same story goes through RabbitMQ.
 //!
 //! | file | keeps |
 //! |---|---|
-//! | `orders`, `payments`, `shipping` | the three services: their tables, and **the transaction of each hop** |
-//! | `arrivals` | what a consumer notes of each event, for the account |
-//! | `service`, `plan` | the child process: store, relay, consumer; what it is told and tells |
-//! | `clients` | customers that ask until they have an answer |
+//! | `orders`, `payments`, `shipping` | the three services: tables, and **the transaction of each hop** |
+//! | `arrivals` | the notes of a consumer on each event, for the account |
+//! | `service`, `plan` | the child process: store, relay, consumer; its input and output |
+//! | `clients` | customers that repeat a request until they have an answer |
 //! | `supervisor`, `mortal` | runs the services; kills each of them when its time has come |
 //! | `account` | opens the three files at the end and compares them |
 //! | `broker`, `consuming` | the in-process broker behind its doors, or RabbitMQ |
 //! | `socket_source` | a `Source` of our own, over the socket |
 //! | `tables`, `dice` | small helpers |
 //!
-//! What other examples need too is in `../common`.
+//! Modules that other stories need too are in `../common`.
 
 mod account;
 mod arrivals;
@@ -76,7 +80,7 @@ use crate::clients::{CLIENTS, REQUESTS};
 use crate::mortal::KILLS;
 use crate::plan::{Plan, Role};
 
-/// Whatever happens, the account is printed by then.
+/// The account is printed by then, in any case.
 const DEADLINE: Duration = Duration::from_secs(100);
 
 fn main() -> ExitCode {
@@ -108,12 +112,12 @@ fn tell_the_story(seed: u64) -> Result<bool, BoxError> {
     let begin = Instant::now();
     let broker = Broker::choose(std::env::var("AMQP_URL").ok())?;
     print_header(&broker, seed);
-    // The three files live here, and go with it.
+    // The three files are in this folder, which is removed at the end.
     let folder = tempfile::tempdir()?;
     let plans = Role::ALL.map(|role| broker.plan(role, folder.path()));
     let events = supervisor::run(&plans, &broker, seed, begin)?;
     if let Some(problem) = &events.problem {
-        println!("         {problem}"); // at once: what is in the files may be of no use
+        println!("         {problem}"); // at once: the files may be of no use
     }
     let account = account::take(folder.path(), &events, begin)?;
     println!("{account}");

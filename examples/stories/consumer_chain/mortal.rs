@@ -1,4 +1,4 @@
-//! A service, as the supervisor has it: started, killed when its time has come, started again, and stopped at last.
+//! A service as the supervisor sees it: started, killed at its time, started again, stopped.
 
 use std::collections::VecDeque;
 use std::thread;
@@ -12,9 +12,9 @@ use crate::plan::{PLAN, Plan, Progress, Role};
 
 /// How often each service is killed.
 pub(crate) const KILLS: u32 = 3;
-/// How long a killed one stays away at most, in milliseconds.
+/// The longest time that a killed service stays away, in milliseconds.
 const AWAY_MS_MAX: u64 = 400;
-/// How long one may take to end when told to.
+/// The longest time that a service may take to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(crate) struct Mortal {
@@ -24,7 +24,7 @@ pub(crate) struct Mortal {
     kills: VecDeque<Kill>,
     back_at: Duration,
     pub(crate) happened: Happened,
-    /// Why it did not live on.
+    /// Why the service could not go on.
     pub(crate) problem: Option<String>,
 }
 
@@ -54,12 +54,12 @@ impl Mortal {
         self.kills.is_empty()
     }
 
-    /// What it told last in this life.
+    /// The newest line of this life.
     pub(crate) fn progress(&self) -> Progress {
         self.child.as_ref().map(Child::progress).unwrap_or_default()
     }
 
-    /// Does to it what is due; returns what is worth telling.
+    /// Kills or starts the service if that is due. Returns a line for the reader.
     pub(crate) fn attend(&mut self, now: Duration) -> Result<Option<String>, BoxError> {
         let role = self.plan.role;
         let Some(child) = &mut self.child else {
@@ -86,7 +86,7 @@ impl Mortal {
         Ok(Some(format!("kill -9 of {role}, which stays away for {} ms", kill.away.as_millis())))
     }
 
-    /// Keeps what it told last: the figures of a life end with it.
+    /// Keeps the newest line: the figures of a life end with that life.
     fn bury(&mut self) {
         let last = self.progress();
         self.happened.repeated += last.repeated;
@@ -94,7 +94,7 @@ impl Mortal {
         self.child = None;
     }
 
-    /// Tells it to finish. `false` if it does not, or not well.
+    /// Asks the service to finish. Returns `false` if it does not, or not well.
     pub(crate) fn end(&mut self) -> Result<bool, BoxError> {
         let Some(child) = &mut self.child else { return Ok(false) };
         child.finish();
@@ -111,12 +111,12 @@ impl Mortal {
     }
 }
 
-/// What happened to it, over all its lives.
+/// The figures of a service over all its lives.
 #[derive(Debug)]
 pub(crate) struct Happened {
     pub(crate) role: Role,
     pub(crate) kills: u32,
-    /// Deliveries that it recognised as repeats, as far as it had told before each kill.
+    /// Deliveries that the service recognised as repeats, as of its newest line before each kill.
     pub(crate) repeated: u64,
     pub(crate) rejected: u64,
 }
@@ -128,7 +128,7 @@ struct Kill {
     away: Duration,
 }
 
-/// One in each stretch of the time in which orders are asked for, anywhere in it.
+/// One kill in each stretch of the time of the requests, at a random moment of the stretch.
 fn kills(seed: u64, role: Role, writing: Duration) -> VecDeque<Kill> {
     let mut dice = Dice::new(seed.wrapping_mul(3).wrapping_add(role as u64));
     let stretch = writing / KILLS;

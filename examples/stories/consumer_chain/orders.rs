@@ -1,7 +1,8 @@
 //! The first service: takes orders from clients.
 //!
-//! A client that got no answer does not know whether its order was placed, and asks again with the same id. The store
-//! recognises it: an order is placed once, whatever dies in between.
+//! A client that got no answer does not know whether its order was placed, and sends the request
+//! again with the same id. The store recognises the id: each order is placed once, at whatever
+//! moment a service dies.
 
 use std::io::{self, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -23,7 +24,7 @@ const PLACED: Numbers = Numbers::new("placed");
 pub(crate) const PRODUCTS: [(&str, u64); 4] =
     [("book", 1_500), ("lamp", 2_500), ("chair", 4_000), ("desk", 9_000)];
 
-/// What a client asks for.
+/// The request of a client.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Request {
     /// Names the request, the order and the event.
@@ -33,7 +34,7 @@ pub(crate) struct Request {
     pub(crate) pieces: u64,
 }
 
-/// What a client is answered.
+/// The answer to a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Answer {
     /// The request had been placed before.
@@ -57,7 +58,8 @@ pub(crate) fn prepare(tx: &Transaction) -> Result<()> {
     Ok(())
 }
 
-/// The order and its event, in one transaction, once per request id. `true` if it had been placed before.
+/// The order and its event, in one transaction, once per request id. `true` if it had been placed
+/// before.
 fn place(store: &Store, request: Request, wiring: Wiring) -> Result<bool> {
     let once = store.write_once(request.id.clone(), move |tx| {
         let Request { id, customer, product, pieces } = request.clone();
@@ -84,7 +86,8 @@ pub(crate) fn open_desk(store: &Store, wiring: &Wiring) -> io::Result<SocketAddr
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             let (store, wiring) = (store.clone(), wiring.clone());
-            // It ends with the connection, or at an order that failed: the client asks again.
+            // It ends with the connection, or at an order that failed. The client repeats the
+            // request.
             thread::spawn(move || serve(&client, &store, &wiring));
         }
     });

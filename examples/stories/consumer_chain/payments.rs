@@ -1,4 +1,4 @@
-//! The second service: takes the money for each order, or refuses it, and says so.
+//! The second service: takes the money for each order or refuses it, and publishes which.
 
 use onewrite::broker::Delivery;
 use onewrite::redb::ReadableTableMetadata;
@@ -12,7 +12,7 @@ use crate::tables::{self, Numbers, Rows};
 
 /// Each has an account.
 pub(crate) const CUSTOMERS: u64 = 40;
-/// What each account holds at first, in cents. Not enough for all that a customer will order.
+/// The first balance of each account, in cents. It is too small for all orders of a customer.
 pub(crate) const OPENING: u64 = 770_000;
 
 /// Customer to balance, in cents.
@@ -45,7 +45,8 @@ pub(crate) fn prepare(tx: &Transaction) -> Result<()> {
     Ok(())
 }
 
-/// One delivery. It runs inside the transaction that also marks the delivery's id; what it appends commits with both.
+/// Applies one delivery, inside the transaction that also marks its id. The appended event commits
+/// with both.
 pub(crate) fn apply(delivery: &Delivery, tx: &Transaction, wiring: &Wiring) -> Result<()> {
     let order: Order = codec::from_json(&delivery.message.payload)?;
     arrivals::note(tx, &order)?;

@@ -1,4 +1,4 @@
-//! What a child process is told by the supervisor, and what it tells.
+//! The plan that the supervisor gives to a child process, and the lines that the child prints.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -40,7 +40,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a service is told. Not on the command line: the URL may hold a password.
+/// The plan of a service. It is not on the command line: the URL may hold a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) role: Role,
@@ -52,7 +52,7 @@ pub(crate) struct Plan {
 /// Where the broker is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Address {
-    /// The supervisor's in-process one, behind loopback sockets.
+    /// The in-process broker of the supervisor, behind loopback sockets.
     Sockets {
         publish: SocketAddr,
         consume: SocketAddr,
@@ -62,7 +62,7 @@ pub(crate) enum Address {
     },
 }
 
-/// Which names are used on the broker. They hold the run's own, so that runs do not hear each other.
+/// Names on the broker. They hold the name of the run, so that runs do not meet.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Wiring {
     pub(crate) exchange: String,
@@ -75,10 +75,11 @@ impl Wiring {
         format!("onewrite-{of}-{}", self.run)
     }
 
-    /// With which routing keys that queue is bound.
+    /// The routing keys of the bindings of that queue.
     pub(crate) fn pattern(&self, of: Role) -> String {
         self.routing_key(match of {
-            Role::Orders | Role::Payments => "order.*", // orders itself has no queue: clients ask it directly
+            // `orders` has no queue: clients connect directly.
+            Role::Orders | Role::Payments => "order.*",
             Role::Shipping => "payment.*",
         })
     }
@@ -91,7 +92,7 @@ impl Wiring {
 /// A line of the child's output.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Progress {
-    /// Where clients reach it, once they can.
+    /// The address for clients, once there is one.
     pub(crate) desk: Option<SocketAddr>,
     /// Orders it has in its table, over all lives of the service.
     pub(crate) orders: u64,

@@ -1,5 +1,5 @@
-//! A service: this same executable, run as a child process. It may be killed at any moment, and has nothing to clean up
-//! when it starts again.
+//! A service: this same executable, run as a child process. It may be killed at any moment, and
+//! starts again without any clean-up.
 
 use std::io::{BufRead, Write};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -22,7 +22,7 @@ const LINE: Duration = Duration::from_millis(50);
 /// First and longest wait between attempts to connect to RabbitMQ.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
-/// Runs until it is told to finish.
+/// Runs until the supervisor asks for the end.
 pub(crate) fn run(plan: &Plan) -> Result<(), BoxError> {
     let store = Store::open(&plan.file)?;
     let (mut relay, mut consumer, mut desk) = (None, None, None);
@@ -52,7 +52,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), BoxError> {
         let (orders, backlog) = (tables::len(&store, ledger(plan.role))?, store.stats()?.backlog_events);
         tell(&Progress { desk, orders, backlog, repeated, rejected })?;
     }
-    // First what brings work in, then what takes it out.
+    // The consumer brings work in, so it stops first. The relay takes work out.
     if let Some(consumer) = consumer {
         consumer.stop(Duration::from_secs(5));
     }
@@ -71,8 +71,8 @@ fn ledger(role: Role) -> tables::Rows {
     }
 }
 
-/// Publishes what this service's log holds, for the next one. Its queue is declared here too: an event that finds no
-/// queue is returned, also when the next service has never run.
+/// Publishes the log of this service for the next service. It also declares the queue of the next
+/// service: without a queue, the broker would return the events.
 fn publish(plan: &Plan, store: &Store, next: Role) -> Result<Relay, BoxError> {
     let relay = store.relay(RELAY).app_id(plan.role.name());
     Ok(match &plan.broker {
@@ -89,7 +89,7 @@ fn publish(plan: &Plan, store: &Store, next: Role) -> Result<Relay, BoxError> {
 fn consume(plan: &Plan, store: &Store) -> Result<Consumer, BoxError> {
     let (role, wiring) = (plan.role, plan.wiring.clone());
     let queue = wiring.queue(role);
-    // The name under which deliveries are remembered: it must stay the same over all lives.
+    // The store remembers deliveries under this name: it must stay the same over all lives.
     let consumer = store.consumer(role.name());
     let apply = move |delivery: &_, tx: &_| match role {
         Role::Payments => payments::apply(delivery, tx, &wiring),
@@ -107,10 +107,11 @@ fn consume(plan: &Plan, store: &Store) -> Result<Consumer, BoxError> {
     })
 }
 
-/// The queue of a service. The broker removes it some minutes after its last use: we leave nothing behind.
+/// The queue of a service. The broker removes the queue some minutes after its last use.
 ///
-/// One consumer at a time: what a killed one had in hand is back in the queue before the next one gets anything. With
-/// two at once, the new one could get a customer's later orders first.
+/// The queue serves one consumer at a time: the unsettled deliveries of a killed consumer are back
+/// in the queue before the next consumer gets anything. Two at once could swap the orders of a
+/// customer.
 fn topology(wiring: &Wiring, of: Role) -> Topology {
     let queue = wiring.queue(of);
     Topology::new()
@@ -124,7 +125,8 @@ fn tell(progress: &Progress) -> Result<(), BoxError> {
     Ok(out.flush()?)
 }
 
-/// A line on the input means: come to an end. Its end means that the supervisor is gone.
+/// A line on the input asks for an orderly end. The end of the input means that the supervisor is
+/// gone.
 fn listen() -> Receiver<()> {
     let (finish, told) = mpsc::channel();
     thread::spawn(move || {

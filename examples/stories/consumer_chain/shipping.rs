@@ -1,4 +1,4 @@
-//! The third service: takes what is paid from the stock, and keeps the final ledger.
+//! The third service: takes paid orders from the stock, and keeps the final ledger.
 
 use onewrite::broker::Delivery;
 use onewrite::redb::ReadableTableMetadata;
@@ -32,7 +32,7 @@ pub(crate) fn prepare(tx: &Transaction) -> Result<()> {
     Ok(())
 }
 
-/// One delivery, inside the transaction that also marks its id.
+/// Applies one delivery, inside the transaction that also marks its id.
 pub(crate) fn apply(delivery: &Delivery, tx: &Transaction) -> Result<()> {
     let payment: Payment = codec::from_json(&delivery.message.payload)?;
     let order = &payment.order;

@@ -1,8 +1,9 @@
-//! A [`Source`] of our own: deliveries come over a socket, settlements go back. The library's seam is public, and this
-//! is what it takes to put another broker before a consumer.
+//! A [`Source`] of our own: deliveries come over a socket, and settlements go back. Another broker
+//! can feed a consumer in the same way, because the trait is public.
 //!
-//! One thread connects, reads, and connects again; it alone says `Up`, `Delivery` and `Down`, so nothing is delivered
-//! in an epoch after its end. A second thread per connection writes, so that `settle` never blocks.
+//! One thread connects, reads, and connects again. That thread alone sends `Up`, `Delivery` and
+//! `Down`, so nothing is delivered in an epoch after its end. A second thread per connection
+//! writes, so that `settle` never blocks.
 
 use std::io::{self, BufReader, BufWriter, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -19,7 +20,7 @@ use crate::frames;
 
 /// First and longest wait between attempts to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// How long one attempt may take.
+/// The longest time of one attempt.
 const CONNECT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl Source for SocketSource {
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>) {
         let link = lock(&self.link);
         let Some((_, writer)) = &link.up else { return };
-        // Those of an epoch that is over are dropped: the broker has taken them back.
+        // If the epoch is over, the broker has taken the deliveries back: nothing is to settle.
         let current = settlements.into_iter().filter(|(tag, _)| tag.epoch == link.epoch);
         let settled = current.map(|(tag, settlement)| (tag.tag, verdict(settlement))).collect();
         let _ = writer.send(Settle(settled));
@@ -79,7 +80,8 @@ impl Source for SocketSource {
         drop(stop);
         let mut link = lock(&self.link);
         link.stopped = true;
-        // Without its sender, the writing thread ends the connection once it has written what was settled.
+        // Without its sender, the writing thread writes the last settlements and ends the
+        // connection.
         if let Some((_, writer)) = link.up.take() {
             drop(writer);
         }
@@ -92,7 +94,7 @@ fn verdict(settlement: Settlement) -> Verdict {
     match settlement {
         Settlement::Acknowledge => Verdict::Acknowledge,
         Settlement::Reject => Verdict::Reject,
-        // Also of a kind that came after this example: nothing is lost by another try.
+        // This covers kinds that a later release may add: nothing is lost by another try.
         _ => Verdict::Requeue,
     }
 }
@@ -171,7 +173,7 @@ impl Connector {
     }
 }
 
-/// Writes what is settled, flushing whenever nothing more waits, until the connection or the source ends.
+/// Writes settlements until the connection or the source ends. Flushes when no settlement waits.
 fn write(stream: &TcpStream, settled: &Receiver<Settle>) -> io::Result<()> {
     let mut to = BufWriter::new(stream);
     while let Ok(first) = settled.recv() {

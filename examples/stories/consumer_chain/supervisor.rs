@@ -1,5 +1,5 @@
-//! Runs the three services while clients ask for orders, waits until everything has drained, and stops them in good
-//! order. When each of them dies on the way is `mortal`'s business.
+//! Runs the three services while clients send requests, waits until everything has drained, and
+//! stops the services in good order. `mortal` decides when each of them dies on the way.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +16,11 @@ use crate::plan::{Plan, Progress, Role};
 
 /// Between two lines of progress.
 const LINE: Duration = Duration::from_millis(500);
-/// Nothing more has come for so long: everything has drained. Late repeats come right behind.
+/// After this time without news everything has drained. Late repeats come soon after the last
+/// delivery.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// What happened.
+/// The events of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     pub(crate) seed: u64,
@@ -27,7 +28,7 @@ pub(crate) struct Events {
     pub(crate) answered: u64,
     pub(crate) asked_again: u64,
     pub(crate) recognised: u64,
-    /// Why the story did not come to its end.
+    /// Why the story did not reach its end.
     pub(crate) problem: Option<String>,
 }
 
@@ -64,7 +65,7 @@ struct Story {
 }
 
 impl Story {
-    /// Until everything has drained and the services have ended. Returns what went wrong, if anything did.
+    /// Waits until everything has drained and the services have ended. Returns the problem, if any.
     fn tell(&mut self, patience: Duration) -> Result<Option<String>, BoxError> {
         let mut before = Vec::new();
         let mut since = Instant::now();
@@ -118,7 +119,7 @@ impl Story {
         for service in &self.services {
             line += &match service.progress() {
                 _ if service.is_dead() => format!("   {}  dead", service.role()),
-                // It has not told anything yet.
+                // The service has printed nothing yet.
                 Progress { orders: 0, .. } => format!("   {}     .", service.role()),
                 Progress { orders, .. } => format!("   {} {orders:>5}", service.role()),
             };
@@ -126,7 +127,7 @@ impl Story {
         println!("{line}");
     }
 
-    /// In the order of the row, so that what one sends on while it ends is still taken in by the next.
+    /// Ends the services in their order, so that the next one still takes in the last events.
     fn end(&mut self) -> Result<Option<String>, BoxError> {
         for service in &mut self.services {
             if !service.end()? {

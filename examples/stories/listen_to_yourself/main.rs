@@ -1,8 +1,9 @@
 //! Listen to yourself: a shop that only writes its state, and a search service that follows it.
 //!
-//! The shop has been running for a while when somebody begins to listen. What is there already is told first; from then on each
-//! change of a product is told, and of the stock only what is left when the relay comes round, since tills change it
-//! thousands of times. The broker goes away in between. At the end the search service must know exactly what the shop has.
+//! The shop has been running for a while when the search service begins to follow it. The shop
+//! first announces the rows that are there already, then each change of a product. Tills change the
+//! stock thousands of times, so the shop announces only its newest value. The broker goes away in
+//! between. At the end the search service must know exactly the products of the shop.
 //!
 //! ```text
 //! cargo run --release --example listen_to_yourself
@@ -102,7 +103,7 @@ fn account(
     let stats = store.stats()?;
     let quarantined: u64 = stats.relays.values().map(|relay| relay.quarantined).sum();
 
-    // What a search should find, from the shop's own titles.
+    // The expected results of a search, from the shop's own titles.
     let mut expected = BTreeMap::<&str, BTreeSet<String>>::new();
     for (number, entry, _) in &shop {
         for word in entry.iter().flat_map(|(title, _)| title.split(' ')) {
@@ -122,7 +123,8 @@ fn account(
     account.line(
         "events in the log for all that",
         count(stats.next_seq),
-        // Each change of a product, what was there at first, and of the stock much less than each sale.
+        // Each change of a product, the rows that were there at first, and far fewer stocks than
+        // sales.
         stats.next_seq >= products && stats.next_seq < products + 2 * GOODS + stock / 2,
     );
     account.line(

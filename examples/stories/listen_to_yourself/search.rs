@@ -12,7 +12,7 @@ use crate::shop::{PRODUCTS, STOCK};
 /// Word to the products whose title has it.
 const WORDS: MultimapTableDefinition<'_, &str, &str> = MultimapTableDefinition::new("words");
 
-/// What a captured table says of one key.
+/// The message of a captured table about one key.
 #[derive(Debug, Deserialize)]
 struct Change<T> {
     key: String,

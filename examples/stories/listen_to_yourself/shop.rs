@@ -1,4 +1,4 @@
-//! The shop: it writes its state, and nothing else. Not a line here knows of events.
+//! The shop: it writes its state and nothing else. No line here knows of events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,13 +7,13 @@ use onewrite::{Result, Store};
 
 /// Product to its title and its price in cents.
 pub(crate) const PRODUCTS: TableDefinition<'_, &str, (&str, u64)> = TableDefinition::new("products");
-/// Product to how many are left.
+/// Product to the number of pieces left.
 pub(crate) const STOCK: TableDefinition<'_, &str, u64> = TableDefinition::new("stock");
 
 const COLOURS: [&str; 5] = ["red", "green", "blue", "black", "white"];
 const THINGS: [&str; 8] = ["chair", "table", "lamp", "shelf", "desk", "bench", "mirror", "rug"];
 
-/// What was written, for the account.
+/// Counts of the writes, for the account.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     pub(crate) products: AtomicU64,
@@ -31,7 +31,7 @@ fn title(number: u64, edition: u64) -> String {
     format!("{} {}", pick(&COLOURS, number + edition), pick(&THINGS, number * 7 + edition / 3))
 }
 
-/// What the shop had before anybody listened: plain tables.
+/// The plain tables of the shop, from before the capture.
 pub(crate) fn stock_up(store: &Store, products: u64) -> Result<()> {
     store.write(move |tx| {
         let (mut catalogue, mut stock) = (tx.open_table(PRODUCTS)?, tx.open_table(STOCK)?);

@@ -11,7 +11,7 @@ use crate::credit_service::{self, offer_for};
 use crate::payment_service::RELAY;
 use crate::supervisor::Events;
 
-/// Reads both stores. Nobody else uses them now.
+/// Reads both stores. No other process uses them now.
 pub(crate) fn take(
     payments: &Store,
     credit: &Store,

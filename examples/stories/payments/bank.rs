@@ -1,6 +1,7 @@
-//! The payment service's own tables, and the one write that this example is about.
+//! The tables of the payment service, and the one write of this story.
 //!
-//! Which transfer has which number is fixed, so that a client which got no answer asks for the very same again.
+//! The number of a transfer fixes its content. So a client that got no answer sends the very same
+//! request again.
 
 use onewrite::redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 use onewrite::{Error, Event, Result, Store, Transaction, WriteOnce};
@@ -8,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 /// Customers of the bank, each with an account.
 const CUSTOMERS: u64 = 100;
-/// What each account holds at first, in dollars.
+/// The first balance of each account, in dollars.
 const OPENING: u64 = 1_000_000;
-/// What all accounts hold together at any time, in dollars.
+/// The sum of all balances at any time, in dollars.
 pub(crate) const TOTAL: u64 = CUSTOMERS * OPENING;
 
 /// Customer to balance, in dollars.
@@ -29,7 +30,7 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// The transfer that a teller is asked for as its `number`th.
+    /// The transfer of this number of a teller.
     pub(crate) fn numbered(teller: u32, number: u32) -> Self {
         let dice = scramble(u64::from(teller) << 32 | u64::from(number));
         let payer = dice % CUSTOMERS;
@@ -61,7 +62,7 @@ pub(crate) struct Destination {
     pub(crate) routing_key: String,
 }
 
-/// Moves the money and says so, in one transaction, once per transfer id.
+/// Moves the money and appends the event, in one transaction, once per transfer id.
 pub(crate) fn transfer(store: &Store, transfer: Transfer, to: Destination) -> Result<WriteOnce<()>> {
     store.write_once(transfer.id.clone(), move |tx| {
         move_money(tx, &transfer)?;
@@ -94,12 +95,13 @@ fn move_money(tx: &Transaction, transfer: &Transfer) -> Result<()> {
 #[error("insufficient funds")]
 pub(crate) struct InsufficientFunds;
 
-/// Opens the accounts, unless that was done before.
+/// Opens the accounts, unless they are open already.
 pub(crate) fn open_accounts(store: &Store) -> Result<()> {
     store.write(|tx| {
         tx.open_table(TRANSFERS)?;
         let mut accounts = tx.open_table(ACCOUNTS)?;
-        // The table itself tells, for ever; a request's id would be forgotten some day, and the balances begin anew.
+        // The table itself shows it for ever. The store would forget the id of a request some day,
+        // and the balances would begin anew.
         if accounts.is_empty()? {
             for number in 0..CUSTOMERS {
                 accounts.insert(&*customer(number), OPENING)?;
@@ -124,7 +126,7 @@ pub(crate) fn transfers(store: &Store) -> Result<Vec<Transfer>> {
     transfers.iter()?.map(|row| Ok(onewrite::codec::from_json(row?.1.value())?)).collect()
 }
 
-/// What all accounts hold together, in dollars.
+/// The sum of all balances, in dollars.
 pub(crate) fn total(store: &Store) -> Result<u64> {
     let accounts = store.read()?.open_table(ACCOUNTS)?;
     accounts.iter()?.map(|row| Ok(row?.1.value())).sum()

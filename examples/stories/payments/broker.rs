@@ -1,5 +1,5 @@
-//! Which broker the story goes through: the in-process one behind a socket, or RabbitMQ behind a proxy. Either is
-//! reached by a door that can be shut.
+//! The broker of the story: the in-process one behind a socket, or RabbitMQ behind a proxy. The way
+//! to either is a door that can be shut.
 
 use std::io;
 use std::net::{IpAddr, Shutdown, TcpStream};
@@ -50,7 +50,7 @@ impl Broker {
         broker.bind(QUEUE, "payments", "payment.*")?;
         let behind = broker.clone();
         let door = Door::open(move |stream| {
-            // It ends with the connection; whoever published will hear of that.
+            // It ends with the connection. The publisher notices the end by itself.
             let _ = publishing::serve(&behind, stream);
         })?;
         Ok(Self::InProcess { broker, door })
@@ -70,7 +70,7 @@ impl Broker {
         Ok(Self::RabbitMq { host, url, queue: format!("onewrite-payments-{}", std::process::id()), door })
     }
 
-    /// `amq.topic` is on every RabbitMQ: no exchange is declared, and none is left behind.
+    /// Every RabbitMQ has `amq.topic`: the story declares no exchange and leaves none behind.
     fn destination(&self) -> Destination {
         match self {
             Self::InProcess { .. } => {
@@ -83,7 +83,7 @@ impl Broker {
         }
     }
 
-    /// What the payment service is told.
+    /// The plan for the payment service.
     pub(crate) fn plan(&self, folder: &Path) -> Plan {
         let broker = match self {
             Self::InProcess { door, .. } => Address::Socket(door.address()),
@@ -126,7 +126,8 @@ impl Broker {
         }
     }
 
-    /// In how many seconds the transfers are done. Longer with RabbitMQ, so that there is time to kill it.
+    /// The time for all transfers. It is longer with RabbitMQ, so that you have time to kill
+    /// RabbitMQ.
     pub(crate) fn seconds(&self) -> u64 {
         match self {
             Self::InProcess { .. } => 9,
@@ -177,8 +178,8 @@ fn carry(client: &TcpStream, broker: &TcpStream) {
     });
 }
 
-/// `amqp://user:password@`, `host:port`, `/vhost?query`. The host must be this machine: the proxy is, so the library
-/// would not notice that the password leaves it in plain text.
+/// `amqp://user:password@`, `host:port`, `/vhost?query`. The host must be this machine. The library
+/// sees only the proxy, and would not notice that the password leaves the machine in plain text.
 fn split(url: &str) -> Option<(String, String, String)> {
     let rest = url.strip_prefix("amqp://")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());

@@ -1,4 +1,5 @@
-//! The credit service: raises the payer's credit offer for each payment, exactly once in effect, in a store of its own.
+//! The credit service: raises the credit offer of the payer for each payment, once in effect, in a
+//! store of its own.
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -34,8 +35,8 @@ pub(crate) fn start(store: &Store, source: impl Source) -> Result<Consumer> {
     store.consumer("credit-service").spawn(source, apply)
 }
 
-/// One delivery. It runs inside the transaction that also marks the delivery's id, so it needs no check of its own;
-/// what it counts here is for the account at the end.
+/// Applies one delivery. The same transaction marks the id of the delivery, so no check is needed
+/// here. The counts are for the account at the end.
 fn apply(delivery: &Delivery, tx: &Transaction) -> Result<()> {
     let transfer: Transfer = codec::from_json(&delivery.message.payload)?;
     add(tx, OFFERS, &transfer.payer, offer_for(transfer.dollars))?;
@@ -56,7 +57,8 @@ fn add(tx: &Transaction, table: TableDefinition<'_, &str, u64>, key: &str, more:
     Ok(sum)
 }
 
-/// Waits until so many deliveries were applied and nothing more comes; gives up after `patience` without news.
+/// Waits until all deliveries are applied and nothing more comes. Gives up after `patience` without
+/// news.
 pub(crate) fn wait_for(consumer: &Consumer, applied: usize, patience: Duration, deadline: Instant) {
     let mut before = consumer.status();
     let mut since = Instant::now();
@@ -66,7 +68,7 @@ pub(crate) fn wait_for(consumer: &Consumer, applied: usize, patience: Duration, 
         if now != before {
             (before, since) = (now, Instant::now());
         }
-        // Late repeats come right behind.
+        // Late repeats come right after the last delivery.
         let enough = before.applied >= applied as u64 && since.elapsed() > Duration::from_millis(500);
         if enough || since.elapsed() > patience || Instant::now() > deadline {
             return;
@@ -74,7 +76,7 @@ pub(crate) fn wait_for(consumer: &Consumer, applied: usize, patience: Duration, 
     }
 }
 
-/// What the credit service has in its books.
+/// The books of the credit service.
 pub(crate) struct Books {
     pub(crate) offers: BTreeMap<String, u64>,
     pub(crate) effects: BTreeMap<String, u64>,

@@ -1,5 +1,7 @@
-//! The 100-dollar transfer of the dual-write story: money moves in one service, credit offers follow in another, and
-//! neither a `kill -9` nor a broker that goes away makes them differ.
+//! The 100-dollar transfer: money moves in one service, and credit offers follow in another.
+//!
+//! A `kill -9` of the first service and an outage of the broker come on the way. At the end both
+//! services must agree.
 //!
 //! ```text
 //!   payment service (child process, killed midway)         this process
@@ -9,24 +11,26 @@
 //!  └──────────────────────────────────────────────┘       └─────────────────────────────────────────┘
 //! ```
 //!
-//! `cargo run --release --example payments` needs nothing installed: the broker is the library's in-process one. It
-//! keeps its queues in memory, so it must not live in the process that is killed: it lives in this one, which supervises,
-//! and the payment service reaches it over a loopback socket. Thus what it has confirmed outlives the payment service,
-//! as with a real broker. With `AMQP_URL=amqp://guest:guest@localhost` the same story goes through RabbitMQ. We
-//! cannot stop that one for you, so the connections go through a small proxy in this process, and it is the proxy that
-//! goes away. Kill RabbitMQ itself while this runs, if you like, and start it again.
+//! `cargo run --release --example payments` needs nothing installed: the broker is the library's
+//! in-process one. That broker keeps its queues in memory, so it lives in this process, which
+//! supervises. The payment service reaches it over a loopback socket. Confirmed events thus outlive
+//! the payment service, as with a real broker.
+//!
+//! With `AMQP_URL=amqp://guest:guest@localhost` the same story goes through RabbitMQ. This process
+//! cannot stop your RabbitMQ. So the connections go through a small proxy here, and the proxy goes
+//! away. Kill RabbitMQ itself while this runs, if you like, and start it again.
 //!
 //! | file | keeps |
 //! |---|---|
-//! | `bank` | the payment service's tables, and **the one transaction** that everything is about |
+//! | `bank` | the tables of the payment service, and **the one transaction** of this story |
 //! | `payment_service` | the child process: tellers, relay, progress |
 //! | `credit_service` | the consumer and its tables |
 //! | `supervisor` | starts, kills and watches the child; takes the broker away |
 //! | `account` | opens both files at the end and compares them, row by row |
-//! | `broker`, `door` | which broker, and the loopback door that can be shut |
-//! | `socket_publisher`, `publishing`, `frames`, `letter` | a `Publisher` of our own, over the socket |
+//! | `broker`, `door` | the chosen broker, and the loopback door that can be shut |
+//! | `socket_publisher`, `publishing`, `frames`, `letter` | our own `Publisher`, over the socket |
 //!
-//! What other examples need too is in `../common`.
+//! Modules that other stories need too are in `../common`.
 
 mod account;
 mod bank;
@@ -57,11 +61,11 @@ use onewrite::{BoxError, Store};
 use crate::broker::Broker;
 use crate::payment_service::Plan;
 
-/// Transfers asked for in all.
+/// The number of transfers.
 const TRANSFERS: u32 = 20_000;
-/// Threads of the payment service that ask for them.
+/// Threads of the payment service that make the transfers.
 const TELLERS: u32 = 8;
-/// Whatever happens, the account is printed by then.
+/// The account is printed by then, in any case.
 const DEADLINE: Duration = Duration::from_secs(100);
 
 fn main() -> ExitCode {
@@ -84,7 +88,7 @@ fn tell_the_story() -> Result<bool, BoxError> {
     let begin = Instant::now();
     let broker = Broker::choose(std::env::var("AMQP_URL").ok())?;
     print_header(&broker);
-    // Both files live here, and go with it.
+    // Both files are in this folder, which is removed at the end.
     let folder = tempfile::tempdir()?;
     let credit = Store::open(folder.path().join("credit.redb"))?;
     let consumer = broker.consume(&credit)?;
@@ -92,7 +96,8 @@ fn tell_the_story() -> Result<bool, BoxError> {
     let plan = broker.plan(folder.path());
     let events = supervisor::run(&plan, &broker, &consumer, begin)?;
 
-    // The child has ended, so the file is free. What was confirmed may still be on its way to the credit service.
+    // The child has ended, so the file is free. Confirmed events may still be on their way to the
+    // credit service.
     let payments = Store::open(plan.store_path())?;
     let expected = bank::transfers(&payments)?.len();
     credit_service::wait_for(&consumer, expected, broker.patience(), begin + DEADLINE);

@@ -1,7 +1,9 @@
-//! The payment service: this same executable, run as a child process. It may be killed at any moment.
+//! The payment service: this same executable, run as a child process. It may be killed at any
+//! moment.
 //!
-//! Tellers ask for transfers at an even pace. After a kill each goes on a little *before* where its table ends, as
-//! clients do that got no answer and ask again with the same request id; the store recognises what it has done.
+//! Tellers make transfers at an even pace. After a kill each teller goes back a little *before* the
+//! end of its table, as clients do that got no answer. They repeat the request ids, and the store
+//! recognises the requests.
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -21,23 +23,24 @@ use crate::{TELLERS, TRANSFERS};
 pub(crate) const RELAY: &str = "payments";
 /// The environment variable that makes this executable the payment service.
 pub(crate) const PLAN: &str = "ONEWRITE_PAYMENTS_PLAN";
-/// Requests per teller that are asked for again after a start.
+/// Requests that each teller repeats after a start.
 const ASKED_AGAIN: u32 = 25;
 
-/// What the payment service is told by its supervisor. Not on the command line: the URL may hold a password.
+/// The plan that the supervisor gives to the payment service. It is not on the command line: the
+/// URL may hold a password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     pub(crate) folder: PathBuf,
     pub(crate) broker: Address,
     pub(crate) destination: Destination,
-    /// In which all transfers are to be done.
+    /// The time for all transfers.
     pub(crate) seconds: u64,
 }
 
 /// Where the broker is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Address {
-    /// The supervisor's in-process one, behind a loopback socket.
+    /// The in-process broker of the supervisor, behind a loopback socket.
     Socket(std::net::SocketAddr),
     RabbitMq {
         url: String,
@@ -69,7 +72,7 @@ pub(crate) struct Progress {
     pub(crate) connected: bool,
 }
 
-/// What the tellers tell, and are told.
+/// The state that the tellers share.
 #[derive(Debug, Default)]
 struct Desk {
     asked_again: AtomicU64,
@@ -119,7 +122,7 @@ fn start_relay(plan: &Plan, store: &Store) -> Result<Relay, BoxError> {
     })
 }
 
-/// The queue of this run. The broker removes it some minutes after its last use: we leave nothing behind.
+/// The queue of this run. The broker removes the queue some minutes after its last use.
 pub(crate) fn topology(queue: &str, from: &Destination) -> Topology {
     Topology::new().queue_with(queue, [("x-expires", 300_000.into())]).bind(
         &from.exchange,
@@ -141,7 +144,7 @@ fn teller(plan: &Plan, store: &Store, desk: &Desk, teller: u32) -> Result<(), Bo
         match bank::transfer(store, Transfer::numbered(teller, number), plan.destination.clone()) {
             Ok(WriteOnce::Repeated(_)) => _ = desk.asked_again.fetch_add(1, Ordering::Relaxed),
             Err(error) if error.downcast_app::<InsufficientFunds>().is_none() => return Err(error.into()),
-            // Done; or refused, and nothing of it was written.
+            // The transfer is done, or refused without a trace.
             _ => {}
         }
     }
@@ -162,7 +165,8 @@ fn report(store: &Store, desk: &Desk) -> Result<(), BoxError> {
     Ok(out.flush()?)
 }
 
-/// A line on the input means: no more transfers, come to an end. Its end means that the supervisor is gone.
+/// A line on the input asks for no more transfers and an orderly end. The end of the input means
+/// that the supervisor is gone.
 fn obey(desk: &Desk) {
     let mut input = std::io::stdin().lock();
     let mut line = String::new();

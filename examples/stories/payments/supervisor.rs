@@ -1,5 +1,5 @@
-//! Starts the payment service, kills it at a third of its work, takes the broker away at two thirds, and tells how
-//! it goes.
+//! Starts the payment service, kills it at a third of its work, takes the broker away at two
+//! thirds, and prints the progress.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,12 +16,12 @@ const OUTAGE: Duration = Duration::from_secs(2);
 /// Between two lines of progress.
 const LINE: Duration = Duration::from_millis(500);
 
-/// What happened.
+/// The events of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     pub(crate) kills: u32,
     pub(crate) outages: u32,
-    /// Requests that were asked for again after the kill, and recognised.
+    /// Requests that tellers repeated after the kill, and the store recognised.
     pub(crate) asked_again: u64,
     /// Why the payment service did not come to its end.
     pub(crate) problem: Option<String>,
@@ -40,7 +40,8 @@ pub(crate) fn run(
     let mut back_at = None;
     let mut next_line = Instant::now();
     let mut told_to_finish = false;
-    // The child's figures are a moment old. Ours are shown as they were a moment before, so that none runs ahead.
+    // The figures of the child are a moment old. So this process shows its own figures of a moment
+    // before.
     let (mut shown, mut credit, mut next_credit) =
         (Progress::default(), consumer.status(), consumer.status());
     let say = |text: &str| println!("{:5.1} s  {text}", begin.elapsed().as_secs_f64());
@@ -50,7 +51,7 @@ pub(crate) fn run(
             credit = std::mem::replace(&mut next_credit, consumer.status());
             shown = progress.clone();
         }
-        // On a disk that cannot keep the pace, time decides.
+        // On a disk that cannot keep the pace, the time decides.
         let passed = |thirds: u32| {
             progress.committed >= u64::from(TRANSFERS * thirds / 3)
                 || started.elapsed() > writing * thirds / 2
