@@ -53,7 +53,7 @@ impl Service {
     }
 
     /// Serves until `stop` is ready. Then it finishes open requests, stops the relay and closes the
-    /// store, in this order: a handler never meets a closed store.
+    /// store, in this order. Only a request that outlasts the grace meets a closed store.
     ///
     /// # Errors
     /// The listener or the store failed. Every answered change is durable all the same.
