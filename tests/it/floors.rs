@@ -211,7 +211,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All Rust files of a folder, by their path in it. None if there is no such folder yet.
+/// All Rust files of a folder but those that a build makes, by their path in it. None if there is no such folder yet.
 pub(crate) fn files(folder: &str) -> Vec<(String, String)> {
     let base = root().join(folder);
     let (mut folders, mut found) = (vec![base.clone()], Vec::new());
@@ -219,7 +219,9 @@ pub(crate) fn files(folder: &str) -> Vec<(String, String)> {
         for entry in fs::read_dir(&folder).into_iter().flatten() {
             let path: PathBuf = entry.expect("a folder entry").path();
             if path.is_dir() {
-                folders.push(path);
+                if path.file_name().is_some_and(|name| name != "target") {
+                    folders.push(path);
+                }
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name =
                     path.strip_prefix(&base).expect("below the folder").to_string_lossy().replace('\\', "/");
