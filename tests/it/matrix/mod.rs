@@ -1,5 +1,5 @@
 //! The fault matrix: what each fault of the broker, the network and the consumer must lead to, on the whole path
-//! (store → relay → RabbitMQ → raw tap). One test per row, named after it; DESIGN.md, *What happens when …*, links here.
+//! (store → relay → RabbitMQ → raw tap). One test per row, named after it; docs/failure-modes.md links here.
 //!
 //! | file | rows |
 //! |---|---|
@@ -14,7 +14,7 @@
 //! | `consumer` | C1 to C9 |
 //! | `order` | order through all of it at once |
 //! | `secrets` | a canary through all of it |
-//! | `table` | that DESIGN.md names tests that exist |
+//! | `table` | that docs/failure-modes.md names tests that exist |
 
 mod clock;
 mod config;
