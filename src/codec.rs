@@ -1,7 +1,7 @@
 //! Typed payloads: JSON, bincode, raw bytes.
 //!
 //! The only room that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
-//! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in DESIGN.md.
+//! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in docs/file-format.md.
 //! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX).
 //! Encoding is exact: what a format would lose without an error is an error here (`strict.rs`).
 

@@ -248,7 +248,7 @@ fn no_panic_of_the_engine_reaches_a_caller() {
     assert!(aborts.len() as u64 <= ENDS_MAX, "{aborts:#?}");
 }
 
-/// Of all images: the engine panics in a destructor while it unwinds. DESIGN.md says when.
+/// Of all images: the engine panics in a destructor while it unwinds. docs/file-format.md says when.
 const ENDS_MAX: u64 = 4;
 
 #[test]

@@ -4,7 +4,7 @@
 //!
 //! `model_tests` draws long histories of a large world at random; this one leaves nothing out of a small one.
 //!
-//! A debug build searches small budgets. `ONEWRITE_MODEL=full`, for a release build, searches those that DESIGN.md speaks of.
+//! A debug build searches small budgets. `ONEWRITE_MODEL=full`, for a release build, searches those that docs/testing.md names.
 
 mod fingerprint;
 mod world;

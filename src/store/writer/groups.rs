@@ -2,7 +2,7 @@
 //!
 //! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox marks) is rolled back in place.
 //! If it opened a table for writing, redb cannot roll back it alone: the group is rolled back and the others run again
-//! without it. That shows readers nothing early, which a `Durability::None` commit per closure would; see DESIGN.md for
+//! without it. That shows readers nothing early, which a `Durability::None` commit per closure would; see docs/decisions for
 //! the figures. It is why closures are `FnMut`.
 //!
 //! **A failure costs the others little, whatever fails and however often.** What had succeeded before it runs again by

@@ -396,7 +396,7 @@ fn wakes_pay(company: usize, sync: Duration) -> bool {
 
 /// A commit of few pages, but for its sync.
 const COMMIT_COSTS: Duration = Duration::from_micros(150);
-/// A writer's share of a round that the next group would wait for. Both are measured: DESIGN.md, *64 writers*.
+/// A writer's share of a round that the next group would wait for. Both are measured: docs/benchmarks.md.
 const WAKE_COSTS: Duration = Duration::from_micros(8);
 /// How long a chain may take while there is nothing else to do.
 const WAKES_PATIENCE: Duration = Duration::from_millis(1);

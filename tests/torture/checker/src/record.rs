@@ -1,4 +1,4 @@
-//! A record of the log, read from its description in DESIGN.md ("A record") and from nothing else.
+//! A record of the log, read from its description in docs/file-format.md ("A record") and from nothing else.
 
 /// A checked record.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -42,7 +42,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Written from DESIGN.md, "A record", a second time.
+    /// Written from docs/file-format.md, "A record", a second time.
     pub(crate) fn encode(&self, end_before: u64) -> Vec<u8> {
         let mut body = Vec::new();
         let flags = 1 << 2 | u16::from(self.key.is_some()) << 1 | u16::from(self.stream.is_some()) << 11;
