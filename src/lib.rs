@@ -78,6 +78,8 @@ mod delivery;
 mod error;
 mod event;
 mod filter;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod inspect;
 pub mod limits;
 mod log;

@@ -29,7 +29,7 @@ const FLOORS: &[(u8, &[&str])] = &[
     (14, &["store"]),
     (15, &["aggregate", "relay", "projection", "subscription", "consumer"]),
     (16, &["inspect"]),
-    (TOP, &["", "security", "crash_tests"]),
+    (TOP, &["", "security", "guide", "crash_tests"]),
 ];
 
 const TOP: u8 = 17;
