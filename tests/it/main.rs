@@ -90,6 +90,7 @@ mod offline;
 mod one_write;
 #[cfg(unix)]
 mod page_writes;
+mod pages;
 mod parking_order;
 #[cfg(feature = "rabbitmq")]
 mod pauses;
