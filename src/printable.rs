@@ -40,8 +40,8 @@ pub(crate) fn plain(text: &str) -> Cow<'_, str> {
 /// Neither a control character, nor one that ends a line or changes the direction of writing.
 fn is_plain(char: char) -> bool {
     let breaks = matches!(char, '\u{2028}' | '\u{2029}');
-    let turns = matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    !char.is_control() && !breaks && !turns
+    let redirects = matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    !char.is_control() && !breaks && !redirects
 }
 
 #[cfg(test)]

@@ -358,7 +358,7 @@ impl Stream for SubscriptionStream {
                 return Poll::Ready(None);
             }
             if more {
-                // Others of the executor get their turn between two pieces of the log.
+                // Others of the executor run between two pieces of the log.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }

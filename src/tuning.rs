@@ -180,7 +180,7 @@ pub(crate) const TRIES_ROWS_MAX: usize = 16_384;
 pub(crate) const PARKING_STEP_BYTES: usize = 4 << 20;
 
 /// While deliveries come, those that wait for their next try are taken up in one of so many batches.
-pub(crate) const RETRY_TURNS: u64 = 8;
+pub(crate) const RETRY_ITERATIONS: u64 = 8;
 
 /// Times that the store looks for such holders within that time, while something is committed.
 pub(crate) const HOLDER_LOOKS: u64 = 8;

@@ -32,8 +32,8 @@ pub type Side<'a> = (&'a str, Box<dyn FnMut() -> u64 + 'a>);
 pub fn rates(rounds: u64, elements: u64, sides: &mut [Side<'_>]) -> Vec<f64> {
     let mut rates = vec![Vec::new(); sides.len()];
     for round in 0..rounds {
-        for turn in 0..sides.len() {
-            let at = (round as usize + turn) % sides.len();
+        for place in 0..sides.len() {
+            let at = (round as usize + place) % sides.len();
             let at = if round % 2 == 0 { at } else { sides.len() - 1 - at };
             let (Some((name, work)), Some(rates)) = (sides.get_mut(at), rates.get_mut(at)) else { continue };
             let start = Instant::now();

@@ -483,7 +483,7 @@ impl ConsumerBuilder {
         let producers = self.producers.as_ref().map(parse_producers).transpose()?;
         let owner = self.store.core().owner.clone();
         let waking = self.store.core().waking();
-        let turns = Arc::clone(&self.store.core().turns);
+        let write_lock = Arc::clone(&self.store.core().write_lock);
         owner.check()?;
         let (events, received) = unbounded();
         // What the source's own threads log is this consumer's too.
@@ -511,7 +511,17 @@ impl ConsumerBuilder {
             })
             .map_err(|source| Error::Thread { what: "consumer", cause: source })?;
         let thread = thread.thread().id();
-        Ok(Consumer { owner, turns, thread, scope, stop, signal, waking, ended: Some(ended), shared: stats })
+        Ok(Consumer {
+            owner,
+            write_lock,
+            thread,
+            scope,
+            stop,
+            signal,
+            waking,
+            ended: Some(ended),
+            shared: stats,
+        })
     }
 }
 

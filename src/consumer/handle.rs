@@ -14,7 +14,7 @@ use crate::process::keep;
 use crate::say::in_drop;
 use crate::store::shared::owner::Owner;
 use crate::store::shared::timed::{Timed, Waking};
-use crate::store::shared::turn::Turns;
+use crate::store::shared::write_lock::WriteLock;
 use crate::time::Deadline;
 
 /// What a consumer waits for that takes nothing from its queue: [`ConsumerStatus::waits_for`].
@@ -137,7 +137,7 @@ pub(super) fn count(counter: &AtomicU64) {
 #[must_use = "dropping a consumer stops it"]
 pub struct Consumer {
     pub(super) owner: Owner,
-    pub(super) turns: Arc<Turns>,
+    pub(super) write_lock: Arc<WriteLock>,
     /// Its thread.
     pub(super) thread: ThreadId,
     pub(super) scope: String,
@@ -305,7 +305,7 @@ impl Consumer {
         }
         let deadline = Deadline::after(timeout);
         let _ = self.stop.try_send(deadline);
-        if self.turns.must_not_wait() || self.thread == thread::current().id() {
+        if self.write_lock.must_not_wait() || self.thread == thread::current().id() {
             // It waits for its writes before it ends, and so for this very thread to go on.
             in_drop(|| {
                 tracing::warn!(consumer = %self.scope, "a thread that the consumer waits for has stopped it; it ends by itself");

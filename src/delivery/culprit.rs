@@ -33,8 +33,8 @@ struct Closed {
     probe_ms: u64,
 }
 
-/// What is to be done with an event whose turn it is.
-pub(super) enum Turn {
+/// What is to be done with an event that is next to publish.
+pub(super) enum Dispatch {
     Goes,
     /// Alone.
     Alone,
@@ -86,19 +86,19 @@ impl Machine {
         }
     }
 
-    /// How the event goes whose turn it is.
-    pub(super) fn turn_of(&mut self, seq: u64, now: Now) -> Turn {
-        let Some(item) = self.items.get(&seq) else { return Turn::Goes };
+    /// How an event goes that is next to publish.
+    pub(super) fn dispatch_of(&mut self, seq: u64, now: Now) -> Dispatch {
+        let Some(item) = self.items.get(&seq) else { return Dispatch::Goes };
         if let Some(closed) = self.learnt.closed.get(&item.exchange) {
-            // Only an answer fails anybody. Until there is one, who comes waits for the turn to go alone.
+            // Only an answer fails anybody. Until there is one, who comes waits to go alone.
             return match (now.mono_ms < closed.probe_ms, item.suspect) {
-                (true, _) => Turn::Fails(closed.fault.clone()),
-                (false, true) => Turn::Goes,
-                (false, false) => Turn::Alone,
+                (true, _) => Dispatch::Fails(closed.fault.clone()),
+                (false, true) => Dispatch::Goes,
+                (false, false) => Dispatch::Alone,
             };
         }
         let is_large = self.learnt.large_bytes.is_some_and(|bytes| item.bytes >= bytes);
-        if is_large && !item.suspect { Turn::Alone } else { Turn::Goes }
+        if is_large && !item.suspect { Dispatch::Alone } else { Dispatch::Goes }
     }
 
     /// Makes an event go alone.

@@ -1,4 +1,4 @@
-//! Expired events make room: where a backlog quota says so, they are taken out before their turn comes.
+//! Expired events make room: where a backlog quota says so, they are taken out before they are next to publish.
 //!
 //! A scan looks at memory first, then at what waits on disk, then at what the log has still to bring, a piece at a time.
 //! What it finds in the log gets its exception before the log brings it; it is passed over there (`Loaded::Apart`), so no

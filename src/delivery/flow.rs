@@ -1,6 +1,6 @@
 //! What flows after every input: timers, publishes, reads, and the position.
 
-use super::culprit::Turn;
+use super::culprit::Dispatch;
 use super::types::{Action, Change, PublishOrder};
 use super::{Home, Item, ItemState, Machine, expired, is_expired};
 use crate::message::{FaultClass, Ticket};
@@ -65,13 +65,13 @@ impl Machine {
             if self.waits_for_destination(seq) {
                 continue;
             }
-            match self.turn_of(seq, now) {
-                Turn::Goes => {}
-                Turn::Alone => {
+            match self.dispatch_of(seq, now) {
+                Dispatch::Goes => {}
+                Dispatch::Alone => {
                     self.suspect(seq);
                     continue;
                 }
-                Turn::Fails(fault) => {
+                Dispatch::Fails(fault) => {
                     self.failed(seq, FaultClass::Destination, fault, now, out);
                     continue;
                 }
@@ -229,8 +229,8 @@ impl Machine {
 
     /// Memory is full of events that wait behind others, nothing can be sent, and there is more in the log: make room.
     fn spill_if_starved(&mut self, now: Now, out: &mut Vec<Action>) {
-        let waits_for_its_turn = self.suspects.is_empty() || self.is_alone_taken();
-        let idle = self.ready.is_empty() && waits_for_its_turn && self.window_has_room(0);
+        let waits_to_go_alone = self.suspects.is_empty() || self.is_alone_taken();
+        let idle = self.ready.is_empty() && waits_to_go_alone && self.window_has_room(0);
         let starved = self.can_publish()
             && idle
             && self.settings.ordering != PublishOrder::Total

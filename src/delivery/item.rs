@@ -24,7 +24,7 @@ pub(super) enum ItemState {
     Queued,
     /// `trial`: to find out whether its destination speaks again.
     InFlight { ticket: Ticket, isolated: bool, trial: bool },
-    /// Until its destination speaks again, or the turn to ask it comes.
+    /// Until its destination speaks again, or it is the next to ask it.
     Apart,
     /// Until this monotonic time. `apart`: its counters are on disk, and it counts against `retrying_max` instead of the
     /// lookahead.

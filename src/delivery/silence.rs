@@ -56,7 +56,7 @@ pub(super) struct Silence {
 struct Silent {
     waiting: BTreeSet<u64>,
     trial: Option<u64>,
-    /// The one that was tried last: the next one has its turn.
+    /// The one that was tried last: the one behind it is tried next.
     tried: Option<u64>,
     /// Trials without a word.
     tries: u32,
@@ -563,7 +563,7 @@ impl Machine {
 }
 
 impl Silent {
-    /// The one whose turn it is: in rounds, since one event may be silent for a reason of its own.
+    /// The one to try next: in rounds, since one event may be silent for a reason of its own.
     fn next(&self) -> Option<u64> {
         let after = self.tried.map_or(0, |tried| tried + 1);
         self.waiting.range(after..).next().or(self.waiting.first()).copied()

@@ -136,13 +136,13 @@ impl Store {
         core.refuse_inside("Store::verify_pages")?;
         self.ready()?;
         // No commit comes between the two: the pages of the state in the head are those that the snapshot keeps.
-        let turn = core.take_turn(&mut Wait::new(Purpose::Own("`Store::verify_pages`"), None))?;
+        let guard = core.acquire_write_lock(&mut Wait::new(Purpose::Own("`Store::verify_pages`"), None))?;
         let snapshot = self.read()?;
         let file = core.pages().ok_or_else(|| Error::Closed { path: core.path.clone() })?;
         let mut head = [0; HEAD_BYTES];
         let bytes_max =
             file.len().and_then(|len| file.read(0, &mut head).map(|()| len)).map_err(unreadable)?;
-        drop(turn);
+        drop(guard);
         let state = State::of(&head, bytes_max).ok_or_else(|| {
             unreadable(io::Error::other("its head is damaged, or of a format unknown here"))
         })?;

@@ -174,7 +174,7 @@ impl ProjectionFailures<'_> {
         let Projection { store, name, owned, handler, version, .. } = self.projection;
         store.core().owner.check()?;
         let (name, owned, handler, version) = (name.clone(), owned.clone(), Arc::clone(handler), *version);
-        // Said at once where it is plain; a write would wait for its turn first.
+        // Said at once where it is plain; a write would wait for the write lock first.
         if let Some(live) = store.core().tail().projections.get(&name).map(|row| row.live)
             && live.version != version
         {

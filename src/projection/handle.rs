@@ -367,7 +367,7 @@ impl Projection {
         }
         self.asked.stop.store(true, Ordering::Release);
         self.signal.notify();
-        if self.store.core().turns.must_not_wait() || self.thread == thread::current().id() {
+        if self.store.core().write_lock.must_not_wait() || self.thread == thread::current().id() {
             // It waits for its writes before it ends, and so for this very thread to go on.
             in_drop(|| {
                 tracing::warn!(projection = %self.name, "a thread that the projection waits for has stopped it; it ends by itself");

@@ -2,7 +2,7 @@
 //!
 //! **Invariants.** A position moves only in the transaction that applies what it passes, or past what the filter lets pass.
 //! An event on which the handler fails is tried by itself, so that nothing else of its batch waits for it longer than
-//! one commit. The live track and a rebuild go on by turns on this one thread, so that neither overtakes the other unseen.
+//! one commit. The live track and a rebuild alternate on this one thread, so that neither overtakes the other unseen.
 
 mod swap;
 

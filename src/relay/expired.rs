@@ -115,7 +115,7 @@ impl Search {
     }
 
     /// A record that cannot be read is told when it is to be published. What goes nowhere, or by a relay's rule, is left
-    /// until its turn comes.
+    /// until it is to be published.
     fn look_at(
         &mut self,
         seq: u64,

@@ -10,7 +10,7 @@ use crate::say::in_drop;
 use crate::store::shared::owner::Owner;
 use crate::store::shared::relays::RelayRequest;
 use crate::store::shared::timed::{Timed, Waking};
-use crate::store::shared::turn::Turns;
+use crate::store::shared::write_lock::WriteLock;
 use crate::store::{RelayState, RelayStatus, Store};
 use crate::time::Deadline;
 
@@ -48,7 +48,7 @@ impl Drop for Registered {
 #[must_use = "dropping a relay stops it"]
 pub struct Relay {
     pub(super) owner: Owner,
-    pub(super) turns: Arc<Turns>,
+    pub(super) write_lock: Arc<WriteLock>,
     /// Its thread.
     pub(super) thread: ThreadId,
     pub(super) name: String,
@@ -222,7 +222,7 @@ impl Relay {
         // The thread gives up a little earlier, so that its report comes in time.
         let margin = (timeout / 5).min(Duration::from_millis(200));
         let _ = self.requests.send(RelayRequest::Stop { deadline: deadline.earlier_by(margin) });
-        if self.turns.must_not_wait() || self.thread == thread::current().id() {
+        if self.write_lock.must_not_wait() || self.thread == thread::current().id() {
             // It writes its progress before it ends, and would wait for this very thread to go on.
             in_drop(|| {
                 tracing::warn!(relay = %self.name, "a thread that the relay waits for has stopped it; it ends by itself");

@@ -538,8 +538,9 @@ impl RelayBuilder {
             .name("onewrite-relay".into())
             .spawn(move || report.send(span.in_scope(|| worker.run())))
             .map_err(|source| Error::Thread { what: "relay", cause: source })?;
-        let (owner, turns, thread) = (core.owner.clone(), Arc::clone(&core.turns), thread.thread().id());
+        let (owner, write_lock, thread) =
+            (core.owner.clone(), Arc::clone(&core.write_lock), thread.thread().id());
         let (waking, ended) = (core.waking(), Some(ended));
-        Ok(Relay { name: self.name, owner, turns, thread, requests, waking, ended, status })
+        Ok(Relay { name: self.name, owner, write_lock, thread, requests, waking, ended, status })
     }
 }

@@ -59,7 +59,7 @@ impl Store {
             Ok(())
         })?;
         tx.finish(1)?;
-        // Within the same turn: nobody commits between the row and its being known.
+        // Still under the write lock: nobody commits between the row and its being known.
         core.tail().cursors.insert(name.to_owned(), cursor.clone());
         Ok(cursor)
     }

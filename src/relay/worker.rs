@@ -41,8 +41,8 @@ const WAITING_ROWS_MAX: usize = 8192;
 /// A wall clock may jump: while an event waits for a wall time, look at it this often at least.
 const WALL_CHECK: Duration = Duration::from_secs(30);
 
-/// Publisher events taken in one turn at most, so that commits and requests get theirs.
-const EVENTS_PER_TURN: usize = 256;
+/// Publisher events taken in one iteration at most, so that commits and requests get theirs.
+const EVENTS_PER_ITERATION: usize = 256;
 
 /// Where the thread hears from others.
 #[derive(Debug)]
@@ -80,7 +80,7 @@ pub(crate) struct Worker {
     pub(super) rows_waiting: bool,
     /// Among them rows of events that the log has still to bring.
     pub(super) rows_ahead_waiting: bool,
-    /// The next piece of a search for expired events: one is done in each turn.
+    /// The next piece of a search for expired events: one is done in each iteration.
     pub(super) search: Option<Search>,
     /// The next piece of the log to read: from, events, bytes.
     pub(super) load: Option<(u64, usize, usize)>,
@@ -175,8 +175,8 @@ impl Worker {
         let name = self.registered.name.clone();
         let failure = loop {
             // The storage engine panics on some damaged pages.
-            let turn = catch_unwind(AssertUnwindSafe(|| self.turn()));
-            if let Err(error) = turn.unwrap_or_else(|panic| Err(engine_panicked(&*panic))) {
+            let ended = catch_unwind(AssertUnwindSafe(|| self.iterate()));
+            if let Err(error) = ended.unwrap_or_else(|panic| Err(engine_panicked(&*panic))) {
                 break Some(error);
             }
             if self.stop_at.is_some() && self.may_end() {
@@ -197,10 +197,10 @@ impl Worker {
     }
 
     /// Waits for something, tells the machine, does what it says.
-    fn turn(&mut self) -> Result<()> {
+    fn iterate(&mut self) -> Result<()> {
         self.work()?;
         self.search()?;
-        // One in each turn: a stretch of the log that needs nothing done must not keep everybody else waiting.
+        // One in each iteration: a stretch of the log that needs nothing done must not keep everybody else waiting.
         if let Some((from, events_max, bytes_max)) = self.load.take() {
             self.load(from, events_max, bytes_max)?;
             self.work()?;
@@ -421,7 +421,7 @@ impl Worker {
 
     fn told_all(&mut self, first: PublisherEvent) {
         self.told(first);
-        for _ in 1..EVENTS_PER_TURN {
+        for _ in 1..EVENTS_PER_ITERATION {
             let Ok(event) = self.inputs.told.try_recv() else { return };
             self.told(event);
         }

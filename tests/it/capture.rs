@@ -141,12 +141,12 @@ fn published(broker: &MemoryBroker) -> Vec<Told> {
     first.map(|tapped| decode(&tapped.message.payload)).collect()
 }
 
-/// What would be there had the process died now. The turn is held meanwhile: a copy of a file that is being written would
+/// What would be there had the process died now. The write lock is held meanwhile: a copy of a file that is being written would
 /// be torn in a way that no crash tears it.
 fn crash_copy(store: &Store, folder: &Path) -> std::path::PathBuf {
-    let turn = store.begin().unwrap();
+    let tx = store.begin().unwrap();
     let copy = crate::scratch::crash_copy(store, folder);
-    drop(turn);
+    drop(tx);
     copy
 }
 
@@ -242,7 +242,7 @@ fn row_and_event_are_one() {
         drop(tx);
         assert_eq!((rows(&store).len(), store.stats().unwrap().next_seq, stats(&store).waiting), (0, 0, 0));
 
-        let turn = store.begin().unwrap();
+        let tx = store.begin().unwrap();
         let writers: Vec<_> = (0..3)
             .map(|n: u16| {
                 let store = store.clone();
@@ -256,7 +256,7 @@ fn row_and_event_are_one() {
             })
             .collect();
         std::thread::sleep(Duration::from_millis(50));
-        drop(turn);
+        drop(tx);
         writers.into_iter().for_each(|writer| writer.join().unwrap());
         assert_eq!(rows(&store), BTreeMap::from([(0, 0), (2, 2)]));
         let expected = if mode == CaptureMode::EveryChange { (2, 0) } else { (0, 2) };

@@ -335,7 +335,7 @@ fn a_caught_panic_in_retain_hurts_no_other() {
         (0..5).try_for_each(|key| table.insert(key, 10 + u64::from(key)).map(drop))
     };
     store.write(fill).unwrap();
-    let turn = store.begin().unwrap();
+    let holding = store.begin().unwrap();
     let writers = [0, 1, 2].map(|n: u16| {
         let store = store.clone();
         std::thread::spawn(move || {
@@ -356,7 +356,7 @@ fn a_caught_panic_in_retain_hurts_no_other() {
         })
     });
     std::thread::sleep(Duration::from_millis(50));
-    drop(turn);
+    drop(holding);
     writers.into_iter().for_each(|writer| writer.join().unwrap().unwrap());
     let keys = |tx: &Transaction| {
         let table = tx.captured_table(A)?;

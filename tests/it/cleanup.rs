@@ -92,9 +92,9 @@ fn a_long_stream_is_removed_in_pieces() {
         let (_folder, path) = scratch();
         let store = trimmed(&path);
         let before = stats(&store).io;
-        let turn = store.begin().unwrap();
-        let_go(&turn).unwrap();
-        turn.commit().unwrap();
+        let tx = store.begin().unwrap();
+        let_go(&tx).unwrap();
+        tx.commit().unwrap();
         let written = stats(&store).io.bytes_written - before.bytes_written;
         // 20,000 records in leaves of 4 KiB are more than 300 pages.
         assert!(written < 100 * 4096, "{written} bytes in the transaction that deletes");
@@ -136,10 +136,10 @@ fn a_crash_in_the_middle_of_a_clean_up_is_resumed() {
         for copy in 0..4 {
             let into = folder.path().join(copy.to_string());
             std::fs::create_dir(&into).unwrap();
-            let turn = store.begin().unwrap();
+            let tx = store.begin().unwrap();
             let left = stats(&store).cleanup_events;
             let copy = crash_copy(&store, &into);
-            drop(turn);
+            drop(tx);
             let copied = Store::open(copy).unwrap();
             seen += u64::from(left > 0);
             assert!(stats(&copied).cleanup_events <= left);
@@ -295,10 +295,10 @@ fn a_cancelled_rebuild_is_removed_after_a_crash() {
         std::thread::spawn(move || store.cancel_rebuild("p").unwrap())
     };
     let copy = loop {
-        let turn = store.begin().unwrap();
+        let tx = store.begin().unwrap();
         if stats(&store).projections["p"].rebuilding.is_none() {
             let copy = crash_copy(&store, folder.path());
-            drop(turn);
+            drop(tx);
             break copy;
         }
     };
@@ -327,10 +327,10 @@ fn tables_that_a_rebuild_has_replaced_are_removed_one_by_one() {
     run(&store, 1, false).wait_until_live(SOON).unwrap();
     let second = run(&store, 2, false);
     let copy = loop {
-        let turn = store.begin().unwrap();
+        let tx = store.begin().unwrap();
         if stats(&store).projections["p"].version == 2 {
             let copy = crash_copy(&store, folder.path());
-            drop(turn);
+            drop(tx);
             break copy;
         }
     };

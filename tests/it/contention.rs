@@ -147,7 +147,7 @@ fn decisions_that_nest_wait_and_panic() {
                             decisions += 1;
                             match round {
                                 0 if decisions == 1 => {
-                                    // The other one's turn, while others wait for this one's.
+                                    // The other one's command, while others wait for this one's.
                                     let nested = store.aggregate::<Count>(ids[other]).attempts(1000);
                                     nested.execute(|_| Ok(vec![1]))?;
                                     add(other, 1);

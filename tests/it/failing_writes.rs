@@ -127,7 +127,7 @@ fn failing_deliveries_make_no_other_run_often() {
 
 /// Goal: a write of the application waits for one handler, however many deliveries wait; also where they write and fail. Method: 40
 /// deliveries whose handlers take 30 ms; five writes and five exclusive transactions, one after another. Between the beginning of
-/// each and its end two handlers begin at most: one that had the turn already, and one that took it at the same moment.
+/// each and its end two handlers begin at most: one that held the write lock already, and one that acquired it at the same moment.
 #[test]
 fn a_write_waits_for_one_handler() {
     for fails in [false, true] {

@@ -182,7 +182,7 @@ fn a_failed_sync_poisons_the_store() {
 
 /// Goal: P1 for a whole group: where its one commit fails, each of the group is told that its outcome is unknown; that
 /// nothing of it is there (`Poisoned`) is told only to those whose closure was in no commit. Method: the child takes
-/// away its own right to write beyond the first pages; writers gather while the turn is held.
+/// away its own right to write beyond the first pages; writers gather while the write lock is held.
 #[test]
 fn one_failed_commit_has_one_outcome_for_its_group() {
     let folder = tempfile::tempdir().unwrap();

@@ -142,7 +142,7 @@ impl Real {
         written.map(onewrite::Receipt::into_value).map_err(|error| in_words(&error))
     }
 
-    /// Queues all while the turn is held, so that one batch has them all.
+    /// Queues all while the write lock is held, so that one batch has them all.
     fn group(&self, bodies: &[Body]) -> Vec<Answer> {
         let tx = self.store().begin().unwrap();
         let store = self.store().clone();

@@ -99,13 +99,13 @@ fn failing_closures_leave_no_trace_and_hurt_nobody() {
     assert_eq!(stats.writes, good.len() as u64);
 }
 
-/// Goal: closures are run again when another of their group fails, and have effect once. Method: hold the turn so that a
+/// Goal: closures are run again when another of their group fails, and have effect once. Method: hold the write lock so that a
 /// group gathers, in it one that fails after opening a table; count the runs.
 #[test]
 fn a_closure_may_run_again_and_has_effect_once() {
     let (_folder, store) = open();
     let runs: Arc<Vec<AtomicU32>> = Arc::new((0..10).map(|_| AtomicU32::new(0)).collect());
-    let turn = store.begin().unwrap();
+    let holding = store.begin().unwrap();
     let writers: Vec<_> = (0..10_u64)
         .map(|n| {
             let (store, runs) = (store.clone(), Arc::clone(&runs));
@@ -120,7 +120,7 @@ fn a_closure_may_run_again_and_has_effect_once() {
         })
         .collect();
     std::thread::sleep(Duration::from_millis(100));
-    drop(turn);
+    drop(holding);
     let results: Vec<bool> = writers.into_iter().map(|writer| writer.join().unwrap().is_ok()).collect();
     assert_eq!(results, (0..10).map(|n| n % 3 != 2).collect::<Vec<_>>());
     assert_eq!(audit(&store), [0, 1, 3, 4, 6, 7, 9]);
@@ -430,7 +430,7 @@ fn run<F: Future>(future: F) -> F::Output {
 }
 
 /// Goal: `write_async` needs no runtime, keeps the queue's bound by waiting instead of blocking, and loses nobody.
-/// Method: 3,000 futures polled by one thread while the turn is held, more than the queue takes; each must be woken
+/// Method: 3,000 futures polled by one thread while the write lock is held, more than the queue takes; each must be woken
 /// when there is room, and again when it is done. Some are dropped half-way: those queued are written all the same.
 #[test]
 fn futures_beyond_the_queue_wait_and_are_woken() {

@@ -272,11 +272,11 @@ fn what_survives_keeps_its_place() {
     }
 }
 
-/// Goal: one of a lane that is held keeps its turn when it comes again just as it is tried. Method: three of a lane, whose first fails; while a slow
-/// handler runs, its next try falls due and a new connection delivers all three again. The turns before differ, since a turn decides what is due.
+/// Goal: one of a lane that is held keeps its place when it comes again just as it is tried. Method: three of a lane, whose first fails; while a slow
+/// handler runs, its next try falls due and a new connection delivers all three again. The iterations before differ, since an iteration decides what is due.
 #[test]
 fn what_comes_again_as_it_is_tried_keeps_its_turn() {
-    for turns_before in 0..8 {
+    for iterations_before in 0..8 {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path().join("a.redb")).unwrap();
         let source = ByHand::default();
@@ -314,18 +314,18 @@ fn what_comes_again_as_it_is_tried_keeps_its_turn() {
         };
         of_lane(1, 5);
         until("the first has failed", || consumer.status().retried == 1);
-        for turn in 0..turns_before {
-            alone(turn + 1, "quick");
-            until("it is applied", || consumer.status().applied == turn + 1);
+        for at in 0..iterations_before {
+            alone(at + 1, "quick");
+            until("it is applied", || consumer.status().applied == at + 1);
         }
         alone(50, "slow");
         std::thread::sleep(Duration::from_millis(100));
         source.lose(1);
         of_lane(2, 6);
-        until("all are done", || consumer.status().applied == 4 + turns_before);
+        until("all are done", || consumer.status().applied == 4 + iterations_before);
         let of_lane: Vec<String> =
             applied.lock().unwrap().iter().filter(|text| text.ends_with(['t', 'd'])).cloned().collect();
-        assert_eq!(of_lane, ["first", "second", "third"], "{turns_before} turns before");
+        assert_eq!(of_lane, ["first", "second", "third"], "{iterations_before} iterations before");
         let _ = consumer.stop(Duration::from_secs(5));
     }
 }

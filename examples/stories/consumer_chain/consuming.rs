@@ -49,8 +49,8 @@ pub(crate) type Queues = BTreeMap<String, Mutex<()>>;
 pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) -> io::Result<()> {
     let mut from = BufReader::new(stream);
     let Subscribe { queue, prefetch } = frames::read(&mut from)?;
-    let turn = queues.get(&queue).ok_or_else(|| io::Error::other("there is no such queue"))?;
-    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = queues.get(&queue).ok_or_else(|| io::Error::other("there is no such queue"))?;
+    let _consuming = lock.lock().unwrap_or_else(PoisonError::into_inner);
     let (events, told) = SourceEvents::channel();
     let mut source = broker.source(&queue);
     source.start(events, prefetch).map_err(io::Error::other)?;

@@ -126,7 +126,7 @@ impl State {
         Some(queue_id)
     }
 
-    /// Delivers while there are messages and consumers with room, in turns.
+    /// Delivers while there are messages and consumers with room, round robin.
     pub(super) fn dispatch(&mut self, id: QueueId) {
         while let Some(consumer_id) = self.next_consumer(id) {
             let Some(ready) = self.queue(id).and_then(|queue| queue.pop()) else { return };
@@ -138,7 +138,7 @@ impl State {
         }
     }
 
-    /// Whose turn it is, if there is something to deliver and anybody has room.
+    /// The next consumer, if there is something to deliver and anybody has room.
     fn next_consumer(&mut self, id: QueueId) -> Option<u64> {
         let Self { queues, consumers, .. } = self;
         let queue = queues.get_mut(id)?;
@@ -146,8 +146,8 @@ impl State {
             return None;
         }
         let has_room = |id: &u64| consumers.get(id).is_some_and(Consumer::has_room);
-        let turn = queue.consumers.iter().position(has_room)?;
-        queue.consumers.rotate_left(turn);
+        let place = queue.consumers.iter().position(has_room)?;
+        queue.consumers.rotate_left(place);
         let next = queue.consumers.pop_front()?;
         queue.consumers.push_back(next);
         Some(next)

@@ -29,7 +29,7 @@ pub(super) struct Queue {
     options: QueueOptions,
     ready: VecDeque<Ready>,
     next_position: u64,
-    /// The consumers connected to it; the first is the next one's turn.
+    /// The consumers connected to it; the first is the next to get a delivery.
     pub(super) consumers: VecDeque<u64>,
 }
 

@@ -220,7 +220,7 @@ impl Causes {
     /// The outcomes that are known now. Without any it wakes when the broker has answered. An error says that the connection has no
     /// channel left to ask on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(Ticket, Outcome)>, Fault>> {
-        // Asked for at every turn.
+        // Asked for at every iteration.
         if self.waiting.is_empty() {
             return Poll::Pending;
         }

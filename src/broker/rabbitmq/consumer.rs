@@ -214,7 +214,7 @@ async fn discarding<T>(
 type Writes = FuturesUnordered<Pin<Box<dyn Future<Output = lapin::Result<()>> + Send>>>;
 
 #[allow(clippy::large_enum_variant, reason = "one at a time, on the stack; with 32-bit pointers it is small")]
-enum Turn {
+enum Woken {
     Stop,
     Connection(Option<Event>),
     Delivery(Option<lapin::Result<LapinDelivery>>),
@@ -238,38 +238,40 @@ async fn serve(
     let end = {
         let mut asked = pin!(stop.asked());
         loop {
-            let turn = poll_fn(|cx| {
+            let woken = poll_fn(|cx| {
                 if asked.as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(Turn::Stop);
+                    return Poll::Ready(Woken::Stop);
                 }
                 if let Poll::Ready(event) = link.events.poll_next_unpin(cx) {
-                    return Poll::Ready(Turn::Connection(event));
+                    return Poll::Ready(Woken::Connection(event));
                 }
                 if let Poll::Ready(Some(written)) = writes.poll_next_unpin(cx) {
-                    return Poll::Ready(Turn::Written(written));
+                    return Poll::Ready(Woken::Written(written));
                 }
                 if let Poll::Ready(batch) = settlements.poll_recv(cx) {
-                    return Poll::Ready(Turn::Settlements(batch));
+                    return Poll::Ready(Woken::Settlements(batch));
                 }
-                consumer.poll_next_unpin(cx).map(Turn::Delivery)
+                consumer.poll_next_unpin(cx).map(Woken::Delivery)
             })
             .await;
-            let result = match turn {
-                Turn::Stop | Turn::Settlements(None) => break None,
+            let result = match woken {
+                Woken::Stop | Woken::Settlements(None) => break None,
                 // Of a channel on which a queue was asked for, which answers late.
-                Turn::Connection(Some(Event::Error(error)))
+                Woken::Connection(Some(Event::Error(error)))
                     if link.is_alive() && is_about_a_queue(&error) =>
                 {
                     Ok(())
                 }
-                Turn::Connection(Some(Event::Error(error))) | Turn::Written(Err(error)) => Err(error.into()),
-                Turn::Connection(None) => Err(Broken::Echo),
-                Turn::Connection(Some(_)) | Turn::Written(Ok(())) => Ok(()),
-                Turn::Settlements(Some(batch)) => {
+                Woken::Connection(Some(Event::Error(error))) | Woken::Written(Err(error)) => {
+                    Err(error.into())
+                }
+                Woken::Connection(None) => Err(Broken::Echo),
+                Woken::Connection(Some(_)) | Woken::Written(Ok(())) => Ok(()),
+                Woken::Settlements(Some(batch)) => {
                     // An empty batch, or one of an earlier connection, proves nothing of this one.
                     settle(link, &mut unsettled, epoch, batch, &mut writes).map(|settled| worked |= settled)
                 }
-                Turn::Delivery(Some(Ok(delivery))) => {
+                Woken::Delivery(Some(Ok(delivery))) => {
                     let bytes = link.deliveries.taken();
                     if *kind != QueueKind::NoStream && stream::is_marked(&delivery.properties) {
                         let Place { options, target, queue } = place;
@@ -293,8 +295,8 @@ async fn serve(
                     }
                     Ok(())
                 }
-                Turn::Delivery(Some(Err(error))) => Err(error.into()),
-                Turn::Delivery(None) => Err(Broken::Cancelled),
+                Woken::Delivery(Some(Err(error))) => Err(error.into()),
+                Woken::Delivery(None) => Err(Broken::Cancelled),
             };
             if let Err(broken) = result {
                 link.deliveries.want_no_more();

@@ -182,7 +182,7 @@ impl RabbitMq {
     /// fails. Then the next one is asked at once; only when all of a round have failed is there a wait
     /// ([`reconnect_backoff`](Self::reconnect_backoff)). One that refuses us (wrong password, unknown authority) is left
     /// alone for about 30 s while the others are asked. Each has 10 s ([`CONNECT_MS_MAX`](crate::limits::CONNECT_MS_MAX)) to answer, so one behind a
-    /// dead network costs that much each time its turn comes. Names are looked up anew at each attempt. Every fault says which broker it is about.
+    /// dead network costs that much each time it is tried. Names are looked up anew at each attempt. Every fault says which broker it is about.
     ///
     /// What was unconfirmed on one broker is published again on the next. Brokers that are not of one cluster know nothing
     /// of each other's queues: consumers must then read both.

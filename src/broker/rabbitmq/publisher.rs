@@ -29,7 +29,7 @@ use super::nacks::Nacks;
 use super::options::Options;
 use super::window::{Broken, Confirmed, Window, worse};
 
-/// Commands taken in at one turn.
+/// Commands taken in at one iteration.
 const BATCH: usize = 512;
 
 /// Outcomes are gathered into lots while at least as many more are in flight: telling each by itself costs two wake-ups of threads, and what
@@ -149,9 +149,9 @@ enum End {
     Fault(Fault),
 }
 
-/// What one turn of an epoch woke up for.
+/// What one iteration of an epoch woke up for.
 #[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
-enum Turn {
+enum Woken {
     Stop,
     Connection(Option<Event>),
     Confirm(Confirmed),
@@ -183,54 +183,54 @@ async fn serve(
     let mut patience = pin!(tokio::time::sleep(LOT_PATIENCE));
     let mut asked = pin!(stop.asked());
     let end = loop {
-        let turn = poll_fn(|cx| {
+        let woken = poll_fn(|cx| {
             if asked.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Turn::Stop);
+                return Poll::Ready(Woken::Stop);
             }
             if let Poll::Ready(event) = link.events.poll_next_unpin(cx) {
-                return Poll::Ready(Turn::Connection(event));
+                return Poll::Ready(Woken::Connection(event));
             }
             if let Poll::Ready(confirmed) = window.poll_confirm(cx) {
-                return Poll::Ready(Turn::Confirm(confirmed));
+                return Poll::Ready(Woken::Confirm(confirmed));
             }
             if let Poll::Ready(told) = window.causes.poll(cx) {
-                return Poll::Ready(Turn::Returned(told));
+                return Poll::Ready(Woken::Returned(told));
             }
             if std::mem::take(&mut window.noted) {
-                return Poll::Ready(Turn::Again);
+                return Poll::Ready(Woken::Again);
             }
             if let Poll::Ready(count) = commands.poll_recv_many(cx, &mut batch, BATCH) {
-                return Poll::Ready(Turn::Commands(count));
+                return Poll::Ready(Woken::Commands(count));
             }
             if window.holds_outcomes() && patience.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Turn::Patience);
+                return Poll::Ready(Woken::Patience);
             }
-            timer.as_mut().poll(cx).map(|()| Turn::Tick)
+            timer.as_mut().poll(cx).map(|()| Woken::Tick)
         })
         .await;
         // Looked at here too: what comes in is asked for first, and may never end.
-        let patience_over = matches!(turn, Turn::Patience)
+        let patience_over = matches!(woken, Woken::Patience)
             || (window.holds_outcomes() && patience.deadline() <= tokio::time::Instant::now());
-        let result = match turn {
-            Turn::Stop | Turn::Commands(0) => break End::Stop,
-            Turn::Commands(_) | Turn::Patience | Turn::Again => Ok(()),
+        let result = match woken {
+            Woken::Stop | Woken::Commands(0) => break End::Stop,
+            Woken::Commands(_) | Woken::Patience | Woken::Again => Ok(()),
             // Of a message that was isolated on a channel of its own: the window's is as it was. It is looked at again soon.
-            Turn::Connection(Some(Event::Error(error))) if link.is_alive() && is_about_a_queue(&error) => {
+            Woken::Connection(Some(Event::Error(error))) if link.is_alive() && is_about_a_queue(&error) => {
                 Ok(())
             }
-            Turn::Connection(Some(Event::Error(error))) if link.is_alive() => {
+            Woken::Connection(Some(Event::Error(error))) if link.is_alive() => {
                 window.overheard = Some(error);
                 timer.set(tokio::time::sleep(OVERHEARD));
                 Ok(())
             }
-            Turn::Connection(event) => window.connection(event, events),
-            Turn::Confirm(confirmed) => window.confirmed(confirmed),
-            Turn::Returned(Err(fault)) => Err(Broken::Fault(fault)),
-            Turn::Returned(Ok(told)) => {
+            Woken::Connection(event) => window.connection(event, events),
+            Woken::Confirm(confirmed) => window.confirmed(confirmed),
+            Woken::Returned(Err(fault)) => Err(Broken::Fault(fault)),
+            Woken::Returned(Ok(told)) => {
                 window.settled.extend(told);
                 Ok(())
             }
-            Turn::Tick => {
+            Woken::Tick => {
                 timer.set(tokio::time::sleep(window.next_tick(tick, options.confirm_deadline)));
                 let overheard = window.overheard.take();
                 if link.is_alive() {
@@ -240,7 +240,7 @@ async fn serve(
                 }
             }
         };
-        // Confirms and commands are both taken in at every turn, so that neither waits for a flood of the other.
+        // Confirms and commands are both taken in at every iteration, so that neither waits for a flood of the other.
         // Confirms also after an error: what is confirmed needs no resend.
         let mut result = worse(result, window.take_ready_confirms());
         let held_before = window.holds_outcomes();

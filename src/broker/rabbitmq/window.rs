@@ -66,7 +66,7 @@ pub(super) struct Window<'a> {
     pub(super) settled: Vec<(Ticket, Outcome)>,
     pub(super) clock: UnblockedClock,
     pub(super) worked: bool,
-    /// A confirm was noted while publishing, after this turn had settled: there is to be another turn.
+    /// A confirm was noted while publishing, after this iteration had settled: there is to be another one.
     pub(super) noted: bool,
     pub(super) returns: Returns,
     /// An error of another channel, or of this connection where its state has not changed yet.

@@ -89,7 +89,7 @@ impl Worker {
         for item in batch {
             match item.lane() {
                 // It comes out of its line, and has its place in it.
-                Some(_) if item.waited && item.taken == self.turns => {
+                Some(_) if item.waited && item.taken == self.iterations => {
                     passed.push(Entry::Here(Box::new(item)))
                 }
                 Some((lane, number)) => {
@@ -123,13 +123,13 @@ impl Worker {
         match entry {
             Entry::Here(mut item) => {
                 item.waited = true;
-                if item.taken == self.turns {
+                if item.taken == self.iterations {
                     ready.push(*item);
                 } else {
                     self.admit(*item, ready);
                 }
             }
-            // Its body is read when its turn comes.
+            // Its body is read when it is tried.
             Entry::Stored(mut stub) => {
                 stub.waited = true;
                 self.places += 1;

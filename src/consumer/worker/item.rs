@@ -17,7 +17,7 @@ use crate::message::VALUE_BYTES;
 pub(super) struct Item {
     /// Its place in the order of arrival.
     pub(super) place: u64,
-    /// The turn in which it was last taken out of its line.
+    /// The iteration in which it was last taken out of its line.
     pub(super) taken: u64,
     pub(super) delivery: Arc<Delivery>,
     /// What it is recognised by, or why it cannot be taken at all.

@@ -50,7 +50,7 @@ use crate::message::{FaultClass, Message};
 use crate::store::shared::log_pace::LogPace;
 use crate::store::shared::write_wait::Purpose;
 use crate::time::{Deadline, Due, Look};
-use crate::tuning::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_TURNS};
+use crate::tuning::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_ITERATIONS};
 use crate::wire::ordering_key;
 
 /// How often heads are looked at while something waits for a gap that somebody else may fill.
@@ -78,7 +78,7 @@ pub(super) struct Worker {
     /// Deliveries that have come so far.
     places: u64,
     /// Batches so far.
-    turns: u64,
+    iterations: u64,
     hand: Hand,
     /// Something has come that is taken into the store before it is tried.
     returned: bool,
@@ -155,7 +155,7 @@ impl Worker {
             held: Held::default(),
             held_look: Deadline::now(),
             places: 0,
-            turns: 0,
+            iterations: 0,
             hand,
             returned: false,
             running: HashSet::new(),
@@ -254,7 +254,7 @@ impl Worker {
                 self.put_back_due(batch);
                 continue;
             }
-            if let Err(error) = self.turn(batch, events, stop) {
+            if let Err(error) = self.iterate(batch, events, stop) {
                 self.end_for(&error);
                 break;
             }
@@ -278,7 +278,7 @@ impl Worker {
     }
 
     /// Fails only if the store is lost.
-    fn turn(
+    fn iterate(
         &mut self,
         mut batch: Vec<Item>,
         events: &Receiver<SourceEvent>,
@@ -419,10 +419,10 @@ impl Worker {
         self.waiting.put(key.as_ref(), place, Entry::of(item), now, false);
     }
 
-    /// Those whose next try is due. While others come, they take their turn, and half of a batch at most.
+    /// Those whose next try is due. While others come, they get one in so many iterations, and half of a batch at most.
     fn take_due(&mut self, others_come: bool) -> Vec<Item> {
-        self.turns = self.turns.wrapping_add(1);
-        if self.waiting.is_empty() || (others_come && !self.turns.is_multiple_of(RETRY_TURNS)) {
+        self.iterations = self.iterations.wrapping_add(1);
+        if self.waiting.is_empty() || (others_come && !self.iterations.is_multiple_of(RETRY_ITERATIONS)) {
             return Vec::new();
         }
         let room = if others_come { CONSUMER_BATCH_MAX / 2 } else { CONSUMER_BATCH_MAX };

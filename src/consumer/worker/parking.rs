@@ -465,7 +465,7 @@ impl Worker {
         for (place, entry) in taken {
             match entry {
                 Entry::Here(mut item) => {
-                    (item.place, item.taken) = (place, self.turns);
+                    (item.place, item.taken) = (place, self.iterations);
                     items.push(*item);
                 }
                 Entry::Stored(stub) => items.extend(self.parked_item(place, stub, rows.next().flatten())),
@@ -492,7 +492,7 @@ impl Worker {
         let delivery = kept_delivery(stub.number, row);
         let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
         let mut item = Item::new(delivery, identity, stub.key);
-        (item.place, item.taken, item.waited) = (place, self.turns, stub.waited);
+        (item.place, item.taken, item.waited) = (place, self.iterations, stub.waited);
         (item.tries, item.name, item.noted) = (stub.tries, Some(stub.name), true);
         item.parked = Some(stub.number);
         Some(item)

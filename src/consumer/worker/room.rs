@@ -189,7 +189,7 @@ impl Worker {
         outcome.lost.map_or(Ok(()), Err)
     }
 
-    /// What comes while nothing is taken waits for its turn, within the prefetch.
+    /// What comes while nothing is taken waits in arrival order, within the prefetch.
     pub(super) fn set_aside(&mut self, event: SourceEvent) {
         let mut batch = std::mem::take(&mut self.meanwhile.batch);
         self.receive(event, &mut batch);

@@ -18,7 +18,7 @@ fn silent(story: &Story) -> Vec<String> {
 }
 
 /// Goal: a silent destination is asked by one event at a time, alone, at growing intervals, and spends nothing; the others flow. The
-/// first word sets it free. Method: three events for it, and some for another at every turn.
+/// first word sets it free. Method: three events for it, and some for another at every step.
 #[test]
 fn a_silent_destination_is_asked_by_one_event_at_a_time() {
     let mut story = Story::new(settings());
@@ -181,7 +181,7 @@ fn an_event_that_alone_is_silent_goes_alone() {
     story.published();
     to(&mut story, "mixed", 1);
     story.pass_to_timer();
-    assert_eq!(story.published_how(), [(1, false, true)], "another one has its turn");
+    assert_eq!(story.published_how(), [(1, false, true)], "another one is tried");
     story.confirm(1);
     to(&mut story, "mixed", 1);
     assert_eq!(story.published_how(), [(2, false, false)]);

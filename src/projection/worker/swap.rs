@@ -1,6 +1,6 @@
 //! The end of a rebuild: what is missing is applied in the transaction that puts the new tables in the place of the old.
 //!
-//! **Invariants.** That transaction has the only turn to write, so the end of the log stands still while it runs: no pause of
+//! **Invariants.** That transaction holds the write lock, so the end of the log stands still while it runs: no pause of
 //! the writers is needed. It applies no more than the reach, and only events that were durable before it began. The new
 //! tables are never behind the old ones, so a reader of the tables never goes back in time.
 

@@ -100,7 +100,7 @@ impl<'tx> Piece<'tx> {
 
     // --- marks --------------------------------------------------------------------------------------------------------
 
-    /// The marks whose turn it is: from behind the last one to the end, then from the beginning up to it.
+    /// The marks that are next: from behind the last one to the end, then from the beginning up to it.
     fn next_marks(&self, max: usize) -> Result<Vec<(Vec<u8>, MarkKind)>> {
         let now_ms = self.tx.core.settings.clock.now().mono_ms;
         // Copied, so that nobody who asks for figures waits until the file is read.

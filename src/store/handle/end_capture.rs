@@ -44,7 +44,7 @@ impl Store {
             Ok(())
         })?;
         tx.finish(1)?;
-        // Within the same turn: nobody writes between the row's end and its being known.
+        // Still under the write lock: nobody writes between the row's end and its being known.
         core.tail().captures.0.remove(name);
         Ok(())
     }

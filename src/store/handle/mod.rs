@@ -418,9 +418,9 @@ impl Drop for Shared {
             std::mem::forget(self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take());
             return;
         }
-        if self.core.turns.must_not_wait() {
+        if self.core.write_lock.must_not_wait() {
             self.core.alarms.end();
-            // The writer may wait for this very thread's turn to end. It ends by itself once the queue is closed and
+            // The writer may wait for the write lock, which this very thread holds. It ends by itself once the queue is closed and
             // empty, and the file is closed with the last that holds `core`: it, or the transaction.
             return;
         }

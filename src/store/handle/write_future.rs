@@ -40,7 +40,7 @@ impl<T> WriteFuture<T> {
     /// It is not done yet. Fails once the limit has passed; else it is woken when there is something to do about the wait.
     fn pending(&mut self, context: &mut Context<'_>) -> Result<()> {
         let core = Arc::clone(self.store.core());
-        let is_alone = || core.turns.is_free() && core.queue.company() <= 1;
+        let is_alone = || core.write_lock.is_free() && core.queue.company() <= 1;
         if !self.wait.has_begun() && !self.wait.has_limit() && is_alone() {
             return Ok(());
         }

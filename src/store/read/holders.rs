@@ -1,6 +1,6 @@
 //! Finds what keeps the log or the file from shrinking, and warns of what does so for long.
 //!
-//! **Invariant.** The writer thread alone logs, and it holds neither a lock nor the turn meanwhile.
+//! **Invariant.** The writer thread alone logs, and it holds neither a mutex nor the write lock meanwhile.
 
 use std::sync::atomic::Ordering;
 

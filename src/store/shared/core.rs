@@ -1,7 +1,7 @@
-//! What the threads of one store share: the database, whose turn it is, the end of the log as it stands in memory,
+//! What the threads of one store share: the database, the write lock, the end of the log as it stands in memory,
 //! the progress that waits for a commit, and whether the store is still good.
 //!
-//! **Invariants.** [`Tail`] changes only within a turn, and only after the commit that makes the change true. Nothing
+//! **Invariants.** [`Tail`] changes only under the write lock, and only after the commit that makes the change true. Nothing
 //! reads the log but through redb's committed state, so what is not durable is seen by nobody. The first failure of a
 //! durable write is kept and refuses everything after it.
 
@@ -41,7 +41,7 @@ use crate::store::shared::redrive_signal::RedriveSignals;
 use crate::store::shared::relays::Relays;
 use crate::store::shared::tail::{Identity, Tail};
 use crate::store::shared::timed::Waking;
-use crate::store::shared::turn::{Turn, Turns};
+use crate::store::shared::write_lock::{WriteLock, WriteLockGuard};
 use crate::store::shared::write_queue::{Queue, Waits};
 use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::time::{Deadline, Now, as_ms};
@@ -84,7 +84,7 @@ pub(crate) struct Core {
     pub(crate) age: Age,
     pub(crate) settings: Settings,
     pub(crate) identity: Identity,
-    pub(crate) turns: Arc<Turns>,
+    pub(crate) write_lock: Arc<WriteLock>,
     tail: Mutex<Tail>,
     poison: OnceLock<Arc<str>>,
     /// A failure of the medium that a closure has met. redb tells only its first user what it was; should this file be the
@@ -110,7 +110,7 @@ pub(crate) struct Core {
     pub(in crate::store) expiry_requests: ExpiryRequests,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
-    /// Commands that take turns.
+    /// Commands that run one after another.
     pub(crate) lines: Lines,
     pub(crate) left_out: LeftOut,
     /// Futures that wait for room in the write queue.
@@ -150,7 +150,7 @@ impl Core {
             opened: OpenedAt { mono_ms: settings.clock.now().mono_ms, next_seq: tail.next_seq },
             settings,
             identity,
-            turns: Arc::default(),
+            write_lock: Arc::default(),
             tail: Mutex::new(tail),
             poison: OnceLock::new(),
             suspected: Mutex::default(),
@@ -183,21 +183,21 @@ impl Core {
     /// that was forked from the owner, before any lock is taken there.
     pub(crate) fn refuse_inside(&self, operation: &'static str) -> Result<()> {
         self.owner.check()?;
-        if self.turns.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
+        if self.write_lock.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
     }
 
-    /// Waits for the turn to write. Fails once the limit of the wait has passed.
-    pub(crate) fn take_turn(&self, wait: &mut Wait) -> Result<Turn> {
-        match self.turns.take(wait, |wait| self.tell_wait(wait)) {
-            Some(turn) => Ok(turn),
+    /// Waits for the write lock. Fails once the limit of the wait has passed.
+    pub(crate) fn acquire_write_lock(&self, wait: &mut Wait) -> Result<WriteLockGuard> {
+        match self.write_lock.acquire(wait, |wait| self.tell_wait(wait)) {
+            Some(guard) => Ok(guard),
             None => Err(self.write_timeout(wait)),
         }
     }
 
     /// Waits until the transaction that is under way has ended.
-    pub(crate) fn await_turn(&self, work: &'static str) {
+    pub(crate) fn await_write_lock(&self, work: &'static str) {
         // Without a limit it cannot fail.
-        let _ = self.take_turn(&mut Wait::new(Purpose::Own(work), None));
+        let _ = self.acquire_write_lock(&mut Wait::new(Purpose::Own(work), None));
     }
 
     /// Logs what a wait is for and what holds it up, if that is due. No lock is held.
@@ -208,7 +208,7 @@ impl Core {
         let waited_ms = wait.waited_ms();
         let Some(held_back) = lock(&self.wait_pace).admit(as_ms(self.born.elapsed())) else { return };
         let (waiting, writes, path) = (&wait.purpose, self.queue.company(), self.path.display());
-        match self.turns.holder() {
+        match self.write_lock.holder() {
             Some(holder) => {
                 let (thread, held_ms, purpose) = (holder.thread(), holder.held_ms(), holder.purpose());
                 tracing::warn!(
@@ -225,7 +225,8 @@ impl Core {
 
     /// The error of a wait that has been given up.
     pub(crate) fn write_timeout(&self, wait: &mut Wait) -> Error {
-        let holder = self.turns.holder().map_or_else(|| "no thread now".into(), |holder| holder.to_string());
+        let holder =
+            self.write_lock.holder().map_or_else(|| "no thread now".into(), |holder| holder.to_string());
         Error::WriteTimeout { path: self.path.clone(), waited_ms: wait.waited_ms(), holder }
     }
 

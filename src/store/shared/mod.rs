@@ -29,6 +29,6 @@ pub(crate) mod relays;
 pub(crate) mod room;
 pub(crate) mod tail;
 pub(crate) mod timed;
-pub(crate) mod turn;
+pub(crate) mod write_lock;
 pub(crate) mod write_queue;
 pub(crate) mod write_wait;

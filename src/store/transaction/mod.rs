@@ -35,7 +35,7 @@ use crate::storage::errors::{engine_panicked, unless_it_panics};
 use crate::storage::tables::capture::{CaptureRow, MarkKind};
 use crate::storage::tables::schema::RESERVED_PREFIX;
 use crate::store::shared::core::{Core, or_poison};
-use crate::store::shared::turn::Turn;
+use crate::store::shared::write_lock::WriteLockGuard;
 use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::store::transaction::gathered::{Amount, Gathered};
 use crate::store::transaction::pending::{Mark, Pending, Undo};
@@ -115,8 +115,8 @@ pub struct Transaction {
     calls: Cell<u32>,
     /// The storage engine has panicked in it: it can only be rolled back.
     engine_failed: Cell<bool>,
-    // Fields drop in order: the turn is over only once the transaction has ended.
-    turn: Option<Turn>,
+    // Fields drop in order: the write lock is released only once the transaction has ended.
+    guard: Option<WriteLockGuard>,
     _one_thread: PhantomData<*const ()>,
 }
 
@@ -130,7 +130,7 @@ impl std::fmt::Debug for TxDebug {
 }
 
 impl Transaction {
-    /// Waits for its turn and begins, for work of the library's own. The caller has made sure that its thread is not inside one
+    /// Waits for the write lock and begins, for work of the library's own. The caller has made sure that its thread is not inside one
     /// already.
     pub(crate) fn begin(core: &Arc<Core>, work: &'static str) -> Result<Self> {
         Self::begin_after(core, &mut Wait::new(Purpose::Own(work), None))
@@ -138,8 +138,8 @@ impl Transaction {
 
     /// As [`begin`](Self::begin), after this wait.
     pub(crate) fn begin_after(core: &Arc<Core>, wait: &mut Wait) -> Result<Self> {
-        let turn = core.take_turn(wait)?;
-        Self::begin_in_turn(core, turn).map_err(|(error, _)| error)
+        let guard = core.acquire_write_lock(wait)?;
+        Self::begin_locked(core, guard).map_err(|(error, _)| error)
     }
 
     /// As [`begin_after`](Self::begin_after), for the application.
@@ -151,15 +151,18 @@ impl Transaction {
 
     /// From here on the transaction is held for this.
     pub(crate) fn set_purpose(&self, purpose: &Purpose) {
-        if let Some(turn) = &self.turn {
-            turn.set_purpose(purpose);
+        if let Some(guard) = &self.guard {
+            guard.set_purpose(purpose);
         }
     }
 
-    pub(crate) fn begin_in_turn(core: &Arc<Core>, turn: Turn) -> std::result::Result<Self, (Error, Turn)> {
+    pub(crate) fn begin_locked(
+        core: &Arc<Core>,
+        guard: WriteLockGuard,
+    ) -> std::result::Result<Self, (Error, WriteLockGuard)> {
         let tx = match core.begin_write() {
             Ok(tx) => tx,
-            Err(error) => return Err((error, turn)),
+            Err(error) => return Err((error, guard)),
         };
         let (next_seq, end_offset) = {
             let tail = core.tail();
@@ -173,11 +176,11 @@ impl Transaction {
             tables_opened: Cell::new(0),
             gathered: Gathered::default(),
             cleaning_budget: Cell::new(CLEAN_STEP),
-            began: turn.since(),
+            began: guard.since(),
             exclusive: false,
             calls: Cell::new(0),
             engine_failed: Cell::new(false),
-            turn: Some(turn),
+            guard: Some(guard),
             _one_thread: PhantomData,
         })
     }
@@ -533,7 +536,7 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         if self.tx.is_some() && self.core.owner.is_elsewhere() {
             // The owner's transaction goes on. What this one holds is leaked: to end it would take locks.
-            std::mem::forget((self.tx.take(), self.turn.take()));
+            std::mem::forget((self.tx.take(), self.guard.take()));
             keep(&self.core);
             return;
         }

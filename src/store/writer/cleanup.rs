@@ -85,7 +85,7 @@ fn piece(tx: &Transaction) -> Result<Vec<u8>> {
         at.clone_from(&key);
         tx.core.cleaning.lock().at.clone_from(&key);
         if let Some(task) = task {
-            // What is left of it waits for its next turn.
+            // What is left of it waits for its next piece.
             tx.clean(&task, &mut budget)?;
         }
     }
@@ -103,7 +103,7 @@ fn note(core: &Core, outcome: Result<Vec<u8>>) {
             state.due = Deadline::after(Duration::from_millis(CLEAN_PAUSE_MS));
         }
         Err(error) => {
-            // The next turn is another task's.
+            // The next piece is another task's.
             state.after = state.at.clone();
             let (first, longest) = CLEAN_RETRY_MS;
             let delay = first.saturating_mul(1 << state.fails.min(16)).min(longest);

@@ -53,7 +53,7 @@ pub(in crate::store) struct Backlog {
     handlers: VecDeque<Queued>,
     /// Handlers have kept the writes of others waiting: the lines take turns.
     apart: bool,
-    /// It is the turn of the handlers.
+    /// The handlers are next.
     handlers_next: bool,
 }
 
@@ -191,7 +191,7 @@ impl Group<'_> {
                 break;
             }
             if !queued.write.claim() {
-                // Its caller has given up. It is dropped once the turn is over: what it captured is foreign.
+                // Its caller has given up. It is dropped once the write lock is released: what it captured is foreign.
                 self.done.push(self.live.remove(at));
                 continue;
             }

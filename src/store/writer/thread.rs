@@ -37,7 +37,7 @@ pub(crate) enum Job {
 
 /// The thread's whole life.
 pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
-    core.turns.set_writer();
+    core.write_lock.set_writer();
     core.queue.begin_writer();
     let mut state = Writer {
         core,
@@ -208,9 +208,9 @@ impl Writer<'_> {
             // Only the walk, the look or a piece of clean-up is due: all come next.
             Err(RecvTimeoutError::Timeout) if !ride_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
-                // A commit on another thread may have taken the progress along meanwhile; how it ended is known once its
-                // turn is over.
-                self.core.await_turn("the writer thread's own work");
+                // A commit on another thread may have taken the progress along meanwhile; how it ended is known once it
+                // has released the write lock.
+                self.core.await_write_lock("the writer thread's own work");
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 let trim_left = self.core.tail().trim_left;
                 let overdue = self.core.progress().due_at(delay).is_some_and(Deadline::is_over);
@@ -240,7 +240,7 @@ impl Writer<'_> {
     fn catch_up(&mut self) {
         self.look_at = Deadline::now();
         // A commit on another thread may be taking it along.
-        self.core.await_turn("the writer thread's own work");
+        self.core.await_write_lock("the writer thread's own work");
         let retention = &self.core.settings.retention;
         let may_trim = {
             let tail = self.core.tail();
@@ -274,7 +274,7 @@ impl Writer<'_> {
             return;
         }
         let saved = or_poison(self.core, || {
-            // It waits for its turn: an exclusive transaction may be at work.
+            // It waits for the write lock: an exclusive transaction may be at work.
             let mut tx = Transaction::begin(self.core, "making the next open quick")?;
             if !is_due(self.save_due()) {
                 return tx.abort();
@@ -318,8 +318,8 @@ impl Writer<'_> {
             self.backlog.push(Box::new(CleanUp::new(self.core)));
         }
         let group = self.backlog.next_group();
-        if !self.core.turns.is_free() {
-            // Whoever has the turn may keep it for long, and may even wait for one of them.
+        if !self.core.write_lock.is_free() {
+            // Whoever holds the write lock may keep it for long, and may even wait for one of them.
             self.wake_the_rest();
         }
         if !group.is_empty() {
@@ -338,8 +338,8 @@ impl Writer<'_> {
             self.wakes = wakes;
         }
         if !self.flushes.is_empty() {
-            // An exclusive transaction may have taken it and be in its fsync: its turn must be over too.
-            self.core.await_turn("the writer thread's own work");
+            // An exclusive transaction may have taken it and be in its fsync: it must have released the write lock too.
+            self.core.await_write_lock("the writer thread's own work");
             let flushed =
                 if self.core.progress().is_empty() { self.core.check() } else { self.try_commit_progress() };
             for reply in self.flushes.drain(..) {
@@ -389,7 +389,7 @@ impl Writer<'_> {
 }
 
 /// Whether those of a group are woken in a chain ([`Wakes`]): the next group begins at once, with those who came while this one was
-/// committed, and two groups take turns where there was one. That saves the waking, and costs one more commit each time round.
+/// committed, and two groups alternate where there was one. That saves the waking, and costs one more commit each time round.
 fn wakes_pay(company: usize, sync: Duration) -> bool {
     COMMIT_COSTS + sync < WAKE_COSTS * u32::try_from(company).unwrap_or(u32::MAX)
 }

@@ -137,7 +137,7 @@ pub(super) fn play(stream: &mut TcpStream, script: &Script) -> io::Result<()> {
     let (channels, frame_max, heartbeat) = script.tune;
     let tune = [&channels.to_be_bytes()[..], &frame_max.to_be_bytes(), &heartbeat.to_be_bytes()].concat();
     // What is said at the beginning of each phase, and what is awaited before it.
-    let turns = [
+    let phases = [
         (Phase::Greeting, None, method(0, (10, 10), &start)),
         (Phase::Login, Some((10, 11)), method(0, (10, 30), &tune)),
         (Phase::Open, Some((10, 40)), method(0, (10, 41), &[0])),
@@ -145,7 +145,7 @@ pub(super) fn play(stream: &mut TcpStream, script: &Script) -> io::Result<()> {
         (Phase::Confirm, Some((85, 10)), method(1, (85, 11), &[])),
         (Phase::Publish, Some((60, 40)), vec![]),
     ];
-    for (phase, awaited, answer) in turns {
+    for (phase, awaited, answer) in phases {
         if let Some(awaited) = awaited {
             await_method(stream, awaited)?;
         }

@@ -330,7 +330,7 @@ fn pass(shared: &Shared, session: &Session, way: Way, to: &TcpStream, bytes: &mu
         } else {
             break rules.apply(bytes);
         }
-        // The lock is not held over this: `rules` is a part of its guard, which ends with each turn.
+        // The lock is not held over this: `rules` is a part of its guard, which ends with each iteration.
         std::thread::sleep(Duration::from_millis(1));
     };
     let (bytes, end) = match end {

@@ -39,8 +39,8 @@ impl Poller {
         let counted = Arc::clone(&rests);
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let turn = turn(&reading, &deleting, &client, queue);
-                if !turn.map_err(|error| format!("the poller: {error}"))? {
+                let found = poll_once(&reading, &deleting, &client, queue);
+                if !found.map_err(|error| format!("the poller: {error}"))? {
                     counted.fetch_add(1, Ordering::Relaxed);
                     client.idle(interval);
                 }
@@ -62,7 +62,7 @@ impl Poller {
 }
 
 /// Whether there was something.
-fn turn(
+fn poll_once(
     reading: &Sqlite,
     deleting: &Shared,
     client: &Client,

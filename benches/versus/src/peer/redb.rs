@@ -1,5 +1,5 @@
 //! redb by hand: a table of state and a table of events, one transaction each, its default durability (one `fdatasync` per commit),
-//! 32 MiB of page cache. redb takes one writer at a time; threads wait for their turn in `begin_write`.
+//! 32 MiB of page cache. redb takes one writer at a time; threads wait for the write lock in `begin_write`.
 
 use std::path::Path;
 

@@ -31,7 +31,7 @@ struct Seat {
 }
 
 impl Seat {
-    fn take_turn(&mut self, writers: usize, time: Duration) -> Result<(), Failure> {
+    fn run_round(&mut self, writers: usize, time: Duration) -> Result<(), Failure> {
         let (commits, taken) = on_threads(&*self.side, self.committed, writers, time)?;
         self.committed += commits;
         self.rates.push(commits as f64 / taken.as_secs_f64());
@@ -96,7 +96,7 @@ fn measure(setup: &Setup, writers: usize) -> Result<Vec<Measured>, Failure> {
             seats.reverse();
         }
         for seat in &mut seats {
-            seat.take_turn(writers, time)?;
+            seat.run_round(writers, time)?;
         }
     }
     let mut measured = Vec::new();

@@ -89,7 +89,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// The rates of each side. They begin in turns.
+    /// The rates of each side. Each begins one round in three.
     fn rounds(&self, kind: Kind, window: usize, rounds: usize) -> Result<[Vec<f64>; 3], Box<dyn Error>> {
         let mut rates = [const { Vec::new() }; 3];
         for round in 0..rounds {

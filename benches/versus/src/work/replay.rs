@@ -89,8 +89,8 @@ fn compare(setup: &Setup) -> Result<Report, Failure> {
     let mut rates = vec![Vec::new(); READS.len()];
     for round in 0..rounds {
         // Each round begins with another, and every other one goes backwards.
-        for turn in 0..READS.len() {
-            let at = (round + turn) % READS.len();
+        for place in 0..READS.len() {
+            let at = (round + place) % READS.len();
             let at = if round % 2 == 0 { at } else { READS.len() - 1 - at };
             let ((name, read), rates) = (&READS[at], &mut rates[at]);
             let (time, seen) = timed(|| read(&store));

@@ -1,6 +1,6 @@
 //! What a long backlog costs: per event appended, per event drained, and in memory.
 //!
-//! Two processes of their own, one with a short backlog and one with a long one, each with a relay that is paused. In each round both take their turn, in
+//! Two processes of their own, one with a short backlog and one with a long one, each with a relay that is paused. In each round both run one after the other, in
 //! small steps: some events are appended (one thread, 100 a transaction, keyed), then the relay drains as many of the oldest, so that the backlog stays what it
 //! is. The broker confirms at once: what is measured is the library. In the end all is drained, and as many must have been confirmed as were appended. Memory is the
 //! process's peak (`VmHWM`) over all of it: filling, rounds, draining.

@@ -1,4 +1,4 @@
-//! Deliveries: prefetch, turns, and the way back.
+//! Deliveries: prefetch, round robin, and the way back.
 
 use super::*;
 

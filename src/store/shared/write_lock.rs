@@ -1,8 +1,8 @@
-//! Whose turn it is to write.
+//! The write lock: one thread at a time holds it, and may write.
 //!
 //! redb has one write transaction at a time, but what we keep in memory about the log must change together with it.
-//! So a write transaction is begun, committed and its effects noted within one turn. Turns are given in the order in
-//! which they were asked for.
+//! So a write transaction is begun, committed and its effects noted under one hold of the write lock. Threads acquire the
+//! lock in the order in which they asked for it.
 //!
 //! **Invariants.** A waiter that gives up hands its ticket on. Nothing foreign runs while the tickets are locked: what tells of a
 //! long wait is the application's logger.
@@ -28,7 +28,7 @@ struct Tickets {
     holder: Option<Holder>,
 }
 
-/// What has the turn.
+/// What holds the write lock.
 #[derive(Debug, Clone)]
 pub(crate) struct Holder {
     thread: Thread,
@@ -58,32 +58,36 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Hands out turns.
+/// A lock that serves its waiters in the order of their tickets (first in, first out).
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(crate) struct WriteLock {
     tickets: Mutex<Tickets>,
     over: Condvar,
-    /// The number of the thread that has the turn.
+    /// The number of the thread that holds the lock.
     holder: AtomicU64,
     /// The number of the writer thread.
     writer: AtomicU64,
 }
 
-/// A turn; over when dropped.
+/// The write lock is held; released when dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    turns: Arc<Turns>,
+pub(crate) struct WriteLockGuard {
+    lock: Arc<WriteLock>,
     since: Instant,
 }
 
-impl Turns {
-    fn lock(&self) -> MutexGuard<'_, Tickets> {
+impl WriteLock {
+    fn tickets(&self) -> MutexGuard<'_, Tickets> {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for its turn; `None` once the limit of the wait has passed. `tell` is asked whenever the wait says so.
-    pub(crate) fn take(self: &Arc<Self>, wait: &mut Wait, tell: impl Fn(&mut Wait)) -> Option<Turn> {
-        let mut tickets = self.lock();
+    /// Waits for the lock; `None` once the limit of the wait has passed. `tell` is asked whenever the wait says so.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        wait: &mut Wait,
+        tell: impl Fn(&mut Wait),
+    ) -> Option<WriteLockGuard> {
+        let mut tickets = self.tickets();
         let mine = tickets.next;
         tickets.next += 1;
         while tickets.serving != mine {
@@ -95,7 +99,7 @@ impl Turns {
                 drop(tickets);
                 // A logger that panics must not keep the ticket from being handed on.
                 in_drop(|| tell(wait));
-                tickets = self.lock();
+                tickets = self.tickets();
                 continue;
             }
             tickets = wait.next().wait(&self.over, tickets);
@@ -103,10 +107,10 @@ impl Turns {
         let since = Instant::now();
         tickets.holder = Some(Holder { thread: thread::current(), since, purpose: wait.purpose.clone() });
         self.holder.store(this_thread(), Ordering::Relaxed);
-        Some(Turn { turns: Arc::clone(self), since })
+        Some(WriteLockGuard { lock: Arc::clone(self), since })
     }
 
-    /// The calling thread has the turn. What another thread changes meanwhile is not this thread's number.
+    /// The calling thread holds the lock. What another thread changes meanwhile is not this thread's number.
     pub(crate) fn is_mine(&self) -> bool {
         self.holder.load(Ordering::Relaxed) == this_thread()
     }
@@ -116,42 +120,42 @@ impl Turns {
         self.writer.store(this_thread(), Ordering::Relaxed);
     }
 
-    /// The calling thread keeps all writes waiting while it waits: it has the turn, or is the writer thread.
+    /// The calling thread keeps all writes waiting while it waits: it holds the lock, or is the writer thread.
     pub(crate) fn must_not_wait(&self) -> bool {
         let this = this_thread();
         self.holder.load(Ordering::Relaxed) == this || self.writer.load(Ordering::Relaxed) == this
     }
 
-    /// What has the turn now.
+    /// What holds the lock now.
     pub(crate) fn holder(&self) -> Option<Holder> {
-        self.lock().holder.clone()
+        self.tickets().holder.clone()
     }
 
     /// Nobody has it, and nobody waits for it.
     pub(crate) fn is_free(&self) -> bool {
-        let tickets = self.lock();
+        let tickets = self.tickets();
         tickets.next == tickets.serving
     }
 }
 
-impl Turn {
+impl WriteLockGuard {
     pub(crate) fn since(&self) -> Instant {
         self.since
     }
 
-    /// The turn is for this from now on.
+    /// The lock is held for this from now on.
     pub(crate) fn set_purpose(&self, purpose: &Purpose) {
         let purpose = purpose.clone();
-        if let Some(holder) = &mut self.turns.lock().holder {
+        if let Some(holder) = &mut self.lock.tickets().holder {
             holder.purpose = purpose;
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for WriteLockGuard {
     fn drop(&mut self) {
-        let mut tickets = self.turns.lock();
-        self.turns.holder.store(NO_THREAD, Ordering::Relaxed);
+        let mut tickets = self.lock.tickets();
+        self.lock.holder.store(NO_THREAD, Ordering::Relaxed);
         let holder = tickets.holder.take();
         tickets.serving += 1;
         while let serving = tickets.serving
@@ -160,7 +164,7 @@ impl Drop for Turn {
             tickets.serving += 1;
         }
         if tickets.next > tickets.serving {
-            self.turns.over.notify_all();
+            self.lock.over.notify_all();
         }
         drop(tickets);
         drop(holder);
@@ -177,27 +181,27 @@ mod tests {
         Wait::new(Purpose::Own("a test"), limit)
     }
 
-    fn take(turns: &Arc<Turns>) -> Turn {
-        turns.take(&mut wait(None), |_| {}).unwrap()
+    fn take(lock: &Arc<WriteLock>) -> WriteLockGuard {
+        lock.acquire(&mut wait(None), |_| {}).unwrap()
     }
 
     #[test]
     fn one_at_a_time_in_order() {
-        let turns = Arc::new(Turns::default());
+        let lock = Arc::new(WriteLock::default());
         let order = Arc::new(Mutex::new(Vec::new()));
-        let first = take(&turns);
+        let first = take(&lock);
         let mut waiters = Vec::new();
         for n in 0..4 {
-            let (turns, order) = (Arc::clone(&turns), Arc::clone(&order));
-            let before = turns.lock().next;
+            let (lock, order) = (Arc::clone(&lock), Arc::clone(&order));
+            let before = lock.tickets().next;
             waiters.push(thread::spawn({
-                let turns = Arc::clone(&turns);
+                let lock = Arc::clone(&lock);
                 move || {
-                    let _turn = take(&turns);
+                    let _guard = take(&lock);
                     order.lock().unwrap().push(n);
                 }
             }));
-            while turns.lock().next == before {
+            while lock.tickets().next == before {
                 thread::yield_now();
             }
         }
@@ -208,28 +212,28 @@ mod tests {
     }
 
     /// Goal: a ticket that was given up is handed on, wherever it stands in the line. Method: of five that wait behind the holder, the
-    /// first, the third and the last give up at once; the other two get their turns, and then the turn is free.
+    /// first, the third and the last give up at once; the other two get the lock, and then it is free.
     #[test]
     fn a_waiter_that_gives_up_hands_its_ticket_on() {
-        let turns = Arc::new(Turns::default());
-        let first = take(&turns);
+        let lock = Arc::new(WriteLock::default());
+        let first = take(&lock);
         let mut waiters = Vec::new();
         for n in 0..5 {
             if n % 2 == 0 {
-                assert!(turns.take(&mut wait(Some(Duration::ZERO)), |_| {}).is_none());
+                assert!(lock.acquire(&mut wait(Some(Duration::ZERO)), |_| {}).is_none());
                 continue;
             }
-            let before = turns.lock().next;
-            let waiting = Arc::clone(&turns);
+            let before = lock.tickets().next;
+            let waiting = Arc::clone(&lock);
             waiters.push(thread::spawn(move || drop(take(&waiting))));
-            while turns.lock().next == before {
+            while lock.tickets().next == before {
                 thread::yield_now();
             }
         }
         drop(first);
         waiters.into_iter().for_each(|waiter| waiter.join().unwrap());
-        assert!(turns.is_free() && turns.holder().is_none());
-        drop(turns.take(&mut wait(Some(Duration::ZERO)), |_| {}).expect("it is free"));
-        assert!(turns.lock().given_up.is_empty());
+        assert!(lock.is_free() && lock.holder().is_none());
+        drop(lock.acquire(&mut wait(Some(Duration::ZERO)), |_| {}).expect("it is free"));
+        assert!(lock.tickets().given_up.is_empty());
     }
 }
