@@ -208,7 +208,7 @@ impl<A: Aggregate> AggregateStream<A> {
     }
 
     fn may_stand(&self, call: &'static str) -> bool {
-        Lines::may_wait() && self.store.core().refuse_inside(call).is_ok()
+        Lines::may_wait() && self.store.core().refuse_reentrant(call).is_ok()
     }
 
     fn stand(&self) -> Option<Head<'_>> {

@@ -456,7 +456,7 @@ impl Rejected {
 
     fn reading<T>(&self, read: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
         check_id("the scope", self.scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
-        self.store.core().refuse_inside("Rejected")?;
+        self.store.core().refuse_reentrant("Rejected")?;
         self.store.core().reading(read)
     }
 

@@ -133,7 +133,7 @@ impl Store {
         progress: impl FnMut(PageProgress) -> ControlFlow<()>,
     ) -> Result<PageVerification> {
         let core = self.core();
-        core.refuse_inside("Store::verify_pages")?;
+        core.refuse_reentrant("Store::verify_pages")?;
         self.ready()?;
         // No commit comes between the two: the pages of the state in the head are those that the snapshot keeps.
         let guard = core.acquire_write_lock(&mut Wait::new(Purpose::Own("`Store::verify_pages`"), None))?;

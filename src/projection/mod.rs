@@ -332,7 +332,7 @@ impl ProjectionBuilder {
         let wanted = Wanted::new(self.filter.clone(), &self.store.core().settings.upcasts)?;
         let store = self.store.clone();
         let core = store.core();
-        core.refuse_inside("ProjectionBuilder::spawn")?;
+        core.refuse_reentrant("ProjectionBuilder::spawn")?;
         // Its changes would go around the capture, and a rebuild would replace the table under it.
         let captured = |name: &&String| core.tail().captures.holds(name);
         if let Some(name) = self.owned.names().find(captured) {

@@ -255,7 +255,7 @@ impl Store {
     /// ```
     pub fn forget_projection(&self, name: &str) -> Result<()> {
         let core = self.core();
-        core.refuse_inside("Store::forget_projection")?;
+        core.refuse_reentrant("Store::forget_projection")?;
         if core.projections.get(name).is_some() {
             return Err(Error::ProjectionRunning { name: name.to_owned() });
         }

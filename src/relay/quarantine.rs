@@ -200,7 +200,7 @@ impl Quarantine {
 
     /// From here on the file says what is in quarantine.
     fn look(&self) -> Result<()> {
-        self.store.core().refuse_inside("Quarantine")?;
+        self.store.core().refuse_reentrant("Quarantine")?;
         self.store.flush_progress(Deadline::Never)
     }
 

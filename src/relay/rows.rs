@@ -23,7 +23,7 @@ impl Store {
     /// The cursor of this name; made, durably, if there is none.
     pub(crate) fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor> {
         let core = self.core();
-        core.refuse_inside("RelayBuilder::spawn")?;
+        core.refuse_reentrant("RelayBuilder::spawn")?;
         let mut tx = Transaction::begin(core, "the start of a relay")?;
         if let Some(cursor) = core.tail().cursors.get(name) {
             return Ok(cursor.clone());
@@ -84,7 +84,7 @@ impl Store {
     /// ```
     pub fn forget_relay(&self, name: &str) -> Result<()> {
         let core = self.core();
-        core.refuse_inside("Store::forget_relay")?;
+        core.refuse_reentrant("Store::forget_relay")?;
         if core.relays.port(name).is_some() {
             return Err(Error::RelayRunning { name: name.to_owned() });
         }

@@ -114,8 +114,8 @@ impl State {
         let before = region.saturating_mul(self.region_bytes).saturating_add(self.before_bytes);
         let offset = before.saturating_add(PAGE_BYTES + index * bytes);
         let place = Place { offset, bytes };
-        let is_inside = order <= 20 && offset.saturating_add(bytes) <= self.file_bytes;
-        if is_inside { Ok(place) } else { Err(place) }
+        let is_within_file = order <= 20 && offset.saturating_add(bytes) <= self.file_bytes;
+        if is_within_file { Ok(place) } else { Err(place) }
     }
 }
 
@@ -232,8 +232,8 @@ impl<'a, V: Visitor> Walk<'a, V> {
                 Err((place, fault)) => (place, Some(fault)),
             };
             // A page is of one branch alone. Crafted pages of which each leads to the next twice would be visited for ever.
-            let is_inside = fault != Some(Fault::Outside);
-            self.bytes = self.bytes.saturating_add(if is_inside { place.bytes } else { 0 });
+            let is_within_file = fault != Some(Fault::Outside);
+            self.bytes = self.bytes.saturating_add(if is_within_file { place.bytes } else { 0 });
             if self.bytes > self.state.file_bytes {
                 self.visitor.wrong(table, place, Fault::Twice);
                 return false;

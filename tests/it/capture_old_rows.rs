@@ -498,9 +498,9 @@ fn a_codec_may_ask_its_store() {
         store.write(|tx| Ok(tx.open_table(TABLE)?.insert(50, 1).map(drop)?)).unwrap();
         store.close().unwrap();
         let slot: Arc<Mutex<Option<Store>>> = Arc::default();
-        let inside = Arc::clone(&slot);
+        let reentrant = Arc::clone(&slot);
         let curious = move |change: &Change<'_, u16, u64>| {
-            let store = inside.lock().unwrap().clone();
+            let store = reentrant.lock().unwrap().clone();
             if let Some(store) = store {
                 assert!(store.stats().unwrap().captures.contains_key("table"));
                 assert!(store.read().unwrap().event(u64::MAX).unwrap().is_none());

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const STREAM: &str = "account-7";
 
 thread_local! {
-    /// What application code may find by itself: the transaction that its thread is inside.
+    /// What application code may find by itself: the transaction of its thread.
     static CURRENT: RefCell<Option<Rc<Transaction>>> = const { RefCell::new(None) };
     /// It calls back only from the outside, and so often.
     static LEFT: Cell<u32> = const { Cell::new(0) };
@@ -39,7 +39,7 @@ fn call_back(then: impl FnOnce(&Transaction)) {
 }
 
 /// Runs `work` in an exclusive transaction which foreign code may find; commits it.
-fn inside<T>(store: &Store, calls: u32, work: impl FnOnce(&Transaction) -> T) -> T {
+fn in_transaction<T>(store: &Store, calls: u32, work: impl FnOnce(&Transaction) -> T) -> T {
     let tx = Rc::new(store.begin().unwrap());
     CURRENT.set(Some(Rc::clone(&tx)));
     LEFT.set(calls);
@@ -180,8 +180,9 @@ fn a_destination_rule_that_appends() {
     });
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     let events = || ["a", "b"].map(|text| Event::bytes("t", text));
-    let appended =
-        inside(&store, 2, |tx| tx.stream(STREAM).append(events(), ExpectedRevision::Exact(1)).unwrap());
+    let appended = in_transaction(&store, 2, |tx| {
+        tx.stream(STREAM).append(events(), ExpectedRevision::Exact(1)).unwrap()
+    });
     assert_eq!(appended.revisions, 2..4);
     let panicked = store
         .write(|tx| tx.stream(STREAM).append([Event::bytes("panics", "")], ExpectedRevision::Any).map(drop));
@@ -223,11 +224,11 @@ fn a_clock_that_appends_and_marks() {
         })
     });
     let store = Store::builder().clock(clock).open(&path).unwrap();
-    inside(&store, 1, |tx| {
+    in_transaction(&store, 1, |tx| {
         let appended = tx.stream(STREAM).append([event("a"), event("b")], ExpectedRevision::Any).unwrap();
         assert_eq!(appended.revisions, 1..3);
     });
-    inside(&store, 1, |tx| {
+    in_transaction(&store, 1, |tx| {
         let again = tx.append(event("paid").id("payment-1")).unwrap();
         assert!(again.repeated, "the clock was first, or the transaction before");
     });
@@ -236,7 +237,7 @@ fn a_clock_that_appends_and_marks() {
         let clock = busy(|| call_back(|tx| assert!(tx.first_time("scope", "message-2").unwrap())));
         Store::builder().clock(clock).open(&path).unwrap()
     };
-    inside(&store, 1, |tx| {
+    in_transaction(&store, 1, |tx| {
         // A mark reads no clock; an append does.
         tx.append(event("c")).unwrap();
         assert!(!tx.first_time("scope", "message-2").unwrap(), "marked twice");
@@ -336,9 +337,9 @@ fn a_codec_and_a_predicate_that_append() {
     };
     let builder = Store::builder().capture(Capture::with(ROWS, codec).unpublished());
     let store = builder.open(folder.path().join("a.redb")).unwrap();
-    inside(&store, 1, |tx| drop(tx.captured_table(ROWS).unwrap().insert(1, 1).unwrap()));
-    inside(&store, 2, |tx| drop(tx.captured_table(ROWS).unwrap().insert(2, 2).unwrap()));
-    inside(&store, 9, |tx| {
+    in_transaction(&store, 1, |tx| drop(tx.captured_table(ROWS).unwrap().insert(1, 1).unwrap()));
+    in_transaction(&store, 2, |tx| drop(tx.captured_table(ROWS).unwrap().insert(2, 2).unwrap()));
+    in_transaction(&store, 9, |tx| {
         let mut rows = tx.captured_table(ROWS).unwrap();
         let keep = |key: u64, _: u64| {
             call_back(|tx| audit(tx, "by the predicate"));
@@ -367,7 +368,7 @@ fn an_upcast_that_appends() {
     let store = builder.open(folder.path().join("a.redb")).unwrap();
     let old = || ["1", "2"].map(|text| Event::bytes("old", text).unpublished());
     store.write(move |tx| tx.stream(STREAM).append(old(), ExpectedRevision::NoStream)).unwrap();
-    inside(&store, 5, |tx| {
+    in_transaction(&store, 5, |tx| {
         let read: Vec<_> = tx.stream(STREAM).read().unwrap().events(0).map(|event| event.unwrap()).collect();
         assert_eq!(read.len(), 2);
         assert_eq!(tx.event(0).unwrap().unwrap().payload(), b"1");

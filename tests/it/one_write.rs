@@ -340,32 +340,32 @@ fn reserved_tables_are_refused() {
 
 /// Every call that would wait for the transaction of its own thread.
 fn calls_that_wait(store: &Store, receipt: &Receipt) {
-    let inside = |what: &str, error: Option<Error>| {
+    let refused = |what: &str, error: Option<Error>| {
         assert!(matches!(error, Some(Error::InsideTransaction { .. })), "{what}: {error:?}");
     };
-    inside("write", store.write(|_| Ok(())).err());
-    inside("begin", store.begin().err());
-    inside("write_once", store.write_once("id", |_| Ok(())).err());
-    inside("close", store.clone().close().err());
-    inside("forget_relay", store.forget_relay("relay").err());
+    refused("write", store.write(|_| Ok(())).err());
+    refused("begin", store.begin().err());
+    refused("write_once", store.write_once("id", |_| Ok(())).err());
+    refused("close", store.clone().close().err());
+    refused("forget_relay", store.forget_relay("relay").err());
     let broker = onewrite::broker::MemoryBroker::new();
-    inside("publish_to", store.relay("another").spawn(broker.publisher()).err());
+    refused("publish_to", store.relay("another").spawn(broker.publisher()).err());
     let mut future = Box::pin(store.write_async(|_| Ok(())));
     match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => inside("write_async", result.err()),
+        Poll::Ready(result) => refused("write_async", result.err()),
         Poll::Pending => panic!("write_async waits"),
     }
     for confirmed in
         [receipt.wait_confirmed(Duration::MAX / 4), receipt.wait_confirmed_by("relay", Duration::MAX / 4)]
     {
         let Err(ConfirmError::Store(error)) = confirmed else { panic!("{confirmed:?}") };
-        inside("confirmed", Some(error));
+        refused("confirmed", Some(error));
     }
     let quarantine = store.quarantine("relay").unwrap();
-    inside("list", quarantine.list(None, 1).err());
-    inside("show", quarantine.get(0).err());
-    inside("redrive", quarantine.redrive(0).err());
-    inside("discard", quarantine.discard(0).err());
+    refused("list", quarantine.list(None, 1).err());
+    refused("show", quarantine.get(0).err());
+    refused("redrive", quarantine.redrive(0).err());
+    refused("discard", quarantine.discard(0).err());
 }
 
 /// Goal: waiting inside a transaction for what needs that transaction to end fails at once. (It cannot be kept from
@@ -739,19 +739,19 @@ fn a_lone_write_skips_the_queue_and_overtakes_nothing() {
 #[test]
 fn closing_waits_for_a_write_that_skips_the_queue() {
     let (folder, store) = open();
-    let (inside, is_inside) = std::sync::mpsc::channel();
+    let (began, has_begun) = std::sync::mpsc::channel();
     let writer = std::thread::spawn({
         let store = store.clone();
         move || {
             let write = move |tx: &Transaction| {
-                inside.send(()).unwrap();
+                began.send(()).unwrap();
                 std::thread::sleep(Duration::from_millis(200));
                 tx.append(event(1))
             };
             store.write(write).map(|receipt| receipt.seqs().to_vec())
         }
     });
-    is_inside.recv().unwrap();
+    has_begun.recv().unwrap();
     in_time("close", move || store.close()).unwrap();
     assert_eq!(writer.join().unwrap().unwrap(), [0]);
     let store = Store::open(folder.path().join("a.redb")).unwrap();

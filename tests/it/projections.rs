@@ -642,8 +642,8 @@ fn wrong_settings_are_named() {
     assert!(told(store.projection("a").on_failure(none).spawn(nothing)).contains("on_failure"));
     assert!(told(store.projection("a").table(LOG).spawn(nothing)).contains("onewrite."));
     assert!(store.stats().unwrap().projections.is_empty());
-    let inside = store.clone();
-    let started = store.write(move |_| inside.projection("a").spawn(nothing).map(drop));
+    let reentrant = store.clone();
+    let started = store.write(move |_| reentrant.projection("a").spawn(nothing).map(drop));
     assert!(matches!(started, Err(Error::InsideTransaction { .. })), "{started:?}");
     store.projection("a").spawn(nothing).unwrap().stop(PATIENCE);
 }

@@ -260,8 +260,8 @@ fn it_can_be_ended() {
     assert!(!ended.is_complete && !ended.is_whole() && ended.findings.is_empty());
     assert!(ended.pages < full.pages, "{} of {}", ended.pages, full.pages);
 
-    let inside = store.clone();
-    let refused = store.write(move |_| inside.verify_pages().map(drop)).unwrap_err();
+    let reentrant = store.clone();
+    let refused = store.write(move |_| reentrant.verify_pages().map(drop)).unwrap_err();
     assert!(matches!(refused, Error::InsideTransaction { .. }), "{refused}");
 
     let panicked =

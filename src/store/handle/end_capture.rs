@@ -31,7 +31,7 @@ impl Store {
     /// ```
     pub fn end_capture(&self, name: &str) -> Result<()> {
         let core = self.core();
-        core.refuse_inside("Store::end_capture")?;
+        core.refuse_reentrant("Store::end_capture")?;
         if core.settings.captures.get(name).is_some() {
             return Err(Error::CapturedTable { name: name.to_owned() });
         }

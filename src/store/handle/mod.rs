@@ -141,7 +141,7 @@ impl Store {
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
         T: Send + 'static,
     {
-        self.core().refuse_inside("Store::write")?;
+        self.core().refuse_reentrant("Store::write")?;
         self.ready()?;
         let mut wait = self.wait_at("Store::write", Location::caller());
         self.core().wait_for_room(&wait.purpose);
@@ -262,7 +262,7 @@ impl Store {
     /// ```
     #[track_caller]
     pub fn begin(&self) -> Result<Transaction> {
-        self.core().refuse_inside("Store::begin")?;
+        self.core().refuse_reentrant("Store::begin")?;
         self.ready()?;
         let mut wait = self.wait_at("Store::begin", Location::caller());
         self.core().wait_for_room(&wait.purpose);
@@ -306,7 +306,7 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn close(self) -> Result<()> {
-        self.core().refuse_inside("Store::close")?;
+        self.core().refuse_reentrant("Store::close")?;
         if self.core().queue.is_writer() {
             // It would wait for its own thread to end.
             return Err(Error::InsideTransaction { operation: "Store::close" });
@@ -329,7 +329,7 @@ impl Store {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub async fn close_async(self) -> Result<()> {
-        self.core().refuse_inside("Store::close")?;
+        self.core().refuse_reentrant("Store::close")?;
         if self.core().queue.is_writer() {
             // It would wait for its own thread to end.
             return Err(Error::InsideTransaction { operation: "Store::close" });

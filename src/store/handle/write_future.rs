@@ -79,7 +79,7 @@ impl<T> Future for WriteFuture<T> {
     fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         if let Some(job) = self.job.take() {
             let core = Arc::clone(self.store.core());
-            core.refuse_inside("Store::write_async")?;
+            core.refuse_reentrant("Store::write_async")?;
             self.store.ready()?;
             // Ask to be woken before trying: room may appear between the two.
             core.await_queue_room(context.waker());

@@ -179,9 +179,9 @@ impl Core {
         }
     }
 
-    /// Fails if the calling thread is inside a write transaction of this store: it would wait for itself. Fails in a process
+    /// The reentrancy guard: fails if the calling thread holds the write lock, since it would wait for itself. Fails in a process
     /// that was forked from the owner, before any lock is taken there.
-    pub(crate) fn refuse_inside(&self, operation: &'static str) -> Result<()> {
+    pub(crate) fn refuse_reentrant(&self, operation: &'static str) -> Result<()> {
         self.owner.check()?;
         if self.write_lock.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
     }

@@ -15,7 +15,7 @@ use std::thread::{self, Thread};
 use std::time::Instant;
 
 use crate::say::in_drop;
-use crate::store::shared::inside::{NO_THREAD, this_thread};
+use crate::store::shared::reentrancy::{NO_THREAD, this_thread};
 use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::time::as_ms;
 

@@ -130,7 +130,7 @@ impl std::fmt::Debug for TxDebug {
 }
 
 impl Transaction {
-    /// Waits for the write lock and begins, for work of the library's own. The caller has made sure that its thread is not inside one
+    /// Waits for the write lock and begins, for work of the library's own. The caller has made sure that its thread is not in one
     /// already.
     pub(crate) fn begin(core: &Arc<Core>, work: &'static str) -> Result<Self> {
         Self::begin_after(core, &mut Wait::new(Purpose::Own(work), None))

@@ -269,7 +269,7 @@ fn ask(
     relay: Option<&str>,
 ) -> Result<(RelayPort, oneshot::Receiver<Awaited>), ConfirmError> {
     let core = core.upgrade().ok_or(ConfirmError::NoRelay("the store is closed"))?;
-    core.refuse_inside("Receipt::wait_confirmed")?;
+    core.refuse_reentrant("Receipt::wait_confirmed")?;
     let (port, without) = match relay {
         Some(relay) => (core.relays.port(relay), "no relay of this name runs in this process"),
         None => (

@@ -1,4 +1,4 @@
-//! The number of the calling thread, by which a store knows the thread that is inside its write transaction.
+//! The reentrancy guard: the number of the calling thread, by which a store knows the thread that holds its write lock.
 //!
 //! **Invariant.** Nothing here has a destructor. The application may drop a handle, or write, in the destructor of a thread-local.
 //! By then a thread-local of ours with a destructor may be destroyed.
