@@ -1,6 +1,6 @@
 //! One value from one thread to another, waited for by a thread or by a future. No runtime.
 //!
-//! Many answers at once ([`Wakes`]): whoever is woken wakes two others before it goes on.
+//! Many answers at once ([`WakeChain`]): whoever is woken wakes two others before it goes on.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -24,7 +24,7 @@ enum Waiter {
 enum State<T> {
     Empty(Waiter),
     /// The answer, and whom its taker helps to wake.
-    Full(T, Option<Arc<Wakes>>),
+    Full(T, Option<Arc<WakeChain>>),
     /// Taken, or the sender went away without sending.
     Gone,
 }
@@ -51,17 +51,17 @@ impl Waiter {
 }
 
 /// How many others a thread wakes that has got its answer.
-const WOKEN_WAKES: usize = 2;
+const CHAIN_WAKES: usize = 2;
 
-/// Threads whose answers are there and who are still to be woken.
+/// The wake chain: threads whose answers are there and that are still to be woken.
 ///
 /// Waking a thread is a system call of several microseconds. Whoever has many to wake wakes the first ([`wake`](Self::wake)) and goes
 /// on; each that takes its answer wakes two more. Such a thread is inside `Receiver::wait` and does so before it returns, so all are
 /// woken as long as each is given a processor. Who began keeps hold of it, and wakes who is left after a while.
 #[derive(Debug, Default)]
-pub(crate) struct Wakes(Mutex<VecDeque<Thread>>);
+pub(crate) struct WakeChain(Mutex<VecDeque<Thread>>);
 
-impl Wakes {
+impl WakeChain {
     fn lock(&self) -> MutexGuard<'_, VecDeque<Thread>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,10 +100,10 @@ impl<T> Shared<T> {
     fn take(&self, waiter: impl FnOnce() -> Waiter) -> Option<Result<T, Abandoned>> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Gone) {
-            State::Full(value, wakes) => {
+            State::Full(value, wake_chain) => {
                 drop(state);
-                if let Some(wakes) = wakes {
-                    wakes.wake(WOKEN_WAKES);
+                if let Some(wake_chain) = wake_chain {
+                    wake_chain.wake(CHAIN_WAKES);
                 }
                 Some(Ok(value))
             }
@@ -141,20 +141,20 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Sends. A thread that waits for it is left to `wakes`; a task is woken, which only puts it into a queue.
-    pub(crate) fn send_among(mut self, value: T, wakes: &Arc<Wakes>) {
+    /// Sends. A thread that waits for it is left to `wake_chain`; a task is woken, which only puts it into a queue.
+    pub(crate) fn send_among(mut self, value: T, wake_chain: &Arc<WakeChain>) {
         let Some(shared) = self.0.take() else { return };
         let mut state = shared.lock();
         // It is among them before it can take its answer, and wake others in its turn.
         let task = match std::mem::replace(&mut *state, State::Gone) {
             State::Empty(Waiter::Thread(thread)) => {
-                wakes.lock().push_back(thread);
+                wake_chain.lock().push_back(thread);
                 Waiter::Nobody
             }
             State::Empty(other) => other,
             State::Full(..) | State::Gone => Waiter::Nobody,
         };
-        *state = State::Full(value, Some(Arc::clone(wakes)));
+        *state = State::Full(value, Some(Arc::clone(wake_chain)));
         drop(state);
         task.tell();
     }
@@ -278,7 +278,7 @@ mod tests {
     /// a task that was polled, a future that was not, and one that is gone among them.
     #[test]
     fn whoever_is_woken_wakes_two_others() {
-        let wakes = Arc::new(Wakes::default());
+        let wake_chain = Arc::new(WakeChain::default());
         let (senders, waiters): (Vec<_>, Vec<_>) = (0..100)
             .map(|n| {
                 let (sender, receiver) = channel();
@@ -292,29 +292,29 @@ mod tests {
             .unzip();
         let (gone, unpolled, mut task) = (channel(), channel(), channel());
         drop(gone.1);
-        gone.0.send_among(1000, &wakes);
+        gone.0.send_among(1000, &wake_chain);
         let told = Arc::new(Told(AtomicU32::new(0)));
         let waker = Waker::from(Arc::clone(&told));
         assert_eq!(Pin::new(&mut task.1).poll(&mut Context::from_waker(&waker)), Poll::Pending);
         for (n, sender) in senders {
-            sender.send_among(n, &wakes);
+            sender.send_among(n, &wake_chain);
         }
-        unpolled.0.send_among(1001, &wakes);
-        task.0.send_among(1002, &wakes);
+        unpolled.0.send_among(1001, &wake_chain);
+        task.0.send_among(1002, &wake_chain);
         assert_eq!(told.0.load(Ordering::SeqCst), 1, "a task is woken at once");
-        assert_eq!(wakes.lock().len(), 100, "only threads that wait are left to it");
-        wakes.wake(1);
+        assert_eq!(wake_chain.lock().len(), 100, "only threads that wait are left to it");
+        wake_chain.wake(1);
         for (n, waiter) in waiters {
             assert_eq!(waiter.join().unwrap(), Ok(n));
         }
-        assert!(wakes.is_done());
+        assert!(wake_chain.is_done());
         assert_eq!((unpolled.1.wait(), task.1.wait()), (Ok(1001), Ok(1002)));
     }
 
     /// Goal: nobody waits for ever for one who does not go on. Method: the first of a chain is one who has given up.
     #[test]
     fn who_began_a_chain_can_end_it() {
-        let wakes = Arc::new(Wakes::default());
+        let wake_chain = Arc::new(WakeChain::default());
         let (sender, receiver) = channel();
         let waits = Arc::clone(&receiver.0);
         let waiter = std::thread::spawn(move || receiver.wait());
@@ -325,11 +325,11 @@ mod tests {
         let quits = Arc::clone(&quitter.1.0);
         assert_eq!(quitter.1.wait_until(Deadline::after(Duration::from_millis(1))), None);
         assert!(matches!(*quits.lock(), State::Empty(Waiter::Thread(_))));
-        quitter.0.send_among(6, &wakes);
-        sender.send_among(7, &wakes);
-        wakes.wake(1);
-        assert!(!wakes.is_done());
-        wakes.wake_all();
+        quitter.0.send_among(6, &wake_chain);
+        sender.send_among(7, &wake_chain);
+        wake_chain.wake(1);
+        assert!(!wake_chain.is_done());
+        wake_chain.wake_all();
         assert_eq!(waiter.join().unwrap(), Ok(7));
     }
 }

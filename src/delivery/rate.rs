@@ -85,22 +85,22 @@ mod tests {
 
     /// Goal: it reaches its rate, with few wake-ups. Method: sleep as it says, always with more to send, for ten seconds.
     #[test]
-    fn reaches_its_rate_with_few_wakes() {
+    fn reaches_its_rate_with_few_wake_ups() {
         for per_second in [1, 7, 1_000, 50_000] {
             let mut bucket = Bucket::new(per_second);
-            let (mut now_ms, mut sent, mut wakes) = (0, 0_u64, 0);
+            let (mut now_ms, mut sent, mut wake_ups) = (0, 0_u64, 0);
             while now_ms < 10_000 {
                 while bucket.take(now_ms) {
                     sent += 1;
                 }
-                wakes += 1;
+                wake_ups += 1;
                 let next = bucket.wake_at_ms(usize::MAX);
                 assert!(next > now_ms, "it sleeps");
                 now_ms = next;
             }
             let whole = 10 * u64::from(per_second);
             assert!(sent >= whole * 95 / 100, "{per_second}/s: {sent} in ten seconds");
-            assert!(wakes <= 10 * 21, "{per_second}/s: {wakes} wake-ups in ten seconds");
+            assert!(wake_ups <= 10 * 21, "{per_second}/s: {wake_ups} wake-ups in ten seconds");
         }
     }
 }

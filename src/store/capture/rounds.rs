@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::{Error, Result, caught};
-use crate::oneshot::Wakes;
+use crate::oneshot::WakeChain;
 use crate::store::capture::piece::Piece;
 use crate::store::shared::capture_schedule::{Outcome, Rounds};
 use crate::store::shared::core::Core;
@@ -56,7 +56,7 @@ impl Write for Round {
         good
     }
 
-    fn done(self: Box<Self>, _: &Arc<Core>, _: Option<&Arc<Wakes>>) {
+    fn done(self: Box<Self>, _: &Arc<Core>, _: Option<&Arc<WakeChain>>) {
         let Self { core, outcome } = *self;
         note(&core, outcome.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() })));
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::oneshot::{self, Wakes};
+use crate::oneshot::{self, WakeChain};
 use crate::storage::errors::caught;
 use crate::store::shared::core::Core;
 use crate::store::shared::write_wait::Purpose;
@@ -16,8 +16,8 @@ use crate::store::transaction::receipt::Receipt;
 pub(crate) trait Write: Send {
     /// Runs it; `true` if it succeeded. May be called again after its effects were rolled back.
     fn run(&mut self, tx: &Transaction) -> bool;
-    /// Its effects are durable (or it failed by itself, and left none). Who waits for it is woken, or left to `wakes`.
-    fn done(self: Box<Self>, core: &Arc<Core>, wakes: Option<&Arc<Wakes>>);
+    /// Its effects are durable (or it failed by itself, and left none). Who waits for it is woken, or left to `wake_chain`.
+    fn done(self: Box<Self>, core: &Arc<Core>, wake_chain: Option<&Arc<WakeChain>>);
     /// The group could not be committed.
     fn failed(self: Box<Self>, error: Error);
     /// What it is for.
@@ -62,11 +62,11 @@ where
         matches!(self.result, Some(Ok(_)))
     }
 
-    fn done(self: Box<Self>, core: &Arc<Core>, wakes: Option<&Arc<Wakes>>) {
+    fn done(self: Box<Self>, core: &Arc<Core>, wake_chain: Option<&Arc<WakeChain>>) {
         let result = self.result.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() }));
         let answer = result.map(|(value, seqs)| Receipt::new(value, seqs, core));
-        match wakes {
-            Some(wakes) => self.reply.send_among(answer, wakes),
+        match wake_chain {
+            Some(wake_chain) => self.reply.send_among(answer, wake_chain),
             None => self.reply.send(answer),
         }
     }

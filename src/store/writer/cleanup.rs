@@ -9,7 +9,7 @@ use std::time::Duration;
 use redb::ReadableTable;
 
 use crate::error::{Error, Result, caught};
-use crate::oneshot::Wakes;
+use crate::oneshot::WakeChain;
 use crate::storage::tables::cleanup::Task;
 use crate::storage::tables::schema::CLEANUP;
 use crate::store::shared::core::Core;
@@ -48,7 +48,7 @@ impl Write for CleanUp {
         good
     }
 
-    fn done(self: Box<Self>, _: &Arc<Core>, _: Option<&Arc<Wakes>>) {
+    fn done(self: Box<Self>, _: &Arc<Core>, _: Option<&Arc<WakeChain>>) {
         let Self { core, outcome } = *self;
         note(&core, outcome.unwrap_or_else(|| Err(Error::Closed { path: core.path.clone() })));
     }

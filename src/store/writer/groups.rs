@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result, StorageFailure};
-use crate::oneshot::Wakes;
+use crate::oneshot::WakeChain;
 use crate::store::shared::core::{Core, or_poison};
 use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::store::transaction::Transaction;
@@ -88,7 +88,7 @@ impl Backlog {
     }
 
     /// What a group has not come to is first again. Those who are still to be woken.
-    pub(in crate::store) fn take_back(&mut self, ran: Ran) -> Option<Arc<Wakes>> {
+    pub(in crate::store) fn take_back(&mut self, ran: Ran) -> Option<Arc<WakeChain>> {
         let of_handlers = ran.handlers > 0;
         let left_handlers = ran.rest.iter().any(|queued| queued.write.is_handler());
         self.apart = match of_handlers {
@@ -101,7 +101,7 @@ impl Backlog {
             let line = if queued.write.is_handler() { &mut self.handlers } else { &mut self.writes };
             line.push_front(queued);
         }
-        ran.wakes
+        ran.wake_chain
     }
 }
 
@@ -113,7 +113,7 @@ pub(in crate::store) struct Ran {
     cut: bool,
     /// Handlers that have run in it.
     handlers: usize,
-    wakes: Option<Arc<Wakes>>,
+    wake_chain: Option<Arc<WakeChain>>,
 }
 
 /// Runs a write that skips the queue, on its caller's thread.
@@ -157,10 +157,10 @@ pub(in crate::store) fn run(
     });
     let Group { live, done, rest, cut, handlers, .. } = group;
     let chained = rest.is_empty() && chain(core.queue.company(), core.io.sync_time());
-    let wakes = chained.then(Arc::default);
+    let wake_chain = chained.then(Arc::default);
     core.queue.leave(writes - rest.len());
-    answer(core, outcome, live, done, wakes.as_ref());
-    Ran { rest, cut, handlers, wakes }
+    answer(core, outcome, live, done, wake_chain.as_ref());
+    Ran { rest, cut, handlers, wake_chain }
 }
 
 struct Group<'a> {
@@ -248,8 +248,14 @@ impl Group<'_> {
 }
 
 /// Tells each of a group what has become of it.
-fn answer(core: &Arc<Core>, outcome: Result<()>, live: Line, done: Line, wakes: Option<&Arc<Wakes>>) {
-    let tell = |queued: Queued| quietly(|| queued.write.done(core, wakes));
+fn answer(
+    core: &Arc<Core>,
+    outcome: Result<()>,
+    live: Line,
+    done: Line,
+    wake_chain: Option<&Arc<WakeChain>>,
+) {
+    let tell = |queued: Queued| quietly(|| queued.write.done(core, wake_chain));
     match outcome {
         Ok(()) => live.into_iter().chain(done).for_each(tell),
         Err(error) => {

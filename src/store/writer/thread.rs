@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use crate::error::Result;
-use crate::oneshot::{self, Wakes};
+use crate::oneshot::{self, WakeChain};
 use crate::store::capture::rounds::Round;
 use crate::store::read::holders::{self, Looked};
 use crate::store::shared::capture_schedule::Rounds;
@@ -47,7 +47,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         stop: false,
         trimming: false,
         forked: false,
-        wakes: None,
+        wake_chain: None,
         opened: Instant::now(),
         saved_at: None,
         look_at: Deadline::Never,
@@ -123,7 +123,7 @@ struct Writer<'a> {
     /// A closure has forked, and this is the forked process: it ends with this thread, which is its only one.
     forked: bool,
     /// Those of the last group who are still to be woken.
-    wakes: Option<Arc<Wakes>>,
+    wake_chain: Option<Arc<WakeChain>>,
     opened: Instant,
     /// After how many commits the newest quick-repair commit was the last.
     saved_at: Option<u64>,
@@ -143,9 +143,9 @@ impl Writer<'_> {
         if self.core.look_due_at().is_some_and(Deadline::is_over) {
             self.core.look();
         }
-        if self.wakes.as_ref().is_some_and(|wakes| !wakes.is_done()) {
+        if self.wake_chain.as_ref().is_some_and(|chain| !chain.is_done()) {
             // Those who are woken are about to write again.
-            match jobs.recv_timeout(WAKES_PATIENCE) {
+            match jobs.recv_timeout(WAKE_CHAIN_PATIENCE) {
                 Ok(job) => {
                     // A job that is no write begins no group, after which they would be woken.
                     if !matches!(job, Job::Write(_)) {
@@ -293,8 +293,8 @@ impl Writer<'_> {
     }
 
     fn wake_the_rest(&mut self) {
-        if let Some(wakes) = self.wakes.take() {
-            wakes.wake_all();
+        if let Some(wake_chain) = self.wake_chain.take() {
+            wake_chain.wake_all();
         }
     }
 
@@ -324,18 +324,18 @@ impl Writer<'_> {
         }
         if !group.is_empty() {
             self.core.queue.note_group(group.len());
-            let ran = groups::run(self.core, group, None, wakes_pay);
+            let ran = groups::run(self.core, group, None, wake_chain_pays);
             self.forked = self.core.owner.is_elsewhere();
             if self.forked {
                 return;
             }
-            let wakes = self.backlog.take_back(ran);
+            let wake_chain = self.backlog.take_back(ran);
             // Nobody is left for longer than one more group.
             self.wake_the_rest();
-            if let Some(wakes) = &wakes {
-                wakes.wake(1);
+            if let Some(wake_chain) = &wake_chain {
+                wake_chain.wake(1);
             }
-            self.wakes = wakes;
+            self.wake_chain = wake_chain;
         }
         if !self.flushes.is_empty() {
             // An exclusive transaction may have taken it and be in its fsync: it must have released the write lock too.
@@ -388,9 +388,9 @@ impl Writer<'_> {
     }
 }
 
-/// Whether those of a group are woken in a chain ([`Wakes`]): the next group begins at once, with those who came while this one was
+/// Whether those of a group are woken by a wake chain ([`WakeChain`]): the next group begins at once, with those who came while this one was
 /// committed, and two groups alternate where there was one. That saves the waking, and costs one more commit each time round.
-fn wakes_pay(company: usize, sync: Duration) -> bool {
+fn wake_chain_pays(company: usize, sync: Duration) -> bool {
     COMMIT_COSTS + sync < WAKE_COSTS * u32::try_from(company).unwrap_or(u32::MAX)
 }
 
@@ -398,7 +398,7 @@ fn wakes_pay(company: usize, sync: Duration) -> bool {
 const COMMIT_COSTS: Duration = Duration::from_micros(150);
 /// A writer's share of a round that the next group would wait for. Both are measured: docs/benchmarks.md.
 const WAKE_COSTS: Duration = Duration::from_micros(8);
-/// How long a chain may take while there is nothing else to do.
-const WAKES_PATIENCE: Duration = Duration::from_millis(1);
+/// How long a wake chain may take while there is nothing else to do.
+const WAKE_CHAIN_PATIENCE: Duration = Duration::from_millis(1);
 /// A quick-repair commit that has failed is not tried again sooner.
 const SAVE_RETRY: Duration = Duration::from_secs(1);
