@@ -113,13 +113,13 @@ pub(crate) const TRIM_STEP: u64 = 512;
 /// Bytes of records that one commit removes at most, but for the last one; twice what the commit appends, if that is more.
 pub(crate) const TRIM_STEP_BYTES: u64 = 16 << 20;
 
-/// Trimming is put off until this many records can go, until the store is idle, or until one of the next two bounds is reached.
+/// Trimming is deferred until this many records can go, until the store is idle, or until one of the next two bounds is reached.
 pub(crate) const TRIM_BATCH_MIN: u64 = 256;
 
 /// Bytes of records that can go and are still in the file at most: the next commit removes them.
 pub(crate) const TRIM_DEFER_BYTES_MAX: u64 = 4 << 20;
 
-/// How long trimming is put off at most while writes flow, in milliseconds: the next commit after that does it.
+/// How long trimming is deferred at most while writes flow, in milliseconds: the next commit after that does it.
 pub(crate) const TRIM_DEFER_MS_MAX: u64 = 1_000;
 
 /// How long a write waits for a relay to let expired events go, under

@@ -63,7 +63,7 @@ pub struct ConsumerStatus {
     pub applied: u64,
     /// Deliveries recognised as repeats and only acknowledged.
     pub repeated: u64,
-    /// Tries that failed and were put off.
+    /// Tries that failed and were deferred.
     pub retried: u64,
     /// Deliveries rejected, to wherever they go.
     pub rejected: u64,

@@ -55,7 +55,7 @@ impl Machine {
         out: &mut Vec<Action>,
     ) {
         if let Some(item) = self.items.get_mut(&seq) {
-            item.nacks *= u32::from(super::silence::is_put_off(&outcome));
+            item.nacks *= u32::from(super::silence::is_deferred(&outcome));
             item.silences *= u32::from(matches!(outcome, Outcome::Unknown(_)));
         }
         match outcome {
@@ -72,16 +72,16 @@ impl Machine {
                     self.make_ready(seq);
                 }
             }
-            Outcome::Nacked => self.put_off_refused(seq, SuspendCause::Nacks, was_trial, now),
+            Outcome::Nacked => self.defer_refused(seq, SuspendCause::Nacks, was_trial, now),
             Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
-                self.put_off_refused(seq, SuspendCause::Away, was_trial, now);
+                self.defer_refused(seq, SuspendCause::Away, was_trial, now);
             }
             Outcome::Returned(fault) => self.failed(seq, FaultClass::Destination, fault, now, out),
             Outcome::Refused(fault) => match fault.class {
                 FaultClass::Message | FaultClass::Destination => {
                     self.failed(seq, fault.class, fault, now, out);
                 }
-                _ => self.put_off(seq, now),
+                _ => self.defer(seq, now),
             },
         }
     }
@@ -262,8 +262,8 @@ impl Machine {
         }
     }
 
-    /// The same event first, after a while; nothing is spent.
-    pub(super) fn put_off(&mut self, seq: u64, now: Now) {
+    /// Defers an event: the same event first, after a while; nothing is spent.
+    pub(super) fn defer(&mut self, seq: u64, now: Now) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let nacks = item.nacks;
         item.nacks += 1;

@@ -88,7 +88,7 @@ pub(super) fn refusal(outcome: &Outcome) -> Option<SuspendCause> {
 }
 
 /// The event waits by itself, each time longer.
-pub(super) fn is_put_off(outcome: &Outcome) -> bool {
+pub(super) fn is_deferred(outcome: &Outcome) -> bool {
     let of_its_own = |fault: &Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
     refusal(outcome).is_some() || matches!(outcome, Outcome::Refused(fault) if !of_its_own(fault))
 }
@@ -347,7 +347,7 @@ impl Machine {
     }
 
     /// The broker has nacked a message. Where it nacks all of a destination, that is asked by one event at a time.
-    pub(super) fn put_off_refused(&mut self, seq: u64, cause: SuspendCause, was_trial: bool, now: Now) {
+    pub(super) fn defer_refused(&mut self, seq: u64, cause: SuspendCause, was_trial: bool, now: Now) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let (nacks, destination) = (item.nacks, item.destination());
         item.nacks += 1;

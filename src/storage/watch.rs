@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(watch.add("its file", folder.path().join("other"), one), cfg!(not(unix)));
     }
 
-    /// Goal: looks cost a bounded share, and none is put off for ever. Method: writes that come at once need one look per so many commits or events; a
+    /// Goal: looks cost a bounded share, and none is deferred for ever. Method: writes that come at once need one look per so many commits or events; a
     /// store without new commits needs none.
     #[test]
     fn looks_are_few_and_come() {

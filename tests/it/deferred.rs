@@ -1,4 +1,4 @@
-//! Work that is put off (trimming, writing what is derived from the log) has bounds that nothing moves: time, bytes, number.
+//! Deferred work (trimming, writing what is derived from the log) has bounds that nothing moves: time, bytes, number.
 //!
 //! The progress of relays never gets a commit of its own here, so that trimming has the application's commits alone.
 

@@ -390,7 +390,7 @@ impl Worker {
                         }
                     }
                     item.tries = item.tries.failed();
-                    self.put_off(item);
+                    self.defer(item);
                 }
             }
         }

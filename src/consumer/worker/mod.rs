@@ -297,7 +297,7 @@ impl Worker {
             Err(error) => {
                 self.settings.store.ready()?;
                 tracing::error!(%error, "what a lane has seen cannot be read now; tried again later");
-                kept.into_iter().flatten().for_each(|item| self.put_off(item));
+                kept.into_iter().flatten().for_each(|item| self.defer(item));
             }
         }
         let now = self.look().now();
@@ -445,8 +445,8 @@ impl Worker {
         self.settings.store.core().settings.clock.now().mono_ms
     }
 
-    /// Waits for its next try.
-    fn put_off(&mut self, item: Item) {
+    /// Defers an item: it waits for its next try.
+    fn defer(&mut self, item: Item) {
         let (first, longest) = self.settings.backoff;
         let wait = first.saturating_mul(1 << item.tries.failures.saturating_sub(1).min(16)).min(longest);
         let due = self.look().after(wait);

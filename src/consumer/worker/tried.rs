@@ -72,7 +72,7 @@ impl Worker {
     }
 
     /// Writes down the tries of those that may have been tried before, in one commit, before they begin. Those that cannot be
-    /// written down are put off. Fails only if the store is lost.
+    /// written down are deferred. Fails only if the store is lost.
     pub(super) fn note_first(&mut self, mut items: Vec<Item>, open: Open) -> Result<Vec<Item>> {
         let mut rows = Vec::new();
         for item in items.iter_mut().filter(|item| item.is_noted_first() && item.identity.is_ok()) {
@@ -88,11 +88,11 @@ impl Worker {
         if noted {
             return Ok(items);
         }
-        let (put_off, rest) = items.into_iter().partition(|item| item.tries.open != Open::None);
-        let put_off: Vec<Item> = put_off;
-        for item in put_off {
+        let (deferred, rest) = items.into_iter().partition(|item| item.tries.open != Open::None);
+        let deferred: Vec<Item> = deferred;
+        for item in deferred {
             let item = self.never_began(item);
-            self.put_off(item);
+            self.defer(item);
         }
         Ok(rest)
     }
@@ -136,7 +136,7 @@ impl Worker {
         }
     }
 
-    /// Writes down which tries have failed, and puts those deliveries off. Fails only if the store is lost.
+    /// Writes down which tries have failed, and defers those deliveries. Fails only if the store is lost.
     pub(super) fn write_down(&mut self, outcome: &mut Outcome) -> Result<()> {
         let gone: Vec<Name> = outcome.done.iter().filter_map(Item::noted_name).collect();
         if !gone.is_empty() {
@@ -164,7 +164,7 @@ impl Worker {
         if !rows.is_empty() {
             self.note(rows)?;
         }
-        failed.into_iter().for_each(|item| self.put_off(item));
+        failed.into_iter().for_each(|item| self.defer(item));
         Ok(())
     }
 }

@@ -28,7 +28,7 @@ impl Deferred {
 mod tests {
     use super::*;
 
-    /// Goal: the time that work has been put off runs on while parts of it are done, and begins anew with what has come since.
+    /// Goal: the time that work has been deferred runs on while parts of it are done, and begins anew with what has come since.
     #[test]
     fn a_deadline_is_moved_by_nothing_but_the_work() {
         let at = |mono_ms| Now { mono_ms, wall_ms: 0 };

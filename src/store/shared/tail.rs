@@ -62,9 +62,9 @@ pub(crate) struct Tail {
     /// Inbox rows added since the last pruning step, and where the next one begins.
     pub(crate) inbox_added: usize,
     pub(crate) prune_after: Vec<u8>,
-    /// Records can go, but the last commit had done its share, or put it off until the store is idle.
+    /// Records can go, but the last commit had done its share, or deferred it until the store is idle.
     pub(crate) trim_left: bool,
-    /// Since when it has been put off.
+    /// Since when it has been deferred.
     pub(crate) deferred: Option<Deferred>,
 }
 

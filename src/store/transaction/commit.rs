@@ -340,7 +340,7 @@ fn trim(
     plan: Plan,
 ) -> Result<()> {
     let from = next.state.trimmed_to;
-    // The rest is trimmed once the store is idle, or when trimming has been put off for too long.
+    // The rest is trimmed once the store is idle, or when trimming has been deferred for too long.
     next.trim_left = plan.floor > from && !plan.thorough;
     let floor = plan.floor.min(next.state.derived_through);
     if !plan.removes(floor.saturating_sub(from)) {

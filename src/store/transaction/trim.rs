@@ -25,7 +25,7 @@ use crate::tuning::{
 pub(in crate::store) struct Plan {
     /// Every relay is done with every record below that has no exception, and retention wants none.
     pub(in crate::store) floor: u64,
-    /// This commit trims all it can: the application writes nothing now, or trimming has been put off for long enough.
+    /// This commit trims all it can: the application writes nothing now, or trimming has been deferred for long enough.
     pub(in crate::store) thorough: bool,
     /// Tables that are derived from the log are to be written.
     pub(in crate::store) flush: bool,
