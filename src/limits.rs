@@ -106,7 +106,7 @@ pub const SIGNING_KEY_BYTES_MIN: usize = 16;
 /// Keys of one producer that a consumer believes at most: while keys rotate there are two.
 pub const PRODUCER_KEYS_MAX: usize = 8;
 
-/// Default age after which an inbox entry (a seen request, delivery or event id) may be forgotten, in milliseconds: 7 days.
+/// Default age after which an inbox entry (the id of a request, delivery or event) may be forgotten, in milliseconds: 7 days.
 pub const INBOX_AGE_MS_DEFAULT: u64 = 7 * 24 * 3600 * 1000;
 
 /// No event has a greater sequence number, and no stream a greater revision: one that is in a file was not counted up to. What is added to numbers does

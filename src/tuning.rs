@@ -101,7 +101,7 @@ pub(crate) const DERIVED_FLUSH_EVENTS: u64 = 4096;
 pub(crate) const BOOK_CACHE_MAX: usize = 16_384;
 
 /// Revisions of streams whose records are missing or damaged, and for which opening keeps a place in memory (8 bytes each), at most.
-pub(crate) const REVISION_HOLES_MAX: u64 = 1 << 20;
+pub(crate) const REVISION_GAPS_MAX: u64 = 1 << 20;
 
 /// Bytes of records between two such bulk writes.
 pub(crate) const DERIVED_FLUSH_BYTES: u64 = 64 << 20;

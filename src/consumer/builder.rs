@@ -56,7 +56,7 @@ pub struct ConsumerBuilder {
 impl Store {
     /// A consumer that applies a queue's deliveries to this store, each once in effect. Deliveries of another `onewrite` store are
     /// recognised without expiry, those of other producers within the [inbox age](crate::StoreBuilder::inbox_age). `scope` names what it
-    /// has seen and what it has rejected: give it a name that stays.
+    /// keeps for deduplication and what it has rejected: give it a name that stays.
     ///
     /// Order is that of arrival. After a restart a key's later deliveries may arrive before those that the broker has still to take
     /// back from the dead connection: a queue with `x-single-active-consumer`, or [`on_gap`](ConsumerBuilder::on_gap), keeps the order then

@@ -1,6 +1,6 @@
-//! Deliveries that have been seen: by the producer's lane where a message names one, else by its id.
+//! Deduplication of deliveries: by the producer's lane where a message names one, else by its id.
 //!
-//! A lane takes one row and one per open hole (the rule and the rows: `log/dedup.rs`). An id takes a row of the inbox, and is remembered
+//! A lane takes one row and one per open gap (the rule and the rows: `log/dedup.rs`). An id takes a row of the inbox, and is remembered
 //! for the inbox age.
 //!
 //! How many lanes, gaps and ids a store keeps: `lanes.rs`, `ids.rs`.
@@ -17,13 +17,13 @@ use crate::broker::Delivery;
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
 use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, LANE_GAPS_MIN, SHORT_STRING_BYTES_MAX};
-use crate::log::dedup::{Arrival, AsBefore, Chunk, Decision, Head, Hole, Mark, Rows, checksum, decide};
+use crate::log::dedup::{Arrival, AsBefore, Chunk, Decision, Gap, HighWater, Mark, Rows, checksum, decide};
 use crate::log::keys;
 use crate::message::Message;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::ids::{check_id, content_of};
 use crate::storage::tables::lanes_kept::LaneCounts;
-use crate::storage::tables::schema::{InboxRow, KEYED, LANES_KEPT, SEEN};
+use crate::storage::tables::schema::{DEDUP, InboxRow, KEYED, LANES_KEPT};
 use crate::store::Store;
 use crate::store::shared::tail::Identity as StoreIdentity;
 use crate::store::transaction::Transaction;
@@ -34,7 +34,7 @@ use crate::wire;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Identity {
     /// Its number in a lane of the store that produced it.
-    Lane { lane: LaneOf, head: Vec<u8>, arrival: Arrival },
+    Lane { lane: LaneOf, key: Vec<u8>, arrival: Arrival },
     /// The id that a foreign producer gave it.
     Id { id: String, key: Vec<u8>, content: Content },
     /// Nothing: it is new at every delivery.
@@ -93,13 +93,13 @@ impl Identity {
             return Err(Error::Unreadable { reason });
         }
         if let Some((lane, number)) = wire::lane_of(message)? {
-            let before = store.seen_before_ms.map(|before_ms| AsBefore {
+            let before = store.dedup_before_ms.map(|before_ms| AsBefore {
                 checksum: checksum(message),
                 time_ms: wire::time_ms(message).map(|(earliest, _)| earliest),
                 before_ms,
             });
             let arrival = Arrival { number, hash: store.content_key.hash(message), before };
-            return Ok(Self::Lane { lane, head: keys::seen_head(scope, lane), arrival });
+            return Ok(Self::Lane { lane, key: keys::dedup_high_water(scope, lane), arrival });
         }
         let Some(id) = message.message_id.as_ref().filter(|id| !id.is_empty()) else {
             return Ok(Self::Nameless);
@@ -124,7 +124,7 @@ impl Identity {
 }
 
 impl Transaction {
-    /// Whether this message is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
+    /// Whether this message is seen for the first time within `scope`, and records it for deduplication. The record is durable with this
     /// transaction, so that whatever else it does happens once for this message. It is what a
     /// [consumer](crate::Store::consumer) does, for those who have a consuming loop of their own.
     ///
@@ -167,7 +167,7 @@ impl Transaction {
                 Some(row) if is_refused(&row) => Ok(true),
                 Some(_) => Err(Error::IdConflict { scope: scope.to_owned(), id: id.clone() }),
             },
-            Identity::Lane { lane, head, arrival } => Ok(self.decide(scope, *lane, head, arrival)?.is_some()),
+            Identity::Lane { lane, key, arrival } => Ok(self.decide(scope, *lane, key, arrival)?.is_some()),
         }
     }
 
@@ -191,16 +191,16 @@ impl Transaction {
                     self.mark_id_again(key.clone(), row, content.row(false))?;
                 }
             }
-            Identity::Lane { head, arrival, .. } => {
+            Identity::Lane { key, arrival, .. } => {
                 let applied = self.engine(|| {
-                    let seen = self.redb().open_table(SEEN)?;
-                    let Some(known) = read_head(&seen, head)? else { return Ok(None) };
-                    let mark = known.applied(arrival, &Lane { seen: &seen, head })?;
-                    Ok(mark.map(|mark| New { mark, known: Known::Lane { gaps: known.holes } }))
+                    let dedup = self.redb().open_table(DEDUP)?;
+                    let Some(known) = read_high_water(&dedup, key)? else { return Ok(None) };
+                    let mark = known.applied(arrival, &Lane { dedup: &dedup, key })?;
+                    Ok(mark.map(|mark| New { mark, known: Known::Lane { gaps: known.gaps } }))
                 })?;
                 if let Some(new) = applied {
                     self.touch();
-                    self.engine(|| self.write_mark(scope, head, new))?;
+                    self.engine(|| self.write_mark(scope, key, new))?;
                 }
             }
         }
@@ -223,27 +223,27 @@ impl Transaction {
                 }
                 Ok(true)
             }
-            Identity::Lane { lane, head, arrival } => {
-                let Some(mut new) = self.decide(scope, *lane, head, arrival)? else { return Ok(false) };
+            Identity::Lane { lane, key, arrival } => {
+                let Some(mut new) = self.decide(scope, *lane, key, arrival)? else { return Ok(false) };
                 if refused {
                     new.mark = new.mark.refused();
                 }
-                self.admit(Amount::mark(head.len()))?;
+                self.admit(Amount::mark(key.len()))?;
                 self.touch();
-                self.engine(|| self.write_mark(scope, head, new))?;
+                self.engine(|| self.write_mark(scope, key, new))?;
                 Ok(true)
             }
         }
     }
 
-    /// What marks it as seen; `None` for a repeat.
-    fn decide(&self, scope: &str, lane: LaneOf, head: &[u8], arrival: &Arrival) -> Result<Option<New>> {
+    /// What records it for deduplication; `None` for a repeat.
+    fn decide(&self, scope: &str, lane: LaneOf, key: &[u8], arrival: &Arrival) -> Result<Option<New>> {
         self.owned()?;
         let (decision, known) = self.engine(|| {
-            let seen = self.redb().open_table(SEEN)?;
-            let (before, known) = match read_head(&seen, head)? {
+            let dedup = self.redb().open_table(DEDUP)?;
+            let (before, known) = match read_high_water(&dedup, key)? {
                 Some(before) => {
-                    let gaps = before.holes;
+                    let gaps = before.gaps;
                     (before, Known::Lane { gaps })
                 }
                 None => {
@@ -253,10 +253,10 @@ impl Transaction {
                             "its lane was idle for so long that it was forgotten, so it may be a repeat";
                         return Ok((Decision::Conflict(how), Known::Nothing(LaneRoom::Free)));
                     }
-                    (Head::default(), Known::Nothing(self.room_for_lane(&seen, &kept, scope)?))
+                    (HighWater::default(), Known::Nothing(self.room_for_lane(&dedup, &kept, scope)?))
                 }
             };
-            Ok((decide(&before, arrival, &Lane { seen: &seen, head })?, known))
+            Ok((decide(&before, arrival, &Lane { dedup: &dedup, key })?, known))
         })?;
         match decision {
             Decision::First(mark) => Ok(Some(New { mark, known })),
@@ -286,9 +286,9 @@ pub(crate) fn is_of_the_delivery(error: &Error) -> bool {
 
 type Row = &'static [u8];
 
-fn read_head(seen: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Option<Head>> {
-    let Some(row) = seen.get(key)? else { return Ok(None) };
-    Head::from_bytes(key, row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
+fn read_high_water(dedup: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Option<HighWater>> {
+    let Some(row) = dedup.get(key)? else { return Ok(None) };
+    HighWater::from_bytes(key, row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
 }
 
 /// A number that is seen for the first time.
@@ -308,15 +308,15 @@ enum Known {
 
 /// The rows of one lane.
 struct Lane<'a, T> {
-    seen: &'a T,
-    head: &'a [u8],
+    dedup: &'a T,
+    key: &'a [u8],
 }
 
 impl<T: ReadableTable<Row, Row>> Lane<'_, T> {
-    /// Where the first hole starts.
-    fn first_hole(&self) -> Result<Option<u64>> {
-        let (from, to) = (keys::seen_hole(self.head, 0), keys::seen_hole(self.head, u64::MAX));
-        let first = self.seen.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
+    /// Where the first gap starts.
+    fn first_gap(&self) -> Result<Option<u64>> {
+        let (from, to) = (keys::dedup_gap(self.key, 0), keys::dedup_gap(self.key, u64::MAX));
+        let first = self.dedup.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
         Ok(first.and_then(|(key, _)| keys::last_seq(key.value())))
     }
 }
@@ -324,21 +324,21 @@ impl<T: ReadableTable<Row, Row>> Lane<'_, T> {
 impl<T: ReadableTable<Row, Row>> Rows for Lane<'_, T> {
     type Error = Error;
 
-    fn hole_below(&self, number: u64) -> Result<Option<Hole>> {
-        let (from, to) = (keys::seen_hole(self.head, 0), keys::seen_hole(self.head, number));
-        let Some(row) = self.seen.range(from.as_slice()..=to.as_slice())?.next_back() else {
+    fn gap_below(&self, number: u64) -> Result<Option<Gap>> {
+        let (from, to) = (keys::dedup_gap(self.key, 0), keys::dedup_gap(self.key, number));
+        let Some(row) = self.dedup.range(from.as_slice()..=to.as_slice())?.next_back() else {
             return Ok(None);
         };
         let (key, row) = row?;
         if key.value().len() != from.len() {
             return Err(damaged_row("seen"));
         }
-        Hole::from_bytes(key.value(), row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
+        Gap::from_bytes(key.value(), row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
     }
 
     fn chunk(&self, chunk: u64) -> Result<Option<Chunk>> {
-        let key = keys::seen_chunk(self.head, chunk);
-        let Some(row) = self.seen.get(key.as_slice())? else { return Ok(None) };
+        let key = keys::dedup_chunk(self.key, chunk);
+        let Some(row) = self.dedup.get(key.as_slice())? else { return Ok(None) };
         Chunk::from_bytes(&key, row.value()).map(Some).ok_or_else(|| damaged_row("seen"))
     }
 }
@@ -346,27 +346,27 @@ impl<T: ReadableTable<Row, Row>> Rows for Lane<'_, T> {
 impl Transaction {
     fn room_for_lane(
         &self,
-        seen: &impl ReadableTable<Row, Row>,
+        dedup: &impl ReadableTable<Row, Row>,
         kept: &impl ReadableTable<Row, Row>,
         scope: &str,
     ) -> Result<LaneRoom> {
         let core = &self.core;
-        room_for_lane(seen, kept, scope, &core.settings, &core.idle_search, core.age.newest_ms())
+        room_for_lane(dedup, kept, scope, &core.settings, &core.idle_search, core.age.newest_ms())
     }
 
-    /// Writes what marks a number as seen. Where the lane is new, or has another number of gaps, that is counted; and what is too much goes.
-    fn write_mark(&self, scope: &str, head: &[u8], new: New) -> Result<()> {
-        let mut seen = self.redb().open_table(SEEN)?;
+    /// Writes what records a number for deduplication. Where the lane is new, or has another number of gaps, that is counted; and what is too much goes.
+    fn write_mark(&self, scope: &str, key: &[u8], new: New) -> Result<()> {
+        let mut dedup = self.redb().open_table(DEDUP)?;
         let New { mut mark, known } = new;
-        mark.head.came_at(self.core.age.newest_ms());
+        mark.high_water.came_at(self.core.age.newest_ms());
         let (gaps, more_lanes) = match known {
-            Known::Lane { gaps } if gaps == mark.head.holes => return write(&mut seen, head, mark),
+            Known::Lane { gaps } if gaps == mark.high_water.gaps => return write(&mut dedup, key, mark),
             Known::Lane { gaps } => (gaps, 0),
             Known::Nothing(_) => (0, 1),
         };
         let mut kept = self.redb().open_table(LANES_KEPT)?;
         if let Known::Nothing(LaneRoom::Of(idle)) = known {
-            forget(&mut seen, &mut kept, scope, &idle)?;
+            forget(&mut dedup, &mut kept, scope, &idle)?;
         }
         let counts = LaneCounts::of(&kept, scope)?;
         let others = counts.gaps.saturating_sub(gaps);
@@ -375,66 +375,67 @@ impl Transaction {
         let gaps_max = of_scope.saturating_sub(others).max(LANE_GAPS_MIN.min(of_scope)).min(LANE_GAPS_MAX);
         let lanes = counts.lanes + more_lanes;
         // The oldest go.
-        while mark.head.holes > gaps_max {
-            let lane = Lane { seen: &seen, head };
-            let oldest = lane.first_hole()?.filter(|start| mark.remove != Some(*start));
+        while mark.high_water.gaps > gaps_max {
+            let lane = Lane { dedup: &dedup, key };
+            let oldest = lane.first_gap()?.filter(|start| mark.remove != Some(*start));
             match oldest {
-                Some(start) if mark.put.iter().flatten().all(|hole| hole.start > start) => {
-                    seen.remove(keys::seen_hole(head, start).as_slice())?;
+                Some(start) if mark.put.iter().flatten().all(|gap| gap.start > start) => {
+                    dedup.remove(keys::dedup_gap(key, start).as_slice())?;
                 }
                 _ => {
-                    let put = mark.put.iter_mut().find(|hole| hole.is_some()).and_then(Option::take);
-                    let Some(hole) = put else { break };
+                    let put = mark.put.iter_mut().find(|gap| gap.is_some()).and_then(Option::take);
+                    let Some(gap) = put else { break };
                     // It may stand there with another end.
-                    seen.remove(keys::seen_hole(head, hole.start).as_slice())?;
+                    dedup.remove(keys::dedup_gap(key, gap.start).as_slice())?;
                 }
             }
-            mark.head.holes -= 1;
+            mark.high_water.gaps -= 1;
         }
-        LaneCounts { lanes, gaps: others + mark.head.holes, ..counts }.put(&mut kept, scope)?;
-        write(&mut seen, head, mark)
+        LaneCounts { lanes, gaps: others + mark.high_water.gaps, ..counts }.put(&mut kept, scope)?;
+        write(&mut dedup, key, mark)
     }
 }
 
-fn write(seen: &mut redb::Table<'_, Row, Row>, key: &[u8], mark: Mark) -> Result<()> {
+fn write(dedup: &mut redb::Table<'_, Row, Row>, key: &[u8], mark: Mark) -> Result<()> {
     if let Some(start) = mark.remove {
-        seen.remove(keys::seen_hole(key, start).as_slice())?;
+        dedup.remove(keys::dedup_gap(key, start).as_slice())?;
     }
-    for hole in mark.put.iter().flatten() {
-        let key = keys::seen_hole(key, hole.start);
-        seen.insert(key.as_slice(), hole.to_bytes(&key).as_slice())?;
+    for gap in mark.put.iter().flatten() {
+        let key = keys::dedup_gap(key, gap.start);
+        dedup.insert(key.as_slice(), gap.to_bytes(&key).as_slice())?;
     }
-    let (mut head, spilled) = mark.settle();
+    let (mut high_water, spilled) = mark.settle();
     for (number, sums) in spilled {
-        let known = Lane { seen: &*seen, head: key }.chunk(number)?;
-        if known.is_none() && head.count_chunk() {
-            let (from, to) = (keys::seen_chunk(key, 0), keys::seen_chunk(key, u64::MAX));
-            let first = seen.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
+        let known = Lane { dedup: &*dedup, key }.chunk(number)?;
+        if known.is_none() && high_water.count_chunk() {
+            let (from, to) = (keys::dedup_chunk(key, 0), keys::dedup_chunk(key, u64::MAX));
+            let first = dedup.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
             if let Some(first) = first.map(|(key, _)| key.value().to_vec()) {
-                seen.remove(first.as_slice())?;
+                dedup.remove(first.as_slice())?;
             }
         }
         let mut chunk = known.unwrap_or_default();
         chunk.put(sums);
-        let chunk_key = keys::seen_chunk(key, number);
-        seen.insert(chunk_key.as_slice(), chunk.to_bytes(&chunk_key).as_slice())?;
+        let chunk_key = keys::dedup_chunk(key, number);
+        dedup.insert(chunk_key.as_slice(), chunk.to_bytes(&chunk_key).as_slice())?;
     }
-    seen.insert(key, head.to_bytes(key).as_slice())?;
+    dedup.insert(key, high_water.to_bytes(key).as_slice())?;
     Ok(())
 }
 
 impl Store {
-    /// The first number of each of these lanes that is new, as of the last commit. The keys are of their heads. One whose
+    /// The first number of each of these lanes that is new, as of the last commit. The keys are of their high-water marks. One whose
     /// row is damaged has none: whoever takes a delivery of it is told.
-    pub(crate) fn lanes_next<'a>(&self, heads: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u64>> {
+    pub(crate) fn lanes_next<'a>(&self, keys: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u64>> {
         self.core().reading(|tx| {
-            let seen = tx.open_table(SEEN)?;
+            let dedup = tx.open_table(DEDUP)?;
             let next = |key: &[u8]| -> Result<u64> {
-                let row = seen.get(key)?;
-                let head = row.map(|row| Head::from_bytes(key, row.value()));
-                Ok(head.map_or(0, |head| head.map_or(u64::MAX, |head| head.next)))
+                let row = dedup.get(key)?;
+                let high_water = row.map(|row| HighWater::from_bytes(key, row.value()));
+                Ok(high_water
+                    .map_or(0, |high_water| high_water.map_or(u64::MAX, |high_water| high_water.next)))
             };
-            heads.into_iter().map(next).collect()
+            keys.into_iter().map(next).collect()
         })
     }
 }
@@ -449,9 +450,9 @@ pub(crate) fn fingerprint(
     let message = &delivery.message;
     let mut name = [&[u8::try_from(scope.len()).ok()?][..], scope.as_bytes()].concat();
     match identity {
-        Some(Identity::Lane { head, arrival, .. }) => {
+        Some(Identity::Lane { key, arrival, .. }) => {
             name.push(2);
-            name.extend_from_slice(head);
+            name.extend_from_slice(key);
             name.extend_from_slice(&arrival.number.to_be_bytes());
         }
         _ => {

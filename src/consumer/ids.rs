@@ -9,7 +9,7 @@ use redb::ReadableTable;
 use crate::error::{Error, Result};
 use crate::log::keys;
 use crate::storage::tables::ids::{Ids, NUMBERED, is_counted, is_forgotten, next};
-use crate::storage::tables::schema::{INBOX, InboxRow, SEEN, scopes, u64s};
+use crate::storage::tables::schema::{DEDUP, INBOX, InboxRow, scopes, u64s};
 use crate::store::Store;
 use crate::store::settings::IdsPolicy;
 use crate::store::transaction::Transaction;
@@ -17,10 +17,10 @@ use crate::store::transaction::Transaction;
 impl Transaction {
     /// The row of an id, unless so many have come since that it is forgotten.
     pub(crate) fn remembered(&self, scope: &str, key: &[u8]) -> Result<Option<InboxRow>> {
-        let row = self.seen(key)?;
+        let row = self.inbox_row(key)?;
         let Some(row) = row.filter(|row| row.count == NUMBERED) else { return Ok(row) };
         let Some(max) = self.core.settings.ids_forgotten_beyond() else { return Ok(Some(row)) };
-        let next = self.engine(|| next(&self.redb().open_table(SEEN)?, scope))?;
+        let next = self.engine(|| next(&self.redb().open_table(DEDUP)?, scope))?;
         Ok(Some(row).filter(|row| !is_forgotten(row, next, max)))
     }
 
@@ -32,7 +32,7 @@ impl Transaction {
             return Ok(());
         };
         let kept = self.engine(|| {
-            let ids = Ids::of(&self.redb().open_table(SEEN)?, scope)?;
+            let ids = Ids::of(&self.redb().open_table(DEDUP)?, scope)?;
             self.kept(scope, ids)
         })?;
         if kept >= ids_max {
@@ -46,14 +46,14 @@ impl Transaction {
         if self.core.settings.inbox_ids_max.is_none() {
             return Ok(None);
         }
-        let stands = self.seen(key)?.is_some_and(|row| row.count == NUMBERED);
+        let stands = self.inbox_row(key)?.is_some_and(|row| row.count == NUMBERED);
         self.touch();
         self.engine(|| {
-            let mut seen = self.redb().open_table(SEEN)?;
-            let ids = Ids::of(&seen, scope)?;
+            let mut dedup = self.redb().open_table(DEDUP)?;
+            let ids = Ids::of(&dedup, scope)?;
             let kept = self.kept(scope, ids)?.saturating_add(u64::from(!stands));
             let after = [ids.next.saturating_add(1), kept];
-            seen.insert(keys::inbox(scope, &[]).as_slice(), u64s(after).as_slice())?;
+            dedup.insert(keys::inbox(scope, &[]).as_slice(), u64s(after).as_slice())?;
             Ok(Some(ids.next))
         })
     }
@@ -79,9 +79,9 @@ impl Store {
     /// How many ids each scope keeps.
     pub(crate) fn ids_kept(&self) -> Result<Vec<(String, u64)>> {
         self.core().reading(|tx| {
-            let (seen, mut kept) = (tx.open_table(SEEN)?, Vec::new());
-            for scope in scopes(&seen, "seen")? {
-                let ids = Ids::of(&seen, &scope)?.kept.unwrap_or_default();
+            let (dedup, mut kept) = (tx.open_table(DEDUP)?, Vec::new());
+            for scope in scopes(&dedup, "seen")? {
+                let ids = Ids::of(&dedup, &scope)?.kept.unwrap_or_default();
                 kept.push((scope, ids));
             }
             Ok(kept)

@@ -113,7 +113,7 @@ pub(crate) enum Parking {
     /// It is parked under this number; its tries have this name now.
     Parked { number: u64, name: Name, bytes: u64 },
     /// It was applied or rejected before.
-    Seen,
+    Duplicate,
     /// It is parked already.
     Again,
     /// There is no room.
@@ -148,7 +148,7 @@ impl Transaction {
         if let Some(identity) = &what.identity
             && matches!(self.is_first_delivery(scope, identity), Ok(false))
         {
-            return Ok(Parking::Seen);
+            return Ok(Parking::Duplicate);
         }
         // The clock is the application's code: nothing is open while it is read.
         let since_ms = self.core.settings.clock.now().wall_ms;
@@ -371,7 +371,7 @@ mod tests {
             store_id: [1; 16],
             epoch_starts: Vec::new(),
             content_key: ContentKey::new([7; 16]),
-            seen_before_ms: None,
+            dedup_before_ms: None,
         };
         let name = |payload: &str, count: Option<i64>, routing_key: &str| {
             let count = count.map(|count| ("x-delivery-count".into(), HeaderValue::from(count)));

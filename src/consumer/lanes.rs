@@ -6,7 +6,7 @@
 //! ```
 //!
 //! They are written when a lane begins, a gap comes or goes, or a lane is forgotten: a
-//! delivery in order writes its lane's head alone.
+//! delivery in order writes its lane's high-water mark alone.
 //!
 //! **Invariant.** A lane goes with all its rows, and its id is among the forgotten ones from then on, in one transaction. A message of such a
 //! lane is a conflict: it may be a repeat. A gap that is forgotten leaves its numbers below the lane's next one: they are conflicts too.
@@ -15,9 +15,9 @@ use redb::{ReadableTable, TableError};
 
 use crate::error::{Error, Result};
 use crate::event::LaneOf;
-use crate::log::dedup::Head;
+use crate::log::dedup::HighWater;
 use crate::log::forgotten::Forgotten;
-use crate::log::keys::{self, SeenKey};
+use crate::log::keys::{self, DedupKey};
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::lanes_kept::LaneCounts;
 use crate::storage::tables::schema::{LANES_KEPT, scopes};
@@ -42,13 +42,13 @@ fn forgotten_of(kept: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Forgo
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LaneRoom {
     Free,
-    /// In the place of the lane with this head, which is idle.
+    /// In the place of the idle lane whose high-water mark has this key.
     Of(Vec<u8>),
 }
 
 /// Whether a new lane may be kept. [`Error::LanesFull`] if not.
 pub(crate) fn room_for_lane(
-    seen: &impl ReadableTable<Row, Row>,
+    dedup: &impl ReadableTable<Row, Row>,
     kept: &impl ReadableTable<Row, Row>,
     scope: &str,
     settings: &Settings,
@@ -70,7 +70,7 @@ pub(crate) fn room_for_lane(
     let first = search.from(scope).max(begin.clone());
     let (mut from, mut wrapped) = (first.clone(), false);
     for _ in 0..LANES_LOOK {
-        let Some(row) = seen.range(from.as_slice()..end.as_slice())?.next() else {
+        let Some(row) = dedup.range(from.as_slice()..end.as_slice())?.next() else {
             if std::mem::replace(&mut wrapped, true) {
                 break;
             }
@@ -82,15 +82,15 @@ pub(crate) fn room_for_lane(
         if wrapped && key >= first.as_slice() {
             break;
         }
-        match keys::seen_kind(key) {
-            Some(SeenKey::Head) => {
-                let head = Head::from_bytes(key, row.value());
+        match keys::dedup_kind(key) {
+            Some(DedupKey::HighWater) => {
+                let high_water = HighWater::from_bytes(key, row.value());
                 // One that is damaged says nothing of its age.
-                if head.is_some_and(|head| head.is_idle(counts.since_ms, age_ms, idle_ms)) {
+                if high_water.is_some_and(|high_water| high_water.is_idle(counts.since_ms, age_ms, idle_ms)) {
                     search.go_on(scope, key.to_vec());
                     return Ok(LaneRoom::Of(key.to_vec()));
                 }
-                from = keys::after_prefix(keys::lane_of_seen(key));
+                from = keys::after_prefix(keys::dedup_lane(key));
             }
             _ => from = [key, &[0]].concat(),
         }
@@ -101,22 +101,22 @@ pub(crate) fn room_for_lane(
 
 /// Removes all rows of an idle lane, and notes that it was there.
 pub(crate) fn forget(
-    seen: &mut redb::Table<'_, Row, Row>,
+    dedup: &mut redb::Table<'_, Row, Row>,
     kept: &mut redb::Table<'_, Row, Row>,
     scope: &str,
-    head: &[u8],
+    key: &[u8],
 ) -> Result<()> {
-    let known = seen.get(head)?.and_then(|row| Head::from_bytes(head, row.value()));
-    let (Some(known), Some((producer, id))) = (known, keys::split_head(head)) else { return Ok(()) };
+    let known = dedup.get(key)?.and_then(|row| HighWater::from_bytes(key, row.value()));
+    let (Some(known), Some((producer, id))) = (known, keys::split_high_water(key)) else { return Ok(()) };
     let mut forgotten = forgotten_of(kept, producer)?;
     forgotten.add(id);
     kept.insert(producer, forgotten.to_bytes(producer).as_slice())?;
-    let lane = keys::lane_of_seen(head);
-    seen.retain_in(lane..keys::after_prefix(lane).as_slice(), |_, _| false)?;
+    let lane = keys::dedup_lane(key);
+    dedup.retain_in(lane..keys::after_prefix(lane).as_slice(), |_, _| false)?;
     let counts = LaneCounts::of(kept, scope)?;
     let counts = LaneCounts {
         lanes: counts.lanes.saturating_sub(1),
-        gaps: counts.gaps.saturating_sub(known.holes),
+        gaps: counts.gaps.saturating_sub(known.gaps),
         forgotten: counts.forgotten + 1,
         ..counts
     };

@@ -1,7 +1,7 @@
 //! The other end: deliveries applied exactly once in effect.
 //!
-//! Each delivery is one write closure: it looks whether the message has been seen, runs the handler, marks the message as
-//! seen, and commits with its group; only then is the delivery acknowledged. A crash at any point leaves either nothing,
+//! Each delivery is one write closure: it looks whether the message is a repeat, runs the handler, records the message
+//! for deduplication, and commits with its group; only then is the delivery acknowledged. A crash at any point leaves either nothing,
 //! and the broker delivers again, or everything, and the next delivery of that message is recognised and only
 //! acknowledged. The broker's `redelivered` flag decides nothing of that; it only says which try is written down before it
 //! begins. What a message is recognised by stands in `consumer/dedup.rs`: its number in its producer's lane, or the id that a
@@ -23,7 +23,7 @@
 //! | `builder` | the settings |
 //! | `handle` | a running consumer and its figures |
 //! | `worker` | the thread |
-//! | `dedup`, `lanes`, `ids` | what has been seen, and how much of it is kept |
+//! | `dedup`, `lanes`, `ids` | deduplication, and how much is kept for it |
 //! | `rejected`, `reject`, `rejected_room` | the quarantine: for a person, for the thread, its bounds |
 //! | `in_hand` | the rows of tries, and of what is parked |
 //! | `hold` | what waits for a gap in its lane to be filled |

@@ -21,7 +21,7 @@ use crate::store::transaction::{REJECT_SCOPE, Transaction};
 pub(crate) struct Refusal {
     pub(crate) reason: String,
     pub(crate) attempts: u32,
-    /// The handler has seen it. Else it is not marked as seen: what it claims to be was not believed, or is taken.
+    /// The handler has run. Else it is not recorded for deduplication: what it claims to be was not believed, or is taken.
     pub(crate) handled: bool,
     /// What was refused may be let in one day: whoever drives it again must look whether it came by itself meanwhile.
     pub(crate) recheck: bool,
@@ -90,7 +90,7 @@ impl Transaction {
         let fingerprint = fingerprint(&self.core.identity, scope, identity, delivery);
         let fingerprint = fingerprint.map(|name| keys::inbox(REJECT_SCOPE, &name));
         if let Some(key) = &fingerprint
-            && self.seen(key)?.is_some()
+            && self.inbox_row(key)?.is_some()
         {
             return Ok(Kept::Again);
         }

@@ -6,7 +6,7 @@
 //! (scope, 1, number)   → ()           it is to be driven again
 //! ```
 //!
-//! **Invariants.** A row is written in the transaction that marks its delivery as seen, before the broker is told
+//! **Invariants.** A row is written in the transaction that records its delivery for deduplication, before the broker is told
 //! anything: a crash in between leaves a redelivery that is recognised. A number is never given twice. A row goes in the
 //! transaction of the effects of its handler.
 
@@ -338,7 +338,7 @@ impl Rejected {
         if unnamed { Err(damaged_row("rejected")) } else { Ok(changed) }
     }
 
-    /// Gives it up, for ever. When this returns `Ok` that is durable. What a handler has rejected stays seen: a repeat of it is
+    /// Gives it up, for ever. When this returns `Ok` that is durable. What a handler has rejected stays recorded: a repeat of it is
     /// only acknowledged.
     ///
     /// # Errors

@@ -110,7 +110,7 @@ impl Transaction {
         Ok(Some(book))
     }
 
-    /// What others send must not stay behind as a mark either. What a handler has refused stays seen by its number or id.
+    /// What others send must not stay behind as a mark either. What a handler has refused stays recorded by its number or id.
     fn forget_fingerprint(&self, scope: &str, number: u64) -> Result<()> {
         let row = read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)?;
         let Some(Ok(row)) = row else { return Ok(()) };

@@ -14,7 +14,7 @@ use crate::log::keys;
 use crate::log::lanes::LaneState;
 use crate::relay::rows::exceptions_between;
 use crate::storage::tables::schema::{
-    BY_KEY, BY_NAME, CURSORS, DUE, EXCEPTIONS, INBOX, LANES, LOG, META, PARKED, SEEN,
+    BY_KEY, BY_NAME, CURSORS, DEDUP, DUE, EXCEPTIONS, INBOX, LANES, LOG, META, PARKED,
 };
 use crate::store::Store;
 use crate::store::shared::cursor::Cursor;
@@ -136,9 +136,9 @@ pub(super) fn compare(store: &Store, model: &Model) -> Found<()> {
     let inbox = tx.open_table(INBOX).map_err(text)?.len().map_err(text)?;
     let known = (model.marks.len() + model.requests.len() + model.ids) as u64;
     ensure(inbox == known, || format!("{inbox} marks in the inbox instead of {known}"))?;
-    let heads = u64::from(!model.deliveries.is_empty());
-    let seen = tx.open_table(SEEN).map_err(text)?.len().map_err(text)?;
-    ensure(seen >= heads, || "the lane of another store is forgotten".into())?;
+    let high_waters = u64::from(!model.deliveries.is_empty());
+    let rows = tx.open_table(DEDUP).map_err(text)?.len().map_err(text)?;
+    ensure(rows >= high_waters, || "the lane of another store is forgotten".into())?;
     compare_streams(store, model)?;
     compare_relays(store, model)
 }

@@ -33,7 +33,7 @@ pub struct RecordedEvent {
 }
 
 impl RecordedEvent {
-    /// Its sequence number: commit order, from 0, without a hole.
+    /// Its sequence number: commit order, from 0, without a gap.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -1,50 +1,50 @@
-//! Which numbers of a producer's lane have been seen: the rule, and the bytes of its rows. Pure.
+//! Deduplication by the numbers of a producer's lane: the rule, and the bytes of its rows. Pure.
 //!
-//! Per lane one *head*: every number from `next` on is new; those below have been seen, but for the open *holes*. So a
-//! lane takes one row and one more per open hole, however many deliveries come, and a late one that fills a
-//! hole is still told from a repeat. Of what was seen, the hash of its content is kept: the latest in the head, those before
+//! Per lane one *high-water mark*: every number from `next` on is new; those below have come, but for the open *gaps*. So a
+//! lane takes one row and one more per open gap, however many deliveries come, and a late one that fills a
+//! gap is still told from a repeat. Of what has come, the hash of its content is kept: the latest with the high-water mark, those before
 //! in *chunks* of 64 numbers, of which a lane keeps [`LANE_CHUNKS_MAX`].
 //!
 //! ```text
-//! head   2 u8 │ next u64 │ holes u64 │ chunks u64 │ before u64 │ newest ms u64, or the age if before is 0 │ checksum u32 × 16, if before > 0 │
+//! high-water mark   2 u8 │ next u64 │ gaps u64 │ chunks u64 │ before u64 │ newest ms u64, or the age if before is 0 │ checksum u32 × 16, if before > 0 │
 //!        (number u64, hash u64) × recent │ crc32 u32
-//! hole   end u64 │ crc32 u32                              (its start stands in the key)
+//! gap   end u64 │ crc32 u32                              (its start stands in the key)
 //! chunk  (number u64, hash u64) × sums │ crc32 u32        (numbers from 64 × that of its key on)
 //! ```
 //!
 //! Little-endian. The CRC-32 (IEEE) is over the row's key and what is before it: a row that cannot be trusted would let
 //! a delivery be dropped in silence. The highest bit of a number says that its delivery was refused.
 //!
-//! **A repeat is not taken on trust.** Whoever may publish may write any number. A number that has been seen is a repeat only
-//! where its content is what was seen; where that is not known any more, it is a conflict. What a handler has refused says
+//! **A repeat is not taken on trust.** Whoever may publish may write any number. A number that has come before is a repeat only
+//! where its content is the same; where that is not known any more, it is a conflict. What a handler has refused says
 //! nothing of its number: another message of it is new.
 //!
 //! **Files of before format 5** knew checksums of the newest 16 numbers, and the latest time that the lane had shown. They
-//! speak for the numbers that were seen then: those below `before`.
+//! speak for the numbers that had come then: those below `before`.
 
 use super::wire_bytes::{Malformed, Reader};
 use crate::message::Message;
 use crate::tuning::LANE_CHUNKS_MAX;
 
-/// Hashes that a head keeps. Twice as many are there before some go to a chunk.
+/// Hashes that a high-water row keeps. Twice as many are there before some go to a chunk.
 const RECENT: usize = 16;
 
 /// Numbers of a chunk.
 const CHUNK: u64 = 64;
 
-/// The newest numbers whose checksum a head of an earlier format knew.
+/// The newest numbers whose checksum a high-water row of an earlier format knew.
 const RING: u64 = 16;
 
-/// The length of such a head.
-const OLD_HEAD: usize = 24 + 4 * RING as usize;
+/// The length of such a row.
+const OLD_HIGH_WATER: usize = 24 + 4 * RING as usize;
 
-/// The first byte of a head. With it a head has an odd length, which those of an earlier format have not.
+/// The first byte of a high-water row. With it the row has an odd length, which those of an earlier format have not.
 const VERSION: u8 = 2;
 
 /// In the place of a number's highest bit, which no number has: headers carry signed integers.
 const REFUSED: u64 = 1 << 63;
 
-/// What is kept of a number that has been seen.
+/// What is kept of a number that has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sum {
     number: u64,
@@ -55,11 +55,11 @@ pub(crate) struct Sum {
 
 /// What is known of one lane.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Head {
-    /// No number from here on has been seen.
+pub(crate) struct HighWater {
+    /// The high-water mark: no number from here on has come.
     pub(crate) next: u64,
-    /// Rows of open holes: where there is none, none is looked for.
-    pub(crate) holes: u64,
+    /// Rows of open gaps: where there is none, none is looked for.
+    pub(crate) gaps: u64,
     /// Rows of chunks.
     pub(crate) chunks: u64,
     /// The latest that came.
@@ -77,9 +77,9 @@ struct Before {
     ring: [u32; RING as usize],
 }
 
-/// Numbers below `next` that have not been seen: `start` to before `end`.
+/// Numbers below `next` that have not come: `start` to before `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Hole {
+pub(crate) struct Gap {
     pub(crate) start: u64,
     pub(crate) end: u64,
 }
@@ -95,7 +95,7 @@ pub(crate) struct Arrival {
     pub(crate) number: u64,
     /// Keyed, of its content.
     pub(crate) hash: u64,
-    /// What an earlier format knew it by, where lanes may have been seen in one.
+    /// What an earlier format knew it by, where lanes may date from one.
     pub(crate) before: Option<AsBefore>,
 }
 
@@ -113,62 +113,66 @@ pub(crate) struct AsBefore {
 /// What an arrival is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// New. These rows say that it is seen.
+    /// New. These rows record that it has come.
     First(Mark),
     Repeat,
-    /// Its number has been seen with another message, or may have been; and how that is known.
+    /// Its number has come with another message, or may have been; and how that is known.
     Conflict(&'static str),
 }
 
 /// How the rows of a lane change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark {
-    pub(crate) head: Head,
-    /// The start of a hole that is no more.
+    pub(crate) high_water: HighWater,
+    /// The start of a gap that is no more.
     pub(crate) remove: Option<u64>,
-    /// Holes that are new, or have another end.
-    pub(crate) put: [Option<Hole>; 2],
+    /// Gaps that are new, or have another end.
+    pub(crate) put: [Option<Gap>; 2],
     sum: Sum,
 }
 
-/// What the rule asks of the rows besides the head, where it matters.
+/// What the rule asks of the rows besides the high-water mark, where it matters.
 pub(crate) trait Rows {
     type Error;
-    /// The hole that starts last at or before a number.
-    fn hole_below(&self, number: u64) -> Result<Option<Hole>, Self::Error>;
+    /// The gap that starts last at or before a number.
+    fn gap_below(&self, number: u64) -> Result<Option<Gap>, Self::Error>;
     fn chunk(&self, chunk: u64) -> Result<Option<Chunk>, Self::Error>;
 }
 
 /// The rule.
-pub(crate) fn decide<R: Rows>(head: &Head, arrival: &Arrival, rows: &R) -> Result<Decision, R::Error> {
+pub(crate) fn decide<R: Rows>(
+    high_water: &HighWater,
+    arrival: &Arrival,
+    rows: &R,
+) -> Result<Decision, R::Error> {
     let number = arrival.number;
     let sum = Sum { number, hash: arrival.hash, refused: false };
-    if number >= head.next {
-        let gap = (number > head.next).then_some(Hole { start: head.next, end: number });
-        let mut after = Head { next: number.saturating_add(1), ..head.clone() };
-        after.holes += u64::from(gap.is_some());
-        return Ok(Decision::First(Mark { head: after, remove: None, put: [gap, None], sum }));
+    if number >= high_water.next {
+        let gap = (number > high_water.next).then_some(Gap { start: high_water.next, end: number });
+        let mut after = HighWater { next: number.saturating_add(1), ..high_water.clone() };
+        after.gaps += u64::from(gap.is_some());
+        return Ok(Decision::First(Mark { high_water: after, remove: None, put: [gap, None], sum }));
     }
-    let hole = if head.holes > 0 { rows.hole_below(number)? } else { None };
-    let Some(hole) = hole.filter(|hole| (hole.start..hole.end).contains(&number)) else {
-        return Ok(match head.sum(number, rows)? {
+    let gap = if high_water.gaps > 0 { rows.gap_below(number)? } else { None };
+    let Some(gap) = gap.filter(|gap| (gap.start..gap.end).contains(&number)) else {
+        return Ok(match high_water.sum(number, rows)? {
             Some(known) if known.hash == arrival.hash => Decision::Repeat,
             Some(known) if known.refused => {
-                Decision::First(Mark { head: head.clone(), remove: None, put: [None, None], sum })
+                Decision::First(Mark { high_water: high_water.clone(), remove: None, put: [None, None], sum })
             }
             Some(_) => Decision::Conflict("it was seen before with another content"),
-            None if number < head.before.next => head.before.compare(arrival),
+            None if number < high_water.before.next => high_water.before.compare(arrival),
             None => Decision::Conflict("it was seen so long ago that its content is not known any more"),
         });
     };
-    let left = Hole { end: number, ..hole };
-    let right = Hole { start: number + 1, ..hole };
-    let rest = [left, right].map(|hole| (hole.start < hole.end).then_some(hole));
-    let mut after = head.clone();
-    after.holes = (head.holes - 1) + rest.iter().flatten().count() as u64;
+    let left = Gap { end: number, ..gap };
+    let right = Gap { start: number + 1, ..gap };
+    let rest = [left, right].map(|gap| (gap.start < gap.end).then_some(gap));
+    let mut after = high_water.clone();
+    after.gaps = (high_water.gaps - 1) + rest.iter().flatten().count() as u64;
     // What is left at the old start takes the place of the old row.
-    let remove = rest.first().is_some_and(Option::is_none).then_some(hole.start);
-    Ok(Decision::First(Mark { head: after, remove, put: rest, sum }))
+    let remove = rest.first().is_some_and(Option::is_none).then_some(gap.start);
+    Ok(Decision::First(Mark { high_water: after, remove, put: rest, sum }))
 }
 
 impl Mark {
@@ -178,22 +182,22 @@ impl Mark {
         self
     }
 
-    /// The head with the new hash; and what of the older ones is to be written into chunks, by chunk.
-    pub(crate) fn settle(self) -> (Head, Vec<(u64, Vec<Sum>)>) {
-        let Self { mut head, sum, .. } = self;
-        let spilled = head.note(sum);
-        (head, spilled)
+    /// The high-water mark with the new hash; and what of the older ones is to be written into chunks, by chunk.
+    pub(crate) fn settle(self) -> (HighWater, Vec<(u64, Vec<Sum>)>) {
+        let Self { mut high_water, sum, .. } = self;
+        let spilled = high_water.note(sum);
+        (high_water, spilled)
     }
 }
 
-impl Head {
+impl HighWater {
     /// The mark that a number has been applied whose message was refused before; `None` if that is not so.
     pub(crate) fn applied<R: Rows>(&self, arrival: &Arrival, rows: &R) -> Result<Option<Mark>, R::Error> {
         let known = self.sum(arrival.number, rows)?;
         let known = known.filter(|known| known.refused && known.hash == arrival.hash);
         Ok(known.map(|known| {
             let sum = Sum { refused: false, ..known };
-            Mark { head: self.clone(), remove: None, put: [None, None], sum }
+            Mark { high_water: self.clone(), remove: None, put: [None, None], sum }
         }))
     }
 
@@ -226,8 +230,8 @@ impl Head {
         }
     }
 
-    /// Nothing has come for so long. Of lanes before `since_ms` it is not known when something came. Of a lane that an earlier format than
-    /// 5 has seen nobody knows, and such lanes are no more than they were.
+    /// Nothing has come for so long. Of lanes before `since_ms` it is not known when something came. Of a lane that dates from an earlier format than
+    /// 5 nobody knows, and such lanes are no more than they were.
     pub(crate) fn is_idle(&self, since_ms: u64, age_ms: u64, idle_ms: u64) -> bool {
         self.before.next == 0 && self.before.newest_ms.max(since_ms).saturating_add(idle_ms) <= age_ms
     }
@@ -241,10 +245,10 @@ impl Head {
     }
 
     pub(crate) fn to_bytes(&self, key: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(44 + OLD_HEAD + 16 * self.recent.len());
+        let mut out = Vec::with_capacity(44 + OLD_HIGH_WATER + 16 * self.recent.len());
         let Before { next: before, newest_ms, ring } = self.before;
         out.push(VERSION);
-        for number in [self.next, self.holes, self.chunks, before, newest_ms] {
+        for number in [self.next, self.gaps, self.chunks, before, newest_ms] {
             out.extend_from_slice(&number.to_le_bytes());
         }
         if before > 0 {
@@ -257,7 +261,7 @@ impl Head {
     /// `None` for a row that is damaged.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Option<Self> {
         let row = unsealed(key, bytes)?;
-        let is_old = row.len() == OLD_HEAD;
+        let is_old = row.len() == OLD_HIGH_WATER;
         let mut reader = Reader(row);
         let read = || -> Result<Self, Malformed> {
             let mut ring = [0; RING as usize];
@@ -268,21 +272,21 @@ impl Head {
                 })
             };
             if is_old {
-                let (next, newest_ms, holes) = (reader.u64()?, reader.u64()?, reader.u64()?);
+                let (next, newest_ms, gaps) = (reader.u64()?, reader.u64()?, reader.u64()?);
                 read_ring(&mut reader)?;
                 let before = Before { next, newest_ms, ring };
-                return Ok(Self { next, holes, before, ..Self::default() });
+                return Ok(Self { next, gaps, before, ..Self::default() });
             }
             if reader.u8()? != VERSION {
                 return Err(Malformed("it is of no known form"));
             }
-            let (next, holes, chunks) = (reader.u64()?, reader.u64()?, reader.u64()?);
+            let (next, gaps, chunks) = (reader.u64()?, reader.u64()?, reader.u64()?);
             let (before, newest_ms) = (reader.u64()?, reader.u64()?);
             if before > 0 {
                 read_ring(&mut reader)?;
             }
             let recent = Sum::read_all(reader)?;
-            Ok(Self { next, holes, chunks, recent, before: Before { next: before, newest_ms, ring } })
+            Ok(Self { next, gaps, chunks, recent, before: Before { next: before, newest_ms, ring } })
         };
         read().ok()
     }
@@ -350,7 +354,7 @@ impl Chunk {
     }
 }
 
-impl Hole {
+impl Gap {
     pub(crate) fn to_bytes(self, key: &[u8]) -> Vec<u8> {
         sealed(key, self.end.to_le_bytes().to_vec())
     }

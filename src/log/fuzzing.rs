@@ -1,6 +1,6 @@
 //! Ways in for the fuzz targets.
 
-use super::dedup::{Head, Hole, sealed};
+use super::dedup::{Gap, HighWater, sealed};
 use super::in_hand::{ParkedRow, TriesRow};
 use super::lanes::LaneState;
 use super::rejected::RejectedRow;
@@ -12,7 +12,7 @@ pub(crate) fn row(key: &[u8], bytes: &[u8]) {
     let right = sealed(key, bytes.to_vec());
     for row in [bytes, &right] {
         let _ = (RejectedRow::from_bytes(key, row).is_ok(), ParkedRow::from_bytes(key, row).is_ok());
-        let _ = (TriesRow::from_bytes(key, row), Head::from_bytes(key, row), Hole::from_bytes(key, row));
+        let _ = (TriesRow::from_bytes(key, row), HighWater::from_bytes(key, row), Gap::from_bytes(key, row));
         let _ = (SnapshotRow::from_bytes(key, row), StreamState::from_bytes(row), LaneState::from_bytes(row));
         let _ = (Run::from_bytes(0, row), record::end_offset(0, row).is_ok());
     }

@@ -10,7 +10,7 @@
 //! lane        exchange len u8 │ exchange │ routing key len u8 │ routing key │ key        (key may be empty: no key)
 //! inbox       scope len u8 │ scope │ id
 //! chunk       stream len u8 │ stream │ first revision u64
-//! seen        scope len u8 │ scope [│ store 16 │ epoch u64 │ lane id u64 │ 0 for the head, or 1 │ start of a hole u64, or 2 │ chunk u64]
+//! seen        scope len u8 │ scope [│ store 16 │ epoch u64 │ lane id u64 │ 0 for the high-water mark, or 1 │ start of a gap u64, or 2 │ chunk u64]
 //! lanes kept  scope len u8 │ scope [│ store 16 │ epoch u64]
 //! rejected    scope len u8 │ scope [│ 0 for a row, 1 for one that is driven again │ number u64]
 //! in hand     scope len u8 │ scope [│ 0 │ number u64 of a parked delivery, or │ 1 │ name of its tries]
@@ -86,21 +86,21 @@ pub(crate) fn inbox(scope: &str, id: &[u8]) -> Vec<u8> {
     [&[len][..], scope.as_bytes(), id].concat()
 }
 
-/// The head of a lane that a scope has seen something of.
-pub(crate) fn seen_head(scope: &str, lane: LaneOf) -> Vec<u8> {
+/// The high-water mark of a lane of which a scope has recorded something.
+pub(crate) fn dedup_high_water(scope: &str, lane: LaneOf) -> Vec<u8> {
     let lane = [&lane.store[..], &lane.epoch.to_be_bytes(), &lane.id.to_be_bytes(), &[0]].concat();
     inbox(scope, &lane)
 }
 
-/// A hole of the lane with this head.
-pub(crate) fn seen_hole(head: &[u8], start: u64) -> Vec<u8> {
-    let lane = head.split_last().map_or(head, |(_, lane)| lane);
+/// A gap of the lane whose high-water mark has this key.
+pub(crate) fn dedup_gap(key: &[u8], start: u64) -> Vec<u8> {
+    let lane = key.split_last().map_or(key, |(_, lane)| lane);
     [lane, &[1], &start.to_be_bytes()].concat()
 }
 
-/// A chunk of hashes of the lane with this head.
-pub(crate) fn seen_chunk(head: &[u8], chunk: u64) -> Vec<u8> {
-    let lane = head.split_last().map_or(head, |(_, lane)| lane);
+/// A chunk of hashes of the lane whose high-water mark has this key.
+pub(crate) fn dedup_chunk(key: &[u8], chunk: u64) -> Vec<u8> {
+    let lane = key.split_last().map_or(key, |(_, lane)| lane);
     [lane, &[2], &chunk.to_be_bytes()].concat()
 }
 
@@ -116,9 +116,9 @@ pub(crate) fn lanes_forgotten(scope: &str, lane: LaneOf) -> Vec<u8> {
 
 /// What a key among the lanes of a scope is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SeenKey {
-    Head,
-    Hole,
+pub(crate) enum DedupKey {
+    HighWater,
+    Gap,
     Other,
 }
 
@@ -126,24 +126,24 @@ pub(crate) enum SeenKey {
 const LANE_LEN: usize = 16 + 8 + 8;
 
 /// `None` for a key that has no scope.
-pub(crate) fn seen_kind(key: &[u8]) -> Option<SeenKey> {
+pub(crate) fn dedup_kind(key: &[u8]) -> Option<DedupKey> {
     let rest = key.get(1 + scope_of(key)?.len()..)?;
     let kind = rest.get(LANE_LEN).filter(|_| rest.len() == LANE_LEN + 1 || rest.len() == LANE_LEN + 9);
     Some(match (kind, rest.len()) {
-        (Some(0), len) if len == LANE_LEN + 1 => SeenKey::Head,
-        (Some(1), len) if len == LANE_LEN + 9 => SeenKey::Hole,
-        _ => SeenKey::Other,
+        (Some(0), len) if len == LANE_LEN + 1 => DedupKey::HighWater,
+        (Some(1), len) if len == LANE_LEN + 9 => DedupKey::Gap,
+        _ => DedupKey::Other,
     })
 }
 
-/// What all rows of the lane with this head begin with.
-pub(crate) fn lane_of_seen(head: &[u8]) -> &[u8] {
-    head.split_last().map_or(head, |(_, lane)| lane)
+/// What all rows of the lane begin with whose high-water mark has this key.
+pub(crate) fn dedup_lane(key: &[u8]) -> &[u8] {
+    key.split_last().map_or(key, |(_, lane)| lane)
 }
 
 /// The key of its producer's forgotten lanes, and the lane's id.
-pub(crate) fn split_head(head: &[u8]) -> Option<(&[u8], u64)> {
-    let (producer, id) = lane_of_seen(head).split_last_chunk::<8>()?;
+pub(crate) fn split_high_water(key: &[u8]) -> Option<(&[u8], u64)> {
+    let (producer, id) = dedup_lane(key).split_last_chunk::<8>()?;
     Some((producer, u64::from_be_bytes(*id)))
 }
 
@@ -236,10 +236,10 @@ mod tests {
         assert_eq!(split_chunk(&chunk(b"a", 7)), Some((&b"a"[..], 7)));
         assert_eq!(split_chunk(b"\x02a\0\0\0\0\0\0\0\x07"), None);
         let lane = LaneOf { store: [7; 16], epoch: 1, id: 2 };
-        let head = seen_head("a", lane);
-        assert!(head < seen_hole(&head, 0) && seen_hole(&head, 255) < seen_hole(&head, 256));
-        assert!(seen_hole(&head, u64::MAX) < seen_chunk(&head, 0));
-        assert!(seen_chunk(&head, u64::MAX) < seen_head("a", LaneOf { id: 3, ..lane }));
+        let key = dedup_high_water("a", lane);
+        assert!(key < dedup_gap(&key, 0) && dedup_gap(&key, 255) < dedup_gap(&key, 256));
+        assert!(dedup_gap(&key, u64::MAX) < dedup_chunk(&key, 0));
+        assert!(dedup_chunk(&key, u64::MAX) < dedup_high_water("a", LaneOf { id: 3, ..lane }));
         assert!(rejected("a") < rejected_row("a", 0) && rejected_row("a", u64::MAX) < redriven("a", 0));
         assert!(redriven("a", u64::MAX) < rejected("b"));
         assert!(in_hand("a") < parked_delivery("a", 0) && parked_delivery("a", u64::MAX) < tries("a", &[]));

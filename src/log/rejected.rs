@@ -35,7 +35,7 @@ const MORE_KNOWN: u16 = (1 << 7) - 1;
 pub(crate) struct RejectedRow {
     pub(crate) since_ms: u64,
     pub(crate) attempts: u32,
-    /// It was rejected before it was marked as seen: whoever drives it again looks whether it was.
+    /// It was rejected before it was recorded for deduplication: whoever drives it again looks whether it was.
     pub(crate) recheck: bool,
     pub(crate) reason: String,
     pub(crate) exchange: String,

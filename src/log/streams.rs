@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use super::book::Book;
-use crate::tuning::REVISION_HOLES_MAX;
+use crate::tuning::REVISION_GAPS_MAX;
 
 /// What is known of a stream apart from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,21 +140,21 @@ impl Run {
 
     /// Notes where the next revision stands. An earlier one is known already.
     pub(crate) fn put(&mut self, revision: u64, seq: u64) {
-        let is_put = self.put_behind(revision, seq, &mut Holes::from(0));
-        debug_assert!(is_put, "what is appended has no hole");
+        let is_put = self.put_behind(revision, seq, &mut Gaps::from(0));
+        debug_assert!(is_put, "what is appended has no gap");
     }
 
-    /// Notes where a later revision stands; those between stand at [`NO_SEQ`], and count against `holes`. `false`, and nothing is noted, if they
+    /// Notes where a later revision stands; those between stand at [`NO_SEQ`], and count against `gaps`. `false`, and nothing is noted, if they
     /// are more.
-    pub(crate) fn put_behind(&mut self, revision: u64, seq: u64, holes: &mut Holes) -> bool {
+    pub(crate) fn put_behind(&mut self, revision: u64, seq: u64, gaps: &mut Gaps) -> bool {
         if self.seqs.is_empty() {
             self.first = revision;
         }
         let Some(missing) = revision.saturating_sub(self.first).checked_sub(self.seqs.len() as u64) else {
             return true;
         };
-        let Some(left) = holes.left.checked_sub(missing) else { return false };
-        holes.left = left;
+        let Some(left) = gaps.left.checked_sub(missing) else { return false };
+        gaps.left = left;
         self.seqs.extend((0..missing).map(|_| NO_SEQ));
         self.seqs.push(seq);
         true
@@ -184,13 +184,13 @@ impl Run {
 ///
 /// A checksum says that a record is as it was written, not that this library has written it. So no number in it is a length in memory.
 #[derive(Debug)]
-pub(crate) struct Holes {
+pub(crate) struct Gaps {
     left: u64,
     /// The sequence number that comes next.
     expected: u64,
 }
 
-impl Holes {
+impl Gaps {
     pub(crate) fn from(seq: u64) -> Self {
         Self { left: 0, expected: seq }
     }
@@ -209,7 +209,7 @@ impl Holes {
     }
 
     fn add(&mut self, missing: u64) {
-        self.left = self.left.saturating_add(missing).min(REVISION_HOLES_MAX);
+        self.left = self.left.saturating_add(missing).min(REVISION_GAPS_MAX);
     }
 }
 
@@ -256,14 +256,14 @@ mod tests {
         assert_eq!(run.clone().from(4), Run { first: 4, seqs: vec![11, 400] });
         assert_eq!(run.clone().from(1), run);
         assert!(run.from(9).seqs.is_empty());
-        let (mut holed, mut holes) = (Run::default(), Holes::from(0));
-        assert!(holes.pass(0) && !holes.pass(3) && holes.left == 2);
-        holes.damaged();
-        assert!(holed.put_behind(5, 50, &mut holes) && holed.put_behind(7, 70, &mut holes));
-        assert!(holed.put_behind(6, 60, &mut holes), "it is known already");
-        assert!(!holed.put_behind(11, 110, &mut holes) && !holed.put_behind(u64::MAX, 110, &mut holes));
-        assert_eq!((holed, holes.left), (Run { first: 5, seqs: vec![50, NO_SEQ, 70] }, 2));
-        assert!(!holes.pass(u64::MAX) && holes.left == REVISION_HOLES_MAX);
+        let (mut gapped, mut gaps) = (Run::default(), Gaps::from(0));
+        assert!(gaps.pass(0) && !gaps.pass(3) && gaps.left == 2);
+        gaps.damaged();
+        assert!(gapped.put_behind(5, 50, &mut gaps) && gapped.put_behind(7, 70, &mut gaps));
+        assert!(gapped.put_behind(6, 60, &mut gaps), "it is known already");
+        assert!(!gapped.put_behind(11, 110, &mut gaps) && !gapped.put_behind(u64::MAX, 110, &mut gaps));
+        assert_eq!((gapped, gaps.left), (Run { first: 5, seqs: vec![50, NO_SEQ, 70] }, 2));
+        assert!(!gaps.pass(u64::MAX) && gaps.left == REVISION_GAPS_MAX);
     }
 
     #[test]

@@ -6,15 +6,15 @@ use onewrite::{Error, Message, Result, Store};
 use crate::lanes_inbox::{BANK, numbered, set};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
-const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
+const DEDUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
 const INBOX: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.inbox");
 
 fn named(payload: &str) -> Message {
     Message { message_id: Some("m-1".into()), payload: payload.into(), ..Message::default() }
 }
 
-/// The head of a lane as format 4 wrote it: numbers 0 to 2 were seen, with these contents, none later than 2023.
-fn old_head(key: &[u8]) -> Vec<u8> {
+/// The high-water row of a lane as format 4 wrote it: numbers 0 to 2 had come, with these contents, none later than 2023.
+fn old_high_water(key: &[u8]) -> Vec<u8> {
     let mut row = Vec::new();
     for number in [3_u64, 1_700_000_000_999, 0] {
         row.extend_from_slice(&number.to_le_bytes());
@@ -47,13 +47,13 @@ fn make_older(path: &std::path::Path, format: u32) {
         let mut meta = tx.open_table(META).unwrap();
         meta.insert("format", &format.to_le_bytes()[..]).unwrap();
         assert!(meta.remove("content_key").unwrap().is_some());
-        let mut seen = tx.open_table(SEEN).unwrap();
-        let keys: Vec<Vec<u8>> = seen.iter().unwrap().map(|row| row.unwrap().0.value().to_vec()).collect();
+        let mut dedup = tx.open_table(DEDUP).unwrap();
+        let keys: Vec<Vec<u8>> = dedup.iter().unwrap().map(|row| row.unwrap().0.value().to_vec()).collect();
         // Ids were not counted.
-        let (counts, heads): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key == b"\x07service");
-        assert_eq!((counts.len(), heads.len()), (1, 1));
-        seen.remove(&*counts[0]).unwrap();
-        seen.insert(&*heads[0], &*old_head(&heads[0])).unwrap();
+        let (counts, high_waters): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key == b"\x07service");
+        assert_eq!((counts.len(), high_waters.len()), (1, 1));
+        dedup.remove(&*counts[0]).unwrap();
+        dedup.insert(&*high_waters[0], &*old_high_water(&high_waters[0])).unwrap();
         let mut inbox = tx.open_table(INBOX).unwrap();
         let (key, mut row) = {
             let (key, row) = inbox.iter().unwrap().next().unwrap().unwrap();

@@ -23,7 +23,7 @@ use crate::scratch::{Random, crash_copy};
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 /// How often each message took effect, by payload.
 const EFFECTS: TableDefinition<'_, &[u8], u64> = TableDefinition::new("effects");
-const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
+const DEDUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
 const INBOX: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.inbox");
 /// A store that exists only in headers.
 pub(crate) const BANK: &str = "018f0000-0000-7000-8000-00000000000b";
@@ -229,10 +229,10 @@ impl Model {
     fn rows(&self) -> usize {
         let of_lane = |seen: &HashMap<i64, u8>| {
             let next = seen.keys().max().map_or(0, |number| number + 1);
-            let holes = (0..next)
+            let gaps = (0..next)
                 .filter(|n| !seen.contains_key(n) && (*n == 0 || seen.contains_key(&(n - 1))))
                 .count();
-            1 + holes + usize::from(seen.len() >= 32)
+            1 + gaps + usize::from(seen.len() >= 32)
         };
         self.0.values().filter(|seen| !seen.is_empty()).map(of_lane).sum()
     }
@@ -325,7 +325,7 @@ fn play(ops: &[Op]) {
         }
     }
     real.reopen(true);
-    assert_eq!(rows(real.store(), SEEN).0, model.rows());
+    assert_eq!(rows(real.store(), DEDUP).0, model.rows());
     let snapshot = real.store().read().unwrap();
     if let Ok(effects) = snapshot.open_table(EFFECTS) {
         for row in effects.iter().unwrap() {
@@ -339,7 +339,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Goal: lanes are seen as somebody sees them who remembers everything, whatever fails, is rolled back or crashes, and take
-    /// one row each, one per open hole, and one for the hashes that the first has no room for. Method: the same program of arrivals on the store and on the model; every answer is
+    /// one row each, one per open gap, and one for the hashes that the first has no room for. Method: the same program of arrivals on the store and on the model; every answer is
     /// the same, and after an unclean end so is the number of rows; no effect came twice.
     #[test]
     fn the_store_sees_what_a_perfect_memory_sees(ops in prop::collection::vec(op(), 1..24)) {
@@ -426,7 +426,7 @@ fn a_hundred_thousand_deliveries() {
     let sent = wreak_havoc(&broker, EVENTS, DELIVERIES, 0x0e17);
     let mut rows_max = 0;
     until("an empty queue", || {
-        let (n, _) = rows(&credit, SEEN);
+        let (n, _) = rows(&credit, DEDUP);
         rows_max = rows_max.max(n);
         drained(&broker)
     });
@@ -434,14 +434,14 @@ fn a_hundred_thousand_deliveries() {
     assert_eq!((stats.applied, stats.rejected, stats.conflicts), (EVENTS, 0, 0), "{stats:?}");
     assert_eq!(stats.applied + stats.repeated, sent);
     once_each(&credit, (0..EVENTS).map(|n| n.to_string()));
-    let (seen, bytes) = rows(&credit, SEEN);
-    // Each lane has its numbers from 0 on: once no hole is open, its head, and a row for each 64 that the head has no room for.
+    let (seen, bytes) = rows(&credit, DEDUP);
+    // Each lane has its numbers from 0 on: once no gap is open, its high-water row, and a row for each 64 that has no room there.
     let events_of = |key: u64| (0..EVENTS).filter(|n| n % (KEYS + 1) != 0 && n % KEYS == key).count() as u64;
     let without_key = (0..EVENTS).filter(|n| n % (KEYS + 1) == 0).count() as u64;
     let chunks = |events: u64| (events.saturating_sub(31).div_ceil(64), events.div_ceil(64));
     let bounds = (0..KEYS).map(events_of).chain([without_key]).map(chunks);
     let (least, most) = bounds.fold((0, 0), |(least, most), (a, b)| (least + 1 + a, most + 1 + b));
-    assert!((least..=most).contains(&(seen as u64)), "{seen} rows, not {least} to {most}: no hole is open");
+    assert!((least..=most).contains(&(seen as u64)), "{seen} rows, not {least} to {most}: no gap is open");
     assert_eq!(rows(&credit, INBOX).0, 0, "no id is kept of a message that has a lane");
     eprintln!(
         "{sent} deliveries of {EVENTS} events: {seen} rows of {bytes} bytes, {rows_max} rows at most while looking"
@@ -453,7 +453,7 @@ fn a_hundred_thousand_deliveries() {
 }
 
 /// Two services read one queue, each into its own store. Each event takes effect at one of them, once; what the other has of
-/// a lane are its holes.
+/// a lane are its gaps.
 #[test]
 fn two_consumers_of_one_queue() {
     let (folder, one, broker) = setup();
@@ -474,15 +474,15 @@ fn two_consumers_of_one_queue() {
     assert!(one_has.len() > 100 && other_has.len() > 100, "both took part");
     for store in [&one, &other] {
         let seen = effects(store).len();
-        assert!(rows(store, SEEN).0 <= 4 + seen + 4, "a hole lies between two that were seen");
+        assert!(rows(store, DEDUP).0 <= 4 + seen + 4, "a gap lies between two that were seen");
     }
     consumers.into_iter().for_each(stop);
 }
 
 /// An event that its relay had put into quarantine, and that is driven again after those behind it, is no repeat: it fills
-/// the hole that it had left.
+/// the gap that it had left.
 #[test]
-fn a_redrive_of_the_relay_fills_its_hole() {
+fn a_redrive_of_the_relay_fills_its_gap() {
     let (folder, credit, broker) = setup();
     let bank = Store::open(folder.path().join("bank.redb")).unwrap();
     broker.script(Rule::matching(|m| m.message.payload == b"1").times(1).then(Verdict::no_route()));
@@ -498,10 +498,10 @@ fn a_redrive_of_the_relay_fills_its_hole() {
         bank.write(move |tx| tx.append(event.clone())).unwrap();
     }
     until("those around it", || consumer.status().applied == 4);
-    assert_eq!(rows(&credit, SEEN).0, 2, "the lane and its hole");
+    assert_eq!(rows(&credit, DEDUP).0, 2, "the lane and its gap");
     bank.quarantine("rabbit").unwrap().redrive(1).unwrap();
     until("it too", || consumer.status().applied == 5);
-    assert_eq!(rows(&credit, SEEN).0, 1);
+    assert_eq!(rows(&credit, DEDUP).0, 1);
     once_each(&credit, (0..5).map(|n| n.to_string()));
     stop(consumer);
     let _ = relay.stop(SOON);
@@ -598,7 +598,7 @@ fn malformed_headers_are_rejected_by_name() {
     assert!(matches!(error, Error::LaneHeader { header: wire::LANE, .. }), "{error:?}");
 }
 
-/// A message that claims to be of a store that is none of the producers is rejected, and marks nothing as seen: once that store
+/// A message that claims to be of a store that is none of the producers is rejected, and leaves nothing recorded: once that store
 /// is one of them, it is applied by a redrive, and its relay's own repeat of it is one. Foreign messages are not concerned.
 #[test]
 fn only_the_producers_that_are_named() {
@@ -719,7 +719,7 @@ fn a_damaged_lane_drops_nothing() {
     stop(consumer);
     let path = store.path().to_owned();
     store.close().unwrap();
-    damage(&path, SEEN, |_| true);
+    damage(&path, DEDUP, |_| true);
 
     let store = Store::open(&path).unwrap();
     let consumer = quick(&store)
@@ -851,9 +851,9 @@ fn ids_are_counted() {
         {
             let mut meta = tx.open_table(TableDefinition::<&str, &[u8]>::new("onewrite.meta")).unwrap();
             meta.insert("format", &5_u32.to_le_bytes()[..]).unwrap();
-            let mut seen = tx.open_table(SEEN).unwrap();
+            let mut dedup = tx.open_table(DEDUP).unwrap();
             for scope in ["a", "b"] {
-                seen.remove([&[1], scope.as_bytes()].concat().as_slice()).unwrap();
+                dedup.remove([&[1], scope.as_bytes()].concat().as_slice()).unwrap();
             }
         }
         tx.commit().unwrap();

@@ -49,7 +49,7 @@ fn relay(store: &Store, broker: &MemoryBroker) -> Relay {
     relay.spawn(broker.publisher()).unwrap()
 }
 
-/// Goal: sequence and lane numbers have no hole and are never given twice, however a process ended. Method: 9,000 events
+/// Goal: sequence and lane numbers have no gap and are never given twice, however a process ended. Method: 9,000 events
 /// (more than two bulk writes of the lanes), with failed writes in between, over alternately clean and unclean ends.
 #[test]
 fn numbers_go_on_across_every_end() {

@@ -42,7 +42,7 @@ enum End {
 }
 
 /// Goal: P1 under a storm. Method: 16 threads write; half of the closures fail or panic after they opened a table,
-/// appended, or both. State, log and receipts must tell of exactly those that returned `Ok`, without a hole.
+/// appended, or both. State, log and receipts must tell of exactly those that returned `Ok`, without a gap.
 #[test]
 fn failing_closures_leave_no_trace_and_hurt_nobody() {
     let (_folder, store) = open();

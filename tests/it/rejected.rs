@@ -129,7 +129,7 @@ fn kept_with_a_reason_until_somebody_decides() {
     assert!(matches!(rejected.redrive(1), Err(Error::NotRejected { number: 1, .. })));
     assert!(matches!(rejected.get(1), Err(Error::NotRejected { number: 1, .. })));
     assert_eq!(rejected.len().unwrap(), 4);
-    // What was given up stays seen; and its number is given to nobody else.
+    // What was given up stays recorded; and its number is given to nobody else.
     let consumer = quick(&store).spawn(broker.source("q"), |_, _| Err(Error::reject("again"))).unwrap();
     send(&broker, full("by id"));
     send(&broker, numbered(0, 0, "by lane"));

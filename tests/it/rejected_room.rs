@@ -214,7 +214,7 @@ fn the_oldest_go_and_leave_nothing_behind() {
     until("one is applied", || consumer.status().applied == 1);
     let marks = rows(&store, INBOX);
     for n in 0..300 {
-        // A conflict with what was applied: not marked as seen.
+        // A conflict with what was applied: not recorded for deduplication.
         send(&broker, Message { payload: vec![7; 5_000 + n], ..good("g") });
     }
     until("all", || drained(&broker));

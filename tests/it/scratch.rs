@@ -89,17 +89,17 @@ pub(crate) fn state(snapshot: &Snapshot) -> Vec<u64> {
     }
 }
 
-/// State and log tell the same, the sequence has no hole, and neither has any lane. Returns the numbers, sorted.
+/// State and log tell the same, the sequence has no gap, and neither has any lane. Returns the numbers, sorted.
 pub(crate) fn audit(store: &Store) -> Vec<u64> {
     let snapshot = store.read().unwrap();
     let events = events(&snapshot);
     let mut lanes: HashMap<(String, u64), u64> = HashMap::new();
     let mut numbers = Vec::new();
     for (at, recorded) in events.iter().enumerate() {
-        assert_eq!(recorded.seq(), at as u64, "the sequence has a hole");
+        assert_eq!(recorded.seq(), at as u64, "the sequence has a gap");
         let lane = recorded.lane().unwrap();
         let next = lanes.entry((recorded.key().unwrap().to_owned(), lane.id)).or_default();
-        assert_eq!(lane.number, *next, "the lane of event {at} has a hole");
+        assert_eq!(lane.number, *next, "the lane of event {at} has a gap");
         *next += 1;
         numbers.push(number_of(recorded));
     }

@@ -20,7 +20,7 @@ use crate::message::{Fault, Message, Outcome, Ticket};
 use super::inbound::Returned;
 
 /// Places of settled messages that are kept between unsettled ones, beside as many as are unsettled.
-const HOLES_MAX: usize = 1024;
+const GAPS_MAX: usize = 1024;
 
 /// The unsettled publishes of one channel, in publish order.
 #[derive(Debug)]
@@ -192,7 +192,7 @@ impl Ledger {
         let keeps = |slots: &VecDeque<Option<Slot>>, most| {
             slots.front().is_none_or(|front| front.is_some() && slots.len() <= most)
         };
-        let most = 2 * self.waiting + HOLES_MAX;
+        let most = 2 * self.waiting + GAPS_MAX;
         while !keeps(&self.slots, most) {
             if let Some(slot) = self.slots.pop_front().flatten() {
                 self.behind.insert(self.front, slot);
@@ -245,7 +245,7 @@ mod tests {
 
     /// Goal: a message without a word delays no other's outcome. Method: the second and third of three get their words first.
     #[test]
-    fn a_hole_delays_nobody() {
+    fn a_gap_delays_nobody() {
         let mut ledger = Ledger::new();
         for n in 1..=3 {
             assert_eq!(ledger.published(Ticket(n), message(&format!("m{n}")), n), n);
@@ -308,7 +308,7 @@ mod tests {
                 assert_eq!(ledger.settle().len(), 1);
             }
         }
-        assert!(ledger.slots.len() <= HOLES_MAX + 8, "{}", ledger.slots.len());
+        assert!(ledger.slots.len() <= GAPS_MAX + 8, "{}", ledger.slots.len());
         let mut told = Vec::new();
         assert_eq!(ledger.silent_into(u64::MAX, &silence(), &mut told), Silence::OfSome);
         let tickets: Vec<u64> = told.iter().map(|(ticket, _)| ticket.0).collect();

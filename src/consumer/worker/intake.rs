@@ -81,10 +81,11 @@ impl Worker {
             lanes.extend(self.held.lanes());
             self.held_look = Deadline::after(HELD_LOOK);
         }
-        let heads: Vec<_> = lanes.iter().map(|lane| keys::seen_head(&self.settings.scope, *lane)).collect();
-        let heads = heads.iter().map(Vec::as_slice);
+        let keys: Vec<_> =
+            lanes.iter().map(|lane| keys::dedup_high_water(&self.settings.scope, *lane)).collect();
+        let keys = keys.iter().map(Vec::as_slice);
         let mut nexts: BTreeMap<_, _> =
-            lanes.iter().copied().zip(self.settings.store.lanes_next(heads)?).collect();
+            lanes.iter().copied().zip(self.settings.store.lanes_next(keys)?).collect();
         let mut passed = Vec::new();
         for item in batch {
             match item.lane() {

@@ -53,7 +53,7 @@ use crate::time::{Deadline, Due, Look};
 use crate::tuning::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_ITERATIONS};
 use crate::wire::ordering_key;
 
-/// How often heads are looked at while something waits for a gap that somebody else may fill.
+/// How often high-water marks are looked at while something waits for a gap that somebody else may fill.
 const HELD_LOOK: Duration = Duration::from_secs(1);
 
 /// How long the next delivery is waited for while some come that were taken back by the broker.
@@ -73,7 +73,7 @@ pub(super) struct Worker {
     waiting: Waiting<Entry>,
     /// What waits for a gap in its lane to be filled.
     held: Held<Entry>,
-    /// When the heads of all lanes of which something is held are looked at again.
+    /// When the high-water marks of all lanes of which something is held are looked at again.
     held_look: Deadline,
     /// Deliveries that have come so far.
     places: u64,
@@ -296,7 +296,7 @@ impl Worker {
             Ok(batch) => self.apply(batch, events, stop)?,
             Err(error) => {
                 self.settings.store.ready()?;
-                tracing::error!(%error, "what a lane has seen cannot be read now; tried again later");
+                tracing::error!(%error, "the deduplication rows of a lane cannot be read now; tried again later");
                 kept.into_iter().flatten().for_each(|item| self.defer(item));
             }
         }

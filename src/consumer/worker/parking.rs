@@ -250,7 +250,7 @@ impl Worker {
                         kept.push(item);
                     }
                 }
-                Ok(Parking::Seen | Parking::Again) => {
+                Ok(Parking::Duplicate | Parking::Again) => {
                     count(&self.shared.repeated);
                     settlements.push((item.delivery.tag, Settlement::Acknowledge));
                 }

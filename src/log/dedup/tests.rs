@@ -9,17 +9,17 @@ use super::*;
 /// The rows of one lane as they would stand in the table.
 #[derive(Default)]
 struct Table {
-    head: Head,
-    holes: BTreeMap<u64, u64>,
+    high_water: HighWater,
+    gaps: BTreeMap<u64, u64>,
     chunks: RefCell<BTreeMap<u64, Vec<u8>>>,
 }
 
 impl Rows for Table {
     type Error = Infallible;
 
-    fn hole_below(&self, number: u64) -> Result<Option<Hole>, Infallible> {
-        let below = self.holes.range(..=number).next_back();
-        Ok(below.map(|(start, end)| Hole { start: *start, end: *end }))
+    fn gap_below(&self, number: u64) -> Result<Option<Gap>, Infallible> {
+        let below = self.gaps.range(..=number).next_back();
+        Ok(below.map(|(start, end)| Gap { start: *start, end: *end }))
     }
 
     fn chunk(&self, chunk: u64) -> Result<Option<Chunk>, Infallible> {
@@ -30,7 +30,7 @@ impl Rows for Table {
 impl Table {
     /// `refused`: its handler refuses it, if it gets it.
     fn arrive(&mut self, arrival: &Arrival, refused: bool) -> Decision {
-        let Ok(decision) = decide(&self.head, arrival, self);
+        let Ok(decision) = decide(&self.high_water, arrival, self);
         if let Decision::First(mark) = &decision {
             self.write(if refused { mark.clone().refused() } else { mark.clone() });
         }
@@ -38,24 +38,24 @@ impl Table {
     }
 
     fn write(&mut self, mark: Mark) {
-        assert!(mark.remove.is_none_or(|start| self.holes.remove(&start).is_some()));
-        for hole in mark.put.into_iter().flatten() {
-            self.holes.insert(hole.start, hole.end);
+        assert!(mark.remove.is_none_or(|start| self.gaps.remove(&start).is_some()));
+        for gap in mark.put.into_iter().flatten() {
+            self.gaps.insert(gap.start, gap.end);
         }
-        let (mut head, spilled) = mark.settle();
+        let (mut high_water, spilled) = mark.settle();
         let mut chunks = self.chunks.borrow_mut();
         for (number, sums) in spilled {
             let known = chunks.get(&number).map(|row| Chunk::from_bytes(b"k", row).unwrap());
-            if known.is_none() && head.count_chunk() {
+            if known.is_none() && high_water.count_chunk() {
                 chunks.pop_first();
             }
             let mut chunk = known.unwrap_or_default();
             chunk.put(sums);
             chunks.insert(number, chunk.to_bytes(b"k"));
         }
-        assert_eq!(head.chunks, chunks.len() as u64);
+        assert_eq!(high_water.chunks, chunks.len() as u64);
         // Through its bytes, as the file would have it.
-        self.head = Head::from_bytes(b"k", &head.to_bytes(b"k")).unwrap();
+        self.high_water = HighWater::from_bytes(b"k", &high_water.to_bytes(b"k")).unwrap();
     }
 }
 
@@ -75,9 +75,9 @@ impl Naive {
         }
     }
 
-    fn holes(&self) -> BTreeMap<u64, u64> {
+    fn gaps(&self) -> BTreeMap<u64, u64> {
         let next = self.0.keys().max().map_or(0, |number| number + 1);
-        let mut holes = BTreeMap::new();
+        let mut gaps = BTreeMap::new();
         let mut at = 0;
         while at < next {
             let start = at;
@@ -85,11 +85,11 @@ impl Naive {
                 at += 1;
             }
             if start < at {
-                holes.insert(start, at);
+                gaps.insert(start, at);
             }
             at += 1;
         }
-        holes
+        gaps
     }
 }
 
@@ -102,7 +102,7 @@ fn word(decision: &Decision) -> &'static str {
 }
 
 fn arrivals() -> impl Strategy<Value = Vec<(Arrival, bool)>> {
-    // Near each other, so that holes are split and filled; now and then far off.
+    // Near each other, so that gaps are split and filled; now and then far off.
     let number = prop_oneof![6 => 0..40_u64, 3 => 0..400_u64, 1 => Just(1 << 40)];
     let one = (number, 0..3_u64, prop::bool::weighted(0.3))
         .prop_map(|(number, hash, refused)| (at(number, hash), refused));
@@ -116,18 +116,18 @@ fn at(number: u64, hash: u64) -> Arrival {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Goal: the rule says what a perfect memory says, and keeps one row per open hole. Method: the same arrivals to both (over
-    /// 100,000 a run), some of them refused by their handlers; after each the same word, and at the end the same holes.
+    /// Goal: the rule says what a perfect memory says, and keeps one row per open gap. Method: the same arrivals to both (over
+    /// 100,000 a run), some of them refused by their handlers; after each the same word, and at the end the same gaps.
     #[test]
     fn it_agrees_with_a_perfect_memory(arrivals in arrivals()) {
         let (mut rows, mut naive) = (Table::default(), Naive::default());
         for (arrival, refused) in &arrivals {
             let said = word(&rows.arrive(arrival, *refused));
             prop_assert_eq!(said, naive.arrive(arrival, *refused), "{:?}", arrival);
-            prop_assert_eq!(rows.head.holes, rows.holes.len() as u64);
+            prop_assert_eq!(rows.high_water.gaps, rows.gaps.len() as u64);
         }
         if naive.0.keys().all(|number| *number < 1 << 40) {
-            prop_assert_eq!(rows.holes, naive.holes());
+            prop_assert_eq!(rows.gaps, naive.gaps());
         }
     }
 }
@@ -139,7 +139,7 @@ fn in_order_only_the_head_changes_and_now_and_then_a_chunk() {
         let Decision::First(mark) = rows.arrive(&at(number, 1), false) else { panic!("{number}") };
         assert_eq!((mark.remove, mark.put), (None, [None, None]));
     }
-    assert_eq!((rows.head.next, rows.chunks.borrow().len()), (100, 2));
+    assert_eq!((rows.high_water.next, rows.chunks.borrow().len()), (100, 2));
 }
 
 /// Goal: a number whose content is not known any more is never a repeat in silence, the newest 16,384 are known, and the rows stay
@@ -183,9 +183,9 @@ fn a_refused_one_may_be_applied_after_all() {
     let mut rows = Table::default();
     (0..50).for_each(|number| _ = rows.arrive(&at(number, 1), true));
     for number in [0, 49] {
-        let Ok(none) = rows.head.applied(&at(number, 2), &rows);
+        let Ok(none) = rows.high_water.applied(&at(number, 2), &rows);
         assert_eq!(none, None);
-        let Ok(mark) = rows.head.applied(&at(number, 1), &rows);
+        let Ok(mark) = rows.high_water.applied(&at(number, 1), &rows);
         rows.write(mark.unwrap());
         assert_eq!(word(&rows.arrive(&at(number, 2), false)), "conflict");
         assert_eq!(word(&rows.arrive(&at(number, 1), false)), "repeat");
@@ -199,15 +199,15 @@ fn the_highest_number_does_not_overflow() {
     assert_eq!(word(&rows.arrive(&at(i64::MAX as u64, 1), false)), "first");
     assert_eq!(word(&rows.arrive(&at(i64::MAX as u64, 1), false)), "repeat");
     assert_eq!(word(&rows.arrive(&at(0, 1), false)), "first");
-    assert_eq!(rows.holes, BTreeMap::from([(1, i64::MAX as u64)]));
+    assert_eq!(rows.gaps, BTreeMap::from([(1, i64::MAX as u64)]));
 }
 
-/// A head as format 4 wrote it: numbers 0 to 99 seen, the newest 16 with checksum 7, the latest time 5,000.
-fn old_head() -> Head {
+/// A high-water row as format 4 wrote it: numbers 0 to 99 had come, the newest 16 with checksum 7, the latest time 5,000.
+fn old_high_water() -> HighWater {
     let mut row = Vec::new();
     [100_u64, 5_000, 0].iter().for_each(|number| row.extend_from_slice(&number.to_le_bytes()));
     (0..16).for_each(|_| row.extend_from_slice(&7_u32.to_le_bytes()));
-    Head::from_bytes(b"k", &sealed(b"k", row)).unwrap()
+    HighWater::from_bytes(b"k", &sealed(b"k", row)).unwrap()
 }
 
 /// Goal: rows of format 4 are read, speak for what was seen then, and for nothing else; a time that a forger had written binds
@@ -215,7 +215,7 @@ fn old_head() -> Head {
 /// through the new form.
 #[test]
 fn rows_of_an_earlier_format_speak_for_what_was_seen_then() {
-    let mut rows = Table { head: old_head(), ..Table::default() };
+    let mut rows = Table { high_water: old_high_water(), ..Table::default() };
     let bounded = |number, checksum, time_ms, before_ms| Arrival {
         before: Some(AsBefore { checksum, time_ms, before_ms }),
         ..at(number, 1)
@@ -239,17 +239,17 @@ fn rows_of_an_earlier_format_speak_for_what_was_seen_then() {
     }
 }
 
-/// Goal: gaps that were open in format 4 stay open. Method: a head with one, and its late number, twice.
+/// Goal: gaps that were open in format 4 stay open. Method: a high-water row with one, and its late number, twice.
 #[test]
 fn gaps_of_an_earlier_format_stay_open() {
     let mut row = Vec::new();
     [100_u64, 5_000, 1].iter().for_each(|number| row.extend_from_slice(&number.to_le_bytes()));
     (0..16).for_each(|_| row.extend_from_slice(&7_u32.to_le_bytes()));
-    let head = Head::from_bytes(b"k", &sealed(b"k", row)).unwrap();
-    let mut rows = Table { head, holes: BTreeMap::from([(7, 8)]), ..Table::default() };
+    let high_water = HighWater::from_bytes(b"k", &sealed(b"k", row)).unwrap();
+    let mut rows = Table { high_water, gaps: BTreeMap::from([(7, 8)]), ..Table::default() };
     assert_eq!(word(&rows.arrive(&at(7, 1), false)), "first");
     assert_eq!(word(&rows.arrive(&at(7, 1), false)), "repeat");
-    assert!(rows.holes.is_empty());
+    assert!(rows.gaps.is_empty());
 }
 
 /// Goal: no changed byte and no row of another place is believed.
@@ -258,17 +258,19 @@ fn a_damaged_row_is_none() {
     let mut rows = Table::default();
     (0..40).for_each(|number| _ = rows.arrive(&at(number, 9), false));
     let key = 7_u64.to_be_bytes();
-    let hole = Hole { start: 7, end: 9 };
-    assert_eq!(Hole::from_bytes(&key, &hole.to_bytes(&key)), Some(hole));
+    let gap = Gap { start: 7, end: 9 };
+    assert_eq!(Gap::from_bytes(&key, &gap.to_bytes(&key)), Some(gap));
     let mut chunk = Chunk::default();
     chunk.put(vec![Sum { number: 3, hash: 4, refused: true }]);
     for (good, is_some) in [
         (
-            rows.head.to_bytes(&key),
-            (|bytes| Head::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()) as fn(&[u8]) -> bool,
+            rows.high_water.to_bytes(&key),
+            (|bytes| HighWater::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()) as fn(&[u8]) -> bool,
         ),
-        (old_head().to_bytes(&key), |bytes| Head::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()),
-        (hole.to_bytes(&key), |bytes| Hole::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()),
+        (old_high_water().to_bytes(&key), |bytes| {
+            HighWater::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()
+        }),
+        (gap.to_bytes(&key), |bytes| Gap::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()),
         (chunk.to_bytes(&key), |bytes| Chunk::from_bytes(&7_u64.to_be_bytes(), bytes).is_some()),
     ] {
         assert!(is_some(&good));
@@ -281,5 +283,5 @@ fn a_damaged_row_is_none() {
         }
         assert!(!is_some(&good[..good.len() - 1]));
     }
-    assert_eq!(Head::from_bytes(&8_u64.to_be_bytes(), &rows.head.to_bytes(&key)), None);
+    assert_eq!(HighWater::from_bytes(&8_u64.to_be_bytes(), &rows.high_water.to_bytes(&key)), None);
 }

@@ -4,7 +4,7 @@
 //! frame   salt 8 · crc32 u32 · blocks u32 · number u64 · flags u32 · 0 u32 · block numbers u64… · zeros to 4,096 · blocks of 4,096
 //! ```
 //!
-//! Little-endian. The salt is drawn anew for each life of a store that is opened: what an application has put into a page is never taken for a frame. The checksum (CRC-32, IEEE) covers everything after itself. Frames are numbered from 1 on, without a hole, and begin at a multiple of
+//! Little-endian. The salt is drawn anew for each life of a store that is opened: what an application has put into a page is never taken for a frame. The checksum (CRC-32, IEEE) covers everything after itself. Frames are numbered from 1 on, without a gap, and begin at a multiple of
 //! 4,096, so that writing one never touches a sector of the one before. They stand one after the other from the beginning of a half.
 
 use std::collections::BTreeMap;
@@ -129,7 +129,7 @@ impl Checks {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Odd {
     /// A frame is not what was written, and others that are newer stand behind it: this is no end that a crash has torn.
-    Hole { number: u64 },
+    Gap { number: u64 },
     /// Frames lie over each other.
     Overlap,
 }
@@ -167,7 +167,7 @@ pub(super) fn replay(salt: Salt, halves: [&[u8]; 2]) -> Result<BTreeMap<u64, &[u
         return Err(Odd::Overlap);
     }
     if newest.into_iter().any(|newest| newest > last(&frames)) {
-        return Err(Odd::Hole { number: last(&frames).saturating_add(1) });
+        return Err(Odd::Gap { number: last(&frames).saturating_add(1) });
     }
     let after = frames.iter().rposition(|frame| frame.reset).map_or(0, |reset| reset + 1);
     Ok(frames.iter().skip(after).flat_map(Frame::blocks).collect())
@@ -251,10 +251,10 @@ mod tests {
         assert_eq!(fills(&replay(SALT, [&older, &newer]).unwrap()), [(2, 2)]);
     }
 
-    /// Goal: a torn end is the end; a hole before newer frames is none. Method: each byte of the last and of the middle frame changed,
+    /// Goal: a torn end is the end; a gap before newer frames is none. Method: each byte of the last and of the middle frame changed,
     /// with frames of an older time behind.
     #[test]
-    fn a_torn_end_is_told_from_a_hole() {
+    fn a_torn_end_differs_from_a_gap() {
         let older = half(
             &[(1, blocks(&[9], 9)), (2, blocks(&[9], 9)), (3, blocks(&[9], 9)), (4, blocks(&[9], 9))],
             8,
@@ -269,10 +269,10 @@ mod tests {
             assert_eq!(fills(&replay(SALT, [&torn, &[]]).unwrap()), [(1, 1), (2, 2)], "byte {at}");
             torn = good.clone();
             torn[2 * BLOCK + at] ^= 1;
-            assert_eq!(replay(SALT, [&torn, &[]]).unwrap_err(), Odd::Hole { number: 6 }, "byte {at}");
+            assert_eq!(replay(SALT, [&torn, &[]]).unwrap_err(), Odd::Gap { number: 6 }, "byte {at}");
             torn = good.clone();
             torn[at] ^= 1;
-            assert_eq!(replay(SALT, [&torn, &older]).unwrap_err(), Odd::Hole { number: 5 }, "byte {at}");
+            assert_eq!(replay(SALT, [&torn, &older]).unwrap_err(), Odd::Gap { number: 5 }, "byte {at}");
         }
     }
 

@@ -171,7 +171,7 @@ fn bring(
     let (a, b) = bytes.get(BLOCK..).and_then(|bytes| bytes.split_at_checked(half)).unwrap_or_default();
     let blocks = match replay(salt(id), [a, b.get(..half).unwrap_or_default()]) {
         Ok(blocks) => blocks,
-        Err(Odd::Hole { number }) => {
+        Err(Odd::Gap { number }) => {
             return Ok(Err(format!("frame {number} does not match its checksum, and newer ones follow")));
         }
         Err(Odd::Overlap) => return Ok(Err("its frames lie over each other".into())),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::schema::{INBOX, InboxRow, KEYED, SEEN, read_u64s, u64s};
+use super::schema::{DEDUP, INBOX, InboxRow, KEYED, read_u64s, u64s};
 use crate::error::{BoxError, Error, Result};
 use crate::log::{keys, record};
 use crate::storage::errors::damaged_row;
@@ -29,8 +29,8 @@ pub(crate) struct Ids {
 }
 
 impl Ids {
-    pub(crate) fn of(seen: &impl ReadableTable<Row, Row>, scope: &str) -> Result<Self> {
-        let Some(row) = seen.get(keys::inbox(scope, &[]).as_slice())? else {
+    pub(crate) fn of(dedup: &impl ReadableTable<Row, Row>, scope: &str) -> Result<Self> {
+        let Some(row) = dedup.get(keys::inbox(scope, &[]).as_slice())? else {
             return Ok(Self { next: 0, kept: Some(0) });
         };
         let (row, old) = (row.value(), read_u64s(row.value()).map(|[next]| Self { next, kept: None }));
@@ -40,8 +40,8 @@ impl Ids {
 }
 
 /// The number that the scope's next id gets.
-pub(crate) fn next(seen: &impl ReadableTable<Row, Row>, scope: &str) -> Result<u64> {
-    Ok(Ids::of(seen, scope)?.next)
+pub(crate) fn next(dedup: &impl ReadableTable<Row, Row>, scope: &str) -> Result<u64> {
+    Ok(Ids::of(dedup, scope)?.next)
 }
 
 /// Whether at least `max` ids have come since.
@@ -74,12 +74,12 @@ impl Difference {
         if self.0.is_empty() {
             return Ok(());
         }
-        let mut seen = tx.open_table(SEEN)?;
+        let mut dedup = tx.open_table(DEDUP)?;
         for (scope, difference) in self.0 {
             // Where they are not counted yet, there is nothing to change.
-            if let Ids { next, kept: Some(kept) } = Ids::of(&seen, &scope)? {
+            if let Ids { next, kept: Some(kept) } = Ids::of(&dedup, &scope)? {
                 let row = u64s([next, kept.saturating_add_signed(difference)]);
-                seen.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
+                dedup.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
             }
         }
         Ok(())
@@ -88,7 +88,7 @@ impl Difference {
 
 /// Files of before format 6 counted ids with a number alone.
 pub(crate) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
-    let (inbox, mut seen) = (tx.open_table(INBOX)?, tx.open_table(SEEN)?);
+    let (inbox, mut dedup) = (tx.open_table(INBOX)?, tx.open_table(DEDUP)?);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for row in inbox.iter()? {
         let (key, row) = row?;
@@ -98,8 +98,8 @@ pub(crate) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxErr
         }
     }
     for (scope, kept) in counts {
-        let row = u64s([next(&seen, &scope)?, kept]);
-        seen.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
+        let row = u64s([next(&dedup, &scope)?, kept]);
+        dedup.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
     }
     Ok(())
 }

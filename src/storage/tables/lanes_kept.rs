@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use redb::{ReadableTable, WriteTransaction};
 
-use super::schema::{LANES_KEPT, SEEN, read_u64s, u64s};
+use super::schema::{DEDUP, LANES_KEPT, read_u64s, u64s};
 use crate::error::{BoxError, Result};
-use crate::log::keys::{self, SeenKey};
+use crate::log::keys::{self, DedupKey};
 use crate::storage::errors::damaged_row;
 
 type Row = &'static [u8];
@@ -44,18 +44,18 @@ impl LaneCounts {
 
 /// Format 5 did not count them. `age_ms`: of the store.
 pub(crate) fn count_lanes(tx: &WriteTransaction, age_ms: u64) -> std::result::Result<(), BoxError> {
-    let (seen, mut kept) = (tx.open_table(SEEN)?, tx.open_table(LANES_KEPT)?);
+    let (dedup, mut kept) = (tx.open_table(DEDUP)?, tx.open_table(LANES_KEPT)?);
     let mut counts: HashMap<String, LaneCounts> = HashMap::new();
-    for row in seen.iter()? {
+    for row in dedup.iter()? {
         let (key, _) = row?;
-        let (Some(scope), Some(kind)) = (keys::scope_of(key.value()), keys::seen_kind(key.value())) else {
+        let (Some(scope), Some(kind)) = (keys::scope_of(key.value()), keys::dedup_kind(key.value())) else {
             continue;
         };
         let counts = counts.entry(scope.to_owned()).or_default();
         match kind {
-            SeenKey::Head => counts.lanes += 1,
-            SeenKey::Hole => counts.gaps += 1,
-            SeenKey::Other => {}
+            DedupKey::HighWater => counts.lanes += 1,
+            DedupKey::Gap => counts.gaps += 1,
+            DedupKey::Other => {}
         }
     }
     for (scope, counts) in counts {

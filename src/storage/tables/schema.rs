@@ -1,7 +1,7 @@
 //! The tables of the file, and the rows of the small ones.
 //!
 //! ```text
-//! onewrite.meta        name → bytes        format u32 · content_key 16, seen before ms u64 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · age u64 (age u64, seq u64)…
+//! onewrite.meta        name → bytes        format u32 · content_key 16, dedup before ms u64 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · age u64 (age u64, seq u64)…
 //! onewrite.log         seq u64 → record    (log/record.rs)
 //! onewrite.lanes       lane → id u64, next u64
 //! onewrite.streams     stream name → next revision u64, first revision u64, deleted u8
@@ -16,7 +16,7 @@
 //! onewrite.failures    (projection, seq) → see projection/rows.rs
 //! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
-//! onewrite.seen        (scope, store, epoch, lane) → head; (scope, store, epoch, lane, start) → hole;
+//! onewrite.seen        (scope, store, epoch, lane) → high-water mark; (scope, store, epoch, lane, start) → gap;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/dedup.rs);
 //!                      (scope) → ids that were given a number u64, those of them that are kept u64   (consumer/ids.rs)
 //! onewrite.lanes_kept  (scope) → lanes u64, gaps u64, lanes that were forgotten u64, since ms u64; (scope, store, epoch) → forgotten lanes    (consumer/lanes.rs)
@@ -52,7 +52,8 @@ pub(crate) const PROJECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition
 pub(crate) const FAILURES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.failures");
 pub(crate) const CAPTURES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.captures");
 pub(crate) const CHANGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.changes");
-pub(crate) const SEEN: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
+/// The rows of deduplication. The stored name is from before the constant's.
+pub(crate) const DEDUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
 pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");
 pub(crate) const LANES_KEPT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.lanes_kept");
 /// Made when first needed. An earlier release of the same format leaves its rows alone.
@@ -64,7 +65,7 @@ pub(crate) const PIECES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::ne
 pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];
 /// Tables by key that a format has brought, since format 1.
 pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 8] =
-    [STREAMS, CHUNKS, SNAPSHOTS, FAILURES, CHANGES, SEEN, REJECTED, LANES_KEPT];
+    [STREAMS, CHUNKS, SNAPSHOTS, FAILURES, CHANGES, DEDUP, REJECTED, LANES_KEPT];
 
 /// Tables whose name begins so are ours; an application cannot open them for writing.
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
@@ -141,7 +142,7 @@ pub(crate) fn scopes(
     Ok(scopes)
 }
 
-/// A row of the inbox: something that was seen once.
+/// A row of the inbox: something that came once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InboxRow {
     /// The first sequence number that it led to.

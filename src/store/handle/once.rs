@@ -102,7 +102,7 @@ fn once<T>(
     mut write: impl FnMut(&Transaction) -> Result<T> + Send,
 ) -> impl FnMut(&Transaction) -> Result<Answer<T>> + Send {
     move |tx| {
-        if let Some(row) = tx.seen(&key)? {
+        if let Some(row) = tx.inbox_row(&key)? {
             return Ok(Err(row));
         }
         let first = tx.next_seq();

@@ -7,7 +7,7 @@ use crate::store::settings::policies::{IdsPolicy, LanesPolicy};
 use crate::time::as_ms;
 
 impl StoreBuilder {
-    /// How long a seen id (request, delivery, event id given by the application) is remembered at least; 7 days unless set.
+    /// How long a recorded id (request, delivery, event id given by the application) is remembered at least; 7 days unless set.
     ///
     /// The age is the time that has passed while the store was open. Time during which it is closed does not count, and a jump of the
     /// wall clock changes nothing. A crash may lose some seconds of it: then an id is remembered longer.

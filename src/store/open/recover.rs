@@ -9,7 +9,7 @@ use crate::event::{fresh_secret, fresh_uuid};
 use crate::limits::NUMBER_MAX;
 use crate::log::book::Book;
 use crate::log::lanes::LaneState;
-use crate::log::streams::{Holes, StreamState};
+use crate::log::streams::{Gaps, StreamState};
 use crate::log::{keys, record};
 use crate::printable::printable;
 use crate::storage::errors::damaged_row;
@@ -105,17 +105,17 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     let count = count.ok_or_else(|| damaged("its rows `epoch` and `epoch_starts` do not fit"))?;
     let missing = std::iter::repeat_n(0, count - starts.len());
     let epoch_starts = missing.chain(starts.iter().map(|start| u64::from_le_bytes(*start))).collect();
-    let (content_key, seen_before_ms) = read_content_key(&row(META_CONTENT_KEY)?)
+    let (content_key, dedup_before_ms) = read_content_key(&row(META_CONTENT_KEY)?)
         .ok_or_else(|| damaged("its row `content_key` cannot be read"))?;
-    Ok(Identity { store_id, epoch_starts, content_key, seen_before_ms })
+    Ok(Identity { store_id, epoch_starts, content_key, dedup_before_ms })
 }
 
 /// In the place of a time: the store has had a secret from the beginning.
 const NOTHING_BEFORE: u64 = u64::MAX;
 
-/// A fresh secret; and by when all was seen that was seen without one, in Unix milliseconds.
-fn content_key(seen_before_ms: u64) -> Vec<u8> {
-    [&fresh_secret()[..], &seen_before_ms.to_le_bytes()].concat()
+/// A fresh secret; and by when all was recorded for deduplication that was recorded without one, in Unix milliseconds.
+fn content_key(dedup_before_ms: u64) -> Vec<u8> {
+    [&fresh_secret()[..], &dedup_before_ms.to_le_bytes()].concat()
 }
 
 fn read_content_key(row: &[u8]) -> Option<(ContentKey, Option<u64>)> {
@@ -139,7 +139,7 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 /// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
 /// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
 /// were. It had no secret either, so lanes and ids were told by checksums of less: rows of that form are still read, and speak for
-/// what was seen then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the pruning of the inbox takes those for now when it meets them.
+/// what was recorded then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the pruning of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
@@ -253,10 +253,10 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     let streams = tx.open_table(STREAMS)?;
     let mut key = Vec::new();
     let mut whole = true;
-    let mut holes = Holes::from(tail.derived_through);
+    let mut gaps = Gaps::from(tail.derived_through);
     for row in log.range(tail.derived_through..)? {
         let (seq, frame) = row?;
-        if !holes.pass(seq.value()) {
+        if !gaps.pass(seq.value()) {
             if whole {
                 let before = seq.value();
                 tracing::error!(before, "a record is missing; lanes cannot be rebuilt; a new epoch begins");
@@ -281,7 +281,7 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
                     tracing::error!(%error, "lanes cannot be rebuilt; a new epoch begins");
                 }
                 whole = false;
-                holes.damaged();
+                gaps.damaged();
                 continue;
             }
         };
@@ -292,9 +292,9 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
         }
         if let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) {
             let name = stream.as_bytes();
-            // Where a damaged record hides a revision, the index has a hole, which is told when it is read.
+            // Where a damaged record hides a revision, the index has a gap, which is told when it is read.
             let run = tail.streams.recent.entry(name.into()).or_default();
-            if !run.put_behind(revision, seq.value(), &mut holes) {
+            if !run.put_behind(revision, seq.value(), &mut gaps) {
                 let (seq, stream) = (seq.value(), printable(stream));
                 tracing::error!(seq, %stream, revision, "more revisions are missing than records; the index leaves this one out");
                 whole = false;

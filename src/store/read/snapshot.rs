@@ -11,7 +11,7 @@ use crate::error::{CorruptError, Error, Result};
 use crate::event::RecordedEvent;
 use crate::filter::EventFilter;
 use crate::log::record;
-use crate::log::streams::{Holes, NO_SEQ, Run, StreamState};
+use crate::log::streams::{Gaps, NO_SEQ, Run, StreamState};
 use crate::log::view::view;
 use crate::process::keep;
 use crate::storage::errors::{engine_panicked, unless_it_panics};
@@ -193,23 +193,23 @@ impl Snapshot {
             // Memory follows a commit a moment after the file: it may also be older than this snapshot.
             if tail.derived_through == derived_through && tail.next_seq >= end {
                 let mut run = tail.streams.recent.get(name.as_bytes()).cloned().unwrap_or_default();
-                // What later commits appended is not of this snapshot. Holes stand before what they belong to.
+                // What later commits appended is not of this snapshot. Gaps stand before what they belong to.
                 let later = run.seqs.iter().position(|seq| *seq >= end && *seq != NO_SEQ);
                 run.seqs.truncate(later.unwrap_or(run.seqs.len()));
                 return Ok(run);
             }
         }
-        let (mut run, mut holes) = (Run::default(), Holes::from(derived_through));
+        let (mut run, mut gaps) = (Run::default(), Gaps::from(derived_through));
         for row in log.range(derived_through..end)? {
             let (seq, frame) = row?;
-            holes.pass(seq.value());
+            gaps.pass(seq.value());
             let recorded = record::decode(seq.value(), frame.value());
             let Ok(recorded) = recorded.and_then(|recorded| plausible(recorded, state)) else {
-                holes.damaged();
+                gaps.damaged();
                 continue;
             };
             if let Some(revision) = recorded.revision().filter(|_| recorded.stream() == Some(name)) {
-                run.put_behind(revision, seq.value(), &mut holes);
+                run.put_behind(revision, seq.value(), &mut gaps);
             }
         }
         Ok(run)

@@ -26,7 +26,7 @@ pub(crate) struct Identity {
     pub(crate) content_key: ContentKey,
     /// What lanes had shown before there was such a key is no later than this, in Unix milliseconds. `None` if there always was
     /// one.
-    pub(crate) seen_before_ms: Option<u64>,
+    pub(crate) dedup_before_ms: Option<u64>,
 }
 
 impl Identity {

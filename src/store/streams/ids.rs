@@ -107,7 +107,7 @@ impl EventStream<'_> {
 
     /// The revision that the event of this id has in this stream, if the id is still remembered.
     fn revision_of(&self, id: &str) -> Result<Option<u64>> {
-        let Some(row) = self.tx.seen(&keys::inbox(EVENT_SCOPE, id.as_bytes()))? else { return Ok(None) };
+        let Some(row) = self.tx.inbox_row(&keys::inbox(EVENT_SCOPE, id.as_bytes()))? else { return Ok(None) };
         let recorded = self.tx.recorded(row.first)?;
         Ok(recorded.filter(|recorded| recorded.stream() == Some(&*self.name)).and_then(|it| it.revision()))
     }

@@ -60,7 +60,7 @@ impl Transaction {
         let mut id_row = None;
         if let Some(text) = &event.id {
             let key = keys::inbox(EVENT_SCOPE, text.as_bytes());
-            if let Some(first) = self.seen(&key)? {
+            if let Some(first) = self.inbox_row(&key)? {
                 if (first.crc, first.len) == content_of(&body) {
                     self.admit(Amount::marks(1))?;
                     self.seqs.borrow_mut().push(first.first);
@@ -89,7 +89,7 @@ impl Transaction {
         pending.frames.push((seq, frame));
         if let Some(key) = id_row {
             let (crc, len) = content_of(&body);
-            pending.mark_seen(key, InboxRow { first: seq, count: 1, crc, len, at_ms: 0 });
+            pending.put_inbox_row(key, InboxRow { first: seq, count: 1, crc, len, at_ms: 0 });
         }
         drop(pending);
         self.seqs.borrow_mut().push(seq);

@@ -15,7 +15,7 @@ use crate::log::{keys, record};
 use crate::storage::tables::ids;
 use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::tables::schema::{
-    EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, SEEN, StateRow,
+    DEDUP, EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow,
 };
 use crate::store::shared::age::{self, AgeBook};
 use crate::store::shared::captures::MarkCounts;
@@ -234,7 +234,7 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<
     ids.write(tx)
 }
 
-/// Forgets some of what was seen longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
+/// Forgets some of what was recorded longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
 fn prune_inbox(
     core: &Core,
     tx: &WriteTransaction,
@@ -247,7 +247,7 @@ fn prune_inbox(
     }
     let mut inbox = tx.open_table(INBOX)?;
     let forgotten = core.settings.ids_forgotten_beyond();
-    let seen = forgotten.map(|max| tx.open_table(SEEN).map(|seen| (max, seen))).transpose()?;
+    let dedup = forgotten.map(|max| tx.open_table(DEDUP).map(|dedup| (max, dedup))).transpose()?;
     let (mut old, mut ahead) = (Vec::new(), Vec::new());
     let mut ids = ids::Difference::default();
     let mut pruned_to = Vec::new();
@@ -263,9 +263,9 @@ fn prune_inbox(
         }
         let is_old = row.is_none_or(|row| row.at_ms.saturating_add(core.settings.inbox_age_ms) < age_ms);
         let numbered = row.filter(|row| row.count == ids::NUMBERED);
-        let outnumbered = match (&seen, numbered, keys::scope_of(&pruned_to)) {
-            (Some((max, seen)), Some(row), Some(scope)) => {
-                ids::is_forgotten(&row, ids::next(seen, scope)?, *max)
+        let outnumbered = match (&dedup, numbered, keys::scope_of(&pruned_to)) {
+            (Some((max, dedup)), Some(row), Some(scope)) => {
+                ids::is_forgotten(&row, ids::next(dedup, scope)?, *max)
             }
             _ => false,
         };
@@ -275,7 +275,7 @@ fn prune_inbox(
         }
     }
     let at_end = rows.next().is_none();
-    drop((rows, seen));
+    drop((rows, dedup));
     ids.write(tx)?;
     for key in old {
         inbox.remove(key.as_slice())?;

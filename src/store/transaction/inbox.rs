@@ -1,4 +1,4 @@
-//! The inbox: ids of requests, events and deliveries that were seen.
+//! The inbox: ids of requests, events and deliveries, for deduplication.
 
 use crate::error::{Error, Result};
 use crate::limits::{INBOX_ID_BYTES_MAX, SHORT_STRING_BYTES_MAX};
@@ -10,7 +10,7 @@ use crate::store::transaction::Transaction;
 use crate::store::transaction::gathered::Amount;
 
 impl Transaction {
-    /// Whether `id` is seen for the first time within `scope`, and marks it as seen. The mark is durable with this
+    /// Whether `id` is seen for the first time within `scope`, and records it for deduplication. The record is durable with this
     /// transaction, so that whatever else it does happens once for this id.
     ///
     /// The primitive under idempotent consumers, requests and appends. An id is remembered for the store's inbox age at least.
@@ -54,7 +54,7 @@ impl Transaction {
         Err(Error::IdConflict { scope: scope.to_owned(), id: String::from_utf8_lossy(id).into_owned() })
     }
 
-    /// Marks an id as seen; the earlier mark, if there is one.
+    /// Records an id for deduplication; the earlier mark, if there is one.
     pub(in crate::store) fn mark(
         &self,
         scope: &str,
@@ -64,14 +64,14 @@ impl Transaction {
         check_id("the scope", scope.as_bytes(), SHORT_STRING_BYTES_MAX)?;
         check_id("the id", id, INBOX_ID_BYTES_MAX)?;
         let key = keys::inbox(scope, id);
-        if let Some(row) = self.seen(&key)? {
+        if let Some(row) = self.inbox_row(&key)? {
             return Ok(Some(row));
         }
         self.mark_id(key, content.map(content_of).unwrap_or_default(), None)?;
         Ok(None)
     }
 
-    pub(crate) fn seen(&self, key: &[u8]) -> Result<Option<InboxRow>> {
+    pub(crate) fn inbox_row(&self, key: &[u8]) -> Result<Option<InboxRow>> {
         self.owned()?;
         if let Some(row) = self.pending.borrow().inbox.get(key) {
             return Ok(Some(*row));
@@ -83,25 +83,25 @@ impl Transaction {
         })
     }
 
-    /// Marks the id of a delivery, which has not been seen; with its number, if it has one. The commit says when.
+    /// Marks the id of a delivery that is new; with its number, if it has one. The commit says when.
     pub(crate) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
-        pending.mark_seen(key, InboxRow { first, count, crc, len, at_ms: 0 });
+        pending.put_inbox_row(key, InboxRow { first, count, crc, len, at_ms: 0 });
         Ok(())
     }
 
     /// Marks it with another content; it stays as old as it is.
     pub(crate) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
-        self.pending.borrow_mut().mark_seen(key, InboxRow { crc, len, ..row });
+        self.pending.borrow_mut().put_inbox_row(key, InboxRow { crc, len, ..row });
         Ok(())
     }
 
     /// Marks a key of the inbox; `false` if it was marked before.
     pub(crate) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
-        let first = self.seen(&key)?.is_none();
+        let first = self.inbox_row(&key)?.is_none();
         if first {
             self.mark_id(key, Default::default(), None)?;
         }
@@ -110,13 +110,13 @@ impl Transaction {
 
     /// Forgets what this transaction itself has marked.
     pub(crate) fn forget_mark(&self, key: &[u8]) {
-        self.pending.borrow_mut().forget_seen(key);
+        self.pending.borrow_mut().remove_inbox_row(key);
     }
 
     /// Marks a request as done, with the events that it led to.
     pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
         self.admit(Amount::mark(key.len()))?;
-        self.pending.borrow_mut().mark_seen(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });
+        self.pending.borrow_mut().put_inbox_row(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });
         Ok(())
     }
 }

@@ -47,7 +47,7 @@ pub(crate) const EVENT_SCOPE: &str = "onewrite.event";
 /// The inbox scope of request ids.
 pub(crate) const REQUEST_SCOPE: &str = "onewrite.request";
 
-/// The inbox scope of deliveries that were rejected without being marked as seen.
+/// The inbox scope of deliveries that were rejected without being recorded for deduplication.
 pub(crate) const REJECT_SCOPE: &str = "onewrite.rejected";
 
 /// How many calls on a transaction that is lent to a closure share one look at the process.
@@ -72,7 +72,7 @@ const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Appended {
-    /// Its sequence number: commit order, without a hole.
+    /// Its sequence number: commit order, without a gap.
     pub seq: u64,
     /// An event with this id and content was there already; nothing was written, and `seq` is the first one's.
     pub repeated: bool,

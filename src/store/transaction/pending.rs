@@ -52,12 +52,12 @@ pub(crate) struct Mark {
 }
 
 impl Pending {
-    pub(crate) fn mark_seen(&mut self, key: Vec<u8>, row: InboxRow) {
+    pub(crate) fn put_inbox_row(&mut self, key: Vec<u8>, row: InboxRow) {
         let earlier = self.inbox.insert(key.clone(), row);
         self.undo.push(Undo::Inbox(key, earlier));
     }
 
-    pub(crate) fn forget_seen(&mut self, key: &[u8]) {
+    pub(crate) fn remove_inbox_row(&mut self, key: &[u8]) {
         if let Some(earlier) = self.inbox.remove(key) {
             self.undo.push(Undo::Inbox(key.to_vec(), Some(earlier)));
         }

@@ -15,7 +15,7 @@ impl Judge {
             let mut case = Case { name: &name, verdict: &mut verdict };
             case.answers(&mut app);
             case.batches(&app);
-            case.holes(&app);
+            case.gaps(&app);
             case.whole_log(&app);
             case.lanes(&app);
             case.ends(&app);
@@ -115,7 +115,7 @@ impl Case<'_> {
     }
 
     /// Every number up to the newest is some event's.
-    fn holes(&mut self, app: &App) {
+    fn gaps(&mut self, app: &App) {
         let newest = app.by_seq.keys().max().copied().map_or(0, |seq| seq + 1);
         for seq in (0..newest).filter(|seq| !app.by_seq.contains_key(seq)) {
             self.says(
