@@ -214,7 +214,7 @@ pub(crate) const PROJECTION_BATCH_BYTES_MAX: usize = 4 << 20;
 pub(crate) const PROJECTION_SKIP_MAX: u64 = 4096;
 
 /// Rows that one transaction removes at most of what was deleted or forgotten: records of streams, rows of a relay, failures of
-/// a projection, marks of a captured table. The rest is removed in later transactions.
+/// a projection, dirty keys of a captured table. The rest is removed in later transactions.
 pub(crate) const CLEAN_STEP: usize = 512;
 
 /// Wait between two pieces of clean-up, in milliseconds.
@@ -228,28 +228,28 @@ pub(crate) const CLEAN_RETRY_MS: (u64, u64) = (1_000, 60_000);
 /// pause.
 pub(crate) const REBUILD_REACH_MAX: usize = 65_536;
 
-/// Keys of captured tables that one round turns into events at most: half of a default window.
-pub(crate) const CAPTURE_ROUND_KEYS: usize = 256;
+/// Keys of captured tables that one pass turns into events at most: half of a default window.
+pub(crate) const CAPTURE_PASS_KEYS: usize = 256;
 
-/// Keys of a round that a relay with a full window asks for, so that steady traffic starves no mark.
-pub(crate) const CAPTURE_SMALL_ROUND_KEYS: usize = 32;
+/// Keys of a pass that a relay with a full window asks for, so that steady traffic starves no dirty key.
+pub(crate) const CAPTURE_SMALL_PASS_KEYS: usize = 32;
 
-/// How long something waits before a relay asks for such a round, in milliseconds.
+/// How long something waits before a relay asks for such a pass, in milliseconds.
 pub(crate) const CAPTURE_PATIENCE_MS: u64 = 1_000;
 
-/// Keys and values that one round reads, in bytes; it ends behind the key that exceeds it.
-pub(crate) const CAPTURE_ROUND_BYTES: usize = 1 << 20;
+/// Keys and values that one pass reads, in bytes; it ends behind the key that exceeds it.
+pub(crate) const CAPTURE_PASS_BYTES: usize = 1 << 20;
 
-/// Keys whose codec has failed that are remembered, each with a delay of its own. Beyond them rounds slow down instead.
+/// Keys whose codec has failed that are remembered, each with a delay of its own. Beyond them passes slow down instead.
 pub(crate) const CAPTURE_FAILED_MAX: usize = 1024;
 
 /// First and longest wait before a key whose codec has failed is tried again, in milliseconds.
 pub(crate) const CAPTURE_RETRY_MS: (u64, u64) = (1_000, 60_000);
 
-/// How long marks of a table whose events stay in the log gather at most, in milliseconds: no relay asks for them.
+/// How long dirty keys of a table whose events stay in the log gather at most, in milliseconds: no relay asks for them.
 pub(crate) const CAPTURE_OWN_MS: u64 = 250;
 
-/// Wait after a round that could not go on, because the backlog quota is reached or too many codecs fail, in milliseconds.
+/// Wait after a pass that could not go on, because the backlog quota is reached or too many codecs fail, in milliseconds.
 pub(crate) const CAPTURE_PAUSE_MS: u64 = 250;
 
 /// How often a consumer that waits for room looks whether there is some, in milliseconds.

@@ -255,7 +255,7 @@ impl Machine {
         }
     }
 
-    /// The whole log is loaded, and at most half a window of it is unconfirmed: a round of what waits elsewhere may come.
+    /// The whole log is loaded, and at most half a window of it is unconfirmed: a pass of what waits elsewhere may come.
     pub(crate) fn is_caught_up(&self) -> bool {
         self.has_loaded_all() && self.items.len() * 2 <= self.settings.window_events
     }

@@ -12,7 +12,7 @@ use crate::storage::tables::capture::CaptureMode;
 use crate::store::Store;
 use crate::store::read::holders;
 use crate::store::read::oldest::{Oldest, age_ms, find_oldest};
-use crate::store::shared::capture_schedule::{CaptureWait, Rounds};
+use crate::store::shared::capture_schedule::{CaptureWait, CoalescingPasses};
 use crate::store::shared::cursor::Cursor;
 use crate::store::shared::holders::Holder;
 use crate::store::shared::parked::Parked;
@@ -125,9 +125,9 @@ pub struct Stats {
 pub struct CaptureStats {
     /// When its changes become events.
     pub mode: CaptureMode,
-    /// Keys that are marked and have no event yet.
+    /// Dirty keys: they have no event yet.
     pub waiting: u64,
-    /// No row that was there at switch-on is still to be walked.
+    /// No row that was there at switch-on still awaits its backfill.
     pub snapshot_done: bool,
     /// Keys among those that wait whose codec has failed since the store was opened: at most
     /// 1,024 of all tables are counted. The log says why.
@@ -246,7 +246,7 @@ impl Store {
         core.owner.check()?;
         // What reads the clock comes first: the clock is the application's, and its panic is not the engine's.
         let now = core.settings.clock.now();
-        let waits = Rounds::waits(core);
+        let waits = CoalescingPasses::waits(core);
         unless_it_panics(|| self.all_stats(now, &waits))
     }
 
@@ -260,7 +260,7 @@ impl Store {
                     mode: known.row.mode,
                     waiting: known.waiting,
                     snapshot_done: !known.row.snapshot.is_open(),
-                    failed: core.rounds.failed(known.row.id),
+                    failed: core.passes.failed(known.row.id),
                     waits_for: waits.get(name).copied(),
                 };
                 (name.clone(), stats)

@@ -24,13 +24,13 @@ use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::printable::printable;
 use crate::storage::errors::engine_panicked;
 use crate::store::read::records;
-use crate::store::shared::capture_schedule::Rounds;
+use crate::store::shared::capture_schedule::CoalescingPasses;
 use crate::store::shared::cursor::Cursor;
 use crate::store::shared::log_pace::LogPace;
 use crate::store::shared::relays::RelayRequest;
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::time::{Deadline, Now, wake_after};
-use crate::tuning::{CAPTURE_PATIENCE_MS, CAPTURE_ROUND_KEYS, CAPTURE_SMALL_ROUND_KEYS, SUSPENDED_SHOWN_MAX};
+use crate::tuning::{CAPTURE_PASS_KEYS, CAPTURE_PATIENCE_MS, CAPTURE_SMALL_PASS_KEYS, SUSPENDED_SHOWN_MAX};
 use crate::wire;
 
 pub(crate) use super::prepare::Form;
@@ -94,14 +94,14 @@ pub(crate) struct Worker {
     pub(super) pace: LogPace,
 }
 
-/// Since when captured tables have had something to publish, without a round.
+/// Since when captured tables have had something to publish, without a pass.
 #[derive(Debug, Clone, Copy)]
 struct Patience {
     /// By the monotonic clock.
     since_ms: u64,
-    /// Confirms, and ended rounds, that there had been by then.
+    /// Confirms, and ended passes, that there had been by then.
     confirmed: u64,
-    rounds: u64,
+    passes: u64,
 }
 
 impl Worker {
@@ -205,7 +205,7 @@ impl Worker {
             self.load(from, events_max, bytes_max)?;
             self.work()?;
         }
-        self.ask_for_round();
+        self.ask_for_pass();
         self.show_status();
         match self.wait() {
             Woken::Grown => self.tell_tail(),
@@ -247,53 +247,53 @@ impl Worker {
         let mono = wake.mono_ms.map(|at| Duration::from_millis(at.saturating_sub(now.mono_ms)));
         let wall =
             wake.wall_ms.map(|at| Duration::from_millis(at.saturating_sub(now.wall_ms)).min(WALL_CHECK));
-        let round = self.round_due().filter(|_| !core.rounds.is_asked());
-        let round = round.map(|(at, _)| Duration::from_millis(at.saturating_sub(now.mono_ms)));
-        let next = mono.into_iter().chain(wall).chain(round).min();
+        let pass = self.pass_due().filter(|_| !core.passes.is_asked());
+        let pass = pass.map(|(at, _)| Duration::from_millis(at.saturating_sub(now.mono_ms)));
+        let next = mono.into_iter().chain(wall).chain(pass).min();
         let next = next.map(|wait| wake_after(&*core.settings.clock, wait));
         next.into_iter().chain(self.stop_at).min().unwrap_or(Deadline::Never)
     }
 
     /// When captured tables have something for this relay, and how many keys of it: plenty once it has little left to do, a
     /// few once they have waited long enough. While the broker is away, or does not keep up, they go on gathering.
-    fn round_due(&self) -> Option<(u64, usize)> {
+    fn pass_due(&self) -> Option<(u64, usize)> {
         if !self.flows() {
             return None;
         }
-        let due_ms = Rounds::due_ms(self.registered.store.core())?;
+        let due_ms = CoalescingPasses::due_ms(self.registered.store.core())?;
         if self.machine.is_caught_up() {
-            return Some((due_ms, CAPTURE_ROUND_KEYS));
+            return Some((due_ms, CAPTURE_PASS_KEYS));
         }
         // With much traffic and a slow confirm more than half a window is always on its way, though the broker keeps up.
         // One that confirms nothing does not.
         let patience = self.patience.filter(|patience| self.machine.confirmed() > patience.confirmed)?;
         let due_ms = due_ms.max(patience.since_ms.saturating_add(CAPTURE_PATIENCE_MS));
-        self.machine.has_loaded_all().then_some((due_ms, CAPTURE_SMALL_ROUND_KEYS))
+        self.machine.has_loaded_all().then_some((due_ms, CAPTURE_SMALL_PASS_KEYS))
     }
 
     fn flows(&self) -> bool {
         matches!(self.state, RelayState::Connected) && !self.paused && !self.blocked && self.stop_at.is_none()
     }
 
-    fn ask_for_round(&mut self) {
+    fn ask_for_pass(&mut self) {
         self.note_patience();
         let now_ms = self.now().mono_ms;
-        if let Some((_, keys)) = self.round_due().filter(|(due_ms, _)| *due_ms <= now_ms) {
-            self.registered.store.ask_for_round(keys);
+        if let Some((_, keys)) = self.pass_due().filter(|(due_ms, _)| *due_ms <= now_ms) {
+            self.registered.store.ask_for_pass(keys);
         }
     }
 
-    /// Commits and the ends of rounds notify, so what begins to wait is seen at once.
+    /// Commits and the ends of passes notify, so what begins to wait is seen at once.
     fn note_patience(&mut self) {
         let core = self.registered.store.core();
-        if !self.flows() || Rounds::due_ms(core).is_none() {
+        if !self.flows() || CoalescingPasses::due_ms(core).is_none() {
             self.patience = None;
             return;
         }
-        let rounds = core.rounds.ended();
-        if self.patience.is_none_or(|patience| patience.rounds != rounds) {
+        let passes = core.passes.ended();
+        if self.patience.is_none_or(|patience| patience.passes != passes) {
             let since_ms = core.settings.clock.now().mono_ms;
-            self.patience = Some(Patience { since_ms, confirmed: self.machine.confirmed(), rounds });
+            self.patience = Some(Patience { since_ms, confirmed: self.machine.confirmed(), passes });
         }
     }
 

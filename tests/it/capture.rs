@@ -1,4 +1,4 @@
-//! Captured tables: the change and its event in one transaction, marks that coalesce, snapshots of what was there, and a
+//! Captured tables: the change and its event in one transaction, dirty keys that coalesce, snapshots of what was there, and a
 //! model that a page of code can hold.
 
 use std::collections::BTreeMap;
@@ -123,7 +123,7 @@ fn stats(store: &Store) -> CaptureStats {
     store.stats().unwrap().captures["table"]
 }
 
-/// Everything marked is in the log, and everything in the log is with the broker.
+/// Every dirty key is in the log, and everything in the log is with the broker.
 fn drained(store: &Store) {
     until("everything is published", || {
         let stats = store.stats().unwrap();
@@ -231,7 +231,7 @@ fn json_is_as_documented() {
     assert!(json(4).contains(&"k".repeat(300)));
 }
 
-/// P1. Goal: a rollback takes row and event, or row and mark, and a failing closure in a group only its own. Method: both
+/// P1. Goal: a rollback takes row and event, or row and dirty key, and a failing closure in a group only its own. Method: both
 /// modes; an exclusive transaction that is dropped; a group of three, the middle one of which fails after it wrote.
 #[test]
 fn row_and_event_are_one() {
@@ -343,7 +343,7 @@ fn writing_around_is_refused() {
         assert!(other.stats().unwrap().captures.is_empty());
         let path = other.path().to_owned();
         other.close().unwrap();
-        // It is as if it had never been captured: no mark is left, and it may be captured anew.
+        // It is as if it had never been captured: no dirty key is left, and it may be captured anew.
         builder().capture(capture(mode)).open(&path).unwrap().close().unwrap();
         let again = builder().capture(capture(mode)).open(&path).unwrap();
         assert_eq!(stats(&again).waiting, 0);
@@ -415,7 +415,7 @@ fn an_outage_is_one_event_per_key() {
     let change = |operation, key, new| Told { operation, key, new, old: None };
     let expected = [
         change(Operation::Update, 1, Some(0)),
-        // A round goes on behind the key that the last one ended with.
+        // A pass goes on behind the key that the last one ended with.
         change(Operation::Remove, 2, None),
         change(Operation::Update, 1, Some(1000)),
     ];
@@ -424,7 +424,7 @@ fn an_outage_is_one_event_per_key() {
 }
 
 /// Goal: a key that changes all the time does not keep others from being published. Method: threads change few low keys
-/// without pause while 3,000 others, behind them in key order, wait: more than ten rounds.
+/// without pause while 3,000 others, behind them in key order, wait: more than ten passes.
 #[test]
 fn a_hot_key_starves_nobody() {
     let (_folder, store) = open(CaptureMode::NewestValue);
@@ -464,10 +464,10 @@ fn a_hot_key_starves_nobody() {
     assert!(relay.stop(SOON).clean);
 }
 
-/// Goal: while the broker takes its time, marks wait and coalesce; only half a window of them is in the log. Method: a broker
-/// that is there and confirms nothing, and many more marks than a window.
+/// Goal: while the broker takes its time, dirty keys wait and coalesce; only half a window of them is in the log. Method: a broker
+/// that is there and confirms nothing, and many more dirty keys than a window.
 #[test]
-fn rounds_keep_to_the_relay_s_pace() {
+fn passes_keep_to_the_relay_s_pace() {
     let (_folder, store) = open(CaptureMode::NewestValue);
     let broker = broker();
     broker.script(Rule::any().always().then(Verdict::HoldConfirm));
@@ -480,11 +480,11 @@ fn rounds_keep_to_the_relay_s_pace() {
         store.write(write).unwrap();
     };
     all(1);
-    until("a round has come", || store.stats().unwrap().next_seq > 0);
+    until("a pass has come", || store.stats().unwrap().next_seq > 0);
     std::thread::sleep(Duration::from_millis(100));
     let next_seq = store.stats().unwrap().next_seq;
     assert!(
-        next_seq <= 50 + crate::support::tuning::CAPTURE_ROUND_KEYS as u64,
+        next_seq <= 50 + crate::support::tuning::CAPTURE_PASS_KEYS as u64,
         "{next_seq} events are in the log"
     );
     all(2);
@@ -496,10 +496,10 @@ fn rounds_keep_to_the_relay_s_pace() {
     assert!(relay.stop(SOON).clean);
 }
 
-/// Goal: marks outlive the process, and without a relay they wait. Method: a crash and a clean end with marks waiting; the
+/// Goal: dirty keys outlive the process, and without a relay they wait. Method: a crash and a clean end with dirty keys waiting; the
 /// relay starts after that.
 #[test]
-fn marks_wait_for_a_relay_and_outlive_the_process() {
+fn dirty_keys_wait_for_a_relay_and_outlive_the_process() {
     let (folder, store) = open(CaptureMode::NewestValue);
     put(&store, 1, 1);
     put(&store, 2, 2);
@@ -514,7 +514,7 @@ fn marks_wait_for_a_relay_and_outlive_the_process() {
     const OTHER: TableDefinition<'_, u16, u64> = TableDefinition::new("other");
     let other = Capture::with(OTHER, |_| Ok(Event::bytes("other", "").unpublished())).snapshot(true);
     let store = builder().capture(capture(CaptureMode::NewestValue)).capture(other).open(path).unwrap();
-    until("the other is walked", || store.stats().unwrap().captures["other"].snapshot_done);
+    until("the other is backfilled", || store.stats().unwrap().captures["other"].snapshot_done);
     assert_eq!((stats(&store).waiting, store.stats().unwrap().next_seq), (2, 0));
     let broker = broker();
     let relay = relay(&store, &broker);
@@ -524,8 +524,8 @@ fn marks_wait_for_a_relay_and_outlive_the_process() {
     assert!(relay.stop(SOON).clean);
 }
 
-/// Goal: a key whose codec errs or panics keeps its mark and is counted; all others are published; once the codec works,
-/// so is it. Method: a codec that is told which keys to fail on, among more keys than a round takes.
+/// Goal: a key whose codec errs or panics stays dirty and is counted; all others are published; once the codec works,
+/// so is it. Method: a codec that is told which keys to fail on, among more keys than a pass takes.
 #[test]
 fn a_failing_codec_holds_nobody() {
     static BROKEN: AtomicBool = AtomicBool::new(true);
@@ -554,7 +554,7 @@ fn a_failing_codec_holds_nobody() {
     let relay = relay(&store, &broker);
     until("all others are published", || published(&broker).len() == 598);
     until("both are counted", || (stats(&store).failed, stats(&store).waiting) == (2, 2));
-    // Writes go on, and so do rounds; what failed waits for its time, it is not tried with every round.
+    // Writes go on, and so do passes; what failed waits for its time, it is not tried with every pass.
     for value in 2..20 {
         put(&store, 7, value);
         until("key 7 is published", || published(&broker).iter().any(|told| told.new == Some(value)));
@@ -591,10 +591,10 @@ fn a_lone_failing_key_is_tried_again() {
     assert!(relay.stop(SOON).clean);
 }
 
-/// Goal: under a backlog quota marks are never lost, and writes go on: only rounds wait for room. Method: a quota smaller
-/// than what is marked, and a broker that comes up late.
+/// Goal: under a backlog quota dirty keys are never lost, and writes go on: only passes wait for room. Method: a quota smaller
+/// than what is dirty, and a broker that comes up late.
 #[test]
-fn a_quota_holds_rounds_not_writes() {
+fn a_quota_holds_passes_not_writes() {
     let folder = tempfile::tempdir().unwrap();
     let quota = BacklogQuota::events(10).and_bytes(1 << 20);
     let builder = Store::builder().backlog_quota(quota).capture(capture(CaptureMode::NewestValue));
@@ -615,10 +615,10 @@ fn a_quota_holds_rounds_not_writes() {
     assert!(relay.stop(SOON).clean);
 }
 
-/// Goal: the mode may change with marks waiting; none is lost. Method: marks under `NewestValue`, then `EveryChange` from the
-/// next opening on, with writes on marked keys before a relay comes.
+/// Goal: the mode may change with dirty keys waiting; none is lost. Method: dirty keys under `NewestValue`, then `EveryChange` from the
+/// next opening on, with writes on dirty keys before a relay comes.
 #[test]
-fn a_change_of_mode_loses_no_mark() {
+fn a_change_of_mode_loses_no_dirty_key() {
     let (_folder, store) = open(CaptureMode::NewestValue);
     for key in 0..4 {
         put(&store, key, 1);
@@ -719,7 +719,7 @@ fn a_snapshot_under_writers_and_crashes_is_the_table() {
 }
 
 /// Goal: a row that has changed before the snapshot comes to it is told once, by that change. Method: a full backlog makes
-/// the snapshot wait. All rows change before the relay makes room; one round takes them all.
+/// the snapshot wait. All rows change before the relay makes room; one pass takes them all.
 #[test]
 fn a_changed_row_is_told_once() {
     let folder = tempfile::tempdir().unwrap();

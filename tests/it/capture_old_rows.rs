@@ -238,7 +238,7 @@ fn retain_goes_on_past_a_row_that_it_cannot_ask_of() {
     }
 }
 
-/// Goal: one row that cannot be read stops neither the first snapshot nor a round: it is counted, all others are told, and it
+/// Goal: one row that cannot be read stops neither the first snapshot nor a pass: it is counted, all others are told, and it
 /// is told once it can be read or is written anew. Method: in both modes, with a relay; such rows at the beginning, in the
 /// middle and at the end.
 #[test]
@@ -393,7 +393,7 @@ fn another_codec_ends_all_waits() {
     }
 }
 
-/// Goal: a write that comes between a try and the note that the try has failed is not held for that try. Method: many rounds of
+/// Goal: a write that comes between a try and the note that the try has failed is not held for that try. Method: many passes of
 /// a codec that fails every first time, beside writes of the same key, on a clock that stands still: were one write missed, it
 /// would wait for ever.
 #[test]
@@ -426,20 +426,20 @@ fn a_write_beside_a_failing_try_is_not_missed() {
 // --- code of the application inside the call ----------------------------------------------------------------------------
 
 const OTHER: TableDefinition<'_, u16, u64> = TableDefinition::new("other");
-const MARKED: TableDefinition<'_, u16, u64> = TableDefinition::new("marked");
+const COALESCED: TableDefinition<'_, u16, u64> = TableDefinition::new("coalesced");
 
 fn three(path: &std::path::Path, mode: CaptureMode) -> Store {
     let capture = |table, mode| Capture::with(table, number).to("e", "r").mode(mode);
     Store::builder()
         .capture(capture(TABLE, mode))
         .capture(capture(OTHER, CaptureMode::EveryChange))
-        .capture(capture(MARKED, CaptureMode::NewestValue))
+        .capture(capture(COALESCED, CaptureMode::NewestValue))
         .open(path)
         .unwrap()
 }
 
 /// Goal: the predicate of `retain` may use its transaction in every way: what it appends and writes is there, in order, with
-/// contiguous revisions, and the removes of `retain` have their events or marks. Method: a predicate that appends, appends to a
+/// contiguous revisions, and the removes of `retain` have their events or dirty keys. Method: a predicate that appends, appends to a
 /// stream, writes captured tables of both modes and asks for this one, which is refused; then the same with a failure of the
 /// whole closure, of which nothing is left.
 #[test]
@@ -458,7 +458,7 @@ fn a_predicate_may_use_its_transaction() {
                     let event = || Event::bytes("in stream", key.to_string()).unpublished();
                     stream.append([event(), event()], ExpectedRevision::Any).unwrap();
                     tx.captured_table(OTHER).unwrap().insert(key, 5).unwrap();
-                    tx.captured_table(MARKED).unwrap().insert(key, 5).unwrap();
+                    tx.captured_table(COALESCED).unwrap().insert(key, 5).unwrap();
                     assert!(tx.captured_table(TABLE).is_err(), "it is open");
                     key % 2 == 0
                 })?;
@@ -476,9 +476,9 @@ fn a_predicate_may_use_its_transaction() {
             // Of each row one that was asked, two of the stream, one of the other table.
             let removes = if mode == CaptureMode::EveryChange { 2 } else { 0 };
             assert_eq!(stats.next_seq, before.next_seq + 4 * 4 + removes);
-            assert_eq!(stats.captures["marked"].waiting, 4);
-            let marks = if mode == CaptureMode::EveryChange { 0 } else { 4 };
-            assert_eq!(stats.captures["table"].waiting, marks);
+            assert_eq!(stats.captures["coalesced"].waiting, 4);
+            let waiting = if mode == CaptureMode::EveryChange { 0 } else { 4 };
+            assert_eq!(stats.captures["table"].waiting, waiting);
             assert_eq!(read.open_table(TABLE).unwrap().iter().unwrap().count(), 2);
             let found = store.verify().unwrap();
             assert!(found.findings.is_empty(), "{found:?}");
@@ -487,7 +487,7 @@ fn a_predicate_may_use_its_transaction() {
 }
 
 /// Goal: a codec may use its store, for reading; what would wait for its own transaction is refused. Method: a codec that reads
-/// figures and state, and tries to write, in a write, in `retain`, in a round and in a snapshot.
+/// figures and state, and tries to write, in a write, in `retain`, in a pass and in a snapshot.
 #[test]
 fn a_codec_may_ask_its_store() {
     use std::sync::{Arc, Mutex};

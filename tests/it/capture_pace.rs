@@ -143,14 +143,14 @@ fn a_relay_that_has_failed_holds_nothing() {
     }
 }
 
-/// Goal: a relay that runs sets the pace, and the figures name what a table waits for. Method: marks of a published table
+/// Goal: a relay that runs sets the pace, and the figures name what a table waits for. Method: dirty keys of a published table
 /// wait for a relay, for the broker, and for a paused relay in turn. They are published when the wait ends.
 #[test]
 fn a_wait_says_what_it_waits_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = open(Store::builder().capture(capture(CaptureMode::NewestValue)), &path);
-    until("an empty table is walked", || figures(&store).snapshot_done);
+    until("an empty table is backfilled", || figures(&store).snapshot_done);
     assert_eq!(figures(&store).waits_for, None);
     put(&store, 1, 1);
     assert_eq!(figures(&store).waits_for, Some(CaptureWait::Relay));
@@ -212,7 +212,7 @@ fn a_quota_bounds_a_snapshot_without_a_relay() {
     relay.stop(SOON);
 }
 
-/// Goal: a table whose events stay in the log needs no relay. Its snapshot ends and its marks become events while no relay
+/// Goal: a table whose events stay in the log needs no relay. Its snapshot ends and its dirty keys become events while no relay
 /// runs, while a relay is paused, and while its broker is away.
 #[test]
 fn an_unpublished_table_needs_no_relay() {
@@ -239,10 +239,10 @@ fn an_unpublished_table_needs_no_relay() {
     }
 }
 
-/// Goal: marks of such a table coalesce, also after an idle time. Method: a key changes 300 times. The log gets its last
+/// Goal: dirty keys of such a table coalesce, also after an idle time. Method: a key changes 300 times. The log gets its last
 /// value, and far fewer events than changes.
 #[test]
-fn marks_of_an_unpublished_table_coalesce() {
+fn dirty_keys_of_an_unpublished_table_coalesce() {
     let folder = tempfile::tempdir().unwrap();
     let capture = Capture::with(TABLE, |change: &Change<'_, u16, u64>| {
         Ok(Event::bytes("changed", change.new.unwrap_or_default().to_string()))

@@ -215,10 +215,10 @@ fn what_relays_and_projections_leave_is_removed_in_pieces() {
     assert!(store.verify().unwrap().findings.is_empty());
 }
 
-/// Goal: a table that is captured anew, while marks of its earlier capture are left, has none of them. Method: it is opened with
+/// Goal: a table that is captured anew, while dirty keys of its earlier capture are left, has none of them. Method: it is opened with
 /// the capture again at once.
 #[test]
-fn a_new_capture_has_no_marks_of_an_earlier_one() {
+fn a_new_capture_has_no_dirty_keys_of_an_earlier_one() {
     let (_folder, path) = scratch();
     let capture = || Capture::json(ROWS).to("e", "r").mode(CaptureMode::NewestValue);
     let store = Store::builder().capture(capture()).open(&path).unwrap();
@@ -231,7 +231,7 @@ fn a_new_capture_has_no_marks_of_an_earlier_one() {
     store.close().unwrap();
     let store = Store::open(&path).unwrap();
     store.end_capture("rows").unwrap();
-    assert_eq!(stats(&store).cleanup_tasks, 1, "all marks went in one transaction");
+    assert_eq!(stats(&store).cleanup_tasks, 1, "all dirty keys went in one transaction");
     store.close().unwrap();
     let store = Store::builder().capture(capture()).open(&path).unwrap();
     assert_eq!(stats(&store).captures["rows"].waiting, 0);

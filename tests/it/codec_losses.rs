@@ -250,10 +250,10 @@ fn a_captured_row_that_json_lacks_fails_its_write() {
     assert!(told.iter().all(|event| !event.payload().windows(11).any(|part| part == b"\"new\":[null")));
 }
 
-/// Goal: a row that was written before it was captured, or is only marked, and that JSON cannot hold, is counted as failed and
+/// Goal: a row that was written before it was captured, or whose key is only dirty, and that JSON cannot hold, is counted as failed and
 /// holds nobody; it is published once it has another value.
 #[test]
-fn a_marked_row_that_json_lacks_holds_nobody() {
+fn a_dirty_row_that_json_lacks_holds_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = Store::open(&path).unwrap();

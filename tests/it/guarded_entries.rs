@@ -39,7 +39,7 @@ const WITHIN: &[(&str, &[&str])] = &[
     ("store/projections.rs", &[]),
     ("projection/rows.rs", &[]),
     ("projection/transaction.rs", &[]),
-    ("store/capture/rounds.rs", &[]),
+    ("store/capture/passes.rs", &[]),
     ("store/capture/piece.rs", &[]),
     ("store/streams/mod.rs", &["forget_in", "write_streams", "wants"]),
     ("store/holders.rs", &[]),

@@ -24,7 +24,7 @@ mod capture;
 mod capture_old_rows;
 mod capture_pace;
 #[cfg(unix)]
-mod capture_rounds;
+mod capture_passes;
 mod cleanup;
 mod clock_jumps;
 #[cfg(feature = "json")]

@@ -267,10 +267,10 @@ fn a_consumer_s_handler_has_the_limit() {
     assert_eq!(store.stats().unwrap().next_seq, 0);
 }
 
-/// Goal: what the library does of itself has bounds of its own, whatever the limit: rounds of captured tables go on. Method: more
-/// marks than the limit, and a relay that asks for rounds.
+/// Goal: what the library does of itself has bounds of its own, whatever the limit: passes of captured tables go on. Method: more
+/// dirty keys than the limit, and a relay that asks for passes.
 #[test]
-fn rounds_of_captured_tables_go_on_below_any_limit() {
+fn passes_of_captured_tables_go_on_below_any_limit() {
     let folder = tempfile::tempdir().unwrap();
     let store = builder().transaction_events_max(2).open(folder.path().join("a.redb")).unwrap();
     for n in 0..20 {

@@ -65,9 +65,9 @@ fn main() -> Result<ExitCode, BoxError> {
 
     let drained = wait_until(|| {
         let Ok(stats) = store.stats() else { return false };
-        let marks: u64 = stats.captures.values().map(|capture| capture.waiting).sum();
-        let walked = stats.captures.values().all(|capture| capture.snapshot_done);
-        walked && marks + stats.backlog_events == 0 && consumer.status().applied >= stats.next_seq
+        let dirty: u64 = stats.captures.values().map(|capture| capture.waiting).sum();
+        let snapshots_done = stats.captures.values().all(|capture| capture.snapshot_done);
+        snapshots_done && dirty + stats.backlog_events == 0 && consumer.status().applied >= stats.next_seq
     });
     let account = account(&store, &index, &counts, waiting, (drained, begin.elapsed()))?;
     println!("{account}");

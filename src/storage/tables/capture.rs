@@ -1,17 +1,17 @@
 //! Rows of captured tables: which tables are captured, how far each is walked, and which keys have changed.
 //!
 //! ```text
-//! onewrite.captures    table name → id u32 │ mode u8 │ snapshot u8 │ last key walked …
+//! onewrite.captures    table name → id u32 │ mode u8 │ snapshot u8 │ last key backfilled …
 //! onewrite.changes     id u32 BE │ the row's key, as redb stores it → kind u8
 //! ```
 //!
-//! A mark is one row however often its key has changed. What has gathered in a transaction is written by its commit, and
+//! A dirty key is one row however often its key has changed. What has gathered in a transaction is written by its commit, and
 //! the figures in memory follow once that is durable.
 
 use crate::error::Result;
 use crate::storage::errors::damaged_row;
 
-/// Names a captured table in the keys of marks.
+/// Names a captured table in the rows of dirty keys.
 pub(crate) type CaptureId = u32;
 
 /// How far the first switch-on is with what was there already.
@@ -19,7 +19,7 @@ pub(crate) type CaptureId = u32;
 pub(crate) enum SnapshotState {
     /// None was asked for.
     None,
-    /// No row has been walked.
+    /// No row has been backfilled.
     ToBegin,
     /// This key was the last.
     Behind(Vec<u8>),
@@ -76,16 +76,16 @@ impl CaptureRow {
     }
 }
 
-/// Why a key is marked.
+/// Why a key is dirty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MarkKind {
+pub(crate) enum DirtyKind {
     /// It has changed.
     Change,
     /// It was there at switch-on, and its codec failed.
     Snapshot,
 }
 
-impl MarkKind {
+impl DirtyKind {
     pub(crate) fn to_byte(self) -> u8 {
         match self {
             Self::Change => 0,
@@ -102,13 +102,13 @@ impl MarkKind {
     }
 }
 
-/// The key of a mark.
-pub(crate) fn mark_key(id: CaptureId, key: &[u8]) -> Vec<u8> {
+/// The row key of a dirty key.
+pub(crate) fn dirty_key(id: CaptureId, key: &[u8]) -> Vec<u8> {
     [&id.to_be_bytes()[..], key].concat()
 }
 
-pub(crate) fn capture_of(mark: &[u8]) -> Result<CaptureId> {
-    mark.first_chunk::<4>().map(|id| u32::from_be_bytes(*id)).ok_or_else(|| damaged_row("mark"))
+pub(crate) fn capture_of(dirty: &[u8]) -> Result<CaptureId> {
+    dirty.first_chunk::<4>().map(|id| u32::from_be_bytes(*id)).ok_or_else(|| damaged_row("dirty key"))
 }
 
 /// When the changes of a captured table become events.
@@ -123,8 +123,9 @@ pub enum CaptureMode {
     /// Each change is an event of its own, appended by the write itself. The default.
     #[default]
     EveryChange,
-    /// A write only marks its key. When a relay comes round, the key is published once, with its value at that moment:
-    /// a key that changed a thousand times while the broker was away is one event. Marks wait while no relay runs; where the
+    /// A write only records its key as dirty. When a relay asks for a coalescing pass,
+    /// the key is published once, with its value at that moment:
+    /// a key that changed a thousand times while the broker was away is one event. Dirty keys wait while no relay runs; where the
     /// events [stay in the log](crate::Capture::unpublished) no relay is needed, and marks wait for a quarter of a second at most.
     NewestValue,
 }
@@ -148,8 +149,8 @@ mod tests {
         {
             assert_eq!(CaptureRow::from_bytes(damaged), None);
         }
-        assert_eq!(MarkKind::from_bytes(&[MarkKind::Snapshot.to_byte()]), Some(MarkKind::Snapshot));
-        assert_eq!(MarkKind::from_bytes(&[2]), None);
-        assert_eq!(capture_of(&mark_key(9, b"k")).unwrap(), 9);
+        assert_eq!(DirtyKind::from_bytes(&[DirtyKind::Snapshot.to_byte()]), Some(DirtyKind::Snapshot));
+        assert_eq!(DirtyKind::from_bytes(&[2]), None);
+        assert_eq!(capture_of(&dirty_key(9, b"k")).unwrap(), 9);
     }
 }

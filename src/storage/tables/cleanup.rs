@@ -4,7 +4,7 @@
 //! onewrite.cleanup  1, stream name        → next revision u64, end u64    records and index of a truncated or deleted stream
 //!                   2, track id u32 BE    → ()                            failures of a projection
 //!                   3, cursor id u32 BE   → ()                            exceptions, due times and parked events of a relay
-//!                   4, capture id u32 BE  → ()                            marks of a captured table
+//!                   4, capture id u32 BE  → ()                      dirty keys of a captured table
 //!                   5, prefix             → ()                            tables whose names begin so
 //! ```
 
@@ -18,7 +18,7 @@ pub(crate) enum Task {
     Stream(Vec<u8>),
     Failures(CursorId),
     Relay(CursorId),
-    Marks(CaptureId),
+    DirtyKeys(CaptureId),
     Tables(String),
 }
 
@@ -28,7 +28,7 @@ impl Task {
             Self::Stream(name) => (1, name),
             Self::Failures(id) => (2, &id.to_be_bytes()),
             Self::Relay(id) => (3, &id.to_be_bytes()),
-            Self::Marks(id) => (4, &id.to_be_bytes()),
+            Self::DirtyKeys(id) => (4, &id.to_be_bytes()),
             Self::Tables(prefix) => (5, prefix.as_bytes()),
         };
         [&[kind][..], name].concat()
@@ -41,7 +41,7 @@ impl Task {
             1 => Some(Self::Stream(name.to_vec())),
             2 => id().map(Self::Failures),
             3 => id().map(Self::Relay),
-            4 => id().map(Self::Marks),
+            4 => id().map(Self::DirtyKeys),
             5 => String::from_utf8(name.to_vec()).ok().map(Self::Tables),
             _ => None,
         }
@@ -79,7 +79,7 @@ mod tests {
             Task::Stream(b"account-7".to_vec()),
             Task::Failures(7),
             Task::Relay(u32::MAX),
-            Task::Marks(0),
+            Task::DirtyKeys(0),
             Task::Tables("onewrite.rebuild.7.".into()),
         ];
         for task in tasks {

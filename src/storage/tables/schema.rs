@@ -14,7 +14,7 @@
 //! onewrite.inbox       (scope, id) → first u64, count u32, crc u32, len u64, at ms u64   (of deliveries: see consumer/dedup.rs)
 //! onewrite.projections projection name → see projection.rs
 //! onewrite.failures    (projection, seq) → see projection/rows.rs
-//! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key walked    (capture/rows.rs)
+//! onewrite.captures    table name → id u32, mode u8, snapshot u8, last key backfilled    (capture/rows.rs)
 //! onewrite.changes     (capture, the application's key) → kind u8: 0 change, 1 snapshot
 //! onewrite.seen        (scope, store, epoch, lane) → high-water mark; (scope, store, epoch, lane, start) → gap;
 //!                      (scope, store, epoch, lane, chunk) → hashes                              (log/dedup.rs);

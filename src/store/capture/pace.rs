@@ -1,12 +1,12 @@
-//! The pace of rounds, and the reason why a captured table waits.
+//! The pace of passes, and the reason why a captured table waits.
 //!
-//! **The rule.** Only a relay that runs sets a pace. It asks for rounds when it has little left to do: for the marks and the
+//! **The rule.** Only a relay that runs sets a pace. It asks for passes when it has little left to do: for the dirty keys and the
 //! first snapshots of all tables. The writer thread asks for the rest:
 //!
 //! - for the first snapshot of a published table, while no relay runs;
-//! - for marks and snapshots of tables whose events stay in the log, always.
+//! - for dirty keys and snapshots of tables whose events stay in the log, always.
 //!
-//! Marks of a published table wait for a relay, since they coalesce until a relay publishes them. A row of a relay in the
+//! Dirty keys of a published table wait for a relay, since they coalesce until a relay publishes them. A row of a relay in the
 //! file sets no pace. It bounds trimming and counts under the backlog quota; the quota bounds a snapshot without a relay.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::storage::tables::capture::CaptureId;
 use crate::store::settings::capture_types::Captured;
-use crate::store::shared::capture_schedule::{CaptureWait, Rounds, State};
+use crate::store::shared::capture_schedule::{CaptureWait, CoalescingPasses, State};
 use crate::store::shared::captures::{Known, PendingCaptures};
 use crate::store::shared::core::Core;
 use crate::store::shared::relays::Pace;
@@ -28,14 +28,14 @@ pub(in crate::store) fn wait_of(
     pace: Pace,
     state: &State,
 ) -> Option<CaptureWait> {
-    let walks = known.row.snapshot.is_open();
-    if known.waiting == 0 && !walks {
+    let backfills = known.row.snapshot.is_open();
+    if known.waiting == 0 && !backfills {
         return None;
     }
     let Some(capture) = capture else { return Some(CaptureWait::Registration) };
     if !capture.is_unpublished() {
         match pace {
-            Pace::None if walks => {}
+            Pace::None if backfills => {}
             Pace::None => return Some(CaptureWait::Relay),
             Pace::Paused => return Some(CaptureWait::PausedRelay),
             Pace::Away => return Some(CaptureWait::Broker),
@@ -46,16 +46,16 @@ pub(in crate::store) fn wait_of(
         return Some(CaptureWait::Quota);
     }
     let retries =
-        if walks { state.rests(known.row.id) } else { state.failed_of(known.row.id) >= known.waiting };
+        if backfills { state.rests(known.row.id) } else { state.failed_of(known.row.id) >= known.waiting };
     retries.then_some(CaptureWait::Retry)
 }
 
-impl Rounds {
+impl CoalescingPasses {
     /// The reasons, by table.
     pub(crate) fn waits(core: &Core) -> BTreeMap<String, CaptureWait> {
         let pace = core.relays.pace();
         let tail = core.tail();
-        let state = core.rounds.lock();
+        let state = core.passes.lock();
         let waits = tail.captures.iter().filter_map(|(name, known)| {
             let capture = core.settings.captures.get(name).map(|capture| &**capture);
             Some((name.clone(), wait_of(capture, known, pace, &state)?))
@@ -63,18 +63,18 @@ impl Rounds {
         waits.collect()
     }
 
-    /// How long until the writer thread has to ask for a round by itself; `None`: never, as things stand. It logs once what a
+    /// How long until the writer thread has to ask for a pass by itself; `None`: never, as things stand. It logs once what a
     /// table waits for outside of the store.
     pub(crate) fn look(core: &Core) -> Option<Duration> {
         if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
             return None;
         }
         // A commit from here on that begins something tells the writer thread.
-        core.rounds.looks_soon.store(false, Ordering::SeqCst);
+        core.passes.looks_soon.store(false, Ordering::SeqCst);
         let runs = core.relays.pace() != Pace::None;
         let own = |capture: &dyn Captured| capture.is_unpublished();
         let has_own = core.settings.captures.iter().any(|capture| own(&**capture));
-        let (mut walks, mut marks) = (Vec::new(), Vec::new());
+        let (mut backfills, mut dirty) = (Vec::new(), Vec::new());
         let mut waits = false;
         {
             let tail = core.tail();
@@ -83,30 +83,30 @@ impl Rounds {
                 let own = own(&**capture);
                 waits |= known.waiting > 0;
                 if known.row.snapshot.is_open() && (own || !runs) {
-                    walks.push(known.row.id);
+                    backfills.push(known.row.id);
                 }
                 if own && known.waiting > 0 {
-                    marks.push((known.row.id, known.waiting));
+                    dirty.push((known.row.id, known.waiting));
                 }
             }
         }
-        core.rounds.say(&Self::waits(core));
+        core.passes.say(&Self::waits(core));
         let due_ms = {
-            let state = core.rounds.lock();
-            let mark_due = marks.iter().filter_map(|(id, waiting)| state.mark_due_ms(*id, *waiting)).min();
-            let mark_due = mark_due.map(|due| due.max(state.own_after_ms));
-            let due = mark_due.into_iter().chain(state.walk_due_ms(walks)).min();
+            let state = core.passes.lock();
+            let dirty_due = dirty.iter().filter_map(|(id, waiting)| state.dirty_due_ms(*id, *waiting)).min();
+            let dirty_due = dirty_due.map(|due| due.max(state.own_after_ms));
+            let due = dirty_due.into_iter().chain(state.backfill_due_ms(backfills)).min();
             due.map(|due| due.max(state.not_before_ms))
         };
         // No lock of ours is held while the application's clock runs.
         let wait =
             due_ms.map(|due| Duration::from_millis(due.saturating_sub(core.settings.clock.now().mono_ms)));
         let soon = wait.is_some_and(|wait| wait <= Duration::from_millis(CAPTURE_OWN_MS));
-        core.rounds.looks_soon.store(soon || (!has_own && (runs || waits)), Ordering::SeqCst);
+        core.passes.looks_soon.store(soon || (!has_own && (runs || waits)), Ordering::SeqCst);
         wait
     }
 
-    /// Logs which tables of the file this process has not registered, though marks of theirs wait.
+    /// Logs which tables of the file this process has not registered, though dirty keys of theirs wait.
     pub(crate) fn say_at_open(core: &Core) {
         let waits = Self::waits(core);
         for (table, waits_for) in waits.iter().filter(|(_, wait)| **wait == CaptureWait::Registration) {
@@ -139,8 +139,8 @@ impl Rounds {
 }
 
 impl State {
-    /// The time of the next try of a mark of this table.
-    fn mark_due_ms(&self, id: CaptureId, waiting: u64) -> Option<u64> {
+    /// The time of the next try of a dirty key of this table.
+    fn dirty_due_ms(&self, id: CaptureId, waiting: u64) -> Option<u64> {
         if waiting > self.failed_of(id) { Some(0) } else { self.retry_ms(id) }
     }
 }

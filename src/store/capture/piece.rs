@@ -1,4 +1,4 @@
-//! One piece of a round: the events of some marked keys, and of some rows that are walked.
+//! One piece of a pass: the events of some dirty keys, and of some rows of a backfill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use crate::error::{BoxError, Error, EventError, Result, caught};
 use crate::log::keys;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::capture::{
-    CaptureId, CaptureMode, CaptureRow, MarkKind, SnapshotState, mark_key,
+    CaptureId, CaptureMode, CaptureRow, DirtyKind, SnapshotState, dirty_key,
 };
 use crate::storage::tables::schema::CHANGES;
 use crate::store::settings::capture::Operation;
 use crate::store::settings::capture_types::{Captured, Old, RawChange};
-use crate::store::shared::capture_schedule::{Asked, Outcome, Rounds};
+use crate::store::shared::capture_schedule::{Asked, CoalescingPasses, Outcome};
 use crate::store::shared::relays::Pace;
 use crate::store::transaction::Transaction;
-use crate::tuning::CAPTURE_ROUND_BYTES;
+use crate::tuning::CAPTURE_PASS_BYTES;
 
 /// What became of one key.
 pub(in crate::store) enum Settled {
@@ -27,7 +27,7 @@ pub(in crate::store) enum Settled {
     NoRoom,
 }
 
-/// A round at work.
+/// A pass at work.
 pub(in crate::store) struct Piece<'tx> {
     pub(in crate::store) tx: &'tx Transaction,
     pub(in crate::store) registered: BTreeMap<CaptureId, (CaptureRow, Arc<dyn Captured>)>,
@@ -53,65 +53,67 @@ impl<'tx> Piece<'tx> {
             own,
             relay_runs,
             keys_left: keys,
-            bytes_left: CAPTURE_ROUND_BYTES,
+            bytes_left: CAPTURE_PASS_BYTES,
             outcome: Outcome::default(),
         }
     }
 
     pub(crate) fn run(mut self) -> Result<Outcome> {
-        let walks = self.due_walks();
-        // While a table is walked, marks leave it half of the room.
-        let marks_max = if walks.is_empty() { self.keys_left } else { self.keys_left / 2 };
-        let marks = self.next_marks(marks_max)?;
-        if marks.is_empty() && walks.is_empty() {
+        let backfills = self.due_backfills();
+        // While a table is backfilled, dirty keys leave it half of the room.
+        let dirty_max = if backfills.is_empty() { self.keys_left } else { self.keys_left / 2 };
+        let dirty_keys = self.next_dirty_keys(dirty_max)?;
+        if dirty_keys.is_empty() && backfills.is_empty() {
             self.outcome.stuck = self.is_lost();
         }
         // The same of the bytes: large rows that change all the time would leave none.
-        let for_walks = if walks.is_empty() { 0 } else { self.bytes_left / 2 };
-        self.bytes_left -= for_walks;
-        for (mark, kind) in marks {
+        let for_backfills = if backfills.is_empty() { 0 } else { self.bytes_left / 2 };
+        self.bytes_left -= for_backfills;
+        for (dirty, kind) in dirty_keys {
             if !self.has_room() {
                 break;
             }
-            self.publish_mark(mark, kind)?;
+            self.publish_dirty_key(dirty, kind)?;
         }
-        self.bytes_left += for_walks;
-        for (row, capture) in walks {
+        self.bytes_left += for_backfills;
+        for (row, capture) in backfills {
             if self.has_room() {
-                self.walk(row, &*capture)?;
+                self.backfill(row, &*capture)?;
             }
         }
         Ok(self.outcome)
     }
 
-    /// Something waits and is due, yet a round finds nothing: memory is wrong, so the next one does not hurry.
+    /// Something waits and is due, yet a pass finds nothing: memory is wrong, so the next one does not hurry.
     ///
-    /// Two kinds of rounds find nothing in good order, and delay no other: one that comes after another has done its work; and one of the
+    /// Two kinds of passes find nothing in good order, and delay no other: one that comes after another has done its work; and one of the
     /// writer thread whose work a relay has taken over. That relay was started meanwhile.
     fn is_lost(&self) -> bool {
         let core = &self.tx.core;
         let taken_over = self.own && self.relay_runs;
-        !taken_over && Rounds::due_ms(core).is_some_and(|due| due <= core.settings.clock.now().mono_ms)
+        !taken_over
+            && CoalescingPasses::due_ms(core).is_some_and(|due| due <= core.settings.clock.now().mono_ms)
     }
 
     fn has_room(&self) -> bool {
         self.keys_left > 0 && self.bytes_left > 0 && !self.outcome.stuck
     }
 
-    // --- marks --------------------------------------------------------------------------------------------------------
+    // --- dirty keys ---------------------------------------------------------------------------------------------------
 
     /// The marks that are next: from behind the last one to the end, then from the beginning up to it.
-    fn next_marks(&self, max: usize) -> Result<Vec<(Vec<u8>, MarkKind)>> {
+    fn next_dirty_keys(&self, max: usize) -> Result<Vec<(Vec<u8>, DirtyKind)>> {
         let now_ms = self.tx.core.settings.clock.now().mono_ms;
         // Copied, so that nobody who asks for figures waits until the file is read.
         let (middle, resting) = {
-            let state = self.tx.core.rounds.lock();
+            let state = self.tx.core.passes.lock();
             let resting = state.failed.iter().filter(|(_, failed)| failed.due_ms > now_ms);
             let resting: BTreeSet<_> = resting.map(|(key, _)| key.clone()).collect();
             ([&state.after[..], &[0]].concat(), resting)
         };
-        let marked = self.registered.iter().filter(|(_, (_, capture))| !self.own || capture.is_unpublished());
-        let stretches = marked.map(|(id, _)| {
+        let captures =
+            self.registered.iter().filter(|(_, (_, capture))| !self.own || capture.is_unpublished());
+        let stretches = captures.map(|(id, _)| {
             let from = id.to_be_bytes().to_vec();
             let to = keys::after_prefix(&from);
             (from, to)
@@ -121,51 +123,51 @@ impl<'tx> Piece<'tx> {
         let changes = self.tx.redb().open_table(CHANGES)?;
         let mut found = Vec::new();
         for (from, to) in behind.chain(before).filter(|(from, to)| from < to) {
-            for mark in changes.range(from.as_slice()..to.as_slice())? {
+            for row in changes.range(from.as_slice()..to.as_slice())? {
                 if found.len() >= max {
                     return Ok(found);
                 }
-                let (key, kind) = mark?;
+                let (key, kind) = row?;
                 let key = key.value();
                 if resting.contains(key) {
                     continue;
                 }
-                let kind = MarkKind::from_bytes(kind.value()).ok_or_else(|| damaged_row("mark"))?;
+                let kind = DirtyKind::from_bytes(kind.value()).ok_or_else(|| damaged_row("dirty key"))?;
                 found.push((key.to_vec(), kind));
             }
         }
         Ok(found)
     }
 
-    /// Appends the event of a marked key, and takes the mark away.
-    fn publish_mark(&mut self, mark: Vec<u8>, kind: MarkKind) -> Result<()> {
-        let Some((id, key)) = mark.split_first_chunk::<4>() else { return Err(damaged_row("mark")) };
+    /// Appends the event of a dirty key, and takes the key out of the dirty ones.
+    fn publish_dirty_key(&mut self, dirty: Vec<u8>, kind: DirtyKind) -> Result<()> {
+        let Some((id, key)) = dirty.split_first_chunk::<4>() else { return Err(damaged_row("dirty key")) };
         let Some((_, capture)) = self.registered.get(&u32::from_be_bytes(*id)) else { return Ok(()) };
         let capture = Arc::clone(capture);
         // An earlier write of this very transaction may have changed it.
-        let kind = self.tx.pending_mark(&mark).flatten().unwrap_or(kind);
+        let kind = self.tx.pending_dirty_key(&dirty).flatten().unwrap_or(kind);
         let value = match caught(|| capture.value(self.tx.redb(), key)) {
             Ok(value) => value?,
             Err(_) => {
-                self.mark_failed(&*capture, mark, &"reading its value panicked");
+                self.key_failed(&*capture, dirty, &"reading its value panicked");
                 return Ok(());
             }
         };
         let operation = match (kind, &value) {
-            (MarkKind::Change, Some(_)) => Operation::Update,
-            (MarkKind::Change, None) => Operation::Remove,
-            (MarkKind::Snapshot, Some(_)) => Operation::Snapshot,
+            (DirtyKind::Change, Some(_)) => Operation::Update,
+            (DirtyKind::Change, None) => Operation::Remove,
+            (DirtyKind::Snapshot, Some(_)) => Operation::Snapshot,
             // It was removed after switch-on, and that has an event of its own.
-            (MarkKind::Snapshot, None) => {
-                self.unmark(mark)?;
+            (DirtyKind::Snapshot, None) => {
+                self.clear_dirty_key(dirty)?;
                 return Ok(());
             }
         };
         match self.publish(&*capture, operation, key, value.as_deref())? {
-            Settled::Published => self.unmark(mark)?,
+            Settled::Published => self.clear_dirty_key(dirty)?,
             Settled::CodecFailed => {
-                self.outcome.after = Some(mark.clone());
-                self.outcome.failed.push(mark);
+                self.outcome.after = Some(dirty.clone());
+                self.outcome.failed.push(dirty);
             }
             Settled::NoRoom => self.no_room(),
         }
@@ -177,60 +179,60 @@ impl<'tx> Piece<'tx> {
         self.outcome.no_room = true;
     }
 
-    fn unmark(&mut self, mark: Vec<u8>) -> Result<()> {
+    fn clear_dirty_key(&mut self, dirty: Vec<u8>) -> Result<()> {
         self.tx.touch();
-        self.tx.drop_mark(mark.clone())?;
-        self.outcome.after = Some(mark.clone());
-        self.outcome.settled.push(mark);
+        self.tx.drop_dirty_key(dirty.clone())?;
+        self.outcome.after = Some(dirty.clone());
+        self.outcome.settled.push(dirty);
         Ok(())
     }
 
-    fn mark_failed(&mut self, capture: &dyn Captured, mark: Vec<u8>, why: &dyn std::fmt::Display) {
+    fn key_failed(&mut self, capture: &dyn Captured, dirty: Vec<u8>, why: &dyn std::fmt::Display) {
         tell_failure(capture, why);
-        self.outcome.after = Some(mark.clone());
-        self.outcome.failed.push(mark);
+        self.outcome.after = Some(dirty.clone());
+        self.outcome.failed.push(dirty);
     }
 
     // --- the first switch-on ------------------------------------------------------------------------------------------
 
-    /// The tables that are to be walked, but for those that rest.
-    fn due_walks(&self) -> Vec<(CaptureRow, Arc<dyn Captured>)> {
+    /// The tables that are to be backfilled, but for those that rest.
+    fn due_backfills(&self) -> Vec<(CaptureRow, Arc<dyn Captured>)> {
         let core = &self.tx.core;
-        let (now_ms, state) = (core.settings.clock.now().mono_ms, core.rounds.lock());
+        let (now_ms, state) = (core.settings.clock.now().mono_ms, core.passes.lock());
         let free = !self.own || !self.relay_runs;
         let open = self.registered.values().filter(|(row, _)| row.snapshot.is_open());
         let open = open.filter(|(_, capture)| free || capture.is_unpublished());
-        open.filter(|(row, _)| state.walk_due_ms([row.id]).is_some_and(|due| due <= now_ms))
+        open.filter(|(row, _)| state.backfill_due_ms([row.id]).is_some_and(|due| due <= now_ms))
             .cloned()
             .collect()
     }
 
     /// Appends events of rows that were there already, and notes how far that came.
-    fn walk(&mut self, row: CaptureRow, capture: &dyn Captured) -> Result<()> {
+    fn backfill(&mut self, row: CaptureRow, capture: &dyn Captured) -> Result<()> {
         let after = match &row.snapshot {
             SnapshotState::Behind(key) => Some(key.as_slice()),
             _ => None,
         };
         let (keys_max, bytes_max) = (self.keys_left, self.bytes_left);
-        let walked = caught(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max));
-        let Ok(walked) = walked else {
-            // Which row it was is not known. Nothing but this table's walk need wait for it.
+        let found = caught(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max));
+        let Ok(found) = found else {
+            // Which row it was is not known. Nothing but this table's backfill need wait for it.
             tell_failure(capture, &"reading its rows panicked");
             self.outcome.unreadable.push(row.id);
             return Ok(());
         };
-        let walked = walked?;
-        self.outcome.walked.push(row.id);
+        let found = found?;
+        self.outcome.backfilled.push(row.id);
         let mut last = None;
-        for (key, value) in walked.rows {
-            let mark = mark_key(row.id, &key);
-            if !self.is_told(&mark)? {
+        for (key, value) in found.rows {
+            let dirty = dirty_key(row.id, &key);
+            if !self.is_told(&dirty)? {
                 match self.publish(capture, Operation::Snapshot, &key, Some(&value))? {
                     Settled::Published => {}
                     Settled::CodecFailed => {
                         self.tx.touch();
-                        self.tx.note_mark(mark.clone(), MarkKind::Snapshot)?;
-                        self.outcome.failed.push(mark);
+                        self.tx.note_dirty_key(dirty.clone(), DirtyKind::Snapshot)?;
+                        self.outcome.failed.push(dirty);
                     }
                     Settled::NoRoom => {
                         self.no_room();
@@ -240,7 +242,7 @@ impl<'tx> Piece<'tx> {
             }
             last = Some(key);
         }
-        let ended = !walked.more && !self.outcome.stuck;
+        let ended = !found.more && !self.outcome.stuck;
         let snapshot = match (ended, last) {
             (true, _) => SnapshotState::Done,
             (false, Some(key)) => SnapshotState::Behind(key),
@@ -252,8 +254,9 @@ impl<'tx> Piece<'tx> {
     }
 
     /// The event of its newest change is to come, or has been appended just now.
-    fn is_told(&self, mark: &[u8]) -> Result<bool> {
-        Ok(self.tx.pending_mark(mark).is_some() || self.tx.redb().open_table(CHANGES)?.get(mark)?.is_some())
+    fn is_told(&self, dirty: &[u8]) -> Result<bool> {
+        Ok(self.tx.pending_dirty_key(dirty).is_some()
+            || self.tx.redb().open_table(CHANGES)?.get(dirty)?.is_some())
     }
 
     // --- one key ------------------------------------------------------------------------------------------------------
@@ -297,7 +300,7 @@ impl<'tx> Piece<'tx> {
     }
 }
 
-/// Says that a key stays marked. Never which, and never its value: both are the application's.
+/// Says that a key stays dirty. Never which, and never its value: both are the application's.
 pub(in crate::store) fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
     let newest = capture.mode() == CaptureMode::NewestValue;
     tracing::error!(table = capture.name(), newest, %why, "a row of a captured table makes no event; it is tried again");

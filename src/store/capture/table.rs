@@ -9,14 +9,14 @@ use redb::{
 };
 
 use crate::error::{Error, Result};
-use crate::storage::tables::capture::{CaptureId, CaptureMode, MarkKind, mark_key};
+use crate::storage::tables::capture::{CaptureId, CaptureMode, DirtyKind, dirty_key};
 use crate::store::settings::capture::Operation;
 use crate::store::settings::capture_stored::{self, Found, Unreadable};
 use crate::store::settings::capture_types::{Captured, Old, RawChange, Types};
 use crate::store::transaction::Transaction;
 use crate::store::transaction::gathered::Amount;
 
-/// A captured table, open in a [`Transaction`]: each of its changes is in the log, or marked, in the same transaction.
+/// A captured table, open in a [`Transaction`]: each of its changes is in the log, or recorded as dirty, in the same transaction.
 ///
 /// It is written through these methods alone; [`read`](Self::read) has everything that only reads. To leak it, or a guard
 /// that it returns ([`std::mem::forget`]), is not supported: row and event may then differ.
@@ -42,8 +42,8 @@ pub struct CapturedTable<'tx, K: Key + 'static, V: Value + 'static> {
     tx: &'tx Transaction,
     capture: Arc<dyn Captured>,
     id: CaptureId,
-    /// Rows of it are marked: a write may be what mends one of them.
-    has_marks: bool,
+    /// Rows of it are dirty: a write may be what mends one of them.
+    has_dirty_keys: bool,
 }
 
 impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for CapturedTable<'_, K, V> {
@@ -87,10 +87,10 @@ impl Transaction {
             return Err(Error::CaptureTypes { name: name.to_owned(), registered, asked });
         }
         let known = self.core.tail().captures.get(name).map(|known| (known.row.id, known.waiting > 0));
-        let (id, has_marks) = known.ok_or_else(unknown)?;
+        let (id, has_dirty_keys) = known.ok_or_else(unknown)?;
         self.touch();
         let table = self.engine(|| Ok(self.redb().open_table(definition)?))?;
-        Ok(CapturedTable { table, tx: self, capture, id, has_marks })
+        Ok(CapturedTable { table, tx: self, capture, id, has_dirty_keys })
     }
 }
 
@@ -202,7 +202,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
             CaptureMode::NewestValue => {
                 let table = &mut self.table;
                 let old = self.tx.engine(move || Ok(table.insert(key, value)?))?;
-                self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change)?;
+                self.tx.note_dirty_key(dirty_key(self.id, key_bytes.as_ref()), DirtyKind::Change)?;
                 Ok(old)
             }
             CaptureMode::EveryChange => {
@@ -247,7 +247,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
                 let table = &mut self.table;
                 let old = self.tx.engine(move || Ok(table.remove(key)?))?;
                 if old.is_some() {
-                    self.tx.note_mark(mark_key(self.id, key_bytes.as_ref()), MarkKind::Change)?;
+                    self.tx.note_dirty_key(dirty_key(self.id, key_bytes.as_ref()), DirtyKind::Change)?;
                 }
                 Ok(old)
             }
@@ -270,10 +270,10 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         Ok((row.is_some(), wanted.map(capture_stored::bytes_of).transpose()))
     }
 
-    /// A row that is marked and could not be published need not wait for its next try.
+    /// A row that is dirty and could not be published need not wait for its next try.
     fn note_written(&self, key: &[u8]) {
-        if self.has_marks {
-            self.tx.note_written(mark_key(self.id, key));
+        if self.has_dirty_keys {
+            self.tx.note_written(dirty_key(self.id, key));
         }
     }
 

@@ -8,7 +8,7 @@ use crate::store::transaction::Transaction;
 
 impl Store {
     /// Forgets that a table is captured: its changes no longer become events, and it may be opened like any other. When this
-    /// returns `Ok`, that is durable. Marks that still wait are dropped; what is in the log stays there.
+    /// returns `Ok`, that is durable. Dirty keys that still wait are dropped; what is in the log stays there.
     ///
     /// # Errors
     /// [`Error::CapturedTable`] where this process has registered it: open the store without it first;
@@ -39,7 +39,7 @@ impl Store {
         let id = core.tail().captures.get(name).map(|known| known.row.id);
         let id = id.ok_or_else(|| Error::NotCaptured { name: name.to_owned() })?;
         tx.engine(|| {
-            tx.leave(&Task::Marks(id))?;
+            tx.leave(&Task::DirtyKeys(id))?;
             tx.redb().open_table(CAPTURES)?.remove(name)?;
             Ok(())
         })?;

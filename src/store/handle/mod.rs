@@ -357,9 +357,9 @@ impl Store {
         }
     }
 
-    /// Asks the writer for a round of captures with so many keys, unless one is asked for already.
-    pub(crate) fn ask_for_round(&self, keys: usize) {
-        if self.core().rounds.ask(keys) {
+    /// Asks the writer for a coalescing pass over so many keys, unless one is asked for already.
+    pub(crate) fn ask_for_pass(&self, keys: usize) {
+        if self.core().passes.ask(keys) {
             // A full queue means that the writer is at work, and looks before it waits.
             let _ = self.shared.jobs.try_send(Job::Progress);
         }

@@ -22,8 +22,8 @@ pub(crate) fn recover(tx: &ReadTransaction) -> Result<CaptureBook> {
         let from = row.id.to_be_bytes();
         let to = keys::after_prefix(&from);
         let mut waiting = 0;
-        for mark in changes.range(&from[..]..to.as_slice())? {
-            mark?;
+        for row in changes.range(&from[..]..to.as_slice())? {
+            row?;
             waiting += 1;
         }
         book.0.insert(name.value().to_owned(), Known { row, waiting });

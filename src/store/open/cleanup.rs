@@ -31,16 +31,16 @@ pub(crate) fn left(tx: &ReadTransaction) -> Result<Left> {
     Ok(left)
 }
 
-/// The largest id of a capture whose marks are left: no new capture may take it.
+/// The largest id of a capture whose dirty keys are left: no new capture may take it.
 pub(in crate::store) fn last_capture(tx: &ReadTransaction) -> Result<CaptureId> {
     let table = match tx.open_table(CLEANUP) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(0),
         table => table?,
     };
-    let (from, to) = (Task::Marks(0).key(), Task::Marks(CaptureId::MAX).key());
+    let (from, to) = (Task::DirtyKeys(0).key(), Task::DirtyKeys(CaptureId::MAX).key());
     let last = table.range(from.as_slice()..=to.as_slice())?.next_back().transpose()?;
     Ok(match last.and_then(|(key, _)| Task::from_key(key.value())) {
-        Some(Task::Marks(id)) => id,
+        Some(Task::DirtyKeys(id)) => id,
         _ => 0,
     })
 }

@@ -243,8 +243,8 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
 
     /// When changes become events; [`CaptureMode::EveryChange`] unless set.
     ///
-    /// The mode may change from one opening to the next. Marks that wait when it becomes `EveryChange` are published by
-    /// the next rounds, each with the value that its key has then.
+    /// The mode may change from one opening to the next. Dirty keys that wait when it becomes `EveryChange` are published by
+    /// the next passes, each with the value that its key has then.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -255,7 +255,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     /// for balance in 0..1000 {
     ///     store.write(move |tx| tx.captured_table(ACCOUNTS)?.insert("alice", balance).map(drop))?;
     /// }
-    /// assert_eq!(store.stats()?.captures["accounts"].waiting, 1); // one event, once a relay comes round
+    /// assert_eq!(store.stats()?.captures["accounts"].waiting, 1); // one event, once a relay asks for it
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn mode(mut self, mode: CaptureMode) -> Self {
@@ -339,10 +339,11 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     /// Whether the first opening with this capture publishes what is in the table already, as [`Operation::Snapshot`];
     /// no unless set.
     ///
-    /// The rows are walked a few at a time between the writes of the application. A relay that runs sets the pace, also while
-    /// its broker is away. Where no relay runs, or the events [stay in the log](Self::unpublished), the walk waits for nothing,
+    /// A backfill reads the rows a few at a time between the writes of the application. A relay
+    /// that runs sets the pace, also while
+    /// its broker is away. Where no relay runs, or the events [stay in the log](Self::unpublished), the backfill waits for nothing,
     /// and a [backlog quota](crate::StoreBuilder::backlog_quota) bounds its events.
-    /// [`CaptureStats::waits_for`](crate::CaptureStats::waits_for) says why a walk waits. Each row is read in the transaction
+    /// [`CaptureStats::waits_for`](crate::CaptureStats::waits_for) says why a backfill waits. Each row is read in the transaction
     /// that appends its event, so a reader that applies the events of a key in order ends with the rows of the table. A crash
     /// neither skips nor repeats a row. Where the file knows the table as captured
     /// already, this changes nothing: [`Store::end_capture`](crate::Store::end_capture) first.

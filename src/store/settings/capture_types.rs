@@ -33,9 +33,9 @@ impl std::fmt::Display for Types {
     }
 }
 
-/// Rows of a table, as a walk finds them.
+/// Rows of a table, as a backfill finds them.
 #[derive(Debug, Default)]
-pub(crate) struct WalkedRows {
+pub(crate) struct BackfillRows {
     /// Key and value.
     pub(crate) rows: Vec<(Vec<u8>, Vec<u8>)>,
     /// Others stand behind them.
@@ -98,7 +98,7 @@ pub(crate) trait Captured: Debug + Send + Sync {
         after: Option<&[u8]>,
         keys_max: usize,
         bytes_max: usize,
-    ) -> Result<WalkedRows>;
+    ) -> Result<BackfillRows>;
 }
 
 impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
@@ -178,10 +178,10 @@ impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
         after: Option<&[u8]>,
         keys_max: usize,
         bytes_max: usize,
-    ) -> Result<WalkedRows> {
+    ) -> Result<BackfillRows> {
         let table = tx.open_table(self.stored())?;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut found = WalkedRows::default();
+        let mut found = BackfillRows::default();
         let mut bytes = 0;
         for row in table.range::<&[u8]>((from, Bound::Unbounded))? {
             if found.rows.len() >= keys_max || bytes >= bytes_max {

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::log::keys;
 use crate::storage::tables::capture::{CaptureId, capture_of};
 use crate::store::shared::captures::PendingCaptures;
-use crate::tuning::{CAPTURE_FAILED_MAX, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS, CAPTURE_ROUND_KEYS};
+use crate::tuning::{CAPTURE_FAILED_MAX, CAPTURE_PASS_KEYS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS};
 
-/// What has failed and is tried again later: a key's codec, or the walk of a table.
+/// What has failed and is tried again later: a key's codec, or the backfill of a table.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Failed {
     pub(in crate::store) tries: u32,
@@ -29,38 +29,38 @@ impl Failed {
 
 #[derive(Debug, Default)]
 pub(in crate::store) struct State {
-    /// The mark that the last round ended with.
+    /// The dirty key that the last pass ended with.
     pub(crate) after: Vec<u8>,
-    /// No round before this, by the monotonic clock.
+    /// No pass before this, by the monotonic clock.
     pub(in crate::store) not_before_ms: u64,
-    /// No round for the sake of marks that the writer thread asks for before this.
+    /// No pass for the sake of dirty keys that the writer thread asks for before this.
     pub(in crate::store) own_after_ms: u64,
-    /// The last round has found the backlog quota reached.
+    /// The last pass has found the backlog quota reached.
     pub(in crate::store) no_room: bool,
     /// What was said that tables wait for, by name.
     pub(in crate::store) said: BTreeMap<String, CaptureWait>,
-    /// Marks among those that wait: what a person has to look at.
+    /// Dirty keys among those that wait: what a person has to look at.
     pub(in crate::store) failed: BTreeMap<Vec<u8>, Failed>,
-    /// Those of them that the last round has tried, and whose row has not been written since. Noted before its commit: what
+    /// Those of them that the last pass has tried, and whose row has not been written since. Noted before its commit: what
     /// is written after that is another try's.
     pub(in crate::store) tried: BTreeSet<Vec<u8>>,
-    /// Tables that cannot be walked: their walks rest, those of others go on.
+    /// Tables that cannot be backfilled: their backfills rest, those of others go on.
     pub(in crate::store) unreadable: BTreeMap<CaptureId, Failed>,
 }
 
-/// What is remembered from one round to the next. Lost with the process; rounds then begin anew.
+/// What is remembered from one pass to the next. Lost with the process; passes then begin anew.
 #[derive(Debug, Default)]
-pub(crate) struct Rounds {
-    /// The round that is asked for, or runs: [`Asked`] as a number. 0: none.
+pub(crate) struct CoalescingPasses {
+    /// The pass that is asked for, or runs: [`Asked`] as a number. 0: none.
     pub(crate) asked: AtomicUsize,
     /// The writer thread needs not be told that something begins to wait.
     pub(in crate::store) looks_soon: AtomicBool,
-    /// Rounds that have ended, well or not.
+    /// Passes that have ended, well or not.
     pub(crate) ended: AtomicU64,
     state: Mutex<State>,
 }
 
-/// What round is asked for.
+/// Which pass is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(in crate::store) keys: usize,
@@ -78,7 +78,7 @@ impl Asked {
     }
 }
 
-impl Rounds {
+impl CoalescingPasses {
     pub(in crate::store) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,7 +98,7 @@ impl Rounds {
 
     /// The writer thread asks for one, for what no running relay holds.
     pub(crate) fn ask_own(&self) {
-        self.set(Asked { keys: CAPTURE_ROUND_KEYS, own: true });
+        self.set(Asked { keys: CAPTURE_PASS_KEYS, own: true });
     }
 
     fn set(&self, asked: Asked) -> bool {
@@ -121,16 +121,16 @@ impl Rounds {
         if state.failed.is_empty() && state.tried.is_empty() && state.unreadable.is_empty() {
             return;
         }
-        for mark in written {
-            if let Ok(id) = capture_of(mark) {
+        for dirty in written {
+            if let Ok(id) = capture_of(dirty) {
                 state.unreadable.remove(&id);
             }
-            // A round of the same transaction has seen this value.
-            if pending.has_round && state.tried.contains(mark) {
+            // A pass of the same transaction has seen this value.
+            if pending.has_pass && state.tried.contains(dirty) {
                 continue;
             }
-            state.tried.remove(mark);
-            state.failed.remove(mark);
+            state.tried.remove(dirty);
+            state.failed.remove(dirty);
         }
     }
 
@@ -140,7 +140,7 @@ impl Rounds {
     }
 }
 
-/// What a round has done, to be noted once it is durable.
+/// What a pass has done, to be noted once it is durable.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Where the next one begins.
@@ -148,7 +148,7 @@ pub(crate) struct Outcome {
     pub(in crate::store) settled: Vec<Vec<u8>>,
     pub(in crate::store) failed: Vec<Vec<u8>>,
     /// Tables whose next rows were read, and those where that failed.
-    pub(in crate::store) walked: Vec<CaptureId>,
+    pub(in crate::store) backfilled: Vec<CaptureId>,
     pub(in crate::store) unreadable: Vec<CaptureId>,
     /// Nothing more can be done for now.
     pub(in crate::store) stuck: bool,
@@ -161,7 +161,7 @@ impl State {
         self.no_room
     }
 
-    /// The walk of this table rests.
+    /// The backfill of this table rests.
     pub(in crate::store) fn rests(&self, id: CaptureId) -> bool {
         self.unreadable.contains_key(&id)
     }
@@ -182,9 +182,12 @@ impl State {
         self.failed_in(id).map(|failed| failed.due_ms).min()
     }
 
-    /// When the first of these tables may be walked.
-    pub(in crate::store) fn walk_due_ms(&self, walks: impl IntoIterator<Item = CaptureId>) -> Option<u64> {
-        walks.into_iter().map(|id| self.unreadable.get(&id).map_or(0, |failed| failed.due_ms)).min()
+    /// When the first of these tables may be backfilled.
+    pub(in crate::store) fn backfill_due_ms(
+        &self,
+        backfills: impl IntoIterator<Item = CaptureId>,
+    ) -> Option<u64> {
+        backfills.into_iter().map(|id| self.unreadable.get(&id).map_or(0, |failed| failed.due_ms)).min()
     }
 
     pub(crate) fn note(&mut self, outcome: Outcome, now_ms: u64) {
@@ -211,14 +214,14 @@ impl State {
             let failed = Failed::again(earlier, now_ms);
             self.failed.insert(key, failed);
         }
-        for id in outcome.walked {
+        for id in outcome.backfilled {
             self.unreadable.remove(&id);
         }
         for id in outcome.unreadable {
             let failed = Failed::again(self.unreadable.get(&id), now_ms);
             self.unreadable.insert(id, failed);
         }
-        // More keys fail than are remembered: they are met again each time round, so rounds slow down.
+        // More keys fail than are remembered: they are met again in each pass, so passes slow down.
         if outcome.stuck || crowded {
             self.not_before_ms = now_ms.saturating_add(CAPTURE_PAUSE_MS);
         }
@@ -244,7 +247,7 @@ pub enum CaptureWait {
     /// This process has not registered the capture; [`StoreBuilder::capture`](crate::StoreBuilder::capture) does, and
     /// [`Store::end_capture`](crate::Store::end_capture) drops what waits.
     Registration,
-    /// Marks wait to be published, and no relay runs in this process.
+    /// Dirty keys wait to be published, and no relay runs in this process.
     Relay,
     /// Each relay that runs is paused.
     PausedRelay,

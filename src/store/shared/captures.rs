@@ -2,36 +2,36 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::storage::tables::capture::{CaptureId, CaptureRow, MarkKind};
+use crate::storage::tables::capture::{CaptureId, CaptureRow, DirtyKind};
 
 /// What a transaction would change; the newest word on a key is the one that is written.
 #[derive(Debug, Default)]
 pub(crate) struct PendingCaptures {
-    /// `None`: its mark goes.
-    pub(crate) marks: BTreeMap<Vec<u8>, Option<MarkKind>>,
+    /// `None`: the key is dirty no more.
+    pub(crate) dirty_keys: BTreeMap<Vec<u8>, Option<DirtyKind>>,
     pub(crate) rows: BTreeMap<String, CaptureRow>,
-    /// Rows with a mark from before that have been written, each with an event of its own.
+    /// Rows that were dirty before and have been written, each with an event of its own.
     pub(crate) written: BTreeSet<Vec<u8>>,
-    /// A round is in this transaction, behind all writes.
-    pub(crate) has_round: bool,
+    /// A pass is in this transaction, behind all writes.
+    pub(crate) has_pass: bool,
 }
 
 impl PendingCaptures {
-    /// The marks of rows that the application has written.
+    /// The dirty keys of rows that the application has written.
     pub(crate) fn written(&self) -> impl Iterator<Item = &Vec<u8>> {
-        let marked = self.marks.iter().filter(|(_, kind)| matches!(kind, Some(MarkKind::Change)));
-        marked.map(|(mark, _)| mark).chain(&self.written)
+        let changed = self.dirty_keys.iter().filter(|(_, kind)| matches!(kind, Some(DirtyKind::Change)));
+        changed.map(|(dirty, _)| dirty).chain(&self.written)
     }
 }
 
-/// How many marks more (or fewer) each capture has.
-pub(crate) type MarkCounts = BTreeMap<CaptureId, i64>;
+/// How many dirty keys more (or fewer) each capture has.
+pub(crate) type DirtyCounts = BTreeMap<CaptureId, i64>;
 
 /// A table that the file knows as captured.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) row: CaptureRow,
-    /// Its marks.
+    /// Its dirty keys.
     pub(crate) waiting: u64,
 }
 
@@ -53,7 +53,7 @@ impl CaptureBook {
     }
 
     /// A commit has made this true.
-    pub(crate) fn settle(&mut self, pending: &PendingCaptures, counts: &MarkCounts) {
+    pub(crate) fn settle(&mut self, pending: &PendingCaptures, counts: &DirtyCounts) {
         for (name, row) in &pending.rows {
             if let Some(known) = self.0.get_mut(name) {
                 known.row = row.clone();

@@ -24,7 +24,7 @@ use crate::storage::watch::{Watch, Written};
 use crate::store::settings::{BacklogQuota, QuotaPolicy, Settings};
 use crate::store::shared::age::Age;
 use crate::store::shared::alarms::Alarms;
-use crate::store::shared::capture_schedule::Rounds;
+use crate::store::shared::capture_schedule::CoalescingPasses;
 use crate::store::shared::cleaning::Cleaning;
 use crate::store::shared::consumers::{Claims, IdleSearch};
 use crate::store::shared::expiry_requests::{ExpiryRequests, Wanted};
@@ -93,7 +93,7 @@ pub(crate) struct Core {
     pub(crate) relays: Relays,
     pub(crate) notifier: Arc<Notifier>,
     pub(crate) projections: Projections,
-    pub(crate) rounds: Rounds,
+    pub(crate) passes: CoalescingPasses,
     pub(crate) cleaning: Cleaning,
     /// Rejected deliveries are to be driven again.
     pub(crate) redrives: RedriveSignals,
@@ -157,7 +157,7 @@ impl Core {
             relays: Relays::default(),
             notifier: Arc::default(),
             projections: Projections::default(),
-            rounds: Rounds::default(),
+            passes: CoalescingPasses::default(),
             cleaning,
             redrives: RedriveSignals::default(),
             parked: Claims::default(),

@@ -5,14 +5,14 @@ use redb::WriteTransaction;
 use crate::error::Result;
 use crate::storage::tables::capture::capture_of;
 use crate::storage::tables::schema::{CAPTURES, CHANGES};
-use crate::store::shared::captures::{MarkCounts, PendingCaptures};
+use crate::store::shared::captures::{DirtyCounts, PendingCaptures};
 
 /// Writes it; nothing where nothing has changed.
-pub(crate) fn write(tx: &WriteTransaction, pending: &PendingCaptures) -> Result<MarkCounts> {
-    let mut counts = MarkCounts::new();
-    if !pending.marks.is_empty() {
+pub(crate) fn write(tx: &WriteTransaction, pending: &PendingCaptures) -> Result<DirtyCounts> {
+    let mut counts = DirtyCounts::new();
+    if !pending.dirty_keys.is_empty() {
         let mut changes = tx.open_table(CHANGES)?;
-        for (key, kind) in &pending.marks {
+        for (key, kind) in &pending.dirty_keys {
             let was_there = match kind {
                 Some(kind) => changes.insert(key.as_slice(), &[kind.to_byte()][..])?.is_some(),
                 None => changes.remove(key.as_slice())?.is_some(),

@@ -36,7 +36,7 @@ impl Transaction {
                 }
                 left
             }
-            Task::Marks(id) => self.clean_keys(CHANGES, &id.to_be_bytes(), budget)?.1,
+            Task::DirtyKeys(id) => self.clean_keys(CHANGES, &id.to_be_bytes(), budget)?.1,
             Task::Tables(prefix) => self.clean_table(prefix, budget)?,
         };
         if !left && self.redb().open_table(CLEANUP)?.remove(key.as_slice())?.is_some() {

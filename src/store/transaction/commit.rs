@@ -18,7 +18,7 @@ use crate::storage::tables::schema::{
     DEDUP, EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow,
 };
 use crate::store::shared::age::{self, AgeBook};
-use crate::store::shared::captures::MarkCounts;
+use crate::store::shared::captures::DirtyCounts;
 use crate::store::shared::core::Core;
 use crate::store::shared::cursor::Cursor;
 use crate::store::shared::deferred_trim::Deferred;
@@ -36,7 +36,7 @@ struct Next {
     state: StateRow,
     derived_flushed: bool,
     cursors: Vec<(String, Cursor, ParkedChanges)>,
-    marks: MarkCounts,
+    dirty: DirtyCounts,
     trim_left: bool,
     /// Records below can go.
     floor: u64,
@@ -101,7 +101,7 @@ fn prepare(
     write_frames(tx, pending)?;
     let age_ms = core.age.at(now);
     write_inbox(tx, pending, age_ms)?;
-    let marks = captures::write(tx, &pending.captures)?;
+    let dirty = captures::write(tx, &pending.captures)?;
     let mut next = Next {
         state: StateRow {
             trimmed_to: tail.trimmed_to,
@@ -110,7 +110,7 @@ fn prepare(
         },
         derived_flushed: false,
         cursors: Vec::new(),
-        marks,
+        dirty,
         trim_left: false,
         floor: 0,
         now,
@@ -177,7 +177,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             tail.cursors.insert(name, cursor);
         }
         tail.projections.extend(pending.projections.iter().map(|(name, row)| (name.clone(), *row)));
-        tail.captures.settle(&pending.captures, &next.marks);
+        tail.captures.settle(&pending.captures, &next.dirty);
         tail.cleanup.settle(pending.cleanup);
         begins_cleaning = core.cleaning.note_left(tail.cleanup.tasks);
         tail.inbox_added += pending.inbox.len();
@@ -197,9 +197,9 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
             core.counters.commits_alone.fetch_add(1, Ordering::Relaxed);
         }
     }
-    core.rounds.rewritten(&pending.captures);
+    core.passes.rewritten(&pending.captures);
     core.holders.note_end(pending.next_seq, pending.end_offset);
-    if begins_cleaning || core.rounds.begins(&pending.captures) {
+    if begins_cleaning || core.passes.begins(&pending.captures) {
         core.nudge_writer();
     }
     core.announce_commit();

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::process::keep;
 use crate::say::in_drop;
 use crate::storage::errors::{engine_panicked, unless_it_panics};
-use crate::storage::tables::capture::{CaptureRow, MarkKind};
+use crate::storage::tables::capture::{CaptureRow, DirtyKind};
 use crate::storage::tables::schema::RESERVED_PREFIX;
 use crate::store::shared::core::{Core, or_poison};
 use crate::store::shared::write_lock::WriteLockGuard;
@@ -326,33 +326,33 @@ impl Transaction {
         done
     }
 
-    /// Marks a key of a captured table. The caller has touched the transaction.
-    pub(in crate::store) fn note_mark(&self, mark: Vec<u8>, kind: MarkKind) -> Result<()> {
-        self.admit(Amount::mark(mark.len()))?;
-        self.pending.borrow_mut().captures.marks.insert(mark, Some(kind));
+    /// Records a key of a captured table as dirty. The caller has touched the transaction.
+    pub(in crate::store) fn note_dirty_key(&self, dirty: Vec<u8>, kind: DirtyKind) -> Result<()> {
+        self.admit(Amount::mark(dirty.len()))?;
+        self.pending.borrow_mut().captures.dirty_keys.insert(dirty, Some(kind));
         Ok(())
     }
 
-    /// A row that is marked has another value, in an event of its own. The caller has touched the transaction.
-    pub(in crate::store) fn note_written(&self, mark: Vec<u8>) {
-        self.pending.borrow_mut().captures.written.insert(mark);
+    /// A row that is dirty has another value, in an event of its own. The caller has touched the transaction.
+    pub(in crate::store) fn note_written(&self, dirty: Vec<u8>) {
+        self.pending.borrow_mut().captures.written.insert(dirty);
     }
 
-    /// A round runs in this transaction.
-    pub(in crate::store) fn note_round(&self) {
-        self.pending.borrow_mut().captures.has_round = true;
+    /// A pass runs in this transaction.
+    pub(in crate::store) fn note_pass(&self) {
+        self.pending.borrow_mut().captures.has_pass = true;
     }
 
-    /// Takes a mark away. The caller has touched the transaction.
-    pub(in crate::store) fn drop_mark(&self, mark: Vec<u8>) -> Result<()> {
-        self.admit(Amount::mark(mark.len()))?;
-        self.pending.borrow_mut().captures.marks.insert(mark, None);
+    /// Takes a key out of the dirty ones. The caller has touched the transaction.
+    pub(in crate::store) fn drop_dirty_key(&self, dirty: Vec<u8>) -> Result<()> {
+        self.admit(Amount::mark(dirty.len()))?;
+        self.pending.borrow_mut().captures.dirty_keys.insert(dirty, None);
         Ok(())
     }
 
-    /// What this transaction says of a mark, if it says anything; `Some(None)`: that it goes.
-    pub(in crate::store) fn pending_mark(&self, mark: &[u8]) -> Option<Option<MarkKind>> {
-        self.pending.borrow().captures.marks.get(mark).copied()
+    /// What this transaction says of a dirty key, if it says anything; `Some(None)`: that it goes.
+    pub(in crate::store) fn pending_dirty_key(&self, dirty: &[u8]) -> Option<Option<DirtyKind>> {
+        self.pending.borrow().captures.dirty_keys.get(dirty).copied()
     }
 
     /// Changes what the file knows of a captured table. The caller has touched the transaction.

@@ -12,9 +12,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, TryRecvError};
 
 use crate::error::Result;
 use crate::oneshot::{self, WakeChain};
-use crate::store::capture::rounds::Round;
+use crate::store::capture::passes::CoalescingPass;
 use crate::store::read::holders::{self, Looked};
-use crate::store::shared::capture_schedule::Rounds;
+use crate::store::shared::capture_schedule::CoalescingPasses;
 use crate::store::shared::core::{Core, or_poison};
 use crate::store::shared::write_queue::Waits;
 use crate::store::transaction::Transaction;
@@ -42,7 +42,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     let mut state = Writer {
         core,
         backlog: Backlog::default(),
-        round_after: None,
+        pass_after: None,
         flushes: Vec::new(),
         stop: false,
         trimming: false,
@@ -53,7 +53,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
         look_at: Deadline::Never,
         looked_at: None,
     };
-    Rounds::say_at_open(core);
+    CoalescingPasses::say_at_open(core);
     while !state.stop {
         if state.backlog.is_empty() {
             state.wait(jobs);
@@ -62,7 +62,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
             match jobs.try_recv() {
                 Ok(job) => state.take(job),
                 Err(TryRecvError::Empty) => break,
-                // A walk that goes on never waits for the queue: that the last handle is gone shows only here.
+                // A backfill that goes on never waits for the queue: that the last handle is gone shows only here.
                 Err(TryRecvError::Disconnected) => state.stop = true,
             }
         }
@@ -114,8 +114,8 @@ fn receive(
 struct Writer<'a> {
     core: &'a Arc<Core>,
     backlog: Backlog,
-    /// After how many rounds the one in the backlog was put there.
-    round_after: Option<u64>,
+    /// After how many passes the one in the backlog was put there.
+    pass_after: Option<u64>,
     flushes: Vec<oneshot::Sender<Result<()>>>,
     stop: bool,
     /// The last thing done was a commit while idle.
@@ -137,7 +137,7 @@ impl Writer<'_> {
     /// Waits for a job, or until waiting progress has waited long enough.
     fn wait(&mut self, jobs: &Receiver<Job>) {
         // Who asks sets this first and sends a job then.
-        if self.core.rounds.is_asked() {
+        if self.core.passes.is_asked() {
             return;
         }
         if self.core.look_due_at().is_some_and(Deadline::is_over) {
@@ -157,12 +157,12 @@ impl Writer<'_> {
             }
         }
         // What no running relay asks for, nobody else does.
-        let round_due = Rounds::look(self.core);
-        if round_due == Some(Duration::ZERO) {
-            self.core.rounds.ask_own();
+        let pass_due = CoalescingPasses::look(self.core);
+        if pass_due == Some(Duration::ZERO) {
+            self.core.passes.ask_own();
             return;
         }
-        let round_due = round_due.map(|wait| wake_after(&*self.core.settings.clock, wait));
+        let pass_due = pass_due.map(|wait| wake_after(&*self.core.settings.clock, wait));
         if self.core.jumped.take() {
             self.catch_up();
         }
@@ -195,7 +195,7 @@ impl Writer<'_> {
             None => None,
         };
         let deadline =
-            ride_due.into_iter().chain(round_due).chain(save_due).chain(look_due).chain(clean_due).min();
+            ride_due.into_iter().chain(pass_due).chain(save_due).chain(look_due).chain(clean_due).min();
         let deadline = deadline.unwrap_or(Deadline::Never).min(self.look_at);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);
@@ -205,7 +205,7 @@ impl Writer<'_> {
             Err(RecvTimeoutError::Timeout) if save_due.is_some_and(Deadline::is_over) => {
                 self.save_if_idle();
             }
-            // Only the walk, the look or a piece of clean-up is due: all come next.
+            // Only the backfill, the look or a piece of clean-up is due: all come next.
             Err(RecvTimeoutError::Timeout) if !ride_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once it
@@ -308,10 +308,10 @@ impl Writer<'_> {
     }
 
     fn work(&mut self) {
-        if self.core.rounds.is_asked() && !self.stop && !self.has_round() {
+        if self.core.passes.is_asked() && !self.stop && !self.has_pass() {
             self.core.queue.enter();
-            self.round_after = Some(self.core.rounds.ended());
-            self.backlog.push(Box::new(Round::new(self.core)));
+            self.pass_after = Some(self.core.passes.ended());
+            self.backlog.push(Box::new(CoalescingPass::new(self.core)));
         }
         if !self.stop && self.core.cleaning.begin_if_due() {
             self.core.queue.enter();
@@ -349,8 +349,8 @@ impl Writer<'_> {
     }
 
     /// One is in the backlog.
-    fn has_round(&self) -> bool {
-        self.round_after == Some(self.core.rounds.ended())
+    fn has_pass(&self) -> bool {
+        self.pass_after == Some(self.core.passes.ended())
     }
 
     fn commit_ride(&mut self) {

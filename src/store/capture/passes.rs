@@ -1,12 +1,12 @@
-//! Rounds: what waits becomes events, a bounded piece at a time.
+//! Coalescing passes: what waits becomes events, a bounded piece at a time.
 //!
-//! A round is one closure on the writer thread. It publishes the oldest marks in the order of their keys, going round from
-//! where the last one ended, so that a key that changes all the time cannot starve the others; and it walks a piece of a
-//! table that was switched on. Relays ask for rounds when they have little left to do, so marks coalesce while the broker
+//! A coalescing pass is one closure on the writer thread. It publishes the oldest dirty keys in their order, from
+//! where the last one ended, so that a key that changes all the time cannot starve the others; and it backfills a piece of a
+//! table that was switched on. Relays ask for passes when they have little left to do, so dirty keys coalesce while the broker
 //! is away. What no running relay holds, the writer thread asks for by itself ([`pace`](super::pace)).
 //!
-//! **Invariants.** One round at a time: only the writer thread runs them. What a round remembers is noted once its commit
-//! is known; what it forgets is only tried again. A key whose codec fails keeps its mark and holds nobody.
+//! **Invariants.** One pass at a time: only the writer thread runs them. What a pass remembers is noted once its commit
+//! is known; what it forgets is only tried again. A key whose codec fails stays dirty and holds nobody.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,39 +14,39 @@ use std::sync::atomic::Ordering;
 use crate::error::{Error, Result, caught};
 use crate::oneshot::WakeChain;
 use crate::store::capture::piece::Piece;
-use crate::store::shared::capture_schedule::{Outcome, Rounds};
+use crate::store::shared::capture_schedule::{CoalescingPasses, Outcome};
 use crate::store::shared::core::Core;
 use crate::store::shared::write_wait::Purpose;
 use crate::store::transaction::Transaction;
 use crate::store::transaction::write::Write;
 use crate::tuning::{CAPTURE_OWN_MS, CAPTURE_RETRY_MS};
 
-/// One round, as the writer thread runs it.
-pub(crate) struct Round {
+/// One pass, as the writer thread runs it.
+pub(crate) struct CoalescingPass {
     core: Arc<Core>,
     outcome: Option<Result<Outcome>>,
 }
 
-impl Round {
+impl CoalescingPass {
     pub(crate) fn new(core: &Arc<Core>) -> Self {
         Self { core: Arc::clone(core), outcome: None }
     }
 }
 
-impl Write for Round {
+impl Write for CoalescingPass {
     fn purpose(&self) -> &Purpose {
-        static ROUND: Purpose = Purpose::Own("a round of captures");
-        &ROUND
+        static PASS: Purpose = Purpose::Own("a coalescing pass");
+        &PASS
     }
 
     fn run(&mut self, tx: &Transaction) -> bool {
-        let run = || Piece::new(tx, tx.core.rounds.asked()).run();
+        let run = || Piece::new(tx, tx.core.passes.asked()).run();
         let outcome = tx.within_own_bounds(|| caught(run));
         // Nobody waits for its events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
-        tx.note_round();
-        tx.core.rounds.lock().tried =
+        tx.note_pass();
+        tx.core.passes.lock().tried =
             outcome.iter().flat_map(|outcome| outcome.failed.iter().cloned()).collect();
         if let Err(error) = &outcome {
             tx.core.suspect(error);
@@ -66,12 +66,12 @@ impl Write for Round {
     }
 }
 
-/// Notes how a round has ended, and lets the next one be asked for.
+/// Notes how a pass has ended, and lets the next one be asked for.
 fn note(core: &Core, outcome: Result<Outcome>) {
     let now_ms = core.settings.clock.now().mono_ms;
     {
-        let asked = core.rounds.asked();
-        let mut state = core.rounds.lock();
+        let asked = core.passes.asked();
+        let mut state = core.passes.lock();
         if asked.own {
             state.own_after_ms = now_ms.saturating_add(CAPTURE_OWN_MS);
         }
@@ -84,34 +84,34 @@ fn note(core: &Core, outcome: Result<Outcome>) {
             }
         }
     }
-    core.rounds.ended.fetch_add(1, Ordering::SeqCst);
-    core.rounds.asked.store(0, Ordering::SeqCst);
+    core.passes.ended.fetch_add(1, Ordering::SeqCst);
+    core.passes.asked.store(0, Ordering::SeqCst);
     // Relays look again, also where nothing was committed.
     core.relays.ring_all();
 }
 
-impl Rounds {
-    /// When the next round has something to do, by the monotonic clock; `None` if nothing waits.
+impl CoalescingPasses {
+    /// When the next pass has something to do, by the monotonic clock; `None` if nothing waits.
     pub(crate) fn due_ms(core: &Core) -> Option<u64> {
         if core.settings.captures.is_empty() {
             return None;
         }
-        let (waiting, walks) = {
+        let (waiting, backfills) = {
             let tail = core.tail();
             let known = core.settings.captures.iter().filter_map(|capture| tail.captures.get(capture.name()));
-            let (waiting, walks): (Vec<_>, Vec<_>) = known
+            let (waiting, backfills): (Vec<_>, Vec<_>) = known
                 .map(|known| (known.waiting, known.row.snapshot.is_open().then_some(known.row.id)))
                 .unzip();
-            (waiting.into_iter().sum::<u64>(), walks)
+            (waiting.into_iter().sum::<u64>(), backfills)
         };
-        let state = core.rounds.lock();
-        let mark_due = match waiting {
+        let state = core.passes.lock();
+        let dirty_due = match waiting {
             0 => None,
             _ if waiting > state.failed.len() as u64 => Some(0),
             _ => state.failed.values().map(|failed| failed.due_ms).min(),
         };
-        let walk_due = state.walk_due_ms(walks.into_iter().flatten());
-        Some(mark_due.into_iter().chain(walk_due).min()?.max(state.not_before_ms))
+        let backfill_due = state.backfill_due_ms(backfills.into_iter().flatten());
+        Some(dirty_due.into_iter().chain(backfill_due).min()?.max(state.not_before_ms))
     }
 }
 
@@ -121,12 +121,12 @@ mod tests {
 
     use super::*;
     use crate::event::Event;
-    use crate::storage::tables::capture::{CaptureMode, CaptureRow, MarkKind, SnapshotState, mark_key};
+    use crate::storage::tables::capture::{CaptureMode, CaptureRow, DirtyKind, SnapshotState, dirty_key};
     use crate::store::Store;
     use crate::store::settings::capture::Capture;
     use crate::store::shared::capture_schedule::{Asked, State};
     use crate::store::shared::captures::PendingCaptures;
-    use crate::tuning::{CAPTURE_FAILED_MAX, CAPTURE_ROUND_KEYS};
+    use crate::tuning::{CAPTURE_FAILED_MAX, CAPTURE_PASS_KEYS};
 
     const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 
@@ -141,14 +141,14 @@ mod tests {
         Store::builder().capture(capture).open(folder.path().join("a.redb")).unwrap()
     }
 
-    /// One round in a transaction of its own, as if there were a relay; after `before` in the same one.
-    fn round(store: &Store, before: impl FnOnce(&Transaction)) -> Vec<String> {
+    /// One pass in a transaction of its own, as if there were a relay; after `before` in the same one.
+    fn pass(store: &Store, before: impl FnOnce(&Transaction)) -> Vec<String> {
         let core = store.core();
         let mut tx = Transaction::begin(core, "a test").unwrap();
         before(&tx);
-        let piece = Piece::new(&tx, Asked { keys: CAPTURE_ROUND_KEYS, own: false });
+        let piece = Piece::new(&tx, Asked { keys: CAPTURE_PASS_KEYS, own: false });
         let outcome = piece.run().unwrap();
-        core.rounds.lock().tried = outcome.failed.iter().cloned().collect();
+        core.passes.lock().tried = outcome.failed.iter().cloned().collect();
         let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
             let event = tx.event(seq).unwrap().unwrap();
             format!("{} {}", event.event_type(), String::from_utf8_lossy(event.payload()))
@@ -164,43 +164,43 @@ mod tests {
         store.stats().unwrap().captures["table"].waiting
     }
 
-    /// Goal: a round and the writes of its group see each other. Method: a mark of a row that was there at switch-on, which an
-    /// earlier write of the very transaction removes: the remove is told. A later write marks anew what the round has told.
+    /// Goal: a pass and the writes of its group see each other. Method: a dirty key of a row that was there at switch-on, which an
+    /// earlier write of the very transaction removes: the remove is told. A later write makes dirty again what the pass has told.
     #[test]
-    fn a_round_counts_what_its_own_transaction_has_done() {
+    fn a_pass_counts_what_its_own_transaction_has_done() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder, CaptureMode::NewestValue);
         store.write(|tx| tx.captured_table(TABLE)?.insert(1, 1).map(drop)).unwrap();
         let id = store.core().tail().captures.get("table").unwrap().row.id;
-        let mark = mark_key(id, &1_u16.to_le_bytes());
+        let dirty = dirty_key(id, &1_u16.to_le_bytes());
         let tx = store.begin().unwrap();
         tx.touch();
-        tx.note_mark(mark, MarkKind::Snapshot).unwrap();
+        tx.note_dirty_key(dirty, DirtyKind::Snapshot).unwrap();
         tx.commit().unwrap();
         assert_eq!(waiting(&store), 1);
-        let told = round(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));
+        let told = pass(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));
         assert_eq!(told, ["remove 1"]);
         assert_eq!(waiting(&store), 0);
 
         store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();
         let mut tx = Transaction::begin(store.core(), "a test").unwrap();
-        let outcome = Piece::new(&tx, Asked { keys: CAPTURE_ROUND_KEYS, own: false }).run().unwrap();
+        let outcome = Piece::new(&tx, Asked { keys: CAPTURE_PASS_KEYS, own: false }).run().unwrap();
         tx.captured_table(TABLE).unwrap().insert(2, 3).unwrap();
         tx.finish(1).unwrap();
         drop(tx);
         note(store.core(), Ok(outcome));
         assert_eq!(waiting(&store), 1);
-        assert_eq!(round(&store, |_| ()), ["update 2"]);
+        assert_eq!(pass(&store, |_| ()), ["update 2"]);
         assert_eq!(waiting(&store), 0);
     }
 
-    /// Goal: what fails is bounded in memory, and slows rounds down instead. Method: more failing keys than are remembered,
-    /// then all that there is to hear of when the next round may come.
+    /// Goal: what fails is bounded in memory, and slows passes down instead. Method: more failing keys than are remembered,
+    /// then all that there is to hear of when the next pass may come.
     #[test]
     fn failures_are_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder, CaptureMode::NewestValue);
-        let keys = u16::try_from(CAPTURE_FAILED_MAX + 2 * CAPTURE_ROUND_KEYS).unwrap();
+        let keys = u16::try_from(CAPTURE_FAILED_MAX + 2 * CAPTURE_PASS_KEYS).unwrap();
         store
             .write(move |tx| {
                 let mut table = tx.captured_table(TABLE)?;
@@ -208,38 +208,38 @@ mod tests {
             })
             .unwrap();
         let now_ms = || store.core().settings.clock.now().mono_ms;
-        for _ in 0..CAPTURE_FAILED_MAX / CAPTURE_ROUND_KEYS {
-            assert_eq!(round(&store, |_| ()), Vec::<String>::new());
-            assert!(Rounds::due_ms(store.core()).unwrap() <= now_ms());
+        for _ in 0..CAPTURE_FAILED_MAX / CAPTURE_PASS_KEYS {
+            assert_eq!(pass(&store, |_| ()), Vec::<String>::new());
+            assert!(CoalescingPasses::due_ms(store.core()).unwrap() <= now_ms());
         }
         assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
-        round(&store, |_| ());
+        pass(&store, |_| ());
         assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
-        assert!(Rounds::due_ms(store.core()).unwrap() > now_ms());
+        assert!(CoalescingPasses::due_ms(store.core()).unwrap() > now_ms());
         assert_eq!(waiting(&store), u64::from(keys));
         // The first that failed are met again when their time has come, not before.
-        let due = |store: &Store| store.core().rounds.lock().failed.values().map(|f| f.due_ms).min().unwrap();
+        let due = |store: &Store| store.core().passes.lock().failed.values().map(|f| f.due_ms).min().unwrap();
         assert!(due(&store) >= CAPTURE_RETRY_MS.0);
     }
 
-    /// Goal: a round that finds nothing delays the next one only where something is due. Method: one where nothing waits; one
-    /// of the writer thread for a table that a relay walks by now; one for a mark that memory alone knows.
+    /// Goal: a pass that finds nothing delays the next one only where something is due. Method: one where nothing waits; one
+    /// of the writer thread for a table that a relay backfills by now; one for a dirty key that memory alone knows.
     #[test]
-    fn a_round_that_comes_too_late_delays_no_other() {
+    fn a_pass_that_comes_too_late_delays_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(&folder, CaptureMode::NewestValue);
         let is_stuck = |own| {
             let tx = Transaction::begin(store.core(), "a test").unwrap();
-            let mut piece = Piece::new(&tx, Asked { keys: CAPTURE_ROUND_KEYS, own });
+            let mut piece = Piece::new(&tx, Asked { keys: CAPTURE_PASS_KEYS, own });
             piece.relay_runs = true;
             piece.run().unwrap().stuck
         };
         assert!(!is_stuck(true) && !is_stuck(false));
         let row = store.core().tail().captures.get("table").unwrap().row.clone();
-        let settle = |snapshot, marks| {
+        let settle = |snapshot, dirty| {
             let row = CaptureRow { snapshot, ..row.clone() };
             let pending = PendingCaptures { rows: [("table".to_owned(), row)].into(), ..Default::default() };
-            store.core().tail().captures.settle(&pending, &[(pending.rows["table"].id, marks)].into());
+            store.core().tail().captures.settle(&pending, &[(pending.rows["table"].id, dirty)].into());
         };
         settle(SnapshotState::ToBegin, 0);
         assert!(!is_stuck(true));

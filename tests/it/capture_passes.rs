@@ -1,4 +1,4 @@
-//! Rounds of captured tables when something goes wrong or is slow: each test is a fault that a review has found.
+//! Passes of captured tables when something goes wrong or is slow: each test is a fault that a review has found.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -75,10 +75,10 @@ fn snapshot_done(store: &Store, table: &str) -> bool {
 
 // --- codecs that fail ---------------------------------------------------------------------------------------------------
 
-/// Goal: an error of a codec is about its key alone, whatever its kind. Method: the errors that a round has a meaning of its
+/// Goal: an error of a codec is about its key alone, whatever its kind. Method: the errors that a pass has a meaning of its
 /// own for, from a codec that looks something up in another file; every other key of both tables is published.
 #[test]
-fn no_error_of_a_codec_stops_a_round() {
+fn no_error_of_a_codec_stops_a_pass() {
     let full = || Error::BacklogFull { events: 1, bytes: 1, events_max: 1, bytes_max: 1 };
     let errors: [fn() -> Error; 2] = [|| StorageError::ValueTooLarge(1).into(), full];
     for error in errors {
@@ -106,11 +106,11 @@ fn no_error_of_a_codec_stops_a_round() {
 
 // --- the relay's pace ---------------------------------------------------------------------------------------------------
 
-/// Goal: traffic that never lets the window become half empty starves no mark, as long as the broker keeps up. Method: a
-/// broker that confirms each event after a second, and 400 of a window of 512 on their way all the time; the mark is
+/// Goal: traffic that never lets the window become half empty starves no dirty key, as long as the broker keeps up. Method: a
+/// broker that confirms each event after a second, and 400 of a window of 512 on their way all the time; the dirty key is
 /// published while that goes on.
 #[test]
-fn steady_traffic_starves_no_mark() {
+fn steady_traffic_starves_no_dirty_key() {
     let folder = tempfile::tempdir().unwrap();
     let a = Capture::with(A, |change| Ok(event(change))).mode(CaptureMode::NewestValue);
     let store = Store::builder().capture(a).open(folder.path().join("a.redb")).unwrap();
@@ -133,16 +133,16 @@ fn steady_traffic_starves_no_mark() {
     let in_flight = || store.stats().unwrap().relays["r"].running.as_ref().map_or(0, |r| r.in_flight);
     until("more than half of the window is on its way", || in_flight() > 350);
     store.write(|tx| tx.captured_table(A)?.insert(1, 1).map(drop)).unwrap();
-    until("the mark is published", || waiting(&store, "a") == 0);
+    until("the dirty key is published", || waiting(&store, "a") == 0);
     stop.store(true, SeqCst);
     traffic.join().unwrap();
     relay.stop(Duration::from_secs(1));
 }
 
-/// Goal: a broker that confirms nothing gets no rounds, however long marks wait. Method: it takes over half of a window, and
-/// two seconds pass; then it confirms one event, and a small round comes, once.
+/// Goal: a broker that confirms nothing gets no passes, however long dirty keys wait. Method: it takes over half of a window, and
+/// two seconds go by; then it confirms one event, and a small pass comes, once.
 #[test]
-fn a_silent_broker_gets_no_round() {
+fn a_silent_broker_gets_no_pass() {
     let folder = tempfile::tempdir().unwrap();
     let a = Capture::with(A, |change| Ok(event(change))).mode(CaptureMode::NewestValue);
     let store = Store::builder().capture(a).open(folder.path().join("a.redb")).unwrap();
@@ -162,9 +162,9 @@ fn a_silent_broker_gets_no_round() {
         .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(next_seq(), 80);
-    until("one confirm has come, and a small round", || next_seq() > 80);
+    until("one confirm has come, and a small pass", || next_seq() > 80);
     std::thread::sleep(Duration::from_secs(2));
-    assert_eq!(next_seq(), 80 + crate::support::tuning::CAPTURE_SMALL_ROUND_KEYS as u64);
+    assert_eq!(next_seq(), 80 + crate::support::tuning::CAPTURE_SMALL_PASS_KEYS as u64);
     broker.clear_script();
     broker.release_confirms();
     until("all is published", || waiting(&store, "a") == 0);
@@ -174,7 +174,7 @@ fn a_silent_broker_gets_no_round() {
 // --- snapshots ----------------------------------------------------------------------------------------------------------
 
 /// Goal: the writer ends once the last handle is gone, also in the middle of a snapshot. Method: a write drops that handle on
-/// the writer thread while a large table is walked slowly; the file can be opened again at once.
+/// the writer thread while a large table is backfilled slowly; the file can be opened again at once.
 #[test]
 fn the_writer_ends_with_the_last_handle() {
     let folder = tempfile::tempdir().unwrap();
@@ -206,8 +206,8 @@ fn the_writer_ends_with_the_last_handle() {
     assert!(began.elapsed() < Duration::from_secs(2), "only after {:?}", began.elapsed());
 }
 
-/// Goal: without a relay, a round that has failed is repeated. Method: while a table is walked, writes that leave their group
-/// unable to commit, the round in it included; the snapshot comes to its end, and no row is told twice.
+/// Goal: without a relay, a pass that has failed is repeated. Method: while a table is backfilled, writes that leave their group
+/// unable to commit, the pass in it included; the snapshot comes to its end, and no row is told twice.
 #[test]
 fn a_snapshot_without_a_relay_survives_failed_commits() {
     let folder = tempfile::tempdir().unwrap();
@@ -235,7 +235,7 @@ fn a_snapshot_without_a_relay_survives_failed_commits() {
 }
 
 /// Goal: a snapshot does not depend on a relay that the file knows. Method: the store's only relay does not run. It is
-/// forgotten during the first round of the snapshot.
+/// forgotten during the first pass of the snapshot.
 #[test]
 fn a_snapshot_goes_on_when_the_relay_is_forgotten() {
     let folder = tempfile::tempdir().unwrap();
@@ -257,8 +257,8 @@ fn a_snapshot_goes_on_when_the_relay_is_forgotten() {
     assert_eq!(store.stats().unwrap().next_seq, 1000);
 }
 
-/// Goal: marks leave a snapshot its half of a round in bytes as in keys. Method: two writers that change large rows all the
-/// time, more than a round takes, next to a snapshot of small ones.
+/// Goal: dirty keys leave a snapshot its half of a pass in bytes as in keys. Method: two writers that change large rows all the
+/// time, more than a pass takes, next to a snapshot of small ones.
 #[test]
 fn large_hot_rows_starve_no_snapshot() {
     const BIG: TableDefinition<'_, u16, &[u8]> = TableDefinition::new("big");
@@ -283,7 +283,7 @@ fn large_hot_rows_starve_no_snapshot() {
             }
         })
     });
-    until("more waits than a round takes", || waiting(&store, "big") == 40);
+    until("more waits than a pass takes", || waiting(&store, "big") == 40);
     let relay = store.relay("r").spawn(broker().publisher()).unwrap();
     until("the snapshot is done", || snapshot_done(&store, "a"));
     stop.store(true, SeqCst);
@@ -292,7 +292,7 @@ fn large_hot_rows_starve_no_snapshot() {
 }
 
 /// Goal: a row that cannot be read holds no other row and no other table, and not for ever: it waits as a row whose codec
-/// fails. Method: such a row in the table that is walked first, with a relay and without one; then it can be read.
+/// fails. Method: such a row in the table that is backfilled first, with a relay and without one; then it can be read.
 #[test]
 fn an_unreadable_row_holds_no_other_table() {
     for with_relay in [true, false] {
@@ -312,7 +312,7 @@ fn an_unreadable_row_holds_no_other_table() {
         until("the row is counted", || store.stats().unwrap().captures["a"].failed == 1);
         assert_eq!(waiting(&store, "a"), 1);
         CURED.store(true, SeqCst);
-        // A mark is published for a relay.
+        // A dirty key is published for a relay.
         relay.get_or_insert_with(|| store.relay("r").spawn(broker.publisher()).unwrap());
         until("it is tried again", || waiting(&store, "a") == 0);
     }
