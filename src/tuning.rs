@@ -98,7 +98,7 @@ pub(crate) const AGE_MILESTONES_MAX: usize = 136;
 pub(crate) const DERIVED_FLUSH_EVENTS: u64 = 4096;
 
 /// Lanes, and streams, held in memory at most beside those that changed since the last bulk write.
-pub(crate) const BOOK_CACHE_MAX: usize = 16_384;
+pub(crate) const WRITE_BACK_CACHE_MAX: usize = 16_384;
 
 /// Revisions of streams whose records are missing or damaged, and for which opening keeps a place in memory (8 bytes each), at most.
 pub(crate) const REVISION_GAPS_MAX: u64 = 1 << 20;

@@ -27,7 +27,7 @@ use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::pieces::{self, Of, Pieces};
-use crate::storage::tables::rejected::Book;
+use crate::storage::tables::rejected::RejectedTotals;
 use crate::storage::tables::schema::{IN_HAND, REJECTED, read_u64s, scopes, u64s};
 use crate::store::Store;
 use crate::store::shared::tail::Identity as StoreIdentity;
@@ -75,15 +75,15 @@ pub(crate) fn names_one(name: &[u8]) -> bool {
     name.first().is_some_and(|kind| *kind != BY_CONTENT)
 }
 
-/// The row of a scope.
+/// The row of a scope: the number that comes next, and how many deliveries are parked with how many bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct HandBook {
+struct ParkedTotals {
     next: u64,
     rows: u64,
     bytes: u64,
 }
 
-impl HandBook {
+impl ParkedTotals {
     fn of(table: &impl ReadableTable<Row, Row>, scope: &str) -> Result<Self> {
         let Some(row) = table.get(keys::in_hand(scope).as_slice())? else { return Ok(Self::default()) };
         let [next, rows, bytes] = read_u64s(row.value()).ok_or_else(|| damaged_row("in_hand"))?;
@@ -129,7 +129,11 @@ pub(crate) struct ParkedRoom {
 }
 
 impl ParkedRoom {
-    fn holds(&self, (rows, bytes): (u64, u64), rejected: impl FnOnce() -> Result<Book>) -> Result<bool> {
+    fn holds(
+        &self,
+        (rows, bytes): (u64, u64),
+        rejected: impl FnOnce() -> Result<RejectedTotals>,
+    ) -> Result<bool> {
         if rows > self.max.0 || bytes > self.max.1 {
             return Ok(false);
         }
@@ -153,7 +157,7 @@ impl Transaction {
         // The clock is the application's code: nothing is open while it is read.
         let since_ms = self.core.settings.clock.now().wall_ms;
         let table = self.redb().open_table(IN_HAND)?;
-        let book = HandBook::of(&table, scope)?;
+        let totals = ParkedTotals::of(&table, scope)?;
         let known = tries_row(&table, scope, &what.name)?.and_then(|row| row.parked);
         let standing =
             known.map(|number| parked_row(self.redb(), &table, scope, number)).transpose()?.flatten();
@@ -162,7 +166,7 @@ impl Transaction {
         if matches!(standing, Some(Ok(_))) && names_one(&what.name) {
             return Ok(Parking::Again);
         }
-        let number = book.next;
+        let number = totals.next;
         let by_number = standing.is_some() || !names_one(&what.name);
         let name = if by_number { numbered(BY_PARKED_NUMBER, number) } else { Arc::clone(&what.name) };
         let row = ParkedRow {
@@ -172,9 +176,10 @@ impl Transaction {
         };
         let key = keys::parked_delivery(scope, number);
         let row = row.to_bytes(&key);
-        let book = HandBook { next: number + 1, rows: book.rows + 1, bytes: book.bytes + row.len() as u64 };
-        let rejected = || Book::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope));
-        if !room.holds((book.rows, book.bytes), rejected)? {
+        let totals =
+            ParkedTotals { next: number + 1, rows: totals.rows + 1, bytes: totals.bytes + row.len() as u64 };
+        let rejected = || RejectedTotals::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope));
+        if !room.holds((totals.rows, totals.bytes), rejected)? {
             return Ok(Parking::Full);
         }
         self.touch();
@@ -186,7 +191,7 @@ impl Transaction {
         let key = keys::tries(scope, &name);
         let tries = TriesRow { tries: what.tries, parked: Some(number) };
         table.insert(key.as_slice(), tries.to_bytes(&key).as_slice())?;
-        book.put(&mut table, scope)?;
+        totals.put(&mut table, scope)?;
         Ok(Parking::Parked { number, name, bytes: row.len() as u64 })
     }
 
@@ -229,9 +234,9 @@ impl Transaction {
         let Some(number) = parked else { return Ok(()) };
         let key = keys::parked_delivery(scope, number);
         let Some(len) = pieces::remove(self.redb(), &mut table, Of::Parked, &key)? else { return Ok(()) };
-        let book = HandBook::of(&table, scope)?;
-        let (rows, bytes) = (book.rows.saturating_sub(1), book.bytes.saturating_sub(len));
-        HandBook { rows, bytes, ..book }.put(&mut table, scope)
+        let totals = ParkedTotals::of(&table, scope)?;
+        let (rows, bytes) = (totals.rows.saturating_sub(1), totals.bytes.saturating_sub(len));
+        ParkedTotals { rows, bytes, ..totals }.put(&mut table, scope)
     }
 }
 
@@ -284,14 +289,14 @@ impl Store {
     }
 
     /// How many deliveries of each scope are parked, and their bytes.
-    pub(crate) fn parked_books(&self) -> Result<BTreeMap<String, (u64, u64)>> {
+    pub(crate) fn parked_totals(&self) -> Result<BTreeMap<String, (u64, u64)>> {
         self.in_hand(|_, table| {
-            let mut books = BTreeMap::new();
+            let mut of_scopes = BTreeMap::new();
             for scope in scopes(table, "in_hand")? {
-                let book = HandBook::of(table, &scope)?;
-                books.insert(scope, (book.rows, book.bytes));
+                let totals = ParkedTotals::of(table, &scope)?;
+                of_scopes.insert(scope, (totals.rows, totals.bytes));
             }
-            Ok(books)
+            Ok(of_scopes)
         })
     }
 

@@ -12,7 +12,7 @@ use crate::log::keys;
 use crate::log::rejected::RejectedRow;
 use crate::printable::escaped;
 use crate::storage::tables::pieces::{self, Of};
-use crate::storage::tables::rejected::Book;
+use crate::storage::tables::rejected::RejectedTotals;
 use crate::storage::tables::schema::REJECTED;
 use crate::store::transaction::{REJECT_SCOPE, Transaction};
 
@@ -105,11 +105,11 @@ impl Transaction {
             routing_key: delivery.routing_key.clone(),
             message: delivery.message.clone(),
         };
-        let number = Book::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope))?.next;
+        let number = RejectedTotals::of(&self.redb().open_table(REJECTED)?, &keys::rejected(scope))?.next;
         let key = keys::rejected_row(scope, number);
         let row = row.to_bytes(&key);
         let len = row.len() as u64;
-        let Some((book, dropped)) = self.rejected_room(scope, len, room)? else { return Ok(Kept::Full) };
+        let Some((totals, dropped)) = self.rejected_room(scope, len, room)? else { return Ok(Kept::Full) };
         if let Some(identity) = marked {
             self.mark_refused(scope, identity)?;
         }
@@ -119,8 +119,9 @@ impl Transaction {
         self.touch();
         let mut rejected = self.redb().open_table(REJECTED)?;
         pieces::put(self.redb(), &mut rejected, Of::Rejected, &key, &row)?;
-        let book = Book { next: number + 1, rows: book.rows + 1, bytes: book.bytes + len, ..book };
-        book.put(&mut rejected, &keys::rejected(scope))?;
+        let totals =
+            RejectedTotals { next: number + 1, rows: totals.rows + 1, bytes: totals.bytes + len, ..totals };
+        totals.put(&mut rejected, &keys::rejected(scope))?;
         Ok(Kept::Yes { dropped })
     }
 
@@ -136,9 +137,9 @@ impl Transaction {
         let row = row.to_bytes(&key);
         let before = rejected.get(key.as_slice())?.map_or(0, |row| pieces::len(&key, row.value()));
         pieces::put(self.redb(), &mut rejected, Of::Rejected, &key, &row)?;
-        let book = Book::of(&rejected, &of_scope)?;
-        let bytes = book.bytes.saturating_sub(before).saturating_add(row.len() as u64);
-        Book { bytes, ..book }.put(&mut rejected, &of_scope)?;
+        let totals = RejectedTotals::of(&rejected, &of_scope)?;
+        let bytes = totals.bytes.saturating_sub(before).saturating_add(row.len() as u64);
+        RejectedTotals { bytes, ..totals }.put(&mut rejected, &of_scope)?;
         rejected.remove(keys::redriven(scope, number).as_slice())?;
         Ok(())
     }
@@ -182,7 +183,7 @@ impl Transaction {
             pieces::remove(self.redb(), &mut rejected, Of::Rejected, &keys::rejected_row(scope, number))?;
         let Some(bytes) = gone else { return Ok(None) };
         rejected.remove(keys::redriven(scope, number).as_slice())?;
-        Book::of(&rejected, &key)?.less(bytes).put(&mut rejected, &key)?;
+        RejectedTotals::of(&rejected, &key)?.less(bytes).put(&mut rejected, &key)?;
         Ok(Some(bytes))
     }
 
@@ -207,8 +208,8 @@ impl Transaction {
         for key in &unnamed {
             pieces::remove(self.redb(), &mut rejected, Of::Rejected, key)?;
         }
-        let book = Book::of(&rejected, &of_scope)?;
-        Book { rows, bytes, ..book }.put(&mut rejected, &of_scope)?;
+        let totals = RejectedTotals::of(&rejected, &of_scope)?;
+        RejectedTotals { rows, bytes, ..totals }.put(&mut rejected, &of_scope)?;
         Ok(unnamed.len() as u64)
     }
 }

@@ -25,7 +25,7 @@ use crate::quarantine_filter::{Entry, Facts, QuarantineFilter, change_all, list_
 use crate::storage::errors::damaged_row;
 use crate::storage::tables::ids::check_id;
 use crate::storage::tables::pieces::{self, Of, Pieces};
-use crate::storage::tables::rejected::Book;
+use crate::storage::tables::rejected::RejectedTotals;
 use crate::storage::tables::schema::{REJECTED, scopes};
 use crate::store::Store;
 use crate::store::transaction::Transaction;
@@ -326,8 +326,9 @@ impl Rejected {
         filter: &QuarantineFilter,
         change: impl Fn(Vec<RejectedDelivery>) -> Result<u64>,
     ) -> Result<u64> {
-        let end =
-            self.reading(|tx| Ok(Book::of(&tx.open_table(REJECTED)?, &keys::rejected(&self.scope))?.next))?;
+        let end = self.reading(|tx| {
+            Ok(RejectedTotals::of(&tx.open_table(REJECTED)?, &keys::rejected(&self.scope))?.next)
+        })?;
         let mut unnamed = false;
         let page = |after, limit| {
             let (page, passed) = self.page(after, limit)?;
@@ -435,7 +436,7 @@ impl Rejected {
     pub fn len(&self) -> Result<u64> {
         self.reading(|tx| {
             let key = keys::rejected(&self.scope);
-            Ok(Book::of(&tx.open_table(REJECTED)?, &key)?.rows)
+            Ok(RejectedTotals::of(&tx.open_table(REJECTED)?, &key)?.rows)
         })
     }
 
@@ -548,15 +549,15 @@ impl Store {
     }
 
     /// What the rejected deliveries of each scope take.
-    pub(crate) fn rejected_books(&self) -> Result<BTreeMap<String, Book>> {
+    pub(crate) fn rejected_totals(&self) -> Result<BTreeMap<String, RejectedTotals>> {
         self.core().reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;
-            let mut books = BTreeMap::new();
+            let mut of_scopes = BTreeMap::new();
             for scope in scopes(&rejected, "rejected")? {
-                let book = Book::of(&rejected, &keys::rejected(&scope))?;
-                books.insert(scope, book);
+                let totals = RejectedTotals::of(&rejected, &keys::rejected(&scope))?;
+                of_scopes.insert(scope, totals);
             }
-            Ok(books)
+            Ok(of_scopes)
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::broker::{Delivery, DeliveryTag, Epoch};
 use crate::error::Result;
 use crate::log::keys;
 use crate::storage::tables::pieces::{self, Of};
-use crate::storage::tables::rejected::Book;
+use crate::storage::tables::rejected::RejectedTotals;
 use crate::storage::tables::schema::{INBOX, REJECTED};
 use crate::store::transaction::{REJECT_SCOPE, Transaction};
 
@@ -44,10 +44,10 @@ pub(crate) struct RejectedRoom {
 
 impl RejectedRoom {
     /// The first one has room whatever its length, unless the broker gets it back: it could go nowhere, and would stop its consumer for ever.
-    fn holds(&self, book: Book, more: u64) -> bool {
-        let is_alone = book.rows == 0 && !self.gives_back;
-        let has_bytes = is_alone || book.bytes.saturating_add(more) <= self.bytes_max;
-        book.rows < self.rows_max && has_bytes
+    fn holds(&self, totals: RejectedTotals, more: u64) -> bool {
+        let is_alone = totals.rows == 0 && !self.gives_back;
+        let has_bytes = is_alone || totals.bytes.saturating_add(more) <= self.bytes_max;
+        totals.rows < self.rows_max && has_bytes
     }
 }
 
@@ -63,31 +63,31 @@ pub(crate) enum Kept {
 }
 
 impl Transaction {
-    /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the book, and how many went for it.
+    /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the totals, and how many went for it.
     pub(crate) fn rejected_room(
         &self,
         scope: &str,
         len: u64,
         room: &RejectedRoom,
-    ) -> Result<Option<(Book, u64)>> {
+    ) -> Result<Option<(RejectedTotals, u64)>> {
         let key = keys::rejected(scope);
-        let mut book = self.engine(|| Book::of(&self.redb().open_table(REJECTED)?, &key))?;
-        if room.holds(book, len) {
-            return Ok(Some((book, 0)));
+        let mut totals = self.engine(|| RejectedTotals::of(&self.redb().open_table(REJECTED)?, &key))?;
+        if room.holds(totals, len) {
+            return Ok(Some((totals, 0)));
         }
         if room.full != RejectedFull::DropOldest || room.rows_max == 0 {
             return Ok(None);
         }
         let mut dropped = 0;
-        while !room.holds(book, len) {
-            let Some(less) = self.drop_oldest(scope, book)? else { return Ok(None) };
-            book = less;
+        while !room.holds(totals, len) {
+            let Some(less) = self.drop_oldest(scope, totals)? else { return Ok(None) };
+            totals = less;
             dropped += 1;
         }
-        Ok(Some((book, dropped)))
+        Ok(Some((totals, dropped)))
     }
 
-    fn drop_oldest(&self, scope: &str, book: Book) -> Result<Option<Book>> {
+    fn drop_oldest(&self, scope: &str, totals: RejectedTotals) -> Result<Option<RejectedTotals>> {
         self.touch();
         let number = {
             let rejected = self.redb().open_table(REJECTED)?;
@@ -105,9 +105,9 @@ impl Transaction {
         let bytes =
             pieces::remove(self.redb(), &mut rejected, Of::Rejected, &keys::rejected_row(scope, number))?;
         rejected.remove(keys::redriven(scope, number).as_slice())?;
-        let book = Book { dropped: book.dropped + 1, ..book.less(bytes.unwrap_or_default()) };
-        book.put(&mut rejected, &keys::rejected(scope))?;
-        Ok(Some(book))
+        let totals = RejectedTotals { dropped: totals.dropped + 1, ..totals.less(bytes.unwrap_or_default()) };
+        totals.put(&mut rejected, &keys::rejected(scope))?;
+        Ok(Some(totals))
     }
 
     /// What others send must not stay behind as a mark either. What a handler has refused stays recorded by its number or id.

@@ -48,12 +48,12 @@ pub struct ScopeStats {
 impl Store {
     pub(crate) fn scope_stats(&self) -> Result<BTreeMap<String, ScopeStats>> {
         let mut scopes: BTreeMap<String, ScopeStats> = BTreeMap::new();
-        for (scope, book) in self.rejected_books()? {
+        for (scope, totals) in self.rejected_totals()? {
             let stats = scopes.entry(scope).or_default();
-            (stats.rejected, stats.rejected_bytes) = (book.rows, book.bytes);
-            stats.rejected_dropped = book.dropped;
+            (stats.rejected, stats.rejected_bytes) = (totals.rows, totals.bytes);
+            stats.rejected_dropped = totals.dropped;
         }
-        for (scope, (rows, bytes)) in self.parked_books()? {
+        for (scope, (rows, bytes)) in self.parked_totals()? {
             let stats = scopes.entry(scope).or_default();
             (stats.parked, stats.parked_bytes) = (rows, bytes);
         }

@@ -334,7 +334,7 @@ impl Store {
         stats.verified_at_open = core.verified_at_open;
         stats.poisoned = core.poisoned().map(|cause| cause.to_string());
         stats.consumers = self.scope_stats()?;
-        let of_any = self.rejected_books()?.into_iter().map(|(scope, book)| (scope, book.rows));
+        let of_any = self.rejected_totals()?.into_iter().map(|(scope, totals)| (scope, totals.rows));
         stats.rejected = of_any.collect();
         Ok(stats)
     }

@@ -1,6 +1,5 @@
 //! The log's bytes: record frames, the keys of the tables around them, and what is derived from the log. Pure; names no storage engine.
 
-pub(crate) mod book;
 mod checksum;
 pub(crate) mod dedup;
 pub(crate) mod forgotten;
@@ -16,3 +15,4 @@ pub(crate) mod streams;
 mod values;
 pub(crate) mod view;
 pub(crate) mod wire_bytes;
+pub(crate) mod write_back;

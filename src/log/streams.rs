@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use super::book::Book;
+use super::write_back::WriteBackCache;
 use crate::tuning::REVISION_GAPS_MAX;
 
 /// What is known of a stream apart from its events.
@@ -215,13 +215,13 @@ impl Gaps {
 
 /// All streams, as far as they are in memory.
 #[derive(Debug, Default)]
-pub(crate) struct StreamBook {
-    pub(crate) states: Book<StreamState>,
+pub(crate) struct StreamCache {
+    pub(crate) states: WriteBackCache<StreamState>,
     /// What has been appended since the last bulk write.
     pub(crate) recent: HashMap<Box<[u8]>, Run>,
 }
 
-impl StreamBook {
+impl StreamCache {
     /// Notes what a committed transaction appended to a stream.
     pub(crate) fn appended(&mut self, stream: &[u8], state: StreamState, run: &Run) {
         self.states.change(stream.into(), state);
@@ -283,13 +283,13 @@ mod tests {
 
     #[test]
     fn runs_join() {
-        let mut book = StreamBook::default();
+        let mut cache = StreamCache::default();
         let state = StreamState { next: 2, ..StreamState::default() };
-        book.appended(b"a", state, &Run { first: 1, seqs: vec![5] });
-        book.appended(b"a", StreamState { next: 4, ..state }, &Run { first: 2, seqs: vec![6, 8] });
-        assert_eq!(book.recent.get(&b"a"[..]), Some(&Run { first: 1, seqs: vec![5, 6, 8] }));
-        assert_eq!(book.states.get(b"a").map(|state| state.next), Some(4));
-        book.written();
-        assert!(book.recent.is_empty(), "memory does not grow with the log");
+        cache.appended(b"a", state, &Run { first: 1, seqs: vec![5] });
+        cache.appended(b"a", StreamState { next: 4, ..state }, &Run { first: 2, seqs: vec![6, 8] });
+        assert_eq!(cache.recent.get(&b"a"[..]), Some(&Run { first: 1, seqs: vec![5, 6, 8] }));
+        assert_eq!(cache.states.get(b"a").map(|state| state.next), Some(4));
+        cache.written();
+        assert!(cache.recent.is_empty(), "memory does not grow with the log");
     }
 }

@@ -286,7 +286,11 @@ fn tries_outlive_connections_and_restarts() {
             let _ = consumer.stop(SOON);
             assert_eq!(calls.load(Relaxed), 5, "restart: {restart}, {message:?}");
             assert_eq!(store.rejected("service").list(None, 9).unwrap()[0].attempts, 5);
-            assert_eq!(rows(&store).unwrap(), u64::from(rows(&store).unwrap() > 0), "only the book is left");
+            assert_eq!(
+                rows(&store).unwrap(),
+                u64::from(rows(&store).unwrap() > 0),
+                "only the row of totals is left"
+            );
         }
     }
 }
@@ -386,7 +390,7 @@ fn those_that_wait_do_not_hold_the_prefetch() {
         let sick: Vec<String> =
             last_of(&applied).into_iter().filter(|text| text.starts_with("sick")).collect();
         assert!(!key || sick.is_sorted(), "the order of the key: {sick:?}");
-        assert_eq!(rows(&store), Some(1), "only the book is left");
+        assert_eq!(rows(&store), Some(1), "only the row of totals is left");
         assert_eq!(store.rejected("service").len().unwrap(), 0);
     }
 }

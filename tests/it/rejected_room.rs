@@ -375,7 +375,7 @@ fn rows_that_name_no_delivery_can_be_removed() {
 }
 
 /// Goal: a file of format 5 opens: its rejected deliveries are counted with their bytes, and are driven again. Method: rows as that
-/// format wrote them: in one piece, and a book without bytes.
+/// format wrote them: in one piece, and totals without bytes.
 #[test]
 fn rejected_deliveries_of_the_format_before_count() {
     let (_folder, store, broker) = setup();
@@ -391,8 +391,8 @@ fn rejected_deliveries_of_the_format_before_count() {
     {
         let mut table = tx.open_table(REJECTED).unwrap();
         let key = [&[7][..], b"service"].concat();
-        let book = table.get(key.as_slice()).unwrap().unwrap().value()[..16].to_vec();
-        table.insert(key.as_slice(), book.as_slice()).unwrap();
+        let totals = table.get(key.as_slice()).unwrap().unwrap().value()[..16].to_vec();
+        table.insert(key.as_slice(), totals.as_slice()).unwrap();
         let mut meta = tx.open_table(TableDefinition::<&str, &[u8]>::new("onewrite.meta")).unwrap();
         meta.insert("format", &5_u32.to_le_bytes()[..]).unwrap();
     }

@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use onewrite::{BoxError, Event, ExpectedRevision, Result, StartAt, Store};
 
 use crate::bank::{Account, Entry, InsufficientFunds, Movement};
-use crate::common::book::{self, count};
 use crate::common::broker::{Broker, wait_until};
+use crate::common::report::{self, count};
 
 const ACCOUNTS: u64 = 20;
 const OLD_DEPOSITS: u64 = 500;
@@ -160,7 +160,7 @@ fn account(
     counts: &Counts,
     drained: bool,
     time: Duration,
-) -> Result<book::Account, BoxError> {
+) -> Result<report::Account, BoxError> {
     let (folded, from_snapshots, snapshots) = views::folded(store, ACCOUNTS)?;
     let (projected, published) = (views::projected(store)?, views::projected(statements)?);
     let movements = views::movements(store)?;
@@ -170,7 +170,7 @@ fn account(
     let cents = |balances: &views::Balances| balances.values().sum::<u64>();
     let in_and_out = movements.deposited - movements.withdrawn;
 
-    let mut report = book::Account::new("from the tables of both stores", time);
+    let mut report = report::Account::new("from the tables of both stores", time);
     report.line(
         "events in the log",
         count(stats.next_seq),

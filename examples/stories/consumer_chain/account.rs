@@ -8,12 +8,12 @@ use std::time::Instant;
 use onewrite::{BoxError, Result, Store};
 
 use crate::arrivals::Arrivals;
-use crate::book::{Account, count};
 use crate::clients::{REQUESTS, request};
 use crate::mortal::KILLS;
 use crate::orders::{ORDERS, Order, PRODUCTS};
 use crate::payments::{ACCOUNTS, CUSTOMERS, OPENING, PAYMENTS, Payment, customer};
 use crate::plan::Role;
+use crate::report::{Account, count};
 use crate::service::RELAY;
 use crate::shipping::{LEDGER, REVENUE, STOCK, STOCKED};
 use crate::supervisor::Events;

@@ -41,8 +41,6 @@
 
 mod account;
 mod arrivals;
-#[path = "../common/book.rs"]
-mod book;
 mod broker;
 #[path = "../common/child.rs"]
 mod child;
@@ -62,6 +60,8 @@ mod payments;
 mod plan;
 #[path = "../common/publishing.rs"]
 mod publishing;
+#[path = "../common/report.rs"]
+mod report;
 mod service;
 mod shipping;
 #[path = "../common/socket_publisher.rs"]

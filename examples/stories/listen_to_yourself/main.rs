@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 
 use onewrite::{BoxError, Capture, CaptureMode, Result, Store};
 
-use crate::common::book::{Account, count};
 use crate::common::broker::{Broker, wait_until};
+use crate::common::report::{Account, count};
 use crate::shop::{Counts, PRODUCTS, STOCK};
 
 const GOODS: u64 = 500;

@@ -6,9 +6,9 @@ use std::time::Duration;
 use onewrite::{ConsumerStatus, Result, Store};
 
 use crate::bank;
-use crate::book::{Account, count};
 use crate::credit_service::{self, offer_for};
 use crate::payment_service::RELAY;
+use crate::report::{Account, count};
 use crate::supervisor::Events;
 
 /// Reads both stores. No other process uses them now.

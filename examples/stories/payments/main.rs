@@ -34,8 +34,6 @@
 
 mod account;
 mod bank;
-#[path = "../common/book.rs"]
-mod book;
 mod broker;
 #[path = "../common/child.rs"]
 mod child;
@@ -49,6 +47,8 @@ mod letter;
 mod payment_service;
 #[path = "../common/publishing.rs"]
 mod publishing;
+#[path = "../common/report.rs"]
+mod report;
 #[path = "../common/socket_publisher.rs"]
 mod socket_publisher;
 mod supervisor;

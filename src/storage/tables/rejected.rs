@@ -11,14 +11,14 @@ type Row = &'static [u8];
 
 /// The row of a scope: the number that comes next, how many rows there are with how many bytes, and how many were dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Book {
+pub(crate) struct RejectedTotals {
     pub(crate) next: u64,
     pub(crate) rows: u64,
     pub(crate) bytes: u64,
     pub(crate) dropped: u64,
 }
 
-impl Book {
+impl RejectedTotals {
     pub(crate) fn of(rejected: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Self> {
         let Some(row) = rejected.get(key)? else { return Ok(Self::default()) };
         let [next, rows, bytes, dropped] = read_u64s(row.value()).ok_or_else(|| damaged_row("rejected"))?;
@@ -38,23 +38,23 @@ impl Book {
 /// Format 5 did not count bytes.
 pub(crate) fn count_bytes(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
     let mut rejected = tx.open_table(REJECTED)?;
-    let mut books: Vec<(Vec<u8>, Book)> = Vec::new();
+    let mut of_scopes: Vec<(Vec<u8>, RejectedTotals)> = Vec::new();
     for row in rejected.iter()? {
         let (key, row) = row?;
         let (key, row) = (key.value(), row.value());
         if let Some([next, rows]) =
             read_u64s(row).filter(|_| keys::scope_of(key).is_some_and(|scope| key.len() == 1 + scope.len()))
         {
-            books.push((key.to_vec(), Book { next, rows, ..Book::default() }));
-        } else if let Some((scope, book)) = books.last_mut()
+            of_scopes.push((key.to_vec(), RejectedTotals { next, rows, ..RejectedTotals::default() }));
+        } else if let Some((scope, totals)) = of_scopes.last_mut()
             && key.starts_with(scope)
             && key.get(scope.len()) == Some(&0)
         {
-            book.bytes = book.bytes.saturating_add(row.len() as u64);
+            totals.bytes = totals.bytes.saturating_add(row.len() as u64);
         }
     }
-    for (key, book) in books {
-        book.put(&mut rejected, &key)?;
+    for (key, totals) in of_scopes {
+        totals.put(&mut rejected, &key)?;
     }
     Ok(())
 }

@@ -8,13 +8,13 @@ use crate::storage::errors::damaged_row;
 use crate::storage::tables::capture::{CaptureRow, SnapshotState};
 use crate::storage::tables::schema::{CAPTURES, CHANGES};
 use crate::store::settings::capture_types::Captures;
-use crate::store::shared::captures::{CaptureBook, Known, PendingCaptures};
+use crate::store::shared::captures::{CaptureRegistry, Known, PendingCaptures};
 use crate::store::shared::tail::Tail;
 use crate::store::transaction::captures::write;
 
 /// What the file knows.
-pub(crate) fn recover(tx: &ReadTransaction) -> Result<CaptureBook> {
-    let mut book = CaptureBook::default();
+pub(crate) fn recover(tx: &ReadTransaction) -> Result<CaptureRegistry> {
+    let mut registry = CaptureRegistry::default();
     let changes = tx.open_table(CHANGES)?;
     for entry in tx.open_table(CAPTURES)?.iter()? {
         let (name, row) = entry?;
@@ -26,9 +26,9 @@ pub(crate) fn recover(tx: &ReadTransaction) -> Result<CaptureBook> {
             row?;
             waiting += 1;
         }
-        book.0.insert(name.value().to_owned(), Known { row, waiting });
+        registry.0.insert(name.value().to_owned(), Known { row, waiting });
     }
-    Ok(book)
+    Ok(registry)
 }
 
 /// Makes what this process has registered known to the file, if it is new to it or has another mode.
@@ -37,16 +37,16 @@ pub(crate) fn switch_on(
     captures: &Captures,
     tail: &mut Tail,
 ) -> Result<Result<(), SettingError>> {
-    let book = &mut tail.captures;
+    let registry = &mut tail.captures;
     let mut changed = PendingCaptures::default();
     let tx = db.begin_read()?;
-    let known = book.0.values().map(|known| known.row.id).max().unwrap_or_default();
+    let known = registry.0.values().map(|known| known.row.id).max().unwrap_or_default();
     let mut next_id = known.max(crate::store::open::cleanup::last_capture(&tx)?) + 1;
     for capture in captures.iter() {
         if let Err(error) = capture.check_table(&tx)? {
             return Ok(Err(error));
         }
-        let row = match book.get(capture.name()) {
+        let row = match registry.get(capture.name()) {
             Some(known) if known.row.mode == capture.mode() => continue,
             Some(known) => CaptureRow { mode: capture.mode(), ..known.row.clone() },
             None => {
@@ -54,7 +54,7 @@ pub(crate) fn switch_on(
                 let snapshot = if begins { SnapshotState::ToBegin } else { SnapshotState::None };
                 let row = CaptureRow { id: next_id, mode: capture.mode(), snapshot };
                 next_id += 1;
-                book.0.insert(capture.name().to_owned(), Known { row: row.clone(), waiting: 0 });
+                registry.0.insert(capture.name().to_owned(), Known { row: row.clone(), waiting: 0 });
                 row
             }
         };
@@ -65,7 +65,7 @@ pub(crate) fn switch_on(
         let tx = db.begin_write()?;
         let counts = write(&tx, &changed)?;
         tx.commit()?;
-        book.settle(&changed, &counts);
+        registry.settle(&changed, &counts);
     }
     Ok(Ok(()))
 }

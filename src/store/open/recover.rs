@@ -7,9 +7,9 @@ use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 use crate::error::{BoxError, CorruptError, Error, OpenError, Result};
 use crate::event::{fresh_secret, fresh_uuid};
 use crate::limits::NUMBER_MAX;
-use crate::log::book::Book;
 use crate::log::lanes::LaneState;
 use crate::log::streams::{Gaps, StreamState};
+use crate::log::write_back::WriteBackCache;
 use crate::log::{keys, record};
 use crate::printable::printable;
 use crate::storage::errors::damaged_row;
@@ -24,7 +24,7 @@ use crate::storage::tables::{ids, lanes_kept, rejected};
 use crate::store::open::cursors::{self, count_parked};
 use crate::store::open::streams::raise_to_known;
 use crate::store::read::state::{plausible, read_state};
-use crate::store::shared::age::AgeBook;
+use crate::store::shared::age::AgeIndex;
 use crate::store::shared::cursor::Cursor;
 use crate::store::shared::tail::{Identity, Tail};
 use crate::tuning::CLOCK_TOLERANCE_MS;
@@ -151,8 +151,8 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
         meta.insert(META_CONTENT_KEY, content_key(before_ms).as_slice())?;
     }
     let before = meta.insert(META_FORMAT, &FORMAT.to_le_bytes()[..])?.map(|format| format.value().to_vec());
-    let age_ms = meta.get(META_AGE)?.and_then(|row| AgeBook::from_bytes(row.value()));
-    let age_ms = age_ms.map_or(0, |book| book.saved_ms());
+    let age_ms = meta.get(META_AGE)?.and_then(|row| AgeIndex::from_bytes(row.value()));
+    let age_ms = age_ms.map_or(0, |ages| ages.saved_ms());
     drop(meta);
     if before.is_none_or(|before| before != FORMAT.to_le_bytes()) {
         rejected::count_bytes(&tx)?;
@@ -201,8 +201,8 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> 
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
     }
     tail.captures = crate::store::open::captures::recover(&tx)?;
-    let ages = tx.open_table(META)?.get(META_AGE)?.and_then(|row| AgeBook::from_bytes(row.value()));
-    tail.ages = AgeBook::opened(ages, tail.next_seq);
+    let ages = tx.open_table(META)?.get(META_AGE)?.and_then(|row| AgeIndex::from_bytes(row.value()));
+    tail.ages = AgeIndex::opened(ages, tail.next_seq);
     tail.derived_offset = offset_before(&log, &tail, state.derived_through)?;
     let whole = replay(&tx, &mut tail)?;
     // Only a crash or damage can have taken the newest records away. Every snapshot is read, so not otherwise.
@@ -310,7 +310,7 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
 /// drop it. Under a new epoch every lane begins anew, and no old number is taken for a new one.
 fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Result<()> {
     identity.epoch_starts.push(tail.next_seq);
-    tail.lanes = Book::default();
+    tail.lanes = WriteBackCache::default();
     let tx = db.begin_write()?;
     tx.delete_table(LANES)?;
     tx.open_table(LANES)?;

@@ -51,9 +51,9 @@ struct Milestone {
     next_seq: u64,
 }
 
-/// What the file knows of ages, and what memory knows beyond.
+/// A sparse index from store ages to sequence numbers: what the file knows, and what memory knows beyond.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct AgeBook {
+pub(crate) struct AgeIndex {
     saved_ms: u64,
     /// In the order of both.
     milestones: Vec<Milestone>,
@@ -61,7 +61,7 @@ pub(crate) struct AgeBook {
     newest: Option<Milestone>,
 }
 
-impl AgeBook {
+impl AgeIndex {
     /// The row: the store age, and the milestones.
     pub(in crate::store) fn to_bytes(&self) -> Vec<u8> {
         let milestones = self.milestones.iter().flat_map(|milestone| [milestone.age_ms, milestone.next_seq]);
@@ -84,11 +84,11 @@ impl AgeBook {
 
     /// What a file says that is being opened. Events that no milestone covers count as appended now.
     pub(in crate::store) fn opened(row: Option<Self>, next_seq: u64) -> Self {
-        let mut book = row.unwrap_or_default();
+        let mut index = row.unwrap_or_default();
         // A log that has lost its end may have given these numbers to others since.
-        book.milestones.retain(|milestone| milestone.next_seq <= next_seq);
-        book.newest = Some(Milestone { age_ms: book.saved_ms, next_seq });
-        book
+        index.milestones.retain(|milestone| milestone.next_seq <= next_seq);
+        index.newest = Some(Milestone { age_ms: index.saved_ms, next_seq });
+        index
     }
 
     pub(crate) fn saved_ms(&self) -> u64 {
@@ -102,7 +102,7 @@ impl AgeBook {
         old.map(|milestone| milestone.next_seq).max().unwrap_or(0)
     }
 
-    /// The book after a commit at this age, if the commit is to write it. `closing`: it may be the last one.
+    /// The index after a commit at this age, if the commit is to write it. `closing`: it may be the last one.
     pub(in crate::store) fn after(
         &self,
         age_ms: u64,
@@ -150,10 +150,10 @@ impl AgeBook {
     }
 }
 
-/// Writes the book, if this commit is to.
-pub(in crate::store) fn save(tx: &WriteTransaction, book: Option<&AgeBook>) -> Result<()> {
-    if let Some(book) = book {
-        tx.open_table(META)?.insert(META_AGE, book.to_bytes().as_slice())?;
+/// Writes the index, if this commit is to.
+pub(in crate::store) fn save(tx: &WriteTransaction, index: Option<&AgeIndex>) -> Result<()> {
+    if let Some(index) = index {
+        tx.open_table(META)?.insert(META_AGE, index.to_bytes().as_slice())?;
     }
     Ok(())
 }
@@ -177,13 +177,13 @@ mod tests {
 
     #[test]
     fn a_row_is_read_as_it_was_written_or_not_at_all() {
-        let book = AgeBook::default().after(9_000, 5, 60_000, false).unwrap();
-        assert_eq!(AgeBook::from_bytes(&book.to_bytes()), Some(book.clone()));
-        assert_eq!(AgeBook::from_bytes(&[]), None);
-        assert_eq!(AgeBook::from_bytes(&book.to_bytes()[1..]), None);
-        assert_eq!(AgeBook::from_bytes(&book.to_bytes()[..16]), None);
+        let index = AgeIndex::default().after(9_000, 5, 60_000, false).unwrap();
+        assert_eq!(AgeIndex::from_bytes(&index.to_bytes()), Some(index.clone()));
+        assert_eq!(AgeIndex::from_bytes(&[]), None);
+        assert_eq!(AgeIndex::from_bytes(&index.to_bytes()[1..]), None);
+        assert_eq!(AgeIndex::from_bytes(&index.to_bytes()[..16]), None);
         let ahead = [5, 9, 1].map(u64::to_le_bytes).concat();
-        assert_eq!(AgeBook::from_bytes(&ahead), None, "a milestone beyond the age");
+        assert_eq!(AgeIndex::from_bytes(&ahead), None, "a milestone beyond the age");
     }
 
     #[derive(Debug, Clone)]
@@ -214,36 +214,36 @@ mod tests {
             keep_ms in prop_oneof![1_u64..10, 1_000_u64..100_000, Just(7 * 24 * 3_600_000), Just(u64::MAX)],
             steps in proptest::collection::vec(step(), 1..80),
         ) {
-            let (mut book, mut age) = (AgeBook::opened(None, 0), Age::new(0, mono(0)));
+            let (mut index, mut age) = (AgeIndex::opened(None, 0), Age::new(0, mono(0)));
             // By the true time that the store was open: when each event came.
             let (mut true_ms, mut came, mut crashes, mut closes) = (0_u64, Vec::new(), 0_u64, 0_u64);
             for step in steps {
-                let commit = |book: &mut AgeBook, age: &Age, at: u64, next_seq: u64, closing: bool| {
+                let commit = |index: &mut AgeIndex, age: &Age, at: u64, next_seq: u64, closing: bool| {
                     let age_ms = age.at(mono(at));
-                    let written = book.after(age_ms, next_seq, keep_ms, closing);
-                    book.committed(written, age_ms, next_seq);
+                    let written = index.after(age_ms, next_seq, keep_ms, closing);
+                    index.committed(written, age_ms, next_seq);
                 };
                 match step {
                     Step::Append(count) => {
                         came.extend(std::iter::repeat_n(true_ms, count as usize));
-                        commit(&mut book, &age, true_ms, came.len() as u64, false);
+                        commit(&mut index, &age, true_ms, came.len() as u64, false);
                     }
                     Step::Pass(ms) => true_ms += ms,
                     Step::Close | Step::Crash => {
                         if matches!(step, Step::Close) {
-                            commit(&mut book, &age, true_ms, came.len() as u64, true);
+                            commit(&mut index, &age, true_ms, came.len() as u64, true);
                             closes += 1;
                         } else {
                             crashes += 1;
                         }
-                        let row = AgeBook::from_bytes(&book.to_bytes());
+                        let row = AgeIndex::from_bytes(&index.to_bytes());
                         prop_assert!(row.is_some());
-                        book = AgeBook::opened(row, came.len() as u64);
-                        age = Age::new(book.saved_ms(), mono(true_ms));
+                        index = AgeIndex::opened(row, came.len() as u64);
+                        age = Age::new(index.saved_ms(), mono(true_ms));
                     }
                 }
-                prop_assert!(book.to_bytes().len() <= 8 + 16 * (AGE_MILESTONES_MAX + 2));
-                let old_below = book.old_below(age.at(mono(true_ms)), keep_ms);
+                prop_assert!(index.to_bytes().len() <= 8 + 16 * (AGE_MILESTONES_MAX + 2));
+                let old_below = index.old_below(age.at(mono(true_ms)), keep_ms);
                 for (seq, came_ms) in (0_u64..).zip(&came) {
                     let true_age_ms = true_ms - came_ms;
                     prop_assert!(seq >= old_below || true_age_ms >= keep_ms, "event {} is old after {} ms", seq, true_age_ms);

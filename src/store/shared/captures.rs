@@ -35,11 +35,11 @@ pub(crate) struct Known {
     pub(crate) waiting: u64,
 }
 
-/// All of them, by name: registered in this process or not.
+/// The registry of captured tables, by name: registered in this process or not.
 #[derive(Debug, Default)]
-pub(crate) struct CaptureBook(pub(crate) BTreeMap<String, Known>);
+pub(crate) struct CaptureRegistry(pub(crate) BTreeMap<String, Known>);
 
-impl CaptureBook {
+impl CaptureRegistry {
     pub(crate) fn get(&self, name: &str) -> Option<&Known> {
         self.0.get(name)
     }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use crate::log::book::Book;
 use crate::log::keys::CursorId;
 use crate::log::lanes::LaneState;
-use crate::log::streams::StreamBook;
+use crate::log::streams::StreamCache;
+use crate::log::write_back::WriteBackCache;
 use crate::storage::tables::projection::ProjectionRow;
-use crate::store::shared::age::AgeBook;
-use crate::store::shared::captures::CaptureBook;
+use crate::store::shared::age::AgeIndex;
+use crate::store::shared::captures::CaptureRegistry;
 use crate::store::shared::cleaning::Left;
 use crate::store::shared::cursor::Cursor;
 use crate::store::shared::deferred_trim::Deferred;
@@ -43,12 +43,12 @@ pub(crate) struct Tail {
     pub(crate) end_offset: u64,
     pub(crate) trimmed_to: u64,
     pub(crate) trimmed_offset: u64,
-    pub(crate) lanes: Book<LaneState>,
-    pub(crate) streams: StreamBook,
+    pub(crate) lanes: WriteBackCache<LaneState>,
+    pub(crate) streams: StreamCache,
     /// The tables that are derived from the log are true for all records below.
     pub(crate) derived_through: u64,
     /// Ages of events, and of the store.
-    pub(crate) ages: AgeBook,
+    pub(crate) ages: AgeIndex,
     /// The end offset of the record before `derived_through`.
     pub(crate) derived_offset: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
@@ -56,7 +56,7 @@ pub(crate) struct Tail {
     pub(crate) parked: BTreeMap<CursorId, Parked>,
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// The tables that are captured.
-    pub(crate) captures: CaptureBook,
+    pub(crate) captures: CaptureRegistry,
     /// What is left to be cleaned up.
     pub(crate) cleanup: Left,
     /// Inbox rows added since the last pruning step, and where the next one begins.

@@ -1,6 +1,6 @@
 //! Streams in the file: appending under an expected revision, reading in order of revision, and the derived index.
 //!
-//! **Invariants.** The newest stretch of the index is in memory ([`StreamBook`](crate::log::streams::StreamBook)); a bulk write puts it into chunks, in the
+//! **Invariants.** The newest stretch of the index is in memory ([`StreamCache`](crate::log::streams::StreamCache)); a bulk write puts it into chunks, in the
 //! same commit that moves `derived_through`. So whoever knows `derived_through` as of a commit finds every revision:
 //! below it in a chunk of that commit, from it on in memory, or, where memory has moved on, in the log itself.
 

@@ -17,7 +17,7 @@ use crate::storage::tables::projection::ProjectionRow;
 use crate::storage::tables::schema::{
     DEDUP, EXCEPTIONS, FAILURES, INBOX, InboxRow, LANES, LOG, META, META_STATE, PARKED, StateRow,
 };
-use crate::store::shared::age::{self, AgeBook};
+use crate::store::shared::age::{self, AgeIndex};
 use crate::store::shared::captures::DirtyCounts;
 use crate::store::shared::core::Core;
 use crate::store::shared::cursor::Cursor;
@@ -43,7 +43,7 @@ struct Next {
     now: Now,
     /// The store age, and what this commit writes of ages.
     age_ms: u64,
-    ages: Option<AgeBook>,
+    ages: Option<AgeIndex>,
     /// Where the next pruning of the inbox begins, if this commit did a step of it.
     pruned_to: Option<Vec<u8>>,
 }

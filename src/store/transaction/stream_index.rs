@@ -7,7 +7,7 @@ use redb::WriteTransaction;
 use crate::error::Result;
 use crate::event::RecordedEvent;
 use crate::log::keys;
-use crate::log::streams::{Run, StreamBook};
+use crate::log::streams::{Run, StreamCache};
 use crate::storage::tables::schema::{CHUNKS, STREAMS};
 use crate::storage::tables::stream::stream_row;
 use crate::store::shared::tail::Tail;
@@ -16,12 +16,12 @@ use crate::store::transaction::pending::{Pending, PendingStreams};
 /// The bulk write: states, and a chunk for each stream that was appended to since the last one.
 pub(in crate::store) fn write_streams(
     tx: &WriteTransaction,
-    book: &StreamBook,
+    cache: &StreamCache,
     pending: &PendingStreams,
 ) -> Result<()> {
     {
         let mut streams = tx.open_table(STREAMS)?;
-        for (name, state) in book.states.changed() {
+        for (name, state) in cache.states.changed() {
             streams.insert(name, &state.to_bytes()[..])?;
         }
         // A transaction's own changes are newer.
@@ -30,11 +30,11 @@ pub(in crate::store) fn write_streams(
         }
     }
     let mut chunks = tx.open_table(CHUNKS)?;
-    let names: BTreeSet<&[u8]> = book.recent.keys().chain(pending.keys()).map(|name| &**name).collect();
+    let names: BTreeSet<&[u8]> = cache.recent.keys().chain(pending.keys()).map(|name| &**name).collect();
     for name in names {
         let own = pending.get(name);
-        let run = joined(book.recent.get(name), own.map(|stream| &stream.run));
-        let state = own.map(|stream| stream.state).or_else(|| book.states.get(name)).unwrap_or_default();
+        let run = joined(cache.recent.get(name), own.map(|stream| &stream.run));
+        let state = own.map(|stream| stream.state).or_else(|| cache.states.get(name)).unwrap_or_default();
         // Of one that is deleted nothing is left.
         let run = run.from(state.first);
         if !run.seqs.is_empty() {

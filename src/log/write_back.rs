@@ -1,27 +1,27 @@
 //! What is derived from the log: rows that are written in bulk.
 //!
-//! A row per lane or stream, written at every append, would cost a random page write per event. So a book keeps what has
+//! A row per lane or stream, written at every append, would cost a random page write per event. So a write-back cache keeps what has
 //! changed since the last bulk write in memory; the table on disk is true for the records below a mark, and opening a
 //! store replays the records from there. **Invariant:** records at or above the mark are not trimmed.
 
 use std::collections::HashMap;
 
-use crate::tuning::BOOK_CACHE_MAX;
+use crate::tuning::WRITE_BACK_CACHE_MAX;
 
-/// What has changed since the last bulk write, and a cache of the rest.
+/// A write-back cache: what has changed since the last bulk write, and what was read of the rest.
 #[derive(Debug)]
-pub(crate) struct Book<S> {
+pub(crate) struct WriteBackCache<S> {
     changed: HashMap<Box<[u8]>, S>,
     cached: HashMap<Box<[u8]>, S>,
 }
 
-impl<S> Default for Book<S> {
+impl<S> Default for WriteBackCache<S> {
     fn default() -> Self {
         Self { changed: HashMap::new(), cached: HashMap::new() }
     }
 }
 
-impl<S: Copy> Book<S> {
+impl<S: Copy> WriteBackCache<S> {
     pub(crate) fn get(&self, key: &[u8]) -> Option<S> {
         self.changed.get(key).or_else(|| self.cached.get(key)).copied()
     }
@@ -33,7 +33,7 @@ impl<S: Copy> Book<S> {
 
     /// Notes a state as read from the table.
     pub(crate) fn cache(&mut self, key: Box<[u8]>, state: S) {
-        if self.cached.len() >= BOOK_CACHE_MAX {
+        if self.cached.len() >= WRITE_BACK_CACHE_MAX {
             self.cached.clear();
         }
         self.cached.insert(key, state);
@@ -58,16 +58,16 @@ mod tests {
 
     #[test]
     fn changes_win_over_the_cache_and_survive_it() {
-        let mut book = Book::default();
+        let mut lanes = WriteBackCache::default();
         let key: Box<[u8]> = (*b"lane").into();
-        book.cache(key.clone(), 4);
-        book.change(key.clone(), 5);
-        for n in 0..=BOOK_CACHE_MAX {
-            book.cache(n.to_le_bytes().into(), 0);
+        lanes.cache(key.clone(), 4);
+        lanes.change(key.clone(), 5);
+        for n in 0..=WRITE_BACK_CACHE_MAX {
+            lanes.cache(n.to_le_bytes().into(), 0);
         }
-        assert_eq!(book.get(&key), Some(5));
-        book.written();
-        assert_eq!(book.get(&key), Some(5));
-        assert_eq!(book.changed().count(), 0);
+        assert_eq!(lanes.get(&key), Some(5));
+        lanes.written();
+        assert_eq!(lanes.get(&key), Some(5));
+        assert_eq!(lanes.changed().count(), 0);
     }
 }
