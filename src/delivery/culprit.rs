@@ -1,7 +1,7 @@
-//! Who made the broker close the channel, and who else would.
+//! Poison messages: what made the broker close the channel, and what else would.
 //!
 //! A close names no message, so all that was in flight is under suspicion and published alone, one at a time. One close has
-//! one culprit: once it is found the others go free. What is learnt spares the window further closes: a culprit is tried again
+//! one poison message: once it is found the others go free. What is learnt spares the window further closes: a poison message is tried again
 //! alone; so is what is as large as a message that was too large; and an exchange that is missing is asked for again by one event at a
 //! time, for all of them.
 
@@ -70,8 +70,8 @@ impl Machine {
             |item: &super::Item| matches!(item.state, ItemState::InFlight { isolated: false, .. });
         let in_flight = self.in_flight.values().copied();
         let lost: Vec<u64> = in_flight.filter(|seq| self.items.get(seq).is_some_and(of_window)).collect();
-        let culprits = |fault: &&Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
-        let fault = fault.filter(culprits);
+        let of_poison = |fault: &&Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
+        let fault = fault.filter(of_poison);
         let largest = lost.iter().filter_map(|seq| self.items.get(seq)).map(|item| item.bytes).max();
         for seq in lost {
             self.land(seq);
@@ -120,18 +120,18 @@ impl Machine {
     pub(super) fn learn(&mut self, seq: u64, isolated: bool, outcome: &Outcome, now: Now) {
         let probe_ms = now.mono_ms.saturating_add(self.settings.probe_wait_ms());
         let Some(item) = self.items.get_mut(&seq) else { return };
-        let culprit = match outcome {
+        let poison = match outcome {
             Outcome::Refused(fault) if isolated && closes_channel(fault) => Some(fault),
             _ => None,
         };
-        let known = item.culprit;
+        let known = item.poison;
         let says_nothing = matches!(outcome, Outcome::Unknown(_));
-        item.culprit = culprit.is_some() || (known && says_nothing);
+        item.poison = poison.is_some() || (known && says_nothing);
         // Under suspicion until there is an answer.
-        item.suspect = item.culprit || (says_nothing && item.suspect);
+        item.suspect = item.poison || (says_nothing && item.suspect);
         item.likely &= says_nothing;
         let (exchange, bytes) = (Key::clone(&item.exchange), item.bytes);
-        let Some(fault) = culprit else {
+        let Some(fault) = poison else {
             if says_nothing {
                 // Nobody fails for an answer that has not come.
                 self.probe_again(&exchange);
@@ -154,14 +154,14 @@ impl Machine {
             self.learnt.closed.insert(exchange, Closed { fault: fault.clone(), probe_ms });
         }
         if !known {
-            // One close has one culprit.
+            // One close has one poison message.
             self.clear(|_| true);
         }
     }
 
-    /// Those that wait to go alone, but for culprits, go among the others again.
+    /// Those that wait to go alone, but for poison messages, go among the others again.
     fn clear(&mut self, is_cleared: impl Fn(&super::Item) -> bool) {
-        let is_cleared = |item: &super::Item| !item.culprit && is_cleared(item);
+        let is_cleared = |item: &super::Item| !item.poison && is_cleared(item);
         let cleared: Vec<u64> =
             self.suspects.iter().copied().filter(|seq| self.items.get(seq).is_some_and(is_cleared)).collect();
         for seq in cleared {

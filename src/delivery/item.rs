@@ -1,6 +1,6 @@
 //! One event that the machine has in memory, and where it stands.
 
-use super::culprit::closes_channel;
+use super::poison::closes_channel;
 use super::silence::Destination;
 use super::types::{Entry, Exception, ExceptionState, Key};
 use crate::message::{Fault, Ticket};
@@ -52,8 +52,8 @@ pub(super) struct Item {
     pub(super) suspect: bool,
     /// The first to be tried among those.
     pub(super) likely: bool,
-    /// It was the one: it is never published among others again.
-    pub(super) culprit: bool,
+    /// It was the poison message: it is never published among others again.
+    pub(super) poison: bool,
     /// Publishes of it that were told to be silent, and the last of them if its word may still come.
     pub(super) silences: u32,
     pub(super) late: Option<Ticket>,
@@ -78,22 +78,22 @@ impl Item {
             sent: false,
             suspect: false,
             likely: false,
-            culprit: false,
+            poison: false,
             silences: 0,
             late: None,
             lingers: false,
         }
     }
 
-    /// One that has been tried before: with its counters, and alone if it was a culprit.
+    /// One that has been tried before: with its counters, and alone if it was a poison message.
     pub(crate) fn again(entry: &Entry, exception: Exception) -> Self {
-        let culprit = exception.fault.as_ref().is_some_and(closes_channel);
+        let poison = exception.fault.as_ref().is_some_and(closes_channel);
         Self {
             attempts: exception.attempts,
             destination_attempts: exception.destination_attempts,
             fault: exception.fault,
-            suspect: culprit,
-            culprit,
+            suspect: poison,
+            poison,
             ..Self::new(entry, Home::Exception)
         }
     }

@@ -11,7 +11,6 @@
 //! - Every event loaded is forgotten exactly once.
 
 mod backoff;
-mod culprit;
 #[cfg(test)]
 mod exhaustive_tests;
 mod expiry;
@@ -34,7 +33,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustc_hash::FxHashMap;
 
 use self::backoff::Jitter;
-use self::culprit::Learnt;
 use self::expiry::ExpiryScan;
 use self::item::{Home, Item, ItemState};
 use self::keys::{KeyState, Keys};

@@ -693,7 +693,7 @@ fn missing() -> Fault {
 /// A retry that goes among others would make the broker close the channel again, with all of them; the others that were in
 /// flight then have done nothing.
 #[test]
-fn one_close_has_one_culprit_which_stays_alone() {
+fn one_close_has_one_poison_message_which_stays_alone() {
     let mut story = Story::new(Settings { attempts_max: 3, destination_attempts_max: 3, ..settings() });
     story.up();
     story.append(&["a", "b"]);

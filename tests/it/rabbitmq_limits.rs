@@ -20,7 +20,7 @@ fn until(what: &str, relay: &Relay, mut holds: impl FnMut() -> bool) {
 }
 
 /// A relay to this broker, with one event that makes the broker close the channel before 200 that do not.
-fn relay_with_a_culprit(broker: &ScriptedBroker) -> (tempfile::TempDir, Store, Relay) {
+fn relay_with_a_poison_message(broker: &ScriptedBroker) -> (tempfile::TempDir, Store, Relay) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     store
@@ -44,11 +44,11 @@ fn script() -> Script {
 /// connection for ever, and `status()` said `Connected` with no fault. Goal: one connection is enough. Method: a scripted server that refuses a
 /// second one.
 #[test]
-fn one_connection_is_enough_to_find_a_culprit() {
+fn one_connection_is_enough_to_find_a_poison_message() {
     let broker = ScriptedBroker::start(Script { connections_max: 1, ..script() });
-    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    let (_folder, _store, relay) = relay_with_a_poison_message(&broker);
     until("the others are confirmed", &relay, || relay.status().confirmed == 200);
-    until("the culprit is alone", &relay, || relay.status().retrying == 1);
+    until("the poison message is alone", &relay, || relay.status().retrying == 1);
     let fault = relay.status().last_fault.expect("it is shown");
     assert_eq!(fault.code, Some(404), "{fault}");
     relay.stop(Duration::from_secs(5));
@@ -56,9 +56,9 @@ fn one_connection_is_enough_to_find_a_culprit() {
 
 /// Goal: where the broker allows one channel, the way is a connection of their own. Method: a scripted server.
 #[test]
-fn one_channel_is_enough_to_find_a_culprit() {
+fn one_channel_is_enough_to_find_a_poison_message() {
     let broker = ScriptedBroker::start(Script { channel_max: 1, ..script() });
-    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    let (_folder, _store, relay) = relay_with_a_poison_message(&broker);
     until("the others are confirmed", &relay, || relay.status().confirmed == 200);
     assert!(broker.script(|script| script.logins) > 2, "there was a connection beside the window's");
     relay.stop(Duration::from_secs(5));
@@ -69,7 +69,7 @@ fn one_channel_is_enough_to_find_a_culprit() {
 #[test]
 fn where_nothing_fits_the_fault_says_what() {
     let broker = ScriptedBroker::start(Script { channel_max: 1, connections_max: 1, ..script() });
-    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    let (_folder, _store, relay) = relay_with_a_poison_message(&broker);
     until("the fault names both", &relay, || {
         let fault = relay.status().last_fault.map(|fault| fault.text).unwrap_or_default();
         fault.contains("channel_max") && fault.contains("connection limit is reached")
@@ -82,14 +82,14 @@ fn where_nothing_fits_the_fault_says_what() {
 #[test]
 fn a_broker_with_small_frames_is_named() {
     let broker = ScriptedBroker::start(Script { frame_max: 4096, ..script() });
-    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    let (_folder, _store, relay) = relay_with_a_poison_message(&broker);
     until("the fault", &relay, || relay.status().last_fault.is_some());
     let fault = relay.status().last_fault.unwrap();
     assert_eq!(fault.class, FaultClass::Config);
     assert!(fault.text.contains("frames of 4096 bytes (`frame_max`); 8192 or more are needed"), "{fault}");
     relay.stop(Duration::ZERO);
     let broker = ScriptedBroker::start(Script { frame_max: 8192, ..Script::default() });
-    let (_folder, _store, relay) = relay_with_a_culprit(&broker);
+    let (_folder, _store, relay) = relay_with_a_poison_message(&broker);
     until("all are confirmed", &relay, || relay.status().confirmed == 201);
     relay.stop(Duration::ZERO);
 }

@@ -143,7 +143,7 @@ fn every_outcome_is_the_brokers_real_one() {
     rig.publisher.stop(Duration::from_secs(5));
 }
 
-/// Goal: a missing exchange takes the connection down as a destination fault, and isolation finds the culprit without
+/// Goal: a missing exchange takes the connection down as a destination fault, and isolation finds the poison message without
 /// disturbing the others. Method: one of ten messages to a missing exchange; then all again, isolated, while the
 /// window goes on.
 #[test]

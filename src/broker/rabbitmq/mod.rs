@@ -79,7 +79,7 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 ///
 /// [`Outcome::Confirmed`] is told only of a message that the broker confirmed and did not return. A message whose
 /// exchange is missing or closed to us makes the broker close the channel; that is told as a
-/// [`PublisherEvent::Down`] of class [`FaultClass::Destination`], and the relay finds the culprit by resending in
+/// [`PublisherEvent::Down`] of class [`FaultClass::Destination`], and the relay finds the poison message by resending in
 /// isolation. The connection is kept alive with heartbeats and made anew after each failure, with jittered backoff.
 ///
 /// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes an older one; no

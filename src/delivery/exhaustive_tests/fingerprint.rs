@@ -42,7 +42,7 @@ impl World {
 
 fn hash_exception(exception: &Exception, now: Now, hasher: &mut DefaultHasher) {
     (exception.attempts, exception.destination_attempts).hash(hasher);
-    // Whether it was a culprit.
+    // Whether it was a poison message.
     exception.fault.as_ref().map(|fault| fault.code).hash(hasher);
     match exception.state {
         ExceptionState::Retry { due_ms } => (0, due_ms.saturating_sub(now.wall_ms)).hash(hasher),
@@ -104,7 +104,7 @@ fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
 /// Nacks in a row only lengthen waits, and here all waits are as long.
 fn hash_item(machine: &Machine, item: &Item, now: Now, hasher: &mut DefaultHasher) {
     (item.home as u8, item.attempts, item.destination_attempts, item.sent).hash(hasher);
-    (item.suspect, item.likely, item.culprit).hash(hasher);
+    (item.suspect, item.likely, item.poison).hash(hasher);
     (item.silences.min(2), item.late.is_some(), item.lingers).hash(hasher);
     match item.state {
         ItemState::Ready => 0.hash(hasher),

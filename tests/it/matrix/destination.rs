@@ -22,11 +22,11 @@ fn b03_exchange_missing() {
     let mut line = Line::with("b03", |relay| relay.destination_attempts(2), rabbit(&node.url()));
     line.append_many(150);
     let lost = Event::bytes("matrix", payload("lost", 0)).key("lost").to("b03-missing", "b03");
-    let culprit = line.store.write(move |tx| tx.append(lost.clone())).unwrap();
+    let poison = line.store.write(move |tx| tx.append(lost.clone())).unwrap();
     line.appended.insert("lost".into(), 1);
     let behind = line.append("lost");
     line.append_many(150);
-    match culprit.wait_confirmed(SOON).unwrap_err() {
+    match poison.wait_confirmed(SOON).unwrap_err() {
         ConfirmError::Quarantined { fault, .. } => {
             assert_eq!((fault.class, fault.code), (FaultClass::Destination, Some(404)));
             assert!(fault.text.contains("b03-missing"), "{fault}");
