@@ -80,11 +80,11 @@ pub const FILE_NAME_BYTES_MAX: usize = 255;
 /// Writes that may wait for the writer thread. A further one blocks its caller.
 pub const WRITE_QUEUE_MAX: usize = 1024;
 
-/// Events that one transaction appends at most, unless set; and marks of the inbox and of captured tables that it makes at most.
+/// Events that one transaction appends at most, unless set; and entries that it makes at most, in the inbox and for captured tables.
 /// See [`StoreBuilder::transaction_events_max`](crate::StoreBuilder::transaction_events_max).
 pub const TRANSACTION_EVENTS_DEFAULT: u64 = 65_536;
 
-/// Bytes of records and marks that one transaction gathers at most, unless set. See
+/// Bytes of records and entries that one transaction gathers at most, unless set. See
 /// [`StoreBuilder::transaction_bytes_max`](crate::StoreBuilder::transaction_bytes_max).
 pub const TRANSACTION_BYTES_DEFAULT: u64 = 64 << 20;
 

@@ -416,7 +416,7 @@ impl ConsumerBuilder {
     ///
     /// `handler` says what becomes of a delivery:
     ///
-    /// - `Ok`: its effects commit together with the mark, then it is acknowledged.
+    /// - `Ok`: its effects commit together with the inbox entry, then it is acknowledged.
     /// - [`Error::reject`], or a payload that cannot be decoded: nothing of it commits. It goes to the
     ///   [quarantine](Store::rejected), or [where it is told](Self::rejects).
     /// - Any other error, or a panic: nothing of it commits, and it is tried again after a while.

@@ -17,7 +17,9 @@ use crate::broker::Delivery;
 use crate::error::{Error, Result};
 use crate::event::{LaneOf, uuid_text};
 use crate::limits::{INBOX_ID_BYTES_MAX, LANE_GAPS_MAX, LANE_GAPS_MIN, SHORT_STRING_BYTES_MAX};
-use crate::log::dedup::{Arrival, AsBefore, Chunk, Decision, Gap, HighWater, Mark, Rows, checksum, decide};
+use crate::log::dedup::{
+    Arrival, AsBefore, Chunk, Decision, Gap, HighWater, LaneUpdate, Rows, checksum, decide,
+};
 use crate::log::keys;
 use crate::message::Message;
 use crate::storage::errors::damaged_row;
@@ -195,12 +197,12 @@ impl Transaction {
                 let applied = self.engine(|| {
                     let dedup = self.redb().open_table(DEDUP)?;
                     let Some(known) = read_high_water(&dedup, key)? else { return Ok(None) };
-                    let mark = known.applied(arrival, &Lane { dedup: &dedup, key })?;
-                    Ok(mark.map(|mark| New { mark, known: Known::Lane { gaps: known.gaps } }))
+                    let update = known.applied(arrival, &Lane { dedup: &dedup, key })?;
+                    Ok(update.map(|update| New { update, known: Known::Lane { gaps: known.gaps } }))
                 })?;
                 if let Some(new) = applied {
                     self.touch();
-                    self.engine(|| self.write_mark(scope, key, new))?;
+                    self.engine(|| self.write_lane_update(scope, key, new))?;
                 }
             }
         }
@@ -226,11 +228,11 @@ impl Transaction {
             Identity::Lane { lane, key, arrival } => {
                 let Some(mut new) = self.decide(scope, *lane, key, arrival)? else { return Ok(false) };
                 if refused {
-                    new.mark = new.mark.refused();
+                    new.update = new.update.refused();
                 }
-                self.admit(Amount::mark(key.len()))?;
+                self.admit(Amount::entry(key.len()))?;
                 self.touch();
-                self.engine(|| self.write_mark(scope, key, new))?;
+                self.engine(|| self.write_lane_update(scope, key, new))?;
                 Ok(true)
             }
         }
@@ -259,7 +261,7 @@ impl Transaction {
             Ok((decide(&before, arrival, &Lane { dedup: &dedup, key })?, known))
         })?;
         match decision {
-            Decision::First(mark) => Ok(Some(New { mark, known })),
+            Decision::First(update) => Ok(Some(New { update, known })),
             Decision::Repeat => Ok(None),
             Decision::Conflict(how) => Err(Error::LaneConflict {
                 scope: scope.to_owned(),
@@ -293,7 +295,7 @@ fn read_high_water(dedup: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<O
 
 /// A number that is seen for the first time.
 struct New {
-    mark: Mark,
+    update: LaneUpdate,
     known: Known,
 }
 
@@ -355,12 +357,12 @@ impl Transaction {
     }
 
     /// Writes what records a number for deduplication. Where the lane is new, or has another number of gaps, that is counted; and what is too much goes.
-    fn write_mark(&self, scope: &str, key: &[u8], new: New) -> Result<()> {
+    fn write_lane_update(&self, scope: &str, key: &[u8], new: New) -> Result<()> {
         let mut dedup = self.redb().open_table(DEDUP)?;
-        let New { mut mark, known } = new;
-        mark.high_water.came_at(self.core.age.newest_ms());
+        let New { mut update, known } = new;
+        update.high_water.came_at(self.core.age.newest_ms());
         let (gaps, more_lanes) = match known {
-            Known::Lane { gaps } if gaps == mark.high_water.gaps => return write(&mut dedup, key, mark),
+            Known::Lane { gaps } if gaps == update.high_water.gaps => return write(&mut dedup, key, update),
             Known::Lane { gaps } => (gaps, 0),
             Known::Nothing(_) => (0, 1),
         };
@@ -375,36 +377,36 @@ impl Transaction {
         let gaps_max = of_scope.saturating_sub(others).max(LANE_GAPS_MIN.min(of_scope)).min(LANE_GAPS_MAX);
         let lanes = counts.lanes + more_lanes;
         // The oldest go.
-        while mark.high_water.gaps > gaps_max {
+        while update.high_water.gaps > gaps_max {
             let lane = Lane { dedup: &dedup, key };
-            let oldest = lane.first_gap()?.filter(|start| mark.remove != Some(*start));
+            let oldest = lane.first_gap()?.filter(|start| update.remove != Some(*start));
             match oldest {
-                Some(start) if mark.put.iter().flatten().all(|gap| gap.start > start) => {
+                Some(start) if update.put.iter().flatten().all(|gap| gap.start > start) => {
                     dedup.remove(keys::dedup_gap(key, start).as_slice())?;
                 }
                 _ => {
-                    let put = mark.put.iter_mut().find(|gap| gap.is_some()).and_then(Option::take);
+                    let put = update.put.iter_mut().find(|gap| gap.is_some()).and_then(Option::take);
                     let Some(gap) = put else { break };
                     // It may stand there with another end.
                     dedup.remove(keys::dedup_gap(key, gap.start).as_slice())?;
                 }
             }
-            mark.high_water.gaps -= 1;
+            update.high_water.gaps -= 1;
         }
-        LaneCounts { lanes, gaps: others + mark.high_water.gaps, ..counts }.put(&mut kept, scope)?;
-        write(&mut dedup, key, mark)
+        LaneCounts { lanes, gaps: others + update.high_water.gaps, ..counts }.put(&mut kept, scope)?;
+        write(&mut dedup, key, update)
     }
 }
 
-fn write(dedup: &mut redb::Table<'_, Row, Row>, key: &[u8], mark: Mark) -> Result<()> {
-    if let Some(start) = mark.remove {
+fn write(dedup: &mut redb::Table<'_, Row, Row>, key: &[u8], update: LaneUpdate) -> Result<()> {
+    if let Some(start) = update.remove {
         dedup.remove(keys::dedup_gap(key, start).as_slice())?;
     }
-    for gap in mark.put.iter().flatten() {
+    for gap in update.put.iter().flatten() {
         let key = keys::dedup_gap(key, gap.start);
         dedup.insert(key.as_slice(), gap.to_bytes(&key).as_slice())?;
     }
-    let (mut high_water, spilled) = mark.settle();
+    let (mut high_water, spilled) = update.settle();
     for (number, sums) in spilled {
         let known = Lane { dedup: &*dedup, key }.chunk(number)?;
         if known.is_none() && high_water.count_chunk() {

@@ -81,7 +81,7 @@ impl Transaction {
                 // One that the process died of was never looked at.
                 Err(error) if is_of_the_delivery(&error) => {
                     marked = None;
-                    // Where there is no room for its mark now, it gets one when it is driven again.
+                    // Where there is no room for its entry now, it gets one when it is driven again.
                     recheck |= matches!(error, Error::InboxFull { .. } | Error::LanesFull { .. });
                 }
                 Err(error) => return Err(error),

@@ -127,7 +127,7 @@ impl Transaction {
             if let Some(name) = fingerprint(&self.core.identity, scope, identity, &delivery) {
                 let key = keys::inbox(REJECT_SCOPE, &name);
                 self.redb().open_table(INBOX)?.remove(key.as_slice())?;
-                self.forget_mark(&key);
+                self.forget_entry(&key);
             }
         }
         Ok(())

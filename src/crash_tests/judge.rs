@@ -8,7 +8,7 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinitio
 use super::disk::{Disk, Fault};
 use super::model::{Model, RELAYS};
 use super::record::Recording;
-use super::workload::{CAPTURED, MARKED, ROWS, Step, Subject};
+use super::workload::{CAPTURED, COALESCED, ROWS, Step, Subject};
 use crate::event::Destination;
 use crate::log::keys;
 use crate::log::lanes::LaneState;
@@ -30,7 +30,7 @@ pub(super) struct Observed {
     lanes: BTreeMap<Option<&'static str>, Option<LaneState>>,
     /// By stream: first and last revision, and where each stands.
     streams: BTreeMap<&'static str, (u64, Option<u64>, Vec<u64>)>,
-    marks: Vec<(String, u64)>,
+    waiting: Vec<(String, u64)>,
 }
 
 impl Observed {
@@ -82,7 +82,7 @@ pub(super) fn observe(store: &Store, model: &Model) -> Found<Observed> {
     hash_table(tx, LOG, tables)?;
     hash_table(tx, ROWS, tables)?;
     hash_table(tx, CAPTURED, tables)?;
-    hash_table(tx, MARKED, tables)?;
+    hash_table(tx, COALESCED, tables)?;
     for name in model.streams.keys() {
         let stream = snapshot.stream(*name).map_err(text)?;
         let seqs = stream.events(0).map(|read| read.map(|event| event.seq()).map_err(text));
@@ -104,7 +104,7 @@ pub(super) fn observe(store: &Store, model: &Model) -> Found<Observed> {
     seen.cursors = tail.cursors.clone();
     // Where a search through the rows begins is of memory alone, and an open begins anew.
     seen.cursors.values_mut().for_each(|cursor| cursor.rows.bounds = Bounds::default());
-    seen.marks = tail.captures.iter().map(|(name, known)| (name.clone(), known.waiting)).collect();
+    seen.waiting = tail.captures.iter().map(|(name, known)| (name.clone(), known.waiting)).collect();
     Ok(seen)
 }
 
@@ -123,7 +123,7 @@ pub(super) fn compare(store: &Store, model: &Model) -> Found<()> {
         }
         Err(_) => ensure(model.rows.is_empty(), || "the application's table is missing".into())?,
     }
-    for (table, rows) in [(CAPTURED, &model.captured), (MARKED, &model.marked)] {
+    for (table, rows) in [(CAPTURED, &model.captured), (COALESCED, &model.coalesced)] {
         let Ok(table) = tx.open_table(table) else {
             ensure(rows.is_empty(), || "a captured table is missing".into())?;
             continue;
@@ -134,8 +134,8 @@ pub(super) fn compare(store: &Store, model: &Model) -> Found<()> {
         ensure(found.map(Result::unwrap).eq(expected), || "a captured table differs".into())?;
     }
     let inbox = tx.open_table(INBOX).map_err(text)?.len().map_err(text)?;
-    let known = (model.marks.len() + model.requests.len() + model.ids) as u64;
-    ensure(inbox == known, || format!("{inbox} marks in the inbox instead of {known}"))?;
+    let known = (model.seen_ids.len() + model.requests.len() + model.ids) as u64;
+    ensure(inbox == known, || format!("{inbox} entries in the inbox instead of {known}"))?;
     let high_waters = u64::from(!model.deliveries.is_empty());
     let rows = tx.open_table(DEDUP).map_err(text)?.len().map_err(text)?;
     ensure(rows >= high_waters, || "the lane of another store is forgotten".into())?;
@@ -238,9 +238,9 @@ pub(super) fn judge(image: Vec<u8>, recording: &Recording, from: usize, to: usiz
         found.streams.retain(|name, stream| stream.1.is_some() || model.streams.contains_key(name));
         found == moment.observed
     };
-    let at = moments.iter().rposition(|mark| fits(&mark.moment));
+    let at = moments.iter().rposition(|checkpoint| fits(&checkpoint.moment));
     let at = at.ok_or_else(|| {
-        let expected = moments.iter().map(|mark| &mark.moment.observed).collect::<Vec<_>>();
+        let expected = moments.iter().map(|checkpoint| &checkpoint.moment.observed).collect::<Vec<_>>();
         format!("it shows no moment that it may: {found:#?}\ninstead of {expected:#?}")
     })?;
     let model = moments[at].moment.model.after_crash();

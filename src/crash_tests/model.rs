@@ -77,13 +77,13 @@ pub(super) struct Model {
     pub(super) steps: u64,
     pub(super) rows: BTreeMap<u64, Blob>,
     pub(super) captured: BTreeMap<u64, u64>,
-    pub(super) marked: BTreeMap<u64, u64>,
+    pub(super) coalesced: BTreeMap<u64, u64>,
     pub(super) events: Vec<Told>,
     /// By key: whose lane it is, and its next number.
     pub(super) lanes: BTreeMap<Option<&'static str>, Lane>,
     pub(super) streams: BTreeMap<&'static str, StreamOf>,
     pub(super) snapshots: BTreeMap<&'static str, (u64, Blob)>,
-    pub(super) marks: BTreeSet<u64>,
+    pub(super) seen_ids: BTreeSet<u64>,
     pub(super) deliveries: BTreeSet<u64>,
     pub(super) requests: BTreeSet<String>,
     pub(super) ids: usize,
@@ -165,13 +165,13 @@ impl Model {
                 let newest = self.streams.entry(name).or_default().seqs.len() as u64 - 1;
                 self.snapshots.insert(name, (newest, *blob));
             }
-            Item::Mark(id, _) => drop(self.marks.insert(*id)),
+            Item::Id(id, _) => drop(self.seen_ids.insert(*id)),
             Item::Delivery(number, _) => drop(self.deliveries.insert(*number)),
             Item::Captured(key, value) => {
                 self.captured.insert(*key, *value);
                 self.append(Blob { tag: *value, len: 8 }, Some("captured"), None);
             }
-            Item::Marked(key, value) => drop(self.marked.insert(*key, *value)),
+            Item::Coalesced(key, value) => drop(self.coalesced.insert(*key, *value)),
         }
     }
 

@@ -10,7 +10,7 @@ use super::workload::{Step, Subject};
 
 /// After so many operations on the disk this was acknowledged.
 #[derive(Debug)]
-pub(super) struct Mark {
+pub(super) struct Checkpoint {
     pub(super) ops: usize,
     pub(super) moment: Moment,
 }
@@ -22,7 +22,7 @@ pub(super) struct Recording {
     pub(super) start: Vec<u8>,
     pub(super) ops: Vec<Op>,
     /// In order; the first is from before the first operation.
-    pub(super) moments: Vec<Mark>,
+    pub(super) moments: Vec<Checkpoint>,
     kinds: BTreeSet<&'static str>,
 }
 
@@ -62,7 +62,7 @@ impl Recording {
         let mut subject = Subject::open(seed, disk.clone()).unwrap();
         let mut recording =
             Self { seed, start, ops: Vec::new(), moments: Vec::new(), kinds: BTreeSet::new() };
-        recording.mark(0, &subject, &model);
+        recording.checkpoint(0, &subject, &model);
         for _ in 0..steps {
             let step = Step::draw(seed, &model);
             recording.step(&mut subject, &mut model, &step);
@@ -76,28 +76,29 @@ impl Recording {
     fn step(&mut self, subject: &mut Subject, model: &mut Model, step: &Step) {
         self.kinds.insert(step.name());
         let taken = subject.take_and_tell(step, model, |subject, model| {
-            self.mark(subject.disk.ops(), subject, model);
+            self.checkpoint(subject.disk.ops(), subject, model);
         });
         taken.unwrap_or_else(|error| panic!("seed {}, step {}: {step:?}: {error}", self.seed, model.steps));
-        self.mark(subject.disk.ops(), subject, model);
+        self.checkpoint(subject.disk.ops(), subject, model);
     }
 
-    fn mark(&mut self, ops: usize, subject: &Subject, model: &Model) {
+    fn checkpoint(&mut self, ops: usize, subject: &Subject, model: &Model) {
         let whole = compare(subject.store(), model);
         let observed = whole.and_then(|()| observe(subject.store(), model));
         let observed =
             observed.unwrap_or_else(|what| panic!("seed {}, step {}: {what}", self.seed, model.steps));
-        self.moments.push(Mark { ops, moment: Moment { model: model.clone(), observed } });
+        self.moments.push(Checkpoint { ops, moment: Moment { model: model.clone(), observed } });
     }
 
     /// What it went through, of [`EVERYTHING`].
     pub(super) fn gone_through(&self) -> BTreeSet<&'static str> {
         let mut through: BTreeSet<_> = self.kinds.clone();
-        let newest = self.moments.last().map(|mark| &mark.moment.observed);
+        let newest = self.moments.last().map(|checkpoint| &checkpoint.moment.observed);
         let [_, _, trimmed_to, _, derived_through, _] = newest.map_or([0; 6], |observed| observed.ends);
         let has_set_len = self.ops.iter().any(|op| matches!(op, Op::SetLen(_)));
-        let is_empty =
-            |mark: &Mark| mark.moment.observed.has_empty_log() && !mark.moment.model.events.is_empty();
+        let is_empty = |checkpoint: &Checkpoint| {
+            checkpoint.moment.observed.has_empty_log() && !checkpoint.moment.model.events.is_empty()
+        };
         let facts = [
             (self.moments.iter().any(is_empty), "empties the log"),
             (trimmed_to > 0, "trims"),
@@ -110,12 +111,12 @@ impl Recording {
 
     /// Steps taken in all, those before its start too.
     pub(super) fn steps(&self) -> usize {
-        self.moments.last().map_or(0, |mark| mark.moment.model.steps as usize)
+        self.moments.last().map_or(0, |checkpoint| checkpoint.moment.model.steps as usize)
     }
 
     /// The newest moment that was acknowledged before this operation.
     pub(super) fn acknowledged(&self, cut: usize) -> usize {
-        self.moments.partition_point(|mark| mark.ops <= cut) - 1
+        self.moments.partition_point(|checkpoint| checkpoint.ops <= cut) - 1
     }
 
     /// Cuts the power before each operation, and after the last. The newest syncs, so many, were lies.

@@ -29,7 +29,7 @@ use crate::{oneshot, wire};
 
 pub(super) const ROWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
 pub(super) const CAPTURED: TableDefinition<'_, u64, u64> = TableDefinition::new("captured");
-pub(super) const MARKED: TableDefinition<'_, u64, u64> = TableDefinition::new("marked");
+pub(super) const COALESCED: TableDefinition<'_, u64, u64> = TableDefinition::new("coalesced");
 pub(super) const SCOPE: &str = "requests of others";
 const PATH: &str = "simulated.redb";
 const KEYS: [&str; 3] = ["alice", "bob", "carol"];
@@ -90,11 +90,11 @@ pub(super) enum Item {
     Tombstone(&'static str),
     Snapshot(&'static str, Blob),
     /// An id of others, and whether it is new.
-    Mark(u64, bool),
+    Id(u64, bool),
     /// The number of a delivery in the lane of another store, and whether it is new.
     Delivery(u64, bool),
     Captured(u64, u64),
-    Marked(u64, u64),
+    Coalesced(u64, u64),
 }
 
 /// One thing that is asked of the store.
@@ -225,13 +225,13 @@ fn items(rng: &mut Rng, model: &Model, at: u64) -> Vec<Item> {
             8 if known && fresh => Item::Snapshot(stream, blob(rng)),
             9 if fresh => {
                 let id = rng.below(20);
-                Item::Mark(id, !model.marks.contains(&id))
+                Item::Id(id, !model.seen_ids.contains(&id))
             }
             10 if fresh => {
                 let number = rng.below(20);
                 Item::Delivery(number, !model.deliveries.contains(&number))
             }
-            11 if rng.one_in(2) => Item::Marked(rng.below(5), blob(rng).tag),
+            11 if rng.one_in(2) => Item::Coalesced(rng.below(5), blob(rng).tag),
             _ => Item::Captured(rng.below(5), blob(rng).tag),
         });
     }
@@ -293,7 +293,7 @@ fn do_one(tx: &Transaction, item: &Item) -> Result<()> {
         Item::Truncate(name, revision) => tx.stream(*name).truncate_before(*revision)?,
         Item::Tombstone(name) => tx.stream(*name).tombstone()?,
         Item::Snapshot(name, blob) => tx.stream(*name).save_snapshot(1, &blob.bytes())?,
-        Item::Mark(id, is_new) => {
+        Item::Id(id, is_new) => {
             if tx.first_time(SCOPE, id.to_be_bytes())? != *is_new {
                 return unexpected(format!("id {id} is taken for what it is not"));
             }
@@ -304,7 +304,7 @@ fn do_one(tx: &Transaction, item: &Item) -> Result<()> {
             }
         }
         Item::Captured(key, value) => drop(tx.captured_table(CAPTURED)?.insert(key, value)?),
-        Item::Marked(key, value) => drop(tx.captured_table(MARKED)?.insert(key, value)?),
+        Item::Coalesced(key, value) => drop(tx.captured_table(COALESCED)?.insert(key, value)?),
     }
     Ok(())
 }
@@ -501,7 +501,7 @@ fn settings(seed: u64) -> Settings {
         .cache_bytes([0, 16 << 10, 256 << 10, 32 << 20][seed as usize / 2 % 4])
         .retention(Retention::until_confirmed().keep_events([0, 20][seed as usize / 8 % 2]))
         .capture(Capture::with(CAPTURED, encode))
-        .capture(Capture::with(MARKED, encode).mode(CaptureMode::NewestValue))
+        .capture(Capture::with(COALESCED, encode).mode(CaptureMode::NewestValue))
         // Nothing is done at a time of its own choosing.
         .progress_delay(Duration::from_secs(100_000))
         .clock(Arc::new(NoTime));

@@ -1,6 +1,6 @@
 //! What flows after every input: timers, publishes, reads, and the position.
 
-use super::culprit::Dispatch;
+use super::poison::Dispatch;
 use super::types::{Action, Change, PublishOrder};
 use super::{Home, Item, ItemState, Machine, expired, is_expired};
 use crate::message::{FaultClass, Ticket};

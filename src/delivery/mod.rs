@@ -21,6 +21,7 @@ mod loading;
 #[cfg(test)]
 mod model_tests;
 mod outcomes;
+mod poison;
 pub(crate) mod rate;
 mod silence;
 mod slow;
@@ -36,6 +37,7 @@ use self::backoff::Jitter;
 use self::expiry::ExpiryScan;
 use self::item::{Home, Item, ItemState};
 use self::keys::{KeyState, Keys};
+use self::poison::Learnt;
 use self::rate::Bucket;
 use self::silence::Silence;
 pub(crate) use self::silence::SuspendedFigures;

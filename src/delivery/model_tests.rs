@@ -58,7 +58,7 @@ struct Disk {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum ScriptedOutcome {
     Confirmed,
     Nacked,
     Returned,
@@ -72,7 +72,7 @@ enum Fate {
 struct Flight {
     seq: u64,
     isolated: bool,
-    fate: Fate,
+    scripted: ScriptedOutcome,
     /// The broker has it.
     stored: bool,
 }
@@ -454,14 +454,14 @@ impl World {
             assert!(trials.all(|flight| of(flight.seq) != of(seq)), "one trial of a destination at a time");
         }
         assert!(found.entry.expires_ms.is_none_or(|expires_ms| expires_ms > self.now.wall_ms));
-        let (fate, stored) = self.fate(&found, isolated);
+        let (scripted, stored) = self.script(&found, isolated);
         if stored {
             self.tap.push(seq);
         }
         if let Some(scan) = &mut self.scan {
             scan.exempt.insert(seq);
         }
-        self.flights.insert(ticket.0, Flight { seq, isolated, fate, stored });
+        self.flights.insert(ticket.0, Flight { seq, isolated, scripted, stored });
         if !is_trial {
             let counts = |seq: &u64| !self.is_trial(*seq) && !self.machine.items[seq].lingers;
             let flying: Vec<u64> = self.flights.values().map(|flight| flight.seq).filter(counts).collect();
@@ -482,30 +482,34 @@ impl World {
         }
     }
 
-    fn fate(&mut self, found: &LogEntry, isolated: bool) -> (Fate, bool) {
+    fn script(&mut self, found: &LogEntry, isolated: bool) -> (ScriptedOutcome, bool) {
         let ill = !self.healed || self.keep_poison;
         match found.poison {
-            Poison::Message if ill && isolated => return (Fate::Refused(FaultClass::Message), false),
-            Poison::Message if ill => return (Fate::ClosesChannel(FaultClass::Message), false),
-            Poison::Destination if ill && isolated => {
-                return (Fate::Refused(FaultClass::Destination), false);
+            Poison::Message if ill && isolated => {
+                return (ScriptedOutcome::Refused(FaultClass::Message), false);
             }
-            Poison::Destination if ill => return (Fate::ClosesChannel(FaultClass::Destination), false),
+            Poison::Message if ill => return (ScriptedOutcome::ClosesChannel(FaultClass::Message), false),
+            Poison::Destination if ill && isolated => {
+                return (ScriptedOutcome::Refused(FaultClass::Destination), false);
+            }
+            Poison::Destination if ill => {
+                return (ScriptedOutcome::ClosesChannel(FaultClass::Destination), false);
+            }
             _ => {}
         }
         if self.healed {
-            return (Fate::Confirmed, true);
+            return (ScriptedOutcome::Confirmed, true);
         }
         let ghost = self.draw(2) == 0;
         match self.draw(16) {
-            0 | 1 => (Fate::Nacked, ghost),
-            2 => (Fate::Returned, false),
-            3 => (Fate::Refused(FaultClass::Message), false),
-            4 => (Fate::Refused(FaultClass::Destination), false),
-            5 => (Fate::Refused(FaultClass::Outage), ghost),
-            6 => (Fate::Unknown, ghost),
-            7 | 8 => (Fate::Silent, ghost),
-            _ => (Fate::Confirmed, true),
+            0 | 1 => (ScriptedOutcome::Nacked, ghost),
+            2 => (ScriptedOutcome::Returned, false),
+            3 => (ScriptedOutcome::Refused(FaultClass::Message), false),
+            4 => (ScriptedOutcome::Refused(FaultClass::Destination), false),
+            5 => (ScriptedOutcome::Refused(FaultClass::Outage), ghost),
+            6 => (ScriptedOutcome::Unknown, ghost),
+            7 | 8 => (ScriptedOutcome::Silent, ghost),
+            _ => (ScriptedOutcome::Confirmed, true),
         }
     }
 
@@ -661,9 +665,9 @@ impl World {
             let Some(ticket) = self.flights.keys().copied().nth(index % self.flights.len().max(1)) else {
                 break;
             };
-            match self.flights[&ticket].fate {
-                Fate::ClosesChannel(class) if lot.is_empty() => return self.down(class),
-                Fate::ClosesChannel(_) => break,
+            match self.flights[&ticket].scripted {
+                ScriptedOutcome::ClosesChannel(class) if lot.is_empty() => return self.down(class),
+                ScriptedOutcome::ClosesChannel(_) => break,
                 _ => lot.push((Ticket(ticket), self.outcome_of(ticket))),
             }
         }
@@ -673,17 +677,17 @@ impl World {
     }
 
     fn outcome_of(&mut self, ticket: u64) -> Outcome {
-        let Flight { seq, fate, isolated, stored } = self.flights.remove(&ticket).unwrap();
+        let Flight { seq, scripted, isolated, stored } = self.flights.remove(&ticket).unwrap();
         let exchange = Key::clone(&self.log(seq).entry.exchange);
         if isolated {
-            match fate {
-                Fate::Refused(class @ (FaultClass::Message | FaultClass::Destination)) => {
+            match scripted {
+                ScriptedOutcome::Refused(class @ (FaultClass::Message | FaultClass::Destination)) => {
                     self.refused_alone.insert(seq);
                     if class == FaultClass::Destination {
                         self.closed.insert(Key::clone(&exchange));
                     }
                 }
-                Fate::Unknown | Fate::Silent => {}
+                ScriptedOutcome::Unknown | ScriptedOutcome::Silent => {}
                 _ => {
                     self.closed.remove(&exchange);
                     self.refused_alone.remove(&seq);
@@ -693,24 +697,24 @@ impl World {
         let spent =
             self.spent.entry(seq).or_insert_with(|| self.attempts.get(&seq).copied().unwrap_or_default());
         let fault = |class| Fault::with_code(class, 404, format!("no exchange '{exchange}'"));
-        match fate {
-            Fate::Confirmed => Outcome::Confirmed,
-            Fate::Nacked => Outcome::Nacked,
-            Fate::Returned => {
+        match scripted {
+            ScriptedOutcome::Confirmed => Outcome::Confirmed,
+            ScriptedOutcome::Nacked => Outcome::Nacked,
+            ScriptedOutcome::Returned => {
                 spent.1 += 1;
                 Outcome::Returned(fault(FaultClass::Destination))
             }
-            Fate::Refused(class) => {
+            ScriptedOutcome::Refused(class) => {
                 spent.0 += u32::from(class == FaultClass::Message);
                 spent.1 += u32::from(class == FaultClass::Destination);
                 Outcome::Refused(fault(class))
             }
-            Fate::Unknown => Outcome::Unknown(fault(FaultClass::Outage)),
-            Fate::Silent => {
+            ScriptedOutcome::Unknown => Outcome::Unknown(fault(FaultClass::Outage)),
+            ScriptedOutcome::Silent => {
                 self.late.insert(ticket, (seq, stored));
                 Outcome::Silent(fault(FaultClass::Outage))
             }
-            Fate::ClosesChannel(_) => unreachable!(),
+            ScriptedOutcome::ClosesChannel(_) => unreachable!(),
         }
     }
 
@@ -897,8 +901,9 @@ impl World {
     fn heal(&mut self) {
         self.healed = true;
         for flight in self.flights.values_mut() {
-            if !matches!(flight.fate, Fate::Confirmed) && flight.isolated && !self.keep_poison {
-                flight.fate = Fate::Nacked;
+            if !matches!(flight.scripted, ScriptedOutcome::Confirmed) && flight.isolated && !self.keep_poison
+            {
+                flight.scripted = ScriptedOutcome::Nacked;
             }
         }
         self.paused = false;

@@ -131,16 +131,16 @@ pub enum Error {
     /// The transaction would hold more in memory than it may. Nothing of it is written, also where its closure makes nothing of
     /// this error. Write in several transactions, or raise the limit.
     #[error(
-        "the transaction is too large: {events} events, {marks} marks and {bytes} bytes; the setting `transaction_events_max` allows {events_max} of each, `transaction_bytes_max` allows {bytes_max} bytes"
+        "the transaction is too large: {events} events, {entries} entries and {bytes} bytes; the setting `transaction_events_max` allows {events_max} of each, `transaction_bytes_max` allows {bytes_max} bytes"
     )]
     TransactionTooLarge {
         /// Events that it would append.
         events: u64,
-        /// Marks that it would make: of the inbox and of captured tables, states of streams, events that were there already.
-        marks: u64,
-        /// Bytes of its records and of the keys of its marks.
+        /// Entries that it would make: ids in the inbox, dirty keys of captured tables, states of streams, events that were there already.
+        entries: u64,
+        /// Bytes of its records and of the keys of its entries.
         bytes: u64,
-        /// The limit on events, and on marks.
+        /// The limit on events, and on entries.
         events_max: u64,
         /// The limit on bytes.
         bytes_max: u64,

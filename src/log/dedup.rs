@@ -114,7 +114,7 @@ pub(crate) struct AsBefore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// New. These rows record that it has come.
-    First(Mark),
+    First(LaneUpdate),
     Repeat,
     /// Its number has come with another message, or may have been; and how that is known.
     Conflict(&'static str),
@@ -122,7 +122,7 @@ pub(crate) enum Decision {
 
 /// How the rows of a lane change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mark {
+pub(crate) struct LaneUpdate {
     pub(crate) high_water: HighWater,
     /// The start of a gap that is no more.
     pub(crate) remove: Option<u64>,
@@ -151,15 +151,18 @@ pub(crate) fn decide<R: Rows>(
         let gap = (number > high_water.next).then_some(Gap { start: high_water.next, end: number });
         let mut after = HighWater { next: number.saturating_add(1), ..high_water.clone() };
         after.gaps += u64::from(gap.is_some());
-        return Ok(Decision::First(Mark { high_water: after, remove: None, put: [gap, None], sum }));
+        return Ok(Decision::First(LaneUpdate { high_water: after, remove: None, put: [gap, None], sum }));
     }
     let gap = if high_water.gaps > 0 { rows.gap_below(number)? } else { None };
     let Some(gap) = gap.filter(|gap| (gap.start..gap.end).contains(&number)) else {
         return Ok(match high_water.sum(number, rows)? {
             Some(known) if known.hash == arrival.hash => Decision::Repeat,
-            Some(known) if known.refused => {
-                Decision::First(Mark { high_water: high_water.clone(), remove: None, put: [None, None], sum })
-            }
+            Some(known) if known.refused => Decision::First(LaneUpdate {
+                high_water: high_water.clone(),
+                remove: None,
+                put: [None, None],
+                sum,
+            }),
             Some(_) => Decision::Conflict("it was seen before with another content"),
             None if number < high_water.before.next => high_water.before.compare(arrival),
             None => Decision::Conflict("it was seen so long ago that its content is not known any more"),
@@ -172,10 +175,10 @@ pub(crate) fn decide<R: Rows>(
     after.gaps = (high_water.gaps - 1) + rest.iter().flatten().count() as u64;
     // What is left at the old start takes the place of the old row.
     let remove = rest.first().is_some_and(Option::is_none).then_some(gap.start);
-    Ok(Decision::First(Mark { high_water: after, remove, put: rest, sum }))
+    Ok(Decision::First(LaneUpdate { high_water: after, remove, put: rest, sum }))
 }
 
-impl Mark {
+impl LaneUpdate {
     /// Its handler has refused it: another message of its number is new.
     pub(crate) fn refused(mut self) -> Self {
         self.sum.refused = true;
@@ -191,13 +194,17 @@ impl Mark {
 }
 
 impl HighWater {
-    /// The mark that a number has been applied whose message was refused before; `None` if that is not so.
-    pub(crate) fn applied<R: Rows>(&self, arrival: &Arrival, rows: &R) -> Result<Option<Mark>, R::Error> {
+    /// The update that says that a number has been applied whose message was refused before; `None` if that is not so.
+    pub(crate) fn applied<R: Rows>(
+        &self,
+        arrival: &Arrival,
+        rows: &R,
+    ) -> Result<Option<LaneUpdate>, R::Error> {
         let known = self.sum(arrival.number, rows)?;
         let known = known.filter(|known| known.refused && known.hash == arrival.hash);
         Ok(known.map(|known| {
             let sum = Sum { refused: false, ..known };
-            Mark { high_water: self.clone(), remove: None, put: [None, None], sum }
+            LaneUpdate { high_water: self.clone(), remove: None, put: [None, None], sum }
         }))
     }
 

@@ -213,7 +213,7 @@ pub(crate) fn end_offset(seq: u64, bytes: &[u8]) -> Result<u64, CorruptError> {
     check(seq, bytes).map(|(header, _)| header.end_offset)
 }
 
-const NO_MARK: &str = "it does not begin with the record mark";
+const NO_MAGIC: &str = "it does not begin with the record magic";
 
 pub(super) struct Header {
     seq: u64,
@@ -233,12 +233,12 @@ pub(super) fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptEr
         return Err(corrupt(if MAGIC.starts_with(bytes) || bytes.starts_with(&MAGIC) {
             "it ends too early"
         } else {
-            NO_MARK
+            NO_MAGIC
         }));
     };
-    let &[mark_0, mark_1, version, flags, ..] = frame;
-    if [mark_0, mark_1] != MAGIC {
-        return Err(corrupt(NO_MARK));
+    let &[magic_0, magic_1, version, flags, ..] = frame;
+    if [magic_0, magic_1] != MAGIC {
+        return Err(corrupt(NO_MAGIC));
     }
     if version != VERSION {
         return Err(corrupt("its record version is unknown"));

@@ -1,8 +1,8 @@
 //! What is derived from the log: rows that are written in bulk.
 //!
 //! A row per lane or stream, written at every append, would cost a random page write per event. So a write-back cache keeps what has
-//! changed since the last bulk write in memory; the table on disk is true for the records below a mark, and opening a
-//! store replays the records from there. **Invariant:** records at or above the mark are not trimmed.
+//! changed since the last bulk write in memory; the table on disk is true for the records below a watermark, and opening a
+//! store replays the records from there. **Invariant:** records at or above the watermark are not trimmed.
 
 use std::collections::HashMap;
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! All that a message says: as for the hash of its content (`content.rs`), and the relay's `app_id` and `source` too. So whoever
-//! has no key can neither make a message of the producer nor change one, but for what brokers and hops may change. The mark of
+//! has no key can neither make a message of the producer nor change one, but for what brokers and hops may change. The resend header of
 //! a second publish is such a thing: both copies have one signature.
 //!
 //! **What a signature does not say** is where the message was published to. Brokers and people move messages between queues, and they

@@ -111,7 +111,7 @@ fn once_in_effect() {
     stop(consumer);
 }
 
-/// The effect and the mark are one transaction: a file copied at any moment, and a broker that delivers everything
+/// The effect and the inbox entry are one transaction: a file copied at any moment, and a broker that delivers everything
 /// again, end with each effect once.
 #[test]
 fn a_crash_between_effect_and_acknowledgement() {

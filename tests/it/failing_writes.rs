@@ -16,10 +16,10 @@ const STATE: TableDefinition<'_, u64, u64> = TableDefinition::new("state");
 
 type Calls = Arc<Mutex<BTreeMap<u64, u32>>>;
 
-/// What a write does at a call, by its number and how often it was called before.
-type Fate = fn(u64, u32) -> bool;
+/// Whether a write fails at a call, by its number and how often it was called before.
+type Fails = fn(u64, u32) -> bool;
 
-const MIXTURES: [(&str, Fate); 6] = [
+const MIXTURES: [(&str, Fails); 6] = [
     ("every second fails", |n, _| n % 2 == 1),
     ("one of three succeeds", |n, _| n % 3 != 0),
     ("one of ten fails", |n, _| n % 10 == 9),
@@ -31,7 +31,7 @@ const MIXTURES: [(&str, Fate); 6] = [
 ];
 
 /// Writes, then fails if it is to.
-fn step(tx: &onewrite::Transaction, n: u64, calls: &Calls, fails: Fate) -> onewrite::Result<()> {
+fn step(tx: &onewrite::Transaction, n: u64, calls: &Calls, fails: Fails) -> onewrite::Result<()> {
     let called = {
         let mut calls = calls.lock().unwrap();
         let called = calls.entry(n).or_default();

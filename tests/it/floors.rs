@@ -466,10 +466,10 @@ fn quoted_len(text: &str, quote: char) -> usize {
 
 /// The code without the items that stand under `#[cfg(test)]`.
 pub(crate) fn without_tests(code: &str) -> String {
-    const MARK: &str = "#[cfg(test)]";
+    const ATTRIBUTE: &str = "#[cfg(test)]";
     let mut kept = String::with_capacity(code.len());
     let mut rest = code;
-    while let Some((before, item)) = rest.split_once(MARK) {
+    while let Some((before, item)) = rest.split_once(ATTRIBUTE) {
         kept.push_str(before);
         let mut depth = 0_usize;
         let end = item.char_indices().find(|(_, char)| {

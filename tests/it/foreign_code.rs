@@ -238,7 +238,7 @@ fn a_clock_that_appends_and_marks() {
         Store::builder().clock(clock).open(&path).unwrap()
     };
     in_transaction(&store, 1, |tx| {
-        // A mark reads no clock; an append does.
+        // Marking an id reads no clock; an append does.
         tx.append(event("c")).unwrap();
         assert!(!tx.first_time("scope", "message-2").unwrap(), "marked twice");
     });

@@ -35,7 +35,7 @@ const WITHIN: &[(&str, &[&str])] = &[
     ("consumer/rejected.rs", &[]),
     ("consumer/reject.rs", &[]),
     ("consumer/rejected_room.rs", &[]),
-    ("consumer/dedup.rs", &["write_mark"]),
+    ("consumer/dedup.rs", &["write_lane_update"]),
     ("store/projections.rs", &[]),
     ("projection/rows.rs", &[]),
     ("projection/transaction.rs", &[]),

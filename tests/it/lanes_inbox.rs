@@ -126,7 +126,7 @@ struct Arrives {
     lane: i64,
     number: i64,
     content: u8,
-    /// The application writes a table too, before or after the mark; then the closure ends so.
+    /// The application writes a table too, before or after the id; then the closure ends so.
     writes_before: bool,
     end: End,
 }
@@ -903,7 +903,7 @@ fn a_batch_is_one_commit_and_a_clean_failure_costs_nothing() {
     assert_eq!(
         store.read().unwrap().events(0).unwrap().count(),
         500,
-        "state, events and marks are one write"
+        "state, events and inbox entries are one write"
     );
     stop(consumer);
 }

@@ -111,11 +111,11 @@ fn a_delivery_that_is_larger_than_the_bound_comes_alone() {
     tap.delete_queue(queue);
 }
 
-/// Goal: the mark of a stream, which anybody may write, lifts no bound and stops nobody: the broker is asked what the queue is on a connection of
-/// its own. Method: large deliveries with the mark, of which one has room.
+/// Goal: the offset header of a stream, which anybody may write, lifts no bound and stops nobody: the broker is asked what the queue is on a connection of
+/// its own. Method: large deliveries with the header, of which one has room.
 #[test]
-fn a_forged_mark_of_a_stream_on_large_deliveries_stops_nobody() {
-    let (url, queue) = (shared_node().url(), "large.marked");
+fn a_forged_stream_offset_on_large_deliveries_stops_nobody() {
+    let (url, queue) = (shared_node().url(), "large.offset");
     let tap = Tap::connect(&url);
     tap.queue(queue, &[]);
     for _ in 0..10 {

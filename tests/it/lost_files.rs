@@ -29,10 +29,10 @@ fn told(error: Error, path: &Path, says: &str) {
     assert!(text.contains(path.to_str().unwrap()) && text.contains(says), "{says}: {text}");
 }
 
-type Fate = fn(&Path);
+type Loss = fn(&Path);
 
 /// What may happen to a name, and what is said of it.
-fn fates() -> Vec<(&'static str, Fate, &'static str)> {
+fn losses() -> Vec<(&'static str, Loss, &'static str)> {
     fn aside(path: &Path) {
         fs::rename(path, path.with_extension("aside")).unwrap();
     }
@@ -68,11 +68,11 @@ fn fates() -> Vec<(&'static str, Fate, &'static str)> {
 }
 
 /// Goal: acknowledged writes do not go on into a file that no name leads to: an error names the path and says what is there, after a bounded number of
-/// commits, and at the close. Method: each fate of the file and of the journal; one store writes on, one is closed at once.
+/// commits, and at the close. Method: each loss of the file and of the journal; one store writes on, one is closed at once.
 #[test]
 fn a_file_that_loses_its_name_poisons_its_store() {
     for with_journal in [0, JOURNAL] {
-        for (name, fate, says) in fates() {
+        for (name, lose, says) in losses() {
             for of_journal in [false, true] {
                 if of_journal && with_journal == 0 {
                     continue;
@@ -83,7 +83,7 @@ fn a_file_that_loses_its_name_poisons_its_store() {
                     let store = open(&path, with_journal);
                     (0..3).for_each(|n| drop(put(&store, n).unwrap()));
                     let lost = if of_journal { journal(&path) } else { path.clone() };
-                    fate(&lost);
+                    lose(&lost);
                     println!("{name}, {}", lost.display());
                     if writes_on {
                         let error = (3..3 + COMMITS_MAX).find_map(|n| put(&store, n).err());

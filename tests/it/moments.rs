@@ -77,7 +77,7 @@ fn moved(source: &str) -> Vec<String> {
 
 /// Names of what holds a moment: `name: Instant`, `name: Option<Instant>`, `let name = Instant::now()`.
 fn moments(code: &str) -> BTreeSet<String> {
-    let marks = [
+    let patterns = [
         ": Instant",
         ": Option<Instant>",
         ": &Instant",
@@ -87,7 +87,7 @@ fn moments(code: &str) -> BTreeSet<String> {
         " = SystemTime::now()",
         " = tokio::time::Instant::now()",
     ];
-    let names = marks.iter().flat_map(|mark| code.match_indices(mark)).filter_map(|(at, _)| {
+    let names = patterns.iter().flat_map(|pattern| code.match_indices(pattern)).filter_map(|(at, _)| {
         let before = code[..at].trim_end();
         let name = before.rsplit(|char| !is_word(char)).next().filter(|name| !name.is_empty());
         name.map(str::to_owned)

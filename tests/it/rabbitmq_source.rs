@@ -275,10 +275,10 @@ fn a_stream_is_refused_by_name() {
     assert_eq!(refused.to_string(), "setting `queue`: it is declared as a stream, which is not consumed");
 }
 
-/// Goal: the mark of a stream is a header that anybody may write; it stops no queue, and the question leaves the order as it is. Method: classic
-/// and quorum queues, one of these with a single active consumer, with messages that have the mark among those that have not.
+/// Goal: the offset of a stream is a header that anybody may write; it stops no queue, and the question leaves the order as it is. Method: classic
+/// and quorum queues, one of these with a single active consumer, with messages that have the header among those that have not.
 #[test]
-fn a_forged_mark_of_a_stream_stops_nobody() {
+fn a_forged_stream_offset_stops_nobody() {
     let node = shared_node();
     let tap = Tap::connect(&node.url());
     for (kind, single) in [("classic", false), ("quorum", false), ("quorum", true)] {
@@ -287,7 +287,7 @@ fn a_forged_mark_of_a_stream_stops_nobody() {
         tap.queue(&queue, &[kind, ("x-single-active-consumer", AMQPValue::Boolean(single))]);
         for n in 0..6 {
             let bare = BasicProperties::default().with_message_id(format!("m{n}").into());
-            let properties = if n % 2 == 0 { marked(&format!("m{n}")) } else { bare };
+            let properties = if n % 2 == 0 { with_offset(&format!("m{n}")) } else { bare };
             tap.publish(&queue, properties, b"body");
         }
         let mut rig = Rig::start(&node.url(), &queue, 3);
@@ -306,14 +306,14 @@ fn a_forged_mark_of_a_stream_stops_nobody() {
     }
 }
 
-/// Properties of a message with an id, and with the mark that RabbitMQ writes on a delivery of a stream.
-fn marked(id: &str) -> BasicProperties {
-    let mut mark = FieldTable::default();
-    mark.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
-    BasicProperties::default().with_message_id(id.into()).with_headers(mark)
+/// Properties of a message with an id, and with the offset that RabbitMQ writes on a delivery of a stream.
+fn with_offset(id: &str) -> BasicProperties {
+    let mut offset = FieldTable::default();
+    offset.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
+    BasicProperties::default().with_message_id(id.into()).with_headers(offset)
 }
 
-/// Goal: a user who may have one connection, with one channel, is told a stream from a queue with a forged mark too. Method: such a user consumes a queue of
+/// Goal: a user who may have one connection, with one channel, is told a stream from a queue with a forged offset too. Method: such a user consumes a queue of
 /// each kind; where it cannot be asked beside the deliveries, the next connection asks.
 #[test]
 fn one_connection_is_enough_to_tell_a_stream() {
@@ -329,7 +329,7 @@ fn one_connection_is_enough_to_tell_a_stream() {
         let mut rig = Rig::start(&url, &queue, 3);
         rig.wait_up();
         let all: BTreeSet<String> = (0..4).map(|n| format!("m{n}")).collect();
-        all.iter().for_each(|id| tap.publish(&queue, marked(id), b"body"));
+        all.iter().for_each(|id| tap.publish(&queue, with_offset(id), b"body"));
         let (mut ids, mut faults) = (BTreeSet::new(), Vec::new());
         let mut refused = false;
         while ids.len() < all.len() && !refused {
@@ -355,7 +355,7 @@ fn one_connection_is_enough_to_tell_a_stream() {
     node.ctl(&["delete_user", "single"]);
 }
 
-/// Goal: the question about a queue ends no connection, whatever message it fetches. Method: a delivery with a forged mark, and behind it one
+/// Goal: the question about a queue ends no connection, whatever message it fetches. Method: a delivery with a forged offset, and behind it one
 /// whose routing key is no text.
 #[test]
 fn the_question_takes_any_message() {
@@ -364,7 +364,7 @@ fn the_question_takes_any_message() {
     tap.queue("asked.q", &[]);
     tap.exchange("asked.x", ExchangeKind::Fanout);
     tap.bind("asked.q", "asked.x", "");
-    tap.publish("asked.q", marked("m0"), b"body");
+    tap.publish("asked.q", with_offset("m0"), b"body");
     let properties = Properties::default().id(b"m1");
     RawAmqp::connect(node.port()).publish("asked.x", b"\xff\xfe", &properties, b"body");
     wait_count(&tap, "asked.q", 2);

@@ -203,7 +203,7 @@ fn a_full_quarantine_gives_back_what_it_cannot_keep() {
     stop(consumer);
 }
 
-/// Goal: where the oldest may go they go, counted durably, and nothing stays behind of them: neither pieces nor marks. Method: 300
+/// Goal: where the oldest may go they go, counted durably, and nothing stays behind of them: neither pieces nor inbox entries. Method: 300
 /// rejected deliveries that are not marked by id (two messages of one id each), a bound of 20 rows, and one that exceeds the bound alone.
 #[test]
 fn the_oldest_go_and_leave_nothing_behind() {
@@ -212,7 +212,7 @@ fn the_oldest_go_and_leave_nothing_behind() {
     let consumer = picky(bounded, &broker);
     send(&broker, good("g"));
     until("one is applied", || consumer.status().applied == 1);
-    let marks = rows(&store, INBOX);
+    let entries = rows(&store, INBOX);
     for n in 0..300 {
         // A conflict with what was applied: not recorded for deduplication.
         send(&broker, Message { payload: vec![7; 5_000 + n], ..good("g") });
@@ -223,9 +223,9 @@ fn the_oldest_go_and_leave_nothing_behind() {
     assert!(figures.rejected_bytes <= 200_000, "{figures:?}");
     assert_eq!(store.rejected("service").list(None, 1).unwrap()[0].number, 280, "the newest are kept");
     assert_eq!(rows(&store, PIECES), 40, "two of each");
-    until("no mark stays", || {
+    until("no entry stays", || {
         store.write(|_| Ok(())).unwrap();
-        rows(&store, INBOX) == marks + 20
+        rows(&store, INBOX) == entries + 20
     });
     // One that is longer than all may be has room alone.
     send(&broker, Message { payload: vec![8; 300_000], ..good("g") });

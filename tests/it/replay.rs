@@ -166,7 +166,7 @@ fn damage_is_told_in_its_place() {
         let wrong = match seq {
             3 | 9 | 22 | 32 => "its checksum does not match",
             15 | 30 => "it is missing",
-            47 => "it does not begin with the record mark",
+            47 => "it does not begin with the record magic",
             _ => {
                 assert_eq!(read.as_ref().unwrap().seq, seq);
                 continue;

@@ -13,7 +13,7 @@ use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 
 use super::queue::Letter;
 use super::script::Verdict;
-use super::state::{Fate, State, refused};
+use super::state::{PublishOutcome, State, refused};
 
 /// How long [`Verdict::ConfirmOutOfOrder`] waits for an outcome to come after.
 pub(super) const OUT_OF_ORDER_WAIT: Duration = Duration::from_millis(10);
@@ -216,50 +216,52 @@ impl State {
         let epoch = Epoch(self.links.get(&id).map_or(0, |link| link.epoch));
         let Outgoing { ticket, exchange, routing_key, message, mandatory, isolated } = outgoing;
         let letter = Letter { exchange, routing_key, message };
-        let (fate, when) = match self.decide(&letter, epoch, verdict) {
+        let (outcome, when) = match self.decide(&letter, epoch, verdict) {
             // Nothing is returned that is not mandatory.
-            (Fate::Tell(Outcome::Returned(_)), when) if !mandatory => (Fate::Tell(Outcome::Confirmed), when),
+            (PublishOutcome::Tell(Outcome::Returned(_)), when) if !mandatory => {
+                (PublishOutcome::Tell(Outcome::Confirmed), when)
+            }
             decided => decided,
         };
         let Some(link) = self.links.get_mut(&id) else { return };
-        match (fate, when) {
-            (Fate::Tell(outcome), When::Now) => link.tell(ticket, outcome),
-            (Fate::Tell(outcome), when) => self.owe(id, ticket, isolated, outcome, when),
-            (Fate::Close(fault), _) if isolated => link.tell(ticket, Outcome::Refused(fault)),
-            (Fate::Disconnect(fault), _) if isolated => link.tell(ticket, Outcome::Unknown(fault)),
-            (Fate::Close(fault), _) => {
+        match (outcome, when) {
+            (PublishOutcome::Tell(outcome), When::Now) => link.tell(ticket, outcome),
+            (PublishOutcome::Tell(outcome), when) => self.owe(id, ticket, isolated, outcome, when),
+            (PublishOutcome::Close(fault), _) if isolated => link.tell(ticket, Outcome::Refused(fault)),
+            (PublishOutcome::Disconnect(fault), _) if isolated => link.tell(ticket, Outcome::Unknown(fault)),
+            (PublishOutcome::Close(fault), _) => {
                 link.end_channel(fault);
                 self.connect_link(id);
             }
-            (Fate::Disconnect(fault), _) => {
+            (PublishOutcome::Disconnect(fault), _) => {
                 link.end_connection(fault);
                 self.connect_link(id);
             }
         }
     }
 
-    fn decide(&mut self, letter: &Letter, epoch: Epoch, verdict: Option<Verdict>) -> (Fate, When) {
-        let lost = |text| Fate::Disconnect(Fault::new(FaultClass::Outage, text));
+    fn decide(&mut self, letter: &Letter, epoch: Epoch, verdict: Option<Verdict>) -> (PublishOutcome, When) {
+        let lost = |text| PublishOutcome::Disconnect(Fault::new(FaultClass::Outage, text));
         let usual = if self.hanging { When::Never } else { When::Now };
         let when = match verdict {
             None | Some(Verdict::Confirm) => usual,
-            Some(Verdict::Nack) => return (Fate::Tell(Outcome::Nacked), usual),
+            Some(Verdict::Nack) => return (PublishOutcome::Tell(Outcome::Nacked), usual),
             Some(Verdict::Return { code, text }) => {
                 let fault = Fault::with_code(FaultClass::Destination, code, text);
-                return (Fate::Tell(Outcome::Returned(fault)), usual);
+                return (PublishOutcome::Tell(Outcome::Returned(fault)), usual);
             }
             Some(Verdict::CloseChannel { code, text, class }) => {
-                return (Fate::Close(Fault::with_code(class, code, text)), When::Now);
+                return (PublishOutcome::Close(Fault::with_code(class, code, text)), When::Now);
             }
             Some(Verdict::Disconnect) => {
                 return (lost("connection lost before the message arrived"), When::Now);
             }
             Some(Verdict::Unknown) => {
-                let fate = match self.take_in(letter, epoch) {
-                    Fate::Tell(_) => lost("connection lost before the broker's word"),
+                let outcome = match self.take_in(letter, epoch) {
+                    PublishOutcome::Tell(_) => lost("connection lost before the broker's word"),
                     closed => closed,
                 };
-                return (fate, When::Now);
+                return (outcome, When::Now);
             }
             Some(Verdict::LoseConfirm) => When::Never,
             Some(Verdict::DelayConfirm(delay)) => When::Later(Until::Alarm, delay),

@@ -52,7 +52,7 @@ use crate::message::{Fault, FaultClass, Message, Outcome};
 
 use self::queue::Letter;
 use self::script::Script;
-use self::state::{Fate, State};
+use self::state::{PublishOutcome, State};
 
 pub use self::options::{ExchangeKind, Overflow, QueueOptions, Stored, Tapped};
 pub use self::publisher::MemoryPublisher;
@@ -228,9 +228,9 @@ impl MemoryBroker {
         let letter =
             Letter { exchange: exchange.into(), routing_key: routing_key.into(), message: Arc::new(message) };
         match self.0.state().take_in(&letter, Epoch::default()) {
-            Fate::Tell(Outcome::Confirmed) => Ok(()),
-            Fate::Tell(Outcome::Returned(fault)) | Fate::Close(fault) => Err(fault),
-            Fate::Tell(_) | Fate::Disconnect(_) => {
+            PublishOutcome::Tell(Outcome::Confirmed) => Ok(()),
+            PublishOutcome::Tell(Outcome::Returned(fault)) | PublishOutcome::Close(fault) => Err(fault),
+            PublishOutcome::Tell(_) | PublishOutcome::Disconnect(_) => {
                 Err(Fault::new(FaultClass::Outage, "a full queue rejected it"))
             }
         }

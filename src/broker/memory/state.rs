@@ -23,7 +23,7 @@ const DEAD_LETTER_HOPS_MAX: usize = 8;
 
 /// What becomes of a publish.
 #[derive(Debug)]
-pub(super) enum Fate {
+pub(super) enum PublishOutcome {
     /// This outcome.
     Tell(Outcome),
     /// The channel is closed.
@@ -141,12 +141,16 @@ impl State {
     }
 
     /// Routes one message, stores it, and says what RabbitMQ would.
-    pub(super) fn take_in(&mut self, letter: &Letter, epoch: Epoch) -> Fate {
+    pub(super) fn take_in(&mut self, letter: &Letter, epoch: Epoch) -> PublishOutcome {
         let Some(routes) = self.routes(letter) else {
-            return Fate::Close(missing("exchange", &letter.exchange));
+            return PublishOutcome::Close(missing("exchange", &letter.exchange));
         };
         if routes.is_empty() {
-            return Fate::Tell(Outcome::Returned(Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE")));
+            return PublishOutcome::Tell(Outcome::Returned(Fault::with_code(
+                FaultClass::Destination,
+                312,
+                "NO_ROUTE",
+            )));
         }
         let taken = routes.iter().filter(|id| self.push(**id, letter)).count();
         if taken > 0 {
@@ -161,7 +165,7 @@ impl State {
             }
             self.settle_queues(&routes);
         }
-        Fate::Tell(if taken == routes.len() { Outcome::Confirmed } else { Outcome::Nacked })
+        PublishOutcome::Tell(if taken == routes.len() { Outcome::Confirmed } else { Outcome::Nacked })
     }
 
     fn routes(&mut self, letter: &Letter) -> Option<Arc<[QueueId]>> {

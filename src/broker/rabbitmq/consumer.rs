@@ -137,7 +137,7 @@ pub(super) async fn run(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum QueueKind {
     Unknown,
-    /// A delivery had the mark of a stream, and it could not be asked beside the deliveries.
+    /// A delivery had the offset header of a stream, and it could not be asked beside the deliveries.
     ToBeAsked,
     NoStream,
 }
@@ -273,7 +273,7 @@ async fn serve(
                 }
                 Woken::Delivery(Some(Ok(delivery))) => {
                     let bytes = link.deliveries.taken();
-                    if *kind != QueueKind::NoStream && stream::is_marked(&delivery.properties) {
+                    if *kind != QueueKind::NoStream && stream::has_offset(&delivery.properties) {
                         let Place { options, target, queue } = place;
                         match select(asked.as_mut(), pin!(stream::is_one_beside(options, target, queue)))
                             .await
@@ -287,7 +287,7 @@ async fn serve(
                             }
                         }
                     }
-                    // A stream marks each of its deliveries.
+                    // A stream puts its offset on each of its deliveries.
                     *kind = QueueKind::NoStream;
                     unsettled.delivered(delivery.delivery_tag, bytes);
                     if !events.send(SourceEvent::Delivery(Box::new(to_delivery(epoch, delivery)))) {

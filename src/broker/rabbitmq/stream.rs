@@ -2,7 +2,7 @@
 //!
 //! A stream keeps what is acknowledged and begins for each consumer where the consumer says; without a word, at what comes next.
 //! Taken for a queue, it would hide all that came before. The protocol does not tell the kind of a queue, but a stream's deliveries
-//! have a mark. The mark is a header, and anybody may write it: the broker has the last word.
+//! have an offset. The offset is a header, and anybody may write it: the broker has the last word.
 //!
 //! **Limits.** A message that the question fetches counts as returned once more: a quorum queue drops one that has come back as often as
 //! it may. Where it cannot be asked beside the deliveries, as where a user may have one connection, it is asked before anything is
@@ -41,7 +41,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const RETURN: Duration = Duration::from_millis(250);
 
 /// Whether a delivery says that it comes from a stream.
-pub(super) fn is_marked(properties: &BasicProperties) -> bool {
+pub(super) fn has_offset(properties: &BasicProperties) -> bool {
     properties.headers().as_ref().is_some_and(|headers| headers.contains_key(OFFSET))
 }
 

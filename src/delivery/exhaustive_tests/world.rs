@@ -40,7 +40,7 @@ pub(super) struct Budget {
 pub(super) enum Move {
     Up,
     Down(FaultClass),
-    Land(Ticket, Fate),
+    Land(Ticket, ScriptedOutcome),
     /// A message of a lost connection reaches its queue after all.
     Ghost(usize),
     Answer(usize),
@@ -54,7 +54,7 @@ pub(super) enum Move {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum ScriptedOutcome {
     Confirmed,
     Nacked,
     /// Stored by one queue, refused by another.
@@ -191,7 +191,9 @@ impl World {
             }
         }
         for (ticket, flight) in &self.flights {
-            moves.extend(self.fates(*flight).into_iter().map(|fate| Move::Land(*ticket, fate)));
+            moves.extend(
+                self.scripted_outcomes(*flight).into_iter().map(|scripted| Move::Land(*ticket, scripted)),
+            );
         }
         if budget.ghosts > 0 {
             moves.extend((0..self.ghosts.len()).map(Move::Ghost));
@@ -219,28 +221,28 @@ impl World {
         moves
     }
 
-    fn fates(&self, flight: Flight) -> Vec<Fate> {
+    fn scripted_outcomes(&self, flight: Flight) -> Vec<ScriptedOutcome> {
         let budget = &self.budget;
-        let mut fates = vec![Fate::Confirmed];
+        let mut outcomes = vec![ScriptedOutcome::Confirmed];
         if budget.nacks > 0 {
-            fates.push(Fate::Nacked);
+            outcomes.push(ScriptedOutcome::Nacked);
             if budget.ghosts > 0 {
-                fates.push(Fate::NackedAndStored);
+                outcomes.push(ScriptedOutcome::NackedAndStored);
             }
         }
         if budget.returns > 0 {
-            fates.push(Fate::Returned);
+            outcomes.push(ScriptedOutcome::Returned);
         }
         if budget.silences > 0 {
-            fates.push(Fate::Silent);
+            outcomes.push(ScriptedOutcome::Silent);
         }
         if flight.isolated {
-            fates.push(Fate::Unknown);
+            outcomes.push(ScriptedOutcome::Unknown);
             if budget.closes > 0 {
-                fates.push(Fate::Refused);
+                outcomes.push(ScriptedOutcome::Refused);
             }
         }
-        fates
+        outcomes
     }
 
     fn quarantined(&self) -> Vec<u64> {
@@ -262,7 +264,7 @@ impl World {
                 self.lose_flights(|flight| !flight.isolated);
                 self.step(Input::Down { fault: missing_exchange(*class) })
             }
-            Move::Land(ticket, fate) => self.land(*ticket, *fate),
+            Move::Land(ticket, scripted) => self.land(*ticket, *scripted),
             Move::Ghost(index) => {
                 self.budget.ghosts -= 1;
                 let seq = self.ghosts[*index].remove(0);
@@ -304,37 +306,37 @@ impl World {
         }
     }
 
-    fn land(&mut self, ticket: Ticket, fate: Fate) -> Check {
+    fn land(&mut self, ticket: Ticket, scripted: ScriptedOutcome) -> Check {
         let Flight { seq, .. } = self.flights.remove(&ticket).unwrap();
-        let outcome = match fate {
-            Fate::Confirmed => {
+        let outcome = match scripted {
+            ScriptedOutcome::Confirmed => {
                 self.store(seq)?;
                 Outcome::Confirmed
             }
-            Fate::Nacked => {
+            ScriptedOutcome::Nacked => {
                 self.budget.nacks -= 1;
                 Outcome::Nacked
             }
-            Fate::NackedAndStored => {
+            ScriptedOutcome::NackedAndStored => {
                 self.budget.nacks -= 1;
                 self.budget.ghosts -= 1;
                 self.store(seq)?;
                 Outcome::Nacked
             }
-            Fate::Returned => {
+            ScriptedOutcome::Returned => {
                 self.budget.returns -= 1;
                 Outcome::Returned(Fault::new(FaultClass::Destination, ""))
             }
-            Fate::Refused => {
+            ScriptedOutcome::Refused => {
                 self.budget.closes -= 1;
                 Outcome::Refused(missing_exchange(FaultClass::Destination))
             }
-            Fate::Silent => {
+            ScriptedOutcome::Silent => {
                 self.budget.silences -= 1;
                 self.may_come_later(seq);
                 Outcome::Silent(Fault::new(FaultClass::Outage, ""))
             }
-            Fate::Unknown => {
+            ScriptedOutcome::Unknown => {
                 self.may_come_later(seq);
                 Outcome::Unknown(Fault::new(FaultClass::Outage, ""))
             }
@@ -591,7 +593,7 @@ impl World {
             if !self.up {
                 self.come_up()?;
             } else if let Some(ticket) = self.flights.keys().next().copied() {
-                self.land(ticket, Fate::Confirmed)?;
+                self.land(ticket, ScriptedOutcome::Confirmed)?;
             } else if !self.requests.is_empty() {
                 self.answer(0)?;
             } else if self.until_wake().is_some() {

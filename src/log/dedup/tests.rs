@@ -31,18 +31,18 @@ impl Table {
     /// `refused`: its handler refuses it, if it gets it.
     fn arrive(&mut self, arrival: &Arrival, refused: bool) -> Decision {
         let Ok(decision) = decide(&self.high_water, arrival, self);
-        if let Decision::First(mark) = &decision {
-            self.write(if refused { mark.clone().refused() } else { mark.clone() });
+        if let Decision::First(update) = &decision {
+            self.write(if refused { update.clone().refused() } else { update.clone() });
         }
         decision
     }
 
-    fn write(&mut self, mark: Mark) {
-        assert!(mark.remove.is_none_or(|start| self.gaps.remove(&start).is_some()));
-        for gap in mark.put.into_iter().flatten() {
+    fn write(&mut self, update: LaneUpdate) {
+        assert!(update.remove.is_none_or(|start| self.gaps.remove(&start).is_some()));
+        for gap in update.put.into_iter().flatten() {
             self.gaps.insert(gap.start, gap.end);
         }
-        let (mut high_water, spilled) = mark.settle();
+        let (mut high_water, spilled) = update.settle();
         let mut chunks = self.chunks.borrow_mut();
         for (number, sums) in spilled {
             let known = chunks.get(&number).map(|row| Chunk::from_bytes(b"k", row).unwrap());
@@ -136,8 +136,8 @@ proptest! {
 fn in_order_only_the_head_changes_and_now_and_then_a_chunk() {
     let mut rows = Table::default();
     for number in 0..100 {
-        let Decision::First(mark) = rows.arrive(&at(number, 1), false) else { panic!("{number}") };
-        assert_eq!((mark.remove, mark.put), (None, [None, None]));
+        let Decision::First(update) = rows.arrive(&at(number, 1), false) else { panic!("{number}") };
+        assert_eq!((update.remove, update.put), (None, [None, None]));
     }
     assert_eq!((rows.high_water.next, rows.chunks.borrow().len()), (100, 2));
 }
@@ -185,8 +185,8 @@ fn a_refused_one_may_be_applied_after_all() {
     for number in [0, 49] {
         let Ok(none) = rows.high_water.applied(&at(number, 2), &rows);
         assert_eq!(none, None);
-        let Ok(mark) = rows.high_water.applied(&at(number, 1), &rows);
-        rows.write(mark.unwrap());
+        let Ok(update) = rows.high_water.applied(&at(number, 1), &rows);
+        rows.write(update.unwrap());
         assert_eq!(word(&rows.arrive(&at(number, 2), false)), "conflict");
         assert_eq!(word(&rows.arrive(&at(number, 1), false)), "repeat");
     }

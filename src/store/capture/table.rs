@@ -328,7 +328,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         while let Some(row) = self.tx.engine(|| Ok(rows.next()))? {
             let key = capture_stored::bytes_of(&row?.0);
             bytes += key.as_ref().map_or(0, |key| key.len() as u64);
-            self.tx.foresee(Amount { events: 0, marks: keys.len() as u64 + 1, bytes })?;
+            self.tx.foresee(Amount { events: 0, entries: keys.len() as u64 + 1, bytes })?;
             keys.push(key);
         }
         Ok(keys)
@@ -402,8 +402,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
                 Ok(true) => {}
                 Ok(false) => {
                     bytes += key_bytes.len() as u64;
-                    let marks = judged.doomed.len() as u64 + 1;
-                    self.tx.foresee(Amount { events: 0, marks, bytes })?;
+                    let entries = judged.doomed.len() as u64 + 1;
+                    self.tx.foresee(Amount { events: 0, entries, bytes })?;
                     judged.doomed.push(key_bytes.clone());
                 }
                 Err(panic) => {

@@ -108,7 +108,7 @@ fn once<T>(
         let first = tx.next_seq();
         let value = write(tx)?;
         let count = u32::try_from(tx.next_seq() - first).unwrap_or(u32::MAX);
-        tx.mark_request(key.clone(), first, count)?;
+        tx.record_request(key.clone(), first, count)?;
         Ok(Ok(value))
     }
 }

@@ -164,7 +164,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Most events that one transaction appends, and most marks that it makes (of the inbox, and of captured tables);
+    /// Most events that one transaction appends, and most entries that it makes (in the inbox, and for captured tables);
     /// [`TRANSACTION_EVENTS_DEFAULT`] unless set.
     ///
     /// A transaction gathers both in memory until it commits, and all other writes wait for it. One that goes beyond fails with
@@ -191,7 +191,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Most bytes of records and of the keys of marks that one transaction gathers; [`TRANSACTION_BYTES_DEFAULT`] unless set. As
+    /// Most bytes of records and of the keys of entries that one transaction gathers; [`TRANSACTION_BYTES_DEFAULT`] unless set. As
     /// [`transaction_events_max`](Self::transaction_events_max) otherwise. The memory that a transaction takes is a small multiple of it.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! How old things are: by the time that has passed while the store was open.
 //!
 //! The wall clock of an edge device starts in 1970 and jumps by decades, so a difference of two of its readings is no duration. The
-//! *store age* grows with the monotonic clock while the store is open, and is kept in the file. Ids are marked with it. Events have
+//! *store age* grows with the monotonic clock while the store is open, and is kept in the file. Inbox entries carry it. Events have
 //! no room for it: *milestones* say which events had been appended by which age.
 //!
 //! **Invariants.** The store age never goes back, and is never ahead of the time that has passed: what a crash loses of it makes

@@ -223,7 +223,7 @@ impl<'a> EventStream<'a> {
         for event in events {
             bytes = bytes.saturating_add(event.content_bytes());
             let events = taken.len() as u64 + 1;
-            self.tx.foresee(Amount { events, marks: 0, bytes })?;
+            self.tx.foresee(Amount { events, entries: 0, bytes })?;
             taken.push(self.prepared(event));
         }
         Ok(taken)
@@ -371,7 +371,7 @@ impl<'a> EventStream<'a> {
     fn forget_in(&self, state: StreamState) -> Result<()> {
         let (tx, name) = (self.tx, self.name.as_bytes());
         let before = self.state()?;
-        tx.admit(Amount::mark(name.len()))?;
+        tx.admit(Amount::entry(name.len()))?;
         tx.touch();
         tx.pending.borrow_mut().note_state(name, state);
         tx.redb().open_table(STREAMS)?.insert(name, &state.to_bytes()[..])?;

@@ -62,7 +62,7 @@ impl Transaction {
             let key = keys::inbox(EVENT_SCOPE, text.as_bytes());
             if let Some(first) = self.inbox_row(&key)? {
                 if (first.crc, first.len) == content_of(&body) {
-                    self.admit(Amount::marks(1))?;
+                    self.admit(Amount::entries(1))?;
                     self.seqs.borrow_mut().push(first.first);
                     return Ok(Appended { seq: first.first, repeated: true });
                 }
@@ -72,7 +72,7 @@ impl Transaction {
         }
         self.check_quota(now.wall_ms)?;
         if let Some(key) = &id_row {
-            self.admit(Amount::mark(key.len()))?;
+            self.admit(Amount::entry(key.len()))?;
         }
         self.admit(Amount::event(body.len()))?;
         let seq = self.pending.borrow().next_seq;
@@ -102,13 +102,13 @@ impl Transaction {
         event: Event,
         then: impl FnOnce() -> std::result::Result<T, redb::StorageError>,
     ) -> Result<T> {
-        let mark = self.mark_point();
+        let savepoint = self.savepoint();
         let seqs = self.seqs.borrow().len();
         self.append(event)?;
         self.engine(|| Ok(then()?)).inspect_err(|_| {
             let mut kept = self.take_seqs();
             kept.truncate(seqs);
-            self.roll_back_to(&mark);
+            self.roll_back_to(&savepoint);
             self.seqs.borrow_mut().extend(kept);
         })
     }

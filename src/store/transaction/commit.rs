@@ -1,4 +1,4 @@
-//! One durable commit: the gathered events, the marks of the inbox, the lanes when it is time, the progress that
+//! One durable commit: the gathered events, the entries of the inbox, the lanes when it is time, the progress that
 //! waits, and a small piece of trimming.
 //!
 //! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk, records are
@@ -216,7 +216,7 @@ fn write_frames(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
     Ok(())
 }
 
-/// Marks are of the age at which they become durable.
+/// Inbox entries are of the age at which they become durable.
 fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<()> {
     if pending.inbox.is_empty() {
         return Ok(());

@@ -12,29 +12,29 @@ use crate::store::settings::TransactionMax;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Amount {
     pub(crate) events: u64,
-    /// Marks of the inbox and of captured tables, states of streams, events that were there already.
-    pub(crate) marks: u64,
-    /// Of records, and of the keys of marks.
+    /// Entries of the inbox and of captured tables, states of streams, events that were there already.
+    pub(crate) entries: u64,
+    /// Of records, and of the keys of entries.
     pub(crate) bytes: u64,
 }
 
 impl Amount {
     pub(crate) fn event(bytes: usize) -> Self {
-        Self { events: 1, marks: 0, bytes: bytes as u64 }
+        Self { events: 1, entries: 0, bytes: bytes as u64 }
     }
 
-    pub(crate) fn mark(bytes: usize) -> Self {
-        Self { events: 0, marks: 1, bytes: bytes as u64 }
+    pub(crate) fn entry(bytes: usize) -> Self {
+        Self { events: 0, entries: 1, bytes: bytes as u64 }
     }
 
-    pub(crate) fn marks(marks: usize) -> Self {
-        Self { events: 0, marks: marks as u64, bytes: 0 }
+    pub(crate) fn entries(entries: usize) -> Self {
+        Self { events: 0, entries: entries as u64, bytes: 0 }
     }
 
     fn plus(self, more: Self) -> Self {
         Self {
             events: self.events.saturating_add(more.events),
-            marks: self.marks.saturating_add(more.marks),
+            entries: self.entries.saturating_add(more.entries),
             bytes: self.bytes.saturating_add(more.bytes),
         }
     }
@@ -42,13 +42,13 @@ impl Amount {
     fn since(self, earlier: Self) -> Self {
         Self {
             events: self.events.saturating_sub(earlier.events),
-            marks: self.marks.saturating_sub(earlier.marks),
+            entries: self.entries.saturating_sub(earlier.entries),
             bytes: self.bytes.saturating_sub(earlier.bytes),
         }
     }
 
     fn exceeds(self, max: TransactionMax) -> bool {
-        self.events > max.events || self.marks > max.events || self.bytes > max.bytes
+        self.events > max.events || self.entries > max.events || self.bytes > max.bytes
     }
 }
 
@@ -107,7 +107,7 @@ impl Gathered {
     /// Whether the group has gathered as much as one write may.
     pub(crate) fn is_full(&self, max: TransactionMax) -> bool {
         let all = self.all.get();
-        all.events >= max.events || all.marks >= max.events || all.bytes >= max.bytes
+        all.events >= max.events || all.entries >= max.events || all.bytes >= max.bytes
     }
 
     pub(crate) fn point(&self) -> Point {
@@ -123,7 +123,7 @@ impl Gathered {
 fn too_large(would: Amount, max: TransactionMax) -> Error {
     Error::TransactionTooLarge {
         events: would.events,
-        marks: would.marks,
+        entries: would.entries,
         bytes: would.bytes,
         events_max: max.events,
         bytes_max: max.bytes,

@@ -85,7 +85,7 @@ impl Transaction {
 
     /// Marks the id of a delivery that is new; with its number, if it has one. The commit says when.
     pub(crate) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
-        self.admit(Amount::mark(key.len()))?;
+        self.admit(Amount::entry(key.len()))?;
         let mut pending = self.pending.borrow_mut();
         let (first, count) = number.map_or((pending.next_seq, 0), |number| (number, NUMBERED));
         pending.put_inbox_row(key, InboxRow { first, count, crc, len, at_ms: 0 });
@@ -94,7 +94,7 @@ impl Transaction {
 
     /// Marks it with another content; it stays as old as it is.
     pub(crate) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
-        self.admit(Amount::mark(key.len()))?;
+        self.admit(Amount::entry(key.len()))?;
         self.pending.borrow_mut().put_inbox_row(key, InboxRow { crc, len, ..row });
         Ok(())
     }
@@ -109,13 +109,13 @@ impl Transaction {
     }
 
     /// Forgets what this transaction itself has marked.
-    pub(crate) fn forget_mark(&self, key: &[u8]) {
+    pub(crate) fn forget_entry(&self, key: &[u8]) {
         self.pending.borrow_mut().remove_inbox_row(key);
     }
 
-    /// Marks a request as done, with the events that it led to.
-    pub(crate) fn mark_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
-        self.admit(Amount::mark(key.len()))?;
+    /// Records a request as done, with the events that it led to.
+    pub(crate) fn record_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
+        self.admit(Amount::entry(key.len()))?;
         self.pending.borrow_mut().put_inbox_row(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });
         Ok(())
     }

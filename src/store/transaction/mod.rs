@@ -1,6 +1,6 @@
 //! A write transaction: the application's own tables, and the log.
 //!
-//! Events and inbox marks gather in memory and are written when the transaction commits, all together, in order. So a
+//! Events and inbox entries gather in memory and are written when the transaction commits, all together, in order. So a
 //! closure that only appended can be rolled back without touching redb; one that opened a table for writing cannot,
 //! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
 
@@ -38,7 +38,7 @@ use crate::store::shared::core::{Core, or_poison};
 use crate::store::shared::write_lock::WriteLockGuard;
 use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::store::transaction::gathered::{Amount, Gathered};
-use crate::store::transaction::pending::{Mark, Pending, Undo};
+use crate::store::transaction::pending::{Pending, Savepoint, Undo};
 use crate::store::transaction::receipt::Receipt;
 use crate::tuning::CLEAN_STEP;
 
@@ -328,7 +328,7 @@ impl Transaction {
 
     /// Records a key of a captured table as dirty. The caller has touched the transaction.
     pub(in crate::store) fn note_dirty_key(&self, dirty: Vec<u8>, kind: DirtyKind) -> Result<()> {
-        self.admit(Amount::mark(dirty.len()))?;
+        self.admit(Amount::entry(dirty.len()))?;
         self.pending.borrow_mut().captures.dirty_keys.insert(dirty, Some(kind));
         Ok(())
     }
@@ -345,7 +345,7 @@ impl Transaction {
 
     /// Takes a key out of the dirty ones. The caller has touched the transaction.
     pub(in crate::store) fn drop_dirty_key(&self, dirty: Vec<u8>) -> Result<()> {
-        self.admit(Amount::mark(dirty.len()))?;
+        self.admit(Amount::entry(dirty.len()))?;
         self.pending.borrow_mut().captures.dirty_keys.insert(dirty, None);
         Ok(())
     }
@@ -457,7 +457,7 @@ impl Transaction {
 
     /// Names events that were there already as this closure's own.
     pub(in crate::store) fn note_seqs(&self, seqs: &[u64]) -> Result<()> {
-        self.admit(Amount::marks(seqs.len()))?;
+        self.admit(Amount::entries(seqs.len()))?;
         self.seqs.borrow_mut().extend(seqs);
         Ok(())
     }
@@ -482,9 +482,9 @@ impl Transaction {
         self.tables_opened.get() == 0 && pending.frames.is_empty() && pending.inbox.is_empty()
     }
 
-    pub(crate) fn mark_point(&self) -> Mark {
+    pub(crate) fn savepoint(&self) -> Savepoint {
         let pending = self.pending.borrow();
-        Mark {
+        Savepoint {
             next_seq: pending.next_seq,
             end_offset: pending.end_offset,
             frames: pending.frames.len(),
@@ -494,18 +494,18 @@ impl Transaction {
         }
     }
 
-    /// Whether something since the mark cannot be rolled back without rolling back all.
-    pub(crate) fn is_dirty_since(&self, mark: &Mark) -> bool {
-        self.tables_opened.get() != mark.tables_opened
+    /// Whether something since the savepoint cannot be rolled back without rolling back all.
+    pub(crate) fn is_dirty_since(&self, savepoint: &Savepoint) -> bool {
+        self.tables_opened.get() != savepoint.tables_opened
     }
 
-    /// Rolls back what has gathered in memory since the mark.
-    pub(crate) fn roll_back_to(&self, mark: &Mark) {
+    /// Rolls back what has gathered in memory since the savepoint.
+    pub(crate) fn roll_back_to(&self, savepoint: &Savepoint) {
         let mut pending = self.pending.borrow_mut();
-        pending.next_seq = mark.next_seq;
-        pending.end_offset = mark.end_offset;
-        pending.frames.truncate(mark.frames);
-        while pending.undo.len() > mark.undo {
+        pending.next_seq = savepoint.next_seq;
+        pending.end_offset = savepoint.end_offset;
+        pending.frames.truncate(savepoint.frames);
+        while pending.undo.len() > savepoint.undo {
             match pending.undo.pop() {
                 Some(Undo::Lane(key, Some(before))) => drop(pending.lanes.insert(key, before)),
                 Some(Undo::Lane(key, None)) => drop(pending.lanes.remove(&key)),
@@ -525,7 +525,7 @@ impl Transaction {
                 None => {}
             }
         }
-        self.gathered.roll_back_to(mark.gathered);
+        self.gathered.roll_back_to(savepoint.gathered);
         self.seqs.borrow_mut().clear();
     }
 }

@@ -42,7 +42,7 @@ pub(in crate::store) enum Undo {
 
 /// A point within a transaction to which what gathers in memory can be rolled back.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Mark {
+pub(crate) struct Savepoint {
     pub(in crate::store) next_seq: u64,
     pub(in crate::store) end_offset: u64,
     pub(in crate::store) frames: usize,

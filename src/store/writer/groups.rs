@@ -1,6 +1,6 @@
 //! Groups of writes: which writes share a commit, and what is done when one of them fails.
 //!
-//! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox marks) is rolled back in place.
+//! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox entries) is rolled back in place.
 //! If it opened a table for writing, redb cannot roll back it alone: the group is rolled back and the others run again
 //! without it. That shows readers nothing early, which a `Durability::None` commit per closure would; see docs/decisions for
 //! the figures. It is why closures are `FnMut`.
@@ -200,7 +200,7 @@ impl Group<'_> {
             }
             self.handlers += usize::from(queued.write.is_handler());
             let (is_alone, undone) = (queued.is_alone(), queued.undone);
-            let mark = tx.mark_point();
+            let savepoint = tx.savepoint();
             tx.begin_write();
             if queued.write.run(&tx) {
                 at += 1;
@@ -209,8 +209,8 @@ impl Group<'_> {
                     self.end_before(at);
                 }
             } else {
-                let dirty = tx.is_dirty_since(&mark);
-                tx.roll_back_to(&mark);
+                let dirty = tx.is_dirty_since(&savepoint);
+                tx.roll_back_to(&savepoint);
                 self.done.push(self.live.remove(at));
                 if dirty {
                     tx.abort()?;

@@ -11,7 +11,7 @@ mod finish;
 
 use std::collections::{BTreeMap, HashMap};
 
-use self::event::{App, Batch, Event, Facts, Fate};
+use self::event::{App, Batch, BatchOutcome, Event, Facts};
 use crate::formats::{Line, ROUTING_KEY, TapMessage, exchange, name_in};
 use crate::record::{self, Record};
 use crate::verdict::{Verdict, Violation};
@@ -63,7 +63,9 @@ impl Judge {
                     return;
                 }
                 let numbers = events.iter().map(|event| event.n).collect();
-                known.batches.insert(batch, Batch { row, stream, events: numbers, fate: Fate::Open });
+                known
+                    .batches
+                    .insert(batch, Batch { row, stream, events: numbers, outcome: BatchOutcome::Open });
                 for planned in events {
                     let n = planned.n;
                     if known.events.insert(n, Event::new(batch, planned)).is_some() {
@@ -73,29 +75,30 @@ impl Judge {
                     }
                 }
             }
-            Line::Ok { batch, seqs } => self.answered(app, batch, Fate::Written(seqs)),
-            Line::No { batch, .. } => self.answered(app, batch, Fate::Refused),
+            Line::Ok { batch, seqs } => self.answered(app, batch, BatchOutcome::Written(seqs)),
+            Line::No { batch, .. } => self.answered(app, batch, BatchOutcome::Refused),
             Line::Unknown { .. } => {}
         }
     }
 
-    fn answered(&mut self, app: &str, batch: u64, fate: Fate) {
+    fn answered(&mut self, app: &str, batch: u64, outcome: BatchOutcome) {
         let Some(known) = self.app(app).batches.get_mut(&batch) else {
             return self
                 .verdict
                 .says(Violation::Phantom, format!("{app}: batch {batch} was answered and never asked for"));
         };
-        match (&known.fate, fate) {
-            (Fate::Written(before), Fate::Written(now)) if *before != now => {
+        match (&known.outcome, outcome) {
+            (BatchOutcome::Written(before), BatchOutcome::Written(now)) if *before != now => {
                 let sentence =
                     format!("{app}: batch {batch} was written once as {before:?} and once as {now:?}");
                 self.verdict.says(Violation::Phantom, sentence);
             }
-            (Fate::Written(_), Fate::Refused) | (Fate::Refused, Fate::Written(_)) => {
+            (BatchOutcome::Written(_), BatchOutcome::Refused)
+            | (BatchOutcome::Refused, BatchOutcome::Written(_)) => {
                 self.verdict
                     .says(Violation::Phantom, format!("{app}: batch {batch} was both written and refused"));
             }
-            (_, fate) => known.fate = fate,
+            (_, outcome) => known.outcome = outcome,
         }
     }
 

@@ -116,7 +116,7 @@ impl Proxy {
         }
     }
 
-    /// Damages the mark at the end of the next frame of each connection: to the broker, or to the process. Other bytes are left
+    /// Damages the frame-end byte at the end of the next frame of each connection: to the broker, or to the process. Other bytes are left
     /// alone: what AMQP cannot notice, TCP's checksums are there for.
     pub(super) fn corrupt(&self, to_process: bool) {
         for link in self.shared.links() {
@@ -202,11 +202,11 @@ fn pump(shared: &Shared, link: &Link, way: usize, mut from: TcpStream, mut to: T
     }
 }
 
-/// Follows AMQP's frames: type u8, channel u16, length u32, so many bytes, and a mark.
+/// Follows AMQP's frames: type u8, channel u16, length u32, so many bytes, and a frame-end byte.
 struct Frames {
     skip: usize,
     head: Vec<u8>,
-    /// Bytes of the frame that are still to come, the mark included.
+    /// Bytes of the frame that are still to come, the frame-end byte included.
     left: usize,
 }
 

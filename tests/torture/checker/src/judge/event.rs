@@ -32,12 +32,12 @@ pub(super) struct Batch {
     pub(super) row: bool,
     pub(super) stream: Option<String>,
     pub(super) events: Vec<u64>,
-    pub(super) fate: Fate,
+    pub(super) outcome: BatchOutcome,
 }
 
 /// What its writer was told.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum BatchOutcome {
     /// Nothing, or that it is unknown.
     Open,
     Written(Vec<u64>),

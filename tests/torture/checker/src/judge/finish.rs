@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Judge;
-use super::event::{App, Fate};
+use super::event::{App, BatchOutcome};
 use crate::verdict::{Verdict, Violation};
 
 impl Judge {
@@ -41,7 +41,7 @@ impl Case<'_> {
     fn answers(&mut self, app: &mut App) {
         let mut told = Vec::new();
         for (number, batch) in &app.batches {
-            let Fate::Written(seqs) = &batch.fate else { continue };
+            let BatchOutcome::Written(seqs) = &batch.outcome else { continue };
             if seqs.len() != batch.events.len() {
                 let sentence = format!(
                     "batch {number} of {} events was told {} numbers",
@@ -73,7 +73,7 @@ impl Case<'_> {
             seqs.sort_unstable();
             let there = seqs.len();
             let row = app.rows.get(number).copied();
-            if batch.fate == Fate::Refused {
+            if batch.outcome == BatchOutcome::Refused {
                 if there > 0 || row.is_some() {
                     let sentence = format!(
                         "batch {number} was refused, and {there} of its events and row {row:?} are there"
