@@ -58,14 +58,14 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | Nothing genuine is dropped in silence on account of forgeries. It is applied, or set aside with a reason. | `forged::nothing_genuine_is_dropped_on_account_of_forgeries`, `forged::one_id_and_another_content_is_set_aside`, `forged::a_rejected_claim_takes_no_id`, `forged::a_redriven_message_takes_its_place` |
+//! | Nothing genuine is dropped in silence on account of forgeries. It is applied, or set aside with a reason. | `forged::nothing_genuine_is_dropped_on_account_of_forgeries`, `forged::one_id_and_another_content_is_rejected`, `forged::a_rejected_claim_takes_no_id`, `forged::a_redriven_message_takes_its_place` |
 //! | With signatures, a forgery is refused before its handler runs, and marks neither number nor id. | `signed::forgeries_mark_nothing`, `signed::a_forged_copy_does_not_stand_for_the_genuine_message`, `signed::a_redrive_proves_nothing`, `signed::a_key_is_taken_over` |
 //! | With `IdsPolicy::Refuse`, ids of others make no id forgotten that was applied. | `forged::hostile_ids_make_nothing_forgotten` |
 //! | Rejected deliveries take bounded room, and little more of the file than their length. | `rejected_room::a_full_quarantine_stops_the_consumer_until_there_is_room`, `rejected_room::a_full_quarantine_gives_back_what_it_cannot_keep`, `rejected_room::parked_deliveries_that_are_rejected_are_bounded_too`, `rejected_room::a_kept_delivery_takes_little_more_than_its_length` |
 //! | With `lanes_max` and `gaps_max`, lanes and gaps take bounded rows. What is forgotten applies nothing twice, and drops nothing. | `lanes_kept::forged_lanes_are_bounded`, `lanes_kept::a_forgotten_lane_applies_nothing_twice`, `lanes_kept::forgotten_gaps_drop_nothing` |
 //! | With `rejects_unknown`, messages that are not believed go back to the broker and leave no row. | `lanes_kept::unknown_producers_leave_no_row` |
 //! | Deliveries do not fill the disk of the application's own writes. | `small_disk::deliveries_do_not_fill_the_disk_of_the_application` |
-//! | No form of a message stops the queue: text that is not UTF-8, tables without end, headers larger than a frame, a body over the cap. | `poison::text_that_is_not_utf8_reaches_the_consumer`, `poison::tables_without_end_reach_the_consumer`, `poison::headers_larger_than_a_frame_reach_the_consumer`, `poison::a_body_over_the_cap_is_set_aside` |
+//! | No form of a message stops the queue: text that is not UTF-8, tables without end, headers larger than a frame, a body over the cap. | `poison::text_that_is_not_utf8_reaches_the_consumer`, `poison::tables_without_end_reach_the_consumer`, `poison::headers_larger_than_a_frame_reach_the_consumer`, `poison::a_body_over_the_cap_is_rejected` |
 //! | Failing deliveries make no other handler run often. A write of the application waits for one handler and one group at most. | `failing_writes::failing_deliveries_make_no_other_run_often`, `failing_writes::a_write_waits_for_one_handler` |
 //! | Control characters of others are escaped in reasons, errors and logs. | `escaping::text_of_others_is_escaped_where_it_comes_in` |
 //!
@@ -96,7 +96,7 @@
 //! | promise | held by |
 //! |---|---|
 //! | Only regular files are opened: no link is followed, no pipe or device makes the open wait. | `odd_files::what_is_no_regular_file_is_refused_at_once`, `hostile_files::no_name_makes_open_wait` |
-//! | A journal that another user can have prepared, read or changed is refused by name. A new one is made aside and renamed. | `hostile_files::a_journal_that_others_can_have_prepared_is_refused`, `hostile_files::a_journal_is_made_aside`, `storage::private::tests::only_what_is_closed_to_others_is_used` |
+//! | A journal that another user can have prepared, read or changed is refused by name. A new one is made aside and renamed. | `hostile_files::a_journal_that_others_can_have_prepared_is_refused`, `hostile_files::a_journal_is_made_as_a_temporary_file`, `storage::private::tests::only_what_is_closed_to_others_is_used` |
 //! | A store's file that is open to others, or has several names, is warned of once per open. | `hostile_files::a_loose_file_is_warned_of_once` |
 //! | `OpenError::LockedByReader` tells a reader's `flock` from the lock of an owner, and says how to end it. | `hostile_files::a_readers_lock_is_told_with_a_way_out` |
 //! | A file that is moved, removed or replaced while it is open poisons its store: within 64 commits, 2,048 events or a second. | `lost_files::a_file_that_loses_its_name_poisons_its_store` |

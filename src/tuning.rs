@@ -235,7 +235,7 @@ pub(crate) const CAPTURE_PASS_KEYS: usize = 256;
 pub(crate) const CAPTURE_SMALL_PASS_KEYS: usize = 32;
 
 /// How long something waits before a relay asks for such a pass, in milliseconds.
-pub(crate) const CAPTURE_PATIENCE_MS: u64 = 1_000;
+pub(crate) const CAPTURE_PASS_TIMEOUT_MS: u64 = 1_000;
 
 /// Keys and values that one pass reads, in bytes; it ends behind the key that exceeds it.
 pub(crate) const CAPTURE_PASS_BYTES: usize = 1 << 20;

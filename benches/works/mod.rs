@@ -24,7 +24,7 @@ const BATCH: u64 = 100;
 const KEYS: u64 = 1_000;
 const PAYLOAD: [u8; 256] = [8; 256];
 /// Longer than anything here takes, with everything made fifty times slower by a simulator.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The n-th event. Its parts are the caller's: three allocations (type, payload, key), and one more of its destination.
 pub fn event(n: u64) -> Event {
@@ -80,7 +80,7 @@ impl Works {
         let folder = tempfile::tempdir().unwrap();
         // The page cache holds all of it; progress is written when a relay stops.
         let builder = Store::builder().retention(Retention::forever()).cache_bytes(1 << 30);
-        let store = builder.progress_delay(PATIENCE).open(folder.path().join("a.redb")).unwrap();
+        let store = builder.progress_delay(TIMEOUT).open(folder.path().join("a.redb")).unwrap();
         Self { store, relays: 0, _folder: folder }
     }
 
@@ -151,7 +151,7 @@ impl Works {
         let relay = self.store.relay(name).start_at(start).spawn(publisher).unwrap();
         let began = Instant::now();
         while relay.status().confirmed < events {
-            assert!(began.elapsed() < PATIENCE, "{:?}", relay.status());
+            assert!(began.elapsed() < TIMEOUT, "{:?}", relay.status());
             std::thread::sleep(Duration::from_millis(5));
         }
         let report = relay.stop(Duration::from_secs(60));

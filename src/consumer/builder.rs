@@ -171,8 +171,8 @@ impl ConsumerBuilder {
     /// # broker.declare_queue("credit", Default::default());
     /// use std::time::Duration;
     /// use onewrite::GapPolicy;
-    /// let patient = GapPolicy::Hold(Duration::from_secs(10));
-    /// let consumer = store.consumer("credit-service").on_gap(patient).spawn(broker.source("credit"), |_, _| Ok(()))?;
+    /// let policy = GapPolicy::Hold(Duration::from_secs(10));
+    /// let consumer = store.consumer("credit-service").on_gap(policy).spawn(broker.source("credit"), |_, _| Ok(()))?;
     /// assert_eq!(consumer.status().held, 0);
     /// # let _ = consumer.stop(std::time::Duration::from_secs(5));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -469,10 +469,10 @@ impl ConsumerBuilder {
         if self.attempts == 0 {
             return Err(SettingError::new("attempts", "it must be at least 1").into());
         }
-        if matches!(self.gap, GapPolicy::Hold(patience) if patience > Duration::from_millis(HOLD_MS_MAX)) {
+        if matches!(self.gap, GapPolicy::Hold(timeout) if timeout > Duration::from_millis(HOLD_MS_MAX)) {
             return Err(SettingError::new("on_gap", format!("at most {HOLD_MS_MAX} ms")).into());
         }
-        if self.prefetch == 1 && matches!(self.gap, GapPolicy::Hold(patience) if !patience.is_zero()) {
+        if self.prefetch == 1 && matches!(self.gap, GapPolicy::Hold(timeout) if !timeout.is_zero()) {
             let reason =
                 "a delivery that is held needs a prefetch of 2 or more: with 1 nothing can fill the gap";
             return Err(SettingError::new("on_gap", reason).into());

@@ -154,7 +154,7 @@ mod tests {
         Look::at(&clock)
     }
 
-    /// Takes `numbers` in, in this order, each with a minute of patience; what goes on after each.
+    /// Takes `numbers` in, in this order, each with a timeout of a minute; what goes on after each.
     fn arrive(held: &mut Held<u64>, next: &mut u64, numbers: &[u64], now: Look) -> Vec<Vec<u64>> {
         let mut arrive = |number: &u64| {
             held.put(LANE, *number, *number, now.after(s(60)));

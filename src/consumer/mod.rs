@@ -63,8 +63,8 @@ pub use self::rejected_room::RejectedFull;
 /// use std::time::Duration;
 /// use onewrite::GapPolicy;
 /// assert_eq!(GapPolicy::default(), GapPolicy::ApplyAtOnce);
-/// let patient = GapPolicy::Hold(Duration::from_secs(10));
-/// # let _ = patient;
+/// let policy = GapPolicy::Hold(Duration::from_secs(10));
+/// # let _ = policy;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

@@ -9,7 +9,7 @@ use crate::tuning::SILENT_TRIALS_MAX;
 
 /// How long nothing may be sendable, with more in the log, before events that wait behind others make room on disk. A
 /// hot key that flows would otherwise be written down and read back for nothing.
-pub(crate) const SPILL_PATIENCE_MS: u64 = 250;
+pub(crate) const SPILL_TIMEOUT_MS: u64 = 250;
 
 /// Messages published apart at once.
 const ISOLATED_MAX: usize = 1;
@@ -250,7 +250,7 @@ impl Machine {
             return;
         }
         let since = *self.starved_since_ms.get_or_insert(now.mono_ms);
-        if now.mono_ms < since.saturating_add(SPILL_PATIENCE_MS) {
+        if now.mono_ms < since.saturating_add(SPILL_TIMEOUT_MS) {
             return;
         }
         self.starved_since_ms = None;

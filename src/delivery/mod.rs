@@ -217,7 +217,7 @@ impl Machine {
 
     pub(crate) fn next_wake(&self) -> Wake {
         let timer = self.timers.first().map(|(due_ms, _)| *due_ms);
-        let starved = self.starved_since_ms.map(|since| since.saturating_add(flow::SPILL_PATIENCE_MS));
+        let starved = self.starved_since_ms.map(|since| since.saturating_add(flow::SPILL_TIMEOUT_MS));
         Wake {
             mono_ms: timer
                 .into_iter()

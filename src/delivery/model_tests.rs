@@ -658,21 +658,21 @@ impl World {
 
     // --- broker -------------------------------------------------------------------------------------------------------
 
-    /// So many outcomes are told in one lot, if there are as many and none closes the channel before.
+    /// So many outcomes are told in one batch, if there are as many and none closes the channel before.
     fn land(&mut self, index: usize, count: usize) {
-        let mut lot = Vec::new();
-        while lot.len() < count {
+        let mut batch = Vec::new();
+        while batch.len() < count {
             let Some(ticket) = self.flights.keys().copied().nth(index % self.flights.len().max(1)) else {
                 break;
             };
             match self.flights[&ticket].scripted {
-                ScriptedOutcome::ClosesChannel(class) if lot.is_empty() => return self.down(class),
+                ScriptedOutcome::ClosesChannel(class) if batch.is_empty() => return self.down(class),
                 ScriptedOutcome::ClosesChannel(_) => break,
-                _ => lot.push((Ticket(ticket), self.outcome_of(ticket))),
+                _ => batch.push((Ticket(ticket), self.outcome_of(ticket))),
             }
         }
-        if !lot.is_empty() {
-            self.step(Input::Outcomes(lot));
+        if !batch.is_empty() {
+            self.step(Input::Outcomes(batch));
         }
     }
 

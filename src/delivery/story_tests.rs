@@ -501,7 +501,7 @@ fn a_hot_key_that_fails_does_not_stop_the_others() {
     story.outcome(0, Outcome::Nacked);
     assert_eq!(story.published(), [0]);
     story.tell(Input::Tick);
-    assert!(story.machine.next_wake().mono_ms.unwrap() <= flow::SPILL_PATIENCE_MS);
+    assert!(story.machine.next_wake().mono_ms.unwrap() <= flow::SPILL_TIMEOUT_MS);
     for _ in 0..100 {
         if story.in_flight() == [0] {
             story.outcome(0, Outcome::Nacked);

@@ -83,7 +83,7 @@ impl Waiters {
         Some(waiter)
     }
 
-    /// Lets go of those whose caller's patience has ended: while the broker is away they would pile up.
+    /// Lets go of those whose caller's timeout has passed: while the broker is away they would pile up.
     fn prune(&mut self) {
         let gone: Vec<u64> = self
             .waiters
@@ -105,7 +105,7 @@ mod tests {
     use crate::oneshot::channel;
 
     #[test]
-    fn each_is_answered_once_and_the_impatient_are_forgotten() {
+    fn each_is_answered_once_and_the_abandoned_are_forgotten() {
         let mut waiters = Waiters::default();
         let (reply, both) = channel();
         waiters.add(BTreeSet::from([1, 2]), reply);
@@ -120,9 +120,9 @@ mod tests {
         assert!(waiters.by_seq.is_empty());
 
         for seq in 0..10 * PRUNE_FROM as u64 {
-            let (reply, impatient) = channel();
+            let (reply, abandoned) = channel();
             waiters.add(BTreeSet::from([seq]), reply);
-            drop(impatient);
+            drop(abandoned);
         }
         assert!(waiters.waiters.len() <= PRUNE_FROM);
     }

@@ -30,7 +30,9 @@ use crate::store::shared::log_pace::LogPace;
 use crate::store::shared::relays::RelayRequest;
 use crate::store::{RelayState, RelayStatus, SuspendedDestination};
 use crate::time::{Deadline, Now, wake_after};
-use crate::tuning::{CAPTURE_PASS_KEYS, CAPTURE_PATIENCE_MS, CAPTURE_SMALL_PASS_KEYS, SUSPENDED_SHOWN_MAX};
+use crate::tuning::{
+    CAPTURE_PASS_KEYS, CAPTURE_PASS_TIMEOUT_MS, CAPTURE_SMALL_PASS_KEYS, SUSPENDED_SHOWN_MAX,
+};
 use crate::wire;
 
 pub(crate) use super::prepare::Form;
@@ -90,13 +92,13 @@ pub(crate) struct Worker {
     pub(super) blocked: bool,
     pub(super) last_fault: Option<Fault>,
     pub(super) stop_at: Option<Deadline>,
-    patience: Option<Patience>,
+    pass_timeout: Option<PassTimeout>,
     pub(super) pace: LogPace,
 }
 
 /// Since when captured tables have had something to publish, without a pass.
 #[derive(Debug, Clone, Copy)]
-struct Patience {
+struct PassTimeout {
     /// By the monotonic clock.
     since_ms: u64,
     /// Confirms, and ended passes, that there had been by then.
@@ -165,7 +167,7 @@ impl Worker {
             blocked: false,
             last_fault: None,
             stop_at: None,
-            patience: None,
+            pass_timeout: None,
             pace: LogPace::default(),
         })
     }
@@ -266,8 +268,9 @@ impl Worker {
         }
         // With much traffic and a slow confirm more than half a window is always on its way, though the broker keeps up.
         // One that confirms nothing does not.
-        let patience = self.patience.filter(|patience| self.machine.confirmed() > patience.confirmed)?;
-        let due_ms = due_ms.max(patience.since_ms.saturating_add(CAPTURE_PATIENCE_MS));
+        let pass_timeout =
+            self.pass_timeout.filter(|pass_timeout| self.machine.confirmed() > pass_timeout.confirmed)?;
+        let due_ms = due_ms.max(pass_timeout.since_ms.saturating_add(CAPTURE_PASS_TIMEOUT_MS));
         self.machine.has_loaded_all().then_some((due_ms, CAPTURE_SMALL_PASS_KEYS))
     }
 
@@ -276,7 +279,7 @@ impl Worker {
     }
 
     fn ask_for_pass(&mut self) {
-        self.note_patience();
+        self.note_pass_timeout();
         let now_ms = self.now().mono_ms;
         if let Some((_, keys)) = self.pass_due().filter(|(due_ms, _)| *due_ms <= now_ms) {
             self.registered.store.ask_for_pass(keys);
@@ -284,16 +287,16 @@ impl Worker {
     }
 
     /// Commits and the ends of passes notify, so what begins to wait is seen at once.
-    fn note_patience(&mut self) {
+    fn note_pass_timeout(&mut self) {
         let core = self.registered.store.core();
         if !self.flows() || CoalescingPasses::due_ms(core).is_none() {
-            self.patience = None;
+            self.pass_timeout = None;
             return;
         }
         let passes = core.passes.ended();
-        if self.patience.is_none_or(|patience| patience.passes != passes) {
+        if self.pass_timeout.is_none_or(|pass_timeout| pass_timeout.passes != passes) {
             let since_ms = core.settings.clock.now().mono_ms;
-            self.patience = Some(Patience { since_ms, confirmed: self.machine.confirmed(), passes });
+            self.pass_timeout = Some(PassTimeout { since_ms, confirmed: self.machine.confirmed(), passes });
         }
     }
 

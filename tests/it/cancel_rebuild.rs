@@ -5,7 +5,7 @@ use std::time::Duration;
 use onewrite::redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle};
 use onewrite::{Error, Event, FailurePolicy, Projection, ProjectionState, Store};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const ROWS: TableDefinition<'_, u64, u64> = TableDefinition::new("rows");
 
 fn run(store: &Store, version: u32, poison: Option<u64>) -> Projection {
@@ -39,17 +39,17 @@ fn a_rebuild_at_a_poison_event_can_be_cancelled() {
             (0..9).try_for_each(|_| tx.append(Event::bytes("counted", "").unpublished()).map(drop))
         };
         store.write(append).unwrap();
-        run(&store, 1, None).wait_until_live(PATIENCE).unwrap();
+        run(&store, 1, None).wait_until_live(TIMEOUT).unwrap();
         let second = run(&store, 2, Some(7));
-        assert!(second.wait_until_live(PATIENCE).is_err());
+        assert!(second.wait_until_live(TIMEOUT).is_err());
         assert!(second.status().rebuild_stopped.is_some_and(|told| told.contains("event 7")));
         if by_handle {
             assert!(second.cancel_rebuild().unwrap());
-            let told = second.wait_until_live(PATIENCE).unwrap_err().to_string();
+            let told = second.wait_until_live(TIMEOUT).unwrap_err().to_string();
             assert!(told.contains("cancelled") || told.contains("event 7"), "{told}");
-            second.stop(PATIENCE);
+            second.stop(TIMEOUT);
         } else {
-            second.stop(PATIENCE);
+            second.stop(TIMEOUT);
             assert!(store.cancel_rebuild("p").unwrap());
         }
         assert!(!store.cancel_rebuild("p").unwrap(), "there is none any more");
@@ -65,15 +65,15 @@ fn a_rebuild_at_a_poison_event_can_be_cancelled() {
         let store = Store::open(&path).unwrap();
         let again = run(&store, 2, None);
         assert_eq!(again.status().state, ProjectionState::Cancelled);
-        assert!(matches!(again.wait_until_live(PATIENCE), Err(Error::ProjectionStopped { .. })));
+        assert!(matches!(again.wait_until_live(TIMEOUT), Err(Error::ProjectionStopped { .. })));
         if by_handle {
             again.rebuild();
-            again.wait_until_live(PATIENCE).unwrap();
+            again.wait_until_live(TIMEOUT).unwrap();
             assert_eq!(rows(&store), [2; 9]);
         } else {
-            again.stop(PATIENCE);
+            again.stop(TIMEOUT);
             let third = run(&store, 3, None);
-            third.wait_until_live(PATIENCE).unwrap();
+            third.wait_until_live(TIMEOUT).unwrap();
             assert_eq!(rows(&store), [3; 9]);
         }
         assert_eq!(store.stats().unwrap().projections["p"].cancelled, None);

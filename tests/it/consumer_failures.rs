@@ -103,7 +103,7 @@ fn a_gap_is_waited_for_once() {
     until("drained", || drained(&broker));
     let took = began.elapsed();
     let _ = consumer.stop(Duration::from_secs(5));
-    assert!(took < Duration::from_millis(1900), "unacknowledged for {took:?} with 1 s of patience");
+    assert!(took < Duration::from_millis(1900), "unacknowledged for {took:?} with a gap timeout of 1 s");
 }
 
 /// Goal: a conflict that the handler itself has met is no conflict of the delivery: it is marked as any other that is rejected, and its
@@ -162,7 +162,7 @@ fn the_window_in_count_bounds_the_inbox() {
     assert!(sizes.iter().all(|n| *n < 2000), "rows in the inbox: {sizes:?}");
 }
 
-/// Goal: a gap that somebody else fills is noticed well before the patience is over. Method: another consuming loop of the same
+/// Goal: a gap that somebody else fills is noticed well before the gap timeout has passed. Method: another consuming loop of the same
 /// scope fills it.
 #[test]
 fn a_gap_filled_elsewhere_is_noticed() {

@@ -247,7 +247,7 @@ fn journaled(with: bool) -> StoreBuilder {
 
 /// Goal: S7: P1 under `kill -9`. Method: a child writes from four threads and notes each acknowledged write in a file of
 /// its own that it syncs; it is killed at a random moment, 32 times over the same store. Each time everything noted is
-/// there with its event, nothing is there by half, no number is missing. Each other life has a journal that turns over every dozen commits; what it
+/// there with its event, nothing is there by half, no number is missing. Every second generation has a journal that turns over every dozen commits; what it
 /// leaves is opened with one or without.
 #[test]
 fn killed_at_any_moment_nothing_acknowledged_is_lost() {

@@ -17,7 +17,7 @@ use onewrite::{
 };
 
 /// Far longer than anything here takes, on a loaded machine too.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 const STREAM: &str = "account-7";
 
@@ -96,7 +96,7 @@ fn within<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'stat
         let _ = told.send(());
         value
     });
-    assert_ne!(done.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Timeout), "{what} hangs");
+    assert_ne!(done.recv_timeout(TIMEOUT), Err(mpsc::RecvTimeoutError::Timeout), "{what} hangs");
     worker.join().unwrap()
 }
 

@@ -8,10 +8,10 @@ use onewrite::time::ManualClock;
 use onewrite::{Event, Holder, HolderKind, Retention, Store, StoreBuilder};
 
 const SOON: Duration = Duration::from_secs(30);
-const PATIENCE: Duration = Duration::from_secs(3600);
+const WARN_AFTER: Duration = Duration::from_secs(3600);
 
 fn builder(clock: &ManualClock) -> StoreBuilder {
-    Store::builder().clock(Arc::new(clock.clone())).holder_warn_after(PATIENCE)
+    Store::builder().clock(Arc::new(clock.clone())).holder_warn_after(WARN_AFTER)
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -188,16 +188,16 @@ mod warned {
         let counts = || told().map(|told| told.len());
         // The store knows where each stands.
         let _ = store.stats().unwrap();
-        clock.advance(PATIENCE / 2);
-        clock.advance(PATIENCE / 2);
+        clock.advance(WARN_AFTER / 2);
+        clock.advance(WARN_AFTER / 2);
         until("the warnings", || counts() == [1; 4]);
         let [rabbit, balances, subscribed, taken] = told();
         assert_eq!((&*rabbit[0], &*balances[0]), ("rabbit", "balances"));
         assert!(subscribed[0].contains("holders.rs:") && taken[0].contains("holders.rs:"), "{:?}", told());
         for line in lines.loud().iter().filter(|line| line.fields.contains_key("held_s")) {
-            assert_eq!(line.fields["held_s"], PATIENCE.as_secs().to_string(), "{line:?}");
+            assert_eq!(line.fields["held_s"], WARN_AFTER.as_secs().to_string(), "{line:?}");
         }
-        clock.advance(PATIENCE * 3);
+        clock.advance(WARN_AFTER * 3);
         // The subscription moves and sleeps again; the snapshot is another.
         for _ in 0..300 {
             assert!(subscription.try_next().transpose().unwrap().is_some());
@@ -206,12 +206,12 @@ mod warned {
         drop(snapshot);
         let again = store.read().unwrap();
         let _ = store.stats().unwrap();
-        clock.advance(PATIENCE);
+        clock.advance(WARN_AFTER);
         until("two more", || counts() == [1, 1, 2, 2]);
-        clock.advance(PATIENCE);
+        clock.advance(WARN_AFTER);
         drop(again);
         let _third = store.read().unwrap();
-        clock.advance(PATIENCE);
+        clock.advance(WARN_AFTER);
         // The looks before this one have told nothing.
         until("the third snapshot", || counts()[3] == 3);
         assert_eq!(counts(), [1, 1, 2, 3], "{:?}", told());

@@ -88,7 +88,7 @@ fn a_journal_that_others_can_have_prepared_is_refused() {
     assert_eq!(audit(&Store::open(&path).unwrap()), (0..10).collect::<Vec<_>>());
     assert!(!side.exists());
 
-    // What was prepared for a life that is to begin.
+    // What was prepared for a generation that is to begin.
     for content in [&b""[..], &[0; 5000]] {
         made_with_mode(&side, content, 0o666);
         not_private(journaled(), &path, "0666");

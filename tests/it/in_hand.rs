@@ -374,9 +374,9 @@ fn those_that_wait_do_not_hold_the_prefetch() {
         }
         (0..50).for_each(|n| send(&broker, keyed(&format!("w{n}"), "w", &format!("well {n:02}"))));
         let healed = Arc::new(AtomicBool::new(false));
-        let patient = store.consumer("service").attempts(1000).prefetch(prefetch);
-        let patient = patient.backoff(Duration::from_millis(300), Duration::from_millis(300));
-        let (consumer, applied) = hospital(patient, broker.source("q"), &healed);
+        let builder = store.consumer("service").attempts(1000).prefetch(prefetch);
+        let builder = builder.backoff(Duration::from_millis(300), Duration::from_millis(300));
+        let (consumer, applied) = hospital(builder, broker.source("q"), &healed);
         until("the well ones", || effects(&store).len() == 50);
         let share = usize::from(prefetch / 4);
         until("parked", || consumer.status().parked as usize >= 300 - share && broker.queue_len("q") == 0);

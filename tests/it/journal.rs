@@ -104,13 +104,13 @@ fn a_commit_is_one_write() {
 }
 
 /// Goal: a journal that is lost after a crash is missed, by name, and nothing is written, neither by whoever wants a journal nor by who wants none; given up, what is there is whole. One that
-/// is not needed is not asked for. Method: a first life, a later one, and one that died idle after a commit with quick repair.
+/// is not needed is not asked for. Method: a first generation, a later one, and one that died idle after a commit with quick repair.
 #[test]
 fn a_lost_journal_is_missed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let mut there = 0;
-    for (life, idle) in [None, None, Some(Duration::from_millis(30))].into_iter().enumerate() {
+    for (generation, idle) in [None, None, Some(Duration::from_millis(30))].into_iter().enumerate() {
         let builder = Store::builder().journal_bytes(8 << 20);
         let builder = if let Some(idle) = idle { builder.quick_repair_when_idle(idle) } else { builder };
         let store = builder.open(&path).unwrap();
@@ -118,7 +118,7 @@ fn a_lost_journal_is_missed() {
         if let Some(idle) = idle {
             std::thread::sleep(idle * 10);
         }
-        let copy = crashed(&path, folder.path(), &format!("{life}.redb"));
+        let copy = crashed(&path, folder.path(), &format!("{generation}.redb"));
         store.close().unwrap();
 
         let aside = folder.path().join("aside");
@@ -127,22 +127,30 @@ fn a_lost_journal_is_missed() {
         for with in [0, JOURNAL_BYTES_MIN] {
             match Store::builder().journal_bytes(with).open(&copy) {
                 Err(Error::Open(OpenError::JournalMissing { path })) => assert_eq!(path, journal(&copy)),
-                other => panic!("life {life}: {other:?}"),
+                other => panic!("generation {generation}: {other:?}"),
             }
             assert!(!journal(&copy).exists());
         }
-        assert!(fs::read(&copy).unwrap() == before, "life {life}: it was written to");
-        let given_up = folder.path().join(format!("given-up-{life}.redb"));
+        assert!(fs::read(&copy).unwrap() == before, "generation {generation}: it was written to");
+        let given_up = folder.path().join(format!("given-up-{generation}.redb"));
         fs::copy(&copy, &given_up).unwrap();
         let older = Store::builder().abandon_missing_journal(true).open(&given_up).unwrap();
         let left = audit(&older);
         assert_eq!(left, (0..left.len() as u64).collect::<Vec<_>>());
-        assert!((there..there + 20).contains(&(left.len() as u64)), "life {life}: {}", left.len());
+        assert!(
+            (there..there + 20).contains(&(left.len() as u64)),
+            "generation {generation}: {}",
+            left.len()
+        );
         older.close().unwrap();
 
         fs::rename(&aside, journal(&copy)).unwrap();
         there += 20;
-        assert_eq!(audit(&open(&copy)), (0..there).collect::<Vec<_>>(), "life {life}: back in its place");
+        assert_eq!(
+            audit(&open(&copy)),
+            (0..there).collect::<Vec<_>>(),
+            "generation {generation}: back in its place"
+        );
         let store = Store::open(&path).unwrap();
         assert!(!store.stats().unwrap().verified_at_open);
         assert_eq!(audit(&store), (0..there).collect::<Vec<_>>());
@@ -151,7 +159,7 @@ fn a_lost_journal_is_missed() {
 }
 
 /// Goal: a journal that is given up when the crash came while pages went to their places is no reason to show what never was: the file is verified, and whole or refused. Method: files of two moments
-/// of one life, mixed page by page.
+/// of one generation, mixed page by page.
 #[test]
 fn what_is_given_up_by_half_is_noticed() {
     let folder = tempfile::tempdir().unwrap();

@@ -809,7 +809,7 @@ fn foreign_ids_have_a_window_in_count() {
 }
 
 /// Goal: the figure of ids is that of the rows, with a bound and without, as they come and go, and in a file of the format before. Method:
-/// ids in two scopes, repeats, an id with another content and requests; then all grow old, and a few new ones sweep them away.
+/// ids in two scopes, repeats, an id with another content and requests; then all grow old, and a few new ones prune them.
 #[test]
 fn ids_are_counted() {
     for bound in [None, Some(1_000)] {
@@ -940,12 +940,12 @@ fn a_crash_between_effect_and_acknowledgement() {
 fn holding(
     store: &Store,
     broker: &MemoryBroker,
-    patience: Duration,
+    timeout: Duration,
     prefetch: u16,
 ) -> (Consumer, Arc<Mutex<Vec<String>>>) {
     let applied = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&applied);
-    let consumer = quick(store).prefetch(prefetch).on_gap(GapPolicy::Hold(patience)).spawn(
+    let consumer = quick(store).prefetch(prefetch).on_gap(GapPolicy::Hold(timeout)).spawn(
         broker.source("q"),
         move |delivery, tx| {
             count(delivery, tx)?;
@@ -1001,7 +1001,7 @@ fn a_gap_that_is_not_filled_is_waited_for_no_longer_than_said() {
 }
 
 /// Goal: no deadlock where what is missing stands in the queue behind all that the prefetch allows. Method: a prefetch of 3, a
-/// patience of ten minutes, the missing one last.
+/// timeout of ten minutes, the missing one last.
 #[test]
 fn a_full_prefetch_is_not_waited_for() {
     let (_folder, store, broker) = setup();
@@ -1073,7 +1073,7 @@ fn bad_settings_are_named() {
     let refused =
         |builder: ConsumerBuilder| builder.spawn(broker.source("q"), count).unwrap_err().to_string();
     assert_eq!(refused(quick(&store).producers(["bank"])), "setting `producers`: `bank` is not a store's id");
-    let patient = quick(&store).on_gap(GapPolicy::Hold(Duration::from_secs(3600)));
-    assert_eq!(refused(patient), "setting `on_gap`: at most 900000 ms");
+    let builder = quick(&store).on_gap(GapPolicy::Hold(Duration::from_secs(3600)));
+    assert_eq!(refused(builder), "setting `on_gap`: at most 900000 ms");
     assert!(quick(&store).rejects(RejectTo::DeadLetter).spawn(broker.source("q"), count).is_ok());
 }

@@ -418,7 +418,7 @@ fn a_quarantined_record_outlives_trimming() {
 }
 
 /// Goal: seen ids are forgotten after the inbox age and not before. Method: the clock set forward, enough new ids to
-/// sweep the old.
+/// prune the old.
 #[test]
 fn ids_are_remembered_for_the_inbox_age() {
     let folder = tempfile::tempdir().unwrap();

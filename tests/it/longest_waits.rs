@@ -77,8 +77,8 @@ fn confirms_are_waited_for_as_long_as_it_takes() {
     let relay = rig.relay(&store);
     pause(&relay);
     let receipt = append(&store);
-    for patience in [Duration::ZERO, INSTANT] {
-        for waited in [receipt.wait_confirmed(patience), receipt.wait_confirmed_by("r", patience)] {
+    for timeout in [Duration::ZERO, INSTANT] {
+        for waited in [receipt.wait_confirmed(timeout), receipt.wait_confirmed_by("r", timeout)] {
             assert!(matches!(waited, Err(ConfirmError::Timeout { .. })), "{waited:?}");
         }
     }
@@ -92,7 +92,7 @@ fn confirms_are_waited_for_as_long_as_it_takes() {
     assert!(matches!(receipt.wait_confirmed(FOREVER), Err(ConfirmError::NoRelay(_))));
 }
 
-/// Goal: what is confirmed already is told without any patience. Method: events that are confirmed in order and out
+/// Goal: what is confirmed already is told without any wait. Method: events that are confirmed in order and out
 /// of it, in memory and after the position passed them, asked for as soon as a wait has said so; and one in quarantine.
 #[test]
 fn what_is_known_is_told_without_waiting() {
@@ -106,9 +106,9 @@ fn what_is_known_is_told_without_waiting() {
             continue; // Its confirm is held back: those behind it are ahead of the position.
         }
         receipt.wait_confirmed(SOON).unwrap();
-        for patience in [Duration::ZERO, INSTANT] {
-            receipt.wait_confirmed(patience).unwrap();
-            receipt.wait_confirmed_by("r", patience).unwrap();
+        for timeout in [Duration::ZERO, INSTANT] {
+            receipt.wait_confirmed(timeout).unwrap();
+            receipt.wait_confirmed_by("r", timeout).unwrap();
         }
     }
     rig.broker.release_confirms();
@@ -151,8 +151,8 @@ fn a_subscription_waits_as_long_as_it_takes() {
     let rig = rig();
     let store = rig.open(Store::builder());
     let mut subscription = store.subscribe(0).unwrap();
-    for patience in [Duration::ZERO, INSTANT] {
-        assert!(subscription.next_timeout(patience).is_none());
+    for timeout in [Duration::ZERO, INSTANT] {
+        assert!(subscription.next_timeout(timeout).is_none());
     }
     let waiter =
         std::thread::spawn(move || (subscription.next_timeout(FOREVER).unwrap().unwrap(), subscription));
@@ -175,17 +175,17 @@ fn a_projection_is_waited_for_as_long_as_it_takes() {
     let seq = append(&store).seqs()[0];
     running.wait_for_position(seq, FOREVER).unwrap();
     running.wait_until_live(FOREVER).unwrap();
-    for patience in [Duration::ZERO, INSTANT] {
-        running.wait_for_position(seq, patience).unwrap();
-        running.wait_until_live(patience).unwrap();
-        assert!(matches!(running.wait_for_position(seq + 1, patience), Err(Error::ProjectionBehind { .. })));
+    for timeout in [Duration::ZERO, INSTANT] {
+        running.wait_for_position(seq, timeout).unwrap();
+        running.wait_until_live(timeout).unwrap();
+        assert!(matches!(running.wait_for_position(seq + 1, timeout), Err(Error::ProjectionBehind { .. })));
     }
     assert_eq!(in_time("stop", move || running.stop(FOREVER)).state, ProjectionState::Ended);
 }
 
 #[test]
-fn everything_that_runs_is_stopped_with_any_patience() {
-    for patience in ALL {
+fn everything_that_runs_is_stopped_with_any_timeout() {
+    for timeout in ALL {
         let rig = rig();
         let store = rig.open(Store::builder());
         let (relay, running) = (rig.relay(&store), projection(&store, 0, SOON));
@@ -193,9 +193,9 @@ fn everything_that_runs_is_stopped_with_any_patience() {
         append(&store).wait_confirmed(SOON).unwrap();
         until("it is applied", || consumer.status().applied == 1);
         let (report, stats, status) =
-            in_time("stop", move || (relay.stop(patience), consumer.stop(patience), running.stop(patience)));
+            in_time("stop", move || (relay.stop(timeout), consumer.stop(timeout), running.stop(timeout)));
         assert_eq!(stats.failed, None);
-        if patience == FOREVER {
+        if timeout == FOREVER {
             assert!(report.clean && status.state == ProjectionState::Ended);
         }
         // What was not waited for ends by itself: the name is free again.
@@ -208,11 +208,11 @@ fn everything_that_runs_is_stopped_with_any_patience() {
 #[test]
 fn room_is_waited_for_as_long_as_it_takes() {
     let rig = rig();
-    let quota = |patience| BacklogQuota::events(1).and_bytes(1 << 20).policy(QuotaPolicy::Wait(patience));
-    for patience in [Duration::ZERO, INSTANT] {
+    let quota = |timeout| BacklogQuota::events(1).and_bytes(1 << 20).policy(QuotaPolicy::Wait(timeout));
+    for timeout in [Duration::ZERO, INSTANT] {
         let folder = tempfile::tempdir().unwrap();
         let store =
-            Store::builder().backlog_quota(quota(patience)).open(folder.path().join("a.redb")).unwrap();
+            Store::builder().backlog_quota(quota(timeout)).open(folder.path().join("a.redb")).unwrap();
         append(&store);
         let refused = store.write(|tx| tx.append(event()));
         assert!(matches!(refused, Err(Error::BacklogFull { .. })));
@@ -363,12 +363,12 @@ fn a_projections_delay_takes_every_duration() {
 fn a_gap_is_not_waited_for_for_ever() {
     let rig = rig();
     let store = rig.open(Store::builder());
-    let run = |patience| {
-        store.consumer("s").on_gap(GapPolicy::Hold(patience)).spawn(rig.broker.source("q"), |_, _| Ok(()))
+    let run = |timeout| {
+        store.consumer("s").on_gap(GapPolicy::Hold(timeout)).spawn(rig.broker.source("q"), |_, _| Ok(()))
     };
     assert!(matches!(run(FOREVER), Err(Error::Setting(_))));
-    for patience in [Duration::ZERO, INSTANT] {
-        assert_eq!(run(patience).unwrap().stop(SOON).failed, None);
+    for timeout in [Duration::ZERO, INSTANT] {
+        assert_eq!(run(timeout).unwrap().stop(SOON).failed, None);
     }
 }
 

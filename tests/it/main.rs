@@ -38,7 +38,7 @@ mod contention;
 #[cfg(all(unix, feature = "json"))]
 mod damaged_calls;
 #[cfg(unix)]
-mod damaged_lives;
+mod damaged_generations;
 mod deferred;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod delivery_limits;

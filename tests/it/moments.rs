@@ -109,12 +109,12 @@ fn line_at(code: &str, at: usize) -> &str {
 #[test]
 fn the_check_sees_a_moment_that_is_moved() {
     for wrong in [
-        "let until = Instant::now() + patience;",
-        "let until = tokio::time::Instant::now() + patience;",
-        "fn f(now: Instant) { let until = now + patience; }",
+        "let until = Instant::now() + timeout;",
+        "let until = tokio::time::Instant::now() + timeout;",
+        "fn f(now: Instant) { let until = now + timeout; }",
         "struct S { since: Option<Instant> } fn f(s: S) { s.since.map(|since| since + delay); }",
-        "let began = Instant::now(); began.checked_add(patience)",
-        "let mut began = Instant::now(); began += patience;",
+        "let began = Instant::now(); began.checked_add(timeout)",
+        "let mut began = Instant::now(); began += timeout;",
         "let until = Instant::now() - margin;",
         "let time = UNIX_EPOCH + Duration::from_millis(ms);",
         "fn f(at: SystemTime) { at + age }",
@@ -123,11 +123,11 @@ fn the_check_sees_a_moment_that_is_moved() {
         assert!(!moved(wrong).is_empty(), "{wrong}");
     }
     for right in [
-        "let until = Deadline::after(patience);",
-        "// Instant::now() + patience",
+        "let until = Deadline::after(timeout);",
+        "// Instant::now() + timeout",
         "fn f(now: Instant, since: Instant) { now - since }",
         "let at = Instant::now(); at.elapsed() + longer",
-        "#[cfg(test)] mod tests { fn f() { Instant::now() + patience } }",
+        "#[cfg(test)] mod tests { fn f() { Instant::now() + timeout } }",
         "fn f(now: Instant) -> u64 { known + now_known }",
     ] {
         assert_eq!(moved(right), Vec::<String>::new(), "{right}");

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use onewrite::broker::MemoryBroker;
 use onewrite::{Error, Event, EventFilter, ExpectedRevision, StartAt, Store, Subscription};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A log of `events` published events that is trimmed to its end; each tenth is of a stream, and stays.
 fn trimmed(events: u64) -> (tempfile::TempDir, Store) {
@@ -25,12 +25,12 @@ fn trimmed(events: u64) -> (tempfile::TempDir, Store) {
         })
     };
     store.write(append).unwrap();
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while store.stats().unwrap().trimmed_to < events {
         assert!(Instant::now() < end, "{:?}", store.stats());
         std::thread::sleep(Duration::from_millis(5));
     }
-    relay.stop(PATIENCE);
+    relay.stop(TIMEOUT);
     (folder, store)
 }
 
@@ -104,7 +104,7 @@ fn a_position_beyond_the_end_is_refused_at_every_door() {
                 ("subscribe", store.subscribe(at).map(drop)),
                 ("subscribe_at", store.subscribe_at(start).map(drop)),
                 ("projection", projection.map(drop)),
-                ("relay", relay.map(|relay| _ = relay.stop(PATIENCE))),
+                ("relay", relay.map(|relay| _ = relay.stop(TIMEOUT))),
             ]
         };
         for at in [end + 1, end + 1000, u64::MAX] {
@@ -140,7 +140,7 @@ fn every_event_is_seen_or_in_a_gap_that_is_told() {
         };
         let last = *store.write(append).unwrap().seqs().last().unwrap();
         if round % 3 == 0 {
-            let end = Instant::now() + PATIENCE;
+            let end = Instant::now() + TIMEOUT;
             while store.stats().unwrap().trimmed_to < last / 2 && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -167,5 +167,5 @@ fn every_event_is_seen_or_in_a_gap_that_is_told() {
         assert_eq!(subscription.position(), position);
     }
     assert!(gaps > 0, "nothing was trimmed under them");
-    relay.stop(PATIENCE);
+    relay.stop(TIMEOUT);
 }

@@ -11,7 +11,7 @@ use onewrite::{Error, Event, FailurePolicy, Projection, Store};
 const ROWS: TableDefinition<'_, u64, u64> = TableDefinition::new("rows");
 /// Of the same name, and of the other kind.
 const MULTI_ROWS: MultimapTableDefinition<'_, u64, u64> = MultimapTableDefinition::new("rows");
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn open() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
@@ -47,9 +47,9 @@ fn run(store: &Store, version: u32, fails: impl Fn(u64) -> bool + Send + Sync + 
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for: {what}");
+        assert!(Instant::now() < deadline, "waited {TIMEOUT:?} for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -61,11 +61,11 @@ fn a_version_that_is_taken_back_holds_nothing() {
     let (_folder, store) = open();
     append(&store, 1);
     let first = run(&store, 1, |_| false);
-    first.wait_until_live(PATIENCE).unwrap();
-    first.stop(PATIENCE);
+    first.wait_until_live(TIMEOUT).unwrap();
+    first.stop(TIMEOUT);
     let second = run(&store, 2, |_| true);
-    assert!(second.wait_until_live(PATIENCE).is_err());
-    second.stop(PATIENCE);
+    assert!(second.wait_until_live(TIMEOUT).is_err());
+    second.stop(TIMEOUT);
     assert_eq!(store.stats().unwrap().projections["p"].rebuilding, Some(0));
     let first = run(&store, 1, |_| false);
     let broker = MemoryBroker::new();
@@ -74,10 +74,10 @@ fn a_version_that_is_taken_back_holds_nothing() {
     for _ in 0..600 {
         store.write(|tx| tx.append(Event::bytes("counted", "1").to("", "q")).map(drop)).unwrap();
     }
-    first.wait_until_live(PATIENCE).unwrap();
+    first.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(store.stats().unwrap().projections["p"].rebuilding, None);
     until("what is confirmed and applied is trimmed", || store.stats().unwrap().trimmed_to > 500);
-    let _ = relay.stop(PATIENCE);
+    let _ = relay.stop(TIMEOUT);
 }
 
 /// Goal: a table is declared once: a rebuild that puts it in its place twice would lose it. Method: twice of one kind, and once
@@ -109,10 +109,10 @@ fn a_redrive_does_not_mix_versions() {
             Ok(())
         })
         .unwrap();
-    first.wait_until_live(PATIENCE).unwrap();
-    first.stop(PATIENCE);
+    first.wait_until_live(TIMEOUT).unwrap();
+    first.stop(TIMEOUT);
     let second = run(&store, 2, |seq| seq == 3);
-    assert!(second.wait_until_live(PATIENCE).is_err());
+    assert!(second.wait_until_live(TIMEOUT).is_err());
     let refused = second.failures().redrive(1);
     assert!(matches!(refused, Err(Error::ProjectionStopped { .. })), "{refused:?}");
     assert_eq!(rows(&store), [(0, 1), (2, 1), (3, 1), (4, 1)]);
@@ -126,8 +126,8 @@ fn a_table_may_change_its_kind() {
     append(&store, 5);
     let plain = |version: u32| {
         let projection = run(&store, version, |_| false);
-        projection.wait_until_live(PATIENCE).unwrap();
-        projection.stop(PATIENCE);
+        projection.wait_until_live(TIMEOUT).unwrap();
+        projection.stop(TIMEOUT);
     };
     plain(1);
     let multi = store.projection("p").multimap_table(MULTI_ROWS).version(2).spawn(|event, tx| {
@@ -135,9 +135,9 @@ fn a_table_may_change_its_kind() {
         Ok(())
     });
     let multi = multi.unwrap();
-    multi.wait_until_live(PATIENCE).unwrap();
+    multi.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(store.read().unwrap().open_multimap_table(MULTI_ROWS).unwrap().get(4).unwrap().len(), 1);
-    multi.stop(PATIENCE);
+    multi.stop(TIMEOUT);
     plain(3);
     assert_eq!(rows(&store).len(), 5);
 }
@@ -149,8 +149,8 @@ fn a_rebuild_can_be_asked_for_again() {
     let (_folder, store) = open();
     append(&store, 5);
     let first = run(&store, 1, |_| false);
-    first.wait_until_live(PATIENCE).unwrap();
-    first.stop(PATIENCE);
+    first.wait_until_live(TIMEOUT).unwrap();
+    first.stop(TIMEOUT);
     let broken = Arc::new(AtomicBool::new(true));
     let is_broken = Arc::clone(&broken);
     let second = run(&store, 2, move |seq| {
@@ -159,10 +159,10 @@ fn a_rebuild_can_be_asked_for_again() {
         }
         seq == 3 && is_broken.load(Ordering::SeqCst)
     });
-    assert!(second.wait_until_live(PATIENCE).is_err());
+    assert!(second.wait_until_live(TIMEOUT).is_err());
     broken.store(false, Ordering::SeqCst);
     second.rebuild();
-    second.wait_until_live(PATIENCE).unwrap();
+    second.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(rows(&store), (0..5).map(|seq| (seq, 2)).collect::<Vec<_>>());
 }
 
@@ -177,8 +177,8 @@ fn a_table_is_one_projections() {
         matches!(&second, Err(Error::ProjectionTable { name, projection }) if name == "rows" && projection == "a"),
         "{second:?}"
     );
-    first.stop(PATIENCE);
-    store.projection("b").table(ROWS).spawn(|_, _| Ok(())).unwrap().stop(PATIENCE);
+    first.stop(TIMEOUT);
+    store.projection("b").table(ROWS).spawn(|_, _| Ok(())).unwrap().stop(TIMEOUT);
 }
 
 /// Goal: no table of a rebuild is left over that a later start of the same version does not declare any more. Method: a rebuild of
@@ -188,7 +188,7 @@ fn a_rebuild_leaves_no_table_behind() {
     const AUX: TableDefinition<'_, u64, u64> = TableDefinition::new("aux");
     let (_folder, store) = open();
     append(&store, 5);
-    run(&store, 1, |_| false).wait_until_live(PATIENCE).unwrap();
+    run(&store, 1, |_| false).wait_until_live(TIMEOUT).unwrap();
     let both = store.projection("p").table(ROWS).table(AUX).version(2).batch(1);
     let both = both.on_failure(FailurePolicy::Stop { attempts: 1 }).spawn(|event, tx| {
         if event.seq() == 3 {
@@ -199,12 +199,12 @@ fn a_rebuild_leaves_no_table_behind() {
         Ok(())
     });
     let both = both.unwrap();
-    assert!(both.wait_until_live(PATIENCE).is_err());
-    both.stop(PATIENCE);
-    run(&store, 2, |_| false).wait_until_live(PATIENCE).unwrap();
+    assert!(both.wait_until_live(TIMEOUT).is_err());
+    both.stop(TIMEOUT);
+    run(&store, 2, |_| false).wait_until_live(TIMEOUT).unwrap();
     let began = std::time::Instant::now();
     while store.stats().unwrap().cleanup_tasks > 0 {
-        assert!(began.elapsed() < PATIENCE, "the clean-up does not end");
+        assert!(began.elapsed() < TIMEOUT, "the clean-up does not end");
         std::thread::sleep(Duration::from_millis(2));
     }
     let path = store.path().to_owned();
@@ -224,7 +224,7 @@ fn what_is_let_pass_is_no_lag() {
     let filter = onewrite::EventFilter::all().event_type("wanted");
     let projection = store.projection("p").filter(filter).spawn(|_, _| Ok(())).unwrap();
     append(&store, 50);
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     let stats = store.stats().unwrap().projections["p"].clone();
     assert_eq!((stats.position, stats.lag_events, stats.lag_ms), (50, 0, None));
     std::thread::sleep(Duration::from_millis(1500));
@@ -250,9 +250,9 @@ fn a_commit_that_fails_is_no_event_s_fault() {
             Ok(())
         })
         .unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     // Until one has shared a commit with a spoiler: more events, and a spoiler for each.
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     let mut events = 1;
     while tries.load(Ordering::SeqCst) <= events && Instant::now() < end {
         let spoil = |tx: &onewrite::Transaction| {
@@ -271,7 +271,7 @@ fn a_commit_that_fails_is_no_event_s_fault() {
         });
     }
     assert!(tries.load(Ordering::SeqCst) > events, "no group was spoilt");
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert!(projection.failures().list(None, 10).unwrap().is_empty());
     assert_eq!(rows(&store).len() as u64, events);
 }

@@ -22,7 +22,7 @@ const SUMS: TableDefinition<'_, u64, u64> = TableDefinition::new("sums");
 /// Sequence number to how often it was applied.
 const TIMES: TableDefinition<'_, u64, u64> = TableDefinition::new("times");
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn append(store: &Store, n: u8) -> Receipt {
     store.write(move |tx| tx.append(Event::bytes("counted", [n]).unpublished()).map(drop)).unwrap()
@@ -53,7 +53,7 @@ impl Gate {
     fn await_reached(&self) {
         let mut state = self.state.lock().unwrap();
         while !state.1 {
-            let (next, timeout) = self.changed.wait_timeout(state, PATIENCE).unwrap();
+            let (next, timeout) = self.changed.wait_timeout(state, TIMEOUT).unwrap();
             assert!(!timeout.timed_out(), "the handler never came to the gate");
             state = next;
         }
@@ -155,7 +155,7 @@ impl Running {
         self.projection.cancel_rebuild().unwrap();
         let running = if dies {
             let copy = crash_copy(&self.store, folder);
-            self.projection.stop(PATIENCE);
+            self.projection.stop(TIMEOUT);
             Self::start(&copy, self.version)
         } else {
             self
@@ -180,7 +180,7 @@ impl Running {
             appended
         });
         self.projection.rebuild();
-        let ended = self.projection.wait_until_live(PATIENCE);
+        let ended = self.projection.wait_until_live(TIMEOUT);
         stop.store(true, Ordering::SeqCst);
         let appended = writer.join().unwrap();
         ended.unwrap();
@@ -188,7 +188,7 @@ impl Running {
     }
 
     fn crash(self, folder: &Path, events: &mut Vec<u8>, back: u64, during_rebuild: bool) -> Self {
-        self.projection.wait_until_live(PATIENCE).unwrap();
+        self.projection.wait_until_live(TIMEOUT).unwrap();
         let at = if during_rebuild && !events.is_empty() {
             let at = (events.len() as u64 - 1).saturating_sub(back);
             self.gate.shut_at(at);
@@ -214,7 +214,7 @@ impl Running {
         self.gate.await_reached();
         let copy = crash_copy(&self.store, folder);
         self.gate.open();
-        self.projection.stop(PATIENCE);
+        self.projection.stop(TIMEOUT);
         Self::start(&copy, self.version)
     }
 }
@@ -236,19 +236,19 @@ proptest! {
                     events.push(n);
                 },
                 Op::CatchUp => {
-                    running.projection.wait_until_live(PATIENCE).unwrap();
+                    running.projection.wait_until_live(TIMEOUT).unwrap();
                     agree(&running.store, &events, running.version);
                 }
                 Op::Rebuild => running.projection.rebuild(),
                 Op::Cancel { dies } => running = running.cancel(folder.path(), dies),
                 Op::RebuildUnderLoad => events.extend(running.rebuild_under_load()),
                 Op::Restart(up) => {
-                    running.projection.stop(PATIENCE);
+                    running.projection.stop(TIMEOUT);
                     running.version += up;
                     running.projection = summing(&running.store, running.version, &running.gate);
                 }
                 Op::Reopen(up) => {
-                    running.projection.stop(PATIENCE);
+                    running.projection.stop(TIMEOUT);
                     let path = running.store.path().to_owned();
                     running.store.close().unwrap();
                     running = Running::start(&path, running.version + up);
@@ -258,7 +258,7 @@ proptest! {
                 }
             }
         }
-        running.projection.wait_until_live(PATIENCE).unwrap();
+        running.projection.wait_until_live(TIMEOUT).unwrap();
         agree(&running.store, &events, running.version);
     }
 }
@@ -297,13 +297,13 @@ fn what_the_filter_lets_pass_costs_no_commit() {
     };
     let before = store.stats().unwrap().commits;
     let projection = run();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     let commits = store.stats().unwrap().commits - before;
     assert!(commits <= 1 + 3 + 3, "made, three events, every 4,096 that pass, and once when idle: {commits}");
     assert_eq!(*seen.lock().unwrap(), [7, 2007, 4007]);
-    projection.stop(PATIENCE);
+    projection.stop(TIMEOUT);
     assert_eq!(store.stats().unwrap().projections["wanted"].position, 5000, "written at the end");
-    run().wait_until_live(PATIENCE).unwrap();
+    run().wait_until_live(TIMEOUT).unwrap();
     assert_eq!(seen.lock().unwrap().len(), 3, "nothing was given a second time");
 }
 
@@ -327,7 +327,7 @@ fn a_batch_is_one_commit() {
             Ok(())
         })
         .unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(store.stats().unwrap().commits - before, 1 + 4);
     assert_eq!(table(&store, TIMES).len(), 1000);
 }
@@ -357,10 +357,10 @@ fn a_failing_event_waits_and_the_ones_before_it_do_not() {
             Ok(())
         })
         .unwrap();
-    projection.wait_for_position(4, PATIENCE).unwrap();
+    projection.wait_for_position(4, TIMEOUT).unwrap();
     let behind = projection.wait_for_position(5, Duration::from_millis(200));
     assert!(matches!(behind, Err(Error::ProjectionBehind { position: 5, .. })), "{behind:?}");
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while tries.load(Ordering::SeqCst) < 4 {
         assert!(Instant::now() < end, "it is not tried again");
         std::thread::sleep(Duration::from_millis(5));
@@ -368,7 +368,7 @@ fn a_failing_event_waits_and_the_ones_before_it_do_not() {
     assert!(matches!(projection.status().state, ProjectionState::Retrying { seq: 5, .. }));
     assert_eq!(table(&store, TIMES).keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     heal.store(true, Ordering::SeqCst);
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(table(&store, TIMES).len(), 10);
 }
 
@@ -396,17 +396,17 @@ fn it_stands_still_rather_than_leave_one_out() {
             .unwrap()
     };
     let projection = run(true);
-    let stopped = projection.wait_until_live(PATIENCE).unwrap_err();
+    let stopped = projection.wait_until_live(TIMEOUT).unwrap_err();
     assert_eq!(
         stopped.to_string(),
         "projection `times` stands still at 2: event 2: an account that is not there"
     );
     append(&store, 9);
     std::thread::sleep(Duration::from_millis(50));
-    let status = projection.stop(PATIENCE);
+    let status = projection.stop(TIMEOUT);
     assert_eq!((status.position, status.failed_tries), (2, 3));
     let projection = run(false);
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(table(&store, TIMES).len(), 5);
 }
 
@@ -441,12 +441,12 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
         let n = if n == 3 || n == 4 { 7 } else { 0 };
         store.write(move |tx| tx.append(Event::bytes("counted", [n]).to("", "q")).map(drop)).unwrap();
     }
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     let failures = projection.failures().list(None, 10).unwrap();
     let told: Vec<_> = failures.iter().map(|f| (f.seq, f.attempts, &*f.reason)).collect();
     assert_eq!(told, [(3, 2, "bad luck"), (4, 2, "bad luck")]);
     assert_eq!(projection.failures().list(Some(3), 10).unwrap().len(), 1);
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while store.stats().unwrap().trimmed_to < 900 {
         assert!(Instant::now() < end, "the log is not trimmed: {:?}", store.stats());
         std::thread::sleep(Duration::from_millis(10));
@@ -456,8 +456,8 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
     assert!(projection.failures().redrive(3).is_err(), "it still fails");
     assert_eq!(projection.failures().list(None, 10).unwrap().len(), 2);
     // Also over a restart.
-    projection.stop(PATIENCE);
-    relay.stop(PATIENCE);
+    projection.stop(TIMEOUT);
+    relay.stop(TIMEOUT);
     store.close().unwrap();
     let store = Store::open(&path).unwrap();
     let projection = run(&store);
@@ -502,7 +502,7 @@ fn a_damaged_record_is_told_and_not_applied() {
                 Ok(())
             })
             .unwrap();
-        let caught_up = projection.wait_until_live(PATIENCE);
+        let caught_up = projection.wait_until_live(TIMEOUT);
         if quarantine {
             caught_up.unwrap();
             let failures = projection.failures().list(None, 10).unwrap();
@@ -535,8 +535,8 @@ fn a_new_version_is_built_beside_the_old_one() {
     let running = Running::start(&folder.path().join("a.redb"), 1);
     let events: Vec<u8> = (0..20).map(|n| n % 4).collect();
     events.iter().for_each(|n| drop(append(&running.store, *n)));
-    running.projection.wait_until_live(PATIENCE).unwrap();
-    running.projection.stop(PATIENCE);
+    running.projection.wait_until_live(TIMEOUT).unwrap();
+    running.projection.stop(TIMEOUT);
     append(&running.store, 0);
     running.gate.shut_at(19);
     let projection = summing(&running.store, 2, &running.gate);
@@ -550,11 +550,11 @@ fn a_new_version_is_built_beside_the_old_one() {
         "the handler is of another version"
     );
     running.gate.open();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     let events = [&events[..], &[0]].concat();
     agree(&running.store, &events, 2);
     assert_eq!(running.store.stats().unwrap().projections["sums"].version, 2);
-    projection.stop(PATIENCE);
+    projection.stop(TIMEOUT);
     nothing_is_left_over(running.store);
 }
 
@@ -581,16 +581,16 @@ fn a_rebuild_that_fails_changes_nothing() {
             Ok(())
         })
         .unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     projection.rebuild();
-    let failed = projection.wait_until_live(PATIENCE).unwrap_err();
+    let failed = projection.wait_until_live(TIMEOUT).unwrap_err();
     assert!(failed.to_string().contains("event 3: no"), "{failed}");
     let receipt = append(&store, 6);
-    projection.wait_for_position(receipt.seqs()[0], PATIENCE).unwrap();
+    projection.wait_for_position(receipt.seqs()[0], TIMEOUT).unwrap();
     assert_eq!(table(&store, TIMES), (0..7).map(|seq| (seq, 1)).collect(), "the live tables are kept");
     broken.store(false, Ordering::SeqCst);
     projection.rebuild();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(table(&store, TIMES), (0..7).map(|seq| (seq, 1)).collect());
     assert_eq!(projection.status().rebuilding, None);
 }
@@ -604,12 +604,12 @@ fn the_log_waits_for_a_projection() {
     let store = Store::builder().progress_delay(Duration::from_millis(5)).open(&path).unwrap();
     let broker = MemoryBroker::new();
     broker.declare_queue("q", Default::default());
-    store.projection("late").spawn(|_, _| Ok(())).unwrap().stop(PATIENCE);
+    store.projection("late").spawn(|_, _| Ok(())).unwrap().stop(TIMEOUT);
     let relay = store.relay("r").spawn(broker.publisher()).unwrap();
     for _ in 0..600 {
         store.write(|tx| tx.append(Event::bytes("counted", [1]).to("", "q")).map(drop)).unwrap();
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while store.stats().unwrap().backlog_events > 0 {
         assert!(Instant::now() < end);
         std::thread::sleep(Duration::from_millis(10));
@@ -625,7 +625,7 @@ fn the_log_waits_for_a_projection() {
         assert!(Instant::now() < end, "{:?}", store.stats());
         std::thread::sleep(Duration::from_millis(10));
     }
-    relay.stop(PATIENCE);
+    relay.stop(TIMEOUT);
 }
 
 /// Goal: what cannot work is refused by name, and nothing runs. Method: one wrong setting each.
@@ -645,7 +645,7 @@ fn wrong_settings_are_named() {
     let reentrant = store.clone();
     let started = store.write(move |_| reentrant.projection("a").spawn(nothing).map(drop));
     assert!(matches!(started, Err(Error::InsideTransaction { .. })), "{started:?}");
-    store.projection("a").spawn(nothing).unwrap().stop(PATIENCE);
+    store.projection("a").spawn(nothing).unwrap().stop(TIMEOUT);
 }
 
 /// Goal: a table that the projection has not declared cannot be written by its handler. Method: try.
@@ -656,7 +656,7 @@ fn only_declared_tables_are_written() {
     append(&store, 1);
     let builder = store.projection("a").table(TIMES).on_failure(FailurePolicy::Stop { attempts: 1 });
     let projection = builder.spawn(|_, tx| tx.open_table(SUMS).map(drop)).unwrap();
-    let stopped = projection.wait_until_live(PATIENCE).unwrap_err().to_string();
+    let stopped = projection.wait_until_live(TIMEOUT).unwrap_err().to_string();
     assert!(stopped.contains("`sums` is not declared"), "{stopped}");
 }
 
@@ -683,17 +683,17 @@ fn streams_are_there_for_a_late_projection() {
             })
             .unwrap();
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while store.stats().unwrap().trimmed_to < 600 {
         assert!(Instant::now() < end, "{:?}", store.stats());
         std::thread::sleep(Duration::from_millis(10));
     }
     let projection = summing(&store, 1, &Arc::default());
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(table(&store, SUMS), BTreeMap::from([(1, 60)]));
     let newest = store.projection("newest").start_at(StartAt::Newest).spawn(|_, _| Ok(())).unwrap();
     assert_eq!(newest.status().position, 600);
-    relay.stop(PATIENCE);
+    relay.stop(TIMEOUT);
 }
 
 /// Goal: stop is prompt in the middle of a long backoff, and a store that is closed ends the projection with a word.
@@ -709,12 +709,12 @@ fn it_ends_at_once() {
         .unwrap();
     assert!(projection.wait_until_live(Duration::from_millis(100)).is_err());
     let began = Instant::now();
-    assert_eq!(projection.stop(PATIENCE).state, ProjectionState::Ended);
+    assert_eq!(projection.stop(TIMEOUT).state, ProjectionState::Ended);
     assert!(began.elapsed() < Duration::from_secs(5));
     let projection = store.projection("b").spawn(|_, _| Ok(())).unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     store.close().unwrap();
-    let told = projection.wait_for_position(99, PATIENCE).unwrap_err();
+    let told = projection.wait_for_position(99, TIMEOUT).unwrap_err();
     assert!(told.to_string().contains("closed"), "{told}");
 }
 
@@ -733,9 +733,9 @@ fn an_empty_rebuild_empties_the_tables() {
             })
             .unwrap()
     };
-    run(1, EventFilter::all()).wait_until_live(PATIENCE).unwrap();
+    run(1, EventFilter::all()).wait_until_live(TIMEOUT).unwrap();
     assert_eq!(store.read().unwrap().open_table(TIMES).unwrap().len().unwrap(), 1);
-    run(2, EventFilter::all().event_type("other")).wait_until_live(PATIENCE).unwrap();
+    run(2, EventFilter::all().event_type("other")).wait_until_live(TIMEOUT).unwrap();
     assert!(table(&store, TIMES).is_empty());
 }
 
@@ -747,20 +747,20 @@ fn a_rebuild_for_another_version_begins_anew() {
     let running = Running::start(&folder.path().join("a.redb"), 1);
     let events: Vec<u8> = (0..20).map(|n| n % 4).collect();
     events.iter().for_each(|n| drop(append(&running.store, *n)));
-    running.projection.wait_until_live(PATIENCE).unwrap();
-    running.projection.stop(PATIENCE);
+    running.projection.wait_until_live(TIMEOUT).unwrap();
+    running.projection.stop(TIMEOUT);
     running.gate.shut_at(13);
     let second = summing(&running.store, 2, &running.gate);
     running.gate.await_reached();
-    let stopping = std::thread::spawn(move || second.stop(PATIENCE));
+    let stopping = std::thread::spawn(move || second.stop(TIMEOUT));
     std::thread::sleep(Duration::from_millis(50));
     running.gate.open();
     let left = stopping.join().unwrap().rebuilding.unwrap();
     assert!((12..20).contains(&left), "{left}");
     let third = summing(&running.store, 3, &running.gate);
-    third.wait_until_live(PATIENCE).unwrap();
+    third.wait_until_live(TIMEOUT).unwrap();
     agree(&running.store, &events, 3);
-    third.stop(PATIENCE);
+    third.stop(TIMEOUT);
     nothing_is_left_over(running.store);
 }
 
@@ -783,7 +783,7 @@ fn a_rebuild_has_its_own_failures() {
                 Ok(())
             })
             .unwrap();
-        projection.wait_until_live(PATIENCE).unwrap();
+        projection.wait_until_live(TIMEOUT).unwrap();
         projection.failures().list(None, 10).unwrap().iter().map(|failure| failure.seq).collect::<Vec<_>>()
     };
     assert_eq!(failures_of(1, Some(2)), [2]);
@@ -808,8 +808,8 @@ fn a_damaged_position_is_told() {
     let store = Store::open(&path).unwrap();
     append(&store, 1);
     let projection = store.projection("sums").spawn(|_, _| Ok(())).unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
-    projection.stop(PATIENCE);
+    projection.wait_until_live(TIMEOUT).unwrap();
+    projection.stop(TIMEOUT);
     store.close().unwrap();
     let db = Database::open(&path).unwrap();
     let tx = db.begin_write().unwrap();

@@ -474,7 +474,7 @@ fn a_broker_comes_dies_returns_and_blocks() {
     node.unblock();
 }
 
-/// Goal: outcomes wait for a lot only for a moment: those that are known are told although many more are in flight and nothing
+/// Goal: outcomes wait for a batch only for a moment: those that are known are told although many more are in flight and nothing
 /// more is heard. Method: 100 in flight, of which a scripted server confirms the first three, and is silent then.
 #[test]
 fn outcomes_do_not_wait_for_a_lot_that_never_fills() {

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use crate::scratch::crash_copy;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Sequence number → (how often it was applied, by which version).
 const TIMES: TableDefinition<'_, u64, (u64, u64)> = TableDefinition::new("times");
 
@@ -97,9 +97,9 @@ fn once_by(store: &Store, version: u64, without: impl Fn(u64) -> bool) {
 const STOPS: FailurePolicy = FailurePolicy::Stop { attempts: 100 };
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < end, "waited {PATIENCE:?} for: {what}");
+        assert!(Instant::now() < end, "waited {TIMEOUT:?} for: {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }
@@ -114,8 +114,8 @@ fn a_rebuild_ends_beside_writers_that_never_pause() {
         let store = Store::open(folder.path().join("a.redb")).unwrap();
         append(&store, 500);
         let first = run(&store, 1, 256, STOPS, Arc::new(|_| false));
-        first.wait_until_live(PATIENCE).unwrap();
-        first.stop(PATIENCE);
+        first.wait_until_live(TIMEOUT).unwrap();
+        first.stop(TIMEOUT);
         let load = Load::start(&store, 8, events, writes_max);
         let second = run(&store, 2, batch, STOPS, Arc::new(|_| false));
         let mut going_on = true;
@@ -128,7 +128,7 @@ fn a_rebuild_ends_beside_writers_that_never_pause() {
             "batch {batch}: it waited for the writers to pause: {:?}",
             second.status()
         );
-        second.wait_until_live(PATIENCE).unwrap();
+        second.wait_until_live(TIMEOUT).unwrap();
         once_by(&store, 2, |_| false);
     }
 }
@@ -143,19 +143,19 @@ fn a_handler_that_fails_in_the_last_transaction_is_rolled_back() {
     let fails = |seq: u64| (36..39).contains(&seq);
     let policy = FailurePolicy::Quarantine { attempts: 2 };
     let first = run(&store, 1, 8, policy, Arc::new(|_| false));
-    first.wait_until_live(PATIENCE).unwrap();
-    first.stop(PATIENCE);
+    first.wait_until_live(TIMEOUT).unwrap();
+    first.stop(TIMEOUT);
     let second = run(&store, 2, 64, policy, Arc::new(fails));
-    second.wait_until_live(PATIENCE).unwrap();
+    second.wait_until_live(TIMEOUT).unwrap();
     once_by(&store, 2, fails);
     let failures = second.failures().list(None, 10).unwrap();
     assert_eq!(
         failures.iter().map(|it| (it.seq, it.attempts)).collect::<Vec<_>>(),
         [(36, 2), (37, 2), (38, 2)]
     );
-    second.stop(PATIENCE);
+    second.stop(TIMEOUT);
     let third = run(&store, 3, 64, FailurePolicy::Stop { attempts: 2 }, Arc::new(fails));
-    assert!(third.wait_until_live(PATIENCE).is_err());
+    assert!(third.wait_until_live(TIMEOUT).is_err());
     assert!(third.status().rebuild_stopped.is_some_and(|told| told.contains("event 36")));
     once_by(&store, 2, fails);
 }
@@ -170,7 +170,7 @@ fn a_projection_is_live_beside_writers_that_never_pause() {
     let projection = run(&store, 1, 256, STOPS, Arc::new(|_| false));
     until("the state", || projection.status().state == ProjectionState::Live);
     assert!(load.end());
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     once_by(&store, 1, |_| false);
 }
 
@@ -196,7 +196,7 @@ fn life() -> impl Strategy<Value = Life> {
 fn lives(path: &Path, lives: &[Life], every: u64, threads: u64) {
     let mut store = Store::open(path).unwrap();
     let mut version = 1;
-    run(&store, version, 256, STOPS, Arc::new(|_| false)).wait_until_live(PATIENCE).unwrap();
+    run(&store, version, 256, STOPS, Arc::new(|_| false)).wait_until_live(TIMEOUT).unwrap();
     for life in lives {
         version += 1;
         // Some of the newest fail at their first try, so many in each life.
@@ -212,25 +212,25 @@ fn lives(path: &Path, lives: &[Life], every: u64, threads: u64) {
             Life::Rebuilt(_) => {
                 until("the swap", || projection.status().rebuilding.is_none());
                 assert!(load.end(), "{life:?}: it waited for the writers to pause");
-                projection.wait_until_live(PATIENCE).unwrap();
+                projection.wait_until_live(TIMEOUT).unwrap();
                 once_by(&store, version.into(), |_| false);
             }
             Life::Stopped(_, ms) => {
                 std::thread::sleep(Duration::from_millis(*ms));
-                projection.stop(PATIENCE);
+                projection.stop(TIMEOUT);
                 load.end();
             }
             Life::Crashed(_, ms) => {
                 std::thread::sleep(Duration::from_millis(*ms));
                 let copy = crash_copy(&store, path.parent().unwrap());
-                projection.stop(PATIENCE);
+                projection.stop(TIMEOUT);
                 load.end();
                 store = Store::open(&copy).unwrap();
             }
         }
         assert!(times(&store).values().all(|(times, _)| *times == 1), "{life:?}");
     }
-    run(&store, version, 256, STOPS, Arc::new(|_| false)).wait_until_live(PATIENCE).unwrap();
+    run(&store, version, 256, STOPS, Arc::new(|_| false)).wait_until_live(TIMEOUT).unwrap();
     once_by(&store, version.into(), |_| false);
 }
 

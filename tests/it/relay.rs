@@ -499,7 +499,7 @@ fn orderings() {
 
 /// While writes flow the relay adds no commit of its own, and so no fsync.
 #[test]
-fn progress_rides_on_the_applications_commits() {
+fn the_applications_commits_write_progress() {
     let (_folder, store) = open();
     let broker = broker();
     let relay = quick(&store).spawn(broker.publisher()).unwrap();
@@ -520,7 +520,7 @@ fn progress_rides_on_the_applications_commits() {
 /// Nor where each of them takes longer than progress waits for one. Method: writes that are slow on their caller's thread, as with a slow
 /// disk; there is always something to trim, and a deadline of the writer's passes during each.
 #[test]
-fn progress_rides_on_slow_commits_too() {
+fn slow_commits_write_progress_too() {
     let folder = tempfile::tempdir().unwrap();
     let delay = Duration::from_millis(100);
     let store = Store::builder().progress_delay(delay).open(folder.path().join("a.redb")).unwrap();

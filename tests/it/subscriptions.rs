@@ -11,7 +11,7 @@ use onewrite::broker::MemoryBroker;
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::{Error, Event, EventFilter, ExpectedRevision, Store};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn append(store: &Store, n: u64) {
     store
@@ -64,7 +64,7 @@ fn nothing_is_shown_early() {
     assert!(subscription.next_timeout(Duration::from_millis(50)).is_none());
     tx.rollback().unwrap();
     append(&store, 1);
-    assert_eq!(subscription.next_timeout(PATIENCE).unwrap().unwrap().event_type(), "counted");
+    assert_eq!(subscription.next_timeout(TIMEOUT).unwrap().unwrap().event_type(), "counted");
 }
 
 struct Count(AtomicU64);
@@ -142,7 +142,7 @@ fn the_log_waits_for_a_subscriber() {
     for n in 0..600 {
         assert_eq!(number(&subscription.next().unwrap().unwrap()), n);
     }
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while store.stats().unwrap().backlog_events > 0 || store.stats().unwrap().trimmed_to < 512 {
         publish(0);
         assert!(Instant::now() < end, "{:?}", store.stats());
@@ -160,7 +160,7 @@ fn the_log_waits_for_a_subscriber() {
         assert!(Instant::now() < end, "{:?}", store.stats());
         std::thread::sleep(Duration::from_millis(10));
     }
-    relay.stop(PATIENCE);
+    relay.stop(TIMEOUT);
 }
 
 /// Goal: damage is told in its place, once, and the rest follows; the end of the store is told, once, also to one that

@@ -10,7 +10,7 @@ use onewrite::{
     wire,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const SEEN: TableDefinition<'_, u64, &str> = TableDefinition::new("seen");
 
 /// From cents over "cents EUR" to another type, which says its currency first.
@@ -100,7 +100,7 @@ fn every_reader_sees_the_newest_form() {
             Ok(())
         })
         .unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(store.read().unwrap().open_table(SEEN).unwrap().get(2).unwrap().unwrap().value(), expected[2]);
 
     let broker = MemoryBroker::new();
@@ -109,7 +109,7 @@ fn every_reader_sees_the_newest_form() {
     store
         .write(|tx| tx.append(Event::bytes("last", "").key("account-7").to("", "q")))
         .unwrap()
-        .wait_confirmed(PATIENCE)
+        .wait_confirmed(TIMEOUT)
         .unwrap();
     let published: Vec<_> = broker
         .messages("q")
@@ -124,7 +124,7 @@ fn every_reader_sees_the_newest_form() {
         })
         .collect();
     assert_eq!(published[..4], ["paid 1 100", "paid 2 7 USD", "money.paid 1 CHF 9", "opened 5 "]);
-    relay.stop(PATIENCE);
+    relay.stop(TIMEOUT);
 }
 
 /// Goal: a retry of an append made before the upcasts came is still recognised. Method: append the same events again.
@@ -178,10 +178,10 @@ fn what_cannot_be_upcast_is_told() {
     assert!(subscription.try_next().unwrap().is_err() && subscription.try_next().unwrap().is_err());
     assert_eq!(subscription.try_next().unwrap().unwrap().seq(), 2);
     let still = store.projection("still").spawn(|_, _| Ok(())).unwrap();
-    assert!(still.wait_until_live(PATIENCE).unwrap_err().to_string().contains("no currency"));
+    assert!(still.wait_until_live(TIMEOUT).unwrap_err().to_string().contains("no currency"));
     let policy = FailurePolicy::Quarantine { attempts: 3 };
     let going = store.projection("going").on_failure(policy).spawn(|_, _| Ok(())).unwrap();
-    going.wait_until_live(PATIENCE).unwrap();
+    going.wait_until_live(TIMEOUT).unwrap();
     assert_eq!(going.failures().list(None, 10).unwrap().iter().map(|it| it.seq).collect::<Vec<_>>(), [0, 1]);
 }
 
@@ -242,9 +242,9 @@ fn an_upcast_that_panics_is_told() {
     };
     let projection = store.projection("seen").spawn(|_, _| Ok(())).unwrap();
     append("1");
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     let seq = append("7").seqs()[0];
-    let stopped = projection.wait_for_position(seq, PATIENCE).unwrap_err();
+    let stopped = projection.wait_for_position(seq, TIMEOUT).unwrap_err();
     assert!(stopped.to_string().contains("the upcast panicked"), "{stopped}");
     assert!(matches!(store.read().unwrap().event(seq), Err(Error::Upcast { seq: 1, .. })));
     let told = store.subscribe(seq).unwrap().next().unwrap();

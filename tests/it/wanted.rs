@@ -9,7 +9,7 @@ use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::{Error, Event, EventFilter, ExpectedRevision, FailurePolicy, Store, StoreBuilder};
 use proptest::prelude::*;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
 const ROWS: TableDefinition<'_, u64, u64> = TableDefinition::new("rows");
 
@@ -49,10 +49,10 @@ fn seen(store: &Store, filter: &EventFilter) -> [Vec<Result<u64, u64>>; 3] {
         Ok(())
     });
     let projection = projection.unwrap();
-    projection.wait_until_live(PATIENCE).unwrap();
+    projection.wait_until_live(TIMEOUT).unwrap();
     let failed: Vec<_> =
         projection.failures().list(None, 1000).unwrap().iter().map(|it| Err(it.seq)).collect();
-    projection.stop(PATIENCE);
+    projection.stop(TIMEOUT);
     let mut projected: Vec<_> = store.read().unwrap().open_table(ROWS).map_or_else(
         |_| Vec::new(),
         |rows| rows.iter().unwrap().map(|row| Ok(row.unwrap().0.value())).collect(),

@@ -27,7 +27,7 @@ const ROW: [u8; 100] = [7; 100];
 /// Events that may be written and not delivered: beyond it writers wait. It bounds every side alike.
 const BACKLOG_MAX: u64 = 10_000;
 /// What all that is under way may need to arrive.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How threads share SQLite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +145,7 @@ impl Flow {
 
     /// What went wrong is told by who knows most: the consumer, the publisher, the writers.
     fn end<T>(self, written: u64, watched: Result<T, String>) -> Result<T, Box<dyn Error>> {
-        let all = watched.is_ok() && self.tap.wait_for(written, PATIENCE);
+        let all = watched.is_ok() && self.tap.wait_for(written, TIMEOUT);
         let delivered = self.tap.delivered();
         let Self { tap, publishing, folder, .. } = self;
         let published = match publishing {
@@ -171,7 +171,7 @@ impl Flow {
 fn ours(folder: &Path, node: &Node, writers: usize) -> Result<(Vec<Writing>, Publishing), Box<dyn Error>> {
     let store = Store::open(folder.join("a.redb"))?;
     let relay = store.relay("versus").spawn(RabbitMq::new(&node.url)?)?;
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !matches!(relay.status().state, onewrite::RelayState::Connected) {
         if Instant::now() > end {
             return Err(format!("the relay does not connect: {:?}", relay.status()).into());

@@ -1,4 +1,4 @@
-//! Where all sides are measured: a plain lapin consumer on a thread of its own, prefetch 2,048, acknowledging by lots. What it gets is stamped
+//! Where all sides are measured: a plain lapin consumer on a thread of its own, prefetch 2,048, acknowledging by batches. What it gets is stamped
 //! with its writer, its number and its moment; each writer's numbers must come in order, none missing, none twice.
 
 use std::error::Error;
@@ -18,7 +18,7 @@ pub(crate) const PAYLOAD_BYTES: usize = 256;
 
 const PREFETCH: u16 = 2048;
 /// Deliveries acknowledged together at most.
-const LOT: usize = 256;
+const BATCH: usize = 256;
 
 /// One clock for who writes and who reads.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -97,8 +97,8 @@ impl Tap {
     }
 
     /// Waits until so many are delivered; `false` if they do not come.
-    pub(crate) fn wait_for(&self, events: u64, patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    pub(crate) fn wait_for(&self, events: u64, timeout: Duration) -> bool {
+        let end = Instant::now() + timeout;
         while self.delivered() < events && Instant::now() < end && !self.thread.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -129,24 +129,24 @@ async fn listen(
     let mut next_numbers = Vec::new();
     while let Either::Left((delivery, _)) = select(consumer.next(), &mut stopped).await {
         let delivery = delivery.ok_or("it was cancelled")??;
-        take_lot(&mut consumer, delivery, &mut next_numbers, shared).await?;
+        take_batch(&mut consumer, delivery, &mut next_numbers, shared).await?;
     }
     Ok(connection.close(200, "done".into()).await?)
 }
 
 /// Takes this delivery and what is there behind it.
-async fn take_lot(
+async fn take_batch(
     consumer: &mut Consumer,
     first: lapin::message::Delivery,
     next_numbers: &mut Vec<u64>,
     shared: &Shared,
 ) -> Result<(), Box<dyn Error>> {
-    let mut lot = vec![];
+    let mut batch = vec![];
     let mut delivery = first;
     let last = loop {
-        lot.push(note(&delivery.data, next_numbers)?);
+        batch.push(note(&delivery.data, next_numbers)?);
         shared.delivered.fetch_add(1, Ordering::Relaxed);
-        if lot.len() == LOT {
+        if batch.len() == BATCH {
             break delivery;
         }
         match consumer.next().now_or_never() {
@@ -154,7 +154,7 @@ async fn take_lot(
             None => break delivery,
         }
     };
-    shared.latencies.lock().unwrap_or_else(PoisonError::into_inner).append(&mut lot);
+    shared.latencies.lock().unwrap_or_else(PoisonError::into_inner).append(&mut batch);
     if !last.acker.ack(BasicAckOptions { multiple: true }).await? {
         return Err("an acknowledgement was not taken".into());
     }

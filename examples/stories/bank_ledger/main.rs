@@ -36,7 +36,7 @@ const OLD_DEPOSITS: u64 = 500;
 const TELLERS: u64 = 8;
 const DECISIONS: u64 = 250;
 const TRANSFERS: u64 = 300;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The counts of the tellers.
 #[derive(Debug, Default)]
@@ -74,15 +74,15 @@ fn main() -> Result<ExitCode, BoxError> {
     let balances = views::balances(&store, 1)?;
     let counts = Counts::default();
     work(&store, &counts)?;
-    balances.wait_until_live(PATIENCE)?;
+    balances.wait_until_live(TIMEOUT)?;
     println!(
         "  {TELLERS} tellers have decided on {ACCOUNTS} accounts, and {TRANSFERS} transfers touched two at once"
     );
-    balances.stop(PATIENCE);
+    balances.stop(TIMEOUT);
 
     let balances = views::balances(&store, 2)?;
     work(&store, &counts)?;
-    balances.wait_until_live(PATIENCE)?;
+    balances.wait_until_live(TIMEOUT)?;
     println!("  the balances were rebuilt for version 2 while they went on");
 
     let end = store.stats()?.next_seq;
@@ -92,9 +92,9 @@ fn main() -> Result<ExitCode, BoxError> {
     });
     let report = account(&store, &statements, &counts, drained, begin.elapsed())?;
     println!("{report}");
-    relay.stop(PATIENCE);
-    consumer.stop(PATIENCE);
-    balances.stop(PATIENCE);
+    relay.stop(TIMEOUT);
+    consumer.stop(TIMEOUT);
+    balances.stop(TIMEOUT);
     Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

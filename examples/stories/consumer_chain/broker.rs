@@ -47,7 +47,7 @@ impl Broker {
     }
 
     /// How long to wait without any news.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(match self.address {
             Address::Sockets { .. } => 5,
             Address::RabbitMq { .. } => 20,

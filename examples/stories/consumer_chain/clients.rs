@@ -16,8 +16,10 @@ use crate::payments::{CUSTOMERS, customer};
 pub(crate) const CLIENTS: u32 = 8;
 /// The number of requests.
 pub(crate) const REQUESTS: u32 = 4_000;
-/// How long to wait for an answer, and between two attempts.
-const PATIENCE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(10));
+/// How long to wait for an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait between two attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// The state that the clients share with the supervisor.
 #[derive(Debug, Default)]
@@ -81,7 +83,7 @@ impl Client {
                 if self.desk.closed.load(Ordering::Relaxed) {
                     return;
                 }
-                thread::sleep(PATIENCE.1);
+                thread::sleep(RETRY_PAUSE);
             }
         }
     }
@@ -109,9 +111,9 @@ impl Client {
             None => {
                 let address = *self.desk.address.lock().unwrap_or_else(PoisonError::into_inner);
                 let address = address.ok_or(io::ErrorKind::NotConnected)?;
-                let stream = TcpStream::connect_timeout(&address, PATIENCE.0)?;
+                let stream = TcpStream::connect_timeout(&address, ANSWER_TIMEOUT)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(PATIENCE.0))?;
+                stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
                 BufReader::new(stream)
             }
         };

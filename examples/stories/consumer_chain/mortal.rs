@@ -15,7 +15,7 @@ pub(crate) const KILLS: u32 = 3;
 /// The longest time that a killed service stays away, in milliseconds.
 const AWAY_MS_MAX: u64 = 400;
 /// The longest time that a service may take to end.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) struct Mortal {
     plan: Plan,
@@ -102,7 +102,7 @@ impl Mortal {
         let status = loop {
             match child.ended()? {
                 Some(status) => break status,
-                None if told.elapsed() > PATIENCE => return Ok(false),
+                None if told.elapsed() > TIMEOUT => return Ok(false),
                 None => thread::sleep(Duration::from_millis(5)),
             }
         };

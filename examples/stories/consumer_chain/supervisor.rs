@@ -41,7 +41,7 @@ pub(crate) fn run(plans: &[Plan], broker: &Broker, seed: u64, begin: Instant) ->
     }
     let clients = clients::start(&desk, seed, broker.writing());
     let mut story = Story { services, desk: Arc::clone(&desk), begin, started: Instant::now() };
-    let problem = story.tell(broker.patience())?;
+    let problem = story.tell(broker.timeout())?;
     desk.close();
     for client in clients {
         client.join().map_err(|_| "a client panicked")?;
@@ -66,7 +66,7 @@ struct Story {
 
 impl Story {
     /// Waits until everything has drained and the services have ended. Returns the problem, if any.
-    fn tell(&mut self, patience: Duration) -> Result<Option<String>, BoxError> {
+    fn tell(&mut self, timeout: Duration) -> Result<Option<String>, BoxError> {
         let mut before = Vec::new();
         let mut since = Instant::now();
         let mut next_line = Instant::now();
@@ -94,7 +94,7 @@ impl Story {
                 return Ok(Some(format!("it was not done after {} s", DEADLINE.as_secs())));
             }
             let done = self.services.iter().all(Mortal::has_lived) && self.has_drained();
-            if since.elapsed() > if done { QUIET } else { patience } {
+            if since.elapsed() > if done { QUIET } else { timeout } {
                 self.say();
                 return self.end();
             }

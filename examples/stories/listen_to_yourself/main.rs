@@ -32,7 +32,7 @@ const CLERKS: u64 = 4;
 const CHANGES: u64 = 400;
 const TILLS: u64 = 4;
 const SALES: u64 = 500;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn main() -> Result<ExitCode, BoxError> {
     let begin = Instant::now();
@@ -71,8 +71,8 @@ fn main() -> Result<ExitCode, BoxError> {
     });
     let account = account(&store, &index, &counts, waiting, (drained, begin.elapsed()))?;
     println!("{account}");
-    relay.stop(PATIENCE);
-    consumer.stop(PATIENCE);
+    relay.stop(TIMEOUT);
+    consumer.stop(TIMEOUT);
     Ok(if account.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

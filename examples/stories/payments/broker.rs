@@ -136,7 +136,7 @@ impl Broker {
     }
 
     /// How long to wait without any news: a RabbitMQ may be starting again.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(match self {
             Self::InProcess { .. } => 5,
             Self::RabbitMq { .. } => 60,

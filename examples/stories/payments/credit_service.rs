@@ -59,7 +59,7 @@ fn add(tx: &Transaction, table: TableDefinition<'_, &str, u64>, key: &str, more:
 
 /// Waits until all deliveries are applied and nothing more comes. Gives up after `patience` without
 /// news.
-pub(crate) fn wait_for(consumer: &Consumer, applied: usize, patience: Duration, deadline: Instant) {
+pub(crate) fn wait_for(consumer: &Consumer, applied: usize, timeout: Duration, deadline: Instant) {
     let mut before = consumer.status();
     let mut since = Instant::now();
     loop {
@@ -70,7 +70,7 @@ pub(crate) fn wait_for(consumer: &Consumer, applied: usize, patience: Duration, 
         }
         // Late repeats come right after the last delivery.
         let enough = before.applied >= applied as u64 && since.elapsed() > Duration::from_millis(500);
-        if enough || since.elapsed() > patience || Instant::now() > deadline {
+        if enough || since.elapsed() > timeout || Instant::now() > deadline {
             return;
         }
     }

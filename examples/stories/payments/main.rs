@@ -100,7 +100,7 @@ fn tell_the_story() -> Result<bool, BoxError> {
     // credit service.
     let payments = Store::open(plan.store_path())?;
     let expected = bank::transfers(&payments)?.len();
-    credit_service::wait_for(&consumer, expected, broker.patience(), begin + DEADLINE);
+    credit_service::wait_for(&consumer, expected, broker.timeout(), begin + DEADLINE);
     let stats = consumer.stop(Duration::from_secs(5));
 
     let account = account::take(&payments, &credit, &stats, &events, begin.elapsed())?;

@@ -30,8 +30,8 @@
 //! the order in which they happened, and nothing is told for an epoch after its end. A [rule](Rule)'s closure runs
 //! while no lock is held. What a publisher or a source is told goes into an unbounded channel, so that no call waits.
 
+mod connections;
 mod consumers;
-mod links;
 mod options;
 mod publisher;
 mod queue;

@@ -34,13 +34,13 @@ use super::script::Publishing;
 pub struct MemoryPublisher {
     shared: Arc<Shared>,
     /// Set by `start`.
-    link: Option<u64>,
+    connection: Option<u64>,
     confirm_deadline: Duration,
 }
 
 impl MemoryPublisher {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, link: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
+        Self { shared, connection: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
     }
 
     /// How long to wait for a word on a publish before it is told to be [silent](crate::Outcome::Silent). If no younger one has a word, the
@@ -63,15 +63,15 @@ impl MemoryPublisher {
 impl Publisher for MemoryPublisher {
     fn start(&mut self, events: PublisherEvents) -> Result<(), SettingError> {
         let deadline = self.confirm_deadline;
-        self.link.get_or_insert_with(|| self.shared.state().link(events, deadline));
+        self.connection.get_or_insert_with(|| self.shared.state().attach(events, deadline));
         Ok(())
     }
 
     fn publish(&mut self, epoch: Epoch, outgoing: Outgoing) {
-        let Some(link) = self.link else { return };
+        let Some(connection) = self.connection else { return };
         let mut verdict = None;
         // A message of an epoch that is over must not use up a rule.
-        if self.shared.script.is_active() && self.shared.state().is_current(link, epoch) {
+        if self.shared.script.is_active() && self.shared.state().is_current(connection, epoch) {
             verdict = self.shared.script.judge(&Publishing {
                 exchange: &outgoing.exchange,
                 routing_key: &outgoing.routing_key,
@@ -80,12 +80,12 @@ impl Publisher for MemoryPublisher {
                 isolated: outgoing.isolated,
             });
         }
-        self.shared.state().publish(link, epoch, outgoing, verdict);
+        self.shared.state().publish(connection, epoch, outgoing, verdict);
     }
 
     fn stop(&mut self, _deadline: Duration) {
-        if let Some(link) = self.link {
-            self.shared.state().unlink(link);
+        if let Some(connection) = self.connection {
+            self.shared.state().detach(connection);
         }
     }
 }
@@ -98,6 +98,6 @@ impl Drop for MemoryPublisher {
 
 impl fmt::Debug for MemoryPublisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryPublisher").field("link", &self.link).finish_non_exhaustive()
+        f.debug_struct("MemoryPublisher").field("connection", &self.connection).finish_non_exhaustive()
     }
 }

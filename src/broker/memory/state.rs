@@ -1,6 +1,6 @@
 //! The broker itself: topology, and how a message gets from an exchange into queues.
 //!
-//! Publishers stand in [`links`](crate::broker::memory::links), consumers in [`consumers`](crate::broker::memory::consumers); both are `impl State` too.
+//! Publishers stand in [`connections`](crate::broker::memory::connections), consumers in [`consumers`](crate::broker::memory::consumers); both are `impl State` too.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -10,8 +10,8 @@ use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome};
 
 use super::Shared;
+use super::connections::{Connection, OUT_OF_ORDER_WAIT};
 use super::consumers::Consumer;
-use super::links::{Link, OUT_OF_ORDER_WAIT};
 use super::options::{ExchangeKind, QueueOptions, Stored, Tapped};
 use super::queue::{Letter, Queue};
 use super::routes::{Exchange, QueueId};
@@ -43,7 +43,7 @@ pub(super) struct State {
     pub(super) timer: Timer,
     /// [`OUT_OF_ORDER_WAIT`], but for tests.
     pub(super) out_of_order_wait: Duration,
-    pub(super) links: BTreeMap<u64, Link>,
+    pub(super) connections: BTreeMap<u64, Connection>,
     pub(super) consumers: BTreeMap<u64, Consumer>,
     pub(super) next_id: u64,
     pub(super) published: u64,
@@ -61,7 +61,7 @@ impl State {
             hanging: false,
             timer: Timer::new(shared),
             out_of_order_wait: OUT_OF_ORDER_WAIT,
-            links: BTreeMap::new(),
+            connections: BTreeMap::new(),
             consumers: BTreeMap::new(),
             next_id: 0,
             published: 0,
@@ -213,14 +213,14 @@ impl State {
     pub(super) fn go_down(&mut self) {
         self.up = false;
         let fault = Fault::new(FaultClass::Outage, "connection lost: the broker went down");
-        self.disconnect_links(&fault);
+        self.disconnect_publishers(&fault);
         self.disconnect_consumers(&fault);
     }
 
     pub(super) fn come_up(&mut self) {
         if !self.up {
             self.up = true;
-            self.connect_links();
+            self.connect_publishers();
             self.connect_consumers(None);
         }
     }

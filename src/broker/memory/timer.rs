@@ -15,7 +15,7 @@ use crate::time::Deadline;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Alarm {
     due: Instant,
-    link: u64,
+    connection: u64,
     token: u64,
 }
 
@@ -32,8 +32,8 @@ impl Timer {
         Self { shared, alarms: None, thread: None }
     }
 
-    /// Has the publisher `link` tell `token` after `delay`. `false` if there is no thread and none can be started.
-    pub(super) fn set(&mut self, delay: Duration, link: u64, token: u64) -> bool {
+    /// Has the publisher `connection` tell `token` after `delay`. `false` if there is no thread and none can be started.
+    pub(super) fn set(&mut self, delay: Duration, connection: u64, token: u64) -> bool {
         let Some(due) = Deadline::after(delay).instant() else { return true }; // in no lifetime of this process
         if self.alarms.is_none() {
             let (sender, receiver) = unbounded();
@@ -43,7 +43,7 @@ impl Timer {
             self.thread = Some(thread);
             self.alarms = Some(sender);
         }
-        self.alarms.as_ref().is_some_and(|alarms| alarms.send(Alarm { due, link, token }).is_ok())
+        self.alarms.as_ref().is_some_and(|alarms| alarms.send(Alarm { due, connection, token }).is_ok())
     }
 }
 
@@ -69,7 +69,7 @@ fn run(shared: &Weak<Shared>, alarms: &Receiver<Alarm>) {
                         waiting.push(Reverse(alarm));
                         break;
                     }
-                    state.fire(alarm.link, alarm.token);
+                    state.fire(alarm.connection, alarm.token);
                 }
             }
         }

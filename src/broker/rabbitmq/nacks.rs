@@ -162,7 +162,7 @@ mod tests {
 
     /// Goal: several that are full do not take turns.
     #[test]
-    fn several_that_are_full_share_the_patience() {
+    fn several_that_are_full_share_the_limit() {
         let mut nacks = Nacks::default();
         let full: Vec<_> = (0..3).map(|n| nacks.destination("orders", &n.to_string())).collect();
         let needed: Vec<_> = (0..5).map(|n| contradictions(&mut nacks, full[n % 3])).collect();

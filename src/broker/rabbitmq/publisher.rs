@@ -32,15 +32,15 @@ use super::window::{Broken, Confirmed, Window, worse};
 /// Commands taken in at one iteration.
 const BATCH: usize = 512;
 
-/// Outcomes are gathered into lots while at least as many more are in flight: telling each by itself costs two wake-ups of threads, and what
-/// is published for it goes out by itself too. Fewer than the smallest lot are told at once.
-pub(crate) const LOT_MIN: usize = 64;
+/// Outcomes are gathered into batches while at least as many more are in flight: telling each by itself costs two wake-ups of threads, and what
+/// is published for it goes out by itself too. Fewer than the smallest batch are told at once.
+pub(crate) const OUTCOME_BATCH_MIN: usize = 64;
 
-/// A lot is a quarter of what is in flight, within bounds: the larger the window, the less a lot says about the room in it.
-pub(crate) const LOT_MAX: usize = 512;
+/// A batch is a quarter of what is in flight, within bounds: the larger the window, the less a batch says about the room in it.
+pub(crate) const OUTCOME_BATCH_MAX: usize = 512;
 
-/// How long an outcome may wait for its lot.
-const LOT_PATIENCE: Duration = Duration::from_millis(1);
+/// How long an outcome may wait for its batch.
+const OUTCOME_BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// How long to wait for the broker's own word after an echo of it (`channel is closing`) was seen.
 pub(crate) const TELLING: Duration = Duration::from_millis(500);
@@ -160,7 +160,7 @@ enum Woken {
     /// So many commands; 0 when the handle is gone.
     Commands(usize),
     /// Outcomes have waited long enough.
-    Patience,
+    BatchTimeout,
     /// There is something to settle.
     Again,
     Tick,
@@ -180,7 +180,7 @@ async fn serve(
     let heartbeat = Duration::from_secs(link.connection.configuration().heartbeat().max(1).into());
     let tick = options.confirm_deadline.min(heartbeat);
     let mut timer = pin!(tokio::time::sleep(tick));
-    let mut patience = pin!(tokio::time::sleep(LOT_PATIENCE));
+    let mut batch_timeout = pin!(tokio::time::sleep(OUTCOME_BATCH_TIMEOUT));
     let mut asked = pin!(stop.asked());
     let end = loop {
         let woken = poll_fn(|cx| {
@@ -202,18 +202,18 @@ async fn serve(
             if let Poll::Ready(count) = commands.poll_recv_many(cx, &mut batch, BATCH) {
                 return Poll::Ready(Woken::Commands(count));
             }
-            if window.holds_outcomes() && patience.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Woken::Patience);
+            if window.holds_outcomes() && batch_timeout.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Woken::BatchTimeout);
             }
             timer.as_mut().poll(cx).map(|()| Woken::Tick)
         })
         .await;
         // Looked at here too: what comes in is asked for first, and may never end.
-        let patience_over = matches!(woken, Woken::Patience)
-            || (window.holds_outcomes() && patience.deadline() <= tokio::time::Instant::now());
+        let batch_timed_out = matches!(woken, Woken::BatchTimeout)
+            || (window.holds_outcomes() && batch_timeout.deadline() <= tokio::time::Instant::now());
         let result = match woken {
             Woken::Stop | Woken::Commands(0) => break End::Stop,
-            Woken::Commands(_) | Woken::Patience | Woken::Again => Ok(()),
+            Woken::Commands(_) | Woken::BatchTimeout | Woken::Again => Ok(()),
             // Of a message that was isolated on a channel of its own: the window's is as it was. It is looked at again soon.
             Woken::Connection(Some(Event::Error(error))) if link.is_alive() && is_about_a_queue(&error) => {
                 Ok(())
@@ -245,12 +245,12 @@ async fn serve(
         let mut result = worse(result, window.take_ready_confirms());
         let held_before = window.holds_outcomes();
         result = worse(result, window.settle());
-        if patience_over || result.is_err() || window.has_lot() {
+        if batch_timed_out || result.is_err() || window.has_batch() {
             if window.tell_settled(events).is_err() {
                 break End::Stop;
             }
         } else if !held_before && window.holds_outcomes() {
-            patience.set(tokio::time::sleep(LOT_PATIENCE));
+            batch_timeout.set(tokio::time::sleep(OUTCOME_BATCH_TIMEOUT));
         }
         if batch.is_empty() && !commands.is_empty() {
             let _ = commands.recv_many(&mut batch, BATCH).now_or_never();

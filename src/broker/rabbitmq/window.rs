@@ -23,7 +23,7 @@ use super::inbound::Returns;
 use super::isolated::Apart;
 use super::nacks::{Destination, Nacks};
 use super::options::Options;
-use super::publisher::{LOT_MAX, LOT_MIN, TELLING};
+use super::publisher::{OUTCOME_BATCH_MAX, OUTCOME_BATCH_MIN, TELLING};
 use super::settle::{Ledger, Silence, Word};
 use crate::broker::{PublisherEvent, PublisherEvents};
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
@@ -62,7 +62,7 @@ pub(super) struct Window<'a> {
     pub(super) frame_bytes_max: usize,
     pub(super) confirms: Confirms,
     pub(super) ledger: Ledger,
-    /// Settled, and waiting to be told in one lot.
+    /// Settled, and waiting to be told in one batch.
     pub(super) settled: Vec<(Ticket, Outcome)>,
     pub(super) clock: UnblockedClock,
     pub(super) worked: bool,
@@ -203,10 +203,11 @@ impl<'a> Window<'a> {
         !self.settled.is_empty()
     }
 
-    /// Whether what is settled should be told now: it is a lot, or the relay may be waiting for it.
-    pub(crate) fn has_lot(&self) -> bool {
+    /// Whether what is settled should be told now: it is a batch, or the relay may be waiting for it.
+    pub(crate) fn has_batch(&self) -> bool {
         let in_flight = self.ledger.len();
-        in_flight < LOT_MIN || self.settled.len() >= (in_flight / 8).clamp(LOT_MIN, LOT_MAX)
+        in_flight < OUTCOME_BATCH_MIN
+            || self.settled.len() >= (in_flight / 8).clamp(OUTCOME_BATCH_MIN, OUTCOME_BATCH_MAX)
     }
 
     /// An error says that nobody listens.

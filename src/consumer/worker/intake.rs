@@ -70,7 +70,7 @@ impl Worker {
 
     /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
     pub(super) fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
-        let GapPolicy::Hold(patience) = self.settings.gap else { return Ok(batch) };
+        let GapPolicy::Hold(gap_timeout) = self.settings.gap else { return Ok(batch) };
         let look = self.look();
         let full = self.is_full_with(&batch) && !self.may_park_held();
         let mut due = self.held.due(look);
@@ -94,7 +94,7 @@ impl Worker {
                     passed.push(Entry::Here(Box::new(item)))
                 }
                 Some((lane, number)) => {
-                    let until = if item.waited { look.now() } else { look.after(patience) };
+                    let until = if item.waited { look.now() } else { look.after(gap_timeout) };
                     self.held.put(lane, number, Entry::of(item), until);
                     let next = nexts.entry(lane).or_default();
                     passed.extend(self.held.release(lane, next, look));

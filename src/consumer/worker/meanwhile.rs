@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::time::Deadline;
 
 /// How long a consumer with parked deliveries waits for its source before it begins with them.
-const START_PATIENCE: Duration = Duration::from_secs(1);
+const START_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What has come while handlers ran, for the next batch.
 #[derive(Default)]
@@ -75,7 +75,7 @@ impl Worker {
             return;
         }
         let mut batch = Vec::new();
-        let mut until = Deadline::after(START_PATIENCE);
+        let mut until = Deadline::after(START_TIMEOUT);
         while stop.is_empty() && !until.is_over() && batch.len() < usize::from(self.settings.prefetch) {
             let event = match events.recv_timeout(RETURNED_LINGER) {
                 Ok(event) => event,

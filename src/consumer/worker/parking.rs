@@ -422,8 +422,8 @@ impl Worker {
         self.places += 1;
         let look = self.look();
         match (self.settings.gap, identity.and_then(|identity| identity.place())) {
-            (GapPolicy::Hold(patience), Some((lane, in_lane))) if !row.waited => {
-                self.held.put(lane, in_lane, Entry::Stored(stub), look.after(patience));
+            (GapPolicy::Hold(gap_timeout), Some((lane, in_lane))) if !row.waited => {
+                self.held.put(lane, in_lane, Entry::Stored(stub), look.after(gap_timeout));
             }
             _ => self.waiting.put(key.as_ref(), self.places, Entry::Stored(stub), look.now(), false),
         }

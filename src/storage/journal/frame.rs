@@ -18,7 +18,7 @@ pub(super) const BLOCK: usize = 4096;
 /// What is written of the file, by the number of the block.
 pub(super) type Blocks = BTreeMap<u64, Box<[u8]>>;
 
-/// What the frames of one life begin with.
+/// What the frames of one generation begin with.
 pub(super) type Salt = [u8; 8];
 
 const HEAD: usize = 32;
@@ -318,7 +318,7 @@ mod tests {
         assert!(checks.left >= 4 * full.len(), "half of what is allowed is left at least");
     }
 
-    /// Goal: what only looks like a frame is none. Method: a good frame of another life, as a page that an application has stored.
+    /// Goal: what only looks like a frame is none. Method: a good frame of another generation, as a page that an application has stored.
     #[test]
     fn a_frame_of_another_life_is_none() {
         let half = half(&[(1, blocks(&[1], 1))], 8);

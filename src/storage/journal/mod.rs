@@ -14,10 +14,10 @@
 //!   committed, and then on pages that are free in the last durable state, which the storage engine never writes over; or the header, whose
 //!   last durable form stands in a frame, or in the file if there is none, where its own checksums tell a torn one.
 //! - After an error nothing is written any more, and the journal stays for the next open.
-//! - Which journal is of which file, and when it may be written over, is `life`'s to say.
+//! - Which journal is of which file, and when it may be written over, is for `generation` to say.
 
 mod frame;
-mod life;
+mod generation;
 mod side;
 #[cfg(test)]
 mod tests;
@@ -31,8 +31,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockRea
 use redb::{BackendError, StorageBackend};
 
 use self::frame::{BLOCK, Blocks, encode, frame_bytes};
-pub(crate) use self::life::Sides;
-use self::life::{Id, Refusal};
+pub(crate) use self::generation::Sides;
+use self::generation::{Id, Refusal};
 pub(crate) use self::side::{SideFile, is_journaled};
 
 use crate::error::OpenError;
@@ -82,7 +82,7 @@ struct Begun<F> {
 
 impl<F: StorageBackend> Begun<F> {
     fn new(side: F, id: Id) -> Result<Self> {
-        let half_bytes = life::half_bytes(side.len()?);
+        let half_bytes = generation::half_bytes(side.len()?);
         // Half of a half, so that there are two frames at least before the next checkpoint.
         let most = usize::try_from(half_bytes / 2 / BLOCK_BYTES).unwrap_or(usize::MAX);
         let blocks_max = (1..=most).rev().find(|blocks| frame_bytes(*blocks) as u64 <= half_bytes / 2);
@@ -135,7 +135,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         Self { main, sides, options, refusal, begun, overlay, log, main_dirty, failed }
     }
 
-    /// Begins a life, unless that has been done.
+    /// Begins a generation, unless that has been done.
     fn begin(&self) -> Result<()> {
         if self.begun.get().is_some() {
             return Ok(());
@@ -145,7 +145,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         if self.begun.get().is_some() {
             return Ok(());
         }
-        let begun = match life::begin(&self.main, &self.sides, self.options) {
+        let begun = match generation::begin(&self.main, &self.sides, self.options) {
             Ok(begun) => begun.map(|(side, id)| Begun::new(side, id)).transpose()?,
             Err(Refusal::Io(error)) => return Err(error),
             Err(Refusal::Open(error)) => {
@@ -255,7 +255,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         if !begun.has_room(log, 0) {
             self.turn_over(log)?;
         }
-        encode(life::salt(begun.id), log.number + 1, &Blocks::new(), &mut log.frame);
+        encode(generation::salt(begun.id), log.number + 1, &Blocks::new(), &mut log.frame);
         self.append(begun, log, true)
     }
 
@@ -403,7 +403,7 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
             let pending = std::mem::take(&mut overlay.pending);
             let some = !pending.is_empty();
             if some {
-                encode(life::salt(begun.id), log.number + 1, &pending, &mut log.frame);
+                encode(generation::salt(begun.id), log.number + 1, &pending, &mut log.frame);
                 // Nobody brings it to its place before the log is free, and then its frame is durable.
                 overlay.logged.extend(pending);
             }
@@ -419,10 +419,10 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
             self.once(|_| {
                 // What is pending was not synced, and is nobody's.
                 self.checkpoint()?;
-                life::end(&self.main, begun.id)
+                generation::end(&self.main, begun.id)
             })?;
             if let Err(error) = self.sides.remove() {
-                // It is of a life that has ended: the next one begins over it.
+                // It is of a generation that has ended: the next one begins over it.
                 tracing::warn!(%error, path = %self.sides.path().display(), "cannot remove the journal");
             }
             Ok(())

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use redb::StorageBackend;
 use redb::backends::FileBackend;
 
-use super::life::{Lives, Sides, is_headed};
+use super::generation::{Generations, Sides, is_headed};
 use crate::error::OpenError;
 use crate::storage::create::make_aside;
 use crate::storage::file::file_backend;
@@ -28,7 +28,7 @@ const AFTER: &str = ".journal";
 
 /// Whether the file says that a journal may hold what it does not. Not locked, the answer may be old.
 pub(crate) fn is_journaled(file: &impl StorageBackend) -> io::Result<bool> {
-    Ok(Lives::of(file)?.is_some_and(Lives::is_one_open))
+    Ok(Generations::of(file)?.is_some_and(Generations::is_one_open))
 }
 
 /// Where the journal of a store is.

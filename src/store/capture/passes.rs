@@ -87,7 +87,7 @@ fn note(core: &Core, outcome: Result<Outcome>) {
     core.passes.ended.fetch_add(1, Ordering::SeqCst);
     core.passes.asked.store(0, Ordering::SeqCst);
     // Relays look again, also where nothing was committed.
-    core.relays.ring_all();
+    core.relays.notify_all();
 }
 
 impl CoalescingPasses {

@@ -8,8 +8,8 @@ use std::time::Duration;
 /// use std::time::Duration;
 /// use onewrite::QuotaPolicy;
 /// assert_eq!(QuotaPolicy::default(), QuotaPolicy::Refuse);
-/// let patient = QuotaPolicy::Wait(Duration::from_millis(500));
-/// # let _ = patient;
+/// let policy = QuotaPolicy::Wait(Duration::from_millis(500));
+/// # let _ = policy;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]

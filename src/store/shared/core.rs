@@ -265,7 +265,7 @@ impl Core {
             });
             Arc::from(cause)
         });
-        self.relays.ring_all();
+        self.relays.notify_all();
         self.notifier.notify_all();
         self.backlog_shrank.notify_all();
         Arc::clone(cause)
@@ -369,7 +369,7 @@ impl Core {
 
     /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.
     pub(crate) fn announce_commit(&self) {
-        self.relays.ring_all();
+        self.relays.notify_all();
         self.notifier.notify_all();
         if self.settings.quota.is_some() {
             self.backlog_shrank.notify_all();
@@ -379,7 +379,7 @@ impl Core {
     /// The clock has jumped: every thread that waits for a time of the clock looks again.
     pub(crate) fn clock_jumped(&self) {
         self.jumped.set();
-        self.relays.ring_all();
+        self.relays.notify_all();
         self.notifier.notify_all();
         self.redrives.notify_all();
         // A nudge that is not taken yet tells the same.

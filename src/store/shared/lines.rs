@@ -24,7 +24,7 @@ use crate::store::shared::timed::Waking;
 use crate::time::Deadline;
 use crate::tuning::LINE_MS_MAX;
 
-const PATIENCE: Duration = Duration::from_millis(LINE_MS_MAX);
+const LINE_TIMEOUT: Duration = Duration::from_millis(LINE_MS_MAX);
 
 thread_local! {
     /// Heads of lines that this thread is.
@@ -131,7 +131,7 @@ impl Lines {
                 return None;
             }
             let line = lines.get_mut(stream)?;
-            let left = PATIENCE.saturating_sub(line.since.elapsed());
+            let left = LINE_TIMEOUT.saturating_sub(line.since.elapsed());
             if !left.is_zero() {
                 return Some(left);
             }

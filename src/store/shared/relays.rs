@@ -232,7 +232,7 @@ impl Relays {
         if ports.next().is_some() { None } else { first }
     }
 
-    pub(crate) fn ring_all(&self) {
+    pub(crate) fn notify_all(&self) {
         for port in self.lock().values() {
             // One that is full was notified already.
             let _ = port.grown.try_send(());

@@ -54,17 +54,17 @@ impl Core {
     /// Waits for room under the quota, where its policy says so. `append` decides in the end.
     pub(crate) fn wait_for_room(&self, purpose: &Purpose) {
         let Some(quota) = &self.settings.quota else { return };
-        let patience = match quota.policy {
+        let timeout = match quota.policy {
             QuotaPolicy::Refuse => return,
             QuotaPolicy::DropExpired => Duration::from_millis(QUOTA_SCAN_MS_MAX),
-            QuotaPolicy::Wait(patience) => patience,
+            QuotaPolicy::Wait(timeout) => timeout,
         };
         let now_ms = self.settings.clock.now().wall_ms;
         let mut tail = self.tail();
         if Self::over_quota(&tail, quota, (0, 0)).is_none() {
             return;
         }
-        let deadline = Deadline::after(patience);
+        let deadline = Deadline::after(timeout);
         let mut wait = Wait::new(purpose.clone(), None);
         let wanted = self.ask_for_expiry(&tail, (0, 0), now_ms);
         while Self::over_quota(&tail, quota, (0, 0)).is_some()

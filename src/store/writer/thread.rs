@@ -145,7 +145,7 @@ impl Writer<'_> {
         }
         if self.wake_chain.as_ref().is_some_and(|chain| !chain.is_done()) {
             // Those who are woken are about to write again.
-            match jobs.recv_timeout(WAKE_CHAIN_PATIENCE) {
+            match jobs.recv_timeout(WAKE_CHAIN_TIMEOUT) {
                 Ok(job) => {
                     // A job that is no write begins no group, after which they would be woken.
                     if !matches!(job, Job::Write(_)) {
@@ -186,7 +186,7 @@ impl Writer<'_> {
         });
         // After the word that this thread waits: a commit that asks later than this nudges it.
         self.look_for_holders();
-        let ride_due = match due_at {
+        let progress_due = match due_at {
             // In the middle of trimming: go on, unless something else is to be done.
             _ if trim_left && self.trimming => Some(Deadline::after(Duration::from_millis(1))),
             Some(due_at) => Some(due_at),
@@ -195,7 +195,7 @@ impl Writer<'_> {
             None => None,
         };
         let deadline =
-            ride_due.into_iter().chain(pass_due).chain(save_due).chain(look_due).chain(clean_due).min();
+            progress_due.into_iter().chain(pass_due).chain(save_due).chain(look_due).chain(clean_due).min();
         let deadline = deadline.unwrap_or(Deadline::Never).min(self.look_at);
         let job = receive(jobs, self.core.queue.nudges(), deadline);
         self.core.queue.writer_waits(Waits::Timed);
@@ -206,7 +206,7 @@ impl Writer<'_> {
                 self.save_if_idle();
             }
             // Only the backfill, the look or a piece of clean-up is due: all come next.
-            Err(RecvTimeoutError::Timeout) if !ride_due.is_some_and(Deadline::is_over) => {}
+            Err(RecvTimeoutError::Timeout) if !progress_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
                 // A commit on another thread may have taken the progress along meanwhile; how it ended is known once it
                 // has released the write lock.
@@ -215,7 +215,7 @@ impl Writer<'_> {
                 let trim_left = self.core.tail().trim_left;
                 let overdue = self.core.progress().due_at(delay).is_some_and(Deadline::is_over);
                 if overdue || (idle && trim_left) {
-                    self.commit_ride();
+                    self.commit_progress();
                     self.trimming = true;
                 }
                 // While others commit it needs no commit of its own: one of them does it, within the bounds of trimming.
@@ -248,7 +248,7 @@ impl Writer<'_> {
             tail.trim_left || ages
         };
         if may_trim || !self.core.progress().is_empty() {
-            self.commit_ride();
+            self.commit_progress();
             self.trimming = true;
         }
     }
@@ -353,7 +353,7 @@ impl Writer<'_> {
         self.pass_after == Some(self.core.passes.ended())
     }
 
-    fn commit_ride(&mut self) {
+    fn commit_progress(&mut self) {
         if let Err(error) = self.try_commit_progress() {
             // It waits on; without a pause a failing disk would be asked again at once.
             let mut progress = self.core.progress();
@@ -399,6 +399,6 @@ const COMMIT_COSTS: Duration = Duration::from_micros(150);
 /// A writer's share of a round that the next group would wait for. Both are measured: docs/benchmarks.md.
 const WAKE_COSTS: Duration = Duration::from_micros(8);
 /// How long a wake chain may take while there is nothing else to do.
-const WAKE_CHAIN_PATIENCE: Duration = Duration::from_millis(1);
+const WAKE_CHAIN_TIMEOUT: Duration = Duration::from_millis(1);
 /// A quick-repair commit that has failed is not tried again sooner.
 const SAVE_RETRY: Duration = Duration::from_secs(1);

@@ -328,8 +328,8 @@ fn child_garbled_lines() {
                 line.append("k0");
                 tried += 1;
                 // What is garbled may leave both sides waiting for more; that has its own deadline, and is not waited for here.
-                let patience = Instant::now() + Duration::from_millis(60);
-                while Instant::now() < patience && proxy.accepted() < before + 2 {
+                let deadline = Instant::now() + Duration::from_millis(60);
+                while Instant::now() < deadline && proxy.accepted() < before + 2 {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 assert_eq!(

@@ -43,7 +43,7 @@ fn b01_connection_blocked() {
     line.stop();
 }
 
-/// B2. Goal: a stop does not wait for a broker that cannot answer, and leaves no socket. Method: stop with patience while it
+/// B2. Goal: a stop does not wait for a broker that cannot answer, and leaves no socket. Method: stop with a long timeout while it
 /// blocks, and while it is frozen.
 #[test]
 fn b02_close_while_blocked_or_frozen() {

@@ -70,13 +70,13 @@ fn canary(line: &Line, exchange: &str, routing_key: &str) {
 }
 
 /// Shows all there is to show of a line, and stops it.
-fn show_and_stop(line: Line, patience: Duration) {
+fn show_and_stop(line: Line, timeout: Duration) {
     show("store", &line.store);
     show("stats", &line.store.stats());
     show("relay", &line.relay);
     show("status", &line.relay.status());
     show("quarantine", &line.store.quarantine("rabbit").unwrap().list(None, 10));
-    show("report", &line.relay.stop(patience));
+    show("report", &line.relay.stop(timeout));
 }
 
 #[test]

@@ -107,7 +107,7 @@ impl ChaosProxy {
         direct.replace(&format!(":{}/", self.shared.target), &format!(":{}/", self.port))
     }
 
-    /// Each lot of bytes waits so long. Zero ends it.
+    /// Each chunk of bytes waits so long. Zero ends it.
     pub(crate) fn delay(&self, way: Way, delay: Duration) {
         self.rules().ways[way as usize].delay = delay;
     }
@@ -317,7 +317,7 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-/// Passes one lot on, under the rules of the moment.
+/// Passes one chunk on, under the rules of the moment.
 fn pass(shared: &Shared, session: &Session, way: Way, to: &TcpStream, bytes: &mut [u8]) -> io::Result<()> {
     let began = Instant::now();
     let end = loop {

@@ -18,7 +18,7 @@ use crate::plan::{self, Plan, TAP_QUEUE};
 
 const PREFETCH: u16 = 1000;
 /// Messages that share one sync.
-const LOT: usize = 512;
+const BATCH: usize = 512;
 
 pub(crate) fn run(plan: &Plan) -> Result<()> {
     let closing = plan::closing();
@@ -55,7 +55,7 @@ async fn listen(plan: &Plan, file: &mut File, closing: &Arc<AtomicBool>) -> Resu
         let mut last = first?;
         frames.clear();
         read(&last).encode_into(&mut frames);
-        for _ in 1..LOT {
+        for _ in 1..BATCH {
             let Ok(more) = tokio::time::timeout(Duration::from_millis(5), consumer.next()).await else {
                 break;
             };

@@ -20,7 +20,7 @@ const WINDOWS: [(usize, &str); 3] =
     [(64, "drain_vs_lapin_64"), (512, "drain_vs_lapin_512"), (4096, "drain_vs_lapin_4096")];
 const COMMIT_EVENTS: u64 = 1000;
 /// What a rate of a few hundred per second would need for the whole.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(setup: &Setup) -> Result<Report, Box<dyn Error>> {
     let events = setup.size(10_000, 100_000);
@@ -127,8 +127,8 @@ impl Bench<'_> {
             if status.confirmed >= events {
                 break;
             }
-            if began.elapsed() > PATIENCE {
-                return Err(format!("not drained in {PATIENCE:?}: {status:?}").into());
+            if began.elapsed() > TIMEOUT {
+                return Err(format!("not drained in {TIMEOUT:?}: {status:?}").into());
             }
             // More often would take from the cores that the drain needs: 4 µs of each event at 0.5 ms.
             std::thread::sleep(Duration::from_millis(5));

@@ -28,7 +28,7 @@ const BATCH: u64 = 100;
 /// Events of one step: half of the short backlog.
 const STEP: u64 = 5000;
 /// Without any progress for so long something is wrong.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Confirms at once, and counts.
 #[derive(Debug, Default)]
@@ -100,7 +100,7 @@ impl Service {
             let now = self.confirmed();
             if now > seen {
                 (seen, since) = (now, Instant::now());
-            } else if since.elapsed() > PATIENCE {
+            } else if since.elapsed() > TIMEOUT {
                 return Err(format!("the relay stands still at {seen} of {wanted}").into());
             }
         }

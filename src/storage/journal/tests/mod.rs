@@ -417,7 +417,7 @@ fn closing_leaves_nothing_in_the_journal() {
     journal.close().unwrap();
     assert_eq!(content()[BLOCK..3 * BLOCK], [[1; BLOCK], [0; BLOCK]].concat());
     assert!(side.0.lock().unwrap().contents[1].is_empty());
-    assert!(!life::Lives::of(&main).unwrap().unwrap().is_one_open());
+    assert!(!generation::Generations::of(&main).unwrap().unwrap().is_one_open());
 }
 
 /// Goal: blocks that touch go to their place in one write. Method: three that touch and one apart are brought there by the close.

@@ -215,8 +215,8 @@ fn tell(scene: &Scene) {
 fn end(scene: &Scene, node: &RabbitNode) -> Result<()> {
     scene.proxies.iter().for_each(Proxy::heal);
     let backlog: u64 = scene.apps.iter().map(|app| locked(app).progress().backlog).sum();
-    let patience = DRAIN * u32::try_from(1 + backlog / DRAIN_EVENTS).unwrap_or(u32::MAX);
-    let until = Instant::now() + patience;
+    let timeout = DRAIN * u32::try_from(1 + backlog / DRAIN_EVENTS).unwrap_or(u32::MAX);
+    let until = Instant::now() + timeout;
     for app in &scene.apps {
         locked(app).tell_to_end()?;
     }
@@ -235,7 +235,7 @@ fn end(scene: &Scene, node: &RabbitNode) -> Result<()> {
             Some(status) => return Err(format!("{} ended with {status}", app.name()).into()),
             // The judge will say what is missing.
             None => {
-                eprintln!("torture: {} still has {:?} after {patience:?}", app.name(), app.progress());
+                eprintln!("torture: {} still has {:?} after {timeout:?}", app.name(), app.progress());
                 app.kill()?;
             }
         }

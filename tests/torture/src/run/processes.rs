@@ -70,8 +70,8 @@ impl Process {
     }
 
     /// Its end, if it comes in time.
-    pub(super) fn await_end(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
-        let until = Instant::now() + patience;
+    pub(super) fn await_end(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
+        let until = Instant::now() + timeout;
         loop {
             if let Some(status) = self.child.try_wait()? {
                 return Ok(Some(status));

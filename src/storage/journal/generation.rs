@@ -1,16 +1,16 @@
-//! Which journal belongs to which file, and how one life of a store behind a journal begins and ends.
+//! Which journal belongs to which file, and how one generation of a store behind a journal begins and ends.
 //!
-//! A *life* is from opening to closing. It has an id, drawn at random, which stands at the head of the journal and, while what is in the journal may not be in
+//! A *generation* is from opening to closing. It has an id, drawn at random, which stands at the head of the journal and, while what is in the journal may not be in
 //! the file, in the file too: in the part of its first block that the storage engine leaves alone (it writes 320 bytes). So a journal is
 //! replayed over the file that it is of, and over no other, whatever has been copied, moved or put back; and one that is missing is missed before anything is written.
 //!
 //! ```text
-//! file, at 4,064    id of the life that ended last 16 · id of the life that may not have ended 16 (zeros: none)
+//! file, at 4,064    id of the generation that ended last 16 · id of the generation that may not have ended 16 (zeros: none)
 //! journal, at 0     "1wjrnl01" · bytes of the journal u64 · id 16 · crc32 u32 · zeros to 4,096; then two halves of frames
 //! ```
 //!
-//! **Invariants.** All this is done under the engine's lock of the file. A journal that holds frames is removed only once the file says that its life has ended.
-//! Each life has a journal that was made for it: what was at its place before may be open to others.
+//! **Invariants.** All this is done under the engine's lock of the file. A journal that holds frames is removed only once the file says that its generation has ended.
+//! Each generation has a journal that was made for it: what was at its place before may be open to others.
 
 use std::io::{ErrorKind, Result};
 use std::path::Path;
@@ -26,21 +26,21 @@ use crate::log::record::body_checksum;
 use crate::storage::header::ENGINE;
 use crate::tuning::JOURNAL_REACH_BYTES_MAX;
 
-const LIVES_AT: u64 = BLOCK_BYTES - 32;
+const GENERATIONS_AT: u64 = BLOCK_BYTES - 32;
 const MAGIC: [u8; 8] = *b"1wjrnl01";
 const HEAD: usize = 36;
 
 pub(super) type Id = [u8; 16];
 const NONE: Id = [0; 16];
 
-/// What a file says of its lives behind a journal.
+/// What a file says of its generations behind a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Lives {
+pub(super) struct Generations {
     pub(super) ended: Id,
     pub(super) current: Id,
 }
 
-impl Lives {
+impl Generations {
     /// `None` if the file is not the storage engine's.
     pub(super) fn of(main: &impl StorageBackend) -> Result<Option<Self>> {
         if main.len()? < BLOCK_BYTES {
@@ -49,8 +49,8 @@ impl Lives {
         let mut engine = ENGINE;
         main.read(0, &mut engine)?;
         let (mut ended, mut current) = (NONE, NONE);
-        main.read(LIVES_AT, &mut ended)?;
-        main.read(LIVES_AT + 16, &mut current)?;
+        main.read(GENERATIONS_AT, &mut ended)?;
+        main.read(GENERATIONS_AT + 16, &mut current)?;
         Ok((engine == ENGINE).then_some(Self { ended, current }))
     }
 
@@ -59,14 +59,14 @@ impl Lives {
     }
 
     fn write(self, main: &impl StorageBackend) -> Result<()> {
-        main.write(LIVES_AT, &[self.ended, self.current].concat())?;
+        main.write(GENERATIONS_AT, &[self.ended, self.current].concat())?;
         main.sync_data()
     }
 }
 
-/// The file holds all of that life.
+/// The file holds all of that generation.
 pub(super) fn end(main: &impl StorageBackend, id: Id) -> Result<()> {
-    Lives { ended: id, current: NONE }.write(main)
+    Generations { ended: id, current: NONE }.write(main)
 }
 
 pub(super) fn salt(id: Id) -> Salt {
@@ -101,7 +101,7 @@ pub(crate) trait Sides: std::fmt::Debug + Send + Sync + 'static {
 enum Found {
     /// Nothing, or one that was being made.
     Blank,
-    /// The journal of this life, all of it there or cut short.
+    /// The journal of this generation, all of it there or cut short.
     Of(Id, bool),
     Strange,
 }
@@ -141,7 +141,7 @@ pub(super) fn half_bytes(side_bytes: u64) -> u64 {
     side_bytes.saturating_sub(BLOCK_BYTES) / 2 / BLOCK_BYTES * BLOCK_BYTES
 }
 
-/// Makes a blank journal of a new life: the head last, so that it says what is there.
+/// Makes a blank journal of a new generation: the head last, so that it says what is there.
 fn lay_out(side: &impl StorageBackend, bytes: usize, id: Id) -> Result<()> {
     side.set_len(0)?;
     let zeros = vec![0; bytes.min(1 << 20)];
@@ -187,7 +187,7 @@ fn bring(
     Ok(Ok(blocks.len()))
 }
 
-/// Why a life cannot begin.
+/// Why a generation cannot begin.
 pub(super) enum Refusal {
     Open(OpenError),
     Io(std::io::Error),
@@ -205,34 +205,36 @@ impl From<OpenError> for Refusal {
     }
 }
 
-/// Ends the life that a crash has ended, and begins one, if there is to be a journal. The file is locked.
+/// Ends the generation that a crash has ended, and begins one, if there is to be a journal. The file is locked.
 pub(super) fn begin<S: Sides>(
     main: &impl StorageBackend,
     sides: &S,
     options: JournalOptions,
 ) -> std::result::Result<Option<(S::Side, Id)>, Refusal> {
     let path = || sides.path().to_path_buf();
-    let Some(mut lives) = Lives::of(main)? else { return Ok(None) };
-    if !lives.is_one_open() && options.bytes == 0 {
+    let Some(mut generations) = Generations::of(main)? else { return Ok(None) };
+    if !generations.is_one_open() && options.bytes == 0 {
         return Ok(None);
     }
-    if !lives.is_one_open() {
+    if !generations.is_one_open() {
         sides.check_head(main)?;
     }
     let side = sides.open()?;
-    let (was_open, mut given_up) = (lives.is_one_open(), false);
+    let (was_open, mut given_up) = (generations.is_one_open(), false);
     let at_place = side.as_ref().map_or(Ok(Found::Blank), found)?;
     if was_open {
         match (&side, &at_place) {
-            (Some(side), Found::Of(id, true)) if *id == lives.current => match bring(main, side, *id)? {
-                Ok(blocks) => {
-                    tracing::warn!(path = %path().display(), blocks, "the store was not closed; its journal is brought into it");
+            (Some(side), Found::Of(id, true)) if *id == generations.current => {
+                match bring(main, side, *id)? {
+                    Ok(blocks) => {
+                        tracing::warn!(path = %path().display(), blocks, "the store was not closed; its journal is brought into it");
+                    }
+                    Err(reason) => {
+                        return Err(OpenError::Damaged { path: path(), reason }.into());
+                    }
                 }
-                Err(reason) => {
-                    return Err(OpenError::Damaged { path: path(), reason }.into());
-                }
-            },
-            (Some(_), Found::Of(id, false)) if *id == lives.current => {
+            }
+            (Some(_), Found::Of(id, false)) if *id == generations.current => {
                 return Err(OpenError::Damaged {
                     path: path(),
                     reason: "it is not as long as it was".into(),
@@ -242,13 +244,14 @@ pub(super) fn begin<S: Sides>(
             _ if options.abandon => given_up = true,
             _ => return Err(OpenError::JournalMissing { path: path() }.into()),
         }
-        let ended = if given_up { lives.ended } else { lives.current };
-        lives = Lives { ended, current: NONE };
+        let ended = if given_up { generations.ended } else { generations.current };
+        generations = Generations { ended, current: NONE };
     }
     let is_ours = match at_place {
         Found::Blank => true,
         Found::Of(id, _) => {
-            id == lives.ended || side.as_ref().is_some_and(|side| has_no_frames(side, id).unwrap_or(false))
+            id == generations.ended
+                || side.as_ref().is_some_and(|side| has_no_frames(side, id).unwrap_or(false))
         }
         Found::Strange => false,
     };
@@ -259,7 +262,7 @@ pub(super) fn begin<S: Sides>(
         tracing::error!(path = %path().display(), "the journal is missing; going on without its commits");
     }
     if was_open {
-        lives.write(main)?;
+        generations.write(main)?;
     }
     if options.bytes == 0 {
         if is_ours && let Err(error) = sides.remove() {
@@ -274,11 +277,11 @@ pub(super) fn begin<S: Sides>(
     let id = fresh_uuid();
     let side = make(sides, options.bytes, id)?;
     sides.sync_name()?;
-    Lives { current: id, ..lives }.write(main)?;
+    Generations { current: id, ..generations }.write(main)?;
     Ok(Some((side, id)))
 }
 
-/// Makes the journal of a life that is about to begin.
+/// Makes the journal of a generation that is about to begin.
 fn make<S: Sides>(sides: &S, bytes: usize, id: Id) -> std::result::Result<S::Side, Refusal> {
     let side = sides.create()?;
     let laid_out = lay_out(&side, bytes, id).map_err(Refusal::from);
@@ -290,7 +293,7 @@ fn make<S: Sides>(sides: &S, bytes: usize, id: Id) -> std::result::Result<S::Sid
     Ok(side)
 }
 
-/// One that was made, and whose life never began.
+/// One that was made, and whose generation never began.
 fn has_no_frames(side: &impl StorageBackend, id: Id) -> Result<bool> {
     let mut bytes = vec![0; usize::try_from(side.len()?.min(JOURNAL_BYTES_MAX as u64)).unwrap_or_default()];
     side.read(0, &mut bytes)?;

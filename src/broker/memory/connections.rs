@@ -50,7 +50,7 @@ struct Open {
 }
 
 /// One publisher.
-pub(super) struct Link {
+pub(super) struct Connection {
     events: PublisherEvents,
     confirm_deadline: Duration,
     /// The last epoch, which is on while `connected`.
@@ -69,7 +69,7 @@ pub(super) struct Link {
     unread: VecDeque<(Outgoing, Option<Verdict>)>,
 }
 
-impl Link {
+impl Connection {
     fn send(&mut self, event: PublisherEvent) {
         self.ended |= !self.events.send(event);
     }
@@ -129,8 +129,8 @@ impl Link {
 
 impl State {
     /// Attaches a publisher and connects it.
-    pub(super) fn link(&mut self, events: PublisherEvents, confirm_deadline: Duration) -> u64 {
-        let link = Link {
+    pub(super) fn attach(&mut self, events: PublisherEvents, confirm_deadline: Duration) -> u64 {
+        let connection = Connection {
             events,
             confirm_deadline,
             epoch: 0,
@@ -143,69 +143,73 @@ impl State {
             unread: VecDeque::new(),
         };
         let id = self.next_id();
-        self.links.insert(id, link);
-        self.connect_link(id);
+        self.connections.insert(id, connection);
+        self.connect_publisher(id);
         id
     }
 
     /// Ends a publisher. Its epoch ends like any other; after that it is told nothing.
-    pub(super) fn unlink(&mut self, id: u64) {
-        let Some(mut link) = self.links.remove(&id) else { return };
-        if link.connected {
-            link.end_connection(Fault::new(FaultClass::Outage, "the publisher was stopped"));
+    pub(super) fn detach(&mut self, id: u64) {
+        let Some(mut connection) = self.connections.remove(&id) else { return };
+        if connection.connected {
+            connection.end_connection(Fault::new(FaultClass::Outage, "the publisher was stopped"));
         }
     }
 
-    fn connect_link(&mut self, id: u64) {
+    fn connect_publisher(&mut self, id: u64) {
         let (up, blocked) = (self.up, self.blocked);
-        let Some(link) = self.links.get_mut(&id).filter(|link| !link.connected && !link.ended) else {
+        let Some(connection) =
+            self.connections.get_mut(&id).filter(|connection| !connection.connected && !connection.ended)
+        else {
             return;
         };
-        link.epoch += 1;
-        link.newest_told = None;
-        let epoch = Epoch(link.epoch);
+        connection.epoch += 1;
+        connection.newest_told = None;
+        let epoch = Epoch(connection.epoch);
         if !up {
-            return link.send(PublisherEvent::Down { epoch, fault: refused() });
+            return connection.send(PublisherEvent::Down { epoch, fault: refused() });
         }
-        link.connected = true;
-        link.send(PublisherEvent::Up { epoch });
+        connection.connected = true;
+        connection.send(PublisherEvent::Up { epoch });
         if blocked {
-            link.send(PublisherEvent::Blocked { blocked });
+            connection.send(PublisherEvent::Blocked { blocked });
         }
     }
 
-    pub(super) fn connect_links(&mut self) {
-        for id in self.link_ids() {
-            self.connect_link(id);
+    pub(super) fn connect_publishers(&mut self) {
+        for id in self.publisher_ids() {
+            self.connect_publisher(id);
         }
     }
 
-    pub(super) fn disconnect_links(&mut self, fault: &Fault) {
-        self.links.retain(|_, link| !link.ended);
-        for link in self.links.values_mut().filter(|link| link.connected) {
-            link.end_connection(fault.clone());
+    pub(super) fn disconnect_publishers(&mut self, fault: &Fault) {
+        self.connections.retain(|_, connection| !connection.ended);
+        for connection in self.connections.values_mut().filter(|connection| connection.connected) {
+            connection.end_connection(fault.clone());
         }
     }
 
-    fn link_ids(&self) -> Vec<u64> {
-        self.links.keys().copied().collect()
+    fn publisher_ids(&self) -> Vec<u64> {
+        self.connections.keys().copied().collect()
     }
 
     pub(super) fn is_current(&self, id: u64, epoch: Epoch) -> bool {
-        self.links.get(&id).is_some_and(|link| link.connected && link.epoch == epoch.0)
+        self.connections
+            .get(&id)
+            .is_some_and(|connection| connection.connected && connection.epoch == epoch.0)
     }
 
     /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is told to be unknown.
     pub(super) fn publish(&mut self, id: u64, epoch: Epoch, outgoing: Outgoing, verdict: Option<Verdict>) {
         let blocked = self.blocked;
-        let Some(link) = self.links.get_mut(&id) else { return };
-        if !link.connected || link.epoch != epoch.0 {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if !connection.connected || connection.epoch != epoch.0 {
             if outgoing.isolated {
                 let fault = Fault::new(FaultClass::Outage, "not sent: the connection is over");
-                link.tell(outgoing.ticket, Outcome::Unknown(fault));
+                connection.tell(outgoing.ticket, Outcome::Unknown(fault));
             }
         } else if blocked {
-            link.unread.push_back((outgoing, verdict));
+            connection.unread.push_back((outgoing, verdict));
         } else {
             self.read(id, outgoing, verdict);
         }
@@ -213,7 +217,7 @@ impl State {
 
     /// The broker reads one publish.
     fn read(&mut self, id: u64, outgoing: Outgoing, verdict: Option<Verdict>) {
-        let epoch = Epoch(self.links.get(&id).map_or(0, |link| link.epoch));
+        let epoch = Epoch(self.connections.get(&id).map_or(0, |connection| connection.epoch));
         let Outgoing { ticket, exchange, routing_key, message, mandatory, isolated } = outgoing;
         let letter = Letter { exchange, routing_key, message };
         let (outcome, when) = match self.decide(&letter, epoch, verdict) {
@@ -223,19 +227,21 @@ impl State {
             }
             decided => decided,
         };
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         match (outcome, when) {
-            (PublishOutcome::Tell(outcome), When::Now) => link.tell(ticket, outcome),
+            (PublishOutcome::Tell(outcome), When::Now) => connection.tell(ticket, outcome),
             (PublishOutcome::Tell(outcome), when) => self.owe(id, ticket, isolated, outcome, when),
-            (PublishOutcome::Close(fault), _) if isolated => link.tell(ticket, Outcome::Refused(fault)),
-            (PublishOutcome::Disconnect(fault), _) if isolated => link.tell(ticket, Outcome::Unknown(fault)),
+            (PublishOutcome::Close(fault), _) if isolated => connection.tell(ticket, Outcome::Refused(fault)),
+            (PublishOutcome::Disconnect(fault), _) if isolated => {
+                connection.tell(ticket, Outcome::Unknown(fault))
+            }
             (PublishOutcome::Close(fault), _) => {
-                link.end_channel(fault);
-                self.connect_link(id);
+                connection.end_channel(fault);
+                self.connect_publisher(id);
             }
             (PublishOutcome::Disconnect(fault), _) => {
-                link.end_connection(fault);
-                self.connect_link(id);
+                connection.end_connection(fault);
+                self.connect_publisher(id);
             }
         }
     }
@@ -273,16 +279,16 @@ impl State {
 
     /// Notes an outcome that is not told now.
     fn owe(&mut self, id: u64, ticket: Ticket, isolated: bool, outcome: Outcome, when: When) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         let (until, alarm) = match when {
             When::Later(until, delay) => (until, Some(delay)),
-            When::Never => (Until::Deadline, Some(link.confirm_deadline)),
+            When::Never => (Until::Deadline, Some(connection.confirm_deadline)),
             When::Held | When::Now => (Until::Release, None),
         };
-        let token = link.next_token;
-        link.next_token += 1;
-        link.open.insert(token, Open { ticket, isolated, outcome, until });
-        link.open_until_next += usize::from(until == Until::Next);
+        let token = connection.next_token;
+        connection.next_token += 1;
+        connection.open.insert(token, Open { ticket, isolated, outcome, until });
+        connection.open_until_next += usize::from(until == Until::Next);
         if alarm.is_some_and(|delay| !self.timer.set(delay, id, token)) {
             self.fire(id, token); // no thread to be had: too early is better than never
         }
@@ -290,30 +296,31 @@ impl State {
 
     /// The alarm of a word that is owed. Nothing happens if it was told, or dropped, before.
     pub(super) fn fire(&mut self, id: u64, token: u64) {
-        let Some(link) = self.links.get_mut(&id) else { return };
-        let Some(open) = link.take_one(token) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(open) = connection.take_one(token) else { return };
         if open.until != Until::Deadline {
-            return link.tell(open.ticket, open.outcome);
+            return connection.tell(open.ticket, open.outcome);
         }
-        let fault = Fault::new(FaultClass::Outage, format!("no confirm within {:?}", link.confirm_deadline));
-        link.tell(open.ticket, Outcome::Silent(fault.clone()));
+        let fault =
+            Fault::new(FaultClass::Outage, format!("no confirm within {:?}", connection.confirm_deadline));
+        connection.tell(open.ticket, Outcome::Silent(fault.clone()));
         // A younger one has its word: the connection lives.
-        if open.isolated || link.newest_told > Some(open.ticket) {
+        if open.isolated || connection.newest_told > Some(open.ticket) {
             return;
         }
-        link.end_connection(fault);
-        self.connect_link(id);
+        connection.end_connection(fault);
+        self.connect_publisher(id);
     }
 
     pub(super) fn release_confirms(&mut self, newest_first: bool) {
-        for link in self.links.values_mut() {
+        for connection in self.connections.values_mut() {
             let mut outcomes = Vec::new();
-            link.take_open(&mut outcomes, |open| matches!(open.until, Until::Release | Until::Next));
+            connection.take_open(&mut outcomes, |open| matches!(open.until, Until::Release | Until::Next));
             if newest_first {
                 outcomes.reverse();
             }
             if !outcomes.is_empty() {
-                link.tell_all(outcomes);
+                connection.tell_all(outcomes);
             }
         }
     }
@@ -323,9 +330,10 @@ impl State {
             return;
         }
         self.blocked = blocked;
-        for id in self.link_ids() {
-            if let Some(link) = self.links.get_mut(&id).filter(|link| link.connected) {
-                link.send(PublisherEvent::Blocked { blocked });
+        for id in self.publisher_ids() {
+            if let Some(connection) = self.connections.get_mut(&id).filter(|connection| connection.connected)
+            {
+                connection.send(PublisherEvent::Blocked { blocked });
             }
             // A channel that one of them closes takes the rest out of `unread`.
             while !blocked && let Some((outgoing, verdict)) = self.next_unread(id) {
@@ -335,6 +343,6 @@ impl State {
     }
 
     fn next_unread(&mut self, id: u64) -> Option<(Outgoing, Option<Verdict>)> {
-        self.links.get_mut(&id)?.unread.pop_front()
+        self.connections.get_mut(&id)?.unread.pop_front()
     }
 }

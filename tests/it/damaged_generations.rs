@@ -57,7 +57,7 @@ enum Step {
 enum End {
     Close,
     Crash,
-    /// A crash that flips a byte of the newest record, or loses so many; with or without the mark of a clean end.
+    /// A crash that flips a byte of the newest record, or loses so many; with or without the flag of a clean end.
     Flip {
         unclean: bool,
     },
@@ -67,7 +67,7 @@ enum End {
     },
 }
 
-fn life() -> impl Strategy<Value = (Vec<Step>, End)> {
+fn generation() -> impl Strategy<Value = (Vec<Step>, End)> {
     let step = prop_oneof![8 => (0..2_u8).prop_map(Step::Deposit), 1 => Just(Step::Fill)];
     let end = prop_oneof![
         1 => Just(End::Close),
@@ -165,10 +165,10 @@ fn damage(path: &Path, records: usize, flips: bool, unclean: bool) -> Vec<u64> {
     newest
 }
 
-fn live(folder: &Path, lives: &[(Vec<Step>, End)]) {
+fn live(folder: &Path, generations: &[(Vec<Step>, End)]) {
     let mut path: PathBuf = folder.join("a.redb");
     let mut model = Model::default();
-    for (steps, end) in lives {
+    for (steps, end) in generations {
         let store = match Store::open(&path) {
             Ok(store) => store,
             // The index knows more than the log has: that is told, and the file stays as it is.
@@ -207,11 +207,11 @@ fn live(folder: &Path, lives: &[(Vec<Step>, End)]) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Goal: whatever is lost, a state is the sum of what is not, and no number is given twice to events that stand. Method: lives of
+    /// Goal: whatever is lost, a state is the sum of what is not, and no number is given twice to events that stand. Method: generations of
     /// two accounts that end cleanly, by a crash, or by a crash that damages or loses the newest records.
     #[test]
-    fn no_state_holds_a_lost_event(lives in prop::collection::vec(life(), 1..6)) {
+    fn no_state_holds_a_lost_event(generations in prop::collection::vec(generation(), 1..6)) {
         let folder = tempfile::tempdir().unwrap();
-        live(folder.path(), &lives);
+        live(folder.path(), &generations);
     }
 }
