@@ -108,7 +108,7 @@ fn a_row_that_rots_is_seen() {
     assert!(!exists(root, "matrix::nowhere::x"));
     assert!(exists(root, "crash_tests::a_power_cut_in_a_recovery"));
     assert!(!exists(root, "crash_tests::cut_everywhere"), "no test");
-    assert!(exists(root, "store::age::tests::the_store_age_never_goes_back"));
+    assert!(exists(root, "store::shared::age::tests::the_store_age_never_goes_back"));
     assert!(exists(root, "process::forked::a_daemon") && !exists(root, "process::forked::a_dream"));
     let text = "# x\n| when | then | test |\n|---|---|---|\n| a | `b::c` | `d::e`, `f` |\n\n| # | when | then | test |\n|---|---|---|---|\n";
     assert_eq!(rows(text), ["| a | `b::c` | `d::e`, `f` |"]);
