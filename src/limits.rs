@@ -149,7 +149,7 @@ pub const BROKERS_MAX: usize = 64;
 /// Deadline of a connection attempt to one broker, in milliseconds: TCP, handshake, channel, confirm mode.
 pub const CONNECT_MS_MAX: u64 = 10_000;
 
-/// Deadline of a publisher confirm, in milliseconds. After it the message is silent, and its destination is set apart.
+/// Deadline of a publisher confirm, in milliseconds. After it the message is silent, and its destination is suspended.
 pub const CONFIRM_MS_DEFAULT: u64 = 60_000;
 
 /// AMQP heartbeat, in seconds. A dead peer is noticed within twice that.

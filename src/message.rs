@@ -143,7 +143,7 @@ pub struct Outgoing {
     pub message: Arc<Message>,
     /// The broker is to return it if no queue takes it. Else it drops it and confirms it.
     pub mandatory: bool,
-    /// Publish apart from the others, on a channel of its own: this message was in flight when a channel was closed
+    /// Publish isolated from the others, on a channel of its own: this message was in flight when a channel was closed
     /// for a fault of one message, and may be the one.
     pub isolated: bool,
 }
@@ -282,7 +282,7 @@ pub enum Outcome {
     Refused(Fault),
     /// The connection ended before the broker said anything.
     Unknown(Fault),
-    /// The deadline passed without a word, though the connection lives. The relay sets the destination apart from the others. The
+    /// The deadline passed without a word, though the connection lives. The relay suspends the destination. The
     /// broker's word may still come: this is the one outcome that another one may follow.
     Silent(Fault),
 }

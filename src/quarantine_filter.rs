@@ -1,4 +1,7 @@
-//! What is wanted of what was set aside: by a relay, a consumer or a projection; and the way through all of it, page by page.
+//! What is wanted of what was quarantined: by a relay, a consumer or a projection; and the way through all of it, page by page.
+//!
+//! **Terms.** *Quarantined* is the word for all three. A relay quarantines events, a consumer rejects deliveries, a projection
+//! keeps failures. Nothing of them is tried again unless it is redriven.
 
 use crate::error::{ErrorKind, Result};
 use crate::event::{Destination, RecordedEvent};
@@ -99,7 +102,7 @@ impl QuarantineFilter {
         self
     }
 
-    /// Set aside for a reason whose text contains this.
+    /// Quarantined for a reason whose text contains this.
     ///
     /// ```
     /// use onewrite::QuarantineFilter;
@@ -136,7 +139,7 @@ impl QuarantineFilter {
     }
 }
 
-/// What was set aside.
+/// What was quarantined.
 pub(crate) trait Entry {
     /// Its place in the order of all of them.
     fn number(&self) -> u64;

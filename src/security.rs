@@ -69,9 +69,9 @@
 //! | Failing deliveries make no other handler run often. A write of the application waits for one handler and one group at most. | `failing_writes::failing_deliveries_make_no_other_run_often`, `failing_writes::a_write_waits_for_one_handler` |
 //! | Control characters of others are escaped in reasons, errors and logs. | `escaping::text_of_others_is_escaped_where_it_comes_in` |
 //!
-//! **Not promised.** Without signatures a forged message can be applied; the genuine one of its number is then set aside until a person
+//! **Not promised.** Without signatures a forged message can be applied; the genuine one of its number is then rejected, and kept until a person
 //! decides. A signature hides nothing, and does not name the queue of its message. A message with a lane is applied
-//! once for ever: a copy of it is a repeat, or is set aside where its lane was forgotten. One without a lane (`publish_unpublished`) is known by its id, for the
+//! once for ever: a copy of it is a repeat, or is rejected where its lane was forgotten. One without a lane (`publish_unpublished`) is known by its id, for the
 //! [inbox age](crate::StoreBuilder::inbox_age): a copy that comes later is applied again, signed or not. Each consumer that can
 //! check a producer's signature can also forge it. A flood costs time and network. A forger
 //! can fill the quarantine, and so stop a consumer whose policy is to stop.

@@ -64,7 +64,7 @@ pub(crate) const HANDLERS_MS_MAX: u64 = 10;
 pub(crate) const RUNS_MAX: u8 = 3;
 
 /// Chunks of 64 numbers of a producer's lane of which a consumer keeps the hashes of contents: at least 16,384 numbers, as many as a
-/// relay may have in flight. A consumer sets a message aside that has an older number: it does not know any more whether the message
+/// relay may have in flight. A consumer rejects a message that has an older number: it does not know any more whether the message
 /// is a repeat.
 pub(crate) const LANE_CHUNKS_MAX: u64 = 257;
 

@@ -132,7 +132,7 @@ pub const STORE: &str = "onewrite-store";
 pub const MENDED: &str = "onewrite-mended";
 
 /// The header of a delivery that says why it cannot be taken for what it is: a message id, type or routing key that was not UTF-8,
-/// headers that could not be read or did not fit into a frame, a body that was too large. A consumer sets it aside
+/// headers that could not be read or did not fit into a frame, a body that was too large. A consumer rejects it
 /// ([`Error::Unreadable`]). It is added where the delivery came in; no producer can set it.
 ///
 /// ```

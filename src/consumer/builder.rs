@@ -298,10 +298,10 @@ impl ConsumerBuilder {
     /// ([`RETURNS_DEFAULT`](crate::limits::RETURNS_DEFAULT)).
     ///
     /// A quorum queue with a delivery limit (RabbitMQ 4 sets 20 where nothing else is said) drops or dead-letters a message that
-    /// came back more often than the limit, and each lost connection brings back all that is in hand. The limit is not told to
-    /// consumers, only how often a message came back (`x-delivery-count`, `x-acquired-count`). What has come back so often as this
+    /// was requeued more often than the limit, and each lost connection requeues all that is in hand. The limit is not told to
+    /// consumers, only how often a message was requeued (`x-delivery-count`, `x-acquired-count`). What was requeued so often as this
     /// says is written into the store and acknowledged before its handler has it: from then on no limit counts. With 1 nothing is
-    /// lost at any limit but 0; a higher value saves a write per message that comes back and needs a limit well above it. With 0
+    /// lost at any limit but 0; a higher value saves a write per message that is requeued and needs a limit well above it. With 0
     /// each delivery is parked first: for a limit of 0.
     ///
     /// ```
@@ -365,7 +365,7 @@ impl ConsumerBuilder {
     /// Takes messages that carry a lane from these stores only, named by their [id](Store::id); from any unless set. One that
     /// names another store is rejected with [`Error::UnknownProducer`]. Messages without a lane are not concerned. It keeps
     /// out mistakes, not attackers: anybody who may publish to the queue may write any header. Lanes say which messages are repeats,
-    /// not who sent them. A forged message may be applied; the genuine one of its number is then set aside, never dropped.
+    /// not who sent them. A forged message may be applied; the genuine one of its number is then rejected, never dropped.
     /// [Signatures](Self::authenticate) keep attackers out.
     ///
     /// ```

@@ -246,7 +246,7 @@ impl Rejected {
 
     /// Hands it to the consumer's handler again, with all its attempts before it. When this returns `Ok` that is durable; a
     /// running consumer of the scope does it at once, one that starts later then. Its effects and its leaving the quarantine
-    /// are one transaction; if it is rejected again it comes back under the same number.
+    /// are one transaction; if it is rejected again it keeps its number.
     ///
     /// # Errors
     /// [`Error::NotRejected`]; [`Error::DamagedDelivery`]: such a delivery can only be discarded.

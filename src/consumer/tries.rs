@@ -8,7 +8,7 @@
 //! **Rules.**
 //! - A death while other deliveries were tried too accuses each of them and convicts none: each is tried alone next.
 //! - Only a death while a delivery was tried alone convicts it. From then on the deaths that it may have caused count too, so
-//!   that it is set aside after `attempts` deaths in all.
+//!   that it is rejected after `attempts` deaths in all.
 //! - A try that ends with an error clears the delivery of what it was accused of: a handler that returns has killed nothing.
 
 use crate::log::in_hand::{Open, Tries};
@@ -89,12 +89,12 @@ mod tests {
     use super::*;
 
     /// What becomes of deliveries `0..len` where the handler of `poison` kills the process each time, and that of `failing` fails
-    /// each time. A consumer is started again after each death. The number of deaths, and what was set aside after how many
+    /// each time. A consumer is started again after each death. The number of deaths, and what was rejected after how many
     /// failures.
     fn lives(len: u32, poison: &[u32], failing: &[u32], attempts: u32) -> (u32, BTreeMap<u32, u32>) {
         let mut rows: BTreeMap<u32, Tries> = BTreeMap::new();
         let mut queue: Vec<u32> = (0..len).collect();
-        let (mut deaths, mut aside, mut redelivered) = (0, BTreeMap::new(), false);
+        let (mut deaths, mut rejected, mut redelivered) = (0, BTreeMap::new(), false);
         'life: loop {
             assert!(deaths <= 100, "it goes on for ever");
             rows.values_mut().for_each(|tries| *tries = tries.after_restart());
@@ -112,7 +112,7 @@ mod tests {
                 unknown = false;
                 for item in queue.clone() {
                     if tries[&item].is_convicted(attempts) {
-                        aside.insert(item, tries[&item].failures);
+                        rejected.insert(item, tries[&item].failures);
                         queue.retain(|other| *other != item);
                     }
                 }
@@ -129,7 +129,7 @@ mod tests {
                             let after = tries[&item].failed();
                             rows.insert(item, after);
                             if after.counted() >= attempts {
-                                aside.insert(item, after.failures);
+                                rejected.insert(item, after.failures);
                                 queue.retain(|other| *other != item);
                             }
                         } else {
@@ -139,19 +139,19 @@ mod tests {
                     }
                 }
             }
-            return (deaths, aside);
+            return (deaths, rejected);
         }
     }
 
-    /// Goal: one delivery that kills is set aside after `attempts` deaths, and nothing else is. Method: every place, every number
+    /// Goal: one delivery that kills is rejected after `attempts` deaths, and nothing else is. Method: every place, every number
     /// of attempts. (With a single attempt the first death is not known to be its own.)
     #[test]
-    fn a_killer_is_set_aside_after_its_attempts() {
+    fn a_killer_is_rejected_after_its_attempts() {
         for attempts in 1..=12 {
             for at in 0..6 {
-                let (deaths, aside) = lives(6, &[at], &[], attempts);
+                let (deaths, rejected) = lives(6, &[at], &[], attempts);
                 assert_eq!(deaths, attempts.max(2), "{attempts} attempts");
-                assert_eq!(aside.into_keys().collect::<Vec<_>>(), [at]);
+                assert_eq!(rejected.into_keys().collect::<Vec<_>>(), [at]);
             }
         }
     }
@@ -159,22 +159,22 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Goal: with killers and failing ones among the innocent, exactly the killers and the failing are set aside; the deaths are
+        /// Goal: with killers and failing ones among the innocent, exactly the killers and the failing are rejected; the deaths are
         /// bounded; a failing one has its tries, less those on which it was accused at most.
         #[test]
-        fn only_the_guilty_are_set_aside(
+        fn only_the_guilty_are_rejected(
             poison in prop::collection::btree_set(0..12_u32, 0..4),
             failing in prop::collection::btree_set(0..12_u32, 0..4),
             attempts in 1..12_u32,
         ) {
             let failing: Vec<u32> = failing.difference(&poison).copied().collect();
             let poison: Vec<u32> = poison.into_iter().collect();
-            let (deaths, aside) = lives(12, &poison, &failing, attempts);
+            let (deaths, rejected) = lives(12, &poison, &failing, attempts);
             let guilty: std::collections::BTreeSet<u32> = poison.iter().chain(&failing).copied().collect();
-            prop_assert_eq!(aside.keys().copied().collect::<std::collections::BTreeSet<_>>(), guilty);
+            prop_assert_eq!(rejected.keys().copied().collect::<std::collections::BTreeSet<_>>(), guilty);
             prop_assert!(deaths <= attempts.max(2) * poison.len() as u32 + 1);
             for item in failing {
-                prop_assert_eq!(aside[&item], attempts, "an innocent failure pays for nobody's death");
+                prop_assert_eq!(rejected[&item], attempts, "an innocent failure pays for nobody's death");
             }
         }
     }

@@ -175,7 +175,7 @@ impl<T: Member> Waiting<T> {
         taken
     }
 
-    /// What was taken out has been tried: what stands behind it is due, unless a failed one has come back before it.
+    /// What was taken out has been tried: what stands behind it is due, unless a failed one was put back before it.
     pub(super) fn tried(&mut self, now: Due) {
         for name in std::mem::take(&mut self.taken) {
             if self.lines.get(&name).is_some_and(|line| line.due.is_none()) {

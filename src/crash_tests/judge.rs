@@ -211,8 +211,8 @@ fn compare_relays(store: &Store, model: &Model) -> Found<()> {
         let found = (cursor.position, cursor.confirmed, cursor.rows.parked);
         let expected = (relay.position, relay.confirmed, relay.parked.len() as u64);
         ensure(found == expected, || format!("relay {name} is at {found:?} instead of {expected:?}"))?;
-        let apart = exceptions_between(store.core(), cursor.id, 0, u64::MAX).map_err(text)?;
-        ensure(apart == relay.exceptions, || format!("apart from relay {name} stand {apart:?}"))?;
+        let exceptions = exceptions_between(store.core(), cursor.id, 0, u64::MAX).map_err(text)?;
+        ensure(exceptions == relay.exceptions, || format!("relay {name} has exceptions {exceptions:?}"))?;
     }
     Ok(())
 }

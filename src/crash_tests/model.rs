@@ -190,11 +190,11 @@ impl Model {
 
     /// Whether the log must hold this event, when everything below `trimmed_to` is trimmed that may be.
     pub(super) fn is_kept(&self, seq: u64, trimmed_to: u64) -> bool {
-        let apart = |relay: &RelayAt| relay.exceptions.contains(&seq) || relay.parked.contains(&seq);
+        let has_row = |relay: &RelayAt| relay.exceptions.contains(&seq) || relay.parked.contains(&seq);
         let of_stream = self.events[seq as usize].stream.is_some_and(|(name, revision)| {
             let stream = &self.streams[name];
             !stream.deleted && revision >= stream.first
         });
-        seq >= trimmed_to || of_stream || self.relays.iter().flatten().any(apart)
+        seq >= trimmed_to || of_stream || self.relays.iter().flatten().any(has_row)
     }
 }

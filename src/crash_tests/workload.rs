@@ -246,7 +246,7 @@ fn let_go(rng: &mut Rng, model: &Model) -> Vec<Item> {
     std::iter::once(row).chain(truncate).collect()
 }
 
-/// A relay has come further: some of what it passes stands apart, some of what stood apart is settled. Or all is settled.
+/// A relay has come further: some of what it passes becomes an exception, some exceptions are settled. Or all is settled.
 fn progress(rng: &mut Rng, model: &Model, at: usize, all: bool) -> Step {
     let relay = model.relays[at].as_ref().expect("made first").with(model.waiting[at].as_ref());
     let left = model.events.len() as u64 - relay.position;

@@ -1,7 +1,7 @@
 //! Expired events make room: where a backlog quota says so, they are taken out before they are next to publish.
 //!
 //! A scan looks at memory first, then at what waits on disk, then at what the log has still to bring, a piece at a time.
-//! What it finds in the log gets its exception before the log brings it; it is passed over there (`Loaded::Apart`), so no
+//! What it finds in the log gets its exception before the log brings it; it is passed over there (`Loaded::Exception`), so no
 //! sequence number of it stays in memory. **Invariant:** what is in flight is left alone: its outcome decides.
 
 use super::types::{Action, Change, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, ScanAt};

@@ -11,7 +11,7 @@ use crate::tuning::SILENT_TRIALS_MAX;
 /// hot key that flows would otherwise be written down and read back for nothing.
 pub(crate) const SPILL_TIMEOUT_MS: u64 = 250;
 
-/// Messages published apart at once.
+/// Messages published isolated at once.
 const ISOLATED_MAX: usize = 1;
 
 impl Machine {
@@ -241,7 +241,7 @@ impl Machine {
             self.starved_since_ms = None;
             return;
         }
-        // What waits for its next try frees no room of itself; what waits behind a key that flows soon does. What has come back from
+        // What waits for its next try frees no room of itself; what waits behind a key that flows soon does. What was reloaded from
         // a row, and would go there again, is not hurried: it would come and go at full speed.
         self.spill_waiting(Some(Home::Log), now, out);
         self.spill_silent(now, out);
@@ -271,7 +271,7 @@ impl Machine {
             if self.wants_more() {
                 return;
             }
-            self.set_aside(seq, self.settings.probe_wait_ms(), now, out);
+            self.defer(seq, self.settings.probe_wait_ms(), now, out);
         }
     }
 
@@ -288,7 +288,7 @@ impl Machine {
             if self.wants_more() {
                 return;
             }
-            self.set_aside(seq, due_ms.saturating_sub(now.mono_ms), now, out);
+            self.defer(seq, due_ms.saturating_sub(now.mono_ms), now, out);
         }
     }
 

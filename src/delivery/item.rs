@@ -25,10 +25,10 @@ pub(super) enum ItemState {
     /// `trial`: to find out whether its destination speaks again.
     InFlight { ticket: Ticket, isolated: bool, trial: bool },
     /// Until its destination speaks again, or it is the next to ask it.
-    Apart,
-    /// Until this monotonic time. `apart`: its counters are on disk, and it counts against `retrying_max` instead of the
+    Suspended,
+    /// Until this monotonic time. `deferred`: its counters are on disk, and it counts against `retrying_max` instead of the
     /// lookahead.
-    Waiting { due_ms: u64, apart: bool },
+    Waiting { due_ms: u64, deferred: bool },
 }
 
 /// An event in memory.
@@ -98,9 +98,9 @@ impl Item {
         }
     }
 
-    /// Waits for a retry with its counters on disk: counted apart from the lookahead.
+    /// Waits for a retry with its counters on disk: not counted in the lookahead.
     pub(crate) fn is_retrying(&self) -> bool {
-        matches!(self.state, ItemState::Waiting { apart: true, .. })
+        matches!(self.state, ItemState::Waiting { deferred: true, .. })
     }
 
     pub(crate) fn destination(&self) -> Destination {

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::types::Key;
 
-/// Where an event goes that comes back.
+/// Where an event goes that is reloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
     /// To be sent.
@@ -72,7 +72,7 @@ impl KeyState {
         Some(next)
     }
 
-    /// Where one goes that comes back: before all later ones of its key. Puts it into the queue if that is its place.
+    /// Where one goes that is reloaded: before all later ones of its key. Puts it into the queue if that is its place.
     pub(crate) fn place(&mut self, seq: u64) -> Place {
         if self.is_held_before(seq) {
             return Place::Held;

@@ -13,7 +13,7 @@ impl Machine {
         for loaded in events {
             let settled = !self.ahead.is_empty() && self.ahead.remove(&loaded.seq());
             match loaded {
-                Loaded::Apart { .. } => {}
+                Loaded::Exception { .. } => {}
                 _ if settled => self.forget_again(loaded.seq(), out),
                 Loaded::Unpublished { seq } => out.push(Action::Forget { seq }),
                 Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
@@ -92,7 +92,7 @@ impl Machine {
                     self.release(seq);
                     continue;
                 }
-                Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
+                Loaded::Unpublished { seq } | Loaded::Exception { seq } => {
                     debug_assert!(false, "an unpublished event has no exception");
                     out.push(Action::Save(Change::DropException { seq }));
                     out.push(Action::Forget { seq });
@@ -104,7 +104,7 @@ impl Machine {
             match state {
                 ExceptionState::Retry { .. } => {
                     item.sent = true;
-                    self.comes_back(&entry, item, out);
+                    self.reload(&entry, item, out);
                 }
                 ExceptionState::Scheduled { .. } => self.admit(&entry, item, now, out),
                 ExceptionState::Quarantined { .. } | ExceptionState::Discarded => {
@@ -116,7 +116,7 @@ impl Machine {
     }
 
     /// An event that has been taken out is to be tried again, and goes before those behind it.
-    pub(super) fn comes_back(&mut self, entry: &Entry, item: Item, out: &mut Vec<Action>) {
+    pub(super) fn reload(&mut self, entry: &Entry, item: Item, out: &mut Vec<Action>) {
         let seq = entry.seq;
         self.insert(seq, item);
         let Some(key) = &entry.key else {
@@ -168,7 +168,7 @@ impl Machine {
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
                     self.quarantine_unread(seq, fault, now, out);
                 }
-                Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
+                Loaded::Unpublished { seq } | Loaded::Exception { seq } => {
                     debug_assert!(false, "an unpublished event is not parked");
                     out.push(Action::Save(Change::Unpark { key: Key::clone(key), seq }));
                     out.push(Action::Forget { seq });

@@ -9,6 +9,10 @@
 //! - What is in flight is bounded by the window, what is in memory by the lookahead and by `retrying_max`.
 //! - An outage spends nobody's attempts.
 //! - Every event loaded is forgotten exactly once.
+//!
+//! **Terms.** A destination that is silent, slow or refuses is *suspended*: its events wait in memory. An event that waits
+//! for its next try on disk is *deferred*. *Exceptions* are the rows of deferred, quarantined and discarded events. A
+//! message that is published alone is *isolated*. A *poison message* makes the broker close the channel.
 
 mod backoff;
 #[cfg(test)]
@@ -276,15 +280,15 @@ impl Machine {
     /// What the derived figures must agree with, by the slow way.
     #[cfg(test)]
     fn check(&self) {
-        let apart = self.items.values().filter(|item| item.state == ItemState::Apart).count();
+        let suspended = self.items.values().filter(|item| item.state == ItemState::Suspended).count();
         let waits = |seq: u64, of: &silence::Destination| {
             let item = self.items.get(&seq);
-            item.is_some_and(|item| item.state == ItemState::Apart && item.destination() == *of)
+            item.is_some_and(|item| item.state == ItemState::Suspended && item.destination() == *of)
         };
         let lingering = self.items.values().filter(|item| item.lingers);
         assert_eq!(self.slow.lingering, lingering.clone().count());
         assert_eq!(self.slow.lingering_bytes, lingering.map(|item| item.bytes).sum::<usize>());
-        self.silence.check(waits, apart, self.items.values().filter(|item| item.is_trial()).count());
+        self.silence.check(waits, suspended, self.items.values().filter(|item| item.is_trial()).count());
         let retrying = self.items.values().filter(|item| item.is_retrying());
         assert_eq!(self.retrying, retrying.count());
         let in_lookahead = self.items.values().filter(|item| !item.is_retrying());
@@ -300,7 +304,7 @@ impl Machine {
         self.settings.ordering != PublishOrder::Relaxed
     }
 
-    /// The log will bring this one, though no exception tells it apart.
+    /// The log will bring this one, though no exception says what becomes of it.
     fn note_ahead(&mut self, seq: u64) {
         if seq >= self.loaded_to {
             self.ahead.insert(seq);
@@ -366,10 +370,10 @@ impl Machine {
                     self.isolated_out -= usize::from(isolated);
                 }
             }
-            ItemState::Apart => self.silence.leave(&item.destination(), seq),
-            ItemState::Waiting { due_ms, apart } => {
+            ItemState::Suspended => self.silence.leave(&item.destination(), seq),
+            ItemState::Waiting { due_ms, deferred } => {
                 self.timers.remove(&(due_ms, seq));
-                if apart {
+                if deferred {
                     self.retrying -= 1;
                     self.memory_bytes += item.bytes;
                 }
@@ -397,10 +401,10 @@ impl Machine {
     fn wait(&mut self, seq: u64, due_ms: u64) {
         self.unqueue(seq);
         let Some(item) = self.items.get_mut(&seq) else { return };
-        let apart = item.home == Home::Exception && self.retrying < self.settings.retrying_max;
-        item.state = ItemState::Waiting { due_ms, apart };
+        let deferred = item.home == Home::Exception && self.retrying < self.settings.retrying_max;
+        item.state = ItemState::Waiting { due_ms, deferred };
         self.timers.insert((due_ms, seq));
-        if apart {
+        if deferred {
             self.retrying += 1;
             self.memory_bytes -= item.bytes;
         }

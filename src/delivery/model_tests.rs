@@ -561,11 +561,11 @@ impl World {
             if events.len() >= events_max || (bytes > bytes_max && !events.is_empty()) {
                 break;
             }
-            let apart = self.disk.rows.contains_key(&seq);
-            events.push(if apart { Loaded::Apart { seq } } else { self.read(seq) });
+            let is_exception = self.disk.rows.contains_key(&seq);
+            events.push(if is_exception { Loaded::Exception { seq } } else { self.read(seq) });
             to = seq + 1;
         }
-        let held = events.iter().filter(|loaded| !matches!(loaded, Loaded::Apart { .. }));
+        let held = events.iter().filter(|loaded| !matches!(loaded, Loaded::Exception { .. }));
         self.live.extend(held.map(Loaded::seq));
         self.step(Input::Loaded { to, events });
     }

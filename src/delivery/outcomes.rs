@@ -55,7 +55,7 @@ impl Machine {
         out: &mut Vec<Action>,
     ) {
         if let Some(item) = self.items.get_mut(&seq) {
-            item.nacks *= u32::from(super::silence::is_deferred(&outcome));
+            item.nacks *= u32::from(super::silence::is_retried_later(&outcome));
             item.silences *= u32::from(matches!(outcome, Outcome::Unknown(_)));
         }
         match outcome {
@@ -72,16 +72,16 @@ impl Machine {
                     self.make_ready(seq);
                 }
             }
-            Outcome::Nacked => self.defer_refused(seq, SuspendCause::Nacks, was_trial, now),
+            Outcome::Nacked => self.suspend_or_retry_later(seq, SuspendCause::Nacks, was_trial, now),
             Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
-                self.defer_refused(seq, SuspendCause::Away, was_trial, now);
+                self.suspend_or_retry_later(seq, SuspendCause::Away, was_trial, now);
             }
             Outcome::Returned(fault) => self.failed(seq, FaultClass::Destination, fault, now, out),
             Outcome::Refused(fault) => match fault.class {
                 FaultClass::Message | FaultClass::Destination => {
                     self.failed(seq, fault.class, fault, now, out);
                 }
-                _ => self.defer(seq, now),
+                _ => self.retry_later(seq, now),
             },
         }
     }
@@ -100,7 +100,7 @@ impl Machine {
                 self.release(seq);
                 return;
             }
-            Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
+            Loaded::Unpublished { seq } | Loaded::Exception { seq } => {
                 debug_assert!(false, "an unpublished event has no exception");
                 out.push(Action::Forget { seq });
                 return;
@@ -114,7 +114,7 @@ impl Machine {
             let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: Some(fault) };
             let mut item = Item::again(entry, exception);
             item.sent = true;
-            self.comes_back(entry, item, out);
+            self.reload(entry, item, out);
             return;
         }
         out.push(Action::Forget { seq });
@@ -166,7 +166,7 @@ impl Machine {
                 }
             }
             Loaded::Undecodable { seq, fault } => self.quarantine_unread(seq, fault, now, out),
-            Loaded::Unpublished { seq } | Loaded::Apart { seq } => {
+            Loaded::Unpublished { seq } | Loaded::Exception { seq } => {
                 debug_assert!(false, "an unpublished event has no exception");
                 out.push(Action::Forget { seq });
             }
@@ -228,11 +228,11 @@ impl Machine {
         }
         let first_ms = self.settings.backoff_first_ms.saturating_mul(factor);
         let wait = self.jitter.wait_ms(first_ms, self.settings.backoff_max_ms, spent - 1);
-        self.set_aside(seq, wait, now, out);
+        self.defer(seq, wait, now, out);
     }
 
-    /// Puts the event aside with its counters on disk, for `wait_ms`; the position may pass it.
-    pub(super) fn set_aside(&mut self, seq: u64, wait_ms: u64, now: Now, out: &mut Vec<Action>) {
+    /// Defers the event, with its counters on disk, for `wait_ms`; the position may pass it.
+    pub(super) fn defer(&mut self, seq: u64, wait_ms: u64, now: Now, out: &mut Vec<Action>) {
         let Some(mut item) = self.remove(seq) else { return };
         let due_ms = now.wall_ms.saturating_add(wait_ms);
         let exception = item.exception(ExceptionState::Retry { due_ms });
@@ -263,7 +263,7 @@ impl Machine {
     }
 
     /// Defers an event: the same event first, after a while; nothing is spent.
-    pub(super) fn defer(&mut self, seq: u64, now: Now) {
+    pub(super) fn retry_later(&mut self, seq: u64, now: Now) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let nacks = item.nacks;
         item.nacks += 1;

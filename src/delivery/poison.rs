@@ -196,13 +196,13 @@ impl Machine {
         {
             match (item.state, item.key.clone()) {
                 (ItemState::Waiting { due_ms, .. }, _) => {
-                    self.set_aside(seq, due_ms.saturating_sub(now.mono_ms), now, out);
+                    self.defer(seq, due_ms.saturating_sub(now.mono_ms), now, out);
                 }
-                (ItemState::Apart, _) => self.spill_silent_one(seq, now, out),
+                (ItemState::Suspended, _) => self.spill_silent_one(seq, now, out),
                 (ItemState::Queued, Some(key)) => self.park_queue(&key, out),
                 // Behind another that has been given no answer yet.
                 (ItemState::Ready, _) if item.suspect && self.is_alone_taken() => {
-                    self.set_aside(seq, self.settings.probe_wait_ms(), now, out);
+                    self.defer(seq, self.settings.probe_wait_ms(), now, out);
                 }
                 // What can go goes first, and what is in flight has a deadline.
                 _ => return,

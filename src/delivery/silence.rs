@@ -1,7 +1,7 @@
 //! Destinations that give no word, or nack everything.
 //!
 //! A message without a word says nothing of the connection, and little of itself: most often a queue behind its destination hangs, or has
-//! lost its majority. So the destination is set apart. Its events wait for it in memory, one at a time is published alone as a trial, and
+//! lost its majority. So the destination is suspended. Its events wait for it in memory, one at a time is published alone as a trial, and
 //! each trial without a word makes the wait for the next one longer. The first word sets the destination free. Nothing is spent: silence is
 //! nobody's fault.
 //!
@@ -19,7 +19,7 @@ use crate::tuning::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
 /// A destination of which nothing waits is remembered for so long.
 const REMEMBERED_MS: u64 = 2 * SILENT_BACKOFF_MS.1;
 
-/// So many nacks in a row, without another word, and a destination is set apart.
+/// So many nacks in a row, without another word, and a destination is suspended.
 const NACKS_MAX: u32 = 8;
 
 /// Destinations whose nacks are counted.
@@ -28,13 +28,13 @@ const NACKING_MAX: usize = 1024;
 /// The wait after nacks grows to so many times the longest backoff: 5 minutes, unless set.
 pub(super) const NACK_BACKOFF_FACTOR: u64 = 10;
 
-/// An event for which there is no room in memory comes back after so long at least.
+/// An event for which there is no room in memory is reloaded after so long at least.
 const SPILLED_MS: u64 = 30_000;
 
 /// Exchange and routing key.
 pub(super) type Destination = (Key, Key);
 
-/// All that are set apart.
+/// All that are suspended.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Silence {
@@ -44,7 +44,7 @@ pub(super) struct Silence {
     /// Trials that are out, and their bytes.
     pub(super) trials: usize,
     pub(super) trial_bytes: usize,
-    /// Nacks in a row of destinations that are not set apart.
+    /// Nacks in a row of destinations that are not suspended.
     nacks: BTreeMap<Destination, u32>,
     /// Publishes that were told to be silent and may still get a word.
     late: BTreeMap<Ticket, u64>,
@@ -65,7 +65,7 @@ struct Silent {
     why: Why,
 }
 
-/// Why a destination is set apart.
+/// Why a destination is suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 enum Why {
     /// No word within the deadline.
@@ -88,7 +88,7 @@ pub(super) fn refusal(outcome: &Outcome) -> Option<SuspendCause> {
 }
 
 /// The event waits by itself, each time longer.
-pub(super) fn is_deferred(outcome: &Outcome) -> bool {
+pub(super) fn is_retried_later(outcome: &Outcome) -> bool {
     let of_its_own = |fault: &Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
     refusal(outcome).is_some() || matches!(outcome, Outcome::Refused(fault) if !of_its_own(fault))
 }
@@ -116,7 +116,7 @@ impl Silence {
     }
 
     /// `trial` is still out from an earlier time.
-    fn set_apart(&mut self, destination: &Destination, trial: Option<u64>, now: Now) {
+    fn suspend(&mut self, destination: &Destination, trial: Option<u64>, now: Now) {
         self.with(destination, |silent| {
             if std::mem::take(&mut silent.why) != Why::Silent {
                 silent.due_ms = now.mono_ms;
@@ -252,7 +252,7 @@ impl Silence {
     }
 }
 
-/// A destination that is set apart, as `status` shows it.
+/// A destination that is suspended, as `status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SuspendedFigures<'a> {
     pub(crate) exchange: &'a Key,
@@ -265,7 +265,7 @@ pub(crate) struct SuspendedFigures<'a> {
 }
 
 impl Machine {
-    /// The destinations that are set apart.
+    /// The destinations that are suspended.
     pub(crate) fn suspended(&self) -> impl Iterator<Item = SuspendedFigures<'_>> {
         self.silence.destinations.iter().filter_map(|((exchange, routing_key), silent)| {
             let cause = match silent.why {
@@ -287,14 +287,14 @@ impl Machine {
         if !self.silence.destinations.contains_key(&destination) {
             return false;
         }
-        self.hold_apart(seq, &destination);
+        self.hold_suspended(seq, &destination);
         true
     }
 
-    fn hold_apart(&mut self, seq: u64, destination: &Destination) {
+    fn hold_suspended(&mut self, seq: u64, destination: &Destination) {
         self.unqueue(seq);
         let Some(item) = self.items.get_mut(&seq) else { return };
-        item.state = ItemState::Apart;
+        item.state = ItemState::Suspended;
         self.silence.with(destination, |silent| silent.waiting.insert(seq));
     }
 
@@ -316,11 +316,11 @@ impl Machine {
             true => None,
             false => self.trial_out(&destination),
         };
-        self.silence.set_apart(&destination, trial, now);
+        self.silence.suspend(&destination, trial, now);
         if was_trial {
             self.trial_failed(&destination, now);
         }
-        self.hold_apart(seq, &destination);
+        self.hold_suspended(seq, &destination);
     }
 
     fn trial_out(&self, destination: &Destination) -> Option<u64> {
@@ -347,7 +347,13 @@ impl Machine {
     }
 
     /// The broker has nacked a message. Where it nacks all of a destination, that is asked by one event at a time.
-    pub(super) fn defer_refused(&mut self, seq: u64, cause: SuspendCause, was_trial: bool, now: Now) {
+    pub(super) fn suspend_or_retry_later(
+        &mut self,
+        seq: u64,
+        cause: SuspendCause,
+        was_trial: bool,
+        now: Now,
+    ) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let (nacks, destination) = (item.nacks, item.destination());
         item.nacks += 1;
@@ -365,7 +371,7 @@ impl Machine {
         }
         if !self.silence.refuses(&destination) {
             self.silence.nacks.remove(&destination);
-            self.silence.set_apart(&destination, None, now);
+            self.silence.suspend(&destination, None, now);
         }
         let jitter = &mut self.jitter;
         self.silence.with(&destination, |silent| {
@@ -375,7 +381,7 @@ impl Machine {
                 silent.tries = silent.tries.saturating_add(1);
             }
         });
-        self.hold_apart(seq, &destination);
+        self.hold_suspended(seq, &destination);
     }
 
     fn nack_backoff_ms(&self) -> (u64, u64) {
@@ -550,7 +556,7 @@ impl Machine {
     }
 
     fn spill_one_silent(&mut self, seq: u64, due_ms: u64, now: Now, out: &mut Vec<Action>) {
-        self.set_aside(seq, due_ms.saturating_sub(now.mono_ms).max(SPILLED_MS), now, out);
+        self.defer(seq, due_ms.saturating_sub(now.mono_ms).max(SPILLED_MS), now, out);
     }
 
     /// One that holds the position back.

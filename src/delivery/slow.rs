@@ -64,7 +64,7 @@ impl Machine {
         let before = self.slow.lingering;
         match self.slow.looked_ms {
             Some(looked_ms) if now.mono_ms < looked_ms.saturating_add(SLOW_MS) => return false,
-            Some(_) => self.set_slow_apart(),
+            Some(_) => self.suspend_slow(),
             None => {}
         }
         self.slow.looked_ms = Some(now.mono_ms);
@@ -82,7 +82,7 @@ impl Machine {
         })
     }
 
-    fn set_slow_apart(&mut self) {
+    fn suspend_slow(&mut self) {
         let wordless = std::mem::take(&mut self.slow.wordless);
         let lingering: Vec<(u64, Destination)> =
             self.in_window().filter(|(_, destination)| wordless.contains(destination)).collect();

@@ -579,7 +579,7 @@ fn a_restart_goes_on_where_the_disk_says() {
 /// restart, which must not make it a new one, nor let a parked one pass the event it waited for.
 #[test]
 fn rows_ahead_of_the_position_are_not_taken_for_new_events() {
-    let log = vec![Loaded::Event(entry(0, "a")), Loaded::Apart { seq: 1 }, Loaded::Event(entry(2, "a"))];
+    let log = vec![Loaded::Event(entry(0, "a")), Loaded::Exception { seq: 1 }, Loaded::Event(entry(2, "a"))];
     // 0 was in flight, 1 quarantined, 2 parked behind 0.
     let recovered = Recovered {
         tail: 3,

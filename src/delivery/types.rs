@@ -145,19 +145,19 @@ pub(crate) enum Loaded {
     /// A record that fails its check. Quarantined; its key is unknown, so it holds nobody.
     Undecodable { seq: u64, fault: Fault },
     /// An exception says what becomes of it. Only the log brings such; nothing of it is held.
-    Apart { seq: u64 },
+    Exception { seq: u64 },
 }
 
 impl Loaded {
     pub(crate) fn seq(&self) -> u64 {
         match self {
             Self::Event(entry) => entry.seq,
-            Self::Unpublished { seq } | Self::Undecodable { seq, .. } | Self::Apart { seq } => *seq,
+            Self::Unpublished { seq } | Self::Undecodable { seq, .. } | Self::Exception { seq } => *seq,
         }
     }
 }
 
-/// Why an event stands apart from the position.
+/// Why an event is an exception to the position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exception {
     pub(crate) state: ExceptionState,
@@ -189,9 +189,9 @@ pub(crate) enum ExceptionState {
 pub(crate) enum Change {
     /// Everything below is settled, but for the exceptions and the parked.
     Position(u64),
-    /// The event stands apart, in this state.
+    /// The event becomes an exception, in this state.
     PutException { seq: u64, key: Option<Key>, exception: Exception },
-    /// It no longer does.
+    /// It is one no longer.
     DropException { seq: u64 },
     /// The event waits, on disk, behind an earlier one of its key.
     Park { key: Key, seq: u64 },

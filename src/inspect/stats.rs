@@ -38,7 +38,7 @@ use crate::time::Now;
 pub struct Stats {
     /// The sequence number that the next event gets: events appended since the store was made.
     pub next_seq: u64,
-    /// Records in the log start here, but for earlier ones that are quarantined or wait apart.
+    /// Records in the log start here, but for earlier ones that are quarantined or deferred.
     pub trimmed_to: u64,
     /// Events that are neither confirmed nor quarantined nor discarded, whatever they wait for: the
     /// [`backlog_events`](RelayStats::backlog_events) of the relay that has most. Without any relay, all from `trimmed_to` on.
@@ -153,11 +153,11 @@ pub struct CaptureStats {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RelayStats {
-    /// Everything below is confirmed, but for what waits apart or is quarantined.
+    /// Everything below is confirmed, but for what is deferred or quarantined.
     pub position: u64,
     /// Events confirmed since the relay was made.
     pub confirmed: u64,
-    /// Events that are neither confirmed nor quarantined nor discarded: those from `position` on, and those that wait apart. Two kinds
+    /// Events that are neither confirmed nor quarantined nor discarded: those from `position` on, and those that are deferred. Two kinds
     /// are in it for a while: events that are published nowhere, and events confirmed out of order, until the position passes them.
     pub backlog_events: u64,
     /// Bytes of the records of the same events.

@@ -186,7 +186,7 @@ fn open(path: &std::path::Path, clock: &Arc<Hands>) -> Store {
 }
 
 /// Goal: backlog, ages and the figures of what waits are what a computation over all events gives, whatever the order in which events are
-/// parked, put aside, quarantined, redriven, discarded and confirmed, and after the store was opened again. Method: random changes
+/// parked, deferred, quarantined, redriven, discarded and confirmed, and after the store was opened again. Method: random changes
 /// of one cursor.
 #[test]
 fn the_figures_are_those_of_a_naive_computation() {

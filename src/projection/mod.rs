@@ -1,7 +1,7 @@
 //! Projections: the application's own tables, kept by a handler that is given the events of the log one after another.
 //!
 //! The position is written in the transaction that writes the tables, so each event is in them exactly once. Catching up
-//! and following are the same loop. A rebuild writes tables aside, from the beginning of the log, and takes the place of
+//! and following are the same loop. A rebuild writes tables of its own, from the beginning of the log, and takes the place of
 //! the old ones in one transaction.
 
 mod failures;

@@ -99,8 +99,8 @@ impl Search {
             self.found.to = seq.value().saturating_add(1);
             read.push((seq.value(), frame));
         }
-        let apart = exceptions_in(tx, id, from, self.found.to)?;
-        for (seq, frame) in read.iter().filter(|(seq, _)| !apart.contains(seq)) {
+        let exceptions = exceptions_in(tx, id, from, self.found.to)?;
+        for (seq, frame) in read.iter().filter(|(seq, _)| !exceptions.contains(seq)) {
             self.look_at(*seq, frame.value(), || Ok(ExpiredPlace::Log))?;
         }
         self.found.next = rows.next().map(|_| ScanAt::Log(self.found.to));

@@ -18,11 +18,11 @@ impl Worker {
         let reads = records::read_log(&core, from, tail, events_max, bytes_max)?;
         // Positions without a record have been trimmed; only a relay that starts late meets them.
         let to = reads.last().map_or(tail, |(seq, _)| seq + 1);
-        let apart = self.apart(from, to)?;
+        let exceptions = self.exceptions(from, to)?;
         let events = reads
             .into_iter()
             .map(|read| match read {
-                (seq, _) if apart.contains(&seq) => Loaded::Apart { seq },
+                (seq, _) if exceptions.contains(&seq) => Loaded::Exception { seq },
                 read => hold(read, Met::First, &mut self.form, &mut self.names, &mut self.held),
             })
             .collect();
@@ -32,7 +32,7 @@ impl Worker {
     }
 
     /// The events of `from..to` that have an exception: known from a former life, or taken out by a scan.
-    pub(super) fn apart(&mut self, from: u64, to: u64) -> Result<BTreeSet<u64>> {
+    pub(super) fn exceptions(&mut self, from: u64, to: u64) -> Result<BTreeSet<u64>> {
         if self.rows_ahead_waiting {
             self.flush_rows()?;
         }

@@ -112,7 +112,7 @@ impl Store {
     }
 }
 
-/// What a relay finds when it starts, apart from its position.
+/// What a relay finds when it starts, besides its position.
 #[derive(Debug, Default)]
 pub(crate) struct FoundRows {
     pub(crate) holding: Vec<(u64, Key)>,
@@ -122,7 +122,7 @@ pub(crate) struct FoundRows {
     pub(crate) next_due_ms: Option<u64>,
 }
 
-/// Everything that stands apart from the cursor's position. What each part means: see `Recovered`.
+/// All exceptions to the cursor's position. What each part means: see `Recovered`.
 pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Result<FoundRows> {
     let id = cursor.id;
     core.reading(|tx| {

@@ -470,14 +470,14 @@ impl Worker {
         }
     }
 
-    /// What a connection or a destination suffers from is shown; returns are shown with the event that comes back.
+    /// What a connection or a destination suffers from is shown; returns are shown with their event.
     fn note_faults(&mut self, outcomes: &[(Ticket, Outcome)]) {
         for (_, outcome) in outcomes {
             match outcome {
                 Outcome::Unknown(fault) | Outcome::Silent(fault) | Outcome::Refused(fault) => {
                     self.last_fault = Some(fault.clone());
                 }
-                // It spends nothing, so it comes back with no event.
+                // It spends nothing, so no event shows it.
                 Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
                     self.last_fault = Some(fault.clone());
                 }

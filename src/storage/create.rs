@@ -1,6 +1,6 @@
 //! Making the file.
 //!
-//! **Invariants.** The path never names a half-made file: a store is made aside, closed, synced and then linked into place. A file that
+//! **Invariants.** The path never names a half-made file: a store is made as a temporary file, closed, synced and then linked into place. A file that
 //! another process has put there meanwhile is never replaced. The file is readable and writable by its owner alone. Nothing is
 //! removed or replaced by name but what an open, locked handle proves to be ours, or nobody's.
 
@@ -24,24 +24,24 @@ const AFTER: &str = ".creating-";
 const UUID_BYTES: usize = 36;
 
 /// Makes a store beside `path` and links it into place, unless another process was faster.
-pub(crate) fn create_aside(
+pub(crate) fn create_atomically(
     path: &Path,
     options: Options,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<(), OpenError> {
     let folder = folder_of(path);
     let failed = |source| cannot_create(path, source);
-    let (aside, file) = make_aside(path).map_err(failed)?;
-    // What goes wrong with the file aside is told of the path that was given.
-    let made =
-        fill(&aside, &file, options.cache_bytes, initialise).map_err(|error| error.named_as(&aside, path));
-    let made = made.and_then(|()| put_in_place(&file, &aside, path, options).map_err(failed));
+    let (temporary, file) = make_temporary(path).map_err(failed)?;
+    // What goes wrong with the temporary file is told of the path that was given.
+    let made = fill(&temporary, &file, options.cache_bytes, initialise)
+        .map_err(|error| error.named_as(&temporary, path));
+    let made = made.and_then(|()| put_in_place(&file, &temporary, path, options).map_err(failed));
     // Said, not left to closing: a process that is being forked elsewhere may hold a copy of the handle for a moment.
     let _ = file.unlock();
     if made.is_err()
-        && let Err(error) = remove_same(&file, &aside)
+        && let Err(error) = remove_same(&file, &temporary)
     {
-        tracing::debug!(%error, path = %aside.display(), "left for the next creation to remove");
+        tracing::debug!(%error, path = %temporary.display(), "left for the next creation to remove");
     }
     made?;
     place::sync_folder(folder, options.sync_folder).map_err(|source| cannot("sync", folder, source))
@@ -61,7 +61,7 @@ fn cannot_create(path: &Path, source: io::Error) -> OpenError {
 }
 
 /// An empty file of a name of its own, beside `path`. What crashes have left of such files is removed.
-pub(crate) fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
+pub(crate) fn make_temporary(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
     let folder = folder_of(path);
     let name = path.file_name().unwrap_or_default();
     let mut options = OpenOptions::new();
@@ -71,8 +71,8 @@ pub(crate) fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> 
         remove_left_over(folder, &prefix);
         let mut name = prefix;
         name.push(fresh_uuid_text());
-        let aside = folder.join(name);
-        options.open(&aside).map(|file| (aside, file))
+        let temporary = folder.join(name);
+        options.open(&temporary).map(|file| (temporary, file))
     };
     match make(side_name(BEFORE, name, AFTER, UUID_BYTES)) {
         // Some file systems take shorter names only.
@@ -84,29 +84,29 @@ pub(crate) fn make_aside(path: &Path) -> io::Result<(std::path::PathBuf, File)> 
 }
 
 fn fill(
-    aside: &Path,
+    temporary: &Path,
     file: &File,
     cache_bytes: usize,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<(), OpenError> {
-    make_database(aside, file, cache_bytes, initialise)?;
+    make_database(temporary, file, cache_bytes, initialise)?;
     // Locked until it is in place: other creations take what is free for a left-over.
     if let Err(error) = file.try_lock() {
         tracing::debug!(%error, "cannot lock the new file");
     }
     // Its length goes with it; its name is the folder's to keep.
-    file.sync_data().map_err(|source| cannot("sync", aside, source))
+    file.sync_data().map_err(|source| cannot("sync", temporary, source))
 }
 
 /// Puts the new store at its path by a hard link, which never replaces a file of another process. An empty file that the
 /// application gives up is replaced by a rename. Where the file system has no links, an empty file is made for that first.
-fn put_in_place(file: &File, aside: &Path, path: &Path, options: Options) -> io::Result<()> {
+fn put_in_place(file: &File, temporary: &Path, path: &Path, options: Options) -> io::Result<()> {
     let is_empty = || std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
     if !(options.overwrite_empty && is_empty()) {
-        match std::fs::hard_link(aside, path) {
-            Ok(()) => return remove_same(file, aside).map(drop),
+        match std::fs::hard_link(temporary, path) {
+            Ok(()) => return remove_same(file, temporary).map(drop),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return remove_same(file, aside).map(drop);
+                return remove_same(file, temporary).map(drop);
             }
             // Another creation took ours for a left-over, in the moment between close and link: the next round makes it anew.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -117,17 +117,17 @@ fn put_in_place(file: &File, aside: &Path, path: &Path, options: Options) -> io:
         owner_only(&mut options);
         match options.open(path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return remove_same(file, aside).map(drop);
+                return remove_same(file, temporary).map(drop);
             }
             made => drop(made?),
         }
     }
     // Held until the rename: of two that found the same empty file, the second must not replace the first one's store.
-    let Some(_held) = hold_empty(path) else { return remove_same(file, aside).map(drop) };
-    if !is_same(file, aside) {
+    let Some(_held) = hold_empty(path) else { return remove_same(file, temporary).map(drop) };
+    if !is_same(file, temporary) {
         return Ok(());
     }
-    match std::fs::rename(aside, path) {
+    match std::fs::rename(temporary, path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         renamed => renamed,
     }
@@ -212,7 +212,7 @@ mod tests {
             open(&path, journal_bytes, place::sync_handle).unwrap();
         }
         let left = std::fs::read_dir(folder.path()).unwrap().count();
-        assert_eq!(left, 8, "a journal or a file aside is left");
+        assert_eq!(left, 8, "a journal or a temporary file is left");
     }
 
     /// Goal: where the file system has no hard links, nothing that another process has put at the path meanwhile is replaced. Method: the path
@@ -234,9 +234,9 @@ mod tests {
                 std::fs::write(&path, there).unwrap();
                 initialise(&path, db)
             };
-            create_aside(&path, options, &take).unwrap();
+            create_atomically(&path, options, &take).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), there);
-            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the file aside is left");
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file is left");
         }
     }
 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
 
-use super::create::create_aside;
+use super::create::create_atomically;
 use super::header::{Odd, odd_head, older_text};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
 use super::metered::{Counted, IoCounters};
@@ -138,7 +138,7 @@ fn open_resolved(
             Found::Nothing if !options.create => {
                 return Err(cannot("open", path, ErrorKind::NotFound.into()));
             }
-            Found::Nothing | Found::Empty => create_aside(path, options, initialise)?,
+            Found::Nothing | Found::Empty => create_atomically(path, options, initialise)?,
             Found::Changing => std::thread::sleep(std::time::Duration::from_millis(EMPTY_FILE_MS)),
         }
     }

@@ -183,7 +183,7 @@ fn a_truncated_stream_goes_on_beside_its_clean_up() {
 
 // --- relays, captures, projections --------------------------------------------------------------------------------------
 
-/// Goal: what waits apart for a relay and a projection's failures are removed in pieces; the records that stood for them alone go
+/// Goal: what is deferred for a relay and a projection's failures are removed in pieces; the records that stood for them alone go
 /// with them. Method: 3,000 of each.
 #[test]
 fn what_relays_and_projections_leave_is_removed_in_pieces() {

@@ -1,4 +1,4 @@
-//! Quorum queues that drop what came back too often (`x-delivery-limit`), on a real broker: kind "requeue taken for free".
+//! Quorum queues that drop what was requeued too often (`x-delivery-limit`), on a real broker: kind "requeue taken for free".
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

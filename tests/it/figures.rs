@@ -68,7 +68,7 @@ fn what_waits_behind_a_quarantined_event_has_an_age() {
 }
 
 /// Goal: with several relays, events and bytes of the backlog are of one and the same relay, the age is that of the oldest event of any, and
-/// what waits apart is added up. Method: a relay that has done everything, one that holds scheduled events, one that has never run
+/// what is deferred is added up. Method: a relay that has done everything, one that holds scheduled events, one that has never run
 /// since.
 #[test]
 fn the_figures_of_several_relays_agree() {

@@ -37,8 +37,8 @@ fn publish(broker: &MemoryBroker, message: Message) {
     broker.publish("", "q", message).unwrap();
 }
 
-/// Goal: nothing genuine is dropped in silence on account of forgeries: it is applied, or set aside. Method: a relay sends three
-/// events; then forgeries of its lane come, in several ways; then the relay sends forty more. Applied and set aside are together 43,
+/// Goal: nothing genuine is dropped in silence on account of forgeries: it is applied, or rejected. Method: a relay sends three
+/// events; then forgeries of its lane come, in several ways; then the relay sends forty more. Applied and rejected are together 43,
 /// and a second copy of each that was applied is a repeat.
 #[test]
 fn nothing_genuine_is_dropped_on_account_of_forgeries() {
@@ -104,22 +104,22 @@ fn nothing_genuine_is_dropped_on_account_of_forgeries() {
         let stats = consumer.stop(SOON);
         let good = applied.lock().unwrap().iter().filter(|body| body.starts_with("genuine")).count();
         let rejected = credit.rejected("service");
-        let aside = rejected.list(None, 10_000).unwrap();
-        let aside = aside
+        let entries = rejected.list(None, 10_000).unwrap();
+        let kept = entries
             .iter()
             .filter(|entry| rejected.get(entry.number).unwrap().1.payload.starts_with(b"genuine"));
-        assert_eq!(good + aside.count(), GENUINE as usize, "{name}: {stats:?}");
+        assert_eq!(good + kept.count(), GENUINE as usize, "{name}: {stats:?}");
         if name == "all rejected" {
             assert_eq!(good as u64, GENUINE, "what a handler refuses takes no number");
         }
     }
 }
 
-/// Goal: messages of one id that differ in any part are no repeats: the first is applied, each other is set aside, and the same
+/// Goal: messages of one id that differ in any part are no repeats: the first is applied, each other is rejected, and the same
 /// again is a repeat; so is a copy in which the broker has written. Method: change type, exchange, routing key, properties, headers of
 /// several types, the payload; then copies with RabbitMQ's own marks.
 #[test]
-fn one_id_and_another_content_is_set_aside() {
+fn one_id_and_another_content_is_rejected() {
     let (_folder, store, broker) = setup();
     broker.declare_exchange("x", ExchangeKind::Fanout);
     broker.bind("q", "x", "").unwrap();
@@ -169,7 +169,7 @@ fn one_id_and_another_content_is_set_aside() {
     }
     until("an empty queue", || drained(&broker));
     let stats = consumer.stop(SOON);
-    // Of what was set aside, the same again makes no second row.
+    // Of what was rejected, the same again makes no second row.
     let (different, copies) = (others.len() as u64, copies.len() as u64);
     let counts = (stats.applied, stats.quarantined, stats.conflicts, stats.repeated);
     assert_eq!(counts, (1, different, different, 2 + 2 * copies + different), "{stats:?}");

@@ -104,7 +104,7 @@ fn a_journal_that_others_can_have_prepared_is_refused() {
 /// Goal: a process that opened the journal's place before sees nothing of a commit. Method: a blank file of our own at its place, held open by a spy;
 /// and the journal of a crash, held the same way, while the store is opened again.
 #[test]
-fn a_journal_is_made_aside() {
+fn a_journal_is_made_as_a_temporary_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = crashed(folder.path());
     let spied = |written: bool| {

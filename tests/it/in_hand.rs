@@ -80,19 +80,19 @@ impl Source for Doubtful {
 
 // --- tries ----------------------------------------------------------------------------------------------------------
 
-/// Kind: a counter refunded by another failure. Goal: a delivery that ends the process is set aside after `attempts` deaths, and
+/// Kind: a counter refunded by another failure. Goal: a delivery that ends the process is rejected after `attempts` deaths, and
 /// everything else is applied; also where nothing names it, where others of its key stand around it, and with a single attempt
 /// (whose first death may be another's). Method: a child whose handler aborts is started again and again; each of its lives gets
 /// everything from the broker, marked as redelivered but in the first.
 #[test]
-fn a_delivery_that_ends_the_process_is_set_aside() {
+fn a_delivery_that_ends_the_process_is_rejected() {
     for (attempts, kind, deaths) in [
         (3, "named", 3),
         (4, "nameless", 4),
         (3, "keyed", 3),
         (1, "named", 2),
         (2, "laned", 2),
-        // Its lane has no room any more when it is set aside.
+        // Its lane has no room any more when it is rejected.
         (2, "no room", 2),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -109,9 +109,9 @@ fn a_delivery_that_ends_the_process_is_set_aside() {
         }
         assert_eq!(died, deaths, "{kind}, {attempts} attempts");
         let store = Store::open(&path).unwrap();
-        let aside = store.rejected("service").list(None, 9).unwrap();
-        assert_eq!(aside.len(), 1, "{kind}: {aside:?}");
-        assert!(aside[0].reason.contains("ended"), "{}", aside[0].reason);
+        let rejected = store.rejected("service").list(None, 9).unwrap();
+        assert_eq!(rejected.len(), 1, "{kind}: {rejected:?}");
+        assert!(rejected[0].reason.contains("ended"), "{}", rejected[0].reason);
         assert_eq!(effects(&store).len(), 20, "{kind}");
         assert_eq!(rows(&store).unwrap_or_default(), 0, "{kind}: what is done with leaves no row");
         if kind == "no room" {
@@ -199,10 +199,10 @@ fn what_waits_for_room_is_not_accused() {
     }
 }
 
-/// Kind: a counter refunded by another failure. Goal: what was driven again from quarantine and ends the process is set aside again.
+/// Kind: a counter refunded by another failure. Goal: what was driven again from quarantine and ends the process is rejected again.
 /// Method: as above, with a redrive before the first life.
 #[test]
-fn a_redriven_delivery_that_ends_the_process_is_set_aside_again() {
+fn a_redriven_delivery_that_ends_the_process_is_rejected_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = Store::open(&path).unwrap();
@@ -223,8 +223,8 @@ fn a_redriven_delivery_that_ends_the_process_is_set_aside_again() {
     }
     assert!((3..=4).contains(&died), "{died} deaths with 3 attempts");
     let store = Store::open(&path).unwrap();
-    let aside = store.rejected("service").list(None, 9).unwrap();
-    assert_eq!(aside.iter().map(|entry| (entry.number, entry.redriven)).collect::<Vec<_>>(), [(1, false)]);
+    let rejected = store.rejected("service").list(None, 9).unwrap();
+    assert_eq!(rejected.iter().map(|entry| (entry.number, entry.redriven)).collect::<Vec<_>>(), [(1, false)]);
     assert_eq!(effects(&store).len(), 2);
 }
 
@@ -282,7 +282,7 @@ fn tries_outlive_connections_and_restarts() {
                     broker.come_up();
                 }
             }
-            until("set aside", || drained(&broker) && store.rejected("service").len().unwrap() == 1);
+            until("rejected", || drained(&broker) && store.rejected("service").len().unwrap() == 1);
             let _ = consumer.stop(SOON);
             assert_eq!(calls.load(Relaxed), 5, "restart: {restart}, {message:?}");
             assert_eq!(store.rejected("service").list(None, 9).unwrap()[0].attempts, 5);
@@ -479,7 +479,7 @@ fn a_parked_delivery_is_rejected_into_the_quarantine() {
     let never = Arc::new(AtomicBool::new(false));
     let builder = quick(&store).attempts(2).prefetch(1).rejects(RejectTo::DeadLetter);
     let (consumer, _) = hospital(builder, broker.source("q"), &never);
-    until("all set aside", || consumer.status().rejected == 20 && drained(&broker));
+    until("all rejected", || consumer.status().rejected == 20 && drained(&broker));
     let stats = consumer.stop(SOON);
     assert_eq!((stats.parked, stats.parked_bytes), (0, 0));
     assert_eq!(stats.quarantined, store.rejected("service").len().unwrap());

@@ -42,14 +42,14 @@ impl Rig {
         self.store.stats().unwrap().consumers["service"]
     }
 
-    fn set_aside(&self) -> BTreeSet<String> {
+    fn rejected(&self) -> BTreeSet<String> {
         let list = self.store.rejected("service").list(None, 10_000).unwrap();
         list.into_iter().map(|entry| entry.message_id.unwrap_or_default()).collect()
     }
 }
 
 /// Goal: lanes are bounded; idle ones go for new ones, in any number; a repeat of a forgotten lane is never applied again, and a
-/// new message of one is set aside, not dropped; lanes that are in use stay. Method: 10 lanes at most, 100 lanes one after another while
+/// new message of one is rejected, not dropped; lanes that are in use stay. Method: 10 lanes at most, 100 lanes one after another while
 /// one lives on, an hour between them; then all of it again, and a new number of each.
 #[test]
 fn a_forgotten_lane_applies_nothing_twice() {
@@ -67,10 +67,10 @@ fn a_forgotten_lane_applies_nothing_twice() {
     rig.send((0..100).map(old));
     rig.send((0..100).map(|lane| numbered(7, lane, &format!("alive {lane}"))));
     once_each(&rig.store, all.clone());
-    assert_eq!(rig.set_aside().len(), 91, "what may be a repeat is set aside");
+    assert_eq!(rig.rejected().len(), 91, "what may be a repeat is rejected");
     // The next number of a lane that was forgotten is genuine: it waits for a person.
     rig.send([numbered(100, 1, "late"), numbered(7, 100, "alive 100")]);
-    assert!(rig.set_aside().contains("100-1-late"));
+    assert!(rig.rejected().contains("100-1-late"));
     let list = rig.store.rejected("service").list(None, 1_000).unwrap();
     let late = list.iter().find(|entry| entry.message_id.as_deref() == Some("100-1-late")).unwrap();
     assert!(late.reason.contains("forgotten"), "{}", late.reason);
@@ -97,12 +97,12 @@ fn forged_lanes_are_bounded() {
         }));
         let figures = rig.figures();
         assert_eq!((figures.lanes, figures.lanes_forgotten), (50, 0), "{figures:?}");
-        // Known lanes are served; a new one is set aside while there is no room.
+        // Known lanes are served; a new one is rejected while there is no room.
         rig.send((0..20).map(|lane| genuine(lane * 10, 1)));
         rig.send([genuine(500, 0)]);
         let applied = crate::lanes_inbox::effects(&rig.store);
         assert!((0..20).all(|lane| applied.get(&format!("genuine {} 1", lane * 10)) == Some(&1)));
-        assert!(rig.set_aside().contains("500-0-genuine 500 0"));
+        assert!(rig.rejected().contains("500-0-genuine 500 0"));
         rig.clock.advance(HOUR * 2);
         rig.send((0..20).map(|lane| genuine(lane * 10, 2)));
         rig.send((0..20).map(|lane| genuine(1_000 + lane, 0)));
@@ -119,7 +119,7 @@ fn forged_lanes_are_bounded() {
 }
 
 /// Goal: gaps are bounded, of one lane and of all; each lane may have some whatever others have; what would have filled a forgotten one is
-/// set aside, never applied twice or dropped; the figures are those of the rows. Method: one lane of even numbers, many lanes that begin in their middle; then all odd numbers.
+/// rejected, never applied twice or dropped; the figures are those of the rows. Method: one lane of even numbers, many lanes that begin in their middle; then all odd numbers.
 #[test]
 fn forgotten_gaps_drop_nothing() {
     let rig = Rig::new(|builder| builder.gaps_max(20));
@@ -139,12 +139,12 @@ fn forgotten_gaps_drop_nothing() {
     rig.send((2..12).map(|lane| message(lane, 4)));
     let applied = crate::lanes_inbox::effects(&rig.store);
     assert!(applied.values().all(|n| *n == 1), "nothing twice");
-    let aside = rig.set_aside();
-    assert_eq!(applied.len() + aside.len(), 60 + 59 + 10 + 10, "nothing is dropped");
-    assert_eq!((applied.len(), aside.len()), (60 + 20 + 10 + 10, 39));
+    let rejected = rig.rejected();
+    assert_eq!(applied.len() + rejected.len(), 60 + 59 + 10 + 10, "nothing is dropped");
+    assert_eq!((applied.len(), rejected.len()), (60 + 20 + 10 + 10, 39));
     assert_eq!(rig.figures().gaps, 20, "two of each of the other lanes");
     rig.send((2..12).flat_map(|lane| [0, 1, 2, 3, 5, 6, 7, 8].map(|number| message(lane, number))));
-    assert_eq!((rig.figures().gaps, rig.set_aside().len()), (0, 39), "all others are filled");
+    assert_eq!((rig.figures().gaps, rig.rejected().len()), (0, 39), "all others are filled");
     // Room again.
     rig.send((20..30).map(|lane| message(lane, 1)));
     assert_eq!(rig.figures().gaps, 10);

@@ -98,6 +98,7 @@ mod poison;
 mod positions;
 mod projection_rebuilds;
 mod projections;
+mod quarantined;
 mod quota;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq4;
@@ -133,7 +134,6 @@ mod scratch;
 #[cfg(feature = "rabbitmq")]
 mod security_page;
 #[cfg(unix)]
-mod set_aside;
 mod signed;
 #[cfg(all(feature = "rabbitmq", target_os = "linux"))]
 mod small_disk;

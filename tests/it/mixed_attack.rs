@@ -41,7 +41,7 @@ fn attack() -> Duration {
     Duration::from_secs(seconds.unwrap_or(9))
 }
 
-/// Goal: whatever those who may publish to a queue send, each genuine event is applied once, or set aside with a reason; the
+/// Goal: whatever those who may publish to a queue send, each genuine event is applied once, or rejected with a reason; the
 /// application's writes are served, as quickly as before but for a factor; memory and disk stay within their bounds. Method: forged lanes,
 /// bodies that the handler rejects, headers larger than a frame, nested tables, keys that fail for ever, handlers that panic, foreign ids
 /// and unknown producers without end, all at once beside genuine events, at a real broker; a disk of 128 MiB; the service is killed in the
@@ -178,14 +178,14 @@ fn attacked(folder: &Path) {
     assert!(peak_kib < RESIDENT_KIB_MAX as f64, "{peak_kib} KiB");
 
     let store = Store::open(disk.join("a.redb")).unwrap();
-    let mut aside: BTreeSet<String> = tap.take(DEAD).iter().map(|raw| raw.id().to_owned()).collect();
+    let mut rejected: BTreeSet<String> = tap.take(DEAD).iter().map(|raw| raw.id().to_owned()).collect();
     let mut after = None;
     loop {
         let rows = store.rejected("service").list(after, 256).unwrap();
         let Some(last) = rows.last() else { break };
         after = Some(last.number);
         assert!(rows.iter().all(|row| !row.reason.is_empty()));
-        aside.extend(rows.into_iter().filter_map(|row| row.message_id));
+        rejected.extend(rows.into_iter().filter_map(|row| row.message_id));
     }
     let applied = effects(&store);
     let mut lost = Vec::new();
@@ -193,13 +193,13 @@ fn attacked(folder: &Path) {
         let name = format!("genuine-{n}");
         let times = applied.get(&name).copied().unwrap_or_default();
         assert!(times <= 1, "{name} was applied {times} times");
-        if times == 0 && !aside.contains(&name) {
+        if times == 0 && !rejected.contains(&name) {
             lost.push(n);
         }
     }
     assert!(
         lost.is_empty(),
-        "{} of {genuine} are neither applied nor set aside: {:?}",
+        "{} of {genuine} are neither applied nor rejected: {:?}",
         lost.len(),
         &lost[..lost.len().min(9)]
     );

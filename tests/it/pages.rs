@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 fn every_link_leads_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let pages = pages(root);
-    assert!(pages.len() > 10, "{} pages", pages.len());
+    assert!(pages.len() >= 10, "{} pages", pages.len());
     let headings: BTreeMap<&PathBuf, BTreeSet<String>> =
         pages.iter().map(|(page, text)| (page, anchors(text))).collect();
     let mut dead = Vec::new();

@@ -53,7 +53,7 @@ impl Rig {
         self.raw.publish("", self.queue.as_bytes(), properties, body);
     }
 
-    /// Waits until so many are handled, and others set aside for these reasons, all over one connection; nothing is left with the
+    /// Waits until so many are handled, and others rejected for these reasons, all over one connection; nothing is left with the
     /// broker. What was handled.
     fn await_counts(self, handled: usize, rejected: &[&str]) -> Vec<Message> {
         let began = Instant::now();
@@ -93,7 +93,7 @@ fn payloads(handled: &[Message]) -> BTreeSet<&[u8]> {
 }
 
 /// Goal: text that is not UTF-8, wherever it stands, never stops a queue. Method: one odd text at a time between good messages, over
-/// one connection. What the message is known by makes it set aside; the rest is handled, and says what was odd.
+/// one connection. What the message is known by makes the consumer reject it; the rest is handled, and says what was odd.
 #[test]
 fn text_that_is_not_utf8_reaches_the_consumer() {
     let mut rig = Rig::start(shared_node(), "poison.text", |source| source);
@@ -180,7 +180,7 @@ fn headers_larger_than_a_frame_reach_the_consumer() {
 
 /// Goal: a body over the cap costs no memory and does not stop the queue; two of the same length are told apart. Method: a small cap.
 #[test]
-fn a_body_over_the_cap_is_set_aside() {
+fn a_body_over_the_cap_is_rejected() {
     let mut rig = Rig::start(shared_node(), "poison.body", |source| source.body_bytes_max(1_000));
     rig.send(&good("m0"), &[0; 1_000]);
     rig.send(&good("m1"), &[1; 1_001]);

@@ -159,11 +159,11 @@ fn expired_events_make_room_while_the_broker_is_away() {
     assert_eq!(expired(&store).len(), 1000, "until somebody discards them");
 }
 
-/// Goal: room is also made of what waits apart: in memory, parked behind a quarantined event of its key, and scheduled; an
+/// Goal: room is also made of what is deferred: in memory, parked behind a quarantined event of its key, and scheduled; an
 /// event in flight is left to its outcome. Method: a broker that keeps one event in flight and another in quarantine; the
 /// quota is reached with two of each kind, one of which expires.
 #[test]
-fn what_waits_apart_expires_too() {
+fn what_is_deferred_expires_too() {
     use onewrite::broker::{Rule, Verdict};
     let (folder, clock, broker) = (tempfile::tempdir().unwrap(), Ahead::new(), broker());
     let store = builder(&clock, 8).open(folder.path().join("a.redb")).unwrap();

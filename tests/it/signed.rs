@@ -1,4 +1,4 @@
-//! Producers that sign and consumers that check: forgeries mark nothing, and no genuine event is set aside for their sake.
+//! Producers that sign and consumers that check: forgeries mark nothing, and no genuine event is rejected for their sake.
 
 use std::sync::{Arc, Mutex};
 
@@ -98,24 +98,24 @@ fn forgeries_mark_nothing() {
         let stats = consumer.stop(SOON);
         assert_eq!(*applied.lock().unwrap(), genuine(0..43), "{to:?}: {stats:?}");
         assert_eq!((stats.applied, stats.conflicts), (43, 0), "{to:?}: {stats:?}");
-        let aside = credit.rejected("service").list(None, 1000).unwrap();
+        let rejected = credit.rejected("service").list(None, 1000).unwrap();
         match to {
             RejectTo::Quarantine => {
-                assert_eq!(aside.len(), 45);
+                assert_eq!(rejected.len(), 45);
                 let proved = |reason: &str| {
                     reason.starts_with("nothing proves")
                         || reason.starts_with("header `onewrite-store` is missing")
                 };
-                assert!(aside.iter().all(|entry| proved(&entry.reason)), "{aside:?}");
+                assert!(rejected.iter().all(|entry| proved(&entry.reason)), "{rejected:?}");
             }
-            _ => assert_eq!((aside.len(), stats.rejected), (0, 45), "{stats:?}"),
+            _ => assert_eq!((rejected.len(), stats.rejected), (0, 45), "{stats:?}"),
         }
         let _ = relay.stop(SOON);
     }
 }
 
 /// Goal: keys are taken over while messages flow, and a message that came before its key is applied once the key is there. Method:
-/// the relay signs with the new key before the consumer knows it; then the consumer gets both; what was set aside is driven again.
+/// the relay signs with the new key before the consumer knows it; then the consumer gets both; what was rejected is driven again.
 #[test]
 fn a_key_is_taken_over() {
     let (folder, credit, broker) = setup();

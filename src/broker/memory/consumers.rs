@@ -1,7 +1,7 @@
 //! Consumers on the broker: who gets which message, and what is out with whom.
 //!
 //! **Invariants.** A message is in its queue or unsettled with one consumer, never both. A consumer has at most
-//! `prefetch` unsettled ones. What comes back takes its old place in the queue.
+//! `prefetch` unsettled ones. What is requeued takes its old place in the queue.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

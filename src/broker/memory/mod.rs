@@ -1,7 +1,7 @@
 //! A message broker inside this process: the embedded default, and the scripted one for tests.
 //!
 //! [`MemoryBroker`] has exchanges, queues and bindings as AMQP 0-9-1 has them, and answers as RabbitMQ does: an
-//! unroutable message comes back, a full queue that rejects makes a nack, a missing exchange closes the channel with
+//! unroutable message is returned, a full queue that rejects makes a nack, a missing exchange closes the channel with
 //! everything in flight. A test can also take it down, block it, make it hang, and [script](MemoryBroker::script) what
 //! happens to single publishes, a confirm that is lost after the message was stored included.
 //!

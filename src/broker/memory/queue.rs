@@ -23,7 +23,7 @@ pub(super) struct Ready {
     pub(super) letter: Letter,
 }
 
-/// **Invariant:** `ready` is ordered by position, so that what comes back takes its old place.
+/// **Invariant:** `ready` is ordered by position, so that what is requeued takes its old place.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     options: QueueOptions,

@@ -198,7 +198,7 @@ pub(super) async fn within<T: Send + 'static>(
 type Destination = (String, String);
 type Asking = Pin<Box<dyn Future<Output = (Destination, Result<Fault, Fault>)> + Send>>;
 
-/// The messages that came back on one connection, and wait for the answer why.
+/// The messages that were returned on one connection, and wait for the answer why.
 pub(super) struct Causes {
     options: Arc<Options>,
     connection: Arc<Connection>,

@@ -1,7 +1,7 @@
 //! The consuming side: one connection after the other, deliveries out, settlements in.
 //!
 //! **Invariants.** After a lost connection nothing is consumed before the consumer has read all that came on the earlier ones: what it
-//! does not get to read would only come back to its queue once more, and a queue may drop what comes back too often. At most `prefetch`
+//! does not get to read would only be requeued once more, and a queue may drop what is requeued too often. At most `prefetch`
 //! deliveries are unsettled. A settlement of an epoch that is over is dropped: its
 //! delivery comes again. Frames leave in the order of the settlements.
 
@@ -356,7 +356,7 @@ async fn why(broken: Broken, link: &mut Link, queue: &str) -> Fault {
     }
 }
 
-/// The broker delivers what is not acknowledged first again: what cannot be taken in comes back until somebody removes it.
+/// The broker delivers what is not acknowledged first again: what cannot be taken in is redelivered until somebody removes it.
 fn naming_the_message(mut fault: Fault, queue: &str) -> Fault {
     if fault.text.contains(NOT_TAKEN_IN) {
         fault.text = format!("{}; it is the next message of queue `{queue}`", fault.text);

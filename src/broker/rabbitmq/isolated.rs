@@ -1,4 +1,4 @@
-//! Messages apart from the window: what may have closed a channel, and what is for a destination that is silent.
+//! Isolated messages, beside the window: what may have closed a channel, and what is for a destination that is silent.
 //!
 //! Each has a channel of its own on the window's connection, so that a broker that allows one connection is enough. What may end a
 //! whole connection goes over one of its own, if the broker takes it; and so does everything where there is no second channel.
@@ -44,7 +44,7 @@ const ACKED_MAX: usize = 256;
 
 /// What the window's connection is, for those that publish beside the window.
 #[derive(Default)]
-pub(super) struct Apart {
+pub(super) struct Isolation {
     connection: Mutex<Option<Beside>>,
     /// Exchange and routing key of what a channel beside the window's has acked: at most [`ACKED_MAX`].
     acked: Mutex<Vec<(Arc<str>, Arc<str>)>>,
@@ -58,7 +58,7 @@ struct Beside {
     returns: Returns,
 }
 
-impl Apart {
+impl Isolation {
     pub(super) fn connected(&self, link: &Link) {
         let beside = Beside { connection: Arc::downgrade(&link.connection), returns: link.returns.clone() };
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(beside);
@@ -96,7 +96,7 @@ impl Apart {
 struct Shared {
     options: Arc<Options>,
     events: PublisherEvents,
-    apart: Arc<Apart>,
+    isolation: Arc<Isolation>,
     own: tokio::sync::Mutex<Own>,
 }
 
@@ -113,12 +113,12 @@ pub(super) async fn run(
     options: Arc<Options>,
     mut messages: mpsc::Receiver<Outgoing>,
     events: PublisherEvents,
-    apart: Arc<Apart>,
+    isolation: Arc<Isolation>,
     mut stop: Stop,
 ) {
     let failover = Failover::new(options.targets.len(), options.backoff);
     let own = tokio::sync::Mutex::new(Own { link: None, failover, refused: None });
-    let shared = Arc::new(Shared { options, events, apart, own });
+    let shared = Arc::new(Shared { options, events, isolation, own });
     let mut tasks = Tasks::default();
     while let Some(next) = stop.or(tokio::time::timeout(IDLE, messages.recv())).await {
         match next {
@@ -207,7 +207,7 @@ impl Shared {
 
     /// Nobody has needed the connection for a while.
     async fn rest(&self, stop: &Stop) {
-        self.apart.ends_connections.store(false, Ordering::Release);
+        self.isolation.ends_connections.store(false, Ordering::Release);
         // One that is in use is held.
         let link = self.own.try_lock().ok().and_then(|mut own| own.link.take());
         if let Some(link) = link {
@@ -218,7 +218,7 @@ impl Shared {
     /// Publishes one and tells what became of it. Where the first way leads nowhere, the other is tried.
     async fn publish(&self, outgoing: Outgoing, told: &AtomicBool) {
         let ticket = outgoing.ticket;
-        let own_first = self.apart.ends_connections.load(Ordering::Acquire);
+        let own_first = self.isolation.ends_connections.load(Ordering::Acquire);
         let first = if own_first {
             self.over_own(outgoing.clone(), told).await
         } else {
@@ -241,7 +241,7 @@ impl Shared {
     /// Over a second channel of the window's connection. An error says why there is none.
     async fn beside(&self, outgoing: Outgoing, told: &AtomicBool) -> Result<(), Fault> {
         let gone = || Fault::new(FaultClass::Outage, "not sent: the connection is over");
-        let (connection, returns) = self.apart.beside().ok_or_else(gone)?;
+        let (connection, returns) = self.isolation.beside().ok_or_else(gone)?;
         let frame_bytes_max = connection.configuration().frame_max() as usize;
         let channel = open_channel(&connection).await?;
         let status = connection.status().clone();
@@ -355,7 +355,7 @@ impl Shared {
                 let fault = classify(&error, Phase::Publish);
                 debug!(%fault, "isolated message failed");
                 if ends_the_connection(&fault) {
-                    self.apart.ends_connections.store(true, Ordering::Release);
+                    self.isolation.ends_connections.store(true, Ordering::Release);
                 }
                 tell(match fault.class {
                     FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
@@ -377,7 +377,7 @@ impl Shared {
             (Ok(Confirmation::Nack(_)), None) => Outcome::Nacked,
         };
         if outcome == Outcome::Confirmed {
-            self.apart.note_ack(destination);
+            self.isolation.note_ack(destination);
         }
         // Perhaps it nacks only on this channel (see `nacks`): the next one gets another.
         let is_good = outcome != Outcome::Nacked;

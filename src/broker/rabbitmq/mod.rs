@@ -217,8 +217,8 @@ impl RabbitMq {
         self
     }
 
-    /// How long a confirm may take, 60 s by default. After it the message is [silent](Outcome::Silent), and the relay sets its
-    /// destination apart. If no younger message has a confirm either, the connection is made anew. Time during which the
+    /// How long a confirm may take, 60 s by default. After it the message is [silent](Outcome::Silent), and the relay suspends its
+    /// destination. If no younger message has a confirm either, the connection is made anew. Time during which the
     /// broker blocks publishers does not count.
     ///
     /// ```
@@ -345,15 +345,15 @@ impl Publisher for RabbitMq {
             let (options, events, current) =
                 (Arc::new(self.options.clone()), events.clone(), Arc::clone(&current));
             move |stop| async move {
-                let apart = Arc::new(isolated::Apart::default());
+                let isolation = Arc::new(isolated::Isolation::default());
                 let isolated = tokio::spawn(isolated::run(
                     Arc::clone(&options),
                     suspect_inbox,
                     events.clone(),
-                    Arc::clone(&apart),
+                    Arc::clone(&isolation),
                     stop.clone(),
                 ));
-                publisher::run(options, inbox, events, current, apart, stop).await;
+                publisher::run(options, inbox, events, current, isolation, stop).await;
                 // It ends for the same reasons; its messages want their outcomes.
                 let _ = isolated.await;
             }

@@ -33,8 +33,8 @@ pub(super) struct Destination(u64);
 enum Heard {
     /// It has acked: this connection is as good as another.
     Acked,
-    /// Nothing but nacks. `since_apart`: one has come since a channel beside it acked last.
-    Nacked { contradictions: u32, since_apart: bool },
+    /// Nothing but nacks. `since_isolated`: one has come since a channel beside it acked last.
+    Nacked { contradictions: u32, since_isolated: bool },
 }
 
 /// What was heard of destinations.
@@ -79,18 +79,18 @@ impl Nacks {
         if !self.has_room_for(destination) {
             return;
         }
-        let first = Heard::Nacked { contradictions: 0, since_apart: true };
-        if let Heard::Nacked { since_apart, .. } = self.heard.entry(destination).or_insert(first) {
-            *since_apart = true;
+        let first = Heard::Nacked { contradictions: 0, since_isolated: true };
+        if let Heard::Nacked { since_isolated, .. } = self.heard.entry(destination).or_insert(first) {
+            *since_isolated = true;
         }
     }
 
     /// A channel beside the window's has acked a message. Whether it is time for a new connection.
-    pub(super) fn acked_apart(&mut self, destination: Destination) -> bool {
-        let Some(Heard::Nacked { contradictions, since_apart }) = self.heard.get_mut(&destination) else {
+    pub(super) fn acked_isolated(&mut self, destination: Destination) -> bool {
+        let Some(Heard::Nacked { contradictions, since_isolated }) = self.heard.get_mut(&destination) else {
             return false;
         };
-        *contradictions += u32::from(std::mem::take(since_apart));
+        *contradictions += u32::from(std::mem::take(since_isolated));
         // All connections in a row count, for whatever destination: several that are full must not take turns.
         let times = self.suspect.map_or(0, |(_, times)| times);
         let enough = *contradictions >= CONTRADICTIONS << times.min(DOUBLINGS_MAX);
@@ -117,7 +117,7 @@ mod tests {
 
     fn contradicts(nacks: &mut Nacks, destination: Destination) -> bool {
         nacks.nacked(destination);
-        nacks.acked_apart(destination)
+        nacks.acked_isolated(destination)
     }
 
     /// Goal: nacks alone, however many, ask for no new connection; nor do acks of other channels alone.
@@ -128,10 +128,10 @@ mod tests {
         for _ in 0..1_000_000 {
             nacks.nacked(full);
         }
-        assert!(!nacks.acked_apart(full));
-        assert!((0..1_000).all(|_| !nacks.acked_apart(full)), "no nack stands between them");
+        assert!(!nacks.acked_isolated(full));
+        assert!((0..1_000).all(|_| !nacks.acked_isolated(full)), "no nack stands between them");
         nacks.connected();
-        assert!((0..1_000).all(|_| !nacks.acked_apart(full)), "nothing was nacked on this connection");
+        assert!((0..1_000).all(|_| !nacks.acked_isolated(full)), "nothing was nacked on this connection");
     }
 
     /// Goal: a channel that nacks what others ack is given up; one that has acked once is not.

@@ -47,7 +47,7 @@ impl Options {
             targets,
             heartbeat: None,
             confirm_deadline: Duration::from_millis(CONFIRM_MS_DEFAULT),
-            // What comes back to a publisher is its own; a source says what it takes.
+            // What is returned to a publisher is its own; a source says what it takes.
             body_bytes_max: PAYLOAD_BYTES_MAX as u64,
             prefetch_bytes: u64::MAX,
             connection_name: "onewrite".to_owned(),

@@ -24,7 +24,7 @@ use super::background::Stop;
 use super::classify::is_about_a_queue;
 use super::connection::Link;
 use super::failover::Failover;
-use super::isolated::Apart;
+use super::isolated::Isolation;
 use super::nacks::Nacks;
 use super::options::Options;
 use super::window::{Broken, Confirmed, Window, worse};
@@ -57,7 +57,7 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<Command>,
     events: PublisherEvents,
     current: Arc<AtomicU64>,
-    apart: Arc<Apart>,
+    isolation: Arc<Isolation>,
     mut stop: Stop,
 ) {
     let mut failover = Failover::new(options.targets.len(), options.backoff);
@@ -78,16 +78,16 @@ pub(super) async fn run(
                 debug!(broker = %target, epoch = number, "publisher connected");
                 let began = Instant::now();
                 current.store(number, Ordering::Release);
-                apart.connected(&link);
+                isolation.connected(&link);
                 if !events.send(PublisherEvent::Up { epoch }) {
                     return link.close(stop.time_to_close()).await;
                 }
                 nacks.connected();
-                let window = Window::new(&link, &options, &mut nacks, &apart);
+                let window = Window::new(&link, &options, &mut nacks, &isolation);
                 let (end, worked) =
                     serve(&mut link, window, epoch, &options, &mut commands, &events, &mut stop).await;
                 current.store(0, Ordering::Release);
-                apart.disconnected(match &end {
+                isolation.disconnected(match &end {
                     End::Fault(fault) => Some(fault),
                     End::Stop => None,
                 });

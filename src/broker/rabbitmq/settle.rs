@@ -100,7 +100,7 @@ impl Ledger {
         self.highest = self.highest.max(tag);
     }
 
-    /// Notes that the message of this id came back. Where one id is in flight twice, both count as returned: which of
+    /// Notes that the message of this id was returned. Where one id is in flight twice, both count as returned: which of
     /// them it was cannot be known, and a repeat is harmless where a loss is not.
     ///
     /// Looks through all that is unsettled: an index of ids would cost each publish an allocation and three look-ups, returned or not.
@@ -116,7 +116,7 @@ impl Ledger {
     }
 
     /// Takes out what is settled. Call it when every return that came before the noted confirms has been noted. What was
-    /// returned comes apart: why is still to be asked.
+    /// returned comes separately: why is still to be asked.
     pub(super) fn settle_into(
         &mut self,
         settled: &mut Vec<(Ticket, Outcome)>,
@@ -187,7 +187,7 @@ impl Ledger {
         self.slots.get_mut(usize::try_from(index).ok()?)?.take()
     }
 
-    /// Drops the settled front; moves what has been overtaken by many aside, so that they keep no room for those.
+    /// Drops the settled front; moves out what has been overtaken by many, so that they keep no room for those.
     fn tidy(&mut self) {
         let keeps = |slots: &VecDeque<Option<Slot>>, most| {
             slots.front().is_none_or(|front| front.is_some() && slots.len() <= most)

@@ -93,7 +93,7 @@ impl RabbitMqSource {
     /// Cap on the body of a delivery, in bytes; 128 MiB unless set ([`BODY_BYTES_DEFAULT`]).
     ///
     /// A larger body is not kept in memory: it is dropped as it comes. Its delivery comes without a body, with the header
-    /// [`UNREADABLE`](crate::wire::UNREADABLE), which holds the body's length and CRC-32; a consumer sets it aside.
+    /// [`UNREADABLE`](crate::wire::UNREADABLE), which holds the body's length and CRC-32; a consumer rejects it.
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;

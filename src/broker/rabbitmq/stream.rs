@@ -4,9 +4,9 @@
 //! Taken for a queue, it would hide all that came before. The protocol does not tell the kind of a queue, but a stream's deliveries
 //! have an offset. The offset is a header, and anybody may write it: the broker has the last word.
 //!
-//! **Limits.** A message that the question fetches counts as returned once more: a quorum queue drops one that has come back as often as
+//! **Limits.** A message that the question fetches counts as returned once more: a quorum queue drops one that was requeued as often as
 //! it may. Where it cannot be asked beside the deliveries, as where a user may have one connection, it is asked before anything is
-//! consumed on the next one; a quorum queue may then deliver the first message behind others that came back with it.
+//! consumed on the next one; a quorum queue may then deliver the first message behind others that were requeued with it.
 
 use std::time::Duration;
 

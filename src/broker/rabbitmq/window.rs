@@ -20,7 +20,7 @@ use super::classify::{Phase, classify, is_telling};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
 use super::inbound::Returns;
-use super::isolated::Apart;
+use super::isolated::Isolation;
 use super::nacks::{Destination, Nacks};
 use super::options::Options;
 use super::publisher::{OUTCOME_BATCH_MAX, OUTCOME_BATCH_MIN, TELLING};
@@ -74,11 +74,16 @@ pub(super) struct Window<'a> {
     /// What was returned, and waits for the answer why.
     pub(super) causes: Causes,
     pub(super) nacks: &'a mut Nacks,
-    pub(super) apart: &'a Apart,
+    pub(super) isolation: &'a Isolation,
 }
 
 impl<'a> Window<'a> {
-    pub(crate) fn new(link: &Link, options: &Arc<Options>, nacks: &'a mut Nacks, apart: &'a Apart) -> Self {
+    pub(crate) fn new(
+        link: &Link,
+        options: &Arc<Options>,
+        nacks: &'a mut Nacks,
+        isolation: &'a Isolation,
+    ) -> Self {
         Self {
             channel: link.channel.clone(),
             frame_bytes_max: link.connection.configuration().frame_max() as usize,
@@ -92,7 +97,7 @@ impl<'a> Window<'a> {
             overheard: None,
             causes: Causes::new(Arc::clone(options), Arc::clone(&link.connection)),
             nacks,
-            apart,
+            isolation,
         }
     }
 
@@ -156,7 +161,7 @@ impl<'a> Window<'a> {
         match word {
             Word::Ack => self.nacks.acked(destination),
             Word::Nack => {
-                self.hear_apart()?;
+                self.hear_isolated()?;
                 self.nacks.nacked(destination);
             }
         }
@@ -164,10 +169,10 @@ impl<'a> Window<'a> {
     }
 
     /// Whether channels beside this one ack what this one nacks.
-    fn hear_apart(&mut self) -> Result<(), Broken> {
-        for (exchange, routing_key) in self.apart.take_acked() {
+    fn hear_isolated(&mut self) -> Result<(), Broken> {
+        for (exchange, routing_key) in self.isolation.take_acked() {
             let destination = self.nacks.destination(&exchange, &routing_key);
-            if self.nacks.acked_apart(destination) {
+            if self.nacks.acked_isolated(destination) {
                 let text = format!(
                     "this channel nacks every message for exchange `{exchange}`, routing key `{routing_key}`; others ack them"
                 );

@@ -1,11 +1,11 @@
 //! What comes in while handlers run.
 //!
-//! A delivery that came back to its queue may be dropped there after it came back too often. Each lost connection, and each
-//! death of the process, brings back once more what is unread at that moment. So handlers do not keep it unread: between two
+//! A delivery that was requeued may be dropped by its queue after it was requeued too often. Each lost connection, and each
+//! death of the process, requeues once more what is unread at that moment. So handlers do not keep it unread: between two
 //! of them the consumer takes such deliveries into the store. At its start a consumer with parked deliveries hears its source
 //! first, since a handler of theirs may be what ends the process.
 //!
-//! **Limits.** While one handler holds the write transaction nothing can be written. What is delivered in that time comes back
+//! **Limits.** While one handler holds the write transaction nothing can be written. What is delivered in that time is requeued
 //! once more if the process dies in it.
 
 use std::time::Duration;
@@ -36,7 +36,7 @@ impl Meanwhile {
 }
 
 impl Worker {
-    /// Reads what has come, and takes into the store what came back to its queue. Fails only if the store is lost.
+    /// Reads what has come, and takes into the store what was requeued. Fails only if the store is lost.
     pub(super) fn take_in_meanwhile(&mut self, events: &Receiver<SourceEvent>) -> Result<()> {
         let mut batch = std::mem::take(&mut self.meanwhile.batch);
         while self.meanwhile.next.is_none()

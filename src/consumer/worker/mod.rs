@@ -212,7 +212,7 @@ impl Worker {
             let more = std::iter::from_fn(|| if hears { events.try_recv().ok() } else { None });
             for event in first.into_iter().chain(more) {
                 if waits {
-                    self.set_aside(event);
+                    self.take_meanwhile(event);
                     continue;
                 }
                 self.receive(event, &mut batch);
@@ -370,8 +370,8 @@ impl Worker {
         }
     }
 
-    /// What has come back to its queue is taken into the store before any handler runs: while one runs, what is still unread comes
-    /// back once more at each cut. So all that the prefetch allows is waited for, as long as it keeps coming.
+    /// What was requeued is taken into the store before any handler runs: while one runs, what is still unread is
+    /// requeued once more at each cut. So all that the prefetch allows is waited for, as long as it keeps coming.
     fn gather(&mut self, events: &Receiver<SourceEvent>, batch: &mut Vec<Item>) {
         while batch.len() < usize::from(self.settings.prefetch)
             && let Ok(event) = events.recv_timeout(RETURNED_LINGER)

@@ -190,7 +190,7 @@ impl Worker {
     }
 
     /// What comes while nothing is taken waits in arrival order, within the prefetch.
-    pub(super) fn set_aside(&mut self, event: SourceEvent) {
+    pub(super) fn take_meanwhile(&mut self, event: SourceEvent) {
         let mut batch = std::mem::take(&mut self.meanwhile.batch);
         self.receive(event, &mut batch);
         self.meanwhile.batch = batch;

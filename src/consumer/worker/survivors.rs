@@ -1,6 +1,6 @@
 //! Deliveries that outlive the connection that has delivered them.
 //!
-//! The broker delivers again what a lost connection leaves unsettled, but for what came back too often: a quorum queue drops that. So
+//! The broker delivers again what a lost connection leaves unsettled, but for what was requeued too often: a quorum queue drops that. So
 //! what is about to be taken into the store for this reason is kept, with what stands before it of its key. If one of these comes
 //! again after all, it takes the place of the one that was kept.
 //!
@@ -25,7 +25,7 @@ pub(super) struct Survivors {
 #[derive(Debug, Clone, Copy)]
 struct Survivor {
     place: u64,
-    /// How often it had come back to its queue.
+    /// How often it was requeued.
     returns: u32,
 }
 
@@ -34,7 +34,7 @@ impl Survivors {
         self.by_name.is_empty()
     }
 
-    /// The place of the one that has come again. A name that several may share does not tell them apart, and what has come back
+    /// The place of the one that has come again. A name that several may share does not tell them apart, and what was requeued
     /// more often is the same one, or one that replaces it just as well.
     fn take(&mut self, name: &Name, returns: u32) -> Option<u64> {
         let of_name = self.by_name.get_mut(name)?;

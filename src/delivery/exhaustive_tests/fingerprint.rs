@@ -112,7 +112,9 @@ fn hash_item(machine: &Machine, item: &Item, now: Now, hasher: &mut DefaultHashe
         ItemState::InFlight { ticket, isolated, trial } => {
             (2, machine.in_flight.range(..ticket).count(), isolated, trial).hash(hasher);
         }
-        ItemState::Apart => 4.hash(hasher),
-        ItemState::Waiting { due_ms, apart } => (3, due_ms.saturating_sub(now.mono_ms), apart).hash(hasher),
+        ItemState::Suspended => 4.hash(hasher),
+        ItemState::Waiting { due_ms, deferred } => {
+            (3, due_ms.saturating_sub(now.mono_ms), deferred).hash(hasher)
+        }
     }
 }

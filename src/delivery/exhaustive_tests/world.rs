@@ -530,8 +530,8 @@ impl World {
         let strict = self.settings.ordering != PublishOrder::Relaxed;
         let total = self.settings.ordering == PublishOrder::Total;
         for other in self.flights.values().map(|flight| flight.seq) {
-            let apart = other != seq && !total && !(strict && self.have_one_key(other, seq));
-            require(apart, || format!("{seq} is published while {other} is in flight"))?;
+            let independent = other != seq && !total && !(strict && self.have_one_key(other, seq));
+            require(independent, || format!("{seq} is published while {other} is in flight"))?;
         }
         self.flights.insert(ticket, Flight { seq, isolated });
         require(self.flights.len() <= self.settings.window_events, || "the window is not kept".into())
@@ -547,8 +547,9 @@ impl World {
                     self.flush()?;
                 }
                 let to = self.tail().min(from + events_max as u64);
-                let read =
-                    |seq| if self.rows.contains_key(&seq) { Loaded::Apart { seq } } else { self.read(seq) };
+                let read = |seq| {
+                    if self.rows.contains_key(&seq) { Loaded::Exception { seq } } else { self.read(seq) }
+                };
                 let events = (from..to).map(read).collect();
                 self.step(Input::Loaded { to, events })
             }

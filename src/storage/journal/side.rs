@@ -1,6 +1,6 @@
 //! The journal's file: beside the store's, of its name with `.journal` behind.
 //!
-//! **Invariants.** A journal is made aside, locked, and renamed into place: what is at its place is never written over. One that was there
+//! **Invariants.** A journal is made as a temporary file, locked, and renamed into place: what is at its place is never written over. One that was there
 //! before is read only if no other user can have prepared it (`private`). The file is locked for as long as it is in use, so no other store
 //! takes it for one that is free. It is removed by name only while the name leads to the file that is open here.
 
@@ -14,7 +14,7 @@ use redb::backends::FileBackend;
 
 use super::generation::{Generations, Sides, is_headed};
 use crate::error::OpenError;
-use crate::storage::create::make_aside;
+use crate::storage::create::make_temporary;
 use crate::storage::file::file_backend;
 use crate::storage::header::odd_head;
 use crate::storage::metered::{Counted, IoCounters};
@@ -95,9 +95,9 @@ impl SideFile {
         let failed = |source| OpenError::Io { action: "look at", path: self.path.clone(), cause: source };
         let side = file.metadata().map_err(failed)?;
         // Where none can be made, the store's file alone is the measure.
-        let fresh = make_aside(&self.path).and_then(|(aside, file)| {
+        let fresh = make_temporary(&self.path).and_then(|(temporary, file)| {
             let fresh = file.metadata();
-            remove_same(&file, &aside)?;
+            remove_same(&file, &temporary)?;
             fresh
         });
         let store = self.store.as_ref().unwrap_or(&side);
@@ -153,8 +153,8 @@ impl Sides for SideFile {
 
     fn create(&self) -> Result<Self::Side, OpenError> {
         let failed = |source| OpenError::Io { action: "create", path: self.path.clone(), cause: source };
-        let (aside, file) = make_aside(&self.path).map_err(failed)?;
-        self.take(file, aside)
+        let (temporary, file) = make_temporary(&self.path).map_err(failed)?;
+        self.take(file, temporary)
     }
 
     fn put_in_place(&self) -> Result<(), OpenError> {

@@ -102,7 +102,7 @@ impl StoreBuilder {
     /// crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing), and another's is never brought into it
     /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies that were made at different moments of one opening cannot be told apart. Whoever opens a file that was not closed with plain redb goes around its journal: do not.
     ///
-    /// **Whose it is.** A journal is made aside and renamed into place, for its owner alone (mode 0600). One that a crash has left is used only if no
+    /// **Whose it is.** A journal is made as a temporary file and renamed into place, for its owner alone (mode 0600). One that a crash has left is used only if no
     /// other user can have prepared it: it belongs to this process's user, to root or to the owner of the store's file, has one name, and is closed
     /// to others ([`OpenError::JournalNotPrivate`](crate::OpenError::JournalNotPrivate)). A copy that is to be recovered needs these too.
     ///

@@ -30,7 +30,7 @@ impl StoreBuilder {
     /// lane need no id to be remembered.
     ///
     /// What becomes of a further id says the [policy](Self::inbox_ids_policy). Unless set it is refused with
-    /// [`Error::InboxFull`](crate::Error::InboxFull), which a consumer sets aside: others who may publish cannot make the
+    /// [`Error::InboxFull`](crate::Error::InboxFull), which a consumer rejects: others who may publish cannot make the
     /// store forget what it has applied. Set more than come within the age.
     ///
     /// ```
@@ -57,11 +57,11 @@ impl StoreBuilder {
     ///
     /// The [policy](Self::lanes_policy) says what becomes of a message of a further lane. Unless set, a lane of which nothing came for a day is
     /// forgotten for the new one, if one is found among the next 64 rows; else the message is refused with
-    /// [`Error::LanesFull`](crate::Error::LanesFull), and a consumer sets it aside. So set more than producers use in that time.
+    /// [`Error::LanesFull`](crate::Error::LanesFull), and a consumer rejects it. So set more than producers use in that time.
     ///
     /// **A forgotten lane applies nothing twice**: its producer's row keeps which lanes were forgotten, as 32 ranges of ids at
-    /// most, and a message of such a lane is set aside as a conflict ([`Error::LaneConflict`](crate::Error::LaneConflict)), since it may be a repeat. Where ranges
-    /// become one, messages of lanes between them that were never seen are set aside too. Nothing is dropped.
+    /// most, and a message of such a lane is rejected as a conflict ([`Error::LaneConflict`](crate::Error::LaneConflict)), since it may be a repeat. Where ranges
+    /// become one, messages of lanes between them that never came before are rejected too. Nothing is dropped.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -78,7 +78,7 @@ impl StoreBuilder {
     /// ([`LANE_GAPS_MIN`](crate::limits::LANE_GAPS_MIN)), or as many as are set here if that is less; and no lane more than 16,384
     /// ([`LANE_GAPS_MAX`](crate::limits::LANE_GAPS_MAX)).
     ///
-    /// Beyond that the oldest gap of the lane is forgotten: a message that would have filled it is set aside as a conflict, since
+    /// Beyond that the oldest gap of the lane is forgotten: a message that would have filled it is rejected as a conflict, since
     /// it may be a repeat. Nothing is applied twice, and nothing is dropped.
     ///
     /// ```

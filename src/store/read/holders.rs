@@ -136,14 +136,14 @@ pub(crate) fn find(core: &Core, tx: &ReadTransaction, now: Now) -> Result<(Vec<H
             runs: held.runs,
         });
     }
-    find_apart(core, tx, &log, now, &mut all)?;
+    find_kept(core, tx, &log, now, &mut all)?;
     all.sort_by_key(|holder| std::cmp::Reverse((holder.bytes.unwrap_or(0), holder.events)));
     let (living, oldest) = core.holders.living();
     Ok((all, living, oldest.map(|taken| now.mono_ms.saturating_sub(taken.mono_ms))))
 }
 
 /// What is kept one by one, or by a rule: it stands as the application wants it, so no warning is due.
-fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut Vec<Holder>) -> Result<()> {
+fn find_kept(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut Vec<Holder>) -> Result<()> {
     let of = |kind, name: &str, position, events, bytes| Holder {
         kind,
         name: name.to_owned(),
@@ -170,14 +170,14 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut 
             .collect();
         (rows, tracks)
     };
-    let mut apart = 0;
+    let mut kept = 0;
     for (name, id, (events, bytes), parked) in rows.into_iter().filter(|(_, _, behind, _)| behind.0 > 0) {
         let from = keys::exception(id, 0);
         let first = tx.open_table(EXCEPTIONS)?.range(&from[..]..)?.next().transpose()?;
         let first = first.filter(|(at, _)| at.value().starts_with(&id.to_be_bytes()));
         let first = first.and_then(|(at, _)| keys::split_exception(at.value()));
         let position = first.into_iter().chain(parked).min().unwrap_or(log.trimmed_to);
-        apart += events;
+        kept += events;
         all.push(Holder {
             runs: core.relays.port(&name).is_some(),
             ..of(HolderKind::RelayRows, &name, position, events, Some(bytes))
@@ -192,7 +192,7 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut 
             first = first.or(keys::split_exception(row?.0.value()));
             events += 1;
         }
-        apart += events;
+        kept += events;
         if let Some(first) = first {
             let runs = core.projections.get(&name).is_some();
             all.push(Holder { runs, ..of(HolderKind::Failures, &name, first, events, None) });
@@ -205,7 +205,7 @@ fn find_apart(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut 
         all.push(of(HolderKind::Retention, "", position, log.events_from(position), bytes));
     }
     let table = tx.open_table(LOG)?;
-    let below = table.len()?.saturating_sub(log.next_seq - log.trimmed_to).saturating_sub(apart);
+    let below = table.len()?.saturating_sub(log.next_seq - log.trimmed_to).saturating_sub(kept);
     if below > 0 {
         let first = table.first()?.map_or(0, |(seq, _)| seq.value());
         all.push(of(HolderKind::Streams, "", first, below, None));

@@ -35,7 +35,7 @@ pub enum LanesPolicy {
     /// It is refused with [`Error::LanesFull`](crate::Error::LanesFull).
     Refuse,
     /// A lane of which nothing came for so long, by the time that the store was open, is forgotten for it; if there is none, it is refused. What
-    /// comes of a forgotten lane later is set aside, never applied twice. A day is the default.
+    /// comes of a forgotten lane later is rejected, never applied twice. A day is the default.
     ForgetIdle(Duration),
 }
 

@@ -35,9 +35,9 @@ pub enum QuotaPolicy {
 
 /// A limit on what may wait for the broker. None unless set: writes then go on until the disk is full.
 ///
-/// Counted is, for the relay that has most before it, what it has still to publish: whatever comes after its position, and what waits
-/// apart (for a retry, a time, or an earlier event of its key). What is in quarantine is not counted. A little is counted too much: what
-/// is confirmed behind an event that is not, until that one has its outcome or is put aside.
+/// Counted is, for the relay that has most before it, what it has still to publish: whatever comes after its position, and what is
+/// deferred (for a retry, a time, or an earlier event of its key). What is in quarantine is not counted. A little is counted too much: what
+/// is confirmed behind an event that is not, until that one has its outcome or is deferred.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;

@@ -36,7 +36,7 @@ impl RowCounts {
         (rows.saturating_sub(self.ahead), self.bytes.saturating_sub(self.ahead_bytes))
     }
 
-    /// Whether any event stands apart from the log with a row of its own.
+    /// Whether any event is an exception, with a row of its own.
     pub(crate) fn any_exception(&self) -> bool {
         self.retrying + self.scheduled + self.quarantined + self.discarded > 0
     }
@@ -92,7 +92,7 @@ impl Cursor {
         u64s([u64::from(self.id), self.position, self.position_offset, self.confirmed])
     }
 
-    /// Reads the row; the counts are counted apart.
+    /// Reads the row; the counts are counted separately.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let [id, position, position_offset, confirmed] = read_u64s(bytes)?;
         let id = CursorId::try_from(id).ok()?;

@@ -29,7 +29,7 @@ pub enum HolderKind {
     /// A relay has still to publish the events from its position on. [`Store::forget_relay`](crate::Store::forget_relay) lets go of one
     /// that no longer runs.
     Relay,
-    /// Events that a relay has passed and that wait apart, or are in its quarantine.
+    /// Events that a relay has passed and that are deferred, or in its quarantine.
     RelayRows,
     /// A projection has still to apply the events from its position on.
     /// [`Store::forget_projection`](crate::Store::forget_projection) lets go of one that no longer runs.

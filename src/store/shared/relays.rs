@@ -92,7 +92,7 @@ pub enum RelayState {
 pub struct RelayStatus {
     /// How it is.
     pub state: RelayState,
-    /// Everything below is confirmed, but for what waits apart or is quarantined.
+    /// Everything below is confirmed, but for what is deferred or quarantined.
     pub position: u64,
     /// Events published and not yet confirmed.
     pub in_flight: usize,

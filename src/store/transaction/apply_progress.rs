@@ -84,7 +84,7 @@ fn apply_rows(
     let mut released = Vec::new();
     for change in changes {
         match change {
-            Change::Position(_) => debug_assert!(false, "kept apart by `PendingProgress::add`"),
+            Change::Position(_) => debug_assert!(false, "kept separately by `PendingProgress::add`"),
             Change::PutException { seq, key, exception } => {
                 let row = ExceptionRow { key: key.clone(), exception: exception.clone() };
                 let at = keys::exception(cursor.id, *seq);

@@ -52,7 +52,7 @@ pub(in crate::store) struct Backlog {
     writes: VecDeque<Queued>,
     handlers: VecDeque<Queued>,
     /// Handlers have kept the writes of others waiting: the lines take turns.
-    apart: bool,
+    alternate: bool,
     /// The handlers are next.
     handlers_next: bool,
 }
@@ -73,8 +73,8 @@ impl Backlog {
     }
 
     pub(in crate::store) fn next_group(&mut self) -> Line {
-        let apart = self.apart && !self.writes.is_empty() && !self.handlers.is_empty();
-        let (writes, handlers) = match (apart, self.handlers_next) {
+        let alternate = self.alternate && !self.writes.is_empty() && !self.handlers.is_empty();
+        let (writes, handlers) = match (alternate, self.handlers_next) {
             (true, true) => (0, BATCH_WRITES_MAX),
             (true, false) => (BATCH_WRITES_MAX, 0),
             (false, _) => {
@@ -91,10 +91,10 @@ impl Backlog {
     pub(in crate::store) fn take_back(&mut self, ran: Ran) -> Option<Arc<WakeChain>> {
         let of_handlers = ran.handlers > 0;
         let left_handlers = ran.rest.iter().any(|queued| queued.write.is_handler());
-        self.apart = match of_handlers {
+        self.alternate = match of_handlers {
             true => ran.cut,
             // They were to run in it, and it ended before.
-            false => self.apart || left_handlers,
+            false => self.alternate || left_handlers,
         };
         self.handlers_next = !of_handlers;
         for queued in ran.rest.into_iter().rev() {

@@ -6,7 +6,7 @@
 //! what was wrong stands in a header of its own
 //! ([`MENDED`](crate::wire::MENDED), [`UNREADABLE`](crate::wire::UNREADABLE)).
 //!
-//! Messages that come back are not handed on at all: they go to [`Returns`].
+//! Messages that are returned are not handed on at all: they go to [`Returns`].
 //!
 //! It knows neither socket nor clock. **Invariants.** What it hands on are whole frames that lapin can read, or the
 //! beginning of a body frame. It keeps one method or header frame at most, of a bounded length.

@@ -11,7 +11,7 @@ use crate::verdict::Verdict;
 
 /// `onewrite.log`: sequence number to record.
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
-/// `onewrite.exceptions`: (cursor u32, sequence number u64), big-endian, to what stands apart from the cursor.
+/// `onewrite.exceptions`: (cursor u32, sequence number u64), big-endian, to the exceptions to the cursor.
 const EXCEPTIONS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.exceptions");
 /// `onewrite.rejected`: deliveries that a consumer has rejected.
 const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");

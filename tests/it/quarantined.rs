@@ -1,4 +1,4 @@
-//! One shape for what was set aside: by a relay, a consumer, a projection.
+//! One shape for what was quarantined: by a relay, a consumer, a projection.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
