@@ -36,7 +36,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rabbit-node")
 /// Keys of the events: more than the window, so that none has to wait for its own kind.
 const KEYS: u64 = 5000;
 const PAYLOAD: [u8; 120] = [7; 120];
-/// Larger than the broker is told to take.
+/// Larger than the broker is set to take.
 const TOO_LARGE: usize = 300_000;
 
 /// A private RabbitMQ node; killed when dropped.
@@ -195,7 +195,7 @@ fn short_drain(node: &Node, tap: &Tap) -> f64 {
     rate
 }
 
-/// Publishes by lapin alone what the store's events become, persistent, 512 unconfirmed, until told to stop. Tells the rate.
+/// Publishes by lapin alone what the store's events become, persistent, 512 unconfirmed, until asked to stop. Reports the rate.
 fn bare_publisher(url: String, stop: Arc<AtomicBool>) -> f64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -59,11 +59,11 @@ fn replay(store: &Store) -> u64 {
 
 fn visit(store: &Store) -> u64 {
     let mut sum = 0;
-    let told = store.read().unwrap().replay(0).unwrap().visit(|event| -> onewrite::Result<()> {
+    let reported = store.read().unwrap().replay(0).unwrap().visit(|event| -> onewrite::Result<()> {
         sum += event?.payload().len() as u64;
         Ok(())
     });
-    told.unwrap();
+    reported.unwrap();
     sum
 }
 

@@ -93,7 +93,7 @@ fn encoded<T, E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// What tells a key of a map from others, for `strict`: in JSON a number is the text of its digits there.
+/// What distinguishes a key of a map from others, for `strict`: in JSON a number is the text of its digits there.
 #[cfg(feature = "json")]
 fn key_bytes<K: serde::Serialize + ?Sized>(key: &K) -> Result<Vec<u8>, serde_json::Error> {
     let json = serde_json::to_vec(key)?;

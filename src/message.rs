@@ -121,7 +121,7 @@ impl fmt::Debug for Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// One publish: where to, what, and under which ticket its outcome is to be told.
+/// One publish: where to, what, and under which ticket its outcome is to be reported.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -133,7 +133,7 @@ pub struct Ticket(pub u64);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Outgoing {
-    /// Under which the outcome is told.
+    /// Under which the outcome is reported.
     pub ticket: Ticket,
     /// The exchange; empty for the default exchange.
     pub exchange: Arc<str>,

@@ -12,7 +12,7 @@ use std::thread::{self, Thread};
 
 use crate::time::Deadline;
 
-/// Who is to be told. Nobody yet is the common case where the answer is there first, and costs no system call.
+/// Who is to be notified. Nobody yet is the common case where the answer is there first, and costs no system call.
 #[derive(Debug)]
 enum Waiter {
     Nobody,
@@ -41,7 +41,7 @@ const BEGUN: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
 impl Waiter {
-    fn tell(self) {
+    fn notify(self) {
         match self {
             Self::Thread(thread) => thread.unpark(),
             Self::Task(waker) => waker.wake(),
@@ -88,7 +88,7 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns who is to be told.
+    /// Returns who is to be notified.
     fn fill(&self, next: State<T>) -> Waiter {
         match std::mem::replace(&mut *self.lock(), next) {
             State::Empty(waiter) => waiter,
@@ -96,7 +96,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// What there is to take; `None` if nothing yet, and then `waiter` is told of it.
+    /// What there is to take; `None` if nothing yet, and then `waiter` is notified of it.
     fn take(&self, waiter: impl FnOnce() -> Waiter) -> Option<Result<T, Abandoned>> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Gone) {
@@ -137,7 +137,7 @@ pub(crate) fn channel<T>() -> (Sender<T>, Receiver<T>) {
 impl<T> Sender<T> {
     pub(crate) fn send(mut self, value: T) {
         if let Some(shared) = self.0.take() {
-            shared.fill(State::Full(value, None)).tell();
+            shared.fill(State::Full(value, None)).notify();
         }
     }
 
@@ -156,7 +156,7 @@ impl<T> Sender<T> {
         };
         *state = State::Full(value, Some(Arc::clone(wake_chain)));
         drop(state);
-        task.tell();
+        task.notify();
     }
 }
 
@@ -177,7 +177,7 @@ impl<T> Sender<T> {
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
         if let Some(shared) = self.0.take() {
-            shared.fill(State::Gone).tell();
+            shared.fill(State::Gone).notify();
         }
     }
 }
@@ -266,9 +266,9 @@ mod tests {
         sender.send(7);
     }
 
-    struct Told(AtomicU32);
+    struct Notified(AtomicU32);
 
-    impl Wake for Told {
+    impl Wake for Notified {
         fn wake(self: Arc<Self>) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
@@ -293,15 +293,15 @@ mod tests {
         let (gone, unpolled, mut task) = (channel(), channel(), channel());
         drop(gone.1);
         gone.0.send_among(1000, &wake_chain);
-        let told = Arc::new(Told(AtomicU32::new(0)));
-        let waker = Waker::from(Arc::clone(&told));
+        let notified = Arc::new(Notified(AtomicU32::new(0)));
+        let waker = Waker::from(Arc::clone(&notified));
         assert_eq!(Pin::new(&mut task.1).poll(&mut Context::from_waker(&waker)), Poll::Pending);
         for (n, sender) in senders {
             sender.send_among(n, &wake_chain);
         }
         unpolled.0.send_among(1001, &wake_chain);
         task.0.send_among(1002, &wake_chain);
-        assert_eq!(told.0.load(Ordering::SeqCst), 1, "a task is woken at once");
+        assert_eq!(notified.0.load(Ordering::SeqCst), 1, "a task is woken at once");
         assert_eq!(wake_chain.lock().len(), 100, "only threads that wait are left to it");
         wake_chain.wake(1);
         for (n, waiter) in waiters {

@@ -98,7 +98,7 @@
 //! | Only regular files are opened: no link is followed, no pipe or device makes the open wait. | `odd_files::what_is_no_regular_file_is_refused_at_once`, `hostile_files::no_name_makes_open_wait` |
 //! | A journal that another user can have prepared, read or changed is refused by name. A new one is made aside and renamed. | `hostile_files::a_journal_that_others_can_have_prepared_is_refused`, `hostile_files::a_journal_is_made_as_a_temporary_file`, `storage::private::tests::only_what_is_closed_to_others_is_used` |
 //! | A store's file that is open to others, or has several names, is warned of once per open. | `hostile_files::a_loose_file_is_warned_of_once` |
-//! | `OpenError::LockedByReader` tells a reader's `flock` from the lock of an owner, and says how to end it. | `hostile_files::a_readers_lock_is_told_with_a_way_out` |
+//! | `OpenError::LockedByReader` distinguishes a reader's `flock` from the lock of an owner, and says how to end it. | `hostile_files::a_readers_lock_is_reported_with_a_way_out` |
 //! | A file that is moved, removed or replaced while it is open poisons its store: within 64 commits, 2,048 events or a second. | `lost_files::a_file_that_loses_its_name_poisons_its_store` |
 //!
 //! **Not promised.** Nothing holds against root, or against the service's own user: the file is not encrypted. It holds payloads,
@@ -109,7 +109,7 @@
 //!
 //! | promise | held by |
 //! |---|---|
-//! | Damage and crafted bytes are typed errors. No number in the file is a length in memory. | `hostile_rows::a_number_in_a_record_is_no_length_in_memory`, `hostile_rows::a_key_of_another_length_is_walked_past_or_told`, `odd_files::zeros_and_stumps_are_refused_for_what_they_are` |
+//! | Damage and crafted bytes are typed errors. No number in the file is a length in memory. | `hostile_rows::a_number_in_a_record_is_no_length_in_memory`, `hostile_rows::a_key_of_another_length_is_walked_past_or_reported`, `odd_files::zeros_and_stumps_are_refused_for_what_they_are` |
 //! | No panic of the engine reaches a caller. | `damaged_calls::no_panic_of_the_engine_reaches_a_caller`, `guarded_entries::every_way_into_the_engine_is_guarded` |
 //! | The time to open grows with the size of file and journal alone. | `storage::journal::frame::tests::crafted_heads_cost_no_more_than_the_journal_is_long` |
 //! | A record whose checksum fails is never published. | `matrix::message::b20_undecodable_record` |
@@ -122,7 +122,7 @@
 //! | promise | held by |
 //! |---|---|
 //! | No log line, error, `Debug` or report shows a password or a payload. | `matrix::secrets::no_failure_shows_a_secret`, `broker::rabbitmq::uri_text::tests::texts_with_two_readings_are_refused_and_not_shown` |
-//! | A flood of failures is logged at a bounded rate. | `logs::at_run_time::a_flood_is_told_at_a_bounded_rate` |
+//! | A flood of failures is logged at a bounded rate. | `logs::at_run_time::a_flood_is_logged_at_a_bounded_rate` |
 //!
 //! **Not promised.** Logs show ids, event types, exchanges, routing keys, ordering keys, hosts and paths of files. They repeat the broker's
 //! words, user names included, and the text of an error that a handler returns. Passwords and keys are wiped when they are freed; lapin's own

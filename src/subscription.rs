@@ -41,16 +41,16 @@ pub struct Subscription {
     listener: Listener,
     /// The next sequence number to read.
     next: u64,
-    /// Up to here, what is trimmed needs no telling; `None`: whatever is trimmed when reading begins.
+    /// Up to here, what is trimmed needs no report; `None`: whatever is trimmed when reading begins.
     excused_to: Option<u64>,
     read: VecDeque<Result<RecordedEvent>>,
-    /// The store is lost, and that has been told.
+    /// The store is lost, and that has been reported.
     ended: bool,
 }
 
 impl Store {
     /// The events from sequence number `from` on: first those that the log holds, then each that is appended, once it is
-    /// durable. In order, and without a gap that is not told: where events from `from` on are trimmed, the first item is
+    /// durable. In order, and without a gap that is not reported: where events from `from` on are trimmed, the first item is
     /// [`Error::Trimmed`], and what streams keep of them follows. [`subscribe_at`](Self::subscribe_at) with
     /// [`StartAt::Oldest`] asks for whatever the log holds.
     ///
@@ -211,7 +211,7 @@ impl Subscription {
         read
     }
 
-    /// The next event; `None` if none comes in time, or the end of the store has been told.
+    /// The next event; `None` if none comes in time, or the end of the store has been reported.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -256,7 +256,7 @@ impl Subscription {
         }
         let mut bytes = 0;
         let mut events = self.store.read()?.events_to(before, end)?;
-        self.tell_trimmed(before, events.trimmed_to());
+        self.report_trimmed(before, events.trimmed_to());
         for _ in 0..SUBSCRIPTION_EVENTS_MAX {
             let Some(looked) = events.look(&self.wanted) else {
                 // What trimming has taken stands between the last record and here.
@@ -281,15 +281,15 @@ impl Subscription {
             }
         }
         if self.next == before {
-            // Nothing but what is told already: past it, or it would be told for ever.
+            // Nothing but what is reported already: past it, or it would be reported for ever.
             self.next = before + 1;
         }
         Ok(self.read.is_empty())
     }
 
-    /// Tells that events are gone which were asked for. Looked at whenever the log is read: a commit that was under way
+    /// Reports that events are gone which were asked for. Looked at whenever the log is read: a commit that was under way
     /// when the subscription began may have trimmed them.
-    fn tell_trimmed(&mut self, next: u64, trimmed_to: u64) {
+    fn report_trimmed(&mut self, next: u64, trimmed_to: u64) {
         let from = next.max(*self.excused_to.get_or_insert(trimmed_to));
         if trimmed_to > from {
             self.read.push_back(Err(Error::Trimmed { from, trimmed_to }));
@@ -301,7 +301,7 @@ impl Subscription {
 impl Iterator for Subscription {
     type Item = Result<RecordedEvent>;
 
-    /// Waits for the next event. `None` only after the end of the store was told.
+    /// Waits for the next event. `None` only after the end of the store was reported.
     fn next(&mut self) -> Option<Self::Item> {
         self.next_until(Deadline::Never)
     }

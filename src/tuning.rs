@@ -84,10 +84,10 @@ pub(crate) const AGE_SAVE_MS: u64 = 5_000;
 /// The store age is written at the close if it has grown by so much, in milliseconds.
 pub(crate) const AGE_SAVE_MS_MIN: u64 = 1_000;
 
-/// Retention by age is told in steps of this many milliseconds at least.
+/// Retention by age is computed in steps of this many milliseconds at least.
 pub(crate) const AGE_STEP_MS_MIN: u64 = 1_000;
 
-/// Retention by age is told in so many steps of the age that is kept.
+/// Retention by age is computed in so many steps of the age that is kept.
 pub(crate) const AGE_STEPS: u64 = 64;
 
 /// Milestones of ages that the file keeps at most; two to a step.

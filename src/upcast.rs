@@ -25,7 +25,7 @@ struct Step {
 #[derive(Clone, Default)]
 pub(crate) struct Upcasts {
     steps: BTreeMap<(String, u32), Step>,
-    /// Two steps from the same place, and other mistakes that are told when the store opens.
+    /// Two steps from the same place, and other mistakes that are reported when the store opens.
     mistake: Option<String>,
     /// The newest version of each type that is mentioned.
     newest: BTreeMap<String, u32>,

@@ -411,7 +411,7 @@ pub(crate) fn time_ms(message: &Message) -> Option<(u64, u64)> {
 ///
 /// # Errors
 /// [`Error::LaneHeader`] if the headers are there by half, twice, or are not what this library writes: such a message
-/// cannot be told from a repeat, nor taken for a foreign one.
+/// cannot be distinguished from a repeat, nor taken for a foreign one.
 pub(crate) fn lane_of(message: &Message) -> Result<Option<(LaneOf, u64)>> {
     let all = [one(message, STORE)?, one(message, EPOCH)?, one(message, LANE)?, one(message, LANE_NUMBER)?];
     let [store, epoch, lane, number] = all;

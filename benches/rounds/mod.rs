@@ -16,8 +16,8 @@ pub fn setting(name: &str, default: u64) -> u64 {
 
 /// `cargo test` runs benchmarks too, once and without figures: only `cargo bench` says `--bench`.
 pub fn is_test() -> bool {
-    let told = |wanted: &str| std::env::args().any(|argument| argument == wanted);
-    told("--test") || !told("--bench")
+    let given = |wanted: &str| std::env::args().any(|argument| argument == wanted);
+    given("--test") || !given("--bench")
 }
 
 pub fn median(mut values: Vec<f64>) -> f64 {

@@ -127,7 +127,7 @@ impl<T> EventReceiver<T> {
     }
 }
 
-/// Where a publisher tells what happens. Cheap to clone; never blocks.
+/// Where a publisher reports what happens. Cheap to clone; never blocks.
 ///
 /// ```
 /// use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
@@ -168,7 +168,7 @@ impl PublisherEvents {
         Self(sender)
     }
 
-    /// Tells the relay. Returns `false` when the relay is gone, upon which the publisher should end.
+    /// Notifies the relay. Returns `false` when the relay is gone, upon which the publisher should end.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
@@ -200,7 +200,7 @@ impl SourceEvents {
         Self(sender)
     }
 
-    /// Tells the consumer. Returns `false` when the consumer is gone, upon which the source should end.
+    /// Notifies the consumer. Returns `false` when the consumer is gone, upon which the source should end.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -212,7 +212,7 @@ impl SourceEvents {
         self.0.send(event).is_ok()
     }
 
-    /// The consumer has taken out all that it was told.
+    /// The consumer has taken out all that was reported.
     #[cfg(feature = "rabbitmq")]
     pub(crate) fn are_read(&self) -> bool {
         self.0.is_empty()

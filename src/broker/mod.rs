@@ -1,6 +1,6 @@
 //! The seam between this library and a broker: [`Publisher`] for the relay, [`Source`] for the consumer.
 //!
-//! A [`Publisher`] takes messages without blocking and tells, over a channel, what became of each. It owns its
+//! A [`Publisher`] takes messages without blocking and reports, over a channel, what became of each. It owns its
 //! connection: connecting, waiting between attempts and reconnecting are its work, and each new connection is a new
 //! *epoch*. The relay decides what to publish, when, and again; a publisher decides nothing.
 //!
@@ -40,7 +40,7 @@ pub use crate::message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgo
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
-/// What a publisher tells the relay.
+/// What a publisher reports to the relay.
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass};
@@ -71,7 +71,7 @@ pub enum PublisherEvent {
     },
     /// What became of messages, in the order in which it became known.
     Outcomes(Vec<(Ticket, Outcome)>),
-    /// Something went wrong that ends no epoch and of which no message's outcome tells.
+    /// Something went wrong that ends no epoch and that no message's outcome reports.
     Trouble(Fault),
 }
 
@@ -112,7 +112,7 @@ pub trait Publisher: Send + fmt::Debug + 'static {
     /// Begins connecting, in the background. Called once.
     ///
     /// # Errors
-    /// A setting that cannot work. That the broker is away is no error: it is told as [`PublisherEvent::Down`].
+    /// A setting that cannot work. That the broker is away is no error: it is reported as [`PublisherEvent::Down`].
     fn start(&mut self, events: PublisherEvents) -> Result<(), SettingError>;
 
     /// Hands one message over for the connection `epoch`.
@@ -223,7 +223,7 @@ pub enum Settlement {
     Reject,
 }
 
-/// What a source tells the consumer.
+/// What a source reports to the consumer.
 ///
 /// ```
 /// use onewrite::broker::{Source, SourceEvent, SourceEvents};
@@ -289,7 +289,7 @@ pub trait Source: Send + fmt::Debug + 'static {
     /// Begins connecting and consuming, in the background, with at most `prefetch` unsettled deliveries. Called once.
     ///
     /// # Errors
-    /// A setting that cannot work. That the broker is away is no error: it is told as [`SourceEvent::Down`].
+    /// A setting that cannot work. That the broker is away is no error: it is reported as [`SourceEvent::Down`].
     fn start(&mut self, events: SourceEvents, prefetch: u16) -> Result<(), SettingError>;
 
     /// Bytes of unsettled deliveries beyond which the source delivers nothing more; `u64::MAX` without a bound, which is the

@@ -5,7 +5,7 @@
 //! place in the value.
 //!
 //! **Invariants.** Nothing is kept of the value but names of fields, which are the program's own, and numbers of elements. A
-//! refusal is an error of the whole encoding, also where a foreign `Serialize` drops the error that it was told.
+//! refusal is an error of the whole encoding, also where a foreign `Serialize` drops the error that it was given.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

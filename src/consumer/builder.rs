@@ -298,7 +298,7 @@ impl ConsumerBuilder {
     /// ([`RETURNS_DEFAULT`](crate::limits::RETURNS_DEFAULT)).
     ///
     /// A quorum queue with a delivery limit (RabbitMQ 4 sets 20 where nothing else is said) drops or dead-letters a message that
-    /// was requeued more often than the limit, and each lost connection requeues all that is in hand. The limit is not told to
+    /// was requeued more often than the limit, and each lost connection requeues all that is in hand. The limit is not reported to
     /// consumers, only how often a message was requeued (`x-delivery-count`, `x-acquired-count`). What was requeued so often as this
     /// says is written into the store and acknowledged before its handler has it: from then on no limit counts. With 1 nothing is
     /// lost at any limit but 0; a higher value saves a write per message that is requeued and needs a limit well above it. With 0
@@ -418,7 +418,7 @@ impl ConsumerBuilder {
     ///
     /// - `Ok`: its effects commit together with the inbox entry, then it is acknowledged.
     /// - [`Error::reject`], or a payload that cannot be decoded: nothing of it commits. It goes to the
-    ///   [quarantine](Store::rejected), or [where it is told](Self::rejects).
+    ///   [quarantine](Store::rejected), or [where it is set to](Self::rejects).
     /// - Any other error, or a panic: nothing of it commits, and it is tried again after a while.
     ///
     /// Like every write closure it may run more than once before it commits, so its effects belong into the transaction. A message
@@ -493,7 +493,7 @@ impl ConsumerBuilder {
         let (report, ended) = oneshot::channel();
         let stats = Arc::new(Shared::default());
         let (signal, notified) = self.store.core().redrives.subscribe(&self.scope);
-        let told = Arc::clone(&stats);
+        let shown = Arc::clone(&stats);
         let scope = self.scope.clone();
         let worker = Worker::new(self, producers, Arc::new(handler), Box::new(source), Arc::clone(&stats));
         let thread = std::thread::Builder::new()
@@ -504,7 +504,7 @@ impl ConsumerBuilder {
                 if ran.is_err() {
                     // Its connection is gone with it: what was in hand goes back to the broker.
                     tracing::error!("the consumer ends: it panicked");
-                    let mut failed = told.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut failed = shown.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     *failed = Some("it panicked".into());
                 }
                 report.send(());

@@ -32,7 +32,7 @@ use crate::store::transaction::Transaction;
 use crate::store::transaction::gathered::Amount;
 use crate::wire;
 
-/// What a message is told from others by, within a scope.
+/// What a message is distinguished from others by, within a scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Identity {
     /// Its number in a lane of the store that produced it.
@@ -139,7 +139,7 @@ impl Transaction {
     ///
     /// # Errors
     /// [`Error::LaneConflict`] or [`Error::IdConflict`] if its number or id was seen with another message, or may have been: it is too old to be
-    /// told from a repeat, or its lane was forgotten; [`Error::InboxFull`] for a new id, and [`Error::LanesFull`] for a new lane, where as
+    /// distinguished from a repeat, or its lane was forgotten; [`Error::InboxFull`] for a new id, and [`Error::LanesFull`] for a new lane, where as
     /// many are remembered as may be; [`Error::Unreadable`] for a message that came with its reason for being unreadable;
     /// [`Error::LaneHeader`] for headers of a lane that are there by half; [`Error::BadId`] for a scope of 0 or over 255
     /// bytes or an id over 512.
@@ -427,7 +427,7 @@ fn write(dedup: &mut redb::Table<'_, Row, Row>, key: &[u8], update: LaneUpdate) 
 
 impl Store {
     /// The first number of each of these lanes that is new, as of the last commit. The keys are of their high-water marks. One whose
-    /// row is damaged has none: whoever takes a delivery of it is told.
+    /// row is damaged has none: taking a delivery of it reports the damage.
     pub(crate) fn lanes_next<'a>(&self, keys: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u64>> {
         self.core().reading(|tx| {
             let dedup = tx.open_table(DEDUP)?;

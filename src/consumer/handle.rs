@@ -295,7 +295,7 @@ impl Consumer {
         }
     }
 
-    /// What tells that the thread has ended, and until when that is waited for.
+    /// What says that the thread has ended, and until when that is waited for.
     fn ask_to_end(&mut self, timeout: Duration) -> Option<(oneshot::Receiver<()>, Deadline)> {
         let ended = self.ended.take()?;
         if self.owner.is_elsewhere() {

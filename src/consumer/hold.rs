@@ -57,7 +57,7 @@ impl<T: Member> Held<T> {
         self.lanes.retain(|_, items| !items.is_empty());
     }
 
-    /// Takes an item in. What may go on is told by [`release`](Self::release).
+    /// Takes an item in. What may go on is returned by [`release`](Self::release).
     pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Due) {
         self.arrivals += 1;
         self.len += 1;

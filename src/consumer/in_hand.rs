@@ -7,7 +7,7 @@
 //! (scope, 1, name)     → the tries of a delivery
 //! ```
 //!
-//! **Invariants.** A delivery is parked before the broker is told that it is done with: a crash in between leaves a redelivery
+//! **Invariants.** A delivery is parked before the broker is notified that it is done with: a crash in between leaves a redelivery
 //! that is recognised by its name and content. A parked row goes in the transaction that applies the delivery, recognises it
 //! or puts it into quarantine; its row of tries goes with it. A number is never given twice.
 //!
@@ -148,7 +148,7 @@ impl ParkedRoom {
 impl Transaction {
     /// Parks a delivery, within these bounds.
     pub(crate) fn park(&self, scope: &str, what: &ToPark, room: &ParkedRoom) -> Result<Parking> {
-        // A conflict is told when it is tried.
+        // A conflict is reported when it is tried.
         if let Some(identity) = &what.identity
             && matches!(self.is_first_delivery(scope, identity), Ok(false))
         {

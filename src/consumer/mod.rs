@@ -11,7 +11,7 @@
 //! in the store once it holds more than a share of the prefetch (`consumer/in_hand.rs`).
 //!
 //! **Nothing is dropped in silence.** What can never be handled goes to the consumer's own quarantine
-//! (`consumer/rejected.rs`), or, where it is told so, to the queue's dead-letter exchange.
+//! (`consumer/rejected.rs`), or, where it is set so, to the queue's dead-letter exchange.
 //!
 //! **Order.** Deliveries of one key are applied in the order in which they arrive: while one waits for its next try,
 //! later ones of its key wait behind it. Whether one may be applied before an earlier one of its *lane* has arrived at all
@@ -85,7 +85,7 @@ pub enum GapPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RejectTo {
-    /// Into the store, durable, before the broker is told that it is done with: see [`Store::rejected`](crate::Store::rejected). As many as
+    /// Into the store, durable, before the broker is notified that it is done with: see [`Store::rejected`](crate::Store::rejected). As many as
     /// [`rejected_max`](ConsumerBuilder::rejected_max) allows. The default.
     #[default]
     Quarantine,

@@ -6,7 +6,7 @@
 //! (scope, 1, number)   → ()           it is to be driven again
 //! ```
 //!
-//! **Invariants.** A row is written in the transaction that records its delivery for deduplication, before the broker is told
+//! **Invariants.** A row is written in the transaction that records its delivery for deduplication, before the broker is notified of
 //! anything: a crash in between leaves a redelivery that is recognised. A number is never given twice. A row goes in the
 //! transaction of the effects of its handler.
 

@@ -176,8 +176,8 @@ fn compare_log(store: &Store, model: &Model) -> Found<()> {
         let seq = event.seq();
         let expected = kept.next();
         ensure(expected == Some(seq), || format!("event {seq} is there, and expected was {expected:?}"))?;
-        let told = &model.events[seq as usize];
-        ensure(told.is(&event), || format!("event {seq} is another: {event:?} instead of {told:?}"))?;
+        let recorded = &model.events[seq as usize];
+        ensure(recorded.is(&event), || format!("event {seq} is another: {event:?} instead of {recorded:?}"))?;
     }
     let missing = kept.next();
     ensure(missing.is_none(), || format!("event {missing:?} is missing"))
@@ -260,13 +260,15 @@ pub(super) fn judge_lie(image: Vec<u8>, recording: &Recording, to: usize) -> Fou
     let store = subject.store();
     if let Ok(events) = store.read().and_then(|snapshot| snapshot.events(0)) {
         for event in events.flatten() {
-            let told = newest.events.get(event.seq() as usize);
-            ensure(told.is_some_and(|told| told.is(&event)), || format!("{event:?} instead of {told:?}"))?;
+            let recorded = newest.events.get(event.seq() as usize);
+            ensure(recorded.is_some_and(|recorded| recorded.is(&event)), || {
+                format!("{event:?} instead of {recorded:?}")
+            })?;
         }
     }
     look_everywhere(store, newest);
     // Where nothing was verified nothing is written, by a close neither: on some damaged pages the engine panics twice, and the process
-    // ends. So the disk dies first, and a read tells the engine.
+    // ends. So the disk dies first, and a read reports it to the engine.
     let verified = store.core().verified_at_open;
     disk.fail(Fault { at: 0, lasting: true });
     let _ = store.read().and_then(|snapshot| snapshot.event(0));

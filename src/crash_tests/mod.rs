@@ -4,10 +4,10 @@
 //! (`record`); then each operation is a place for the cut, and each cut gives several images of what the disk could hold after it. An image is
 //! opened as the library opens a file, and judged (`judge`): it must show exactly what was acknowledged, or that and the write that
 //! was under way, in every table and in what is derived from them in memory; and the work must go on from there. What the store
-//! must hold is told by a plain model (`model`), and held at every step of the recording too.
+//! must hold is given by a plain model (`model`), and held at every step of the recording too.
 //!
 //! `cargo test` goes through short recordings. `ONEWRITE_CRASH=seconds`, for a release build, draws seed after seed for so long, from
-//! `ONEWRITE_CRASH_SEED` on, in each test. A failure tells seed, cut and damage, and where the image is kept: where pages stand differs a
+//! `ONEWRITE_CRASH_SEED` on, in each test. A failure reports seed, cut and damage, and where the image is kept: where pages stand differs a
 //! little from run to run (ids are drawn, and what waits in a hash map is written in its order).
 
 mod disk;
@@ -29,8 +29,8 @@ use self::record::{Cut, Recording};
 use self::workload::{Blob, Subject};
 use crate::storage::errors::panic_text;
 
-/// So many failures are told, and their images kept.
-const TOLD_MAX: usize = 3;
+/// So many failures are reported, and their images kept.
+const REPORTED_MAX: usize = 3;
 
 /// Where a failure can be found again.
 #[derive(Debug, Clone, Copy)]
@@ -49,14 +49,14 @@ struct Tally {
     images: AtomicUsize,
     refused: AtomicUsize,
     failed: AtomicUsize,
-    told: Mutex<Vec<String>>,
+    reported: Mutex<Vec<String>>,
 }
 
 impl Default for Tally {
     fn default() -> Self {
         let ends = long_run().map(|duration| Instant::now() + duration);
         let (images, refused, failed) = Default::default();
-        Self { ends, images, refused, failed, told: Mutex::default() }
+        Self { ends, images, refused, failed, reported: Mutex::default() }
     }
 }
 
@@ -87,21 +87,21 @@ impl Tally {
     }
 
     fn failed(&self, case: Case, image: &[u8], what: &str) {
-        if self.failed.fetch_add(1, Ordering::Relaxed) < TOLD_MAX {
+        if self.failed.fetch_add(1, Ordering::Relaxed) < REPORTED_MAX {
             let Case { seed, steps, cut, damage } = case;
             let name = format!("onewrite-crash-{seed}-{steps}-{cut}-{damage:?}.redb");
             let path = std::env::temp_dir().join(name);
             let kept = std::fs::write(&path, image);
             let text = format!("{case:?}, image {} ({kept:?}): {what}", path.display());
             eprintln!("{text}");
-            self.told.lock().unwrap().push(text);
+            self.reported.lock().unwrap().push(text);
         }
     }
 
     fn end(self, name: &str) {
         let [images, refused, failed] = [self.images, self.refused, self.failed].map(AtomicUsize::into_inner);
         eprintln!("{name}: {images} images, {refused} refused by a typed error, {failed} failures");
-        assert!(failed == 0, "{failed} of {images} failed: {:#?}", self.told.into_inner().unwrap());
+        assert!(failed == 0, "{failed} of {images} failed: {:#?}", self.reported.into_inner().unwrap());
         assert!(images > 0, "nothing was tried");
     }
 }
@@ -265,7 +265,7 @@ fn a_power_cut_on_a_disk_that_lies() {
     tally.end("power cuts on a lying disk");
 }
 
-/// S3. Goal: an I/O error is told as what it is, the store is poisoned where a write has failed, no sync is tried again, and the next open
+/// S3. Goal: an I/O error is reported as what it is, the store is poisoned where a write has failed, no sync is tried again, and the next open
 /// finds what was acknowledged. Method: each call to the disk fails in turn, once or from then on, reads too.
 #[test]
 fn an_error_at_every_call() {

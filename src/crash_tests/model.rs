@@ -10,14 +10,14 @@ pub(super) const RELAYS: [&str; 2] = ["one", "other"];
 pub(super) const MESSAGE_SCOPE: &str = "consumer";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct Recorded {
     pub(super) content: Blob,
     pub(super) key: Option<&'static str>,
     pub(super) lane: Lane,
     pub(super) stream: Option<(&'static str, u64)>,
 }
 
-impl Told {
+impl Recorded {
     /// Whether this is what was read.
     pub(super) fn is(&self, event: &RecordedEvent) -> bool {
         event.payload() == self.content.bytes()
@@ -78,7 +78,7 @@ pub(super) struct Model {
     pub(super) rows: BTreeMap<u64, Blob>,
     pub(super) captured: BTreeMap<u64, u64>,
     pub(super) coalesced: BTreeMap<u64, u64>,
-    pub(super) events: Vec<Told>,
+    pub(super) events: Vec<Recorded>,
     /// By key: whose lane it is, and its next number.
     pub(super) lanes: BTreeMap<Option<&'static str>, Lane>,
     pub(super) streams: BTreeMap<&'static str, StreamOf>,
@@ -183,7 +183,7 @@ impl Model {
     ) -> u64 {
         let seq = self.events.len() as u64;
         let next = self.lanes.entry(key).or_insert(Lane { id: seq, number: 0 });
-        self.events.push(Told { content, key, lane: *next, stream });
+        self.events.push(Recorded { content, key, lane: *next, stream });
         next.number += 1;
         seq
     }

@@ -75,7 +75,7 @@ impl Recording {
 
     fn step(&mut self, subject: &mut Subject, model: &mut Model, step: &Step) {
         self.kinds.insert(step.name());
-        let taken = subject.take_and_tell(step, model, |subject, model| {
+        let taken = subject.take_and_report(step, model, |subject, model| {
             self.checkpoint(subject.disk.ops(), subject, model);
         });
         taken.unwrap_or_else(|error| panic!("seed {}, step {}: {step:?}: {error}", self.seed, model.steps));

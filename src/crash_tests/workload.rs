@@ -388,11 +388,11 @@ impl Subject {
 
     /// Takes one step; the model follows where it is acknowledged.
     pub(super) fn take(&mut self, step: &Step, model: &mut Model) -> Result<()> {
-        self.take_and_tell(step, model, |_, _| ())
+        self.take_and_report(step, model, |_, _| ())
     }
 
     /// The same. `between` sees the store, and the model that fits, after the first of two commits.
-    pub(super) fn take_and_tell(
+    pub(super) fn take_and_report(
         &mut self,
         step: &Step,
         model: &mut Model,

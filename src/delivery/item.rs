@@ -54,7 +54,7 @@ pub(super) struct Item {
     pub(super) likely: bool,
     /// It was the poison message: it is never published among others again.
     pub(super) poison: bool,
-    /// Publishes of it that were told to be silent, and the last of them if its word may still come.
+    /// Publishes of it that were reported silent, and the last of them if its word may still come.
     pub(super) silences: u32,
     pub(super) late: Option<Ticket>,
     /// In flight, and it takes no room of the window.

@@ -51,7 +51,7 @@ use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Ticket};
 use crate::time::Now;
 
-/// When the machine wants to be told the time.
+/// When the machine wants to be given the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Wake {
     /// At this monotonic time.

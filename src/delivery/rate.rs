@@ -1,4 +1,4 @@
-//! A limit on publishes per second: a bucket of tokens, told the time.
+//! A limit on publishes per second: a bucket of tokens, given the time.
 //!
 //! **Invariant.** In any stretch of time `t` at most `burst + rate × t` publishes go out, resends among them.
 

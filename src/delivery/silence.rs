@@ -46,7 +46,7 @@ pub(super) struct Silence {
     pub(super) trial_bytes: usize,
     /// Nacks in a row of destinations that are not suspended.
     nacks: BTreeMap<Destination, u32>,
-    /// Publishes that were told to be silent and may still get a word.
+    /// Publishes that were reported silent and may still get a word.
     late: BTreeMap<Ticket, u64>,
 }
 
@@ -455,7 +455,7 @@ impl Machine {
         }
     }
 
-    /// A word on a publish that was told to be silent.
+    /// A word on a publish that was reported silent.
     pub(super) fn late_word(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
         let Some(seq) = self.silence.late.remove(&ticket) else { return };
         let Some(item) = self.items.get_mut(&seq) else { return };

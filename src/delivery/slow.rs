@@ -55,7 +55,7 @@ impl Slow {
 }
 
 impl Machine {
-    /// After publishing: looks for destinations that hold the window and say nothing. Tells whether there is room now.
+    /// After publishing: looks for destinations that hold the window and say nothing. Returns whether there is room now.
     pub(super) fn look_for_slow(&mut self, now: Now) -> bool {
         if !self.slow.window_is_full || self.settings.ordering == PublishOrder::Total {
             self.slow.rest();

@@ -12,7 +12,7 @@ use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
-/// A machine with its log, told things one by one. Reads of the log are answered at once; the rest by the story.
+/// A machine with its log, given its inputs one by one. Reads of the log are answered at once; the rest by the story.
 struct Story {
     machine: Machine,
     now: Now,
@@ -102,10 +102,10 @@ impl Story {
     }
 
     fn tail(&mut self) {
-        self.tell(Input::Tail(self.log.len() as u64));
+        self.handle(Input::Tail(self.log.len() as u64));
     }
 
-    fn tell(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) {
         let mut out = Vec::new();
         self.machine.step(input, self.now, &mut out);
         self.machine.check();
@@ -124,22 +124,22 @@ impl Story {
     fn answer_load(&mut self, from: u64, events_max: usize) {
         let skip = usize::try_from(from).unwrap();
         let events: Vec<_> = self.log.iter().skip(skip).take(events_max).cloned().collect();
-        self.tell(Input::Loaded { to: from + events.len() as u64, events });
+        self.handle(Input::Loaded { to: from + events.len() as u64, events });
     }
 
     fn up(&mut self) {
         self.epoch += 1;
-        self.tell(Input::Up { epoch: Epoch(self.epoch) });
+        self.handle(Input::Up { epoch: Epoch(self.epoch) });
     }
 
     fn down(&mut self, class: FaultClass) {
-        self.tell(Input::Down { fault: fault(class) });
+        self.handle(Input::Down { fault: fault(class) });
     }
 
     fn pass(&mut self, ms: u64) {
         self.now.mono_ms += ms;
         self.now.wall_ms += ms;
-        self.tell(Input::Tick);
+        self.handle(Input::Tick);
     }
 
     /// Until the next timer.
@@ -156,7 +156,7 @@ impl Story {
 
     fn outcome(&mut self, seq: u64, outcome: Outcome) {
         let ticket = self.ticket(seq);
-        self.tell(Input::Outcomes(vec![(ticket, outcome)]));
+        self.handle(Input::Outcomes(vec![(ticket, outcome)]));
     }
 
     fn confirm(&mut self, seq: u64) {
@@ -273,12 +273,12 @@ fn refusals_end_in_quarantine_which_holds_the_key_until_it_is_redriven() {
     assert!(story.was_parked(4), "later ones wait on disk at once");
     assert_eq!(story.published(), Vec::<u64>::new());
 
-    story.tell(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
+    story.handle(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     assert_eq!(story.published(), [0]);
     story.confirm(0);
     assert_eq!(story.asked_parked(), [key("a")]);
     let events = story.events(&[1, 2]);
-    story.tell(Input::LoadedParked { key: key("a"), events, more: true });
+    story.handle(Input::LoadedParked { key: key("a"), events, more: true });
     story.append(&["a"]);
     assert!(story.was_parked(5), "what is behind the parked is parked");
     assert_eq!(story.published(), [1]);
@@ -287,7 +287,7 @@ fn refusals_end_in_quarantine_which_holds_the_key_until_it_is_redriven() {
     story.confirm(2);
     assert_eq!(story.asked_parked(), [key("a")], "the others, once these are done");
     let events = story.events(&[4, 5]);
-    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.handle(Input::LoadedParked { key: key("a"), events, more: false });
     story.append(&["a"]);
     story.confirm(4);
     story.confirm(5);
@@ -299,10 +299,10 @@ fn a_discarded_event_frees_its_key() {
     let mut story = Story::with(settings(), &["a", "a"]);
     story.refuse_to_the_end(0);
     story.published();
-    story.tell(Input::Discarded { seq: 0, key: Some(key("a")) });
+    story.handle(Input::Discarded { seq: 0, key: Some(key("a")) });
     assert_eq!(story.asked_parked(), [key("a")]);
     let events = story.events(&[1]);
-    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.handle(Input::LoadedParked { key: key("a"), events, more: false });
     assert_eq!(story.published(), [1]);
 }
 
@@ -342,7 +342,7 @@ fn a_scheduled_event_holds_nobody_and_comes_when_it_is_due() {
     assert!(matches!(&story.did[..], [Action::LoadDue { until_ms, .. }] if *until_ms == due_ms));
     let exception = Exception { state: ExceptionState::Scheduled { due_ms }, ..retry(0) };
     let due = vec![(story.log[0].clone(), exception)];
-    story.tell(Input::LoadedDue { due, resume: None, next_due_ms: None });
+    story.handle(Input::LoadedDue { due, resume: None, next_due_ms: None });
     assert_eq!(story.published_how(), [(0, false, false)]);
     story.confirm(0);
     assert_eq!(story.saved(), [Change::DropException { seq: 0 }]);
@@ -353,14 +353,14 @@ fn expired_and_undecodable_events_are_quarantined_and_hold_nobody() {
     let mut story = Story::new(settings());
     let expires_ms = story.now.wall_ms + 10;
     story.up();
-    story.tell(Input::Blocked(true));
+    story.handle(Input::Blocked(true));
     story.append_entry(|entry| (entry.key, entry.expires_ms) = (Some(key("a")), Some(expires_ms)));
     story.log.push(Loaded::Undecodable { seq: 1, fault: fault(FaultClass::Undecodable) });
     story.log.push(Loaded::Unpublished { seq: 2 });
     story.append(&["a"]);
     assert!(story.was_quarantined(1));
     story.pass(10);
-    story.tell(Input::Blocked(false));
+    story.handle(Input::Blocked(false));
     assert!(story.was_quarantined(0));
     assert_eq!(story.published(), [3]);
 }
@@ -391,7 +391,7 @@ fn an_isolated_event_keeps_its_ticket_when_the_main_channel_closes() {
     let ticket = story.ticket(0);
     story.down(FaultClass::Outage);
     assert_eq!(story.in_flight(), [0]);
-    story.tell(Input::Outcomes(vec![(ticket, Outcome::Confirmed)]));
+    story.handle(Input::Outcomes(vec![(ticket, Outcome::Confirmed)]));
     assert_eq!(story.in_flight(), Vec::<u64>::new());
     story.up();
     assert_eq!(story.published_how(), [(1, true, true)]);
@@ -407,23 +407,23 @@ fn after_an_outage_all_is_sent_again_in_order() {
     story.up();
     assert!(story.saved().is_empty());
     assert_eq!(story.published_how(), [(0, true, false), (1, true, false), (2, true, false)]);
-    story.tell(Input::Outcomes(vec![(late, Outcome::Confirmed)]));
+    story.handle(Input::Outcomes(vec![(late, Outcome::Confirmed)]));
     assert_eq!(story.in_flight(), [0, 1, 2], "a late word on an old ticket says nothing");
 }
 
 #[test]
 fn nothing_is_published_while_blocked_or_paused() {
     let mut story = Story::with(settings(), &[]);
-    story.tell(Input::Blocked(true));
+    story.handle(Input::Blocked(true));
     story.append(&[""]);
     assert_eq!(story.published(), Vec::<u64>::new());
-    story.tell(Input::Blocked(false));
+    story.handle(Input::Blocked(false));
     assert_eq!(story.published(), [0]);
-    story.tell(Input::Pause);
+    story.handle(Input::Pause);
     story.append(&[""]);
     assert_eq!(story.published(), Vec::<u64>::new());
     story.confirm(0);
-    story.tell(Input::Resume);
+    story.handle(Input::Resume);
     assert_eq!(story.published(), [1]);
 }
 
@@ -500,7 +500,7 @@ fn a_hot_key_that_fails_does_not_stop_the_others() {
     story.append(&["b"]);
     story.outcome(0, Outcome::Nacked);
     assert_eq!(story.published(), [0]);
-    story.tell(Input::Tick);
+    story.handle(Input::Tick);
     assert!(story.machine.next_wake().mono_ms.unwrap() <= flow::SPILL_TIMEOUT_MS);
     for _ in 0..100 {
         if story.in_flight() == [0] {
@@ -530,7 +530,7 @@ fn retries_beyond_what_memory_holds_wait_on_disk_and_return() {
     story.did.clear();
     // The one in memory has a row as well, and comes with the other.
     let due = vec![(story.log[0].clone(), retry(1)), (story.log[1].clone(), retry(1))];
-    story.tell(Input::LoadedDue { due, resume: None, next_due_ms: None });
+    story.handle(Input::LoadedDue { due, resume: None, next_due_ms: None });
     assert_eq!(story.published_how(), [(1, true, false)]);
     story.outcome(1, refused());
     assert!(story.was_quarantined(1), "its attempts were remembered");
@@ -543,7 +543,7 @@ fn too_many_held_keys_stall_the_reading() {
     story.loads.clear();
     story.append(&["b"]);
     assert!(story.loads.is_empty() && story.machine.figures().stalled);
-    story.tell(Input::Discarded { seq: 0, key: Some(key("a")) });
+    story.handle(Input::Discarded { seq: 0, key: Some(key("a")) });
     assert_eq!(story.published().last(), Some(&1));
     assert!(!story.machine.figures().stalled);
 }
@@ -571,7 +571,7 @@ fn a_restart_goes_on_where_the_disk_says() {
     story.confirm(0);
     assert_eq!(story.asked_parked(), [key("a")]);
     let events = story.events(&[2, 4]);
-    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.handle(Input::LoadedParked { key: key("a"), events, more: false });
     assert_eq!(story.published(), [2]);
 }
 
@@ -613,7 +613,7 @@ fn a_record_that_rots_while_it_holds_its_key_frees_it() {
     assert!(story.was_parked(1));
     story.did.clear();
     let rotten = Loaded::Undecodable { seq: 0, fault: fault(FaultClass::Undecodable) };
-    story.tell(Input::LoadedDue { due: vec![(rotten, retry(1))], resume: None, next_due_ms: None });
+    story.handle(Input::LoadedDue { due: vec![(rotten, retry(1))], resume: None, next_due_ms: None });
     assert!(story.was_quarantined(0));
     assert_eq!(story.asked_parked(), [key("a")]);
 }
@@ -629,10 +629,10 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
     story.up();
     assert_eq!(story.asked_parked(), [key("a")]);
     // Not holding until now (it had run out of time, say).
-    story.tell(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
+    story.handle(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     story.did.clear();
     let events = story.events(&[1]);
-    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.handle(Input::LoadedParked { key: key("a"), events, more: false });
     assert!(story.did.contains(&Action::Forget { seq: 1 }));
     assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })), "there is room for it");
 }
@@ -641,13 +641,13 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
 fn what_is_parked_while_the_answer_is_out_is_asked_for_afterwards() {
     let mut story = Story::with(settings(), &["a", "a"]);
     story.refuse_to_the_end(0);
-    story.tell(Input::Discarded { seq: 0, key: Some(key("a")) });
+    story.handle(Input::Discarded { seq: 0, key: Some(key("a")) });
     assert_eq!(story.asked_parked(), [key("a")]);
     story.append(&["a"]);
     assert!(story.was_parked(2));
     // Read before that.
     let events = story.events(&[1]);
-    story.tell(Input::LoadedParked { key: key("a"), events, more: false });
+    story.handle(Input::LoadedParked { key: key("a"), events, more: false });
     story.did.clear();
     story.confirm(1);
     assert_eq!(story.asked_parked(), [key("a")]);
@@ -676,7 +676,7 @@ fn redriving_more_than_memory_holds_leaves_the_rest_on_disk() {
     }
     story.down(FaultClass::Outage);
     for seq in 0..5 {
-        story.tell(Input::Redriven(Loaded::Event(entry(seq, "")), fault(FaultClass::Message)));
+        story.handle(Input::Redriven(Loaded::Event(entry(seq, "")), fault(FaultClass::Message)));
     }
     assert_eq!(story.machine.figures().in_memory, 2);
     story.did.clear();
@@ -700,7 +700,7 @@ fn one_close_has_one_poison_message_which_stays_alone() {
     story.append_entry(|entry| (entry.key, entry.exchange) = (Some(key("c")), "gone".into()));
     story.append(&["d"]);
     assert_eq!(story.published(), [0, 1, 2, 3]);
-    story.tell(Input::Down { fault: missing() });
+    story.handle(Input::Down { fault: missing() });
     story.up();
     assert_eq!(story.published_how(), [(2, true, true)], "the likeliest first");
     story.outcome(2, Outcome::Refused(missing()));
@@ -729,7 +729,7 @@ fn a_missing_exchange_is_asked_for_by_one_event_at_a_time() {
     let mut story = Story::new(Settings { destination_attempts_max: 9, ..settings() });
     story.up();
     to_gone(&mut story, "a");
-    story.tell(Input::Down { fault: missing() });
+    story.handle(Input::Down { fault: missing() });
     story.up();
     story.outcome(0, Outcome::Refused(missing()));
     story.did.clear();
@@ -764,7 +764,7 @@ fn a_new_event_asks_for_an_exchange_that_was_missing() {
     };
     story.up();
     to_gone(&mut story, "a");
-    story.tell(Input::Down { fault: missing() });
+    story.handle(Input::Down { fault: missing() });
     story.up();
     story.outcome(0, Outcome::Refused(missing()));
     story.did.clear();
@@ -797,7 +797,7 @@ fn one_forbidden_topic_does_not_close_its_exchange() {
     let text =
         "ACCESS_REFUSED - write access to topic 'a.b' in exchange 'x' in vhost '/' refused for user 'u'";
     let forbidden = Fault::with_code(FaultClass::Destination, 403, text);
-    story.tell(Input::Down { fault: forbidden.clone() });
+    story.handle(Input::Down { fault: forbidden.clone() });
     story.up();
     story.outcome(0, Outcome::Refused(forbidden));
     story.did.clear();
@@ -866,9 +866,9 @@ fn a_rate_limit_counts_resends_and_wakes_nobody_for_nothing() {
     assert_eq!(story.published(), Vec::<u64>::new());
     story.pass(1);
     assert_eq!(story.published_how(), [(0, true, false)]);
-    story.tell(Input::Pause);
+    story.handle(Input::Pause);
     assert_eq!(wake(&story), None, "paused");
-    story.tell(Input::Resume);
+    story.handle(Input::Resume);
     story.pass(50);
     assert_eq!(story.published(), [2]);
     for seq in 0..3 {
@@ -914,31 +914,31 @@ fn a_scan_takes_out_what_has_expired() {
     expires(&mut story, "a", 500);
     story.pass(100);
     story.did.clear();
-    story.tell(Input::LetExpiredGo);
+    story.handle(Input::LetExpiredGo);
     assert!(story.was_quarantined(1) && !story.was_quarantined(0) && !story.was_quarantined(2));
     let until_ms = 1_000_100;
     let find = |at| Action::FindExpired { at, until_ms, events_max: 16 };
     assert_eq!(story.did.last(), Some(&find(ScanAt::Due(None))));
-    story.tell(Input::LetExpiredGo);
+    story.handle(Input::LetExpiredGo);
     assert_eq!(story.did.iter().filter(|action| matches!(action, Action::FindExpired { .. })).count(), 1);
     let event = |seq, place| ExpiredEvent { seq, key: Some(key("z")), place };
     let found = vec![event(7, ExpiredPlace::Log), event(0, ExpiredPlace::Log), event(1, ExpiredPlace::Log)];
     let answer = |found, next, to| Input::FoundExpired { found, next, to, earliest_ms: None };
-    story.tell(answer(Vec::new(), Some(ScanAt::Log(0)), 0));
+    story.handle(answer(Vec::new(), Some(ScanAt::Log(0)), 0));
     assert_eq!(story.did.last(), Some(&find(ScanAt::Log(3))), "what the log has brought is known");
     story.did.clear();
-    story.tell(answer(found, None, 8));
+    story.handle(answer(found, None, 8));
     assert!(story.was_quarantined(7) && !story.was_quarantined(0) && !story.was_quarantined(1));
     assert_eq!(story.did.last(), Some(&Action::Scanned { to: 8, earliest_ms: Some(1_000_050) }));
     story.confirm(0);
     story.confirm(2);
-    story.tell(Input::LetExpiredGo);
+    story.handle(Input::LetExpiredGo);
     assert_eq!(
         story.did.last(),
         Some(&find(ScanAt::Due(None))),
         "what was in flight had expired: looked for again"
     );
-    story.tell(answer(Vec::new(), None, 8));
-    story.tell(Input::LetExpiredGo);
+    story.handle(answer(Vec::new(), None, 8));
+    story.handle(Input::LetExpiredGo);
     assert_eq!(story.did.last(), Some(&find(ScanAt::Log(8))));
 }

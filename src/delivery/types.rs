@@ -1,6 +1,6 @@
 //! The words that the delivery machine and its worker exchange.
 //!
-//! The machine is told *inputs* and answers with *actions*. It holds sequence numbers and keys, never payloads; the
+//! The machine is given *inputs* and answers with *actions*. It holds sequence numbers and keys, never payloads; the
 //! worker holds the records, the file, the publisher and the clock.
 
 use std::sync::Arc;
@@ -227,7 +227,7 @@ pub(crate) enum ExpiredPlace {
     Exception(Exception),
 }
 
-/// What the machine is told.
+/// What the machine is given.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     /// The log ends (exclusively) here now. Rises only.

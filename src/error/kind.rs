@@ -111,7 +111,7 @@ mod tests {
 
     /// Goal: a cause is printed or is the `source()`, never both, and never lost. Method: an error of each family that has a cause.
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_is_reported_once() {
         let cause = || io::Error::other("no such device");
         let open = OpenError::Io { action: "open", path: "a.redb".into(), cause: cause() };
         let storage = StorageFailure { action: "reading", cause: cause().into(), fatal: true };
@@ -131,8 +131,8 @@ mod tests {
                 chain.push(source.to_string());
                 next = source.source();
             }
-            let told = 1 + chain.iter().filter(|text| text.contains("no such device")).count();
-            assert_eq!(told, 1, "{text}: {chain:?}");
+            let reported = 1 + chain.iter().filter(|text| text.contains("no such device")).count();
+            assert_eq!(reported, 1, "{text}: {chain:?}");
             assert!(text.contains("no such device"), "{text}");
         }
     }

@@ -130,15 +130,15 @@ pub(super) fn empty_text(journal: Option<&Path>) -> String {
 }
 
 impl OpenError {
-    /// Tells the path, and the paths of files beside it, as the application has given them.
+    /// Names the path, and the paths of files beside it, as the application has given them.
     pub(crate) fn named_as(mut self, path: &Path, given: &Path) -> Self {
-        let named = |told: &mut PathBuf| {
-            if told == path {
-                *told = given.to_owned();
-            } else if told.parent() == path.parent()
-                && let Some(name) = told.file_name()
+        let named = |named_path: &mut PathBuf| {
+            if named_path == path {
+                *named_path = given.to_owned();
+            } else if named_path.parent() == path.parent()
+                && let Some(name) = named_path.file_name()
             {
-                *told = given.with_file_name(name);
+                *named_path = given.with_file_name(name);
             }
         };
         match &mut self {

@@ -41,10 +41,10 @@ mod tests {
     /// Goal: nothing of a panic goes on, whatever its value does when it is dropped. Method: values that panic anew.
     #[test]
     fn a_panic_whose_value_panics_ends_here() {
-        let told = |value: Box<dyn Any + Send>| caught(|| -> () { std::panic::resume_unwind(value) });
+        let reported = |value: Box<dyn Any + Send>| caught(|| -> () { std::panic::resume_unwind(value) });
         assert_eq!(caught(|| 7), Ok(7));
-        assert_eq!(told(Box::new("a text")), Err("a text".into()));
-        assert_eq!(told(Box::new("a String".to_owned())), Err("a String".into()));
-        assert_eq!(told(Box::new(Again)), Err("no message".into()));
+        assert_eq!(reported(Box::new("a text")), Err("a text".into()));
+        assert_eq!(reported(Box::new("a String".to_owned())), Err("a String".into()));
+        assert_eq!(reported(Box::new(Again)), Err("no message".into()));
     }
 }

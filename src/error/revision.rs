@@ -38,7 +38,7 @@ impl ExpectedRevision {
         }
     }
 
-    /// The revision that the first of the appended events would have, where that is told.
+    /// The revision that the first of the appended events would have, where that is known.
     pub(crate) fn first(self) -> Option<u64> {
         match self {
             Self::Any | Self::StreamExists => None,

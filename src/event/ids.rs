@@ -132,15 +132,15 @@ mod tests {
             static LAST: Cell<Option<LastIds>> = const { Cell::new(None) };
         }
         for asked_before in [true, false] {
-            let (tell, told) = std::sync::mpsc::channel();
+            let (sender, receiver) = std::sync::mpsc::channel();
             let thread = std::thread::spawn(move || {
-                LAST.set(Some(LastIds(tell)));
+                LAST.set(Some(LastIds(sender)));
                 if asked_before {
                     fresh();
                 }
             });
             thread.join().unwrap();
-            let ([one, other], secret) = told.recv().unwrap();
+            let ([one, other], secret) = receiver.recv().unwrap();
             assert_ne!(secret, fresh_secret());
             assert!(one != other && one.get_version_num() == 7 && other.get_version_num() == 7);
         }

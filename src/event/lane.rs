@@ -24,7 +24,7 @@ pub struct Lane {
     pub number: u64,
 }
 
-/// A lane, told from those of all other stores.
+/// A lane, distinguished from those of all other stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct LaneOf {
     /// Who numbered it.

@@ -165,7 +165,7 @@ impl Event {
     }
 
     /// Publishes the event without AMQP's `mandatory`. **Risk:** where no queue takes the event, the broker drops it and confirms
-    /// it. The event counts as delivered, and nothing tells of the loss: an exchange without bindings, a queue that was deleted, a
+    /// it. The event counts as delivered, and nothing reports the loss: an exchange without bindings, a queue that was deleted, a
     /// durable queue whose node is down.
     ///
     /// It is for exchanges that return what they will deliver, such as `x-delayed-message`, and for events that need no reader. See

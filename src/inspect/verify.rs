@@ -1,4 +1,4 @@
-//! Looking at everything that is in the file, and telling what does not fit.
+//! Looking at everything that is in the file, and reporting what does not fit.
 
 use std::fmt;
 
@@ -131,7 +131,7 @@ impl Verification {
 
     pub(crate) fn found(&mut self, finding: Finding) {
         self.findings_total += 1;
-        // A log of a million damaged records is told in the result, not in a million lines.
+        // A log of a million damaged records is reported in the result, not in a million lines.
         if self.findings.len() < FINDINGS_MAX {
             tracing::error!(%finding, "verification");
             self.findings.push(finding);

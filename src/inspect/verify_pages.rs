@@ -108,7 +108,7 @@ impl Store {
         self.verify_pages_with(|_| ControlFlow::Continue(()))
     }
 
-    /// As [`verify_pages`](Self::verify_pages), and tells how far it has come, every
+    /// As [`verify_pages`](Self::verify_pages), and reports how far it has come, every
     /// 64 pages and at the end. `Break` ends it. No lock is held meanwhile: `progress` may write to
     /// the store, or wait.
     ///
@@ -151,7 +151,7 @@ impl Store {
         let mut walk = Walk::new(state, &read, visitor);
         let is_complete = walk.all();
         let mut visitor = walk.visitor;
-        let ends = visitor.tell();
+        let ends = visitor.report_progress();
         drop(snapshot);
         // Once it is closed another process may write to the file: what was read then says nothing.
         if core.pages().is_none() || core.is_closing() {
@@ -172,7 +172,7 @@ struct Progressing<F> {
 }
 
 impl<F: FnMut(PageProgress) -> ControlFlow<()>> Progressing<F> {
-    fn tell(&mut self) -> ControlFlow<()> {
+    fn report_progress(&mut self) -> ControlFlow<()> {
         let PageVerification { pages, bytes, .. } = self.found;
         (self.progress)(PageProgress { pages, bytes, bytes_max: self.bytes_max })
     }
@@ -180,7 +180,7 @@ impl<F: FnMut(PageProgress) -> ControlFlow<()>> Progressing<F> {
     fn count(&mut self, place: Place) -> bool {
         self.found.pages += 1;
         self.found.bytes += place.bytes;
-        !self.found.pages.is_multiple_of(PAGES_PER_PROGRESS) || self.tell().is_continue()
+        !self.found.pages.is_multiple_of(PAGES_PER_PROGRESS) || self.report_progress().is_continue()
     }
 }
 

@@ -231,8 +231,8 @@ fn an_age_survives_a_jump_of_the_wall_clock() {
         store.write(|tx| tx.append(Event::bytes("t", "1").to("e", "r"))).unwrap();
         clock.wall_ms.store(NOW, Relaxed);
         clock.pass(5_000);
-        let told = age(&store).unwrap();
-        assert!(told <= 5_000, "{told} ms of an event that is 5 s old");
+        let reported = age(&store).unwrap();
+        assert!(reported <= 5_000, "{reported} ms of an event that is 5 s old");
         store.close().unwrap();
         let store = open(&path, &clock);
         clock.pass(3_000);

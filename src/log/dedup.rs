@@ -2,7 +2,7 @@
 //!
 //! Per lane one *high-water mark*: every number from `next` on is new; those below have come, but for the open *gaps*. So a
 //! lane takes one row and one more per open gap, however many deliveries come, and a late one that fills a
-//! gap is still told from a repeat. Of what has come, the hash of its content is kept: the latest with the high-water mark, those before
+//! gap is still distinguished from a repeat. Of what has come, the hash of its content is kept: the latest with the high-water mark, those before
 //! in *chunks* of 64 numbers, of which a lane keeps [`LANE_CHUNKS_MAX`].
 //!
 //! ```text
@@ -300,7 +300,7 @@ impl HighWater {
 }
 
 impl Before {
-    /// Tells a repeat from another message of the same number, as well as could be told then.
+    /// Distinguishes a repeat from another message of the same number, as well as was possible then.
     fn compare(&self, arrival: &Arrival) -> Decision {
         let (number, Some(as_before)) = (arrival.number, arrival.before) else {
             return Decision::Conflict("it was seen before, and nothing is known of its content");
@@ -374,7 +374,7 @@ impl Gap {
     }
 }
 
-/// What files of before format 5 tell a message from another by: id, type and payload.
+/// What files of before format 5 distinguish a message from another by: id, type and payload.
 pub(crate) fn checksum(message: &Message) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for text in [&message.message_id, &message.event_type] {

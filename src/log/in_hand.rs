@@ -44,7 +44,7 @@ pub(crate) struct TriesRow {
     pub(crate) parked: Option<u64>,
 }
 
-/// A delivery that is parked: the broker has been told that it is done with.
+/// A delivery that is parked: the broker was notified that it is done with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ParkedRow {
     /// It has waited for the gap before it.

@@ -196,7 +196,7 @@ fn framed(position: Position, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The checksum of a body alone: tells whether two events with one id have the same content.
+/// The checksum of a body alone: says whether two events with one id have the same content.
 pub(crate) fn body_checksum(body: &[u8]) -> u32 {
     crc32fast::hash(body)
 }
@@ -208,7 +208,7 @@ pub(crate) fn decode(seq: u64, bytes: &[u8]) -> Result<RecordedEvent, CorruptErr
     decode_body(header, body).map_err(|Malformed(what)| corrupt(what))
 }
 
-/// Checks a record and tells the offset at which it ends.
+/// Checks a record and returns the offset at which it ends.
 pub(crate) fn end_offset(seq: u64, bytes: &[u8]) -> Result<u64, CorruptError> {
     check(seq, bytes).map(|(header, _)| header.end_offset)
 }

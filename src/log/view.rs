@@ -154,7 +154,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What few events have, up to the payload. Tells the version.
+    /// What few events have, up to the payload. Returns the version.
     fn rest(&mut self, flags: u16) -> Result<u32, Malformed> {
         let has = |flag| flags & flag != 0;
         let mut rest = Reader(self.body.get(self.at..).ok_or(TOO_EARLY)?);

@@ -358,7 +358,7 @@ impl Projection {
         }
     }
 
-    /// What tells that the thread has ended.
+    /// What says that the thread has ended.
     fn ask_to_end(&mut self) -> Option<oneshot::Receiver<()>> {
         let ended = self.ended.take()?;
         if self.store.core().owner.is_elsewhere() {

@@ -80,7 +80,7 @@ impl ProjectionFailure {
 /// Longest text of a failure that is kept, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// What a handler is told whose tables are of another version.
+/// What a handler is given whose tables are of another version.
 pub(crate) fn not_rebuilt(name: &str, live: Track) -> Error {
     let reason = format!("its tables are of version {} and not rebuilt yet", live.version);
     Error::ProjectionStopped { name: name.to_owned(), position: live.position, reason }

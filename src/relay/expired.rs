@@ -114,7 +114,7 @@ impl Search {
         }
     }
 
-    /// A record that cannot be read is told when it is to be published. What goes nowhere, or by a relay's rule, is left
+    /// A record that cannot be read is reported when it is to be published. What goes nowhere, or by a relay's rule, is left
     /// until it is to be published.
     fn look_at(
         &mut self,

@@ -207,7 +207,7 @@ impl Relay {
         }
     }
 
-    /// What tells that the thread has ended, and until when that is waited for; or the report, where nothing can be waited for.
+    /// What says that the thread has ended, and until when that is waited for; or the report, where nothing can be waited for.
     fn ask_to_end(
         &mut self,
         timeout: Duration,

@@ -375,7 +375,7 @@ impl RelayBuilder {
     }
 
     /// Publishes what goes to this exchange without AMQP's `mandatory`; call it once for each such exchange. **Risk:** where no queue
-    /// takes an event, the broker drops it and confirms it. The event counts as delivered, and nothing tells of the loss.
+    /// takes an event, the broker drops it and confirms it. The event counts as delivered, and nothing reports the loss.
     ///
     /// It is for exchanges that return what they will deliver. `x-delayed-message` is one: a mandatory event would be
     /// published again and again, and quarantined, though each copy arrives. For single events see
@@ -513,7 +513,7 @@ impl RelayBuilder {
         core.relays.register(&self.name, port)?;
         // From here on the name is taken: free it again if the start fails.
         let registered = Registered { store: self.store.clone(), name: self.name.clone() };
-        let (events, told) = unbounded();
+        let (events, published) = unbounded();
         // What the publisher's own threads log is this relay's too.
         let span = tracing::info_span!("relay", relay = %self.name);
         span.in_scope(|| publisher.start(crate::broker::PublisherEvents::to_relay(events)))?;
@@ -527,7 +527,7 @@ impl RelayBuilder {
             second: None,
             signing: self.signing,
         };
-        let inputs = worker::Inputs { notified, requested, told };
+        let inputs = worker::Inputs { notified, requested, published };
         let publisher = Box::new(publisher);
         let form =
             worker::Form { wire, unpublished: self.unpublished, may_be_unroutable: self.may_be_unroutable };

@@ -34,7 +34,7 @@ pub(crate) struct Held {
     pub(super) mandatory: bool,
 }
 
-/// Makes a record ready for the wire and tells the machine what it is.
+/// Makes a record ready for the wire and gives the machine what it is.
 /// Whether an event is met in the log, or again because a row of the cursor names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Met {

@@ -395,7 +395,7 @@ impl Quarantine {
         let count = left.len() as u64;
         for Quarantined { seq, fault, .. } in left {
             tracing::info!(relay = %self.relay, seq, "redriven");
-            self.tell(RelayRequest::Redriven { seq, fault });
+            self.notify(RelayRequest::Redriven { seq, fault });
         }
         Ok(count)
     }
@@ -406,7 +406,7 @@ impl Quarantine {
         let count = left.len() as u64;
         for Quarantined { seq, fault, key, .. } in left {
             tracing::warn!(relay = %self.relay, seq, %fault, "discarded by request");
-            self.tell(RelayRequest::Discarded { seq, key });
+            self.notify(RelayRequest::Discarded { seq, key });
         }
         Ok(count)
     }
@@ -476,7 +476,7 @@ impl Quarantine {
         Error::NotQuarantined { relay: self.relay.clone(), seq }
     }
 
-    fn tell(&self, request: RelayRequest) {
+    fn notify(&self, request: RelayRequest) {
         if let Some(port) = self.store.core().relays.port(&self.relay) {
             // A relay that is gone finds it in the file when it starts.
             let _ = port.requests.send(request);

@@ -57,7 +57,7 @@ impl Worker {
 
     pub(super) fn await_confirms(&mut self, seqs: Vec<u64>, reply: oneshot::Sender<Awaited>) -> Result<()> {
         // The commit that made them may not have been heard of yet.
-        self.tell_tail();
+        self.report_tail();
         self.work()?;
         let mut left = BTreeSet::new();
         for seq in seqs {

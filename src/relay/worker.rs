@@ -51,7 +51,7 @@ const EVENTS_PER_ITERATION: usize = 256;
 pub(crate) struct Inputs {
     pub(crate) notified: Receiver<()>,
     pub(crate) requested: Receiver<RelayRequest>,
-    pub(crate) told: Receiver<PublisherEvent>,
+    pub(crate) published: Receiver<PublisherEvent>,
 }
 
 #[derive(Debug)]
@@ -198,7 +198,7 @@ impl Worker {
         self.end(failure.is_none())
     }
 
-    /// Waits for something, tells the machine, does what it says.
+    /// Waits for something, notifies the machine, does what it says.
     fn iterate(&mut self) -> Result<()> {
         self.work()?;
         self.search()?;
@@ -210,9 +210,9 @@ impl Worker {
         self.ask_for_pass();
         self.show_status();
         match self.wait() {
-            Woken::Grown => self.tell_tail(),
+            Woken::Grown => self.report_tail(),
             Woken::Request(request) => self.request(request)?,
-            Woken::Told(event) => self.told_all(event),
+            Woken::Publisher(event) => self.on_events(event),
             Woken::Timer => self.step(Input::Tick),
             Woken::PublisherGone => {
                 return Err(Error::app("the publisher has ended by itself"));
@@ -223,7 +223,7 @@ impl Worker {
         self.registered.store.core().check()
     }
 
-    pub(crate) fn tell_tail(&mut self) {
+    pub(crate) fn report_tail(&mut self) {
         let tail = self.registered.store.core().tail().next_seq;
         self.step(Input::Tail(tail));
     }
@@ -232,16 +232,16 @@ impl Worker {
         let is_busy = self.search.is_some() || self.load.is_some();
         let wake = if is_busy { Deadline::now() } else { self.timer() };
         let timer = wake.instant().map_or_else(never, crossbeam_channel::at);
-        let Inputs { notified, requested, told } = &self.inputs;
+        let Inputs { notified, requested, published } = &self.inputs;
         select! {
-            recv(told) -> event => event.map_or(Woken::PublisherGone, Woken::Told),
+            recv(published) -> event => event.map_or(Woken::PublisherGone, Woken::Publisher),
             recv(notified) -> _ => Woken::Grown,
             recv(requested) -> request => request.map_or(Woken::HandleGone, Woken::Request),
             recv(timer) -> _ => Woken::Timer,
         }
     }
 
-    /// When to wake without being told anything.
+    /// When to wake without being notified of anything.
     fn timer(&self) -> Deadline {
         let core = self.registered.store.core();
         let now = self.now();
@@ -350,7 +350,7 @@ impl Worker {
             }
             Action::Quarantined { seq, fault } => {
                 self.warn_of_quarantine(seq, &fault);
-                // Whoever is told looks at the quarantine next: its row must be on its way before.
+                // Whoever is notified looks at the quarantine next: its row must be on its way before.
                 self.hand_over_changes()?;
                 self.waiters.quarantined(seq, &fault);
             }
@@ -422,15 +422,15 @@ impl Worker {
 
     // --- hearing ------------------------------------------------------------------------------------------------------
 
-    fn told_all(&mut self, first: PublisherEvent) {
-        self.told(first);
+    fn on_events(&mut self, first: PublisherEvent) {
+        self.on_event(first);
         for _ in 1..EVENTS_PER_ITERATION {
-            let Ok(event) = self.inputs.told.try_recv() else { return };
-            self.told(event);
+            let Ok(event) = self.inputs.published.try_recv() else { return };
+            self.on_event(event);
         }
     }
 
-    fn told(&mut self, event: PublisherEvent) {
+    fn on_event(&mut self, event: PublisherEvent) {
         match event {
             PublisherEvent::Up { epoch } => {
                 tracing::info!(epoch = epoch.0, "connected");
@@ -503,7 +503,7 @@ impl Worker {
                     self.stop_at = Some(deadline);
                     return;
                 }
-                // Its reply is dropped, which tells the waiter that the relay has ended.
+                // Its reply is dropped, which notifies the waiter that the relay has ended.
                 RelayRequest::Await { .. } => {}
                 // So that nobody waits for an answer.
                 RelayRequest::LetExpiredGo => {
@@ -587,7 +587,7 @@ pub(crate) struct Search {
 enum Woken {
     Grown,
     Request(RelayRequest),
-    Told(PublisherEvent),
+    Publisher(PublisherEvent),
     Timer,
     PublisherGone,
     HandleGone,

@@ -32,7 +32,7 @@ pub(crate) fn create_atomically(
     let folder = folder_of(path);
     let failed = |source| cannot_create(path, source);
     let (temporary, file) = make_temporary(path).map_err(failed)?;
-    // What goes wrong with the temporary file is told of the path that was given.
+    // What goes wrong with the temporary file is reported of the path that was given.
     let made = fill(&temporary, &file, options.cache_bytes, initialise)
         .map_err(|error| error.named_as(&temporary, path));
     let made = made.and_then(|()| put_in_place(&file, &temporary, path, options).map_err(failed));

@@ -214,7 +214,7 @@ fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Op
     })
 }
 
-/// The error of a file that the engine does not take, with what can be seen of it, and of a journal that tells what it once was.
+/// The error of a file that the engine does not take, with what can be seen of it, and of a journal that says what it once was.
 fn described(error: OpenError, path: &Path, file: &File, options: Options) -> OpenError {
     if matches!(error, OpenError::Locked { .. }) && is_locked_by_reader(file) {
         return OpenError::LockedByReader { path: path.into() };

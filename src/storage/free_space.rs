@@ -10,7 +10,7 @@ pub(crate) struct Space {
     pub(crate) total: u64,
 }
 
-/// `None` where it cannot be told.
+/// `None` where it is not known.
 #[cfg(unix)]
 pub(crate) fn space_at(path: &Path) -> Option<Space> {
     let of = rustix::fs::statvfs(path).ok()?;
@@ -19,7 +19,7 @@ pub(crate) fn space_at(path: &Path) -> Option<Space> {
     (of.f_blocks > 0).then(|| Space { free: bytes(of.f_bavail), total: bytes(of.f_blocks) })
 }
 
-/// The standard library does not tell.
+/// The standard library does not say.
 #[cfg(not(unix))]
 pub(crate) fn space_at(_: &Path) -> Option<Space> {
     None

@@ -107,9 +107,9 @@ mod tests {
         head
     }
 
-    /// Goal: only what is certain is told. Method: heads of each version, closed and not, with lengths around what they say; numbers that overflow.
+    /// Goal: only what is certain is reported. Method: heads of each version, closed and not, with lengths around what they say; numbers that overflow.
     #[test]
-    fn only_what_is_certain_is_told() {
+    fn only_what_is_certain_is_reported() {
         let layout = [4096, 0, 1000, 1, 10];
         let len = 4096 * 1011;
         for flags in 0..16 {

@@ -50,7 +50,7 @@ pub(crate) struct Place {
     pub(crate) bytes: u64,
 }
 
-/// What the walk tells.
+/// What the walk reports.
 pub(crate) trait Visitor {
     /// A page is as it was written; `false` ends the walk.
     fn right(&mut self, table: Option<&str>, place: Place) -> bool;
@@ -70,7 +70,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// The newest state that a head tells; `None` if the head is damaged, or of another version.
+    /// The newest state that a head names; `None` if the head is damaged, or of another version.
     pub(crate) fn of(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<Self> {
         Self::in_head(head, file_bytes, Self::newest(head))
     }

@@ -30,7 +30,7 @@ impl Inode {
         Self { device: meta.dev(), number: meta.ino() }
     }
 
-    /// Elsewhere files have no number that the standard library tells: all count as the same.
+    /// Elsewhere files have no number that the standard library gives: all count as the same.
     #[cfg(not(unix))]
     pub(crate) fn of(_: &Metadata) -> Self {
         Self { device: 0, number: 0 }
@@ -245,11 +245,11 @@ fn cannot_be_synced(error: &io::Error) -> bool {
 }
 
 fn is_first_time(folder: &Path) -> bool {
-    static TOLD: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_first = !told.iter().any(|told| told == folder) && told.len() < UNSYNCED_FOLDERS_MAX;
+    static WARNED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let mut warned = WARNED.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_first = !warned.iter().any(|warned| warned == folder) && warned.len() < UNSYNCED_FOLDERS_MAX;
     if is_first {
-        told.push(folder.to_owned());
+        warned.push(folder.to_owned());
     }
     is_first
 }
@@ -258,10 +258,10 @@ fn is_first_time(folder: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// Goal: an error that says "not here" is told from one that says "it failed". Method: every error of Linux, against the lists in words.
+    /// Goal: an error that says "not here" is distinguished from one that says "it failed". Method: every error of Linux, against the lists in words.
     #[cfg(target_os = "linux")]
     #[test]
-    fn what_cannot_be_synced_is_told_from_what_has_failed() {
+    fn what_cannot_be_synced_differs_from_what_has_failed() {
         let cannot: Vec<i32> =
             (1..134).filter(|code| cannot_be_synced(&io::Error::from_raw_os_error(*code))).collect();
         let listed = [

@@ -16,7 +16,7 @@ pub(crate) fn why_not_private(side: &Metadata, fresh: Option<&Metadata>, store: 
     judge(seen(side), fresh.map(seen), store.uid())
 }
 
-/// Elsewhere the standard library tells neither owner nor mode.
+/// Elsewhere the standard library gives neither owner nor mode.
 #[cfg(not(unix))]
 pub(crate) fn why_not_private(_: &Metadata, _: Option<&Metadata>, _: &Metadata) -> Option<String> {
     None

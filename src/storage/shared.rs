@@ -40,7 +40,7 @@ impl Look {
         self.found.get()?.as_deref()
     }
 
-    /// What is damaged. What cannot be read is left to the engine, which tells it.
+    /// What is damaged. What cannot be read is left to the engine, which reports it.
     fn take(&self, file: &impl StorageBackend, len: u64) -> Option<String> {
         let mut head = [0; HEAD_BYTES];
         if len < HEAD_BYTES as u64 || file.read(0, &mut head).is_err() {

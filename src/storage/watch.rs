@@ -160,7 +160,7 @@ mod tests {
 
     /// Goal: only what is certain is a loss. Method: each answer that the operating system may give.
     #[test]
-    fn what_cannot_be_told_is_no_loss() {
+    fn what_is_unknown_is_no_loss() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| {
             let path = folder.path().join(name);

@@ -97,7 +97,7 @@ impl ManualClock {
 
     /// Lets `duration` pass: moves the monotonic and the wall time forward, and wakes all that may be due.
     ///
-    /// Time that cannot be told any more stands still at its end, so `Duration::MAX` makes everything due.
+    /// Time that cannot be represented any more stands still at its end, so `Duration::MAX` makes everything due.
     /// Costs a lock, and a notification for each store. It may be called from anywhere, also from inside a
     /// transaction.
     ///
@@ -153,7 +153,7 @@ impl ManualClock {
         }
     }
 
-    /// Tells the listeners, outside of every lock.
+    /// Notifies the listeners, outside of every lock.
     fn notify(&self) {
         let listeners = lock(&self.shared.listeners).clone();
         if listeners.iter().filter(|listener| !listener.notify()).count() > 0 {
@@ -187,10 +187,10 @@ mod tests {
 
     use super::*;
 
-    /// Goal: each move is told to every listener that still lives; the others are forgotten. A listener may
+    /// Goal: each move notifies every listener that still lives; the others are forgotten. A listener may
     /// call the clock. Method: a listener that moves the clock once more, and one that is dropped.
     #[test]
-    fn every_move_is_told_and_who_is_gone_is_forgotten() {
+    fn every_move_notifies_all_and_who_is_gone_is_forgotten() {
         let (clock, heard) = (ManualClock::new(), Arc::new(AtomicUsize::new(0)));
         let listener = |f: Box<dyn Fn() + Send + Sync>| -> Arc<dyn Fn() + Send + Sync> { Arc::from(f) };
         let mover = {
@@ -202,8 +202,8 @@ mod tests {
             }))
         };
         let gone = listener(Box::new(|| unreachable!("it is gone")));
-        for told in [&mover, &gone] {
-            clock.subscribe(ClockListener::new(told));
+        for listener in [&mover, &gone] {
+            clock.subscribe(ClockListener::new(listener));
         }
         drop(gone);
         clock.advance(Duration::from_micros(500));

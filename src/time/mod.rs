@@ -39,7 +39,7 @@ pub struct Now {
 /// **Waits of real time**, whatever the clock says: a timeout that a caller passes (`stop`, `confirmed`,
 /// `next_timeout`, `QuotaPolicy::Wait`); deadlines and pauses of a connection to a broker, of
 /// [`MemoryBroker`](crate::broker::MemoryBroker) too; the short delays that gather work for one commit.
-/// A clock that tells its listeners of a jump ends these short delays.
+/// A clock that notifies its listeners of a jump ends these short delays.
 ///
 /// A clock is the application's code. The library calls it outside of its locks, but also from inside
 /// transactions: it must not write to the store.
@@ -105,9 +105,9 @@ pub trait Clock: Debug + Send + Sync + 'static {
 /// use onewrite::time::{Clock, ClockListener, ManualClock};
 /// let jumps = Arc::new(AtomicUsize::new(0));
 /// let count = Arc::clone(&jumps);
-/// let told: Arc<dyn Fn() + Send + Sync> = Arc::new(move || _ = count.fetch_add(1, Ordering::SeqCst));
+/// let on_jump: Arc<dyn Fn() + Send + Sync> = Arc::new(move || _ = count.fetch_add(1, Ordering::SeqCst));
 /// let clock = ManualClock::new();
-/// clock.subscribe(ClockListener::new(&told));
+/// clock.subscribe(ClockListener::new(&on_jump));
 /// clock.advance(std::time::Duration::from_secs(1));
 /// assert_eq!(jumps.load(Ordering::SeqCst), 1);
 /// ```
@@ -115,16 +115,16 @@ pub trait Clock: Debug + Send + Sync + 'static {
 pub struct ClockListener(Weak<dyn Fn() + Send + Sync>);
 
 impl ClockListener {
-    /// A listener that calls `told` as long as `told` lives elsewhere.
+    /// A listener that calls `on_jump` as long as `on_jump` lives elsewhere.
     ///
     /// ```
     /// use onewrite::time::ClockListener;
-    /// let told: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
-    /// assert!(ClockListener::new(&told).notify());
+    /// let on_jump: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
+    /// assert!(ClockListener::new(&on_jump).notify());
     /// ```
     #[must_use]
-    pub fn new(told: &Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self(Arc::downgrade(told))
+    pub fn new(on_jump: &Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self(Arc::downgrade(on_jump))
     }
 
     /// Says that the clock has jumped. Returns `false` if nobody listens any more: forget the listener.
@@ -134,23 +134,23 @@ impl ClockListener {
     ///
     /// ```
     /// use onewrite::time::ClockListener;
-    /// let told: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
-    /// let listener = ClockListener::new(&told);
-    /// drop(told);
+    /// let on_jump: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
+    /// let listener = ClockListener::new(&on_jump);
+    /// drop(listener);
     /// assert!(!listener.notify());
     /// ```
     pub fn notify(&self) -> bool {
-        let told = self.0.upgrade();
-        told.iter().for_each(|told| told());
-        told.is_some()
+        let on_jump = self.0.upgrade();
+        on_jump.iter().for_each(|on_jump| on_jump());
+        on_jump.is_some()
     }
 
     /// Whether somebody still listens.
     ///
     /// ```
     /// use onewrite::time::ClockListener;
-    /// let told: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
-    /// assert!(ClockListener::new(&told).is_alive());
+    /// let on_jump: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
+    /// assert!(ClockListener::new(&on_jump).is_alive());
     /// ```
     #[must_use]
     pub fn is_alive(&self) -> bool {

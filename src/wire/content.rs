@@ -1,4 +1,4 @@
-//! What tells a message from another that claims to be the same: a keyed hash over all of it that each copy shares.
+//! What distinguishes a message from another that claims to be the same: a keyed hash over all of it that each copy shares.
 //!
 //! The key is random and stays in the store. So nobody outside can make two messages of one hash, nor learn what hash a
 //! message has. SipHash-2-4 is made for that.

@@ -148,7 +148,7 @@ fn conflicts_are_decided_anew() {
     assert!(decisions.load(Relaxed) >= 108);
 }
 
-/// Goal: the bound on attempts holds, and the last conflict is told. Method: somebody else is always faster.
+/// Goal: the bound on attempts holds, and the last conflict is reported. Method: somebody else is always faster.
 #[test]
 fn attempts_are_bounded() {
     let (_folder, store) = open();

@@ -301,7 +301,7 @@ fn what_amqp_cannot_carry_is_refused_at_append() {
         for levels in [max + 1, max + 2, 200] {
             let error = refused(event(nested(levels, array)));
             assert!(
-                matches!(&error, EventError::NestedTooDeep { header, max: told } if header == "héader" && *told == max),
+                matches!(&error, EventError::NestedTooDeep { header, max: reported } if header == "héader" && *reported == max),
                 "{error}"
             );
         }
@@ -332,7 +332,7 @@ fn what_amqp_cannot_carry_is_refused_at_append() {
         ("app_id", Event::bytes("t", "").app_id(&*long)),
         ("cluster_id", Event::bytes("t", "").cluster_id(&*long)),
     ] {
-        assert!(matches!(refused(event), EventError::TooLong { field: told, .. } if told == field));
+        assert!(matches!(refused(event), EventError::TooLong { field: reported, .. } if reported == field));
     }
 }
 

@@ -129,7 +129,7 @@ fn a_task_stops_by_its_timeout() {
     go.store(true, SeqCst);
 }
 
-/// Goal: a request takes place once, a wrong id is told, and a store is closed without blocking.
+/// Goal: a request takes place once, a wrong id is reported, and a store is closed without blocking.
 #[test]
 fn a_task_writes_once_and_closes() {
     let (_folder, store, _) = open();

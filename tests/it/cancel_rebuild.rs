@@ -42,11 +42,11 @@ fn a_rebuild_at_a_poison_event_can_be_cancelled() {
         run(&store, 1, None).wait_until_live(TIMEOUT).unwrap();
         let second = run(&store, 2, Some(7));
         assert!(second.wait_until_live(TIMEOUT).is_err());
-        assert!(second.status().rebuild_stopped.is_some_and(|told| told.contains("event 7")));
+        assert!(second.status().rebuild_stopped.is_some_and(|reported| reported.contains("event 7")));
         if by_handle {
             assert!(second.cancel_rebuild().unwrap());
             let told = second.wait_until_live(TIMEOUT).unwrap_err().to_string();
-            assert!(told.contains("cancelled") || told.contains("event 7"), "{told}");
+            assert!(reported.contains("cancelled") || reported.contains("event 7"), "{reported}");
             second.stop(TIMEOUT);
         } else {
             second.stop(TIMEOUT);

@@ -22,7 +22,7 @@ const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 
 /// A change as the tests' codec writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Told {
+struct Reported {
     operation: Operation,
     key: u16,
     new: Option<u64>,
@@ -48,7 +48,7 @@ fn encode(change: &Change<'_, u16, u64>) -> onewrite::Result<Event> {
     Ok(Event::bytes("changed", payload).key(change.key.to_string()))
 }
 
-fn decode(payload: &[u8]) -> Told {
+fn decode(payload: &[u8]) -> Reported {
     let value = |at: usize| {
         (payload[at] == 1).then(|| u64::from_le_bytes(payload[at + 1..at + 9].try_into().unwrap()))
     };
@@ -59,18 +59,18 @@ fn decode(payload: &[u8]) -> Told {
         _ => Operation::Snapshot,
     };
     let key = u16::from_le_bytes(payload[1..3].try_into().unwrap());
-    Told { operation, key, new: value(3), old: value(12) }
+    Reported { operation, key, new: value(3), old: value(12) }
 }
 
-fn told(events: &[RecordedEvent]) -> Vec<Told> {
+fn reported(events: &[RecordedEvent]) -> Vec<Reported> {
     let of_table = events.iter().filter(|event| event.event_type() == "changed");
     of_table.map(|event| decode(event.payload())).collect()
 }
 
 /// What a follower holds that applies events in order.
-fn follow(told: impl IntoIterator<Item = Told>) -> BTreeMap<u16, u64> {
+fn follow(reported: impl IntoIterator<Item = Reported>) -> BTreeMap<u16, u64> {
     let mut table = BTreeMap::new();
-    for change in told {
+    for change in reported {
         match change.new {
             Some(value) => table.insert(change.key, value),
             None => table.remove(&change.key),
@@ -134,7 +134,7 @@ fn drained(store: &Store) {
 }
 
 /// What the broker got, repeats left out.
-fn published(broker: &MemoryBroker) -> Vec<Told> {
+fn published(broker: &MemoryBroker) -> Vec<Reported> {
     let mut seen = std::collections::HashSet::new();
     let tap = broker.tap();
     let first = tap.iter().filter(|tapped| seen.insert(tapped.message.message_id.clone()));
@@ -174,7 +174,7 @@ fn every_operation_is_an_event() {
         .unwrap();
     assert_eq!(receipt.seqs(), [0, 1, 2, 3, 4, 5]);
     store.write(|tx| tx.captured_table(TABLE)?.retain(|key, value| key == 3 && value == 30)).unwrap();
-    let change = |operation, key, new, old| Told { operation, key, new, old };
+    let change = |operation, key, new, old| Reported { operation, key, new, old };
     let expected = [
         change(Operation::Insert, 1, Some(10), None),
         change(Operation::Update, 1, Some(11), Some(10)),
@@ -185,7 +185,7 @@ fn every_operation_is_an_event() {
         change(Operation::Remove, 1, None, Some(11)),
     ];
     let events = events(&store.read().unwrap());
-    assert_eq!(told(&events), expected);
+    assert_eq!(reported(&events), expected);
     assert!(events.iter().all(|event| event.lane().is_some()), "they have the capture's destination");
     assert_eq!(rows(&store), BTreeMap::from([(3, 30)]));
     assert_eq!(stats(&store).waiting, 0);
@@ -303,7 +303,7 @@ fn a_failing_codec_fails_the_write() {
         })
         .unwrap();
     assert_eq!(rows(&store), BTreeMap::from([(1, 26), (2, 2), (5, 5)]));
-    assert_eq!(follow(told(&events(&store.read().unwrap()))), rows(&store));
+    assert_eq!(follow(reported(&events(&store.read().unwrap()))), rows(&store));
 }
 
 // --- no way around ------------------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ fn writing_around_is_refused() {
     }
 }
 
-/// Goal: types and settings that cannot work are told at once, naming the table.
+/// Goal: types and settings that cannot work are reported at once, naming the table.
 #[test]
 fn wrong_registrations_are_refused() {
     const AS_TEXT: TableDefinition<'_, &str, u64> = TableDefinition::new("table");
@@ -412,7 +412,7 @@ fn an_outage_is_one_event_per_key() {
     assert_eq!(store.stats().unwrap().next_seq, 1, "nothing is appended while the broker is away");
     broker.come_up();
     drained(&store);
-    let change = |operation, key, new| Told { operation, key, new, old: None };
+    let change = |operation, key, new| Reported { operation, key, new, old: None };
     let expected = [
         change(Operation::Update, 1, Some(0)),
         // A pass goes on behind the key that the last one ended with.
@@ -455,7 +455,7 @@ fn a_hot_key_starves_nobody() {
     let broker = broker();
     let relay = relay(&store, &broker);
     until("the others are published", || {
-        published(&broker).iter().filter(|told| told.key >= 1000).count() >= 3000
+        published(&broker).iter().filter(|reported| reported.key >= 1000).count() >= 3000
     });
     stop.store(true, SeqCst);
     hot.into_iter().for_each(|hot| hot.join().unwrap());
@@ -557,7 +557,7 @@ fn a_failing_codec_holds_nobody() {
     // Writes go on, and so do passes; what failed waits for its time, it is not tried with every pass.
     for value in 2..20 {
         put(&store, 7, value);
-        until("key 7 is published", || published(&broker).iter().any(|told| told.new == Some(value)));
+        until("key 7 is published", || published(&broker).iter().any(|reported| reported.new == Some(value)));
     }
     // After 1 s, 2 s more, 4 s more, and so on; one more for the try that may have begun just now.
     let allowed = 2 + u64::from((began.elapsed().as_secs() + 1).ilog2());
@@ -693,14 +693,14 @@ fn a_snapshot_under_writers_and_crashes_is_the_table() {
             unfinished += usize::from(!stats(store).snapshot_done);
             let relay = relay(store, &broker);
             drained(store);
-            let told = told(&events(&store.read().unwrap()));
-            assert_eq!(follow(told.iter().copied()), rows(store));
+            let reported = reported(&events(&store.read().unwrap()));
+            assert_eq!(follow(reported.iter().copied()), rows(store));
             let mut snapshots = BTreeMap::new();
-            for told in told.iter().filter(|told| told.operation == Operation::Snapshot) {
-                *snapshots.entry(told.key).or_insert(0) += 1;
+            for reported in reported.iter().filter(|reported| reported.operation == Operation::Snapshot) {
+                *snapshots.entry(reported.key).or_insert(0) += 1;
             }
             assert!(snapshots.values().all(|times| *times == 1), "a row of the snapshot is repeated");
-            assert!(snapshots.len() > 1000, "only {} rows were told as a snapshot", snapshots.len());
+            assert!(snapshots.len() > 1000, "only {} rows were reported as a snapshot", snapshots.len());
             assert!(relay.stop(SOON).clean);
         };
         judge(&store);
@@ -718,10 +718,10 @@ fn a_snapshot_under_writers_and_crashes_is_the_table() {
     }
 }
 
-/// Goal: a row that has changed before the snapshot comes to it is told once, by that change. Method: a full backlog makes
+/// Goal: a row that has changed before the snapshot comes to it is reported once, by that change. Method: a full backlog makes
 /// the snapshot wait. All rows change before the relay makes room; one pass takes them all.
 #[test]
-fn a_changed_row_is_told_once() {
+fn a_changed_row_is_reported_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     filled(&path, 100);
@@ -740,16 +740,18 @@ fn a_changed_row_is_told_once() {
     assert_eq!((stats(&store).waiting, stats(&store).snapshot_done), (100, false));
     let relay = relay(&store, &broker);
     drained(&store);
-    let published = told(&events(&store.read().unwrap()));
+    let published = reported(&events(&store.read().unwrap()));
     assert_eq!(published.len(), 100);
-    assert!(published.iter().all(|told| told.operation == Operation::Update && told.new == Some(2)));
+    assert!(
+        published.iter().all(|reported| reported.operation == Operation::Update && reported.new == Some(2))
+    );
     assert!(relay.stop(SOON).clean);
 }
 
-/// Goal: a row whose codec fails during a snapshot is not lost: it is told as a snapshot once the codec works, with the value
+/// Goal: a row whose codec fails during a snapshot is not lost: it is reported as a snapshot once the codec works, with the value
 /// it has then, unless it is gone. Method: three such rows, one of which is removed meanwhile, one changed.
 #[test]
-fn a_snapshot_row_whose_codec_fails_is_told_later() {
+fn a_snapshot_row_whose_codec_fails_is_reported_later() {
     static BROKEN: AtomicBool = AtomicBool::new(true);
     fn fragile(change: &Change<'_, u16, u64>) -> onewrite::Result<Event> {
         if BROKEN.load(SeqCst) && change.operation == Operation::Snapshot && change.key % 100 == 7 {
@@ -772,12 +774,16 @@ fn a_snapshot_row_whose_codec_fails_is_told_later() {
     drained(&store);
     let published = published(&broker);
     assert_eq!(follow(published.iter().copied()), rows(&store));
-    let told = |key| -> Vec<_> {
-        published.iter().filter(|told| told.key == key).map(|told| (told.operation, told.new)).collect()
+    let reported = |key| -> Vec<_> {
+        published
+            .iter()
+            .filter(|reported| reported.key == key)
+            .map(|reported| (reported.operation, reported.new))
+            .collect()
     };
-    assert_eq!(told(7), [(Operation::Snapshot, Some(1))]);
-    assert_eq!(told(107), [(Operation::Remove, None)]);
-    assert_eq!(told(207), [(Operation::Update, Some(2)), (Operation::Snapshot, Some(2))]);
+    assert_eq!(reported(7), [(Operation::Snapshot, Some(1))]);
+    assert_eq!(reported(107), [(Operation::Remove, None)]);
+    assert_eq!(reported(207), [(Operation::Update, Some(2)), (Operation::Snapshot, Some(2))]);
     assert!(relay.stop(SOON).clean);
 }
 
@@ -853,7 +859,7 @@ fn take_steps(tx: &Transaction, steps: &[Step], end: End) -> onewrite::Result<()
 #[derive(Debug, Clone, Default)]
 struct Model {
     table: BTreeMap<u16, u64>,
-    changes: Vec<Told>,
+    changes: Vec<Reported>,
 }
 
 impl Model {
@@ -863,7 +869,7 @@ impl Model {
                 Step::Insert(key, value) => {
                     let old = self.table.insert(key, value);
                     let operation = if old.is_some() { Operation::Update } else { Operation::Insert };
-                    self.changes.push(Told { operation, key, new: Some(value), old });
+                    self.changes.push(Reported { operation, key, new: Some(value), old });
                 }
                 Step::Remove(key) => self.remove(key),
                 Step::Retain(below) => {
@@ -876,7 +882,7 @@ impl Model {
 
     fn remove(&mut self, key: u16) {
         if let Some(old) = self.table.remove(&key) {
-            self.changes.push(Told { operation: Operation::Remove, key, new: None, old: Some(old) });
+            self.changes.push(Reported { operation: Operation::Remove, key, new: None, old: Some(old) });
         }
     }
 }
@@ -943,8 +949,8 @@ fn play(ops: &[Op], mut mode: CaptureMode, changes_mode: bool) {
                 mend(&store, &mut model, &broken);
                 running.get_or_insert_with(|| relay(&store, &broker));
                 drained(&store);
-                let told = told(&events(&store.read().unwrap()));
-                assert_eq!(follow(told), model.table);
+                let reported = reported(&events(&store.read().unwrap()));
+                assert_eq!(follow(reported), model.table);
             }
             Op::Reopen => {
                 if mode == CaptureMode::EveryChange {
@@ -986,7 +992,7 @@ fn play(ops: &[Op], mut mode: CaptureMode, changes_mode: bool) {
     let running = running.unwrap_or_else(|| relay(&store, &broker));
     drained(&store);
     assert_eq!(rows(&store), model.table);
-    let log = told(&events(&store.read().unwrap()));
+    let log = reported(&events(&store.read().unwrap()));
     assert_eq!(follow(log.iter().copied()), model.table);
     assert_eq!(follow(published(&broker)), model.table);
     if changes_mode {
@@ -996,7 +1002,7 @@ fn play(ops: &[Op], mut mode: CaptureMode, changes_mode: bool) {
         assert_eq!(log, model.changes);
         return;
     }
-    let count = |told: &[Told], key| told.iter().filter(|told| told.key == key).count();
+    let count = |reported: &[Reported], key| reported.iter().filter(|reported| reported.key == key).count();
     for key in 0..8 {
         assert!(count(&log, key) <= count(&model.changes, key), "key {key} has more events than changes");
     }

@@ -108,7 +108,7 @@ fn first_release(path: &std::path::Path, captured: bool) {
 
 /// An event of the second release, by a codec of the application.
 #[expect(clippy::unnecessary_wraps, reason = "it is a codec")]
-fn told(change: &Change<'_, &'static str, New>) -> onewrite::Result<Event> {
+fn encode(change: &Change<'_, &'static str, New>) -> onewrite::Result<Event> {
     let unreadable = if change.old_is_unreadable() { " from an older form" } else { "" };
     let text = format!("{} {} {:?}{unreadable}", change.operation.name(), change.key, change.new);
     Ok(Event::bytes("second", text).key(change.key))
@@ -136,7 +136,7 @@ fn keys(store: &Store) -> Vec<String> {
 fn rows_of_an_older_form_are_replaced_and_removed() {
     type Make = fn() -> Capture<&'static str, New>;
     let mut makes: Vec<Make> =
-        vec![|| Capture::with(NEW, told), || Capture::with(NEW, told).old_values(false)];
+        vec![|| Capture::with(NEW, encode), || Capture::with(NEW, encode).old_values(false)];
     #[cfg(feature = "json")]
     makes.push(|| Capture::json(NEW));
     for make in makes {
@@ -160,11 +160,11 @@ fn rows_of_an_older_form_are_replaced_and_removed() {
 
 /// Goal: a codec of the application sees that there was a value that cannot be read.
 #[test]
-fn a_codec_is_told_that_the_old_value_is_unreadable() {
+fn a_codec_learns_that_the_old_value_is_unreadable() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     first_release(&path, true);
-    let store = Store::builder().capture(Capture::with(NEW, told).unpublished()).open(&path).unwrap();
+    let store = Store::builder().capture(Capture::with(NEW, encode).unpublished()).open(&path).unwrap();
     for value in [(2, '$'), (3, '$')] {
         store.write(move |tx| tx.captured_table(NEW)?.insert("ann", value).map(drop)).unwrap();
     }
@@ -184,7 +184,7 @@ fn an_old_value_that_is_wanted_and_unreadable_is_an_error_of_its_key() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     first_release(&path, true);
-    let mut captures = vec![Capture::with(NEW, told).unpublished().old_values(true)];
+    let mut captures = vec![Capture::with(NEW, encode).unpublished().old_values(true)];
     #[cfg(feature = "json")]
     captures.push(Capture::json(NEW).unpublished().old_values(true));
     for capture in captures {
@@ -221,7 +221,7 @@ fn retain_goes_on_past_a_row_that_it_cannot_ask_of() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.redb");
         first_release(&path, true);
-        let capture = Capture::with(NEW, told).to("e", "r").mode(mode);
+        let capture = Capture::with(NEW, encode).to("e", "r").mode(mode);
         let store = Store::builder().capture(capture).open(&path).unwrap();
         store
             .write(|tx| {
@@ -239,7 +239,7 @@ fn retain_goes_on_past_a_row_that_it_cannot_ask_of() {
 }
 
 /// Goal: one row that cannot be read stops neither the first snapshot nor a pass: it is counted, all others are told, and it
-/// is told once it can be read or is written anew. Method: in both modes, with a relay; such rows at the beginning, in the
+/// is reported once it can be read or is written anew. Method: in both modes, with a relay; such rows at the beginning, in the
 /// middle and at the end.
 #[test]
 fn an_unreadable_row_stops_no_other_row() {
@@ -255,7 +255,7 @@ fn an_unreadable_row_stops_no_other_row() {
         };
         store.write(mend).unwrap();
         store.close().unwrap();
-        let capture = Capture::with(NEW, told).to("e", "r").snapshot(true).mode(mode);
+        let capture = Capture::with(NEW, encode).to("e", "r").snapshot(true).mode(mode);
         let store = Store::builder().capture(capture).open(&path).unwrap();
         let broker = broker();
         let relay = relay(&store, &broker);
@@ -265,7 +265,7 @@ fn an_unreadable_row_stops_no_other_row() {
         let snapshot = ["snapshot bob Some((2, '$'))", "snapshot zoe Some((2, '$'))"];
         assert_eq!(payloads(&store, "second"), snapshot);
         store.write(|tx| tx.captured_table(NEW)?.insert("eve", (3, '$')).map(drop)).unwrap();
-        until("it is told", || figures().waiting == 2);
+        until("it is reported", || figures().waiting == 2);
         let is_update = |text: &String| text.starts_with("update eve Some((3, '$'))");
         assert!(payloads(&store, "second").iter().any(is_update));
         store.write(|tx| tx.captured_table(NEW)?.clear()).unwrap();
@@ -290,7 +290,7 @@ fn a_capture_of_rows_of_an_older_form_can_be_ended() {
 
 const TABLE: TableDefinition<'_, u16, u64> = TableDefinition::new("table");
 
-/// The value that no event can tell of.
+/// The value that no event can carry.
 const SICK: u64 = 13;
 
 #[expect(clippy::unnecessary_wraps, reason = "it is a codec")]
@@ -518,7 +518,7 @@ fn a_codec_may_ask_its_store() {
         let broker = broker();
         let relay = relay(&store, &broker);
         let figures = || store.stats().unwrap().captures["table"];
-        until("all is told", || figures().waiting == 0 && figures().snapshot_done);
+        until("all is reported", || figures().waiting == 0 && figures().snapshot_done);
         assert_eq!(figures().failed, 0);
         drop(relay);
         slot.lock().unwrap().take();
@@ -592,8 +592,9 @@ fn a_value_may_use_the_transaction_while_it_is_written() {
         let revisions: Vec<_> =
             read.stream("s").unwrap().events(0).map(|event| event.unwrap().revision()).collect();
         assert_eq!(revisions, (0..revisions.len() as u64).map(Some).collect::<Vec<_>>());
-        let told = payloads(&store, "made").len() as u64 + store.stats().unwrap().captures["made"].waiting;
-        assert_eq!(told, 1);
+        let reported =
+            payloads(&store, "made").len() as u64 + store.stats().unwrap().captures["made"].waiting;
+        assert_eq!(reported, 1);
         assert_eq!(payloads(&store, "second").len(), revisions.len());
         assert!(store.verify().unwrap().findings.is_empty());
     }

@@ -207,8 +207,9 @@ fn a_quota_bounds_a_snapshot_without_a_relay() {
     let broker = broker();
     let relay = relay(&store, &broker);
     until("all is published", || figures(&store).snapshot_done && figures(&store).waiting == 0);
-    let told = || broker.tap().iter().map(|tapped| tapped.message.payload.to_vec()).collect::<BTreeSet<_>>();
-    until("all is with the broker", || told().len() == 301);
+    let reported =
+        || broker.tap().iter().map(|tapped| tapped.message.payload.to_vec()).collect::<BTreeSet<_>>();
+    until("all is with the broker", || reported().len() == 301);
     relay.stop(SOON);
 }
 

@@ -188,12 +188,12 @@ fn the_writer_ends_with_the_last_handle() {
     let store = Store::builder().capture(a.snapshot(true)).open(&path).unwrap();
     let slot: Arc<Mutex<Option<Store>>> = Arc::default();
     let gone = Arc::new(AtomicBool::new(false));
-    let (in_write, told) = (Arc::clone(&slot), Arc::clone(&gone));
+    let (in_write, reported) = (Arc::clone(&slot), Arc::clone(&gone));
     let mut write = Box::pin(store.write_async(move |_| {
         until("this is the last handle", || in_write.lock().unwrap().is_some());
         std::thread::sleep(Duration::from_millis(20));
         drop(in_write.lock().unwrap().take());
-        told.store(true, SeqCst);
+        reported.store(true, SeqCst);
         Ok(())
     }));
     let waker = std::task::Waker::noop();

@@ -122,9 +122,9 @@ fn payload(event: Event) -> Vec<u8> {
     tx.event(seq).unwrap().unwrap().payload().to_vec()
 }
 
-/// Goal: an encoding is refused also where a `Serialize` of the application drops the error that it was told.
+/// Goal: an encoding is refused also where a `Serialize` of the application drops the error that it was given.
 #[test]
-fn an_error_that_is_dropped_on_the_way_is_told_all_the_same() {
+fn an_error_that_is_dropped_on_the_way_is_reported_all_the_same() {
     struct Careless;
     impl Serialize for Careless {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -245,9 +245,9 @@ fn a_captured_row_that_json_lacks_fails_its_write() {
     set("b", (2.0, None)).unwrap();
     set("a", (3.0, Some(0.5))).unwrap();
     store.write(|tx| tx.captured_table(RATES)?.remove("a").map(drop)).unwrap();
-    let told = events(&store.read().unwrap());
-    assert_eq!(told.len(), 4);
-    assert!(told.iter().all(|event| !event.payload().windows(11).any(|part| part == b"\"new\":[null")));
+    let reported = events(&store.read().unwrap());
+    assert_eq!(reported.len(), 4);
+    assert!(reported.iter().all(|event| !event.payload().windows(11).any(|part| part == b"\"new\":[null")));
 }
 
 /// Goal: a row that was written before it was captured, or whose key is only dirty, and that JSON cannot hold, is counted as failed and

@@ -251,7 +251,7 @@ fn order_is_kept_when_a_stranger_makes_the_group_run_again() {
 
 /// Goal: a consumer whose source has ended by itself says so and rests. Method: a source that drops what it could send through.
 #[test]
-fn a_source_that_has_ended_is_told() {
+fn a_source_that_has_ended_is_reported() {
     #[derive(Debug)]
     struct Dead;
     impl Source for Dead {

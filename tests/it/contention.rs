@@ -217,7 +217,7 @@ fn inside_a_transaction_nobody_stands_in_line() {
     assert!(store.stats().unwrap().poisoned.is_none());
 }
 
-/// Goal: where others append to the stream by themselves the bound is the setting, and the conflict is told. Method: a writer that
+/// Goal: where others append to the stream by themselves the bound is the setting, and the conflict is reported. Method: a writer that
 /// appends during each decision.
 #[test]
 fn plain_appends_are_bounded_by_the_attempts() {

@@ -171,7 +171,7 @@ fn live(folder: &Path, generations: &[(Vec<Step>, End)]) {
     for (steps, end) in generations {
         let store = match Store::open(&path) {
             Ok(store) => store,
-            // The index knows more than the log has: that is told, and the file stays as it is.
+            // The index knows more than the log has: that is reported, and the file stays as it is.
             Err(Error::Open(OpenError::Damaged { .. })) => return,
             Err(error) => panic!("{error}"),
         };

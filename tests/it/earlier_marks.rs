@@ -1,4 +1,4 @@
-//! What a consumer had marked before there was a keyed hash: it still tells repeats.
+//! What a consumer had marked before there was a keyed hash: it still recognises repeats.
 
 use onewrite::redb::{Database, ReadableTable, TableDefinition};
 use onewrite::{Error, Message, Result, Store};
@@ -71,11 +71,11 @@ fn secret(store: &Store) -> Vec<u8> {
     meta.get("content_key").unwrap().unwrap().value().to_vec()
 }
 
-/// Goal: a file of format 4 opens, and so does one that was made as 5 before there was a secret in it. What was seen then is told from
-/// what was not; what comes now is told by all of its content; the secret is made once. Method: the rows of a closed store get the
+/// Goal: a file of format 4 opens, and so does one that was made as 5 before there was a secret in it. What was seen then is distinguished from
+/// what was not; what comes now is recognised by all of its content; the secret is made once. Method: the rows of a closed store get the
 /// old form by plain redb.
 #[test]
-fn a_file_without_a_secret_still_tells_repeats() {
+fn a_file_without_a_secret_still_recognises_repeats() {
     for format in [4, 5] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.redb");

@@ -90,8 +90,8 @@ fn number(raw: &Raw) -> u64 {
     String::from_utf8_lossy(&raw.body).parse().unwrap()
 }
 
-/// Takes from a queue until just these have come out of it, and tells them as they came. What was under way when a channel ended comes twice:
-/// a count would not tell whether all are there.
+/// Takes from a queue until just these have come out of it, and reports them as they came. What was under way when a channel ended comes twice:
+/// a count would not show whether all are there.
 fn await_all(tap: &Tap, queue: &str, all: &BTreeSet<u64>, relay: &Relay) -> Vec<u64> {
     let (mut numbers, mut left) = (Vec::new(), all.clone());
     let missing = |left: &BTreeSet<u64>| {

@@ -40,7 +40,7 @@ fn name_of(error: &Error) -> String {
     }
 }
 
-/// Writes until it fails, then tries on in every way. Tells each step on stdout.
+/// Writes until it fails, then tries on in every way. Reports each step on stdout.
 #[test]
 fn child_writes_until_it_fails() {
     let Some((path, limit)) = task() else { return };
@@ -73,19 +73,23 @@ fn child_writes_until_it_fails() {
     println!("ended");
 }
 
-/// Reads what such a child has told: the acknowledged, and that everything after the failure named the first cause.
-fn told_of_failure(told: &str) -> Vec<u64> {
-    let lines = |prefix: &'static str| told.lines().filter_map(move |line| line.strip_prefix(prefix));
+/// Reads what such a child has reported: the acknowledged, and that everything after the failure named the first cause.
+fn reported_failures(reported: &str) -> Vec<u64> {
+    let lines = |prefix: &'static str| reported.lines().filter_map(move |line| line.strip_prefix(prefix));
     let failed: Vec<_> = lines("failed ").collect();
     assert!(
         matches!(failed[..], [line] if line.starts_with("storage: ") || line.starts_with("unknown: ")),
-        "{told}"
+        "{reported}"
     );
-    let cause = lines("stats ").next().unwrap_or_else(|| panic!("{told}"));
-    assert!(failed[0].contains(cause), "the cause is what failed first: {told}");
+    let cause = lines("stats ").next().unwrap_or_else(|| panic!("{reported}"));
+    assert!(failed[0].contains(cause), "the cause is what failed first: {reported}");
     let then: Vec<_> = lines("then ").collect();
-    assert_eq!(then, [&*format!("poisoned: {cause}"); 3], "each later call tells the first cause: {told}");
-    assert!(told.contains("\nended"), "{told}");
+    assert_eq!(
+        then,
+        [&*format!("poisoned: {cause}"); 3],
+        "each later call reports the first cause: {reported}"
+    );
+    assert!(reported.contains("\nended"), "{reported}");
     lines("acknowledged ").map(|n| n.parse().unwrap()).collect()
 }
 
@@ -117,10 +121,10 @@ fn a_file_that_cannot_grow_poisons_the_store() {
         let mut limited =
             child_under(&["sh", "-c", &script], "faults::child_writes_until_it_fails", &path, "5000");
         let output = limited.output().unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
-        let now = told_of_failure(&told);
-        assert!(!now.is_empty() || more_bytes < 1 << 20, "nothing fitted: {told}");
+        let reported = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{reported}\n{}", String::from_utf8_lossy(&output.stderr));
+        let now = reported_failures(&reported);
+        assert!(!now.is_empty() || more_bytes < 1 << 20, "nothing fitted: {reported}");
         acknowledged.extend(now);
         recovers(&path, &acknowledged);
         acknowledged = audit(&Store::open(&path).unwrap());
@@ -142,12 +146,12 @@ fn a_full_disk_poisons_the_store() {
     }
     let path = folder.path().join("a.redb");
     let output = child("faults::child_writes_until_it_fails", &path, "5000").output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
+    let reported = String::from_utf8(output.stdout).unwrap();
     let enlarged = Command::new("mount").args(["-o", "remount,size=64m"]).arg(folder.path()).status();
     let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{reported}\n{}", String::from_utf8_lossy(&output.stderr));
         assert!(enlarged.unwrap().success());
-        recovers(&path, &told_of_failure(&told));
+        recovers(&path, &reported_failures(&reported));
     }));
     assert!(Command::new("umount").arg(folder.path()).status().unwrap().success());
     checked.unwrap();
@@ -170,18 +174,18 @@ fn a_failed_sync_poisons_the_store() {
         let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", &inject];
         let output =
             child_under(&strace, "faults::child_writes_until_it_fails", &path, "100").output().unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
-        assert!(told.contains("os error 5"), "{told}");
+        let reported = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{reported}\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(reported.contains("os error 5"), "{reported}");
         // The engine syncs when the file grows, in a closure, too; in a commit the outcome is open.
-        in_commits += u32::from(told.contains("failed unknown: "));
-        recovers(&path, &told_of_failure(&told));
+        in_commits += u32::from(reported.contains("failed unknown: "));
+        recovers(&path, &reported_failures(&reported));
     }
     assert!(in_commits > 0, "no commit's own sync was hit");
 }
 
-/// Goal: P1 for a whole group: where its one commit fails, each of the group is told that its outcome is unknown; that
-/// nothing of it is there (`Poisoned`) is told only to those whose closure was in no commit. Method: the child takes
+/// Goal: P1 for a whole group: where its one commit fails, each of the group learns that its outcome is unknown; that
+/// nothing of it is there (`Poisoned`) is reported only to those whose closure was in no commit. Method: the child takes
 /// away its own right to write beyond the first pages; writers gather while the write lock is held.
 #[test]
 fn one_failed_commit_has_one_outcome_for_its_group() {
@@ -189,10 +193,10 @@ fn one_failed_commit_has_one_outcome_for_its_group() {
     let path = folder.path().join("a.redb");
     let task = "faults::child_loses_the_right_to_write";
     let output = child_under(&IGNORING_XFSZ, task, &path, "").output().unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
+    let reported = String::from_utf8(output.stdout).unwrap();
     assert!(
-        output.status.success() && told.contains("told apart"),
-        "{told}\n{}",
+        output.status.success() && reported.contains("distinguished"),
+        "{reported}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
     assert_eq!(audit(&Store::open(&path).unwrap()), [0]);
@@ -229,14 +233,14 @@ fn child_loses_the_right_to_write() {
         match writer.join().unwrap() {
             (true, Error::CommitUnknown { .. }) => unknown += 1,
             (false, Error::Poisoned { .. }) => {}
-            (ran, other) => panic!("ran: {ran}, told: {other:?}"),
+            (ran, other) => panic!("ran: {ran}, reported: {other:?}"),
         }
     }
     println!("{unknown} of 24 were in the failed commit");
     assert!(unknown >= 1);
     drop(store);
     assert!(can_run("prlimit", &["--pid", &me, "--fsize=unlimited:unlimited"]));
-    println!("told apart");
+    println!("distinguished");
 }
 
 const KILLS: u64 = 32;

@@ -89,11 +89,11 @@ fn open() -> (tempfile::TempDir, Store) {
 
 /// Ends the test with a message instead of hanging for ever.
 fn within<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
-    let (told, done) = mpsc::channel();
+    let (reported, done) = mpsc::channel();
     let worker = std::thread::spawn(move || {
         let value = work();
         // Nobody waits any more only once the test has failed.
-        let _ = told.send(());
+        let _ = reported.send(());
         value
     });
     assert_ne!(done.recv_timeout(TIMEOUT), Err(mpsc::RecvTimeoutError::Timeout), "{what} hangs");
@@ -419,7 +419,7 @@ fn a_captured_value_that_writes_when_it_is_dropped() {
                     let held = WritesAtEnd(for_queue.clone(), Arc::clone(&ended));
                     let write = for_queue.write_async(move |_| {
                         let _held = &held;
-                        if n == 3 { Err(Error::app("told to")) } else { Ok(()) }
+                        if n == 3 { Err(Error::app("on purpose")) } else { Ok(()) }
                     });
                     let mut write = Box::pin(write);
                     assert!(Pin::new(&mut write).poll(&mut Context::from_waker(Waker::noop())).is_pending());
@@ -455,8 +455,8 @@ fn a_panic_whose_value_panics() {
     let bomb = || -> Result<Vec<u8>, onewrite::BoxError> { std::panic::resume_unwind(Box::new(Bomb)) };
     let builder = Store::builder().upcast(("old", 1), ("old", 2), move |_| bomb());
     let store = builder.open(folder.path().join("a.redb")).unwrap();
-    let told = store.write(|_| -> Result<()> { std::panic::resume_unwind(Box::new(Bomb)) });
-    assert!(matches!(told, Err(Error::Panicked { .. })), "{told:?}");
+    let reported = store.write(|_| -> Result<()> { std::panic::resume_unwind(Box::new(Bomb)) });
+    assert!(matches!(reported, Err(Error::Panicked { .. })), "{reported:?}");
     store.write(|tx| tx.append(Event::bytes("old", "").unpublished())).unwrap();
     assert!(matches!(store.read().unwrap().event(0), Err(Error::Upcast { .. })));
     assert_eq!(store.stats().unwrap().poisoned, None);

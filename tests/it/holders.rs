@@ -1,4 +1,4 @@
-//! What keeps the log or the file from shrinking is told: by `Stats` at any time, by one warning after a while.
+//! What keeps the log or the file from shrinking is reported: by `Stats` at any time, by one warning after a while.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -176,7 +176,7 @@ mod warned {
         let (store, relay) = renamed(&folder.join("a.redb"), &clock, &broker);
         let mut subscription = store.subscribe(0).unwrap();
         let snapshot = store.read().unwrap();
-        let told = || {
+        let reported = || {
             let of = |field, text| warnings(&lines, field, text);
             [
                 of("relay", "`Store::forget_relay`"),
@@ -185,15 +185,19 @@ mod warned {
                 of("snapshot", "held for long"),
             ]
         };
-        let counts = || told().map(|told| told.len());
+        let counts = || reported().map(|reported| reported.len());
         // The store knows where each stands.
         let _ = store.stats().unwrap();
         clock.advance(WARN_AFTER / 2);
         clock.advance(WARN_AFTER / 2);
         until("the warnings", || counts() == [1; 4]);
-        let [rabbit, balances, subscribed, taken] = told();
+        let [rabbit, balances, subscribed, taken] = reported();
         assert_eq!((&*rabbit[0], &*balances[0]), ("rabbit", "balances"));
-        assert!(subscribed[0].contains("holders.rs:") && taken[0].contains("holders.rs:"), "{:?}", told());
+        assert!(
+            subscribed[0].contains("holders.rs:") && taken[0].contains("holders.rs:"),
+            "{:?}",
+            reported()
+        );
         for line in lines.loud().iter().filter(|line| line.fields.contains_key("held_s")) {
             assert_eq!(line.fields["held_s"], WARN_AFTER.as_secs().to_string(), "{line:?}");
         }
@@ -212,9 +216,9 @@ mod warned {
         drop(again);
         let _third = store.read().unwrap();
         clock.advance(WARN_AFTER);
-        // The looks before this one have told nothing.
+        // The looks before this one have reported nothing.
         until("the third snapshot", || counts()[3] == 3);
-        assert_eq!(counts(), [1, 1, 2, 3], "{:?}", told());
+        assert_eq!(counts(), [1, 1, 2, 3], "{:?}", reported());
         drop(subscription);
         let _ = relay.stop(SOON);
         println!("all well");

@@ -180,10 +180,10 @@ fn child_opens_beside_odd_names() {
     assert_eq!(names.count(), 12, "only what is ours is removed");
 }
 
-/// Goal: a lock of a whole file that is no store's is told as that, with a way out, and a store's as a store's. Method: a reader holds a shared and an exclusive
+/// Goal: a lock of a whole file that is no store's is reported as that, with a way out, and a store's as a store's. Method: a reader holds a shared and an exclusive
 /// `flock`, on the file of a store that is closed and of one that has crashed, with a journal and without; then it lets go.
 #[test]
-fn a_readers_lock_is_told_with_a_way_out() {
+fn a_readers_lock_is_reported_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let plain = folder.path().join("plain.redb");
     Store::open(&plain).unwrap().close().unwrap();
@@ -248,8 +248,8 @@ fn child_opens_loose_files() {
     for mode in [0o644, 0o640, 0o666, 0o604, 0o602, 0o660] {
         let lines = warned(mode);
         assert_eq!(lines.len(), 2, "one for each opening: {lines:?}");
-        let told = |line: &String| line.contains(&format!("{mode:04o}")) && line.contains("a.redb");
-        assert!(lines.iter().all(told), "{lines:?}");
+        let reported = |line: &String| line.contains(&format!("{mode:04o}")) && line.contains("a.redb");
+        assert!(lines.iter().all(reported), "{lines:?}");
     }
     fs::hard_link(&path, folder.join("b.redb")).unwrap();
     let lines = warned(0o600);

@@ -161,7 +161,7 @@ fn furnished(path: &Path) {
 /// Goal: a key of another form than its table's ends no loop in a circle: it is an error, or passed over. Method: beside the rows of a furnished store, rows whose
 /// keys are longer, end with a small number or the largest, in every table that is walked key by key; a child opens the store and walks all of them.
 #[test]
-fn a_key_of_another_length_is_walked_past_or_told() {
+fn a_key_of_another_length_is_walked_past_or_reported() {
     let folder = tempfile::tempdir().unwrap();
     let whole = folder.path().join("whole.redb");
     furnished(&whole);
@@ -248,7 +248,7 @@ fn walk(path: &PathBuf) {
 
 /// Goal: a rejected delivery's key that does not say which it is, is an error of `list` and `redrive_all`, which ends. Method: two keys of another length beside genuine rows.
 #[test]
-fn a_rejected_row_with_a_foreign_key_is_told() {
+fn a_rejected_row_with_a_foreign_key_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     furnished(&path);

@@ -217,7 +217,7 @@ fn a_journal_stays_with_its_file() {
     let hot = crashed(&path, folder.path(), "hot.redb");
     let held = fs::read(journal(&hot)).unwrap();
 
-    // Put back from a backup: without a journal it is opened, with one it is told what is in the way.
+    // Put back from a backup: without a journal it is opened, with one it reports what is in the way.
     fs::copy(&backup, &hot).unwrap();
     assert_eq!(audit(&Store::open(&hot).unwrap()), [0]);
     for _ in 0..2 {
@@ -238,7 +238,7 @@ fn a_journal_stays_with_its_file() {
 /// Goal: a frame that is not as it was written, with newer ones behind, is an error that names the journal; both files stay as they are.
 /// Method: each of some bytes of the first half changed.
 #[test]
-fn a_damaged_journal_is_told() {
+fn a_damaged_journal_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = Store::builder().journal_bytes(8 << 20).open(&path).unwrap();

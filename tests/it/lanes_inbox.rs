@@ -350,7 +350,7 @@ proptest! {
 // --- through a broker that does everything wrong ---------------------------------------------------------------------
 
 /// Takes every message of the queue `raw` and hands it to `q`: now and then twice, in another order, or after it was lost
-/// for a long while. Tells how many it handed over.
+/// for a long while. Returns how many it handed over.
 fn wreak_havoc(broker: &MemoryBroker, events: u64, deliveries: u64, seed: u64) -> u64 {
     let mut random = Random(seed);
     let (sender, received) = SourceEvents::channel();
@@ -398,7 +398,7 @@ fn wreak_havoc(broker: &MemoryBroker, events: u64, deliveries: u64, seed: u64) -
 
 /// P6. Goal: 100,000 deliveries with repeats, reorderings and losses in between: each event takes effect once, none is lost,
 /// and the inbox has one row per lane at the end, beside the hashes of what it has seen. Method: a real relay, a queue whose messages somebody hands on wrongly, a
-/// real consumer; the consumer's own table tells. The rows and bytes are printed.
+/// real consumer; the consumer's own table is the evidence. The rows and bytes are printed.
 #[test]
 fn a_hundred_thousand_deliveries() {
     const EVENTS: u64 = 75_000;
@@ -551,7 +551,7 @@ fn an_epoch_a_store_and_a_scope_each_begin_anew() {
 
 // --- what is not believed ----------------------------------------------------------------------------------------------
 
-/// Goal: headers of a lane that are there by half, or are not what they should be, are told by name and kept; the handler
+/// Goal: headers of a lane that are there by half, or are not what they should be, are reported by name and kept; the handler
 /// never sees the message. Method: one wrong thing at a time, each sent twice.
 #[test]
 fn malformed_headers_are_rejected_by_name() {

@@ -1,4 +1,4 @@
-//! The log over time: numbers that go on whatever happens in between, damage told where it is, records that stay as long
+//! The log over time: numbers that go on whatever happens in between, damage reported where it is, records that stay as long
 //! as someone wants them and no longer.
 
 use std::sync::Arc;
@@ -105,11 +105,11 @@ fn numbers_go_on_across_every_end() {
     );
 }
 
-/// Goal: P9: no flipped byte of a record, and no record in another's place, is read as an event; what is wrong is told
+/// Goal: P9: no flipped byte of a record, and no record in another's place, is read as an event; what is wrong is reported
 /// with its sequence number, and the others are read. Method: in every second of 300 records flip one byte, each at
 /// another place; exchange two; remove two.
 #[test]
-fn damaged_records_are_told_by_number() {
+fn damaged_records_are_reported_by_number() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = Store::open(&path).unwrap();

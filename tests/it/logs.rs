@@ -232,7 +232,7 @@ pub(crate) mod at_run_time {
     /// process that collects what it logs; a broker that goes away, a broker that blocks, a quarantine, a rejected delivery, a
     /// projection that fails.
     #[test]
-    fn what_happens_once_is_told_once() {
+    fn what_happens_once_is_logged_once() {
         run("logs::at_run_time::child_to_which_things_happen_once");
     }
 
@@ -266,23 +266,23 @@ pub(crate) mod at_run_time {
         until("the quarantines", || relay.status().quarantined == 1 && consumer.status().quarantined == 1);
         until("the projection's try", || projection.status().failed_tries > 0);
         let loud = lines.loud();
-        let told = |text: &str, span: &str, field: &str, value: &str| {
+        let reported = |text: &str, span: &str, field: &str, value: &str| {
             let of: Vec<_> = loud.iter().filter(|line| line.text().contains(text)).collect();
             assert!(of.iter().all(|line| line.span_field(span, field) == Some(value)), "{of:?}");
             of.len()
         };
-        assert_eq!(told("disconnected", "relay", "relay", "rabbit"), 1, "{loud:#?}");
-        assert_eq!(told("not consuming", "consumer", "consumer", "credit"), 1, "{loud:#?}");
-        assert_eq!(told("goes to quarantine", "relay", "relay", "rabbit"), 1, "{loud:#?}");
-        assert_eq!(told("a delivery is rejected", "consumer", "consumer", "credit"), 1, "{loud:#?}");
-        assert!(told("tried again later", "projection", "projection", "balances") > 0, "{loud:#?}");
+        assert_eq!(reported("disconnected", "relay", "relay", "rabbit"), 1, "{loud:#?}");
+        assert_eq!(reported("not consuming", "consumer", "consumer", "credit"), 1, "{loud:#?}");
+        assert_eq!(reported("goes to quarantine", "relay", "relay", "rabbit"), 1, "{loud:#?}");
+        assert_eq!(reported("a delivery is rejected", "consumer", "consumer", "credit"), 1, "{loud:#?}");
+        assert!(reported("tried again later", "projection", "projection", "balances") > 0, "{loud:#?}");
         println!("all well");
     }
 
     /// Goal: thousands of events with one cause do not make thousands of warnings. Method: a process
     /// that collects what it logs; 2,000 events for a queue that does not exist, and a handler that rejects 2,000 deliveries.
     #[test]
-    fn a_flood_is_told_at_a_bounded_rate() {
+    fn a_flood_is_logged_at_a_bounded_rate() {
         run("logs::at_run_time::child_that_is_flooded");
     }
 
@@ -313,9 +313,9 @@ pub(crate) mod at_run_time {
         let windows = began.elapsed().as_millis() / u128::from(crate::support::tuning::LOG_WINDOW_MS) + 2;
         let loud = lines.loud();
         for text in ["goes to quarantine", "a delivery is rejected"] {
-            let told = loud.iter().filter(|line| line.text().contains(text)).count();
+            let reported = loud.iter().filter(|line| line.text().contains(text)).count();
             let bound = usize::try_from(windows).unwrap() * LOG_BURST_MAX as usize;
-            assert!((1..=bound).contains(&told), "{told} of {text:?}, at most {bound} were expected");
+            assert!((1..=bound).contains(&reported), "{reported} of {text:?}, at most {bound} were expected");
         }
         println!("all well");
     }
@@ -324,7 +324,7 @@ pub(crate) mod at_run_time {
     /// Method: a process that collects what it logs, and a closed port.
     #[test]
     #[cfg(feature = "rabbitmq")]
-    fn a_failed_connection_is_told_once() {
+    fn a_failed_connection_is_logged_once() {
         run("logs::at_run_time::child_that_cannot_connect");
     }
 

@@ -95,7 +95,7 @@ fn confirms_are_waited_for_as_long_as_it_takes() {
 /// Goal: what is confirmed already is told without any wait. Method: events that are confirmed in order and out
 /// of it, in memory and after the position passed them, asked for as soon as a wait has said so; and one in quarantine.
 #[test]
-fn what_is_known_is_told_without_waiting() {
+fn what_is_known_is_reported_without_waiting() {
     let rig = rig();
     let store = rig.open(Store::builder());
     rig.broker.script(Rule::any().skip(7).times(1).then(Verdict::HoldConfirm));
@@ -438,7 +438,7 @@ fn rabbitmq_takes_every_duration_that_the_protocol_has() {
 
 // --- times --------------------------------------------------------------------------------------------------------------
 
-/// The latest time that this platform can tell.
+/// The latest time that this platform can represent.
 fn latest() -> SystemTime {
     let (mut latest, mut step) = (SystemTime::now(), Duration::MAX / 2);
     while step > Duration::ZERO {
@@ -450,10 +450,10 @@ fn latest() -> SystemTime {
     latest
 }
 
-/// Goal: an event's own times, and a clock, may be as far away as can be told. Method: events that are due, and that
+/// Goal: an event's own times, and a clock, may be as far away as can be represented. Method: events that are due, and that
 /// expire, at the ends of time; then the clock is moved to the end.
 #[test]
-fn times_may_be_as_far_away_as_can_be_told() {
+fn times_may_be_as_far_away_as_can_be_represented() {
     let rig = rig();
     let clock = ManualClock::new();
     let store = rig.open(Store::builder().clock(Arc::new(clock.clone())));

@@ -23,7 +23,7 @@ fn journal(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn told(error: Error, path: &Path, says: &str) {
+fn assert_reported(error: Error, path: &Path, says: &str) {
     let text = error.to_string();
     assert!(matches!(error, Error::Poisoned { .. }), "{error:?}");
     assert!(text.contains(path.to_str().unwrap()) && text.contains(says), "{says}: {text}");
@@ -87,11 +87,11 @@ fn a_file_that_loses_its_name_poisons_its_store() {
                     println!("{name}, {}", lost.display());
                     if writes_on {
                         let error = (3..3 + COMMITS_MAX).find_map(|n| put(&store, n).err());
-                        told(error.expect("it never says so"), &lost, says);
-                        told(store.begin().unwrap_err(), &lost, says);
+                        assert_reported(error.expect("it never says so"), &lost, says);
+                        assert_reported(store.begin().unwrap_err(), &lost, says);
                     }
                     let other = store.clone();
-                    told(store.close().unwrap_err(), &lost, says);
+                    assert_reported(store.close().unwrap_err(), &lost, says);
                     assert!(put(&other, 999).is_err());
                     if says.starts_with("another") {
                         assert!(fs::symlink_metadata(&lost).is_ok(), "what has taken the name was removed");
@@ -116,7 +116,7 @@ fn a_close_leaves_the_journal_of_another_store() {
     fs::rename(journal(&path), aside.join("a.redb.journal")).unwrap();
     let second = open(&path, JOURNAL);
     (0..34).for_each(|n| drop(put(&second, n).unwrap()));
-    told(first.close().unwrap_err(), &path, "another file is there");
+    assert_reported(first.close().unwrap_err(), &path, "another file is there");
     assert!(journal(&path).exists(), "it was another store's");
     let crashed = folder.path().join("crashed.redb");
     fs::copy(&path, &crashed).unwrap();
@@ -127,7 +127,7 @@ fn a_close_leaves_the_journal_of_another_store() {
 }
 
 /// Goal: a journal in use is nobody else's, though its store's file has gone and it holds no commit yet. Method: another store at the same path asks
-/// for it; the first goes on writing into it until it notices, and has all that it told.
+/// for it; the first goes on writing into it until it notices, and has all that it reported.
 #[test]
 fn a_journal_in_use_is_not_taken_over() {
     let folder = tempfile::tempdir().unwrap();
@@ -198,7 +198,7 @@ fn child_writes_through_changes() {
     assert_eq!((left("first"), left("second"), left("elsewhere")), (1, 0, 0));
 }
 
-/// Goal: a folder above that is renamed takes the file from its path: the store says so, and what it told is in the file where that is now.
+/// Goal: a folder above that is renamed takes the file from its path: the store says so, and what it reported is in the file where that is now.
 #[test]
 fn a_renamed_folder_is_a_moved_file() {
     for with_journal in [0, JOURNAL] {
@@ -208,7 +208,7 @@ fn a_renamed_folder_is_a_moved_file() {
         let store = open(&path, with_journal);
         fs::rename(folder.path().join("above"), folder.path().join("renamed")).unwrap();
         let acknowledged = (0..COMMITS_MAX).take_while(|n| put(&store, *n).is_ok()).count() as u64;
-        told(store.close().unwrap_err(), &path, "nothing is there");
+        assert_reported(store.close().unwrap_err(), &path, "nothing is there");
         let moved = Store::open(folder.path().join("renamed/below/a.redb")).unwrap();
         assert_eq!(audit(&moved), (0..acknowledged).collect::<Vec<_>>());
     }
@@ -224,7 +224,7 @@ fn the_first_write_after_a_pause_is_refused() {
     std::thread::sleep(Duration::from_millis(1_100));
     fs::remove_file(&path).unwrap();
     std::thread::sleep(Duration::from_millis(1_100));
-    told(
+    assert_reported(
         store.write(|tx| tx.append(Event::bytes("t", "").unpublished())).unwrap_err(),
         &path,
         "nothing is there",

@@ -17,7 +17,7 @@ fn refusals(store: &Store, filter: &EventFilter) -> Vec<String> {
     };
     let projection = store.projection("p").filter(filter.clone()).spawn(|_, _| Ok(()));
     let mut subscription = store.subscribe(0).unwrap().filter_events(filter.clone());
-    let first = subscription.try_next().expect("a refusal is told").map(drop);
+    let first = subscription.try_next().expect("a refusal is reported").map(drop);
     assert!(subscription.next().is_none(), "it waits for what can never come");
     assert!(store.stats().unwrap().projections.is_empty());
     vec![

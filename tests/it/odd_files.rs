@@ -90,7 +90,7 @@ fn an_empty_file_is_refused_unless_asked_for() {
 
 /// Goal: where a journal lies beside a file that was lost, the error says that a store was here. Asking for a new store does not help. Method: a crashed store whose file is emptied, zeroed, or replaced by text.
 #[test]
-fn a_file_that_was_lost_beside_its_journal_is_told_as_lost() {
+fn a_file_that_was_lost_beside_its_journal_is_reported_as_lost() {
     let folder = tempfile::tempdir().unwrap();
     let path = crashed(folder.path(), "b.redb", JOURNAL);
     let journal = folder.path().join("b.redb.journal");
@@ -300,8 +300,8 @@ fn a_folder_that_does_not_serve_is_named() {
     assert!(matches!(error, OpenError::Io { action: "create", .. }), "{text}");
     assert!(text.contains(&format!("its folder {} is", closed.display())), "{text}");
 
-    let told = child("odd_files::child_opens_a_relative_path", folder.path(), "").output().unwrap();
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stdout));
+    let reported = child("odd_files::child_opens_a_relative_path", folder.path(), "").output().unwrap();
+    assert!(reported.status.success(), "{}", String::from_utf8_lossy(&reported.stdout));
 }
 
 #[test]

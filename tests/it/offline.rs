@@ -24,7 +24,7 @@ const FIGURES: &str = "figures of the drain:";
 /// Resident memory in KiB.
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux reports it");
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 

@@ -22,14 +22,15 @@ fn open() -> (tempfile::TempDir, Store) {
 
 /// Panics without a word on stderr.
 fn panic_quietly() -> ! {
-    resume_unwind(Box::new("told to"))
+    resume_unwind(Box::new("on purpose"))
 }
 
 /// Runs `f` on a thread of its own; panics if it hangs.
 fn in_time<T: Send + 'static>(what: &str, f: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tell, told) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || drop(tell.send(f())));
-    let answer = told.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what}: it hangs"));
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || drop(sender.send(f())));
+    let answer =
+        receiver.recv_timeout(Duration::from_secs(20)).unwrap_or_else(|_| panic!("{what}: it hangs"));
     thread.join().unwrap();
     answer
 }
@@ -42,7 +43,7 @@ enum End {
 }
 
 /// Goal: P1 under a storm. Method: 16 threads write; half of the closures fail or panic after they opened a table,
-/// appended, or both. State, log and receipts must tell of exactly those that returned `Ok`, without a gap.
+/// appended, or both. State, log and receipts must hold exactly those that returned `Ok`, without a gap.
 #[test]
 fn failing_closures_leave_no_trace_and_hurt_nobody() {
     let (_folder, store) = open();
@@ -65,7 +66,7 @@ fn failing_closures_leave_no_trace_and_hurt_nobody() {
                         }
                         match end {
                             End::Good => Ok(n),
-                            End::Fails => Err(Error::app(format!("told to: {n}"))),
+                            End::Fails => Err(Error::app(format!("on purpose: {n}"))),
                             End::Panics => panic_quietly(),
                         }
                     });
@@ -75,9 +76,9 @@ fn failing_closures_leave_no_trace_and_hurt_nobody() {
                             good.push((n, receipt.seqs().to_vec()));
                         }
                         (End::Fails, Err(Error::App(text))) => {
-                            assert_eq!(text.to_string(), format!("told to: {n}"));
+                            assert_eq!(text.to_string(), format!("on purpose: {n}"));
                         }
-                        (End::Panics, Err(Error::Panicked { message })) => assert_eq!(message, "told to"),
+                        (End::Panics, Err(Error::Panicked { message })) => assert_eq!(message, "on purpose"),
                         (end, other) => panic!("{end:?} became {other:?}"),
                     }
                 }
@@ -279,7 +280,7 @@ fn an_event_id_names_one_content() {
 
 /// Goal: what AMQP or the limits refuse is refused at append, naming the field, and nothing of it stays.
 #[test]
-fn limits_are_told_at_append_by_field() {
+fn limits_are_reported_at_append_by_field() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::builder().payload_bytes_max(100).open(folder.path().join("a.redb")).unwrap();
     let long = "x".repeat(256);
@@ -559,7 +560,7 @@ fn hundreds_of_writers_are_all_answered() {
                 let number = thread * 100 + n;
                 let answer = store.write(move |tx| {
                     let appended = tx.append(Event::bytes("counted", payload(number)).to("", "q"))?;
-                    if number % 7 == 3 { Err(Error::app("told to")) } else { Ok((number, appended)) }
+                    if number % 7 == 3 { Err(Error::app("on purpose")) } else { Ok((number, appended)) }
                 });
                 match answer {
                     Ok(receipt) => assert_eq!(receipt.value().0, number),

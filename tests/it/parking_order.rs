@@ -38,24 +38,24 @@ impl ByHand {
     }
 
     fn deliver_in(&self, epoch: u64, tag: u64, key: Option<&str>, returns: i64) {
-        self.tell(SourceEvent::Delivery(Box::new(delivery(epoch, tag, key, returns))));
+        self.notify(SourceEvent::Delivery(Box::new(delivery(epoch, tag, key, returns))));
     }
 
     /// As `deliver_in`, without an id.
     fn deliver_nameless(&self, epoch: u64, tag: u64, returns: i64) {
         let mut delivery = delivery(epoch, tag, None, returns);
         delivery.message.message_id = None;
-        self.tell(SourceEvent::Delivery(Box::new(delivery)));
+        self.notify(SourceEvent::Delivery(Box::new(delivery)));
     }
 
     /// The connection of this epoch ends, and the next begins.
     fn lose(&self, epoch: u64) {
         let fault = Fault::new(FaultClass::Outage, "as the story goes");
-        self.tell(SourceEvent::Down { epoch: Epoch(epoch), fault });
-        self.tell(SourceEvent::Up { epoch: Epoch(epoch + 1) });
+        self.notify(SourceEvent::Down { epoch: Epoch(epoch), fault });
+        self.notify(SourceEvent::Up { epoch: Epoch(epoch + 1) });
     }
 
-    fn tell(&self, event: SourceEvent) {
+    fn notify(&self, event: SourceEvent) {
         self.events.lock().unwrap().as_ref().unwrap().send(event);
     }
 
@@ -228,7 +228,7 @@ fn what_survives_while_there_is_no_room_is_kept_once() {
     assert_eq!(calls, (3..13).chain(103..113).collect::<Vec<u64>>());
 }
 
-/// A consumer that can park nothing and fails until it is told that all is well; and what it applies, in order.
+/// A consumer that can park nothing and fails until it is notified that all is well; and what it applies, in order.
 fn sick(store: &Store, source: &ByHand) -> (Consumer, Arc<AtomicBool>, Arc<Mutex<Vec<u64>>>) {
     let (well, applied) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
     let (is_well, seen) = (Arc::clone(&well), Arc::clone(&applied));
@@ -304,13 +304,13 @@ fn what_comes_again_as_it_is_tried_keeps_its_turn() {
                 let headers = std::mem::take(&mut delivery.message.headers);
                 delivery.message = numbered(7, i64::try_from(at).unwrap(), text);
                 delivery.message.headers.extend(headers);
-                source.tell(SourceEvent::Delivery(Box::new(delivery)));
+                source.notify(SourceEvent::Delivery(Box::new(delivery)));
             }
         };
         let alone = |tag: u64, text: &str| {
             let mut delivery = delivery(1, tag, None, 0);
             delivery.message.payload = text.into();
-            source.tell(SourceEvent::Delivery(Box::new(delivery)));
+            source.notify(SourceEvent::Delivery(Box::new(delivery)));
         };
         of_lane(1, 5);
         until("the first has failed", || consumer.status().retried == 1);
@@ -408,7 +408,7 @@ fn a_long_parked_delivery_stops_no_consumer_that_gives_back() {
     let consumer = consumer.spawn(source.clone(), |_, _| Err(Error::app("not yet"))).unwrap();
     let mut long = delivery(1, 1, None, 9);
     long.message.payload = vec![7; 5_000];
-    source.tell(SourceEvent::Delivery(Box::new(long)));
+    source.notify(SourceEvent::Delivery(Box::new(long)));
     until("it is parked", || source.settled() == [1]);
     let _ = consumer.stop(Duration::from_secs(5));
     let builder = store.consumer("service").rejected_max(10, 100).parked_max(10, 100);

@@ -178,7 +178,7 @@ fn headers_larger_than_a_frame_reach_the_consumer() {
     assert_eq!(payloads(&handled), BTreeSet::from([&b"first"[..], b"last"]));
 }
 
-/// Goal: a body over the cap costs no memory and does not stop the queue; two of the same length are told apart. Method: a small cap.
+/// Goal: a body over the cap costs no memory and does not stop the queue; two of the same length are distinguished. Method: a small cap.
 #[test]
 fn a_body_over_the_cap_is_rejected() {
     let mut rig = Rig::start(shared_node(), "poison.body", |source| source.body_bytes_max(1_000));

@@ -34,7 +34,7 @@ fn trimmed(events: u64) -> (tempfile::TempDir, Store) {
     (folder, store)
 }
 
-fn told(subscription: &mut Subscription) -> Vec<Result<u64, Error>> {
+fn reported(subscription: &mut Subscription) -> Vec<Result<u64, Error>> {
     std::iter::from_fn(|| subscription.try_next()).map(|event| event.map(|event| event.seq())).collect()
 }
 
@@ -50,7 +50,7 @@ fn a_trimmed_position_is_reported() {
         {
             let wanted = if filter == EventFilter::all().event_type("none") { &[][..] } else { &kept };
             let mut subscription = store.subscribe(from).unwrap().filter_events(filter);
-            let mut read = told(&mut subscription).into_iter();
+            let mut read = reported(&mut subscription).into_iter();
             let first = read.next();
             assert!(
                 matches!(first, Some(Err(Error::Trimmed { from: at, trimmed_to: 40 })) if at == from),
@@ -61,17 +61,20 @@ fn a_trimmed_position_is_reported() {
         }
     }
     let mut at_the_edge = store.subscribe(40).unwrap();
-    assert!(told(&mut at_the_edge).is_empty());
+    assert!(reported(&mut at_the_edge).is_empty());
     store.write(|tx| tx.append(Event::bytes("later", "").unpublished())).unwrap();
-    assert_eq!(told(&mut at_the_edge).into_iter().map(Result::unwrap).collect::<Vec<_>>(), [40]);
+    assert_eq!(reported(&mut at_the_edge).into_iter().map(Result::unwrap).collect::<Vec<_>>(), [40]);
     let mut oldest = store.subscribe_at(StartAt::Oldest).unwrap();
-    assert_eq!(told(&mut oldest).into_iter().map(Result::unwrap).collect::<Vec<_>>(), [3, 13, 23, 33, 40]);
+    assert_eq!(
+        reported(&mut oldest).into_iter().map(Result::unwrap).collect::<Vec<_>>(),
+        [3, 13, 23, 33, 40]
+    );
 }
 
 /// Goal: a gap that was not taken yet is not skipped by a subscriber that remembers its position. Method: the position before
 /// and after the gap is taken.
 #[test]
-fn the_position_stands_before_a_gap_that_is_not_told_yet() {
+fn the_position_stands_before_a_gap_that_is_not_reported_yet() {
     let (_folder, store) = trimmed(20);
     let mut subscription = store.subscribe(5).unwrap();
     assert_eq!(subscription.position(), 5);
@@ -126,7 +129,7 @@ fn a_position_beyond_the_end_is_refused_at_every_door() {
 /// Goal: a subscription reports each gap, in any order of appends, trims and reads. Method: subscribers come and go while a
 /// relay lets the log be trimmed, each at the position of the one before. An event is seen once, or lies in a reported gap.
 #[test]
-fn every_event_is_seen_or_in_a_gap_that_is_told() {
+fn every_event_is_seen_or_in_a_gap_that_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let builder = Store::builder().progress_delay(Duration::from_millis(1));
     let store = builder.open(folder.path().join("a.redb")).unwrap();

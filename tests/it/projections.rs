@@ -443,8 +443,8 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
     }
     projection.wait_until_live(TIMEOUT).unwrap();
     let failures = projection.failures().list(None, 10).unwrap();
-    let told: Vec<_> = failures.iter().map(|f| (f.seq, f.attempts, &*f.reason)).collect();
-    assert_eq!(told, [(3, 2, "bad luck"), (4, 2, "bad luck")]);
+    let reported: Vec<_> = failures.iter().map(|f| (f.seq, f.attempts, &*f.reason)).collect();
+    assert_eq!(reported, [(3, 2, "bad luck"), (4, 2, "bad luck")]);
     assert_eq!(projection.failures().list(Some(3), 10).unwrap().len(), 1);
     let end = Instant::now() + TIMEOUT;
     while store.stats().unwrap().trimmed_to < 900 {
@@ -474,7 +474,7 @@ fn an_event_that_is_given_up_is_kept_and_can_be_tried_again() {
 /// Goal: a damaged record is never given to a handler: it stands still before it, or by policy gives it up with the number.
 /// Method: flip a byte of record 1 by plain redb.
 #[test]
-fn a_damaged_record_is_told_and_not_applied() {
+fn a_damaged_record_is_reported_and_not_applied() {
     for quarantine in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.redb");
@@ -558,8 +558,8 @@ fn a_new_version_is_built_beside_the_old_one() {
     nothing_is_left_over(running.store);
 }
 
-/// Goal: a rebuild by the same handler leaves the live tables alive; one that fails is told and changes nothing; another
-/// rebuild, asked for after that, succeeds. Method: the handler fails at event 3 in a rebuild only, for as long as it is told to.
+/// Goal: a rebuild by the same handler leaves the live tables alive; one that fails is reported and changes nothing; another
+/// rebuild, asked for after that, succeeds. Method: the handler fails at event 3 in a rebuild only, for as long as it is asked to.
 #[test]
 fn a_rebuild_that_fails_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -634,13 +634,13 @@ fn wrong_settings_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("a.redb")).unwrap();
     let nothing = |_: &onewrite::RecordedEvent, _: &onewrite::ProjectionTransaction<'_>| Ok(());
-    let told = |result: Result<Projection>| result.map(drop).unwrap_err().to_string();
-    assert!(told(store.projection("").spawn(nothing)).contains("name"));
-    assert!(told(store.projection("x".repeat(256)).spawn(nothing)).contains("name"));
-    assert!(told(store.projection("a").batch(0).spawn(nothing)).contains("batch"));
+    let reported = |result: Result<Projection>| result.map(drop).unwrap_err().to_string();
+    assert!(reported(store.projection("").spawn(nothing)).contains("name"));
+    assert!(reported(store.projection("x".repeat(256)).spawn(nothing)).contains("name"));
+    assert!(reported(store.projection("a").batch(0).spawn(nothing)).contains("batch"));
     let none = FailurePolicy::Quarantine { attempts: 0 };
-    assert!(told(store.projection("a").on_failure(none).spawn(nothing)).contains("on_failure"));
-    assert!(told(store.projection("a").table(LOG).spawn(nothing)).contains("onewrite."));
+    assert!(reported(store.projection("a").on_failure(none).spawn(nothing)).contains("on_failure"));
+    assert!(reported(store.projection("a").table(LOG).spawn(nothing)).contains("onewrite."));
     assert!(store.stats().unwrap().projections.is_empty());
     let reentrant = store.clone();
     let started = store.write(move |_| reentrant.projection("a").spawn(nothing).map(drop));
@@ -715,7 +715,7 @@ fn it_ends_at_once() {
     projection.wait_until_live(TIMEOUT).unwrap();
     store.close().unwrap();
     let told = projection.wait_for_position(99, TIMEOUT).unwrap_err();
-    assert!(told.to_string().contains("closed"), "{told}");
+    assert!(reported.to_string().contains("closed"), "{reported}");
 }
 
 /// Goal: the tables of a projection are ordinary tables. Method: an empty rebuild leaves the tables empty, not absent or old.
@@ -802,7 +802,7 @@ fn a_rebuild_has_its_own_failures() {
 
 /// Goal: a position that is damaged is not believed: events would be left out, or applied twice. Method: one bit of the row.
 #[test]
-fn a_damaged_position_is_told() {
+fn a_damaged_position_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = Store::open(&path).unwrap();
@@ -821,8 +821,8 @@ fn a_damaged_position_is_told() {
     }
     tx.commit().unwrap();
     drop(db);
-    let told = Store::open(&path).unwrap_err().to_string();
-    assert!(told.contains("projection"), "{told}");
+    let reported = Store::open(&path).unwrap_err().to_string();
+    assert!(reported.contains("projection"), "{reported}");
 }
 
 /// Goal: a projection cannot write around a capture, nor take a captured table away by a rebuild. Method: declare one.

@@ -95,7 +95,7 @@ fn stop(relay: Relay) {
 }
 
 /// Goal: while the broker is away and the quota is reached, a write makes room of what has expired, and of nothing else; each is
-/// told in the quarantine and to whoever waits for it; the figure of the backlog is exact, also after the store was opened
+/// reported in the quarantine and to whoever waits for it; the figure of the backlog is exact, also after the store was opened
 /// again; and what has not expired arrives, in order, once. Method: 3,000 events without a broker (three pieces of a search),
 /// every third with an hour to live; two hours pass.
 #[test]
@@ -128,14 +128,14 @@ fn expired_events_make_room_while_the_broker_is_away() {
     assert!(expired(&store).is_empty());
 
     clock.pass(2 * HOUR);
-    let told = std::thread::spawn(move || receipt.wait_confirmed(SOON));
+    let reported = std::thread::spawn(move || receipt.wait_confirmed(SOON));
     append(&store, event(3000)).unwrap();
     until("the whole search", || expired(&store).len() == 1000);
     assert_eq!(expired(&store), (0..3000).filter(|n| n % 3 == 1).collect());
     let (events, bytes) = backlog(&store);
     assert_eq!(events, 2001);
     assert!(bytes < full_bytes * 7 / 10 && bytes > full_bytes * 6 / 10, "{bytes} of {full_bytes}");
-    let error = told.join().unwrap().unwrap_err();
+    let error = reported.join().unwrap().unwrap_err();
     assert!(matches!(error, ConfirmError::Quarantined { seq: 1, .. }), "{error:?}");
 
     // The position has not moved: what was let go is known by its row alone.
@@ -222,7 +222,7 @@ fn only_a_running_relay_lets_go() {
     drop(relay);
 }
 
-/// Goal: a redriven event that was let go before the log had brought it is published once, and whoever asks about it is told.
+/// Goal: a redriven event that was let go before the log had brought it is published once, and whoever asks about it is notified.
 /// Method: two expired events without a broker; the clock goes back, one is redriven, the broker comes.
 #[test]
 fn what_was_let_go_can_be_redriven() {
@@ -239,7 +239,7 @@ fn what_was_let_go_can_be_redriven() {
     until("room", || expired(&store).len() == 2);
     assert!(
         matches!(two.wait_confirmed(SOON), Err(ConfirmError::Quarantined { seq: 2, .. })),
-        "told though not loaded"
+        "reported though not loaded"
     );
     clock.1.store(0, Relaxed);
     store.quarantine("r").unwrap().redrive(1).unwrap();

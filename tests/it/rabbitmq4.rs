@@ -123,7 +123,7 @@ fn a_minority_declares_nothing_and_delivers() {
     let relay = store.relay("new").spawn(quick(&url).declare(declared)).unwrap();
     store.write(|tx| tx.append(Event::bytes("a", "1").to("", "minority.new"))).unwrap();
     if khepri {
-        until("the refusal is told", || relay.status().last_fault.is_some());
+        until("the refusal is reported", || relay.status().last_fault.is_some());
         let status = relay.status();
         let fault = status.last_fault.as_ref().unwrap();
         assert_eq!(fault.class, FaultClass::Outage, "{fault}");
@@ -166,7 +166,7 @@ impl Requeues {
     }
 }
 
-/// Goal: a quorum queue of RabbitMQ 4 gives a message up after 20 deliveries that came back, unless told otherwise; one of 3.10, and
+/// Goal: a quorum queue of RabbitMQ 4 gives a message up after 20 deliveries that came back, unless set otherwise; one of 3.10, and
 /// a classic queue, never. What is given up is dropped, or goes to the dead-letter exchange. Method: requeue what comes.
 #[test]
 fn a_quorum_queue_gives_up_after_twenty() {
@@ -201,7 +201,7 @@ fn a_quorum_queue_gives_up_after_twenty() {
     until("the dead letter", || tap.count("limit.dead") == usize::from(limited));
 }
 
-/// Goal: RabbitMQ 4 takes messages up to 16 MiB unless told otherwise, 3.10 up to 128 MiB. The largest event fits into both. A larger
+/// Goal: RabbitMQ 4 takes messages up to 16 MiB unless set otherwise, 3.10 up to 128 MiB. The largest event fits into both. A larger
 /// message of another publisher is refused as a fault of the message. Method: an event of the largest payload, through a relay; then 16
 /// MiB and a byte, without a store.
 #[test]

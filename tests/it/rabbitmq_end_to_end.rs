@@ -40,7 +40,7 @@ fn append(store: &Store, event: Event) -> onewrite::Receipt<onewrite::Appended> 
 }
 
 /// P3 to P7. Goal: nothing is lost, doubled in effect or out of order when RabbitMQ is killed with `kill -9` under a
-/// full window, twice, while writers go on. Method: 6,000 events of 50 keys; the consumer's own tables tell.
+/// full window, twice, while writers go on. Method: 6,000 events of 50 keys; the consumer's own table is the evidence.
 #[test]
 fn killed_under_a_full_window() {
     let mut node = RabbitNode::start();

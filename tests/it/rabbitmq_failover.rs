@@ -35,7 +35,7 @@ fn open() -> (tempfile::TempDir, Store) {
     (folder, store)
 }
 
-/// Threads that append until they are told to end. Event `n` of a thread is named and says `key:n`; a key is of one thread, so that its
+/// Threads that append until they are asked to end. Event `n` of a thread is named and says `key:n`; a key is of one thread, so that its
 /// order is known.
 struct Writers {
     go_on: Arc<AtomicBool>,
@@ -134,7 +134,7 @@ const APPLIED: TableDefinition<'_, &str, u64> = TableDefinition::new("applied");
 
 /// P3 to P6. Goal: two brokers that know nothing of each other: the one in use is killed, the relay goes on at the other; that one is killed,
 /// and it goes back; nothing is lost, and consumers of both apply each event once. Method: writers go on throughout; a consumer per broker,
-/// on one store; its table tells.
+/// on one store; its table is the evidence.
 #[test]
 fn a_spare_broker_takes_over_and_gives_back() {
     let mut nodes = [RabbitNode::start(), RabbitNode::start()];

@@ -169,11 +169,11 @@ fn many_queues_are_declared_on_few_channels() {
 
 /// Goal: where more queues are silent than there are channels, the fault says what helps. Method: 8 channels, 40 silent queues.
 #[test]
-fn more_silent_queues_than_channels_are_told() {
+fn more_silent_queues_than_channels_are_reported() {
     let (_broker, _folder, store, relay) = declaring(8, 40, 0);
     store.write(|tx| tx.append(Event::bytes("t", "near").to("", "near"))).unwrap();
     let fault = || relay.status().last_fault.map(|fault| fault.text).unwrap_or_default();
-    until("it is told", &relay, || fault().contains("a larger `channel_max` helps"));
+    until("it is reported", &relay, || fault().contains("a larger `channel_max` helps"));
     assert!(fault().contains("queue `away-"), "{}", fault());
     relay.stop(Duration::from_secs(5));
 }

@@ -1,4 +1,4 @@
-//! `RabbitMq` against a real broker, at the `Publisher` seam: what is told of each ticket is judged by what really is
+//! `RabbitMq` against a real broker, at the `Publisher` seam: what is reported of each ticket is judged by what really is
 //! in the queues.
 
 use std::collections::{HashMap, HashSet};
@@ -76,7 +76,7 @@ fn what_is_confirmed_is_in_the_queue_as_it_was_sent() {
     rig.publisher.stop(Duration::from_secs(5));
 }
 
-/// Goal: no returned or nacked message is ever told as confirmed, though lapin mixes returns up.
+/// Goal: no returned or nacked message is ever reported as confirmed, though lapin mixes returns up.
 /// Method: 100,000 messages over a window of 512; a tenth to nowhere, some to a queue that takes 200 and refuses the
 /// rest; then read both queues and judge every single outcome by what is in them. It fails when the confirm that
 /// carries a return is trusted (tried). That settling waits for the prefix is held by the property test in `settle.rs`:
@@ -126,7 +126,7 @@ fn every_outcome_is_the_brokers_real_one() {
             "real.full" if !full.contains(&id) => "nacked",
             _ => "confirmed",
         };
-        let told = match outcome {
+        let reported = match outcome {
             Outcome::Confirmed => "confirmed",
             Outcome::Nacked => "nacked",
             Outcome::Returned(fault) => {
@@ -135,9 +135,9 @@ fn every_outcome_is_the_brokers_real_one() {
             }
             other => panic!("{id}: {other:?}"),
         };
-        assert_eq!(told, expected, "{id}");
-        assert_eq!(told == "confirmed", queued.contains(&id) || full.contains(&id), "{id}");
-        *tally.entry(told).or_default() += 1;
+        assert_eq!(reported, expected, "{id}");
+        assert_eq!(reported == "confirmed", queued.contains(&id) || full.contains(&id), "{id}");
+        *tally.entry(reported).or_default() += 1;
     }
     assert_eq!(tally, HashMap::from([("returned", 10_000), ("confirmed", 85_200), ("nacked", 4_800)]));
     rig.publisher.stop(Duration::from_secs(5));
@@ -283,7 +283,7 @@ fn what_the_broker_refuses_for_its_content_is_a_message_fault() {
             "{outcome:?}"
         );
         assert_eq!(rig.wait_outcome(ticket + 2), Outcome::Confirmed);
-        assert!(!rig.outcomes.contains_key(&ticket), "after Down no ticket of that epoch is told");
+        assert!(!rig.outcomes.contains_key(&ticket), "after Down no ticket of that epoch is reported");
     }
     rig.publisher.stop(Duration::from_secs(5));
 }
@@ -364,7 +364,7 @@ fn plain_text_is_never_used_by_accident() {
     assert!(start(RabbitMq::new("amqp://localhost").unwrap().heartbeat(Duration::ZERO)).is_err());
 }
 
-/// Goal: a peer that speaks plain text where TLS is asked for is a config fault, told at once, never a downgrade.
+/// Goal: a peer that speaks plain text where TLS is asked for is a config fault, reported at once, never a downgrade.
 /// Method: `amqps://` to the broker's plain-text port.
 #[cfg(feature = "tls")]
 #[test]
@@ -374,16 +374,16 @@ fn tls_is_never_downgraded() {
     let mut rig = Rig::start(RabbitMq::new(&url).unwrap());
     let fault = rig.wait_down();
     assert!(fault.class == FaultClass::Config && fault.text.contains("TLS"), "{fault}");
-    assert!(began.elapsed() < Duration::from_secs(1), "told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(1), "reported after {:?}", began.elapsed());
     rig.publisher.stop(Duration::from_secs(5));
 }
 
 /// Goal: an absent broker is waited for; one that is killed with a full window has kept everything that was confirmed;
-/// a blocked one is told, ages nothing, and does not hold up a stop; through all of it no thread is left behind.
+/// a blocked one is reported, ages nothing, and does not hold up a stop; through all of it no thread is left behind.
 /// Method: one broker of its own, since each start takes seconds; the steps follow each other.
 #[test]
 fn a_broker_comes_dies_returns_and_blocks() {
-    // Absent: each failed attempt is told.
+    // Absent: each failed attempt is reported.
     let port = free_port();
     let mut rig = Rig::start(RabbitMq::new(&format!("amqp://127.0.0.1:{port}")).unwrap());
     for _ in 0..3 {
@@ -417,11 +417,11 @@ fn a_broker_comes_dies_returns_and_blocks() {
         let fault = rig.wait_down();
         assert_eq!(fault.class, FaultClass::Outage, "round {round}: {fault}");
         assert!(began.elapsed() < Duration::from_secs(2), "noticed after {:?}", began.elapsed());
-        let told = rig.outcomes.len();
+        let reported = rig.outcomes.len();
         node.restart();
         rig.wait_up();
-        assert_eq!(rig.outcomes.len(), told, "after Down no ticket of that epoch is told");
-        // Tickets are numbered on from what was told, so that the window is counted right.
+        assert_eq!(rig.outcomes.len(), reported, "after Down no ticket of that epoch is reported");
+        // Tickets are numbered on from what was reported, so that the window is counted right.
         next = next.max(rig.outcomes.len() as u64 + 1);
         let lost = next - 1 - rig.outcomes.len() as u64;
         assert!(lost <= 1024, "{lost} unknown");
@@ -436,7 +436,7 @@ fn a_broker_comes_dies_returns_and_blocks() {
         next = 1;
     }
 
-    // Blocked for longer than the confirm deadline: told, and nothing is given up.
+    // Blocked for longer than the confirm deadline: reported, and nothing is given up.
     node.block();
     let epoch = rig.epoch;
     for n in 1..=10 {
@@ -488,7 +488,7 @@ fn outcomes_do_not_wait_for_a_lot_that_never_fills() {
     for n in 0..3 {
         assert_eq!(rig.wait_outcome(n), Outcome::Confirmed);
     }
-    assert!(began.elapsed() < Duration::from_secs(2), "told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(2), "reported after {:?}", began.elapsed());
     assert!(rig.next(Duration::from_millis(200)).is_none());
     rig.publisher.stop(Duration::from_secs(1));
 }

@@ -316,7 +316,7 @@ fn with_offset(id: &str) -> BasicProperties {
 /// Goal: a user who may have one connection, with one channel, is told a stream from a queue with a forged offset too. Method: such a user consumes a queue of
 /// each kind; where it cannot be asked beside the deliveries, the next connection asks.
 #[test]
-fn one_connection_is_enough_to_tell_a_stream() {
+fn one_connection_is_enough_to_recognise_a_stream() {
     let node = shared_node();
     let tap = Tap::connect(&node.url());
     node.ctl(&["add_user", "single", "single"]);

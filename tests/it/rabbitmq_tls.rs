@@ -17,7 +17,7 @@ use crate::support::rabbit::{RabbitNode, Supervised, free_port};
 use crate::support::rig::{Rig, message, outgoing};
 use crate::support::tap::Tap;
 
-/// A refusal is told at once: the handshake takes milliseconds, a loaded machine gets more.
+/// A refusal is reported at once: the handshake takes milliseconds, a loaded machine gets more.
 const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// A broker with a TLS port that lets in only clients with a certificate of `ca`, and what it takes to be one.
@@ -67,7 +67,7 @@ fn refused(url: &str, tls: Option<Tls>) -> Fault {
         None => publisher,
     });
     let fault = rig.wait_down();
-    assert!(began.elapsed() < AT_ONCE, "told after {:?}: {fault}", began.elapsed());
+    assert!(began.elapsed() < AT_ONCE, "reported after {:?}: {fault}", began.elapsed());
     rig.publisher.stop(Duration::from_secs(5));
     fault
 }
@@ -268,7 +268,7 @@ fn b17_cut_and_hostile_handshakes() {
     }
 }
 
-/// Goal: a peer that is silent in the handshake is given up by the connect deadline, tells an outage, and stop does not wait for it.
+/// Goal: a peer that is silent in the handshake is given up by the connect deadline, reports an outage, and stop does not wait for it.
 #[test]
 fn b17_a_silent_handshake_meets_the_connect_deadline() {
     let certs = Certs::new();
@@ -285,7 +285,7 @@ fn b17_a_silent_handshake_meets_the_connect_deadline() {
     assert!(began.elapsed() < Duration::from_secs(2), "stop took {:?}", began.elapsed());
 }
 
-/// Goal: what is wrong with the settings is told where they are made, by name, and shows nothing of what is in a file.
+/// Goal: what is wrong with the settings is reported where they are made, by name, and shows nothing of what is in a file.
 /// Method: every PEM in every wrong place.
 #[test]
 fn b17_wrong_settings_are_named_and_show_nothing() {
@@ -404,7 +404,7 @@ fn loud_child() {
         eprintln!("{fault} {fault:?}");
         assert_eq!(fault.class, FaultClass::Config);
     }
-    // A key that is damaged after the start is told at the next attempt.
+    // A key that is damaged after the start is reported at the next attempt.
     let copy = folder.join("copy.key");
     std::fs::copy(folder.join("client.key"), &copy).unwrap();
     let settings = Tls::new().ca_file(folder.join("ca.pem")).unwrap();
@@ -440,7 +440,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// P3 to P6 over TLS. Goal: store, relay, TLS, broker, TLS, consumer: nothing is lost or doubled in effect when the broker is
 /// killed under way, and when it comes back with a certificate of a new authority that was put where the old one's file is.
-/// Method: writers go on through both; the consumer's own table tells.
+/// Method: writers go on through both; the consumer's own table is the evidence.
 #[test]
 fn b17_end_to_end_across_a_kill_and_a_new_authority() {
     let (certs, tls_port) = (Certs::new(), free_port());

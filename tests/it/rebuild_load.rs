@@ -24,7 +24,7 @@ fn append(store: &Store, events: u64) {
     store.write(write).unwrap();
 }
 
-/// Threads that append without a pause, until they are told to stop or have written so often.
+/// Threads that append without a pause, until they are asked to stop or have written so often.
 struct Load {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<u64>>,
@@ -49,7 +49,7 @@ impl Load {
         Self { stop, threads, writes_max }
     }
 
-    /// Whether none of them has come to its end before it was told to stop.
+    /// Whether none of them has come to its end before it was asked to stop.
     fn end(self) -> bool {
         let going_on = !self.threads.iter().any(JoinHandle::is_finished);
         self.stop.store(true, Ordering::SeqCst);
@@ -156,7 +156,7 @@ fn a_handler_that_fails_in_the_last_transaction_is_rolled_back() {
     second.stop(TIMEOUT);
     let third = run(&store, 3, 64, FailurePolicy::Stop { attempts: 2 }, Arc::new(fails));
     assert!(third.wait_until_live(TIMEOUT).is_err());
-    assert!(third.status().rebuild_stopped.is_some_and(|told| told.contains("event 36")));
+    assert!(third.status().rebuild_stopped.is_some_and(|reported| reported.contains("event 36")));
     once_by(&store, 2, fails);
 }
 

@@ -64,7 +64,7 @@ fn full(payload: &str) -> Message {
     }
 }
 
-/// Goal: what is rejected is kept, whole and with its reason, before the broker is told; nothing of the handler's is; it
+/// Goal: what is rejected is kept, whole and with its reason, before the broker is notified; nothing of the handler's is; it
 /// survives a restart; it can be looked at, driven again and given up. Method: one by lane, one by id, one without a name, one
 /// that cannot be decoded, one that fails too often.
 #[test]
@@ -114,7 +114,7 @@ fn kept_with_a_reason_until_somebody_decides() {
     }
     let reasons: Vec<_> = list.iter().map(|entry| (entry.attempts, &*entry.reason)).collect();
     assert_eq!(reasons[..3], [(1, "rejected: no such account"); 3]);
-    assert_eq!(reasons[3], (1, "the payload cannot be decoded as JSON"), "what it holds is not told");
+    assert_eq!(reasons[3], (1, "the payload cannot be decoded as JSON"), "what it holds is not shown");
     assert_eq!(reasons[4], (3, &*"x".repeat(512)), "a reason is bounded");
     // By pages.
     let page = |after, limit| {
@@ -277,7 +277,7 @@ fn a_redrive_waits_for_its_consumer() {
 }
 
 /// One that fails while it is driven again is tried again with pauses, and keeps its key's order; a lost connection to the
-/// broker does not lose it. The handler can tell it by its tag.
+/// broker does not lose it. The handler can recognise it by its tag.
 #[test]
 fn driven_again_with_retries_and_outages() {
     let (_folder, store, broker) = setup();
@@ -345,10 +345,10 @@ fn discarded_while_it_is_tried_again() {
     stop(consumer);
 }
 
-/// P9. Goal: a row that fails its check is told by its number, and never handed to a handler; the others are. Method: flip a bit
+/// P9. Goal: a row that fails its check is reported by its number, and never handed to a handler; the others are. Method: flip a bit
 /// in one of three rows of a closed store, and ask for all of them, also by a mark that was there before the damage.
 #[test]
-fn a_damaged_row_is_told_and_never_handled() {
+fn a_damaged_row_is_reported_and_never_handled() {
     let (_folder, store, broker) = setup();
     let strict = strict();
     let consumer = picky(quick(&store), &broker, &strict);

@@ -301,12 +301,12 @@ fn parked_deliveries_that_are_rejected_are_bounded_too() {
 
 /// Goal: a consumer that stops says so once, in one warning, however often it looks. Method: a process that collects what it warns of.
 #[test]
-fn a_full_quarantine_is_told_once() {
+fn a_full_quarantine_is_reported_once() {
     use tracing_subscriber::layer::SubscriberExt;
     let Some((folder, _)) = task() else {
         let folder = tempfile::tempdir().unwrap();
         let done =
-            child("rejected_room::a_full_quarantine_is_told_once", folder.path(), "").output().unwrap();
+            child("rejected_room::a_full_quarantine_is_reported_once", folder.path(), "").output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
         return;
     };
@@ -324,8 +324,9 @@ fn a_full_quarantine_is_told_once() {
             store.rejected("service").list(None, 9).unwrap()[0..].iter().any(|entry| entry.number > number)
         });
     }
-    let told = warnings.0.lock().unwrap().iter().filter(|text| text.contains("takes nothing more")).count();
-    assert_eq!(told, 1);
+    let reported =
+        warnings.0.lock().unwrap().iter().filter(|text| text.contains("takes nothing more")).count();
+    assert_eq!(reported, 1);
     stop(consumer);
 }
 
@@ -361,7 +362,7 @@ fn rows_that_name_no_delivery_can_be_removed() {
     until("what is driven again", || consumer.status().redriven == 1);
     assert!(
         matches!(rejected.redrive_all(&onewrite::QuarantineFilter::all()), Err(Error::Storage(_))),
-        "told, though all others are driven again"
+        "reported, though all others are driven again"
     );
     until("all others", || consumer.status().redriven == 6);
     assert_eq!(rejected.discard_unnamed().unwrap(), 6);

@@ -627,7 +627,7 @@ fn an_event_that_is_confirmed_again_counts_once() {
 /// The story: `redrive` right after a receipt said *quarantined* once answered that the event is not there: its row was
 /// still on its way to the file.
 #[test]
-fn what_is_told_as_quarantined_can_be_redriven_at_once() {
+fn what_is_reported_as_quarantined_can_be_redriven_at_once() {
     let (_folder, store) = open();
     let broker = broker();
     let relay = quick(&store).destination_attempts(1).spawn(broker.publisher()).unwrap();
@@ -716,12 +716,12 @@ fn streams_can_be_published_after_the_fact() {
         assert!(Instant::now() < end, "{:?}", store.stats());
         std::thread::sleep(Duration::from_millis(5));
     }
-    let told: Vec<_> = later
+    let reported: Vec<_> = later
         .messages("history")
         .iter()
         .map(|it| String::from_utf8(it.message.payload.clone()).unwrap())
         .collect();
-    assert_eq!(told, ["400", "700"], "from the position on, in order");
+    assert_eq!(reported, ["400", "700"], "from the position on, in order");
     let message = &later.messages("history")[0].message;
     assert!(message.header(onewrite::wire::LANE).is_none() && message.message_id.is_some());
     assert_eq!((last.seqs(), later.queue_len("q")), (&[900][..], 1));

@@ -43,9 +43,9 @@ fn life(path: &Path, n: u32, appends: &[u32], model: &mut Vec<u32>) {
                 assert!(*version <= n, "release {n} has appended version {version}");
                 model.push(*version);
             }
-            Err(Error::Event(EventError::UnknownVersion { version: told, newest, .. })) => {
+            Err(Error::Event(EventError::UnknownVersion { version: reported, newest, .. })) => {
                 assert!(*version > n, "release {n} has refused version {version}");
-                assert_eq!((told, newest), (*version, n));
+                assert_eq!((reported, newest), (*version, n));
             }
             Err(error) => panic!("{error}"),
         }
@@ -78,7 +78,7 @@ fn life(path: &Path, n: u32, appends: &[u32], model: &mut Vec<u32>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Goal: whichever release runs, in whatever order, it reads what it knows in its own newest form, and is told of the rest; it
+    /// Goal: whichever release runs, in whatever order, it reads what it knows in its own newest form, and learns of the rest; it
     /// appends nothing that it could not read. Method: random lives of releases 1 to 4, each of which tries versions 1 to 5.
     #[test]
     fn releases_that_follow_in_any_order(
@@ -122,10 +122,13 @@ fn every_door_refuses_an_unknown_version() {
     let builder =
         Store::builder().event_version("deposited", 2).capture(Capture::with(ROWS, codec).unpublished());
     let store = builder.open(folder.path().join("a.redb")).unwrap();
-    let refused = |told: Result<()>, version: u32| {
-        let words = told.as_ref().unwrap_err().to_string();
+    let refused = |reported: Result<()>, version: u32| {
+        let words = reported.as_ref().unwrap_err().to_string();
         assert!(words.starts_with(&format!("version {version} of event type `deposited`")), "{words}");
-        assert!(matches!(told, Err(Error::Event(EventError::UnknownVersion { newest: 2, .. }))), "{told:?}");
+        assert!(
+            matches!(reported, Err(Error::Event(EventError::UnknownVersion { newest: 2, .. }))),
+            "{reported:?}"
+        );
     };
     for version in [0, 3, u32::MAX] {
         refused(store.write(move |tx| tx.append(deposit(version).unpublished())).map(drop), version);
@@ -155,8 +158,8 @@ fn a_declaration_that_cannot_be_is_refused() {
     let path = folder.path().join("a.redb");
     for builder in [Store::builder().event_version("deposited", 0), release(3).event_version("deposited", 2)]
     {
-        let told = builder.open(&path).unwrap_err();
-        assert!(matches!(&told, Error::Setting(error) if error.setting == "event_version"), "{told}");
+        let reported = builder.open(&path).unwrap_err();
+        assert!(matches!(&reported, Error::Setting(error) if error.setting == "event_version"), "{reported}");
     }
     release(3).event_version("deposited", 3).open(&path).unwrap();
 }

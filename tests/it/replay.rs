@@ -39,7 +39,7 @@ macro_rules! seen {
     }};
 }
 
-/// What was read of one place: an event, or what is told instead of it.
+/// What was read of one place: an event, or what is reported instead of it.
 type Read = std::result::Result<Seen, String>;
 
 fn in_its_place(event: Result<ReplayedEvent<impl AsRef<[u8]>>>) -> Read {
@@ -124,11 +124,11 @@ fn what_is_seen_is_what_is_recorded() {
     }
 }
 
-/// Goal: damage is told in its place, once, by each way of reading, and what follows it is still read. Method: by plain redb, one record
+/// Goal: damage is reported in its place, once, by each way of reading, and what follows it is still read. Method: by plain redb, one record
 /// with a bit flipped, one cut short, one gone, one that stands where another belongs, two gone and the one behind them flipped, and the
-/// last one three bytes long; what is told of each.
+/// last one three bytes long; what is reported of each.
 #[test]
-fn damage_is_told_in_its_place() {
+fn damage_is_reported_in_its_place() {
     let (_folder, store) = open();
     fill(&store);
     let path = store.path().to_owned();
@@ -159,7 +159,7 @@ fn damage_is_told_in_its_place() {
 
     let store = Store::builder().event_version("shut", 3).open(&path).unwrap();
     let read = read_from(&store, 0);
-    // A gap is told once, by its first number.
+    // A gap is reported once, by its first number.
     let numbers: Vec<u64> = (0..48).filter(|seq| *seq != 31).collect();
     assert_eq!(read.len(), numbers.len());
     for (seq, read) in numbers.into_iter().zip(&read) {
@@ -172,8 +172,11 @@ fn damage_is_told_in_its_place() {
                 continue;
             }
         };
-        let told = read.as_ref().unwrap_err();
-        assert!(told.contains(&format!("record {seq} ")) && told.contains(wrong), "{seq}: {told}");
+        let reported = read.as_ref().unwrap_err();
+        assert!(
+            reported.contains(&format!("record {seq} ")) && reported.contains(wrong),
+            "{seq}: {reported}"
+        );
     }
     // One after the other in turn, over the gaps too.
     let mut replay = store.read().unwrap().replay(0).unwrap();

@@ -1,5 +1,5 @@
 //! A caller whose answer was lost tries again: what stands already is recognised at every door and under every expectation, and what
-//! does not stand as it should is told in true words.
+//! does not stand as it should is reported in true words.
 
 use onewrite::{
     Aggregate, Error, Event, ExpectedRevision, RecordedEvent, Result, Stands, Store, Transaction,
@@ -131,10 +131,10 @@ fn an_append_is_recognised_under_every_expectation() {
     assert_eq!(store.stats().unwrap().next_seq, 6);
 }
 
-/// Goal: "the same, elsewhere" and "the same id, other content" are told apart, in words that name id, number, stream and revision.
+/// Goal: "the same, elsewhere" and "the same id, other content" are distinguished, in words that name id, number, stream and revision.
 /// Method: one event in a stream and one in none; each again in another stream, in none, at another position, with other content.
 #[test]
-fn what_stands_elsewhere_is_told_in_true_words() {
+fn what_stands_elsewhere_is_reported_in_true_words() {
     let (_folder, store) = open();
     let append = |stream: &'static str, events: Vec<Event>| {
         let write = move |tx: &Transaction| tx.stream(stream).append(events.clone(), ExpectedRevision::Any);
@@ -145,7 +145,7 @@ fn what_stands_elsewhere_is_told_in_true_words() {
     append("other", vec![event(7)]).unwrap();
     append("a", vec![event(2)]).unwrap();
     plain(event(9).to("", "q")).unwrap();
-    let stands = |told: Result<()>| match told {
+    let stands = |reported: Result<()>| match reported {
         Err(Error::IdElsewhere { id, seq, stands }) => (id, seq, stands),
         other => panic!("{other:?}"),
     };
@@ -164,12 +164,12 @@ fn what_stands_elsewhere_is_told_in_true_words() {
     );
     for other in [event(1).key("k"), event(1).version(1).subject("s"), Event::bytes("t", "other").id("id-1")]
     {
-        let told = append("a", vec![other.clone()]);
-        assert!(matches!(told, Err(Error::Conflict { seq: 1, .. })), "{told:?}");
+        let reported = append("a", vec![other.clone()]);
+        assert!(matches!(reported, Err(Error::Conflict { seq: 1, .. })), "{reported:?}");
     }
-    let told = append("b", vec![Event::bytes("t", "other").id("id-1")]).unwrap_err();
+    let reported = append("b", vec![Event::bytes("t", "other").id("id-1")]).unwrap_err();
     assert_eq!(
-        told.to_string(),
+        reported.to_string(),
         "event id `id-1` was appended before, as sequence number 1, with other content"
     );
     // What is truncated is known by its checksum, and not repeated.

@@ -76,7 +76,7 @@ fn a_queue_whose_node_is_down_is_an_outage() {
     let quarantined = || store.quarantine("r").unwrap().list(None, 10).unwrap();
     until("what goes nowhere in quarantine", || quarantined().len() == 2);
     if is_returned {
-        until("an outage that is told", || {
+        until("an outage that is reported", || {
             let fault = relay.status().last_fault;
             fault.is_some_and(|fault| fault.class == FaultClass::Outage && fault.text.contains("home node"))
         });
@@ -104,7 +104,7 @@ fn a_queue_whose_node_is_down_is_an_outage() {
 }
 
 /// Goal: a queue that the relay declares, and whose node is down, keeps no other queue waiting, and no relay from connecting; a consumer
-/// of it is told of an outage. Method: a cluster of two, a classic queue and its binding on the second, which is killed before the relay
+/// of it learns of an outage. Method: a cluster of two, a classic queue and its binding on the second, which is killed before the relay
 /// starts; events for a queue of the first.
 #[test]
 fn a_queue_to_declare_whose_node_is_down_stops_nobody() {

@@ -89,7 +89,7 @@ pub(crate) fn state(snapshot: &Snapshot) -> Vec<u64> {
     }
 }
 
-/// State and log tell the same, the sequence has no gap, and neither has any lane. Returns the numbers, sorted.
+/// State and log hold the same, the sequence has no gap, and neither has any lane. Returns the numbers, sorted.
 pub(crate) fn audit(store: &Store) -> Vec<u64> {
     let snapshot = store.read().unwrap();
     let events = events(&snapshot);
@@ -161,7 +161,7 @@ fn into_child(command: &mut Command, task: &str, path: &Path, argument: impl AsR
     command.env(TASK, path).env(ARGUMENT, argument).env("RUST_BACKTRACE", "0");
 }
 
-/// Inside a child: what it was told. `None` in an ordinary run of all tests, where a child's test does nothing.
+/// Inside a child: what it was given. `None` in an ordinary run of all tests, where a child's test does nothing.
 pub(crate) fn task() -> Option<(PathBuf, String)> {
     Some((std::env::var_os(TASK)?.into(), std::env::var(ARGUMENT).ok()?))
 }

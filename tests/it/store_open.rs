@@ -41,25 +41,25 @@ fn a_second_opener_is_refused_by_name() {
     let store = Store::open(&path).unwrap();
     assert!(matches!(refusal(&path), OpenError::Locked { .. }));
     for _ in 0..2 {
-        let output = child("store_open::child_tells_how_opening_went", &path, "").output().unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(told.contains("is locked") && told.contains("owned.redb"), "{told}");
+        let output = child("store_open::child_reports_how_opening_went", &path, "").output().unwrap();
+        let reported = String::from_utf8(output.stdout).unwrap();
+        assert!(reported.contains("is locked") && reported.contains("owned.redb"), "{reported}");
     }
     put(&store, 0).unwrap();
     drop(store);
     let store = Store::open(&path).expect("dropped: free again");
     let other = store.clone();
     store.close().unwrap();
-    let told = child("store_open::child_tells_how_opening_went", &path, "").output().unwrap().stdout;
+    let reported = child("store_open::child_reports_how_opening_went", &path, "").output().unwrap().stdout;
     assert!(
-        String::from_utf8(told).unwrap().contains("opened, 1 events"),
+        String::from_utf8(reported).unwrap().contains("opened, 1 events"),
         "closed: free for another process"
     );
     assert!(matches!(put(&other, 1), Err(Error::Closed { .. })));
 }
 
 #[test]
-fn child_tells_how_opening_went() {
+fn child_reports_how_opening_went() {
     let Some((path, _)) = task() else { return };
     match Store::open(path) {
         Ok(store) => println!("opened, {} events", audit(&store).len()),
@@ -115,7 +115,7 @@ fn what_is_no_store_is_refused_and_left_as_it_is() {
 /// Goal: a redb database of the application's own is not made into a store by a wrong path, and is by `adopt_existing`,
 /// its tables untouched.
 #[test]
-fn a_database_without_a_log_is_adopted_only_when_told() {
+fn a_database_without_a_log_is_adopted_only_when_asked() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("app.redb");
     let db = Database::create(&path).unwrap();
@@ -299,10 +299,10 @@ fn a_slow_creator_replaces_nothing() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let second = spawn("rename,renameat,renameat2", "delay_enter=1500000", "1");
-    let told = [first, second].map(|child| child.wait_with_output().unwrap().stdout);
-    let told = told.map(|told| String::from_utf8(told).unwrap());
-    let wrote: Vec<u64> = (0..2).filter(|n| told[*n as usize].contains("wrote")).collect();
-    assert!(!wrote.is_empty(), "{told:?}");
+    let reported = [first, second].map(|child| child.wait_with_output().unwrap().stdout);
+    let reported = reported.map(|reported| String::from_utf8(reported).unwrap());
+    let wrote: Vec<u64> = (0..2).filter(|n| reported[*n as usize].contains("wrote")).collect();
+    assert!(!wrote.is_empty(), "{reported:?}");
     assert_eq!(audit(&Store::open(&path).unwrap()), wrote, "a store that was in use was replaced");
 }
 
@@ -427,7 +427,7 @@ const IMAGES_PER_CHILD: u64 = 60;
 /// but had been idle (`quick_repair_when_idle`), each damaged in one way drawn from its seed; children open each and read every event, since the storage engine may panic where
 /// nobody can catch it.
 #[test]
-fn damage_is_told_and_never_read_as_an_event() {
+fn damage_is_reported_and_never_read_as_an_event() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path().join("live.redb")).unwrap();
     for n in 0..120 {
@@ -441,7 +441,7 @@ fn damage_is_told_and_never_read_as_an_event() {
     until_saved(&store, 1);
     std::fs::copy(store.path(), folder.path().join("idle")).unwrap();
     drop(store);
-    let mut told = String::new();
+    let mut reported = String::new();
     for kind in ["unclean", "clean", "idle"] {
         for first in (0..180).step_by(IMAGES_PER_CHILD as usize) {
             let argument = format!("{kind} {first}");
@@ -450,14 +450,14 @@ fn damage_is_told_and_never_read_as_an_event() {
             let text = String::from_utf8_lossy(&output.stdout);
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && text.contains("all read"), "{argument}: {text}\n{errors}");
-            told.push_str(&text);
+            reported.push_str(&text);
         }
     }
-    let count = |what: &str| told.lines().filter(|line| line.contains(what)).count();
+    let count = |what: &str| reported.lines().filter(|line| line.contains(what)).count();
     let (refused, whole, partly) = (count(": refused"), count(": whole"), count(": partly"));
-    println!("{refused} refused, {whole} whole, {partly} with damaged records told");
+    println!("{refused} refused, {whole} whole, {partly} with damaged records reported");
     assert_eq!(refused + whole + partly, 540);
-    assert!(refused >= 20 && whole >= 20 && partly >= 20, "{told}");
+    assert!(refused >= 20 && whole >= 20 && partly >= 20, "{reported}");
 }
 
 #[test]
@@ -537,7 +537,7 @@ fn read_damaged(path: &Path) -> &'static str {
 /// the file of a store that died idle, whose open reads nothing of the log, each leaf that holds events says that its first value
 /// ends far behind the page.
 #[test]
-fn a_page_that_makes_the_engine_panic_is_told() {
+fn a_page_that_makes_the_engine_panic_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live.redb");
     let store = Store::open(&live).unwrap();
@@ -566,21 +566,21 @@ fn a_page_that_makes_the_engine_panic_is_told() {
     let snapshot = store.read().unwrap();
     let mut events = snapshot.events(0).unwrap();
     panicked(events.next().unwrap().unwrap_err());
-    assert!(events.next().is_none(), "it is told once");
+    assert!(events.next().is_none(), "it is reported once");
     let mut replay = snapshot.replay(0).unwrap();
     panicked(replay.next().unwrap().unwrap_err());
     assert!(replay.next().is_none());
-    let mut told = 0;
+    let mut reported = 0;
     let mut replay = snapshot.replay(0).unwrap();
     for _ in 0..2 {
         let visit = |event: onewrite::Result<onewrite::ReplayedEvent<&[u8]>>| {
             panicked(event.map(|event| event.seq()).unwrap_err());
-            told += 1;
+            reported += 1;
             Ok::<(), Error>(())
         };
         replay.visit(visit).unwrap();
     }
-    assert_eq!(told, 1);
+    assert_eq!(reported, 1);
     panicked(snapshot.event(0).unwrap_err());
 
     let broker = MemoryBroker::new();
@@ -597,7 +597,7 @@ fn a_page_that_makes_the_engine_panic_is_told() {
 /// Goal: P9: so is one of the tables that lead to a stream's events, and a verification ends with an error. It panicked once, on a disk that had
 /// lied about its syncs. Method: as above, with the leaves that hold names of streams.
 #[test]
-fn a_page_of_an_index_that_makes_the_engine_panic_is_told() {
+fn a_page_of_an_index_that_makes_the_engine_panic_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let live = folder.path().join("live.redb");
     let store = Store::open(&live).unwrap();
@@ -659,7 +659,7 @@ fn read_in_place(snapshot: &Snapshot, seqs: &[u64]) {
 fn a_killed_creation_can_be_opened() {
     let folder = tempfile::tempdir().unwrap();
     let began = Instant::now();
-    let task = "store_open::child_tells_how_opening_went";
+    let task = "store_open::child_reports_how_opening_went";
     child(task, &folder.path().join("timed.redb"), "").output().unwrap();
     let whole_us = began.elapsed().as_micros() as u64;
     let mut random = Random(11);

@@ -44,7 +44,7 @@ impl Aggregate for Large {
 }
 
 /// Goal: a state whose snapshot exceeds its limit hinders no command; the snapshot is left out, counted, and tried again once as many
-/// events have come; a direct call is told of the snapshot. Method: a state that grows by a half of the limit and shrinks again never.
+/// events have come; a direct call learns of the snapshot. Method: a state that grows by a half of the limit and shrinks again never.
 #[test]
 fn a_snapshot_over_its_limit_is_left_out() {
     let (_folder, store) = open();
@@ -61,11 +61,11 @@ fn a_snapshot_over_its_limit_is_left_out() {
         (3 * half + 4, Some(1)),
         "the older one stands for its events"
     );
-    let told =
+    let reported =
         store.write(|tx| tx.stream("large-1").save_snapshot(0, &vec![0; limits::SNAPSHOT_BYTES_MAX + 1]));
-    assert!(matches!(told, Err(Error::SnapshotTooLarge { .. })), "{told:?}");
+    assert!(matches!(reported, Err(Error::SnapshotTooLarge { .. })), "{reported:?}");
     assert_eq!(
-        told.unwrap_err().to_string(),
+        reported.unwrap_err().to_string(),
         "the snapshot of stream `large-1` is 16777217 bytes long; at most 16777216 are allowed"
     );
     // The limit itself is none over it.
@@ -152,7 +152,7 @@ fn damage(path: &Path, damage: Damage, unclean: bool) {
     }
 }
 
-/// Goal: after a crash and damage to the newest records no state is told that is not the sum of the stream's events, no revision and no
+/// Goal: after a crash and damage to the newest records no state is reported that is not the sum of the stream's events, no revision and no
 /// sequence number is given again that a snapshot knows, and `verify` finds what does not fit. Method: three deposits with a snapshot
 /// each, damage of three kinds, a further deposit; then the same again over a bulk write of the index.
 #[test]
@@ -249,8 +249,8 @@ fn a_snapshot_stands_for_what_is_truncated() {
     tx.commit().unwrap();
     drop(db);
     let store = Store::open(&path).unwrap();
-    let told = Finding::Snapshot { stream: "account-1".into(), revision: None };
-    assert_eq!(store.verify().unwrap().findings, [told]);
+    let reported = Finding::Snapshot { stream: "account-1".into(), revision: None };
+    assert_eq!(store.verify().unwrap().findings, [reported]);
     assert!(matches!(
         store.aggregate::<Account>("1").load(),
         Err(Error::MissingRevision { revision: 0, .. })

@@ -198,7 +198,7 @@ fn run(ops: &[Op]) {
                     if fills {
                         fill_in(tx)?;
                     }
-                    if fails { Err(Error::app("told to")) } else { Ok(done) }
+                    if fails { Err(Error::app("on purpose")) } else { Ok(done) }
                 });
                 assert_eq!(written.is_ok(), good, "{written:?}");
                 if let Ok(done) = written {
@@ -310,7 +310,7 @@ proptest! {
     }
 }
 
-/// Goal: of many writers that expect the same revision one wins, and the others are told what is true. Method: 8 threads
+/// Goal: of many writers that expect the same revision one wins, and the others learn what is true. Method: 8 threads
 /// deposit 20 times each, with a retry on conflict.
 #[test]
 fn one_writer_wins_each_revision() {
@@ -349,27 +349,31 @@ fn one_writer_wins_each_revision() {
 
 /// Goal: what cannot be is refused in words. Method: one wrong call after another.
 #[test]
-fn wrong_calls_are_told() {
+fn wrong_calls_are_reported() {
     let (_folder, store) = open();
     append(&store, "account-1", text(1), ExpectedRevision::NoStream).unwrap();
-    let told = |stream: &str, expected| append(&store, stream, text(2), expected).unwrap_err().to_string();
+    let reported =
+        |stream: &str, expected| append(&store, stream, text(2), expected).unwrap_err().to_string();
     assert_eq!(
-        told("account-1", ExpectedRevision::NoStream),
+        reported("account-1", ExpectedRevision::NoStream),
         "stream `account-1` was expected at no stream, and is at revision 0"
     );
     assert_eq!(
-        told("account-1", ExpectedRevision::Exact(7)),
+        reported("account-1", ExpectedRevision::Exact(7)),
         "stream `account-1` was expected at revision 7, and is at revision 0"
     );
     assert_eq!(
-        told("account-2", ExpectedRevision::StreamExists),
+        reported("account-2", ExpectedRevision::StreamExists),
         "stream `account-2` was expected at a stream that exists, and it has never had an event"
     );
-    assert_eq!(told("", ExpectedRevision::Any), "the stream's name is 0 bytes long; 1 to 255 are allowed");
-    assert!(told(&"x".repeat(256), ExpectedRevision::Any).contains("256 bytes"));
+    assert_eq!(
+        reported("", ExpectedRevision::Any),
+        "the stream's name is 0 bytes long; 1 to 255 are allowed"
+    );
+    assert!(reported(&"x".repeat(256), ExpectedRevision::Any).contains("256 bytes"));
     assert!(store.read().unwrap().stream("").is_err());
     store.write(|tx| tx.stream("account-1").tombstone()).unwrap();
-    assert_eq!(told("account-1", ExpectedRevision::Any), "stream `account-1` is deleted");
+    assert_eq!(reported("account-1", ExpectedRevision::Any), "stream `account-1` is deleted");
     assert!(store.write(|tx| tx.stream("account-1").truncate_before(0)).is_err());
 }
 
@@ -411,30 +415,30 @@ fn a_failed_neighbour_leaves_no_revision() {
         }
     });
     is_in.recv().unwrap();
-    let (told, tell) = std::sync::mpsc::channel();
+    let (sender, receiver) = std::sync::mpsc::channel();
     let writers: Vec<_> = (1..=3_usize)
         .map(|n| {
             let write = move |tx: &Transaction| {
                 tx.stream("account-1").append([text(n)], ExpectedRevision::Any)?;
                 tx.stream(format!("new-{n}")).append([text(n)], ExpectedRevision::NoStream)?;
-                if n == 2 { Err(Error::app("told to")) } else { Ok(()) }
+                if n == 2 { Err(Error::app("on purpose")) } else { Ok(()) }
             };
             // Queued in this order: each future is polled before the next is made.
             let mut future = Box::pin(store.write_async(write));
             let waker = std::task::Waker::noop();
             let pending = future.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending();
             assert!(pending);
-            let told = told.clone();
+            let sender = sender.clone();
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-                told.send((n, runtime.block_on(future).is_ok())).unwrap();
+                sender.send((n, runtime.block_on(future).is_ok())).unwrap();
             })
         })
         .collect();
     opened.send(()).unwrap();
     gate.join().unwrap();
     writers.into_iter().for_each(|writer| writer.join().unwrap());
-    let mut ends: Vec<_> = tell.try_iter().collect();
+    let mut ends: Vec<_> = receiver.try_iter().collect();
     ends.sort_unstable();
     assert_eq!(ends, [(1, true), (2, false), (3, true)]);
     let snapshot = store.read().unwrap();
@@ -554,11 +558,11 @@ fn a_deleted_stream_leaves_its_name_alone() {
     assert_eq!(left, [b"kept".to_vec()]);
 }
 
-/// Goal: P9 for streams: a damaged record is told in its place, whether the index knows it from a chunk or is rebuilt over it;
+/// Goal: P9 for streams: a damaged record is reported in its place, whether the index knows it from a chunk or is rebuilt over it;
 /// its neighbours are read, and revisions go on behind it. Method: flip a byte of one record by plain redb, in a stretch that
 /// is in chunks and in one that is not; one whose row is gone too.
 #[test]
-fn a_damaged_record_is_told_in_its_place() {
+fn a_damaged_record_is_reported_in_its_place() {
     const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
     const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.meta");
     for (in_chunks, gone) in [(true, false), (false, false), (true, true), (false, true)] {

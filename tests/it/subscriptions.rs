@@ -88,7 +88,10 @@ fn as_a_stream_it_is_woken_by_a_commit() {
     assert!(poll().is_pending());
     assert_eq!(count.0.load(Ordering::SeqCst), 0);
     append(&store, 7);
-    assert!(count.0.load(Ordering::SeqCst) >= 1, "the commit wakes the task before it is told to its writer");
+    assert!(
+        count.0.load(Ordering::SeqCst) >= 1,
+        "the commit wakes the task before it is reported to its writer"
+    );
     let Poll::Ready(Some(Ok(event))) = poll() else { panic!("it is there") };
     assert_eq!(number(&event), 7);
     append(&store, 8);
@@ -163,10 +166,10 @@ fn the_log_waits_for_a_subscriber() {
     relay.stop(TIMEOUT);
 }
 
-/// Goal: damage is told in its place, once, and the rest follows; the end of the store is told, once, also to one that
+/// Goal: damage is reported in its place, once, and the rest follows; the end of the store is reported, once, also to one that
 /// waits. Method: flip a byte by plain redb; close the store under a reader.
 #[test]
-fn damage_and_the_end_are_told() {
+fn damage_and_the_end_are_reported() {
     const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("onewrite.log");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");

@@ -51,12 +51,12 @@ fn a_fault_of_a_setting_names_the_setting_that_was_given() {
     let broker = MemoryBroker::new();
     let long = "x".repeat(256);
     for name in ["", &*long] {
-        let told = [
+        let reported = [
             ("name", store.relay(name).spawn(broker.publisher()).unwrap_err().to_string()),
             ("name", store.projection(name).spawn(|_, _| Ok(())).unwrap_err().to_string()),
             ("scope", store.consumer(name).spawn(broker.source("q"), |_, _| Ok(())).unwrap_err().to_string()),
         ];
-        for (setting, error) in told {
+        for (setting, error) in reported {
             assert!(error.starts_with(&format!("setting `{setting}`: ")), "{error}");
         }
     }
@@ -76,7 +76,7 @@ fn a_fault_of_a_setting_names_the_setting_that_was_given() {
 /// Goal: opening the store refuses a capture whose destination no message can carry; the first change of a row would be too late.
 #[test]
 #[cfg(feature = "json")]
-fn a_captures_destination_is_told_at_open() {
+fn a_captures_destination_is_reported_at_open() {
     const ACCOUNTS: TableDefinition<'_, &str, u64> = TableDefinition::new("accounts");
     let folder = tempfile::tempdir().unwrap();
     let long = "x".repeat(256);

@@ -43,7 +43,7 @@ fn filled(path: &Path) {
     store.close().unwrap();
 }
 
-fn told(event: &RecordedEvent) -> String {
+fn reported(event: &RecordedEvent) -> String {
     format!("{} {} {}", event.event_type(), event.version(), String::from_utf8_lossy(event.payload()))
 }
 
@@ -57,7 +57,7 @@ impl Aggregate for Account {
         Ok(Event::bytes("money.paid", event.clone().into_bytes()))
     }
     fn decode(recorded: &RecordedEvent) -> Result<String> {
-        Ok(told(recorded))
+        Ok(reported(recorded))
     }
     fn apply(&mut self, event: &String) {
         self.0.push(event.clone());
@@ -74,29 +74,29 @@ fn every_reader_sees_the_newest_form() {
     let store = chains().open(&path).unwrap();
     let expected = ["money.paid 1 EUR 100", "money.paid 1 USD 7", "money.paid 1 CHF 9", "opened 5 "];
     let snapshot = store.read().unwrap();
-    let all: Vec<_> = snapshot.events(0).unwrap().map(|event| told(&event.unwrap())).collect();
+    let all: Vec<_> = snapshot.events(0).unwrap().map(|event| reported(&event.unwrap())).collect();
     assert_eq!(all, expected);
     let stream = snapshot.stream("account-7").unwrap();
-    assert_eq!(stream.events(0).map(|event| told(&event.unwrap())).collect::<Vec<_>>(), expected);
-    assert_eq!(told(&stream.events(0).rev().nth(3).unwrap().unwrap()), expected[0]);
-    assert_eq!(told(&snapshot.event(1).unwrap().unwrap()), expected[1]);
+    assert_eq!(stream.events(0).map(|event| reported(&event.unwrap())).collect::<Vec<_>>(), expected);
+    assert_eq!(reported(&stream.events(0).rev().nth(3).unwrap().unwrap()), expected[0]);
+    assert_eq!(reported(&snapshot.event(1).unwrap().unwrap()), expected[1]);
     store
         .write(move |tx| {
-            assert_eq!(told(&tx.event(0)?.unwrap()), expected[0]);
-            assert_eq!(told(&tx.stream("account-7").read()?.events(0).next().unwrap()?), expected[0]);
+            assert_eq!(reported(&tx.event(0)?.unwrap()), expected[0]);
+            assert_eq!(reported(&tx.stream("account-7").read()?.events(0).next().unwrap()?), expected[0]);
             Ok(())
         })
         .unwrap();
     assert_eq!(store.aggregate::<Account>("7").load().unwrap().state.0, expected);
     let mut subscription = store.subscribe(0).unwrap();
-    assert_eq!(told(&subscription.try_next().unwrap().unwrap()), expected[0]);
+    assert_eq!(reported(&subscription.try_next().unwrap().unwrap()), expected[0]);
     let filter = onewrite::EventFilter::all().event_type("money.paid");
     let projection = store
         .projection("seen")
         .table(SEEN)
         .filter(filter)
         .spawn(|event, tx| {
-            tx.open_table(SEEN)?.insert(event.seq(), &*told(event))?;
+            tx.open_table(SEEN)?.insert(event.seq(), &*reported(event))?;
             Ok(())
         })
         .unwrap();
@@ -145,10 +145,10 @@ fn a_retry_across_an_upgrade_is_recognised() {
     assert!(matches!(other, Err(Error::WrongRevision { .. })), "another version is other content: {other:?}");
 }
 
-/// Goal: what cannot be read is told with number, type and version, and nothing else is lost: a newer version than is known, an
+/// Goal: what cannot be read is reported with number, type and version, and nothing else is lost: a newer version than is known, an
 /// upcast that fails. A projection stands still before it, or goes on without it, by policy.
 #[test]
-fn what_cannot_be_upcast_is_told() {
+fn what_cannot_be_upcast_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let newer = Store::builder().event_version("paid", 2).event_version("money.paid", 2).open(&path).unwrap();
@@ -173,7 +173,7 @@ fn what_cannot_be_upcast_is_told() {
         ]
     );
     assert!(matches!(all[1], Err(Error::Upcast { seq: 1, version: 2, .. })));
-    assert_eq!(told(all[2].as_ref().unwrap()), "money.paid 1 EUR 1");
+    assert_eq!(reported(all[2].as_ref().unwrap()), "money.paid 1 EUR 1");
     let mut subscription = store.subscribe(0).unwrap();
     assert!(subscription.try_next().unwrap().is_err() && subscription.try_next().unwrap().is_err());
     assert_eq!(subscription.try_next().unwrap().unwrap().seq(), 2);
@@ -227,10 +227,10 @@ fn chains_that_do_not_hold_are_refused() {
     assert!(!path.exists());
 }
 
-/// Goal: an upcast that panics is told like one that fails. Method: one that panics on a payload, read by a projection, a
+/// Goal: an upcast that panics is reported like one that fails. Method: one that panics on a payload, read by a projection, a
 /// subscription and a snapshot.
 #[test]
-fn an_upcast_that_panics_is_told() {
+fn an_upcast_that_panics_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let builder = Store::builder().upcast(("paid", 1), ("paid", 2), |payload| {
         assert_ne!(payload, b"7", "an application's own mistake");
@@ -247,6 +247,6 @@ fn an_upcast_that_panics_is_told() {
     let stopped = projection.wait_for_position(seq, TIMEOUT).unwrap_err();
     assert!(stopped.to_string().contains("the upcast panicked"), "{stopped}");
     assert!(matches!(store.read().unwrap().event(seq), Err(Error::Upcast { seq: 1, .. })));
-    let told = store.subscribe(seq).unwrap().next().unwrap();
-    assert!(matches!(told, Err(Error::Upcast { seq: 1, .. })), "{told:?}");
+    let reported = store.subscribe(seq).unwrap().next().unwrap();
+    assert!(matches!(reported, Err(Error::Upcast { seq: 1, .. })), "{reported:?}");
 }

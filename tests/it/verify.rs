@@ -1,4 +1,4 @@
-//! `verify`: a store that is whole is told so, and each thing that does not fit is told by name.
+//! `verify`: a store that is whole is reported so, and each thing that does not fit is reported by name.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -73,7 +73,7 @@ fn findings(path: &Path, damage: impl FnOnce(&WriteTransaction)) -> Vec<Finding>
 /// leads elsewhere or to nothing, one of a stream that never was, and a record that the quarantine still needs are each found, and nothing else.
 /// Method: copies of one file, damaged by plain redb.
 #[test]
-fn what_does_not_fit_is_told() {
+fn what_does_not_fit_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let lost = filled(&path);

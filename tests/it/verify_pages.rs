@@ -96,7 +96,7 @@ fn quietly<T>(f: impl FnOnce() -> Option<T>) -> Option<T> {
     catch_unwind(AssertUnwindSafe(f)).ok().flatten()
 }
 
-/// Goal: no changed byte passes that changes what a table says, and none is told where the engine finds nothing either. Method: copies of a file
+/// Goal: no changed byte passes that changes what a table says, and none is reported where the engine finds nothing either. Method: copies of a file
 /// that was closed, one bit flipped in each, all over what is in use; each is opened and checked, read as a whole, and given to the engine's own check.
 #[test]
 fn no_changed_byte_of_a_row_passes() {
@@ -130,11 +130,15 @@ fn no_changed_byte_of_a_row_passes() {
         match verified {
             None => refused += 1,
             Some(verified) if !verified.is_whole() => {
-                assert_ne!(engine, Some(true), "byte {at}: told, and the engine finds nothing: {verified:?}");
+                assert_ne!(
+                    engine,
+                    Some(true),
+                    "byte {at}: reported, and the engine finds nothing: {verified:?}"
+                );
                 let here = verified.findings.iter().any(|finding| {
                     matches!(finding, Finding::Page { offset, bytes, .. } if (*offset..offset + bytes).contains(&(at as u64)))
                 });
-                assert!(here, "byte {at}: told of another place: {verified:?}");
+                assert!(here, "byte {at}: reported for another place: {verified:?}");
                 found += 1;
             }
             Some(_) => {
@@ -149,10 +153,10 @@ fn no_changed_byte_of_a_row_passes() {
     assert!(found >= 50, "{found}");
 }
 
-/// Goal: damage is told by its table and place, each damaged page of it, and `verify`, which says that it does not look there, passes. Method: one bit of a
+/// Goal: damage is reported by its table and place, each damaged page of it, and `verify`, which says that it does not look there, passes. Method: one bit of a
 /// row of each table that an application may have.
 #[test]
-fn damage_is_told_by_table_and_place() {
+fn damage_is_reported_by_table_and_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     let store = Store::open(&path).unwrap();

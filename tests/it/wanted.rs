@@ -33,15 +33,15 @@ fn written(path: &Path, events: &[(&'static str, &'static str, u32)]) {
 
 /// Sequence numbers that each kind of reader sees under a filter; an error's stands as an error.
 fn seen(store: &Store, filter: &EventFilter) -> [Vec<Result<u64, u64>>; 3] {
-    let told = |read: Result<onewrite::RecordedEvent, Error>| match read {
+    let reported = |read: Result<onewrite::RecordedEvent, Error>| match read {
         Ok(event) => Ok(event.seq()),
         Err(Error::Upcast { seq, .. }) => Err(seq),
         Err(Error::Corrupt(error)) => Err(error.seq),
         Err(error) => panic!("{error}"),
     };
-    let read = store.read().unwrap().events_of(0, filter).unwrap().map(told).collect();
+    let read = store.read().unwrap().events_of(0, filter).unwrap().map(reported).collect();
     let mut subscription = store.subscribe(0).unwrap().filter_events(filter.clone());
-    let subscribed = std::iter::from_fn(|| subscription.try_next()).map(told).collect();
+    let subscribed = std::iter::from_fn(|| subscription.try_next()).map(reported).collect();
     let policy = FailurePolicy::Quarantine { attempts: 1 };
     let projection = store.projection("p").table(ROWS).filter(filter.clone()).on_failure(policy);
     let projection = projection.spawn(|event, tx| {
@@ -169,7 +169,7 @@ fn a_filter_takes_what_becomes_its_type() {
 
 /// Goal: each reader reports a damaged record, since its stream cannot be trusted. Method: flip one byte of it.
 #[test]
-fn a_damaged_record_is_told_whatever_the_filter() {
+fn a_damaged_record_is_reported_whatever_the_filter() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.redb");
     written(&path, &[("account-1", "paid", 2), ("card-1", "card.issued", 3), ("account-1", "paid", 2)]);

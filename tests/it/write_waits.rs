@@ -165,11 +165,11 @@ fn child_that_waits_for_itself() {
     let store = Store::open(folder.join("a.redb")).unwrap();
     let (inner, goes_on) = (store.clone(), Arc::new(AtomicBool::new(false)));
     let waits = Arc::clone(&goes_on);
-    let (tell, began) = mpsc::channel();
+    let (sender, began) = mpsc::channel();
     let holder = std::thread::Builder::new().name("the-holder".into());
     let outer = holder.spawn(move || {
         store.write(move |_| {
-            tell.send(()).unwrap();
+            sender.send(()).unwrap();
             while !waits.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(5));
             }

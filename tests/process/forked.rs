@@ -325,12 +325,12 @@ fn an_open_transaction() {
 /// The closure runs on the calling thread: nobody else writes.
 fn a_fork_inside_a_closure() {
     let rig = rig();
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let written = rig.store.write(move |tx| {
         append(tx)?;
         tx.open_table(TABLE)?.insert("a", 1)?;
         match fork::fork().unwrap() {
-            fork::Fork::Parent(child) => tell.send(child).unwrap(),
+            fork::Fork::Parent(child) => sender.send(child).unwrap(),
             fork::Fork::Child => append(tx)?,
         }
         Ok(std::process::id())
@@ -344,7 +344,7 @@ fn a_fork_inside_a_closure() {
             std::process::exit(i32::from(refused.is_err()));
         }
     }
-    await_child(told.recv().unwrap());
+    await_child(receiver.recv().unwrap());
     goes_on(rig, 1);
 }
 
@@ -352,7 +352,7 @@ fn a_fork_inside_a_closure() {
 fn a_fork_on_the_writer_thread() {
     let rig = rig();
     let forked = Arc::new(AtomicBool::new(false));
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let projection = rig
         .store
         .projection("p")
@@ -360,13 +360,13 @@ fn a_fork_on_the_writer_thread() {
             if !forked.swap(true, Ordering::Relaxed)
                 && let fork::Fork::Parent(child) = fork::fork().unwrap()
             {
-                tell.send(child).unwrap();
+                sender.send(child).unwrap();
             }
             Ok(())
         })
         .unwrap();
     rig.store.write(append).unwrap();
-    await_child(told.recv_timeout(LIMIT).unwrap());
+    await_child(receiver.recv_timeout(LIMIT).unwrap());
     projection.wait_for_position(0, LIMIT).unwrap();
     assert_eq!(projection.stop(LIMIT).applied, 1);
     goes_on(rig, 1);

@@ -1,4 +1,4 @@
-//! What runs in a process of its own, because it is to be killed or because its memory is to be looked at: this program again, told by its
+//! What runs in a process of its own, because it is to be killed or because its memory is to be looked at: this program again, with its part as its
 //! first argument. It is spoken with line by line.
 
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -63,7 +63,7 @@ impl Drop for Process {
 }
 
 /// Says numbers to whoever started this process.
-pub(crate) fn tell(numbers: &[f64]) -> Result<(), Failure> {
+pub(crate) fn report(numbers: &[f64]) -> Result<(), Failure> {
     let words: Vec<_> = numbers.iter().map(f64::to_string).collect();
     let mut output = std::io::stdout().lock();
     writeln!(output, "{}", words.join(" "))?;

@@ -143,7 +143,7 @@ impl Flow {
         self.end(gate.written.into_inner(), watched)
     }
 
-    /// What went wrong is told by who knows most: the consumer, the publisher, the writers.
+    /// What went wrong is reported by who knows most: the consumer, the publisher, the writers.
     fn end<T>(self, written: u64, watched: Result<T, String>) -> Result<T, Box<dyn Error>> {
         let all = watched.is_ok() && self.tap.wait_for(written, TIMEOUT);
         let delivered = self.tap.delivered();

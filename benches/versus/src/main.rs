@@ -1,7 +1,7 @@
 //! onewrite beside what a user would pick instead: SQLite with an outbox table, fjall, plain redb, a bare lapin loop, a bare
 //! `fdatasync`. Each peer is written as its own users would write it at its best; its settings are in its file under `peer`.
 //!
-//! All sides of a comparison take turns within each round, in one process, on one disk, beside one broker; what is told is the ratio of medians.
+//! All sides of a comparison take turns within each round, in one process, on one disk, beside one broker; what is reported is the ratio of medians.
 //! Absolute figures are of the machine and the moment, and are printed only to make sense of the ratios.
 
 mod child;

@@ -34,7 +34,7 @@ pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (Duration, T) {
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
-    /// Told, not judged.
+    /// Reported, not judged.
     None,
 }
 

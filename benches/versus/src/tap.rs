@@ -105,7 +105,7 @@ impl Tap {
         self.delivered() >= events
     }
 
-    /// Ends it, and tells what went wrong for it.
+    /// Ends it, and reports what went wrong for it.
     pub(crate) fn stop(self) -> Result<(), Box<dyn Error>> {
         // One that has failed does not listen any more.
         let _ = self.stop.send(());

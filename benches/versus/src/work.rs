@@ -1,4 +1,4 @@
-//! What is compared. Each work has a file of its own, runs by itself, and tells its ratios.
+//! What is compared. Each work has a file of its own, runs by itself, and reports its ratios.
 
 pub(crate) mod commit;
 mod drain;

@@ -114,7 +114,7 @@ fn old_service(path: &Path) -> Result<()> {
 fn work(store: &Store, counts: &Counts) -> Result<(), BoxError> {
     thread::scope(|scope| {
         let tellers: Vec<_> =
-            (0..TELLERS).map(|teller| scope.spawn(move || tell(store, counts, teller))).collect();
+            (0..TELLERS).map(|teller| scope.spawn(move || serve(store, counts, teller))).collect();
         for n in 0..TRANSFERS / 2 {
             let (from, to) = (n % ACCOUNTS, (n * 7 + 1) % ACCOUNTS);
             if from != to {
@@ -125,7 +125,7 @@ fn work(store: &Store, counts: &Counts) -> Result<(), BoxError> {
     })
 }
 
-fn tell(store: &Store, counts: &Counts, teller: u64) -> Result<(), BoxError> {
+fn serve(store: &Store, counts: &Counts, teller: u64) -> Result<(), BoxError> {
     for n in 0..DECISIONS / 2 {
         // All tellers share a few accounts, so that decisions there meet conflicts.
         let account = store.aggregate::<Account>((teller * 31 + n * 17) % (ACCOUNTS / 4)).attempts(1_000);

@@ -51,12 +51,12 @@ pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) 
     let Subscribe { queue, prefetch } = frames::read(&mut from)?;
     let lock = queues.get(&queue).ok_or_else(|| io::Error::other("there is no such queue"))?;
     let _consuming = lock.lock().unwrap_or_else(PoisonError::into_inner);
-    let (events, told) = SourceEvents::channel();
+    let (events, reported) = SourceEvents::channel();
     let mut source = broker.source(&queue);
     source.start(events, prefetch).map_err(io::Error::other)?;
     thread::scope(|scope| {
         scope.spawn(|| {
-            let _ = hand_out(stream, &told);
+            let _ = hand_out(stream, &reported);
             // The other thread must notice if the broker has ended the connection.
             let _ = stream.shutdown(Shutdown::Both);
         });
@@ -67,10 +67,10 @@ pub(crate) fn serve(broker: &MemoryBroker, queues: &Queues, stream: &TcpStream) 
 }
 
 /// Writes the deliveries of the queue. Flushes when no delivery waits.
-fn hand_out(stream: &TcpStream, told: &EventReceiver<SourceEvent>) -> io::Result<()> {
+fn hand_out(stream: &TcpStream, reported: &EventReceiver<SourceEvent>) -> io::Result<()> {
     let mut to = BufWriter::new(stream);
-    while let Ok(first) = told.recv() {
-        for event in std::iter::once(first).chain(told.try_iter()) {
+    while let Ok(first) = reported.recv() {
+        for event in std::iter::once(first).chain(reported.try_iter()) {
             match event {
                 SourceEvent::Up { .. } => frames::write(&mut to, &News::Consuming)?,
                 SourceEvent::Delivery(delivery) => frames::write(&mut to, &News::from(*delivery))?,

@@ -86,7 +86,7 @@ const DEADLINE: Duration = Duration::from_secs(100);
 fn main() -> ExitCode {
     let outcome = match Plan::from_environment() {
         Some(plan) => plan.and_then(|plan| service::run(&plan)).map(|()| true),
-        None => seed(std::env::args().skip(1)).and_then(tell_the_story),
+        None => seed(std::env::args().skip(1)).and_then(run_the_story),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -108,7 +108,7 @@ fn seed(mut arguments: impl Iterator<Item = String>) -> Result<u64, BoxError> {
 }
 
 /// `false` if a line of the account is wrong.
-fn tell_the_story(seed: u64) -> Result<bool, BoxError> {
+fn run_the_story(seed: u64) -> Result<bool, BoxError> {
     let begin = Instant::now();
     let broker = Broker::choose(std::env::var("AMQP_URL").ok())?;
     print_header(&broker, seed);

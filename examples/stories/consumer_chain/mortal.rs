@@ -98,7 +98,7 @@ impl Mortal {
     pub(crate) fn end(&mut self) -> Result<bool, BoxError> {
         let Some(child) = &mut self.child else { return Ok(false) };
         child.finish();
-        let told = Instant::now();
+        let asked = Instant::now();
         let status = loop {
             match child.ended()? {
                 Some(status) => break status,

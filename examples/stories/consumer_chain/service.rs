@@ -50,7 +50,7 @@ pub(crate) fn run(plan: &Plan) -> Result<(), BoxError> {
         }
         let (repeated, rejected) = (stats.repeated, stats.rejected);
         let (orders, backlog) = (tables::len(&store, ledger(plan.role))?, store.stats()?.backlog_events);
-        tell(&Progress { desk, orders, backlog, repeated, rejected })?;
+        report(&Progress { desk, orders, backlog, repeated, rejected })?;
     }
     // The consumer brings work in, so it stops first. The relay takes work out.
     if let Some(consumer) = consumer {
@@ -119,7 +119,7 @@ fn topology(wiring: &Wiring, of: Role) -> Topology {
         .bind(&wiring.exchange, &queue, wiring.pattern(of))
 }
 
-fn tell(progress: &Progress) -> Result<(), BoxError> {
+fn report(progress: &Progress) -> Result<(), BoxError> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(progress)?)?;
     Ok(out.flush()?)
@@ -128,7 +128,7 @@ fn tell(progress: &Progress) -> Result<(), BoxError> {
 /// A line on the input asks for an orderly end. The end of the input means that the supervisor is
 /// gone.
 fn listen() -> Receiver<()> {
-    let (finish, told) = mpsc::channel();
+    let (finish, asked) = mpsc::channel();
     thread::spawn(move || {
         let mut input = std::io::stdin().lock();
         let mut line = String::new();
@@ -137,5 +137,5 @@ fn listen() -> Receiver<()> {
         }
         std::process::exit(1);
     });
-    told
+    asked
 }

@@ -131,7 +131,7 @@ impl Story {
     fn end(&mut self) -> Result<Option<String>, BoxError> {
         for service in &mut self.services {
             if !service.end()? {
-                return Ok(Some(format!("{} did not end when told to", service.role())));
+                return Ok(Some(format!("{} did not end when asked to", service.role())));
             }
         }
         Ok(None)

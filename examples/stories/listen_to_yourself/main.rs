@@ -60,7 +60,9 @@ fn main() -> Result<ExitCode, BoxError> {
     relay.pause();
     work(&store, &counts)?;
     let waiting = store.stats()?.captures.get("stock").map_or(0, |capture| capture.waiting);
-    println!("  and another one while the broker was away: the stock of {waiting} products waits to be told");
+    println!(
+        "  and another one while the broker was away: the stock of {waiting} products waits to be reported"
+    );
     relay.resume();
 
     let drained = wait_until(|| {

@@ -71,7 +71,7 @@ const DEADLINE: Duration = Duration::from_secs(100);
 fn main() -> ExitCode {
     let outcome = match Plan::from_environment() {
         Some(plan) => plan.and_then(|plan| payment_service::run(&plan)).map(|()| true),
-        None => tell_the_story(),
+        None => run_the_story(),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 }
 
 /// `false` if a line of the account is wrong.
-fn tell_the_story() -> Result<bool, BoxError> {
+fn run_the_story() -> Result<bool, BoxError> {
     let begin = Instant::now();
     let broker = Broker::choose(std::env::var("AMQP_URL").ok())?;
     print_header(&broker);

@@ -39,7 +39,7 @@ pub(crate) fn run(
     let (started, writing) = (Instant::now(), Duration::from_secs(plan.seconds));
     let mut back_at = None;
     let mut next_line = Instant::now();
-    let mut told_to_finish = false;
+    let mut asked_to_finish = false;
     // The figures of the child are a moment old. So this process shows its own figures of a moment
     // before.
     let (mut shown, mut credit, mut next_credit) =
@@ -66,10 +66,10 @@ pub(crate) fn run(
             broker.go_away();
             events.outages += 1;
             back_at = Some(Instant::now() + OUTAGE);
-        } else if !told_to_finish && started.elapsed() > writing * 2 {
+        } else if !asked_to_finish && started.elapsed() > writing * 2 {
             say("this disk is slow: no more transfers are asked for");
             service.finish();
-            told_to_finish = true;
+            asked_to_finish = true;
         }
         if back_at.is_some_and(|at| at <= Instant::now()) {
             say("the broker is back");

@@ -1,8 +1,8 @@
 //! Publishers on the broker: their connections, and the words that are still owed to them.
 //!
 //! **Invariants.**
-//! - A word is told once: `open` holds what is owed, and telling takes it out.
-//! - When an epoch ends, all that is owed for its messages that are not isolated is dropped before `Down` is told.
+//! - A word is reported once: `open` holds what is owed, and the report takes it out.
+//! - When an epoch ends, all that is owed for its messages that are not isolated is dropped before `Down` is reported.
 //! - What is owed for an isolated message outlives a channel. When the connection is lost it becomes *unknown*.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,7 +31,7 @@ enum Until {
     Deadline,
 }
 
-/// When the outcome of a publish is told.
+/// When the outcome of a publish is reported.
 #[derive(Debug, Clone, Copy)]
 enum When {
     Now,
@@ -63,7 +63,7 @@ pub(super) struct Connection {
     /// How many of them wait for the next outcome.
     open_until_next: usize,
     /// The highest ticket with a word on this connection.
-    newest_told: Option<Ticket>,
+    newest_reported: Option<Ticket>,
     next_token: u64,
     /// Sent while the broker blocks: in the socket, not read.
     unread: VecDeque<(Outgoing, Option<Verdict>)>,
@@ -74,18 +74,18 @@ impl Connection {
         self.ended |= !self.events.send(event);
     }
 
-    /// Tells an outcome, and after it those that waited for it.
-    fn tell(&mut self, ticket: Ticket, outcome: Outcome) {
+    /// Reports an outcome, and after it those that waited for it.
+    fn report(&mut self, ticket: Ticket, outcome: Outcome) {
         let mut outcomes = vec![(ticket, outcome)];
         if self.open_until_next > 0 {
             self.take_open(&mut outcomes, |open| open.until == Until::Next);
         }
-        self.tell_all(outcomes);
+        self.report_all(outcomes);
     }
 
-    fn tell_all(&mut self, outcomes: Vec<(Ticket, Outcome)>) {
+    fn report_all(&mut self, outcomes: Vec<(Ticket, Outcome)>) {
         let words = outcomes.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Silent(_)));
-        self.newest_told = words.map(|(ticket, _)| *ticket).max().max(self.newest_told);
+        self.newest_reported = words.map(|(ticket, _)| *ticket).max().max(self.newest_reported);
         self.send(PublisherEvent::Outcomes(outcomes));
     }
 
@@ -138,7 +138,7 @@ impl State {
             ended: false,
             open: BTreeMap::new(),
             open_until_next: 0,
-            newest_told: None,
+            newest_reported: None,
             next_token: 0,
             unread: VecDeque::new(),
         };
@@ -148,7 +148,7 @@ impl State {
         id
     }
 
-    /// Ends a publisher. Its epoch ends like any other; after that it is told nothing.
+    /// Ends a publisher. Its epoch ends like any other; after that nothing is reported to it.
     pub(super) fn detach(&mut self, id: u64) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
         if connection.connected {
@@ -164,7 +164,7 @@ impl State {
             return;
         };
         connection.epoch += 1;
-        connection.newest_told = None;
+        connection.newest_reported = None;
         let epoch = Epoch(connection.epoch);
         if !up {
             return connection.send(PublisherEvent::Down { epoch, fault: refused() });
@@ -199,14 +199,14 @@ impl State {
             .is_some_and(|connection| connection.connected && connection.epoch == epoch.0)
     }
 
-    /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is told to be unknown.
+    /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is reported unknown.
     pub(super) fn publish(&mut self, id: u64, epoch: Epoch, outgoing: Outgoing, verdict: Option<Verdict>) {
         let blocked = self.blocked;
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if !connection.connected || connection.epoch != epoch.0 {
             if outgoing.isolated {
                 let fault = Fault::new(FaultClass::Outage, "not sent: the connection is over");
-                connection.tell(outgoing.ticket, Outcome::Unknown(fault));
+                connection.report(outgoing.ticket, Outcome::Unknown(fault));
             }
         } else if blocked {
             connection.unread.push_back((outgoing, verdict));
@@ -222,18 +222,20 @@ impl State {
         let letter = Letter { exchange, routing_key, message };
         let (outcome, when) = match self.decide(&letter, epoch, verdict) {
             // Nothing is returned that is not mandatory.
-            (PublishOutcome::Tell(Outcome::Returned(_)), when) if !mandatory => {
-                (PublishOutcome::Tell(Outcome::Confirmed), when)
+            (PublishOutcome::Report(Outcome::Returned(_)), when) if !mandatory => {
+                (PublishOutcome::Report(Outcome::Confirmed), when)
             }
             decided => decided,
         };
         let Some(connection) = self.connections.get_mut(&id) else { return };
         match (outcome, when) {
-            (PublishOutcome::Tell(outcome), When::Now) => connection.tell(ticket, outcome),
-            (PublishOutcome::Tell(outcome), when) => self.owe(id, ticket, isolated, outcome, when),
-            (PublishOutcome::Close(fault), _) if isolated => connection.tell(ticket, Outcome::Refused(fault)),
+            (PublishOutcome::Report(outcome), When::Now) => connection.report(ticket, outcome),
+            (PublishOutcome::Report(outcome), when) => self.owe(id, ticket, isolated, outcome, when),
+            (PublishOutcome::Close(fault), _) if isolated => {
+                connection.report(ticket, Outcome::Refused(fault))
+            }
             (PublishOutcome::Disconnect(fault), _) if isolated => {
-                connection.tell(ticket, Outcome::Unknown(fault))
+                connection.report(ticket, Outcome::Unknown(fault))
             }
             (PublishOutcome::Close(fault), _) => {
                 connection.end_channel(fault);
@@ -251,10 +253,10 @@ impl State {
         let usual = if self.hanging { When::Never } else { When::Now };
         let when = match verdict {
             None | Some(Verdict::Confirm) => usual,
-            Some(Verdict::Nack) => return (PublishOutcome::Tell(Outcome::Nacked), usual),
+            Some(Verdict::Nack) => return (PublishOutcome::Report(Outcome::Nacked), usual),
             Some(Verdict::Return { code, text }) => {
                 let fault = Fault::with_code(FaultClass::Destination, code, text);
-                return (PublishOutcome::Tell(Outcome::Returned(fault)), usual);
+                return (PublishOutcome::Report(Outcome::Returned(fault)), usual);
             }
             Some(Verdict::CloseChannel { code, text, class }) => {
                 return (PublishOutcome::Close(Fault::with_code(class, code, text)), When::Now);
@@ -264,7 +266,7 @@ impl State {
             }
             Some(Verdict::Unknown) => {
                 let outcome = match self.take_in(letter, epoch) {
-                    PublishOutcome::Tell(_) => lost("connection lost before the broker's word"),
+                    PublishOutcome::Report(_) => lost("connection lost before the broker's word"),
                     closed => closed,
                 };
                 return (outcome, When::Now);
@@ -277,7 +279,7 @@ impl State {
         (self.take_in(letter, epoch), when)
     }
 
-    /// Notes an outcome that is not told now.
+    /// Notes an outcome that is not reported now.
     fn owe(&mut self, id: u64, ticket: Ticket, isolated: bool, outcome: Outcome, when: When) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let (until, alarm) = match when {
@@ -294,18 +296,18 @@ impl State {
         }
     }
 
-    /// The alarm of a word that is owed. Nothing happens if it was told, or dropped, before.
+    /// The alarm of a word that is owed. Nothing happens if it was reported, or dropped, before.
     pub(super) fn fire(&mut self, id: u64, token: u64) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(open) = connection.take_one(token) else { return };
         if open.until != Until::Deadline {
-            return connection.tell(open.ticket, open.outcome);
+            return connection.report(open.ticket, open.outcome);
         }
         let fault =
             Fault::new(FaultClass::Outage, format!("no confirm within {:?}", connection.confirm_deadline));
-        connection.tell(open.ticket, Outcome::Silent(fault.clone()));
+        connection.report(open.ticket, Outcome::Silent(fault.clone()));
         // A younger one has its word: the connection lives.
-        if open.isolated || connection.newest_told > Some(open.ticket) {
+        if open.isolated || connection.newest_reported > Some(open.ticket) {
             return;
         }
         connection.end_connection(fault);
@@ -320,7 +322,7 @@ impl State {
                 outcomes.reverse();
             }
             if !outcomes.is_empty() {
-                connection.tell_all(outcomes);
+                connection.report_all(outcomes);
             }
         }
     }

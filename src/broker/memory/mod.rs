@@ -26,9 +26,9 @@
 //! - **a network broker**: nobody outside this process reaches it;
 //! - **all of AMQP**: no headers exchange, no priorities, no message expiry, no transactions.
 //!
-//! **Invariants.** All state stands under one lock, and what happens is told while it is held: events reach a relay in
-//! the order in which they happened, and nothing is told for an epoch after its end. A [rule](Rule)'s closure runs
-//! while no lock is held. What a publisher or a source is told goes into an unbounded channel, so that no call waits.
+//! **Invariants.** All state stands under one lock, and what happens is reported while it is held: events reach a relay in
+//! the order in which they happened, and nothing is reported for an epoch after its end. A [rule](Rule)'s closure runs
+//! while no lock is held. What is reported to a publisher or a source goes into an unbounded channel, so that no call waits.
 
 mod connections;
 mod consumers;
@@ -64,7 +64,7 @@ pub(in crate::broker) use self::topic::matches as topic_matches;
 /// The in-process broker. Cheap to clone; all clones, publishers and sources are of one broker.
 ///
 /// Nothing is persisted: the content ends with the process. A queue is bounded only if it was
-/// [told so](QueueOptions::max_length).
+/// [set so](QueueOptions::max_length).
 ///
 /// ```
 /// use onewrite::Message;
@@ -228,9 +228,9 @@ impl MemoryBroker {
         let letter =
             Letter { exchange: exchange.into(), routing_key: routing_key.into(), message: Arc::new(message) };
         match self.0.state().take_in(&letter, Epoch::default()) {
-            PublishOutcome::Tell(Outcome::Confirmed) => Ok(()),
-            PublishOutcome::Tell(Outcome::Returned(fault)) | PublishOutcome::Close(fault) => Err(fault),
-            PublishOutcome::Tell(_) | PublishOutcome::Disconnect(_) => {
+            PublishOutcome::Report(Outcome::Confirmed) => Ok(()),
+            PublishOutcome::Report(Outcome::Returned(fault)) | PublishOutcome::Close(fault) => Err(fault),
+            PublishOutcome::Report(_) | PublishOutcome::Disconnect(_) => {
                 Err(Fault::new(FaultClass::Outage, "a full queue rejected it"))
             }
         }
@@ -359,7 +359,7 @@ impl MemoryBroker {
         self.0.state().hanging = hanging;
     }
 
-    /// Tells the confirms that [`Verdict::HoldConfirm`] and [`Verdict::ConfirmOutOfOrder`] hold back, oldest first.
+    /// Reports the confirms that [`Verdict::HoldConfirm`] and [`Verdict::ConfirmOutOfOrder`] hold back, oldest first.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;

@@ -43,7 +43,7 @@ impl MemoryPublisher {
         Self { shared, connection: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
     }
 
-    /// How long to wait for a word on a publish before it is told to be [silent](crate::Outcome::Silent). If no younger one has a word, the
+    /// How long to wait for a word on a publish before it is reported [silent](crate::Outcome::Silent). If no younger one has a word, the
     /// connection is given up, and a new one begins. By default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
     /// confirm that a test [holds](crate::broker::memory::Verdict::HoldConfirm), do not count.
     ///

@@ -36,7 +36,7 @@ pub struct Publishing<'a> {
 /// What a [`Rule`] makes of a publish.
 ///
 /// Where it says *as usual*, routing and queues decide as without a rule: the message may be confirmed, returned or
-/// nacked; the rule then only decides when that is told.
+/// nacked; the rule then only decides when that is reported.
 ///
 /// ```
 /// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
@@ -72,14 +72,14 @@ pub enum Verdict {
     Unknown,
     /// The connection is lost before the message arrives.
     Disconnect,
-    /// Taken as usual, but nothing is ever said of it; at the [confirm deadline](crate::broker::memory::MemoryPublisher::confirm_deadline) it is told to
-    /// be [silent](crate::Outcome::Silent), and the connection is given up if no younger message has a word.
+    /// Taken as usual, but nothing is ever said of it; at the [confirm deadline](crate::broker::memory::MemoryPublisher::confirm_deadline) it is reported
+    /// [silent](crate::Outcome::Silent), and the connection is given up if no younger message has a word.
     LoseConfirm,
-    /// As usual, told this much later.
+    /// As usual, reported this much later.
     DelayConfirm(Duration),
-    /// As usual, told after the next outcome of this connection, or after 10 ms if there is none.
+    /// As usual, reported after the next outcome of this connection, or after 10 ms if there is none.
     ConfirmOutOfOrder,
-    /// As usual, told when the test says [`release_confirms`](crate::broker::memory::MemoryBroker::release_confirms).
+    /// As usual, reported when the test says [`release_confirms`](crate::broker::memory::MemoryBroker::release_confirms).
     HoldConfirm,
 }
 
@@ -128,7 +128,7 @@ pub struct Rule {
     verdict: Verdict,
 }
 
-/// A [`Rule`] without its verdict. Applies once, unless told otherwise.
+/// A [`Rule`] without its verdict. Applies once, unless set otherwise.
 ///
 /// ```
 /// # use onewrite::broker::{Rule, RuleBuilder, Verdict};

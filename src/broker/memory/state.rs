@@ -25,7 +25,7 @@ const DEAD_LETTER_HOPS_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) enum PublishOutcome {
     /// This outcome.
-    Tell(Outcome),
+    Report(Outcome),
     /// The channel is closed.
     Close(Fault),
     /// The connection is lost.
@@ -146,7 +146,7 @@ impl State {
             return PublishOutcome::Close(missing("exchange", &letter.exchange));
         };
         if routes.is_empty() {
-            return PublishOutcome::Tell(Outcome::Returned(Fault::with_code(
+            return PublishOutcome::Report(Outcome::Returned(Fault::with_code(
                 FaultClass::Destination,
                 312,
                 "NO_ROUTE",
@@ -165,7 +165,7 @@ impl State {
             }
             self.settle_queues(&routes);
         }
-        PublishOutcome::Tell(if taken == routes.len() { Outcome::Confirmed } else { Outcome::Nacked })
+        PublishOutcome::Report(if taken == routes.len() { Outcome::Confirmed } else { Outcome::Nacked })
     }
 
     fn routes(&mut self, letter: &Letter) -> Option<Arc<[QueueId]>> {

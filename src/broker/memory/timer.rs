@@ -1,4 +1,4 @@
-//! What is told later: one helper thread per broker, started with the first thing to wait for, ended with the broker.
+//! What is reported later: one helper thread per broker, started with the first thing to wait for, ended with the broker.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::Shared;
 use crate::time::Deadline;
 
-/// Which untold word of which publisher is due when.
+/// Which unreported word of which publisher is due when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Alarm {
     due: Instant,

@@ -58,7 +58,7 @@ impl Background {
         self.process.is_elsewhere()
     }
 
-    /// Tells the thread to end and waits for it, `deadline` at most. After that it ends by itself.
+    /// Asks the thread to end and waits for it, `deadline` at most. After that it ends by itself.
     pub(super) fn stop(&self, deadline: Duration) {
         if self.is_elsewhere() {
             return;

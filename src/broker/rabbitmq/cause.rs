@@ -1,7 +1,7 @@
 //! Why RabbitMQ has returned a message: asked before the event spends an attempt.
 //!
 //! `NO_ROUTE` has several meanings. RabbitMQ routes past a durable queue whose node is down as if it did not exist, and says of both that
-//! there is no route. A passive declare tells them apart: *no queue* is a fault of the destination, *home node is down* is an outage.
+//! there is no route. A passive declare distinguishes them: *no queue* is a fault of the destination, *home node is down* is an outage.
 //! The queues that can be asked for are known by name: the routing key on the default exchange, and those of the [`Topology`].
 //!
 //! The broker's words are texts. A text that begins as RabbitMQ says *no queue* means that, whatever name stands in it; one that is
@@ -75,7 +75,7 @@ fn meaning(code: u16, text: &str) -> Answer {
     }
 }
 
-/// The fault to tell, given what was said of each queue that may take the message.
+/// The fault to report, given what was said of each queue that may take the message.
 fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
     let outage = |why: String| {
         let Fault { code, text, .. } = &returned.fault;
@@ -237,9 +237,9 @@ impl Causes {
                 }
                 self.known.insert(destination, (Instant::now(), fault));
             }
-            let told = self.told();
-            if !told.is_empty() {
-                return Poll::Ready(Ok(told));
+            let reported = self.reported();
+            if !reported.is_empty() {
+                return Poll::Ready(Ok(reported));
             }
             let Some((_, returned)) = self.waiting.front().cloned() else { break };
             let (options, connection) = (Arc::clone(&self.options), Arc::clone(&self.connection));
@@ -252,21 +252,21 @@ impl Causes {
     }
 
     /// Takes out those whose destination is known.
-    fn told(&mut self) -> Vec<(Ticket, Outcome)> {
+    fn reported(&mut self) -> Vec<(Ticket, Outcome)> {
         let now = Instant::now();
         let fresh = Duration::from_millis(CAUSE_KNOWN_MS);
         self.known.retain(|_, (since, _)| now.saturating_duration_since(*since) < fresh);
         if self.known.is_empty() {
             return Vec::new();
         }
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         self.waiting.retain(|(ticket, returned)| {
             let destination = (returned.exchange.clone(), returned.routing_key.clone());
             let Some((_, fault)) = self.known.get(&destination) else { return true };
-            told.push((*ticket, Outcome::Returned(fault.clone())));
+            reported.push((*ticket, Outcome::Returned(fault.clone())));
             false
         });
-        told
+        reported
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
 /// Whether lapin itself complains of what came over the line, under a reply code that it has chosen for the server: a frame that
 /// is out of place or too large, an acknowledgement of nothing. No message of ours is to blame for that.
 ///
-/// lapin's texts are all that tells. RabbitMQ's own begin with the code's name (`FRAME_ERROR - …`), so that no name of an exchange
+/// lapin's texts are the only evidence. RabbitMQ's own begin with the code's name (`FRAME_ERROR - …`), so that no name of an exchange
 /// in them can be taken for one of these.
 fn is_lapins_own(text: &str) -> bool {
     !text.starts_with(|first: char| first.is_ascii_uppercase())
@@ -113,7 +113,7 @@ pub(super) fn ends_the_connection(fault: &Fault) -> bool {
 }
 
 /// Whether this is the broker's own word, and not an echo of it (`channel is closing`).
-pub(super) fn is_telling(error: &lapin::Error) -> bool {
+pub(super) fn is_the_brokers_own(error: &lapin::Error) -> bool {
     !matches!(
         error.kind(),
         ErrorKind::InvalidChannelState(..)

@@ -93,7 +93,7 @@ impl Link {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Ends the connection, in `deadline` at most. A blocked broker reads nothing, so it is not told.
+    /// Ends the connection, in `deadline` at most. A blocked broker reads nothing, so it is not notified.
     pub(super) async fn close(self, deadline: Duration) {
         self.deliveries.want_no_more();
         let status = self.connection.status();

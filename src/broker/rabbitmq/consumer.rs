@@ -29,7 +29,7 @@ use super::acks::{Frame, Unsettled};
 use super::background::Stop;
 use super::cancelled;
 use super::cause::free_channel;
-use super::classify::{Phase, classify, is_about_a_queue, is_telling};
+use super::classify::{Phase, classify, is_about_a_queue, is_the_brokers_own};
 use super::connection::{Link, within_deadline};
 use super::convert::{short, to_message};
 use super::failover::Failover;
@@ -45,7 +45,7 @@ const CONSUME: Duration = Duration::from_secs(5);
 const CONSUME_BY: Duration = Duration::from_millis(CONNECT_MS_MAX - 500);
 
 /// How long to wait for the broker's own word after an echo of it was seen.
-const TELLING: Duration = Duration::from_millis(500);
+const REASON_WAIT: Duration = Duration::from_millis(500);
 
 /// How often is looked whether the consumer has read what came.
 const UNREAD: Duration = Duration::from_millis(5);
@@ -59,7 +59,7 @@ pub(super) struct Subscription {
     pub(super) prefetch_bytes: u64,
 }
 
-/// Consumes until it is told to stop, or nobody listens any more.
+/// Consumes until it is asked to stop, or nobody listens any more.
 pub(super) async fn run(
     options: Arc<Options>,
     subscription: Subscription,
@@ -80,7 +80,7 @@ pub(super) async fn run(
                 (fault, wait)
             }
             Ok((mut link, consumer)) => {
-                // The consumer tells it at its own level: each of these is told once.
+                // The consumer logs it at its own level: each of these is logged once.
                 debug!(broker = %target, epoch = number, queue = %subscription.queue, "source connected");
                 let began = Instant::now();
                 if !events.send(SourceEvent::Up { epoch }) {
@@ -222,7 +222,7 @@ enum Woken {
     Written(lapin::Result<()>),
 }
 
-/// One epoch. Tells why it ended, or `None` for a stop, and whether anything was settled on it.
+/// One epoch. Returns why it ended, or `None` for a stop, and whether anything was settled on it.
 async fn serve(
     link: &mut Link,
     (place, kind): (Place<'_>, &mut QueueKind),
@@ -329,7 +329,7 @@ enum Broken {
 
 impl From<lapin::Error> for Broken {
     fn from(error: lapin::Error) -> Self {
-        if is_telling(&error) { Self::Fault(classify(&error, Phase::Consume)) } else { Self::Echo }
+        if is_the_brokers_own(&error) { Self::Fault(classify(&error, Phase::Consume)) } else { Self::Echo }
     }
 }
 
@@ -340,17 +340,17 @@ async fn why(broken: Broken, link: &mut Link, queue: &str) -> Fault {
     if matches!(broken, Broken::Cancelled) && link.is_alive() {
         return cancelled::why(&link.connection, queue).await;
     }
-    let telling = async {
+    let reason = async {
         while let Some(event) = link.events.next().await {
             if let Event::Error(error) = event
-                && is_telling(&error)
+                && is_the_brokers_own(&error)
             {
                 return Some(error);
             }
         }
         None
     };
-    match tokio::time::timeout(TELLING, telling).await {
+    match tokio::time::timeout(REASON_WAIT, reason).await {
         Ok(Some(error)) => classify(&error, Phase::Consume),
         _ => Fault::new(FaultClass::Outage, "the connection ended without a reason"),
     }

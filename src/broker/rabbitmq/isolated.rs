@@ -4,7 +4,7 @@
 //! whole connection goes over one of its own, if the broker takes it; and so does everything where there is no second channel.
 //!
 //! **Invariants.** Each message gets exactly one outcome, also when the thread ends; after *silent* perhaps one more. None waits for
-//! another's confirm, but over the connection of its own. What goes wrong is told.
+//! another's confirm, but over the connection of its own. What goes wrong is reported.
 
 use std::hash::BuildHasher;
 use std::pin::pin;
@@ -108,7 +108,7 @@ struct Own {
     refused: Option<(Instant, Fault)>,
 }
 
-/// Publishes isolated messages until it is told to stop.
+/// Publishes isolated messages until it is asked to stop.
 pub(super) async fn run(
     options: Arc<Options>,
     mut messages: mpsc::Receiver<Outgoing>,
@@ -129,7 +129,7 @@ pub(super) async fn run(
     }
     messages.close();
     while let Some(outgoing) = messages.recv().await {
-        shared.tell(outgoing.ticket, Outcome::Unknown(stopped()));
+        shared.report(outgoing.ticket, Outcome::Unknown(stopped()));
     }
     // They see the stop too.
     tasks.end().await;
@@ -146,8 +146,8 @@ struct Tasks(Vec<Task>);
 struct Task {
     destination: u64,
     handle: JoinHandle<()>,
-    /// It has told its outcome, and only listens.
-    told: Arc<AtomicBool>,
+    /// It has reported its outcome, and only listens.
+    reported: Arc<AtomicBool>,
 }
 
 impl Tasks {
@@ -158,25 +158,25 @@ impl Tasks {
         let older = self.0.iter().filter(|task| task.destination == destination);
         let too_many = (self.0.len() + 1).saturating_sub(SILENT_CHANNELS_MAX);
         for task in older.chain(self.0.iter().take(too_many)) {
-            if task.told.load(Ordering::Acquire) {
+            if task.reported.load(Ordering::Acquire) {
                 task.handle.abort();
             }
         }
-        let told = Arc::new(AtomicBool::new(false));
-        let task = (Arc::clone(shared), Arc::clone(&told));
+        let reported = Arc::new(AtomicBool::new(false));
+        let task = (Arc::clone(shared), Arc::clone(&reported));
         let handle = tokio::spawn(async move {
-            let ((shared, told), ticket) = (task, outgoing.ticket);
-            let ended = stop.or(shared.publish(outgoing, &told)).await;
-            if ended.is_none() && !told.load(Ordering::Acquire) {
-                shared.tell(ticket, Outcome::Unknown(stopped()));
+            let ((shared, reported), ticket) = (task, outgoing.ticket);
+            let ended = stop.or(shared.publish(outgoing, &reported)).await;
+            if ended.is_none() && !reported.load(Ordering::Acquire) {
+                shared.report(ticket, Outcome::Unknown(stopped()));
             }
         });
-        self.0.push(Task { destination, handle, told });
+        self.0.push(Task { destination, handle, reported });
     }
 
     async fn end(self) {
         for task in self.0 {
-            // An error says that it was given up, having told its outcome.
+            // An error says that it was given up, having reported its outcome.
             _ = task.handle.await;
         }
     }
@@ -200,7 +200,7 @@ struct Voice<'a> {
 type IsGood = bool;
 
 impl Shared {
-    fn tell(&self, ticket: Ticket, outcome: Outcome) {
+    fn report(&self, ticket: Ticket, outcome: Outcome) {
         // It fails when the relay is gone: then all of this ends.
         _ = self.events.send(PublisherEvent::Outcomes(vec![(ticket, outcome)]));
     }
@@ -215,31 +215,34 @@ impl Shared {
         }
     }
 
-    /// Publishes one and tells what became of it. Where the first way leads nowhere, the other is tried.
-    async fn publish(&self, outgoing: Outgoing, told: &AtomicBool) {
+    /// Publishes one and reports what became of it. Where the first way leads nowhere, the other is tried.
+    async fn publish(&self, outgoing: Outgoing, reported: &AtomicBool) {
         let ticket = outgoing.ticket;
         let own_first = self.isolation.ends_connections.load(Ordering::Acquire);
         let first = if own_first {
-            self.over_own(outgoing.clone(), told).await
+            self.over_own(outgoing.clone(), reported).await
         } else {
-            self.beside(outgoing.clone(), told).await
+            self.beside(outgoing.clone(), reported).await
         };
         let Err(first) = first else { return };
         debug!(fault = %first, "an isolated message finds no way");
-        let second =
-            if own_first { self.beside(outgoing, told).await } else { self.over_own(outgoing, told).await };
+        let second = if own_first {
+            self.beside(outgoing, reported).await
+        } else {
+            self.over_own(outgoing, reported).await
+        };
         let Err(mut fault) = second else { return };
         if fault.text != first.text {
             fault.text = format!("{}; and {first}", fault.text);
         }
         // The relay may hand the same one over at once; a broker that is away is not asked in a tight loop.
         tokio::time::sleep(self.options.backoff.0).await;
-        self.tell(ticket, Outcome::Unknown(fault));
-        told.store(true, Ordering::Release);
+        self.report(ticket, Outcome::Unknown(fault));
+        reported.store(true, Ordering::Release);
     }
 
     /// Over a second channel of the window's connection. An error says why there is none.
-    async fn beside(&self, outgoing: Outgoing, told: &AtomicBool) -> Result<(), Fault> {
+    async fn beside(&self, outgoing: Outgoing, reported: &AtomicBool) -> Result<(), Fault> {
         let gone = || Fault::new(FaultClass::Outage, "not sent: the connection is over");
         let (connection, returns) = self.isolation.beside().ok_or_else(gone)?;
         let frame_bytes_max = connection.configuration().frame_max() as usize;
@@ -249,13 +252,13 @@ impl Shared {
         let weak = Arc::downgrade(&connection);
         drop(connection);
         let voice = Voice { connection: weak, channel: &channel, status, returns: &returns, listens: true };
-        self.speak(&voice, frame_bytes_max, outgoing, told).await;
+        self.speak(&voice, frame_bytes_max, outgoing, reported).await;
         close(&channel).await;
         Ok(())
     }
 
     /// Over the connection of their own. An error says why there is none.
-    async fn over_own(&self, outgoing: Outgoing, told: &AtomicBool) -> Result<(), Fault> {
+    async fn over_own(&self, outgoing: Outgoing, reported: &AtomicBool) -> Result<(), Fault> {
         let mut own = self.own.lock().await;
         let link = match own.link.take().filter(Link::is_alive) {
             Some(link) => link,
@@ -277,7 +280,7 @@ impl Shared {
         let connection = Arc::downgrade(&link.connection);
         let voice =
             Voice { connection, channel: &link.channel, status, returns: &link.returns, listens: false };
-        if self.speak(&voice, frame_bytes_max, outgoing, told).await {
+        if self.speak(&voice, frame_bytes_max, outgoing, reported).await {
             own.failover.answered();
             own.link = Some(link);
         } else if !link.is_alive() {
@@ -287,25 +290,25 @@ impl Shared {
         Ok(())
     }
 
-    /// Publishes, waits for the broker's word and tells it.
+    /// Publishes, waits for the broker's word and reports it.
     async fn speak(
         &self,
         voice: &Voice<'_>,
         frame_bytes_max: usize,
         outgoing: Outgoing,
-        told: &AtomicBool,
+        reported: &AtomicBool,
     ) -> IsGood {
         let ticket = outgoing.ticket;
         let destination = (Arc::clone(&outgoing.exchange), Arc::clone(&outgoing.routing_key));
-        let tell = |outcome| {
+        let report = |outcome| {
             debug!(?ticket, "isolated message settled");
-            told.store(true, Ordering::Release);
-            self.tell(ticket, outcome);
+            reported.store(true, Ordering::Release);
+            self.report(ticket, outcome);
         };
         let prepared = match Prepared::new(&outgoing, frame_bytes_max) {
             Ok(prepared) => prepared,
             Err(fault) => {
-                tell(Outcome::Refused(fault));
+                report(Outcome::Refused(fault));
                 return true;
             }
         };
@@ -318,7 +321,7 @@ impl Shared {
                 // Time during which the broker blocks publishers does not count.
                 Err(_) if voice.status.blocked() => {}
                 Err(_) => {
-                    tell(Outcome::Silent(no_confirm_within(self.options.confirm_deadline)));
+                    report(Outcome::Silent(no_confirm_within(self.options.confirm_deadline)));
                     if !voice.listens {
                         return false;
                     }
@@ -326,7 +329,7 @@ impl Shared {
                 }
             }
         };
-        let is_late = told.load(Ordering::Acquire);
+        let is_late = reported.load(Ordering::Acquire);
         let returned = voice.returns.take(voice.channel.id()).into_iter();
         // Alone on its channel, so a return is its own.
         let returned = match (returned.last(), voice.connection.upgrade()) {
@@ -341,7 +344,7 @@ impl Shared {
                         if !is_late {
                             // The relay may hand the same one over at once.
                             tokio::time::sleep(self.options.backoff.0).await;
-                            tell(Outcome::Unknown(fault));
+                            report(Outcome::Unknown(fault));
                         }
                         return false;
                     }
@@ -357,7 +360,7 @@ impl Shared {
                 if ends_the_connection(&fault) {
                     self.isolation.ends_connections.store(true, Ordering::Release);
                 }
-                tell(match fault.class {
+                report(match fault.class {
                     FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
                     _ => {
                         // The relay may hand the same one over at once.
@@ -369,7 +372,7 @@ impl Shared {
             }
             (Ok(Confirmation::NotRequested), _) => {
                 let fault = Fault::new(FaultClass::Outage, "the channel is not in confirm mode");
-                tell(Outcome::Unknown(fault));
+                report(Outcome::Unknown(fault));
                 return false;
             }
             (Ok(_), Some(fault)) => Outcome::Returned(fault),
@@ -381,7 +384,7 @@ impl Shared {
         }
         // Perhaps it nacks only on this channel (see `nacks`): the next one gets another.
         let is_good = outcome != Outcome::Nacked;
-        tell(outcome);
+        report(outcome);
         is_good
     }
 }

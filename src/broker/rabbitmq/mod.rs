@@ -12,12 +12,12 @@
 //! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
 //! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
 //! | `publisher`, `window`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
-//! | `declare` | declares the topology, and tells a queue that is away from one that is refused |
+//! | `declare` | declares the topology, and distinguishes a queue that is away from one that is refused |
 //! | `stream` | asks whether a queue is a stream |
 //! | `cause` | why a message was returned |
 //! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
 //!
-//! What differs between brokers of 3.10, 4.0 and 4.3 is told on [`RabbitMq`]; `tests/it/rabbitmq4.rs` holds it.
+//! What differs between brokers of 3.10, 4.0 and 4.3 is described on [`RabbitMq`]; `tests/it/rabbitmq4.rs` holds it.
 //!
 //! **Logs.** Ours name host, virtual host, epoch and fault. lapin's thread logs nothing (see `connection`); its tasks on
 //! our thread log little, but at `TRACE` they may show frames: keep the target `lapin` off `TRACE` in production.
@@ -77,15 +77,15 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 
 /// Publishes to RabbitMQ: persistent, mandatory, confirmed.
 ///
-/// [`Outcome::Confirmed`] is told only of a message that the broker confirmed and did not return. A message whose
-/// exchange is missing or closed to us makes the broker close the channel; that is told as a
+/// [`Outcome::Confirmed`] is reported only of a message that the broker confirmed and did not return. A message whose
+/// exchange is missing or closed to us makes the broker close the channel; that is reported as a
 /// [`PublisherEvent::Down`] of class [`FaultClass::Destination`], and the relay finds the poison message by resending in
 /// isolation. The connection is kept alive with heartbeats and made anew after each failure, with jittered backoff.
 ///
 /// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes an older one; no
-/// publisher can see that. Use `x-overflow: reject-publish`, which is told as [`Outcome::Nacked`].
+/// publisher can see that. Use `x-overflow: reject-publish`, which is reported as [`Outcome::Nacked`].
 ///
-/// A message that no queue takes comes back, and is told as [`Outcome::Returned`]. RabbitMQ also returns a message whose queue
+/// A message that no queue takes is returned, and is reported as [`Outcome::Returned`]. RabbitMQ also returns a message whose queue
 /// is on a node that is down. So the publisher asks for the queue first: on the default exchange, and where
 /// [`declare`](Self::declare) or [`Topology::bound_elsewhere`] name it. If the queue exists, the fault is an outage, and the
 /// event spends no attempt.

@@ -23,7 +23,7 @@ impl Pace {
         Self { first, max, failures: 0 }
     }
 
-    /// A connection ended that had lived for `lived` and, or not, had `worked`. Tells whether it had proved itself.
+    /// A connection ended that had lived for `lived` and, or not, had `worked`. Returns whether it had proved itself.
     pub(super) fn had_connection(&mut self, lived: Duration, worked: bool) -> bool {
         let proved = worked || lived >= STABLE;
         if proved {

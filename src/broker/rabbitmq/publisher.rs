@@ -43,7 +43,7 @@ pub(crate) const OUTCOME_BATCH_MAX: usize = 512;
 const OUTCOME_BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// How long to wait for the broker's own word after an echo of it (`channel is closing`) was seen.
-pub(crate) const TELLING: Duration = Duration::from_millis(500);
+pub(crate) const REASON_WAIT: Duration = Duration::from_millis(500);
 
 /// After an error somewhere on the connection, its state is looked at again.
 const OVERHEARD: Duration = Duration::from_millis(50);
@@ -51,7 +51,7 @@ const OVERHEARD: Duration = Duration::from_millis(50);
 /// One message of the window.
 pub(super) type Command = (Epoch, Outgoing);
 
-/// Publishes until it is told to stop, or nobody listens any more.
+/// Publishes until it is asked to stop, or nobody listens any more.
 pub(super) async fn run(
     options: Arc<Options>,
     mut commands: mpsc::Receiver<Command>,
@@ -74,7 +74,7 @@ pub(super) async fn run(
                 (fault, wait)
             }
             Ok(mut link) => {
-                // The relay tells it at its own level: each of these is told once.
+                // The relay logs it at its own level: each of these is logged once.
                 debug!(broker = %target, epoch = number, "publisher connected");
                 let began = Instant::now();
                 current.store(number, Ordering::Release);
@@ -166,7 +166,7 @@ enum Woken {
     Tick,
 }
 
-/// One epoch. Tells why it ended, and whether the broker has confirmed anything on it.
+/// One epoch. Returns why it ended, and whether the broker has confirmed anything on it.
 async fn serve(
     link: &mut Link,
     mut window: Window<'_>,
@@ -193,8 +193,8 @@ async fn serve(
             if let Poll::Ready(confirmed) = window.poll_confirm(cx) {
                 return Poll::Ready(Woken::Confirm(confirmed));
             }
-            if let Poll::Ready(told) = window.causes.poll(cx) {
-                return Poll::Ready(Woken::Returned(told));
+            if let Poll::Ready(reported) = window.causes.poll(cx) {
+                return Poll::Ready(Woken::Returned(reported));
             }
             if std::mem::take(&mut window.noted) {
                 return Poll::Ready(Woken::Again);
@@ -226,8 +226,8 @@ async fn serve(
             Woken::Connection(event) => window.connection(event, events),
             Woken::Confirm(confirmed) => window.confirmed(confirmed),
             Woken::Returned(Err(fault)) => Err(Broken::Fault(fault)),
-            Woken::Returned(Ok(told)) => {
-                window.settled.extend(told);
+            Woken::Returned(Ok(reported)) => {
+                window.settled.extend(reported);
                 Ok(())
             }
             Woken::Tick => {
@@ -246,7 +246,7 @@ async fn serve(
         let held_before = window.holds_outcomes();
         result = worse(result, window.settle());
         if batch_timed_out || result.is_err() || window.has_batch() {
-            if window.tell_settled(events).is_err() {
+            if window.report_settled(events).is_err() {
                 break End::Stop;
             }
         } else if !held_before && window.holds_outcomes() {
@@ -265,14 +265,14 @@ async fn serve(
             let fault = window.why(broken, link).await;
             // What is wrong is known already.
             _ = window.settle();
-            if window.tell_settled(events).is_err() {
+            if window.report_settled(events).is_err() {
                 break End::Stop;
             }
             break End::Fault(fault);
         }
     };
     _ = window.settle();
-    let _ = window.tell_settled(events);
+    let _ = window.report_settled(events);
     window.unblock(events);
     (end, window.worked)
 }

@@ -5,7 +5,7 @@
 //! makes every outcome right: **once confirms have been noted, all returns that came before them are noted too, and only then is anything
 //! settled.** `Returns` holds them in time (see there); lapin's own pairing of returns with confirms is not looked at.
 //!
-//! A message without any word for too long is told to be *silent*, once, and stays: its word may still come.
+//! A message without any word for too long is reported *silent*, once, and stays: its word may still come.
 //!
 //! A return that comes after its message was settled breaks the argument; it is reported, never passed over.
 
@@ -31,7 +31,7 @@ pub(super) struct Ledger {
     slots: VecDeque<Option<Slot>>,
     /// Unsettled ones that far younger ones have overtaken.
     behind: BTreeMap<u64, Slot>,
-    /// Unsettled, and not told to be silent.
+    /// Unsettled, and not reported silent.
     waiting: usize,
     /// Confirms that are noted and not settled.
     heard: Vec<(u64, Word)>,
@@ -47,7 +47,7 @@ struct Slot {
     id_hash: u64,
     since_ms: u64,
     returned: Option<Returned>,
-    told_silent: bool,
+    reported_silent: bool,
 }
 
 /// The broker's confirm.
@@ -57,7 +57,7 @@ pub(super) enum Word {
     Nack,
 }
 
-/// A return for a message that is not, or no longer, unsettled: an outcome that was told may be wrong.
+/// A return for a message that is not, or no longer, unsettled: an outcome that was reported may be wrong.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LateReturn;
 
@@ -88,7 +88,7 @@ impl Ledger {
     pub(super) fn published(&mut self, ticket: Ticket, message: Arc<Message>, since_ms: u64) -> u64 {
         let tag = self.front + self.slots.len() as u64;
         let id_hash = hash(message.message_id.as_deref().unwrap_or_default());
-        let slot = Slot { ticket, message, id_hash, since_ms, returned: None, told_silent: false };
+        let slot = Slot { ticket, message, id_hash, since_ms, returned: None, reported_silent: false };
         self.slots.push_back(Some(slot));
         self.waiting += 1;
         tag
@@ -125,7 +125,7 @@ impl Ledger {
         let mut heard = std::mem::take(&mut self.heard);
         for (tag, word) in heard.drain(..) {
             let Some(slot) = self.take(tag) else { continue };
-            self.waiting -= usize::from(!slot.told_silent);
+            self.waiting -= usize::from(!slot.reported_silent);
             match (slot.returned, word) {
                 (Some(back), _) => returned.push((slot.ticket, back)),
                 (None, Word::Ack) => settled.push((slot.ticket, Outcome::Confirmed)),
@@ -137,17 +137,17 @@ impl Ledger {
         self.tidy();
     }
 
-    /// Messages that wait for a word and are not told to be silent.
+    /// Messages that wait for a word and are not reported silent.
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
     /// When the oldest of those was published.
     pub(super) fn oldest_since_ms(&self) -> Option<u64> {
-        self.in_order().find(|(_, slot)| !slot.told_silent).map(|(_, slot)| slot.since_ms)
+        self.in_order().find(|(_, slot)| !slot.reported_silent).map(|(_, slot)| slot.since_ms)
     }
 
-    /// Tells of all that were published at or before `until_ms` that they are silent. They stay: a word on them may still come.
+    /// Reports all that were published at or before `until_ms` silent. They stay: a word on them may still come.
     pub(super) fn silent_into(
         &mut self,
         until_ms: u64,
@@ -159,11 +159,11 @@ impl Ledger {
         let slots = (self.front..).zip(&mut self.slots).filter_map(|(tag, slot)| Some((tag, slot.as_mut()?)));
         // In order of time, so the first that is young enough ends it.
         for (tag, slot) in behind.chain(slots).take_while(|(_, slot)| slot.since_ms <= until_ms) {
-            if slot.told_silent {
+            if slot.reported_silent {
                 continue;
             }
             oldest = oldest.or(Some(tag));
-            slot.told_silent = true;
+            slot.reported_silent = true;
             // Its id is still needed, its payload is not.
             let message_id = slot.message.message_id.clone();
             slot.message = Arc::new(Message { message_id, ..Message::default() });
@@ -264,27 +264,27 @@ mod tests {
         assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none());
     }
 
-    /// Goal: silence is told once, of those alone that have waited too long, and says whether the channel lives; a word that comes
-    /// late is still told. Method: four messages, words out of order, a look at the ages between them.
+    /// Goal: silence is reported once, of those alone that have waited too long, and says whether the channel lives; a word that comes
+    /// late is still reported. Method: four messages, words out of order, a look at the ages between them.
     #[test]
-    fn silence_is_told_once_and_a_late_word_after_it() {
+    fn silence_is_reported_once_and_a_late_word_after_it() {
         let mut ledger = Ledger::new();
         for n in 1..=4 {
             ledger.published(Ticket(n), message(&format!("m{n}")), 10 * n);
         }
-        let mut told = Vec::new();
-        assert_eq!(ledger.silent_into(9, &silence(), &mut told), Silence::None);
+        let mut reported = Vec::new();
+        assert_eq!(ledger.silent_into(9, &silence(), &mut reported), Silence::None);
         ledger.confirmed(2, Word::Ack);
         ledger.settle();
-        assert_eq!(ledger.silent_into(10, &silence(), &mut told), Silence::OfSome);
-        assert_eq!(told, [(Ticket(1), Outcome::Silent(silence()))]);
+        assert_eq!(ledger.silent_into(10, &silence(), &mut reported), Silence::OfSome);
+        assert_eq!(reported, [(Ticket(1), Outcome::Silent(silence()))]);
         assert_eq!((ledger.len(), ledger.oldest_since_ms()), (2, Some(30)));
         assert_eq!(
-            ledger.silent_into(40, &silence(), &mut told),
+            ledger.silent_into(40, &silence(), &mut reported),
             Silence::OfAll,
             "3 and 4 have no younger one"
         );
-        assert_eq!(told.len(), 3);
+        assert_eq!(reported.len(), 3);
         ledger.returned(&back("m3")).unwrap();
         for tag in [3, 1] {
             ledger.confirmed(tag, Word::Ack);
@@ -293,7 +293,7 @@ mod tests {
             ledger.settle(),
             [(Ticket(1), Outcome::Confirmed), (Ticket(3), Outcome::Returned(no_route()))]
         );
-        assert_eq!(ledger.silent_into(99, &silence(), &mut told), Silence::None);
+        assert_eq!(ledger.silent_into(99, &silence(), &mut reported), Silence::None);
         assert_eq!(ledger.len(), 0);
     }
 
@@ -309,9 +309,9 @@ mod tests {
             }
         }
         assert!(ledger.slots.len() <= GAPS_MAX + 8, "{}", ledger.slots.len());
-        let mut told = Vec::new();
-        assert_eq!(ledger.silent_into(u64::MAX, &silence(), &mut told), Silence::OfSome);
-        let tickets: Vec<u64> = told.iter().map(|(ticket, _)| ticket.0).collect();
+        let mut reported = Vec::new();
+        assert_eq!(ledger.silent_into(u64::MAX, &silence(), &mut reported), Silence::OfSome);
+        let tickets: Vec<u64> = reported.iter().map(|(ticket, _)| ticket.0).collect();
         assert_eq!(tickets, [1, 40_001, 80_001]);
         for tag in tickets {
             ledger.confirmed(tag, Word::Ack);
@@ -368,7 +368,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Goal: however confirms complete, every outcome is the broker's real one, told once.
+        /// Goal: however confirms complete, every outcome is the broker's real one, reported once.
         /// Method: a model of the line; tags complete in any order, each return before its own confirm; confirms are noted first and
         /// the returns of a batch after them, as the publisher does; settle after batches of random size.
         #[test]
@@ -388,7 +388,7 @@ mod tests {
             let mut order: Vec<u64> = (1..=count).collect();
             order.sort_by_key(|tag| (tag + u64::from(order_seed[*tag as usize - 1]) % reach, *tag));
             let mut model = Model { plan: plan.clone(), sent: vec![false; plan.len()] };
-            let mut told = BTreeMap::new();
+            let mut reported = BTreeMap::new();
             let mut left = order.as_slice();
             for size in batch.iter().cycle() {
                 let (now, rest) = left.split_at((*size).min(left.len()));
@@ -404,7 +404,7 @@ mod tests {
                     prop_assert_eq!(ledger.returned(&back(&format!("m{returned}"))), Ok(()));
                 }
                 for (ticket, outcome) in ledger.settle() {
-                    prop_assert!(told.insert(ticket.0 - 1000, outcome).is_none(), "told twice");
+                    prop_assert!(reported.insert(ticket.0 - 1000, outcome).is_none(), "reported twice");
                 }
                 if left.is_empty() {
                     break;
@@ -417,7 +417,7 @@ mod tests {
                     (false, true) => Outcome::Confirmed,
                     (false, false) => Outcome::Nacked,
                 };
-                prop_assert_eq!(told.get(&tag), Some(&expected), "tag {}", tag);
+                prop_assert_eq!(reported.get(&tag), Some(&expected), "tag {}", tag);
             }
         }
     }

@@ -19,11 +19,11 @@ use super::topology::Topology;
 /// Consumes one queue of RabbitMQ with manual acknowledgement.
 ///
 /// Every delivery stays with the broker until it is settled; after a lost connection, a stop or a crash, the broker
-/// delivers again what was not. A queue that is missing or gets deleted is told as a
+/// delivers again what was not. A queue that is missing or gets deleted is reported as a
 /// [`Down`](crate::broker::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
 ///
 /// A delivery must be settled within the broker's `consumer_timeout`, 30 minutes unless set. Otherwise the broker ends the consuming, and
-/// delivers again: up to RabbitMQ 4.2 it closes the channel, from 4.3 on it cancels the consumer of a quorum queue. Both are told as a
+/// delivers again: up to RabbitMQ 4.2 it closes the channel, from 4.3 on it cancels the consumer of a quorum queue. Both are reported as a
 /// [`Down`](crate::broker::SourceEvent::Down) of class [`Outage`](crate::FaultClass::Outage). See [`RabbitMq`](crate::broker::rabbitmq::RabbitMq) for what else differs.
 ///
 /// A stream queue is refused at its first delivery: a [`Down`](crate::broker::SourceEvent::Down) of class [`Config`](crate::FaultClass::Config) names it.

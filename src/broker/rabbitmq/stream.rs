@@ -1,7 +1,7 @@
 //! Stream queues, which are refused by name.
 //!
 //! A stream keeps what is acknowledged and begins for each consumer where the consumer says; without a word, at what comes next.
-//! Taken for a queue, it would hide all that came before. The protocol does not tell the kind of a queue, but a stream's deliveries
+//! Taken for a queue, it would hide all that came before. The protocol does not give the kind of a queue, but a stream's deliveries
 //! have an offset. The offset is a header, and anybody may write it: the broker has the last word.
 //!
 //! **Limits.** A message that the question fetches counts as returned once more: a quorum queue drops one that was requeued as often as

@@ -30,7 +30,7 @@ const KEY: &str = "tls client key";
 /// Without any setting the operating system's certificate authorities are trusted, and the name in the certificate
 /// must be the host of the URI. There is no way to skip the verification.
 ///
-/// PEM is taken as bytes, or as files. Files are read here, so that a mistake is told at once, and **again at each
+/// PEM is taken as bytes, or as files. Files are read here, so that a mistake is reported at once, and **again at each
 /// connection attempt**: certificates that are renewed in place need no restart. A file that cannot be used then is a fault of class
 /// [`Config`](FaultClass::Config) that names it. No error shows anything of the content.
 ///

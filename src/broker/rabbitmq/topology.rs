@@ -8,7 +8,7 @@ use crate::tuning::CAUSE_QUEUES_MAX;
 /// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
 ///
 /// Declaring is idempotent where everything is as declared. Where something of the same name differs, the broker
-/// refuses (406), nothing is changed, and the fault is told as a [`Config`](crate::FaultClass::Config) fault. Nothing is ever deleted.
+/// refuses (406), nothing is changed, and the fault is reported as a [`Config`](crate::FaultClass::Config) fault. Nothing is ever deleted.
 ///
 /// ```
 /// use onewrite::broker::{ExchangeKind, Topology};

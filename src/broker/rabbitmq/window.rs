@@ -16,14 +16,14 @@ use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tracing::{debug, error};
 
 use super::cause::Causes;
-use super::classify::{Phase, classify, is_telling};
+use super::classify::{Phase, classify, is_the_brokers_own};
 use super::connection::Link;
 use super::convert::{header_frame_len_max, short, to_properties};
 use super::inbound::Returns;
 use super::isolated::Isolation;
 use super::nacks::{Destination, Nacks};
 use super::options::Options;
-use super::publisher::{OUTCOME_BATCH_MAX, OUTCOME_BATCH_MIN, TELLING};
+use super::publisher::{OUTCOME_BATCH_MAX, OUTCOME_BATCH_MIN, REASON_WAIT};
 use super::settle::{Ledger, Silence, Word};
 use crate::broker::{PublisherEvent, PublisherEvents};
 use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
@@ -44,7 +44,7 @@ pub(super) enum Broken {
 
 impl From<lapin::Error> for Broken {
     fn from(error: lapin::Error) -> Self {
-        if is_telling(&error) { Self::Fault(classify(&error, Phase::Publish)) } else { Self::Echo }
+        if is_the_brokers_own(&error) { Self::Fault(classify(&error, Phase::Publish)) } else { Self::Echo }
     }
 }
 
@@ -191,8 +191,8 @@ impl<'a> Window<'a> {
         let mut result = Ok(());
         for returned in self.returns.take(self.channel.id()) {
             if self.ledger.returned(&returned).is_err() {
-                error!("a message was returned that is not in flight, or whose outcome was told");
-                let text = "a message was returned that is not in flight, or whose outcome was told";
+                error!("a message was returned that is not in flight, or whose outcome was reported");
+                let text = "a message was returned that is not in flight, or whose outcome was reported";
                 result = Err(Broken::Fault(Fault::new(FaultClass::Outage, text)));
             }
         }
@@ -216,7 +216,7 @@ impl<'a> Window<'a> {
     }
 
     /// An error says that nobody listens.
-    pub(crate) fn tell_settled(&mut self, events: &PublisherEvents) -> Result<(), ()> {
+    pub(crate) fn report_settled(&mut self, events: &PublisherEvents) -> Result<(), ()> {
         let settled = std::mem::take(&mut self.settled);
         if settled.is_empty() || events.send(PublisherEvent::Outcomes(settled)) { Ok(()) } else { Err(()) }
     }
@@ -250,7 +250,7 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Tells of what has waited for its word for too long. If nothing says that the channel lives, it is given up: RabbitMQ 3.10 stops
+    /// Reports what has waited for its word for too long. If nothing says that the channel lives, it is given up: RabbitMQ 3.10 stops
     /// reading a channel at the first message for a quorum queue without a leader.
     pub(crate) fn check_age(&mut self, deadline: Duration) -> Result<(), Broken> {
         let Some(until_ms) = self.clock.now_ms().checked_sub(as_ms(deadline)) else { return Ok(()) };
@@ -277,10 +277,10 @@ impl<'a> Window<'a> {
         if let Broken::Fault(fault) = broken {
             return fault;
         }
-        let telling = poll_fn(|cx| {
+        let reason = poll_fn(|cx| {
             while let Poll::Ready(Some(event)) = link.events.poll_next_unpin(cx) {
                 if let Event::Error(error) = event
-                    && is_telling(&error)
+                    && is_the_brokers_own(&error)
                 {
                     return Poll::Ready(classify(&error, Phase::Publish));
                 }
@@ -292,7 +292,7 @@ impl<'a> Window<'a> {
             }
             Poll::Pending
         });
-        match tokio::time::timeout(TELLING, telling).await {
+        match tokio::time::timeout(REASON_WAIT, reason).await {
             Ok(fault) => fault,
             Err(_) => Fault::new(FaultClass::Outage, "the connection ended without a reason"),
         }

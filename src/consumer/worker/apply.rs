@@ -23,7 +23,7 @@ use crate::store::{Receipt, Transaction};
 use crate::time::Deadline;
 use crate::tuning::CONSUMER_BATCH_MAX;
 
-/// After this time what is done of a batch is told, though others of it are not.
+/// After this time what is done of a batch is settled at the broker, though others of it are not.
 const SETTLE_AFTER: Duration = Duration::from_millis(100);
 
 /// After this time a batch looks for what has come meanwhile.
@@ -156,15 +156,15 @@ impl Worker {
                 .map(|key| (at, Arc::clone(failed_keys.entry(Arc::clone(key)).or_default())));
             match self.settings.store.submit(&self.purpose, self.closure(&item, identity, failed)) {
                 Ok(answer) => answers.push_back((item, answer)),
-                // What has been handed over before has its outcome all the same, and the broker is told of it.
+                // What has been handed over before has its outcome all the same, and it is settled at the broker.
                 Err(error) => {
                     outcome.lost.get_or_insert(error);
                     break;
                 }
             }
         }
-        let mut told = Instant::now();
-        let mut looked = told;
+        let mut settled_at = Instant::now();
+        let mut looked = settled_at;
         for (item, answer) in answers {
             let result = self.settings.store.answer(answer).map(Receipt::into_value);
             self.settle(item, result, &mut outcome);
@@ -174,20 +174,20 @@ impl Worker {
                 }
                 looked = Instant::now();
             }
-            if told.elapsed() >= SETTLE_AFTER {
+            if settled_at.elapsed() >= SETTLE_AFTER {
                 // A batch of slow handlers takes a while: the broker gives more as soon as some of it is done.
-                self.tell_source(&mut outcome);
-                told = Instant::now();
+                self.settle_at_source(&mut outcome);
+                settled_at = Instant::now();
             }
         }
         let written = self.quarantine(&mut outcome).and_then(|()| self.write_down(&mut outcome));
-        self.tell_source(&mut outcome);
+        self.settle_at_source(&mut outcome);
         written?;
         outcome.lost.map_or(Ok(()), Err)
     }
 
     /// What is durable is acknowledged.
-    pub(super) fn tell_source(&mut self, outcome: &mut Outcome) {
+    pub(super) fn settle_at_source(&mut self, outcome: &mut Outcome) {
         #[cfg(onewrite_mutations)]
         if crate::mutations::mutated("acknowledge-before-commit") {
             outcome.settlements.clear();
@@ -280,7 +280,7 @@ impl Worker {
         }
     }
 
-    /// Done with it: the broker is told, if it is the broker's.
+    /// Done with it: it is settled at the broker, if it is the broker's.
     pub(super) fn finish(&mut self, item: &Item, settlement: Settlement, outcome: &mut Outcome) {
         self.let_go(item);
         if let Some(number) = item.redriven {
@@ -373,7 +373,7 @@ impl Worker {
                     if let Kept::Yes { dropped } = kept {
                         self.count_refusal(&refusal);
                         count(&self.shared.quarantined);
-                        self.tell_what_was_dropped(dropped);
+                        self.log_dropped(dropped);
                     } else {
                         count(&self.shared.repeated);
                     }
@@ -397,7 +397,7 @@ impl Worker {
         Ok(())
     }
 
-    fn tell_what_was_dropped(&mut self, dropped: u64) {
+    fn log_dropped(&mut self, dropped: u64) {
         if dropped == 0 {
             return;
         }

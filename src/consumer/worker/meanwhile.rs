@@ -80,7 +80,7 @@ impl Worker {
             let event = match events.recv_timeout(RETURNED_LINGER) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
-                // It is told where it is read next.
+                // It is reported where it is read next.
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let is_connected = matches!(event, SourceEvent::Up { .. } | SourceEvent::Delivery(_));

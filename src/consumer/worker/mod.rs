@@ -94,7 +94,7 @@ pub(super) struct Worker {
     space: SpaceLeft,
     /// Why nothing more is taken from the broker.
     waits_for: Option<ConsumerWait>,
-    /// That was not told.
+    /// That was not logged.
     began_to_wait: bool,
     redriven: Redrives,
     /// In the last iteration nothing was heard of the source: in the next one it goes first.
@@ -191,11 +191,11 @@ impl Worker {
                 self.end_for(&error);
                 break;
             }
-            self.tell_of_the_wait();
+            self.log_wait();
             let waits = paused || self.is_waiting_for_room();
             let others_come = !waits && (!events.is_empty() || !self.meanwhile.is_empty());
-            let is_told = !events.is_empty() || self.meanwhile.next.is_some();
-            let may_try = !paused && self.may_try_those_that_wait() && !(is_told && self.heard_nothing);
+            let has_events = !events.is_empty() || self.meanwhile.next.is_some();
+            let may_try = !paused && self.may_try_those_that_wait() && !(has_events && self.heard_nothing);
             let may_look = self.may_look() && !self.rests();
             let mut batch = if may_try { self.take_due(others_come) } else { Vec::new() };
             let due = batch.len();

@@ -257,7 +257,7 @@ impl Worker {
                 Ok(Parking::Full) => kept.push(item),
                 Err(error) if self.is_lost(&error) => return Err(error),
                 Err(error) => {
-                    self.tell_that_parking_fails(&error);
+                    self.log_parking_failure(&error);
                     kept.push(item);
                 }
             }

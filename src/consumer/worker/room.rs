@@ -176,7 +176,7 @@ impl Worker {
         let waited_for = self.waits_for.take();
         let mut outcome = Outcome::of_refused(std::mem::take(&mut self.unkept.items));
         let kept = self.quarantine(&mut outcome).and_then(|()| self.write_down(&mut outcome));
-        self.tell_source(&mut outcome);
+        self.settle_at_source(&mut outcome);
         kept?;
         if self.waits_for.is_none() && waited_for.is_some() {
             self.unkept.look_at = None;
@@ -207,7 +207,7 @@ impl Worker {
     }
 
     /// Once for each wait. What is logged runs the application's logger: no lock is held.
-    pub(super) fn tell_of_the_wait(&mut self) {
+    pub(super) fn log_wait(&mut self) {
         let Some(what) = self.waits_for.filter(|_| std::mem::take(&mut self.began_to_wait)) else { return };
         match self.paces.waits.admit(self.now_ms()) {
             Some(held_back) => {

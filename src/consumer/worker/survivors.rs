@@ -34,7 +34,7 @@ impl Survivors {
         self.by_name.is_empty()
     }
 
-    /// The place of the one that has come again. A name that several may share does not tell them apart, and what was requeued
+    /// The place of the one that has come again. A name that several may share does not distinguish them, and what was requeued
     /// more often is the same one, or one that replaces it just as well.
     fn take(&mut self, name: &Name, returns: u32) -> Option<u64> {
         let of_name = self.by_name.get_mut(name)?;
@@ -76,7 +76,7 @@ impl Worker {
     }
 
     /// Those of these that the broker may not deliver again; and those before them of their keys, which would come behind them, unless
-    /// they could not be told from others when they come. `delivered`: in order.
+    /// they could not be distinguished from others when they come. `delivered`: in order.
     fn survivors_among(&self, delivered: &[&Item]) -> (Survivors, HashSet<u64>) {
         let (mut survivors, mut places) = (Survivors::default(), HashSet::new());
         let mut keys: HashSet<&Arc<str>> = HashSet::new();

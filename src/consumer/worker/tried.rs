@@ -111,7 +111,7 @@ impl Worker {
             Ok(_) => Ok(true),
             Err(error) if self.is_lost(&error) => Err(error),
             Err(error) => {
-                self.tell_that_parking_fails(&error);
+                self.log_parking_failure(&error);
                 Ok(false)
             }
         }
@@ -127,7 +127,7 @@ impl Worker {
         item
     }
 
-    pub(super) fn tell_that_parking_fails(&mut self, error: &Error) {
+    pub(super) fn log_parking_failure(&mut self, error: &Error) {
         match self.paces.retries.admit(self.now_ms()) {
             Some(held_back) => {
                 tracing::warn!(%error, held_back, "what is in hand cannot be written down now");
@@ -147,7 +147,7 @@ impl Worker {
                 if self.is_lost(&error) {
                     return Err(error);
                 }
-                self.tell_that_parking_fails(&error);
+                self.log_parking_failure(&error);
             }
         }
         let mut failed = std::mem::take(&mut outcome.failed);

@@ -1,7 +1,7 @@
 //! When two worlds are the same: whatever can happen from here on is the same in both.
 //!
 //! Left out is what only looks back (counters, the texts of faults, the draws of the jitter, which begin anew at each step) and what
-//! time has made irrelevant: times are told from now on, tickets by their rank, and a time that has passed is *now*.
+//! time has made irrelevant: times are given from now on, tickets by their rank, and a time that has passed is *now*.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};

@@ -31,7 +31,7 @@ pub(super) struct Budget {
     pub(super) crashes: u8,
     pub(super) redrives: u8,
     pub(super) discards: u8,
-    /// Messages that are stored though nobody was told so.
+    /// Messages that are stored though that was reported to nobody.
     pub(super) ghosts: u8,
 }
 

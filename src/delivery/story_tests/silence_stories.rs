@@ -70,13 +70,13 @@ fn a_late_word_counts() {
     to(&mut story, "sick", 3);
     story.published();
     let tickets = [0, 1, 2].map(|seq| story.ticket(seq));
-    let told = tickets.map(|ticket| (ticket, silence()));
-    story.tell(Input::Outcomes(told.into()));
+    let outcomes = tickets.map(|ticket| (ticket, silence()));
+    story.handle(Input::Outcomes(outcomes.into()));
     assert_eq!(story.published_how(), [(0, true, true)]);
-    story.tell(Input::Outcomes(vec![(tickets[0], Outcome::Confirmed)]));
+    story.handle(Input::Outcomes(vec![(tickets[0], Outcome::Confirmed)]));
     assert_eq!((story.machine.confirmed(), silent(&story).len()), (1, 0));
     assert_eq!(story.published(), [0; 0], "the others' words may be on their way");
-    story.tell(Input::Outcomes(vec![(tickets[1], Outcome::Confirmed), (tickets[2], Outcome::Confirmed)]));
+    story.handle(Input::Outcomes(vec![(tickets[1], Outcome::Confirmed), (tickets[2], Outcome::Confirmed)]));
     assert_eq!(story.machine.figures().in_memory, 0);
     story.pass(SILENT_BACKOFF_MS.1);
     assert_eq!(story.published(), [0; 0]);

@@ -12,7 +12,7 @@
 //!   without blocks says that what stands before it must not be replayed.
 //! - Nothing goes to its place before its frame is durable, unless it is direct. What is direct is either of a transaction that is not
 //!   committed, and then on pages that are free in the last durable state, which the storage engine never writes over; or the header, whose
-//!   last durable form stands in a frame, or in the file if there is none, where its own checksums tell a torn one.
+//!   last durable form stands in a frame, or in the file if there is none, where its own checksums detect a torn one.
 //! - After an error nothing is written any more, and the journal stays for the next open.
 //! - Which journal is of which file, and when it may be written over, is for `generation` to say.
 

@@ -133,7 +133,7 @@ impl Sides for SideFile {
     }
 
     fn check_head(&self, main: &impl StorageBackend) -> io::Result<()> {
-        // What is wrong with it is told with the engine's refusal.
+        // What is wrong with it is reported with the engine's refusal.
         if odd_head(main)?.is_some() { Err(ErrorKind::InvalidData.into()) } else { Ok(()) }
     }
 

@@ -104,7 +104,7 @@ pub(crate) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxErr
     Ok(())
 }
 
-/// What tells content from other content: checksum and length.
+/// What distinguishes content from other content: checksum and length.
 pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
     (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
 }

@@ -149,7 +149,7 @@ pub(crate) struct InboxRow {
     pub(crate) first: u64,
     /// How many events it led to, contiguous from `first`.
     pub(crate) count: u32,
-    /// CRC-32 of its content, with its length: tells a repeat from another thing of the same name. Of a delivery: see consumer/dedup.rs.
+    /// CRC-32 of its content, with its length: distinguishes a repeat from another thing of the same name. Of a delivery: see consumer/dedup.rs.
     pub(crate) crc: u32,
     pub(crate) len: u64,
     /// When: the store age (age.rs). One beyond the store age is of an earlier format, or was lost by a crash: it counts as now.

@@ -69,7 +69,7 @@ impl CoalescingPasses {
         if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
             return None;
         }
-        // A commit from here on that begins something tells the writer thread.
+        // A commit from here on that begins something notifies the writer thread.
         core.passes.looks_soon.store(false, Ordering::SeqCst);
         let runs = core.relays.pace() != Pace::None;
         let own = |capture: &dyn Captured| capture.is_unpublished();

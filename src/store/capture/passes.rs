@@ -149,15 +149,15 @@ mod tests {
         let piece = Piece::new(&tx, Asked { keys: CAPTURE_PASS_KEYS, own: false });
         let outcome = piece.run().unwrap();
         core.passes.lock().tried = outcome.failed.iter().cloned().collect();
-        let told = (core.tail().next_seq..tx.next_seq()).map(|seq| {
+        let published = (core.tail().next_seq..tx.next_seq()).map(|seq| {
             let event = tx.event(seq).unwrap().unwrap();
             format!("{} {}", event.event_type(), String::from_utf8_lossy(event.payload()))
         });
-        let told = told.collect();
+        let published = published.collect();
         tx.finish(1).unwrap();
         drop(tx);
         note(core, Ok(outcome));
-        told
+        published
     }
 
     fn waiting(store: &Store) -> u64 {
@@ -178,8 +178,8 @@ mod tests {
         tx.note_dirty_key(dirty, DirtyKind::Snapshot).unwrap();
         tx.commit().unwrap();
         assert_eq!(waiting(&store), 1);
-        let told = pass(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));
-        assert_eq!(told, ["remove 1"]);
+        let published = pass(&store, |tx| drop(tx.captured_table(TABLE).unwrap().remove(1).unwrap()));
+        assert_eq!(published, ["remove 1"]);
         assert_eq!(waiting(&store), 0);
 
         store.write(|tx| tx.captured_table(TABLE)?.insert(2, 2).map(drop)).unwrap();

@@ -188,7 +188,7 @@ impl<'tx> Piece<'tx> {
     }
 
     fn key_failed(&mut self, capture: &dyn Captured, dirty: Vec<u8>, why: &dyn std::fmt::Display) {
-        tell_failure(capture, why);
+        report_failure(capture, why);
         self.outcome.after = Some(dirty.clone());
         self.outcome.failed.push(dirty);
     }
@@ -217,7 +217,7 @@ impl<'tx> Piece<'tx> {
         let found = caught(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max));
         let Ok(found) = found else {
             // Which row it was is not known. Nothing but this table's backfill need wait for it.
-            tell_failure(capture, &"reading its rows panicked");
+            report_failure(capture, &"reading its rows panicked");
             self.outcome.unreadable.push(row.id);
             return Ok(());
         };
@@ -226,7 +226,7 @@ impl<'tx> Piece<'tx> {
         let mut last = None;
         for (key, value) in found.rows {
             let dirty = dirty_key(row.id, &key);
-            if !self.is_told(&dirty)? {
+            if !self.is_reported(&dirty)? {
                 match self.publish(capture, Operation::Snapshot, &key, Some(&value))? {
                     Settled::Published => {}
                     Settled::CodecFailed => {
@@ -254,7 +254,7 @@ impl<'tx> Piece<'tx> {
     }
 
     /// The event of its newest change is to come, or has been appended just now.
-    fn is_told(&self, dirty: &[u8]) -> Result<bool> {
+    fn is_reported(&self, dirty: &[u8]) -> Result<bool> {
         Ok(self.tx.pending_dirty_key(dirty).is_some()
             || self.tx.redb().open_table(CHANGES)?.get(dirty)?.is_some())
     }
@@ -276,11 +276,11 @@ impl<'tx> Piece<'tx> {
             // Whatever it is, it is about this key: a codec may look into a file of its own, which may be full or broken.
             Ok(Err(error)) => {
                 self.tx.core.suspect(&error);
-                tell_failure(capture, &kind_of(&error));
+                report_failure(capture, &kind_of(&error));
                 return Ok(Settled::CodecFailed);
             }
             Err(_) => {
-                tell_failure(capture, &"its codec panicked");
+                report_failure(capture, &"its codec panicked");
                 return Ok(Settled::CodecFailed);
             }
         };
@@ -293,7 +293,7 @@ impl<'tx> Piece<'tx> {
             Err(error @ Error::Storage(_)) => Err(error),
             // The event that the codec made cannot be appended.
             Err(error) => {
-                tell_failure(capture, &kind_of(&error));
+                report_failure(capture, &kind_of(&error));
                 Ok(Settled::CodecFailed)
             }
         }
@@ -301,7 +301,7 @@ impl<'tx> Piece<'tx> {
 }
 
 /// Says that a key stays dirty. Never which, and never its value: both are the application's.
-pub(in crate::store) fn tell_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
+pub(in crate::store) fn report_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
     let newest = capture.mode() == CaptureMode::NewestValue;
     tracing::error!(table = capture.name(), newest, %why, "a row of a captured table makes no event; it is tried again");
 }

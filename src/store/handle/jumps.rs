@@ -11,19 +11,19 @@ use crate::time::ClockListener;
 
 /// The store's end of its subscription at the clock. It ends when this is dropped.
 pub(in crate::store) struct Jumps {
-    _told: Arc<dyn Fn() + Send + Sync>,
+    _on_jump: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Jumps {
     pub(in crate::store) fn listen(core: &Arc<Core>) -> Self {
         let weak = Arc::downgrade(core);
-        let told: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+        let on_jump: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
             if let Some(core) = weak.upgrade() {
                 core.clock_jumped();
             }
         });
-        core.settings.clock.subscribe(ClockListener::new(&told));
-        Self { _told: told }
+        core.settings.clock.subscribe(ClockListener::new(&on_jump));
+        Self { _on_jump: on_jump }
     }
 }
 

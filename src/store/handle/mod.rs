@@ -171,7 +171,7 @@ impl Store {
                 // The closure runs: what comes of it is waited for.
                 wait.forget_limit();
             }
-            self.core().tell_wait(wait);
+            self.core().report_wait(wait);
         }
     }
 
@@ -220,7 +220,7 @@ impl Store {
             if wait.is_over() {
                 return Err(self.core().write_timeout(wait));
             }
-            self.core().tell_wait(wait);
+            self.core().report_wait(wait);
         }
     }
 
@@ -365,7 +365,7 @@ impl Store {
         }
     }
 
-    /// Tells the writer that progress waits which did not before.
+    /// Notifies the writer that progress waits which did not before.
     pub(crate) fn announce_progress(&self) {
         // A full queue means a commit is near anyway.
         let _ = self.shared.jobs.try_send(Job::Progress);
@@ -394,14 +394,14 @@ impl Shared {
         let mut wait = Wait::new(Purpose::Own("closing the store"), None);
         self.core.queue.await_skipping(|| {
             if wait.next().is_over() {
-                in_drop(|| self.core.tell_wait(&mut wait));
+                in_drop(|| self.core.report_wait(&mut wait));
             }
         });
         let writer = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let Some((writer, ended)) = writer else { return };
         let _ = self.jobs.send(Job::Stop);
         while ended.wait_until(wait.next()).is_none() {
-            in_drop(|| self.core.tell_wait(&mut wait));
+            in_drop(|| self.core.report_wait(&mut wait));
         }
         if writer.join().is_err() {
             in_drop(|| tracing::error!("the writer thread panicked"));

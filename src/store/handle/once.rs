@@ -66,7 +66,7 @@ impl<T> WriteOnce<T> {
 #[must_use = "a future does nothing until it is polled"]
 pub struct WriteOnceFuture<T> {
     store: Store,
-    /// Or why there is none, until that is told.
+    /// Or why there is none, until that is reported.
     write: std::result::Result<WriteFuture<Answer<T>>, Option<Error>>,
 }
 

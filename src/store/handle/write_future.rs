@@ -50,7 +50,7 @@ impl<T> WriteFuture<T> {
             }
             self.wait.forget_limit();
         }
-        core.tell_wait(&mut self.wait);
+        core.report_wait(&mut self.wait);
         let at = self.wait.next();
         let set = core.alarms.set(&mut self.alarm, at, context.waker().clone());
         set.map_err(|source| Error::Thread { what: "alarms", cause: source })

@@ -100,7 +100,7 @@ impl StoreBuilder {
     ///
     /// **The two files belong together** while the store is open and after a crash: who copies or moves one needs both. The file knows its journal: one that is missing after a
     /// crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing), and another's is never brought into it
-    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies that were made at different moments of one opening cannot be told apart. Whoever opens a file that was not closed with plain redb goes around its journal: do not.
+    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies that were made at different moments of one opening cannot be distinguished. Whoever opens a file that was not closed with plain redb goes around its journal: do not.
     ///
     /// **Whose it is.** A journal is made as a temporary file and renamed into place, for its owner alone (mode 0600). One that a crash has left is used only if no
     /// other user can have prepared it: it belongs to this process's user, to root or to the owner of the store's file, has one name, and is closed
@@ -293,7 +293,7 @@ impl StoreBuilder {
     ///
     /// What is newer is an error: to append ([`EventError::UnknownVersion`](crate::EventError::UnknownVersion)), and to read
     /// ([`Error::Upcast`](crate::Error::Upcast)). So a release that is put back reads nothing of its successor's wrongly. Declare
-    /// the versions that your own code tells apart, by [`RecordedEvent::version`](crate::RecordedEvent::version). [`open`](Self::open)
+    /// the versions that your own code distinguishes, by [`RecordedEvent::version`](crate::RecordedEvent::version). [`open`](Self::open)
     /// refuses version 0, and a version below one that an upcast names.
     ///
     /// ```
@@ -405,7 +405,7 @@ impl StoreBuilder {
     /// **Cost.** Two syncs and a few pages (at 10 GB about a third of a MiB) each time the store falls idle, and once after an open that nobody writes to; nothing while writes
     /// flow.
     ///
-    /// **Safety.** An open that need not verify does not. Should the disk have lost what it told as synced, which only a lying disk does, that
+    /// **Safety.** An open that need not verify does not. Should the disk have lost what it reported as synced, which only a lying disk does, that
     /// commit may be damaged and is not noticed before it is read; events have checksums of their own, the application's tables have none. An
     /// open after any other write verifies, and falls back to what is whole. The longer `idle`, the surer such a disk has written everything.
     ///

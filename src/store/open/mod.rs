@@ -89,7 +89,7 @@ impl Store {
         let (identity, tail) = match recovered {
             Ok(recovered) => recovered,
             Err(error) => {
-                // What is wrong with it is told already.
+                // What is wrong with it is reported already.
                 let _ = file::close(opened.db);
                 return Err(error);
             }

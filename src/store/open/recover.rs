@@ -138,7 +138,7 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 /// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer; format 3 no store age, and a snapshot of a
 /// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
 /// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
-/// were. It had no secret either, so lanes and ids were told by checksums of less: rows of that form are still read, and speak for
+/// were. It had no secret either, so lanes and ids were recognised by checksums of less: rows of that form are still read, and speak for
 /// what was recorded then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the pruning of the inbox takes those for now when it meets them.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
@@ -292,7 +292,7 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
         }
         if let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) {
             let name = stream.as_bytes();
-            // Where a damaged record hides a revision, the index has a gap, which is told when it is read.
+            // Where a damaged record hides a revision, the index has a gap, which is reported when it is read.
             let run = tail.streams.recent.entry(name.into()).or_default();
             if !run.put_behind(revision, seq.value(), &mut gaps) {
                 let (seq, stream) = (seq.value(), printable(stream));

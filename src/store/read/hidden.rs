@@ -22,7 +22,7 @@ impl Hidden {
         Ok(if table.is_empty()? { None } else { Some(Self(table)) })
     }
 
-    /// Whether this record below the trimmed edge is of a deleted stretch. What cannot be told is shown.
+    /// Whether this record below the trimmed edge is of a deleted stretch. What is unknown is shown.
     pub(in crate::store) fn hides(&self, seq: u64, frame: &[u8]) -> bool {
         let Ok(view) = view(seq, frame) else { return false };
         let (Some(stream), Some(revision)) = (view.stream(frame), view.revision(frame)) else { return false };

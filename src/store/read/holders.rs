@@ -303,7 +303,7 @@ impl Holders {
         self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::SeqCst)
     }
 
-    /// Notes where the holders stand; tells since when each does.
+    /// Notes where the holders stand; returns since when each does.
     fn observe(&self, held: &mut [Held], mono_ms: u64) {
         let mut seen = lock(&self.seen);
         seen.retain(|key, _| held.iter().any(|held| held.key == *key));

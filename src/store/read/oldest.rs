@@ -32,7 +32,7 @@ pub(crate) struct Oldest {
 }
 
 /// Finds them, where the log ends at `next_seq`. Reads [`STATS_ROWS_MAX`] rows for each state at most; what stands behind more rows of
-/// other states is told too old until later calls have gone past those.
+/// other states is reported too old until later calls have gone past those.
 pub(crate) fn find_oldest(
     tx: &ReadTransaction,
     cursor: &Cursor,

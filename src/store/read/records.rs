@@ -12,7 +12,7 @@ use crate::store::shared::core::Core;
 pub(crate) type Read = (u64, std::result::Result<RecordedEvent, CorruptError>);
 
 /// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed; where
-/// nothing has been trimmed yet it is told as damaged, since a page that is damaged can hide records or show others.
+/// nothing has been trimmed yet it is reported as damaged, since a page that is damaged can hide records or show others.
 pub(crate) fn read_log(
     core: &Core,
     from: u64,
@@ -37,7 +37,7 @@ pub(crate) fn read_log(
                 next = seq + 1;
                 continue;
             }
-            tell_missing(next.max(trimmed_to)..seq, events_max, &mut read);
+            report_missing(next.max(trimmed_to)..seq, events_max, &mut read);
             bytes += frame.value().len();
             if read.len() >= events_max || (bytes > bytes_max && !read.is_empty()) {
                 return Ok(read);
@@ -45,17 +45,17 @@ pub(crate) fn read_log(
             read.push((seq, record::decode(seq, frame.value())));
             next = seq + 1;
         }
-        tell_missing(next.max(trimmed_to)..to, events_max, &mut read);
+        report_missing(next.max(trimmed_to)..to, events_max, &mut read);
         Ok(read)
     })
 }
 
-fn tell_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<Read>) {
+fn report_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<Read>) {
     let room = events_max.saturating_sub(read.len());
     read.extend(seqs.take(room).map(|seq| (seq, Err(CorruptError { seq, what: "it is missing" }))));
 }
 
-/// The records of these sequence numbers. One that is gone is told as damaged: an exception never outlives its record.
+/// The records of these sequence numbers. One that is gone is reported as damaged: an exception never outlives its record.
 pub(crate) fn read_records(core: &Core, seqs: impl Iterator<Item = u64>) -> Result<Vec<Read>> {
     core.reading(|tx| {
         let log = tx.open_table(LOG)?;

@@ -272,7 +272,7 @@ impl Snapshot {
         Ok(Events { upcasts: Arc::new(Upcasts::none()), frames: Frames { end, ..self.frames(0)? } })
     }
 
-    /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is told too.
+    /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is reported too.
     pub(crate) fn events_to(&self, from: u64, end: u64) -> Result<Events> {
         Ok(Events { upcasts: Arc::clone(&self.upcasts), frames: Frames { end, ..self.frames(from)? } })
     }
@@ -390,13 +390,13 @@ impl Drop for Rows {
 
 /// Why the next record is not read as it comes.
 enum Detour {
-    /// The record after those that were told as missing.
+    /// The record after those that were reported as missing.
     BehindGap(u64, Frame),
     /// Records below the trimmed edge may be hidden.
     Hidden(Hidden),
 }
 
-/// The records of the log, unread; what is missing among them is told.
+/// The records of the log, unread; what is missing among them is reported.
 pub(in crate::store) struct Frames {
     rows: Rows,
     /// No record below may come any more.
@@ -407,7 +407,7 @@ pub(in crate::store) struct Frames {
     end: u64,
     /// What is to be looked at before the next record is read as it comes.
     detour: Option<Detour>,
-    /// The file could not be read, and this was told.
+    /// The file could not be read, and this was reported.
     failed: bool,
     /// The range holds the read transaction, also when the snapshot has ended.
     _taken: Option<Arc<Taken>>,
@@ -457,7 +457,7 @@ impl Frames {
         }
     }
 
-    /// What `read` gives, which must run nothing of the application's. If the storage engine panics that is told, and is the end: how far its
+    /// What `read` gives, which must run nothing of the application's. If the storage engine panics that is reported, and is the end: how far its
     /// range came is not known.
     #[inline]
     pub(in crate::store) fn guarded<T>(
@@ -477,7 +477,7 @@ impl Frames {
         Some(Err(self.rows.owner.refusal()))
     }
 
-    /// It was told that nothing more can be read.
+    /// It was reported that nothing more can be read.
     pub(in crate::store) fn has_failed(&self) -> bool {
         self.failed
     }
@@ -519,7 +519,7 @@ impl Frames {
         }
     }
 
-    /// There is no record, or it cannot be read. redb's range says for ever that it cannot read on; that is told once.
+    /// There is no record, or it cannot be read. redb's range says for ever that it cannot read on; that is reported once.
     #[cold]
     fn at_end<T>(&mut self, row: Option<Row>) -> Option<Result<T>> {
         match row {
@@ -633,7 +633,7 @@ mod tests {
         }
     }
 
-    /// Goal: a file that cannot be read any more is told once and ends every way of reading the log; redb's own range would say it for
+    /// Goal: a file that cannot be read any more is reported once and ends every way of reading the log; redb's own range would say it for
     /// ever. Method: a disk that goes after the third event, of 200 that do not fit into the cache.
     #[test]
     fn a_disk_that_goes_ends_the_log_once() {
@@ -646,8 +646,8 @@ mod tests {
             })
             .unwrap();
         store.close().unwrap();
-        type Told<'a> = &'a mut dyn FnMut(bool);
-        let outcomes = |read: &dyn Fn(&Snapshot, Told<'_>)| {
+        type Report<'a> = &'a mut dyn FnMut(bool);
+        let outcomes = |read: &dyn Fn(&Snapshot, Report<'_>)| {
             let gone = Arc::new(AtomicBool::new(false));
             let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
             let backend = Failing(FileBackend::new(file).unwrap(), Arc::clone(&gone));
@@ -663,21 +663,21 @@ mod tests {
                     badly += 1
                 }
                 gone.store(well >= 3, Ordering::Relaxed);
-                assert!(badly < 100, "told for ever");
+                assert!(badly < 100, "reported for ever");
             });
             (well, badly)
         };
-        let visited = outcomes(&|snapshot, told| {
+        let visited = outcomes(&|snapshot, report| {
             let end = snapshot.replay(0).unwrap().visit(|event| -> Result<()> {
-                told(event.is_ok());
+                report(event.is_ok());
                 Ok(())
             });
             end.unwrap();
         });
         let replayed =
-            outcomes(&|snapshot, told| snapshot.replay(0).unwrap().for_each(|event| told(event.is_ok())));
+            outcomes(&|snapshot, report| snapshot.replay(0).unwrap().for_each(|event| report(event.is_ok())));
         let copied =
-            outcomes(&|snapshot, told| snapshot.events(0).unwrap().for_each(|event| told(event.is_ok())));
+            outcomes(&|snapshot, report| snapshot.events(0).unwrap().for_each(|event| report(event.is_ok())));
         assert_eq!((visited.1, replayed.1, copied.1), (1, 1, 1));
         assert!((3..200).contains(&visited.0), "{visited:?}");
     }

@@ -118,7 +118,7 @@ impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for Change<'_, K, V> 
 
 type With<K, V> = dyn Fn(&Change<'_, K, V>) -> Result<Event> + Send + Sync;
 
-/// What a codec is told of the value before a change.
+/// What a codec is given of the value before a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OldValues {
     /// Nothing; it is not decoded.

@@ -24,7 +24,7 @@ struct State {
     next: u64,
     set: BTreeMap<Alarm, Waker>,
     has_thread: bool,
-    /// When the thread looks next without being told.
+    /// When the thread looks next without being notified.
     looks_at: Deadline,
     over: bool,
 }
@@ -137,28 +137,28 @@ mod tests {
 
     use super::*;
 
-    struct Told(mpsc::SyncSender<u32>, u32);
+    struct Notify(mpsc::SyncSender<u32>, u32);
 
-    impl Wake for Told {
+    impl Wake for Notify {
         fn wake(self: Arc<Self>) {
             self.0.send(self.1).unwrap();
         }
     }
 
     /// Goal: each alarm wakes its task at its time, an earlier one that comes later too, and one that is cancelled never. Method:
-    /// three alarms, set in the wrong order; the thread ends when it is told.
+    /// three alarms, set in the wrong order; the thread ends when it is asked to.
     #[test]
     fn alarms_go_off_in_order_and_not_when_cancelled() {
         let alarms = Arc::new(Alarms::default());
-        let (tell, told) = mpsc::sync_channel(8);
-        let waker = |number| Waker::from(Arc::new(Told(tell.clone(), number)));
+        let (notifier, notified) = mpsc::sync_channel(8);
+        let waker = |number| Waker::from(Arc::new(Notify(notifier.clone(), number)));
         let (mut late, mut early, mut gone) = (None, None, None);
         alarms.set(&mut late, Deadline::after(Duration::from_millis(200)), waker(1)).unwrap();
         alarms.set(&mut gone, Deadline::after(Duration::from_millis(100)), waker(2)).unwrap();
         alarms.set(&mut early, Deadline::after(Duration::from_millis(50)), waker(3)).unwrap();
         alarms.cancel(gone);
         let limit = Duration::from_secs(20);
-        assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(3), Ok(1)));
+        assert_eq!((notified.recv_timeout(limit), notified.recv_timeout(limit)), (Ok(3), Ok(1)));
         assert!(alarms.lock().set.is_empty());
         alarms.end();
         let deadline = Deadline::after(limit);
@@ -173,15 +173,15 @@ mod tests {
     #[test]
     fn alarms_go_off_after_the_end() {
         let alarms = Arc::new(Alarms::default());
-        let (tell, told) = mpsc::sync_channel(8);
-        let waker = |number| Waker::from(Arc::new(Told(tell.clone(), number)));
+        let (notifier, notified) = mpsc::sync_channel(8);
+        let waker = |number| Waker::from(Arc::new(Notify(notifier.clone(), number)));
         let [mut before, mut after, mut gone] = [None; 3];
         alarms.set(&mut before, Deadline::after(Duration::from_millis(50)), waker(1)).unwrap();
         alarms.end();
         alarms.set(&mut after, Deadline::after(Duration::from_millis(100)), waker(2)).unwrap();
         alarms.set(&mut gone, Deadline::after(Duration::from_secs(3_600)), waker(3)).unwrap();
         let limit = Duration::from_secs(20);
-        assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(1), Ok(2)));
+        assert_eq!((notified.recv_timeout(limit), notified.recv_timeout(limit)), (Ok(1), Ok(2)));
         alarms.cancel(gone);
         let deadline = Deadline::after(limit);
         while Arc::strong_count(&alarms) > 1 {
@@ -190,19 +190,19 @@ mod tests {
         }
     }
 
-    /// Goal: alarms of one moment are told apart: each wakes its own task. Method: three of the same deadline, one of them cancelled.
+    /// Goal: alarms of one moment are distinguished: each wakes its own task. Method: three of the same deadline, one of them cancelled.
     #[test]
     fn alarms_of_one_moment_wake_each_their_own_task() {
         let alarms = Arc::new(Alarms::default());
-        let (tell, told) = mpsc::sync_channel(8);
+        let (notifier, notified) = mpsc::sync_channel(8);
         let at = Deadline::after(Duration::from_millis(50));
         let [mut first, mut second, mut third] = [None; 3];
         for (alarm, number) in [(&mut first, 1), (&mut second, 2), (&mut third, 3)] {
-            alarms.set(alarm, at, Waker::from(Arc::new(Told(tell.clone(), number)))).unwrap();
+            alarms.set(alarm, at, Waker::from(Arc::new(Notify(notifier.clone(), number)))).unwrap();
         }
         alarms.cancel(second);
         let limit = Duration::from_secs(20);
-        assert_eq!((told.recv_timeout(limit), told.recv_timeout(limit)), (Ok(1), Ok(3)));
+        assert_eq!((notified.recv_timeout(limit), notified.recv_timeout(limit)), (Ok(1), Ok(3)));
         alarms.end();
     }
 }

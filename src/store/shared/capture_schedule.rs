@@ -53,7 +53,7 @@ pub(in crate::store) struct State {
 pub(crate) struct CoalescingPasses {
     /// The pass that is asked for, or runs: [`Asked`] as a number. 0: none.
     pub(crate) asked: AtomicUsize,
-    /// The writer thread needs not be told that something begins to wait.
+    /// The writer thread needs not be notified that something begins to wait.
     pub(in crate::store) looks_soon: AtomicBool,
     /// Passes that have ended, well or not.
     pub(crate) ended: AtomicU64,

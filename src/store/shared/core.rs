@@ -87,7 +87,7 @@ pub(crate) struct Core {
     pub(crate) write_lock: Arc<WriteLock>,
     tail: Mutex<Tail>,
     poison: OnceLock<Arc<str>>,
-    /// A failure of the medium that a closure has met. redb tells only its first user what it was; should this file be the
+    /// A failure of the medium that a closure has met. redb reports only to its first user what it was; should this file be the
     /// one that failed, the next transaction cannot begin, and this is why.
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
@@ -188,7 +188,7 @@ impl Core {
 
     /// Waits for the write lock. Fails once the limit of the wait has passed.
     pub(crate) fn acquire_write_lock(&self, wait: &mut Wait) -> Result<WriteLockGuard> {
-        match self.write_lock.acquire(wait, |wait| self.tell_wait(wait)) {
+        match self.write_lock.acquire(wait, |wait| self.report_wait(wait)) {
             Some(guard) => Ok(guard),
             None => Err(self.write_timeout(wait)),
         }
@@ -201,7 +201,7 @@ impl Core {
     }
 
     /// Logs what a wait is for and what holds it up, if that is due. No lock is held.
-    pub(crate) fn tell_wait(&self, wait: &mut Wait) {
+    pub(crate) fn report_wait(&self, wait: &mut Wait) {
         if !wait.take_warning() {
             return;
         }
@@ -367,7 +367,7 @@ impl Core {
         }
     }
 
-    /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is told.
+    /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is notified.
     pub(crate) fn announce_commit(&self) {
         self.relays.notify_all();
         self.notifier.notify_all();
@@ -382,11 +382,11 @@ impl Core {
         self.relays.notify_all();
         self.notifier.notify_all();
         self.redrives.notify_all();
-        // A nudge that is not taken yet tells the same.
+        // A nudge that is not taken yet says the same.
         let _ = self.queue.nudges.0.try_send(());
     }
 
-    /// A commit has ended, either way: the writer thread is told if something is left for it to do in a while.
+    /// A commit has ended, either way: the writer thread is notified if something is left for it to do in a while.
     pub(crate) fn announce_rest(&self, now: Now) {
         let is_look_due = self.holders.note_commit(now.mono_ms);
         let waits = self.queue.writer_waits.load(Ordering::SeqCst);
@@ -396,7 +396,7 @@ impl Core {
         let unsaved = waits == Waits::Untimed as u8 && self.settings.quick_repair_idle.is_some();
         let unlooked = !self.queue.look_awaited.load(Ordering::SeqCst) && self.look_due_at().is_some();
         if is_look_due || unsaved || unlooked || self.tail().trim_left || !self.progress().is_empty() {
-            // One that is not taken yet tells the same.
+            // One that is not taken yet says the same.
             let _ = self.queue.nudges.0.try_send(());
         }
     }
@@ -409,7 +409,7 @@ impl Core {
         self.backlog_shrank.notify_all();
     }
 
-    /// The writer thread looks at what waits. A nudge that is not taken yet tells the same.
+    /// The writer thread looks at what waits. A nudge that is not taken yet says the same.
     pub(crate) fn nudge_writer(&self) {
         let _ = self.queue.nudges.0.try_send(());
     }

@@ -7,7 +7,7 @@ use crate::tuning::{LOG_BURST_MAX, LOG_WINDOW_MS};
 pub(crate) struct LogPace {
     /// When the window began, by the monotonic clock.
     since_ms: Option<u64>,
-    told: u32,
+    logged: u32,
     held_back: u64,
 }
 
@@ -16,13 +16,13 @@ impl LogPace {
     pub(crate) fn admit(&mut self, mono_ms: u64) -> Option<u64> {
         let is_over = |since_ms: u64| mono_ms.saturating_sub(since_ms) >= LOG_WINDOW_MS;
         if self.since_ms.is_none_or(is_over) {
-            (self.since_ms, self.told) = (Some(mono_ms), 0);
+            (self.since_ms, self.logged) = (Some(mono_ms), 0);
         }
-        if self.told >= LOG_BURST_MAX {
+        if self.logged >= LOG_BURST_MAX {
             self.held_back += 1;
             return None;
         }
-        self.told += 1;
+        self.logged += 1;
         Some(std::mem::take(&mut self.held_back))
     }
 }
@@ -36,15 +36,15 @@ mod tests {
     #[test]
     fn what_is_held_back_is_counted() {
         let mut pace = LogPace::default();
-        let (mut told, mut counted) = (0, 0);
+        let (mut logged, mut counted) = (0, 0);
         for at in 0..5 * LOG_WINDOW_MS {
             if let Some(held_back) = pace.admit(at) {
-                told += 1;
+                logged += 1;
                 counted += held_back;
             }
         }
-        assert_eq!(told, 5 * u64::from(LOG_BURST_MAX));
-        assert_eq!(told + counted + pace.held_back, 5 * LOG_WINDOW_MS);
+        assert_eq!(logged, 5 * u64::from(LOG_BURST_MAX));
+        assert_eq!(logged + counted + pace.held_back, 5 * LOG_WINDOW_MS);
         assert_eq!(pace.admit(0), None, "a clock that went back opens no window");
     }
 }

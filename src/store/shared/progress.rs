@@ -47,7 +47,7 @@ pub(crate) struct PendingProgress {
 }
 
 impl PendingProgress {
-    /// Adds changes; `true` if the writer thread is to be told that something waits.
+    /// Adds changes; `true` if the writer thread is to be notified that something waits.
     pub(crate) fn add(&mut self, cursor: &str, changes: &mut Vec<Change>, confirmed: u64) -> bool {
         self.change(cursor, |progress| {
             progress.confirmed += confirmed;
@@ -70,9 +70,9 @@ impl PendingProgress {
             self.cursors.insert(cursor.to_owned(), CursorProgress::default());
         }
         self.cursors.get_mut(cursor).map(change);
-        let tell = self.since.is_none() || std::mem::take(&mut self.unannounced);
+        let notify = self.since.is_none() || std::mem::take(&mut self.unannounced);
         self.since.get_or_insert_with(Instant::now);
-        tell
+        notify
     }
 
     /// Takes everything.
@@ -141,7 +141,7 @@ mod tests {
         let mut progress = PendingProgress::default();
         let delay = Duration::from_millis(250);
         assert_eq!(progress.due_at(delay), None, "nothing waits");
-        assert!(progress.add("rabbit", &mut vec![Change::Position(1)], 1), "the writer thread is told");
+        assert!(progress.add("rabbit", &mut vec![Change::Position(1)], 1), "the writer thread is notified");
         let since = progress.since.unwrap();
         assert_eq!(progress.due_at(delay), Some(Deadline::At(since + delay)));
         let long_commit = progress.take();

@@ -107,7 +107,7 @@ impl RunningProjection {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the status, and tells who waits for that.
+    /// Changes the status, and notifies who waits for that.
     pub(crate) fn change(&self, change: impl FnOnce(&mut ProjectionStatus)) {
         change(&mut self.status());
         self.changed.notify_all();

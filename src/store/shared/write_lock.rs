@@ -4,7 +4,7 @@
 //! So a write transaction is begun, committed and its effects noted under one hold of the write lock. Threads acquire the
 //! lock in the order in which they asked for it.
 //!
-//! **Invariants.** A waiter that gives up hands its ticket on. Nothing foreign runs while the tickets are locked: what tells of a
+//! **Invariants.** A waiter that gives up hands its ticket on. Nothing foreign runs while the tickets are locked: what reports a
 //! long wait is the application's logger.
 
 use std::collections::BTreeSet;
@@ -81,11 +81,11 @@ impl WriteLock {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the lock; `None` once the limit of the wait has passed. `tell` is asked whenever the wait says so.
+    /// Waits for the lock; `None` once the limit of the wait has passed. `report` is called whenever the wait says so.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         wait: &mut Wait,
-        tell: impl Fn(&mut Wait),
+        report: impl Fn(&mut Wait),
     ) -> Option<WriteLockGuard> {
         let mut tickets = self.tickets();
         let mine = tickets.next;
@@ -98,7 +98,7 @@ impl WriteLock {
                 }
                 drop(tickets);
                 // A logger that panics must not keep the ticket from being handed on.
-                in_drop(|| tell(wait));
+                in_drop(|| report(wait));
                 tickets = self.tickets();
                 continue;
             }

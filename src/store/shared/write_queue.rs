@@ -17,11 +17,11 @@ pub(crate) struct Queue {
     pub(in crate::store) outstanding: AtomicUsize,
     /// The last group from the queue held more than one write.
     pub(in crate::store) crowded: AtomicBool,
-    /// What the writer thread waits for beside its queue, or is about to: what is left to do, and it does not wait for, must be told it.
+    /// What the writer thread waits for beside its queue, or is about to: what is left to do, and it does not wait for, must be reported to it.
     pub(in crate::store) writer_waits: AtomicU8,
     /// It will look at the names of the files when that is due.
     pub(in crate::store) look_awaited: AtomicBool,
-    /// Tells it.
+    /// Notifies it.
     pub(in crate::store) nudges: (Sender<()>, Receiver<()>),
     /// Held for reading by a write that skips the queue; closing waits for it.
     pub(in crate::store) skipping: RwLock<()>,
@@ -111,13 +111,13 @@ impl Queue {
     }
 
     /// Waits for a write that has skipped the queue. Afterwards `closing` keeps others from it.
-    pub(crate) fn await_skipping(&self, mut tell: impl FnMut()) {
+    pub(crate) fn await_skipping(&self, mut report: impl FnMut()) {
         let mut pause = Duration::from_millis(1);
         while let Err(TryLockError::WouldBlock) = self.skipping.try_write() {
             // Only a closing store comes here, once, and only beside a write that began before.
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
-            tell();
+            report();
         }
     }
 }

@@ -124,8 +124,8 @@ mod tests {
     fn warnings_grow_apart() {
         let mut wait = Wait::new(Purpose::Own("a test"), None);
         assert!(!wait.has_begun() && wait.next() > Deadline::now());
-        let told: Vec<u64> = (1..=300).filter(|seconds| waited(&mut wait, seconds * 1000)).collect();
-        assert_eq!(told, [1, 2, 4, 8, 16, 32, 64, 124, 184, 244]);
+        let warned: Vec<u64> = (1..=300).filter(|seconds| waited(&mut wait, seconds * 1000)).collect();
+        assert_eq!(warned, [1, 2, 4, 8, 16, 32, 64, 124, 184, 244]);
         assert!(!wait.is_over(), "it has no limit");
         let mut limited = Wait::new(Purpose::Own("a test"), Some(Duration::ZERO));
         assert!(limited.is_over());

@@ -96,7 +96,7 @@ impl Transaction {
         Ok(Appended { seq, repeated: false })
     }
 
-    /// Appends an event and then does what it tells of; if that fails, the event is taken back.
+    /// Appends an event and then does what it reports; if that fails, the event is taken back.
     pub(crate) fn append_with<T>(
         &self,
         event: Event,

@@ -55,7 +55,7 @@ pub(crate) fn apply(
     Ok((released, moved))
 }
 
-/// Whether the event is in quarantine still, which its caller is told.
+/// Whether the event is in quarantine still, which is returned to its caller.
 fn leaves(tx: &WriteTransaction, cursor: &Cursor, leave: &Leave) -> Result<bool> {
     let exceptions = tx.open_table(EXCEPTIONS)?;
     let row = exceptions.get(&keys::exception(cursor.id, leave.seq)[..])?;

@@ -147,7 +147,7 @@ fn prepare(
     Ok(next)
 }
 
-/// Notes in memory what is durable now, then tells who waits for it.
+/// Notes in memory what is durable now, then notifies who waits for it.
 fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
     let begins_cleaning;
     {
@@ -255,7 +255,7 @@ fn prune_inbox(
     for row in rows.by_ref().take(step) {
         let (key, row) = row?;
         pruned_to = key.value().to_vec();
-        // A row that cannot be read tells nothing any more, either.
+        // A row that cannot be read says nothing any more, either.
         let row = InboxRow::from_bytes(row.value());
         if let Some(row) = row.filter(|row| row.at_ms > age_ms) {
             ahead.push((pruned_to.clone(), row));

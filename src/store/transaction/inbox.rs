@@ -30,7 +30,7 @@ impl Transaction {
         Ok(self.mark(scope, id.as_ref(), None)?.is_none())
     }
 
-    /// As [`first_time`](Self::first_time), and also tells when the same id comes with other content.
+    /// As [`first_time`](Self::first_time), and also reports when the same id comes with other content.
     ///
     /// # Errors
     /// [`Error::IdConflict`] if the id was seen with content of another checksum or length; and those of `first_time`.

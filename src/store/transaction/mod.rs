@@ -2,7 +2,7 @@
 //!
 //! Events and inbox entries gather in memory and are written when the transaction commits, all together, in order. So a
 //! closure that only appended can be rolled back without touching redb; one that opened a table for writing cannot,
-//! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] tells the two apart.
+//! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] distinguishes the two.
 
 mod append;
 pub(crate) mod apply_progress;
@@ -401,7 +401,7 @@ impl Transaction {
         Ok(Receipt::new((), seqs, &core))
     }
 
-    /// Rolls back: nothing of the transaction remains. Dropping it does the same, but cannot tell of an error.
+    /// Rolls back: nothing of the transaction remains. Dropping it does the same, but cannot report an error.
     ///
     /// # Errors
     /// What redb says; nothing is durable all the same.

@@ -88,7 +88,7 @@ impl Transaction {
         Ok(taken)
     }
 
-    /// Forgets a rebuild that nobody goes on with: its failures and its tables, whose names tell that they are its.
+    /// Forgets a rebuild that nobody goes on with: its failures and its tables, whose names say that they are its.
     pub(crate) fn drop_rebuild(&self, rebuild: Track) -> Result<()> {
         rebuild_tasks(rebuild.id).iter().try_for_each(|task| self.leave(task))
     }

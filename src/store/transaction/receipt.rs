@@ -243,7 +243,7 @@ impl<T> Receipt<T> {
         let (waking, owner) = (core.waking(), core.owner.clone());
         drop(core);
         let answer = Timed::new(answer, Deadline::Never, &waking).await;
-        answer.map_or_else(|| Err(owner.refusal().into()), told)
+        answer.map_or_else(|| Err(owner.refusal().into()), reported)
     }
 
     fn wait(&self, relay: Option<&str>, timeout: Duration) -> Result<(), ConfirmError> {
@@ -256,7 +256,7 @@ impl<T> Receipt<T> {
             answer.wait_until(Deadline::now())
         });
         let late = || Err(ConfirmError::Timeout { waited_ms: crate::time::as_ms(timeout) });
-        answered.map_or_else(late, told)
+        answered.map_or_else(late, reported)
     }
 }
 
@@ -283,7 +283,7 @@ fn ask(
     Ok((port, answer))
 }
 
-fn told(answer: Answer) -> Result<(), ConfirmError> {
+fn reported(answer: Answer) -> Result<(), ConfirmError> {
     match answer {
         Ok(Awaited::Confirmed) => Ok(()),
         Ok(Awaited::Quarantined { seq, fault }) => Err(ConfirmError::Quarantined { seq, fault }),

@@ -247,7 +247,7 @@ impl Group<'_> {
     }
 }
 
-/// Tells each of a group what has become of it.
+/// Reports to each of a group what has become of it.
 fn answer(
     core: &Arc<Core>,
     outcome: Result<()>,
@@ -255,16 +255,16 @@ fn answer(
     done: Line,
     wake_chain: Option<&Arc<WakeChain>>,
 ) {
-    let tell = |queued: Queued| quietly(|| queued.write.done(core, wake_chain));
+    let report = |queued: Queued| quietly(|| queued.write.done(core, wake_chain));
     match outcome {
-        Ok(()) => live.into_iter().chain(done).for_each(tell),
+        Ok(()) => live.into_iter().chain(done).for_each(report),
         Err(error) => {
             // One commit, one outcome: where it is unknown, it is unknown for each of them.
             for queued in live {
                 quietly(|| queued.write.failed(same(&error)));
             }
             // They failed by themselves; that the others could not be committed changes nothing for them.
-            done.into_iter().for_each(tell);
+            done.into_iter().for_each(report);
         }
     }
 }

@@ -198,9 +198,9 @@ fn a_relay_s_settings_make_no_other_message() {
     }
 }
 
-/// Goal: what is not believed of two messages is told apart by what each claims, whatever the order of the headers.
+/// Goal: what is not believed of two messages is distinguished by what each claims, whatever the order of the headers.
 #[test]
-fn claims_are_told_apart() {
+fn claims_are_distinguished() {
     let claim = |claims: &[(&'static str, i64)]| {
         let headers = claims.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         KEY.claims(&Message { headers, ..message() })

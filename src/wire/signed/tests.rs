@@ -47,7 +47,7 @@ fn problem(message: &Message) -> String {
 
 /// Goal: nobody without the key can change a part of a message. Method: change, take and add one thing at a time.
 #[test]
-fn whatever_is_changed_is_told() {
+fn whatever_is_changed_is_detected() {
     assert!(keys().verify(&signed()).is_ok());
     let changes: [Change; 16] = [
         |m| m.message_id = Some("e-2".into()),

@@ -12,7 +12,7 @@ use crate::support::rabbit::shared_node;
 use crate::support::tap::Tap;
 
 /// B4. Goal: a queue that is there otherwise than declared, and an exchange that is required and is not there, are config faults that
-/// name it, told at once; nothing is published, changed or made; a second attempt is not made at once; writes go on. Method: both,
+/// name it, reported at once; nothing is published, changed or made; a second attempt is not made at once; writes go on. Method: both,
 /// behind a proxy that counts connections.
 #[test]
 fn b04_declared_otherwise() {
@@ -31,7 +31,7 @@ fn b04_declared_otherwise() {
         let fault = line.until_down();
         assert_eq!((fault.class, fault.code), (FaultClass::Config, Some(code)), "{fault}");
         assert!(fault.text.contains(name), "{fault}");
-        assert!(began.elapsed() < Duration::from_secs(3), "told after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(3), "reported after {:?}", began.elapsed());
         line.append_many(20);
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(proxy.accepted(), 1, "asked again at once");
@@ -46,7 +46,7 @@ fn b04_declared_otherwise() {
     assert!(!node.ctl(&["list_exchanges", "-q", "--no-table-headers", "name"]).contains("b04-missing"));
 }
 
-/// B14 to B16. Goal: a wrong password, a missing virtual host and a forbidden exchange are told as what they are, within a second;
+/// B14 to B16. Goal: a wrong password, a missing virtual host and a forbidden exchange are reported as what they are, within a second;
 /// the first two are asked about once in half a minute, spend nothing, and heal by themselves once the setting is mended; the third
 /// concerns its own events only, which are quarantined with the broker's word. Method: a user and a virtual host that are set
 /// right after the first refusal, behind proxies that count connections.
@@ -61,7 +61,7 @@ fn b14_to_16_wrong_password_missing_vhost_forbidden_exchange() {
         let began = Instant::now();
         let mut line = Line::to(&proxy.url(url), "b14");
         let fault = line.until_down();
-        assert!(began.elapsed() < Duration::from_secs(2), "told after {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(2), "reported after {:?}", began.elapsed());
         assert_eq!((fault.class, fault.code), (FaultClass::Config, Some(code)), "{fault}");
         assert!(fault.text.contains(text) && !fault.text.contains("password-of-now"), "{fault}");
         line.append_many(20);

@@ -165,12 +165,12 @@ fn child_applies() {
     // Its silence is to be the test's, not a heartbeat's.
     let source = source(url, queue).heartbeat(Duration::from_secs(60));
     let consumer = store.consumer("c").spawn(source, count).unwrap();
-    let mut told = 0;
+    let mut reported = 0;
     loop {
         let applied = consumer.status().applied;
-        if applied > told {
+        if applied > reported {
             println!("applied {applied}.");
-            told = applied;
+            reported = applied;
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -303,7 +303,7 @@ impl HeldTooLong {
     }
 }
 
-/// C7. Goal: a handler that takes longer than the broker's `consumer_timeout` loses its deliveries, is told why, and its effect happens once:
+/// C7. Goal: a handler that takes longer than the broker's `consumer_timeout` loses its deliveries, learns why, and its effect happens once:
 /// what it has committed is recognised when it comes again. Method: the broker's timeout is set to a second, and its looks at it
 /// (each minute by default) to every half; the handler takes longer; and it is long enough until the next connection that the consumer, which
 /// hears nothing while it handles, can be seen without one. Classic and quorum queues: RabbitMQ closes the channel, from 4.3 on it cancels the consumer

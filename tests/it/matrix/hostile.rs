@@ -108,7 +108,7 @@ pub(super) fn scripts() -> Vec<Script> {
     let mut scripts = Vec::new();
     for until in PHASES {
         for (name, says) in lies() {
-            // In mid-publish that is a confirm, as far as the protocol goes; a broker that lies in its confirms cannot be told.
+            // In mid-publish that is a confirm, as far as the protocol goes; a broker that lies in its confirms cannot be detected.
             if until == Phase::Publish && name == "an ack of more than all" {
                 continue;
             }
@@ -184,7 +184,7 @@ fn run_child(name: &str) {
     let shown =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && shown.contains("all well"), "{shown}");
-    eprintln!("{}", shown.lines().filter(|line| line.starts_with("told")).collect::<Vec<_>>().join("\n"));
+    eprintln!("{}", shown.lines().filter(|line| line.starts_with("reported")).collect::<Vec<_>>().join("\n"));
 }
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
@@ -259,7 +259,7 @@ fn child_hostile_peers() {
             line.store.quarantine("rabbit").unwrap().list(None, 1)
         );
     }
-    println!("told: {} scripts in {:?}", refused.len() + scripts.len(), began.elapsed());
+    println!("reported: {} scripts in {:?}", refused.len() + scripts.len(), began.elapsed());
     assert_all_well();
     // From here on the connections lead to the real broker.
     let port = port.parse().unwrap();
@@ -341,7 +341,7 @@ fn child_garbled_lines() {
             }
         }
     }
-    println!("told: {tried} cuts in {:?}", began.elapsed());
+    println!("reported: {tried} cuts in {:?}", began.elapsed());
     proxy.end_all(End::Reset);
     line.assert_all_arrived(&Tap::connect(url));
     assert_all_well();

@@ -82,7 +82,7 @@ fn child_blackhole() {
     let took = began.elapsed();
     println!("{fault} after {took:?}");
     assert!(fault.text.contains("did not answer within 10 s"), "{fault}");
-    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "told after {took:?}");
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "reported after {took:?}");
     std::thread::sleep(Duration::from_millis(500));
     let began = Instant::now();
     assert_eq!(line.relay.stop(Duration::from_secs(5)).backlog_events, 10);
@@ -124,7 +124,7 @@ fn child_names() {
     let mut line = Line::to(&url, "b18");
     let fault = line.until_outage();
     println!("{fault} after {:?}", began.elapsed());
-    assert!(began.elapsed() < Duration::from_secs(3), "told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(3), "reported after {:?}", began.elapsed());
     line.append_many(20);
     // In place: the mount is of this very file.
     std::fs::write(&hosts, "127.0.0.1 localhost broker.test\n").unwrap();
@@ -139,7 +139,7 @@ fn child_names() {
     let took = began.elapsed();
     println!("{fault} after {took:?}");
     assert!(fault.text.contains("did not answer within 10 s"), "{fault}");
-    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "told after {took:?}");
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "reported after {took:?}");
     let mut question = [0; 512];
     assert!(silent.recv(&mut question).unwrap() > 0, "it was asked");
     // The next lookup hangs as well.

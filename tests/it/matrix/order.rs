@@ -106,7 +106,7 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
     let publisher = rabbit(&proxy.url(&node.url()));
     let mut line = Line::with("order-tap", |relay| relay.destination_attempts(3), publisher);
     let mut random = Random(SEED);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let began = Instant::now();
     line.append_to("poor", "order-missing", "r");
     for step in 0..STEPS {
@@ -114,9 +114,9 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
             line.append_to(&format!("k{}", random.below(KEYS)), "order", "r");
         }
         let what = disturb(&mut random, &mut line, &proxy, &tap);
-        told.push(format!("{:?}: {what}", began.elapsed()));
+        reported.push(format!("{:?}: {what}", began.elapsed()));
         if step == 7 || step == 15 {
-            told.push("kill -9".into());
+            reported.push("kill -9".into());
             tap = kill(&mut node);
         }
         std::thread::sleep(Duration::from_millis(random.below(200)));
@@ -136,13 +136,13 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
         if (stats.backlog_events, relay.retrying, relay.parked, relay.quarantined) == (0, 0, 0, 0) {
             break;
         }
-        assert!(Instant::now() < deadline, "seed {SEED}: not all is confirmed: {stats:#?}\n{told:#?}");
+        assert!(Instant::now() < deadline, "seed {SEED}: not all is confirmed: {stats:#?}\n{reported:#?}");
         std::thread::sleep(Duration::from_millis(10));
     }
     println!("all confirmed after {:?}", began.elapsed());
     let raw = tap.drain("order-tap");
-    let judge = super::Judge::of(&raw).unwrap_or_else(|error| panic!("seed {SEED}: {error}\n{told:#?}"));
-    judge.complete(&line.appended).unwrap_or_else(|error| panic!("seed {SEED}: {error}\n{told:#?}"));
+    let judge = super::Judge::of(&raw).unwrap_or_else(|error| panic!("seed {SEED}: {error}\n{reported:#?}"));
+    judge.complete(&line.appended).unwrap_or_else(|error| panic!("seed {SEED}: {error}\n{reported:#?}"));
     let status = line.relay.status();
     println!(
         "{} arrivals, {} again, {} reconnects, {} quarantined and redriven",
@@ -154,7 +154,7 @@ fn first_deliveries_ascend_without_a_gap_through_everything() {
     // The test has shown something only if all of it happened.
     assert!(
         judge.repeats > 20 && status.reconnects > 4 && status.quarantined > 0,
-        "too quiet: {status:?}\n{told:#?}"
+        "too quiet: {status:?}\n{reported:#?}"
     );
     assert!(line.relay.stop(SOON).clean);
 }

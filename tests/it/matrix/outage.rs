@@ -11,7 +11,7 @@ use crate::support::rabbit::{free_port, shared_node};
 use crate::support::tap::Tap;
 
 /// B1. Goal: `connection.blocked` is a state of its own, spends nothing, holds up no write, and ends by itself. Method: a memory
-/// alarm; writes go on for the while; the raw queue tells in the end.
+/// alarm; writes go on for the while; the raw queue is the evidence.
 #[test]
 fn b01_connection_blocked() {
     let node = rough_node();
@@ -27,7 +27,7 @@ fn b01_connection_blocked() {
         line.append("k0");
         line.state() == RelayState::Blocked
     });
-    assert!(began.elapsed() < Duration::from_secs(10), "told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "reported after {:?}", began.elapsed());
     line.append_many(200);
     // Longer than two heartbeats, which hold.
     std::thread::sleep(Duration::from_millis(2500));
@@ -81,7 +81,7 @@ fn b02_close_while_blocked_or_frozen() {
 }
 
 /// B8. Goal: a broker that dies with a full window loses nothing and costs nobody anything; what was unconfirmed comes again, in
-/// order, with the same ids, marked as resends. Method: `kill -9` while a window is full, three times; the raw queue tells.
+/// order, with the same ids, marked as resends. Method: `kill -9` while a window is full, three times; the raw queue is the evidence.
 #[test]
 fn b08_killed_with_a_full_window() {
     let mut node = rough_node();
@@ -138,7 +138,7 @@ fn b09_away_at_start_and_later() {
     let mut line = Line::to(&proxy.url(&node.url()), "b09");
     let fault = line.until_outage();
     assert!(fault.text.contains("refused"), "{fault}");
-    assert!(began.elapsed() < Duration::from_secs(2), "told after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(2), "reported after {:?}", began.elapsed());
     line.append_many(100);
     assert_eq!(line.store.stats().unwrap().backlog_events, 100);
     proxy.refuse(false);
@@ -228,7 +228,7 @@ fn b11_silent_peer() {
     let fault = line.until_outage();
     let took = began.elapsed();
     assert!(fault.text.contains("did not answer within 10 s"), "{fault}");
-    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "told after {took:?}");
+    assert!(took > Duration::from_secs(9) && took < Duration::from_secs(13), "reported after {took:?}");
     until("the next attempt", || proxy.accepted() == 3);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(sockets_to(proxy.port()), 1, "one for this attempt, none of the one that was given up");
@@ -261,7 +261,7 @@ fn b09_cut_in_every_way() {
                 let took = began.elapsed();
                 // Two heartbeats of a second and one more, then the wait and the login.
                 assert!(took < Duration::from_secs(5), "{way:?} {end:?} {bytes}: noticed after {took:?}");
-                let why = line.relay.status().last_fault.expect("it was told");
+                let why = line.relay.status().last_fault.expect("it was reported");
                 assert_eq!(why.class, FaultClass::Outage, "{way:?} {end:?} {bytes}: {why}");
             }
         }

@@ -1,4 +1,4 @@
-//! A server that speaks just enough AMQP 0-9-1 to be published to, and confirms what it is told to confirm: for what no
+//! A server that speaks just enough AMQP 0-9-1 to be published to, and confirms what it is set to confirm: for what no
 //! real broker can be made to do on purpose.
 
 use std::io::{Read, Write};

@@ -77,7 +77,7 @@ impl Cable {
         cable.in_far(&format!("ip addr add {FAR}/24 dev far"));
         cable.in_far("ip link set far up");
         cable.in_far("ip link set lo up");
-        // Known once and for all: a pulled cable then swallows packets, instead of telling that nobody has the address.
+        // Known once and for all: a pulled cable then swallows packets, instead of reporting that nobody has the address.
         run(&format!("ip neigh replace {FAR} lladdr {} dev near nud permanent", cable.far_address()));
         cable
     }

@@ -32,11 +32,11 @@ pub(crate) enum End {
     Close,
     /// RST on both sides.
     Reset,
-    /// Nothing more passes, either way, and neither side is told: as if a router between had died.
+    /// Nothing more passes, either way, and neither side is notified: as if a router between had died.
     Vanish,
 }
 
-/// The proxy. It forwards faithfully until it is told otherwise.
+/// The proxy. It forwards faithfully until it is set otherwise.
 pub(crate) struct ChaosProxy {
     port: u16,
     shared: Arc<Shared>,
@@ -241,7 +241,7 @@ fn take_in(shared: &Arc<Shared>, number: u64, client: TcpStream, silent: bool) {
     for way in [Way::Up, Way::Down] {
         let (shared, session, alive) = (Arc::clone(shared), Arc::clone(&session), Arc::clone(&alive));
         std::thread::spawn(move || {
-            // An error is the end of one side, which the other is told.
+            // An error is the end of one side, which is reported to the other.
             if pump(&shared, &session, way).is_err() {
                 session.end(End::Reset);
             }
@@ -298,7 +298,7 @@ fn pump(shared: &Shared, session: &Session, way: Way) -> io::Result<()> {
                     session.end(End::Reset);
                 }
             }
-            // Swallowed; and when one side gives up, the other is not told.
+            // Swallowed; and when one side gives up, the other is not notified.
             (Some(End::Vanish), Ok(1..)) => {}
             (Some(End::Vanish), _) if shared.over.load(Ordering::SeqCst) => session.end(End::Reset),
             (Some(End::Vanish), _) => std::thread::sleep(TICK),
@@ -347,7 +347,7 @@ fn pass(shared: &Shared, session: &Session, way: Way, to: &TcpStream, bytes: &mu
 }
 
 impl WayRules {
-    /// Counts these bytes against what was asked for. Tells how many pass before the connection ends, if it does.
+    /// Counts these bytes against what was asked for. Returns how many pass before the connection ends, if it does.
     fn apply(&mut self, bytes: &mut [u8]) -> Option<(usize, End)> {
         let count = bytes.len() as u64;
         if let Some(after) = self.corrupt_after {
@@ -476,7 +476,7 @@ mod tests {
         assert_eq!(read(&mut rig.echo, b"x"), Err(ErrorKind::UnexpectedEof));
     }
 
-    /// Goal: a reset is one, on both sides; a connection that has vanished tells nobody, though one side has given up; a
+    /// Goal: a reset is one, on both sides; a connection that has vanished notifies nobody, though one side has given up; a
     /// refused one is refused by the system; a silent one hears nothing. Method: as above.
     #[test]
     fn each_end_is_what_it_says() {
@@ -492,7 +492,7 @@ mod tests {
         assert_eq!(rig.up(b"lost"), Err(ErrorKind::WouldBlock));
         assert_eq!(rig.down(b"lost"), Err(ErrorKind::WouldBlock));
         rig.client.shutdown(Shutdown::Both).unwrap();
-        assert_eq!(read(&mut rig.echo, b"x"), Err(ErrorKind::WouldBlock), "the other side was told");
+        assert_eq!(read(&mut rig.echo, b"x"), Err(ErrorKind::WouldBlock), "the other side was notified");
         assert_eq!(rig.proxy.live(), 1);
 
         rig.proxy.refuse(true);

@@ -23,7 +23,7 @@ const START_LIMIT: Duration = Duration::from_secs(180);
 /// The largest message that these brokers take, in bytes. RabbitMQ's own 128 MiB would make tests slow.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 2 << 20;
 
-/// Runs its arguments in the background, tells their pid, and kills them when its input ends. The pid cannot be
+/// Runs its arguments in the background, reports their pid, and kills them when its input ends. The pid cannot be
 /// another's by then: the shell has not waited for it.
 const SUPERVISOR: &str = r#""$@" </dev/null & pid=$!; echo $pid; read -r _; kill -9 $pid; wait $pid"#;
 
@@ -406,7 +406,7 @@ impl Supervised {
         let stdout = supervisor.stdout.take().expect("it is piped");
         let mut pid = String::new();
         let mut lines = BufReader::new(stdout);
-        lines.read_line(&mut pid).expect("the supervisor tells a pid");
+        lines.read_line(&mut pid).expect("the supervisor reports a pid");
         let pid = pid.trim().parse().unwrap_or_else(|_| panic!("the supervisor said {pid:?}"));
         // What the charge prints is read, so that it never waits for us.
         std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));

@@ -9,7 +9,7 @@ use onewrite::{Fault, Message, Outcome, Outgoing, Ticket};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-/// A publisher and everything it has told.
+/// A publisher and everything it has reported.
 pub(crate) struct Rig {
     pub(crate) publisher: RabbitMq,
     pub(crate) events: EventReceiver<PublisherEvent>,
@@ -34,7 +34,7 @@ impl Rig {
         rig
     }
 
-    /// Takes in one event; tells of a `Down`.
+    /// Takes in one event; returns a `Down`.
     pub(crate) fn next(&mut self, limit: Duration) -> Option<PublisherEvent> {
         let event = self.events.recv_timeout(limit).ok()?;
         match &event {
@@ -44,7 +44,7 @@ impl Rig {
                 for (ticket, outcome) in outcomes {
                     let before = self.outcomes.insert(ticket.0, outcome.clone());
                     let late = matches!(before, None | Some(Outcome::Silent(_)));
-                    assert!(late, "{ticket:?} was told twice: {before:?}, {outcome:?}");
+                    assert!(late, "{ticket:?} was reported twice: {before:?}, {outcome:?}");
                 }
             }
             _ => {}

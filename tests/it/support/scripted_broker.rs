@@ -18,7 +18,7 @@ pub(crate) struct Script {
     /// What it offers at login.
     pub(crate) frame_max: u32,
     pub(crate) channel_max: u16,
-    /// Connections at once; a further one is told `NOT_ALLOWED`, as RabbitMQ does where a virtual host is full.
+    /// Connections at once; a further one is answered `NOT_ALLOWED`, as RabbitMQ does where a virtual host is full.
     pub(crate) connections_max: usize,
     /// Queues that take messages and confirm none.
     pub(crate) silent: BTreeSet<String>,

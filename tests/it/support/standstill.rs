@@ -1,4 +1,4 @@
-//! How long the machine stood still, for tests that judge how soon something is told.
+//! How long the machine stood still, for tests that judge how soon something is reported.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

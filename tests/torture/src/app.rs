@@ -55,7 +55,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
             }
         });
         while !writers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            let there = tell(&store)?.events;
+            let there = report(&store)?.events;
             let is_enough = plan.quota.map_or(closing.load(Ordering::SeqCst), |quota| there >= quota);
             enough.store(is_enough, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(100));
@@ -67,8 +67,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
                 std::process::exit(5);
             }
         }
-        while !closing.load(Ordering::SeqCst) || tell(&store)?.backlog > 0 {
-            tell(&store)?;
+        while !closing.load(Ordering::SeqCst) || report(&store)?.backlog > 0 {
+            report(&store)?;
             std::thread::sleep(Duration::from_millis(200));
         }
         ended.store(true, Ordering::SeqCst);
@@ -93,8 +93,8 @@ fn open(plan: &Plan) -> Result<Store> {
         .open(plan.store())?)
 }
 
-/// Tells the conductor how far it is.
-fn tell(store: &Store) -> Result<Progress> {
+/// Reports to the conductor how far it is.
+fn report(store: &Store) -> Result<Progress> {
     let stats = store.stats()?;
     let relay = stats.relays.get(RELAY).cloned().unwrap_or_default();
     let waiting = relay.retrying + relay.scheduled + relay.parked + destination_faults(store)?.len() as u64;

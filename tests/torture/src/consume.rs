@@ -53,8 +53,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         if !closing.load(Ordering::SeqCst) {
             continue;
         }
-        // What is to be tried again is waited for: whoever is started next would fail at it once more, and be told to end before its next
-        // try. Not for ever: what never comes again is the judge's to tell.
+        // What is to be tried again is waited for: whoever is started next would fail at it once more, and be asked to end before its next
+        // try. Not for ever: what never comes again is the judge's to report.
         let waited = closing_since.get_or_insert_with(Instant::now).elapsed();
         if rejected.is_empty()? && (locked(&failures).open.is_empty() || waited > TRIES_WITHIN) {
             break;

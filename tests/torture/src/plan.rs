@@ -1,4 +1,4 @@
-//! What the conductor tells a process, and how a process hears that it shall end.
+//! What the conductor sends a process, and how a process hears that it shall end.
 
 use std::io::BufRead;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ pub(crate) struct Plan {
     pub(crate) began_ms: u64,
     /// Events per second that this application is to write.
     pub(crate) rate: u64,
-    /// Events that are to be in its log; none: it writes until it is told to stop.
+    /// Events that are to be in its log; none: it writes until it is asked to stop.
     pub(crate) quota: Option<u64>,
     /// Whether delivered records are trimmed.
     pub(crate) trims: bool,
@@ -51,7 +51,7 @@ pub(crate) fn from(argument: Option<String>) -> Result<Plan> {
     Ok(serde_json::from_str(&argument.ok_or("the plan is missing")?)?)
 }
 
-/// What an application tells from time to time, a line of JSON each.
+/// What an application reports from time to time, a line of JSON each.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(crate) struct Progress {
     /// Events in the log, over all lives.

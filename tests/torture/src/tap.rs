@@ -25,7 +25,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let mut file = File::options().create(true).append(true).open(plan.folder.join("tap.bin"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     while !closing.load(Ordering::SeqCst) {
-        // A broker that is away is nothing to tell of: it is killed all the time.
+        // A broker that is away is nothing to report: it is killed all the time.
         if let Err(error) = runtime.block_on(listen(plan, &mut file, &closing)) {
             if error.downcast_ref::<std::io::Error>().is_some() {
                 return Err(error);

@@ -224,7 +224,7 @@ impl<'a> Writer<'a> {
                 if self.random.one_in(4) {
                     let second = once(self.store.write_once(&request, move |tx| again.run(tx))?);
                     if first != second {
-                        return Err(Error::app(format!("once told {first:?}, once {second:?}")));
+                        return Err(Error::app(format!("once reported {first:?}, once {second:?}")));
                     }
                 }
                 Ok(first)

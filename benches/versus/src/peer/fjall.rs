@@ -8,7 +8,7 @@
 //!
 //! fjall syncs while it holds its journal, so nobody commits meanwhile.
 //!
-//! [`Grouped`](How::Grouped) is none of its own: group commit, which the application writes around `Persist`. It is told beside the
+//! [`Grouped`](How::Grouped) is none of its own: group commit, which the application writes around `Persist`. It is reported beside the
 //! others and not counted as fjall's: what it takes is what onewrite is there for.
 
 use std::path::Path;

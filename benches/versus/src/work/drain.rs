@@ -95,7 +95,7 @@ impl Bench<'_> {
         for round in 0..rounds {
             let mut sides = [Side::Ours, Side::Same, Side::Bare];
             sides.rotate_left(round % 3);
-            // What is told only beside costs no more than it must.
+            // What is reported only beside costs no more than it must.
             for side in sides.into_iter().filter(|side| !matches!(side, Side::Bare) || round % 2 == 0) {
                 let time = match (side, &self.same) {
                     (Side::Ours, _) => self.ours(kind, window, self.events)?,
@@ -161,7 +161,7 @@ impl Bench<'_> {
         client.close()
     }
 
-    /// A quorum queue tells its count a little late.
+    /// A quorum queue reports its count a little late.
     fn check_count(&self, events: u64) -> Result<(), Box<dyn Error>> {
         let client = Client::connect(&self.node.url)?;
         let mut count = 0;

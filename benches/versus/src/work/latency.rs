@@ -30,15 +30,15 @@ pub(crate) fn run(setup: &Setup) -> Result<Report, Box<dyn Error>> {
     let idle = bench.rounds("idle", 1, bench.idle_stretch, sides.map(|side| (side, Pace::Every(IDLE))))?;
     bench.rounds("half", WRITERS, bench.half_stretch, half)?;
     let [ours, limit, often, _] = idle;
-    let told = |ours: f64, peer: f64, what: &str| {
+    let reported = |ours: f64, peer: f64, what: &str| {
         format!("{:.2} ms over {:.2} of {what}, idle", ours * 1e3, peer * 1e3)
     };
     let mut report = Report::default();
-    let about = told(ours.p50, limit.p50, "fdatasync and a bare publish");
+    let about = reported(ours.p50, limit.p50, "fdatasync and a bare publish");
     report.add("latency_p50_vs_limit", ours.p50 / limit.p50, Goal::AtMost(1.3), about);
-    let about = told(ours.p99, limit.p99, "fdatasync and a bare publish");
+    let about = reported(ours.p99, limit.p99, "fdatasync and a bare publish");
     report.add("latency_p99_vs_limit", ours.p99 / limit.p99, Goal::AtMost(3.0), about);
-    let about = told(ours.p50, often.p50, "SQLite polled every 10 ms");
+    let about = reported(ours.p50, often.p50, "SQLite polled every 10 ms");
     report.add("latency_p50_vs_poll10", ours.p50 / often.p50, Goal::None, about);
     Ok(report)
 }

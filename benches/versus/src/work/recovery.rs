@@ -1,5 +1,5 @@
 //! Opening after `kill -9`: a process of its own writes until the file has its size, goes on writing, and is killed in the middle of it; then
-//! the open is timed, and what had been told as durable must be there. For the next round another process opens the file that is whole again, writes a
+//! the open is timed, and what had been reported as durable must be there. For the next round another process opens the file that is whole again, writes a
 //! little more, and is killed too.
 //!
 //! One file at a time, all its rounds: of several that are large not all would stay in memory. What is judged is no ratio.
@@ -16,7 +16,7 @@ use onewrite::{Event, Store};
 use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 
 use crate::Setup;
-use crate::child::{Process, tell};
+use crate::child::{Process, report};
 use crate::peer::Failure;
 use crate::report::{Goal, Report, median, timed};
 use crate::work::sides::CACHE_BYTES;
@@ -142,23 +142,23 @@ pub(crate) fn child(path: &Path, arguments: &[String]) -> Result<(), Failure> {
         let enough = allocated_bytes(path)? >= bytes;
         if kind == Kind::Idle && enough && commits >= COMMITS_MIN {
             std::thread::sleep(IDLE * 5);
-            tell(&[events as f64, 1.0])?;
+            report(&[events as f64, 1.0])?;
             // Until it is killed.
             std::thread::park();
         }
-        tell(&[events as f64, f64::from(u8::from(enough))])?;
+        report(&[events as f64, f64::from(u8::from(enough))])?;
     }
     Ok(())
 }
 
-/// Lets a process write, and kills it a moment after the file is large enough. How many events were told as durable.
+/// Lets a process write, and kills it a moment after the file is large enough. How many events were reported as durable.
 fn write_and_kill(kind: Kind, path: &Path, case: Case, round: usize) -> Result<f64, Failure> {
     let arguments = [format!("{kind:?}"), case.bytes.to_string(), case.payload.to_string()];
     let mut process = Process::start(CHILD, path, &arguments)?;
-    let (mut told, mut enough, mut commits) = (0.0, 0.0, 0);
+    let (mut reported, mut enough, mut commits) = (0.0, 0.0, 0);
     while enough == 0.0 || commits < COMMITS_MIN {
         let [events, large] = process.hear()?[..] else { return Err("not two numbers".into()) };
-        (told, enough) = (events, large);
+        (reported, enough) = (events, large);
         commits += 1;
     }
     // In the middle of whatever it does then.
@@ -166,9 +166,9 @@ fn write_and_kill(kind: Kind, path: &Path, case: Case, round: usize) -> Result<f
     for line in process.kill()? {
         // The last one may be cut; what it said then is not known.
         let events = line.split_once(' ').and_then(|(events, _)| events.parse().ok());
-        told = events.map_or(told, |events: f64| events.max(told));
+        reported = events.map_or(reported, |events: f64| events.max(reported));
     }
-    Ok(told)
+    Ok(reported)
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -190,14 +190,14 @@ fn measure(setup: &Setup, kind: Kind, case: Case) -> Result<Row, Failure> {
     // A file of 10 GB takes minutes to write and half a minute to open.
     let rounds = setup.rounds.unwrap_or(if setup.quick || case.bytes > LARGE_FILE { 3 } else { 5 });
     for round in 0..rounds {
-        let told = write_and_kill(kind, &path, case, round)?;
+        let reported = write_and_kill(kind, &path, case, round)?;
         file_bytes = allocated_bytes(&path)?;
         let (time, store) = timed(|| Opened::open(kind, &path));
         let store = store?;
         open_ms.push(time.as_secs_f64() * 1000.0);
         let events = store.events()?;
-        if (events as f64) < told {
-            return Err(format!("{}: {told} events were durable, {events} are there", kind.name()).into());
+        if (events as f64) < reported {
+            return Err(format!("{}: {reported} events were durable, {events} are there", kind.name()).into());
         }
         let (time, written) =
             timed(|| (events..events + SINGLES).try_for_each(|seq| store.append(seq, 1, SMALL_PAYLOAD)));

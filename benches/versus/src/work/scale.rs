@@ -15,7 +15,7 @@ use onewrite::broker::{Epoch, Publisher, PublisherEvent, PublisherEvents};
 use onewrite::{Event, Outcome, Outgoing, Relay, SettingError, Store};
 
 use crate::Setup;
-use crate::child::{Process, tell};
+use crate::child::{Process, report};
 use crate::peer::Failure;
 use crate::report::{Goal, Report, median};
 use crate::work::sides::{CACHE_BYTES, PAYLOAD};
@@ -150,20 +150,20 @@ fn peak_mib() -> Result<f64, Failure> {
     Ok(kib / 1024.0)
 }
 
-/// Fills its backlog, then does as it is told: so many steps, or the end.
+/// Fills its backlog, then does as it is asked: so many steps, or the end.
 pub(crate) fn child(path: &Path, arguments: &[String]) -> Result<(), Failure> {
     let [backlog] = arguments else { return Err("a backlog is wanted".into()) };
     let mut service = Service::open(path)?;
     let backlog = backlog.parse()?;
     service.append(backlog, FILL_BATCH)?;
-    tell(&[peak_mib()?])?;
+    report(&[peak_mib()?])?;
     let mut line = String::new();
     while std::io::stdin().read_line(&mut line)? > 0 {
         if line.trim() == "end" {
             let [events, drain_us] = service.finish()?;
-            return tell(&[events, drain_us, peak_mib()?]);
+            return report(&[events, drain_us, peak_mib()?]);
         }
-        tell(&service.round(line.trim().parse()?, backlog)?)?;
+        report(&service.round(line.trim().parse()?, backlog)?)?;
         line.clear();
     }
     Err("nobody asks for the end".into())
@@ -205,7 +205,7 @@ fn compare(setup: &Setup) -> Result<Report, Failure> {
         }
     }
     seats.sort_by_key(|seat| seat.backlog);
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for seat in &mut seats {
         seat.process.say("end")?;
         let [events, whole_us, peak_mib] = seat.process.hear()?[..] else { return Err("not three".into()) };
@@ -214,9 +214,9 @@ fn compare(setup: &Setup) -> Result<Report, Failure> {
             "{:>9} pending   append {append_us:>6.2} µs   drain {drain_us:>6.2} µs   all {events:.0} drained at {whole_us:.2} µs   peak {peak_mib:.1} MiB",
             seat.backlog
         );
-        told.push((append_us, drain_us, peak_mib));
+        reported.push((append_us, drain_us, peak_mib));
     }
-    let [short, long] = told[..] else { return Err("there are two".into()) };
+    let [short, long] = reported[..] else { return Err("there are two".into()) };
     let mut report = Report::default();
     let about = |short: f64, long: f64| format!("{long:.2} µs per event against {short:.2}");
     report.add("enqueue_cost_growth", long.0 / short.0, Goal::AtMost(1.2), about(short.0, long.0));

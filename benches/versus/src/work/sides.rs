@@ -131,7 +131,7 @@ pub(crate) enum Kind {
     Disk,
 }
 
-/// In the order in which they are told.
+/// In the order in which they are reported.
 pub(crate) const KINDS: [Kind; 11] = [
     Kind::Keyless,
     Kind::Keyed,

@@ -17,12 +17,12 @@ fn tags(deliveries: &[Delivery]) -> Vec<DeliveryTag> {
 fn never_more_than_the_prefetch_is_out() {
     let broker = filled(5);
     let mut consuming = Consuming::on(&broker, "q", 2);
-    let (told, first) = consuming.take();
-    assert_eq!(told, ["up 1", "1", "2"]);
+    let (reported, first) = consuming.take();
+    assert_eq!(reported, ["up 1", "1", "2"]);
     broker.publish("", "q", message("6")).unwrap();
-    assert!(consuming.told().is_empty());
+    assert!(consuming.reported().is_empty());
     consuming.settle(&tags(&first)[..1], Settlement::Acknowledge);
-    assert_eq!(consuming.told(), ["3"]);
+    assert_eq!(consuming.reported(), ["3"]);
     assert_eq!((broker.unsettled_len("q"), broker.queue_len("q")), (2, 3));
 }
 
@@ -33,7 +33,7 @@ fn what_is_requeued_comes_again_in_its_old_place() {
     let out = tags(&consuming.deliveries());
     // Out of order on purpose: the queue's order is by position, not by the time of return.
     consuming.settle(&[out[2], out[0]], Settlement::Requeue);
-    assert_eq!(consuming.told(), ["1 again", "3 again"]);
+    assert_eq!(consuming.reported(), ["1 again", "3 again"]);
     assert_eq!(ids(&broker, "q"), ["4", "5"]);
 }
 
@@ -46,11 +46,11 @@ fn an_outage_redelivers_what_was_unsettled() {
     broker.go_down();
     assert_eq!(ids(&broker, "q"), ["2", "3", "4"]);
     consuming.settle(&out[1..2], Settlement::Acknowledge);
-    assert_eq!(consuming.told(), ["4", "down 1 outage"]);
+    assert_eq!(consuming.reported(), ["4", "down 1 outage"]);
     broker.come_up();
     consuming.settle(&out[2..], Settlement::Acknowledge);
     assert_eq!(
-        consuming.told(),
+        consuming.reported(),
         ["up 2", "2 again", "3 again", "4 again"],
         "a settlement of the past is dropped"
     );
@@ -78,8 +78,8 @@ fn consumers_of_one_queue_take_turns() {
     let broker = filled(0);
     let (one, two) = (Consuming::on(&broker, "q", 10), Consuming::on(&broker, "q", 1));
     (1..=4).for_each(|n| broker.publish("", "q", message(&n.to_string())).unwrap());
-    assert_eq!(one.told(), ["up 1", "1", "3", "4"]);
-    assert_eq!(two.told(), ["up 1", "2"], "one that is full is passed over");
+    assert_eq!(one.reported(), ["up 1", "1", "3", "4"]);
+    assert_eq!(two.reported(), ["up 1", "2"], "one that is full is passed over");
 }
 
 #[test]
@@ -87,9 +87,9 @@ fn what_a_stopped_consumer_left_goes_to_the_other() {
     let broker = filled(2);
     let one = Consuming::on(&broker, "q", 10);
     let two = Consuming::on(&broker, "q", 10);
-    assert_eq!(two.told(), ["up 1"]);
+    assert_eq!(two.reported(), ["up 1"]);
     drop(one);
-    assert_eq!(two.told(), ["1 again", "2 again"]);
+    assert_eq!(two.reported(), ["1 again", "2 again"]);
 }
 
 #[test]
@@ -108,16 +108,16 @@ fn settling_twice_closes_the_channel() {
     let mut consuming = Consuming::on(&broker, "q", 1);
     let out = tags(&consuming.deliveries());
     consuming.settle(&[out[0], out[0]], Settlement::Acknowledge);
-    assert_eq!(consuming.told(), ["down 1 406", "up 2", "2"]);
+    assert_eq!(consuming.reported(), ["down 1 406", "up 2", "2"]);
 }
 
 #[test]
 fn a_missing_queue_is_waited_for() {
     let broker = broker();
     let consuming = Consuming::on(&broker, "later", 1);
-    assert_eq!(consuming.told(), ["down 1 404"]);
+    assert_eq!(consuming.reported(), ["down 1 404"]);
     broker.declare_queue("later", QueueOptions::default());
-    assert_eq!(consuming.told(), ["up 2"]);
+    assert_eq!(consuming.reported(), ["up 2"]);
 }
 
 #[test]
@@ -133,6 +133,6 @@ fn a_full_queue_drops_nothing_that_a_consumer_takes_at_once() {
     broker.declare_queue("q", QueueOptions::default().max_length(0));
     let consuming = Consuming::on(&broker, "q", 1);
     (1..=2).for_each(|n| broker.publish("", "q", message(&n.to_string())).unwrap());
-    assert_eq!(consuming.told(), ["up 1", "1"]);
+    assert_eq!(consuming.reported(), ["up 1", "1"]);
     assert_eq!(broker.queue_len("q"), 0);
 }

@@ -1,8 +1,8 @@
 //! The seam's invariants, whatever happens.
 //!
 //! Goal: within an epoch each ticket gets one outcome, or the epoch ends and it gets none; an isolated one gets exactly
-//! one; nothing is told for an epoch that is over; what is confirmed is stored. Method: random publishes, verdicts,
-//! outages, blocks and releases, with a real helper thread for the delayed ones; then one pass over what was told.
+//! one; nothing is reported for an epoch that is over; what is confirmed is stored. Method: random publishes, verdicts,
+//! outages, blocks and releases, with a real helper thread for the delayed ones; then one pass over what was reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,15 +51,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What was sent, and what was told of it, in order.
+/// What was sent, and what was reported of it, in order.
 #[derive(Default)]
 struct Witness {
-    /// The epoch that is on, as told.
+    /// The epoch that is on, as reported.
     epoch: Option<u64>,
     last_epoch: u64,
-    /// Tickets sent and not told, with their epoch and whether they are isolated.
+    /// Tickets sent and not reported, with their epoch and whether they are isolated.
     sent: BTreeMap<u64, (u64, bool)>,
-    told: BTreeSet<u64>,
+    reported: BTreeSet<u64>,
     confirmed: Vec<u64>,
 }
 
@@ -89,11 +89,11 @@ impl Witness {
     }
 
     fn hear_outcome(&mut self, n: u64, outcome: &Outcome) {
-        let (epoch, isolated) = self.sent.get(&n).copied().expect("told of what was sent");
-        assert!(self.told.insert(n), "ticket {n} is told once");
+        let (epoch, isolated) = self.sent.get(&n).copied().expect("an outcome of what was sent");
+        assert!(self.reported.insert(n), "ticket {n} is reported once");
         assert!(
             isolated || self.epoch == Some(epoch),
-            "ticket {n} of epoch {epoch} is told in {:?}",
+            "ticket {n} of epoch {epoch} is reported in {:?}",
             self.epoch
         );
         assert!(
@@ -141,7 +141,7 @@ fn run(steps: Vec<Step>) {
     publishing.events.try_iter().for_each(|event| witness.hear(event));
     assert_eq!(witness.epoch, None);
     for (n, (_, isolated)) in &witness.sent {
-        assert!(!isolated || witness.told.contains(n), "isolated ticket {n} is told");
+        assert!(!isolated || witness.reported.contains(n), "isolated ticket {n} is reported");
     }
     let stored: BTreeSet<String> = broker.tap().iter().map(|tapped| id_of(&tapped.message)).collect();
     for n in &witness.confirmed {
@@ -173,7 +173,7 @@ fn an_epoch_that_goes_on_owes_nothing() {
     (1..=100).for_each(|n| publishing.good(1, n));
     broker.release_confirms();
     assert_eq!(publishing.next(), "up 1");
-    let told: BTreeSet<String> = (0..100).map(|_| publishing.next()).collect();
-    let tickets: BTreeSet<_> = told.iter().filter_map(|told| told.split(' ').nth(1)).collect();
+    let reported: BTreeSet<String> = (0..100).map(|_| publishing.next()).collect();
+    let tickets: BTreeSet<_> = reported.iter().filter_map(|reported| reported.split(' ').nth(1)).collect();
     assert_eq!(tickets.len(), 100);
 }

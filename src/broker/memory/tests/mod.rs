@@ -1,4 +1,4 @@
-//! The broker's stories, and the rig they are told with.
+//! The broker's stories, and the rig they run on.
 
 mod consuming;
 mod epochs;
@@ -41,7 +41,7 @@ fn broker() -> MemoryBroker {
     broker
 }
 
-/// A publisher with what it was told, one word a line: `up 1`, `down 1 404`, `confirmed 7`.
+/// A publisher with what it reported, one word a line: `up 1`, `down 1 404`, `confirmed 7`.
 struct Publishing {
     publisher: MemoryPublisher,
     events: EventReceiver<PublisherEvent>,
@@ -76,8 +76,8 @@ impl Publishing {
         self.send(epoch, n, "x", "good", false);
     }
 
-    /// All it was told so far.
-    fn told(&mut self) -> Vec<String> {
+    /// All it reported so far.
+    fn reported(&mut self) -> Vec<String> {
         while let Ok(event) = self.events.try_recv() {
             self.waiting.extend(words(event));
         }
@@ -114,7 +114,7 @@ fn words(event: PublisherEvent) -> Vec<String> {
     }
 }
 
-/// A source with what it was told.
+/// A source with what it reported.
 struct Consuming {
     source: MemorySource,
     events: EventReceiver<SourceEvent>,
@@ -128,8 +128,8 @@ impl Consuming {
         Self { source, events }
     }
 
-    /// What it was told so far: `up 1`, `down 1 404`, `m-1`, and `m-1 again` for a redelivery.
-    fn told(&self) -> Vec<String> {
+    /// What it reported so far: `up 1`, `down 1 404`, `m-1`, and `m-1 again` for a redelivery.
+    fn reported(&self) -> Vec<String> {
         self.take().0
     }
 
@@ -138,9 +138,9 @@ impl Consuming {
     }
 
     fn take(&self) -> (Vec<String>, Vec<Delivery>) {
-        let (mut told, mut deliveries) = (Vec::new(), Vec::new());
+        let (mut reported, mut deliveries) = (Vec::new(), Vec::new());
         for event in self.events.try_iter() {
-            told.push(match event {
+            reported.push(match event {
                 SourceEvent::Up { epoch } => format!("up {}", epoch.0),
                 SourceEvent::Down { epoch, fault } => {
                     let code = fault.code.map_or_else(|| fault.class.to_string(), |code| code.to_string());
@@ -148,13 +148,13 @@ impl Consuming {
                 }
                 SourceEvent::Delivery(delivery) => {
                     let again = if delivery.redelivered { " again" } else { "" };
-                    let told = id_of(&delivery.message) + again;
+                    let reported = id_of(&delivery.message) + again;
                     deliveries.push(*delivery);
-                    told
+                    reported
                 }
             });
         }
-        (told, deliveries)
+        (reported, deliveries)
     }
 
     fn settle(&mut self, tags: &[DeliveryTag], settlement: Settlement) {

@@ -12,11 +12,11 @@ fn an_outage_ends_every_epoch_and_keeps_the_queues() {
     broker.go_down();
     publishing.good(1, 3);
     publishing.send(1, 4, "x", "good", true);
-    assert_eq!(publishing.told(), ["up 1", "confirmed 1", "down 1 outage", "unknown 4 outage"]);
+    assert_eq!(publishing.reported(), ["up 1", "confirmed 1", "down 1 outage", "unknown 4 outage"]);
     broker.come_up();
     broker.release_confirms();
     publishing.good(2, 5);
-    assert_eq!(publishing.told(), ["up 2", "confirmed 5"]);
+    assert_eq!(publishing.reported(), ["up 2", "confirmed 5"]);
     assert_eq!(ids(&broker, "q"), ["1", "2", "5"]);
 }
 
@@ -25,9 +25,9 @@ fn a_publisher_that_starts_during_an_outage_connects_after_it() {
     let broker = broker();
     broker.go_down();
     let mut publishing = Publishing::on(&broker);
-    assert_eq!(publishing.told(), ["down 1 outage"]);
+    assert_eq!(publishing.reported(), ["down 1 outage"]);
     broker.come_up();
-    assert_eq!(publishing.told(), ["up 2"]);
+    assert_eq!(publishing.reported(), ["up 2"]);
 }
 
 #[test]
@@ -39,11 +39,11 @@ fn what_is_published_while_blocked_is_read_afterwards_in_order() {
     publishing.send(1, 2, "x", "bad", false);
     publishing.good(1, 3);
     let mut late = Publishing::on(&broker);
-    assert_eq!(publishing.told(), ["up 1", "blocked true"]);
-    assert_eq!(late.told(), ["up 1", "blocked true"]);
+    assert_eq!(publishing.reported(), ["up 1", "blocked true"]);
+    assert_eq!(late.reported(), ["up 1", "blocked true"]);
     assert_eq!(broker.queue_len("q"), 0);
     broker.block(false);
-    assert_eq!(publishing.told(), ["blocked false", "confirmed 1", "returned 2 312", "confirmed 3"]);
+    assert_eq!(publishing.reported(), ["blocked false", "confirmed 1", "returned 2 312", "confirmed 3"]);
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn what_is_published_while_blocked_is_lost_with_the_connection() {
     broker.go_down();
     broker.block(false);
     broker.come_up();
-    assert_eq!(publishing.told(), ["up 1", "blocked true", "down 1 outage", "unknown 2 outage", "up 2"]);
+    assert_eq!(publishing.reported(), ["up 1", "blocked true", "down 1 outage", "unknown 2 outage", "up 2"]);
     assert_eq!(broker.queue_len("q"), 0);
 }
 
@@ -71,7 +71,7 @@ fn a_channel_that_closes_while_the_unread_is_read_drops_the_rest_of_it() {
     publishing.send(1, 4, "x", "good", true);
     broker.block(false);
     assert_eq!(
-        publishing.told(),
+        publishing.reported(),
         ["up 1", "blocked true", "blocked false", "confirmed 1", "down 1 404", "up 2", "confirmed 4"]
     );
     assert_eq!(ids(&broker, "q"), ["1", "4"]);
@@ -85,7 +85,7 @@ fn a_hanging_broker_takes_and_says_nothing() {
     publishing.good(1, 1);
     broker.hang(false);
     assert_eq!(ids(&broker, "q"), ["1"]);
-    assert_eq!(publishing.told(), ["up 1"]);
+    assert_eq!(publishing.reported(), ["up 1"]);
     assert_eq!(publishing.next(), "silent 1 outage");
     assert_eq!(publishing.next(), "down 1 outage");
     assert_eq!(publishing.next(), "up 2");

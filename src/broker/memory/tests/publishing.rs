@@ -8,7 +8,7 @@ fn a_routed_message_is_stored_and_confirmed() {
     let mut publishing = Publishing::on(&broker);
     publishing.good(1, 7);
     publishing.send(1, 8, "", "q", false);
-    assert_eq!(publishing.told(), ["up 1", "confirmed 7", "confirmed 8"]);
+    assert_eq!(publishing.reported(), ["up 1", "confirmed 7", "confirmed 8"]);
     assert_eq!(ids(&broker, "q"), ["7", "8"]);
     assert_eq!(broker.published(), 2);
     let tap = broker.tap();
@@ -39,7 +39,7 @@ fn an_unroutable_message_comes_back_and_is_not_confirmed() {
     let mut publishing = Publishing::on(&broker);
     publishing.send(1, 1, "x", "bad", false);
     publishing.send(1, 2, "", "nobody", true);
-    assert_eq!(publishing.told(), ["up 1", "returned 1 312", "returned 2 312"]);
+    assert_eq!(publishing.reported(), ["up 1", "returned 1 312", "returned 2 312"]);
     assert_eq!(broker.published(), 0);
 }
 
@@ -52,9 +52,9 @@ fn a_missing_exchange_takes_the_window_with_it() {
     publishing.good(1, 2);
     publishing.send(1, 3, "nowhere", "good", false);
     publishing.good(1, 4);
-    assert_eq!(publishing.told(), ["up 1", "down 1 404", "up 2"]);
+    assert_eq!(publishing.reported(), ["up 1", "down 1 404", "up 2"]);
     broker.release_confirms();
-    assert!(publishing.told().is_empty(), "nothing is told for an epoch that is over");
+    assert!(publishing.reported().is_empty(), "nothing is reported for an epoch that is over");
     assert_eq!(ids(&broker, "q"), ["1", "2"], "they are stored all the same");
 }
 
@@ -66,7 +66,7 @@ fn an_isolated_message_is_judged_alone() {
     publishing.good(1, 1);
     publishing.send(1, 2, "nowhere", "good", true);
     broker.release_confirms();
-    assert_eq!(publishing.told(), ["up 1", "refused 2 404", "confirmed 1"]);
+    assert_eq!(publishing.reported(), ["up 1", "refused 2 404", "confirmed 1"]);
 }
 
 #[test]
@@ -78,13 +78,13 @@ fn a_full_queue_rejects_or_drops_its_head() {
     broker.bind("other", "x", "good").unwrap();
     let mut publishing = Publishing::on(&broker);
     (1..=3).for_each(|n| publishing.good(1, n));
-    assert_eq!(publishing.told(), ["up 1", "confirmed 1", "confirmed 2", "nacked 3"]);
+    assert_eq!(publishing.reported(), ["up 1", "confirmed 1", "confirmed 2", "nacked 3"]);
     assert_eq!(ids(&broker, "q"), ["1", "2"]);
     assert_eq!(ids(&broker, "other"), ["1", "2", "3"], "a nack does not mean that nobody has it");
 
     broker.declare_queue("q", full.overflow(Overflow::DropHead));
     publishing.good(1, 4);
-    assert_eq!(publishing.told(), ["confirmed 4"]);
+    assert_eq!(publishing.reported(), ["confirmed 4"]);
     assert_eq!(ids(&broker, "q"), ["2", "4"]);
 }
 
@@ -106,19 +106,19 @@ fn publishers_have_epochs_of_their_own() {
     one.send(1, 1, "nowhere", "", false);
     one.good(2, 2);
     two.good(1, 3);
-    assert_eq!(one.told(), ["up 1", "down 1 404", "up 2", "confirmed 2"]);
-    assert_eq!(two.told(), ["up 1", "confirmed 3"]);
+    assert_eq!(one.reported(), ["up 1", "down 1 404", "up 2", "confirmed 2"]);
+    assert_eq!(two.reported(), ["up 1", "confirmed 3"]);
     assert_eq!(ids(&broker, "q"), ["2", "3"]);
 }
 
 #[test]
-fn a_stopped_publisher_is_told_the_end_and_then_nothing() {
+fn a_stopped_publisher_is_notified_of_the_end_and_then_nothing() {
     let broker = broker();
     let mut publishing = Publishing::on(&broker);
     publishing.publisher.stop(Duration::ZERO);
     publishing.good(1, 1);
     broker.go_down();
     broker.come_up();
-    assert_eq!(publishing.told(), ["up 1", "down 1 outage"]);
+    assert_eq!(publishing.reported(), ["up 1", "down 1 outage"]);
     assert_eq!(broker.queue_len("q"), 0);
 }

@@ -11,7 +11,7 @@ fn a_rule_takes_the_publishes_it_names_and_no_more() {
         publishing.send(1, n, "x", key, false);
     }
     assert_eq!(
-        publishing.told(),
+        publishing.reported(),
         ["up 1", "confirmed 1", "confirmed 2", "nacked 3", "nacked 4", "confirmed 5"]
     );
     assert_eq!(ids(&broker, "q"), ["1", "2", "5"], "what a rule nacks is not stored");
@@ -29,7 +29,7 @@ fn the_first_rule_that_is_not_used_up_decides() {
     broker.clear_script();
     publishing.good(1, 5);
     assert_eq!(
-        publishing.told(),
+        publishing.reported(),
         ["up 1", "confirmed 1", "returned 2 312", "nacked 3", "nacked 4", "confirmed 5"]
     );
 }
@@ -41,7 +41,7 @@ fn a_message_of_an_epoch_that_is_over_uses_up_no_rule() {
     let mut publishing = Publishing::on(&broker);
     publishing.good(0, 1);
     publishing.good(1, 2);
-    assert_eq!(publishing.told(), ["up 1", "nacked 2"]);
+    assert_eq!(publishing.reported(), ["up 1", "nacked 2"]);
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_ghost_is_stored_although_its_connection_is_lost() {
     publishing.good(2, 2);
     publishing.send(3, 3, "x", "good", true);
     assert_eq!(
-        publishing.told(),
+        publishing.reported(),
         ["up 1", "down 1 outage", "up 2", "down 2 outage", "up 3", "unknown 3 outage"]
     );
     assert_eq!(ids(&broker, "q"), ["1", "3"], "the second was lost before it arrived");
@@ -70,7 +70,7 @@ fn a_closed_channel_says_whose_fault_it_was() {
     publishing.good(1, 1);
     publishing.send(2, 2, "x", "good", true);
     publishing.good(2, 3);
-    assert_eq!(publishing.told(), ["up 1", "down 1 406", "up 2", "refused 2 406", "confirmed 3"]);
+    assert_eq!(publishing.reported(), ["up 1", "down 1 406", "up 2", "refused 2 406", "confirmed 3"]);
     assert_eq!(ids(&broker, "q"), ["3"]);
 }
 
@@ -83,7 +83,7 @@ fn a_lost_confirm_is_silence_and_ends_the_connection_only_where_nothing_says_tha
     publishing.send(1, 1, "x", "good", true);
     publishing.good(1, 2);
     publishing.good(1, 3);
-    assert_eq!(publishing.told(), ["up 1", "confirmed 3"]);
+    assert_eq!(publishing.reported(), ["up 1", "confirmed 3"]);
     assert_eq!(publishing.next(), "silent 1 outage");
     assert_eq!(publishing.next(), "silent 2 outage", "a younger one has its word: the connection lives");
     broker.script(Rule::any().then(Verdict::LoseConfirm));
@@ -103,8 +103,8 @@ fn confirms_come_late_and_out_of_order() {
     broker.script(Rule::any().skip(1).then(Verdict::ConfirmOutOfOrder));
     let mut publishing = Publishing::on(&broker);
     (1..=3).for_each(|n| publishing.good(1, n));
-    let told: Vec<_> = (0..4).map(|_| publishing.next()).collect();
-    assert_eq!(told, ["up 1", "confirmed 3", "confirmed 2", "confirmed 1"]);
+    let reported: Vec<_> = (0..4).map(|_| publishing.next()).collect();
+    assert_eq!(reported, ["up 1", "confirmed 3", "confirmed 2", "confirmed 1"]);
     broker.0.state().out_of_order_wait = Duration::from_millis(1);
     publishing.good(1, 4);
     assert_eq!(publishing.next(), "confirmed 4", "with nothing to come after, it comes by itself");
@@ -116,25 +116,27 @@ fn a_test_lets_go_of_held_confirms_as_it_likes() {
     broker.script(Rule::any().always().then(Verdict::HoldConfirm));
     let mut publishing = Publishing::on(&broker);
     (1..=3).for_each(|n| publishing.good(1, n));
-    assert_eq!(publishing.told(), ["up 1"]);
+    assert_eq!(publishing.reported(), ["up 1"]);
     broker.release_confirms_reversed();
-    assert_eq!(publishing.told(), ["confirmed 3", "confirmed 2", "confirmed 1"]);
+    assert_eq!(publishing.reported(), ["confirmed 3", "confirmed 2", "confirmed 1"]);
     publishing.good(1, 4);
     publishing.send(1, 5, "x", "bad", false);
     broker.release_confirms();
-    assert_eq!(publishing.told(), ["confirmed 4", "returned 5 312"]);
+    assert_eq!(publishing.reported(), ["confirmed 4", "returned 5 312"]);
 }
 
 #[test]
 fn a_rule_may_look_at_the_broker_and_may_panic() {
     let broker = broker();
     let seen = broker.clone();
-    broker.script(Rule::matching(move |_| seen.queue_len("q") == 1 && panic!("as told")).then(Verdict::Nack));
+    broker.script(
+        Rule::matching(move |_| seen.queue_len("q") == 1 && panic!("on purpose")).then(Verdict::Nack),
+    );
     let mut publishing = Publishing::on(&broker);
     publishing.good(1, 1);
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| publishing.good(1, 2)));
     assert!(panicked.is_err());
     broker.clear_script();
     publishing.good(1, 3);
-    assert_eq!(publishing.told(), ["up 1", "confirmed 1", "confirmed 3"]);
+    assert_eq!(publishing.reported(), ["up 1", "confirmed 1", "confirmed 3"]);
 }

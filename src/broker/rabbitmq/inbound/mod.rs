@@ -125,7 +125,7 @@ struct Dropped {
 #[derive(Debug)]
 enum DroppedOf {
     /// Its body is too long. Its header is handed on once all of the body has come, with its checksum: so two messages that differ in
-    /// their bodies alone are told apart.
+    /// their bodies alone are distinguished.
     Delivery { head: Head, header: Vec<u8>, notes: Notes, checksum: Hasher },
     /// The body is known here: it was sent from here.
     Returned(Returned),
@@ -455,7 +455,7 @@ impl Inbound {
         }
     }
 
-    /// The header of a returned message, which tells what message it is.
+    /// The header of a returned message, which says what message it is.
     fn returned_header(
         &mut self,
         channel: u16,

@@ -134,7 +134,7 @@ fn sound_frames_pass_as_they_are_however_they_come() {
 }
 
 /// Goal: poison below the consumer's quarantine comes to the consumer. Method: one kind of poison at a time; each is read by lapin
-/// and says what was wrong, as lost where the message cannot be told from another one.
+/// and says what was wrong, as lost where the message cannot be distinguished from another one.
 #[test]
 fn what_the_decoder_refuses_is_mended_and_said() {
     let id = |id: &[u8]| [&[2][..], &short(id)].concat();
@@ -226,7 +226,7 @@ fn many_headers_that_do_not_fit_are_left_out_at_once() {
     assert!(note(&out, UNREADABLE).unwrap().contains("more"));
 }
 
-/// Goal: a body over the cap takes no memory, and its message is told from another of the same length. Method: bodies in parts, with
+/// Goal: a body over the cap takes no memory, and its message is distinguished from another of the same length. Method: bodies in parts, with
 /// frames of other channels in between; the header comes behind the last part.
 #[test]
 fn a_body_over_the_cap_is_dropped_as_it_comes() {

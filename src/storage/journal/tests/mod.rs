@@ -58,7 +58,7 @@ impl Disk {
         let call = world.calls;
         world.calls += 1;
         if world.fails_at.is_some_and(|at| call == at || world.lasting && call > at) {
-            return Err(Error::other("told to"));
+            return Err(Error::other("on purpose"));
         }
         apply(&mut world.contents[self.1], &op);
         world.ops.push((self.1, op));

@@ -3,7 +3,7 @@
 //! It is fed in this order: histories, records, rows and quarantines of the applications; the tap's messages as they came;
 //! the consumer's effects. [`Judge::finish`] then says what can only be said when all is known.
 //!
-//! **Commit order** is the order of sequence numbers. Which event has which number is told by the log, by the answers to
+//! **Commit order** is the order of sequence numbers. Which event has which number is given by the log, by the answers to
 //! the writers and by the tap; the three must agree. A log that is trimmed is judged by the other two.
 
 mod event;

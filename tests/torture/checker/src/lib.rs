@@ -1,6 +1,6 @@
 //! The judge of a torture run.
 //!
-//! It is told what the processes meant to do and what they were answered (their histories), what stands in the store files,
+//! It is given what the processes meant to do and what they were answered (their histories), what stands in the store files,
 //! what the tap has taken from the broker, and which effects the consumer's file shows. It never asks the library.
 
 pub mod formats;

@@ -30,7 +30,7 @@ const CONSUMER: &str = "c0";
 /// What is left after the last fault must be delivered within this time, and as long again for each so many events that wait.
 const DRAIN: Duration = Duration::from_secs(60);
 const DRAIN_EVENTS: u64 = 30_000;
-const TELL_EVERY: Duration = Duration::from_secs(5);
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// Exit 0: every promise was kept. 1: one was broken, or the run itself failed.
 pub(crate) fn main(arguments: Vec<String>) -> ExitCode {
@@ -148,12 +148,12 @@ fn play(scene: &Scene, times: &Timetable, node: &mut RabbitNode) -> Result<()> {
             scope.spawn(|| ending(scene, || broker_track(scene, times, node))),
             scope.spawn(|| ending(scene, || process_track(scene, times))),
         ];
-        let (mut told, mut ran) = (Instant::now(), Ok(()));
+        let (mut reported, mut ran) = (Instant::now(), Ok(()));
         while !scene.over.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(100));
-            if told.elapsed() > TELL_EVERY {
-                told = Instant::now();
-                tell(scene);
+            if reported.elapsed() > REPORT_EVERY {
+                reported = Instant::now();
+                report(scene);
             }
             let alive = all_run(scene);
             if alive.is_err() || is_reached(scene, times) {
@@ -198,13 +198,13 @@ fn is_reached(scene: &Scene, times: &Timetable) -> bool {
         && times.events.is_none_or(|quota| events >= quota)
 }
 
-fn tell(scene: &Scene) {
-    let told: Vec<_> = scene.apps.iter().map(|app| locked(app).progress()).collect();
+fn report(scene: &Scene) {
+    let reported: Vec<_> = scene.apps.iter().map(|app| locked(app).progress()).collect();
     eprintln!(
         "torture: {:5.0} s, {} events in the log, {} wait for the broker, {} app kills, {} broker kills, {} faults",
         scene.began.elapsed().as_secs_f64(),
-        told.iter().map(|progress| progress.events).sum::<u64>(),
-        told.iter().map(|progress| progress.backlog).sum::<u64>(),
+        reported.iter().map(|progress| progress.events).sum::<u64>(),
+        reported.iter().map(|progress| progress.backlog).sum::<u64>(),
         scene.app_kills.load(Ordering::SeqCst),
         scene.broker_kills.load(Ordering::SeqCst),
         scene.faults.load(Ordering::SeqCst),
@@ -218,14 +218,14 @@ fn end(scene: &Scene, node: &RabbitNode) -> Result<()> {
     let timeout = DRAIN * u32::try_from(1 + backlog / DRAIN_EVENTS).unwrap_or(u32::MAX);
     let until = Instant::now() + timeout;
     for app in &scene.apps {
-        locked(app).tell_to_end()?;
+        locked(app).ask_to_end()?;
     }
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     while Instant::now() < until && scene.apps.iter().any(|app| locked(app).still_runs().is_ok()) {
         std::thread::sleep(Duration::from_millis(100));
-        if told.elapsed() > TELL_EVERY {
-            told = Instant::now();
-            tell(scene);
+        if reported.elapsed() > REPORT_EVERY {
+            reported = Instant::now();
+            report(scene);
         }
     }
     for app in &scene.apps {
@@ -253,7 +253,7 @@ fn finish(admin: &Admin, process: &Mutex<Process>, queue: &str, until: Instant) 
             process.still_runs()?;
             std::thread::sleep(Duration::from_millis(100));
         }
-        process.tell_to_end()?;
+        process.ask_to_end()?;
         match process.await_end(DRAIN)? {
             Some(status) if status.success() => {}
             status => return Err(format!("{} did not end well: {status:?}", process.name()).into()),

@@ -63,8 +63,8 @@ impl Process {
         if status.success() { Ok(()) } else { Err(format!("kill {signal}: {status}").into()) }
     }
 
-    /// Tells it to finish and to end.
-    pub(super) fn tell_to_end(&mut self) -> Result<()> {
+    /// Asks it to finish and to end.
+    pub(super) fn ask_to_end(&mut self) -> Result<()> {
         let stdin = self.child.stdin.as_mut().ok_or("its stdin is piped")?;
         Ok(stdin.write_all(b"end\n")?)
     }
@@ -106,8 +106,8 @@ fn spawn(command: &str, plan: &Plan, progress: &Arc<Mutex<Progress>>) -> Result<
     std::thread::spawn(move || {
         // Ends with the process; a line that a kill has cut is no news.
         for line in BufReader::new(stdout).lines().map_while(std::result::Result::ok) {
-            if let Ok(told) = serde_json::from_str(&line) {
-                *progress.lock().unwrap_or_else(PoisonError::into_inner) = told;
+            if let Ok(reported) = serde_json::from_str(&line) {
+                *progress.lock().unwrap_or_else(PoisonError::into_inner) = reported;
             }
         }
     });

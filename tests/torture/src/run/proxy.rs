@@ -109,7 +109,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Lets all connections go silent: nobody is told that they are over.
+    /// Lets all connections go silent: nobody is notified that they are over.
     pub(super) fn silence(&self) {
         for link in self.shared.links() {
             link.silent.store(true, Ordering::SeqCst);
@@ -181,7 +181,7 @@ fn pump(shared: &Shared, link: &Link, way: usize, mut from: TcpStream, mut to: T
             {
                 continue;
             }
-            // Reset by its peer: the other end is told below.
+            // Reset by its peer: the other end is notified below.
             Err(_) => break,
         };
         std::thread::sleep(Duration::from_millis(shared.delay_ms.load(Ordering::SeqCst)));

@@ -21,7 +21,7 @@ use crate::plan::{QUEUE, TAP_QUEUE};
 
 const ALL: &str = "all";
 const LIMIT: Duration = Duration::from_secs(20);
-/// Messages that wait in the tap's queue at most; further ones are refused, and their publishers told.
+/// Messages that wait in the tap's queue at most; further ones are refused, and their publishers notified.
 const TAP_QUEUE_MAX: i64 = 1500;
 const QUEUE_MAX: i64 = 30_000;
 

@@ -35,7 +35,7 @@ pub(super) struct Batch {
     pub(super) outcome: BatchOutcome,
 }
 
-/// What its writer was told.
+/// What was reported to its writer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BatchOutcome {
     /// Nothing, or that it is unknown.

@@ -37,22 +37,22 @@ impl Case<'_> {
         self.verdict.says(violation, format!("{}: {sentence}", self.name));
     }
 
-    /// What a writer was told is what the log and the tap say.
+    /// What was reported to a writer is what the log and the tap say.
     fn answers(&mut self, app: &mut App) {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for (number, batch) in &app.batches {
             let BatchOutcome::Written(seqs) = &batch.outcome else { continue };
             if seqs.len() != batch.events.len() {
                 let sentence = format!(
-                    "batch {number} of {} events was told {} numbers",
+                    "batch {number} of {} events was given {} numbers",
                     batch.events.len(),
                     seqs.len()
                 );
                 self.says(Violation::Lost, &sentence);
             }
-            told.extend(batch.events.iter().copied().zip(seqs.iter().copied()));
+            reported.extend(batch.events.iter().copied().zip(seqs.iter().copied()));
         }
-        for (n, seq) in told {
+        for (n, seq) in reported {
             let there = *app.by_seq.entry(seq).or_insert(n);
             let has = app.events.get_mut(&n).map(|event| *event.seq.get_or_insert(seq));
             if there != n || has != Some(seq) {

@@ -65,9 +65,9 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
         w.effects.remove(&("a1".into(), 1));
         w.balances.insert(("a1".into(), "k1".into()), (1, sum("a1", 0)));
     }),
-    ("a batch was told too few numbers", Lost, |w| answer(w, "a1", vec![0])),
-    ("a batch was told another's numbers", Lost, |w| answer(w, "a1", vec![1, 0])),
-    ("a batch was told numbers that nobody has", Lost, |w| answer(w, "a1", vec![7, 8])),
+    ("a batch was given too few numbers", Lost, |w| answer(w, "a1", vec![0])),
+    ("a batch was given another's numbers", Lost, |w| answer(w, "a1", vec![1, 0])),
+    ("a batch was given numbers that nobody has", Lost, |w| answer(w, "a1", vec![7, 8])),
     ("what cannot be published is in quarantine without a reason", Lost, |w| {
         w.quarantined.values_mut().for_each(String::clear);
     }),
@@ -154,7 +154,7 @@ const SPOILED: &[(&str, Violation, Spoil)] = &[
     ("a batch was both written and refused", Phantom, |w| {
         w.histories.push(("a0".into(), Line::No { batch: 0, why: "late".into() }));
     }),
-    ("a retry was told other numbers", Phantom, |w| {
+    ("a retry was given other numbers", Phantom, |w| {
         w.histories.push(("a0".into(), Line::Ok { batch: 1, seqs: vec![0, 1] }));
     }),
     ("a retry asked for something else", Phantom, |w| {
@@ -219,13 +219,13 @@ fn subtract(world: &mut World, n: u64, key: &str) {
     *balance = (balance.0 - 1, balance.1 - sum("a0", n));
 }
 
-/// The application's only batch was told these numbers.
-fn answer(world: &mut World, app: &str, told: Vec<u64>) {
+/// The application's only batch was given these numbers.
+fn answer(world: &mut World, app: &str, reported: Vec<u64>) {
     for (of, line) in &mut world.histories {
         if of == app
             && let Line::Ok { seqs, .. } = line
         {
-            seqs.clone_from(&told);
+            seqs.clone_from(&reported);
         }
     }
 }
