@@ -45,7 +45,7 @@ fn a_rebuild_at_a_poison_event_can_be_cancelled() {
         assert!(second.status().rebuild_stopped.is_some_and(|reported| reported.contains("event 7")));
         if by_handle {
             assert!(second.cancel_rebuild().unwrap());
-            let told = second.wait_until_live(TIMEOUT).unwrap_err().to_string();
+            let reported = second.wait_until_live(TIMEOUT).unwrap_err().to_string();
             assert!(reported.contains("cancelled") || reported.contains("event 7"), "{reported}");
             second.stop(TIMEOUT);
         } else {

@@ -714,7 +714,7 @@ fn it_ends_at_once() {
     let projection = store.projection("b").spawn(|_, _| Ok(())).unwrap();
     projection.wait_until_live(TIMEOUT).unwrap();
     store.close().unwrap();
-    let told = projection.wait_for_position(99, TIMEOUT).unwrap_err();
+    let reported = projection.wait_for_position(99, TIMEOUT).unwrap_err();
     assert!(reported.to_string().contains("closed"), "{reported}");
 }
 

@@ -102,7 +102,7 @@ impl Mortal {
         let status = loop {
             match child.ended()? {
                 Some(status) => break status,
-                None if told.elapsed() > TIMEOUT => return Ok(false),
+                None if asked.elapsed() > TIMEOUT => return Ok(false),
                 None => thread::sleep(Duration::from_millis(5)),
             }
         };
