@@ -658,7 +658,7 @@ impl World {
 
     // --- broker -------------------------------------------------------------------------------------------------------
 
-    /// So many outcomes are told in one batch, if there are as many and none closes the channel before.
+    /// So many outcomes are reported in one batch, if there are as many and none closes the channel before.
     fn land(&mut self, index: usize, count: usize) {
         let mut batch = Vec::new();
         while batch.len() < count {

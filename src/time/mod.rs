@@ -136,7 +136,7 @@ impl ClockListener {
     /// use onewrite::time::ClockListener;
     /// let on_jump: std::sync::Arc<dyn Fn() + Send + Sync> = std::sync::Arc::new(|| {});
     /// let listener = ClockListener::new(&on_jump);
-    /// drop(listener);
+    /// drop(on_jump);
     /// assert!(!listener.notify());
     /// ```
     pub fn notify(&self) -> bool {

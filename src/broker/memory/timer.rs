@@ -32,7 +32,7 @@ impl Timer {
         Self { shared, alarms: None, thread: None }
     }
 
-    /// Has the publisher `connection` tell `token` after `delay`. `false` if there is no thread and none can be started.
+    /// Has the publisher `connection` report `token` after `delay`. `false` if there is no thread and none can be started.
     pub(super) fn set(&mut self, delay: Duration, connection: u64, token: u64) -> bool {
         let Some(due) = Deadline::after(delay).instant() else { return true }; // in no lifetime of this process
         if self.alarms.is_none() {

@@ -33,7 +33,7 @@ use super::window::{Broken, Confirmed, Window, worse};
 const BATCH: usize = 512;
 
 /// Outcomes are gathered into batches while at least as many more are in flight: telling each by itself costs two wake-ups of threads, and what
-/// is published for it goes out by itself too. Fewer than the smallest batch are told at once.
+/// is published for it goes out by itself too. Fewer than the smallest batch are reported at once.
 pub(crate) const OUTCOME_BATCH_MIN: usize = 64;
 
 /// A batch is a quarter of what is in flight, within bounds: the larger the window, the less a batch says about the room in it.

@@ -62,7 +62,7 @@ pub(super) struct Window<'a> {
     pub(super) frame_bytes_max: usize,
     pub(super) confirms: Confirms,
     pub(super) ledger: Ledger,
-    /// Settled, and waiting to be told in one batch.
+    /// Settled, and waiting to be reported in one batch.
     pub(super) settled: Vec<(Ticket, Outcome)>,
     pub(super) clock: UnblockedClock,
     pub(super) worked: bool,
@@ -208,7 +208,7 @@ impl<'a> Window<'a> {
         !self.settled.is_empty()
     }
 
-    /// Whether what is settled should be told now: it is a batch, or the relay may be waiting for it.
+    /// Whether what is settled should be reported now: it is a batch, or the relay may be waiting for it.
     pub(crate) fn has_batch(&self) -> bool {
         let in_flight = self.ledger.len();
         in_flight < OUTCOME_BATCH_MIN

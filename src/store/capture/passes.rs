@@ -165,7 +165,7 @@ mod tests {
     }
 
     /// Goal: a pass and the writes of its group see each other. Method: a dirty key of a row that was there at switch-on, which an
-    /// earlier write of the very transaction removes: the remove is told. A later write makes dirty again what the pass has told.
+    /// earlier write of the very transaction removes: the remove is published. A later write makes dirty again what the pass has published.
     #[test]
     fn a_pass_counts_what_its_own_transaction_has_done() {
         let folder = tempfile::tempdir().unwrap();
