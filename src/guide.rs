@@ -14,11 +14,14 @@ macro_rules! pages {
 }
 
 pages! {
+    benchmarks: "benchmarks.md",
     captured_tables: "captured-tables.md",
     consuming: "consuming.md",
     delivery: "delivery.md",
     event_sourcing: "event-sourcing.md",
     failure_modes: "failure-modes.md",
     file_format: "file-format.md",
+    glossary: "glossary.md",
     rabbitmq: "rabbitmq.md",
+    testing: "testing.md",
 }
