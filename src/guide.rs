@@ -22,6 +22,8 @@ pages! {
     failure_modes: "failure-modes.md",
     file_format: "file-format.md",
     glossary: "glossary.md",
+    migrating: "migrating.md",
+    operating: "operating.md",
     rabbitmq: "rabbitmq.md",
     testing: "testing.md",
 }

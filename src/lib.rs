@@ -32,7 +32,7 @@
 //! # What is promised
 //!
 //! 1. **One write.** When [`Store::write`] returns `Ok`, state and events are on disk together; on `Err` or a crash before
-//!    that, neither is.
+//!    that, neither is. Only [`Error::CommitUnknown`] leaves it open until the store is opened again.
 //! 2. **No phantom.** Nothing is published, projected or shown to a subscriber before it is durable.
 //! 3. **No loss.** Every committed event ends as confirmed by the broker, or in [quarantine](Quarantine) with a reason.
 //! 4. **At least once, same name.** A resend carries the same id, lane number and bytes.

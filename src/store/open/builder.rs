@@ -93,7 +93,7 @@ impl StoreBuilder {
     /// are plenty.
     ///
     /// A commit writes a dozen pages all over the file. With a journal they go there in one piece, with one sync, and to their places many
-    /// commits at a time: commits are quicker, those of many writers most (see README), and the pages that each commit writes anew are written once for many.
+    /// commits at a time: commits are quicker, those of many writers most (see docs/benchmarks.md), and the pages that each commit writes anew are written once for many.
     ///
     /// **Guarantee.** The same as without. When `write` returns its commit is synced in the journal. After a crash `open` brings what the journal
     /// holds into the file, with or without this setting, and then redb looks at it as ever. Closing the store leaves one file.

@@ -34,7 +34,7 @@ impl Snapshot {
     /// As [`events`](Self::events), without copying: for reading long stretches fast. What is seen is what was recorded: upcasts do
     /// not run; look at [`version`](ReplayedEvent::version).
     ///
-    /// Cost: a little more than redb's own range scan (see README); each record's checksum is checked all the same. [`Replay::visit`] is quicker.
+    /// Cost: a little more than redb's own range scan (see docs/benchmarks.md); each record's checksum is checked all the same. [`Replay::visit`] is quicker.
     ///
     /// # Errors
     /// What redb says.
