@@ -1,4 +1,4 @@
-//! Reading: a snapshot of state and log together, as of one commit.
+//! Snapshots: state and log together, as of one commit.
 
 use std::any::Any;
 use std::ops::Bound;
@@ -28,9 +28,9 @@ use crate::upcast::Upcasts;
 
 /// The state and the log as of the last commit. Later commits do not show in it.
 ///
-/// Holding one for long keeps redb from reusing pages, and the file grows; take one per task. An iterator over the events of a
-/// snapshot, and a table that was opened from it, hold the pages as the snapshot does. [`Stats::snapshots`](crate::Stats::snapshots)
-/// counts snapshots and iterators that live; it cannot count tables.
+/// A snapshot held for long keeps redb from reusing pages, and the file grows: take one per task.
+/// An iterator over its events, and a table opened from it, hold the pages too.
+/// [`Stats::snapshots`](crate::Stats::snapshots) counts living snapshots and iterators, not tables.
 ///
 /// ```
 /// use onewrite::{Event, Store};
@@ -44,10 +44,10 @@ use crate::upcast::Upcasts;
 /// ```
 pub struct Snapshot {
     tx: Kept<ReadTransaction>,
-    /// Its memory of the newest stretch of the stream index, for as long as that is of the same bulk write.
+    /// The core keeps the newest stretch of the stream index, until the next bulk write.
     core: Weak<Core>,
     upcasts: Arc<Upcasts>,
-    /// Whatever reads on after the snapshot has ended has a clone; `None` for one of no store.
+    /// Each reader that outlives the snapshot holds a clone; `None` in tests without a store.
     taken: Option<Arc<Taken>>,
 }
 
@@ -72,7 +72,7 @@ impl Snapshot {
     /// Opens one of the application's tables.
     ///
     /// # Errors
-    /// What redb says: no such table, or another type under this name.
+    /// An error of redb: no such table, or another type under this name.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -137,7 +137,7 @@ impl Snapshot {
         unless_it_panics(|| self.recorded(seq))?.map(|recorded| self.upcasts.upcast(recorded)).transpose()
     }
 
-    /// As recorded, whatever its form.
+    /// The event as recorded, in any version.
     fn recorded(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         let log = self.tx.open_table(LOG)?;
         match redb::ReadableTable::get(&log, seq)? {
@@ -146,13 +146,13 @@ impl Snapshot {
         }
     }
 
-    /// The stream of this name as of this snapshot; one that has no event yet is empty.
+    /// The stream of this name as of this snapshot; a stream without events is empty.
     ///
-    /// Cost: the newest stretch of the index is in memory while the snapshot is young. For one that has outlived a bulk
-    /// write of the index (every 4,096 events) that stretch is read from the log instead, once per call.
+    /// Cost: memory holds the newest stretch of the stream index while the snapshot is young. After
+    /// a bulk write of the index (every 4,096 events) each call reads that stretch from the log.
     ///
     /// # Errors
-    /// [`Error::BadId`](crate::Error::BadId) for a name of 0 or over 255 bytes; what redb says.
+    /// [`Error::BadId`](crate::Error::BadId) for a name of 0 or over 255 bytes; redb's errors.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -183,17 +183,18 @@ impl Snapshot {
         Ok(View { name, state, recent })
     }
 
-    /// What of the stream no chunk of this snapshot holds.
+    /// The part of the stream that no chunk of this snapshot holds.
     fn recent(&self, name: &str, state: StreamState) -> Result<Run> {
         let derived_through = read_state(&self.tx)?.derived_through;
         let log = self.tx.open_table(LOG)?;
         let end = redb::ReadableTable::last(&log)?.map_or(0, |(seq, _)| seq.value().saturating_add(1));
         if let Some(core) = self.core.upgrade() {
             let tail = core.tail();
-            // Memory follows a commit a moment after the file: it may also be older than this snapshot.
+            // Memory follows a commit a moment after the file: it may be older than this snapshot.
             if tail.derived_through == derived_through && tail.next_seq >= end {
                 let mut run = tail.streams.recent.get(name.as_bytes()).cloned().unwrap_or_default();
-                // What later commits appended is not of this snapshot. Gaps stand before what they belong to.
+                // Events of later commits are not in this snapshot. Gaps precede the event they
+                // belong to.
                 let later = run.seqs.iter().position(|seq| *seq >= end && *seq != NO_SEQ);
                 run.seqs.truncate(later.unwrap_or(run.seqs.len()));
                 return Ok(run);
@@ -215,14 +216,15 @@ impl Snapshot {
         Ok(run)
     }
 
-    /// The events from `from` on, in order, one at a time. A damaged record comes as an error in its place; reading
-    /// can go on after it.
+    /// The events from `from` on, in order, one at a time. A damaged record comes as an error in
+    /// its place; reading can go on after it.
     ///
-    /// The range is of one moment. Trimmed events are left out, as the sequence numbers show; beyond the end there are none.
-    /// [`Store::subscribe`](crate::Store::subscribe) checks where it begins.
+    /// The range is of one moment and ends with the log of that moment. Trimmed events are left
+    /// out, as the sequence numbers show. [`Store::subscribe`](crate::Store::subscribe) checks its
+    /// first number.
     ///
     /// # Errors
-    /// What redb says.
+    /// An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -258,7 +260,7 @@ impl Snapshot {
         Ok(Frames { rows, next: from, trimmed_to, end: 0, detour, failed: false, _taken: taken })
     }
 
-    /// Fails in another process than the one that opened the store.
+    /// Fails outside the process that opened the store.
     fn owned(&self) -> Result<()> {
         self.tx.owner().check()
     }
@@ -267,23 +269,24 @@ impl Snapshot {
         &self.tx
     }
 
-    /// All records up to `end`, as recorded, whatever their form.
+    /// All records up to `end`, as recorded, in any version.
     pub(crate) fn recorded_to(&self, end: u64) -> Result<Events> {
         Ok(Events { upcasts: Arc::new(Upcasts::none()), frames: Frames { end, ..self.frames(0)? } })
     }
 
-    /// As [`events`](Self::events), by one who knows that the log goes to `end`: what is missing there is reported too.
+    /// As [`events`](Self::events), with missing records before `end` reported too.
     pub(crate) fn events_to(&self, from: u64, end: u64) -> Result<Events> {
         Ok(Events { upcasts: Arc::clone(&self.upcasts), frames: Frames { end, ..self.frames(from)? } })
     }
 }
 
 impl Snapshot {
-    /// As [`events`](Self::events), only those that the filter takes. Every record is checked all the same; only what the
-    /// filter takes is decoded and upcast. By stream, [`stream`](Self::stream) reads only what it needs.
+    /// As [`events`](Self::events), only those that the filter takes. Every record is checked; only
+    /// events that the filter takes are decoded and upcast. [`stream`](Self::stream) reads one
+    /// stream alone.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a filter that no event can ever pass; what redb says.
+    /// [`Error::Setting`] for a filter that no event can ever pass; redb's errors.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -330,12 +333,12 @@ pub struct Events {
 }
 
 impl Events {
-    /// Below, only what streams keep is left.
+    /// Below this number, only events that streams keep are left.
     pub(crate) fn trimmed_to(&self) -> u64 {
         self.frames.trimmed_to
     }
 
-    /// Looks at the next record, and decodes and upcasts it if the reader wants it.
+    /// Looks at the next record; decodes and upcasts it if the reader wants it.
     pub(crate) fn look(&mut self, wanted: &Wanted) -> Option<Result<Looked>> {
         let decode = |seq, frame: &[u8]| {
             let takes = wanted.takes_all() || wanted.takes_record(&view(seq, frame)?, frame);
@@ -368,13 +371,13 @@ impl Iterator for Events {
     }
 }
 
-/// A record's bytes as they stand in their page.
+/// A record's bytes in their page.
 pub(in crate::store) type Frame = AccessGuard<'static, &'static [u8]>;
 
-/// What redb's range gives.
+/// A row of redb's range.
 type Row = Result<(AccessGuard<'static, u64>, Frame), redb::StorageError>;
 
-/// The rows of the log. A forked process does not drop what of the storage engine they hold.
+/// The rows of the log. A forked process does not drop the storage engine's part of them.
 struct Rows {
     range: redb::Range<'static, u64, &'static [u8]>,
     owner: Owner,
@@ -388,36 +391,36 @@ impl Drop for Rows {
     }
 }
 
-/// Why the next record is not read as it comes.
+/// The reason why the next record needs a second look.
 enum Detour {
-    /// The record after those that were reported as missing.
+    /// This record follows records that were reported as missing.
     BehindGap(u64, Frame),
     /// Records below the trimmed edge may be hidden.
     Hidden(Hidden),
 }
 
-/// The records of the log, unread; what is missing among them is reported.
+/// The records of the log, unread. Missing records are reported.
 pub(in crate::store) struct Frames {
     rows: Rows,
-    /// No record below may come any more.
+    /// No record below this number may come any more.
     next: u64,
-    /// From here on every record is there.
+    /// From this number on, every record must be there.
     trimmed_to: u64,
-    /// Records below are known to have been there.
+    /// Every record below this number must have been there.
     end: u64,
-    /// What is to be looked at before the next record is read as it comes.
+    /// The second look that is due before the next record is read directly.
     detour: Option<Detour>,
-    /// The file could not be read, and this was reported.
+    /// The failure to read the file was reported.
     failed: bool,
-    /// The range holds the read transaction, also when the snapshot has ended.
+    /// The range holds the read transaction, even after the snapshot has ended.
     _taken: Option<Arc<Taken>>,
 }
 
 impl Frames {
-    /// The next record: `read` reads it, `make` makes something of what it says and of the bytes themselves.
+    /// The next record: `read` reads it in place, then `make` gets the result and the bytes.
     ///
-    /// It is read where redb has put it, and moved afterwards: a page's guard copied while it is still being written waits for the
-    /// processor's stores, which costs a tenth of a replay.
+    /// A page's guard is moved after the read: moving it while it is being written stalls the
+    /// processor and costs a tenth of a replay.
     #[inline]
     pub(in crate::store) fn next_as<P, T>(
         &mut self,
@@ -434,7 +437,7 @@ impl Frames {
         self.next_of(row, read, make)
     }
 
-    // Two places call it, and out of line it copies the row: a tenth of a replay.
+    // This has two callers; out of line it copies the row, a tenth of a replay.
     #[inline(always)]
     fn next_of<P, T>(
         &mut self,
@@ -457,8 +460,8 @@ impl Frames {
         }
     }
 
-    /// What `read` gives, which must run nothing of the application's. If the storage engine panics that is reported, and is the end: how far its
-    /// range came is not known.
+    /// Runs `read`, which must run none of the application's code. A panic of the storage engine is
+    /// reported and ends the range: its position is unknown.
     #[inline]
     pub(in crate::store) fn guarded<T>(
         &mut self,
@@ -477,12 +480,12 @@ impl Frames {
         Some(Err(self.rows.owner.refusal()))
     }
 
-    /// It was reported that nothing more can be read.
+    /// Whether the end was reported as a failure.
     pub(in crate::store) fn has_failed(&self) -> bool {
         self.failed
     }
 
-    /// The storage engine has panicked; nothing more comes.
+    /// Notes a panic of the storage engine; nothing more comes.
     #[cold]
     pub(in crate::store) fn panicked(&mut self, panic: &(dyn Any + Send)) -> Error {
         self.failed = true;
@@ -519,7 +522,8 @@ impl Frames {
         }
     }
 
-    /// There is no record, or it cannot be read. redb's range says for ever that it cannot read on; that is reported once.
+    /// Handles a missing or unreadable record. redb's range repeats its error for ever; this
+    /// reports the error once.
     #[cold]
     fn at_end<T>(&mut self, row: Option<Row>) -> Option<Result<T>> {
         match row {
@@ -537,7 +541,7 @@ impl Frames {
         let Some(Ok((_, frame))) = row else {
             return self.at_end(row);
         };
-        // A damaged page can show records of another place, which are whole in themselves.
+        // A damaged page can show intact records of another place.
         if seq < self.next {
             return Some(Err(CorruptError { seq, what: "it stands out of order" }.into()));
         }
@@ -592,7 +596,7 @@ mod tests {
     use crate::event::Event;
     use crate::store::Store;
 
-    /// A file that can be read until it cannot.
+    /// A file that can be read until its flag is set.
     #[derive(Debug)]
     struct Failing(FileBackend, Arc<AtomicBool>);
 
@@ -633,8 +637,9 @@ mod tests {
         }
     }
 
-    /// Goal: a file that cannot be read any more is reported once and ends every way of reading the log; redb's own range would say it for
-    /// ever. Method: a disk that goes after the third event, of 200 that do not fit into the cache.
+    /// Goal: a file that cannot be read any more is reported once and ends every way of reading the
+    /// log. redb's own range would repeat the error for ever. Method: a disk that goes after the
+    /// third event, of 200 that do not fit into the cache.
     #[test]
     fn a_disk_that_goes_ends_the_log_once() {
         let folder = tempfile::tempdir().unwrap();

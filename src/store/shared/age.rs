@@ -1,11 +1,13 @@
-//! How old things are: by the time that has passed while the store was open.
+//! Ages of events and ids, measured by the time that has passed while the store was open.
 //!
-//! The wall clock of an edge device starts in 1970 and jumps by decades, so a difference of two of its readings is no duration. The
-//! *store age* grows with the monotonic clock while the store is open, and is kept in the file. Inbox entries carry it. Events have
-//! no room for it: *milestones* say which events had been appended by which age.
+//! The wall clock of an edge device starts in 1970 and jumps by decades, so a difference of two of
+//! its readings is no duration. The *store age* grows with the monotonic clock while the store is
+//! open, and the file keeps it. Inbox entries carry the store age. Events have no room for it:
+//! *milestones* say which events had been appended by which age.
 //!
-//! **Invariants.** The store age never goes back, and is never ahead of the time that has passed: what a crash loses of it makes
-//! everything younger, never older. A milestone never says that an event is older than it is.
+//! **Invariants.** The store age never goes back, and is never ahead of the time that has passed.
+//! What a crash loses of the store age makes everything younger, never older. A milestone never
+//! says that an event is older than it is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,13 +18,13 @@ use crate::storage::tables::schema::{META, META_AGE};
 use crate::time::Now;
 use crate::tuning::{AGE_MILESTONES_MAX, AGE_SAVE_MS, AGE_SAVE_MS_MIN, AGE_STEP_MS_MIN, AGE_STEPS};
 
-/// The store age as it grows.
+/// The store age while it grows.
 #[derive(Debug)]
 pub(crate) struct Age {
-    /// As the file had it at the open, and what the monotonic clock said then.
+    /// The age in the file at the open, and the time of the monotonic clock at the open.
     opened_ms: u64,
     mono_ms: u64,
-    /// The highest so far: a foreign clock may go back.
+    /// The highest age so far: a foreign clock may go back.
     newest_ms: AtomicU64,
 }
 
@@ -38,37 +40,40 @@ impl Age {
         self.newest_ms.fetch_max(age_ms, Ordering::Relaxed).max(age_ms)
     }
 
-    /// The store age as of the last look at the clock: the last commit's.
+    /// The store age at the last look at the clock, which is that of the last commit.
     pub(crate) fn newest_ms(&self) -> u64 {
         self.newest_ms.load(Ordering::Relaxed)
     }
 }
 
-/// By this store age, all events below this one had been appended.
+/// A pair of store age and sequence number: at this age, all events below the number had been
+/// appended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Milestone {
     age_ms: u64,
     next_seq: u64,
 }
 
-/// A sparse index from store ages to sequence numbers: what the file knows, and what memory knows beyond.
+/// A sparse index from store ages to sequence numbers: what the file holds, and the newest
+/// milestone in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct AgeIndex {
     saved_ms: u64,
-    /// In the order of both.
+    /// Sorted by age and by sequence number.
     milestones: Vec<Milestone>,
-    /// Of the last commit that appended something; in memory alone.
+    /// The milestone of the last commit that appended something; in memory alone.
     newest: Option<Milestone>,
 }
 
 impl AgeIndex {
-    /// The row: the store age, and the milestones.
+    /// Encodes the row: the store age, and the milestones.
     pub(in crate::store) fn to_bytes(&self) -> Vec<u8> {
         let milestones = self.milestones.iter().flat_map(|milestone| [milestone.age_ms, milestone.next_seq]);
         std::iter::once(self.saved_ms).chain(milestones).flat_map(u64::to_le_bytes).collect()
     }
 
-    /// A row that cannot be read, or is missing, is that of a new store: everything is as young as can be.
+    /// Decodes a row. A row that cannot be read, or is missing, counts as that of a new store:
+    /// everything is as young as can be.
     pub(in crate::store) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (numbers, odd) = bytes.as_chunks::<8>();
         let mut numbers = numbers.iter().map(|number| u64::from_le_bytes(*number));
@@ -82,10 +87,11 @@ impl AgeIndex {
         sane.then_some(Self { saved_ms, milestones, newest: None })
     }
 
-    /// What a file says that is being opened. Events that no milestone covers count as appended now.
+    /// The index of a file that is being opened. Events that no milestone covers count as appended
+    /// now.
     pub(in crate::store) fn opened(row: Option<Self>, next_seq: u64) -> Self {
         let mut index = row.unwrap_or_default();
-        // A log that has lost its end may have given these numbers to others since.
+        // A log that has lost its end may have given these numbers to other events since.
         index.milestones.retain(|milestone| milestone.next_seq <= next_seq);
         index.newest = Some(Milestone { age_ms: index.saved_ms, next_seq });
         index
@@ -95,14 +101,15 @@ impl AgeIndex {
         self.saved_ms
     }
 
-    /// All events below are at least `keep_ms` old.
+    /// Returns the sequence number below which all events are at least `keep_ms` old.
     pub(in crate::store) fn old_below(&self, age_ms: u64, keep_ms: u64) -> u64 {
         let milestones = self.milestones.iter().chain(&self.newest);
         let old = milestones.filter(|milestone| milestone.age_ms.saturating_add(keep_ms) <= age_ms);
         old.map(|milestone| milestone.next_seq).max().unwrap_or(0)
     }
 
-    /// The index after a commit at this age, if the commit is to write it. `closing`: it may be the last one.
+    /// Returns the index after a commit at this age, if the commit is to write the index.
+    /// `closing`: the commit may be the last one.
     pub(in crate::store) fn after(
         &self,
         age_ms: u64,
@@ -120,7 +127,8 @@ impl AgeIndex {
         }
         let mut next = Self { saved_ms: age_ms.max(self.saved_ms), ..self.clone() };
         if step_due || (closing && is_new) {
-            // What came before a pause is as old as it is, not as young as what comes after.
+            // Events before a pause keep their age; they are not as young as the events after the
+            // pause.
             let now = Milestone { age_ms: next.saved_ms, next_seq };
             for milestone in self.newest.into_iter().chain([now]) {
                 if next.milestones.last().is_none_or(|last| last.next_seq < milestone.next_seq) {
@@ -131,7 +139,7 @@ impl AgeIndex {
         let is_old = |milestone: &Milestone| milestone.age_ms.saturating_add(keep_ms) <= age_ms;
         let old = next.milestones.iter().take_while(|milestone| is_old(milestone)).count();
         let surplus = next.milestones.len().saturating_sub(AGE_MILESTONES_MAX);
-        // Of those that are old enough, one says all.
+        // Of the milestones that are old enough, the newest one suffices.
         next.milestones.drain(..old.saturating_sub(1).max(surplus));
         if keep_ms == 0 {
             next.milestones.clear();
@@ -139,7 +147,7 @@ impl AgeIndex {
         Some(next)
     }
 
-    /// A commit at this age is durable, after which the log ends before `next_seq`.
+    /// Notes that a commit at this age is durable, after which the log ends before `next_seq`.
     pub(in crate::store) fn committed(&mut self, written: Option<Self>, age_ms: u64, next_seq: u64) {
         if let Some(written) = written {
             *self = written;
@@ -150,7 +158,7 @@ impl AgeIndex {
     }
 }
 
-/// Writes the index, if this commit is to.
+/// Writes the index, if this commit is to write it.
 pub(in crate::store) fn save(tx: &WriteTransaction, index: Option<&AgeIndex>) -> Result<()> {
     if let Some(index) = index {
         tx.open_table(META)?.insert(META_AGE, index.to_bytes().as_slice())?;
@@ -206,16 +214,17 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Goal: an event is called old only once it has been in an open store for `keep`; and without a crash it is called so not much
-        /// later, through any number of closes. The row stays small. Method: any sequence of appends, passing time, closes and
-        /// crashes, beside the true age of each event; each commit may be the last one before a crash.
+        /// Goal: an event is called old only once it has been in an open store for `keep`. Without
+        /// a crash the event is called old not much later, through any number of closes. The row
+        /// stays small. Method: any sequence of appends, passing time, closes and crashes, checked
+        /// against the true age of each event. Each commit may be the last one before a crash.
         #[test]
         fn nothing_is_old_too_early_and_everything_is_old_in_time(
             keep_ms in prop_oneof![1_u64..10, 1_000_u64..100_000, Just(7 * 24 * 3_600_000), Just(u64::MAX)],
             steps in proptest::collection::vec(step(), 1..80),
         ) {
             let (mut index, mut age) = (AgeIndex::opened(None, 0), Age::new(0, mono(0)));
-            // By the true time that the store was open: when each event came.
+            // The true time that the store was open, and when each event came by that time.
             let (mut true_ms, mut came, mut crashes, mut closes) = (0_u64, Vec::new(), 0_u64, 0_u64);
             for step in steps {
                 let commit = |index: &mut AgeIndex, age: &Age, at: u64, next_seq: u64, closing: bool| {

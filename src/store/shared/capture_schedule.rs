@@ -1,4 +1,5 @@
-//! When rounds of captured tables are due: what was asked for, and what rests after a failure.
+//! When passes over captured tables are due: which pass was asked for, and what rests after a
+//! failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,16 +10,16 @@ use crate::storage::tables::capture::{CaptureId, capture_of};
 use crate::store::shared::captures::PendingCaptures;
 use crate::tuning::{CAPTURE_FAILED_MAX, CAPTURE_PASS_KEYS, CAPTURE_PAUSE_MS, CAPTURE_RETRY_MS};
 
-/// What has failed and is tried again later: a key's codec, or the backfill of a table.
+/// A failure that is tried again later: a key's codec, or the backfill of a table.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Failed {
     pub(in crate::store) tries: u32,
-    /// By the monotonic clock.
+    /// When the next try is due, by the monotonic clock.
     pub(in crate::store) due_ms: u64,
 }
 
 impl Failed {
-    /// Once more: the delay doubles up to its limit.
+    /// The next failure: the delay doubles up to its limit.
     fn again(earlier: Option<&Self>, now_ms: u64) -> Self {
         let tries = earlier.map_or(0, |failed| failed.tries);
         let (first, longest) = CAPTURE_RETRY_MS;
@@ -29,42 +30,45 @@ impl Failed {
 
 #[derive(Debug, Default)]
 pub(in crate::store) struct State {
-    /// The dirty key that the last pass ended with.
+    /// The last dirty key of the last pass.
     pub(crate) after: Vec<u8>,
-    /// No pass before this, by the monotonic clock.
+    /// No pass begins before this time of the monotonic clock.
     pub(in crate::store) not_before_ms: u64,
-    /// No pass for the sake of dirty keys that the writer thread asks for before this.
+    /// The writer thread asks for no pass over dirty keys before this time.
     pub(in crate::store) own_after_ms: u64,
     /// The last pass has found the backlog quota reached.
     pub(in crate::store) no_room: bool,
-    /// What was said that tables wait for, by name.
+    /// The last logged reason why each table waits, by name.
     pub(in crate::store) said: BTreeMap<String, CaptureWait>,
-    /// Dirty keys among those that wait: what a person has to look at.
+    /// The waiting dirty keys whose codec has failed. A person has to look at these keys.
     pub(in crate::store) failed: BTreeMap<Vec<u8>, Failed>,
-    /// Those of them that the last pass has tried, and whose row has not been written since. Noted before its commit: what
-    /// is written after that is another try's.
+    /// The failed keys that the last pass has tried, and whose rows have not been written since.
+    /// They are noted before the commit of the pass: a row written later needs another try.
     pub(in crate::store) tried: BTreeSet<Vec<u8>>,
-    /// Tables that cannot be backfilled: their backfills rest, those of others go on.
+    /// Tables that cannot be backfilled. Their backfills rest, and the backfills of other tables go
+    /// on.
     pub(in crate::store) unreadable: BTreeMap<CaptureId, Failed>,
 }
 
-/// What is remembered from one pass to the next. Lost with the process; passes then begin anew.
+/// What is remembered from one pass to the next. It is lost with the process; passes then begin
+/// anew.
 #[derive(Debug, Default)]
 pub(crate) struct CoalescingPasses {
     /// The pass that is asked for, or runs: [`Asked`] as a number. 0: none.
     pub(crate) asked: AtomicUsize,
-    /// The writer thread needs not be notified that something begins to wait.
+    /// Whether the writer thread looks soon anyway, and need not be notified when something begins
+    /// to wait.
     pub(in crate::store) looks_soon: AtomicBool,
     /// Passes that have ended, well or not.
     pub(crate) ended: AtomicU64,
     state: Mutex<State>,
 }
 
-/// Which pass is asked for.
+/// The pass that is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(in crate::store) keys: usize,
-    /// By the writer thread itself, for what no relay holds.
+    /// Whether the writer thread itself asks, for what no relay holds.
     pub(in crate::store) own: bool,
 }
 
@@ -91,12 +95,12 @@ impl CoalescingPasses {
         Asked::from_number(self.asked.load(Ordering::SeqCst))
     }
 
-    /// A relay asks for one of so many keys; `true` if none was asked for yet.
+    /// Asks for a pass over this many keys, for a relay; `true` if no pass was asked for yet.
     pub(crate) fn ask(&self, keys: usize) -> bool {
         self.set(Asked { keys, own: false })
     }
 
-    /// The writer thread asks for one, for what no running relay holds.
+    /// Asks for a pass of the writer thread's own, for what no running relay holds.
     pub(crate) fn ask_own(&self) {
         self.set(Asked { keys: CAPTURE_PASS_KEYS, own: true });
     }
@@ -105,13 +109,13 @@ impl CoalescingPasses {
         self.asked.compare_exchange(0, asked.to_number(), Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
-    /// How many have ended, well or not.
+    /// The number of passes that have ended, well or not.
     pub(crate) fn ended(&self) -> u64 {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// A commit is durable in which the application has written rows: what failed was about their values of before, so they
-    /// wait for nothing.
+    /// Notes a durable commit in which the application has written rows. Earlier failures were
+    /// about the earlier values, so these keys need not wait any more.
     pub(crate) fn rewritten(&self, pending: &PendingCaptures) {
         let mut written = pending.written().peekable();
         if written.peek().is_none() {
@@ -140,14 +144,14 @@ impl CoalescingPasses {
     }
 }
 
-/// What a pass has done, to be noted once it is durable.
+/// The result of a pass, to be noted once it is durable.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// Where the next one begins.
+    /// Where the next pass begins.
     pub(in crate::store) after: Option<Vec<u8>>,
     pub(in crate::store) settled: Vec<Vec<u8>>,
     pub(in crate::store) failed: Vec<Vec<u8>>,
-    /// Tables whose next rows were read, and those where that failed.
+    /// Tables whose next rows were read, and tables where that failed.
     pub(in crate::store) backfilled: Vec<CaptureId>,
     pub(in crate::store) unreadable: Vec<CaptureId>,
     /// Nothing more can be done for now.
@@ -161,7 +165,7 @@ impl State {
         self.no_room
     }
 
-    /// The backfill of this table rests.
+    /// Whether the backfill of this table rests.
     pub(in crate::store) fn rests(&self, id: CaptureId) -> bool {
         self.unreadable.contains_key(&id)
     }
@@ -177,7 +181,7 @@ impl State {
         self.failed_in(id).count() as u64
     }
 
-    /// When the first of them is tried again.
+    /// When the first failed key of this capture is tried again.
     pub(in crate::store) fn retry_ms(&self, id: CaptureId) -> Option<u64> {
         self.failed_in(id).map(|failed| failed.due_ms).min()
     }
@@ -202,7 +206,7 @@ impl State {
         let tried = std::mem::take(&mut self.tried);
         for key in outcome.failed {
             if !tried.contains(&key) {
-                // It has been written meanwhile.
+                // The row has been written meanwhile.
                 self.failed.remove(&key);
                 continue;
             }
@@ -221,7 +225,7 @@ impl State {
             let failed = Failed::again(self.unreadable.get(&id), now_ms);
             self.unreadable.insert(id, failed);
         }
-        // More keys fail than are remembered: they are met again in each pass, so passes slow down.
+        // More keys fail than are remembered. Each pass meets the rest again, so passes slow down.
         if outcome.stuck || crowded {
             self.not_before_ms = now_ms.saturating_add(CAPTURE_PAUSE_MS);
         }
@@ -244,18 +248,20 @@ impl State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum CaptureWait {
-    /// This process has not registered the capture; [`StoreBuilder::capture`](crate::StoreBuilder::capture) does, and
+    /// This process has not registered the capture.
+    /// [`StoreBuilder::capture`](crate::StoreBuilder::capture) registers it;
     /// [`Store::end_capture`](crate::Store::end_capture) drops what waits.
     Registration,
     /// Dirty keys wait to be published, and no relay runs in this process.
     Relay,
-    /// Each relay that runs is paused.
+    /// Every relay that runs is paused.
     PausedRelay,
-    /// No relay that runs has a broker that takes anything: it is away, or blocks publishers.
+    /// No running relay has a broker that takes anything: the broker is away, or blocks publishers.
     Broker,
     /// The backlog quota is reached.
     Quota,
-    /// All that waits has failed, and is tried again later or when its row is written. The log says why.
+    /// Everything that waits has failed. It is tried again later, or when its row is written. The
+    /// log says why.
     Retry,
 }
 

@@ -1,9 +1,10 @@
-//! What the threads of one store share: the database, the write lock, the end of the log as it stands in memory,
-//! the progress that waits for a commit, and whether the store is still good.
+//! Core: what the threads of one store share. That is the database, the write lock, the end of the
+//! log in memory, the pending progress, and whether the store is poisoned.
 //!
-//! **Invariants.** [`Tail`] changes only under the write lock, and only after the commit that makes the change true. Nothing
-//! reads the log but through redb's committed state, so what is not durable is seen by nobody. The first failure of a
-//! durable write is kept and refuses everything after it.
+//! **Invariants.** [`Tail`] changes only under the write lock, and only after the commit that makes
+//! the change true. All reads of the log go through redb's committed state, so no reader sees what
+//! is not durable. The store keeps the first failure of a durable write, and refuses everything
+//! after it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -51,20 +52,20 @@ use crate::time::{Deadline, Now, as_ms};
 pub(crate) struct Counters {
     /// Durable commits.
     pub(crate) commits: AtomicU64,
-    /// Those among them that carried no write of the application: progress alone.
+    /// Durable commits that carried progress alone, without a write of the application.
     pub(crate) commits_alone: AtomicU64,
     /// Write closures that were committed.
     pub(crate) writes: AtomicU64,
-    /// Times a batch was run again without a closure that had failed.
+    /// How often a batch was run again without a closure that had failed.
     pub(crate) reruns: AtomicU64,
 }
 
-/// What divides the events that were there from those that came.
+/// The moment of the open. It divides the events that were in the log from later ones.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OpenedAt {
-    /// By the monotonic clock.
+    /// The time, by the monotonic clock.
     pub(crate) mono_ms: u64,
-    /// The end of the log then.
+    /// The end of the log at that time.
     pub(crate) next_seq: u64,
 }
 
@@ -87,15 +88,16 @@ pub(crate) struct Core {
     pub(crate) write_lock: Arc<WriteLock>,
     tail: Mutex<Tail>,
     poison: OnceLock<Arc<str>>,
-    /// A failure of the medium that a closure has met. redb reports only to its first user what it was; should this file be the
-    /// one that failed, the next transaction cannot begin, and this is why.
+    /// A failure of the medium that a closure has met. redb reports the details only to its first
+    /// caller after the failure. If the failed file is this store's, the next transaction cannot
+    /// begin, and this is the reason.
     suspected: Mutex<Option<String>>,
     pub(crate) relays: Relays,
     pub(crate) notifier: Arc<Notifier>,
     pub(crate) projections: Projections,
     pub(crate) passes: CoalescingPasses,
     pub(crate) cleaning: Cleaning,
-    /// Rejected deliveries are to be driven again.
+    /// Tell consumers that rejected deliveries are to be redriven.
     pub(crate) redrives: RedriveSignals,
     /// Parked deliveries that a consumer of this process has taken up.
     pub(crate) parked: Claims,
@@ -104,13 +106,13 @@ pub(crate) struct Core {
     pub(crate) idle_search: IdleSearch,
     pub(crate) jumped: Jumped,
     progress: Mutex<PendingProgress>,
-    /// Notified when the backlog shrinks, or could not.
+    /// Notified when the backlog shrinks, and when it may not shrink any more.
     pub(in crate::store) backlog_shrank: Condvar,
-    /// Searches for expired events.
+    /// Requests to relays to drop expired events.
     pub(in crate::store) expiry_requests: ExpiryRequests,
     pub(crate) counters: Counters,
     pub(crate) queue: Queue,
-    /// Commands that run one after another.
+    /// Commands that take turns after a conflict.
     pub(crate) lines: Lines,
     pub(crate) left_out: LeftOut,
     /// Futures that wait for room in the write queue.
@@ -179,8 +181,9 @@ impl Core {
         }
     }
 
-    /// The reentrancy guard: fails if the calling thread holds the write lock, since it would wait for itself. Fails in a process
-    /// that was forked from the owner, before any lock is taken there.
+    /// The reentrancy guard: fails if the calling thread holds the write lock, since the thread
+    /// would wait for itself. In a process that was forked from the owner, the guard fails before
+    /// any lock is taken.
     pub(crate) fn refuse_reentrant(&self, operation: &'static str) -> Result<()> {
         self.owner.check()?;
         if self.write_lock.is_mine() { Err(Error::InsideTransaction { operation }) } else { Ok(()) }
@@ -196,11 +199,11 @@ impl Core {
 
     /// Waits until the transaction that is under way has ended.
     pub(crate) fn await_write_lock(&self, work: &'static str) {
-        // Without a limit it cannot fail.
+        // A wait without a limit cannot fail.
         let _ = self.acquire_write_lock(&mut Wait::new(Purpose::Own(work), None));
     }
 
-    /// Logs what a wait is for and what holds it up, if that is due. No lock is held.
+    /// Logs what a wait is for and what holds it up, if a warning is due. No lock is held.
     pub(crate) fn report_wait(&self, wait: &mut Wait) {
         if !wait.take_warning() {
             return;
@@ -238,7 +241,7 @@ impl Core {
         lock(&self.progress)
     }
 
-    /// Reads the clock, which is the application's: that it panics there is an error.
+    /// Reads the clock, which is the application's code. A panic of the clock becomes an error.
     pub(crate) fn now(&self) -> Result<Now> {
         let reading = caught(|| self.settings.clock.now());
         reading.map_err(|text| Error::Panicked { message: format!("the clock: {text}") })
@@ -256,10 +259,10 @@ impl Core {
         self.poison.get().cloned()
     }
 
-    /// Keeps the first cause. From here on the store accepts nothing.
+    /// Poisons the store: from here on it accepts nothing. Keeps the first cause.
     pub(crate) fn poison(&self, cause: &str) -> Arc<str> {
         let cause = self.poison.get_or_init(|| {
-            // A transaction that is dropped may be what finds it out.
+            // This may run while a transaction is dropped.
             in_drop(|| {
                 tracing::error!(path = %self.path.display(), cause, "the store is poisoned; it must be opened again");
             });
@@ -282,7 +285,8 @@ impl Core {
         error
     }
 
-    /// Keeps what a closure has failed with. It may be about another file: that alone poisons nothing.
+    /// Keeps the failure of a closure. The failure may be about another file, so it alone does not
+    /// poison the store.
     pub(crate) fn suspect(&self, error: &Error) {
         if let Error::Storage(failure) = error
             && failure.fatal
@@ -304,7 +308,8 @@ impl Core {
         self.with_db(|db| Ok(db.begin_read()?))
     }
 
-    /// Reads what is committed, and runs nothing of the application's: where the storage engine panics on a damaged page, that is an error.
+    /// Reads what is committed, and runs none of the application's code. A panic of the storage
+    /// engine on a damaged page becomes an error.
     pub(crate) fn reading<T>(&self, read: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
         unless_it_panics(|| read(&self.begin_read()?))
     }
@@ -317,7 +322,7 @@ impl Core {
         Ok(tx)
     }
 
-    /// Closes the file; everything after fails with [`Error::Closed`].
+    /// Closes the file; every later call fails with [`Error::Closed`].
     pub(crate) fn close(&self) -> Result<()> {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(db) = db else { return Ok(()) };
@@ -344,17 +349,20 @@ impl Core {
         looked.map_err(|found| Error::Poisoned { path: self.path.clone(), cause: self.poison(&found) })
     }
 
-    /// When the writer thread is to look at the names of the files, if a commit has come since the last look.
+    /// Returns when the writer thread is to look at the names of the files. `None` if no commit has
+    /// come since the last look.
     pub(crate) fn look_due_at(&self) -> Option<Deadline> {
         self.watch.due_at(self.written())
     }
 
-    /// Looks at the names of the files. A loss poisons the store, which logs it.
+    /// Looks at the names of the files. If a name is lost, the store is poisoned, and poisoning
+    /// logs it.
     pub(crate) fn look(&self) {
         let _ = self.unless_lost(self.watch.look(self.written()));
     }
 
-    /// Lets go of the file; an exclusive transaction that still lives ends first, by itself.
+    /// Lets go of the file. An exclusive transaction that still lives closes the file when the
+    /// transaction ends.
     pub(crate) fn release(&self) {
         let db = self.db.write().unwrap_or_else(PoisonError::into_inner).take();
         if db.is_some() {
@@ -367,7 +375,8 @@ impl Core {
         }
     }
 
-    /// A commit is durable: whoever waits for the log to grow or for the backlog to shrink is notified.
+    /// Announces a durable commit: notifies all threads and futures that wait for the log to grow
+    /// or for the backlog to shrink.
     pub(crate) fn announce_commit(&self) {
         self.relays.notify_all();
         self.notifier.notify_all();
@@ -376,17 +385,19 @@ impl Core {
         }
     }
 
-    /// The clock has jumped: every thread that waits for a time of the clock looks again.
+    /// Announces that the clock has jumped: every thread that waits for a time of the clock looks
+    /// again.
     pub(crate) fn clock_jumped(&self) {
         self.jumped.set();
         self.relays.notify_all();
         self.notifier.notify_all();
         self.redrives.notify_all();
-        // A nudge that is not taken yet says the same.
+        // A nudge that the writer thread has not taken yet says the same.
         let _ = self.queue.nudges.0.try_send(());
     }
 
-    /// A commit has ended, either way: the writer thread is notified if something is left for it to do in a while.
+    /// Announces that a commit has ended, well or not. Notifies the writer thread if work is left
+    /// that it does not wait for.
     pub(crate) fn announce_rest(&self, now: Now) {
         let is_look_due = self.holders.note_commit(now.mono_ms);
         let waits = self.queue.writer_waits.load(Ordering::SeqCst);
@@ -396,32 +407,34 @@ impl Core {
         let unsaved = waits == Waits::Untimed as u8 && self.settings.quick_repair_idle.is_some();
         let unlooked = !self.queue.look_awaited.load(Ordering::SeqCst) && self.look_due_at().is_some();
         if is_look_due || unsaved || unlooked || self.tail().trim_left || !self.progress().is_empty() {
-            // One that is not taken yet says the same.
+            // A nudge that the writer thread has not taken yet says the same.
             let _ = self.queue.nudges.0.try_send(());
         }
     }
 
-    /// A relay has let everything go that had expired before `to`; it is durable.
+    /// Notes that a relay has durably dropped every event before `to` that had expired.
     pub(crate) fn scanned(&self, relay: &str, to: u64, earliest_ms: Option<u64>) {
         self.expiry_requests.done(relay, to, earliest_ms);
-        // Whoever looks at both holds this lock.
+        // A write that looks at both the tail and the requests holds this lock.
         let _tail = self.tail();
         self.backlog_shrank.notify_all();
     }
 
-    /// The writer thread looks at what waits. A nudge that is not taken yet says the same.
+    /// Makes the writer thread look at the waiting work. A nudge that it has not taken yet says the
+    /// same.
     pub(crate) fn nudge_writer(&self) {
         let _ = self.queue.nudges.0.try_send(());
     }
 
-    /// A relay begins or ends.
+    /// Forgets the requests to a relay, which begins or ends.
     pub(crate) fn forget_expiry_requests(&self, relay: &str) {
         self.expiry_requests.forget(relay);
         let _tail = self.tail();
         self.backlog_shrank.notify_all();
     }
 
-    /// The refusal, if the quota is reached by what is durable and by so many events and bytes that are not yet.
+    /// Returns the refusal if the quota is reached by the durable backlog and the pending events
+    /// and bytes.
     pub(crate) fn over_quota(tail: &Tail, quota: &BacklogQuota, pending: (u64, u64)) -> Option<Error> {
         let (events, bytes) = tail.backlog();
         quota.is_over((events, bytes), pending).then_some(Error::BacklogFull {
@@ -432,22 +445,23 @@ impl Core {
         })
     }
 
-    /// The store is about to be closed: those who wait for something that will not come any more look again.
+    /// Announces that the store is about to be closed: threads and futures that would wait in vain
+    /// look again.
     pub(crate) fn announce_closing(&self) {
         self.closing.store(true, Ordering::SeqCst);
         self.notifier.notify_all();
         self.backlog_shrank.notify_all();
     }
 
-    /// Asks the relays to let expired events go, where the quota's policy says so, without waiting for it. The caller has read
-    /// the clock before it took the lock on `tail`.
+    /// Asks the relays to drop expired events where the quota's policy says so, without waiting for
+    /// the answers. The caller has read the clock before it took the lock on `tail`.
     pub(crate) fn ask_for_expiry(&self, tail: &Tail, added: (u64, u64), now_ms: u64) -> Option<Wanted> {
         let quota = self.settings.quota.as_ref();
         let quota = quota.filter(|quota| quota.policy == QuotaPolicy::DropExpired)?;
         Some(self.expiry_requests.ask(tail, quota, added, now_ms, &self.relays))
     }
 
-    /// What wakes a future of this store.
+    /// Returns what wakes a future of this store.
     pub(crate) fn waking(&self) -> Waking {
         Waking::new(&self.alarms, &self.owner)
     }
@@ -478,7 +492,8 @@ impl Drop for Core {
     }
 }
 
-/// Runs what writes to the file. The storage engine may panic on damaged pages: nobody then knows how far it came.
+/// Runs `write`, which writes to the file, and poisons the store if `write` panics. The storage
+/// engine may panic on damaged pages: how much it has written is then unknown.
 pub(in crate::store) fn or_poison(core: &Core, write: impl FnOnce() -> Result<()>) -> Result<()> {
     catch_unwind(AssertUnwindSafe(write)).unwrap_or_else(|panic| {
         let cause = format!("the storage engine panicked: {}", panic_text(&*panic));

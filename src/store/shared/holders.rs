@@ -1,7 +1,9 @@
-//! What keeps the log or the file from shrinking: its kinds, the living snapshots, and since when each was seen.
+//! Holders: what keeps the log or the file from shrinking. This module has their kinds, the living
+//! snapshots, and since when each holder was seen.
 //!
-//! **Invariants.** A commit does no more for it than one comparison. Whatever a snapshot's `Drop` does takes no lock and cannot panic: a
-//! snapshot may end in any thread, in a destructor of a thread-local, or in a forked child.
+//! **Invariants.** A commit does no more for this module than one comparison. A snapshot's `Drop`
+//! takes no lock and cannot panic: a snapshot may end in any thread, in a destructor of a
+//! thread-local, or in a forked child.
 
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use crate::tuning::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN};
 
-/// What kind of thing holds the log or the file.
+/// The kind of a holder: what holds the log or the file.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -26,19 +28,20 @@ use crate::tuning::{HOLDER_LOOKS, SNAPSHOTS_PRUNED_MIN};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum HolderKind {
-    /// A relay has still to publish the events from its position on. [`Store::forget_relay`](crate::Store::forget_relay) lets go of one
-    /// that no longer runs.
+    /// A relay still has to publish the events from its position on.
+    /// [`Store::forget_relay`](crate::Store::forget_relay) lets go of a relay that no longer runs.
     Relay,
     /// Events that a relay has passed and that are deferred, or in its quarantine.
     RelayRows,
-    /// A projection has still to apply the events from its position on.
-    /// [`Store::forget_projection`](crate::Store::forget_projection) lets go of one that no longer runs.
+    /// A projection still has to apply the events from its position on.
+    /// [`Store::forget_projection`](crate::Store::forget_projection) lets go of a projection that
+    /// no longer runs.
     Projection,
-    /// A projection's rebuild has still to apply the events from its position on.
+    /// A projection's rebuild still has to apply the events from its position on.
     Rebuild,
     /// Events that a projection has given up.
     Failures,
-    /// A living subscription has still to be read from its position on.
+    /// A living subscription still has to be read from its position on.
     Subscription,
     /// A living snapshot, or an iterator over one, keeps the pages of its moment in the file.
     Snapshot,
@@ -48,7 +51,8 @@ pub enum HolderKind {
     Streams,
 }
 
-/// One thing that keeps the log or the file from shrinking. See [`Stats::holders`](crate::Stats::holders).
+/// One thing that keeps the log or the file from shrinking. See
+/// [`Stats::holders`](crate::Stats::holders).
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -68,26 +72,31 @@ pub enum HolderKind {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Holder {
-    /// What it is.
+    /// The kind of the holder.
     pub kind: HolderKind,
-    /// The name of the relay or projection. Of a subscription and a snapshot: the place in the code that made it, `file:line:column`.
+    /// The name of the relay or projection. For a subscription or a snapshot: the place in the code
+    /// that made it, `file:line:column`.
     pub name: String,
-    /// The first event that it holds. Of a snapshot: the end of the log at its moment.
+    /// The first event that the holder keeps. For a snapshot: the end of the log at its moment.
     pub position: u64,
-    /// Events that it holds, whoever else holds them too. Of a snapshot: events appended since its moment. Of [`HolderKind::Failures`]
-    /// at most [`STATS_ROWS_MAX`](crate::limits::STATS_ROWS_MAX) are counted.
+    /// The number of events that the holder keeps, also if another holder keeps them too. For a
+    /// snapshot: events appended since its moment. For [`HolderKind::Failures`], at most
+    /// [`STATS_ROWS_MAX`](crate::limits::STATS_ROWS_MAX) are counted.
     pub events: u64,
-    /// Bytes of the records of the same events; `None` where finding out would mean to read all of them.
+    /// Bytes of the records of these events; `None` where the store would have to read all the
+    /// records to find out.
     pub bytes: Option<u64>,
-    /// How long it has stood at this position, in milliseconds of the monotonic clock, as far as the store has looked: it looks
-    /// when `stats` is called and with some commits. Of a snapshot: its age.
+    /// How long the holder has stayed at this position, in milliseconds of the monotonic clock, as
+    /// far as the store has looked. The store looks when `stats` is called and with some commits.
+    /// For a snapshot: its age.
     pub held_ms: u64,
-    /// Whether it runs, or lives, in this process.
+    /// Whether the holder runs, or lives, in this process.
     pub runs: bool,
 }
 
 impl Holder {
-    /// How long the holder has stood at its position, as far as the store has looked. As a number: [`held_ms`](Self::held_ms).
+    /// How long the holder has stayed at its position, as far as the store has looked. As a number:
+    /// [`held_ms`](Self::held_ms).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -105,9 +114,9 @@ impl Holder {
     }
 }
 
-// --- snapshots --------------------------------------------------------------------------------------------------------------------
+// --- snapshots ---
 
-/// What is known of a living read transaction. It ends with the last of its clones.
+/// A living read transaction. It ends with the last clone of this.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) number: u64,
@@ -121,11 +130,11 @@ pub(crate) struct Taken {
 pub(crate) struct Snapshots {
     next: u64,
     pub(crate) living: Vec<Weak<Taken>>,
-    /// Those that have ended are taken out once there are so many.
+    /// Ended snapshots are removed from the list once it has this length.
     prune_at: usize,
 }
 
-/// What is seen of one holder.
+/// What the store has seen of one holder.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) position: u64,
@@ -133,18 +142,18 @@ pub(crate) struct Seen {
     pub(crate) warned: bool,
 }
 
-/// Names a holder.
+/// The key that names a holder.
 pub(crate) type Key = (HolderKind, String, u64);
 
-/// Which holders there are, and since when.
+/// The holders that are known in memory, and since when each holds.
 #[derive(Debug)]
 pub(crate) struct Holders {
     pub(crate) snapshots: Mutex<Snapshots>,
     pub(crate) seen: Mutex<BTreeMap<Key, Seen>>,
-    /// The end of the log as the last commit left it, for whoever must not wait for a commit.
+    /// The end of the log after the last commit, for callers that must not wait for a commit.
     next_seq: AtomicU64,
     end_offset: AtomicU64,
-    /// By the monotonic clock: the first commit from then on asks the writer thread to look.
+    /// The first commit from this time of the monotonic clock on asks the writer thread to look.
     look_at_ms: AtomicU64,
     pub(crate) asked: AtomicBool,
     pub(crate) warn_after_ms: u64,
@@ -167,13 +176,13 @@ impl Holders {
         }
     }
 
-    /// A commit has made the log end here.
+    /// Notes where a commit has made the log end.
     pub(crate) fn note_end(&self, next_seq: u64, end_offset: u64) {
         self.next_seq.store(next_seq, Ordering::Relaxed);
         self.end_offset.store(end_offset, Ordering::Relaxed);
     }
 
-    /// A commit is through; `true` if the writer thread is to look.
+    /// Notes a commit; `true` if the writer thread is to look.
     pub(crate) fn note_commit(&self, mono_ms: u64) -> bool {
         if mono_ms < self.look_at_ms.load(Ordering::Relaxed) {
             return false;
@@ -183,12 +192,12 @@ impl Holders {
         true
     }
 
-    /// The time between two looks, while something is committed.
+    /// The time between two looks while commits come.
     pub(crate) fn interval_ms(&self) -> u64 {
         (self.warn_after_ms / HOLDER_LOOKS).max(1)
     }
 
-    /// A read transaction begins.
+    /// Notes that a read transaction begins.
     pub(crate) fn take(&self, mono_ms: u64, at: &'static Location<'static>) -> Arc<Taken> {
         let (next_seq, end_offset) =
             (self.next_seq.load(Ordering::Relaxed), self.end_offset.load(Ordering::Relaxed));
@@ -204,14 +213,10 @@ impl Holders {
         taken
     }
 
-    /// How many snapshots live, and the oldest.
+    /// The number of living snapshots, and the oldest of them.
     pub(crate) fn living(&self) -> (u64, Option<Arc<Taken>>) {
         let living: Vec<_> = lock(&self.snapshots).living.iter().filter_map(Weak::upgrade).collect();
-        // They come in order.
+        // The list is in order of age.
         (living.len() as u64, living.into_iter().next())
     }
 }
-
-// --- finding them -----------------------------------------------------------------------------------------------------------------
-
-// --- reporting -------------------------------------------------------------------------------------------------------------------

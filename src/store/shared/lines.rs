@@ -1,14 +1,17 @@
-//! Lines: commands on one aggregate take turns once they have met a conflict.
+//! Lines: commands on one aggregate take turns after a conflict.
 //!
-//! A command decides outside any transaction, so another one may be faster. Alone that is rare, and costs nothing here. Once a
-//! command has met a conflict it stands in the line of its stream, and while there is a line every other command joins it: the
-//! newcomers before they decide, and those that had decided when the line began, before they append. So the decision of the
-//! line's head is disturbed only by what was in the write group already when the line began: once at most.
+//! A command decides outside any transaction, so another command may append first. While that is
+//! rare, this module costs nothing. A command that has met a conflict joins the line of its stream.
+//! While a stream has a line, every other command on the stream joins the line. New commands join
+//! before they decide. Commands that had decided when the line began join before they append. So
+//! only writes that were already in the write group when the line began disturb the decision of the
+//! head. That happens once at most.
 //!
-//! **Invariants.** A line exists only while a command stands in it; it has one place per waiting thread or task. No lock is held
-//! while a command decides, or while a waker is called. A thread that decides at the head of one line, or is inside a transaction,
-//! waits in no line: it decides as it comes. The head that keeps the others waiting for longer than [`LINE_MS_MAX`] is passed: it
-//! may wait for one of them.
+//! **Invariants.** A line exists only while a command is in the line. A line has one place per
+//! waiting thread or task. No lock is held while a command decides, or while a waker is called. A
+//! thread that is the head of one line, or is inside a transaction, waits in no line: its command
+//! decides at once. A head that keeps the line waiting for longer than [`LINE_MS_MAX`] is passed,
+//! since the head may wait for a command in its own line.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -27,15 +30,15 @@ use crate::tuning::LINE_MS_MAX;
 const LINE_TIMEOUT: Duration = Duration::from_millis(LINE_MS_MAX);
 
 thread_local! {
-    /// Heads of lines that this thread is.
+    /// The number of lines whose head is this thread.
     static HEADS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What waits in a place.
+/// The thread or task that waits in a place.
 #[derive(Debug)]
 enum Waits {
     Thread(Thread),
-    /// The waker is foreign: it is cloned, called and dropped without a lock.
+    /// The waker is foreign code: the waker is cloned, called and dropped without a lock.
     Task(Mutex<Option<Waker>>),
 }
 
@@ -51,7 +54,7 @@ impl Place {
         Arc::new(Self { waits, is_head: AtomicBool::new(false) })
     }
 
-    /// Tells the head that it is one.
+    /// Tells the thread or task that its place is the head now.
     fn notify(&self) {
         match &self.waits {
             Waits::Thread(thread) => thread.unpark(),
@@ -78,7 +81,7 @@ struct Line {
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
     lines: Mutex<HashMap<String, Line>>,
-    /// How many there are: what meets no line looks no further.
+    /// The number of lines. At 0, a command takes no lock to look for a line.
     count: AtomicUsize,
 }
 
@@ -101,13 +104,13 @@ impl Lines {
         self.count.load(Ordering::SeqCst) > 0 && self.lock().contains_key(stream)
     }
 
-    /// Whether this thread may wait in a line. At the head of another one it would keep that waiting, and two such threads could
-    /// wait for each other.
+    /// Whether this thread may wait in a line. The head of one line must not wait in a second line:
+    /// it would keep its own line waiting, and two such threads could wait for each other.
     pub(crate) fn may_wait() -> bool {
         HEADS.try_with(Cell::get).is_ok_and(|heads| heads == 0)
     }
 
-    /// Takes a place in the stream's line, which begins here if there is none.
+    /// Takes a place in the stream's line. Begins the line if the stream has none.
     fn join(&self, stream: &str, waits: Waits) -> Arc<Place> {
         let place = Place::new(waits);
         let mut lines = self.lock();
@@ -123,7 +126,8 @@ impl Lines {
         place
     }
 
-    /// How long this place must still wait before it looks again; `None` once it is the head. Passes a head that takes too long.
+    /// Returns how long this place must wait before it looks again; `None` once the place is the
+    /// head. Passes a head that takes too long.
     fn waits(&self, stream: &str, place: &Arc<Place>) -> Option<Duration> {
         loop {
             let mut lines = self.lock();
@@ -137,7 +141,7 @@ impl Lines {
             }
             let next = line.advance();
             drop(lines);
-            // Wakers and the logger are the application's: not under the lock.
+            // Wakers and the logger are the application's code: they run without the lock.
             if let Some(next) = next {
                 next.notify();
             }
@@ -153,7 +157,8 @@ impl Lines {
         self.lock().get(stream).is_some_and(|line| Arc::ptr_eq(&line.head, place))
     }
 
-    /// Gives a place up. The next one is the head, if this one was. A head that was passed leaves nothing.
+    /// Gives a place up. If the place was the head, the next place becomes the head. A head that
+    /// was passed leaves nothing behind.
     fn leave(&self, stream: &str, place: &Arc<Place>) {
         let mut lines = self.lock();
         let Some(line) = lines.get_mut(stream) else { return };
@@ -172,7 +177,7 @@ impl Lines {
         }
     }
 
-    /// Waits in the stream's line.
+    /// Waits in the stream's line until this thread is the head.
     pub(crate) fn stand<'a>(&'a self, stream: &'a str) -> Head<'a> {
         let place = self.join(stream, Waits::Thread(thread::current()));
         while let Some(left) = self.waits(stream, &place) {
@@ -181,7 +186,7 @@ impl Lines {
         Head { lines: self, stream, place, _decides: Decides::new() }
     }
 
-    /// Takes a place for a task.
+    /// Takes a place in the stream's line for a task.
     pub(crate) fn join_as_task<'a>(&'a self, stream: &'a str, waking: Waking) -> TaskPlace<'a> {
         let place = self.join(stream, Waits::Task(Mutex::new(None)));
         TaskPlace { lines: self, stream, place, waking, alarm: None }
@@ -189,7 +194,8 @@ impl Lines {
 }
 
 impl Line {
-    /// The next one is the head, and is to be notified without the lock; `None` if nobody waits.
+    /// Makes the next place the head; the caller notifies that place without the lock. `None` if no
+    /// place waits.
     fn advance(&mut self) -> Option<Arc<Place>> {
         let next = self.waiting.pop_front()?;
         next.is_head.store(true, Ordering::Release);
@@ -198,13 +204,14 @@ impl Line {
     }
 }
 
-/// This thread decides at the head of a line, until dropped. So it waits in no other.
+/// Marks this thread as the head of a line, until dropped. Meanwhile this thread waits in no other
+/// line.
 #[derive(Debug)]
 pub(crate) struct Decides(());
 
 impl Decides {
     fn new() -> Self {
-        // Where the thread ends already, it nests nothing any more.
+        // A thread whose thread-locals are already destroyed nests no more commands.
         let _ = HEADS.try_with(|heads| heads.set(heads.get() + 1));
         Self(())
     }
@@ -217,7 +224,7 @@ impl Drop for Decides {
 }
 
 impl Head<'_> {
-    /// No other command has passed it.
+    /// Whether no other command has passed this head.
     pub(crate) fn is_first(&self) -> bool {
         self.lines.is_first(self.stream, &self.place)
     }
@@ -229,8 +236,8 @@ impl Drop for Head<'_> {
     }
 }
 
-/// A task's place in a line, until dropped. A task that is not polled keeps the others waiting for [`LINE_MS_MAX`] at most, as a
-/// thread does.
+/// A task's place in a line, until dropped. A task that is not polled keeps the line waiting for
+/// [`LINE_MS_MAX`] at most, as a thread does.
 #[derive(Debug)]
 pub(crate) struct TaskPlace<'a> {
     lines: &'a Lines,
@@ -241,12 +248,13 @@ pub(crate) struct TaskPlace<'a> {
 }
 
 impl TaskPlace<'_> {
-    /// Ready once the task is the head. Ready too where nothing can wake it: it then decides as it comes.
+    /// Ready once the task is the head. Also ready where no alarm can wake the task: its command
+    /// then decides at once.
     pub(crate) fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.waking.is_elsewhere() {
             return Poll::Ready(());
         }
-        // Before the look, so that no notification falls between the two.
+        // The waker is set before the look, so that no notification is lost between the two.
         if let Waits::Task(waker) = &self.place.waits {
             let new = Some(context.waker().clone());
             let old = std::mem::replace(&mut *waker.lock().unwrap_or_else(PoisonError::into_inner), new);
@@ -263,12 +271,12 @@ impl TaskPlace<'_> {
         }
     }
 
-    /// No other command has passed it.
+    /// Whether no other command has passed this task.
     pub(crate) fn is_first(&self) -> bool {
         self.lines.is_first(self.stream, &self.place)
     }
 
-    /// What it decides on this thread, it decides as the head.
+    /// Marks this thread as a head while the task decides on the thread.
     pub(crate) fn decides(&self) -> Decides {
         Decides::new()
     }
@@ -287,8 +295,8 @@ impl Drop for TaskPlace<'_> {
 mod tests {
     use super::*;
 
-    /// Goal: a line serves in the order of arrival, a newcomer sees it, and nothing of it is left. Method: five threads behind a
-    /// head; the order in which they are served.
+    /// Goal: a line serves in the order of arrival, a newcomer sees the line, and nothing of the
+    /// line is left. Method: five threads behind a head; the order in which they are served.
     #[test]
     fn first_come_first_served() {
         let (lines, order) = (Lines::default(), Mutex::new(Vec::new()));
@@ -314,7 +322,8 @@ mod tests {
         assert!(lines.lock().is_empty() && !lines.is_there("a") && Lines::may_wait());
     }
 
-    /// Goal: a head that waits for somebody in its own line does not wait for ever. Method: it joins a thread that stands behind it.
+    /// Goal: a head that waits for a thread in its own line does not wait for ever. Method: the
+    /// head joins a thread that is behind it.
     #[test]
     fn a_head_that_waits_for_its_line_is_passed() {
         let lines = Lines::default();
@@ -329,8 +338,8 @@ mod tests {
         assert!(!lines.is_there("a") && Lines::may_wait());
     }
 
-    /// Goal: a task serves its place as a thread does: in order, notified once, and gone when dropped. Method: tasks behind a thread, one of
-    /// which is dropped; wakers that count.
+    /// Goal: a task serves its place as a thread does: in order, notified once, and gone when
+    /// dropped. Method: tasks behind a thread, one of which is dropped; wakers that count.
     #[test]
     fn tasks_stand_in_order() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! What a store knows of projections that run, and the names of the tables that they own.
+//! The projections that run in a store's process, and the names of the tables that they own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -11,13 +11,14 @@ use crate::log::keys::CursorId;
 use crate::store::shared::owner::Owner;
 use crate::time::Deadline;
 
-/// What a table is called while it is being rebuilt. Reserved, so that no application's table is called so.
+/// The prefix of a table's name during a rebuild. The prefix is reserved, so no table of the
+/// application has it.
 const REBUILD_PREFIX: &str = "onewrite.rebuild.";
 
-/// What a table is called that a rebuild has replaced, until it is removed.
+/// The prefix of a table's name after a rebuild has replaced the table, until the table is removed.
 const REPLACED_PREFIX: &str = "onewrite.replaced.";
 
-/// How a projection is.
+/// The state of a projection.
 ///
 /// ```
 /// use onewrite::ProjectionState;
@@ -26,35 +27,37 @@ const REPLACED_PREFIX: &str = "onewrite.replaced.";
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ProjectionState {
-    /// It has not reached the end of the log yet.
+    /// The projection has not reached the end of the log yet.
     #[default]
     CatchingUp,
-    /// It has applied everything that was in the log when it last looked.
+    /// The projection has applied everything that was in the log when it last looked.
     Live,
-    /// Its tables are of an earlier version and stay as they are until the rebuild has caught up.
+    /// The tables are of an earlier version and stay as they are until the rebuild has caught up.
     Rebuilding,
-    /// Its tables are of an earlier version, and the rebuild for its own was [cancelled](crate::Store::cancel_rebuild): they stay
-    /// as they are until a rebuild is asked for.
+    /// The tables are of an earlier version, and the rebuild was
+    /// [cancelled](crate::Store::cancel_rebuild). The tables stay as they are until the application
+    /// asks for a rebuild.
     Cancelled,
     /// [Paused](crate::Projection::pause) by the application.
     Paused,
-    /// The handler failed on this event; it is tried again after a while.
+    /// The handler failed on this event; the projection tries it again after a while.
     Retrying {
         /// The event.
         seq: u64,
         /// What the handler said.
         reason: String,
     },
-    /// The handler fails on this event for good, and the policy says to stop there. Started again, it tries again.
+    /// The handler fails on this event for good, and the policy says to stop there. The projection
+    /// tries the event again when it is started again.
     Stopped {
         /// The event.
         seq: u64,
         /// What the handler said, or what is wrong with the record.
         reason: String,
     },
-    /// It can do nothing any more: its store is closed, poisoned or cannot be read.
+    /// The projection can do nothing any more: its store is closed, poisoned or cannot be read.
     Failed(String),
-    /// Ended by the application.
+    /// The application has ended the projection.
     Ended,
 }
 
@@ -71,23 +74,24 @@ pub enum ProjectionState {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ProjectionStatus {
-    /// How it is.
+    /// The state.
     pub state: ProjectionState,
-    /// Everything below is in its tables, was let pass by its filter, or is among its failures.
+    /// The projection has dealt with every event below this position: applied it to its tables, let
+    /// it pass by its filter, or noted it among its failures.
     pub position: u64,
-    /// How far a rebuild has come, if one is under way.
+    /// The position that a rebuild has reached, if a rebuild is under way.
     pub rebuilding: Option<u64>,
-    /// Why a rebuild stands still, if one does: the event, and what the handler said of it.
+    /// Why a rebuild stands still, if it does: the event, and what the handler said of it.
     pub rebuild_stopped: Option<String>,
-    /// Events applied since it was started, a rebuild's included.
+    /// Events applied since the projection was started, a rebuild's included.
     pub applied: u64,
-    /// Tries that failed since it was started.
+    /// Tries that failed since the projection was started.
     pub failed_tries: u64,
-    /// Events given up since it was started.
+    /// Events given up since the projection was started.
     pub quarantined: u64,
 }
 
-/// What a running projection shares with others.
+/// What a running projection shares with other threads.
 #[derive(Debug, Default)]
 pub(crate) struct RunningProjection {
     status: Mutex<ProjectionStatus>,
@@ -107,7 +111,7 @@ impl RunningProjection {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the status, and notifies who waits for that.
+    /// Changes the status, and notifies the threads and futures that wait for a change.
     pub(crate) fn change(&self, change: impl FnOnce(&mut ProjectionStatus)) {
         change(&mut self.status());
         self.changed.notify_all();
@@ -123,7 +127,7 @@ impl RunningProjection {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `done` says, once it says something.
+    /// Returns a future of what `done` returns, once `done` returns something.
     pub(crate) fn until<T, F>(self: &Arc<Self>, owner: Owner, done: F) -> Until<F>
     where
         F: Fn(&ProjectionStatus) -> Option<T>,
@@ -131,7 +135,8 @@ impl RunningProjection {
         Until { projection: Arc::clone(self), owner, number: None, done }
     }
 
-    /// Waits until `done` says so, or until the deadline; what it said last.
+    /// Waits until `done` returns something, or until the deadline. Returns the last result of
+    /// `done`.
     pub(crate) fn wait<T>(
         &self,
         deadline: Deadline,
@@ -150,11 +155,12 @@ impl RunningProjection {
     }
 }
 
-/// A future that waits for a projection. `None` in a forked process, where nobody may take a lock of the owner's.
+/// A future that waits for a projection. It returns `None` in a forked process, which must not take
+/// a lock of the owner's.
 pub(crate) struct Until<F> {
     projection: Arc<RunningProjection>,
     owner: Owner,
-    /// Names its waker, once it has waited.
+    /// The number that names the future's waker, once the future has waited.
     number: Option<u64>,
     done: F,
 }
@@ -170,7 +176,7 @@ where
         if this.owner.is_elsewhere() {
             return Poll::Ready(None);
         }
-        // A waker is foreign: it is cloned, and dropped, without a lock.
+        // A waker is foreign code: it is cloned, and dropped, without a lock.
         let waker = context.waker().clone();
         let before = {
             let status = this.projection.status();
@@ -201,7 +207,7 @@ pub(crate) struct Projections {
     running: Mutex<BTreeMap<String, Running>>,
 }
 
-/// One of them, and the tables that are its own.
+/// A running projection, and the tables that it owns.
 #[derive(Debug)]
 struct Running {
     shared: Arc<RunningProjection>,
@@ -213,7 +219,8 @@ impl Projections {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the name, and the tables: a rebuild of one would delete what another has written.
+    /// Registers the name and the tables, each for one projection only: a rebuild of one projection
+    /// would delete what another projection has written.
     pub(crate) fn register(&self, name: &str, owned: &OwnedTables) -> Result<Arc<RunningProjection>> {
         let mut running = self.lock();
         if running.contains_key(name) {
@@ -249,7 +256,7 @@ pub(crate) fn shadow_prefix(track: CursorId) -> String {
     format!("{REBUILD_PREFIX}{track}.")
 }
 
-/// What stands before the names of the tables that this rebuild has replaced.
+/// The prefix of the names of the tables that this rebuild has replaced.
 pub(crate) fn replaced_prefix(rebuild: CursorId) -> String {
     format!("{REPLACED_PREFIX}{rebuild}.")
 }
@@ -259,7 +266,7 @@ impl OwnedTables {
         self.plain.iter().chain(&self.multimap)
     }
 
-    /// A name that is declared more than once, of one kind or of both.
+    /// Returns a name that is declared more than once, of one kind or of both.
     pub(crate) fn twice(&self) -> Option<&String> {
         let mut seen = BTreeSet::new();
         self.names().find(|name| !seen.insert(*name))

@@ -1,4 +1,4 @@
-//! What memory knows of the file: whose it is, and where its log ends.
+//! What memory knows of the file: the store's identity, and where its log ends.
 
 use std::collections::BTreeMap;
 
@@ -15,28 +15,28 @@ use crate::store::shared::deferred_trim::Deferred;
 use crate::store::shared::parked::Parked;
 use crate::wire::ContentKey;
 
-/// Who this store is, on the wire too.
+/// The identity of the store, in the file and on the wire.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) store_id: [u8; 16],
-    /// The sequence number at which each epoch after the first begins. What was appended in an earlier epoch is published under
-    /// that one's name, also when it is published again.
+    /// The sequence number at which each epoch after the first begins. An event of an earlier epoch
+    /// is published under the name of that epoch, also when it is published again.
     pub(crate) epoch_starts: Vec<u64>,
-    /// What contents of deliveries are hashed with.
+    /// The key with which contents of deliveries are hashed.
     pub(crate) content_key: ContentKey,
-    /// What lanes had shown before there was such a key is no later than this, in Unix milliseconds. `None` if there always was
-    /// one.
+    /// A bound, in Unix milliseconds, on all that lanes had shown before the content key existed.
+    /// `None` if there always was a content key.
     pub(crate) dedup_before_ms: Option<u64>,
 }
 
 impl Identity {
-    /// The epoch of what is appended now. The first is 1.
+    /// The epoch of events that are appended now. The first epoch is 1.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch_starts.len() as u64 + 1
     }
 }
 
-/// The end of the log, and what is kept in memory about it.
+/// The end of the log, and what memory holds about the log.
 #[derive(Debug, Default)]
 pub(crate) struct Tail {
     pub(crate) next_seq: u64,
@@ -45,31 +45,33 @@ pub(crate) struct Tail {
     pub(crate) trimmed_offset: u64,
     pub(crate) lanes: WriteBackCache<LaneState>,
     pub(crate) streams: StreamCache,
-    /// The tables that are derived from the log are true for all records below.
+    /// The tables that are derived from the log are correct for all records below this number.
     pub(crate) derived_through: u64,
     /// Ages of events, and of the store.
     pub(crate) ages: AgeIndex,
     /// The end offset of the record before `derived_through`.
     pub(crate) derived_offset: u64,
     pub(crate) cursors: BTreeMap<String, Cursor>,
-    /// What is parked, by cursor.
+    /// The parked events, by cursor.
     pub(crate) parked: BTreeMap<CursorId, Parked>,
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
-    /// The tables that are captured.
+    /// The captured tables.
     pub(crate) captures: CaptureRegistry,
-    /// What is left to be cleaned up.
+    /// What clean-up still has to do.
     pub(crate) cleanup: Left,
-    /// Inbox rows added since the last pruning step, and where the next one begins.
+    /// Inbox rows added since the last pruning step, and where the next step begins.
     pub(crate) inbox_added: usize,
     pub(crate) prune_after: Vec<u8>,
-    /// Records can go, but the last commit had done its share, or deferred it until the store is idle.
+    /// Records can be trimmed, but the last commit had trimmed its share, or deferred trimming
+    /// until the store is idle.
     pub(crate) trim_left: bool,
-    /// Since when it has been deferred.
+    /// Since when trimming has been deferred.
     pub(crate) deferred: Option<Deferred>,
 }
 
 impl Tail {
-    /// Events and bytes that some relay still has to publish, the most of each. Without a relay, all that is in the log.
+    /// The most events, and the most bytes, that any relay still has to publish. Without a relay:
+    /// all that is in the log.
     pub(crate) fn backlog(&self) -> (u64, u64) {
         self.cursors
             .values()
@@ -81,9 +83,10 @@ impl Tail {
             ))
     }
 
-    /// What lies between a cursor's position and the end of the log and has no exception, and what waits with a row.
-    /// Quarantined and discarded events are not in it, wherever they stand. What is confirmed behind an event that is not
-    /// counts until the position passes it: how far a relay reads ahead bounds that.
+    /// The backlog of one cursor: the events past its position that have no exception, and the
+    /// events that wait with a row. Quarantined and discarded events are not included, wherever
+    /// they are. A confirmed event behind an unconfirmed event counts until the position passes it:
+    /// the relay's lookahead bounds their number.
     pub(crate) fn backlog_of(&self, cursor: &Cursor) -> (u64, u64) {
         let rows = &cursor.rows;
         let events = self.next_seq.saturating_sub(cursor.position).saturating_sub(rows.ahead);

@@ -1,11 +1,12 @@
 //! The write lock: one thread at a time holds it, and may write.
 //!
-//! redb has one write transaction at a time, but what we keep in memory about the log must change together with it.
-//! So a write transaction is begun, committed and its effects noted under one hold of the write lock. Threads acquire the
-//! lock in the order in which they asked for it.
+//! redb has one write transaction at a time, but what memory holds about the log must change
+//! together with the file. So a thread begins a write transaction, commits it and notes its effects
+//! under one hold of the write lock. Threads acquire the lock in the order in which they asked for
+//! it.
 //!
-//! **Invariants.** A waiter that gives up hands its ticket on. Nothing foreign runs while the tickets are locked: what reports a
-//! long wait is the application's logger.
+//! **Invariants.** A waiter that gives up hands its ticket on. No foreign code runs while the
+//! tickets are locked: the report of a long wait runs the application's logger.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,7 +29,7 @@ struct Tickets {
     holder: Option<Holder>,
 }
 
-/// What holds the write lock.
+/// The thread that holds the write lock, since when, and what for.
 #[derive(Debug, Clone)]
 pub(crate) struct Holder {
     thread: Thread,
@@ -69,7 +70,7 @@ pub(crate) struct WriteLock {
     writer: AtomicU64,
 }
 
-/// The write lock is held; released when dropped.
+/// Holds the write lock; dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct WriteLockGuard {
     lock: Arc<WriteLock>,
@@ -81,7 +82,8 @@ impl WriteLock {
         self.tickets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the lock; `None` once the limit of the wait has passed. `report` is called whenever the wait says so.
+    /// Waits for the lock; `None` once the limit of the wait has passed. Calls `report` whenever a
+    /// warning of the wait is due.
     pub(crate) fn acquire(
         self: &Arc<Self>,
         wait: &mut Wait,
@@ -110,28 +112,30 @@ impl WriteLock {
         Some(WriteLockGuard { lock: Arc::clone(self), since })
     }
 
-    /// The calling thread holds the lock. What another thread changes meanwhile is not this thread's number.
+    /// Whether the calling thread holds the lock. Another thread may change the number meanwhile,
+    /// but never to or from this thread's number.
     pub(crate) fn is_mine(&self) -> bool {
         self.holder.load(Ordering::Relaxed) == this_thread()
     }
 
-    /// The calling thread is the writer thread.
+    /// Notes that the calling thread is the writer thread.
     pub(crate) fn set_writer(&self) {
         self.writer.store(this_thread(), Ordering::Relaxed);
     }
 
-    /// The calling thread keeps all writes waiting while it waits: it holds the lock, or is the writer thread.
+    /// Whether a wait of the calling thread keeps all writes waiting: the thread holds the lock, or
+    /// is the writer thread.
     pub(crate) fn must_not_wait(&self) -> bool {
         let this = this_thread();
         self.holder.load(Ordering::Relaxed) == this || self.writer.load(Ordering::Relaxed) == this
     }
 
-    /// What holds the lock now.
+    /// Returns the holder of the lock now.
     pub(crate) fn holder(&self) -> Option<Holder> {
         self.tickets().holder.clone()
     }
 
-    /// Nobody has it, and nobody waits for it.
+    /// Whether no thread holds the lock or waits for it.
     pub(crate) fn is_free(&self) -> bool {
         let tickets = self.tickets();
         tickets.next == tickets.serving
@@ -143,7 +147,7 @@ impl WriteLockGuard {
         self.since
     }
 
-    /// The lock is held for this from now on.
+    /// Changes what the lock is held for, from now on.
     pub(crate) fn set_purpose(&self, purpose: &Purpose) {
         let purpose = purpose.clone();
         if let Some(holder) = &mut self.lock.tickets().holder {
@@ -211,8 +215,9 @@ mod tests {
         assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3]);
     }
 
-    /// Goal: a ticket that was given up is handed on, wherever it stands in the line. Method: of five that wait behind the holder, the
-    /// first, the third and the last give up at once; the other two get the lock, and then it is free.
+    /// Goal: a ticket that was given up is handed on, at any place among the tickets. Method: of
+    /// five that wait behind the holder, the first, the third and the last give up at once. The
+    /// other two get the lock, and then it is free.
     #[test]
     fn a_waiter_that_gives_up_hands_its_ticket_on() {
         let lock = Arc::new(WriteLock::default());

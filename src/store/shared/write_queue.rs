@@ -1,4 +1,4 @@
-//! Writes that wait for the writer thread.
+//! The queue of writes that wait for the writer thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{OnceLock, RwLock, RwLockReadGuard, TryLockError};
@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Whether a write may skip the queue.
+/// The counters of the write queue, which say whether a write may skip the queue.
 ///
-/// A lone writer gains nothing from the writer thread and would pay two changes of threads per commit, so it commits on
-/// its own thread. With company the queue is what makes groups.
+/// A lone writer gains nothing from the writer thread and would pay two thread switches per commit,
+/// so it commits on its own thread. When several threads write, the queue makes groups.
 #[derive(Debug)]
 pub(crate) struct Queue {
     /// Writes that were accepted and have no outcome yet, queued or not.
     pub(in crate::store) outstanding: AtomicUsize,
     /// The last group from the queue held more than one write.
     pub(in crate::store) crowded: AtomicBool,
-    /// What the writer thread waits for beside its queue, or is about to: what is left to do, and it does not wait for, must be reported to it.
+    /// What the writer thread waits for beside its queue, or is about to wait for. A thread that
+    /// leaves work which the writer thread does not wait for must nudge the writer thread.
     pub(in crate::store) writer_waits: AtomicU8,
-    /// It will look at the names of the files when that is due.
+    /// Whether the writer thread will look at the names of the files when that is due.
     pub(in crate::store) look_awaited: AtomicBool,
-    /// Notifies it.
+    /// Nudges the writer thread.
     pub(in crate::store) nudges: (Sender<()>, Receiver<()>),
     /// Held for reading by a write that skips the queue; closing waits for it.
     pub(in crate::store) skipping: RwLock<()>,
@@ -32,9 +33,9 @@ pub(crate) struct Queue {
 /// What the writer thread waits for beside its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waits {
-    /// It is at work, or looks at what is left when that is due.
+    /// The writer thread is at work, or looks at the remaining work when that is due.
     Timed = 0,
-    /// For the store to have been idle for long enough, which may be hours.
+    /// The writer thread waits until the store has been idle for long enough, which may be hours.
     UntilIdle = 1,
     Untimed = 2,
 }
@@ -54,43 +55,46 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// The current thread is the writer thread.
+    /// Notes that the current thread is the writer thread.
     pub(crate) fn begin_writer(&self) {
         self.writer.get_or_init(|| std::thread::current().id());
     }
 
-    /// Whether the current thread is the writer thread, where nothing may wait for the writer thread. What a closure captured, and
-    /// what it returned, is dropped there, and a `Drop` may write.
+    /// Whether the current thread is the writer thread, where nothing may wait for the writer
+    /// thread. The writer thread drops what a closure captured and what it returned, and a `Drop`
+    /// may write.
     pub(crate) fn is_writer(&self) -> bool {
         self.writer.get() == Some(&std::thread::current().id())
     }
 
-    /// Said before what is left is looked at: who commits elsewhere changes that first and looks at this then.
+    /// Sets what the writer thread waits for, before the writer thread looks at the remaining work.
+    /// A thread that commits elsewhere changes the remaining work first and reads this afterwards.
     pub(crate) fn writer_waits(&self, waits: Waits) {
         self.writer_waits.store(waits as u8, Ordering::SeqCst);
     }
 
-    /// Said after what is left was looked at, and taken back before.
+    /// Sets whether the writer thread awaits a look at the names of the files. It is set after the
+    /// look at the remaining work, and taken back before.
     pub(crate) fn awaits_look(&self, awaits: bool) {
         self.look_awaited.store(awaits, Ordering::SeqCst);
     }
 
-    /// What nudges the writer thread.
+    /// The receiver of the writer thread's nudges.
     pub(crate) fn nudges(&self) -> &Receiver<()> {
         &self.nudges.1
     }
 
-    /// A write goes into the queue.
+    /// Counts a write that goes into the queue.
     pub(crate) fn enter(&self) {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Writes in the queue and in the group that is being committed.
+    /// Counts the writes in the queue and in the group that is being committed.
     pub(crate) fn company(&self) -> usize {
         self.outstanding.load(Ordering::Acquire)
     }
 
-    /// So many writes have their outcome, or did not get in.
+    /// Subtracts writes that have their outcome, or did not get into the queue.
     pub(crate) fn leave(&self, writes: usize) {
         self.outstanding.fetch_sub(writes, Ordering::AcqRel);
     }
@@ -100,7 +104,8 @@ impl Queue {
         self.crowded.store(writes > 1, Ordering::Relaxed);
     }
 
-    /// Lets a write skip the queue if none is before it and none is likely to join it. It then counts as entered.
+    /// Lets a write skip the queue if no write is before it and none is likely to join it. The
+    /// write then counts as entered.
     pub(crate) fn skip(&self) -> Option<RwLockReadGuard<'_, ()>> {
         if self.crowded.load(Ordering::Relaxed) {
             return None;
@@ -110,11 +115,13 @@ impl Queue {
         Some(guard)
     }
 
-    /// Waits for a write that has skipped the queue. Afterwards `closing` keeps others from it.
+    /// Waits for a write that has skipped the queue. Afterwards `closing` keeps other writes from
+    /// skipping.
     pub(crate) fn await_skipping(&self, mut report: impl FnMut()) {
         let mut pause = Duration::from_millis(1);
         while let Err(TryLockError::WouldBlock) = self.skipping.try_write() {
-            // Only a closing store comes here, once, and only beside a write that began before.
+            // Only a closing store gets here, once, and only while a write is under way that began
+            // earlier.
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
             report();
