@@ -1,4 +1,5 @@
-//! Records of deleted stretches of streams that clean-up has not come to yet: a reader of the log does not see them.
+//! Records of deleted stretches of streams that clean-up has not reached yet. Readers of the log do
+//! not see these records.
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableError};
 
@@ -9,11 +10,11 @@ use crate::storage::tables::schema::CLEANUP;
 
 type Bytes = &'static [u8];
 
-/// What is hidden below the trimmed edge, as of one snapshot.
+/// The records that are hidden below the trimmed edge, as of one snapshot.
 pub(crate) struct Hidden(ReadOnlyTable<Bytes, Bytes>);
 
 impl Hidden {
-    /// `None` if nothing is left to be cleaned up: then nothing is hidden.
+    /// `None` if clean-up has nothing left: then nothing is hidden.
     pub(in crate::store) fn of(tx: &ReadTransaction) -> Result<Option<Self>> {
         let table = match tx.open_table(CLEANUP) {
             Err(TableError::TableDoesNotExist(_)) => return Ok(None),
@@ -22,7 +23,8 @@ impl Hidden {
         Ok(if table.is_empty()? { None } else { Some(Self(table)) })
     }
 
-    /// Whether this record below the trimmed edge is of a deleted stretch. What is unknown is shown.
+    /// Whether this record below the trimmed edge is of a deleted stretch. A record about which
+    /// nothing is known is not hidden.
     pub(in crate::store) fn hides(&self, seq: u64, frame: &[u8]) -> bool {
         let Ok(view) = view(seq, frame) else { return false };
         let (Some(stream), Some(revision)) = (view.stream(frame), view.revision(frame)) else { return false };

@@ -1,6 +1,8 @@
-//! Finds what keeps the log or the file from shrinking, and warns of what does so for long.
+//! Finds what keeps the log or the file from shrinking, and warns of a holder that does so for
+//! long.
 //!
-//! **Invariant.** The writer thread alone logs, and it holds neither a mutex nor the write lock meanwhile.
+//! **Invariant.** The writer thread alone logs, and it holds neither a mutex nor the write lock
+//! meanwhile.
 
 use std::sync::atomic::Ordering;
 
@@ -16,15 +18,16 @@ use crate::store::shared::parked::Parked;
 use crate::store::shared::tail::Tail;
 use crate::time::Now;
 
-/// A holder whose position moves, or that ends: one that is worth a warning when it does not.
+/// A holder whose position moves, or that ends. Such a holder is worth a warning when it does not
+/// move.
 #[derive(Debug)]
 pub(crate) struct Held {
     key: Key,
     name: String,
     position: u64,
-    /// The offset at which the record before its position ends, where it is known.
+    /// The offset at which the record before its position ends, if known.
     offset: Option<u64>,
-    /// Since when, where it is known.
+    /// Since when it holds, if known.
     since_ms: Option<u64>,
     held_ms: u64,
     runs: bool,
@@ -53,7 +56,8 @@ impl Log {
         self.next_seq.saturating_sub(position.max(self.trimmed_to))
     }
 
-    /// Bytes of the records from `position` on; `None` if the record before cannot be read.
+    /// Bytes of the records from `position` on; `None` if the record before `position` cannot be
+    /// read.
     fn bytes_from(&self, tx: &ReadTransaction, position: u64, known: Option<u64>) -> Result<Option<u64>> {
         let offset = match known {
             _ if position <= self.trimmed_to => Some(self.trimmed_offset),
@@ -69,7 +73,8 @@ fn end_of(tx: &ReadTransaction, seq: u64) -> Result<Option<u64>> {
     Ok(frame.and_then(|frame| record::end_offset(seq, frame.value()).ok()))
 }
 
-/// Those that stand before the end of the log, and the oldest snapshot. No lock is held while the next is taken.
+/// Finds the holders before the end of the log, and the oldest snapshot. Each lock is released
+/// before the next is taken.
 fn find_held(core: &Core) -> (Vec<Held>, Log) {
     let mut held = Vec::new();
     let log = {
@@ -116,7 +121,8 @@ fn find_held(core: &Core) -> (Vec<Held>, Log) {
     (held, log)
 }
 
-/// All holders, the one that holds most first; how many snapshots live, and the age of the oldest.
+/// Returns all holders, the largest first, then the number of living snapshots and the age of the
+/// oldest.
 pub(crate) fn find(core: &Core, tx: &ReadTransaction, now: Now) -> Result<(Vec<Holder>, u64, Option<u64>)> {
     let (mut held, log) = find_held(core);
     core.holders.observe(&mut held, now.mono_ms);
@@ -142,7 +148,8 @@ pub(crate) fn find(core: &Core, tx: &ReadTransaction, now: Now) -> Result<(Vec<H
     Ok((all, living, oldest.map(|taken| now.mono_ms.saturating_sub(taken.mono_ms))))
 }
 
-/// What is kept one by one, or by a rule: it stands as the application wants it, so no warning is due.
+/// Finds events that are kept one by one, or by a rule. The application wants them kept, so no
+/// warning is due.
 fn find_kept(core: &Core, tx: &ReadTransaction, log: &Log, now: Now, all: &mut Vec<Holder>) -> Result<()> {
     let of = |kind, name: &str, position, events, bytes| Holder {
         kind,
@@ -227,7 +234,7 @@ fn retained_from(core: &Core, tx: &ReadTransaction, log: &Log, now: Now) -> Resu
     }
     if retention.bytes_min > 0 {
         let table = tx.open_table(LOG)?;
-        // The log is sorted by it, but for damaged records.
+        // End offsets rise with the sequence number, except for damaged records.
         let (mut low, mut high) = (log.trimmed_to, from);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -243,8 +250,8 @@ fn retained_from(core: &Core, tx: &ReadTransaction, log: &Log, now: Now) -> Resu
     Ok((from < log.next_seq).then_some(from))
 }
 
-/// The writer thread looks, if a commit has asked for it or `is_due`, and warns of what has stood for too long. Says in how many
-/// milliseconds the next warning may be due.
+/// Makes the writer thread look, if a commit has asked for it or `is_due`, and warn of holders that
+/// have not moved for too long. Returns in how many milliseconds the next warning may be due.
 pub(in crate::store) fn look(core: &Core, is_due: bool) -> Looked {
     if !core.holders.take_asked() && !is_due {
         return Looked::NotYet;
@@ -259,10 +266,10 @@ pub(in crate::store) fn look(core: &Core, is_due: bool) -> Looked {
     Looked::Next(next_ms)
 }
 
-/// What came of a look.
+/// The result of a look.
 pub(in crate::store) enum Looked {
     NotYet,
-    /// The next warning may be due in so many milliseconds.
+    /// The next warning may be due in this many milliseconds.
     Next(Option<u64>),
 }
 
@@ -298,12 +305,12 @@ fn warn(held: &Held, log: &Log) {
 }
 
 impl Holders {
-    /// Whether a commit has asked for a look.
+    /// Takes the request for a look, if a commit has made one.
     fn take_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed) && self.asked.swap(false, Ordering::SeqCst)
     }
 
-    /// Notes where the holders stand; returns since when each does.
+    /// Notes the positions of the holders; sets how long each has held.
     fn observe(&self, held: &mut [Held], mono_ms: u64) {
         let mut seen = lock(&self.seen);
         seen.retain(|key, _| held.iter().any(|held| held.key == *key));
@@ -318,7 +325,8 @@ impl Holders {
         }
     }
 
-    /// Picks those that have stood for too long and were not warned of, and when the next of the others will have.
+    /// Picks the holders that have held for too long and have no warning yet. Also returns when the
+    /// next warning is due.
     fn overdue(&self, held: Vec<Held>) -> (Vec<Held>, Option<u64>) {
         let mut seen = lock(&self.seen);
         let mut next_ms = None::<u64>;
@@ -348,8 +356,8 @@ mod tests {
         vec![Held { key, name: "r".into(), position, offset: None, since_ms: None, held_ms: 0, runs: false }]
     }
 
-    /// Goal: a holder holds the bytes from its position on, be they of one record. Method: three records, each position, with the offset read
-    /// from the log.
+    /// Goal: a holder holds the bytes from its position on, even those of a single record. Method:
+    /// three records, each position, with the offset read from the log.
     #[test]
     fn bytes_are_counted_from_the_position_on() {
         let folder = tempfile::tempdir().unwrap();
@@ -366,8 +374,8 @@ mod tests {
         }
     }
 
-    /// Goal: a holder is warned of once for each place at which it stands for too long. Method: looks at a relay that stands, moves, stands
-    /// again, catches up and stands again.
+    /// Goal: a holder gets one warning for each place at which it stays for too long. Method: looks
+    /// at a relay that stays, moves, stays again, catches up and stays again.
     #[test]
     fn a_holder_is_warned_of_once_for_each_place() {
         let holders = Holders::new(100, 0, 0);
@@ -397,7 +405,8 @@ mod tests {
         assert!(holders.take_asked() && !holders.take_asked());
     }
 
-    /// Goal: the list of snapshots does not grow with those that have ended. Method: 10,000, of which one lives.
+    /// Goal: the list of snapshots does not grow with ended snapshots. Method: 10,000, of which one
+    /// lives.
     #[test]
     fn snapshots_that_have_ended_take_no_room() {
         let holders = Holders::new(1, 0, 0);

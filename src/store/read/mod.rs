@@ -1,4 +1,5 @@
-//! Reads of what is committed: snapshots, events in order, streams, replay, and what has waited longest.
+//! Reads of committed data: snapshots, events in order, streams, replay, and the events that have
+//! waited longest.
 
 pub(crate) mod hidden;
 pub(crate) mod holders;

@@ -1,9 +1,9 @@
-//! Which events of a cursor have waited longest.
+//! Finds the events of a cursor that have waited longest.
 //!
-//! Parked rows are sorted by key, so their oldest is the least of each key's first; those firsts are kept in memory. There are as
-//! many as held keys, which a relay bounds (`HELD_KEYS_MAX`). Exception rows are sorted by
-//! sequence number, and rows of all states stand among each other: memory keeps a lower bound for each state, and a search
-//! from the bound finds the row.
+//! Parked rows are sorted by key, so the oldest parked event is the least of the first events of
+//! all keys. Memory keeps these first events: one per held key, which a relay bounds
+//! (`HELD_KEYS_MAX`). Exception rows are sorted by sequence number, with rows of all states mixed.
+//! Memory keeps a lower bound for each state, and a search from the bound finds the row.
 
 use redb::{ReadTransaction, ReadableTable};
 
@@ -26,13 +26,14 @@ pub(crate) struct Oldest {
     pub(crate) retrying: Option<u64>,
     pub(crate) scheduled: Option<u64>,
     pub(crate) parked: Option<u64>,
-    /// Of all that is neither confirmed nor taken out, whatever it waits for.
+    /// The oldest event that is neither confirmed nor quarantined or discarded, for any reason.
     pub(crate) unsettled: Option<u64>,
     bounds: Bounds,
 }
 
-/// Finds them, where the log ends at `next_seq`. Reads [`STATS_ROWS_MAX`] rows for each state at most; what stands behind more rows of
-/// other states is reported too old until later calls have gone past those.
+/// Finds the oldest events of a cursor, where the log ends at `next_seq`. Reads at most
+/// [`STATS_ROWS_MAX`] rows for each state. An event behind more rows of other states is reported as
+/// too old, until later calls have gone past these rows.
 pub(crate) fn find_oldest(
     tx: &ReadTransaction,
     cursor: &Cursor,
@@ -62,7 +63,7 @@ pub(crate) fn find_oldest(
 }
 
 impl Oldest {
-    /// Keeps how far the search has come, unless the rows have changed since the cursor was looked at.
+    /// Keeps the progress of the search, unless the rows have changed since the search began.
     pub(crate) fn note(&self, searched: &Cursor, now: &mut Cursor) {
         let is_same = (now.id, now.rows.bounds) == (searched.id, searched.rows.bounds);
         if is_same && now.position == searched.position {
@@ -71,7 +72,7 @@ impl Oldest {
     }
 }
 
-/// The first row from `from` on that is in such a state, or the place up to which there is none.
+/// Returns the first row from `from` on in this state, or the place before which there is none.
 fn first_in(
     exceptions: &impl ReadableTable<&'static [u8], &'static [u8]>,
     id: CursorId,
@@ -90,7 +91,8 @@ fn first_in(
     Ok(reached)
 }
 
-/// The first event from `from` on that is not quarantined or discarded, or the place up to which there is none.
+/// Returns the first event from `from` on that is not quarantined or discarded, or the place before
+/// which there is none.
 fn first_unsettled(
     exceptions: &impl ReadableTable<&'static [u8], &'static [u8]>,
     id: CursorId,
@@ -111,10 +113,11 @@ fn first_unsettled(
     Ok(candidate)
 }
 
-/// The age of an event, in milliseconds. An event's time is the wall clock's, which may have jumped: of an event that was appended since
-/// the store was opened the age is at most the time since then, of an older one at least.
+/// Returns the age of an event, in milliseconds. An event's time is the wall clock's, which may
+/// have jumped, so the age is bounded by the time since the open. An event appended since the open
+/// is at most that old, and an older event at least that old.
 pub(crate) fn age_ms(core: &Core, tx: &ReadTransaction, seq: u64, now: Now) -> Result<u64> {
-    /// Records read, where the first are damaged or gone.
+    /// How many records are read if the first ones are damaged or gone.
     const TRIES: usize = 16;
     let open_ms = now.mono_ms.saturating_sub(core.opened.mono_ms);
     let mut by_wall = None;

@@ -1,4 +1,4 @@
-//! Reading records of the log by number.
+//! Reads records of the log by number.
 
 use crate::error::{CorruptError, Result};
 use crate::event::RecordedEvent;
@@ -8,11 +8,12 @@ use crate::store::read::hidden::Hidden;
 use crate::store::read::state::read_state;
 use crate::store::shared::core::Core;
 
-/// A record as read: whole, or with what is wrong.
+/// A record as read: whole, or with its error.
 pub(crate) type Read = (u64, std::result::Result<RecordedEvent, CorruptError>);
 
-/// The records of `from..to`, as many as fit (but at least one). A position without a record has been trimmed; where
-/// nothing has been trimmed yet it is reported as damaged, since a page that is damaged can hide records or show others.
+/// Reads the records of `from..to`, as many as fit (but at least one). A position without a record
+/// was trimmed, if it is below the trimmed edge. Past the edge the position is reported as damaged,
+/// since a damaged page can hide records or show others.
 pub(crate) fn read_log(
     core: &Core,
     from: u64,
@@ -31,7 +32,7 @@ pub(crate) fn read_log(
             let (seq, frame) = row?;
             let seq = seq.value();
             if !(next..to).contains(&seq) {
-                continue; // Another place's record: the one that belongs here is missing.
+                continue; // A record of another place: the record of this place is missing.
             }
             if seq < trimmed_to && hidden.as_ref().is_some_and(|hidden| hidden.hides(seq, frame.value())) {
                 next = seq + 1;
@@ -55,7 +56,8 @@ fn report_missing(seqs: std::ops::Range<u64>, events_max: usize, read: &mut Vec<
     read.extend(seqs.take(room).map(|seq| (seq, Err(CorruptError { seq, what: "it is missing" }))));
 }
 
-/// The records of these sequence numbers. One that is gone is reported as damaged: an exception never outlives its record.
+/// Reads the records of these sequence numbers. A record that is gone is reported as damaged: an
+/// exception never outlives its record.
 pub(crate) fn read_records(core: &Core, seqs: impl Iterator<Item = u64>) -> Result<Vec<Read>> {
     core.reading(|tx| {
         let log = tx.open_table(LOG)?;
@@ -74,8 +76,8 @@ mod tests {
     use crate::event::Event;
     use crate::store::Store;
 
-    /// Goal: a read of the log keeps its bound of bytes, and always comes further. Method: records of 100 bytes and more, read with bounds
-    /// below one, between one and two, and above all.
+    /// Goal: a read of the log keeps its bound of bytes, and always makes progress. Method: records
+    /// of 100 bytes and more, read with bounds below one, between one and two, and above all.
     #[test]
     fn a_read_is_bounded_and_comes_further() {
         let folder = tempfile::tempdir().unwrap();

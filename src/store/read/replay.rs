@@ -31,13 +31,14 @@ impl fmt::Debug for Replay {
 }
 
 impl Snapshot {
-    /// As [`events`](Self::events), without copying: for reading long stretches fast. What is seen is what was recorded: upcasts do
-    /// not run; look at [`version`](ReplayedEvent::version).
+    /// As [`events`](Self::events), without copying: for reading long stretches fast. Events come
+    /// as they were recorded: upcasts do not run, so look at [`version`](ReplayedEvent::version).
     ///
-    /// Cost: a little more than redb's own range scan (see docs/benchmarks.md); each record's checksum is checked all the same. [`Replay::visit`] is quicker.
+    /// Cost: a little more than redb's own range scan (see docs/benchmarks.md), with each record's
+    /// checksum checked. [`Replay::visit`] is quicker.
     ///
     /// # Errors
-    /// What redb says.
+    /// An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -60,15 +61,16 @@ impl Snapshot {
 }
 
 impl Replay {
-    /// Shows each event that is left to `visit`, in the place where redb has it, until `visit` says [`Err`]; a later call goes on behind the
-    /// event that was shown last. A record that is damaged or
-    /// missing is shown too, as an error in its place: whether to go on is `visit`'s to say. A file that cannot be read is shown once, and ends it.
+    /// Shows each remaining event to `visit`, in redb's own page, until `visit` returns [`Err`]. A
+    /// later call goes on behind the event that was shown last. A damaged or missing record is
+    /// shown too, as an error in its place: `visit` decides whether to go on. A file that cannot be
+    /// read is shown once as an error, and ends the replay.
     ///
-    /// Cost: about that of redb's own range scan, checksums included: nothing is handed on, so nothing is moved. The iterator costs about a
-    /// tenth more, and its events can be kept.
+    /// Cost: about that of redb's own range scan, checksums included, since nothing is moved. The
+    /// iterator costs about a tenth more, and its events can be kept.
     ///
     /// # Errors
-    /// What `visit` says.
+    /// The error that `visit` returns.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -93,7 +95,8 @@ impl Replay {
         if self.frames.has_failed() {
             return Ok(());
         }
-        // Caught once for all events, not for each: whose the panic is, it says.
+        // One `catch_unwind` covers all events; `visiting` says whether `visit` or the engine
+        // panicked.
         let visiting = Cell::new(false);
         let (frames, said) = (&mut self.frames, &mut visit);
         let all = catch_unwind(AssertUnwindSafe(|| {
@@ -141,7 +144,8 @@ impl Iterator for Replay {
     }
 }
 
-/// A record's bytes in the page that they stand on, which stays in memory for as long as they are held. What a [`ReplayedEvent`] holds.
+/// A record's bytes in their page, which stays in memory for as long as this is held. A
+/// [`ReplayedEvent`] holds one.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -171,8 +175,8 @@ impl fmt::Debug for PageBytes {
     }
 }
 
-/// An event as recorded, seen in its place: what [`Replay`] gives keeps the page that it stands on in memory, what [`Replay::visit`] shows
-/// is borrowed.
+/// An event as recorded, read in place. An event from [`Replay`] keeps its page in memory; an event
+/// that [`Replay::visit`] shows is borrowed.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -203,7 +207,7 @@ impl<B: AsRef<[u8]>> fmt::Debug for ReplayedEvent<B> {
     }
 }
 
-/// As at [`RecordedEvent`](crate::RecordedEvent), where each is shown.
+/// Each method is as at [`RecordedEvent`](crate::RecordedEvent).
 impl<B: AsRef<[u8]>> ReplayedEvent<B> {
     /// Its sequence number.
     #[must_use]

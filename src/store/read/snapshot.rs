@@ -637,9 +637,9 @@ mod tests {
         }
     }
 
-    /// Goal: a file that cannot be read any more is reported once and ends every way of reading the
-    /// log. redb's own range would repeat the error for ever. Method: a disk that goes after the
-    /// third event, of 200 that do not fit into the cache.
+    /// Goal: a file that cannot be read any more is reported once, and that ends every way of
+    /// reading. redb's own range would repeat the error for ever. Method: a disk that goes after
+    /// the third event, of 200 that do not fit into the cache.
     #[test]
     fn a_disk_that_goes_ends_the_log_once() {
         let folder = tempfile::tempdir().unwrap();

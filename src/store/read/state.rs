@@ -1,4 +1,4 @@
-//! What the file says of the log.
+//! The state row of the log, and checks against it.
 
 use redb::ReadTransaction;
 
@@ -14,8 +14,9 @@ pub(crate) fn read_state(tx: &ReadTransaction) -> Result<StateRow> {
     row.and_then(|row| StateRow::from_bytes(row.value())).ok_or_else(|| damaged_row("state"))
 }
 
-/// Refuses numbers that no event at this place can have: each event of a lane or a stream has a sequence number of its own. Only where the
-/// newest events were lost may a stream be ahead of the log, and then its row says so.
+/// Refuses numbers that no event at this place can have: each event of a lane or a stream has a
+/// sequence number of its own. Only where the newest events were lost may a stream be ahead of the
+/// log, and then the stream's row says so.
 pub(in crate::store) fn plausible(
     recorded: RecordedEvent,
     known: StreamState,

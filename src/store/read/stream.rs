@@ -1,4 +1,4 @@
-//! Reading a stream.
+//! Reads the events of one stream.
 
 use std::ops::Range;
 
@@ -14,15 +14,15 @@ use crate::storage::errors::{damaged_row, unless_it_panics};
 use crate::storage::tables::ids::check_id;
 use crate::upcast::Upcasts;
 
-/// Where the rows and the records of one view come from.
+/// The source of the rows and records of one view.
 pub(crate) trait StreamSource {
-    /// The chunk that this revision would be in: the last that begins at or before it.
+    /// The chunk that this revision would be in: the last chunk that begins at or before it.
     fn chunk(&self, name: &[u8], revision: u64) -> Result<Option<Run>>;
     /// The row of the stream's snapshot.
     fn snapshot_row(&self, name: &[u8]) -> Result<Option<Vec<u8>>>;
     /// The record at this sequence number, as recorded.
     fn record(&self, seq: u64) -> Result<Option<RecordedEvent>>;
-    /// How older forms are read.
+    /// The rules that read older forms of payloads.
     fn upcasts(&self) -> &Upcasts;
     /// Fails in another process than the one that opened the store.
     fn owned(&self) -> Result<()>;
@@ -45,12 +45,12 @@ pub(crate) fn find_chunk(
 pub(crate) struct View {
     pub(crate) name: String,
     pub(crate) state: StreamState,
-    /// What no chunk holds.
+    /// The part of the stream that no chunk holds.
     pub(crate) recent: Run,
 }
 
 impl View {
-    /// Where a revision stands. `cached` keeps the chunk of the last answer.
+    /// Returns the sequence number of a revision. `cached` keeps the chunk of the last answer.
     fn seq_of(&self, source: &dyn StreamSource, revision: u64, cached: &mut Run) -> Result<u64> {
         if let Some(seq) = self.recent.get(revision).or_else(|| cached.get(revision)) {
             return self.known(revision, seq);
@@ -84,7 +84,8 @@ impl View {
     }
 }
 
-/// Events of one stream, in order of revision; from the newest on with [`rev`](Iterator::rev). See [`StreamReader::events`].
+/// Events of one stream, in order of revision; from the newest on with [`rev`](Iterator::rev). See
+/// [`StreamReader::events`].
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -195,11 +196,12 @@ impl<'a> StreamReader<'a> {
         self.view.state.first
     }
 
-    /// The newest snapshot that was saved in this version, and the newest revision in it. One of another version, one that fails
-    /// its checksum, or one whose newest event is not there any more as it was, is none.
+    /// The newest snapshot that was saved in this version, and the newest revision in it. `None` if
+    /// the snapshot is of another version or fails its checksum. `None` too if its newest event is
+    /// not there any more as it was.
     ///
     /// # Errors
-    /// What redb says.
+    /// An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -236,7 +238,8 @@ impl<'a> StreamReader<'a> {
         Ok(Some((row.revision, row.bytes)))
     }
 
-    /// The revision of its newest event; `None` if it has never had one. A truncated or deleted stream keeps it.
+    /// The revision of the newest event; `None` if the stream has never had one. A truncated or
+    /// deleted stream keeps its revision.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -249,7 +252,7 @@ impl<'a> StreamReader<'a> {
         self.view.state.next.checked_sub(1)
     }
 
-    /// Whether it is deleted for good.
+    /// Whether the stream is deleted for good.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -263,8 +266,9 @@ impl<'a> StreamReader<'a> {
         self.view.state.deleted
     }
 
-    /// Its events from revision `from` on, read one by one as they are asked for. What is truncated is left out; a
-    /// deleted stream has none. A damaged record comes as an error in its place.
+    /// The events from revision `from` on, read one by one as the iterator advances. Truncated
+    /// events are left out; a deleted stream has none. A damaged record comes as an error in its
+    /// place.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -290,6 +294,6 @@ pub(in crate::store) fn check_name(name: &str) -> Result<()> {
     check_id("the stream's name", name.as_bytes(), SHORT_STRING_BYTES_MAX)
 }
 
-/// How many events that are read one after another share one look at the process: it costs a system call, and as long as half the
-/// replay of an event.
+/// How many events in a row share one look at the process. A look costs a system call, which takes
+/// as long as half the replay of an event.
 pub(in crate::store) const EVENTS_PER_LOOK: u32 = 64;

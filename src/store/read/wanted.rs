@@ -1,8 +1,9 @@
-//! Which records a reader with a filter wants, asked before they are decoded and upcast.
+//! Which records a reader with a filter wants, asked before the records are decoded and upcast.
 //!
-//! **Invariants.** Nothing of the application's runs for a record that the filter lets pass, so only an event that a reader
-//! wants can stop that reader. The type is the one that the upcasts lead to. Each reader
-//! is shown a record that fails its check: neither its stream nor its type can be trusted.
+//! **Invariants.** None of the application's code runs for a record that the filter lets pass, so
+//! only an event that a reader wants can stop that reader. The filter compares the type that the
+//! upcasts lead to. Each reader is shown a record that fails its check: neither its stream nor its
+//! type can be trusted.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,18 +14,19 @@ use crate::filter::EventFilter;
 use crate::log::view::RecordView;
 use crate::upcast::Upcasts;
 
-/// A filter, and the types that its types are made of.
+/// A filter, and the recorded types from which upcasts make the filter's types.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     filter: EventFilter,
-    /// The types of which some version is read as a type of the filter. Only where the filter names types.
+    /// The types of which some version is read as a type of the filter. Empty unless the filter
+    /// names types.
     sources: BTreeSet<String>,
     upcasts: Arc<Upcasts>,
 }
 
 impl Wanted {
     /// # Errors
-    /// A filter that no event can ever pass.
+    /// [`SettingError`] for a filter that no event can ever pass.
     pub(crate) fn new(filter: EventFilter, upcasts: &Arc<Upcasts>) -> Result<Self, SettingError> {
         filter.check_names()?;
         if let Some((event_type, successor)) =
@@ -41,7 +43,7 @@ impl Wanted {
         Ok(Self { filter, sources, upcasts: Arc::clone(upcasts) })
     }
 
-    /// Of a reader without a filter.
+    /// The filter of a reader that wants every event.
     pub(crate) fn all(upcasts: &Arc<Upcasts>) -> Self {
         Self { filter: EventFilter::all(), sources: BTreeSet::new(), upcasts: Arc::clone(upcasts) }
     }
@@ -74,6 +76,6 @@ impl Wanted {
 #[derive(Debug)]
 pub(crate) struct Looked {
     pub(crate) seq: u64,
-    /// `None`: the filter lets it pass.
+    /// `None` if the filter lets the record pass.
     pub(crate) event: Option<RecordedEvent>,
 }

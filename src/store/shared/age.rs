@@ -5,9 +5,9 @@
 //! open, and the file keeps it. Inbox entries carry the store age. Events have no room for it:
 //! *milestones* say which events had been appended by which age.
 //!
-//! **Invariants.** The store age never goes back, and is never ahead of the time that has passed.
-//! What a crash loses of the store age makes everything younger, never older. A milestone never
-//! says that an event is older than it is.
+//! **Invariants.** The store age never goes back, and is never ahead of the time that has passed. A
+//! crash may lose a part of the store age: that makes everything younger, never older. A milestone
+//! never says that an event is older than it is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

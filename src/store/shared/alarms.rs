@@ -1,8 +1,9 @@
-//! Wakes futures that wait: a future has no thread that could look at the clock.
+//! Alarms wake futures that wait for a time: a future has no thread that could look at the clock.
 //!
-//! **Invariants.** There is one alarm per living future at most. The thread starts with the first alarm and sleeps until the next one is
-//! due. It ends with the store, behind the last alarm: a stop may wait for its deadline while the store is being closed. A waker is
-//! foreign: it is called without the lock.
+//! **Invariants.** There is one alarm per living future at most. The thread starts with the first
+//! alarm and sleeps until the next alarm is due. The thread ends with the store, after the last
+//! alarm: a stop may wait for its deadline while the store is being closed. A waker is foreign
+//! code: the thread calls it without the lock.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,11 +13,11 @@ use std::time::Duration;
 
 use crate::time::Deadline;
 
-/// With nothing to wait for, the thread looks again after this long before it sleeps without a time: so futures that come and go set no
-/// thread going each time.
+/// How long the thread stays awake without an alarm before it sleeps without a timeout. So futures
+/// that come and go do not wake the thread each time.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Names one alarm.
+/// The name of one alarm.
 pub(crate) type Alarm = (Deadline, u64);
 
 #[derive(Debug)]
@@ -24,7 +25,7 @@ struct State {
     next: u64,
     set: BTreeMap<Alarm, Waker>,
     has_thread: bool,
-    /// When the thread looks next without being notified.
+    /// When the thread next looks without being notified.
     looks_at: Deadline,
     over: bool,
 }
@@ -53,7 +54,8 @@ impl Alarms {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the task woken at that moment, in the place of its earlier alarm. Fails if the thread cannot be started.
+    /// Sets an alarm that wakes the task at that moment, and removes the task's earlier alarm.
+    /// Fails if the thread cannot be started.
     pub(crate) fn set(
         self: &Arc<Self>,
         alarm: &mut Option<Alarm>,
@@ -145,8 +147,9 @@ mod tests {
         }
     }
 
-    /// Goal: each alarm wakes its task at its time, an earlier one that comes later too, and one that is cancelled never. Method:
-    /// three alarms, set in the wrong order; the thread ends when it is asked to.
+    /// Goal: each alarm wakes its task at its time, also an earlier alarm that is set later, and a
+    /// cancelled alarm never does. Method: three alarms, set in the wrong order; the thread ends
+    /// when the test ends it.
     #[test]
     fn alarms_go_off_in_order_and_not_when_cancelled() {
         let alarms = Arc::new(Alarms::default());
@@ -168,8 +171,9 @@ mod tests {
         }
     }
 
-    /// Goal: an alarm goes off also while the store is being closed, and the thread ends behind the last one, or once that is cancelled. Method: one
-    /// is set before the end, one after it, and one is cancelled.
+    /// Goal: an alarm goes off also while the store is being closed. The thread ends after the last
+    /// alarm, or once that alarm is cancelled. Method: one alarm is set before the end, one after
+    /// the end, and one is cancelled.
     #[test]
     fn alarms_go_off_after_the_end() {
         let alarms = Arc::new(Alarms::default());
@@ -190,7 +194,8 @@ mod tests {
         }
     }
 
-    /// Goal: alarms of one moment are distinguished: each wakes its own task. Method: three of the same deadline, one of them cancelled.
+    /// Goal: alarms of one moment are distinguished: each wakes its own task. Method: three alarms
+    /// of the same deadline, one of them cancelled.
     #[test]
     fn alarms_of_one_moment_wake_each_their_own_task() {
         let alarms = Arc::new(Alarms::default());

@@ -1,4 +1,4 @@
-//! When passes over captured tables are due: which pass was asked for, and what rests after a
+//! When passes over captured tables are due: which pass is requested, and what rests after a
 //! failure.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,7 +54,7 @@ pub(in crate::store) struct State {
 /// anew.
 #[derive(Debug, Default)]
 pub(crate) struct CoalescingPasses {
-    /// The pass that is asked for, or runs: [`Asked`] as a number. 0: none.
+    /// The requested or running pass: [`Asked`] as a number. 0: none.
     pub(crate) asked: AtomicUsize,
     /// Whether the writer thread looks soon anyway, and need not be notified when something begins
     /// to wait.
@@ -64,7 +64,7 @@ pub(crate) struct CoalescingPasses {
     state: Mutex<State>,
 }
 
-/// The pass that is asked for.
+/// A requested pass.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(in crate::store) keys: usize,
@@ -95,7 +95,7 @@ impl CoalescingPasses {
         Asked::from_number(self.asked.load(Ordering::SeqCst))
     }
 
-    /// Asks for a pass over this many keys, for a relay; `true` if no pass was asked for yet.
+    /// Asks for a pass over this many keys, for a relay; `true` if no pass was requested yet.
     pub(crate) fn ask(&self, keys: usize) -> bool {
         self.set(Asked { keys, own: false })
     }

@@ -1,18 +1,18 @@
-//! What memory knows of captured tables, and what a transaction has gathered for them.
+//! Captured tables as memory knows them, and the changes that a transaction has gathered for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::storage::tables::capture::{CaptureId, CaptureRow, DirtyKind};
 
-/// What a transaction would change; the newest word on a key is the one that is written.
+/// The pending changes of a transaction; the newest change of a key is written.
 #[derive(Debug, Default)]
 pub(crate) struct PendingCaptures {
-    /// `None`: the key is dirty no more.
+    /// The dirty keys. `None`: the key is no longer dirty.
     pub(crate) dirty_keys: BTreeMap<Vec<u8>, Option<DirtyKind>>,
     pub(crate) rows: BTreeMap<String, CaptureRow>,
     /// Rows that were dirty before and have been written, each with an event of its own.
     pub(crate) written: BTreeSet<Vec<u8>>,
-    /// A pass is in this transaction, behind all writes.
+    /// A pass is in this transaction, after all writes.
     pub(crate) has_pass: bool,
 }
 
@@ -24,14 +24,14 @@ impl PendingCaptures {
     }
 }
 
-/// How many dirty keys more (or fewer) each capture has.
+/// The change of each capture's number of dirty keys.
 pub(crate) type DirtyCounts = BTreeMap<CaptureId, i64>;
 
 /// A table that the file knows as captured.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) row: CaptureRow,
-    /// Its dirty keys.
+    /// The number of dirty keys of the table.
     pub(crate) waiting: u64,
 }
 
@@ -52,7 +52,7 @@ impl CaptureRegistry {
         self.0.contains_key(name)
     }
 
-    /// A commit has made this true.
+    /// Applies the changes of a durable commit.
     pub(crate) fn settle(&mut self, pending: &PendingCaptures, counts: &DirtyCounts) {
         for (name, row) in &pending.rows {
             if let Some(known) = self.0.get_mut(name) {

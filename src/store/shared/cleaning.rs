@@ -1,4 +1,4 @@
-//! What memory knows of the clean-up: how much is left, and when its next piece is due.
+//! The state of clean-up in memory: how much is left, and when its next piece is due.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ pub(crate) struct Left {
     pub(crate) events: u64,
 }
 
-/// How a transaction changes what is left.
+/// The change of a transaction to what is left.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct LeftChange {
     pub(crate) tasks: i64,
@@ -29,17 +29,17 @@ impl Left {
 
 #[derive(Debug)]
 pub(crate) struct State {
-    /// The next piece is of the first task behind this one, round and round.
+    /// The next piece is of the first task after this one; the tasks are taken in a cycle.
     pub(crate) after: Vec<u8>,
-    /// The task that the piece at work has come to.
+    /// The task that the current piece has reached.
     pub(crate) at: Vec<u8>,
     pub(crate) due: Deadline,
-    /// A piece is under way, or stands in the line of writes.
+    /// A piece is under way, or waits in the queue of writes.
     pub(crate) begun: bool,
     pub(crate) fails: u32,
 }
 
-/// What is remembered from one piece to the next. Lost with the process.
+/// State that lasts from one piece to the next. It is lost with the process.
 #[derive(Debug)]
 pub(crate) struct Cleaning {
     is_left: AtomicBool,
@@ -58,7 +58,7 @@ impl Cleaning {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many tasks are left. `true` if there were none before.
+    /// Notes how many tasks are left. `true` if there were none before.
     pub(in crate::store) fn note_left(&self, tasks: u64) -> bool {
         !self.is_left.swap(tasks > 0, Ordering::SeqCst) && tasks > 0
     }

@@ -1,4 +1,5 @@
-//! What the consumers of a store share in memory: who has taken up which parked delivery, and where the search for an idle lane goes on.
+//! State that the consumers of a store share in memory: which consumer has taken up which parked
+//! delivery, and where the search for an idle lane goes on.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::log::keys;
 
-/// Which parked deliveries a consumer of this process has taken up: each is one consumer's, also where two run for a scope.
+/// The parked deliveries that a consumer of this process has taken up. Each belongs to one
+/// consumer, also where two consumers run for a scope.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     taken: Mutex<HashSet<(String, u64)>>,
@@ -14,12 +16,12 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    /// `false` if another consumer has it.
+    /// Takes up a parked delivery; `false` if another consumer has it.
     pub(crate) fn take(&self, scope: &str, number: u64) -> bool {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert((scope.to_owned(), number))
     }
 
-    /// `parked`: they are parked still, for another consumer to take up.
+    /// Gives deliveries back. `parked`: they are still parked, for another consumer to take up.
     pub(crate) fn give_back(&self, scope: &str, numbers: impl IntoIterator<Item = u64>, parked: bool) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         for number in numbers {
@@ -30,7 +32,7 @@ impl Claims {
         }
     }
 
-    /// How often a consumer has left parked ones behind.
+    /// How often a consumer has left parked deliveries behind.
     pub(crate) fn given_back(&self) -> u64 {
         self.given_back.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What memory knows of a relay: its position, and how many rows it has.
+//! A relay's cursor, as memory knows it: its position, and how many rows it has.
 
 use crate::delivery::types::ExceptionState;
 use crate::log::keys::CursorId;
@@ -6,7 +6,7 @@ use crate::storage::tables::exception::due_of;
 use crate::storage::tables::schema::{read_u64s, u64s};
 use crate::store::shared::parked::Bounds;
 
-/// How many rows a cursor has, by kind, and what they mean for the backlog.
+/// The number of rows of a cursor, by kind, and their share of the backlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RowCounts {
     pub(crate) retrying: u64,
@@ -14,23 +14,24 @@ pub(crate) struct RowCounts {
     pub(crate) quarantined: u64,
     pub(crate) discarded: u64,
     pub(crate) parked: u64,
-    /// Records of those that are still to be published.
+    /// Bytes of the records that are still to be published.
     pub(crate) waiting_bytes: u64,
-    /// Exceptions, of whatever kind, and parked events at or past the position: the distance to the end of the log counts them too.
+    /// Exceptions of any kind, and parked events, at or past the position: the distance to the end
+    /// of the log counts them too.
     pub(crate) ahead: u64,
     pub(crate) ahead_bytes: u64,
-    /// Records of all rows.
+    /// Bytes of the records of all rows.
     pub(crate) bytes: u64,
     pub(crate) bounds: Bounds,
 }
 
 impl RowCounts {
-    /// Those that are still to be published.
+    /// The number of rows that are still to be published.
     pub(crate) fn waiting(&self) -> u64 {
         self.retrying + self.scheduled + self.parked
     }
 
-    /// Rows, of whatever kind, that stand before the position, and the bytes of their records.
+    /// The number of rows of any kind before the position, and the bytes of their records.
     pub(crate) fn behind(&self) -> (u64, u64) {
         let rows = self.waiting() + self.quarantined + self.discarded;
         (rows.saturating_sub(self.ahead), self.bytes.saturating_sub(self.ahead_bytes))
@@ -77,7 +78,7 @@ impl RowCounts {
     }
 }
 
-/// A cursor, as it stands on disk.
+/// A cursor as stored on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cursor {
     pub(crate) id: CursorId,
@@ -92,7 +93,7 @@ impl Cursor {
         u64s([u64::from(self.id), self.position, self.position_offset, self.confirmed])
     }
 
-    /// Reads the row; the counts are counted separately.
+    /// Reads the row. The row counts are not in it: they are counted separately.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let [id, position, position_offset, confirmed] = read_u64s(bytes)?;
         let id = CursorId::try_from(id).ok()?;

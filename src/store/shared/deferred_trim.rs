@@ -1,14 +1,14 @@
-//! Since when records that can go have gathered.
+//! Since when trimming has been deferred.
 
 use crate::time::Now;
 use crate::tuning::TRIM_DEFER_MS_MAX;
 
-/// Records that can go and have not gone yet.
+/// Records that can be trimmed and are still there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deferred {
     /// Since when, by the monotonic clock.
     since_ms: u64,
-    /// The first of them that came later.
+    /// The first record that came later than the records the time began with.
     to: u64,
 }
 
@@ -17,8 +17,8 @@ impl Deferred {
         now.mono_ms.saturating_sub(self.since_ms) >= TRIM_DEFER_MS_MAX
     }
 
-    /// What is deferred after a commit that has left records below `floor`, from `trimmed_to` on. The time runs on until all have gone
-    /// that it began with.
+    /// Returns what is deferred after a commit that has left records below `floor`, from
+    /// `trimmed_to` on. The time runs on until all records that it began with are trimmed.
     pub(in crate::store) fn after(earlier: Option<Self>, trimmed_to: u64, floor: u64, now: Now) -> Self {
         earlier.filter(|earlier| trimmed_to < earlier.to).unwrap_or(Self { since_ms: now.mono_ms, to: floor })
     }
@@ -28,7 +28,8 @@ impl Deferred {
 mod tests {
     use super::*;
 
-    /// Goal: the time that work has been deferred runs on while parts of it are done, and begins anew with what has come since.
+    /// Goal: the time that work has been deferred runs on while parts of the work are done. It
+    /// begins anew with later work.
     #[test]
     fn a_deadline_is_moved_by_nothing_but_the_work() {
         let at = |mono_ms| Now { mono_ms, wall_ms: 0 };
@@ -36,13 +37,13 @@ mod tests {
         assert!(
             !first.is_overdue(at(99 + TRIM_DEFER_MS_MAX)) && first.is_overdue(at(100 + TRIM_DEFER_MS_MAX))
         );
-        // More can go, and a part has gone.
+        // More can be trimmed, and a part has been trimmed.
         let later = Deferred::after(Some(first), 9, 50, at(900));
         assert_eq!(later, first);
-        // All has gone that it began with.
+        // All records that the time began with are trimmed.
         let anew = Deferred::after(Some(later), 10, 50, at(900));
         assert_eq!(anew, Deferred { since_ms: 900, to: 50 });
-        // A clock that goes back is no reason.
+        // A clock that goes back makes nothing overdue.
         assert!(!anew.is_overdue(at(0)));
     }
 }

@@ -1,7 +1,8 @@
 //! Requests to relays to drop expired events, and their answers.
 //!
-//! Only a relay knows what of its backlog is in flight, so a relay drops it. A write that finds the quota reached asks it and
-//! waits. **Invariant:** a relay is asked once at a time, and not again while nothing can have expired since.
+//! Only a relay knows which events of its backlog are in flight, so the relay drops expired events.
+//! A write that finds the quota reached asks the relay and waits. **Invariant:** a relay has one
+//! request at a time, and gets no other while nothing can have expired since.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ struct ExpiryRequest {
     asked: bool,
     /// Answers so far.
     answers: u64,
-    /// Before this sequence number nothing expires until this time.
+    /// Before this sequence number, nothing expires until this time.
     seen: Option<(u64, Option<u64>)>,
 }
 
@@ -27,11 +28,11 @@ impl ExpiryRequest {
     }
 }
 
-/// By relay.
+/// The requests, by relay.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryRequests(Mutex<BTreeMap<String, ExpiryRequest>>);
 
-/// Answers that a write waits for: this many of each relay.
+/// The answers that a write waits for: the count for each relay.
 #[derive(Debug, Default)]
 pub(crate) struct Wanted(Vec<(String, u64)>);
 
@@ -40,8 +41,8 @@ impl ExpiryRequests {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks every relay that has too much before it, counting `added` too. Nothing is wanted if one of them cannot help:
-    /// the others alone make no room.
+    /// Asks every relay whose backlog, with `added`, exceeds the quota. Waits for no relay if one
+    /// of them cannot help: the other relays alone make no room.
     pub(crate) fn ask(
         &self,
         tail: &Tail,
@@ -68,7 +69,7 @@ impl ExpiryRequests {
         Wanted(wanted)
     }
 
-    /// Whether an answer is still to come.
+    /// Whether an answer is still outstanding.
     pub(crate) fn is_awaited(&self, wanted: &Wanted) -> bool {
         let requests = self.lock();
         let comes = |(name, answers): &(String, u64)| {
@@ -84,7 +85,8 @@ impl ExpiryRequests {
         }
     }
 
-    /// The relay has ended: it answers no more, and what it has seen may not be so when it runs again.
+    /// Forgets a relay that has ended. The relay answers no more, and its last answer may be out of
+    /// date when the relay runs again.
     pub(crate) fn forget(&self, relay: &str) {
         if let Some(request) = self.lock().get_mut(relay) {
             *request = ExpiryRequest { asked: false, seen: None, ..*request };
@@ -96,7 +98,8 @@ impl ExpiryRequests {
 mod tests {
     use super::*;
 
-    /// Goal: no write waits for the answer of a relay that has ended, and the next one is asked anew. Method: a relay that was asked ends.
+    /// Goal: no write waits for the answer of a relay that has ended, and the relay is asked anew
+    /// when it runs again. Method: a relay with an open request ends.
     #[test]
     fn a_relay_that_has_ended_owes_no_answer() {
         let requests = ExpiryRequests::default();

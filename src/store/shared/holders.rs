@@ -134,7 +134,7 @@ pub(crate) struct Snapshots {
     prune_at: usize,
 }
 
-/// What the store has seen of one holder.
+/// The position of one holder as last seen, and since when.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     pub(crate) position: u64,

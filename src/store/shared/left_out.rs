@@ -1,4 +1,5 @@
-//! Snapshots of aggregates that were left out because they exceed their limit: an abbreviation must not fail what it abbreviates.
+//! Snapshots of aggregates that were left out because they exceed their limit. A snapshot only
+//! saves reading, so its size must not fail a write.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +9,7 @@ use crate::limits::SNAPSHOT_BYTES_MAX;
 use crate::printable::printable;
 use crate::tuning::LEFT_OUT_STREAMS_MAX;
 
-/// How many were left out, and of which streams.
+/// How many snapshots were left out, and of which streams.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOut {
     total: AtomicU64,
@@ -24,12 +25,12 @@ impl LeftOut {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Whether one of this stream was left out: its next one is as large, most likely.
+    /// Whether a snapshot of this stream was left out: the next one is most likely as large.
     pub(crate) fn has(&self, stream: &str) -> bool {
         self.total() > 0 && self.lock().contains(stream)
     }
 
-    /// Counts one, and warns of it if it is the first of its stream.
+    /// Counts a snapshot, and warns if it is the first of its stream.
     pub(crate) fn note(&self, stream: &str, len: usize) {
         self.total.fetch_add(1, Ordering::Relaxed);
         let is_first = {

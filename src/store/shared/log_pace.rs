@@ -2,7 +2,8 @@
 
 use crate::tuning::{LOG_BURST_MAX, LOG_WINDOW_MS};
 
-/// Admits [`LOG_BURST_MAX`] lines within [`LOG_WINDOW_MS`]. It counts the others, for the next line that it admits.
+/// Admits [`LOG_BURST_MAX`] lines within [`LOG_WINDOW_MS`]. It counts the refused lines, for the
+/// next line that it admits.
 #[derive(Debug, Default)]
 pub(crate) struct LogPace {
     /// When the window began, by the monotonic clock.
@@ -12,7 +13,8 @@ pub(crate) struct LogPace {
 }
 
 impl LogPace {
-    /// Returns how many lines were held back since the last one, or `None` if this one is held back too.
+    /// Returns how many lines were refused since the last admitted line, or `None` if this line is
+    /// refused too.
     pub(crate) fn admit(&mut self, mono_ms: u64) -> Option<u64> {
         let is_over = |since_ms: u64| mono_ms.saturating_sub(since_ms) >= LOG_WINDOW_MS;
         if self.since_ms.is_none_or(is_over) {
@@ -31,8 +33,8 @@ impl LogPace {
 mod tests {
     use super::*;
 
-    /// Goal: a window has no more lines than the bound, and the pace counts each other line once. Method: a line each millisecond
-    /// for five windows.
+    /// Goal: a window has no more lines than the bound, and the pace counts each refused line once.
+    /// Method: a line each millisecond for five windows.
     #[test]
     fn what_is_held_back_is_counted() {
         let mut pace = LogPace::default();

@@ -1,7 +1,7 @@
-//! What the threads of one store share, and what memory knows of the file.
+//! State that the threads of one store share, and the part of the file that memory knows.
 //!
-//! [`core`] holds the rest together. **Invariant:** nothing here opens a transaction of its own but through [`core`], and none of it
-//! knows a [`Transaction`](super::Transaction).
+//! [`core`] holds the rest together. **Invariant:** transactions are opened only through [`core`],
+//! and nothing here knows a [`Transaction`](super::Transaction).
 
 pub(crate) mod age;
 pub(crate) mod alarms;

@@ -1,7 +1,8 @@
-//! Notifies threads and futures that the log has grown, or that the store is lost. Relays have a channel of their own in
-//! [`relays`](super::relays).
+//! Notifies threads and futures that the log has grown, or that the store is lost. Relays have a
+//! channel of their own in [`relays`](super::relays).
 //!
-//! **Invariant.** A signal keeps a notification that comes while nobody waits. So a waiter that looks at the log first misses nothing.
+//! **Invariant.** A signal keeps a notification that comes while no listener waits. So a waiter
+//! that looks at the log first misses nothing.
 
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -17,7 +18,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// One signal: for a thread that waits, or for a future.
+/// A signal for one thread or future that waits.
 #[derive(Debug, Default)]
 pub(crate) struct Signal {
     state: Mutex<State>,
@@ -29,7 +30,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Signal {
-    /// Notifies. Notifications that nobody has heard yet are one.
+    /// Notifies the listener. Notifications that the listener has not taken yet count as one.
     pub(crate) fn notify(&self) {
         let waker = {
             let mut state = lock(&self.state);
@@ -42,7 +43,7 @@ impl Signal {
         }
     }
 
-    /// Waits for a notification, until `deadline` at most; whether one came.
+    /// Waits for a notification, until `deadline` at most. Returns whether a notification came.
     pub(crate) fn wait_until(&self, deadline: Deadline) -> bool {
         let mut state = lock(&self.state);
         while !state.notified {
@@ -55,7 +56,7 @@ impl Signal {
         true
     }
 
-    /// Ready once one has come; else the task is woken by the next.
+    /// Ready once a notification has come; else the next notification wakes the task.
     pub(crate) fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = lock(&self.state);
         if std::mem::take(&mut state.notified) {
@@ -69,7 +70,7 @@ impl Signal {
     }
 }
 
-/// All who listen, and what they still want to read.
+/// All listeners, and the records that they still want to read.
 #[derive(Debug, Default)]
 pub(crate) struct Notifier {
     subscribed: Mutex<Subscribed>,
@@ -81,17 +82,17 @@ struct Subscribed {
     subscribers: BTreeMap<u64, Subscriber>,
 }
 
-/// One who listens.
+/// A registered listener.
 #[derive(Debug)]
 struct Subscriber {
     signal: Weak<Signal>,
-    /// Records from here on are not trimmed.
+    /// Records from this number on are not trimmed.
     wants: Option<u64>,
     /// The place in the application's code that subscribed.
     at: &'static Location<'static>,
 }
 
-/// A subscription to notifications; it ends when this is dropped.
+/// A listener's registration; dropping it ends the registration.
 #[derive(Debug)]
 pub(crate) struct Listener {
     pub(crate) signal: Arc<Signal>,
@@ -101,7 +102,7 @@ pub(crate) struct Listener {
 }
 
 impl Notifier {
-    /// Subscribes. As long as that lasts, records from `wants` on are not trimmed.
+    /// Registers a listener. While it is registered, records from `wants` on are not trimmed.
     #[track_caller]
     pub(crate) fn subscribe(self: &Arc<Self>, wants: Option<u64>) -> Listener {
         let signal = Arc::new(Signal::default());
@@ -120,12 +121,13 @@ impl Notifier {
         notified.iter().for_each(|signal| signal.notify());
     }
 
-    /// The first record that one of them still wants.
+    /// The first record that a listener still wants.
     pub(crate) fn wanted_from(&self) -> Option<u64> {
         lock(&self.subscribed).subscribers.values().filter_map(|owner| owner.wants).min()
     }
 
-    /// Those that want records: a number that names each, from where on, and the place in the code that subscribed.
+    /// The listeners that want records: a number that names the listener, the first wanted record,
+    /// and the place in the code that subscribed.
     pub(crate) fn wanted(&self) -> Vec<(u64, u64, &'static Location<'static>)> {
         let wanted = |(number, owner): (&u64, &Subscriber)| Some((*number, owner.wants?, owner.at));
         lock(&self.subscribed).subscribers.iter().filter_map(wanted).collect()
@@ -133,7 +135,7 @@ impl Notifier {
 }
 
 impl Listener {
-    /// From now on only records from here on are wanted.
+    /// Says that the listener wants only records from this number on.
     pub(crate) fn want_from(&self, seq: u64) {
         let Some(notifier) = self.notifier.upgrade() else { return };
         if let Some(owner) = lock(&notifier.subscribed).subscribers.get_mut(&self.number) {

@@ -1,4 +1,5 @@
-//! The process that owns a store, and what its handles do in a process that was forked from it: nothing.
+//! The process that owns a store. A process that was forked from the owner does nothing with its
+//! handles.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ impl Owner {
         self.0.process.is_elsewhere()
     }
 
-    /// Fails in another process than the owner. It takes no lock.
+    /// Fails in a process other than the owner. It takes no lock.
     pub(crate) fn check(&self) -> Result<()> {
         if self.is_elsewhere() { Err(self.refusal()) } else { Ok(()) }
     }
@@ -39,7 +40,7 @@ impl Owner {
     }
 }
 
-/// Something of the storage engine's, which a forked process does not drop: that would take locks.
+/// A part of the storage engine that a forked process does not drop: dropping it would take locks.
 #[derive(Debug)]
 pub(in crate::store) struct Kept<T> {
     value: Option<T>,

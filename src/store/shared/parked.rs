@@ -1,4 +1,5 @@
-//! What memory knows of the parked rows of a relay: the first event of each key, and the rows ahead of its position.
+//! The parked rows of a relay, as far as memory knows them: the first event of each key, and the
+//! rows ahead of the position.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,30 +12,32 @@ use crate::log::keys::{self, CursorId};
 /// The parked events of one cursor, as far as memory must know them.
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
-    /// The first of each key.
+    /// The first parked event of each key.
     first_of: BTreeMap<Key, u64>,
-    /// Those firsts, in order.
+    /// The same first events, in order.
     firsts: BTreeSet<u64>,
-    /// Those at or past the cursor's position, with the bytes of their records. A relay's lookahead bounds them.
+    /// The parked events at or past the cursor's position, with the bytes of their records. A
+    /// relay's lookahead bounds them.
     ahead: BTreeMap<u64, u64>,
 }
 
-/// What one commit changes in it.
+/// The changes of one commit to the parked events.
 #[derive(Debug, Default)]
 pub(crate) struct ParkedChanges {
     first_of: BTreeMap<Key, Option<u64>>,
-    /// Bytes of what is parked ahead of the position now; `None` for what no longer is.
+    /// Bytes of events that are now parked ahead of the position; `None` for events that no longer
+    /// are.
     ahead: BTreeMap<u64, Option<u64>>,
     position: Option<u64>,
 }
 
 impl Parked {
-    /// The oldest.
+    /// The oldest parked event.
     pub(crate) fn first(&self) -> Option<u64> {
         self.firsts.first().copied()
     }
 
-    /// The commit is durable.
+    /// Applies the changes of a durable commit.
     pub(crate) fn settle(&mut self, changes: ParkedChanges) {
         for (key, first) in changes.first_of {
             if let Some(earlier) = self.first_of.remove(&key) {
@@ -70,19 +73,20 @@ impl Parked {
 }
 
 impl ParkedChanges {
-    /// A row of this key was written or removed.
+    /// Notes that a row of this key was written or removed.
     pub(crate) fn touch(&mut self, key: &Key) {
         if !self.first_of.contains_key(key) {
             self.first_of.insert(Key::clone(key), None);
         }
     }
 
-    /// An event ahead of the position was parked, with a record of so many bytes, or no longer is.
+    /// Notes that an event ahead of the position was parked, with a record of this many bytes.
+    /// `None`: the event is no longer parked.
     pub(crate) fn ahead(&mut self, seq: u64, bytes: Option<u64>) {
         self.ahead.insert(seq, bytes);
     }
 
-    /// Looks up which row is each touched key's first now.
+    /// Looks up the first row of each touched key.
     pub(crate) fn find_firsts(
         &mut self,
         parked: &impl ReadableTable<&'static [u8], &'static [u8]>,
@@ -96,7 +100,7 @@ impl ParkedChanges {
         Ok(())
     }
 
-    /// The position passes what is parked below it: how many rows, and their bytes.
+    /// Moves the position past the rows below it. Returns their number and their bytes.
     pub(crate) fn pass(&mut self, known: &Parked, position: u64) -> (u64, u64) {
         let unchanged = known.ahead.range(..position).filter(|(seq, _)| !self.ahead.contains_key(seq));
         let changed = self.ahead.range(..position).filter_map(|(_, bytes)| bytes.as_ref());
@@ -107,19 +111,19 @@ impl ParkedChanges {
     }
 }
 
-/// Lower bounds: below, no row of the cursor is in that state.
+/// Lower bounds: below each bound, no row of the cursor is in that state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Bounds {
     pub(crate) retrying: u64,
     pub(crate) scheduled: u64,
-    /// Below, every event past the position is settled.
+    /// Below this bound, every event past the position is settled.
     pub(crate) ahead: u64,
-    /// Rises when a row is written: what was found before may not be the oldest any more.
+    /// Rises when a row is written, since an earlier result may not be the oldest any more.
     pub(crate) generation: u64,
 }
 
 impl Bounds {
-    /// A row is written. `alone`: it is the only one of its state.
+    /// Notes that a row is written. `alone`: the row is the only one of its state.
     pub(crate) fn put(&mut self, state: ExceptionState, seq: u64, alone: bool) {
         self.generation += 1;
         let bound = match state {

@@ -1,8 +1,9 @@
-//! Progress that waits for a commit.
+//! Pending progress: confirms that wait for a commit.
 //!
-//! A relay's cursor moves with every confirm; a commit for each would cost an fsync. So changes gather here, and the
-//! next commit of the application carries them. If none comes they get one of their own. **Invariant:** the changes of
-//! one cursor are written all together and in order, or not at all: losing them only causes repeats.
+//! A relay's cursor moves with every confirm; a commit for each confirm would cost an fsync. So
+//! changes gather here, and the next commit of the application carries them. If no such commit
+//! comes, the changes get a commit of their own. **Invariant:** the changes of one cursor are
+//! written all together and in order, or not at all. Losing them only causes repeats.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -11,14 +12,15 @@ use std::time::{Duration, Instant};
 use crate::delivery::types::{Change, Exception, Key};
 use crate::time::Deadline;
 
-/// An event that is to leave the quarantine, if it is there when this is written: another caller may have been faster.
+/// An event that is to leave the quarantine, if it is still there when this is written: another
+/// caller may have been faster.
 #[derive(Debug)]
 pub(crate) struct Leave {
     pub(crate) seq: u64,
     pub(crate) key: Option<Key>,
-    /// What it becomes.
+    /// The event's new exception.
     pub(crate) exception: Exception,
-    /// Those that have left, for the caller.
+    /// The events that have left, for the caller.
     pub(crate) left: Arc<Mutex<BTreeSet<u64>>>,
 }
 
@@ -27,27 +29,27 @@ pub(crate) struct Leave {
 pub(crate) struct CursorProgress {
     /// The newest position.
     pub(crate) position: Option<u64>,
-    /// The changes that are not a position, in order.
+    /// The other changes, in order.
     pub(crate) changes: Vec<Change>,
-    /// Behind the changes: what applications ask for.
+    /// Requests of applications, which follow the changes.
     pub(crate) leaves: Vec<Leave>,
-    /// Confirms among them, for the figures.
+    /// The number of confirms among them, for the figures.
     pub(crate) confirmed: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct PendingProgress {
     pub(crate) cursors: BTreeMap<String, CursorProgress>,
-    /// Since when the oldest of them waits.
+    /// Since when the oldest change waits.
     since: Option<Instant>,
-    /// When the last commit was through: it took along what had waited by its beginning.
+    /// When the last commit ended. It carried all changes that waited at its beginning.
     carried: Option<Instant>,
-    /// It was put back, and the writer thread may not know that it waits again.
+    /// The changes were put back, and the writer thread may not know that they wait again.
     unannounced: bool,
 }
 
 impl PendingProgress {
-    /// Adds changes; `true` if the writer thread is to be notified that something waits.
+    /// Adds changes; `true` if the writer thread is to be notified of them.
     pub(crate) fn add(&mut self, cursor: &str, changes: &mut Vec<Change>, confirmed: u64) -> bool {
         self.change(cursor, |progress| {
             progress.confirmed += confirmed;
@@ -85,29 +87,31 @@ impl PendingProgress {
         }
     }
 
-    /// A commit is through.
+    /// Notes that a commit has ended.
     pub(crate) fn carried(&mut self, at: Instant) {
         self.carried = Some(at);
     }
 
-    /// When the last commit was through, if there was one since the store was opened.
+    /// When the last commit ended, if there was one since the store was opened.
     pub(crate) fn last_commit(&self) -> Option<Instant> {
         self.carried
     }
 
-    /// When it gets a commit of its own, if none comes: not before it has waited for `delay`, and not before nobody has committed for
-    /// as long. While writes flow the next of them takes it along, however long the last one took.
+    /// Returns when the changes get a commit of their own, if no other commit comes. They have then
+    /// waited for `delay`, and no thread has committed for as long. While writes flow the next
+    /// write carries the changes, even if the last write took long.
     pub(crate) fn due_at(&self, delay: Duration) -> Option<Deadline> {
         let since = self.since.map(|since| self.carried.map_or(since, |carried| carried.max(since)));
         since.map(|since| Deadline::from(since, delay))
     }
 
-    /// A commit of its own has failed; it waits anew, or for nothing.
+    /// Starts the wait anew after the changes' own commit has failed; without `since`, nothing
+    /// waits.
     pub(crate) fn wait_anew(&mut self, since: Option<Instant>) {
         self.since = since;
     }
 
-    /// Puts back what a rolled-back transaction had taken, before what has come since.
+    /// Puts back what a rolled-back transaction had taken, before newer changes.
     pub(crate) fn put_back(&mut self, taken: Self) {
         for (name, mut older) in taken.cursors {
             let newer = self.cursors.remove(&name).unwrap_or_default();
@@ -134,8 +138,9 @@ impl PendingProgress {
 mod tests {
     use super::*;
 
-    /// Goal: while writes flow, progress never gets a commit of its own, however long one of them takes; when they cease it waits no
-    /// longer than it may. Method: a commit that takes ten times the delay.
+    /// Goal: while writes flow, progress never gets a commit of its own, however long a write
+    /// takes. When writes cease, progress waits no longer than it may. Method: a commit that takes
+    /// ten times the delay.
     #[test]
     fn a_long_commit_is_no_idle_time() {
         let mut progress = PendingProgress::default();
@@ -146,12 +151,12 @@ mod tests {
         assert_eq!(progress.due_at(delay), Some(Deadline::At(since + delay)));
         let long_commit = progress.take();
         assert!(progress.is_empty() && progress.due_at(delay).is_none());
-        // Confirmed while that commit is in its fsync.
+        // The broker confirms while that commit is in its fsync.
         assert!(progress.add("rabbit", &mut vec![Change::Position(2)], 1));
         let through = progress.since.unwrap() + delay * 10;
         progress.carried(through);
         assert_eq!(progress.due_at(delay), Some(Deadline::At(through + delay)));
-        // What waits anew does so from its own time.
+        // Changes that wait anew do so from the given time.
         let mut later = progress.take();
         assert!(
             later.due_at(delay) == Some(Deadline::At(through + delay)) && progress.due_at(delay).is_none()

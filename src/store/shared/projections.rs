@@ -44,7 +44,7 @@ pub enum ProjectionState {
     Retrying {
         /// The event.
         seq: u64,
-        /// What the handler said.
+        /// The handler's error.
         reason: String,
     },
     /// The handler fails on this event for good, and the policy says to stop there. The projection
@@ -52,7 +52,7 @@ pub enum ProjectionState {
     Stopped {
         /// The event.
         seq: u64,
-        /// What the handler said, or what is wrong with the record.
+        /// The handler's error, or the damage of the record.
         reason: String,
     },
     /// The projection can do nothing any more: its store is closed, poisoned or cannot be read.
@@ -91,7 +91,7 @@ pub struct ProjectionStatus {
     pub quarantined: u64,
 }
 
-/// What a running projection shares with other threads.
+/// The part of a running projection that other threads share.
 #[derive(Debug, Default)]
 pub(crate) struct RunningProjection {
     status: Mutex<ProjectionStatus>,

@@ -1,11 +1,13 @@
-//! Notifies the running consumers of a scope that something is to be driven again, or has changed otherwise.
+//! Notifies the running consumers of a scope that a delivery is to be redriven, or that something
+//! else has changed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
-/// One signal per running consumer. It holds one notification: what it is about stands in the file.
+/// One signal per running consumer. A signal holds one notification; the file says what it is
+/// about.
 #[derive(Debug, Default)]
 pub(crate) struct RedriveSignals(Mutex<BTreeMap<String, Vec<Sender<()>>>>);
 
@@ -14,7 +16,7 @@ impl RedriveSignals {
         let (signal, notified) = bounded(1);
         let mut signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let of_scope = signals.entry(scope.to_owned()).or_default();
-        // Consumers that have ended since go here, not when they end.
+        // Signals of consumers that have ended are removed here, not at their end.
         of_scope.retain(|signal| !matches!(signal.try_send(()), Err(TrySendError::Disconnected(()))));
         of_scope.push(signal.clone());
         (signal, notified)
@@ -23,7 +25,8 @@ impl RedriveSignals {
     pub(crate) fn notify(&self, scope: &str) {
         let signals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for signal in signals.get(scope).into_iter().flatten() {
-            // One that is full was notified already; whoever is gone looks at the file when it starts again.
+            // A full signal holds a notification already. A consumer that is gone looks at the file
+            // when it starts again.
             let _ = signal.try_send(());
         }
     }
@@ -46,7 +49,7 @@ mod tests {
         let subscribe = |scope| signals.subscribe(scope).1;
         let (one, other) = (subscribe("a"), subscribe("b"));
         drop(subscribe("a"));
-        let second = subscribe("a"); // the one that was dropped is gone
+        let second = subscribe("a"); // the dropped consumer is gone
         one.try_recv().unwrap_or_default();
         signals.notify("a");
         signals.notify("a");

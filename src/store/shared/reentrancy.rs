@@ -1,7 +1,9 @@
-//! The reentrancy guard: the number of the calling thread, by which a store knows the thread that holds its write lock.
+//! The reentrancy guard: the number of the calling thread, by which a store knows the thread that
+//! holds its write lock.
 //!
-//! **Invariant.** Nothing here has a destructor. The application may drop a handle, or write, in the destructor of a thread-local.
-//! By then a thread-local of ours with a destructor may be destroyed.
+//! **Invariant.** Nothing here has a destructor. The application may drop a handle, or write, in
+//! the destructor of a thread-local. By then a thread-local of onewrite's with a destructor may be
+//! destroyed.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +19,7 @@ thread_local! {
 
 const _: () = assert!(!std::mem::needs_drop::<Cell<u64>>(), "it must outlive every destructor");
 
-/// The calling thread's number. No two threads of a process ever have the same.
+/// The calling thread's number. No two threads of a process ever have the same number.
 pub(crate) fn this_thread() -> u64 {
     NUMBER.with(|number| {
         if number.get() == NO_THREAD {

@@ -1,4 +1,4 @@
-//! The relays that run in this process: how to reach them, and how they are.
+//! The relays that run in this process: how to reach them, and their states.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,22 +11,22 @@ use crate::message::Fault;
 use crate::oneshot;
 use crate::time::Deadline;
 
-/// What a relay is asked for by other threads.
+/// A request of another thread to a relay.
 #[derive(Debug)]
 pub(crate) enum RelayRequest {
-    /// Answer when all of these are confirmed, or one of them is quarantined.
+    /// Answer when all of these events are confirmed, or when one of them is quarantined.
     Await { seqs: Vec<u64>, reply: oneshot::Sender<Awaited> },
-    /// Answer once all that was asked for before is heard.
+    /// Answer once all earlier requests have been received.
     Echo { reply: oneshot::Sender<()> },
     /// A person has durably redriven this event.
     Redriven { seq: u64, fault: Fault },
     /// A person has durably discarded this event.
     Discarded { seq: u64, key: Option<String> },
-    /// Room is wanted under the backlog quota.
+    /// Drop expired events: a write wants room under the backlog quota.
     LetExpiredGo,
     /// Publish nothing new.
     Pause,
-    /// Go on.
+    /// Publish again.
     Resume,
     /// End by this deadline, and report.
     Stop { deadline: Deadline },
@@ -44,7 +44,7 @@ pub(crate) enum Awaited {
     Failed(Error),
 }
 
-/// How a relay is.
+/// The state of a relay.
 ///
 /// ```
 /// use onewrite::RelayState;
@@ -62,19 +62,20 @@ pub enum RelayState {
     Connecting,
     /// Publishing, or waiting for something to publish.
     Connected,
-    /// The broker blocks publishers (a memory or disk alarm). Nothing is lost; nothing spends attempts.
+    /// The broker blocks publishers (a memory or disk alarm). Nothing is lost, and no attempts are
+    /// consumed.
     Blocked,
     /// There is no connection; the publisher goes on trying.
     Disconnected(Fault),
     /// Paused by the application.
     Paused,
-    /// It can do nothing any more: its store is poisoned or cannot be read.
+    /// The relay can do nothing any more: its store is poisoned or cannot be read.
     Failed(String),
     /// Stopped.
     Stopped,
 }
 
-/// A relay's state and figures. Counters count since it was started.
+/// A relay's state and figures. Counters count from the relay's start.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -90,13 +91,13 @@ pub enum RelayState {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RelayStatus {
-    /// How it is.
+    /// The state.
     pub state: RelayState,
-    /// Everything below is confirmed, but for what is deferred or quarantined.
+    /// Every event below this position is confirmed, except for deferred and quarantined events.
     pub position: u64,
     /// Events published and not yet confirmed.
     pub in_flight: usize,
-    /// Their payload bytes.
+    /// Payload bytes of the events in flight.
     pub in_flight_bytes: usize,
     /// Events in memory.
     pub in_memory: usize,
@@ -104,7 +105,8 @@ pub struct RelayStatus {
     pub retrying: usize,
     /// Keys held behind a quarantined event, or waiting on disk.
     pub held_keys: usize,
-    /// So many keys are held that reading has stopped: redrive or discard what is quarantined.
+    /// The relay has stopped reading, since too many keys are held: redrive or discard the
+    /// quarantined events.
     pub stalled: bool,
     /// Confirms.
     pub confirmed: u64,
@@ -116,12 +118,13 @@ pub struct RelayStatus {
     pub reconnects: u64,
     /// Destinations that the relay has suspended, 16 at most.
     pub suspended: Vec<SuspendedDestination>,
-    /// The last thing that went wrong with the connection or with one publish, also when it has healed.
+    /// The last fault of the connection or of one publish, also when it has healed.
     pub last_fault: Option<Fault>,
 }
 
-/// A destination that the relay has suspended, as a circuit breaker does: its events wait, and one at a time is published
-/// as a trial. The wait between two trials grows. The first success resumes the destination. Trials spend no attempt.
+/// A destination that the relay has suspended, as a circuit breaker does. The events of the
+/// destination wait, and the relay publishes one at a time as a trial. The wait between two trials
+/// grows. The first success resumes the destination. Trials spend no attempt.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -149,11 +152,11 @@ pub struct SuspendedDestination {
     pub trials: u32,
 }
 
-/// How to reach one running relay.
+/// The channels and the status of one running relay.
 #[derive(Debug, Clone)]
 pub(crate) struct RelayPort {
     pub(crate) status: Arc<Mutex<RelayStatus>>,
-    /// Holds one notification at most.
+    /// Signals that the log has grown. Holds one notification at most.
     pub(crate) grown: Sender<()>,
     pub(crate) requests: Sender<RelayRequest>,
 }
@@ -161,7 +164,7 @@ pub(crate) struct RelayPort {
 /// How far a relay lets captured tables go on, in rising order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pace {
-    /// None runs: none was started, or each has stopped or failed.
+    /// No relay runs: none was started, or each has stopped or failed.
     None,
     Paused,
     /// The broker is away, or blocks publishers.
@@ -207,7 +210,8 @@ impl Relays {
         self.lock().get(name).cloned()
     }
 
-    /// The pace of the best relay that runs. A relay that is not started counts as none, though the file knows it.
+    /// The pace of the best running relay. A relay that is not started counts as none, even if the
+    /// file knows it.
     pub(crate) fn pace(&self) -> Pace {
         let running = self.lock();
         let states = running
@@ -216,7 +220,7 @@ impl Relays {
         states.max().unwrap_or(Pace::None)
     }
 
-    /// What one relay lets others do.
+    /// The pace of one relay.
     pub(crate) fn pace_of(&self, name: &str) -> Pace {
         let port = self.port(name);
         port.map_or(Pace::None, |port| {
@@ -234,7 +238,7 @@ impl Relays {
 
     pub(crate) fn notify_all(&self) {
         for port in self.lock().values() {
-            // One that is full was notified already.
+            // A full channel holds a notification already.
             let _ = port.grown.try_send(());
         }
     }

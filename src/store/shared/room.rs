@@ -1,7 +1,8 @@
 //! Waiting for room under the backlog quota, and what that room depends on.
 //!
-//! **Invariant.** A write that need not wait costs a look at the figures in memory. A write that waits says for what: the relay that
-//! has most to publish makes room, and only if it runs.
+//! **Invariant.** A write that need not wait costs a look at the figures in memory. A write that
+//! waits logs which relay it waits for: the relay with the largest backlog makes room, and only if
+//! it runs.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,15 +16,15 @@ use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::time::Deadline;
 use crate::tuning::QUOTA_SCAN_MS_MAX;
 
-/// How often a write that waits for room under the quota looks whether the store is still open.
+/// How often a write that waits for room under the quota checks whether the store is still open.
 const QUOTA_LOOK: Duration = Duration::from_secs(1);
 
-/// What makes room under the quota.
+/// The relay that makes room under the quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Awaited {
-    /// The file knows no relay, so nothing ever publishes what is in the log.
+    /// The file knows no relay, so the events in the log are never published.
     NoRelay,
-    /// This one has most to publish.
+    /// This relay has the largest backlog.
     Relay { name: String, pace: Pace },
 }
 
@@ -44,14 +45,15 @@ impl Core {
     fn awaited(&self, tail: &Tail, quota: &BacklogQuota) -> Awaited {
         let most = tail.cursors.iter().max_by_key(|(_, cursor)| {
             let backlog = tail.backlog_of(cursor);
-            // One that holds the quota by itself comes first, whether by events or by bytes.
+            // A relay that exceeds the quota alone comes first, whether by events or by bytes.
             (quota.is_over(backlog, (0, 0)), backlog)
         });
         let Some((name, _)) = most else { return Awaited::NoRelay };
         Awaited::Relay { name: name.clone(), pace: self.relays.pace_of(name) }
     }
 
-    /// Waits for room under the quota, where its policy says so. `append` decides in the end.
+    /// Waits for room under the quota, where the quota's policy says so. `append` decides in the
+    /// end.
     pub(crate) fn wait_for_room(&self, purpose: &Purpose) {
         let Some(quota) = &self.settings.quota else { return };
         let timeout = match quota.policy {
@@ -75,13 +77,14 @@ impl Core {
             if deadline.is_over() || vain {
                 return;
             }
-            // A store that is closed or poisoned notifies too, but holds no lock then: the notification may come just before the wait.
+            // Closing or poisoning the store notifies too, but without the lock: that notification
+            // may come just before the wait.
             let look = deadline.min(Deadline::after(QUOTA_LOOK)).min(wait.next());
             tail = look.wait(&self.backlog_shrank, tail);
             if wait.next().is_over() && wait.take_warning() {
                 let (events, bytes) = tail.backlog();
                 let waits_for = self.awaited(&tail, quota);
-                // What is logged runs the application's logger: not under a lock.
+                // The warning runs the application's logger, so the lock is released first.
                 drop(tail);
                 let waited_ms = wait.waited_ms();
                 tracing::warn!(

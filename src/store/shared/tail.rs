@@ -1,4 +1,4 @@
-//! What memory knows of the file: the store's identity, and where its log ends.
+//! The part of the file that memory knows: the store's identity, and where its log ends.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ pub(crate) struct Tail {
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
     /// The captured tables.
     pub(crate) captures: CaptureRegistry,
-    /// What clean-up still has to do.
+    /// The work left for clean-up.
     pub(crate) cleanup: Left,
     /// Inbox rows added since the last pruning step, and where the next step begins.
     pub(crate) inbox_added: usize,

@@ -1,4 +1,5 @@
-//! An answer that a future waits for, until a deadline at most. No runtime: the store's alarms wake it.
+//! An answer that a future waits for, until a deadline at most. No runtime is needed: the store's
+//! alarms wake the future.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,7 +11,8 @@ use crate::store::shared::alarms::{Alarm, Alarms};
 use crate::store::shared::owner::Owner;
 use crate::time::Deadline;
 
-/// What wakes such a future, and who may wait: in a forked process nobody may take a lock of the owner's.
+/// The alarms that wake such a future, and the owner check. A forked process must not take a lock
+/// of the owner's.
 #[derive(Debug, Clone)]
 pub(crate) struct Waking {
     alarms: Arc<Alarms>,
@@ -22,7 +24,7 @@ impl Waking {
         Self { alarms: Arc::clone(alarms), owner: owner.clone() }
     }
 
-    /// In a forked process, where neither of the others may be called.
+    /// Whether this is a forked process, where neither `set` nor `cancel` may be called.
     pub(crate) fn is_elsewhere(&self) -> bool {
         self.owner.is_elsewhere()
     }

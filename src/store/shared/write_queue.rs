@@ -17,8 +17,9 @@ pub(crate) struct Queue {
     pub(in crate::store) outstanding: AtomicUsize,
     /// The last group from the queue held more than one write.
     pub(in crate::store) crowded: AtomicBool,
-    /// What the writer thread waits for beside its queue, or is about to wait for. A thread that
-    /// leaves work which the writer thread does not wait for must nudge the writer thread.
+    /// The state of the writer thread beside its queue: the timeout that it waits for, or is about
+    /// to wait for. A thread that leaves work which the writer thread does not wait for must nudge
+    /// the writer thread.
     pub(in crate::store) writer_waits: AtomicU8,
     /// Whether the writer thread will look at the names of the files when that is due.
     pub(in crate::store) look_awaited: AtomicBool,
@@ -30,7 +31,7 @@ pub(crate) struct Queue {
     pub(in crate::store) writer: OnceLock<ThreadId>,
 }
 
-/// What the writer thread waits for beside its queue.
+/// The timeout that the writer thread waits for beside its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waits {
     /// The writer thread is at work, or looks at the remaining work when that is due.

@@ -1,4 +1,5 @@
-//! A wait for the write transaction: what waits, since when, when it is worth a warning, and when it is given up.
+//! A wait for the write transaction: its purpose, its beginning, when it is worth a warning, and
+//! when it is given up.
 //!
 //! **Invariant.** A call that need not wait costs nothing here: it reads no clock.
 
@@ -10,12 +11,12 @@ use std::time::{Duration, Instant};
 use crate::time::{Deadline, as_ms};
 use crate::tuning::{WRITE_WAIT_WARN_MS, WRITE_WAIT_WARN_MS_MAX};
 
-/// What a write transaction is for.
+/// The purpose of a write transaction.
 #[derive(Debug, Clone)]
 pub(crate) enum Purpose {
-    /// The application has called this, there.
+    /// The application has called this method, at this place.
     Call(&'static str, &'static Location<'static>),
-    /// A handler of the application: of which kind, and of what name.
+    /// A handler of the application, by kind and name.
     Handler(&'static str, Arc<str>),
     /// The library's own work.
     Own(&'static str),
@@ -44,12 +45,12 @@ struct Begun {
     since: Instant,
     over: Deadline,
     warn: Deadline,
-    /// How long it has waited by the next warning.
+    /// How long the wait has lasted by the next warning.
     warn_ms: u64,
 }
 
 impl Wait {
-    /// A wait of at most `limit`; without end if there is none.
+    /// A wait of at most `limit`; endless if there is no limit.
     pub(crate) fn new(purpose: Purpose, limit: Option<Duration>) -> Self {
         Self { purpose, limit, begun: None }
     }
@@ -67,7 +68,8 @@ impl Wait {
         })
     }
 
-    /// Begins, unless it has begun; the moment at which something is to be done about it.
+    /// Begins the wait, unless it has begun. Returns the moment at which the next warning or the
+    /// limit is due.
     pub(crate) fn next(&mut self) -> Deadline {
         let begun = self.begun();
         begun.over.min(begun.warn)
@@ -81,17 +83,18 @@ impl Wait {
         self.limit.is_some()
     }
 
-    /// The limit has passed.
+    /// Whether the limit has passed.
     pub(crate) fn is_over(&mut self) -> bool {
         self.begun().over.is_over()
     }
 
-    /// From here on it waits as long as it takes.
+    /// Drops the limit: from here on the wait takes as long as it must.
     pub(crate) fn forget_limit(&mut self) {
         self.begun().over = Deadline::Never;
     }
 
-    /// Whether a warning is due. The next one is due after twice the time, and after [`WRITE_WAIT_WARN_MS_MAX`] more at most.
+    /// Whether a warning is due. The next warning is due after twice the time, and after
+    /// [`WRITE_WAIT_WARN_MS_MAX`] more at most.
     pub(crate) fn take_warning(&mut self) -> bool {
         let begun = self.begun();
         let is_due = begun.warn.is_over();
@@ -118,8 +121,8 @@ mod tests {
         wait.take_warning()
     }
 
-    /// Goal: warnings come after 1, 2, 4, … s, and then once a minute; a standstill of the machine brings one, not many. Method: set
-    /// the beginning of a wait back.
+    /// Goal: warnings come after 1, 2, 4, … s, and then once a minute; a standstill of the machine
+    /// brings one, not many. Method: set the beginning of a wait back.
     #[test]
     fn warnings_grow_apart() {
         let mut wait = Wait::new(Purpose::Own("a test"), None);
