@@ -11,8 +11,8 @@ use crate::store::shared::core::Core;
 /// A record as read: whole, or with its error.
 pub(crate) type Read = (u64, std::result::Result<RecordedEvent, CorruptError>);
 
-/// Reads the records of `from..to`, as many as fit (but at least one). A position without a record
-/// was trimmed, if it is below the trimmed edge. Past the edge the position is reported as damaged,
+/// Reads the records of `from..to`, as many as fit (but at least one). Below the trimmed edge, a
+/// position without a record was trimmed. From the edge on, such a position is reported as damaged,
 /// since a damaged page can hide records or show others.
 pub(crate) fn read_log(
     core: &Core,

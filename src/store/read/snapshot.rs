@@ -281,12 +281,12 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// As [`events`](Self::events), only those that the filter takes. Every record is checked; only
-    /// events that the filter takes are decoded and upcast. [`stream`](Self::stream) reads one
-    /// stream alone.
+    /// As [`events`](Self::events), only those that the filter takes. Every record is checked all
+    /// the same; only events that the filter takes are decoded and upcast. [`stream`](Self::stream)
+    /// reads one stream alone.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a filter that no event can ever pass; redb's errors.
+    /// [`Error::Setting`] for a filter that takes no event ever; redb's errors.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -419,8 +419,8 @@ pub(in crate::store) struct Frames {
 impl Frames {
     /// The next record: `read` reads it in place, then `make` gets the result and the bytes.
     ///
-    /// A page's guard is moved after the read: moving it while it is being written stalls the
-    /// processor and costs a tenth of a replay.
+    /// The page's guard is moved after the read: a copy of a guard that was just written waits for
+    /// the processor's stores, which costs a tenth of a replay.
     #[inline]
     pub(in crate::store) fn next_as<P, T>(
         &mut self,
@@ -637,9 +637,9 @@ mod tests {
         }
     }
 
-    /// Goal: a file that cannot be read any more is reported once, and that ends every way of
-    /// reading. redb's own range would repeat the error for ever. Method: a disk that goes after
-    /// the third event, of 200 that do not fit into the cache.
+    /// Goal: a file that cannot be read any more is reported once and ends every way of reading. A
+    /// range of redb would repeat the error for ever. Method: a disk that goes after the third
+    /// event, of 200 that do not fit into the cache.
     #[test]
     fn a_disk_that_goes_ends_the_log_once() {
         let folder = tempfile::tempdir().unwrap();

@@ -196,9 +196,9 @@ impl<'a> StreamReader<'a> {
         self.view.state.first
     }
 
-    /// The newest snapshot that was saved in this version, and the newest revision in it. `None` if
-    /// the snapshot is of another version or fails its checksum. `None` too if its newest event is
-    /// not there any more as it was.
+    /// The newest snapshot that was saved in this version, and the newest revision in it. The
+    /// result is `None` if the snapshot is of another version or fails its checksum. The same holds
+    /// if its newest event is not there any more as it was.
     ///
     /// # Errors
     /// An error of redb.

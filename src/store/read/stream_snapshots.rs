@@ -2,7 +2,7 @@
 //!
 //! **The rule.** A snapshot names its newest event by revision, sequence number and checksum. The
 //! snapshot is used if the log has exactly that event, whole. Otherwise the snapshot is ignored,
-//! and the events are read. Revisions below the first readable one need no event: a truncated
+//! and the events are read. Revisions below the first readable one need no event. A truncated
 //! stream has had its next revision on disk since, so none of them was given twice. A snapshot of
 //! format 3 names no event and is believed by its revision. Recovery never gives a revision again
 //! that a snapshot knows.

@@ -1,9 +1,9 @@
 //! Which records a reader with a filter wants, asked before the records are decoded and upcast.
 //!
-//! **Invariants.** None of the application's code runs for a record that the filter lets pass, so
-//! only an event that a reader wants can stop that reader. The filter compares the type that the
-//! upcasts lead to. Each reader is shown a record that fails its check: neither its stream nor its
-//! type can be trusted.
+//! **Invariants.** None of the application's code runs for a record that the filter skips. So only
+//! an event that a reader wants can stop that reader. The filter compares the type that the upcasts
+//! lead to. Each reader is shown a record that fails its check: neither its stream nor its type can
+//! be trusted.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// # Errors
-    /// [`SettingError`] for a filter that no event can ever pass.
+    /// [`SettingError`] for a filter that takes no event ever.
     pub(crate) fn new(filter: EventFilter, upcasts: &Arc<Upcasts>) -> Result<Self, SettingError> {
         filter.check_names()?;
         if let Some((event_type, successor)) =
@@ -76,6 +76,6 @@ impl Wanted {
 #[derive(Debug)]
 pub(crate) struct Looked {
     pub(crate) seq: u64,
-    /// `None` if the filter lets the record pass.
+    /// `None` if the filter skips the record.
     pub(crate) event: Option<RecordedEvent>,
 }

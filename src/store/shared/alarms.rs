@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use crate::time::Deadline;
 
-/// How long the thread stays awake without an alarm before it sleeps without a timeout. So futures
-/// that come and go do not wake the thread each time.
+/// How long the thread, without an alarm, sleeps with a timeout before it sleeps without one. So
+/// the alarm of a new future need not wake the thread each time.
 const GRACE: Duration = Duration::from_secs(1);
 
 /// The name of one alarm.
@@ -147,8 +147,8 @@ mod tests {
         }
     }
 
-    /// Goal: each alarm wakes its task at its time, also an earlier alarm that is set later, and a
-    /// cancelled alarm never does. Method: three alarms, set in the wrong order; the thread ends
+    /// Goal: each alarm wakes its task at its time, also an earlier alarm that is set later. A
+    /// cancelled alarm wakes no task. Method: three alarms, set in the wrong order; the thread ends
     /// when the test ends it.
     #[test]
     fn alarms_go_off_in_order_and_not_when_cancelled() {

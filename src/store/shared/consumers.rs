@@ -1,5 +1,5 @@
-//! State that the consumers of a store share in memory: which consumer has taken up which parked
-//! delivery, and where the search for an idle lane goes on.
+//! State that the consumers of a store share in memory. It says which consumer has taken up which
+//! parked delivery, and where the search for an idle lane goes on.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

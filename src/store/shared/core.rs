@@ -97,7 +97,7 @@ pub(crate) struct Core {
     pub(crate) projections: Projections,
     pub(crate) passes: CoalescingPasses,
     pub(crate) cleaning: Cleaning,
-    /// Tell consumers that rejected deliveries are to be redriven.
+    /// Signals to consumers that rejected deliveries are to be redriven.
     pub(crate) redrives: RedriveSignals,
     /// Parked deliveries that a consumer of this process has taken up.
     pub(crate) parked: Claims,

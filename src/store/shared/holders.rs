@@ -2,7 +2,7 @@
 //! snapshots, and since when each holder was seen.
 //!
 //! **Invariants.** A commit does no more for this module than one comparison. A snapshot's `Drop`
-//! takes no lock and cannot panic: a snapshot may end in any thread, in a destructor of a
+//! takes no lock and cannot panic. A snapshot may end in any thread, in a destructor of a
 //! thread-local, or in a forked child.
 
 use std::collections::BTreeMap;

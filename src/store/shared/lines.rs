@@ -104,8 +104,8 @@ impl Lines {
         self.count.load(Ordering::SeqCst) > 0 && self.lock().contains_key(stream)
     }
 
-    /// Whether this thread may wait in a line. The head of one line must not wait in a second line:
-    /// it would keep its own line waiting, and two such threads could wait for each other.
+    /// Whether this thread may wait in a line. The head of one line must not wait in a second line.
+    /// It would keep its own line waiting, and two such threads could wait for each other.
     pub(crate) fn may_wait() -> bool {
         HEADS.try_with(Cell::get).is_ok_and(|heads| heads == 0)
     }

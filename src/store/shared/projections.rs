@@ -76,8 +76,8 @@ pub enum ProjectionState {
 pub struct ProjectionStatus {
     /// The state.
     pub state: ProjectionState,
-    /// The projection has dealt with every event below this position: applied it to its tables, let
-    /// it pass by its filter, or noted it among its failures.
+    /// The projection has dealt with every event below this position. It has applied the event,
+    /// skipped it by its filter, or noted it among its failures.
     pub position: u64,
     /// The position that a rebuild has reached, if a rebuild is under way.
     pub rebuilding: Option<u64>,

@@ -45,7 +45,8 @@ impl Core {
     fn awaited(&self, tail: &Tail, quota: &BacklogQuota) -> Awaited {
         let most = tail.cursors.iter().max_by_key(|(_, cursor)| {
             let backlog = tail.backlog_of(cursor);
-            // A relay that exceeds the quota alone comes first, whether by events or by bytes.
+            // A relay whose backlog alone exceeds the quota comes first, whether by events or by
+            // bytes.
             (quota.is_over(backlog, (0, 0)), backlog)
         });
         let Some((name, _)) = most else { return Awaited::NoRelay };

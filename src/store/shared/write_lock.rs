@@ -6,7 +6,8 @@
 //! it.
 //!
 //! **Invariants.** A waiter that gives up hands its ticket on. No foreign code runs while the
-//! tickets are locked: the report of a long wait runs the application's logger.
+//! tickets are locked. So the report of a long wait, which runs the application's logger, runs
+//! without that lock.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -17,9 +17,9 @@ pub(crate) struct Queue {
     pub(in crate::store) outstanding: AtomicUsize,
     /// The last group from the queue held more than one write.
     pub(in crate::store) crowded: AtomicBool,
-    /// The state of the writer thread beside its queue: the timeout that it waits for, or is about
-    /// to wait for. A thread that leaves work which the writer thread does not wait for must nudge
-    /// the writer thread.
+    /// How the writer thread waits beside its queue, or is about to wait: a value of [`Waits`]. A
+    /// thread that leaves work for which the writer thread does not wait must nudge the writer
+    /// thread.
     pub(in crate::store) writer_waits: AtomicU8,
     /// Whether the writer thread will look at the names of the files when that is due.
     pub(in crate::store) look_awaited: AtomicBool,
@@ -31,7 +31,7 @@ pub(crate) struct Queue {
     pub(in crate::store) writer: OnceLock<ThreadId>,
 }
 
-/// The timeout that the writer thread waits for beside its queue.
+/// How the writer thread waits beside its queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waits {
     /// The writer thread is at work, or looks at the remaining work when that is due.
@@ -68,8 +68,8 @@ impl Queue {
         self.writer.get() == Some(&std::thread::current().id())
     }
 
-    /// Sets what the writer thread waits for, before the writer thread looks at the remaining work.
-    /// A thread that commits elsewhere changes the remaining work first and reads this afterwards.
+    /// Sets how the writer thread waits, before the writer thread looks at the remaining work. A
+    /// thread that commits elsewhere changes the remaining work first and reads this afterwards.
     pub(crate) fn writer_waits(&self, waits: Waits) {
         self.writer_waits.store(waits as u8, Ordering::SeqCst);
     }

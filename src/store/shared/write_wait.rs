@@ -122,7 +122,7 @@ mod tests {
     }
 
     /// Goal: warnings come after 1, 2, 4, … s, and then once a minute; a standstill of the machine
-    /// brings one, not many. Method: set the beginning of a wait back.
+    /// brings one warning, not many. Method: set the beginning of a wait back.
     #[test]
     fn warnings_grow_apart() {
         let mut wait = Wait::new(Purpose::Own("a test"), None);
