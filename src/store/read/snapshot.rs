@@ -286,7 +286,7 @@ impl Snapshot {
     /// reads one stream alone.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a filter that takes no event ever; redb's errors.
+    /// [`Error::Setting`] for a filter that no event can ever pass; redb's errors.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -419,7 +419,7 @@ pub(in crate::store) struct Frames {
 impl Frames {
     /// The next record: `read` reads it in place, then `make` gets the result and the bytes.
     ///
-    /// The page's guard is moved after the read: a copy of a guard that was just written waits for
+    /// The page's guard is moved after the read. A copy of a guard that was just written waits for
     /// the processor's stores, which costs a tenth of a replay.
     #[inline]
     pub(in crate::store) fn next_as<P, T>(

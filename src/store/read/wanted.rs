@@ -26,7 +26,7 @@ pub(crate) struct Wanted {
 
 impl Wanted {
     /// # Errors
-    /// [`SettingError`] for a filter that takes no event ever.
+    /// [`SettingError`] for a filter that no event can ever pass.
     pub(crate) fn new(filter: EventFilter, upcasts: &Arc<Upcasts>) -> Result<Self, SettingError> {
         filter.check_names()?;
         if let Some((event_type, successor)) =
