@@ -150,7 +150,7 @@ impl<'a> EventStream<'a> {
     ///
     /// The call is safe to retry for events whose ids the application gave. If these very events
     /// are in the stream already, in a row and not truncated, nothing is written. The call then
-    /// returns their first positions, whatever the caller expects. Where `expected` names their
+    /// returns their first positions, under every expectation. Where `expected` names their
     /// place, the store knows the events for as long as they are there. Elsewhere the store knows
     /// them while it remembers the first id: for the store's inbox age.
     ///
