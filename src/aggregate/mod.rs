@@ -1,4 +1,5 @@
-//! Aggregates: a state that is folded from the events of one stream, and decides which events come next.
+//! Aggregates. An aggregate is a state that is folded from the events of one stream, and that
+//! decides which events come next.
 
 mod command;
 
@@ -11,7 +12,8 @@ use crate::store::{Store, StreamReader};
 
 pub use self::command::AggregateStream;
 
-/// A state that is folded from the events of one stream. Its default is the state before the first event.
+/// A state that is folded from the events of one stream. The default is the state before the first
+/// event.
 ///
 /// ```
 /// use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};

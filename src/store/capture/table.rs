@@ -292,7 +292,9 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     ///
     /// # Errors
     /// As [`insert`](Self::insert). A row that cannot be removed stays, and the others go, each
-    /// with its event. The error is that of the first row that stays.
+    /// with its event. The error is that of the first row that stays. The call ends early on an
+    /// error that concerns all rows: an error of redb, the backlog quota, or the transaction's
+    /// limits.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

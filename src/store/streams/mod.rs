@@ -1,4 +1,5 @@
-//! Streams in the file: appending under an expected revision, reading in order of revision, and the derived index.
+//! Streams in the file: appending under an expected revision, reading in order of revision, and the
+//! derived index.
 //!
 //! **Invariants.** The newest stretch of the index is in memory
 //! ([`StreamCache`](crate::log::streams::StreamCache)). A bulk write puts that stretch into chunks,

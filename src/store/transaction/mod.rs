@@ -83,10 +83,10 @@ pub struct Appended {
 
 /// A write transaction on the state and the log of one store.
 ///
-/// [`Store::write`](crate::Store::write) lends the transaction to the closure, and the transaction
-/// commits with its group. [`Store::begin`](crate::Store::begin) gives the caller an own, exclusive
-/// transaction: [`commit`](Self::commit) makes everything durable at once, and a drop rolls
-/// everything back. A transaction belongs to one thread.
+/// In [`Store::write`](crate::Store::write) the store lends the transaction to the closure, and the
+/// transaction commits with its group. From [`Store::begin`](crate::Store::begin) the caller gets a
+/// transaction of its own, which is exclusive. Its [`commit`](Self::commit) makes everything
+/// durable at once; a drop rolls everything back. A transaction belongs to one thread.
 ///
 /// ```
 /// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
@@ -387,7 +387,8 @@ impl Transaction {
         self.pending.borrow().next_seq
     }
 
-    /// Commits an exclusive transaction. When this returns `Ok`, its state and events are durable, together.
+    /// Commits an exclusive transaction. When this returns `Ok`, its state and events are durable,
+    /// together.
     ///
     /// # Errors
     /// On [`Error::CommitUnknown`] the change may be durable or not, and the store is poisoned. On
