@@ -83,7 +83,7 @@ pub(crate) fn commit(
 
 fn failed(core: &Core, progress: PendingProgress, error: redb::CommitError) -> Error {
     match error {
-        // In this case redb has certainly rolled back: a panic or a leaked table inside the transaction.
+        // Here redb has certainly rolled back: a panic or a leaked table inside the transaction.
         redb::CommitError::TransactionPoisoned => {
             core.progress().put_back(progress);
             error.into()
