@@ -95,8 +95,8 @@ pub trait Aggregate: Default {
     /// Returns a recorded event as an event of this aggregate. Read older forms here.
     ///
     /// # Errors
-    /// An unknown type or version. Loading fails with this error, since a state that leaves out an
-    /// event is wrong.
+    /// Return an error for an unknown type or version. Loading then fails with this error, since a
+    /// state that leaves out an event is wrong.
     fn decode(recorded: &RecordedEvent) -> Result<Self::Event>;
 
     /// Applies one event to the state. The event has happened: nothing is checked here.

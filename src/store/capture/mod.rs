@@ -6,7 +6,8 @@
 //! `storage::tables::capture`, and the schedule in `shared::capture_schedule`.
 //!
 //! **Invariants.**
-//! - A table that the file knows as captured is written through [`CapturedTable`](crate::CapturedTable) alone.
+//! - A table that the file knows as captured is written through
+//!   [`CapturedTable`](crate::CapturedTable) alone.
 //! - A change and its event (or its dirty key) are in one transaction.
 //! - A dirty key is removed only in the transaction that appends its event.
 //! - A codec runs before anything is changed: when it fails, row and log are as they were.

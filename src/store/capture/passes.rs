@@ -229,7 +229,7 @@ mod tests {
 
     /// Goal: a pass that finds nothing delays the next pass only if something is due. Method: a
     /// pass where nothing waits; a pass of the writer thread for a table that a relay now
-    /// backfills; a pass for a dirty key that only memory knows.
+    /// backfills. Then a pass for a dirty key that only memory knows.
     #[test]
     fn a_pass_that_comes_too_late_delays_no_other() {
         let folder = tempfile::tempdir().unwrap();

@@ -103,8 +103,8 @@ impl<'tx> Piece<'tx> {
 
     // --- dirty keys ---
 
-    /// Returns the next dirty keys: from behind the last key to the end, then from the beginning up
-    /// to the last key.
+    /// Returns the next dirty keys: from behind the key where the last pass ended to the end, then
+    /// from the beginning up to that key.
     fn next_dirty_keys(&self, max: usize) -> Result<Vec<(Vec<u8>, DirtyKind)>> {
         let now_ms = self.tx.core.settings.clock.now().mono_ms;
         // The state is copied, so that a request for figures does not wait until the file is read.

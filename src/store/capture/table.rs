@@ -362,8 +362,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     ///   [`clear`](Self::clear) and [`remove`](Self::remove) do not ask.
     ///
     /// # Panics
-    /// If `keep` or the codec does. Rows that were removed before the panic are gone, each with its
-    /// event.
+    /// If `keep` or the codec panics. Rows that were removed before the panic are gone, each with
+    /// its event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

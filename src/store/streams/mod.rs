@@ -151,9 +151,9 @@ impl<'a> EventStream<'a> {
     ///
     /// The call is safe to retry for events whose ids the application gave. If these very events
     /// are in the stream already, in a row and not truncated, nothing is written. The call then
-    /// returns their first positions, under every expectation. Where `expected` names their
-    /// place, the store knows the events for as long as they are there. Elsewhere the store knows
-    /// them while it remembers the first id: for the store's inbox age.
+    /// returns their first positions, under every expectation. Where `expected` names their place,
+    /// the store knows the events for as long as they are there. Elsewhere the store knows them
+    /// while it remembers the first id: for the store's inbox age.
     ///
     /// An event without a destination goes where
     /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says,
@@ -404,8 +404,8 @@ impl<'a> EventStream<'a> {
         if state.deleted {
             tx.redb().open_table(SNAPSHOTS)?.remove(name)?;
         }
-        // Events that no chunk leads to yet are not trimmed: trimming takes them, and the next bulk
-        // write leaves them out.
+        // Events that no chunk leads to yet have not been trimmed: trimming takes them, and the
+        // next bulk write leaves them out.
         let gone = before.readable().start..state.first;
         if gone.is_empty() { Ok(()) } else { tx.leave_revisions(name, gone) }
     }

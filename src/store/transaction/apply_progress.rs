@@ -55,8 +55,8 @@ pub(crate) fn apply(
     Ok((released, moved))
 }
 
-/// Whether the event is still in quarantine. The caller that asked for the event's leaving learns
-/// the answer.
+/// Whether the event is still in quarantine. Also notes the answer for the caller that takes the
+/// event out of quarantine.
 fn leaves(tx: &WriteTransaction, cursor: &Cursor, leave: &Leave) -> Result<bool> {
     let exceptions = tx.open_table(EXCEPTIONS)?;
     let row = exceptions.get(&keys::exception(cursor.id, leave.seq)[..])?;

@@ -265,7 +265,7 @@ impl Transaction {
     }
 
     /// Fails in a process other than the one that began the transaction. The check is a system
-    /// call, about a tenth of an append. On a transaction that is lent to a closure, one call of
+    /// call, about a tenth of an append. On a transaction that is lent to a closure, one call in
     /// [`CALLS_PER_LOOK`] makes the check, and so does the commit.
     pub(crate) fn owned(&self) -> Result<()> {
         let calls = self.calls.get();

@@ -29,7 +29,7 @@ pub(crate) trait Write: Send {
     fn is_handler(&self) -> bool {
         matches!(self.purpose(), Purpose::Handler(..))
     }
-    /// Begins the write. `false` if its caller has given up: then the write must not run.
+    /// Begins the write. Returns `false` if its caller has given up: then the write must not run.
     fn claim(&self) -> bool {
         true
     }

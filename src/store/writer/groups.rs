@@ -3,12 +3,12 @@
 //! **A closure that fails leaves no trace.** Everything that it gathered in memory (events, inbox
 //! entries) is rolled back in place. If the closure opened a table for writing, redb cannot roll
 //! back that closure alone. Then the group is rolled back, and the other closures run again without
-//! the failed one. So readers see nothing early, as they would with a `Durability::None` commit per
-//! closure; see docs/decisions for the figures. The second run is the reason why closures are
+//! the failed one. So readers see nothing early. With a `Durability::None` commit per closure they
+//! would; see docs/decisions for the figures. The second run is the reason why closures are
 //! `FnMut`.
 //!
 //! **A failure costs the other writes little, however many fail.** The writes that had succeeded
-//! before the failure run again in a group of their own, and are committed before any write that
+//! before the failure run again in a group of their own. They are committed before any write that
 //! was not tried yet. A write that was rolled back a second time is a group of its own: another
 //! write that had succeeded has failed meanwhile. So nothing runs more than [`RUNS_MAX`] times, and
 //! the work grows with the number of writes, not with its square.
@@ -145,9 +145,9 @@ pub(crate) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>, mut between
     }
 }
 
-/// Runs a group and commits the writes that succeed, up to the point where the group ends. `chain`
-/// decides from the number of writers and the time of a sync whether the group's callers are woken
-/// in a chain.
+/// Runs a group and commits the writes that succeed, up to the point where the group ends. The
+/// closure `chain` gets the number of writers and the time of a sync. It decides whether the
+/// group's callers are woken in a chain.
 pub(in crate::store) fn run(
     core: &Arc<Core>,
     live: Line,

@@ -1,5 +1,5 @@
-//! The writer thread: it commits groups, cleans up, makes the next open quick, and does whatever
-//! else is due.
+//! The writer thread: it commits groups, cleans up, makes the next open quick, and does all other
+//! work that is due.
 
 pub(crate) mod cleanup;
 pub(crate) mod groups;
