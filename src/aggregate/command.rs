@@ -1,4 +1,4 @@
-//! Commands on an aggregate: load, decide, append, and decide again where another command was faster.
+//! Commands on an aggregate: load, decide, append, and decide again if another command was faster.
 //!
 //! **Invariant.** `decide` runs outside any transaction and without a lock.
 
@@ -42,7 +42,8 @@ pub struct AggregateStream<A> {
 }
 
 impl<A: Aggregate> AggregateStream<A> {
-    /// How often [`execute`](Self::execute) decides at most while others are faster; 10 unless set, 1 at least.
+    /// Sets how often [`execute`](Self::execute) decides at most while other commands are faster.
+    /// The default is 10, the minimum 1.
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
@@ -66,10 +67,11 @@ impl<A: Aggregate> AggregateStream<A> {
         self
     }
 
-    /// The aggregate as of the last commit.
+    /// Loads the aggregate as of the last commit.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a [category](Aggregate::CATEGORY) that cannot work; as [`StreamReader::fold`](crate::StreamReader::fold).
+    /// Returns [`Error::Setting`] for a [category](Aggregate::CATEGORY) that cannot work; otherwise
+    /// as [`StreamReader::fold`](crate::StreamReader::fold).
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
@@ -92,22 +94,31 @@ impl<A: Aggregate> AggregateStream<A> {
         self.store.read()?.stream(&*self.stream)?.fold()
     }
 
-    /// Loads, lets `decide` say what happens, and appends that if nobody was faster; else decides again on what is true
-    /// then. `decide` runs on this thread, outside any transaction, so it may take its time; it may run several times.
-    /// The receipt has the state afterwards. No events: nothing is written.
+    /// Executes a command: loads the aggregate, calls `decide` for the events, and appends them if
+    /// no other write was faster.
     ///
-    /// A command whose events carry ids may be executed again: if they stand in the stream already, nothing is written, the
-    /// receipt names them, and its state is as of now.
+    /// After a faster write, `decide` is called again on the new state. It runs on this thread,
+    /// outside any transaction, so it may take its time. It may run several times. The receipt
+    /// holds the state after the append. If `decide` returns no events, nothing is written.
     ///
-    /// Commands that meet a conflict take turns, in the order in which they met it, and while some do, every further command on
-    /// the aggregate joins them. So where commands alone write the stream, each decides three times at most, however many there
-    /// are. Three things give that up, and then [`attempts`](Self::attempts) alone is the bound: writers that append to the
-    /// stream by themselves; a `decide` that keeps the others waiting for more than two seconds;
-    /// commands that `decide` itself executes, which never wait for others.
+    /// A command whose events carry ids may be executed again. If the events are in the stream
+    /// already, nothing is written. The receipt then names those events and holds the current
+    /// state.
+    ///
+    /// Commands that meet a conflict take turns, in the order in which they met it. While some
+    /// commands take turns, every further command on the aggregate joins them. So if only commands
+    /// write the stream, each decides three times at most, however many commands there are. Three
+    /// things give that up, and then [`attempts`](Self::attempts) is the only bound:
+    ///
+    /// - writers that append to the stream by themselves;
+    /// - a `decide` that keeps the other commands waiting for more than two seconds;
+    /// - commands that `decide` itself executes, which never wait for other commands.
     ///
     /// # Errors
-    /// `decide`'s own; [`Error::WrongRevision`] once the attempts are used up; those of [`load`](Self::load) and of
-    /// [`EventStream::append`](crate::EventStream::append).
+    /// - The error of `decide`.
+    /// - [`Error::WrongRevision`] once the attempts are used up.
+    /// - The errors of [`load`](Self::load) and of
+    ///   [`EventStream::append`](crate::EventStream::append).
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
@@ -131,7 +142,8 @@ impl<A: Aggregate> AggregateStream<A> {
     #[track_caller]
     pub fn execute(&self, mut decide: impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Receipt<Loaded<A>>> {
         self.store.core().owner.check()?;
-        // What the line was found to be, or joined; `Some(None)`: this thread must not wait in one.
+        // The place in the line of commands, once there is a line. `Some(None)`: this thread must
+        // not wait in a line.
         let mut line = self.store.core().lines.is_there(&self.stream).then(|| self.stand());
         let mut attempts = 0;
         loop {
@@ -140,7 +152,8 @@ impl<A: Aggregate> AggregateStream<A> {
             match self.try_once(&mut decide, line.is_none() && !last) {
                 Err(Error::WrongRevision { .. }) if !last => {
                     if !line.as_ref().and_then(Option::as_ref).is_some_and(Head::is_first) {
-                        // One that was passed leaves its place before it takes another.
+                        // A command that others have passed leaves its place before it takes
+                        // another.
                         line = None;
                         line.get_or_insert_with(|| self.stand());
                     }
@@ -150,10 +163,12 @@ impl<A: Aggregate> AggregateStream<A> {
         }
     }
 
-    /// Executes a command as [`execute`](Self::execute) does, without blocking a thread. Needs no runtime.
+    /// Executes a command as [`execute`](Self::execute) does, without blocking a thread. No runtime
+    /// is needed.
     ///
-    /// Loading and `decide` run on the thread that polls. The write goes the way of [`Store::write_async`]: dropping the future
-    /// while the write is on its way does not take the write back. Give the events ids if a command may be executed again.
+    /// Loading and `decide` run on the thread that polls. The write is made as by
+    /// [`Store::write_async`]: dropping the future while the write is on its way does not take the
+    /// write back. Give the events ids if a command may be executed again.
     ///
     /// # Errors
     /// Those of [`execute`](Self::execute).
@@ -197,7 +212,8 @@ impl<A: Aggregate> AggregateStream<A> {
             match self.try_once_async(&mut decide, place, line.is_none() && !last).await {
                 Err(Error::WrongRevision { .. }) if !last => {
                     if !place.is_some_and(TaskPlace::is_first) {
-                        // One that was passed leaves its place before it takes another.
+                        // A command that others have passed leaves its place before it takes
+                        // another.
                         drop(line.take());
                         line = Some(self.stand_as_task(&core).await);
                     }
@@ -259,7 +275,7 @@ impl<A: Aggregate> AggregateStream<A> {
         }
     }
 
-    /// Loads, and lets `decide` say what happens.
+    /// Loads the aggregate, and calls `decide` for the events.
     fn decide(&self, decide: &mut impl FnMut(&A) -> Result<Vec<A::Event>>) -> Result<Decided<A>> {
         let loaded = self.load()?;
         let expected = loaded.expected();
@@ -271,11 +287,11 @@ impl<A: Aggregate> AggregateStream<A> {
         }
         happened.iter().for_each(|event| state.apply(event));
         let newest = revision.map_or(0, |revision| revision + 1) + events.len() as u64 - 1;
-        // Revisions since the snapshot that the state was loaded from.
+        // The number of revisions since the snapshot that the state was loaded from.
         let since = newest + 1 - snapshot.map_or(0, |revision| revision + 1);
         let before = since - events.len() as u64;
         let (core, every) = (self.store.core(), A::SNAPSHOT_EVERY);
-        // One that was too large is tried again after as many events.
+        // A snapshot that was too large is tried again after `SNAPSHOT_EVERY` more events.
         let is_due = every > 0
             && since >= every
             && (!core.left_out.has(&self.stream) || since / every > before / every);
@@ -287,10 +303,12 @@ impl<A: Aggregate> AggregateStream<A> {
         Ok(Decided::Append(append, After { loaded, left_out }))
     }
 
-    /// What is said of an append that was written; its value is whether it was a repeat.
+    /// Makes the receipt of an append that was written. The value of `receipt` says whether the
+    /// append was a repeat.
     fn appended(&self, receipt: Receipt<bool>, after: After<A>) -> Result<Receipt<Loaded<A>>> {
         if *receipt.value() {
-            // It was executed before. What was decided on may have those events in it already: they are not applied twice.
+            // The command was executed before. The state that it decided on may already contain
+            // those events, so they are not applied twice.
             return Ok(receipt.with_value(self.load()?));
         }
         if let Some(len) = after.left_out {
@@ -300,36 +318,38 @@ impl<A: Aggregate> AggregateStream<A> {
     }
 }
 
-/// What a command has come to.
+/// The result of a decision.
 enum Decided<A> {
     Nothing(Loaded<A>),
     Append(Append, After<A>),
 }
 
-/// How the aggregate stands once its events are appended.
+/// The aggregate after its events are appended.
 struct After<A> {
     loaded: Loaded<A>,
     /// The length of a snapshot that is too large.
     left_out: Option<usize>,
 }
 
-/// What is to be written.
+/// The append that a command leads to.
 struct Append {
     stream: String,
     events: Vec<Event>,
     expected: ExpectedRevision,
-    /// What stood there when the command decided.
+    /// The stream's revision when the command decided.
     actual: Option<u64>,
     saved: Option<(u32, Vec<u8>)>,
 }
 
 impl Append {
-    /// The closure of the write; it says whether the events stood there already.
+    /// Returns the closure of the write. The closure's value says whether the events were there
+    /// already.
     fn closure(self, steps_back: bool) -> impl FnMut(&Transaction) -> Result<bool> + Send + 'static {
         let Self { stream: name, events, expected, actual, saved } = self;
         move |tx| {
             if steps_back && tx.core.lines.is_there(&name) {
-                // Others have met a conflict since this one decided. It decides anew behind them.
+                // Other commands have met a conflict since this command decided. This command
+                // decides anew behind them.
                 return Err(Error::WrongRevision { stream: name.clone(), expected, actual });
             }
             let stream = tx.stream(&*name);

@@ -1,4 +1,5 @@
-//! Aggregates: a state that is folded from the events of one stream, and decides which events come next.
+//! Aggregates. An aggregate is a state that is folded from the events of one stream, and that
+//! decides which events come next.
 
 mod command;
 
@@ -11,7 +12,8 @@ use crate::store::{Store, StreamReader};
 
 pub use self::command::AggregateStream;
 
-/// A state that is folded from the events of one stream. Its default is the state before the first event.
+/// A state that is folded from the events of one stream. The default is the state before the first
+/// event.
 ///
 /// ```
 /// use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};
@@ -67,40 +69,47 @@ pub use self::command::AggregateStream;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Aggregate: Default {
-    /// The category of its streams: that of id `7` is `CATEGORY-7`. Loading refuses one that holds a `-`: the category of a
-    /// stream is the part before the first `-`, so no filter would find it, and `a` with id `b-7` shares a stream with `a-b`.
+    /// The category of the aggregate's streams: the stream of id `7` is `CATEGORY-7`. Loading
+    /// refuses a category that holds a `-`. The category of a stream is the part before the first
+    /// `-`, so no filter would find the streams. Also, `a` with id `b-7` would share a stream with
+    /// `a-b`.
     const CATEGORY: &'static str;
-    /// A snapshot is saved with the append that brings this many events since the last one; 0 for none. One that is larger than
+    /// How many events apart snapshots are: a snapshot is saved with the append that brings this
+    /// many events since the last snapshot. 0 means no snapshots. A snapshot larger than
     /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX) is left out
     /// ([`Stats::snapshots_left_out`](crate::Stats::snapshots_left_out)).
     const SNAPSHOT_EVERY: u64 = 0;
-    /// The form of its snapshots. A snapshot of another version is ignored, and the events are folded instead.
+    /// The version of the snapshots' form. A snapshot of another version is ignored, and the events
+    /// are folded instead.
     const SNAPSHOT_VERSION: u32 = 0;
-    /// What happens to it.
+    /// The events of the aggregate.
     type Event;
 
-    /// The event as it is appended: type and payload, and an id where a retry must be recognised.
+    /// Returns the event as it is appended: type and payload, and an id if a retry must be
+    /// recognised.
     ///
     /// # Errors
-    /// What the codec says.
+    /// The error of the codec.
     fn encode(event: &Self::Event) -> Result<Event>;
 
-    /// What was recorded, as an event of this aggregate. The place to read older forms.
+    /// Returns a recorded event as an event of this aggregate. Read older forms here.
     ///
     /// # Errors
-    /// An unknown type or version: loading fails with it, since a state that leaves out an event is wrong.
+    /// Return an error for an unknown type or version. Loading then fails with this error, since a
+    /// state that leaves out an event is wrong.
     fn decode(recorded: &RecordedEvent) -> Result<Self::Event>;
 
-    /// Takes one event in. It has happened: nothing is checked here.
+    /// Applies one event to the state. The event has happened: nothing is checked here.
     fn apply(&mut self, event: &Self::Event);
 
-    /// The state as a snapshot; `None` for none.
+    /// Returns the state as a snapshot, or `None` for no snapshot.
     #[must_use]
     fn save(&self) -> Option<Vec<u8>> {
         None
     }
 
-    /// The state of a snapshot of this version; `None` if it cannot be read, upon which the events are folded.
+    /// Returns the state of a snapshot of this version. Returns `None` if the snapshot cannot be
+    /// read; then the events are folded.
     #[must_use]
     fn restore(_snapshot: &[u8]) -> Option<Self> {
         None
@@ -131,14 +140,14 @@ pub trait Aggregate: Default {
 pub struct Loaded<A> {
     /// The state.
     pub state: A,
-    /// The revision of the newest event in it; `None` before the first.
+    /// The revision of the newest event in the state; `None` before the first event.
     pub revision: Option<u64>,
-    /// The revision that the snapshot it was loaded from had, if one was used.
+    /// The revision of the snapshot that the state was loaded from, if a snapshot was used.
     pub snapshot: Option<u64>,
 }
 
 impl<A> Loaded<A> {
-    /// What an append must expect that builds on this state.
+    /// Returns the revision to expect for an append that builds on this state.
     ///
     /// ```
     /// # use onewrite::{Aggregate, Event, ExpectedRevision, RecordedEvent, Result, Store};
@@ -166,11 +175,14 @@ impl<A> Loaded<A> {
 }
 
 impl StreamReader<'_> {
-    /// Folds the stream into an aggregate: from the newest snapshot that can be read, else from the first event.
+    /// Folds the stream into an aggregate, from the newest snapshot that can be read, otherwise
+    /// from the first event.
     ///
     /// # Errors
-    /// [`Error::StreamDeleted`]; [`Error::MissingRevision`] if the stream is truncated and no snapshot stands for what is
-    /// gone; what [`Aggregate::decode`] says.
+    /// - [`Error::StreamDeleted`].
+    /// - [`Error::MissingRevision`] if the stream is truncated and no snapshot stands for the
+    ///   events that are gone.
+    /// - The error of [`Aggregate::decode`].
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, ExpectedRevision, RecordedEvent, Result, Store};
@@ -216,7 +228,7 @@ impl StreamReader<'_> {
 }
 
 impl Store {
-    /// The aggregate of this id: its stream is `CATEGORY-id`.
+    /// Returns the aggregate of this id. Its stream is `CATEGORY-id`.
     ///
     /// ```
     /// # use onewrite::{Aggregate, Error, Event, RecordedEvent, Result, Store};

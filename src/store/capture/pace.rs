@@ -1,13 +1,15 @@
 //! The pace of passes, and the reason why a captured table waits.
 //!
-//! **The rule.** Only a relay that runs sets a pace. It asks for passes when it has little left to do: for the dirty keys and the
-//! first snapshots of all tables. The writer thread asks for the rest:
+//! **The rule.** Only a running relay sets a pace. A relay asks for passes when it has little left
+//! to do: for the dirty keys and the first snapshots of all tables. The writer thread asks for the
+//! rest:
 //!
 //! - for the first snapshot of a published table, while no relay runs;
 //! - for dirty keys and snapshots of tables whose events stay in the log, always.
 //!
-//! Dirty keys of a published table wait for a relay, since they coalesce until a relay publishes them. A row of a relay in the
-//! file sets no pace. It bounds trimming and counts under the backlog quota; the quota bounds a snapshot without a relay.
+//! Dirty keys of a published table wait for a relay, since they coalesce until a relay publishes
+//! them. A relay that only has a row in the file sets no pace. That row bounds trimming and counts
+//! under the backlog quota; the quota bounds a snapshot without a relay.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -21,7 +23,8 @@ use crate::store::shared::core::Core;
 use crate::store::shared::relays::Pace;
 use crate::tuning::CAPTURE_OWN_MS;
 
-/// The reason why a captured table waits; `None` if nothing waits, or if it is on its way.
+/// Returns the reason why a captured table waits. Returns `None` if nothing waits, or if the events
+/// are on their way.
 pub(in crate::store) fn wait_of(
     capture: Option<&dyn Captured>,
     known: &Known,
@@ -51,7 +54,7 @@ pub(in crate::store) fn wait_of(
 }
 
 impl CoalescingPasses {
-    /// The reasons, by table.
+    /// Returns the reasons, by table.
     pub(crate) fn waits(core: &Core) -> BTreeMap<String, CaptureWait> {
         let pace = core.relays.pace();
         let tail = core.tail();
@@ -63,13 +66,13 @@ impl CoalescingPasses {
         waits.collect()
     }
 
-    /// How long until the writer thread has to ask for a pass by itself; `None`: never, as things stand. It logs once what a
-    /// table waits for outside of the store.
+    /// Returns the time until the writer thread has to ask for a pass itself. `None` means never,
+    /// as things are now. The function logs once what a table waits for outside of the store.
     pub(crate) fn look(core: &Core) -> Option<Duration> {
         if core.settings.captures.is_empty() || core.is_closing() || core.poisoned().is_some() {
             return None;
         }
-        // A commit from here on that begins something notifies the writer thread.
+        // From here on, a commit that begins something notifies the writer thread.
         core.passes.looks_soon.store(false, Ordering::SeqCst);
         let runs = core.relays.pace() != Pace::None;
         let own = |capture: &dyn Captured| capture.is_unpublished();
@@ -98,7 +101,7 @@ impl CoalescingPasses {
             let due = dirty_due.into_iter().chain(state.backfill_due_ms(backfills)).min();
             due.map(|due| due.max(state.not_before_ms))
         };
-        // No lock of ours is held while the application's clock runs.
+        // No lock of the store is held while the application's clock runs.
         let wait =
             due_ms.map(|due| Duration::from_millis(due.saturating_sub(core.settings.clock.now().mono_ms)));
         let soon = wait.is_some_and(|wait| wait <= Duration::from_millis(CAPTURE_OWN_MS));
@@ -106,7 +109,8 @@ impl CoalescingPasses {
         wait
     }
 
-    /// Logs which tables of the file this process has not registered, though dirty keys of theirs wait.
+    /// Logs the tables of the file that this process has not registered, if dirty keys of theirs
+    /// wait.
     pub(crate) fn say_at_open(core: &Core) {
         let waits = Self::waits(core);
         for (table, waits_for) in waits.iter().filter(|(_, wait)| **wait == CaptureWait::Registration) {
@@ -114,12 +118,12 @@ impl CoalescingPasses {
         }
     }
 
-    /// A commit has written captured rows: whether the writer thread is to look.
+    /// Whether the writer thread must look, after a commit that has written captured rows.
     pub(crate) fn begins(&self, pending: &PendingCaptures) -> bool {
         pending.written().next().is_some() && !self.looks_soon.load(Ordering::SeqCst)
     }
 
-    /// Says what tables wait for, each once until nothing of it waits.
+    /// Logs what tables wait for. A reason is logged once, until nothing of the table waits.
     fn say(&self, waits: &BTreeMap<String, CaptureWait>) {
         let news: Vec<_> = {
             let mut state = self.lock();
@@ -139,7 +143,7 @@ impl CoalescingPasses {
 }
 
 impl State {
-    /// The time of the next try of a dirty key of this table.
+    /// Returns the time of the next try of a dirty key of this table.
     fn dirty_due_ms(&self, id: CaptureId, waiting: u64) -> Option<u64> {
         if waiting > self.failed_of(id) { Some(0) } else { self.retry_ms(id) }
     }

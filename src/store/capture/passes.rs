@@ -1,12 +1,14 @@
-//! Coalescing passes: what waits becomes events, a bounded piece at a time.
+//! Coalescing passes: they turn waiting changes into events, a bounded piece at a time.
 //!
-//! A coalescing pass is one closure on the writer thread. It publishes the oldest dirty keys in their order, from
-//! where the last one ended, so that a key that changes all the time cannot starve the others; and it backfills a piece of a
-//! table that was switched on. Relays ask for passes when they have little left to do, so dirty keys coalesce while the broker
-//! is away. What no running relay holds, the writer thread asks for by itself ([`pace`](super::pace)).
+//! A coalescing pass is one closure on the writer thread. It publishes the oldest dirty keys in
+//! their order, from where the last pass ended. So a key that changes all the time cannot starve
+//! the others. The pass also backfills a piece of a table that was switched on. Relays ask for
+//! passes when they have little left to do, so dirty keys coalesce while the broker is away. The
+//! writer thread asks for work that no running relay holds ([`pace`](super::pace)).
 //!
-//! **Invariants.** One pass at a time: only the writer thread runs them. What a pass remembers is noted once its commit
-//! is known; what it forgets is only tried again. A key whose codec fails stays dirty and holds nobody.
+//! **Invariants.** One pass runs at a time, since only the writer thread runs passes. The results
+//! of a pass are noted in memory once its commit is known; a result that is lost is only tried
+//! again. A key whose codec fails stays dirty and holds up no other key.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,7 +44,7 @@ impl Write for CoalescingPass {
     fn run(&mut self, tx: &Transaction) -> bool {
         let run = || Piece::new(tx, tx.core.passes.asked()).run();
         let outcome = tx.within_own_bounds(|| caught(run));
-        // Nobody waits for its events.
+        // No caller waits for the pass's events.
         tx.take_seqs();
         let outcome = outcome.unwrap_or_else(|_| Err(Error::app("it panicked")));
         tx.note_pass();
@@ -66,7 +68,7 @@ impl Write for CoalescingPass {
     }
 }
 
-/// Notes how a pass has ended, and lets the next one be asked for.
+/// Notes how a pass has ended, and allows the next request for a pass.
 fn note(core: &Core, outcome: Result<Outcome>) {
     let now_ms = core.settings.clock.now().mono_ms;
     {
@@ -86,12 +88,13 @@ fn note(core: &Core, outcome: Result<Outcome>) {
     }
     core.passes.ended.fetch_add(1, Ordering::SeqCst);
     core.passes.asked.store(0, Ordering::SeqCst);
-    // Relays look again, also where nothing was committed.
+    // Relays look again, even if nothing was committed.
     core.relays.notify_all();
 }
 
 impl CoalescingPasses {
-    /// When the next pass has something to do, by the monotonic clock; `None` if nothing waits.
+    /// Returns when the next pass has something to do, by the monotonic clock. Returns `None` if
+    /// nothing waits.
     pub(crate) fn due_ms(core: &Core) -> Option<u64> {
         if core.settings.captures.is_empty() {
             return None;
@@ -141,7 +144,8 @@ mod tests {
         Store::builder().capture(capture).open(folder.path().join("a.redb")).unwrap()
     }
 
-    /// One pass in a transaction of its own, as if there were a relay; after `before` in the same one.
+    /// Runs one pass in a transaction of its own, as if there were a relay. `before` runs first, in
+    /// the same transaction.
     fn pass(store: &Store, before: impl FnOnce(&Transaction)) -> Vec<String> {
         let core = store.core();
         let mut tx = Transaction::begin(core, "a test").unwrap();
@@ -164,8 +168,9 @@ mod tests {
         store.stats().unwrap().captures["table"].waiting
     }
 
-    /// Goal: a pass and the writes of its group see each other. Method: a dirty key of a row that was there at switch-on, which an
-    /// earlier write of the very transaction removes: the remove is published. A later write makes dirty again what the pass has published.
+    /// Goal: a pass and the writes of its group see each other. Method: a dirty key of a row that
+    /// was there at switch-on. An earlier write of the same transaction removes the row: the remove
+    /// is published. A later write makes a key dirty again that the pass has published.
     #[test]
     fn a_pass_counts_what_its_own_transaction_has_done() {
         let folder = tempfile::tempdir().unwrap();
@@ -194,8 +199,8 @@ mod tests {
         assert_eq!(waiting(&store), 0);
     }
 
-    /// Goal: what fails is bounded in memory, and slows passes down instead. Method: more failing keys than are remembered,
-    /// then all that there is to hear of when the next pass may come.
+    /// Goal: failures take bounded memory, and slow passes down instead. Method: more failing keys
+    /// than are remembered, then look at when the next pass may come.
     #[test]
     fn failures_are_bounded() {
         let folder = tempfile::tempdir().unwrap();
@@ -217,13 +222,14 @@ mod tests {
         assert_eq!(store.stats().unwrap().captures["table"].failed, CAPTURE_FAILED_MAX as u64);
         assert!(CoalescingPasses::due_ms(store.core()).unwrap() > now_ms());
         assert_eq!(waiting(&store), u64::from(keys));
-        // The first that failed are met again when their time has come, not before.
+        // The keys that failed first are met again when their time has come, not before.
         let due = |store: &Store| store.core().passes.lock().failed.values().map(|f| f.due_ms).min().unwrap();
         assert!(due(&store) >= CAPTURE_RETRY_MS.0);
     }
 
-    /// Goal: a pass that finds nothing delays the next one only where something is due. Method: one where nothing waits; one
-    /// of the writer thread for a table that a relay backfills by now; one for a dirty key that memory alone knows.
+    /// Goal: a pass that finds nothing delays the next pass only if something is due. Method: a
+    /// pass where nothing waits; a pass of the writer thread for a table that a relay now
+    /// backfills. Then a pass for a dirty key that only memory knows.
     #[test]
     fn a_pass_that_comes_too_late_delays_no_other() {
         let folder = tempfile::tempdir().unwrap();

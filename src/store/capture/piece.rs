@@ -19,7 +19,7 @@ use crate::store::shared::relays::Pace;
 use crate::store::transaction::Transaction;
 use crate::tuning::CAPTURE_PASS_BYTES;
 
-/// What became of one key.
+/// The result of publishing one key.
 pub(in crate::store) enum Settled {
     Published,
     CodecFailed,
@@ -27,11 +27,11 @@ pub(in crate::store) enum Settled {
     NoRoom,
 }
 
-/// A pass at work.
+/// A running pass.
 pub(in crate::store) struct Piece<'tx> {
     pub(in crate::store) tx: &'tx Transaction,
     pub(in crate::store) registered: BTreeMap<CaptureId, (CaptureRow, Arc<dyn Captured>)>,
-    /// The writer thread has asked, for what no running relay holds.
+    /// The writer thread has asked for this pass, for work that no running relay holds.
     pub(in crate::store) own: bool,
     pub(in crate::store) relay_runs: bool,
     pub(in crate::store) keys_left: usize,
@@ -60,13 +60,13 @@ impl<'tx> Piece<'tx> {
 
     pub(crate) fn run(mut self) -> Result<Outcome> {
         let backfills = self.due_backfills();
-        // While a table is backfilled, dirty keys leave it half of the room.
+        // While a table is backfilled, dirty keys leave it half of the keys of the pass.
         let dirty_max = if backfills.is_empty() { self.keys_left } else { self.keys_left / 2 };
         let dirty_keys = self.next_dirty_keys(dirty_max)?;
         if dirty_keys.is_empty() && backfills.is_empty() {
             self.outcome.stuck = self.is_lost();
         }
-        // The same of the bytes: large rows that change all the time would leave none.
+        // The same holds for bytes: large rows that change all the time would leave none.
         let for_backfills = if backfills.is_empty() { 0 } else { self.bytes_left / 2 };
         self.bytes_left -= for_backfills;
         for (dirty, kind) in dirty_keys {
@@ -84,10 +84,12 @@ impl<'tx> Piece<'tx> {
         Ok(self.outcome)
     }
 
-    /// Something waits and is due, yet a pass finds nothing: memory is wrong, so the next one does not hurry.
+    /// Whether something is due, yet the pass has found nothing. Then memory is wrong, so the next
+    /// pass does not hurry.
     ///
-    /// Two kinds of passes find nothing in good order, and delay no other: one that comes after another has done its work; and one of the
-    /// writer thread whose work a relay has taken over. That relay was started meanwhile.
+    /// Two kinds of passes find nothing in normal operation, and delay no other pass. One comes
+    /// after another pass has done its work. The other is a pass of the writer thread whose work a
+    /// relay has taken over. That relay was started meanwhile.
     fn is_lost(&self) -> bool {
         let core = &self.tx.core;
         let taken_over = self.own && self.relay_runs;
@@ -99,12 +101,13 @@ impl<'tx> Piece<'tx> {
         self.keys_left > 0 && self.bytes_left > 0 && !self.outcome.stuck
     }
 
-    // --- dirty keys ---------------------------------------------------------------------------------------------------
+    // --- dirty keys ---
 
-    /// The marks that are next: from behind the last one to the end, then from the beginning up to it.
+    /// Returns the next dirty keys: from behind the key where the last pass ended to the end, then
+    /// from the beginning up to that key.
     fn next_dirty_keys(&self, max: usize) -> Result<Vec<(Vec<u8>, DirtyKind)>> {
         let now_ms = self.tx.core.settings.clock.now().mono_ms;
-        // Copied, so that nobody who asks for figures waits until the file is read.
+        // The state is copied, so that a request for figures does not wait until the file is read.
         let (middle, resting) = {
             let state = self.tx.core.passes.lock();
             let resting = state.failed.iter().filter(|(_, failed)| failed.due_ms > now_ms);
@@ -139,12 +142,12 @@ impl<'tx> Piece<'tx> {
         Ok(found)
     }
 
-    /// Appends the event of a dirty key, and takes the key out of the dirty ones.
+    /// Appends the event of a dirty key, and makes the key clean.
     fn publish_dirty_key(&mut self, dirty: Vec<u8>, kind: DirtyKind) -> Result<()> {
         let Some((id, key)) = dirty.split_first_chunk::<4>() else { return Err(damaged_row("dirty key")) };
         let Some((_, capture)) = self.registered.get(&u32::from_be_bytes(*id)) else { return Ok(()) };
         let capture = Arc::clone(capture);
-        // An earlier write of this very transaction may have changed it.
+        // An earlier write of the same transaction may have changed the key's kind.
         let kind = self.tx.pending_dirty_key(&dirty).flatten().unwrap_or(kind);
         let value = match caught(|| capture.value(self.tx.redb(), key)) {
             Ok(value) => value?,
@@ -157,7 +160,7 @@ impl<'tx> Piece<'tx> {
             (DirtyKind::Change, Some(_)) => Operation::Update,
             (DirtyKind::Change, None) => Operation::Remove,
             (DirtyKind::Snapshot, Some(_)) => Operation::Snapshot,
-            // It was removed after switch-on, and that has an event of its own.
+            // The row was removed after switch-on, and that removal has an event of its own.
             (DirtyKind::Snapshot, None) => {
                 self.clear_dirty_key(dirty)?;
                 return Ok(());
@@ -193,9 +196,9 @@ impl<'tx> Piece<'tx> {
         self.outcome.failed.push(dirty);
     }
 
-    // --- the first switch-on ------------------------------------------------------------------------------------------
+    // --- the first switch-on ---
 
-    /// The tables that are to be backfilled, but for those that rest.
+    /// Returns the tables to backfill, except the tables whose backfill rests.
     fn due_backfills(&self) -> Vec<(CaptureRow, Arc<dyn Captured>)> {
         let core = &self.tx.core;
         let (now_ms, state) = (core.settings.clock.now().mono_ms, core.passes.lock());
@@ -207,7 +210,7 @@ impl<'tx> Piece<'tx> {
             .collect()
     }
 
-    /// Appends events of rows that were there already, and notes how far that came.
+    /// Appends events of rows that were there at switch-on, and notes the last row.
     fn backfill(&mut self, row: CaptureRow, capture: &dyn Captured) -> Result<()> {
         let after = match &row.snapshot {
             SnapshotState::Behind(key) => Some(key.as_slice()),
@@ -216,7 +219,7 @@ impl<'tx> Piece<'tx> {
         let (keys_max, bytes_max) = (self.keys_left, self.bytes_left);
         let found = caught(|| capture.rows_after(self.tx.redb(), after, keys_max, bytes_max));
         let Ok(found) = found else {
-            // Which row it was is not known. Nothing but this table's backfill need wait for it.
+            // The row that failed is not known. Only this table's backfill needs to wait.
             report_failure(capture, &"reading its rows panicked");
             self.outcome.unreadable.push(row.id);
             return Ok(());
@@ -253,13 +256,13 @@ impl<'tx> Piece<'tx> {
         Ok(())
     }
 
-    /// The event of its newest change is to come, or has been appended just now.
+    /// Whether the event of the key's newest change is still to come, or was appended just now.
     fn is_reported(&self, dirty: &[u8]) -> Result<bool> {
         Ok(self.tx.pending_dirty_key(dirty).is_some()
             || self.tx.redb().open_table(CHANGES)?.get(dirty)?.is_some())
     }
 
-    // --- one key ------------------------------------------------------------------------------------------------------
+    // --- one key ---
 
     fn publish(
         &mut self,
@@ -273,7 +276,8 @@ impl<'tx> Piece<'tx> {
         let change = RawChange { operation, key, new: value, old: Old::None };
         let event = match caught(|| capture.encode(change)) {
             Ok(Ok(event)) => event,
-            // Whatever it is, it is about this key: a codec may look into a file of its own, which may be full or broken.
+            // Any such error concerns this key only: a codec may read a file of its own, which may
+            // be full or broken.
             Ok(Err(error)) => {
                 self.tx.core.suspect(&error);
                 report_failure(capture, &kind_of(&error));
@@ -300,13 +304,15 @@ impl<'tx> Piece<'tx> {
     }
 }
 
-/// Says that a key stays dirty. Never which, and never its value: both are the application's.
+/// Logs that a key stays dirty. The log names neither the key nor its value: both are the
+/// application's.
 pub(in crate::store) fn report_failure(capture: &dyn Captured, why: &dyn std::fmt::Display) {
     let newest = capture.mode() == CaptureMode::NewestValue;
     tracing::error!(table = capture.name(), newest, %why, "a row of a captured table makes no event; it is tried again");
 }
 
-/// An error of the codec may quote the value; of ours, none does.
+/// Describes an error for the log. An error of the codec may quote the value; the library's own
+/// errors do not.
 pub(in crate::store) fn kind_of(error: &Error) -> String {
     match error {
         Error::Event(EventError::Encode { format, cause: source }) => {
@@ -320,7 +326,7 @@ pub(in crate::store) fn kind_of(error: &Error) -> String {
     }
 }
 
-/// What the library's own encoding would lose: its text has the place alone.
+/// Returns what the library's own encoding would lose. The text contains only the place.
 #[cfg(feature = "json")]
 fn loss_in(source: &BoxError) -> Option<String> {
     source.downcast_ref::<crate::codec::Lossy>().map(ToString::to_string)

@@ -16,10 +16,12 @@ use crate::store::settings::capture_types::{Captured, Old, RawChange, Types};
 use crate::store::transaction::Transaction;
 use crate::store::transaction::gathered::Amount;
 
-/// A captured table, open in a [`Transaction`]: each of its changes is in the log, or recorded as dirty, in the same transaction.
+/// A captured table, open in a [`Transaction`]. Each change is in the log, or recorded as dirty, in
+/// the same transaction.
 ///
-/// It is written through these methods alone; [`read`](Self::read) has everything that only reads. To leak it, or a guard
-/// that it returns ([`std::mem::forget`]), is not supported: row and event may then differ.
+/// The table is written through these methods alone; [`read`](Self::read) has everything that only
+/// reads. Leaking the table, or a guard that it returns ([`std::mem::forget`]), is not supported:
+/// row and event may then differ.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -42,7 +44,7 @@ pub struct CapturedTable<'tx, K: Key + 'static, V: Value + 'static> {
     tx: &'tx Transaction,
     capture: Arc<dyn Captured>,
     id: CaptureId,
-    /// Rows of it are dirty: a write may be what mends one of them.
+    /// The table has dirty rows: a write may mend one of them.
     has_dirty_keys: bool,
 }
 
@@ -53,11 +55,13 @@ impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for CapturedTable<'_,
 }
 
 impl Transaction {
-    /// Opens a table that is [registered as captured](crate::StoreBuilder::capture), creating it if there is none.
+    /// Opens a table that is [registered as captured](crate::StoreBuilder::capture), and creates it
+    /// if there is none.
     ///
     /// # Errors
-    /// [`Error::NotCaptured`] for a table that is not registered, [`Error::CaptureTypes`] for one that is registered with
-    /// other types; what redb says.
+    /// - [`Error::NotCaptured`] for a table that is not registered.
+    /// - [`Error::CaptureTypes`] for a table that is registered with other types.
+    /// - An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -95,7 +99,7 @@ impl Transaction {
 }
 
 impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
-    /// The table for reading: ranges, iterators, the first and the last row.
+    /// Returns the table for reading: ranges, iterators, the first and the last row.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -113,10 +117,10 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         &self.table
     }
 
-    /// The value of this key, this transaction's own changes included.
+    /// Returns the value of this key, this transaction's own changes included.
     ///
     /// # Errors
-    /// What redb says.
+    /// An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -134,10 +138,10 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         self.tx.engine(|| Ok(self.table.get(key)?))
     }
 
-    /// How many rows it has.
+    /// Returns how many rows the table has.
     ///
     /// # Errors
-    /// What redb says.
+    /// An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -155,10 +159,10 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         self.tx.engine(|| Ok(self.table.len()?))
     }
 
-    /// Whether it has no row.
+    /// Returns whether the table has no row.
     ///
     /// # Errors
-    /// What redb says.
+    /// An error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -173,10 +177,12 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         self.tx.engine(|| Ok(self.table.is_empty()?))
     }
 
-    /// Sets the value of a key, and returns the one before. One that is equal to it is a change too.
+    /// Sets the value of a key, and returns the value before. Setting an equal value is a change
+    /// too.
     ///
     /// # Errors
-    /// What the codec says, or [`append`](Transaction::append), or redb: row and log are then as they were.
+    /// The error of the codec, of [`append`](Transaction::append) or of redb. Row and log are then
+    /// as they were.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -220,7 +226,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         }
     }
 
-    /// Removes a key, and returns its value. One that is not there is no change.
+    /// Removes a key, and returns its value. If the key is not there, nothing changes.
     ///
     /// # Errors
     /// As [`insert`](Self::insert).
@@ -263,28 +269,32 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         }
     }
 
-    /// Whether there is a row, and the bytes of its value where an event says them.
+    /// Whether there is a row, and the bytes of its value if events carry old values.
     fn old(&self, key: &K::SelfType<'_>) -> Result<(bool, Found)> {
         let row = self.tx.engine(|| Ok(self.table.get(key)?))?;
         let wanted = row.as_ref().filter(|_| self.capture.wants_old());
         Ok((row.is_some(), wanted.map(capture_stored::bytes_of).transpose()))
     }
 
-    /// A row that is dirty and could not be published need not wait for its next try.
+    /// Notes a written row. A dirty row that could not be published then need not wait for its next
+    /// try.
     fn note_written(&self, key: &[u8]) {
         if self.has_dirty_keys {
             self.tx.note_written(dirty_key(self.id, key));
         }
     }
 
-    /// Removes all rows. Each is a change.
+    /// Removes all rows. Each removal is a change.
     ///
-    /// No value is decoded that no event says ([`Capture::old_values`](crate::Capture::old_values)), so rows go that their
-    /// type cannot read.
+    /// The call decodes a value only if an event carries it
+    /// ([`Capture::old_values`](crate::Capture::old_values)). So the call also removes rows that
+    /// their type cannot read.
     ///
     /// # Errors
-    /// As [`insert`](Self::insert). A row that cannot be removed stays, and the others go, each with its event; the error is
-    /// the first one's.
+    /// As [`insert`](Self::insert). A row that cannot be removed stays, and the others go, each
+    /// with its event. The error is that of the first row that stays. The call ends early on an
+    /// error that concerns all rows: an error of redb, the backlog quota, or the transaction's
+    /// limits.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -310,7 +320,7 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
             };
             match removed {
                 Ok(()) => {}
-                // It concerns all of them.
+                // This error concerns all rows.
                 Err(
                     error @ (Error::Storage(_)
                     | Error::BacklogFull { .. }
@@ -339,17 +349,21 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         self.remove(read).map(drop)
     }
 
-    /// Keeps the rows for which `keep` is true. Each that goes is a change.
+    /// Keeps the rows for which `keep` is true. Each row that goes is a change.
     ///
-    /// `keep` is asked of all rows first; then those go that it does not keep. It may use the transaction, but not this table.
+    /// The call first asks `keep` about all rows, and then removes the rows that `keep` does not
+    /// keep. The closure may use the transaction, but not this table.
     ///
     /// # Errors
-    /// As [`insert`](Self::insert): rows that went before it are gone, each with its event. [`Error::UnreadableRow`] for a row
-    /// that its type cannot read, so that `keep` cannot be asked: such rows stay, and all others are as `keep` says;
-    /// [`clear`](Self::clear) and [`remove`](Self::remove) do not ask.
+    /// - As [`insert`](Self::insert): rows that were removed before the error are gone, each with
+    ///   its event.
+    /// - [`Error::UnreadableRow`] for a row that its type cannot read, so that `keep` cannot be
+    ///   asked. Such rows stay, and all others are as `keep` says. The methods
+    ///   [`clear`](Self::clear) and [`remove`](Self::remove) do not ask.
     ///
     /// # Panics
-    /// If `keep` or the codec does. Rows that went before it are gone, each with its event.
+    /// If `keep` or the codec panics. Rows that were removed before the panic are gone, each with
+    /// its event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -380,7 +394,8 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
         unreadable.map_or(Ok(()), Err)
     }
 
-    /// Asks of each row, while nothing is changed: `keep` is the application's, and may append, write another table, or panic.
+    /// Asks `keep` about each row while nothing is changed. The closure `keep` is the
+    /// application's: it may append, write another table, or panic.
     fn judge(
         &self,
         mut keep: impl for<'f> FnMut(K::SelfType<'f>, V::SelfType<'f>) -> bool,
@@ -416,9 +431,9 @@ impl<K: Key + 'static, V: Value + 'static> CapturedTable<'_, K, V> {
     }
 }
 
-/// What [`CapturedTable::retain`] has asked.
+/// The answers that [`CapturedTable::retain`] got.
 struct Judged {
-    /// The keys of rows that go.
+    /// The keys of the rows that go.
     doomed: Vec<Vec<u8>>,
     unreadable: Option<Error>,
     panicked: Option<Box<dyn std::any::Any + Send>>,

@@ -1,4 +1,5 @@
-//! Ids that were appended before: which events stand where, and what to say of those that do not stand as they should.
+//! Ids that were appended before: where their events are, and which error to return if they are not
+//! where they should be.
 
 use crate::error::{Error, ExpectedRevision, Result, Stands};
 use crate::event::{Event, RecordedEvent};
@@ -8,8 +9,9 @@ use crate::store::streams::{EventStream, StreamAppended, body_of};
 use crate::store::transaction::{EVENT_SCOPE, Transaction};
 
 impl Transaction {
-    /// Why this event cannot be appended, whose id was appended as `seq`, with another checksum. Stream and destination are in the
-    /// checksum, so the record says whether the content is another, or only its place.
+    /// Returns why this event cannot be appended, if its id was appended as `seq` with another
+    /// checksum. The checksum covers stream and destination. So the record tells whether the
+    /// content is different, or only its place.
     #[cold]
     pub(in crate::store) fn clash(&self, event: &Event, seq: u64) -> Error {
         let id = event.id.as_deref().unwrap_or_default().to_owned();
@@ -17,13 +19,14 @@ impl Transaction {
             Ok(Some(recorded)) if is_the_same_elsewhere(event, &recorded) => {
                 Error::IdElsewhere { id, seq, stands: stands(&recorded) }
             }
-            // Where the record is gone, or damaged, the checksum alone speaks.
+            // If the record is gone or damaged, only the checksum is left to compare.
             Ok(_) | Err(Error::Corrupt(_)) => Error::Conflict { id, seq },
             Err(error) => error,
         }
     }
 
-    /// As [`clash`](Self::clash), of an event with the same checksum that is not among those that this append would repeat.
+    /// Works as [`clash`](Self::clash), for an event with the same checksum that is not among the
+    /// events that this append would repeat.
     #[cold]
     pub(in crate::store) fn elsewhere(&self, id: &str, seq: u64) -> Error {
         let stands = match self.recorded(seq) {
@@ -42,13 +45,14 @@ fn stands(recorded: &RecordedEvent) -> Stands {
     }
 }
 
-/// Whether an event differs from a recorded one of another stream, or of none, only in what follows from that.
+/// Whether an event differs from a recorded event of another stream, or of none, only in what
+/// follows from that.
 fn is_the_same_elsewhere(event: &Event, recorded: &RecordedEvent) -> bool {
     let recorded = &recorded.event;
     if event.stream == recorded.stream {
         return false;
     }
-    // A key that is the stream's name was given by the stream, and so may a destination be.
+    // A key that is the stream's name was set by the stream. So may the destination be.
     let derived = |event: &Event| event.key.as_deref().is_none_or(|key| event.stream.as_deref() == Some(key));
     let mut moved = Event {
         id: event.id.clone(),
@@ -63,7 +67,8 @@ fn is_the_same_elsewhere(event: &Event, recorded: &RecordedEvent) -> bool {
 }
 
 impl EventStream<'_> {
-    /// Where exactly these events stand already, if they do: where the expectation says, or wherever the first id leads.
+    /// Returns where exactly these events are already, if they are: at the expected revision, or
+    /// where the first id leads.
     #[cold]
     pub(in crate::store) fn repeated(
         &self,
@@ -71,7 +76,7 @@ impl EventStream<'_> {
         expected: ExpectedRevision,
     ) -> Result<Option<StreamAppended>> {
         let Some(Some(id)) = events.first().map(|event| event.id.as_deref()) else { return Ok(None) };
-        // The stream itself is looked at first: it remembers for longer than the inbox.
+        // The stream itself is searched first: it remembers for longer than the inbox.
         if let Some(first) = expected.first()
             && let Some(repeated) = self.repeated_from(events, first)?
         {
@@ -93,7 +98,7 @@ impl EventStream<'_> {
             if revision >= reader.view.state.next {
                 return Ok(None);
             }
-            // As recorded: what an upcast makes of it is not what was appended.
+            // The record is read without an upcast: the upcast form is not what was appended.
             let recorded = reader.view.read(self.tx, revision, &mut chunk)?;
             let same_id = event.id.as_deref() == Some(recorded.id());
             if !same_id || body_of(event) != body_of(&recorded.event) {
@@ -105,7 +110,8 @@ impl EventStream<'_> {
         Ok(Some(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: true }))
     }
 
-    /// The revision that the event of this id has in this stream, if the id is still remembered.
+    /// Returns the revision of the event with this id in this stream, if the store still remembers
+    /// the id.
     fn revision_of(&self, id: &str) -> Result<Option<u64>> {
         let Some(row) = self.tx.inbox_row(&keys::inbox(EVENT_SCOPE, id.as_bytes()))? else { return Ok(None) };
         let recorded = self.tx.recorded(row.first)?;

@@ -1,8 +1,11 @@
-//! Streams in the file: appending under an expected revision, reading in order of revision, and the derived index.
+//! Streams in the file: appending under an expected revision, reading in order of revision, and the
+//! derived index.
 //!
-//! **Invariants.** The newest stretch of the index is in memory ([`StreamCache`](crate::log::streams::StreamCache)); a bulk write puts it into chunks, in the
-//! same commit that moves `derived_through`. So whoever knows `derived_through` as of a commit finds every revision:
-//! below it in a chunk of that commit, from it on in memory, or, where memory has moved on, in the log itself.
+//! **Invariants.** The newest stretch of the index is in memory
+//! ([`StreamCache`](crate::log::streams::StreamCache)). A bulk write puts that stretch into chunks,
+//! in the same commit that moves `derived_through`. So a reader that knows `derived_through` as of
+//! a commit finds every revision. Below `derived_through` the revision is in a chunk of that
+//! commit. From there on it is in memory, or in the log itself where memory has moved on.
 
 pub(crate) mod ids;
 
@@ -25,7 +28,7 @@ use crate::store::transaction::gathered::Amount;
 use crate::store::transaction::stream_index::joined;
 use crate::upcast::Upcasts;
 
-/// Where events were appended to a stream.
+/// The place where events were appended to a stream.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -44,17 +47,17 @@ use crate::upcast::Upcasts;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct StreamAppended {
-    /// Their revisions.
+    /// The revisions of the events.
     pub revisions: Range<u64>,
-    /// Their sequence numbers in the log.
+    /// The sequence numbers of the events in the log.
     pub seqs: Vec<u64>,
-    /// They were there already, and nothing was written.
+    /// The events were there already, and nothing was written.
     pub repeated: bool,
 }
 
-// --- the derived tables -------------------------------------------------------------------------------------------
+// --- the derived tables ---
 
-// --- appending ----------------------------------------------------------------------------------------------------
+// --- appending ---
 
 /// A stream within a write transaction. See [`Transaction::stream`].
 ///
@@ -76,8 +79,8 @@ pub struct EventStream<'a> {
 }
 
 impl Transaction {
-    /// The stream of this name; it begins with its first event. The part of the name before the first `-` is its
-    /// category.
+    /// Returns the stream of this name. A stream begins with its first event. The part of the name
+    /// before the first `-` is the stream's category.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -146,20 +149,32 @@ impl StreamSource for Transaction {
 impl<'a> EventStream<'a> {
     /// Appends events, with contiguous revisions, if the stream is as expected.
     ///
-    /// Retry-safe for events whose ids the application gave: if these very events stand in the stream, in a row and not truncated,
-    /// nothing is written and their first positions are returned, whatever is expected. Where `expected` names their place they
-    /// are known for as long as they stand there, elsewhere while the first id is remembered: the store's inbox age. An event without a destination goes where
-    /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says, else nowhere; its key, unless
-    /// it has one, is the stream's name, so that a stream is published in order.
+    /// The call is safe to retry for events whose ids the application gave. If these very events
+    /// are in the stream already, in a row and not truncated, nothing is written. The call then
+    /// returns their first positions, under every expectation. Where `expected` names their place,
+    /// the store knows the events for as long as they are there. Elsewhere the store knows them
+    /// while it remembers the first id: for the store's inbox age.
     ///
-    /// The iterator runs to its end before anything is looked at. Whatever it appends itself, to this stream too, stands before
-    /// its own events, and `expected` is compared with the stream as it is then.
+    /// An event without a destination goes where
+    /// [`StoreBuilder::stream_destination`](crate::StoreBuilder::stream_destination) says,
+    /// otherwise nowhere. An event without a key gets the stream's name as its key, so that a
+    /// stream is published in order.
+    ///
+    /// The iterator runs to its end before the call looks at the stream. Events that the iterator
+    /// itself appends, to this stream too, come before the call's own events. The call compares
+    /// `expected` with the stream as it is then.
     ///
     /// # Errors
-    /// [`Error::WrongRevision`] with what was expected and what is; [`Error::StreamDeleted`]; [`Error::BadId`] for a
-    /// name of 0 or over 255 bytes; [`Error::Conflict`] if an id is taken by other content, [`Error::IdElsewhere`] if it is taken by the
-    /// same content, but not all of these events stand in this stream in a row; and those of [`Transaction::append`]. An error may
-    /// leave the first of several events appended: let the closure fail with it.
+    /// - [`Error::WrongRevision`], with the expected and the actual revision.
+    /// - [`Error::StreamDeleted`].
+    /// - [`Error::BadId`] for a name of 0 or over 255 bytes.
+    /// - [`Error::Conflict`] if other content has an id.
+    /// - [`Error::IdElsewhere`] if the same content has an id, but not all of these events are in
+    ///   this stream in a row.
+    /// - The errors of [`Transaction::append`].
+    ///
+    /// An error may leave the first of several events appended: let the closure fail with that
+    /// error.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -178,8 +193,9 @@ impl<'a> EventStream<'a> {
         expected: ExpectedRevision,
     ) -> Result<StreamAppended> {
         let name = &self.name;
-        // The application's code first: the iterator, the rule and the clock may append to this very stream. Behind these
-        // two lines none of it runs, so what is checked is still so when it is used.
+        // The application's code runs first: the iterator, the rule and the clock may append to
+        // this very stream. After these two lines no such code runs, so each check still holds when
+        // its result is used.
         let events = self.taken(events)?;
         let now = self.tx.core.settings.clock.now();
         let state = self.state()?;
@@ -188,7 +204,7 @@ impl<'a> EventStream<'a> {
         }
         let actual = state.next.checked_sub(1);
         if !expected.holds(actual) {
-            // A retry is known under every expectation.
+            // A retry is recognised under every expectation.
             if let Some(repeated) = self.repeated(&events, expected)? {
                 return Ok(repeated);
             }
@@ -202,7 +218,7 @@ impl<'a> EventStream<'a> {
             let appended = self.tx.append_at(event, Some(revision), now)?;
             if appended.repeated {
                 self.tx.forget_newest_seq();
-                // Nothing is appended yet: all of them may stand there.
+                // Nothing is appended yet: all of the events may be there already.
                 if seqs.is_empty()
                     && let Some(repeated) = self.repeated(&events, expected)?
                 {
@@ -216,8 +232,9 @@ impl<'a> EventStream<'a> {
         Ok(StreamAppended { revisions: first..first + seqs.len() as u64, seqs, repeated: false })
     }
 
-    /// What the iterator gives, as it will be recorded; fails once there is more than a transaction may append. Its length is found
-    /// out by counting: an iterator may be wrong about it, or never end.
+    /// Collects the iterator's events as they will be recorded. Fails once there are more than a
+    /// transaction may append. The call counts the events: an iterator may be wrong about its
+    /// length, or never end.
     fn taken(&self, events: impl IntoIterator<Item = Event>) -> Result<Vec<Event>> {
         let (mut taken, mut bytes) = (Vec::new(), 0_u64);
         for event in events {
@@ -241,10 +258,10 @@ impl<'a> EventStream<'a> {
         event
     }
 
-    /// The stream as this transaction sees it, its own events included.
+    /// Returns the stream as this transaction sees it, its own events included.
     ///
     /// # Errors
-    /// [`Error::BadId`] for a name that cannot be; what redb says.
+    /// Returns [`Error::BadId`] for a name that is not valid, or an error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -259,13 +276,16 @@ impl<'a> EventStream<'a> {
         Ok(StreamReader { source: self.tx, view: self.tx.view(&self.name)? })
     }
 
-    /// Saves what the stream adds up to, as of its newest event, in place of any earlier snapshot. It commits with this
-    /// transaction.
+    /// Saves a snapshot of the stream as of its newest event, in place of any earlier snapshot. The
+    /// snapshot commits with this transaction.
     ///
     /// # Errors
-    /// [`Error::StreamDeleted`]; [`Error::SnapshotTooLarge`] for more than [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX);
-    /// [`Error::WrongRevision`] for a stream without an event: there is nothing to sum up. [`Error::Corrupt`] or
-    /// [`Error::MissingRevision`] where the newest event cannot be read, since a snapshot names it.
+    /// - [`Error::StreamDeleted`].
+    /// - [`Error::SnapshotTooLarge`] for more than
+    ///   [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX).
+    /// - [`Error::WrongRevision`] for a stream without an event: there is nothing to sum up.
+    /// - [`Error::Corrupt`] or [`Error::MissingRevision`] if the newest event cannot be read, since
+    ///   a snapshot names that event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -287,7 +307,7 @@ impl<'a> EventStream<'a> {
             let (stream, expected) = (self.name.clone(), ExpectedRevision::StreamExists);
             return Err(Error::WrongRevision { stream, expected, actual: None });
         };
-        // Below the first that can be read there is no event any more, and none is needed.
+        // Below the first readable revision there is no event any more, and none is needed.
         let of = match revision >= state.first {
             true => Some(self.tx.view(&self.name)?.name_of(self.tx, revision)?),
             false => None,
@@ -300,14 +320,17 @@ impl<'a> EventStream<'a> {
         })
     }
 
-    /// Forgets the events before this revision; the stream keeps its revision. Beyond the newest event it forgets all
-    /// there are. Their records leave the log when trimming passes them, which waits for every relay and for retention;
-    /// in a store without a relay they stay. What trimming has passed already is gone for every reader once this commits. The
-    /// first 512 records are removed by this transaction, the others in later ones, also
-    /// after a crash: [`Stats::cleanup_events`](crate::Stats::cleanup_events).
+    /// Forgets the events before this revision. The stream keeps its revision. A revision beyond
+    /// the newest event forgets all events.
+    ///
+    /// The records leave the log when trimming passes them. Trimming waits for every relay and for
+    /// retention; in a store without a relay the records stay. Events that trimming has passed
+    /// already are gone for every reader once this transaction commits. This transaction removes
+    /// the first 512 records. Later transactions remove the others, also after a crash: see
+    /// [`Stats::cleanup_events`](crate::Stats::cleanup_events).
     ///
     /// # Errors
-    /// [`Error::StreamDeleted`], [`Error::BadId`]; what redb says.
+    /// Returns [`Error::StreamDeleted`], [`Error::BadId`] or an error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -332,11 +355,13 @@ impl<'a> EventStream<'a> {
         self.forget(StreamState { first, ..state })
     }
 
-    /// Deletes the stream for good: its events are forgotten, and none can be appended any more. Its name and revision
-    /// stay known. The cost is that of [`truncate_before`](Self::truncate_before): bounded, however many events there are.
+    /// Deletes the stream for good. Its events are forgotten, and no event can be appended any
+    /// more. The stream's name and revision stay known. The cost is that of
+    /// [`truncate_before`](Self::truncate_before): bounded, however many events there are. A second
+    /// call does nothing.
     ///
     /// # Errors
-    /// [`Error::BadId`]; what redb says. Deleting it again does nothing.
+    /// Returns [`Error::BadId`] or an error of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -363,7 +388,8 @@ impl<'a> EventStream<'a> {
         self.tx.stream_state(self.name.as_bytes())
     }
 
-    /// Writes a state that wants fewer events, and lets go of what it no longer wants.
+    /// Writes a state that wants fewer events, and releases the events that the state no longer
+    /// wants.
     fn forget(&self, state: StreamState) -> Result<()> {
         self.tx.engine(|| self.forget_in(state))
     }
@@ -378,13 +404,14 @@ impl<'a> EventStream<'a> {
         if state.deleted {
             tx.redb().open_table(SNAPSHOTS)?.remove(name)?;
         }
-        // What no chunk leads to yet has not been trimmed: trimming takes it, and the next bulk write leaves it out.
+        // Events that no chunk leads to yet have not been trimmed: trimming takes them, and the
+        // next bulk write leaves them out.
         let gone = before.readable().start..state.first;
         if gone.is_empty() { Ok(()) } else { tx.leave_revisions(name, gone) }
     }
 }
 
-/// The content of an event apart from where it stands.
+/// The content of an event, apart from its position.
 pub(in crate::store) fn body_of(event: &Event) -> (u32, u64) {
     content_of(&record::encode_body(event, RecordId::Text(event.id.as_deref().unwrap_or_default())))
 }

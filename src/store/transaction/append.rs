@@ -18,14 +18,20 @@ use crate::time::Now;
 impl Transaction {
     /// Appends an event to the log. It is published only after this transaction has committed.
     ///
-    /// An event whose id the application gave, and that is in the log already with the same content, is not appended
-    /// again: the first position is returned. The id is remembered for the store's inbox age at least.
+    /// If an event with the same id and content is in the log already, this call appends nothing
+    /// and returns the first position. That holds for ids that the application gave. The store
+    /// remembers an id for its inbox age at least.
     ///
     /// # Errors
-    /// [`Error::Event`](crate::Error::Event) naming the field that AMQP or the store's limits refuse; [`Error::Conflict`](crate::Error::Conflict) for an id that is
-    /// taken by other content, [`Error::IdElsewhere`](crate::Error::IdElsewhere) for one that the same content has in a stream; [`Error::BacklogFull`](crate::Error::BacklogFull) where a
-    /// quota is set. Nothing of the event is written then. [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge) beyond what a transaction may gather:
-    /// nothing of the transaction is written then.
+    /// In each case but the last, nothing of the event is written:
+    /// - [`Error::Event`](crate::Error::Event) names the field that AMQP or the store's limits
+    ///   refuse.
+    /// - [`Error::Conflict`](crate::Error::Conflict): other content has the id.
+    /// - [`Error::IdElsewhere`](crate::Error::IdElsewhere): the same content has the id, in a
+    ///   stream.
+    /// - [`Error::BacklogFull`](crate::Error::BacklogFull): the quota is reached, if one is set.
+    /// - [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge): the transaction would
+    ///   gather more than it may. Nothing of the transaction is written.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -42,8 +48,9 @@ impl Transaction {
         self.append_at(&event, None, now)
     }
 
-    /// Appends an event of the outbox, or one of a stream with its revision. The time is handed in: a clock is the application's
-    /// code and may append too, so it is read before anything is looked up.
+    /// Appends an event of the outbox, or an event of a stream with its revision. The caller passes
+    /// the time in and reads the clock before any lookup: a clock is the application's code and may
+    /// append too.
     pub(crate) fn append_at(&self, event: &Event, revision: Option<u64>, now: Now) -> Result<Appended> {
         self.owned()?;
         event.validate()?;
@@ -96,7 +103,8 @@ impl Transaction {
         Ok(Appended { seq, repeated: false })
     }
 
-    /// Appends an event and then does what it reports; if that fails, the event is taken back.
+    /// Appends an event and then makes the change that the event reports. If the change fails, the
+    /// event is taken back.
     pub(crate) fn append_with<T>(
         &self,
         event: Event,
@@ -119,7 +127,7 @@ impl Transaction {
         let tail = self.core.tail();
         let added = (pending.next_seq - tail.next_seq, pending.end_offset - tail.end_offset);
         let Some(error) = Core::over_quota(&tail, quota, added) else { return Ok(()) };
-        // Whoever did not wait before (a future, a consumer) finds room at its next try.
+        // A caller that did not wait before (a future, a consumer) finds room at its next try.
         self.core.ask_for_expiry(&tail, added, now_ms);
         Err(error)
     }
@@ -157,10 +165,13 @@ impl Transaction {
         Ok(state)
     }
 
-    /// The event at this sequence number, this transaction's own included; `None` if it is not there (any more).
+    /// Returns the event at this sequence number, this transaction's own events included. Returns
+    /// `None` if the event is not there, or not any more.
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if its record fails its check, [`Error::Upcast`](crate::Error::Upcast) if it cannot be brought up to the newest form.
+    /// - [`Error::Corrupt`](crate::Error::Corrupt): the record fails its check.
+    /// - [`Error::Upcast`](crate::Error::Upcast): the event cannot be brought up to the newest
+    ///   form.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -177,7 +188,7 @@ impl Transaction {
         recorded.map(|recorded| self.core.settings.upcasts.upcast(recorded)).transpose()
     }
 
-    /// As recorded, whatever its form.
+    /// Returns the event as recorded, without an upcast.
     pub(crate) fn recorded(&self, seq: u64) -> Result<Option<RecordedEvent>> {
         self.owned()?;
         let pending = self.pending.borrow();

@@ -1,4 +1,4 @@
-//! Applies what relays have come to: their positions and their rows.
+//! Applies the progress of relays: their positions and their rows.
 
 use std::sync::PoisonError;
 
@@ -13,8 +13,8 @@ use crate::store::shared::cursor::Cursor;
 use crate::store::shared::parked::{Parked, ParkedChanges};
 use crate::store::shared::progress::{CursorProgress, Leave};
 
-/// Writes what one cursor has gathered; the caller commits. Returns sequence numbers whose record may no longer be needed, and what
-/// becomes true of the parked events.
+/// Writes the gathered progress of one cursor; the caller commits. Returns sequence numbers whose
+/// record may no longer be needed, and the changes of the parked events.
 pub(crate) fn apply(
     tx: &WriteTransaction,
     name: &str,
@@ -55,14 +55,15 @@ pub(crate) fn apply(
     Ok((released, moved))
 }
 
-/// Whether the event is in quarantine still, which is returned to its caller.
+/// Whether the event is still in quarantine. Also notes the answer for the caller that takes the
+/// event out of quarantine.
 fn leaves(tx: &WriteTransaction, cursor: &Cursor, leave: &Leave) -> Result<bool> {
     let exceptions = tx.open_table(EXCEPTIONS)?;
     let row = exceptions.get(&keys::exception(cursor.id, leave.seq)[..])?;
     let row = row.map(|row| ExceptionRow::from_bytes(row.value())).transpose()?;
     let leaves = row.is_some_and(|row| matches!(row.exception.state, ExceptionState::Quarantined { .. }));
     let mut left = leave.left.lock().unwrap_or_else(PoisonError::into_inner);
-    // A transaction that was rolled back may have said otherwise.
+    // A transaction that was rolled back may have noted something else.
     if leaves {
         left.insert(leave.seq)
     } else {
@@ -142,12 +143,12 @@ fn apply_rows(
     Ok(released)
 }
 
-/// The length of a record; nothing for one that is gone.
+/// Returns the length of a record, or 0 for a record that is gone.
 pub(in crate::store) fn record_bytes(log: &impl ReadableTable<u64, &'static [u8]>, seq: u64) -> Result<u64> {
     Ok(log.get(seq)?.map_or(0, |frame| frame.value().len() as u64))
 }
 
-/// The position is about to pass these rows: they no longer stand before it.
+/// Counts the rows that the position is about to pass: they are no longer ahead of it.
 fn pass_rows(tx: &WriteTransaction, cursor: &mut Cursor, position: u64) -> Result<()> {
     if cursor.rows.ahead == 0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Writes what a transaction has gathered for captured tables.
+//! Writes the changes that a transaction has gathered for captured tables.
 
 use redb::WriteTransaction;
 
@@ -7,7 +7,7 @@ use crate::storage::tables::capture::capture_of;
 use crate::storage::tables::schema::{CAPTURES, CHANGES};
 use crate::store::shared::captures::{DirtyCounts, PendingCaptures};
 
-/// Writes it; nothing where nothing has changed.
+/// Writes the dirty keys and the rows. If nothing has changed, nothing is written.
 pub(crate) fn write(tx: &WriteTransaction, pending: &PendingCaptures) -> Result<DirtyCounts> {
     let mut counts = DirtyCounts::new();
     if !pending.dirty_keys.is_empty() {

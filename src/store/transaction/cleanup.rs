@@ -1,12 +1,14 @@
-//! Clean-up: what was deleted or forgotten is marked at once, and its rows are removed in bounded pieces.
+//! Clean-up: deleted or forgotten data is marked at once, and its rows are removed in bounded
+//! pieces.
 //!
-//! The transaction that deletes something writes a row, a *task*. It removes the first piece itself, so a small deletion
-//! leaves no task. The writer thread does the rest, a piece in each group, and pieces by themselves while the store is
-//! idle. A task is in the file until it is done: after a crash or a close the next opening goes on with it.
+//! The transaction that deletes something writes a row, a *task*. It removes the first piece
+//! itself, so a small deletion leaves no task. The writer thread does the rest: a piece in each
+//! group, and single pieces while the store is idle. A task is in the file until it is done. After
+//! a crash or a close, the next opening continues the task.
 //!
-//! **Invariants.** One transaction removes `CLEAN_STEP` rows at most, or one table. No task names a thing
-//! that can be made anew. A deleted stream takes no events, and a truncated stream gives no revision twice. A new capture gets
-//! no id that a task names.
+//! **Invariants.** One transaction removes at most `CLEAN_STEP` rows, or one table. No task names a
+//! thing that can be made anew. A deleted stream takes no events, and a truncated stream gives no
+//! revision twice. A new capture gets no id that a task names.
 
 use redb::ReadableTable;
 
@@ -21,7 +23,7 @@ pub(crate) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// What a rebuild leaves that nobody goes on with.
+/// Returns the tasks for the failures and tables of an abandoned rebuild.
 pub(crate) fn rebuild_tasks(id: CursorId) -> [Task; 2] {
     [Task::Failures(id), Task::Tables(shadow_prefix(id))]
 }
@@ -36,7 +38,7 @@ impl Transaction {
         if matches!(task, Task::Tables(_)) { Ok(()) } else { self.clean_within_budget(task) }
     }
 
-    /// As [`leave`](Self::leave), of these revisions of a stream.
+    /// Works as [`leave`](Self::leave), for these revisions of a stream.
     pub(in crate::store) fn leave_revisions(&self, stream: &[u8], gone: std::ops::Range<u64>) -> Result<()> {
         self.touch();
         let task = Task::Stream(stream.to_vec());
@@ -55,7 +57,8 @@ impl Transaction {
         self.clean_within_budget(&task)
     }
 
-    /// What a transaction of the application removes by itself is bounded too.
+    /// Removes a piece within the transaction's budget: clean-up inside the application's
+    /// transaction is bounded too.
     fn clean_within_budget(&self, task: &Task) -> Result<()> {
         let mut budget = self.cleaning_budget.get();
         if budget > 0 {

@@ -18,11 +18,13 @@ type Bytes = &'static [u8];
 /// How many rows a piece may still remove.
 pub(in crate::store) type Budget = usize;
 
-/// A reference to a record that trimming removes costs so much less than a record that is removed here.
+/// How many skipped references cost as much as one removed record. A reference is skipped if
+/// trimming removes its record.
 const SKIPPED_PER_ROW: usize = 16;
 
 impl Transaction {
-    /// Removes a piece of the task, and its row once nothing is left. Whether something is left.
+    /// Removes a piece of the task, and the task's row once nothing is left. Returns whether
+    /// something is left.
     pub(in crate::store) fn clean(&self, task: &Task, budget: &mut Budget) -> Result<bool> {
         self.touch();
         let key = task.key();
@@ -45,7 +47,8 @@ impl Transaction {
         Ok(left)
     }
 
-    /// Removes rows whose keys begin so, and end with a sequence number; and the records that stood for them alone.
+    /// Removes rows whose keys begin with `prefix` and end with a sequence number. Also removes the
+    /// records that were kept only for these rows.
     fn clean_rows(
         &self,
         table: TableDefinition<'_, Bytes, Bytes>,
@@ -58,7 +61,7 @@ impl Transaction {
         Ok(left)
     }
 
-    /// Removes rows whose keys begin so. Their keys, and whether there are more.
+    /// Removes rows whose keys begin with `prefix`. Returns their keys, and whether there are more.
     fn clean_keys(
         &self,
         table: TableDefinition<'_, Bytes, Bytes>,
@@ -86,8 +89,9 @@ impl Transaction {
         Ok((gone, left))
     }
 
-    /// Removes records of a stream that trimming has passed, and the chunks that lead to them. Trimming itself removes what it has
-    /// not passed yet: the stream's state does not want it any more.
+    /// Removes records of a stream that trimming has passed, and the chunks that lead to them.
+    /// Trimming itself removes the records that it has not passed yet: the stream's state does not
+    /// want them any more.
     fn clean_stream(&self, name: &[u8], key: &[u8], budget: &mut Budget) -> Result<bool> {
         let row = self.redb().open_table(CLEANUP)?.get(key)?.map(|row| row.value().to_vec());
         let Some(row) = row else { return Ok(false) };
@@ -128,7 +132,7 @@ impl Transaction {
             if run_end <= before.end {
                 self.redb().open_table(CHUNKS)?.remove(key.as_slice())?;
             } else {
-                // It leads to later events too.
+                // The chunk leads to later events too.
                 next = before.end;
             }
         }
@@ -141,7 +145,8 @@ impl Transaction {
         Ok(true)
     }
 
-    /// The first chunk of a stream that begins below `end`. A chunk that cannot be read is removed: it leads nowhere.
+    /// Returns the first chunk of a stream that begins below `end`. A chunk that cannot be read is
+    /// removed: it leads nowhere.
     fn first_chunk(&self, name: &[u8], end: u64) -> Result<Option<(Vec<u8>, Run)>> {
         let mut chunks = self.redb().open_table(CHUNKS)?;
         let (from, to) = (keys::chunk(name, 0), keys::chunk(name, end));
@@ -167,7 +172,8 @@ impl Transaction {
         Ok(None)
     }
 
-    /// Removes one table whose name begins so: that frees its pages, and the engine does it as a whole.
+    /// Removes one table whose name begins with `prefix`. That frees the table's pages, and redb
+    /// removes a table as a whole.
     fn clean_table(&self, prefix: &str, budget: &mut Budget) -> Result<bool> {
         let tx = self.redb();
         let plain = tx.list_tables()?.map(|table| TableHandle::name(&table).to_owned());

@@ -1,8 +1,9 @@
-//! One durable commit: the gathered events, the entries of the inbox, the lanes when it is time, the progress that
-//! waits, and a small piece of trimming.
+//! One durable commit: the gathered events, the inbox entries, the waiting progress, and a small
+//! piece of trimming. When it is time, the commit also writes the lanes.
 //!
-//! Every tree that a commit touches costs page writes, so what need not be written now is not: lanes go in bulk, records are
-//! trimmed in steps at the log's left edge once enough can go ([`Plan`]).
+//! Every tree that a commit touches costs page writes, so a commit leaves out every write that can
+//! wait. Lanes are written in bulk. Records are trimmed in steps at the log's left edge, once
+//! enough records can go ([`Plan`]).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -31,26 +32,27 @@ use crate::store::transaction::{apply_progress, captures, stream_index};
 use crate::time::Now;
 use crate::tuning::INBOX_PRUNE_STEP;
 
-/// What of the tail becomes true once the commit is durable.
+/// The values of the tail that become true once the commit is durable.
 struct Next {
     state: StateRow,
     derived_flushed: bool,
     cursors: Vec<(String, Cursor, ParkedChanges)>,
     dirty: DirtyCounts,
     trim_left: bool,
-    /// Records below can go.
+    /// Records below this sequence number can go.
     floor: u64,
     now: Now,
-    /// The store age, and what this commit writes of ages.
+    /// The store age, and the ages that this commit writes.
     age_ms: u64,
     ages: Option<AgeIndex>,
     /// Where the next pruning of the inbox begins, if this commit did a step of it.
     pruned_to: Option<Vec<u8>>,
 }
 
-/// Commits. On an error the progress that would have ridden along goes back to waiting, and nothing in memory changes.
+/// Commits. On an error the progress that this commit would have carried goes back to waiting, and
+/// nothing in memory changes.
 ///
-/// Nothing of the application's runs in here, where locks are held: the time is handed in.
+/// No code of the application runs here, where locks are held: the caller passes the time in.
 pub(crate) fn commit(
     core: &Core,
     tx: WriteTransaction,
@@ -81,7 +83,7 @@ pub(crate) fn commit(
 
 fn failed(core: &Core, progress: PendingProgress, error: redb::CommitError) -> Error {
     match error {
-        // redb has rolled back for certain: a panic or a leaked table inside the transaction.
+        // Here redb has certainly rolled back: a panic or a leaked table inside the transaction.
         redb::CommitError::TransactionPoisoned => {
             core.progress().put_back(progress);
             error.into()
@@ -147,7 +149,7 @@ fn prepare(
     Ok(next)
 }
 
-/// Notes in memory what is durable now, then notifies who waits for it.
+/// Notes in memory everything that is durable now, then notifies the waiting threads and tasks.
 fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
     let begins_cleaning;
     {
@@ -188,7 +190,7 @@ fn settle(core: &Core, pending: &Pending, next: Next, writes: u64) {
         }
     }
     {
-        // All at once for whoever reads them under this lock.
+        // All figures change together, for readers that hold this lock.
         let mut progress = core.progress();
         progress.carried(Instant::now());
         core.counters.commits.fetch_add(1, Ordering::Relaxed);
@@ -216,7 +218,7 @@ fn write_frames(tx: &WriteTransaction, pending: &Pending) -> Result<()> {
     Ok(())
 }
 
-/// Inbox entries are of the age at which they become durable.
+/// Writes inbox entries with the store age at which they become durable.
 fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<()> {
     if pending.inbox.is_empty() {
         return Ok(());
@@ -226,7 +228,7 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<
     for (key, row) in &pending.inbox {
         let before =
             inbox.insert(key.as_slice(), InboxRow { at_ms: age_ms, ..*row }.to_bytes().as_slice())?;
-        // One with a number was counted when it got it.
+        // An id with a number was counted when it got the number.
         if before.is_none() && row.count != ids::NUMBERED && ids::is_counted(row) {
             ids.more(keys::scope_of(key));
         }
@@ -234,7 +236,8 @@ fn write_inbox(tx: &WriteTransaction, pending: &Pending, age_ms: u64) -> Result<
     ids.write(tx)
 }
 
-/// Forgets some of what was recorded longer ago than the inbox age, or too many ids ago: a step after so many new marks, round and round.
+/// Forgets some of the ids that were recorded longer ago than the inbox age, or too many ids ago. A
+/// step runs after a number of new marks; the steps go round and round the table.
 fn prune_inbox(
     core: &Core,
     tx: &WriteTransaction,
@@ -255,7 +258,7 @@ fn prune_inbox(
     for row in rows.by_ref().take(step) {
         let (key, row) = row?;
         pruned_to = key.value().to_vec();
-        // A row that cannot be read says nothing any more, either.
+        // A row that cannot be read no longer says anything, so it counts as old.
         let row = InboxRow::from_bytes(row.value());
         if let Some(row) = row.filter(|row| row.at_ms > age_ms) {
             ahead.push((pruned_to.clone(), row));
@@ -291,14 +294,15 @@ fn write_lanes(tx: &WriteTransaction, tail: &Tail, pending: &Pending) -> Result<
     for (key, state) in tail.lanes.changed() {
         lanes.insert(key, &state.to_bytes()[..])?;
     }
-    // A transaction's own changes are newer.
+    // The transaction's own changes are newer.
     for (key, state) in &pending.lanes {
         lanes.insert(&**key, &state.to_bytes()[..])?;
     }
     Ok(())
 }
 
-/// Below this, every relay is done with every record that has no exception, and retention wants none.
+/// Returns the sequence number below which trimming may go. Every relay is done with every record
+/// below that has no exception, and retention wants none of these records.
 fn trim_floor(
     core: &Core,
     tail: &Tail,
@@ -371,7 +375,7 @@ fn trim(
                     keep.insert(seq);
                 }
             }
-            // It stands in quarantine, and stays for as long as it does.
+            // A damaged record in quarantine stays for as long as it is in quarantine.
             Err(_) if needs.needs(seq, None) => drop(keep.insert(seq)),
             Err(_) => {}
         }
@@ -385,7 +389,7 @@ fn trim(
     Ok(())
 }
 
-/// Which records in a range some cursor still needs, though its position is past them.
+/// The records in a range that some cursor still needs, though its position is past them.
 struct Needs<'tx> {
     exceptions: BTreeSet<u64>,
     parked: Option<redb::Table<'tx, &'static [u8], &'static [u8]>>,
@@ -419,7 +423,7 @@ impl<'tx> Needs<'tx> {
     fn needs(&self, seq: u64, key: Option<&str>) -> bool {
         let parked = |cursor, table: &redb::Table<'tx, &'static [u8], &'static [u8]>| {
             key.is_some_and(|key| {
-                // What cannot be looked up is kept.
+                // If the row cannot be looked up, the record is kept.
                 table.get(keys::parked(cursor, key, seq).as_slice()).map_or(true, |row| row.is_some())
             })
         };

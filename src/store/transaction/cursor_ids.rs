@@ -8,8 +8,8 @@ use crate::storage::errors::damaged_row;
 use crate::storage::tables::schema::{META, META_NEXT_CURSOR};
 use crate::store::transaction::Transaction;
 
-/// The one check of a position at which reading begins, whichever reader asks. A position beyond the end would skip
-/// what is appended next. The end itself is fine.
+/// Checks a position at which reading begins. Every reader uses this check. A position beyond the
+/// end would skip the next events. The end itself is a valid position.
 pub(crate) fn check_position(setting: &'static str, position: u64, next_seq: u64) -> Result<()> {
     if position > next_seq {
         let reason = format!("the log ends at {next_seq}, before {position}");
@@ -18,7 +18,8 @@ pub(crate) fn check_position(setting: &'static str, position: u64, next_seq: u64
     Ok(())
 }
 
-/// Relays and projections may begin below the trimmed edge, for the events that streams keep there. The log says so.
+/// Logs a warning if a reader begins below the trimmed edge. Relays and projections may begin
+/// there, for the events that streams keep.
 pub(crate) fn warn_trimmed(name: &str, position: u64, trimmed_to: u64) {
     if position < trimmed_to {
         tracing::warn!(
@@ -30,7 +31,7 @@ pub(crate) fn warn_trimmed(name: &str, position: u64, trimmed_to: u64) {
     }
 }
 
-/// Names a cursor, or a track of a projection, in keys. Never 0.
+/// Returns a new id that names a cursor, or a track of a projection, in keys. An id is never 0.
 pub(crate) fn next_cursor_id(tx: &Transaction) -> Result<CursorId> {
     tx.engine(|| {
         let mut meta = tx.redb().open_table(META)?;

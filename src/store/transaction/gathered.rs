@@ -1,20 +1,22 @@
-//! How much one write may gather in memory before it commits, and how much one group of writes.
+//! How much one write, and one group of writes, may gather in memory before the commit.
 //!
-//! **Invariant.** A write that has gone beyond a limit fails, whatever its closure makes of the error: nothing of it is written.
-//! A group ends with the write that has brought it to a limit, so it holds less than twice as much.
+//! **Invariant.** A write that has gone beyond a limit fails, even if its closure ignores the
+//! error: nothing of the write is written. A group ends with the write that has brought it to a
+//! limit, so a group holds less than twice as much.
 
 use std::cell::Cell;
 
 use crate::error::{Error, Result};
 use crate::store::settings::TransactionMax;
 
-/// What has gathered in memory.
+/// An amount that has gathered in memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Amount {
     pub(crate) events: u64,
-    /// Entries of the inbox and of captured tables, states of streams, events that were there already.
+    /// Entries of the inbox and of captured tables, states of streams, and events that were there
+    /// already.
     pub(crate) entries: u64,
-    /// Of records, and of the keys of entries.
+    /// Bytes of records, and of the keys of entries.
     pub(crate) bytes: u64,
 }
 
@@ -52,15 +54,16 @@ impl Amount {
     }
 }
 
-/// What a transaction has gathered: of all writes of its group, and of the one that runs.
+/// The amounts that a transaction has gathered: of all writes of its group, and of the running
+/// write.
 #[derive(Debug, Default)]
 pub(crate) struct Gathered {
     all: Cell<Amount>,
-    /// What there was when the write that runs began.
+    /// The amount when the running write began.
     before: Cell<Amount>,
-    /// What the write that runs would have gathered when it went beyond a limit.
+    /// The amount that the running write would have gathered when it went beyond a limit.
     refused: Cell<Option<Amount>>,
-    /// What runs is the library's own, within bounds of its own.
+    /// The running work is the library's own, which has its own bounds.
     unlimited: Cell<bool>,
 }
 
@@ -77,12 +80,12 @@ impl Gathered {
         self.before.set(self.all.get());
     }
 
-    /// Lets what runs gather within bounds of its own.
+    /// Switches the limits off for work of the library, which has its own bounds.
     pub(crate) fn set_unlimited(&self, unlimited: bool) {
         self.unlimited.set(unlimited);
     }
 
-    /// Refuses `more` if the write that runs would go beyond a limit with it.
+    /// Refuses `more` if the running write would go beyond a limit with it.
     pub(crate) fn check(&self, more: Amount, max: TransactionMax) -> Result<()> {
         let would = self.all.get().plus(more).since(self.before.get());
         if would.exceeds(max) && !self.unlimited.get() {
@@ -92,14 +95,14 @@ impl Gathered {
         Ok(())
     }
 
-    /// Takes `more` in, or refuses it.
+    /// Adds `more`, or refuses it.
     pub(crate) fn add(&self, more: Amount, max: TransactionMax) -> Result<()> {
         self.check(more, max)?;
         self.all.set(self.all.get().plus(more));
         Ok(())
     }
 
-    /// Fails if the write that runs went beyond a limit, though its closure has made nothing of it.
+    /// Fails if the running write went beyond a limit, even if its closure ignored the error.
     pub(crate) fn was_refused(&self, max: TransactionMax) -> Result<()> {
         self.refused.get().map_or(Ok(()), |would| Err(too_large(would, max)))
     }

@@ -10,13 +10,16 @@ use crate::store::transaction::Transaction;
 use crate::store::transaction::gathered::Amount;
 
 impl Transaction {
-    /// Whether `id` is seen for the first time within `scope`, and records it for deduplication. The record is durable with this
-    /// transaction, so that whatever else it does happens once for this id.
+    /// Returns whether `id` is seen for the first time within `scope`, and records the id for
+    /// deduplication. The record is durable with this transaction. So everything else that the
+    /// transaction does happens once for this id.
     ///
-    /// The primitive under idempotent consumers, requests and appends. An id is remembered for the store's inbox age at least.
+    /// Idempotent consumers, requests and appends are built on this. The store remembers an id for
+    /// its inbox age at least.
     ///
     /// # Errors
-    /// [`Error::BadId`] for a scope of 0 or over 255 bytes or an id of 0 or over 512 bytes.
+    /// Returns [`Error::BadId`] for a scope of 0 or over 255 bytes, and for an id of 0 or over 512
+    /// bytes.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -30,10 +33,12 @@ impl Transaction {
         Ok(self.mark(scope, id.as_ref(), None)?.is_none())
     }
 
-    /// As [`first_time`](Self::first_time), and also reports when the same id comes with other content.
+    /// Works as [`first_time`](Self::first_time), and also reports an id that comes with other
+    /// content.
     ///
     /// # Errors
-    /// [`Error::IdConflict`] if the id was seen with content of another checksum or length; and those of `first_time`.
+    /// Returns [`Error::IdConflict`] if the id was seen with content of another checksum or length;
+    /// otherwise as `first_time`.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -54,7 +59,7 @@ impl Transaction {
         Err(Error::IdConflict { scope: scope.to_owned(), id: String::from_utf8_lossy(id).into_owned() })
     }
 
-    /// Records an id for deduplication; the earlier mark, if there is one.
+    /// Records an id for deduplication. Returns the earlier mark, if there is one.
     pub(in crate::store) fn mark(
         &self,
         scope: &str,
@@ -83,7 +88,8 @@ impl Transaction {
         })
     }
 
-    /// Marks the id of a delivery that is new; with its number, if it has one. The commit says when.
+    /// Marks the id of a new delivery, with the delivery's number if there is one. The commit sets
+    /// the time.
     pub(crate) fn mark_id(&self, key: Vec<u8>, (crc, len): (u32, u64), number: Option<u64>) -> Result<()> {
         self.admit(Amount::entry(key.len()))?;
         let mut pending = self.pending.borrow_mut();
@@ -92,14 +98,14 @@ impl Transaction {
         Ok(())
     }
 
-    /// Marks it with another content; it stays as old as it is.
+    /// Marks the id with other content. The age of the mark stays.
     pub(crate) fn mark_id_again(&self, key: Vec<u8>, row: InboxRow, (crc, len): (u32, u64)) -> Result<()> {
         self.admit(Amount::entry(key.len()))?;
         self.pending.borrow_mut().put_inbox_row(key, InboxRow { crc, len, ..row });
         Ok(())
     }
 
-    /// Marks a key of the inbox; `false` if it was marked before.
+    /// Marks a key of the inbox. Returns `false` if the key was marked before.
     pub(crate) fn mark_once(&self, key: Vec<u8>) -> Result<bool> {
         let first = self.inbox_row(&key)?.is_none();
         if first {
@@ -108,12 +114,12 @@ impl Transaction {
         Ok(first)
     }
 
-    /// Forgets what this transaction itself has marked.
+    /// Forgets a mark that this transaction itself has made.
     pub(crate) fn forget_entry(&self, key: &[u8]) {
         self.pending.borrow_mut().remove_inbox_row(key);
     }
 
-    /// Records a request as done, with the events that it led to.
+    /// Records a request as done, with the events that the request led to.
     pub(crate) fn record_request(&self, key: Vec<u8>, first: u64, count: u32) -> Result<()> {
         self.admit(Amount::entry(key.len()))?;
         self.pending.borrow_mut().put_inbox_row(key, InboxRow { first, count, crc: 0, len: 0, at_ms: 0 });

@@ -1,8 +1,9 @@
 //! A write transaction: the application's own tables, and the log.
 //!
-//! Events and inbox entries gather in memory and are written when the transaction commits, all together, in order. So a
-//! closure that only appended can be rolled back without touching redb; one that opened a table for writing cannot,
-//! since redb has no savepoint inside a transaction: [`Transaction::is_dirty_since`] distinguishes the two.
+//! Events and inbox entries gather in memory. The commit writes them all together, in order. So a
+//! closure that only appended can be rolled back without touching redb. A closure that opened a
+//! table for writing cannot, since redb has no savepoint inside a transaction.
+//! [`Transaction::is_dirty_since`] distinguishes the two.
 
 mod append;
 pub(crate) mod apply_progress;
@@ -50,13 +51,14 @@ pub(crate) const REQUEST_SCOPE: &str = "onewrite.request";
 /// The inbox scope of deliveries that were rejected without being recorded for deduplication.
 pub(crate) const REJECT_SCOPE: &str = "onewrite.rejected";
 
-/// How many calls on a transaction that is lent to a closure share one look at the process.
+/// How many calls on a transaction that is lent to a closure share one check of the process.
 const CALLS_PER_LOOK: u32 = 64;
 
-/// An exclusive transaction held longer than this is worth a warning: all other writes wait for it.
+/// An exclusive transaction that is held for longer than this causes a warning: all other writes
+/// wait for it.
 const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 
-/// Where an event was appended.
+/// The place where an event was appended.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -72,17 +74,19 @@ const HELD_TOO_LONG: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Appended {
-    /// Its sequence number: commit order, without a gap.
+    /// The event's sequence number: commit order, without a gap.
     pub seq: u64,
-    /// An event with this id and content was there already; nothing was written, and `seq` is the first one's.
+    /// An event with this id and content was there already. Nothing was written, and `seq` is the
+    /// number of the first append.
     pub repeated: bool,
 }
 
 /// A write transaction on the state and the log of one store.
 ///
-/// Inside [`Store::write`](crate::Store::write) it is lent to the closure and commits with its group; from
-/// [`Store::begin`](crate::Store::begin) it is owned and exclusive: [`commit`](Self::commit) makes everything durable
-/// at once, dropping it rolls everything back. It belongs to one thread.
+/// In [`Store::write`](crate::Store::write) the store lends the transaction to the closure, and the
+/// transaction commits with its group. From [`Store::begin`](crate::Store::begin) the caller gets a
+/// transaction of its own, which is exclusive. Its [`commit`](Self::commit) makes everything
+/// durable at once; a drop rolls everything back. A transaction belongs to one thread.
 ///
 /// ```
 /// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
@@ -99,21 +103,21 @@ pub struct Appended {
 #[derive(Debug)]
 pub struct Transaction {
     pub(crate) core: Arc<Core>,
-    /// `None` once it has ended.
+    /// `None` once the transaction has ended.
     tx: Option<TxDebug>,
     pub(crate) pending: RefCell<Pending>,
     /// The events of the current closure, or of the whole exclusive transaction.
     seqs: RefCell<Vec<u64>>,
     tables_opened: Cell<u64>,
     gathered: Gathered,
-    /// How many rows of what it deletes it may remove by itself.
+    /// How many more rows this transaction may remove itself, of the data that it deletes.
     pub(in crate::store) cleaning_budget: Cell<usize>,
     began: Instant,
-    /// The application began it, and may fork between two calls on it.
+    /// The application began the transaction, and may fork between two calls on it.
     exclusive: bool,
-    /// Calls since it began.
+    /// Calls since the transaction began.
     calls: Cell<u32>,
-    /// The storage engine has panicked in it: it can only be rolled back.
+    /// The storage engine has panicked in the transaction: it can only be rolled back.
     engine_failed: Cell<bool>,
     // Fields drop in order: the write lock is released only once the transaction has ended.
     guard: Option<WriteLockGuard>,
@@ -130,26 +134,26 @@ impl std::fmt::Debug for TxDebug {
 }
 
 impl Transaction {
-    /// Waits for the write lock and begins, for work of the library's own. The caller has made sure that its thread is not in one
-    /// already.
+    /// Waits for the write lock and begins a transaction for the library's own work. The caller has
+    /// made sure that its thread is not in a transaction already.
     pub(crate) fn begin(core: &Arc<Core>, work: &'static str) -> Result<Self> {
         Self::begin_after(core, &mut Wait::new(Purpose::Own(work), None))
     }
 
-    /// As [`begin`](Self::begin), after this wait.
+    /// Works as [`begin`](Self::begin), after this wait.
     pub(crate) fn begin_after(core: &Arc<Core>, wait: &mut Wait) -> Result<Self> {
         let guard = core.acquire_write_lock(wait)?;
         Self::begin_locked(core, guard).map_err(|(error, _)| error)
     }
 
-    /// As [`begin_after`](Self::begin_after), for the application.
+    /// Works as [`begin_after`](Self::begin_after), for the application.
     pub(crate) fn begin_exclusive(core: &Arc<Core>, wait: &mut Wait) -> Result<Self> {
         let mut tx = Self::begin_after(core, wait)?;
         tx.exclusive = true;
         Ok(tx)
     }
 
-    /// From here on the transaction is held for this.
+    /// Sets the purpose for which the transaction is held from here on.
     pub(crate) fn set_purpose(&self, purpose: &Purpose) {
         if let Some(guard) = &self.guard {
             guard.set_purpose(purpose);
@@ -189,10 +193,11 @@ impl Transaction {
         &self.tx.as_ref().expect("it is taken only by `commit` and `drop`, which consume").0
     }
 
-    /// Opens one of the application's tables for reading and writing, creating it if there is none.
+    /// Opens a table of the application for reading and writing, and creates it if there is none.
     ///
     /// # Errors
-    /// What redb says (another type under this name, opened twice), [`Error::ReservedTable`] or [`Error::CapturedTable`].
+    /// Returns an error of redb (another type under this name, opened twice),
+    /// [`Error::ReservedTable`] or [`Error::CapturedTable`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -213,7 +218,8 @@ impl Transaction {
         self.engine(|| Ok(self.redb().open_table(definition)?))
     }
 
-    /// Opens one of the application's multimap tables for reading and writing, creating it if there is none.
+    /// Opens a multimap table of the application for reading and writing, and creates it if there
+    /// is none.
     ///
     /// # Errors
     /// As [`open_table`](Self::open_table).
@@ -237,7 +243,7 @@ impl Transaction {
         self.engine(|| Ok(self.redb().open_multimap_table(definition)?))
     }
 
-    /// Deletes one of the application's tables; `false` if there was none.
+    /// Deletes a table of the application. Returns `false` if there was none.
     ///
     /// # Errors
     /// As [`open_table`](Self::open_table).
@@ -258,8 +264,9 @@ impl Transaction {
         self.engine(|| Ok(self.redb().delete_table(definition)?))
     }
 
-    /// Fails in another process than the one that began it. To ask costs a system call, about a tenth of an append: in a closure
-    /// that is lent the transaction, only one call of [`CALLS_PER_LOOK`] asks, and the commit.
+    /// Fails in a process other than the one that began the transaction. The check is a system
+    /// call, about a tenth of an append. On a transaction that is lent to a closure, one call in
+    /// [`CALLS_PER_LOOK`] makes the check, and so does the commit.
     pub(crate) fn owned(&self) -> Result<()> {
         let calls = self.calls.get();
         self.calls.set(calls.wrapping_add(1));
@@ -278,17 +285,17 @@ impl Transaction {
         Ok(())
     }
 
-    /// Takes in what gathers in memory, or refuses it.
+    /// Adds an amount to what gathers in memory, or refuses it.
     pub(crate) fn admit(&self, more: Amount) -> Result<()> {
         self.gathered.add(more, self.core.settings.transaction_max)
     }
 
-    /// Refuses what would be too much together, before it gathers.
+    /// Refuses an amount that would be too much together with the rest, before it gathers.
     pub(in crate::store) fn foresee(&self, more: Amount) -> Result<()> {
         self.gathered.check(more, self.core.settings.transaction_max)
     }
 
-    /// Fails if the write that runs is too large, whatever its closure says.
+    /// Fails if the running write is too large, even if its closure returned `Ok`.
     pub(in crate::store) fn check_size(&self) -> Result<()> {
         self.gathered.was_refused(self.core.settings.transaction_max)?;
         if self.engine_failed.get() {
@@ -297,8 +304,9 @@ impl Transaction {
         Ok(())
     }
 
-    /// Runs what uses the storage engine, and nothing of the application's. Where the engine panics on a damaged page, that is an error, and the
-    /// transaction does not commit, whatever its closure says.
+    /// Runs work of the storage engine, and nothing of the application's. A panic of the engine on
+    /// a damaged page becomes an error. Then the transaction does not commit, even if its closure
+    /// returns `Ok`.
     #[inline]
     pub(crate) fn engine<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -318,7 +326,7 @@ impl Transaction {
         self.gathered.is_full(self.core.settings.transaction_max)
     }
 
-    /// What the library does of itself has bounds of its own.
+    /// Runs work of the library, which has its own bounds.
     pub(in crate::store) fn within_own_bounds<T>(&self, work: impl FnOnce() -> T) -> T {
         self.gathered.set_unlimited(true);
         let done = work();
@@ -333,12 +341,13 @@ impl Transaction {
         Ok(())
     }
 
-    /// A row that is dirty has another value, in an event of its own. The caller has touched the transaction.
+    /// Notes that a dirty row has another value, in an event of its own. The caller has touched the
+    /// transaction.
     pub(in crate::store) fn note_written(&self, dirty: Vec<u8>) {
         self.pending.borrow_mut().captures.written.insert(dirty);
     }
 
-    /// A pass runs in this transaction.
+    /// Notes that a coalescing pass runs in this transaction.
     pub(in crate::store) fn note_pass(&self) {
         self.pending.borrow_mut().captures.has_pass = true;
     }
@@ -350,7 +359,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// What this transaction says of a dirty key, if it says anything; `Some(None)`: that it goes.
+    /// What this transaction has pending for a dirty key, if anything. `Some(None)`: the key is to
+    /// go.
     pub(in crate::store) fn pending_dirty_key(&self, dirty: &[u8]) -> Option<Option<DirtyKind>> {
         self.pending.borrow().captures.dirty_keys.get(dirty).copied()
     }
@@ -360,7 +370,7 @@ impl Transaction {
         self.pending.borrow_mut().captures.rows.insert(name.to_owned(), row);
     }
 
-    /// The sequence number that the next event appended here would get.
+    /// Returns the sequence number that the next event appended here would get.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -377,11 +387,12 @@ impl Transaction {
         self.pending.borrow().next_seq
     }
 
-    /// Commits an exclusive transaction. When this returns `Ok`, its state and events are durable, together.
+    /// Commits an exclusive transaction. When this returns `Ok`, its state and events are durable,
+    /// together.
     ///
     /// # Errors
-    /// On [`Error::CommitUnknown`] the change may be durable or not, and the store is poisoned; on any other nothing of
-    /// it is.
+    /// On [`Error::CommitUnknown`] the change may be durable or not, and the store is poisoned. On
+    /// any other error, nothing of the change is durable.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -401,10 +412,11 @@ impl Transaction {
         Ok(Receipt::new((), seqs, &core))
     }
 
-    /// Rolls back: nothing of the transaction remains. Dropping it does the same, but cannot report an error.
+    /// Rolls back: nothing of the transaction remains. A drop does the same, but cannot report an
+    /// error.
     ///
     /// # Errors
-    /// What redb says; nothing is durable all the same.
+    /// Any error of redb. Even then, nothing is durable.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -423,17 +435,19 @@ impl Transaction {
     pub(crate) fn abort(&mut self) -> Result<()> {
         self.core.owner.check()?;
         match self.tx.take() {
-            // Also in `drop`, while a panic unwinds.
+            // This also runs in `drop`, while a panic unwinds.
             Some(tx) => unless_it_panics(|| tx.0.abort().map_err(|error| self.core.note(error.into()))),
             None => Ok(()),
         }
     }
 
-    /// Ends the transaction by a commit of everything that has gathered. `writes`: closures of the application in it.
+    /// Ends the transaction by a commit of everything that has gathered. `writes` is the number of
+    /// the application's closures in it.
     pub(crate) fn finish(&mut self, writes: u64) -> Result<()> {
-        // Before the transaction is taken: should the clock fail, it is rolled back as ever.
+        // The clock is read before the transaction is taken: if the clock fails, the drop still
+        // rolls back.
         let now = self.core.now()?;
-        // The closure is foreign, and may have forked: nothing has been locked since.
+        // The closure is foreign code and may have forked. Nothing has been locked since.
         self.core.owner.check()?;
         let tx = self.tx.take().expect("a transaction is finished once").0;
         or_poison(&self.core, || {
@@ -441,13 +455,13 @@ impl Transaction {
         })
     }
 
-    /// Its commit may be the store's last.
+    /// Marks that this commit may be the store's last.
     pub(crate) fn set_closing(&mut self) {
         self.pending.borrow_mut().closing = true;
     }
 
-    /// Its commit saves where the free pages are, and what is derived from the log, so that an open after an unclean end need not look
-    /// for either.
+    /// Makes the commit save where the free pages are, and what is derived from the log. An open
+    /// after an unclean end then need not look for either.
     pub(crate) fn set_quick_repair(&mut self) {
         self.pending.borrow_mut().flush_derived = true;
         if let Some(TxDebug(tx)) = &mut self.tx {
@@ -455,19 +469,19 @@ impl Transaction {
         }
     }
 
-    /// Names events that were there already as this closure's own.
+    /// Counts events that were there already among this closure's own.
     pub(in crate::store) fn note_seqs(&self, seqs: &[u64]) -> Result<()> {
         self.admit(Amount::entries(seqs.len()))?;
         self.seqs.borrow_mut().extend(seqs);
         Ok(())
     }
 
-    /// The newest of them is none of its own after all.
+    /// Removes the newest of the closure's events: it is not the closure's own after all.
     pub(in crate::store) fn forget_newest_seq(&self) {
         self.seqs.borrow_mut().pop();
     }
 
-    /// Something was written that only a rollback of the whole transaction takes back.
+    /// Notes a write that only a rollback of the whole transaction takes back.
     pub(crate) fn touch(&self) {
         self.tables_opened.set(self.tables_opened.get() + 1);
     }
@@ -476,7 +490,7 @@ impl Transaction {
         std::mem::take(&mut self.seqs.borrow_mut())
     }
 
-    /// Whether anything at all would be written.
+    /// Whether the commit would write nothing at all.
     pub(crate) fn is_empty(&self) -> bool {
         let pending = self.pending.borrow();
         self.tables_opened.get() == 0 && pending.frames.is_empty() && pending.inbox.is_empty()
@@ -494,12 +508,12 @@ impl Transaction {
         }
     }
 
-    /// Whether something since the savepoint cannot be rolled back without rolling back all.
+    /// Whether something since the savepoint can only be rolled back together with everything else.
     pub(crate) fn is_dirty_since(&self, savepoint: &Savepoint) -> bool {
         self.tables_opened.get() != savepoint.tables_opened
     }
 
-    /// Rolls back what has gathered in memory since the savepoint.
+    /// Rolls back everything that has gathered in memory since the savepoint.
     pub(crate) fn roll_back_to(&self, savepoint: &Savepoint) {
         let mut pending = self.pending.borrow_mut();
         pending.next_seq = savepoint.next_seq;
@@ -530,12 +544,13 @@ impl Transaction {
     }
 }
 
-/// Rolls back, explicitly: redb, when its transaction is dropped while a panic unwinds, would instead give up on the
-/// clean close of the whole database.
+/// Rolls back explicitly. If redb's transaction were dropped while a panic unwinds, redb would
+/// instead give up the clean close of the whole database.
 impl Drop for Transaction {
     fn drop(&mut self) {
         if self.tx.is_some() && self.core.owner.is_elsewhere() {
-            // The owner's transaction goes on. What this one holds is leaked: to end it would take locks.
+            // The owner's transaction goes on. The forked copy leaks its parts: ending the
+            // transaction would take locks.
             std::mem::forget((self.tx.take(), self.guard.take()));
             keep(&self.core);
             return;

@@ -1,4 +1,4 @@
-//! What a transaction has done that the file does not know yet.
+//! The changes of a transaction that are not in the file yet.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,7 +10,7 @@ use crate::store::shared::captures::PendingCaptures;
 use crate::store::shared::cleaning::LeftChange;
 use crate::store::transaction::gathered::Point;
 
-/// What the transaction would add to the log.
+/// The changes that the transaction would make to the log and its tables.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     pub(crate) next_seq: u64,
@@ -19,15 +19,18 @@ pub(crate) struct Pending {
     pub(crate) lanes: HashMap<Box<[u8]>, LaneState>,
     pub(crate) inbox: HashMap<Vec<u8>, InboxRow>,
     pub(crate) streams: PendingStreams,
-    /// Written already; only a rollback of the whole transaction takes them back.
+    /// Rows that are written already. Only a rollback of the whole transaction takes them back.
     pub(crate) projections: BTreeMap<String, ProjectionRow>,
-    /// Nothing undoes a part of it: who changes it has [touched](crate::Transaction::touch) the transaction.
+    /// No savepoint takes back a part of these. Code that changes them has
+    /// [touched](crate::Transaction::touch) the transaction.
     pub(crate) captures: PendingCaptures,
     /// Written already, as the projections are.
     pub(crate) cleanup: LeftChange,
-    /// What is derived from the log is to be written, however little has come since it last was.
+    /// The commit writes the derived tables, however few events have come since the last such
+    /// write.
     pub(crate) flush_derived: bool,
-    /// The commit may be the last one: what is written now and then is written.
+    /// The commit may be the last one. So it writes what is otherwise written only from time to
+    /// time.
     pub(crate) closing: bool,
     pub(in crate::store) undo: Vec<Undo>,
 }
@@ -36,11 +39,11 @@ pub(crate) struct Pending {
 pub(in crate::store) enum Undo {
     Lane(Box<[u8]>, Option<LaneState>),
     Inbox(Vec<u8>, Option<InboxRow>),
-    /// The state before, and how many events the stream had been given before.
+    /// The state before, and how many events the transaction had appended to the stream before.
     Stream(Box<[u8]>, Option<(StreamState, usize)>),
 }
 
-/// A point within a transaction to which what gathers in memory can be rolled back.
+/// A point within a transaction. Everything that gathered in memory after it can be rolled back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Savepoint {
     pub(in crate::store) next_seq: u64,
@@ -63,15 +66,15 @@ impl Pending {
         }
     }
 
-    /// An event of this stream has been appended, as the next of its revisions. `committed` is what the stream was
-    /// before this transaction.
+    /// Notes an event of this stream that has been appended at the next revision. `committed` is
+    /// the stream's state before this transaction.
     pub(crate) fn note_revision(&mut self, name: &[u8], committed: StreamState, seq: u64) {
         let stream = self.change_stream(name, committed);
         stream.state.next += 1;
         stream.run.seqs.push(seq);
     }
 
-    /// The stream gets another state.
+    /// Sets another state of the stream.
     pub(crate) fn note_state(&mut self, name: &[u8], state: StreamState) {
         self.change_stream(name, state).state = state;
     }
@@ -85,11 +88,11 @@ impl Pending {
     }
 }
 
-/// What a transaction did to a stream.
+/// The changes that a transaction made to a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PendingStream {
     pub(crate) state: StreamState,
-    /// What it appended.
+    /// The events that the transaction appended.
     pub(crate) run: Run,
 }
 

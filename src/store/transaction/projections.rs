@@ -1,7 +1,7 @@
 //! Rows and tables of projections within a transaction.
 //!
-//! **Invariant.** The tables of a rebuild carry another name until it has caught up. One transaction then puts them in the place of
-//! the old ones.
+//! **Invariant.** The tables of a rebuild carry other names until the rebuild has caught up. One
+//! transaction then puts them in the place of the old tables.
 
 use redb::{MultimapTableDefinition, TableDefinition, WriteTransaction};
 
@@ -13,7 +13,7 @@ use crate::store::shared::projections::{OwnedTables, replaced_prefix, shadow_pre
 use crate::store::transaction::Transaction;
 use crate::store::transaction::cleanup::rebuild_tasks;
 
-/// A name is all that deleting and renaming look at.
+/// Returns a definition for deleting and renaming, which look at the name only.
 pub(crate) fn plain(name: &str) -> TableDefinition<'_, u64, u64> {
     TableDefinition::new(name)
 }
@@ -22,7 +22,8 @@ pub(crate) fn multimap(name: &str) -> MultimapTableDefinition<'_, u64, u64> {
     MultimapTableDefinition::new(name)
 }
 
-/// Deletes a table of this name, of whichever kind: that of an earlier version may have been another.
+/// Deletes a table of this name, of either kind: the table of an earlier version may have been of
+/// the other kind.
 pub(in crate::store) fn delete_any(tx: &WriteTransaction, name: &str) -> Result<()> {
     match tx.delete_table(plain(name)) {
         Err(redb::TableError::TableIsMultimap(_)) => tx.delete_multimap_table(multimap(name))?,
@@ -31,7 +32,7 @@ pub(in crate::store) fn delete_any(tx: &WriteTransaction, name: &str) -> Result<
     Ok(())
 }
 
-/// Renames a table, of whichever kind, if there is one of this name.
+/// Renames a table, of either kind, if there is one of this name.
 fn rename_any(tx: &WriteTransaction, from: &str, to: &str) -> Result<()> {
     let renamed = match tx.rename_table(plain(from), plain(to)) {
         Err(redb::TableError::TableIsMultimap(_)) => tx.rename_multimap_table(multimap(from), multimap(to)),
@@ -44,8 +45,9 @@ fn rename_any(tx: &WriteTransaction, from: &str, to: &str) -> Result<()> {
 }
 
 impl OwnedTables {
-    /// Puts the tables of a rebuild in the place of the old ones. A table that the rebuild has not opened is gone then. The old
-    /// tables are renamed: freeing their pages in this transaction would take as long as they are large.
+    /// Puts the tables of a rebuild in the place of the old tables. An old table that the rebuild
+    /// has not opened is then gone. The old tables are renamed, not deleted: freeing their pages
+    /// would take this transaction longer, the larger they are.
     pub(crate) fn swap(&self, tx: &WriteTransaction, rebuild: CursorId) -> Result<()> {
         let (new, old) = (shadow_prefix(rebuild), replaced_prefix(rebuild));
         for name in self.names() {
@@ -71,7 +73,8 @@ impl Transaction {
     }
 
     pub(crate) fn write_projection_row(&self, name: &str, row: ProjectionRow) -> Result<()> {
-        // Only a rollback of the whole transaction takes it back, and what is pending goes with it.
+        // Only a rollback of the whole transaction takes the row back, and everything pending goes
+        // with it.
         self.touch();
         self.redb().open_table(PROJECTIONS)?.insert(name, row.to_bytes(name).as_slice())?;
         self.pending.borrow_mut().projections.insert(name.to_owned(), row);
@@ -88,7 +91,8 @@ impl Transaction {
         Ok(taken)
     }
 
-    /// Forgets a rebuild that nobody goes on with: its failures and its tables, whose names say that they are its.
+    /// Forgets an abandoned rebuild: its failures and its tables. The tables' names say that they
+    /// belong to the rebuild.
     pub(crate) fn drop_rebuild(&self, rebuild: Track) -> Result<()> {
         rebuild_tasks(rebuild.id).iter().try_for_each(|task| self.leave(task))
     }

@@ -1,4 +1,4 @@
-//! What a write leaves in its caller's hands.
+//! The receipt: the result of a write, in the hands of its caller.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -14,7 +14,8 @@ use crate::tuning::ANSWER_MS_MAX;
 
 /// Proof of a durable write: the closure's value, and the sequence numbers of its events.
 ///
-/// When a receipt exists, state and events are on disk. It can also wait for the broker's word.
+/// When a receipt exists, state and events are on disk. A receipt can also wait for the broker's
+/// confirms.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -35,7 +36,7 @@ pub struct Receipt<T = ()> {
     core: Weak<Core>,
 }
 
-/// Why waiting for the broker ended without its word.
+/// The reason why a wait for the broker ended without a confirm.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -50,27 +51,28 @@ pub struct Receipt<T = ()> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfirmError {
-    /// The time was up. The events stay in the log and will be published.
+    /// The timeout has passed. The events stay in the log, and a relay will publish them.
     #[error("not confirmed within {waited_ms} ms; the events stay in the log")]
     Timeout {
-        /// How long was waited.
+        /// The time that the call waited.
         waited_ms: u64,
     },
     /// An event went to quarantine.
     #[error("event {seq} is in quarantine: {fault}")]
     Quarantined {
-        /// Which one.
+        /// The sequence number of the event.
         seq: u64,
-        /// Why.
+        /// The reason.
         fault: Fault,
     },
-    /// No relay runs that could publish it, or more than one and none was named.
+    /// No relay that could publish the event runs in this process. Or more than one relay runs, and
+    /// the call named none.
     #[error("{0}")]
     NoRelay(&'static str),
-    /// The relay was stopped while waiting.
+    /// The relay was stopped during the wait.
     #[error("the relay was stopped")]
     Stopped,
-    /// Waiting inside a transaction of the same store, or another failure of the store.
+    /// The call was made inside a transaction of the same store, or the store failed otherwise.
     #[error(transparent)]
     Store(#[from] Error),
 }
@@ -80,12 +82,13 @@ impl<T> Receipt<T> {
         Self { value, seqs, core: Arc::downgrade(core) }
     }
 
-    /// The same events, with another value.
+    /// Returns a receipt of the same events, with another value.
     pub(crate) fn with_value<U>(self, value: U) -> Receipt<U> {
         Receipt { value, seqs: self.seqs, core: self.core }
     }
 
-    /// The sequence numbers of the events appended, in order. A repeated event shows the first one's.
+    /// The sequence numbers of the appended events, in order. For a repeated event, that is the
+    /// sequence number of the first append.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -103,7 +106,7 @@ impl<T> Receipt<T> {
         &self.seqs
     }
 
-    /// What the closure returned.
+    /// The value that the closure returned.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -116,7 +119,7 @@ impl<T> Receipt<T> {
         &self.value
     }
 
-    /// What the closure returned.
+    /// Consumes the receipt and returns the value that the closure returned.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -132,15 +135,17 @@ impl<T> Receipt<T> {
 
     /// Waits until the broker has confirmed every event of this write, `timeout` at most.
     ///
-    /// When this returns `Ok`, the one relay that runs on this store has the broker's confirm for each.
+    /// `Ok` means: the only relay that runs on this store has the broker's confirm for each event.
     ///
-    /// `Duration::MAX` waits for ever. `Duration::ZERO` asks and does not wait for the broker: it returns `Ok` if the relay
-    /// has all confirms already. However short `timeout` is, the relay's thread is asked once, and has
-    /// a second to answer; it usually takes microseconds.
+    /// With `Duration::MAX` the call waits without a limit. With `Duration::ZERO` the call asks,
+    /// but does not wait for the broker: it returns `Ok` if the relay already has all confirms.
+    /// Even with the shortest `timeout`, the call asks the relay's thread once and gives it one
+    /// second to answer. The relay usually answers within microseconds.
     ///
     /// # Errors
-    /// See [`ConfirmError`]. On a timeout nothing is lost. Inside a write closure or an open transaction of the same
-    /// store it fails at once: the events that it waits for might be that very transaction's.
+    /// See [`ConfirmError`]. A timeout loses nothing. Inside a write closure or an open transaction
+    /// of the same store, the call fails at once: it could be waiting for the events of that very
+    /// transaction.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -160,7 +165,7 @@ impl<T> Receipt<T> {
         self.wait(None, timeout)
     }
 
-    /// As [`wait_confirmed`](Self::wait_confirmed), by the relay of this name.
+    /// Works as [`wait_confirmed`](Self::wait_confirmed), with the relay of this name.
     ///
     /// # Errors
     /// See [`ConfirmError`].
@@ -184,11 +189,11 @@ impl<T> Receipt<T> {
         self.wait(Some(relay), timeout)
     }
 
-    /// As [`wait_confirmed`](Self::wait_confirmed), without blocking a thread, for as long as it takes. It needs no runtime; for a limit use
-    /// your runtime's timeout.
+    /// Works as [`wait_confirmed`](Self::wait_confirmed), without blocking a thread and without a
+    /// limit. No runtime is needed. If you need a limit, use your runtime's timeout.
     ///
     /// # Errors
-    /// As [`wait_confirmed`](Self::wait_confirmed), but for the timeout.
+    /// As [`wait_confirmed`](Self::wait_confirmed), except for the timeout.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -211,7 +216,7 @@ impl<T> Receipt<T> {
         Self::confirm(self.core.clone(), self.seqs.clone(), None)
     }
 
-    /// As [`confirmed`](Self::confirmed), by the relay of this name.
+    /// Works as [`confirmed`](Self::confirmed), with the relay of this name.
     ///
     /// # Errors
     /// As [`confirmed`](Self::confirmed).
@@ -249,7 +254,7 @@ impl<T> Receipt<T> {
     fn wait(&self, relay: Option<&str>, timeout: Duration) -> Result<(), ConfirmError> {
         let (port, answer) = ask(&self.core, self.seqs.clone(), relay)?;
         let answered = answer.wait_until(Deadline::after(timeout)).or_else(|| {
-            // The relay may not have looked at what was asked: it says when it has.
+            // The relay may not have looked at the request yet. The echo says when the relay has.
             let (reply, echo) = oneshot::channel();
             port.requests.send(RelayRequest::Echo { reply }).ok()?;
             echo.wait_until(Deadline::after(Duration::from_millis(ANSWER_MS_MAX)))?.ok()?;
@@ -262,7 +267,7 @@ impl<T> Receipt<T> {
 
 type Answer = Result<Awaited, oneshot::Abandoned>;
 
-/// Asks the relay of this name, or the only one.
+/// Asks the relay of this name, or the only relay.
 fn ask(
     core: &Weak<Core>,
     seqs: Vec<u64>,

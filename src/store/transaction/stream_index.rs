@@ -13,7 +13,8 @@ use crate::storage::tables::stream::stream_row;
 use crate::store::shared::tail::Tail;
 use crate::store::transaction::pending::{Pending, PendingStreams};
 
-/// The bulk write: states, and a chunk for each stream that was appended to since the last one.
+/// Writes the index in bulk: the states, and a chunk for each stream that was appended to since the
+/// last bulk write.
 pub(in crate::store) fn write_streams(
     tx: &WriteTransaction,
     cache: &StreamCache,
@@ -24,7 +25,7 @@ pub(in crate::store) fn write_streams(
         for (name, state) in cache.states.changed() {
             streams.insert(name, &state.to_bytes()[..])?;
         }
-        // A transaction's own changes are newer.
+        // The transaction's own changes are newer.
         for (name, stream) in pending {
             streams.insert(&**name, &stream.state.to_bytes()[..])?;
         }
@@ -35,7 +36,7 @@ pub(in crate::store) fn write_streams(
         let own = pending.get(name);
         let run = joined(cache.recent.get(name), own.map(|stream| &stream.run));
         let state = own.map(|stream| stream.state).or_else(|| cache.states.get(name)).unwrap_or_default();
-        // Of one that is deleted nothing is left.
+        // Of a deleted stream, nothing is left.
         let run = run.from(state.first);
         if !run.seqs.is_empty() {
             chunks.insert(keys::chunk(name, run.first).as_slice(), run.to_bytes().as_slice())?;
@@ -44,7 +45,7 @@ pub(in crate::store) fn write_streams(
     Ok(())
 }
 
-/// One run of two that follow each other.
+/// Joins two runs that follow each other.
 pub(crate) fn joined(first: Option<&Run>, then: Option<&Run>) -> Run {
     let mut run = first.filter(|run| !run.seqs.is_empty()).cloned();
     if let Some(then) = then {

@@ -1,8 +1,12 @@
-//! When trimming is due, and how much of it one commit does.
+//! Decides when trimming is due, and how much of it one commit does.
 //!
-//! Removing a record costs page writes, so records that can go gather until a commit can remove many of them. **Invariant:** the
-//! next commit removes them once they have gathered for [`TRIM_DEFER_MS_MAX`](crate::tuning::TRIM_DEFER_MS_MAX), or once they hold [`TRIM_DEFER_BYTES_MAX`]
-//! bytes. Neither bound moves when something is written, when a relay makes progress, or when a thread wakes.
+//! Removing a record costs page writes, so records that can go gather until a commit can remove
+//! many of them.
+//!
+//! **Invariant.** The next commit removes the records once they have gathered for
+//! [`TRIM_DEFER_MS_MAX`](crate::tuning::TRIM_DEFER_MS_MAX), or once they hold
+//! [`TRIM_DEFER_BYTES_MAX`] bytes. Neither bound moves when something is written, when a relay
+//! makes progress, or when a thread wakes.
 
 use redb::{ReadableTable, WriteTransaction};
 
@@ -23,20 +27,23 @@ use crate::tuning::{
 /// How one commit trims the log.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::store) struct Plan {
-    /// Every relay is done with every record below that has no exception, and retention wants none.
+    /// Every relay is done with every record below that has no exception, and retention wants none
+    /// of these records.
     pub(in crate::store) floor: u64,
-    /// This commit trims all it can: the application writes nothing now, or trimming has been deferred for long enough.
+    /// This commit trims all it can: the application writes nothing now, or trimming has been
+    /// deferred for long enough.
     pub(in crate::store) thorough: bool,
-    /// Tables that are derived from the log are to be written.
+    /// This commit writes the tables that are derived from the log.
     pub(in crate::store) flush: bool,
-    /// Records are to be removed, if there are any; else once [`TRIM_BATCH_MIN`] can go.
+    /// This commit removes records if any can go. Otherwise it removes them once [`TRIM_BATCH_MIN`]
+    /// can go.
     pub(in crate::store) trim: bool,
-    /// Records to remove at most, and bytes of them.
+    /// The most records to remove, and the most bytes.
     pub(in crate::store) step: (u64, u64),
 }
 
 impl Plan {
-    /// `alone`: the commit carries no write of the application.
+    /// Decides how this commit trims. `alone`: the commit carries no write of the application.
     pub(in crate::store) fn new(
         core: &Core,
         (tx, tail, pending): (&WriteTransaction, &Tail, &Pending),
@@ -53,10 +60,12 @@ impl Plan {
         let appended = pending.end_offset - tail.end_offset;
         let step =
             (TRIM_STEP.max(2 * pending.frames.len() as u64), TRIM_STEP_BYTES.max(appended.saturating_mul(2)));
-        // Records from `derived_through` on cannot go before what is derived from them is written.
+        // Records from `derived_through` on cannot go before the tables derived from them are
+        // written.
         let within_reach = floor.min(tail.derived_through).saturating_sub(tail.trimmed_to);
         let beyond_reach = offset.saturating_sub(tail.derived_offset.max(tail.trimmed_offset));
-        // Retention by bytes alone may hold records below the floor: writing what is derived would let none of them go.
+        // Retention by bytes alone may hold records below the floor. Then writing the derived
+        // tables would let none of them go.
         let is_held = core.settings.retention.bytes_min > 0 && beyond_reach == 0;
         let would_help = floor > tail.derived_through && !is_held;
         let flush = pending.next_seq - tail.derived_through >= DERIVED_FLUSH_EVENTS
@@ -68,13 +77,13 @@ impl Plan {
         Ok(Self { floor, thorough, flush, trim, step })
     }
 
-    /// Whether this many records are worth being removed.
+    /// Whether it is worthwhile to remove this many records.
     pub(in crate::store) fn removes(&self, records: u64) -> bool {
         records > 0 && (self.trim || records >= TRIM_BATCH_MIN)
     }
 }
 
-/// The offset at which the record before `floor` ends, if it need not be looked up.
+/// Returns the offset at which the record before `floor` ends, if memory knows it.
 fn known_offset(
     tail: &Tail,
     pending: &Pending,
@@ -90,7 +99,7 @@ fn known_offset(
     ends.into_iter().chain(positions).find_map(|(at, offset)| (at == floor).then_some(offset))
 }
 
-/// The offset at which the record before `position` ends.
+/// Returns the offset at which the record before `position` ends.
 pub(crate) fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, position: u64) -> Result<u64> {
     if position <= tail.trimmed_to {
         return Ok(tail.trimmed_offset);
@@ -101,7 +110,8 @@ pub(crate) fn offset_at(tx: &WriteTransaction, tail: &Tail, pending: &Pending, p
     let log = tx.open_table(LOG)?;
     let before = position - 1;
     let offset = log.get(before)?.map(|frame| record::end_offset(before, frame.value()));
-    // A damaged record is reported when it is read; the figure of the backlog is off by its length until the next step.
+    // Reading a damaged record reports it. Until the next step, the figure of the backlog is off by
+    // the record's length.
     Ok(offset.and_then(|offset| offset.ok()).unwrap_or(tail.trimmed_offset))
 }
 
@@ -112,8 +122,9 @@ mod tests {
     use crate::limits::PAYLOAD_BYTES_MAX;
     use crate::store::Store;
 
-    /// Goal: what an open has to read to know what is derived from the log is bounded in bytes too. Method: a few of the largest
-    /// events; how far what is derived is behind the log is looked at after each, and after opening again.
+    /// Goal: how much of the log an open has to read for the derived tables is bounded in bytes
+    /// too. Method: a few of the largest events; after each, and after opening again, look at how
+    /// far the derived tables are behind the log.
     #[test]
     fn what_is_derived_is_never_far_behind_in_bytes() {
         let folder = tempfile::tempdir().unwrap();

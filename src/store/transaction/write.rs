@@ -1,6 +1,6 @@
 //! One write as the writer thread runs it: a closure of the application, or work of the store.
 //!
-//! **Invariant.** What a closure does when it panics, or its value when it is dropped, reaches no other write.
+//! **Invariant.** A panic of a closure, or of its value's `Drop`, reaches no other write.
 
 use std::sync::Arc;
 
@@ -12,27 +12,30 @@ use crate::store::shared::write_wait::Purpose;
 use crate::store::transaction::Transaction;
 use crate::store::transaction::receipt::Receipt;
 
-/// A closure in the queue.
+/// A write in the queue.
 pub(crate) trait Write: Send {
-    /// Runs it; `true` if it succeeded. May be called again after its effects were rolled back.
+    /// Runs the write. Returns `true` if the write succeeded. May be called again after the write's
+    /// effects were rolled back.
     fn run(&mut self, tx: &Transaction) -> bool;
-    /// Its effects are durable (or it failed by itself, and left none). Who waits for it is woken, or left to `wake_chain`.
+    /// Reports the end. The write's effects are durable, or the write itself failed and left none.
+    /// This call wakes the waiting caller, or leaves that to `wake_chain`.
     fn done(self: Box<Self>, core: &Arc<Core>, wake_chain: Option<&Arc<WakeChain>>);
-    /// The group could not be committed.
+    /// Reports that the group could not be committed.
     fn failed(self: Box<Self>, error: Error);
-    /// What it is for.
+    /// The purpose of the write.
     fn purpose(&self) -> &Purpose;
-    /// A handler runs in it, for how long nobody knows: the writes of others do not wait for many of them.
+    /// Whether a handler runs in the write. A handler may take any time, so the writes of others do
+    /// not wait for many handlers.
     fn is_handler(&self) -> bool {
         matches!(self.purpose(), Purpose::Handler(..))
     }
-    /// Begins it. `false` if its caller has given up: then it must not run.
+    /// Begins the write. Returns `false` if its caller has given up: then the write must not run.
     fn claim(&self) -> bool {
         true
     }
 }
 
-/// A closure, its latest result, and who waits for it.
+/// A closure, its latest result, and the channel to its waiting caller.
 pub(crate) struct Closure<F, T> {
     pub(crate) f: F,
     pub(crate) result: Option<Result<(T, Vec<u64>)>>,
@@ -48,7 +51,7 @@ where
     fn run(&mut self, tx: &Transaction) -> bool {
         let earlier = self.result.take();
         quietly(|| drop(earlier));
-        // What the closure captured may be half-changed after a panic: it is not run again.
+        // After a panic the closure's captures may be half-changed: the closure is not run again.
         let result = caught(|| {
             let value = (self.f)(tx)?;
             tx.check_size()?;
@@ -84,7 +87,8 @@ where
     }
 }
 
-/// Runs what drops something of the application's: that it panics there must not end the writer thread.
+/// Runs code that drops something of the application's. A panic there must not end the writer
+/// thread.
 pub(in crate::store) fn quietly(f: impl FnOnce()) {
     if let Err(panic) = caught(f) {
         tracing::error!(panic, "a write closure or its value panicked while it was dropped");

@@ -1,7 +1,9 @@
-//! Who cleans up, and when: the writer thread, with each group that it commits and while it has nothing else to do.
+//! When clean-up runs: the writer thread cleans up with each group that it commits, and while it
+//! has nothing else to do.
 //!
-//! **Invariants.** One piece at a time, and the tasks take turns: a task that fails holds no other. Memory says only whether there is
-//! anything to do, and after which task the next piece begins; what is left stands in the file.
+//! **Invariants.** One piece runs at a time, and the tasks take turns: a task that fails holds up
+//! no other. Memory holds only whether there is anything to do, and after which task the next piece
+//! begins. The remaining work is in the file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +21,7 @@ use crate::store::transaction::write::Write;
 use crate::time::Deadline;
 use crate::tuning::{CLEAN_PAUSE_MS, CLEAN_RETRY_MS, CLEAN_STEP};
 
-/// A piece, as the writer thread runs it.
+/// A piece of clean-up, as the writer thread runs it.
 pub(crate) struct CleanUp {
     core: Arc<Core>,
     outcome: Option<Result<Vec<u8>>>,
@@ -58,7 +60,8 @@ impl Write for CleanUp {
     }
 }
 
-/// Does a piece: of one task after the other, until the budget is spent. The key of the last.
+/// Does a piece: one task after the other, until the budget is spent. Returns the key of the last
+/// task.
 fn piece(tx: &Transaction) -> Result<Vec<u8>> {
     let mut budget = CLEAN_STEP;
     let mut at = tx.core.cleaning.lock().after.clone();
@@ -79,13 +82,13 @@ fn piece(tx: &Transaction) -> Result<Vec<u8>> {
         };
         let task = Task::from_key(&key);
         if matches!(task, Some(Task::Tables(_))) && budget < CLEAN_STEP {
-            // A table is removed by itself: the next piece begins with it.
+            // A table is removed in a piece of its own: the next piece begins with the table.
             break;
         }
         at.clone_from(&key);
         tx.core.cleaning.lock().at.clone_from(&key);
         if let Some(task) = task {
-            // What is left of it waits for its next piece.
+            // The rest of the task waits for the task's next piece.
             tx.clean(&task, &mut budget)?;
         }
     }
@@ -103,7 +106,7 @@ fn note(core: &Core, outcome: Result<Vec<u8>>) {
             state.due = Deadline::after(Duration::from_millis(CLEAN_PAUSE_MS));
         }
         Err(error) => {
-            // The next piece is another task's.
+            // The next piece is for another task.
             state.after = state.at.clone();
             let (first, longest) = CLEAN_RETRY_MS;
             let delay = first.saturating_mul(1 << state.fails.min(16)).min(longest);

@@ -1,17 +1,22 @@
-//! Groups of writes: which writes share a commit, and what is done when one of them fails.
+//! Groups of writes: which writes share a commit, and what happens if one of them fails.
 //!
-//! **A closure that fails leaves no trace.** What it gathered in memory (events, inbox entries) is rolled back in place.
-//! If it opened a table for writing, redb cannot roll back it alone: the group is rolled back and the others run again
-//! without it. That shows readers nothing early, which a `Durability::None` commit per closure would; see docs/decisions for
-//! the figures. It is why closures are `FnMut`.
+//! **A closure that fails leaves no trace.** Everything that it gathered in memory (events, inbox
+//! entries) is rolled back in place. If the closure opened a table for writing, redb cannot roll
+//! back that closure alone. Then the group is rolled back, and the other closures run again without
+//! the failed one. So readers see nothing early. With a `Durability::None` commit per closure they
+//! would; see docs/decisions for the figures. The second run is the reason why closures are
+//! `FnMut`.
 //!
-//! **A failure costs the others little, whatever fails and however often.** What had succeeded before it runs again by
-//! itself. It is committed before anything that was not tried yet. One that was rolled back a second time (another
-//! that had succeeded has failed meanwhile) is a group of its own. So nothing runs more than [`RUNS_MAX`] times, and work
-//! grows with the number of writes, not with its square.
+//! **A failure costs the other writes little, however many fail.** The writes that had succeeded
+//! before the failure run again in a group of their own. They are committed before any write that
+//! was not tried yet. A write that was rolled back a second time is a group of its own: another
+//! write that had succeeded has failed meanwhile. So nothing runs more than [`RUNS_MAX`] times, and
+//! the work grows with the number of writes, not with its square.
 //!
-//! **Nobody waits for many handlers.** A group ends once its closures have run for a while, sooner where handlers run in it. The writes of handlers stand in a line of their own; where they are slow, or fail, the two lines take
-//! turns. So a write of the application waits for one group, which ends behind the handler that exceeds the time.
+//! **No write waits for many handlers.** A group ends once its closures have run for a while, and
+//! sooner where handlers run in it. The writes of handlers wait in a line of their own. Where
+//! handlers are slow, or fail, the two lines take turns. So a write of the application waits for
+//! one group, which ends after the handler that exceeds the time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,7 +34,7 @@ use crate::tuning::{BATCH_WRITES_MAX, GROUP_MS_MAX, HANDLERS_MS_MAX, RUNS_MAX};
 /// A write in the queue.
 pub(in crate::store) struct Queued {
     write: Box<dyn Write>,
-    /// How often it succeeded and was rolled back for another's sake.
+    /// How often the write succeeded and was rolled back for the sake of another write.
     undone: u8,
 }
 
@@ -38,7 +43,8 @@ impl Queued {
         Self { write, undone: 0 }
     }
 
-    /// It runs by itself: should another fail behind it, it would run too often.
+    /// Whether the write must be a group of its own. If a write behind it failed, this write would
+    /// run too often.
     fn is_alone(&self) -> bool {
         self.undone + 1 >= RUNS_MAX
     }
@@ -46,14 +52,14 @@ impl Queued {
 
 type Line = Vec<Queued>;
 
-/// What waits for a group, in two lines, each in the order in which it came.
+/// The writes that wait for a group, in two lines, each in order of arrival.
 #[derive(Default)]
 pub(in crate::store) struct Backlog {
     writes: VecDeque<Queued>,
     handlers: VecDeque<Queued>,
-    /// Handlers have kept the writes of others waiting: the lines take turns.
+    /// Handlers have kept the writes of others waiting, so the lines take turns.
     alternate: bool,
-    /// The handlers are next.
+    /// The line of handlers is next.
     handlers_next: bool,
 }
 
@@ -62,7 +68,8 @@ impl Backlog {
         self.writes.is_empty() && self.handlers.is_empty()
     }
 
-    /// Those of handlers do not count: their threads wait for them, so each has a batch here at most.
+    /// Whether the application's line has room. Writes of handlers do not count: their threads wait
+    /// for them, so each thread has at most one batch here.
     pub(in crate::store) fn has_room(&self) -> bool {
         self.writes.len() < BATCH_WRITES_MAX
     }
@@ -87,13 +94,14 @@ impl Backlog {
         writes.chain(handlers).collect()
     }
 
-    /// What a group has not come to is first again. Those who are still to be woken.
+    /// Puts the rest of a group back at the front of the lines. Returns the chain of callers that
+    /// are still to be woken.
     pub(in crate::store) fn take_back(&mut self, ran: Ran) -> Option<Arc<WakeChain>> {
         let of_handlers = ran.handlers > 0;
         let left_handlers = ran.rest.iter().any(|queued| queued.write.is_handler());
         self.alternate = match of_handlers {
             true => ran.cut,
-            // They were to run in it, and it ended before.
+            // The handlers were to run in this group, and the group ended before them.
             false => self.alternate || left_handlers,
         };
         self.handlers_next = !of_handlers;
@@ -105,24 +113,25 @@ impl Backlog {
     }
 }
 
-/// What a group has come to.
+/// The result of a group's run.
 pub(in crate::store) struct Ran {
-    /// What it has not come to.
+    /// The writes that the group did not reach.
     rest: Line,
-    /// It ended before its end: its time was over, or one of it failed.
+    /// The group ended early: its time was over, or one of its writes failed.
     cut: bool,
-    /// Handlers that have run in it.
+    /// How many handlers have run in the group.
     handlers: usize,
     wake_chain: Option<Arc<WakeChain>>,
 }
 
 /// Runs a write that skips the queue, on its caller's thread.
 pub(crate) fn run_alone(core: &Arc<Core>, write: Box<dyn Write>, wait: &mut Wait) {
-    // A group of one has no rest.
+    // A group of one write has no rest.
     run(core, vec![Queued::new(write)], Some(wait), |_, _| false);
 }
 
-/// Runs these writes to their end, in as many groups as it takes; `between` runs between two of them.
+/// Runs these writes to their end, in as many groups as necessary. `between` runs between two
+/// groups.
 #[cfg(test)]
 pub(crate) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>, mut between: impl FnMut()) {
     let mut backlog = Backlog::default();
@@ -136,8 +145,9 @@ pub(crate) fn run_all(core: &Arc<Core>, writes: Vec<Box<dyn Write>>, mut between
     }
 }
 
-/// Runs a group and commits what succeeds of it, up to where it ends.  `chain` says
-/// whether those of the group are woken in a chain, of the number of writers and the time of a sync.
+/// Runs a group and commits the writes that succeed, up to the point where the group ends. The
+/// closure `chain` gets the number of writers and the time of a sync. It decides whether the
+/// group's callers are woken in a chain.
 pub(in crate::store) fn run(
     core: &Arc<Core>,
     live: Line,
@@ -166,7 +176,7 @@ pub(in crate::store) fn run(
 struct Group<'a> {
     core: &'a Arc<Core>,
     live: Line,
-    /// They have failed by themselves, or their callers have given up.
+    /// These writes have failed by themselves, or their callers have given up.
     done: Line,
     rest: Line,
     cut: bool,
@@ -175,7 +185,7 @@ struct Group<'a> {
 
 enum Attempt {
     Ended,
-    /// What is left succeeded before, and was rolled back.
+    /// The remaining writes succeeded before, and were rolled back.
     Again,
 }
 
@@ -185,13 +195,15 @@ impl Group<'_> {
         let began = (self.live.len() > 1).then(Instant::now);
         let (mut at, mut tried_before) = (0, false);
         while let Some(queued) = self.live.get_mut(at) {
-            // What was not tried yet may fail: never behind what was rolled back for another already.
+            // A write that was not tried yet may fail. It never runs behind a write that was
+            // already rolled back for another.
             if at > 0 && (queued.is_alone() || (tried_before && queued.undone == 0)) {
                 self.end_before(at);
                 break;
             }
             if !queued.write.claim() {
-                // Its caller has given up. It is dropped once the write lock is released: what it captured is foreign.
+                // The caller has given up. The write is dropped once the write lock is released:
+                // its captures are foreign.
                 self.done.push(self.live.remove(at));
                 continue;
             }
@@ -232,7 +244,7 @@ impl Group<'_> {
         Ok(Attempt::Ended)
     }
 
-    /// What stands from here on is not of this group.
+    /// Ends the group before the write at `at`: this write and all behind it are for a later group.
     fn end_before(&mut self, at: usize) {
         let mut behind = self.live.split_off(at);
         self.cut |= !behind.is_empty();
@@ -240,14 +252,14 @@ impl Group<'_> {
         self.rest = behind;
     }
 
-    /// Closures have run in it for long enough.
+    /// Whether closures have run in the group for long enough.
     fn is_over(&self, ran: Duration) -> bool {
         let longest = if self.handlers > 0 { HANDLERS_MS_MAX } else { GROUP_MS_MAX };
         ran >= Duration::from_millis(longest)
     }
 }
 
-/// Reports to each of a group what has become of it.
+/// Reports to each write of a group how it ended.
 fn answer(
     core: &Arc<Core>,
     outcome: Result<()>,
@@ -259,17 +271,18 @@ fn answer(
     match outcome {
         Ok(()) => live.into_iter().chain(done).for_each(report),
         Err(error) => {
-            // One commit, one outcome: where it is unknown, it is unknown for each of them.
+            // One commit has one outcome: if the outcome is unknown, it is unknown for each write.
             for queued in live {
                 quietly(|| queued.write.failed(same(&error)));
             }
-            // They failed by themselves; that the others could not be committed changes nothing for them.
+            // These writes failed by themselves. For them it does not matter that the others could
+            // not be committed.
             done.into_iter().for_each(report);
         }
     }
 }
 
-/// The same answer again, for another of the same group.
+/// Copies an error, for another write of the same group.
 pub(in crate::store) fn same(error: &Error) -> Error {
     match error {
         Error::CommitUnknown { cause } => Error::CommitUnknown { cause: Arc::clone(cause) },

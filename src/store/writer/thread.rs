@@ -1,8 +1,10 @@
 //! The writer thread: group commit.
 //!
-//! A group is what has queued up while the last commit was in its fsync; no time window is waited for. Its closures run in
-//! one redb transaction, and one commit makes them durable: `groups.rs`. A write that finds nobody else writing skips the
-//! queue and is a group of one on its caller's thread ([`Queue`](crate::store::shared::write_queue::Queue)).
+//! A group is the writes that have queued up while the last commit was in its fsync. The writer
+//! thread waits for no time window. The group's closures run in one redb transaction, and one
+//! commit makes them durable: see `groups.rs`. A write that finds no other write at work skips the
+//! queue, and is a group of one on its caller's thread
+//! ([`Queue`](crate::store::shared::write_queue::Queue)).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,18 +26,18 @@ use crate::store::writer::groups::{self, Backlog, same};
 use crate::time::{Deadline, wake_after};
 use crate::tuning::AGE_SAVE_MS_MIN;
 
-/// What the writer thread is sent.
+/// A job for the writer thread.
 pub(crate) enum Job {
     Write(Box<dyn Write>),
-    /// Progress waits that did not before: look at the clock again.
+    /// Progress begins to wait: look at the clock again.
     Progress,
     /// Write the waiting progress now.
     Flush(oneshot::Sender<Result<()>>),
-    /// Finish what is queued, write the waiting progress, end.
+    /// Finish the queued writes, write the waiting progress, and end.
     Stop,
 }
 
-/// The thread's whole life.
+/// Runs the thread, from its start to its end.
 pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     core.write_lock.set_writer();
     core.queue.begin_writer();
@@ -62,7 +64,8 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
             match jobs.try_recv() {
                 Ok(job) => state.take(job),
                 Err(TryRecvError::Empty) => break,
-                // A backfill that goes on never waits for the queue: that the last handle is gone shows only here.
+                // A backfill in progress never waits for the queue. Only here does it show that the
+                // last handle is gone.
                 Err(TryRecvError::Disconnected) => state.stop = true,
             }
         }
@@ -72,7 +75,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
             return;
         }
     }
-    // Whoever got into the queue before the door closed is served too.
+    // Writes that got into the queue before the store began to close are served too.
     while let Ok(job) = jobs.try_recv() {
         state.take(job);
     }
@@ -89,7 +92,7 @@ pub(crate) fn run(core: &Arc<Core>, jobs: &Receiver<Job>) {
     core.announce_queue_room();
 }
 
-/// The next job, or a nudge, which is a [`Job::Progress`].
+/// Returns the next job, or a nudge as a [`Job::Progress`].
 fn receive(
     jobs: &Receiver<Job>,
     nudges: &Receiver<()>,
@@ -105,7 +108,7 @@ fn receive(
     if ready.index() == at_jobs {
         ready.recv(jobs).map_err(|_| RecvTimeoutError::Disconnected)
     } else {
-        // Whoever nudges lives as long as this thread.
+        // The sender of nudges lives as long as this thread.
         let _ = ready.recv(nudges);
         Ok(Job::Progress)
     }
@@ -114,29 +117,30 @@ fn receive(
 struct Writer<'a> {
     core: &'a Arc<Core>,
     backlog: Backlog,
-    /// After how many passes the one in the backlog was put there.
+    /// The count of ended passes when the pass in the backlog was put there.
     pass_after: Option<u64>,
     flushes: Vec<oneshot::Sender<Result<()>>>,
     stop: bool,
-    /// The last thing done was a commit while idle.
+    /// The last action was a commit while the store was idle.
     trimming: bool,
-    /// A closure has forked, and this is the forked process: it ends with this thread, which is its only one.
+    /// A closure has forked, and this is the forked process. The process ends with this thread,
+    /// which is its only one.
     forked: bool,
-    /// Those of the last group who are still to be woken.
+    /// The callers of the last group that are still to be woken.
     wake_chain: Option<Arc<WakeChain>>,
     opened: Instant,
-    /// After how many commits the newest quick-repair commit was the last.
+    /// The number of commits up to the newest quick-repair commit, that commit included.
     saved_at: Option<u64>,
-    /// When a holder of the log may be worth a warning.
+    /// The time when a holder of the log may need a warning.
     look_at: Deadline,
-    /// After how many commits it was looked at last.
+    /// The number of commits at the last look at the holders.
     looked_at: Option<u64>,
 }
 
 impl Writer<'_> {
     /// Waits for a job, or until waiting progress has waited long enough.
     fn wait(&mut self, jobs: &Receiver<Job>) {
-        // Who asks sets this first and sends a job then.
+        // A thread that asks for a pass sets this first, and then sends a job.
         if self.core.passes.is_asked() {
             return;
         }
@@ -144,10 +148,11 @@ impl Writer<'_> {
             self.core.look();
         }
         if self.wake_chain.as_ref().is_some_and(|chain| !chain.is_done()) {
-            // Those who are woken are about to write again.
+            // Woken callers are about to write again.
             match jobs.recv_timeout(WAKE_CHAIN_TIMEOUT) {
                 Ok(job) => {
-                    // A job that is no write begins no group, after which they would be woken.
+                    // A job that is not a write begins no group, and only after a group would the
+                    // rest be woken.
                     if !matches!(job, Job::Write(_)) {
                         self.wake_the_rest();
                     }
@@ -156,7 +161,7 @@ impl Writer<'_> {
                 Err(_) => self.wake_the_rest(),
             }
         }
-        // What no running relay asks for, nobody else does.
+        // Work that no running relay asks for is only asked for here.
         let pass_due = CoalescingPasses::look(self.core);
         if pass_due == Some(Duration::ZERO) {
             self.core.passes.ask_own();
@@ -184,13 +189,15 @@ impl Writer<'_> {
             Some(_) => Waits::UntilIdle,
             None => Waits::Untimed,
         });
-        // After the word that this thread waits: a commit that asks later than this nudges it.
+        // This look comes after the thread has noted that it waits: a commit that asks later nudges
+        // the thread.
         self.look_for_holders();
         let progress_due = match due_at {
-            // In the middle of trimming: go on, unless something else is to be done.
+            // Trimming is in progress: it goes on, unless there is other work.
             _ if trim_left && self.trimming => Some(Deadline::after(Duration::from_millis(1))),
             Some(due_at) => Some(due_at),
-            // What is left was left by a commit, so no waking moves this. A commit does: it has looked at the bounds of trimming.
+            // A commit has left this rest, so waking up does not move the time. Only a commit moves
+            // it, and that commit has checked the bounds of trimming.
             None if trim_left => Some(Deadline::from(last_commit.unwrap_or_else(Instant::now), delay)),
             None => None,
         };
@@ -205,11 +212,11 @@ impl Writer<'_> {
             Err(RecvTimeoutError::Timeout) if save_due.is_some_and(Deadline::is_over) => {
                 self.save_if_idle();
             }
-            // Only the backfill, the look or a piece of clean-up is due: all come next.
+            // Only the backfill, the look or a piece of clean-up is due: all of them come next.
             Err(RecvTimeoutError::Timeout) if !progress_due.is_some_and(Deadline::is_over) => {}
             Err(RecvTimeoutError::Timeout) => {
-                // A commit on another thread may have taken the progress along meanwhile; how it ended is known once it
-                // has released the write lock.
+                // A commit on another thread may have carried the progress meanwhile. How that
+                // commit ended is known once it has released the write lock.
                 self.core.await_write_lock("the writer thread's own work");
                 let idle = self.core.counters.commits.load(Ordering::Relaxed) == commits;
                 let trim_left = self.core.tail().trim_left;
@@ -218,7 +225,8 @@ impl Writer<'_> {
                     self.commit_progress();
                     self.trimming = true;
                 }
-                // While others commit it needs no commit of its own: one of them does it, within the bounds of trimming.
+                // While other threads commit, no commit of this thread is needed: one of theirs
+                // does the work, within the bounds of trimming.
             }
             Err(RecvTimeoutError::Disconnected) => self.stop = true,
         }
@@ -227,7 +235,8 @@ impl Writer<'_> {
     fn look_for_holders(&mut self) {
         let Looked::Next(wait_ms) = holders::look(self.core, self.look_at.is_over()) else { return };
         let commits = self.core.counters.commits.load(Ordering::Relaxed);
-        // The last commits before a rest may not have asked: one more look finds what they have left.
+        // The last commits before a rest may not have asked. One more look finds what they have
+        // left.
         let again_ms = (self.looked_at != Some(commits)).then(|| self.core.holders.interval_ms());
         self.looked_at = Some(commits);
         let wait_ms = wait_ms.into_iter().chain(again_ms).min();
@@ -235,11 +244,11 @@ impl Writer<'_> {
         self.look_at = wait_ms.map_or(Deadline::Never, wake);
     }
 
-    /// After a jump of the clock: what waits for a commit gets one, and what has grown old enough by
-    /// the clock is trimmed.
+    /// Catches up after a jump of the clock. Waiting work gets a commit, and records that are now
+    /// old enough are trimmed.
     fn catch_up(&mut self) {
         self.look_at = Deadline::now();
-        // A commit on another thread may be taking it along.
+        // A commit on another thread may be carrying the progress.
         self.core.await_write_lock("the writer thread's own work");
         let retention = &self.core.settings.retention;
         let may_trim = {
@@ -253,11 +262,11 @@ impl Writer<'_> {
         }
     }
 
-    /// When the next open is to be made quick, if nobody writes before.
+    /// Returns when the next open is to be made quick, if no write comes before.
     fn save_due(&self) -> Option<Deadline> {
         let idle = self.core.settings.quick_repair_idle?;
         let (commits, last) = {
-            // Both change under its lock.
+            // Both values change under the lock of the progress.
             let progress = self.core.progress();
             (self.core.counters.commits.load(Ordering::Relaxed), progress.last_commit())
         };
@@ -267,14 +276,14 @@ impl Writer<'_> {
         Some(Deadline::from(last.map_or(self.opened, |last| last.max(self.opened)), idle))
     }
 
-    /// Commits with quick repair, unless somebody has written meanwhile.
+    /// Commits with quick repair, unless a write has come meanwhile.
     fn save_if_idle(&mut self) {
         let is_due = |due: Option<Deadline>| due.is_some_and(Deadline::is_over);
         if !is_due(self.save_due()) {
             return;
         }
         let saved = or_poison(self.core, || {
-            // It waits for the write lock: an exclusive transaction may be at work.
+            // This waits for the write lock: an exclusive transaction may be at work.
             let mut tx = Transaction::begin(self.core, "making the next open quick")?;
             if !is_due(self.save_due()) {
                 return tx.abort();
@@ -286,7 +295,7 @@ impl Writer<'_> {
             Ok(())
         });
         if let Err(error) = saved {
-            // As if opened in a while: after as long a time as then.
+            // As if the store were opened `SAVE_RETRY` from now: the idle time counts from then.
             self.opened = Deadline::after(SAVE_RETRY).instant().unwrap_or_else(Instant::now);
             tracing::warn!(%error, "the commit that makes the next open quick has failed; it will be repeated");
         }
@@ -319,7 +328,8 @@ impl Writer<'_> {
         }
         let group = self.backlog.next_group();
         if !self.core.write_lock.is_free() {
-            // Whoever holds the write lock may keep it for long, and may even wait for one of them.
+            // The holder of the write lock may keep it for long, and may even wait for one of these
+            // callers.
             self.wake_the_rest();
         }
         if !group.is_empty() {
@@ -330,7 +340,7 @@ impl Writer<'_> {
                 return;
             }
             let wake_chain = self.backlog.take_back(ran);
-            // Nobody is left for longer than one more group.
+            // No caller waits to be woken for longer than one more group.
             self.wake_the_rest();
             if let Some(wake_chain) = &wake_chain {
                 wake_chain.wake(1);
@@ -338,7 +348,8 @@ impl Writer<'_> {
             self.wake_chain = wake_chain;
         }
         if !self.flushes.is_empty() {
-            // An exclusive transaction may have taken it and be in its fsync: it must have released the write lock too.
+            // An exclusive transaction may have taken the progress and be in its fsync. It must
+            // have released the write lock too.
             self.core.await_write_lock("the writer thread's own work");
             let flushed =
                 if self.core.progress().is_empty() { self.core.check() } else { self.try_commit_progress() };
@@ -348,14 +359,14 @@ impl Writer<'_> {
         }
     }
 
-    /// One is in the backlog.
+    /// Whether a pass is in the backlog.
     fn has_pass(&self) -> bool {
         self.pass_after == Some(self.core.passes.ended())
     }
 
     fn commit_progress(&mut self) {
         if let Err(error) = self.try_commit_progress() {
-            // It waits on; without a pause a failing disk would be asked again at once.
+            // The progress waits on. Without a pause, a failing disk would be asked again at once.
             let mut progress = self.core.progress();
             progress.wait_anew(self.core.poisoned().is_none().then(Instant::now));
             self.core.tail().trim_left = false;
@@ -363,7 +374,8 @@ impl Writer<'_> {
         }
     }
 
-    /// What waits for a commit gets the last one; so does the store age, unless it is nearly as written.
+    /// Makes the last commit if progress waits, or if the store age has grown by `AGE_SAVE_MS_MIN`
+    /// since it was written.
     fn commit_last(&mut self) {
         let grown_ms = match self.core.now() {
             Ok(now) => self.core.age.at(now).saturating_sub(self.core.tail().ages.saved_ms()),
@@ -388,17 +400,19 @@ impl Writer<'_> {
     }
 }
 
-/// Whether those of a group are woken by a wake chain ([`WakeChain`]): the next group begins at once, with those who came while this one was
-/// committed, and two groups alternate where there was one. That saves the waking, and costs one more commit each time round.
+/// Whether a group's callers are woken by a wake chain ([`WakeChain`]). With a chain the next group
+/// begins at once, with the writes that came during this group's commit. Then two groups alternate
+/// where there was one. A chain saves the waking, and costs one more commit per round.
 fn wake_chain_pays(company: usize, sync: Duration) -> bool {
     COMMIT_COSTS + sync < WAKE_COSTS * u32::try_from(company).unwrap_or(u32::MAX)
 }
 
-/// A commit of few pages, but for its sync.
+/// The cost of a commit of few pages, without its sync.
 const COMMIT_COSTS: Duration = Duration::from_micros(150);
-/// A writer's share of a round that the next group would wait for. Both are measured: docs/benchmarks.md.
+/// One writer's share of a round that the next group would wait for. Both values are measured:
+/// docs/benchmarks.md.
 const WAKE_COSTS: Duration = Duration::from_micros(8);
 /// How long a wake chain may take while there is nothing else to do.
 const WAKE_CHAIN_TIMEOUT: Duration = Duration::from_millis(1);
-/// A quick-repair commit that has failed is not tried again sooner.
+/// The pause after a failed quick-repair commit.
 const SAVE_RETRY: Duration = Duration::from_secs(1);
