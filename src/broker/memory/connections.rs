@@ -2,8 +2,10 @@
 //!
 //! **Invariants.**
 //! - A word is reported once: `open` holds what is owed, and the report takes it out.
-//! - When an epoch ends, all that is owed for its messages that are not isolated is dropped before `Down` is reported.
-//! - What is owed for an isolated message outlives a channel. When the connection is lost it becomes *unknown*.
+//! - When an epoch ends, all that is owed for its messages that are not isolated is dropped before
+//!   `Down` is reported.
+//! - What is owed for an isolated message outlives a channel. When the connection is lost it
+//!   becomes *unknown*.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -199,7 +201,8 @@ impl State {
             .is_some_and(|connection| connection.connected && connection.epoch == epoch.0)
     }
 
-    /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is reported unknown.
+    /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is reported
+    /// unknown.
     pub(super) fn publish(&mut self, id: u64, epoch: Epoch, outgoing: Outgoing, verdict: Option<Verdict>) {
         let blocked = self.blocked;
         let Some(connection) = self.connections.get_mut(&id) else { return };

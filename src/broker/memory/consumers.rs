@@ -1,7 +1,7 @@
 //! Consumers on the broker: who gets which message, and what is out with whom.
 //!
-//! **Invariants.** A message is in its queue or unsettled with one consumer, never both. A consumer has at most
-//! `prefetch` unsettled ones. What is requeued takes its old place in the queue.
+//! **Invariants.** A message is in its queue or unsettled with one consumer, never both. A consumer
+//! has at most `prefetch` unsettled ones. What is requeued takes its old place in the queue.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -111,7 +111,8 @@ impl State {
         }
     }
 
-    /// Ends its connection and puts back what it has not settled. Returns its queue, for others to be served.
+    /// Ends its connection and puts back what it has not settled. Returns its queue, for others to
+    /// be served.
     fn disconnect_consumer(&mut self, id: u64, fault: &Fault) -> Option<QueueId> {
         let consumer = self.consumers.get_mut(&id).filter(|consumer| consumer.connected)?;
         consumer.connected = false;
@@ -158,7 +159,8 @@ impl State {
         of_queue.map(|consumer| consumer.unsettled.len()).sum()
     }
 
-    /// Settles deliveries of the present epoch. A tag that is not out closes the channel, as RabbitMQ does.
+    /// Settles deliveries of the present epoch. A tag that is not out closes the channel, as
+    /// RabbitMQ does.
     pub(super) fn settle(&mut self, id: u64, settlements: Vec<(DeliveryTag, Settlement)>) {
         let Some(name) = self.consumers.get(&id).map(|consumer| Arc::clone(&consumer.queue)) else { return };
         let Some(queue_id) = self.queue_id(&name) else { return };

@@ -12,8 +12,8 @@ use crate::message::Outgoing;
 use super::Shared;
 use super::script::Publishing;
 
-/// A publisher of a [`MemoryBroker`](crate::broker::memory::MemoryBroker). Words come from within [`publish`](Publisher::publish), unless
-/// the script delays them.
+/// A publisher of a [`MemoryBroker`](crate::broker::memory::MemoryBroker). Words come from within
+/// [`publish`](Publisher::publish), unless the script delays them.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -43,9 +43,11 @@ impl MemoryPublisher {
         Self { shared, connection: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
     }
 
-    /// How long to wait for a word on a publish before it is reported [silent](crate::Outcome::Silent). If no younger one has a word, the
-    /// connection is given up, and a new one begins. By default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
-    /// confirm that a test [holds](crate::broker::memory::Verdict::HoldConfirm), do not count.
+    /// How long to wait for a word on a publish before it is reported
+    /// [silent](crate::Outcome::Silent). If no younger one has a word, the connection is given up,
+    /// and a new one begins. By default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT).
+    /// Time during which the broker blocks, and a confirm that a test
+    /// [holds](crate::broker::memory::Verdict::HoldConfirm), do not count.
     ///
     /// ```
     /// # use std::time::Duration;

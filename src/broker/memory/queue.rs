@@ -46,8 +46,8 @@ impl Queue {
         self.ready.len()
     }
 
-    /// Whether it takes this one: `false` only if it is full and rejects. A queue that drops its head may be over its
-    /// maximum afterwards, until [`drop_head`](Self::drop_head).
+    /// Whether it takes this one: `false` only if it is full and rejects. A queue that drops its
+    /// head may be over its maximum afterwards, until [`drop_head`](Self::drop_head).
     pub(super) fn push(&mut self, letter: Letter) -> bool {
         let full = self.options.max_length.is_some_and(|max| self.ready.len() >= max);
         if full && self.options.overflow == Overflow::RejectPublish {

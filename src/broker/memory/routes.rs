@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::options::ExchangeKind;
 use super::topic;
 
-/// Routing keys whose queues an exchange remembers; past it, it forgets all and begins anew. Keys may be without end
-/// (one per customer), memory may not.
+/// Routing keys whose queues an exchange remembers; past it, it forgets all and begins anew. Keys
+/// may be without end (one per customer), memory may not.
 const CACHED_KEYS_MAX: usize = 4096;
 
 /// Names a queue: its place in the broker's list. Queues are never removed, so it stays good.
 pub(super) type QueueId = usize;
 
-/// **Invariant:** the cache holds only what the bindings and the kind say now; each change of them empties it.
+/// **Invariant:** the cache holds only what the bindings and the kind say now; each change of them
+/// empties it.
 #[derive(Debug)]
 pub(super) struct Exchange {
     kind: ExchangeKind,

@@ -9,10 +9,11 @@ use crate::error::SettingError;
 
 use super::Shared;
 
-/// A source of a [`MemoryBroker`](crate::broker::memory::MemoryBroker): one queue, manual acknowledgement, bounded prefetch.
+/// A source of a [`MemoryBroker`](crate::broker::memory::MemoryBroker): one queue, manual
+/// acknowledgement, bounded prefetch.
 ///
-/// As with RabbitMQ, settling a delivery twice closes the channel (406). While the queue does not exist the source is
-/// down (404); it connects when the queue is declared.
+/// As with RabbitMQ, settling a delivery twice closes the channel (406). While the queue does not
+/// exist the source is down (404); it connects when the queue is declared.
 ///
 /// ```
 /// use onewrite::Message;

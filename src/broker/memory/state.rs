@@ -1,6 +1,7 @@
 //! The broker itself: topology, and how a message gets from an exchange into queues.
 //!
-//! Publishers stand in [`connections`](crate::broker::memory::connections), consumers in [`consumers`](crate::broker::memory::consumers); both are `impl State` too.
+//! Publishers stand in [`connections`](crate::broker::memory::connections), consumers in
+//! [`consumers`](crate::broker::memory::consumers); both are `impl State` too.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -17,8 +18,9 @@ use super::queue::{Letter, Queue};
 use super::routes::{Exchange, QueueId};
 use super::timer::Timer;
 
-/// How often a message that one publish or rejection set in motion is dead-lettered on because the next queue is
-/// full too. Further ones are dropped: two full queues may each be the other's dead-letter queue.
+/// How often a message that one publish or rejection set in motion is dead-lettered on because the
+/// next queue is full too. Further ones are dropped: two full queues may each be the other's
+/// dead-letter queue.
 const DEAD_LETTER_HOPS_MAX: usize = 8;
 
 /// What becomes of a publish.
@@ -34,8 +36,8 @@ pub(super) enum PublishOutcome {
 
 /// Everything, under one lock.
 ///
-/// **Invariants.** `queues` only grows, so that a [`QueueId`] stays good. A consumer stands in its queue's list if and
-/// only if it is connected.
+/// **Invariants.** `queues` only grows, so that a [`QueueId`] stays good. A consumer stands in its
+/// queue's list if and only if it is connected.
 pub(super) struct State {
     pub(super) up: bool,
     pub(super) blocked: bool,

@@ -1,4 +1,5 @@
-//! What is reported later: one helper thread per broker, started with the first thing to wait for, ended with the broker.
+//! What is reported later: one helper thread per broker, started with the first thing to wait for,
+//! ended with the broker.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -32,7 +33,8 @@ impl Timer {
         Self { shared, alarms: None, thread: None }
     }
 
-    /// Has the publisher `connection` report `token` after `delay`. `false` if there is no thread and none can be started.
+    /// Has the publisher `connection` report `token` after `delay`. `false` if there is no thread
+    /// and none can be started.
     pub(super) fn set(&mut self, delay: Duration, connection: u64, token: u64) -> bool {
         let Some(due) = Deadline::after(delay).instant() else { return true }; // in no lifetime of this process
         if self.alarms.is_none() {
@@ -60,7 +62,8 @@ fn run(shared: &Weak<Shared>, alarms: &Receiver<Alarm>) {
             Ok(alarm) => waiting.push(Reverse(alarm)),
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
-                // The strong handle lives for this block only: a broker is not kept alive by what it has to say.
+                // The strong handle lives for this block only: a broker is not kept alive by what
+                // it has to say.
                 let Some(shared) = shared.upgrade() else { return };
                 let mut state = shared.state();
                 let now = Instant::now();

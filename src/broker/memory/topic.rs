@@ -1,14 +1,16 @@
 //! Does a topic pattern match a routing key?
 //!
-//! Both are words with dots between. In a pattern `*` stands for exactly one word and `#` for any number of words,
-//! none included. An empty text has no words at all, as in RabbitMQ; in `a..b` the middle word is empty.
+//! Both are words with dots between. In a pattern `*` stands for exactly one word and `#` for any
+//! number of words, none included. An empty text has no words at all, as in RabbitMQ; in `a..b` the
+//! middle word is empty.
 
 /// Whether `pattern` matches `key`. Takes `words in pattern × words in key` steps at most.
 pub(in crate::broker) fn matches(pattern: &str, key: &str) -> bool {
     let (pattern, key) = (words(pattern), words(key));
     let (mut p, mut k) = (0, 0);
-    // The last `#` seen and where the key stood then: on a mismatch let it swallow one word more. An earlier `#` need
-    // not be reconsidered, since the last one can swallow whatever the earlier one could.
+    // The last `#` seen and where the key stood then: on a mismatch let it swallow one word more.
+    // An earlier `#` need not be reconsidered, since the last one can swallow whatever the earlier
+    // one could.
     let mut hash: Option<(usize, usize)> = None;
     while let Some(&word) = key.get(k) {
         match pattern.get(p) {
@@ -82,7 +84,8 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: the quick matcher is the definition. Method: few different words, so that matches are common.
+        /// Goal: the quick matcher is the definition. Method: few different words, so that matches
+        /// are common.
         #[test]
         fn agrees_with_the_naive_matcher(
             pattern in proptest::collection::vec(prop_oneof!["a", "b", Just("".to_owned()), Just("*".to_owned()), Just("#".to_owned())], 0..7),
