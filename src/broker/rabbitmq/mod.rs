@@ -94,11 +94,11 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 ///
 /// If no queue takes a message, the broker returns the message, and the publisher reports
 /// [`Outcome::Returned`]. RabbitMQ also returns a message if the node of its queue is down. So the
-/// publisher first asks whether the queue exists. The publisher can ask on the default exchange,
-/// and where [`declare`](Self::declare) or [`Topology::bound_elsewhere`] name the queue. If the
-/// queue exists, the fault is an outage, and the event consumes no attempt.
-///
-/// A nack may be partial. If an exchange leads to several queues and one queue refuses a message,
+/// If no queue takes a message, the broker returns the message, and the publisher reports
+/// [`Outcome::Returned`]. RabbitMQ also returns a message if the node of its queue is down. So the
+/// publisher asks whether the queue exists before it reports the return. The publisher can ask on
+/// the default exchange, and where [`declare`](Self::declare) or [`Topology::bound_elsewhere`] name
+/// the queue. If the queue exists, the fault is an outage, and the event consumes no attempt.
 /// the broker nacks the message although the other queues have it. Each retry gives these other
 /// queues one more copy. So the relay suspends a destination after 8 nacks in a row. The relay then
 /// tries one event at a time, and the wait grows to ten times the longest
@@ -170,20 +170,20 @@ struct Running {
 }
 
 impl RabbitMq {
-    /// A publisher for the broker at `amqp://user:password@host:port/vhost`.
+    /// Returns a publisher for the broker at `amqp://user:password@host:port/vhost`.
     ///
-    /// Every part but the host may be left out. User and password go together and are then `guest`;
-    /// the port is 5672 (5671 with `amqps`), the virtual host `/`. `amqp://host/` names the virtual
-    /// host with the empty name, as AMQP URIs do. The one query parameter is `heartbeat`, in
-    /// seconds.
+    /// Only the host is required. User and password go together and default to `guest`. The port
+    /// defaults to 5672, or to 5671 with `amqps`, and the virtual host to `/`. `amqp://host/` names
+    /// the virtual host with the empty name, as AMQP URIs do. The only query parameter is
+    /// `heartbeat`, in seconds.
     ///
     /// The text is read strictly. Special characters are percent-encoded: a `/` in a password is
-    /// `%2F`, an `@` is `%40`. Spaces, control characters and text outside ASCII are refused, and
-    /// so is a user without a password.
+    /// `%2F`, an `@` is `%40`. Spaces, control characters and text outside ASCII are refused. A
+    /// user without a password is refused too.
     ///
     /// # Errors
     /// The URI cannot be understood, or asks for TLS that is not compiled in. The error's text
-    /// shows nothing of it.
+    /// shows nothing of the URI.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -196,24 +196,28 @@ impl RabbitMq {
         Self::with_brokers([url])
     }
 
-    /// A publisher for whichever of several brokers can be reached: the nodes of a cluster, or a
+    /// Returns a publisher that uses any reachable broker of a list: the nodes of a cluster, or a
     /// broker and its spare. Each URI is written as in [`new`](Self::new) and has its own
     /// credentials, virtual host and scheme.
     ///
-    /// They are asked in the order of the list, round and round, and the one that takes the
-    /// connection is kept until it fails. Then the next one is asked at once; only when all of a
-    /// round have failed is there a wait ([`reconnect_backoff`](Self::reconnect_backoff)). One that
-    /// refuses us (wrong password, unknown authority) is left alone for about 30 s while the others
-    /// are asked. Each has 10 s ([`CONNECT_MS_MAX`](crate::limits::CONNECT_MS_MAX)) to answer, so
-    /// one behind a dead network costs that much each time it is tried. Names are looked up anew at
-    /// each attempt. Every fault says which broker it is about.
+    /// - The publisher tries the brokers in the order of the list, round and round. It keeps the
+    ///   broker that takes the connection until that broker fails, and then tries the next broker
+    ///   at once.
+    /// - The publisher waits only after a whole round has failed
+    ///   ([`reconnect_backoff`](Self::reconnect_backoff)).
+    /// - If a broker refuses the publisher (wrong password, unknown authority), the publisher tries
+    ///   the other brokers and skips the refusing broker for about 30 s.
+    /// - Each broker has 10 s ([`CONNECT_MS_MAX`](crate::limits::CONNECT_MS_MAX)) to answer. So
+    ///   each try of a broker behind a dead network takes 10 s.
+    /// - Names are looked up anew at each attempt. Every fault names its broker.
     ///
-    /// What was unconfirmed on one broker is published again on the next. Brokers that are not of
-    /// one cluster know nothing of each other's queues: consumers must then read both.
+    /// The relay publishes again on the next broker what was unconfirmed on the broker before.
+    /// Brokers of different clusters know nothing of each other's queues: consumers must then read
+    /// from all of them.
     ///
     /// # Errors
-    /// As for [`new`](Self::new); or there is none, or more than
-    /// [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
+    /// As for [`new`](Self::new); or the list is empty, or has more than
+    /// [`BROKERS_MAX`](crate::limits::BROKERS_MAX) URIs.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -226,8 +230,10 @@ impl RabbitMq {
         Ok(Self { options: Options::new(urls)?, running: None, started: false })
     }
 
-    /// How often each side shows that it is alive: whole seconds, 10 by default. A dead peer is
-    /// noticed within twice that. The lower of this and the broker's own value counts.
+    /// The interval at which each side shows that it is alive: whole seconds, 10 by default.
+    ///
+    /// A dead peer is noticed within twice that time. If the broker's own value is lower, the
+    /// broker's value counts.
     ///
     /// ```
     /// use std::time::Duration;
@@ -242,10 +248,11 @@ impl RabbitMq {
         self
     }
 
-    /// How long a confirm may take, 60 s by default. After it the message is
-    /// [silent](Outcome::Silent), and the relay suspends its destination. If no younger message has
-    /// a confirm either, the connection is made anew. Time during which the broker blocks
-    /// publishers does not count.
+    /// The longest time that a confirm may take, 60 s by default.
+    ///
+    /// After that time the message is [silent](Outcome::Silent), and the relay suspends its
+    /// destination. If no younger message has a confirm either, the publisher connects again. Time
+    /// during which the broker blocks publishers does not count.
     ///
     /// ```
     /// use std::time::Duration;
@@ -260,7 +267,7 @@ impl RabbitMq {
         self
     }
 
-    /// The name that the broker shows for the connection. `onewrite` by default.
+    /// The name that the broker shows for the connection, `onewrite` by default.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -274,10 +281,11 @@ impl RabbitMq {
         self
     }
 
-    /// First and longest wait between connection attempts, 0.1 s and 30 s by default. The waits
-    /// double, with jitter, and start over once a connection has lasted 5 s or something was
-    /// confirmed on it. After a refusal that waiting will not heal (wrong password, missing virtual
-    /// host or exchange) it is always about 30 s.
+    /// The first and the longest wait between connection attempts, 0.1 s and 30 s by default.
+    ///
+    /// The waits double, with jitter. They start over once a connection has lasted 5 s or had a
+    /// confirm. After a refusal that waiting does not heal (wrong password, missing virtual host or
+    /// exchange) the wait is always about 30 s.
     ///
     /// ```
     /// use std::time::Duration;
@@ -292,8 +300,10 @@ impl RabbitMq {
         self
     }
 
-    /// Checks at each connect that this exchange exists. If not, nothing is published, and a fault
-    /// of class [`FaultClass::Config`] says so until it does.
+    /// Checks at each connect that this exchange exists.
+    ///
+    /// While the exchange is missing, nothing is published, and a fault of class
+    /// [`FaultClass::Config`] reports it.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -307,8 +317,8 @@ impl RabbitMq {
         self
     }
 
-    /// Declares exchanges, queues and bindings at each connect. Nothing is declared unless this is
-    /// called.
+    /// Declares exchanges, queues and bindings at each connect. Without this call nothing is
+    /// declared.
     ///
     /// ```
     /// use onewrite::broker::{RabbitMq, Topology};
@@ -322,7 +332,7 @@ impl RabbitMq {
         self
     }
 
-    /// How `amqps://` connections are secured. Without this, as by [`Tls::new`].
+    /// How `amqps://` connections are secured. The default is [`Tls::new`].
     ///
     /// ```
     /// use onewrite::broker::{RabbitMq, Tls};
@@ -337,8 +347,8 @@ impl RabbitMq {
         self
     }
 
-    /// Allows `amqp://` to a host that is not this machine. The password then travels in plain
-    /// text: right only inside a tunnel or a private network.
+    /// Allows `amqp://` to a host other than this machine. The password then travels in plain text,
+    /// so use this only inside a tunnel or a private network.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -382,7 +392,8 @@ impl Publisher for RabbitMq {
                     stop.clone(),
                 ));
                 publisher::run(options, inbox, events, current, isolation, stop).await;
-                // It ends for the same reasons; its messages want their outcomes.
+                // The isolated task ends for the same reasons; its messages still need their
+                // outcomes.
                 let _ = isolated.await;
             }
         })?;
@@ -399,8 +410,8 @@ impl Publisher for RabbitMq {
             }
             return;
         }
-        // A full queue is more than any window holds: a fault of the caller. Nothing is waited for,
-        // nothing lost.
+        // A full queue holds more than any window: a fault of the caller. The call does not wait,
+        // and no ticket is lost.
         if let Err(TrySendError::Full(_)) = running.commands.try_send((epoch, outgoing))
             && running.current.load(Ordering::Acquire) == epoch.0
         {
