@@ -11,8 +11,7 @@
 //! - Within an epoch each ticket gets exactly one [`Outcome`], or the epoch ends with
 //!   [`PublisherEvent::Down`]. After `Down` no ticket of that epoch gets an outcome: the relay
 //!   treats these tickets as unknown.
-//! - Isolated messages are an exception: each gets exactly one outcome, whatever happens to the
-//!   epoch.
+//! - Isolated messages are an exception: each gets exactly one outcome, even if the epoch ends.
 //! - Only [`Outcome::Silent`] may be followed by one more outcome.
 //! - A message without an outcome delays no other message's outcome. Isolated messages do not wait
 //!   for each other.
@@ -47,7 +46,7 @@ pub use crate::message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgo
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
-/// What a publisher reports to the relay.
+/// A publisher's report to the relay.
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass};
@@ -236,7 +235,7 @@ pub enum Settlement {
     Reject,
 }
 
-/// What a source reports to the consumer.
+/// A source's report to the consumer.
 ///
 /// ```
 /// use onewrite::broker::{Source, SourceEvent, SourceEvents};

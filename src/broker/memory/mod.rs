@@ -229,8 +229,8 @@ impl MemoryBroker {
     /// No rule applies. After `Ok`, every queue that the message was routed to has the message.
     ///
     /// # Errors
-    /// The answers of RabbitMQ: 404 if the exchange is missing, 312 if no queue is bound for the
-    /// message, and an outage without a code if a full queue rejected the message.
+    /// The answers of RabbitMQ: 404 if the exchange is missing, and 312 if no queue is bound for
+    /// the message. If a full queue rejected the message, the error is an outage without a code.
     ///
     /// ```
     /// # use onewrite::Message;

@@ -9,8 +9,7 @@ pub(in crate::broker) fn matches(pattern: &str, key: &str) -> bool {
     let (pattern, key) = (words(pattern), words(key));
     let (mut p, mut k) = (0, 0);
     // The last `#` seen, and the key's index at that point. On a mismatch the `#` swallows one word
-    // more. An earlier `#` need not be tried again, since the last `#` can swallow whatever the
-    // earlier one could.
+    // more. An earlier `#` need not be tried again, since the last `#` can swallow the same words.
     let mut hash: Option<(usize, usize)> = None;
     while let Some(&word) = key.get(k) {
         match pattern.get(p) {

@@ -8,8 +8,8 @@
 //! default exchange, and the queues of the [`Topology`].
 //!
 //! The broker's answers are texts. A text that begins like RabbitMQ's *no queue* has that meaning,
-//! whatever name the text contains. An unknown text has the same meaning, so that an event without
-//! a queue ends in quarantine.
+//! for any name in the text. An unknown text has the same meaning, so that an event without a queue
+//! ends in quarantine.
 //!
 //! **Invariants.** Each returned message gets one outcome, or the epoch ends before. At most one
 //! more channel is open. Only one question is asked at a time, and not again for the same
@@ -293,9 +293,9 @@ mod tests {
         Returned { id: "m".into(), exchange: exchange.into(), routing_key: "q".into(), fault }
     }
 
-    /// Goal: the broker's answers are read correctly, whatever names they contain, and an unknown
-    /// text keeps no event for ever. Method: RabbitMQ's own texts (rabbit_misc, rabbit_amqqueue),
-    /// names that look like them, another broker's text.
+    /// Goal: the broker's answers are read correctly for any names in them, and an unknown text
+    /// keeps no event for ever. Method: RabbitMQ's own texts (rabbit_misc, rabbit_amqqueue), names
+    /// that look like them, another broker's text.
     #[test]
     fn one_code_has_several_meanings() {
         let away = |text: &str| Answer::Away(text.into());

@@ -9,7 +9,7 @@ use crate::message::{Fault, FaultClass};
 
 use super::transport::is_refusal;
 
-/// What the connection was doing when the failure came.
+/// The work that the connection was doing when the failure came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// TCP, login, opening the virtual host, opening a channel.
@@ -67,7 +67,7 @@ fn is_lapins_own(text: &str) -> bool {
 
 /// Whether a queue exists and cannot be reached now. RabbitMQ answers 404, as for a queue that does
 /// not exist. The texts are those of `rabbit_amqqueue`. A text that begins with *no queue* means a
-/// missing queue, whatever name the text contains.
+/// missing queue, for any name in the text.
 pub(super) fn is_away(code: u16, text: &str) -> bool {
     const AWAY: [&str; 4] = [
         "is down or inaccessible",
@@ -152,8 +152,8 @@ mod tests {
     }
 
     /// The story: a hostile peer answered a publish with a frame out of place. lapin reports that
-    /// as 505, the code of a message's own fault, and the event was quarantined for it. Method:
-    /// lapin's texts, and a broker's text that looks like them.
+    /// as 505, the code of a message's own fault. The event was quarantined for it. Method: lapin's
+    /// texts, and a broker's text that looks like them.
     #[test]
     fn what_lapin_complains_of_is_nobodys_fault() {
         for text in [
@@ -171,7 +171,7 @@ mod tests {
     }
 
     /// Goal: a queue that exists and cannot be reached is an outage in every phase. A missing queue
-    /// is not, whatever name it has. Method: RabbitMQ's own texts, and names that look like them.
+    /// of any name is not. Method: RabbitMQ's own texts, and names that look like them.
     #[test]
     fn not_found_has_two_meanings() {
         for text in [

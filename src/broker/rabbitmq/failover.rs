@@ -5,8 +5,8 @@
 //!   until it fails.
 //! - After a broker fails, the next broker is tried at once. A wait comes only after a whole round
 //!   has failed.
-//! - A wait also comes if a connection that worked was lost soon: the published message may be the
-//!   reason, and the next broker would drop the publisher for it too.
+//! - A wait also comes if a connection that worked was lost soon. The published message may be the
+//!   reason; the next broker would then drop the publisher too.
 //! - A broker that refused the publisher (wrong password, unknown authority) rests for about 30 s;
 //!   the other brokers are tried meanwhile.
 

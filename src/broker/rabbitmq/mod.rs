@@ -7,11 +7,12 @@
 //! | file | contents |
 //! |---|---|
 //! | `uri`, `uri_text`, `options`, `topology` | the settings; only `uri` holds passwords |
-//! | `background`, `failover`, `pace` | the thread and its stop; which broker is next; the waits between attempts |
+//! | `background`, `failover`, `pace` | the thread and its stop; the next broker; the waits between attempts |
 //! | `transport`, `tls` | the stream under a connection |
 //! | `connection`, `classify`, `convert` | what is around lapin: deadlines, faults, messages |
-//! | `inbound` | the bytes from the broker, before lapin sees them: mended, bounded, returns taken out |
-//! | `publisher`, `window`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
+//! | `inbound` | the bytes from the broker before lapin: mended, bounded, returns taken out |
+//! | `publisher`, `window`, `isolated` | publishing |
+//! | `settle`, `nacks` | which outcome belongs to which message; suspicious nacks; both are pure |
 //! | `declare` | declares the topology, and distinguishes an unavailable queue from a refused one |
 //! | `stream` | asks whether a queue is a stream |
 //! | `cause` | why a message was returned |
@@ -21,8 +22,8 @@
 //! `tests/it/rabbitmq4.rs` tests them.
 //!
 //! **Logs.** Log lines of this folder name host, virtual host, epoch and fault. lapin's thread logs
-//! nothing (see `connection`). lapin's tasks on the publisher's or source's thread log little, but
-//! at `TRACE` they may show frames. Keep the target `lapin` off `TRACE` in production.
+//! nothing; see `connection`. lapin's tasks on the publisher's or source's thread log little. At
+//! `TRACE` they may show frames: keep the target `lapin` off `TRACE` in production.
 
 mod acks;
 mod background;
@@ -113,7 +114,7 @@ const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 /// |---|---|---|---|
 /// | largest message unless set (`max_message_size`) | 128 MiB | 16 MiB | 16 MiB |
 /// | redeliveries of a quorum queue (`x-delivery-limit`) | any number | 20 | 20 |
-/// | a delivery held longer than `consumer_timeout` (30 min) | channel closed | channel closed | see below |
+/// | a delivery held over `consumer_timeout` (30 min) | channel closed | channel closed | see below |
 /// | an event for a classic queue whose node is down | returned | nacked | nacked |
 /// | the answer to the declaration of such a queue | at once | after a minute | after a minute |
 /// | policies for mirrored queues (`ha-mode`) | taken | refused | refused |
@@ -172,10 +173,10 @@ struct Running {
 impl RabbitMq {
     /// Returns a publisher for the broker at `amqp://user:password@host:port/vhost`.
     ///
-    /// Only the host is required. User and password go together and default to `guest`. The port
-    /// defaults to 5672, or to 5671 with `amqps`, and the virtual host to `/`. `amqp://host/` names
-    /// the virtual host with the empty name, as AMQP URIs do. The only query parameter is
-    /// `heartbeat`, in seconds.
+    /// After the scheme only the host is required. User and password go together and default to
+    /// `guest`. The port defaults to 5672, or to 5671 with `amqps`. The virtual host defaults to
+    /// `/`. `amqp://host/` names the virtual host with the empty name, as AMQP URIs do. The only
+    /// query parameter is `heartbeat`, in seconds.
     ///
     /// The text is read strictly. Special characters are percent-encoded: a `/` in a password is
     /// `%2F`, an `@` is `%40`. Spaces, control characters and text outside ASCII are refused. A

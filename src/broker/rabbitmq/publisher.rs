@@ -126,7 +126,7 @@ pub(super) async fn run(
         let wait = without_commands(&mut commands, async {
             tokio::time::sleep(wait).await;
             if let Some(tidy) = tidying {
-                // The task ends within its deadline, whatever the broker does.
+                // The task ends within its deadline, even if the broker does not answer.
                 _ = tidy.await;
             }
         });

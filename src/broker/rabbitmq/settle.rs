@@ -23,8 +23,8 @@ use crate::message::{Fault, Message, Outcome, Ticket};
 
 use super::inbound::Returned;
 
-/// The most places of settled messages that are kept, in addition to two for each message that
-/// waits.
+/// The most places of settled messages that are kept between unsettled messages, in addition to one
+/// for each message that waits.
 const GAPS_MAX: usize = 1024;
 
 /// The unsettled publishes of one channel, in publish order.
@@ -109,7 +109,7 @@ impl Ledger {
     }
 
     /// Notes that the message of this id was returned. If one id is in flight twice, both messages
-    /// count as returned: nobody can know which message it was, and a repeat is harmless while a
+    /// count as returned. Which of them it was cannot be known, and a repeat is harmless while a
     /// loss is not.
     ///
     /// Searches all unsettled messages. An index of ids would cost each publish an allocation and

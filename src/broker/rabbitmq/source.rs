@@ -35,8 +35,8 @@ use super::topology::Topology;
 ///
 /// Messages that the AMQP client could not read are delivered too: text that is not UTF-8, tables
 /// nested too deep, headers larger than a frame. Such a delivery has the header
-/// [`MENDED`](crate::wire::MENDED). If the message's id, type or content is lost, the header is
-/// [`UNREADABLE`](crate::wire::UNREADABLE).
+/// [`MENDED`](crate::wire::MENDED). If a part is missing, or the message cannot be identified, the
+/// header is [`UNREADABLE`](crate::wire::UNREADABLE).
 ///
 /// All fourteen properties are delivered, and each header as the
 /// [`HeaderValue`](crate::HeaderValue) of its AMQP type. Text that is not UTF-8 is given as
@@ -120,9 +120,9 @@ impl RabbitMqSource {
     /// The most bytes of unsettled deliveries in memory; 64 MiB by default
     /// ([`PREFETCH_BYTES_DEFAULT`]).
     ///
-    /// The consumer's `prefetch` counts deliveries, whatever their size. While unsettled deliveries
-    /// take more than this number of bytes, nothing more is read from the connection, and TCP makes
-    /// the broker wait. A delivery counts with its body and its headers, and with 64 bytes more for
+    /// The consumer's `prefetch` counts deliveries of any size. While unsettled deliveries take
+    /// more than this number of bytes, nothing more is read from the connection, and TCP makes the
+    /// broker wait. A delivery counts with its body and its headers, and with 64 bytes more for
     /// each value of its headers.
     ///
     /// A delivery that has begun is read to its end. So memory holds at most this number of bytes

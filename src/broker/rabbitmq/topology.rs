@@ -150,7 +150,8 @@ impl Topology {
         self
     }
 
-    /// Returns the queues that are known to take what is published so, at most a few.
+    /// Returns the queues, at most a few, that the topology names for this exchange and routing
+    /// key.
     pub(super) fn queues_of<'a>(&'a self, exchange: &'a str, routing_key: &'a str) -> Vec<&'a str> {
         if exchange.is_empty() {
             return vec![routing_key];

@@ -129,9 +129,10 @@ impl Transport {
         }
     }
 
-    /// Writes by `write`. If the peer has closed, the peer's last words are the error instead. With
-    /// TLS 1.3 the peer checks the client certificate only after the client's handshake has ended.
-    /// If the client has begun to write by then, a reset follows the peer's alert.
+    /// Writes by `write`. If the peer has closed and has sent a refusal before, the refusal is the
+    /// error instead. With TLS 1.3 the peer checks the client certificate only after the client's
+    /// handshake has ended. If the client has begun to write by then, a reset follows the peer's
+    /// alert.
     fn write<T>(
         &mut self,
         cx: &mut Context<'_>,

@@ -1,7 +1,7 @@
 //! The address of a broker, and the credentials for it.
 //!
-//! **Invariants.** A password is in [`Credentials`] and nowhere else: no `Debug`, no `Display` and
-//! no error text shows it, and the URI that lapin gets holds no password. lapin never sees the
+//! **Invariants.** A password is in [`Credentials`] and nowhere else. No `Debug`, no `Display` and
+//! no error text shows a password, and the URI that lapin gets holds none. lapin never sees the
 //! text, because [`uri_text`] takes it apart. So lapin cannot read the text differently from this
 //! library.
 

@@ -5,8 +5,8 @@
 //! broker counts their bytes: while there are too many bytes, nothing more is read.
 //!
 //! **Invariants.** A delivery that has begun always has room, so one delivery of any size has room.
-//! `sizes` holds the bytes of each delivery that is handed on, until the consumer takes the
-//! delivery. No waker is called under the lock.
+//! `sizes` holds the bytes of each delivery that the consumer has not taken yet. No waker is called
+//! under the lock.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -442,8 +442,8 @@ impl Inbound {
         Ok(())
     }
 
-    /// How much may be read now: a delivery that has begun is read to its end. `None` means
-    /// nothing, until the task of `cx` is woken; everything handed on is then whole frames.
+    /// How much may be read now. A delivery that has begun is read to its end. `None` means
+    /// nothing, until the task of `cx` is woken. Everything handed on is then whole frames.
     pub(super) fn room(&self, cx: &Context<'_>) -> Option<usize> {
         if self.deliveries.have_room(cx) {
             return Some(usize::MAX);

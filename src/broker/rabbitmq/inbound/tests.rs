@@ -499,8 +499,8 @@ fn unsettled_bytes_are_bounded() {
     assert_eq!(out.split_off(before), HEARTBEAT_FRAME);
 }
 
-/// Goal: a delivery whose body is left out is also read to its end, whatever its headers take: only
-/// then is it handed on. Method: many values beside a body over the cap, in two frames, where
+/// Goal: a delivery whose body is left out is also read to its end, even if its headers take much:
+/// only then is it handed on. Method: many values beside a body over the cap, in two frames, where
 /// nothing has room.
 #[test]
 fn a_body_that_is_left_out_is_read_to_its_end() {
