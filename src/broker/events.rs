@@ -1,4 +1,5 @@
-//! The channel over which a publisher or a source reports: its two ends, in terms of this crate and of std alone.
+//! The two ends of the channel over which a publisher or a source reports. Its interface uses only
+//! types of this crate and of std.
 
 use std::sync::mpsc::{RecvError, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
@@ -7,8 +8,11 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::{PublisherEvent, SourceEvent};
 
-/// The end of the channel on which events are received. A [`Publisher`](super::Publisher) or [`Source`](super::Source) holds the other
-/// end; tests and adapters hold this one. Unbounded: what is in it is bounded by the relay's window, or by the prefetch.
+/// The end of the channel on which events are received.
+///
+/// A [`Publisher`](super::Publisher) or a [`Source`](super::Source) holds the sending end; tests
+/// and adapters hold this end. The channel has no bound of its own: the relay's window, or the
+/// prefetch, bounds its content.
 ///
 /// ```
 /// use onewrite::broker::{Epoch, EventReceiver, PublisherEvent, PublisherEvents};
@@ -23,7 +27,7 @@ use super::{PublisherEvent, SourceEvent};
 pub struct EventReceiver<T>(Receiver<T>);
 
 impl<T> EventReceiver<T> {
-    /// The next event. Blocks until there is one.
+    /// Returns the next event. Blocks until there is one.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -39,7 +43,7 @@ impl<T> EventReceiver<T> {
         self.0.recv().map_err(|_| RecvError)
     }
 
-    /// The next event. Blocks `timeout` at most.
+    /// Returns the next event. Blocks for at most `timeout`.
     ///
     /// ```
     /// # use onewrite::broker::SourceEvents;
@@ -49,7 +53,7 @@ impl<T> EventReceiver<T> {
     /// ```
     ///
     /// # Errors
-    /// No event has come in time, or no sender is left.
+    /// No event came in time, or no sender is left.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {
         self.0.recv_timeout(timeout).map_err(|error| match error {
             crossbeam_channel::RecvTimeoutError::Timeout => RecvTimeoutError::Timeout,
@@ -57,7 +61,7 @@ impl<T> EventReceiver<T> {
         })
     }
 
-    /// The next event, if it is there. Does not block.
+    /// Returns the next event if there is one now. Does not block.
     ///
     /// ```
     /// # use onewrite::broker::SourceEvents;
@@ -77,7 +81,7 @@ impl<T> EventReceiver<T> {
         })
     }
 
-    /// All events that come, until no sender is left. Blocks for each.
+    /// Iterates over all events until no sender is left. Blocks for each event.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -90,7 +94,7 @@ impl<T> EventReceiver<T> {
         self.0.iter()
     }
 
-    /// The events that are there now. Does not block.
+    /// Iterates over the events that are there now. Does not block.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -102,7 +106,7 @@ impl<T> EventReceiver<T> {
         self.0.try_iter()
     }
 
-    /// How many events are there now.
+    /// The number of events that are there now.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -127,7 +131,7 @@ impl<T> EventReceiver<T> {
     }
 }
 
-/// Where a publisher reports what happens. Cheap to clone; never blocks.
+/// The sending end over which a publisher reports to the relay. Cheap to clone; never blocks.
 ///
 /// ```
 /// use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
@@ -138,7 +142,8 @@ impl<T> EventReceiver<T> {
 #[derive(Debug, Clone)]
 pub struct PublisherEvents(Sender<PublisherEvent>);
 
-/// Where a source hands over deliveries. Cheap to clone; never blocks: the prefetch bounds what is in it.
+/// The sending end over which a source reports to the consumer. Cheap to clone; never blocks. The
+/// prefetch bounds the channel's content.
 ///
 /// ```
 /// use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -150,7 +155,8 @@ pub struct PublisherEvents(Sender<PublisherEvent>);
 pub struct SourceEvents(Sender<SourceEvent>);
 
 impl PublisherEvents {
-    /// A new channel: for a test of a [`Publisher`](super::Publisher), or for one that stands before another. A relay brings its own.
+    /// Returns a new channel, for a test of a [`Publisher`](super::Publisher) or for a publisher
+    /// that wraps another publisher. A relay creates its own channel.
     ///
     /// ```
     /// # use onewrite::broker::{PublisherEvent, PublisherEvents};
@@ -168,7 +174,8 @@ impl PublisherEvents {
         Self(sender)
     }
 
-    /// Notifies the relay. Returns `false` when the relay is gone, upon which the publisher should end.
+    /// Sends an event to the relay. Returns `false` if the relay is gone; the publisher should then
+    /// end.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, PublisherEvent, PublisherEvents};
@@ -182,7 +189,8 @@ impl PublisherEvents {
 }
 
 impl SourceEvents {
-    /// A new channel: for a test of a [`Source`](super::Source), or for one that stands before another. A consumer brings its own.
+    /// Returns a new channel, for a test of a [`Source`](super::Source) or for a source that wraps
+    /// another source. A consumer creates its own channel.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -200,7 +208,8 @@ impl SourceEvents {
         Self(sender)
     }
 
-    /// Notifies the consumer. Returns `false` when the consumer is gone, upon which the source should end.
+    /// Sends an event to the consumer. Returns `false` if the consumer is gone; the source should
+    /// then end.
     ///
     /// ```
     /// # use onewrite::broker::{Epoch, SourceEvent, SourceEvents};
@@ -212,7 +221,7 @@ impl SourceEvents {
         self.0.send(event).is_ok()
     }
 
-    /// The consumer has taken out all that was reported.
+    /// Whether the consumer has received everything that was reported.
     #[cfg(feature = "rabbitmq")]
     pub(crate) fn are_read(&self) -> bool {
         self.0.is_empty()

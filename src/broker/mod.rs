@@ -1,17 +1,23 @@
-//! The seam between this library and a broker: [`Publisher`] for the relay, [`Source`] for the consumer.
+//! The seam between this library and a broker: [`Publisher`] for the relay, [`Source`] for the
+//! consumer.
 //!
-//! A [`Publisher`] takes messages without blocking and reports, over a channel, what became of each. It owns its
-//! connection: connecting, waiting between attempts and reconnecting are its work, and each new connection is a new
-//! *epoch*. The relay decides what to publish, when, and again; a publisher decides nothing.
+//! A [`Publisher`] takes messages without blocking and reports, over a channel, what became of each
+//! message. A publisher owns its connection: it connects, waits between attempts and reconnects.
+//! Each new connection is a new *epoch*. The relay decides what to publish, when, and whether
+//! again; a publisher decides nothing.
 //!
 //! **Invariants of a publisher.**
-//! - A message published under an epoch that is over is dropped without a word.
-//! - Within an epoch each ticket gets exactly one [`Outcome`], or the epoch ends with [`PublisherEvent::Down`], after
-//!   which none of its tickets gets one: the relay takes them for unknown. Isolated messages are outside this: each
-//!   gets exactly one outcome, whatever happens to the epoch. [`Outcome::Silent`] alone may be followed by one more.
-//! - A message without a word delays no other's outcome. Isolated messages wait for none of each other.
+//! - A message published under an epoch that is over is dropped silently.
+//! - Within an epoch each ticket gets exactly one [`Outcome`], or the epoch ends with
+//!   [`PublisherEvent::Down`]. After `Down` no ticket of that epoch gets an outcome: the relay
+//!   treats these tickets as unknown.
+//! - Isolated messages are an exception: each gets exactly one outcome, even if the epoch ends.
+//! - Only [`Outcome::Silent`] may be followed by one more outcome.
+//! - A message without an outcome delays no other message's outcome. Isolated messages do not wait
+//!   for each other.
 //! - Messages that are not isolated leave in the order of the calls.
-//! - [`Outcome::Confirmed`] is said only of what the broker has confirmed and did not return.
+//! - [`Outcome::Confirmed`] is reported only if the broker confirmed the message and did not return
+//!   it.
 //! - No call blocks, and no text in an event holds a payload or a credential.
 
 mod events;
@@ -40,7 +46,7 @@ pub use crate::message::{Fault, FaultClass, HeaderValue, Message, Outcome, Outgo
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u64);
 
-/// What a publisher reports to the relay.
+/// A publisher's report to the relay.
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass};
@@ -53,25 +59,26 @@ pub struct Epoch(pub u64);
 pub enum PublisherEvent {
     /// A new connection is ready.
     Up {
-        /// Its epoch.
+        /// The epoch of the new connection.
         epoch: Epoch,
     },
-    /// The connection ended, or an attempt to connect failed. The publisher goes on trying by itself.
+    /// The connection ended, or an attempt to connect failed. The publisher keeps trying to
+    /// connect.
     Down {
-        /// The epoch that ended, or the one that could not begin.
+        /// The epoch that ended, or the epoch that could not begin.
         epoch: Epoch,
-        /// Why. [`FaultClass::Message`] or [`FaultClass::Destination`]
-        /// says that one of the messages in flight made the broker close the channel.
+        /// The reason. [`FaultClass::Message`] or [`FaultClass::Destination`] means that one of the
+        /// messages in flight made the broker close the channel.
         fault: Fault,
     },
-    /// The broker blocks publishers (`connection.blocked`), or no longer does.
+    /// The broker blocks publishers (`connection.blocked`), or has stopped blocking them.
     Blocked {
-        /// Whether it blocks now.
+        /// Whether the broker blocks now.
         blocked: bool,
     },
-    /// What became of messages, in the order in which it became known.
+    /// Outcomes of messages, in the order in which the publisher learned them.
     Outcomes(Vec<(Ticket, Outcome)>),
-    /// Something went wrong that ends no epoch and that no message's outcome reports.
+    /// A fault that ends no epoch and that no message's outcome reports.
     Trouble(Fault),
 }
 
@@ -109,21 +116,24 @@ pub enum PublisherEvent {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Publisher: Send + fmt::Debug + 'static {
-    /// Begins connecting, in the background. Called once.
+    /// Begins connecting, in the background. The relay calls it once.
     ///
     /// # Errors
-    /// A setting that cannot work. That the broker is away is no error: it is reported as [`PublisherEvent::Down`].
+    /// A setting that cannot work. An unreachable broker is no error: the publisher reports
+    /// [`PublisherEvent::Down`].
     fn start(&mut self, events: PublisherEvents) -> Result<(), SettingError>;
 
-    /// Hands one message over for the connection `epoch`.
+    /// Publishes one message on the connection `epoch`.
     fn publish(&mut self, epoch: Epoch, outgoing: Outgoing);
 
-    /// Ends the connection and whatever runs in the background, waiting `deadline` at most. It may be
-    /// `Duration::MAX`, to which no `Instant` can be added: that means for ever.
+    /// Ends the connection and all background work. Waits at most `deadline`.
+    ///
+    /// `deadline` may be `Duration::MAX`, which means for ever. No `Instant` can be added to that
+    /// value.
     fn stop(&mut self, deadline: Duration);
 }
 
-/// Names one delivery on one connection.
+/// The name of one delivery on one connection.
 ///
 /// ```
 /// use onewrite::broker::{DeliveryTag, Epoch};
@@ -132,9 +142,10 @@ pub trait Publisher: Send + fmt::Debug + 'static {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeliveryTag {
-    /// The connection it came over. A settlement for an epoch that is over is dropped: the broker redelivers.
+    /// The connection that the delivery came over. A settlement for an epoch that is over is
+    /// dropped: the broker redelivers.
     pub epoch: Epoch,
-    /// The broker's own number on that connection.
+    /// The broker's own number of the delivery on that connection.
     pub tag: u64,
 }
 
@@ -159,20 +170,20 @@ pub struct DeliveryTag {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// For settling it.
+    /// The tag by which the delivery is settled.
     pub tag: DeliveryTag,
-    /// The exchange it was published to.
+    /// The exchange that the message was published to.
     pub exchange: String,
-    /// The routing key it was published with.
+    /// The routing key that the message was published with.
     pub routing_key: String,
-    /// The broker's hint that it may have been delivered before. Never rely on it.
+    /// The broker's hint that the message may have been delivered before. Never rely on the hint.
     pub redelivered: bool,
     /// Properties, headers and payload.
     pub message: Message,
 }
 
 impl Delivery {
-    /// A delivery that has not come before.
+    /// Returns a delivery that is not marked as redelivered.
     ///
     /// ```
     /// use onewrite::Message;
@@ -193,7 +204,7 @@ impl Delivery {
     }
 }
 
-/// What a consumer says of a delivery.
+/// A consumer's answer to a delivery.
 ///
 /// ```
 /// use onewrite::broker::Settlement;
@@ -215,15 +226,16 @@ impl Delivery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Settlement {
-    /// Done with it.
+    /// The delivery is done: the broker forgets the message.
     Acknowledge,
-    /// Put it back on its queue.
+    /// The broker puts the message back on its queue.
     Requeue,
-    /// Never again: to the queue's dead-letter exchange, if it has one.
+    /// The broker does not deliver the message again. The message goes to the queue's dead-letter
+    /// exchange, if the queue has one.
     Reject,
 }
 
-/// What a source reports to the consumer.
+/// A source's report to the consumer.
 ///
 /// ```
 /// use onewrite::broker::{Source, SourceEvent, SourceEvents};
@@ -245,21 +257,22 @@ pub enum Settlement {
 pub enum SourceEvent {
     /// A new connection is ready and consuming.
     Up {
-        /// Its epoch.
+        /// The epoch of the new connection.
         epoch: Epoch,
     },
-    /// The connection ended, or an attempt failed. Everything unsettled on it will be delivered again.
+    /// The connection ended, or an attempt to connect failed. The broker delivers again everything
+    /// that was unsettled on the connection.
     Down {
-        /// The epoch that ended, or the one that could not begin.
+        /// The epoch that ended, or the epoch that could not begin.
         epoch: Epoch,
-        /// Why.
+        /// The reason.
         fault: Fault,
     },
-    /// A message.
+    /// The broker delivered a message.
     Delivery(Box<Delivery>),
 }
 
-/// A queue on a broker, as the consumer sees it: manual acknowledgement, bounded prefetch.
+/// A queue on a broker, as the consumer sees it, with manual acknowledgement and bounded prefetch.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -286,22 +299,30 @@ pub enum SourceEvent {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait Source: Send + fmt::Debug + 'static {
-    /// Begins connecting and consuming, in the background, with at most `prefetch` unsettled deliveries. Called once.
+    /// Begins connecting and consuming, in the background, with at most `prefetch` unsettled
+    /// deliveries. The consumer calls it once.
     ///
     /// # Errors
-    /// A setting that cannot work. That the broker is away is no error: it is reported as [`SourceEvent::Down`].
+    /// A setting that cannot work. An unreachable broker is no error: the source reports
+    /// [`SourceEvent::Down`].
     fn start(&mut self, events: SourceEvents, prefetch: u16) -> Result<(), SettingError>;
 
-    /// Bytes of unsettled deliveries beyond which the source delivers nothing more; `u64::MAX` without a bound, which is the
-    /// default. Asked once, after [`start`](Self::start). The consumer then parks what waits before it takes all of these.
+    /// The bytes of unsettled deliveries beyond which the source delivers nothing more. The default
+    /// is `u64::MAX`, which means no bound.
+    ///
+    /// The consumer asks once, after [`start`](Self::start). The consumer then parks waiting
+    /// deliveries before they use up all these bytes.
     fn unsettled_bytes_max(&self) -> u64 {
         u64::MAX
     }
 
-    /// Settles deliveries, in order. Those of an epoch that is over are dropped.
+    /// Settles deliveries, in order. A settlement of an epoch that is over is dropped.
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>);
 
-    /// Ends the connection and whatever runs in the background, waiting `deadline` at most. It may be
-    /// `Duration::MAX`, to which no `Instant` can be added: that means for ever. Unsettled deliveries go back.
+    /// Ends the connection and all background work. Waits at most `deadline`. Unsettled deliveries
+    /// go back to the queue.
+    ///
+    /// `deadline` may be `Duration::MAX`, which means for ever. No `Instant` can be added to that
+    /// value.
     fn stop(&mut self, deadline: Duration);
 }

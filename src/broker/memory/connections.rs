@@ -1,9 +1,13 @@
-//! Publishers on the broker: their connections, and the words that are still owed to them.
+//! The publishers of the broker: their connections, and the outcomes that are not reported yet
+//! (*open* outcomes).
 //!
 //! **Invariants.**
-//! - A word is reported once: `open` holds what is owed, and the report takes it out.
-//! - When an epoch ends, all that is owed for its messages that are not isolated is dropped before `Down` is reported.
-//! - What is owed for an isolated message outlives a channel. When the connection is lost it becomes *unknown*.
+//! - An outcome is reported once: `open` holds the open outcomes, and the report takes the outcome
+//!   out.
+//! - When an epoch ends, the open outcomes of its messages that are not isolated are dropped before
+//!   `Down` is reported.
+//! - The open outcome of an isolated message survives the end of a channel. When the connection is
+//!   lost, the outcome becomes *unknown*.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -15,19 +19,19 @@ use super::queue::Letter;
 use super::script::Verdict;
 use super::state::{PublishOutcome, State, refused};
 
-/// How long [`Verdict::ConfirmOutOfOrder`] waits for an outcome to come after.
+/// The longest time that [`Verdict::ConfirmOutOfOrder`] waits for another outcome to go first.
 pub(super) const OUT_OF_ORDER_WAIT: Duration = Duration::from_millis(10);
 
-/// What ends the waiting of a word that is owed.
+/// The event that makes an open outcome due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
-    /// Its alarm.
+    /// The alarm of the outcome.
     Alarm,
-    /// Its alarm, or the next outcome of the connection.
+    /// The alarm, or the next outcome of the connection.
     Next,
-    /// The test's own word.
+    /// The test calls [`State::release_confirms`].
     Release,
-    /// Nothing: its alarm is the confirm deadline.
+    /// Nothing: the alarm is the confirm deadline.
     Deadline,
 }
 
@@ -40,7 +44,7 @@ enum When {
     Never,
 }
 
-/// A word that is owed.
+/// An outcome that is not reported yet.
 #[derive(Debug)]
 struct Open {
     ticket: Ticket,
@@ -53,19 +57,19 @@ struct Open {
 pub(super) struct Connection {
     events: PublisherEvents,
     confirm_deadline: Duration,
-    /// The last epoch, which is on while `connected`.
+    /// The last epoch, which is current while `connected`.
     epoch: u64,
     connected: bool,
-    /// Whether its relay is gone.
+    /// Whether the publisher's relay is gone.
     ended: bool,
-    /// What it owes, in publish order.
+    /// The open outcomes, in publish order.
     open: BTreeMap<u64, Open>,
-    /// How many of them wait for the next outcome.
+    /// The number of open outcomes that wait for the next outcome.
     open_until_next: usize,
-    /// The highest ticket with a word on this connection.
+    /// The highest ticket with an outcome other than silent on this connection.
     newest_reported: Option<Ticket>,
     next_token: u64,
-    /// Sent while the broker blocks: in the socket, not read.
+    /// Messages sent while the broker blocks: they are in the socket, unread.
     unread: VecDeque<(Outgoing, Option<Verdict>)>,
 }
 
@@ -74,7 +78,7 @@ impl Connection {
         self.ended |= !self.events.send(event);
     }
 
-    /// Reports an outcome, and after it those that waited for it.
+    /// Reports an outcome, and then the outcomes that waited for it.
     fn report(&mut self, ticket: Ticket, outcome: Outcome) {
         let mut outcomes = vec![(ticket, outcome)];
         if self.open_until_next > 0 {
@@ -89,7 +93,7 @@ impl Connection {
         self.send(PublisherEvent::Outcomes(outcomes));
     }
 
-    /// Moves words that are owed into `outcomes`, oldest first.
+    /// Moves open outcomes into `outcomes`, oldest first.
     fn take_open(&mut self, outcomes: &mut Vec<(Ticket, Outcome)>, take: impl Fn(&Open) -> bool) {
         let tokens: Vec<u64> =
             self.open.iter().filter(|(_, open)| take(open)).map(|(token, _)| *token).collect();
@@ -104,7 +108,7 @@ impl Connection {
         Some(open)
     }
 
-    /// The channel was closed: all in flight but the isolated ones is lost.
+    /// Ends the channel: everything in flight is lost, except isolated messages.
     fn end_channel(&mut self, fault: Fault) {
         self.open.retain(|_, open| open.isolated);
         self.open_until_next = self.open.values().filter(|open| open.until == Until::Next).count();
@@ -113,7 +117,7 @@ impl Connection {
         self.send(PublisherEvent::Down { epoch: Epoch(self.epoch), fault });
     }
 
-    /// The connection was lost: all in flight is.
+    /// Ends the connection: everything in flight is lost.
     fn end_connection(&mut self, fault: Fault) {
         self.end_channel(fault.clone());
         let open = std::mem::take(&mut self.open).into_values().map(|open| open.ticket);
@@ -148,7 +152,8 @@ impl State {
         id
     }
 
-    /// Ends a publisher. Its epoch ends like any other; after that nothing is reported to it.
+    /// Ends a publisher. Its epoch ends like any other; after that nothing is reported to the
+    /// publisher.
     pub(super) fn detach(&mut self, id: u64) {
         let Some(mut connection) = self.connections.remove(&id) else { return };
         if connection.connected {
@@ -199,7 +204,8 @@ impl State {
             .is_some_and(|connection| connection.connected && connection.epoch == epoch.0)
     }
 
-    /// One publish arrives. Of an epoch that is over it is dropped; an isolated one is reported unknown.
+    /// Takes one publish. If the epoch is over, the message is dropped, or reported unknown if it
+    /// is isolated.
     pub(super) fn publish(&mut self, id: u64, epoch: Epoch, outgoing: Outgoing, verdict: Option<Verdict>) {
         let blocked = self.blocked;
         let Some(connection) = self.connections.get_mut(&id) else { return };
@@ -215,13 +221,13 @@ impl State {
         }
     }
 
-    /// The broker reads one publish.
+    /// Reads one publish, as a broker reads from its socket.
     fn read(&mut self, id: u64, outgoing: Outgoing, verdict: Option<Verdict>) {
         let epoch = Epoch(self.connections.get(&id).map_or(0, |connection| connection.epoch));
         let Outgoing { ticket, exchange, routing_key, message, mandatory, isolated } = outgoing;
         let letter = Letter { exchange, routing_key, message };
         let (outcome, when) = match self.decide(&letter, epoch, verdict) {
-            // Nothing is returned that is not mandatory.
+            // Only a mandatory message is returned.
             (PublishOutcome::Report(Outcome::Returned(_)), when) if !mandatory => {
                 (PublishOutcome::Report(Outcome::Confirmed), when)
             }
@@ -296,7 +302,8 @@ impl State {
         }
     }
 
-    /// The alarm of a word that is owed. Nothing happens if it was reported, or dropped, before.
+    /// Handles the alarm of an open outcome. Does nothing if the outcome was reported or dropped
+    /// before.
     pub(super) fn fire(&mut self, id: u64, token: u64) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let Some(open) = connection.take_one(token) else { return };
@@ -306,7 +313,7 @@ impl State {
         let fault =
             Fault::new(FaultClass::Outage, format!("no confirm within {:?}", connection.confirm_deadline));
         connection.report(open.ticket, Outcome::Silent(fault.clone()));
-        // A younger one has its word: the connection lives.
+        // A younger message has its outcome: the connection works.
         if open.isolated || connection.newest_reported > Some(open.ticket) {
             return;
         }
@@ -337,7 +344,7 @@ impl State {
             {
                 connection.send(PublisherEvent::Blocked { blocked });
             }
-            // A channel that one of them closes takes the rest out of `unread`.
+            // If one of these messages closes the channel, the rest is taken out of `unread`.
             while !blocked && let Some((outgoing, verdict)) = self.next_unread(id) {
                 self.read(id, outgoing, verdict);
             }

@@ -1,7 +1,9 @@
-//! Consumers on the broker: who gets which message, and what is out with whom.
+//! The consumers of the broker: which consumer gets which message, and which deliveries are
+//! unsettled.
 //!
-//! **Invariants.** A message is in its queue or unsettled with one consumer, never both. A consumer has at most
-//! `prefetch` unsettled ones. What is requeued takes its old place in the queue.
+//! **Invariants.** A message is in its queue or unsettled with one consumer, never both. A consumer
+//! has at most `prefetch` unsettled deliveries. A requeued message takes its old place in the
+//! queue.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +20,7 @@ pub(super) struct Consumer {
     events: SourceEvents,
     queue: Arc<str>,
     prefetch: usize,
-    /// The last epoch, which is on while `connected`.
+    /// The last epoch, which is current while `connected`.
     epoch: u64,
     connected: bool,
     next_tag: u64,
@@ -30,7 +32,7 @@ impl Consumer {
         self.unsettled.len() < self.prefetch
     }
 
-    /// Hands it one message. `false` if nobody listens any more.
+    /// Hands one message to the consumer. Returns `false` if the consumer's receiver is gone.
     fn deliver(&mut self, ready: Ready) -> bool {
         self.next_tag += 1;
         let delivery = Delivery {
@@ -63,7 +65,7 @@ impl State {
         id
     }
 
-    /// Ends a consumer; what it has not settled goes back.
+    /// Ends a consumer. Its unsettled deliveries go back to the queue.
     pub(super) fn cancel(&mut self, id: u64) {
         let queue = self.disconnect_consumer(id, &Fault::new(FaultClass::Outage, "the source was stopped"));
         self.consumers.remove(&id);
@@ -72,7 +74,7 @@ impl State {
         }
     }
 
-    /// Connects those that are not: of this queue, or all.
+    /// Connects the consumers that are not connected: those of `queue`, or all.
     pub(super) fn connect_consumers(&mut self, queue: Option<&str>) {
         let wanted = |(id, consumer): (&u64, &Consumer)| {
             (!consumer.connected && queue.is_none_or(|queue| *consumer.queue == *queue)).then_some(*id)
@@ -111,7 +113,8 @@ impl State {
         }
     }
 
-    /// Ends its connection and puts back what it has not settled. Returns its queue, for others to be served.
+    /// Ends a consumer's connection and puts its unsettled deliveries back. Returns the queue, so
+    /// that the caller can serve other consumers of the queue.
     fn disconnect_consumer(&mut self, id: u64, fault: &Fault) -> Option<QueueId> {
         let consumer = self.consumers.get_mut(&id).filter(|consumer| consumer.connected)?;
         consumer.connected = false;
@@ -121,12 +124,12 @@ impl State {
         let queue_id = self.queue_id(&name)?;
         let queue = self.queue(queue_id)?;
         queue.consumers.retain(|other| *other != id);
-        // Newest first, so that each goes to the very front, at no cost.
+        // Newest first, so that each message goes to the very front, at no cost.
         unsettled.into_values().rev().for_each(|ready| queue.put_back(ready));
         Some(queue_id)
     }
 
-    /// Delivers while there are messages and consumers with room, round robin.
+    /// Delivers round robin, while there are messages and consumers with room.
     pub(super) fn dispatch(&mut self, id: QueueId) {
         while let Some(consumer_id) = self.next_consumer(id) {
             let Some(ready) = self.queue(id).and_then(|queue| queue.pop()) else { return };
@@ -138,7 +141,7 @@ impl State {
         }
     }
 
-    /// The next consumer, if there is something to deliver and anybody has room.
+    /// Returns the next consumer, if there is something to deliver and a consumer has room.
     fn next_consumer(&mut self, id: QueueId) -> Option<u64> {
         let Self { queues, consumers, .. } = self;
         let queue = queues.get_mut(id)?;
@@ -158,7 +161,8 @@ impl State {
         of_queue.map(|consumer| consumer.unsettled.len()).sum()
     }
 
-    /// Settles deliveries of the present epoch. A tag that is not out closes the channel, as RabbitMQ does.
+    /// Settles deliveries of the current epoch. A tag that is not unsettled closes the channel, as
+    /// RabbitMQ does.
     pub(super) fn settle(&mut self, id: u64, settlements: Vec<(DeliveryTag, Settlement)>) {
         let Some(name) = self.consumers.get(&id).map(|consumer| Arc::clone(&consumer.queue)) else { return };
         let Some(queue_id) = self.queue_id(&name) else { return };

@@ -1,9 +1,12 @@
-//! A message broker inside this process: the embedded default, and the scripted one for tests.
+//! A message broker inside this process: the embedded default, and a scripted broker for tests.
 //!
-//! [`MemoryBroker`] has exchanges, queues and bindings as AMQP 0-9-1 has them, and answers as RabbitMQ does: an
-//! unroutable message is returned, a full queue that rejects makes a nack, a missing exchange closes the channel with
-//! everything in flight. A test can also take it down, block it, make it hang, and [script](MemoryBroker::script) what
-//! happens to single publishes, a confirm that is lost after the message was stored included.
+//! [`MemoryBroker`] has exchanges, queues and bindings as AMQP 0-9-1 has them, and answers as
+//! RabbitMQ does. An unroutable message is returned. A full queue that rejects leads to a nack. A
+//! missing exchange closes the channel with everything in flight.
+//!
+//! A test can also take the broker down, block it or make it hang. A test can
+//! [script](MemoryBroker::script) what happens to single publishes, for example that a confirm is
+//! lost after the message was stored.
 //!
 //! ```
 //! use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
@@ -19,16 +22,19 @@
 //! # Ok::<(), onewrite::Fault>(())
 //! ```
 //!
-//! It is not:
-//! - **durable**: its content ends with the process. *Confirmed* means "in this memory". The store's log is what
-//!   lasts, but a confirmed event is not sent again;
-//! - **bounded by itself**: a queue grows until it is read, unless it has a [`max_length`](QueueOptions::max_length);
-//! - **a network broker**: nobody outside this process reaches it;
+//! The broker is not:
+//! - **durable**: its content ends with the process. *Confirmed* means "in this memory". The
+//!   store's log survives, but a confirmed event is not sent again;
+//! - **bounded by itself**: a queue grows until it is read, unless it has a
+//!   [`max_length`](QueueOptions::max_length);
+//! - **a network broker**: no other process can reach it;
 //! - **all of AMQP**: no headers exchange, no priorities, no message expiry, no transactions.
 //!
-//! **Invariants.** All state stands under one lock, and what happens is reported while it is held: events reach a relay in
-//! the order in which they happened, and nothing is reported for an epoch after its end. A [rule](Rule)'s closure runs
-//! while no lock is held. What is reported to a publisher or a source goes into an unbounded channel, so that no call waits.
+//! **Invariants.**
+//! - One lock guards all state, and events are reported while the lock is held. So events reach a
+//!   relay in the order in which they happened, and nothing is reported for an epoch after its end.
+//! - A [rule](Rule)'s closure runs while no lock is held.
+//! - Reports to a publisher or a source go into an unbounded channel, so no call waits.
 
 mod connections;
 mod consumers;
@@ -61,10 +67,11 @@ pub use self::source::MemorySource;
 #[cfg(feature = "rabbitmq")]
 pub(in crate::broker) use self::topic::matches as topic_matches;
 
-/// The in-process broker. Cheap to clone; all clones, publishers and sources are of one broker.
+/// A message broker inside this process. Cheap to clone; all clones, publishers and sources share
+/// one broker.
 ///
-/// Nothing is persisted: the content ends with the process. A queue is bounded only if it was
-/// [set so](QueueOptions::max_length).
+/// Nothing is persisted: the content ends with the process. A queue is unbounded unless it has a
+/// [`max_length`](QueueOptions::max_length).
 ///
 /// ```
 /// use onewrite::Message;
@@ -79,21 +86,22 @@ pub(in crate::broker) use self::topic::matches as topic_matches;
 #[derive(Clone)]
 pub struct MemoryBroker(Arc<Shared>);
 
-/// What the handles of one broker share. The timer thread holds it weakly.
+/// The state that the handles of one broker share. The timer thread holds it weakly.
 pub(in crate::broker::memory) struct Shared {
     state: Mutex<State>,
     script: Script,
 }
 
 impl Shared {
-    /// A panic under the lock is ruled out; should one come all the same, the state is whole between calls.
+    /// Locks the state. No panic is possible under the lock; even after one the state would be
+    /// whole between calls.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl MemoryBroker {
-    /// A broker without queues, with the default exchange only.
+    /// Returns a broker with the default exchange and no queues.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -104,7 +112,8 @@ impl MemoryBroker {
         Self::build(false)
     }
 
-    /// A broker that also remembers every publish it took, for [`tap`](Self::tap). Its memory grows with each.
+    /// Returns a broker that also remembers every publish it took, for [`tap`](Self::tap). Its
+    /// memory grows with each publish.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -122,8 +131,8 @@ impl MemoryBroker {
         }))
     }
 
-    /// Declares an exchange. Declared again, it takes the new kind and keeps its bindings. The default exchange `""`
-    /// is always there and stays as it is.
+    /// Declares an exchange. If the exchange exists, it takes the new kind and keeps its bindings.
+    /// The default exchange `""` always exists and does not change.
     ///
     /// ```
     /// # use onewrite::broker::{ExchangeKind, MemoryBroker};
@@ -133,7 +142,8 @@ impl MemoryBroker {
         self.0.state().declare_exchange(name, kind);
     }
 
-    /// Removes an exchange with its bindings. `false` if there was none, or if it is the default exchange.
+    /// Removes an exchange with its bindings. Returns `false` if there was no such exchange, or for
+    /// the default exchange.
     ///
     /// ```
     /// # use onewrite::broker::{ExchangeKind, MemoryBroker};
@@ -146,8 +156,8 @@ impl MemoryBroker {
         self.0.state().delete_exchange(name)
     }
 
-    /// Declares a queue. Declared again, it takes the new options and keeps its messages. Sources that waited for it
-    /// connect.
+    /// Declares a queue. If the queue exists, it takes the new options and keeps its messages.
+    /// Sources that waited for the queue connect.
     ///
     /// ```
     /// # use onewrite::broker::{MemoryBroker, QueueOptions};
@@ -157,11 +167,13 @@ impl MemoryBroker {
         self.0.state().declare_queue(name, options);
     }
 
-    /// Binds a queue to an exchange. The pattern is a routing key for a direct exchange, a pattern with `*` (one word)
-    /// and `#` (any number of words) for a topic exchange, and means nothing to a fanout exchange.
+    /// Binds a queue to an exchange.
+    ///
+    /// For a direct exchange the pattern is a routing key. For a topic exchange the pattern may
+    /// contain `*` (one word) and `#` (any number of words). A fanout exchange ignores the pattern.
     ///
     /// # Errors
-    /// 404 if there is no such queue or exchange; 403 for the default exchange.
+    /// 404 if the queue or the exchange does not exist; 403 for the default exchange.
     ///
     /// ```
     /// # use onewrite::broker::{MemoryBroker, QueueOptions};
@@ -173,7 +185,7 @@ impl MemoryBroker {
         self.0.state().bind(queue, exchange, pattern)
     }
 
-    /// Removes a binding. `false` if there was none.
+    /// Removes a binding. Returns `false` if there was no such binding.
     ///
     /// ```
     /// # use onewrite::broker::{ExchangeKind, MemoryBroker, QueueOptions};
@@ -189,7 +201,8 @@ impl MemoryBroker {
         self.0.state().unbind(queue, exchange, pattern)
     }
 
-    /// A publisher, for a relay. Any number may be attached to one broker; each has its own epochs.
+    /// Returns a publisher, for a relay. A broker may have any number of publishers; each has its
+    /// own epochs.
     ///
     /// ```
     /// # use onewrite::broker::{MemoryBroker, MemoryPublisher};
@@ -200,7 +213,8 @@ impl MemoryBroker {
         MemoryPublisher::new(Arc::clone(&self.0))
     }
 
-    /// A source, for a consumer of `queue`. Any number may be attached to one queue; they take turns.
+    /// Returns a source, for a consumer of `queue`. A queue may have any number of sources, which
+    /// take turns.
     ///
     /// ```
     /// # use onewrite::broker::{MemoryBroker, MemorySource};
@@ -211,12 +225,12 @@ impl MemoryBroker {
         MemorySource::new(Arc::clone(&self.0), queue)
     }
 
-    /// Publishes one message directly, as a foreign producer would, whether the broker is up or not. No rule applies.
-    /// When this returns `Ok`, every queue that it was routed to has it.
+    /// Publishes one message directly, as a foreign producer would, even while the broker is down.
+    /// No rule applies. After `Ok`, every queue that the message was routed to has the message.
     ///
     /// # Errors
-    /// What RabbitMQ would say: 404 for a missing exchange, 312 when no queue is bound for it, and an outage without
-    /// a code when a full queue rejected it.
+    /// The answers of RabbitMQ: 404 if the exchange is missing, and 312 if no queue is bound for
+    /// the message. If a full queue rejected the message, the error is an outage without a code.
     ///
     /// ```
     /// # use onewrite::Message;
@@ -236,8 +250,8 @@ impl MemoryBroker {
         }
     }
 
-    /// What waits in a queue, oldest first. Deliveries that are out and unsettled are not in it. Empty if there is no
-    /// such queue. Copies the list, not the messages.
+    /// Returns the messages that wait in a queue, oldest first. Unsettled deliveries are not
+    /// included. Empty if the queue does not exist. The call copies the list, not the messages.
     ///
     /// ```
     /// # use onewrite::Message;
@@ -253,7 +267,7 @@ impl MemoryBroker {
         self.0.state().messages(queue)
     }
 
-    /// How many messages wait in a queue; 0 if there is no such queue.
+    /// The number of messages that wait in a queue; 0 if the queue does not exist.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -264,7 +278,7 @@ impl MemoryBroker {
         self.0.state().queue_len(queue)
     }
 
-    /// How many deliveries of a queue are out and unsettled.
+    /// The number of a queue's unsettled deliveries.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -275,7 +289,7 @@ impl MemoryBroker {
         self.0.state().unsettled_len(queue)
     }
 
-    /// Drops what waits in a queue and says how many it was.
+    /// Drops the messages that wait in a queue and returns how many there were.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -285,7 +299,7 @@ impl MemoryBroker {
         self.0.state().purge(queue)
     }
 
-    /// How many publishes were taken by a queue so far, with or without a confirm.
+    /// The number of publishes that queues have taken so far, with or without a confirm.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -296,8 +310,9 @@ impl MemoryBroker {
         self.0.state().published
     }
 
-    /// Every publish that a queue took, in order, with or without a confirm: what the readers of all queues can
-    /// have seen. Always empty unless the broker was made by [`with_tap`](Self::with_tap).
+    /// Returns every publish that a queue took, in order, with or without a confirm: everything
+    /// that readers of all queues can have seen. Always empty unless [`with_tap`](Self::with_tap)
+    /// made the broker.
     ///
     /// ```
     /// # use onewrite::Message;
@@ -313,8 +328,9 @@ impl MemoryBroker {
         self.0.state().tap.clone().unwrap_or_default()
     }
 
-    /// Ends every connection, as a broker does that is stopped or killed. Unsettled deliveries go back to their
-    /// queues, queues keep their content, and nobody connects until [`come_up`](Self::come_up).
+    /// Ends every connection, as a stopped or killed broker does. Unsettled deliveries go back to
+    /// their queues, and queues keep their content. No connection succeeds until
+    /// [`come_up`](Self::come_up).
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -326,7 +342,8 @@ impl MemoryBroker {
         self.0.state().go_down();
     }
 
-    /// Takes connections again. Publishers and sources reconnect before this returns, each in a new epoch.
+    /// Accepts connections again. Publishers and sources reconnect before the call returns, each in
+    /// a new epoch.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -336,8 +353,10 @@ impl MemoryBroker {
         self.0.state().come_up();
     }
 
-    /// Blocks publishers (`connection.blocked`, as in a memory or disk alarm), or lets them on. What is published
-    /// meanwhile waits in the connection, unread, and is lost with it; once unblocked it is taken in, in order.
+    /// Blocks publishers (`connection.blocked`, as in a memory or disk alarm), or unblocks them.
+    ///
+    /// Messages published while blocked wait unread in the connection and are lost with it. After
+    /// unblocking the broker takes them in order.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -347,9 +366,11 @@ impl MemoryBroker {
         self.0.state().block(blocked);
     }
 
-    /// Makes the broker take messages in and say nothing about them. A publish of that time gets no word later
-    /// either: it is [silent](crate::Outcome::Silent), and its connection is given up, at the
-    /// [confirm deadline](MemoryPublisher::confirm_deadline).
+    /// Makes the broker take messages and report no outcome for them.
+    ///
+    /// A message of that time gets no confirm later either. At the [confirm
+    /// deadline](MemoryPublisher::confirm_deadline) the message is
+    /// [silent](crate::Outcome::Silent), and its connection is given up.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -359,7 +380,8 @@ impl MemoryBroker {
         self.0.state().hanging = hanging;
     }
 
-    /// Reports the confirms that [`Verdict::HoldConfirm`] and [`Verdict::ConfirmOutOfOrder`] hold back, oldest first.
+    /// Reports the confirms that [`Verdict::HoldConfirm`] and [`Verdict::ConfirmOutOfOrder`] hold
+    /// back, oldest first.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -369,7 +391,8 @@ impl MemoryBroker {
         self.0.state().release_confirms(false);
     }
 
-    /// As [`release_confirms`](Self::release_confirms), newest first.
+    /// Reports the confirms that are held back, as [`release_confirms`](Self::release_confirms)
+    /// does, but newest first.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;
@@ -379,7 +402,7 @@ impl MemoryBroker {
         self.0.state().release_confirms(true);
     }
 
-    /// Adds a rule on what happens to publishes to come. The first rule that matches and is not used up decides.
+    /// Adds a rule for later publishes. The first rule that matches and is not used up decides.
     /// Rules apply to publishers, not to [`publish`](Self::publish).
     ///
     /// ```
@@ -404,7 +427,8 @@ impl MemoryBroker {
         self.0.script.clear();
     }
 
-    /// How many verdicts the rules have left to give. Those that apply [always](RuleBuilder::always) do not count.
+    /// The number of verdicts that the rules can still give. Rules that apply
+    /// [always](RuleBuilder::always) do not count.
     ///
     /// ```
     /// # use onewrite::broker::MemoryBroker;

@@ -1,11 +1,11 @@
-//! What a caller says of exchanges and queues, and what it is shown of their content.
+//! The options of exchanges and queues, and the views of their content.
 
 use std::sync::Arc;
 
 use crate::broker::Epoch;
 use crate::message::Message;
 
-/// How an exchange routes.
+/// The way in which an exchange routes.
 ///
 /// ```
 /// # use onewrite::broker::{ExchangeKind, MemoryBroker};
@@ -14,15 +14,17 @@ use crate::message::Message;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ExchangeKind {
-    /// To queues whose binding equals the routing key.
+    /// Routes to queues whose binding equals the routing key.
     Direct,
-    /// To every bound queue.
+    /// Routes to every bound queue.
     Fanout,
-    /// To queues whose pattern matches the routing key, word by word: `*` is one word, `#` any number of words.
+    /// Routes to queues whose pattern matches the routing key, word by word: `*` is one word, `#`
+    /// any number of words.
     Topic,
 }
 
-/// What a queue at its [`max_length`](QueueOptions::max_length) does with one more message.
+/// The behaviour of a queue that is at its [`max_length`](QueueOptions::max_length) and gets one
+/// more message.
 ///
 /// ```
 /// # use onewrite::broker::{Overflow, QueueOptions};
@@ -32,14 +34,16 @@ pub enum ExchangeKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Overflow {
-    /// Takes and confirms it, and drops (or dead-letters) its oldest one. RabbitMQ's default.
+    /// Takes and confirms the new message, and drops (or dead-letters) the oldest message.
+    /// RabbitMQ's default.
     #[default]
     DropHead,
-    /// Refuses it: the publisher gets a nack, although other queues may have taken the message.
+    /// Refuses the new message: the publisher gets a nack, although other queues may have taken the
+    /// message.
     RejectPublish,
 }
 
-/// What a queue is like. Unbounded and without dead-lettering by default.
+/// The options of a queue. By default a queue is unbounded and has no dead-lettering.
 ///
 /// ```
 /// # use onewrite::broker::{Overflow, QueueOptions};
@@ -57,7 +61,7 @@ pub struct QueueOptions {
 }
 
 impl QueueOptions {
-    /// Most messages that may wait in the queue; unsettled deliveries do not count.
+    /// The most messages that may wait in the queue. Unsettled deliveries do not count.
     ///
     /// ```
     /// # use onewrite::broker::QueueOptions;
@@ -69,7 +73,7 @@ impl QueueOptions {
         Self { max_length: Some(messages), ..self }
     }
 
-    /// What happens at the maximum.
+    /// The queue's behaviour at the maximum.
     ///
     /// ```
     /// # use onewrite::broker::{Overflow, QueueOptions};
@@ -81,8 +85,10 @@ impl QueueOptions {
         Self { overflow, ..self }
     }
 
-    /// Where rejected messages, and those dropped at the maximum, are published to. Without it, or when that leads
-    /// nowhere, they are gone. No `x-death` header is added.
+    /// The exchange and routing key for rejected messages and for messages dropped at the maximum.
+    ///
+    /// Without this setting, or if no queue takes them, these messages are lost. No `x-death`
+    /// header is added.
     ///
     /// ```
     /// # use onewrite::broker::QueueOptions;
@@ -95,7 +101,8 @@ impl QueueOptions {
     }
 }
 
-/// A message that waits in a queue. See [`MemoryBroker::messages`](crate::broker::memory::MemoryBroker::messages).
+/// A message that waits in a queue. See
+/// [`MemoryBroker::messages`](crate::broker::memory::MemoryBroker::messages).
 ///
 /// ```
 /// # use onewrite::Message;
@@ -110,17 +117,18 @@ impl QueueOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stored {
-    /// The exchange it came through.
+    /// The exchange that the message came through.
     pub exchange: Arc<str>,
-    /// The routing key it came with.
+    /// The routing key that the message came with.
     pub routing_key: Arc<str>,
     /// Properties, headers and payload.
     pub message: Arc<Message>,
-    /// Whether it was out with a consumer before.
+    /// Whether the message was delivered before.
     pub redelivered: bool,
 }
 
-/// A publish that a queue took. See [`MemoryBroker::tap`](crate::broker::memory::MemoryBroker::tap).
+/// A publish that a queue took. See
+/// [`MemoryBroker::tap`](crate::broker::memory::MemoryBroker::tap).
 ///
 /// ```
 /// # use onewrite::Message;
@@ -140,6 +148,7 @@ pub struct Tapped {
     pub routing_key: Arc<str>,
     /// Properties, headers and payload.
     pub message: Arc<Message>,
-    /// The publisher's epoch; 0 for [`MemoryBroker::publish`](crate::broker::memory::MemoryBroker::publish).
+    /// The publisher's epoch; 0 for
+    /// [`MemoryBroker::publish`](crate::broker::memory::MemoryBroker::publish).
     pub epoch: Epoch,
 }

@@ -12,8 +12,8 @@ use crate::message::Outgoing;
 use super::Shared;
 use super::script::Publishing;
 
-/// A publisher of a [`MemoryBroker`](crate::broker::memory::MemoryBroker). Words come from within [`publish`](Publisher::publish), unless
-/// the script delays them.
+/// A publisher of a [`MemoryBroker`](crate::broker::memory::MemoryBroker). Unless the script delays
+/// an outcome, [`publish`](Publisher::publish) reports it before it returns.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -43,9 +43,13 @@ impl MemoryPublisher {
         Self { shared, connection: None, confirm_deadline: Duration::from_millis(limits::CONFIRM_MS_DEFAULT) }
     }
 
-    /// How long to wait for a word on a publish before it is reported [silent](crate::Outcome::Silent). If no younger one has a word, the
-    /// connection is given up, and a new one begins. By default [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT). Time during which the broker blocks, and a
-    /// confirm that a test [holds](crate::broker::memory::Verdict::HoldConfirm), do not count.
+    /// The longest time that a message may wait for an outcome before it is reported
+    /// [silent](crate::Outcome::Silent). The default is
+    /// [`CONFIRM_MS_DEFAULT`](crate::limits::CONFIRM_MS_DEFAULT).
+    ///
+    /// If no younger message has an outcome by then, the connection is given up, and a new
+    /// connection begins. Time during which the broker blocks does not count. A confirm that a test
+    /// [holds](crate::broker::memory::Verdict::HoldConfirm) has no deadline.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -70,7 +74,7 @@ impl Publisher for MemoryPublisher {
     fn publish(&mut self, epoch: Epoch, outgoing: Outgoing) {
         let Some(connection) = self.connection else { return };
         let mut verdict = None;
-        // A message of an epoch that is over must not use up a rule.
+        // A message of an epoch that is over must not consume a rule.
         if self.shared.script.is_active() && self.shared.state().is_current(connection, epoch) {
             verdict = self.shared.script.judge(&Publishing {
                 exchange: &outgoing.exchange,

@@ -1,4 +1,4 @@
-//! One queue: what waits in it, in order.
+//! One queue: the messages that wait in it, in order.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use crate::message::Message;
 
 use super::options::{Overflow, QueueOptions, Stored};
 
-/// A message on its way, with its address. Cheap to clone.
+/// A message to route, with its address. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Letter {
     pub(super) exchange: Arc<str>,
@@ -15,7 +15,7 @@ pub(super) struct Letter {
     pub(super) message: Arc<Message>,
 }
 
-/// A letter in a queue. The position is given once and kept over redeliveries.
+/// A letter in a queue. The letter keeps its position over redeliveries.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) position: u64,
@@ -23,13 +23,14 @@ pub(super) struct Ready {
     pub(super) letter: Letter,
 }
 
-/// **Invariant:** `ready` is ordered by position, so that what is requeued takes its old place.
+/// A queue. **Invariant:** `ready` is ordered by position, so that a requeued message takes its old
+/// place.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     options: QueueOptions,
     ready: VecDeque<Ready>,
     next_position: u64,
-    /// The consumers connected to it; the first is the next to get a delivery.
+    /// The consumers connected to the queue; the first is the next to get a delivery.
     pub(super) consumers: VecDeque<u64>,
 }
 
@@ -46,8 +47,8 @@ impl Queue {
         self.ready.len()
     }
 
-    /// Whether it takes this one: `false` only if it is full and rejects. A queue that drops its head may be over its
-    /// maximum afterwards, until [`drop_head`](Self::drop_head).
+    /// Adds a letter. Returns `false` only if the queue is full and rejects. A queue that drops its
+    /// head may be over its maximum afterwards, until [`drop_head`](Self::drop_head).
     pub(super) fn push(&mut self, letter: Letter) -> bool {
         let full = self.options.max_length.is_some_and(|max| self.ready.len() >= max);
         if full && self.options.overflow == Overflow::RejectPublish {
@@ -58,7 +59,7 @@ impl Queue {
         true
     }
 
-    /// The oldest one, if the queue is over its maximum and drops its head.
+    /// Removes the oldest letter if the queue is over its maximum and drops its head.
     pub(super) fn drop_head(&mut self) -> Option<Letter> {
         let max = self.options.max_length?;
         if self.options.overflow != Overflow::DropHead || self.ready.len() <= max {

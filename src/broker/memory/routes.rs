@@ -6,14 +6,16 @@ use std::sync::Arc;
 use super::options::ExchangeKind;
 use super::topic;
 
-/// Routing keys whose queues an exchange remembers; past it, it forgets all and begins anew. Keys may be without end
-/// (one per customer), memory may not.
+/// The most routing keys whose queues an exchange remembers. Beyond the limit the exchange forgets
+/// all keys and starts again. Keys may be endless (one per customer); memory is not.
 const CACHED_KEYS_MAX: usize = 4096;
 
-/// Names a queue: its place in the broker's list. Queues are never removed, so it stays good.
+/// The name of a queue: its place in the broker's list. Queues are never removed, so the place
+/// stays valid.
 pub(super) type QueueId = usize;
 
-/// **Invariant:** the cache holds only what the bindings and the kind say now; each change of them empties it.
+/// An exchange. **Invariant:** the cache always agrees with the bindings and the kind. Each change
+/// of them empties the cache.
 #[derive(Debug)]
 pub(super) struct Exchange {
     kind: ExchangeKind,
@@ -45,7 +47,7 @@ impl Exchange {
         self.bindings.len() < before
     }
 
-    /// The queues for this routing key, each once.
+    /// Returns the queues for this routing key, each once.
     pub(super) fn route(&mut self, key: &Arc<str>) -> Arc<[QueueId]> {
         if let Some(queues) = self.cache.get(key) {
             return Arc::clone(queues);

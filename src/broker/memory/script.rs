@@ -1,7 +1,7 @@
-//! The script: what happens to single publishes.
+//! The script: rules that decide what happens to single publishes.
 //!
-//! **Invariant.** A rule's closure runs while no lock is held: it may look at the broker, and a panic in it harms
-//! nobody but its caller.
+//! **Invariant.** A rule's closure runs while no lock is held. The closure may look at the broker,
+//! and a panic in the closure harms only its caller.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -29,14 +29,14 @@ pub struct Publishing<'a> {
     pub message: &'a Message,
     /// The publisher's epoch.
     pub epoch: Epoch,
-    /// Whether it goes alone, on a channel of its own.
+    /// Whether the message goes alone, on a channel of its own.
     pub isolated: bool,
 }
 
-/// What a [`Rule`] makes of a publish.
+/// The decision of a [`Rule`] about a publish.
 ///
-/// Where it says *as usual*, routing and queues decide as without a rule: the message may be confirmed, returned or
-/// nacked; the rule then only decides when that is reported.
+/// *As usual* means that routing and queues decide, as they do without a rule: the message may be
+/// confirmed, returned or nacked. The rule then decides only when the outcome is reported.
 ///
 /// ```
 /// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
@@ -47,44 +47,49 @@ pub struct Publishing<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// As usual. Stands before a broader rule as an exception to it.
+    /// As usual. Put such a rule before a broader rule to make an exception.
     Confirm,
-    /// No queue takes it; nacked.
+    /// No queue takes the message; it is nacked.
     Nack,
-    /// No queue takes it; returned. A destination fault.
+    /// No queue takes the message; it is returned. A destination fault.
     Return {
         /// The reply code, such as 312.
         code: u16,
         /// The reply text.
         text: String,
     },
-    /// No queue takes it, and the channel is closed: the epoch ends, with everything in flight. An isolated message
-    /// is refused alone.
+    /// No queue takes the message, and the channel is closed: the epoch ends, with everything in
+    /// flight. An isolated message is refused alone.
     CloseChannel {
         /// The reply code, such as 404 or 406.
         code: u16,
         /// The reply text.
         text: String,
-        /// Whose fault it is.
+        /// The class of the fault.
         class: FaultClass,
     },
-    /// Taken as usual, then the connection is lost before a word about it. An isolated message's outcome is unknown.
+    /// Taken as usual, but the connection is lost before an outcome. An isolated message's outcome
+    /// is unknown.
     Unknown,
     /// The connection is lost before the message arrives.
     Disconnect,
-    /// Taken as usual, but nothing is ever said of it; at the [confirm deadline](crate::broker::memory::MemoryPublisher::confirm_deadline) it is reported
-    /// [silent](crate::Outcome::Silent), and the connection is given up if no younger message has a word.
+    /// Taken as usual, but never confirmed. At the [confirm
+    /// deadline](crate::broker::memory::MemoryPublisher::confirm_deadline) the message is reported
+    /// [silent](crate::Outcome::Silent). If no younger message has an outcome, the connection is
+    /// given up.
     LoseConfirm,
-    /// As usual, reported this much later.
+    /// As usual, reported with this delay.
     DelayConfirm(Duration),
-    /// As usual, reported after the next outcome of this connection, or after 10 ms if there is none.
+    /// As usual, reported after the next outcome of this connection, or after 10 ms if there is
+    /// none.
     ConfirmOutOfOrder,
-    /// As usual, reported when the test says [`release_confirms`](crate::broker::memory::MemoryBroker::release_confirms).
+    /// As usual, reported when the test calls
+    /// [`release_confirms`](crate::broker::memory::MemoryBroker::release_confirms).
     HoldConfirm,
 }
 
 impl Verdict {
-    /// [`Verdict::Return`] as RabbitMQ says it of an unroutable message.
+    /// [`Verdict::Return`] with RabbitMQ's code and text for an unroutable message.
     ///
     /// ```
     /// # use onewrite::broker::Verdict;
@@ -95,7 +100,7 @@ impl Verdict {
         Self::Return { code: 312, text: "NO_ROUTE".to_owned() }
     }
 
-    /// [`Verdict::CloseChannel`].
+    /// [`Verdict::CloseChannel`] with the given code, text and class.
     ///
     /// ```
     /// # use onewrite::FaultClass;
@@ -112,7 +117,8 @@ impl Verdict {
 
 type Matcher = Box<dyn Fn(&Publishing<'_>) -> bool + Send + Sync>;
 
-/// Which publishes, how often, and what becomes of them. See [`MemoryBroker::script`](crate::broker::memory::MemoryBroker::script).
+/// A rule of the script: which publishes it matches, how often, and with which verdict. See
+/// [`MemoryBroker::script`](crate::broker::memory::MemoryBroker::script).
 ///
 /// ```
 /// # use onewrite::broker::{MemoryBroker, Rule, Verdict};
@@ -123,12 +129,12 @@ type Matcher = Box<dyn Fn(&Publishing<'_>) -> bool + Send + Sync>;
 pub struct Rule {
     matcher: Matcher,
     skip: AtomicU64,
-    /// `None`: always.
+    /// The verdicts left; `None` means always.
     left: Option<AtomicU64>,
     verdict: Verdict,
 }
 
-/// A [`Rule`] without its verdict. Applies once, unless set otherwise.
+/// A [`Rule`] without its verdict. It applies once, unless set otherwise.
 ///
 /// ```
 /// # use onewrite::broker::{Rule, RuleBuilder, Verdict};
@@ -143,7 +149,7 @@ pub struct RuleBuilder {
 }
 
 impl Rule {
-    /// A rule on publishes for which this answers `true`.
+    /// Returns a rule on publishes for which the closure returns `true`.
     ///
     /// ```
     /// # use onewrite::broker::{Rule, Verdict};
@@ -154,7 +160,7 @@ impl Rule {
         RuleBuilder { matcher: Box::new(matcher), skip: 0, times: Some(1) }
     }
 
-    /// A rule on every publish.
+    /// Returns a rule on every publish.
     ///
     /// ```
     /// # use onewrite::broker::{Rule, Verdict};
@@ -165,7 +171,7 @@ impl Rule {
         Self::matching(|_| true)
     }
 
-    /// The verdict, if the rule applies. Counts it.
+    /// Returns the verdict if the rule applies, and counts it.
     fn apply(&self, publishing: &Publishing<'_>) -> Option<Verdict> {
         if self.is_used_up() || !(self.matcher)(publishing) || take_one(&self.skip) {
             return None;
@@ -181,13 +187,13 @@ impl Rule {
     }
 }
 
-/// Takes one off a count; `false` if it was at zero.
+/// Takes one off a count. Returns `false` if the count was zero.
 fn take_one(count: &AtomicU64) -> bool {
     count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
 }
 
 impl RuleBuilder {
-    /// Lets the first `publishes` that match pass.
+    /// Lets the first `publishes` matching publishes pass.
     ///
     /// ```
     /// # use onewrite::broker::{Rule, Verdict};
@@ -198,7 +204,7 @@ impl RuleBuilder {
         Self { skip: publishes, ..self }
     }
 
-    /// Applies this often.
+    /// Applies the rule this many times.
     ///
     /// ```
     /// # use onewrite::broker::{Rule, Verdict};
@@ -209,7 +215,8 @@ impl RuleBuilder {
         Self { times: Some(publishes), ..self }
     }
 
-    /// Applies until the script is [cleared](crate::broker::memory::MemoryBroker::clear_script).
+    /// Applies the rule until the script is
+    /// [cleared](crate::broker::memory::MemoryBroker::clear_script).
     ///
     /// ```
     /// # use onewrite::broker::{Rule, Verdict};
@@ -220,7 +227,7 @@ impl RuleBuilder {
         Self { times: None, ..self }
     }
 
-    /// The verdict, which makes it a rule.
+    /// Sets the verdict, which completes the rule.
     ///
     /// ```
     /// # use onewrite::broker::{Rule, Verdict};
@@ -260,7 +267,8 @@ impl fmt::Debug for RuleBuilder {
 #[derive(Debug, Default)]
 pub(super) struct Script {
     rules: Mutex<Arc<Vec<Arc<Rule>>>>,
-    /// Whether there are any. Read on every publish, so that a broker without a script pays for one load.
+    /// Whether the script has rules. Read on every publish, so that a broker without a script pays
+    /// for one load.
     active: AtomicBool,
 }
 
@@ -282,7 +290,7 @@ impl Script {
         self.active.load(Ordering::Acquire)
     }
 
-    /// What the script says of this publish. Counts the rule that applied.
+    /// Returns the script's verdict on this publish, and counts the rule that applied.
     pub(super) fn judge(&self, publishing: &Publishing<'_>) -> Option<Verdict> {
         let rules = self.rules();
         let verdict = rules.iter().find_map(|rule| rule.apply(publishing));

@@ -9,10 +9,11 @@ use crate::error::SettingError;
 
 use super::Shared;
 
-/// A source of a [`MemoryBroker`](crate::broker::memory::MemoryBroker): one queue, manual acknowledgement, bounded prefetch.
+/// A source of a [`MemoryBroker`](crate::broker::memory::MemoryBroker): one queue, manual
+/// acknowledgement, bounded prefetch.
 ///
-/// As with RabbitMQ, settling a delivery twice closes the channel (406). While the queue does not exist the source is
-/// down (404); it connects when the queue is declared.
+/// As with RabbitMQ, settling a delivery twice closes the channel (406). While the queue does not
+/// exist, the source is down (404). The source connects when the queue is declared.
 ///
 /// ```
 /// use onewrite::Message;
@@ -46,7 +47,7 @@ impl MemorySource {
 impl Source for MemorySource {
     fn start(&mut self, events: SourceEvents, prefetch: u16) -> Result<(), SettingError> {
         if prefetch == 0 {
-            // AMQP takes 0 for "without limit", which nothing here may be.
+            // AMQP reads 0 as "without limit", which this library does not allow.
             return Err(SettingError::new("prefetch", "must be at least 1"));
         }
         let queue = Arc::clone(&self.queue);

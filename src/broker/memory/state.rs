@@ -1,6 +1,7 @@
-//! The broker itself: topology, and how a message gets from an exchange into queues.
+//! The broker's state: topology, and how a message gets from an exchange into queues.
 //!
-//! Publishers stand in [`connections`](crate::broker::memory::connections), consumers in [`consumers`](crate::broker::memory::consumers); both are `impl State` too.
+//! Publishers are in [`connections`](crate::broker::memory::connections), consumers in
+//! [`consumers`](crate::broker::memory::consumers); both files are `impl State` too.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
@@ -17,14 +18,14 @@ use super::queue::{Letter, Queue};
 use super::routes::{Exchange, QueueId};
 use super::timer::Timer;
 
-/// How often a message that one publish or rejection set in motion is dead-lettered on because the next queue is
-/// full too. Further ones are dropped: two full queues may each be the other's dead-letter queue.
+/// The most times that one message is dead-lettered again because the next queue is full too. After
+/// that the message is dropped: two full queues may each be the other's dead-letter queue.
 const DEAD_LETTER_HOPS_MAX: usize = 8;
 
-/// What becomes of a publish.
+/// The broker's answer to a publish.
 #[derive(Debug)]
 pub(super) enum PublishOutcome {
-    /// This outcome.
+    /// The publisher reports this outcome.
     Report(Outcome),
     /// The channel is closed.
     Close(Fault),
@@ -32,16 +33,16 @@ pub(super) enum PublishOutcome {
     Disconnect(Fault),
 }
 
-/// Everything, under one lock.
+/// All state of the broker, under one lock.
 ///
-/// **Invariants.** `queues` only grows, so that a [`QueueId`] stays good. A consumer stands in its queue's list if and
-/// only if it is connected.
+/// **Invariants.** `queues` only grows, so that a [`QueueId`] stays valid. A consumer is in its
+/// queue's list if and only if the consumer is connected.
 pub(super) struct State {
     pub(super) up: bool,
     pub(super) blocked: bool,
     pub(super) hanging: bool,
     pub(super) timer: Timer,
-    /// [`OUT_OF_ORDER_WAIT`], but for tests.
+    /// [`OUT_OF_ORDER_WAIT`], except in tests.
     pub(super) out_of_order_wait: Duration,
     pub(super) connections: BTreeMap<u64, Connection>,
     pub(super) consumers: BTreeMap<u64, Consumer>,
@@ -140,7 +141,7 @@ impl State {
         id.and_then(|id| self.queue(id)).map_or(0, Queue::purge)
     }
 
-    /// Routes one message, stores it, and says what RabbitMQ would.
+    /// Routes and stores one message. Returns RabbitMQ's answer.
     pub(super) fn take_in(&mut self, letter: &Letter, epoch: Epoch) -> PublishOutcome {
         let Some(routes) = self.routes(letter) else {
             return PublishOutcome::Close(missing("exchange", &letter.exchange));
@@ -176,7 +177,7 @@ impl State {
         self.queue(id).is_some_and(|queue| queue.push(letter.clone()))
     }
 
-    /// Hands out what these queues can deliver, and drops what they have too much of.
+    /// Delivers what these queues can deliver, and drops what is over their maximum.
     pub(super) fn settle_queues(&mut self, ids: &[QueueId]) {
         let mut dead = VecDeque::new();
         for &id in ids {
@@ -225,19 +226,19 @@ impl State {
         }
     }
 
-    /// The next id of a publisher or consumer.
+    /// Returns the next id of a publisher or consumer.
     pub(super) fn next_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
     }
 }
 
-/// RabbitMQ's words for what does not exist.
+/// RabbitMQ's fault for an exchange or queue that does not exist.
 pub(super) fn missing(what: &str, name: &str) -> Fault {
     Fault::with_code(FaultClass::Destination, 404, format!("NOT_FOUND - no {what} '{name}' in vhost '/'"))
 }
 
-/// What an attempt to connect meets while the broker is down.
+/// The fault of an attempt to connect while the broker is down.
 pub(super) fn refused() -> Fault {
     Fault::new(FaultClass::Outage, "connection refused: the broker is down")
 }

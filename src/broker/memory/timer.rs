@@ -1,4 +1,5 @@
-//! What is reported later: one helper thread per broker, started with the first thing to wait for, ended with the broker.
+//! The timer of delayed outcomes: one helper thread per broker. The thread starts with the first
+//! alarm and ends with the broker.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -11,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use super::Shared;
 use crate::time::Deadline;
 
-/// Which unreported word of which publisher is due when.
+/// When which open outcome of which publisher is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Alarm {
     due: Instant,
@@ -19,11 +20,11 @@ struct Alarm {
     token: u64,
 }
 
-/// The broker's end. Dropping it ends the thread.
+/// The broker's end of the timer. Dropping it ends the thread.
 pub(super) struct Timer {
     shared: Weak<Shared>,
     alarms: Option<Sender<Alarm>>,
-    /// Never joined: the broker may well be dropped on this very thread.
+    /// The thread is never joined: this very thread may be the one that drops the broker.
     pub(super) thread: Option<JoinHandle<()>>,
 }
 
@@ -32,7 +33,8 @@ impl Timer {
         Self { shared, alarms: None, thread: None }
     }
 
-    /// Has the publisher `connection` report `token` after `delay`. `false` if there is no thread and none can be started.
+    /// Makes the publisher `connection` report `token` after `delay`. Returns `false` if there is
+    /// no thread and none can be started.
     pub(super) fn set(&mut self, delay: Duration, connection: u64, token: u64) -> bool {
         let Some(due) = Deadline::after(delay).instant() else { return true }; // in no lifetime of this process
         if self.alarms.is_none() {
@@ -47,7 +49,7 @@ impl Timer {
     }
 }
 
-/// Sleeps until something is due or set; ends when the broker is gone.
+/// Sleeps until an alarm is due or set; ends when the broker is gone.
 fn run(shared: &Weak<Shared>, alarms: &Receiver<Alarm>) {
     let mut waiting = BinaryHeap::new();
     loop {
@@ -60,7 +62,8 @@ fn run(shared: &Weak<Shared>, alarms: &Receiver<Alarm>) {
             Ok(alarm) => waiting.push(Reverse(alarm)),
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
-                // The strong handle lives for this block only: a broker is not kept alive by what it has to say.
+                // The strong handle lives for this block only: due alarms do not keep a broker
+                // alive.
                 let Some(shared) = shared.upgrade() else { return };
                 let mut state = shared.state();
                 let now = Instant::now();

@@ -1,14 +1,15 @@
-//! Does a topic pattern match a routing key?
+//! Matching of topic patterns and routing keys.
 //!
-//! Both are words with dots between. In a pattern `*` stands for exactly one word and `#` for any number of words,
-//! none included. An empty text has no words at all, as in RabbitMQ; in `a..b` the middle word is empty.
+//! Both consist of words with dots between. In a pattern `*` matches exactly one word and `#` any
+//! number of words, also none. An empty text has no words at all, as in RabbitMQ. In `a..b` the
+//! middle word is empty.
 
-/// Whether `pattern` matches `key`. Takes `words in pattern × words in key` steps at most.
+/// Whether `pattern` matches `key`. Takes at most `words in pattern × words in key` steps.
 pub(in crate::broker) fn matches(pattern: &str, key: &str) -> bool {
     let (pattern, key) = (words(pattern), words(key));
     let (mut p, mut k) = (0, 0);
-    // The last `#` seen and where the key stood then: on a mismatch let it swallow one word more. An earlier `#` need
-    // not be reconsidered, since the last one can swallow whatever the earlier one could.
+    // The last `#` seen, and the key's index at that point. On a mismatch the `#` swallows one word
+    // more. An earlier `#` need not be tried again, since the last `#` can swallow the same words.
     let mut hash: Option<(usize, usize)> = None;
     while let Some(&word) = key.get(k) {
         match pattern.get(p) {
@@ -67,7 +68,7 @@ mod tests {
         }
     }
 
-    /// The definition, as a recursion nobody would get wrong.
+    /// The definition, as a simple recursion.
     fn naive(pattern: &[&str], key: &[&str]) -> bool {
         match (pattern.split_first(), key.split_first()) {
             (None, None) => true,
@@ -82,7 +83,8 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: the quick matcher is the definition. Method: few different words, so that matches are common.
+        /// Goal: the quick matcher agrees with the definition. Method: few different words, so that
+        /// matches are common.
         #[test]
         fn agrees_with_the_naive_matcher(
             pattern in proptest::collection::vec(prop_oneof!["a", "b", Just("".to_owned()), Just("*".to_owned()), Just("#".to_owned())], 0..7),

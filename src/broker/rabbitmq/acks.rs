@@ -1,7 +1,7 @@
-//! Fewer frames for the same acknowledgements. Pure.
+//! Merges acknowledgements into fewer frames. Pure.
 //!
-//! An AMQP *multiple* acknowledgement covers every unsettled delivery up to its tag, so it is right only when the
-//! consumer has acknowledged them all.
+//! An AMQP *multiple* acknowledgement covers every unsettled delivery up to its tag. So it is right
+//! only if the consumer has acknowledged all of them.
 
 use std::collections::BTreeMap;
 
@@ -28,13 +28,13 @@ impl Unsettled {
         self.bytes = self.bytes.saturating_sub(before.unwrap_or_default());
     }
 
-    /// How many, and their bytes.
+    /// The number of unsettled deliveries, and their bytes.
     pub(super) fn load(&self) -> (usize, u64) {
         (self.tags.len(), self.bytes)
     }
 
-    /// The frames that settle these, in order. A tag that is not unsettled (settled twice) is passed over: the broker
-    /// would close the channel for it.
+    /// Returns the frames for these settlements, in order. A tag that is not unsettled (settled
+    /// twice) is skipped, because the broker would close the channel for it.
     pub(super) fn settle(&mut self, settlements: impl IntoIterator<Item = (u64, Settlement)>) -> Vec<Frame> {
         let mut frames = Vec::new();
         let mut run = Vec::new();
@@ -43,7 +43,8 @@ impl Unsettled {
                 continue;
             }
             if settlement != Settlement::Acknowledge {
-                // While it still counts as unsettled: a multiple frame must not cover it.
+                // This runs while the tag still counts as unsettled, so that no multiple frame
+                // covers it.
                 self.acknowledge(&mut run, &mut frames);
             }
             self.bytes = self.bytes.saturating_sub(self.tags.remove(&tag).unwrap_or_default());
@@ -58,7 +59,8 @@ impl Unsettled {
         frames
     }
 
-    /// One multiple frame for what lies below every unsettled tag, single ones for the rest.
+    /// Adds one multiple frame for the tags below every unsettled tag, and single frames for the
+    /// other tags.
     fn acknowledge(&self, run: &mut Vec<u64>, frames: &mut Vec<Frame>) {
         let lowest_left = self.tags.first_key_value().map_or(u64::MAX, |(tag, _)| *tag);
         let below = || run.iter().filter(|tag| **tag < lowest_left);
@@ -92,8 +94,9 @@ mod tests {
         );
     }
 
-    /// What was acknowledged around a reject, in any order, must not take it along: the broker would hold it for accepted, and
-    /// close the channel when its reject comes. A run of the property below found it.
+    /// Goal: acknowledgements around a reject, in any order, do not cover the rejected delivery.
+    /// Otherwise the broker would take that delivery as accepted, and close the channel at the
+    /// reject. A run of the property below found this bug.
     #[test]
     fn an_acknowledgement_does_not_cover_a_reject() {
         let mut unsettled = Unsettled::default();
@@ -116,8 +119,9 @@ mod tests {
     }
 
     proptest! {
-        /// Goal: the broker ends with exactly what the consumer said of each delivery, and never hears of a tag twice.
-        /// Method: a naive broker applies the frames; settlements come in any order, in batches, some twice.
+        /// Goal: the broker applies to each delivery exactly the consumer's settlement, and never
+        /// gets a tag twice. Method: a naive broker applies the frames; settlements come in any
+        /// order, in batches, some twice.
         #[test]
         fn the_broker_hears_what_the_consumer_said(
             said in prop::collection::vec((1_u64..40, 0_u8..8), 0..80),

@@ -1,7 +1,8 @@
-//! One thread with one runtime, and a way to stop it that cannot hang.
+//! One thread with one runtime, and a stop that cannot hang.
 //!
-//! **Invariants.** The thread's whole life is one `block_on`, so lapin's tasks and heartbeats are always driven.
-//! Dropping the handle stops the thread as `stop` does; nobody ever joins it, because it may be inside a system call.
+//! **Invariants.** The thread's whole life is one `block_on`, so lapin's tasks and heartbeats
+//! always make progress. Dropping the handle stops the thread as `stop` does. The thread is never
+//! joined, because it may be inside a system call.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -17,17 +18,17 @@ use crate::process::{Process, keep};
 use crate::time::Deadline;
 use crate::tuning::CLOSE_MS_MAX;
 
-/// The handle that the owner keeps.
+/// The owner's handle of the thread.
 #[derive(Debug)]
 pub(super) struct Background {
     stop: watch::Sender<Option<Deadline>>,
-    /// Never carries anything; disconnected when the thread has ended.
+    /// Carries no messages; disconnected when the thread has ended.
     ended: Receiver<Infallible>,
     process: Process,
 }
 
 impl Background {
-    /// Starts the thread. `body` makes the future that it runs until it is done.
+    /// Starts the thread. `body` makes the future that the thread runs to its end.
     pub(super) fn spawn<F, B>(name: &str, body: B) -> Result<Self, SettingError>
     where
         F: Future<Output = ()>,
@@ -38,14 +39,14 @@ impl Background {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
         let (stop, receiver) = watch::channel(None);
         let (alive, ended) = crossbeam_channel::bounded(0);
-        // What the thread logs belongs to the relay or consumer that starts it.
+        // The thread's log lines belong to the relay or consumer that starts it.
         let span = tracing::Span::current();
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 let _entered = span.enter();
                 runtime.block_on(body(Stop(receiver)));
-                // Not a plain drop: that would wait for a name lookup that hangs.
+                // A plain drop would wait for a name lookup that hangs.
                 runtime.shutdown_background();
                 drop(alive);
             })
@@ -53,12 +54,13 @@ impl Background {
         Ok(Self { stop, ended, process: Process::current() })
     }
 
-    /// Whether this is a forked process, where the thread is not.
+    /// Whether this is a forked process, which does not have the thread.
     pub(super) fn is_elsewhere(&self) -> bool {
         self.process.is_elsewhere()
     }
 
-    /// Asks the thread to end and waits for it, `deadline` at most. After that it ends by itself.
+    /// Asks the thread to end and waits for at most `deadline`. After that the thread is left to
+    /// end alone.
     pub(super) fn stop(&self, deadline: Duration) {
         if self.is_elsewhere() {
             return;
@@ -81,7 +83,8 @@ impl Background {
     }
 }
 
-/// In a forked process the channels are leaked: to close them would wake a thread that is not there.
+/// In a forked process the channels are leaked: closing them would wake a thread that does not
+/// exist there.
 impl Drop for Background {
     fn drop(&mut self) {
         if self.is_elsewhere() {
@@ -91,14 +94,14 @@ impl Drop for Background {
     }
 }
 
-/// The thread's view of a stop.
+/// The thread's end of a stop.
 #[derive(Debug, Clone)]
 pub(super) struct Stop(watch::Receiver<Option<Deadline>>);
 
 impl Stop {
-    /// Resolves once a stop was asked for, or the handle is gone.
+    /// Resolves once a stop was requested or the handle is gone.
     pub(super) async fn asked(&mut self) {
-        // An error says that the handle was dropped.
+        // An error means that the handle was dropped.
         let _ = self.0.wait_for(Option::is_some).await;
     }
 
@@ -110,11 +113,11 @@ impl Stop {
         }
     }
 
-    /// How long closing a connection may take now.
+    /// The time that closing a connection may take now.
     pub(super) fn time_to_close(&self) -> Duration {
         let most = Duration::from_millis(CLOSE_MS_MAX);
         match *self.0.borrow() {
-            // A little is left for the thread itself to end.
+            // The rest of the time is for the thread itself to end.
             Some(at) => at.left_or_max().mul_f64(0.8).min(most),
             None => most,
         }

@@ -1,4 +1,5 @@
-//! Why the broker cancelled a consumer. AMQP has one word for it, without a reason; the broker is asked for more.
+//! The reason why the broker cancelled a consumer. AMQP's cancel carries no reason, so the source
+//! asks the broker for the queue.
 
 use lapin::Connection;
 
@@ -7,7 +8,7 @@ use crate::printable::printable;
 
 use super::cause::{Answer, UNANSWERED, about};
 
-/// The fault of a consumer that was cancelled while its connection lives.
+/// Returns the fault of a consumer that was cancelled on a live connection.
 pub(super) async fn why(connection: &Connection, queue: &str) -> Fault {
     match about(connection, queue).await {
         Answer::There => Fault::new(

@@ -1,14 +1,19 @@
-//! Why RabbitMQ has returned a message: asked before the event spends an attempt.
+//! The reason why RabbitMQ returned a message. The publisher asks before the event consumes an
+//! attempt.
 //!
-//! `NO_ROUTE` has several meanings. RabbitMQ routes past a durable queue whose node is down as if it did not exist, and says of both that
-//! there is no route. A passive declare distinguishes them: *no queue* is a fault of the destination, *home node is down* is an outage.
-//! The queues that can be asked for are known by name: the routing key on the default exchange, and those of the [`Topology`].
+//! `NO_ROUTE` has several meanings. RabbitMQ routes past a durable queue whose node is down as if
+//! the queue did not exist. In both cases RabbitMQ answers that there is no route. A passive
+//! declare distinguishes the cases: *no queue* is a fault of the destination, *home node is down*
+//! is an outage. The publisher can ask only for queues whose name it knows: the routing key on the
+//! default exchange, and the queues of the [`Topology`].
 //!
-//! The broker's words are texts. A text that begins as RabbitMQ says *no queue* means that, whatever name stands in it; one that is
-//! unknown means the same, so that an event for nowhere ends in quarantine.
+//! The broker's answers are texts. A text that begins like RabbitMQ's *no queue* has that meaning,
+//! for any name in the text. An unknown text has the same meaning, so that an event without a queue
+//! ends in quarantine.
 //!
-//! **Invariants.** Each returned message gets one outcome, or the epoch ends before. One channel more is open at most. The broker is asked
-//! once at a time, and not again for the same destination within [`CAUSE_KNOWN_MS`].
+//! **Invariants.** Each returned message gets one outcome, or the epoch ends before. At most one
+//! more channel is open. Only one question is asked at a time, and not again for the same
+//! destination within [`CAUSE_KNOWN_MS`].
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -31,43 +36,43 @@ use super::inbound::Returned;
 use super::options::Options;
 use super::topology::Topology;
 
-/// Said of a queue of which the broker says nothing.
+/// The text about a queue for which the broker gives no answer.
 pub(super) const UNANSWERED: &str = "the broker does not say whether it is there; its home node may be down";
 
-/// How long to wait before a channel is asked for again that another one has still to leave.
+/// The wait before the next request for a channel, while another channel is still closing.
 const CLOSING: Duration = Duration::from_millis(10);
 
-/// How long a question waits for a channel.
+/// The longest time that a question waits for a channel.
 const CLOSING_MAX: Duration = Duration::from_millis(200);
 
-/// Destinations whose answers are kept at most.
+/// The most destinations whose answers are kept.
 const KNOWN_MAX: usize = 1024;
 
-/// Why a connection ends on which nothing can be asked any more.
+/// The text of a connection that ends because it has no channel left for questions.
 const NO_CHANNEL_LEFT: &str =
     "the connection has no channel left to ask on; the broker has closed many, or allows few (`channel_max`)";
 
-/// What the broker says of one queue.
+/// The broker's answer about one queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
     There,
     Missing,
-    /// It exists, and cannot be reached.
+    /// The queue exists, but cannot be reached.
     Away(String),
     /// The broker does not answer. RabbitMQ 4 answers after a minute if the queue's node is down.
     Unanswered,
     /// The broker was not asked: there is no channel for it.
     NoChannel,
-    /// The broker was not asked: the connection has ended, or does not allow it.
+    /// The broker was not asked: the connection has ended, or does not allow the question.
     Unasked,
 }
 
-/// What the broker's refusal of a passive declare means.
+/// The meaning of the broker's refusal of a passive declare.
 fn meaning(code: u16, text: &str) -> Answer {
     match code {
         404 if is_away(code, text) => Answer::Away(text.to_owned()),
         404 => Answer::Missing,
-        // Exclusive to another connection.
+        // The queue is exclusive to another connection.
         405 => Answer::There,
         // The broker's own trouble.
         506 | 541 => Answer::Away(text.to_owned()),
@@ -75,7 +80,7 @@ fn meaning(code: u16, text: &str) -> Answer {
     }
 }
 
-/// The fault to report, given what was said of each queue that may take the message.
+/// Returns the fault to report, given the answer about each queue that may take the message.
 fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
     let outage = |why: String| {
         let Fault { code, text, .. } = &returned.fault;
@@ -89,7 +94,7 @@ fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
         match answer {
             Answer::Away(why) => return outage(format!("queue `{queue}`: {why}")),
             Answer::Unanswered => return outage(format!("queue `{queue}`: {UNANSWERED}")),
-            // The default exchange routes to each queue that is there.
+            // The default exchange routes to every queue that exists.
             Answer::There if returned.exchange.is_empty() => {
                 return outage(format!("queue `{queue}` is there now"));
             }
@@ -99,8 +104,11 @@ fn judged(returned: &Returned, answers: &[(&str, Answer)]) -> Fault {
     returned.fault.clone()
 }
 
-/// Asks the broker why it has returned the message. The fault is the broker's own, unless the cause is an outage. An error says that the
-/// connection has no channel left to ask on, though the broker allows several: another connection has.
+/// Asks the broker why it has returned the message. The fault is the broker's own, unless the cause
+/// is an outage.
+///
+/// An error means that the connection has no channel left for questions, although the broker allows
+/// several. A new connection has such a channel.
 pub(super) async fn cause(
     connection: &Connection,
     topology: &Topology,
@@ -118,7 +126,8 @@ pub(super) async fn cause(
         Ok(answers) => {
             let fault = judged(returned, &answers);
             let no_channel = answers.iter().any(|(_, answer)| *answer == Answer::NoChannel);
-            // The next connection has no more, if these and the channel of the publishes are more than the broker allows.
+            // If these channels and the publish channel exceed the broker's limit, the next
+            // connection has no more channels either.
             let allowed = usize::from(connection.configuration().channel_max()).wrapping_sub(1);
             if no_channel && fault == returned.fault && answers.len() <= allowed {
                 return Err(Fault::new(FaultClass::Outage, NO_CHANNEL_LEFT));
@@ -134,7 +143,8 @@ pub(super) async fn cause(
     Ok(fault)
 }
 
-/// Asks for a queue, [`QUEUE_AWAY_MS`] at most. A refusal closes the channel, so each question has its own.
+/// Asks for a queue, for at most [`QUEUE_AWAY_MS`]. A refusal closes the channel, so each question
+/// has its own.
 pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     let Ok(name) = short("queue", queue) else { return Answer::Missing };
     let Ok(channel) = free_channel(connection, CLOSING_MAX).await else {
@@ -144,7 +154,7 @@ pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     let asked = async move {
         match channel.queue_declare(name, options, FieldTable::default()).await {
             Ok(_) => {
-                // Only tidiness depends on the answer.
+                // The answer to the close is needed only for tidiness.
                 let _ = channel.close(200, ShortString::from("done")).await;
                 Answer::There
             }
@@ -157,8 +167,9 @@ pub(super) async fn about(connection: &Connection, queue: &str) -> Answer {
     within(Duration::from_millis(QUEUE_AWAY_MS), asked).await.unwrap_or(Answer::Unanswered)
 }
 
-/// Opens a channel. Once the broker has closed a channel, the client library refuses its number on this connection, with the broker's old
-/// words. Each such refusal uses the number up, so this ends: with a channel, or with `ChannelsLimitReached`.
+/// Opens a channel. Once the broker has closed a channel, the client library refuses that channel's
+/// number on this connection, with the broker's old text. Each such refusal uses the number up. So
+/// the loop ends, with a channel or with `ChannelsLimitReached`.
 pub(super) async fn create_channel(connection: &Connection) -> lapin::Result<Channel> {
     loop {
         match connection.create_channel().await {
@@ -170,7 +181,8 @@ pub(super) async fn create_channel(connection: &Connection) -> lapin::Result<Cha
     }
 }
 
-/// As [`create_channel`], but where the broker allows no further one it waits `limit` at most: a channel that is closing still counts.
+/// Opens a channel as [`create_channel`] does. If the broker allows no further channel, waits for
+/// at most `limit`, because a channel that is closing still counts.
 pub(super) async fn free_channel(connection: &Connection, limit: Duration) -> lapin::Result<Channel> {
     let began = Instant::now();
     loop {
@@ -185,20 +197,22 @@ pub(super) async fn free_channel(connection: &Connection, limit: Duration) -> la
     }
 }
 
-/// Runs a question to the broker, `limit` at most. After that the question goes on by itself: the client library closes a channel that
-/// is dropped, and where the broker closes it too, with its late answer, the library ends the connection.
+/// Waits for an answer of the broker, for at most `limit`.
+///
+/// After that the question continues in the background. The client library closes a channel that is
+/// dropped. If the broker's late answer closes that channel too, the library ends the connection.
 pub(super) async fn within<T: Send + 'static>(
     limit: Duration,
     asked: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
-    // A panic in it is the client library's; there is no answer then either.
+    // A panic in the task is the client library's; there is no answer then either.
     tokio::time::timeout(limit, tokio::spawn(asked)).await.ok()?.ok()
 }
 
 type Destination = (String, String);
 type Asking = Pin<Box<dyn Future<Output = (Destination, Result<Fault, Fault>)> + Send>>;
 
-/// The messages that were returned on one connection, and wait for the answer why.
+/// The messages that were returned on one connection and wait for their cause.
 pub(super) struct Causes {
     options: Arc<Options>,
     connection: Arc<Connection>,
@@ -212,15 +226,15 @@ impl Causes {
         Self { options, connection, waiting: VecDeque::new(), asking: None, known: HashMap::new() }
     }
 
-    /// Takes a message in. Its outcome comes from [`poll`](Self::poll).
+    /// Takes a returned message in. Its outcome comes from [`poll`](Self::poll).
     pub(super) fn returned(&mut self, ticket: Ticket, returned: Returned) {
         self.waiting.push_back((ticket, returned));
     }
 
-    /// The outcomes that are known now. Without any it wakes when the broker has answered. An error says that the connection has no
-    /// channel left to ask on.
+    /// Returns the outcomes that are known now. If there are none, wakes when the broker has
+    /// answered. An error means that the connection has no channel left for questions.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<(Ticket, Outcome)>, Fault>> {
-        // Asked for at every iteration.
+        // The publisher polls at every iteration.
         if self.waiting.is_empty() {
             return Poll::Pending;
         }
@@ -251,7 +265,7 @@ impl Causes {
         Poll::Pending
     }
 
-    /// Takes out those whose destination is known.
+    /// Takes out the messages whose destination is known.
     fn reported(&mut self) -> Vec<(Ticket, Outcome)> {
         let now = Instant::now();
         let fresh = Duration::from_millis(CAUSE_KNOWN_MS);
@@ -279,8 +293,9 @@ mod tests {
         Returned { id: "m".into(), exchange: exchange.into(), routing_key: "q".into(), fault }
     }
 
-    /// Goal: the broker's words are read as it means them, whatever names stand in them, and an unknown text keeps no event for ever.
-    /// Method: RabbitMQ's own texts (rabbit_misc, rabbit_amqqueue), names that look like them, another broker's text.
+    /// Goal: the broker's answers are read correctly for any names in them, and an unknown text
+    /// keeps no event for ever. Method: RabbitMQ's own texts (rabbit_misc, rabbit_amqqueue), names
+    /// that look like them, another broker's text.
     #[test]
     fn one_code_has_several_meanings() {
         let away = |text: &str| Answer::Away(text.into());
@@ -304,7 +319,8 @@ mod tests {
         assert_eq!(meaning(403, "ACCESS_REFUSED"), Answer::Unasked);
     }
 
-    /// Goal: only what is known to be an outage spends nothing. Method: each answer, on the default exchange and on another.
+    /// Goal: only a known outage consumes no attempt. Method: each answer, on the default exchange
+    /// and on another exchange.
     #[test]
     fn only_an_outage_spends_nothing() {
         let class = |exchange: &str, answers: &[Answer]| {

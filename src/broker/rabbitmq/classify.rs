@@ -1,7 +1,7 @@
-//! From what lapin says to whose fault it is.
+//! Turns lapin's errors into faults with a class.
 //!
-//! The same reply code means different things at different times: 403 at login is a wrong password, 403 on a publish
-//! is an exchange we may not write to. So the phase is part of the question.
+//! The same reply code means different things at different times: 403 at login is a wrong password,
+//! and 403 on a publish is an exchange without write permission. So the phase is a parameter.
 
 use lapin::ErrorKind;
 
@@ -9,7 +9,7 @@ use crate::message::{Fault, FaultClass};
 
 use super::transport::is_refusal;
 
-/// What was being done when it failed.
+/// The work that the connection was doing when the failure came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// TCP, login, opening the virtual host, opening a channel.
@@ -22,8 +22,8 @@ pub(super) enum Phase {
     Consume,
 }
 
-/// Whose fault a failure is. The text is the broker's or the operating system's own, which holds names but neither a
-/// payload nor a password.
+/// Returns the fault for a failure. The text is the broker's or the operating system's own: it may
+/// hold names, but neither a payload nor a password.
 pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
     match error.kind() {
         ErrorKind::ProtocolError(error) => {
@@ -52,11 +52,12 @@ pub(super) fn classify(error: &lapin::Error, phase: Phase) -> Fault {
     }
 }
 
-/// Whether lapin itself complains of what came over the line, under a reply code that it has chosen for the server: a frame that
-/// is out of place or too large, an acknowledgement of nothing. No message of ours is to blame for that.
+/// Whether lapin itself complains about bytes from the broker, under a reply code that lapin chose:
+/// a frame out of place or too large, an acknowledgement of nothing. No published message causes
+/// such a complaint.
 ///
-/// lapin's texts are the only evidence. RabbitMQ's own begin with the code's name (`FRAME_ERROR - …`), so that no name of an exchange
-/// in them can be taken for one of these.
+/// lapin's texts are the only evidence. RabbitMQ's own texts begin with the code's name
+/// (`FRAME_ERROR - …`). So an exchange's name in them cannot be mistaken for one of lapin's texts.
 fn is_lapins_own(text: &str) -> bool {
     !text.starts_with(|first: char| first.is_ascii_uppercase())
         && (text.starts_with("frame too large: ")
@@ -64,8 +65,9 @@ fn is_lapins_own(text: &str) -> bool {
             || text.contains(" received for inexistant delivery_tag "))
 }
 
-/// Whether a queue exists and cannot be reached now: RabbitMQ says 404 of it, as of one that does not exist. The texts are those of
-/// `rabbit_amqqueue`. One that begins with *no queue* means that, whatever name stands in it.
+/// Whether a queue exists and cannot be reached now. RabbitMQ answers 404, as for a queue that does
+/// not exist. The texts are those of `rabbit_amqqueue`. A text that begins with *no queue* means a
+/// missing queue, for any name in the text.
 pub(super) fn is_away(code: u16, text: &str) -> bool {
     const AWAY: [&str; 4] = [
         "is down or inaccessible",
@@ -76,8 +78,9 @@ pub(super) fn is_away(code: u16, text: &str) -> bool {
     code == 404 && !text.starts_with("NOT_FOUND - no ") && AWAY.iter().any(|away| text.contains(away))
 }
 
-/// Whether the error answers a question about a queue. On a connection that publishes, that is a question of ours why a message
-/// was returned, and its channel has ended; no publish is answered so.
+/// Whether the error answers a question about a queue. A publishing connection asks such a question
+/// to learn why a message was returned, and the question's channel has ended. No publish gets such
+/// an answer.
 pub(super) fn is_about_a_queue(error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };
     let (code, text) = (error.get_id(), error.get_message().as_str());
@@ -88,7 +91,8 @@ pub(super) fn is_about_a_queue(error: &lapin::Error) -> bool {
 pub(super) fn class_of(code: u16, phase: Phase) -> FaultClass {
     use FaultClass::{Config, Destination, Message, Outage};
     match (phase, code) {
-        // 320 connection forced, 506 resource error, 541 internal error: the broker's own trouble.
+        // 320 connection forced, 506 resource error, 541 internal error: trouble of the broker
+        // itself.
         (_, 320 | 506 | 541) => Outage,
         // 402 invalid path, 403 access refused, 530 not allowed.
         (Phase::Connect, 402 | 403 | 530) => Config,
@@ -97,8 +101,8 @@ pub(super) fn class_of(code: u16, phase: Phase) -> FaultClass {
         // 403 access refused, 404 not found, 405 resource locked.
         (Phase::Publish, 403..=405) => Destination,
         (Phase::Publish, 402 | 530) => Config,
-        // 311 content too large, 406 precondition failed, 501 to 505 frame, syntax, command, channel, unexpected
-        // frame, 540 not implemented: something in what we sent.
+        // 311 content too large, 406 precondition failed, 540 not implemented, and 501 to 505
+        // (frame, syntax, command, channel, unexpected frame): a fault in what the client sent.
         (Phase::Publish, 300..=319 | 406 | 501..=505 | 540) => Message,
         (Phase::Publish, _) => Outage,
         (Phase::Consume, 404 | 405) => Destination,
@@ -107,12 +111,12 @@ pub(super) fn class_of(code: u16, phase: Phase) -> FaultClass {
     }
 }
 
-/// Whether a message for which the broker says this ends the whole connection, and not its channel alone.
+/// Whether a message with this fault ends the whole connection, and not only its channel.
 pub(super) fn ends_the_connection(fault: &Fault) -> bool {
     fault.class == FaultClass::Message && matches!(fault.code, Some(501..=505 | 540))
 }
 
-/// Whether this is the broker's own word, and not an echo of it (`channel is closing`).
+/// Whether this is the broker's own error, and not an echo of it (`channel is closing`).
 pub(super) fn is_the_brokers_own(error: &lapin::Error) -> bool {
     !matches!(
         error.kind(),
@@ -136,7 +140,8 @@ mod tests {
         assert_eq!(class_of(404, Phase::Publish), FaultClass::Destination);
     }
 
-    /// Goal: what the broker does for its own reasons never costs a message an attempt. Method: every such code in every phase.
+    /// Goal: the broker's own trouble never costs a message an attempt. Method: every such code in
+    /// every phase.
     #[test]
     fn the_brokers_own_trouble_is_an_outage() {
         for phase in [Phase::Connect, Phase::SetUp, Phase::Publish, Phase::Consume] {
@@ -146,8 +151,9 @@ mod tests {
         }
     }
 
-    /// The story: a hostile peer answered a publish with a frame out of place. lapin names that as 505, the code of a message's
-    /// own fault, and the event was quarantined for it. Method: lapin's texts, and a broker's that looks like them.
+    /// The story: a hostile peer answered a publish with a frame out of place. lapin reports that
+    /// as 505, the code of a message's own fault. The event was quarantined for it. Method: lapin's
+    /// texts, and a broker's text that looks like them.
     #[test]
     fn what_lapin_complains_of_is_nobodys_fault() {
         for text in [
@@ -164,8 +170,8 @@ mod tests {
         assert!(!is_lapins_own("FRAME_ERROR - type 33, first 16 octets"));
     }
 
-    /// Goal: a queue that exists and cannot be reached is an outage, whatever was being done; one that is missing is not, whatever name it
-    /// has. Method: RabbitMQ's own texts, and names that look like them.
+    /// Goal: a queue that exists and cannot be reached is an outage in every phase. A missing queue
+    /// of any name is not. Method: RabbitMQ's own texts, and names that look like them.
     #[test]
     fn not_found_has_two_meanings() {
         for text in [

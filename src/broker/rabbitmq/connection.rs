@@ -1,8 +1,11 @@
 //! One connection, from the name lookup to the open channel, under one deadline; and its end.
 //!
-//! **Invariants.** lapin never opens a socket: it gets one that is connected, and secured where that was asked for. Whatever happens to a [`Link`] or to an
-//! attempt that is dropped half-way, its socket is shut down, so lapin's own thread sees the end of it and goes.
-//! lapin logs nothing: at `WARN` it would show returned messages with their payload, at `TRACE` the login.
+//! **Invariants.**
+//! - lapin never opens a socket. lapin gets a socket that is connected and, if requested, secured.
+//! - The socket of a [`Link`] or of a dropped attempt is always shut down. So lapin's own thread
+//!   sees the end and stops.
+//! - lapin logs nothing: at `WARN` it would show returned messages with their payload, at `TRACE`
+//!   the login.
 
 use std::cell::RefCell;
 use std::io;
@@ -31,17 +34,17 @@ use super::uri::Target;
 pub(super) struct Link {
     pub(super) connection: Arc<Connection>,
     pub(super) channel: Channel,
-    /// What the broker gives back.
+    /// The messages that the broker returns.
     pub(super) returns: Returns,
-    /// What it may deliver.
+    /// The number and bytes of deliveries that the broker may send.
     pub(super) deliveries: Deliveries,
-    /// What happens to the connection as a whole.
+    /// Events of the connection as a whole.
     pub(super) events: BoxStream<'static, Event>,
     socket: Socket,
 }
 
 impl Link {
-    /// Connects for publishing: topology asked for, exchanges checked, confirms on.
+    /// Connects for publishing: declares the topology, checks the exchanges, and turns confirms on.
     pub(super) async fn open(options: &Options, target: &Target) -> Result<Self, Fault> {
         within_deadline(target, async {
             let link = Self::connect(options, target, Returns::of_a_publisher(), Deliveries::none()).await?;
@@ -54,7 +57,8 @@ impl Link {
         .await
     }
 
-    /// Connects; topology asked for, exchanges checked, a channel open. Not under a deadline of its own.
+    /// Connects, declares the topology, checks the exchanges and opens a channel. Has no deadline
+    /// of its own.
     pub(super) async fn connect(
         options: &Options,
         target: &Target,
@@ -74,7 +78,7 @@ impl Link {
         let take_ready = async move |_, _| {
             silence_this_thread();
             let stream = ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // lapin asks twice only to reconnect, which is ours to do.
+            // lapin asks a second time only to reconnect, which this library does itself.
             stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
         };
         let heartbeat = options.heartbeat(target);
@@ -83,30 +87,32 @@ impl Link {
                 .await
                 .map_err(|error| classify(&error, Phase::Connect))?;
         let channel = set_up(&options.topology, &connection, &options.required_exchanges).await?;
-        // Only now: a channel that was closed while declaring ends nothing.
+        // The listener starts only here, because a channel that was closed during the declarations
+        // ends nothing.
         let events = connection.events_listener().boxed();
         Ok(Self { connection: Arc::new(connection), channel, returns, deliveries, events, socket })
     }
 
-    /// Whether connection and channel are as they were opened.
+    /// Whether connection and channel are still open.
     pub(super) fn is_alive(&self) -> bool {
         self.connection.status().connected() && self.channel.status().connected()
     }
 
-    /// Ends the connection, in `deadline` at most. A blocked broker reads nothing, so it is not notified.
+    /// Ends the connection within `deadline`. A broker that blocks is not notified, because it
+    /// reads nothing.
     pub(super) async fn close(self, deadline: Duration) {
         self.deliveries.want_no_more();
         let status = self.connection.status();
         if status.connected() && !status.blocked() && !deadline.is_zero() {
             let goodbye = self.connection.close(200, ShortString::from("bye"));
-            // Either way the socket is shut down below.
+            // In both cases the socket is shut down below.
             let _ = tokio::time::timeout(deadline, goodbye).await;
         }
         drop(self.socket);
     }
 }
 
-/// Runs a connection attempt to `target` under [`CONNECT_MS_MAX`]. Whatever goes wrong, the fault says with whom.
+/// Runs a connection attempt to `target` under [`CONNECT_MS_MAX`]. Every fault names the target.
 pub(super) async fn within_deadline<T>(
     target: &Target,
     attempt: impl Future<Output = Result<T, Fault>>,
@@ -119,7 +125,7 @@ pub(super) async fn within_deadline<T>(
     result.map_err(|fault| target.naming(fault))
 }
 
-/// TLS over the stream, if the URI asks for it.
+/// Adds TLS to the stream, if the URI asks for it.
 #[cfg(feature = "tls")]
 async fn secure(
     stream: TcpStream,
@@ -142,15 +148,16 @@ async fn secure(
     target: &Target,
     inbound: Inbound,
 ) -> Result<Transport, Fault> {
-    // `Target::parse` has refused `amqps://`. Held here too, since the cost of being wrong is plain text.
+    // `Target::parse` has refused `amqps://`. The check is repeated here, because a mistake would
+    // send plain text.
     if target.tls {
         return Err(Fault::new(FaultClass::Config, "TLS is not compiled in"));
     }
     Ok(Transport::plain(stream, inbound))
 }
 
-/// A second handle on the connection's socket. Dropping it shuts the socket down, whoever else holds it; and lapin's thread reads
-/// on, so that it sees the end.
+/// A second handle on the connection's socket. Dropping it shuts the socket down, even while other
+/// handles exist. lapin's thread then reads on, so that it sees the end.
 struct Socket {
     #[cfg(unix)]
     stream: std::net::TcpStream,
@@ -172,7 +179,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        // It fails when the peer was first, which is as good.
+        // The shutdown fails if the peer closed first, which has the same effect.
         #[cfg(unix)]
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         self.deliveries.want_no_more();
@@ -183,7 +190,7 @@ thread_local! {
     static SILENCE: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
 }
 
-/// Turns logging off on the calling thread, which is lapin's own, until it ends.
+/// Turns logging off on the calling thread, which is lapin's own, until the thread ends.
 fn silence_this_thread() {
     SILENCE.with(|silence| {
         let mut silence = silence.borrow_mut();

@@ -1,9 +1,12 @@
-//! The consuming side: one connection after the other, deliveries out, settlements in.
+//! The consuming side: one connection after another, deliveries out, settlements in.
 //!
-//! **Invariants.** After a lost connection nothing is consumed before the consumer has read all that came on the earlier ones: what it
-//! does not get to read would only be requeued once more, and a queue may drop what is requeued too often. At most `prefetch`
-//! deliveries are unsettled. A settlement of an epoch that is over is dropped: its
-//! delivery comes again. Frames leave in the order of the settlements.
+//! **Invariants.**
+//! - After a lost connection, consuming begins only once the consumer has read everything from the
+//!   earlier connections. Unread deliveries would be requeued once more, and a queue may drop a
+//!   message that is requeued too often.
+//! - At most `prefetch` deliveries are unsettled.
+//! - A settlement of an epoch that is over is dropped: its delivery comes again.
+//! - Frames leave in the order of the settlements.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -38,28 +41,29 @@ use super::options::Options;
 use super::stream;
 use super::uri::Target;
 
-/// How long to wait for the answer to the request to consume.
+/// The longest wait for the answer to the request to consume.
 const CONSUME: Duration = Duration::from_secs(5);
 
-/// Until when it is waited for: before the deadline of the connection attempt, whose fault names no queue.
+/// The latest time of that wait. It is before the deadline of the connection attempt, whose fault
+/// names no queue.
 const CONSUME_BY: Duration = Duration::from_millis(CONNECT_MS_MAX - 500);
 
-/// How long to wait for the broker's own word after an echo of it was seen.
+/// The longest wait for the broker's own error after an echo of it was seen.
 const REASON_WAIT: Duration = Duration::from_millis(500);
 
-/// How often is looked whether the consumer has read what came.
+/// The interval at which the source checks whether the consumer has read everything.
 const UNREAD: Duration = Duration::from_millis(5);
 
 pub(super) type Settlements = Vec<(DeliveryTag, Settlement)>;
 
-/// What to consume.
+/// The queue to consume, and how.
 pub(super) struct Subscription {
     pub(super) queue: String,
     pub(super) prefetch: u16,
     pub(super) prefetch_bytes: u64,
 }
 
-/// Consumes until it is asked to stop, or nobody listens any more.
+/// Consumes until a stop is requested or the receiver of the events is gone.
 pub(super) async fn run(
     options: Arc<Options>,
     subscription: Subscription,
@@ -80,7 +84,7 @@ pub(super) async fn run(
                 (fault, wait)
             }
             Ok((mut link, consumer)) => {
-                // The consumer logs it at its own level: each of these is logged once.
+                // The consumer logs the connect at its own level, so here it is only a debug line.
                 debug!(broker = %target, epoch = number, queue = %subscription.queue, "source connected");
                 let began = Instant::now();
                 if !events.send(SourceEvent::Up { epoch }) {
@@ -133,16 +137,17 @@ pub(super) async fn run(
     }
 }
 
-/// What is known of the queue, on one connection.
+/// What is known about the queue's kind on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum QueueKind {
     Unknown,
-    /// A delivery had the offset header of a stream, and it could not be asked beside the deliveries.
+    /// A delivery had the offset header of a stream, and the kind could not be asked beside the
+    /// deliveries.
     ToBeAsked,
     NoStream,
 }
 
-/// Where to ask what kind of queue this is.
+/// Where to ask for the kind of a queue.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     options: &'a Options,
@@ -161,7 +166,7 @@ async fn open(
         let deliveries = Deliveries::at_most(subscription.prefetch.into(), subscription.prefetch_bytes);
         let mut link = Link::connect(options, target, Returns::of_a_consumer(), deliveries).await?;
         if *kind == QueueKind::ToBeAsked {
-            // There may be no second channel.
+            // A second channel may not be allowed.
             let (is_stream, _) = stream::is_one(&link.channel, &subscription.queue).await?;
             if is_stream {
                 return Err(stream::refused(&subscription.queue));
@@ -174,12 +179,13 @@ async fn open(
         link.channel.basic_qos(subscription.prefetch, BasicQosOptions::default()).await.map_err(refused)?;
         let consume = link.channel.basic_consume(
             short("queue", &subscription.queue)?,
-            // The broker names it.
+            // The broker chooses the consumer tag.
             ShortString::default(),
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        // RabbitMQ 4 answers after a minute if the queue's node is down: the fault must name the queue.
+        // RabbitMQ 4 answers after a minute if the queue's node is down: the fault must name the
+        // queue.
         let limit = CONSUME.min(CONSUME_BY.saturating_sub(began.elapsed()));
         match tokio::time::timeout(limit, consume).await {
             Ok(consumer) => Ok((link, consumer.map_err(refused)?)),
@@ -196,7 +202,7 @@ fn unanswered(queue: &str, limit: Duration) -> Fault {
     Fault::new(FaultClass::Outage, text)
 }
 
-/// Runs `future` while there is no epoch.
+/// Runs `future` while there is no epoch, and discards settlements meanwhile.
 async fn discarding<T>(
     settlements: &mut mpsc::UnboundedReceiver<Settlements>,
     future: impl Future<Output = T>,
@@ -222,7 +228,8 @@ enum Woken {
     Written(lapin::Result<()>),
 }
 
-/// One epoch. Returns why it ended, or `None` for a stop, and whether anything was settled on it.
+/// Serves one epoch. Returns why the epoch ended, or `None` for a stop, and whether anything was
+/// settled in it.
 async fn serve(
     link: &mut Link,
     (place, kind): (Place<'_>, &mut QueueKind),
@@ -256,7 +263,7 @@ async fn serve(
             .await;
             let result = match woken {
                 Woken::Stop | Woken::Settlements(None) => break None,
-                // Of a channel on which a queue was asked for, which answers late.
+                // A late answer about a queue, on a channel that was opened to ask.
                 Woken::Connection(Some(Event::Error(error)))
                     if link.is_alive() && is_about_a_queue(&error) =>
                 {
@@ -268,7 +275,8 @@ async fn serve(
                 Woken::Connection(None) => Err(Broken::Echo),
                 Woken::Connection(Some(_)) | Woken::Written(Ok(())) => Ok(()),
                 Woken::Settlements(Some(batch)) => {
-                    // An empty batch, or one of an earlier connection, proves nothing of this one.
+                    // An empty batch, or a batch of an earlier connection, proves nothing about
+                    // this connection.
                     settle(link, &mut unsettled, epoch, batch, &mut writes).map(|settled| worked |= settled)
                 }
                 Woken::Delivery(Some(Ok(delivery))) => {
@@ -308,7 +316,7 @@ async fn serve(
         }
     };
     if end.is_none() {
-        // What was settled before the stop goes out with it.
+        // Settlements from before the stop are still sent.
         while let Ok(batch) = settlements.try_recv() {
             if settle(link, &mut unsettled, epoch, batch, &mut writes).is_err() {
                 break;
@@ -356,7 +364,8 @@ async fn why(broken: Broken, link: &mut Link, queue: &str) -> Fault {
     }
 }
 
-/// The broker delivers what is not acknowledged first again: what cannot be taken in is redelivered until somebody removes it.
+/// Names the queue of a message that cannot be taken in. The broker delivers an unacknowledged
+/// message first again, so this message is redelivered until an operator removes it.
 fn naming_the_message(mut fault: Fault, queue: &str) -> Fault {
     if fault.text.contains(NOT_TAKEN_IN) {
         fault.text = format!("{}; it is the next message of queue `{queue}`", fault.text);
@@ -364,7 +373,7 @@ fn naming_the_message(mut fault: Fault, queue: &str) -> Fault {
     fault
 }
 
-/// Hands the frames to lapin, in order. Whether there were any.
+/// Hands the frames to lapin, in order. Returns whether there were any.
 fn settle(
     link: &Link,
     unsettled: &mut Unsettled,
@@ -376,7 +385,8 @@ fn settle(
     let of_this_epoch = batch.into_iter().filter(|(tag, _)| tag.epoch == epoch);
     let before = unsettled.load();
     let frames = unsettled.settle(of_this_epoch.map(|(tag, settlement)| (tag.tag, settlement)));
-    // Before the broker hears of it: it may deliver as many again at once.
+    // This comes before the broker gets the frames: the broker may then deliver as many again at
+    // once.
     link.deliveries.settled(before, unsettled.load());
     for frame in frames {
         let channel = link.channel.clone();
@@ -388,7 +398,7 @@ fn settle(
                 }
             }
         });
-        // The first poll queues the frame: here, so that the order is ours.
+        // The first poll queues the frame. Polling here fixes the order.
         match (&mut write).now_or_never() {
             Some(written) => written?,
             None => writes.push(write),

@@ -1,6 +1,7 @@
-//! A [`Message`] as AMQP properties, and back.
+//! Conversion of a [`Message`] to AMQP properties, and back.
 //!
-//! **Invariant.** Nothing here panics on a string that is too long: lapin's `ShortString::from` would.
+//! **Invariant.** Nothing here panics on a string that is too long: lapin's `ShortString::from`
+//! would.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::limits::{SHORT_STRING_BYTES_MAX, TABLE_NESTING_MAX};
 use crate::message::{Fault, FaultClass, HeaderValue, Message};
 use crate::wire::PERSISTENT;
 
-/// A string with one length byte, or a message fault naming the field.
+/// Returns a string with one length byte, or a message fault that names the field.
 pub(super) fn short(field: &str, text: &str) -> Result<ShortString, Fault> {
     ShortString::try_new(text).map_err(|_| too_long(field, text))
 }
@@ -24,7 +25,8 @@ fn too_long(field: &str, text: &str) -> Fault {
     )
 }
 
-/// The properties, persistent unless the message says otherwise. Two headers of one name leave one, the later.
+/// Returns the properties, persistent unless the message sets otherwise. Of two headers with one
+/// name the later remains.
 pub(super) fn to_properties(message: &Message) -> Result<BasicProperties, Fault> {
     let mut properties =
         BasicProperties::default().with_delivery_mode(message.delivery_mode.unwrap_or(PERSISTENT));
@@ -55,7 +57,7 @@ pub(super) fn to_properties(message: &Message) -> Result<BasicProperties, Fault>
     Ok(properties)
 }
 
-/// Whether it has one of the properties that few messages have.
+/// Whether the message has one of the rare properties.
 fn has_more(message: &Message) -> bool {
     let Message { content_encoding, reply_to, expiration, user_id, cluster_id, priority, .. } = message;
     priority.is_some()
@@ -85,7 +87,8 @@ fn with_more(mut properties: BasicProperties, message: &Message) -> Result<Basic
     Ok(properties)
 }
 
-/// Headers or arguments as an AMQP table. It is built of all entries at once: one by one, each would be searched a place.
+/// Returns headers or arguments as an AMQP table. The table is built from all entries at once,
+/// because adding them one by one would search a place for each.
 pub(super) fn to_table(entries: &[(impl AsRef<str>, HeaderValue)]) -> Result<FieldTable, Fault> {
     let mut table = Vec::with_capacity(entries.len());
     for (name, value) in entries {
@@ -100,7 +103,7 @@ fn header_name(name: &str) -> Result<ShortString, Fault> {
     ShortString::try_new(name).map_err(|_| too_long(&format!("header {}", beginning(name)), name))
 }
 
-/// A name that is too long is shown in part.
+/// The beginning of a name that is too long to show.
 fn beginning(name: &str) -> String {
     name.chars().take(57).collect()
 }
@@ -110,8 +113,9 @@ fn refused(header: &str, what: &str) -> Fault {
     Fault::new(FaultClass::Message, format!("header {} {what}", beginning(header)))
 }
 
-/// A value in a table or array at this depth; the headers are the table at depth 1. What RabbitMQ or this library could not read
-/// is refused: an odd float ends the whole connection there.
+/// Converts a value in a table or array at this depth; the headers are the table at depth 1. A
+/// value that RabbitMQ or this library could not read is refused: an odd float ends the whole
+/// connection there.
 fn to_amqp(header: &str, value: &HeaderValue, depth: usize) -> Result<AMQPValue, Fault> {
     if value.is_odd_float() {
         return Err(refused(header, "holds NaN or an infinity, which RabbitMQ cannot read"));
@@ -153,8 +157,8 @@ fn to_amqp(header: &str, value: &HeaderValue, depth: usize) -> Result<AMQPValue,
     })
 }
 
-/// Bytes of the content header frame, at most. It must fit into one frame: lapin waits for ever for the room of one
-/// that does not.
+/// The largest possible size of the content header frame, in bytes. The header must fit into one
+/// frame: lapin waits for ever for room if it does not.
 pub(super) fn header_frame_len_max(message: &Message) -> usize {
     const FRAME: usize = 8;
     const CLASS_WEIGHT_SIZE_FLAGS: usize = 14;
@@ -165,8 +169,8 @@ pub(super) fn header_frame_len_max(message: &Message) -> usize {
     FRAME + CLASS_WEIGHT_SIZE_FLAGS + MODE_PRIORITY_AND_TIMESTAMP + TABLE_LEN + strings + headers
 }
 
-/// A delivered message, with all its properties. Each type of AMQP is a [`HeaderValue`]; text that is not UTF-8 is given as
-/// [`HeaderValue::Bytes`].
+/// Converts a delivered message, with all its properties. Each AMQP type becomes a [`HeaderValue`];
+/// text that is not UTF-8 becomes [`HeaderValue::Bytes`].
 pub(super) fn to_message(properties: &BasicProperties, payload: Vec<u8>) -> Message {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().into());
     let headers = properties.headers().as_ref().map_or_else(Vec::new, |table| {
@@ -191,7 +195,7 @@ pub(super) fn to_message(properties: &BasicProperties, payload: Vec<u8>) -> Mess
     }
 }
 
-/// The scanner in front of the decoder has bounded how deep this goes.
+/// Converts a value. The scanner in front of the decoder has bounded the depth.
 fn to_value(value: &AMQPValue) -> HeaderValue {
     match value {
         AMQPValue::Boolean(bool) => HeaderValue::Bool(*bool),
@@ -273,7 +277,7 @@ mod tests {
         );
     }
 
-    /// Goal: the bound on the header frame is one. Method: encode it and compare.
+    /// Goal: the bound on the header frame holds. Method: encode the header and compare.
     #[test]
     fn the_header_frame_is_within_its_bound() {
         let message = full();
@@ -286,7 +290,8 @@ mod tests {
         assert_eq!(bound as u64, encoded, "all properties are there");
     }
 
-    /// Goal: an oversize string is a fault that names its field, never a panic. Method: one field at a time.
+    /// Goal: an oversize string is a fault that names its field, never a panic. Method: one field
+    /// at a time.
     #[test]
     fn oversize_strings_are_refused_by_name() {
         let long = "x".repeat(256);

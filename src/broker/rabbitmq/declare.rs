@@ -1,13 +1,16 @@
 //! Declares a [`Topology`] on a new connection.
 //!
-//! A queue whose node is down is there, and what is for other queues must not wait for it. RabbitMQ 3 says so at once. RabbitMQ 4
-//! answers after a minute. So a queue that is not declared in time is asked for on another channel. If that is not answered
-//! either, the queue is *away*, and the publisher goes on without it. If the broker says that there is no such queue, the
-//! declaration itself waits, as it does in a cluster without a majority. Then the connection fails: events for the queue would be
-//! returned as for one that nobody has declared.
+//! A queue whose node is down exists, and events for other queues must not wait for it. RabbitMQ 3
+//! reports such a queue at once. RabbitMQ 4 answers after a minute. So if the declaration of a
+//! queue is not answered in time, the publisher asks for the queue on another channel:
+//! - No answer there either: the queue is *away*, and the publisher continues without it.
+//! - The broker answers that the queue does not exist: the declaration itself waits, as in a
+//!   cluster without a majority. Then the connection fails, because events for the queue would be
+//!   returned as for a queue that was never declared.
 //!
-//! **Invariants.** No channel is dropped while an answer is outstanding on it (see [`within`]). Many queues that are away cost no
-//! more time than one: after the first, all others are asked at once.
+//! **Invariants.** No channel is dropped while an answer is outstanding on it (see [`within`]).
+//! Many queues that are away cost no more time than one: after the first, all others are asked at
+//! once.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -28,14 +31,17 @@ use super::classify::{Phase, classify, is_away};
 use super::convert::{short, to_table};
 use super::topology::{Binding, Topology};
 
-/// How long each answer is waited for.
+/// The longest wait for each answer.
 const LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS);
 
-/// How long the answer about the binding of a queue that is away is waited for.
+/// The longest wait for the answer about the binding of a queue that is away.
 const AWAY_LIMIT: Duration = Duration::from_millis(QUEUE_AWAY_MS / 10);
 
-/// Opens the connection's channel, declares everything on it, and checks that the `required` exchanges exist. A broker may allow
-/// one channel alone, and one that is closing still counts: so there is no other for this, unless a queue does not answer.
+/// Opens the connection's channel, declares everything on it, and checks that the `required`
+/// exchanges exist.
+///
+/// A broker may allow only one channel, and a channel that is closing still counts. So everything
+/// uses this channel, unless a queue does not answer.
 pub(super) async fn set_up(
     topology: &Topology,
     connection: &Connection,
@@ -73,7 +79,8 @@ async fn exchanges(topology: &Topology, channel: &Channel) -> Result<(), Fault> 
 
 type Queue = (String, Vec<(String, HeaderValue)>);
 
-/// Declares the queues: one after another, until one does not answer. Those that are away.
+/// Declares the queues one after another, until one does not answer. Returns the queues that are
+/// away.
 async fn queues<'a>(
     topology: &'a Topology,
     connection: &Connection,
@@ -98,7 +105,8 @@ async fn queues<'a>(
     Ok(away)
 }
 
-/// Each on a channel of its own, as many at once as the broker allows. Those that do not answer: they keep their channels.
+/// Declares each queue on a channel of its own, as many at once as the broker allows. Returns the
+/// queues that do not answer: they keep their channels.
 async fn declare_at_once<'a>(
     connection: &Connection,
     mut queues: &'a [Queue],
@@ -129,7 +137,7 @@ async fn declare_at_once<'a>(
 
 enum Declared {
     Done,
-    /// The broker says so. It has closed the channel.
+    /// The broker answers that the queue is away. The channel is closed.
     Away,
     Unanswered,
 }
@@ -145,7 +153,8 @@ async fn declare(channel: Channel, (name, arguments): &Queue) -> Result<Declared
     }
 }
 
-/// The declarations of these are not answered. Fails unless each is there, or is away.
+/// Asks for the queues whose declarations are not answered. Fails unless each queue exists or is
+/// away.
 async fn are_away<'a>(
     connection: &Connection,
     queues: impl Iterator<Item = &'a Queue>,
@@ -172,7 +181,8 @@ async fn are_away<'a>(
     Ok(())
 }
 
-/// Those of queues that are there one after another; then those of queues that are away, all at once.
+/// Declares the bindings: first those of available queues, one after another; then those of queues
+/// that are away, all at once.
 async fn bindings(
     topology: &Topology,
     connection: &Connection,
@@ -197,7 +207,8 @@ async fn bindings(
     }
     let mut asked = FuturesUnordered::new();
     for binding in of_away {
-        // Those without a channel are asked for on another connection, once fewer queues are silent.
+        // Bindings without a channel are declared on another connection, once fewer queues are
+        // silent.
         let Some(own) = free(connection, Duration::ZERO).await? else { break };
         let bound = within(AWAY_LIMIT, bound(own, binding)?);
         asked.push(async move { (binding, bound.await) });
@@ -220,7 +231,7 @@ fn bound(
     Ok(async move { channel.queue_bind(name, exchange, routing_key, options, FieldTable::default()).await })
 }
 
-/// A channel, or `None` if there is none within `limit`.
+/// Opens a channel. Returns `None` if there is none within `limit`.
 async fn free(connection: &Connection, limit: Duration) -> Result<Option<Channel>, Fault> {
     match free_channel(connection, limit).await {
         Ok(channel) => Ok(Some(channel)),
@@ -233,7 +244,7 @@ async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
     create_channel(connection).await.map_err(|error| classify(&error, Phase::Connect))
 }
 
-/// The fault, unless it is that a queue exists and cannot be reached now.
+/// Returns the fault, unless it means that a queue exists and cannot be reached now.
 fn unless_away(fault: Fault) -> Result<(), Fault> {
     if !fault.code.is_some_and(|code| is_away(code, &fault.text)) {
         return Err(fault);
@@ -242,7 +253,8 @@ fn unless_away(fault: Fault) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What the broker refuses to set up is a matter of configuration, whatever its code; a lost connection is not.
+/// A refusal of the broker to set something up is a configuration fault, whatever its code; a lost
+/// connection is not.
 fn naming(error: &lapin::Error, what: &str, name: &str) -> Fault {
     let mut fault = classify(error, Phase::SetUp);
     if fault.class == FaultClass::Config {

@@ -1,11 +1,14 @@
-//! Which broker of the list comes next, and when.
+//! Decides which broker of the list comes next, and when. Pure: the time is a parameter.
 //!
-//! **Rules.** The brokers are asked in the order of the list, round and round; one that was connected to is kept until it
-//! fails. Whoever fails hands over to the next at once; only when a whole round has failed is there a wait, or when a connection that worked
-//! was soon lost: it may be for what was published, and the next broker would drop us for it too. A broker that
-//! refused us (wrong password, unknown authority) rests for about 30 s, and the others go on without it.
-//!
-//! Pure: the time is a parameter.
+//! **Rules.**
+//! - The brokers are tried in the order of the list, round and round. A connected broker is kept
+//!   until it fails.
+//! - After a broker fails, the next broker is tried at once. A wait comes only after a whole round
+//!   has failed.
+//! - A wait also comes if a connection that worked was lost soon. The published message may be the
+//!   reason; the next broker would then drop the publisher too.
+//! - A broker that refused the publisher (wrong password, unknown authority) rests for about 30 s;
+//!   the other brokers are tried meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -19,24 +22,25 @@ use super::pace::{Pace, STABLE};
 pub(super) struct Failover {
     pace: Pace,
     at: usize,
-    /// Brokers of this round that have failed, or rest.
+    /// Brokers of this round that have failed or are resting.
     failed: usize,
-    /// Until when each is left alone.
+    /// The end of each broker's rest.
     rests: Vec<Option<Instant>>,
 }
 
 impl Failover {
-    /// `brokers` is not 0.
+    /// Starts at the first broker. `brokers` is not 0.
     pub(super) fn new(brokers: usize, backoff: (Duration, Duration)) -> Self {
         Self { pace: Pace::new(backoff), at: 0, failed: 0, rests: vec![None; brokers] }
     }
 
-    /// The place in the list of the broker to ask.
+    /// The index of the broker to try.
     pub(super) fn at(&self) -> usize {
         self.at
     }
 
-    /// An attempt failed. The wait before the next one; zero while somebody of the round is left.
+    /// Notes a failed attempt. Returns the wait before the next attempt; zero while the round has
+    /// brokers left.
     pub(super) fn refused(&mut self, class: FaultClass, now: Instant) -> Duration {
         let rest = (class == FaultClass::Config).then(|| self.pace.next_wait(class));
         let rest = rest.and_then(|rest| Deadline::from(now, rest).instant());
@@ -54,8 +58,9 @@ impl Failover {
         self.wait_for_a_round(now)
     }
 
-    /// A connection was lost that had lived for `lived` and, or not, had `worked`. As for [`refused`](Self::refused); but a broker
-    /// that is well, and only does not like what is published, is kept.
+    /// Notes a lost connection, which lived for `lived` and may have `worked`. Returns the wait, as
+    /// [`refused`](Self::refused) does. A broker that only refuses a message or a destination is
+    /// kept.
     pub(super) fn lost(
         &mut self,
         class: FaultClass,
@@ -76,7 +81,7 @@ impl Failover {
         }
     }
 
-    /// The broker has answered what it was asked: all of the list has a new chance.
+    /// Notes that the broker has answered: every broker of the list has a new chance.
     pub(super) fn answered(&mut self) {
         self.pace.had_connection(Duration::ZERO, true);
         self.failed = 0;
@@ -87,12 +92,14 @@ impl Failover {
         self.at = (self.at + 1) % self.rests.len();
     }
 
-    /// Until when this one is left alone; past, or nothing, if it is not.
+    /// Returns the end of this broker's rest. If the time is past, or `None`, the broker is not
+    /// resting.
     fn rested_at(&self, broker: usize) -> Option<Instant> {
         self.rests.get(broker).copied().flatten()
     }
 
-    /// Begins at the first that will have rested by then, or at the one whose rest ends first.
+    /// Chooses the first broker that is not resting, or the broker whose rest ends first. Returns
+    /// the wait.
     fn wait_for_a_round(&mut self, now: Instant) -> Duration {
         let count = self.rests.len();
         let in_order = (0..count).map(|n| (self.at + n) % count);
@@ -140,7 +147,7 @@ mod tests {
         let (mut failover, now) = (failover(3), Instant::now());
         assert_eq!(failover.refused(Outage, now), Duration::ZERO);
         assert_eq!(failover.at(), 1);
-        // It worked: the first one's failure is forgotten, and all three are asked.
+        // The connection worked: the first broker's failure is forgotten, and all three are tried.
         assert_eq!(failover.lost(Outage, LONG, true, now), Duration::ZERO);
         assert_eq!(failover.at(), 2);
         assert_eq!(failover.refused(Outage, now), Duration::ZERO);
@@ -149,7 +156,7 @@ mod tests {
         assert_eq!(failover.at(), 1);
     }
 
-    /// Goal: brokers that take a connection and drop it at once are not run through in a tight loop.
+    /// Goal: brokers that take a connection and drop it at once are not tried in a tight loop.
     #[test]
     fn connections_that_prove_nothing_count_as_failures() {
         let (mut failover, now) = (failover(2), Instant::now());
@@ -160,7 +167,8 @@ mod tests {
         }
     }
 
-    /// Goal: a message that makes each broker drop us is not carried round in a tight loop, though others are confirmed before it.
+    /// Goal: a message that makes each broker drop the publisher is not tried on all brokers in a
+    /// tight loop, even if other messages are confirmed before it.
     #[test]
     fn who_works_and_soon_drops_us_is_waited_for() {
         let (mut failover, now) = (failover(2), Instant::now());
@@ -171,7 +179,7 @@ mod tests {
         }
     }
 
-    /// Goal: what is wrong with a message or a destination is not mended by another broker.
+    /// Goal: a fault of a message or a destination does not change the broker.
     #[test]
     fn a_destination_fault_keeps_the_broker() {
         let (mut failover, now) = (failover(2), Instant::now());
@@ -179,7 +187,7 @@ mod tests {
             assert!(failover.lost(Destination, LONG, true, now) > Duration::ZERO);
             assert_eq!(failover.at(), 0);
         }
-        // Where it already keeps us from connecting, it may.
+        // If such a fault already prevents the connection, the broker may change.
         assert_eq!(failover.refused(Destination, now), Duration::ZERO);
         assert_eq!(failover.at(), 1);
     }
@@ -198,7 +206,7 @@ mod tests {
             }
         }
         assert!(now < began + Duration::from_secs(2));
-        // Rested.
+        // The rest has ended.
         now += Duration::from_secs(36);
         assert_eq!(failover.refused(Outage, now), Duration::ZERO);
         assert_eq!(failover.refused(Outage, now), Duration::ZERO);

@@ -1,10 +1,14 @@
-//! Isolated messages, beside the window: what may have closed a channel, and what is for a destination that is silent.
+//! Isolated messages, beside the window: suspects that may have closed a channel, and messages for
+//! a silent destination.
 //!
-//! Each has a channel of its own on the window's connection, so that a broker that allows one connection is enough. What may end a
-//! whole connection goes over one of its own, if the broker takes it; and so does everything where there is no second channel.
+//! Each message has a channel of its own on the window's connection, so that a broker that allows
+//! one connection is enough. A message that may end a whole connection goes over the *own
+//! connection*, if the broker accepts that connection. If there is no second channel, every
+//! isolated message does.
 //!
-//! **Invariants.** Each message gets exactly one outcome, also when the thread ends; after *silent* perhaps one more. None waits for
-//! another's confirm, but over the connection of its own. What goes wrong is reported.
+//! **Invariants.** Each message gets exactly one outcome, also when the thread ends; after *silent*
+//! perhaps one more. No message waits for another's confirm, except on the own connection. Faults
+//! are reported.
 
 use std::hash::BuildHasher;
 use std::pin::pin;
@@ -36,19 +40,20 @@ use super::options::Options;
 use super::topology::Topology;
 use super::window::{Prepared, no_confirm_within};
 
-/// A connection that nobody needs any more is given back after this.
+/// The time after which an unused own connection is closed.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// Acks that are kept until the window asks for them, which it does at a nack.
+/// The most acks that are kept until the window asks for them. The window asks at a nack.
 const ACKED_MAX: usize = 256;
 
-/// What the window's connection is, for those that publish beside the window.
+/// The state that the window's connection and the isolated messages share.
 #[derive(Default)]
 pub(super) struct Isolation {
     connection: Mutex<Option<Beside>>,
-    /// Exchange and routing key of what a channel beside the window's has acked: at most [`ACKED_MAX`].
+    /// Exchange and routing key of messages that a channel beside the window's has acked: at most
+    /// [`ACKED_MAX`].
     acked: Mutex<Vec<(Arc<str>, Arc<str>)>>,
-    /// A message has ended a whole connection: suspects go over one of their own.
+    /// A message has ended a whole connection: suspects use the own connection.
     ends_connections: AtomicBool,
 }
 
@@ -62,11 +67,11 @@ impl Isolation {
     pub(super) fn connected(&self, link: &Link) {
         let beside = Beside { connection: Arc::downgrade(&link.connection), returns: link.returns.clone() };
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(beside);
-        // Acks of an earlier connection say nothing of this one.
+        // Acks of an earlier connection say nothing about this connection.
         self.take_acked();
     }
 
-    /// What channels beside the window's have acked since this was last asked.
+    /// Takes the destinations that channels beside the window's have acked since the last call.
     pub(super) fn take_acked(&self) -> Vec<(Arc<str>, Arc<str>)> {
         std::mem::take(&mut *self.acked.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -78,7 +83,7 @@ impl Isolation {
         }
     }
 
-    /// The connection has ended, for this reason if there is one.
+    /// Notes that the connection has ended, with the fault if there is one.
     pub(super) fn disconnected(&self, fault: Option<&Fault>) {
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if fault.is_some_and(ends_the_connection) {
@@ -92,7 +97,7 @@ impl Isolation {
     }
 }
 
-/// What all of them share.
+/// The state that all isolated messages share.
 struct Shared {
     options: Arc<Options>,
     events: PublisherEvents,
@@ -100,11 +105,11 @@ struct Shared {
     own: tokio::sync::Mutex<Own>,
 }
 
-/// The connection of their own.
+/// The own connection of isolated messages.
 struct Own {
     link: Option<Link>,
     failover: Failover,
-    /// No broker has taken it: until then none is asked.
+    /// Every broker has refused the own connection: no broker is tried before this time.
     refused: Option<(Instant, Fault)>,
 }
 
@@ -131,7 +136,7 @@ pub(super) async fn run(
     while let Some(outgoing) = messages.recv().await {
         shared.report(outgoing.ticket, Outcome::Unknown(stopped()));
     }
-    // They see the stop too.
+    // The tasks see the stop too.
     tasks.end().await;
     let link = shared.own.lock().await.link.take();
     if let Some(link) = link {
@@ -139,14 +144,14 @@ pub(super) async fn run(
     }
 }
 
-/// Those that are under way, or listen for a late word.
+/// The tasks that are publishing, or that listen for a late confirm.
 #[derive(Default)]
 struct Tasks(Vec<Task>);
 
 struct Task {
     destination: u64,
     handle: JoinHandle<()>,
-    /// It has reported its outcome, and only listens.
+    /// The task has reported its outcome, and only listens.
     reported: Arc<AtomicBool>,
 }
 
@@ -154,7 +159,7 @@ impl Tasks {
     fn begin(&mut self, shared: &Arc<Shared>, outgoing: Outgoing, mut stop: Stop) {
         let destination = FxBuildHasher.hash_one((&outgoing.exchange, &outgoing.routing_key));
         self.0.retain(|task| !task.handle.is_finished());
-        // A newer message asks the same destination: its word is as good.
+        // A newer message asks the same destination: its outcome tells as much.
         let older = self.0.iter().filter(|task| task.destination == destination);
         let too_many = (self.0.len() + 1).saturating_sub(SILENT_CHANNELS_MAX);
         for task in older.chain(self.0.iter().take(too_many)) {
@@ -176,7 +181,7 @@ impl Tasks {
 
     async fn end(self) {
         for task in self.0 {
-            // An error says that it was given up, having reported its outcome.
+            // An error means that the task was aborted after it had reported its outcome.
             _ = task.handle.await;
         }
     }
@@ -186,36 +191,37 @@ fn stopped() -> Fault {
     Fault::new(FaultClass::Outage, "the publisher was stopped")
 }
 
-/// One message and the channel that it goes over.
+/// One message's way to the broker.
 struct Voice<'a> {
     connection: Weak<Connection>,
     channel: &'a Channel,
     status: ConnectionStatus,
     returns: &'a Returns,
-    /// Whether a word is waited for that comes too late.
+    /// Whether the task waits for a confirm after it has reported *silent*.
     listens: bool,
 }
 
-/// Whether a connection is as good as new.
+/// Whether the connection can be used again.
 type IsGood = bool;
 
 impl Shared {
     fn report(&self, ticket: Ticket, outcome: Outcome) {
-        // It fails when the relay is gone: then all of this ends.
+        // The send fails if the relay is gone: then this task ends too.
         _ = self.events.send(PublisherEvent::Outcomes(vec![(ticket, outcome)]));
     }
 
-    /// Nobody has needed the connection for a while.
+    /// Closes the own connection, which has not been needed for a while.
     async fn rest(&self, stop: &Stop) {
         self.isolation.ends_connections.store(false, Ordering::Release);
-        // One that is in use is held.
+        // A connection in use is locked.
         let link = self.own.try_lock().ok().and_then(|mut own| own.link.take());
         if let Some(link) = link {
             link.close(stop.time_to_close()).await;
         }
     }
 
-    /// Publishes one and reports what became of it. Where the first way leads nowhere, the other is tried.
+    /// Publishes one message and reports its outcome. If the first way fails, the task tries the
+    /// second way.
     async fn publish(&self, outgoing: Outgoing, reported: &AtomicBool) {
         let ticket = outgoing.ticket;
         let own_first = self.isolation.ends_connections.load(Ordering::Acquire);
@@ -235,20 +241,22 @@ impl Shared {
         if fault.text != first.text {
             fault.text = format!("{}; and {first}", fault.text);
         }
-        // The relay may hand the same one over at once; a broker that is away is not asked in a tight loop.
+        // The relay may publish the same message again at once. The sleep prevents a tight loop
+        // against an unreachable broker.
         tokio::time::sleep(self.options.backoff.0).await;
         self.report(ticket, Outcome::Unknown(fault));
         reported.store(true, Ordering::Release);
     }
 
-    /// Over a second channel of the window's connection. An error says why there is none.
+    /// Publishes over a second channel of the window's connection. An error gives the reason why
+    /// there is no such channel.
     async fn beside(&self, outgoing: Outgoing, reported: &AtomicBool) -> Result<(), Fault> {
         let gone = || Fault::new(FaultClass::Outage, "not sent: the connection is over");
         let (connection, returns) = self.isolation.beside().ok_or_else(gone)?;
         let frame_bytes_max = connection.configuration().frame_max() as usize;
         let channel = open_channel(&connection).await?;
         let status = connection.status().clone();
-        // It is the window's: it ends when that ends.
+        // The connection belongs to the window: it ends when the window ends.
         let weak = Arc::downgrade(&connection);
         drop(connection);
         let voice = Voice { connection: weak, channel: &channel, status, returns: &returns, listens: true };
@@ -257,7 +265,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Over the connection of their own. An error says why there is none.
+    /// Publishes over the own connection. An error gives the reason why there is no such
+    /// connection.
     async fn over_own(&self, outgoing: Outgoing, reported: &AtomicBool) -> Result<(), Fault> {
         let mut own = self.own.lock().await;
         let link = match own.link.take().filter(Link::is_alive) {
@@ -284,13 +293,14 @@ impl Shared {
             own.failover.answered();
             own.link = Some(link);
         } else if !link.is_alive() {
-            // A broker that gives no answer hands over to the next: it may be half dead while the others are well.
+            // If a broker gives no answer, the next broker is tried: the first may be half dead
+            // while the others work.
             _ = own.failover.lost(FaultClass::Outage, Duration::ZERO, false, Instant::now());
         }
         Ok(())
     }
 
-    /// Publishes, waits for the broker's word and reports it.
+    /// Publishes, waits for the broker's confirm and reports the outcome.
     async fn speak(
         &self,
         voice: &Voice<'_>,
@@ -312,7 +322,7 @@ impl Shared {
                 return true;
             }
         };
-        // Of an earlier channel of this number.
+        // Drops returns of an earlier channel with this number.
         _ = voice.returns.take(voice.channel.id());
         let mut confirm = pin!(prepared.send(voice.channel));
         let confirmation = loop {
@@ -331,18 +341,19 @@ impl Shared {
         };
         let is_late = reported.load(Ordering::Acquire);
         let returned = voice.returns.take(voice.channel.id()).into_iter();
-        // Alone on its channel, so a return is its own.
+        // The message is alone on its channel, so a return belongs to it.
         let returned = match (returned.last(), voice.connection.upgrade()) {
             (Some(returned), Some(connection)) => {
                 if voice.listens {
-                    // It is done with its channel. The question may find no other.
+                    // The message no longer needs its channel, and the question may find no other
+                    // channel.
                     close(voice.channel).await;
                 }
                 match cause(&connection, &self.options.topology, &returned).await {
                     Ok(fault) => Some(fault),
                     Err(fault) => {
                         if !is_late {
-                            // The relay may hand the same one over at once.
+                            // The relay may publish the same message again at once.
                             tokio::time::sleep(self.options.backoff.0).await;
                             report(Outcome::Unknown(fault));
                         }
@@ -363,7 +374,7 @@ impl Shared {
                 report(match fault.class {
                     FaultClass::Message | FaultClass::Destination => Outcome::Refused(fault),
                     _ => {
-                        // The relay may hand the same one over at once.
+                        // The relay may publish the same message again at once.
                         tokio::time::sleep(self.options.backoff.0).await;
                         Outcome::Unknown(fault)
                     }
@@ -382,14 +393,15 @@ impl Shared {
         if outcome == Outcome::Confirmed {
             self.isolation.note_ack(destination);
         }
-        // Perhaps it nacks only on this channel (see `nacks`): the next one gets another.
+        // Perhaps only this channel nacks (see `nacks`): the next message gets another channel.
         let is_good = outcome != Outcome::Nacked;
         report(outcome);
         is_good
     }
 }
 
-/// Unless it is closed. It closes when it is dropped, too, but without the answer.
+/// Closes the channel unless it is closed. Dropping the channel also closes it, but without waiting
+/// for the answer.
 async fn close(channel: &Channel) {
     if channel.status().connected() {
         let goodbye = channel.close(200, ShortString::from("bye"));
@@ -412,16 +424,16 @@ async fn open_channel(connection: &Connection) -> Result<Channel, Fault> {
 }
 
 impl Own {
-    /// Why no broker is asked now.
+    /// Returns the reason why no broker is tried now.
     fn rests(&self) -> Option<Fault> {
         let refused = self.refused.as_ref().filter(|(until, _)| Instant::now() < *until);
         refused.map(|(_, fault)| fault.clone())
     }
 
-    /// Asks each broker once, as the window's connection does. If all have refused us, they rest.
+    /// Tries each broker once, as the window's connection does. If all have refused, they rest.
     async fn open(&mut self, options: &Options) -> Result<Link, Fault> {
         self.refused = None;
-        // What is to be declared the window's connection has declared.
+        // The window's connection has already declared the topology.
         let options = Options { topology: Topology::default(), ..options.clone() };
         loop {
             let Some(target) = options.targets.get(self.failover.at()) else { return Err(stopped()) };

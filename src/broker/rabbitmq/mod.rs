@@ -1,26 +1,29 @@
 //! RabbitMQ, over AMQP 0-9-1: [`RabbitMq`] publishes, [`RabbitMqSource`] consumes.
 //!
-//! Each lives on one thread of its own, with a current-thread runtime; nothing of lapin or tokio is seen outside this
-//! folder. It owns its connection: lapin's recovery is off, each connection is a new [`Epoch`], and no channel
-//! outlives an error.
+//! A publisher or source lives on one thread of its own, with a current-thread runtime. Nothing of
+//! lapin or tokio is visible outside this folder. Each publisher or source owns its connection:
+//! lapin's recovery is off, each connection is a new [`Epoch`], and no channel outlives an error.
 //!
-//! | file | keeps |
+//! | file | contents |
 //! |---|---|
-//! | `uri`, `uri_text`, `options`, `topology` | the settings; passwords are in `uri` alone |
-//! | `background`, `failover`, `pace` | the thread and its stop; which broker comes next; the waits between attempts |
+//! | `uri`, `uri_text`, `options`, `topology` | the settings; only `uri` holds passwords |
+//! | `background`, `failover`, `pace` | the thread and its stop; the next broker; the waits between attempts |
 //! | `transport`, `tls` | the stream under a connection |
-//! | `connection`, `classify`, `convert` | lapin, tamed: deadlines, faults, messages |
-//! | `inbound` | what comes in, before lapin sees it: mended, bounded; returns are taken out |
-//! | `publisher`, `window`, `isolated`, `settle`, `nacks` | publishing; `settle` and `nacks` are pure |
-//! | `declare` | declares the topology, and distinguishes a queue that is away from one that is refused |
+//! | `connection`, `classify`, `convert` | what is around lapin: deadlines, faults, messages |
+//! | `inbound` | the bytes from the broker before lapin: mended, bounded, returns taken out |
+//! | `publisher`, `window`, `isolated` | publishing |
+//! | `settle`, `nacks` | which outcome belongs to which message; suspicious nacks; both are pure |
+//! | `declare` | declares the topology, and distinguishes an unavailable queue from a refused one |
 //! | `stream` | asks whether a queue is a stream |
 //! | `cause` | why a message was returned |
 //! | `source`, `consumer`, `acks`, `cancelled` | consuming; `acks` is pure |
 //!
-//! What differs between brokers of 3.10, 4.0 and 4.3 is described on [`RabbitMq`]; `tests/it/rabbitmq4.rs` holds it.
+//! [`RabbitMq`] describes the differences between brokers of 3.10, 4.0 and 4.3;
+//! `tests/it/rabbitmq4.rs` tests them.
 //!
-//! **Logs.** Ours name host, virtual host, epoch and fault. lapin's thread logs nothing (see `connection`); its tasks on
-//! our thread log little, but at `TRACE` they may show frames: keep the target `lapin` off `TRACE` in production.
+//! **Logs.** Log lines of this folder name host, virtual host, epoch and fault. lapin's thread logs
+//! nothing; see `connection`. lapin's tasks on the publisher's or source's thread log little. At
+//! `TRACE` they may show frames: keep the target `lapin` off `TRACE` in production.
 
 mod acks;
 mod background;
@@ -72,57 +75,73 @@ pub use self::source::RabbitMqSource;
 pub use self::tls::Tls;
 pub use self::topology::Topology;
 
-/// Room for the largest window, and for what is in it from an epoch that has just ended.
+/// Room for the largest window, and for what the channel still holds of an epoch that has just
+/// ended.
 const COMMANDS_MAX: usize = 2 * WINDOW_EVENTS_MAX;
 
 /// Publishes to RabbitMQ: persistent, mandatory, confirmed.
 ///
-/// [`Outcome::Confirmed`] is reported only of a message that the broker confirmed and did not return. A message whose
-/// exchange is missing or closed to us makes the broker close the channel; that is reported as a
-/// [`PublisherEvent::Down`] of class [`FaultClass::Destination`], and the relay finds the poison message by resending in
-/// isolation. The connection is kept alive with heartbeats and made anew after each failure, with jittered backoff.
+/// [`Outcome::Confirmed`] is reported only if the broker confirmed the message and did not return
+/// it. If a message's exchange is missing or forbidden to this user, the broker closes the channel.
+/// The publisher reports that as a [`PublisherEvent::Down`] of class [`FaultClass::Destination`].
+/// The relay then finds the poison message by resending in isolation.
 ///
-/// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes an older one; no
-/// publisher can see that. Use `x-overflow: reject-publish`, which is reported as [`Outcome::Nacked`].
+/// Heartbeats keep the connection alive. After each failure the publisher connects again, with
+/// jittered backoff.
 ///
-/// A message that no queue takes is returned, and is reported as [`Outcome::Returned`]. RabbitMQ also returns a message whose queue
-/// is on a node that is down. So the publisher asks for the queue first: on the default exchange, and where
-/// [`declare`](Self::declare) or [`Topology::bound_elsewhere`] name it. If the queue exists, the fault is an outage, and the
-/// event spends no attempt.
+/// A queue that overflows with `drop-head`, RabbitMQ's default, confirms a message and then deletes
+/// an older one. No publisher can see that. Use `x-overflow: reject-publish`, which is reported as
+/// [`Outcome::Nacked`].
 ///
-/// A nack may be partial. Where an exchange leads to several queues and one of them refuses a message, the broker nacks the
-/// message though the other queues have it. Each retry gives those queues one more copy. So the relay suspends a destination
-/// after 8 nacks in a row: one event at a time is tried, and the wait grows to ten times the longest
-/// [`backoff`](crate::RelayBuilder::backoff). [`RelayStatus::suspended`](crate::RelayStatus::suspended) names the
-/// destination. Consumers drop repeats by id; or give a queue that may be full an exchange of its own.
+/// If no queue takes a message, the broker returns the message, and the publisher reports
+/// [`Outcome::Returned`]. RabbitMQ also returns a message if the node of its queue is down. So the
+/// If no queue takes a message, the broker returns the message, and the publisher reports
+/// [`Outcome::Returned`]. RabbitMQ also returns a message if the node of its queue is down. So the
+/// publisher asks whether the queue exists before it reports the return. The publisher can ask on
+/// the default exchange, and where [`declare`](Self::declare) or [`Topology::bound_elsewhere`] name
+/// the queue. If the queue exists, the fault is an outage, and the event consumes no attempt.
+/// the broker nacks the message although the other queues have it. Each retry gives these other
+/// queues one more copy. So the relay suspends a destination after 8 nacks in a row. The relay then
+/// tries one event at a time, and the wait grows to ten times the longest
+/// [`backoff`](crate::RelayBuilder::backoff).
+/// [`RelayStatus::suspended`](crate::RelayStatus::suspended) names the destination. Consumers drop
+/// repeats by id. To avoid repeats, give a queue that may be full an exchange of its own.
 ///
 /// # RabbitMQ 4
-/// RabbitMQ 3.10, 4.0 and 4.3 are tested. What differs:
+/// RabbitMQ 3.10, 4.0 and 4.3 are tested. The differences are:
 ///
 /// | what | 3.10 | 4.0 | 4.3 |
 /// |---|---|---|---|
 /// | largest message unless set (`max_message_size`) | 128 MiB | 16 MiB | 16 MiB |
-/// | deliveries of a quorum queue that may come back (`x-delivery-limit`) | any number | 20 | 20 |
-/// | a delivery that is held longer than `consumer_timeout` (30 min) | the channel is closed | the channel is closed | a quorum queue cancels the consumer, a classic one waits |
+/// | redeliveries of a quorum queue (`x-delivery-limit`) | any number | 20 | 20 |
+/// | a delivery held over `consumer_timeout` (30 min) | channel closed | channel closed | see below |
 /// | an event for a classic queue whose node is down | returned | nacked | nacked |
 /// | the answer to the declaration of such a queue | at once | after a minute | after a minute |
 /// | policies for mirrored queues (`ha-mode`) | taken | refused | refused |
 /// | where declarations are kept | Mnesia | Mnesia, or Khepri | Khepri |
 ///
-/// - **The largest event fits into 16 MiB** ([`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX)). A broker with a smaller
-///   `max_message_size` has larger events quarantined, with its reason; keep
-///   [`payload_bytes_max`](crate::StoreBuilder::payload_bytes_max) below it.
-/// - **The delivery limit** drops a message after its 21st delivery, or sends it to the queue's dead-letter exchange. Lost connections count
-///   as well. Set a dead-letter exchange, or `x-delivery-limit` to -1.
-/// - **A consumer that held a delivery too long** connects again; what it has applied is recognised. Its fault names the timeout.
-/// - **Mirrored queues** are gone. Quorum queues keep copies on several nodes, on 3.10 too.
-/// - **A classic queue whose node is down** has its events nacked, as a full queue has: the relay suspends the destination, and asks it from time
-///   to time. Where an exchange leads to other queues too, each trial gives those one more copy. A publisher that
-///   [declares](Self::declare) such a queue waits for the answers for 4 to 6 s at each connection, however many such queues there are, and connects without them.
-/// - **Khepri** has a declaration on disk before the broker answers. Mnesia writes later: a kill within a second of a queue's declaration can
-///   take the queue and its confirmed messages along.
-/// - **Khepri declares nothing without a majority of the nodes.** What [`declare`](Self::declare) names then waits, and the publisher
-///   connects once the majority is back. What is there already goes on.
+/// - **The largest event fits into 16 MiB**
+///   ([`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX)). If the broker has a smaller
+///   `max_message_size`, the relay quarantines larger events with the broker's reason. Keep
+///   [`payload_bytes_max`](crate::StoreBuilder::payload_bytes_max) below that size.
+/// - **The delivery limit** drops a message after its 21st delivery, or sends it to the queue's
+///   dead-letter exchange. Lost connections count as well. Set a dead-letter exchange, or set
+///   `x-delivery-limit` to -1.
+/// - **A delivery held too long**: in 4.3 a quorum queue cancels the consumer, and a classic queue
+///   waits. A consumer that was cut off connects again and recognises what it has applied. Its
+///   fault names the timeout.
+/// - **Mirrored queues** no longer exist. Quorum queues keep copies on several nodes, on 3.10 too.
+/// - **A classic queue whose node is down** has its events nacked, as a full queue has. The relay
+///   suspends the destination and tries it from time to time. If an exchange leads to other queues
+///   too, each trial gives these queues one more copy. A publisher that [declares](Self::declare)
+///   such queues waits 4 to 6 s for the answers at each connection, for any number of such queues.
+///   The publisher then connects without the answers.
+/// - **Khepri** has a declaration on disk before the broker answers. Mnesia writes later: if the
+///   broker is killed within a second of a queue's declaration, the queue and its confirmed
+///   messages may be lost.
+/// - **Khepri declares nothing without a majority of the nodes.** The declarations of
+///   [`declare`](Self::declare) then wait, and the publisher connects once the majority is back.
+///   What is already declared continues to work.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -152,17 +171,20 @@ struct Running {
 }
 
 impl RabbitMq {
-    /// A publisher for the broker at `amqp://user:password@host:port/vhost`.
+    /// Returns a publisher for the broker at `amqp://user:password@host:port/vhost`.
     ///
-    /// Every part but the host may be left out. User and password go together and are then `guest`; the port is 5672
-    /// (5671 with `amqps`), the virtual host `/`. `amqp://host/` names the virtual host with the empty name, as AMQP URIs
-    /// do. The one query parameter is `heartbeat`, in seconds.
+    /// After the scheme only the host is required. User and password go together and default to
+    /// `guest`. The port defaults to 5672, or to 5671 with `amqps`. The virtual host defaults to
+    /// `/`. `amqp://host/` names the virtual host with the empty name, as AMQP URIs do. The only
+    /// query parameter is `heartbeat`, in seconds.
     ///
-    /// The text is read strictly. Special characters are percent-encoded: a `/` in a password is `%2F`, an `@` is `%40`.
-    /// Spaces, control characters and text outside ASCII are refused, and so is a user without a password.
+    /// The text is read strictly. Special characters are percent-encoded: a `/` in a password is
+    /// `%2F`, an `@` is `%40`. Spaces, control characters and text outside ASCII are refused. A
+    /// user without a password is refused too.
     ///
     /// # Errors
-    /// The URI cannot be understood, or asks for TLS that is not compiled in. The error's text shows nothing of it.
+    /// The URI cannot be understood, or asks for TLS that is not compiled in. The error's text
+    /// shows nothing of the URI.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -175,20 +197,28 @@ impl RabbitMq {
         Self::with_brokers([url])
     }
 
-    /// A publisher for whichever of several brokers can be reached: the nodes of a cluster, or a broker and its spare. Each
-    /// URI is written as in [`new`](Self::new) and has its own credentials, virtual host and scheme.
+    /// Returns a publisher that uses any reachable broker of a list: the nodes of a cluster, or a
+    /// broker and its spare. Each URI is written as in [`new`](Self::new) and has its own
+    /// credentials, virtual host and scheme.
     ///
-    /// They are asked in the order of the list, round and round, and the one that takes the connection is kept until it
-    /// fails. Then the next one is asked at once; only when all of a round have failed is there a wait
-    /// ([`reconnect_backoff`](Self::reconnect_backoff)). One that refuses us (wrong password, unknown authority) is left
-    /// alone for about 30 s while the others are asked. Each has 10 s ([`CONNECT_MS_MAX`](crate::limits::CONNECT_MS_MAX)) to answer, so one behind a
-    /// dead network costs that much each time it is tried. Names are looked up anew at each attempt. Every fault says which broker it is about.
+    /// - The publisher tries the brokers in the order of the list, round and round. It keeps the
+    ///   broker that takes the connection until that broker fails, and then tries the next broker
+    ///   at once.
+    /// - The publisher waits only after a whole round has failed
+    ///   ([`reconnect_backoff`](Self::reconnect_backoff)).
+    /// - If a broker refuses the publisher (wrong password, unknown authority), the publisher tries
+    ///   the other brokers and skips the refusing broker for about 30 s.
+    /// - Each broker has 10 s ([`CONNECT_MS_MAX`](crate::limits::CONNECT_MS_MAX)) to answer. So
+    ///   each try of a broker behind a dead network takes 10 s.
+    /// - Names are looked up anew at each attempt. Every fault names its broker.
     ///
-    /// What was unconfirmed on one broker is published again on the next. Brokers that are not of one cluster know nothing
-    /// of each other's queues: consumers must then read both.
+    /// The relay publishes again on the next broker what was unconfirmed on the broker before.
+    /// Brokers of different clusters know nothing of each other's queues: consumers must then read
+    /// from all of them.
     ///
     /// # Errors
-    /// As for [`new`](Self::new); or there is none, or more than [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
+    /// As for [`new`](Self::new); or the list is empty, or has more than
+    /// [`BROKERS_MAX`](crate::limits::BROKERS_MAX) URIs.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -201,8 +231,10 @@ impl RabbitMq {
         Ok(Self { options: Options::new(urls)?, running: None, started: false })
     }
 
-    /// How often each side shows that it is alive: whole seconds, 10 by default. A dead peer is noticed within twice
-    /// that. The lower of this and the broker's own value counts.
+    /// The interval at which each side shows that it is alive: whole seconds, 10 by default.
+    ///
+    /// A dead peer is noticed within twice that time. If the broker's own value is lower, the
+    /// broker's value counts.
     ///
     /// ```
     /// use std::time::Duration;
@@ -217,9 +249,11 @@ impl RabbitMq {
         self
     }
 
-    /// How long a confirm may take, 60 s by default. After it the message is [silent](Outcome::Silent), and the relay suspends its
-    /// destination. If no younger message has a confirm either, the connection is made anew. Time during which the
-    /// broker blocks publishers does not count.
+    /// The longest time that a confirm may take, 60 s by default.
+    ///
+    /// After that time the message is [silent](Outcome::Silent), and the relay suspends its
+    /// destination. If no younger message has a confirm either, the publisher connects again. Time
+    /// during which the broker blocks publishers does not count.
     ///
     /// ```
     /// use std::time::Duration;
@@ -234,7 +268,7 @@ impl RabbitMq {
         self
     }
 
-    /// The name that the broker shows for the connection. `onewrite` by default.
+    /// The name that the broker shows for the connection, `onewrite` by default.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -248,9 +282,11 @@ impl RabbitMq {
         self
     }
 
-    /// First and longest wait between connection attempts, 0.1 s and 30 s by default. The waits double, with jitter,
-    /// and start over once a connection has lasted 5 s or something was confirmed on it. After a refusal that waiting
-    /// will not heal (wrong password, missing virtual host or exchange) it is always about 30 s.
+    /// The first and the longest wait between connection attempts, 0.1 s and 30 s by default.
+    ///
+    /// The waits double, with jitter. They start over once a connection has lasted 5 s or had a
+    /// confirm. After a refusal that waiting does not heal (wrong password, missing virtual host or
+    /// exchange) the wait is always about 30 s.
     ///
     /// ```
     /// use std::time::Duration;
@@ -265,8 +301,10 @@ impl RabbitMq {
         self
     }
 
-    /// Checks at each connect that this exchange exists. If not, nothing is published, and a fault of class
-    /// [`FaultClass::Config`] says so until it does.
+    /// Checks at each connect that this exchange exists.
+    ///
+    /// While the exchange is missing, nothing is published, and a fault of class
+    /// [`FaultClass::Config`] reports it.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -280,7 +318,8 @@ impl RabbitMq {
         self
     }
 
-    /// Declares exchanges, queues and bindings at each connect. Nothing is declared unless this is called.
+    /// Declares exchanges, queues and bindings at each connect. Without this call nothing is
+    /// declared.
     ///
     /// ```
     /// use onewrite::broker::{RabbitMq, Topology};
@@ -294,7 +333,7 @@ impl RabbitMq {
         self
     }
 
-    /// How `amqps://` connections are secured. Without this, as by [`Tls::new`].
+    /// How `amqps://` connections are secured. The default is [`Tls::new`].
     ///
     /// ```
     /// use onewrite::broker::{RabbitMq, Tls};
@@ -309,8 +348,8 @@ impl RabbitMq {
         self
     }
 
-    /// Allows `amqp://` to a host that is not this machine. The password then travels in plain text: right only
-    /// inside a tunnel or a private network.
+    /// Allows `amqp://` to a host other than this machine. The password then travels in plain text,
+    /// so use this only inside a tunnel or a private network.
     ///
     /// ```
     /// use onewrite::broker::RabbitMq;
@@ -354,7 +393,8 @@ impl Publisher for RabbitMq {
                     stop.clone(),
                 ));
                 publisher::run(options, inbox, events, current, isolation, stop).await;
-                // It ends for the same reasons; its messages want their outcomes.
+                // The isolated task ends for the same reasons; its messages still need their
+                // outcomes.
                 let _ = isolated.await;
             }
         })?;
@@ -371,7 +411,8 @@ impl Publisher for RabbitMq {
             }
             return;
         }
-        // A full queue is more than any window holds: a fault of the caller. Nothing is waited for, nothing lost.
+        // A full queue holds more than any window: a fault of the caller. The call does not wait,
+        // and no ticket is lost.
         if let Err(TrySendError::Full(_)) = running.commands.try_send((epoch, outgoing))
             && running.current.load(Ordering::Acquire) == epoch.0
         {

@@ -1,51 +1,55 @@
-//! Nacks that a new channel may end.
+//! Detects nacks that a new channel may end. Pure: no clock.
 //!
-//! A channel of RabbitMQ that was opened while a quorum queue had just lost its leader asks the dead one for ever (seen on
-//! 3.10.8): it nacks every message for that queue until that node is back, though the queue has a new leader, and other
-//! channels publish to it. A queue that is full nacks too, and a new connection does not help it. Each new connection makes
-//! the outcomes of everything in flight unknown, so it needs evidence.
+//! RabbitMQ may open a channel while a quorum queue has just lost its leader. Such a channel asks
+//! the dead leader for ever (seen on 3.10.8). It nacks every message for that queue until that node
+//! is back. Meanwhile the queue has a new leader, and other channels publish to it.
 //!
-//! **The evidence.** The relay asks a destination that nacks everything by one message at a time, each on a channel of its
-//! own. If such a channel acks what the window's channel has nacked just before, that is one *contradiction*. A full queue in
-//! which a place gets free gives one now and then, and then acks in the window as well. So the connection is made anew after
-//! some contradictions in a row without an ack in the window. Each connection that did not help doubles their number.
+//! A full queue nacks too, and a new connection does not help. Each new connection makes the
+//! outcomes of everything in flight unknown. So a new connection needs evidence.
 //!
-//! Pure: no clock.
+//! **The evidence.** If a destination nacks everything, the relay tries it with one message at a
+//! time, each on a channel of its own. If such a channel acks what the window's channel has just
+//! nacked, that is one *contradiction*. A full queue that gets a free place gives a contradiction
+//! now and then, and then acks in the window as well. So the publisher reconnects after some
+//! contradictions in a row without an ack in the window. Each connection that did not help doubles
+//! the number of contradictions.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-/// So many contradictions, and the connection is made anew.
+/// The number of contradictions that lead to a new connection.
 const CONTRADICTIONS: u32 = 3;
 
-/// Their number doubles this often at most: to 192.
+/// The most times that this number doubles: up to 192.
 const DOUBLINGS_MAX: u32 = 6;
 
-/// Of further destinations on one connection nothing is known.
+/// The most destinations that are tracked on one connection.
 const DESTINATIONS_MAX: usize = 1024;
 
-/// A destination, shortened. Two that share a number would share their evidence, no more.
+/// A hash of a destination. Two destinations with one hash would share their evidence, nothing
+/// else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Destination(u64);
 
-/// What the window's channel says of a destination.
+/// The answers of the window's channel for a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Heard {
-    /// It has acked: this connection is as good as another.
+    /// The channel has acked: another connection would not be better.
     Acked,
-    /// Nothing but nacks. `since_isolated`: one has come since a channel beside it acked last.
+    /// The channel has only nacked. `since_isolated`: it has nacked since the last ack of an
+    /// isolated channel.
     Nacked { contradictions: u32, since_isolated: bool },
 }
 
-/// What was heard of destinations.
+/// The evidence about all destinations.
 #[derive(Debug, Default)]
 pub(super) struct Nacks {
     hasher: RandomState,
-    /// On this connection.
+    /// The answers on this connection.
     heard: HashMap<Destination, Heard>,
-    /// The common case, without a look at the table.
+    /// Answers the common case without a look at the table.
     acked_last: Option<Destination>,
-    /// Why the connection was last made anew, and how often in a row.
+    /// The destination that led to the last reconnect, and the number of such reconnects in a row.
     suspect: Option<(Destination, u32)>,
 }
 
@@ -54,13 +58,13 @@ impl Nacks {
         Destination(self.hasher.hash_one((exchange, routing_key)))
     }
 
-    /// A new connection, with a new chance for everybody.
+    /// Notes a new connection, which gives every destination a new chance.
     pub(super) fn connected(&mut self) {
         self.heard.clear();
         self.acked_last = None;
     }
 
-    /// The window's channel has acked a message.
+    /// Notes that the window's channel has acked a message.
     pub(super) fn acked(&mut self, destination: Destination) {
         if self.acked_last == Some(destination) {
             return;
@@ -74,7 +78,7 @@ impl Nacks {
         }
     }
 
-    /// The window's channel has nacked a message.
+    /// Notes that the window's channel has nacked a message.
     pub(super) fn nacked(&mut self, destination: Destination) {
         if !self.has_room_for(destination) {
             return;
@@ -85,13 +89,15 @@ impl Nacks {
         }
     }
 
-    /// A channel beside the window's has acked a message. Whether it is time for a new connection.
+    /// Notes that a channel beside the window's has acked a message. Returns whether it is time for
+    /// a new connection.
     pub(super) fn acked_isolated(&mut self, destination: Destination) -> bool {
         let Some(Heard::Nacked { contradictions, since_isolated }) = self.heard.get_mut(&destination) else {
             return false;
         };
         *contradictions += u32::from(std::mem::take(since_isolated));
-        // All connections in a row count, for whatever destination: several that are full must not take turns.
+        // All such connections in a row count, for any destination: several full queues must not
+        // take turns.
         let times = self.suspect.map_or(0, |(_, times)| times);
         let enough = *contradictions >= CONTRADICTIONS << times.min(DOUBLINGS_MAX);
         if enough {
@@ -109,7 +115,7 @@ impl Nacks {
 mod tests {
     use super::*;
 
-    /// Contradictions until a new connection is asked for.
+    /// Counts the contradictions until a new connection is requested.
     fn contradictions(nacks: &mut Nacks, destination: Destination) -> u32 {
         nacks.connected();
         (1..).find(|_| contradicts(nacks, destination)).unwrap()
@@ -120,7 +126,8 @@ mod tests {
         nacks.acked_isolated(destination)
     }
 
-    /// Goal: nacks alone, however many, ask for no new connection; nor do acks of other channels alone.
+    /// Goal: nacks alone, however many, request no new connection; nor do acks of other channels
+    /// alone.
     #[test]
     fn nacks_alone_are_no_evidence() {
         let mut nacks = Nacks::default();
@@ -134,7 +141,8 @@ mod tests {
         assert!((0..1_000).all(|_| !nacks.acked_isolated(full)), "nothing was nacked on this connection");
     }
 
-    /// Goal: a channel that nacks what others ack is given up; one that has acked once is not.
+    /// Goal: a channel that nacks what other channels ack is given up; a channel that has acked
+    /// once is not.
     #[test]
     fn contradictions_ask_for_a_new_connection() {
         let mut nacks = Nacks::default();
@@ -149,7 +157,8 @@ mod tests {
         assert!((0..1_000).all(|_| !contradicts(&mut nacks, stuck)));
     }
 
-    /// Goal: what a new connection does not help makes new ones ever rarer, until the destination acks in the window.
+    /// Goal: if a new connection does not help, the next ones become rarer, until the destination
+    /// acks in the window.
     #[test]
     fn what_a_new_connection_does_not_help_needs_ever_more() {
         let mut nacks = Nacks::default();
@@ -160,7 +169,7 @@ mod tests {
         assert_eq!(contradictions(&mut nacks, full), 3, "it has recovered in between");
     }
 
-    /// Goal: several that are full do not take turns.
+    /// Goal: several full destinations do not take turns.
     #[test]
     fn several_that_are_full_share_the_limit() {
         let mut nacks = Nacks::default();

@@ -14,14 +14,14 @@ use crate::limits::{
 
 #[derive(Debug, Clone)]
 pub(super) struct Options {
-    /// One at least.
+    /// At least one broker.
     pub(super) targets: Vec<Target>,
-    /// Set for all brokers, whatever their URIs say.
+    /// If set, overrides the URIs' values for all brokers.
     pub(super) heartbeat: Option<Duration>,
     pub(super) confirm_deadline: Duration,
-    /// Bodies of more bytes are not taken in.
+    /// Larger bodies are not taken in.
     pub(super) body_bytes_max: u64,
-    /// While unsettled deliveries take more, nothing is read.
+    /// While unsettled deliveries take more bytes, nothing is read.
     pub(super) prefetch_bytes: u64,
     pub(super) connection_name: String,
     pub(super) backoff: (Duration, Duration),
@@ -47,7 +47,7 @@ impl Options {
             targets,
             heartbeat: None,
             confirm_deadline: Duration::from_millis(CONFIRM_MS_DEFAULT),
-            // What is returned to a publisher is its own; a source says what it takes.
+            // A publisher gets back only its own messages; a source sets its own bound.
             body_bytes_max: PAYLOAD_BYTES_MAX as u64,
             prefetch_bytes: u64::MAX,
             connection_name: "onewrite".to_owned(),
@@ -65,7 +65,7 @@ impl Options {
         self.heartbeat.unwrap_or_else(own)
     }
 
-    /// Checked when the publisher or source starts, once every setting is known.
+    /// Checks the options when the publisher or source starts, once every setting is known.
     pub(super) fn check(&self) -> Result<(), SettingError> {
         let in_plain_text = |target: &&Target| !target.tls && !target.is_loopback();
         if let Some(target) = self.targets.iter().find(in_plain_text)

@@ -1,4 +1,4 @@
-//! How long to wait between connection attempts.
+//! The waits between connection attempts.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use crate::message::FaultClass;
 use crate::time::part_of;
 use crate::tuning::CONFIG_RETRY_MS;
 
-/// A connection that lived this long has proved itself, also when nothing was published over it.
+/// A connection that lived this long has proved itself, even if nothing was published over it.
 pub(super) const STABLE: Duration = Duration::from_secs(5);
 
-/// Jittered exponential backoff. A refusal that waiting will not heal is asked about slowly.
+/// Jittered exponential backoff. After a refusal that waiting does not heal, attempts are rare.
 #[derive(Debug)]
 pub(super) struct Pace {
     first: Duration,
@@ -23,7 +23,8 @@ impl Pace {
         Self { first, max, failures: 0 }
     }
 
-    /// A connection ended that had lived for `lived` and, or not, had `worked`. Returns whether it had proved itself.
+    /// Notes the end of a connection, which lived for `lived` and may have `worked`. Returns
+    /// whether the connection had proved itself.
     pub(super) fn had_connection(&mut self, lived: Duration, worked: bool) -> bool {
         let proved = worked || lived >= STABLE;
         if proved {
@@ -32,12 +33,12 @@ impl Pace {
         proved
     }
 
-    /// The wait before the next attempt.
+    /// Returns the wait before the next attempt.
     pub(super) fn next_wait(&mut self, class: FaultClass) -> Duration {
         self.wait_with(class, random_unit())
     }
 
-    /// `unit` is random in `0.0..1.0`.
+    /// Returns the wait for a random `unit` in `0.0..1.0`.
     fn wait_with(&mut self, class: FaultClass, unit: f64) -> Duration {
         if class == FaultClass::Config {
             return Duration::from_millis(CONFIG_RETRY_MS).mul_f64(0.8 + 0.4 * unit);
@@ -48,7 +49,8 @@ impl Pace {
     }
 }
 
-/// Good enough for jitter, and no dependency: each `RandomState` is seeded anew.
+/// A random number that is good enough for jitter and needs no dependency: each `RandomState` is
+/// seeded anew.
 fn random_unit() -> f64 {
     let bits = RandomState::new().hash_one(0_u8) >> 11;
     bits as f64 / (1_u64 << 53) as f64
@@ -79,7 +81,8 @@ mod tests {
         assert_eq!(pace.wait_with(FaultClass::Outage, 0.0), Duration::from_millis(50));
     }
 
-    /// Goal: no wait is too long to be spread. Method: the longest, at both ends of chance.
+    /// Goal: even the longest wait is jittered. Method: the longest wait, at both ends of the
+    /// random range.
     #[test]
     fn the_longest_wait_is_spread_too() {
         let mut pace = Pace::new((Duration::MAX, Duration::MAX));

@@ -1,7 +1,8 @@
-//! The publishing side: one connection after the other, and on each the window.
+//! The publishing side: one connection after another, and the window on each connection.
 //!
-//! **Invariants.** One task publishes on a channel, on a current-thread runtime. Publishes are polled first in the
-//! order of the calls, which is what decides the broker's tags. No channel is used again after an error.
+//! **Invariants.** One task publishes on a channel, on a current-thread runtime. Publishes are
+//! first polled in the order of the calls; that order decides the broker's tags. No channel is used
+//! again after an error.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -29,29 +30,32 @@ use super::nacks::Nacks;
 use super::options::Options;
 use super::window::{Broken, Confirmed, Window, worse};
 
-/// Commands taken in at one iteration.
+/// The most commands that one iteration takes.
 const BATCH: usize = 512;
 
-/// Outcomes are gathered into batches while at least as many more are in flight: telling each by itself costs two wake-ups of threads, and what
-/// is published for it goes out by itself too. Fewer than the smallest batch are reported at once.
+/// The smallest batch of outcomes. While fewer messages than this are in flight, outcomes are
+/// reported at once.
+///
+/// A report for each outcome would cost two thread wake-ups, and the messages published for it
+/// would leave one by one too.
 pub(crate) const OUTCOME_BATCH_MIN: usize = 64;
 
-/// A batch is a quarter of what is in flight, within bounds: the larger the window, the less a batch says about the room in it.
+/// The largest batch. A batch is an eighth of the messages in flight, within the two bounds.
 pub(crate) const OUTCOME_BATCH_MAX: usize = 512;
 
-/// How long an outcome may wait for its batch.
+/// The longest time that an outcome waits for its batch.
 const OUTCOME_BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// How long to wait for the broker's own word after an echo of it (`channel is closing`) was seen.
+/// The longest wait for the broker's own error after an echo of it (`channel is closing`) was seen.
 pub(crate) const REASON_WAIT: Duration = Duration::from_millis(500);
 
-/// After an error somewhere on the connection, its state is looked at again.
+/// The time after an error on the connection at which its state is checked again.
 const OVERHEARD: Duration = Duration::from_millis(50);
 
-/// One message of the window.
+/// One message for the window.
 pub(super) type Command = (Epoch, Outgoing);
 
-/// Publishes until it is asked to stop, or nobody listens any more.
+/// Publishes until a stop is requested or the receiver of the events is gone.
 pub(super) async fn run(
     options: Arc<Options>,
     mut commands: mpsc::Receiver<Command>,
@@ -74,7 +78,7 @@ pub(super) async fn run(
                 (fault, wait)
             }
             Ok(mut link) => {
-                // The relay logs it at its own level: each of these is logged once.
+                // The relay logs the connect at its own level, so here it is only a debug line.
                 debug!(broker = %target, epoch = number, "publisher connected");
                 let began = Instant::now();
                 current.store(number, Ordering::Release);
@@ -99,9 +103,11 @@ pub(super) async fn run(
                         return link.close(stop.time_to_close()).await;
                     }
                 };
-                // First the news, then the tidying: the relay need not wait for a broker that does not answer.
+                // The report comes before the closing: the relay need not wait for a broker that
+                // does not answer.
                 let tidy = tokio::spawn(link.close(stop.time_to_close()));
-                // The broker is well, and is asked again: where it allows one connection, the last one is to be gone.
+                // This broker works and is tried again. If it allows only one connection, the last
+                // connection must be gone by then.
                 tidying =
                     matches!(fault.class, FaultClass::Message | FaultClass::Destination).then_some(tidy);
                 let wait = failover.lost(fault.class, began.elapsed(), worked, Instant::now());
@@ -120,7 +126,7 @@ pub(super) async fn run(
         let wait = without_commands(&mut commands, async {
             tokio::time::sleep(wait).await;
             if let Some(tidy) = tidying {
-                // It ends in time, whatever the broker does.
+                // The task ends within its deadline, even if the broker does not answer.
                 _ = tidy.await;
             }
         });
@@ -130,11 +136,11 @@ pub(super) async fn run(
     }
 }
 
-/// Runs `future` while there is no epoch: what comes in meanwhile is of one that is over.
+/// Runs `future` while there is no epoch, and drops commands of the last epoch meanwhile.
 async fn without_commands<T>(commands: &mut mpsc::Receiver<Command>, future: impl Future<Output = T>) -> T {
     let discard = async {
         while commands.recv().await.is_some() {}
-        // The handle is gone; the stop that this means is seen elsewhere.
+        // The handle is gone, which is a stop; `stop` reports it.
         std::future::pending::<()>().await;
     };
     match select(pin!(future), pin!(discard)).await {
@@ -149,24 +155,25 @@ enum End {
     Fault(Fault),
 }
 
-/// What one iteration of an epoch woke up for.
+/// The event that woke one iteration of an epoch.
 #[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
 enum Woken {
     Stop,
     Connection(Option<Event>),
     Confirm(Confirmed),
-    /// The broker has said why these were returned, or cannot be asked on this connection any more.
+    /// The broker has given the cause of these returns, or cannot be asked on this connection any
+    /// more.
     Returned(Result<Vec<(Ticket, Outcome)>, Fault>),
-    /// So many commands; 0 when the handle is gone.
+    /// The number of commands; 0 if the handle is gone.
     Commands(usize),
-    /// Outcomes have waited long enough.
+    /// Outcomes have waited long enough for their batch.
     BatchTimeout,
     /// There is something to settle.
     Again,
     Tick,
 }
 
-/// One epoch. Returns why it ended, and whether the broker has confirmed anything on it.
+/// Serves one epoch. Returns why the epoch ended, and whether the broker confirmed anything in it.
 async fn serve(
     link: &mut Link,
     mut window: Window<'_>,
@@ -208,13 +215,15 @@ async fn serve(
             timer.as_mut().poll(cx).map(|()| Woken::Tick)
         })
         .await;
-        // Looked at here too: what comes in is asked for first, and may never end.
+        // The timeout is also checked here: events from the broker are polled first, and may never
+        // end.
         let batch_timed_out = matches!(woken, Woken::BatchTimeout)
             || (window.holds_outcomes() && batch_timeout.deadline() <= tokio::time::Instant::now());
         let result = match woken {
             Woken::Stop | Woken::Commands(0) => break End::Stop,
             Woken::Commands(_) | Woken::BatchTimeout | Woken::Again => Ok(()),
-            // Of a message that was isolated on a channel of its own: the window's is as it was. It is looked at again soon.
+            // The error belongs to the question of an isolated message on another channel; the
+            // window's channel is unaffected.
             Woken::Connection(Some(Event::Error(error))) if link.is_alive() && is_about_a_queue(&error) => {
                 Ok(())
             }
@@ -240,8 +249,9 @@ async fn serve(
                 }
             }
         };
-        // Confirms and commands are both taken in at every iteration, so that neither waits for a flood of the other.
-        // Confirms also after an error: what is confirmed needs no resend.
+        // Both confirms and commands are taken at every iteration, so that neither waits for a
+        // flood of the other. Confirms are also taken after an error: a confirmed message needs no
+        // resend.
         let mut result = worse(result, window.take_ready_confirms());
         let held_before = window.holds_outcomes();
         result = worse(result, window.settle());
@@ -256,14 +266,15 @@ async fn serve(
             let _ = commands.recv_many(&mut batch, BATCH).now_or_never();
         }
         for (of, outgoing) in batch.drain(..) {
-            // A command of an epoch that is over is dropped without a word; so is one after a fault of this one.
+            // A command of an epoch that is over is dropped silently. So is a command after a fault
+            // of this epoch.
             if of == epoch && result.is_ok() {
                 result = window.publish(outgoing, events);
             }
         }
         if let Err(broken) = result {
             let fault = window.why(broken, link).await;
-            // What is wrong is known already.
+            // The reason is already known.
             _ = window.settle();
             if window.report_settled(events).is_err() {
                 break End::Stop;

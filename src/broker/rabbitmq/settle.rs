@@ -1,13 +1,17 @@
-//! Which outcome belongs to which message. Pure: no I/O, no clock, no lapin.
+//! Matches outcomes and messages. Pure: no I/O, no clock, no lapin.
 //!
-//! The broker's confirms name tags, and may come in any order: each settles its own message and waits for no other. A return names no
-//! tag. It is matched by the message's own id, and the broker sends it before the confirm of the same message. So one rule
-//! makes every outcome right: **once confirms have been noted, all returns that came before them are noted too, and only then is anything
-//! settled.** `Returns` holds them in time (see there); lapin's own pairing of returns with confirms is not looked at.
+//! The broker's confirms name tags, and may come in any order. Each confirm settles its own message
+//! and waits for no other message. A return names no tag. The ledger matches a return by the
+//! message's own id. The broker sends the return before the confirm of the same message. So one
+//! rule makes every outcome right: **after confirms are noted, all returns that came before them
+//! are noted too, and only then is anything settled.** `Returns` has these returns in time (see
+//! there). lapin's own pairing of returns with confirms is not used.
 //!
-//! A message without any word for too long is reported *silent*, once, and stays: its word may still come.
+//! A message that waits too long for a confirm is reported *silent*, once. The message stays,
+//! because its confirm may still come.
 //!
-//! A return that comes after its message was settled breaks the argument; it is reported, never passed over.
+//! A return that comes after its message was settled breaks the rule; such a return is always
+//! reported.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher;
@@ -19,23 +23,24 @@ use crate::message::{Fault, Message, Outcome, Ticket};
 
 use super::inbound::Returned;
 
-/// Places of settled messages that are kept between unsettled ones, beside as many as are unsettled.
+/// The most places of settled messages that are kept between unsettled messages, in addition to one
+/// for each message that waits.
 const GAPS_MAX: usize = 1024;
 
 /// The unsettled publishes of one channel, in publish order.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// Tag of the front slot.
+    /// The tag of the front slot.
     front: u64,
-    /// The front one is unsettled.
+    /// The front slot is unsettled.
     slots: VecDeque<Option<Slot>>,
-    /// Unsettled ones that far younger ones have overtaken.
+    /// Unsettled messages that much younger messages have overtaken.
     behind: BTreeMap<u64, Slot>,
-    /// Unsettled, and not reported silent.
+    /// The number of unsettled messages that are not reported silent.
     waiting: usize,
     /// Confirms that are noted and not settled.
     heard: Vec<(u64, Word)>,
-    /// The highest tag with a word.
+    /// The highest tag with a confirm.
     highest: u64,
 }
 
@@ -43,7 +48,8 @@ pub(super) struct Ledger {
 struct Slot {
     ticket: Ticket,
     message: Arc<Message>,
-    /// Of its id: a whole window of them is looked through faster than one of texts.
+    /// A hash of the message's id: searching a whole window of hashes is faster than searching
+    /// texts.
     id_hash: u64,
     since_ms: u64,
     returned: Option<Returned>,
@@ -57,18 +63,20 @@ pub(super) enum Word {
     Nack,
 }
 
-/// A return for a message that is not, or no longer, unsettled: an outcome that was reported may be wrong.
+/// A return for a message that is not in flight or already settled: a reported outcome may be
+/// wrong.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LateReturn;
 
-/// What was found when the ages were looked at.
+/// The result of a check of the ages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Silence {
-    /// Nobody has waited too long.
+    /// No message has waited too long.
     None,
-    /// Some have, and younger ones have their word: the channel lives.
+    /// Some messages have waited too long, and younger messages have a confirm: the channel works.
     OfSome,
-    /// Some have, and no younger one has a word: nothing says that the channel lives.
+    /// Some messages have waited too long, and no younger message has a confirm: the channel may be
+    /// dead.
     OfAll,
 }
 
@@ -84,7 +92,7 @@ impl Ledger {
         }
     }
 
-    /// Notes a publish. The tag counts from 1, as the broker's does.
+    /// Notes a publish and returns its tag. Tags count from 1, as the broker's tags do.
     pub(super) fn published(&mut self, ticket: Ticket, message: Arc<Message>, since_ms: u64) -> u64 {
         let tag = self.front + self.slots.len() as u64;
         let id_hash = hash(message.message_id.as_deref().unwrap_or_default());
@@ -94,16 +102,18 @@ impl Ledger {
         tag
     }
 
-    /// Notes the broker's word on one tag.
+    /// Notes the broker's confirm of one tag.
     pub(super) fn confirmed(&mut self, tag: u64, word: Word) {
         self.heard.push((tag, word));
         self.highest = self.highest.max(tag);
     }
 
-    /// Notes that the message of this id was returned. Where one id is in flight twice, both count as returned: which of
-    /// them it was cannot be known, and a repeat is harmless where a loss is not.
+    /// Notes that the message of this id was returned. If one id is in flight twice, both messages
+    /// count as returned. Which of them it was cannot be known, and a repeat is harmless while a
+    /// loss is not.
     ///
-    /// Looks through all that is unsettled: an index of ids would cost each publish an allocation and three look-ups, returned or not.
+    /// Searches all unsettled messages. An index of ids would cost each publish an allocation and
+    /// three look-ups, returned or not.
     pub(super) fn returned(&mut self, returned: &Returned) -> Result<(), LateReturn> {
         let (id, id_hash, mut found) = (&*returned.id, hash(&returned.id), Err(LateReturn));
         let has_it =
@@ -115,8 +125,8 @@ impl Ledger {
         found
     }
 
-    /// Takes out what is settled. Call it when every return that came before the noted confirms has been noted. What was
-    /// returned comes separately: why is still to be asked.
+    /// Takes out what is settled. Call it once all returns that came before the noted confirms have
+    /// been noted. Returned messages come separately: their cause must still be asked.
     pub(super) fn settle_into(
         &mut self,
         settled: &mut Vec<(Ticket, Outcome)>,
@@ -132,22 +142,23 @@ impl Ledger {
                 (None, Word::Nack) => settled.push((slot.ticket, Outcome::Nacked)),
             }
         }
-        // Its room serves the next ones.
+        // The buffer is reused.
         self.heard = heard;
         self.tidy();
     }
 
-    /// Messages that wait for a word and are not reported silent.
+    /// The number of messages that wait for a confirm and are not reported silent.
     pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
-    /// When the oldest of those was published.
+    /// The publish time of the oldest of these messages.
     pub(super) fn oldest_since_ms(&self) -> Option<u64> {
         self.in_order().find(|(_, slot)| !slot.reported_silent).map(|(_, slot)| slot.since_ms)
     }
 
-    /// Reports all that were published at or before `until_ms` silent. They stay: a word on them may still come.
+    /// Reports all messages silent that were published at or before `until_ms`. They stay: a
+    /// confirm may still come.
     pub(super) fn silent_into(
         &mut self,
         until_ms: u64,
@@ -157,14 +168,14 @@ impl Ledger {
         let mut oldest = None;
         let behind = self.behind.iter_mut().map(|(tag, slot)| (*tag, slot));
         let slots = (self.front..).zip(&mut self.slots).filter_map(|(tag, slot)| Some((tag, slot.as_mut()?)));
-        // In order of time, so the first that is young enough ends it.
+        // The messages are in order of time, so the first young message ends the loop.
         for (tag, slot) in behind.chain(slots).take_while(|(_, slot)| slot.since_ms <= until_ms) {
             if slot.reported_silent {
                 continue;
             }
             oldest = oldest.or(Some(tag));
             slot.reported_silent = true;
-            // Its id is still needed, its payload is not.
+            // The message's id is still needed, its payload is not.
             let message_id = slot.message.message_id.clone();
             slot.message = Arc::new(Message { message_id, ..Message::default() });
             settled.push((slot.ticket, Outcome::Silent(fault.clone())));
@@ -187,7 +198,8 @@ impl Ledger {
         self.slots.get_mut(usize::try_from(index).ok()?)?.take()
     }
 
-    /// Drops the settled front; moves out what has been overtaken by many, so that they keep no room for those.
+    /// Drops settled slots at the front, and moves out messages that many others have overtaken. So
+    /// an old message keeps no room for the messages that overtook it.
     fn tidy(&mut self) {
         let keeps = |slots: &VecDeque<Option<Slot>>, most| {
             slots.front().is_none_or(|front| front.is_some() && slots.len() <= most)
@@ -243,7 +255,8 @@ mod tests {
         Arc::new(Message { message_id: Some(id.into()), ..Message::default() })
     }
 
-    /// Goal: a message without a word delays no other's outcome. Method: the second and third of three get their words first.
+    /// Goal: a message without a confirm delays no other's outcome. Method: the second and third of
+    /// three get their confirms first.
     #[test]
     fn a_gap_delays_nobody() {
         let mut ledger = Ledger::new();
@@ -264,8 +277,9 @@ mod tests {
         assert!(ledger.is_empty() && ledger.oldest_since_ms().is_none());
     }
 
-    /// Goal: silence is reported once, of those alone that have waited too long, and says whether the channel lives; a word that comes
-    /// late is still reported. Method: four messages, words out of order, a look at the ages between them.
+    /// Goal: silence is reported once, only for messages that have waited too long, and tells
+    /// whether the channel works; a late confirm is still reported. Method: four messages, confirms
+    /// out of order, a check of the ages between them.
     #[test]
     fn silence_is_reported_once_and_a_late_word_after_it() {
         let mut ledger = Ledger::new();
@@ -297,7 +311,8 @@ mod tests {
         assert_eq!(ledger.len(), 0);
     }
 
-    /// Goal: one that stays silent costs no memory for those that overtake it. Method: a hundred thousand pass by.
+    /// Goal: a silent message costs no memory for the messages that overtake it. Method: a hundred
+    /// thousand messages overtake it.
     #[test]
     fn what_is_overtaken_keeps_no_room_for_the_others() {
         let mut ledger = Ledger::new();
@@ -320,8 +335,8 @@ mod tests {
         assert!(ledger.is_empty());
     }
 
-    /// Goal: one id in flight twice never ends in a false confirm, and the bookkeeping stays whole.
-    /// Method: publish an id twice around another one, return it once, settle in two steps.
+    /// Goal: one id in flight twice never ends in a false confirm, and the bookkeeping stays right.
+    /// Method: publish an id twice around another id, return it once, settle in two steps.
     #[test]
     fn an_id_in_flight_twice_counts_as_returned_twice() {
         let mut ledger = Ledger::new();
@@ -341,16 +356,18 @@ mod tests {
         assert!(ledger.is_empty());
     }
 
-    /// The line, as far as returns and confirms go: the broker sends a return before the confirm of its message, and that is all.
+    /// A model of the connection's returns and confirms: the only rule is that a return comes
+    /// before the confirm of its message.
     struct Model {
-        /// What the broker does with each tag: returned, acked.
+        /// The broker's decision for each tag: returned, acked.
         plan: Vec<(bool, bool)>,
         /// Tags whose returns have been sent.
         sent: Vec<bool>,
     }
 
     impl Model {
-        /// The broker confirms `tag`: its return has been sent before, and perhaps others'.
+        /// The broker confirms `tag`: its return has been sent before, and perhaps returns of other
+        /// tags.
         fn complete(&mut self, tag: u64, others: u32) -> Vec<u64> {
             let mut sent = Vec::new();
             for other in 1..=self.plan.len() as u64 {
@@ -368,9 +385,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
-        /// Goal: however confirms complete, every outcome is the broker's real one, reported once.
-        /// Method: a model of the line; tags complete in any order, each return before its own confirm; confirms are noted first and
-        /// the returns of a batch after them, as the publisher does; settle after batches of random size.
+        /// Goal: in any order of confirms, every outcome is the broker's real one, reported once.
+        /// Method: a model of the connection. Tags complete in any order, each return before its
+        /// own confirm. Confirms are noted first and the returns of a batch after them, as the
+        /// publisher does. The test settles after batches of random size.
         #[test]
         fn outcomes_are_right_in_any_order_of_confirms(
             plan in prop::collection::vec((prop::bool::weighted(0.3), prop::bool::weighted(0.8)), 1..60),

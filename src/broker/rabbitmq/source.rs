@@ -18,23 +18,29 @@ use super::topology::Topology;
 
 /// Consumes one queue of RabbitMQ with manual acknowledgement.
 ///
-/// Every delivery stays with the broker until it is settled; after a lost connection, a stop or a crash, the broker
-/// delivers again what was not. A queue that is missing or gets deleted is reported as a
-/// [`Down`](crate::broker::SourceEvent::Down) of class [`Destination`](crate::FaultClass::Destination) and tried again.
+/// Every delivery stays with the broker until it is settled. After a lost connection, a stop or a
+/// crash, the broker delivers unsettled messages again. A queue that is missing or gets deleted is
+/// reported as a [`Down`](crate::broker::SourceEvent::Down) of class
+/// [`Destination`](crate::FaultClass::Destination). The source then tries again.
 ///
-/// A delivery must be settled within the broker's `consumer_timeout`, 30 minutes unless set. Otherwise the broker ends the consuming, and
-/// delivers again: up to RabbitMQ 4.2 it closes the channel, from 4.3 on it cancels the consumer of a quorum queue. Both are reported as a
-/// [`Down`](crate::broker::SourceEvent::Down) of class [`Outage`](crate::FaultClass::Outage). See [`RabbitMq`](crate::broker::rabbitmq::RabbitMq) for what else differs.
+/// A delivery must be settled within the broker's `consumer_timeout`, 30 minutes by default.
+/// Otherwise the broker ends the consuming and delivers again. Up to RabbitMQ 4.2 the broker closes
+/// the channel; from 4.3 on it cancels the consumer of a quorum queue. The source reports both as a
+/// [`Down`](crate::broker::SourceEvent::Down) of class [`Outage`](crate::FaultClass::Outage). See
+/// [`RabbitMq`](crate::broker::rabbitmq::RabbitMq) for other differences.
 ///
-/// A stream queue is refused at its first delivery: a [`Down`](crate::broker::SourceEvent::Down) of class [`Config`](crate::FaultClass::Config) names it.
-/// Streams keep what is acknowledged; bind a classic or quorum queue to the same exchange instead.
+/// A stream queue is refused at its first delivery: a [`Down`](crate::broker::SourceEvent::Down) of
+/// class [`Config`](crate::FaultClass::Config) names the queue. Streams keep acknowledged messages;
+/// bind a classic or quorum queue to the same exchange instead.
 ///
-/// What the AMQP client could not read comes all the same: text that is not UTF-8, tables nested too deep, headers larger than a
-/// frame. Such a delivery says so in the header [`MENDED`](crate::wire::MENDED), or [`UNREADABLE`](crate::wire::UNREADABLE) where it
-/// cannot be taken for what it is.
+/// Messages that the AMQP client could not read are delivered too: text that is not UTF-8, tables
+/// nested too deep, headers larger than a frame. Such a delivery has the header
+/// [`MENDED`](crate::wire::MENDED). If a part is missing, or the message cannot be identified, the
+/// header is [`UNREADABLE`](crate::wire::UNREADABLE).
 ///
-/// All fourteen properties come, and each header as the [`HeaderValue`](crate::HeaderValue) of its AMQP type; text that is not UTF-8
-/// comes as `Bytes`. RabbitMQ's `x-death` is an array of tables.
+/// All fourteen properties are delivered, and each header as the
+/// [`HeaderValue`](crate::HeaderValue) of its AMQP type. Text that is not UTF-8 is given as
+/// `Bytes`. RabbitMQ's `x-death` is an array of tables.
 ///
 /// ```no_run
 /// use onewrite::broker::RabbitMqSource;
@@ -51,10 +57,12 @@ pub struct RabbitMqSource {
 }
 
 impl RabbitMqSource {
-    /// A consumer of `queue` on the broker at `url`, which is written as in [`RabbitMq::new`](crate::broker::rabbitmq::RabbitMq::new).
+    /// Returns a consumer of `queue` on the broker at `url`, which is written as in
+    /// [`RabbitMq::new`](crate::broker::rabbitmq::RabbitMq::new).
     ///
     /// # Errors
-    /// The URI cannot be understood, asks for TLS that is not compiled in, or the queue's name is empty or too long.
+    /// The URI cannot be understood or asks for TLS that is not compiled in, or the queue's name is
+    /// empty or too long.
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;
@@ -65,11 +73,12 @@ impl RabbitMqSource {
         Self::with_brokers([url], queue)
     }
 
-    /// A consumer of `queue` on whichever of these brokers can be reached; see
+    /// Returns a consumer of `queue` on any reachable broker of a list; see
     /// [`RabbitMq::with_brokers`](crate::broker::rabbitmq::RabbitMq::with_brokers).
     ///
     /// # Errors
-    /// As for [`new`](Self::new); or there is no URI, or more than [`BROKERS_MAX`](crate::limits::BROKERS_MAX).
+    /// As for [`new`](Self::new); or the list is empty, or has more than
+    /// [`BROKERS_MAX`](crate::limits::BROKERS_MAX) URIs.
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;
@@ -90,10 +99,11 @@ impl RabbitMqSource {
         Ok(Self { options, queue, running: None, started: false })
     }
 
-    /// Cap on the body of a delivery, in bytes; 128 MiB unless set ([`BODY_BYTES_DEFAULT`]).
+    /// The largest body of a delivery, in bytes; 128 MiB by default ([`BODY_BYTES_DEFAULT`]).
     ///
-    /// A larger body is not kept in memory: it is dropped as it comes. Its delivery comes without a body, with the header
-    /// [`UNREADABLE`](crate::wire::UNREADABLE), which holds the body's length and CRC-32; a consumer rejects it.
+    /// A larger body is dropped while it is read, not kept in memory. Its delivery has no body, but
+    /// the header [`UNREADABLE`](crate::wire::UNREADABLE) with the body's length and CRC-32. A
+    /// consumer rejects such a delivery.
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;
@@ -107,15 +117,21 @@ impl RabbitMqSource {
         self
     }
 
-    /// Cap on the unsettled deliveries in memory, in bytes; 64 MiB unless set ([`PREFETCH_BYTES_DEFAULT`]).
+    /// The most bytes of unsettled deliveries in memory; 64 MiB by default
+    /// ([`PREFETCH_BYTES_DEFAULT`]).
     ///
-    /// The consumer's `prefetch` counts deliveries, whatever their size. While those that are not settled take more than this,
-    /// nothing more is read from the connection; TCP makes the broker wait. A delivery counts with its body and its headers, and
-    /// each value of its headers with 64 bytes more. A delivery that has begun is read to its end. So memory holds this and one
-    /// delivery more; behind a delivery larger than this nothing comes.
+    /// The consumer's `prefetch` counts deliveries of any size. While unsettled deliveries take
+    /// more than this number of bytes, nothing more is read from the connection, and TCP makes the
+    /// broker wait. A delivery counts with its body and its headers, and with 64 bytes more for
+    /// each value of its headers.
     ///
-    /// While nothing is read, the end of the connection is noticed late: at the next settlement. A broker with a
-    /// `send_timeout` among its `tcp_listen_options` ends a connection that is not read for that long, and delivers again.
+    /// A delivery that has begun is read to its end. So memory holds at most this number of bytes
+    /// plus one delivery. While a delivery larger than this number is unsettled, no other delivery
+    /// comes.
+    ///
+    /// While nothing is read, the end of the connection is noticed late: at the next settlement. A
+    /// broker with a `send_timeout` among its `tcp_listen_options` ends a connection that is not
+    /// read for that long, and delivers again.
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;
@@ -129,7 +145,8 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::heartbeat`](crate::broker::rabbitmq::RabbitMq::heartbeat).
+    /// The interval of heartbeats. See
+    /// [`RabbitMq::heartbeat`](crate::broker::rabbitmq::RabbitMq::heartbeat).
     ///
     /// ```
     /// use std::time::Duration;
@@ -144,7 +161,8 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::connection_name`](crate::broker::rabbitmq::RabbitMq::connection_name).
+    /// The name that the broker shows. See
+    /// [`RabbitMq::connection_name`](crate::broker::rabbitmq::RabbitMq::connection_name).
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;
@@ -158,7 +176,8 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::reconnect_backoff`](crate::broker::rabbitmq::RabbitMq::reconnect_backoff).
+    /// The waits between connection attempts. See
+    /// [`RabbitMq::reconnect_backoff`](crate::broker::rabbitmq::RabbitMq::reconnect_backoff).
     ///
     /// ```
     /// use std::time::Duration;
@@ -173,7 +192,8 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::declare`](crate::broker::rabbitmq::RabbitMq::declare).
+    /// Declares a topology at each connect. See
+    /// [`RabbitMq::declare`](crate::broker::rabbitmq::RabbitMq::declare).
     ///
     /// ```
     /// use onewrite::broker::{RabbitMqSource, Topology};
@@ -187,7 +207,8 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::tls`](crate::broker::rabbitmq::RabbitMq::tls).
+    /// How `amqps://` connections are secured. See
+    /// [`RabbitMq::tls`](crate::broker::rabbitmq::RabbitMq::tls).
     ///
     /// ```
     /// use onewrite::broker::{RabbitMqSource, Tls};
@@ -203,7 +224,8 @@ impl RabbitMqSource {
         self
     }
 
-    /// See [`RabbitMq::allow_plaintext_credentials`](crate::broker::rabbitmq::RabbitMq::allow_plaintext_credentials).
+    /// Allows `amqp://` to another machine. See
+    /// [`RabbitMq::allow_plaintext_credentials`](crate::broker::rabbitmq::RabbitMq::allow_plaintext_credentials).
     ///
     /// ```
     /// use onewrite::broker::RabbitMqSource;
@@ -218,7 +240,7 @@ impl RabbitMqSource {
     }
 }
 
-/// Shows hosts, ports, virtual hosts and the queue only.
+/// Shows only hosts, ports, virtual hosts and the queue.
 impl fmt::Debug for RabbitMqSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitMqSource")
@@ -240,8 +262,8 @@ impl Source for RabbitMqSource {
         if std::mem::replace(&mut self.started, true) {
             return Err(SettingError::new("source", "it was started before"));
         }
-        // Unbounded by its type, bounded by use: it carries settlements of deliveries, of which there are at most
-        // `prefetch`, and the thread takes them out at once.
+        // The channel is unbounded by its type but bounded by use: it carries settlements of at
+        // most `prefetch` deliveries, and the thread takes them out at once.
         let (settlements, inbox) = mpsc::unbounded_channel();
         let options = Arc::new(self.options.clone());
         let subscription =
@@ -259,7 +281,7 @@ impl Source for RabbitMqSource {
 
     fn settle(&mut self, settlements: Vec<(DeliveryTag, Settlement)>) {
         if let Some((sender, _)) = &self.running {
-            // It fails when the thread has ended: everything unsettled goes back then.
+            // The send fails if the thread has ended: everything unsettled then goes back.
             let _ = sender.send(settlements);
         }
     }

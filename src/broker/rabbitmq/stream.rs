@@ -1,12 +1,16 @@
-//! Stream queues, which are refused by name.
+//! Detects stream queues, which are refused by name.
 //!
-//! A stream keeps what is acknowledged and begins for each consumer where the consumer says; without a word, at what comes next.
-//! Taken for a queue, it would hide all that came before. The protocol does not give the kind of a queue, but a stream's deliveries
-//! have an offset. The offset is a header, and anybody may write it: the broker has the last word.
+//! A stream keeps acknowledged messages. A consumer of a stream chooses where to begin; the default
+//! is the next new message. So a stream that is consumed like a queue would hide all earlier
+//! messages. The protocol does not tell the kind of a queue, but a stream's deliveries have an
+//! offset header. Any producer can write that header, so the broker is asked.
 //!
-//! **Limits.** A message that the question fetches counts as returned once more: a quorum queue drops one that was requeued as often as
-//! it may. Where it cannot be asked beside the deliveries, as where a user may have one connection, it is asked before anything is
-//! consumed on the next one; a quorum queue may then deliver the first message behind others that were requeued with it.
+//! **Limits.**
+//! - A message that the question fetches counts as returned once more. A quorum queue drops a
+//!   message that was requeued too often.
+//! - If the question cannot be asked beside the deliveries (a user may be limited to one
+//!   connection), it is asked on the next connection before anything is consumed. A quorum queue
+//!   may then deliver the first message behind other requeued messages.
 
 use std::time::Duration;
 
@@ -25,27 +29,27 @@ use super::options::Options;
 use super::topology::Topology;
 use super::uri::Target;
 
-/// RabbitMQ writes it on each delivery of a stream.
+/// The header that RabbitMQ writes on each delivery of a stream.
 const OFFSET: &str = "x-stream-offset";
 
-/// What RabbitMQ answers to what a kind of queue does not do.
+/// RabbitMQ's code for an operation that the kind of queue does not support.
 const NOT_IMPLEMENTED: u16 = 540;
 
-/// What it answers where others may not fetch: a queue with a single active consumer is no stream.
+/// RabbitMQ's code if this user may not fetch: a queue with a single active consumer is no stream.
 const RESOURCE_LOCKED: u16 = 405;
 
-/// How long each answer is waited for.
+/// The longest wait for each answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// How long a message that was fetched takes to be back in its queue, once its connection has ended.
+/// The time until a fetched message is back in its queue, after its connection has ended.
 const RETURN: Duration = Duration::from_millis(250);
 
-/// Whether a delivery says that it comes from a stream.
+/// Whether a delivery has the offset header of a stream.
 pub(super) fn has_offset(properties: &BasicProperties) -> bool {
     properties.headers().as_ref().is_some_and(|headers| headers.contains_key(OFFSET))
 }
 
-/// Why a stream is not consumed.
+/// Returns the fault of a source whose queue is a stream.
 pub(super) fn refused(queue: &str) -> Fault {
     let text = format!(
         "queue `{}` is a stream, which is not consumed: bind a classic or quorum queue to the same exchange",
@@ -54,16 +58,19 @@ pub(super) fn refused(queue: &str) -> Fault {
     Fault::new(FaultClass::Config, text)
 }
 
-/// Why a connection ends on which it could not be asked beside the deliveries what kind of queue this is.
+/// Returns the fault of a connection that ends because the kind of the queue could not be asked
+/// beside the deliveries.
 pub(super) fn not_asked(queue: &str, fault: &Fault) -> Fault {
     let text = format!("it could not be asked what kind of queue `{}` is: {}", printable(queue), fault.text);
     Fault::new(FaultClass::Outage, text)
 }
 
-/// Asks on a connection of its own: on that of the deliveries the answer would stand behind them. It declares nothing.
+/// Asks on a separate connection whether the queue is a stream. On the connection of the deliveries
+/// the answer would queue behind them. The separate connection declares nothing.
 ///
-/// The question may fetch a message, which goes back when this connection ends: one that is rejected goes to the end of a quorum queue without
-/// a delivery limit. What has been delivered before is unsettled meanwhile, so the order stays.
+/// The question may fetch a message, which goes back when this connection ends. A reject would put
+/// the message at the end of a quorum queue without a delivery limit. Earlier deliveries are
+/// unsettled meanwhile, so the order stays.
 pub(super) async fn is_one_beside(options: &Options, target: &Target, queue: &str) -> Result<bool, Fault> {
     let bare = Options { topology: Topology::default(), required_exchanges: Vec::new(), ..options.clone() };
     let connecting = Link::connect(&bare, target, Returns::of_a_consumer(), Deliveries::none());
@@ -77,8 +84,9 @@ pub(super) async fn is_one_beside(options: &Options, target: &Target, queue: &st
     Ok(is_stream)
 }
 
-/// Whether it is a stream, and whether a message was fetched. Streams refuse `basic.get`. A queue gives a message, or refuses it for another
-/// reason. The channel is closed behind the question, so a message goes back.
+/// Returns whether the queue is a stream, and whether a message was fetched. Streams refuse
+/// `basic.get`. A queue gives a message, or refuses for another reason. The question's channel is
+/// closed, so a fetched message goes back.
 pub(super) async fn is_one(channel: &Channel, queue: &str) -> Result<(bool, bool), Fault> {
     let fault = |error: lapin::Error| classify(&error, Phase::Consume);
     let asked = async {

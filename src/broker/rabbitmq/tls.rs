@@ -1,8 +1,10 @@
-//! [`Tls`]: whom to trust, and who we are.
+//! [`Tls`]: the trusted authorities, and the client certificate.
 //!
-//! **Invariants.** The peer's certificate is always verified, and its name too: nothing here can be set that leaves it
-//! out. A private key is in `Pem` and in what rustls makes of it; no `Debug`, no error text shows anything of a file's
-//! content. The crypto provider is named, so that no other crate of the process chooses it.
+//! **Invariants.**
+//! - The peer's certificate and its name are always verified: no setting skips the verification.
+//! - A private key is only in `Pem` and in what rustls makes of it. No `Debug` and no error text
+//!   shows anything of a file's content.
+//! - The crypto provider is named, so that no other crate of the process chooses it.
 
 use std::fmt;
 use std::io;
@@ -25,14 +27,16 @@ const CA: &str = "tls ca";
 const CHAIN: &str = "tls client certificate";
 const KEY: &str = "tls client key";
 
-/// How `amqps://` connections are secured: TLS 1.2 or 1.3, the broker's certificate and its name always verified.
+/// How `amqps://` connections are secured: TLS 1.2 or 1.3, the broker's certificate and its name
+/// always verified.
 ///
-/// Without any setting the operating system's certificate authorities are trusted, and the name in the certificate
-/// must be the host of the URI. There is no way to skip the verification.
+/// By default the operating system's certificate authorities are trusted, and the name in the
+/// certificate must be the host of the URI. There is no way to skip the verification.
 ///
-/// PEM is taken as bytes, or as files. Files are read here, so that a mistake is reported at once, and **again at each
-/// connection attempt**: certificates that are renewed in place need no restart. A file that cannot be used then is a fault of class
-/// [`Config`](FaultClass::Config) that names it. No error shows anything of the content.
+/// PEM is given as bytes or as files. A setting reads its file at once, so that a mistake is
+/// reported at once. Files are read **again at each connection attempt**: certificates that are
+/// renewed in place need no restart. If a file cannot be used then, a fault of class
+/// [`Config`](FaultClass::Config) names the file. No error shows anything of the content.
 ///
 /// ```no_run
 /// use onewrite::broker::{RabbitMq, Tls};
@@ -45,15 +49,15 @@ const KEY: &str = "tls client key";
 /// ```
 #[derive(Clone, Default)]
 pub struct Tls {
-    /// None: the operating system's.
+    /// Empty means the operating system's authorities.
     authorities: Vec<Pem>,
-    /// Chain and key.
+    /// Certificate chain and key.
     identity: Option<(Pem, Pem)>,
     server_name: Option<ServerName<'static>>,
 }
 
 impl Tls {
-    /// The operating system's authorities, no client certificate.
+    /// Returns settings with the operating system's authorities and no client certificate.
     ///
     /// ```
     /// use onewrite::broker::Tls;
@@ -64,11 +68,13 @@ impl Tls {
         Self::default()
     }
 
-    /// Trusts the certificate authorities in this PEM, and no longer the operating system's. Called more than once,
-    /// all that were given are trusted, as is wanted while one takes the place of another.
+    /// Trusts the certificate authorities in this PEM instead of the operating system's.
+    ///
+    /// After several calls all given authorities are trusted. This helps while one authority
+    /// replaces another.
     ///
     /// # Errors
-    /// There is no certificate in it, or one that cannot be read.
+    /// The PEM holds no certificate, or a certificate that cannot be read.
     ///
     /// ```
     /// use onewrite::broker::Tls;
@@ -79,7 +85,8 @@ impl Tls {
         self.ca(Pem::Given(pem.into().into()))
     }
 
-    /// As [`ca_pem`](Self::ca_pem), from a file that is read again at each connection attempt.
+    /// Trusts authorities as [`ca_pem`](Self::ca_pem) does, from a file that is read again at each
+    /// connection attempt.
     ///
     /// # Errors
     /// The file cannot be read, or as for [`ca_pem`](Self::ca_pem).
@@ -99,11 +106,13 @@ impl Tls {
         Ok(self)
     }
 
-    /// Shows the broker this certificate when it asks for one. `chain` is the certificate and what leads to its
-    /// authority, `key` its private key, not encrypted: PKCS #8, PKCS #1 or SEC 1.
+    /// Shows the broker this certificate when the broker asks for one.
+    ///
+    /// `chain` is the certificate and the certificates that lead to its authority. `key` is its
+    /// private key, not encrypted: PKCS #8, PKCS #1 or SEC 1.
     ///
     /// # Errors
-    /// Either cannot be read, or the key is not the certificate's.
+    /// The chain or the key cannot be read, or the key does not belong to the certificate.
     ///
     /// ```
     /// use onewrite::broker::Tls;
@@ -118,7 +127,8 @@ impl Tls {
         self.identity(Pem::Given(chain.into().into()), Pem::Given(key.into().into()))
     }
 
-    /// As [`client_certificate_pem`](Self::client_certificate_pem), from files that are read again at each connection attempt.
+    /// Shows a certificate as [`client_certificate_pem`](Self::client_certificate_pem) does, from
+    /// files that are read again at each connection attempt.
     ///
     /// # Errors
     /// A file cannot be read, or as for [`client_certificate_pem`](Self::client_certificate_pem).
@@ -142,11 +152,13 @@ impl Tls {
         Ok(self)
     }
 
-    /// The name that the broker's certificate must carry, where that is not the host of the URI: behind a tunnel or a
-    /// load balancer, or one certificate for all nodes of a cluster. It is asked for (SNI) and verified.
+    /// The name that the broker's certificate must carry, if that is not the host of the URI.
+    ///
+    /// Examples are a tunnel, a load balancer, or one certificate for all nodes of a cluster. The
+    /// TLS client asks for the name (SNI) and verifies it.
     ///
     /// # Errors
-    /// It is neither a DNS name nor an IP address.
+    /// The name is neither a DNS name nor an IP address.
     ///
     /// ```
     /// use onewrite::broker::Tls;
@@ -159,7 +171,7 @@ impl Tls {
         Ok(self)
     }
 
-    /// The handshake. Reads what is in files, so not on this thread.
+    /// Does the handshake. The files are read on another thread.
     pub(super) async fn secure(
         &self,
         stream: TcpStream,
@@ -206,7 +218,7 @@ impl Tls {
             }
         }
         if self.authorities.is_empty() {
-            // Some that cannot be read do no harm: they are not trusted.
+            // Certificates that cannot be read do no harm: they are not trusted.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             if roots.is_empty() {
                 return Err(SettingError::new(
@@ -219,7 +231,7 @@ impl Tls {
     }
 }
 
-/// Shows where things come from, and nothing of what is in them.
+/// Shows where the settings come from, and nothing of their content.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Tls");
@@ -232,7 +244,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// PEM, or where it is.
+/// PEM, or the path of its file.
 #[derive(Clone)]
 enum Pem {
     Given(Arc<[u8]>),
@@ -290,7 +302,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Far above any bundle of authorities: a path that names something endless must not fill the memory.
+/// Far above any bundle of authorities: a path to an endless file must not fill the memory.
 const PEM_BYTES_MAX: u64 = 16 << 20;
 
 fn handshake_fault(error: &io::Error, target: &Target) -> Fault {
@@ -298,11 +310,12 @@ fn handshake_fault(error: &io::Error, target: &Target) -> Fault {
     Fault::new(class, format!("TLS with {target}: {error}"))
 }
 
-/// Whether it is about who the two are or how they speak: waiting does not heal it.
+/// Whether the error is about the identity or the protocol of the two sides: waiting does not heal
+/// such an error.
 pub(super) fn is_refusal(error: &rustls::Error) -> bool {
     use AlertDescription as Alert;
     match error {
-        // What a broker says that is ending, or whose record was damaged on the way.
+        // Alerts of a broker that is ending, or whose record was damaged on the way.
         rustls::Error::AlertReceived(
             Alert::CloseNotify
             | Alert::InternalError
@@ -316,7 +329,8 @@ pub(super) fn is_refusal(error: &rustls::Error) -> bool {
         | rustls::Error::PeerSentOversizedRecord
         | rustls::Error::FailedToGetCurrentTime
         | rustls::Error::FailedToGetRandomBytes => false,
-        // Unknown authority, wrong name, expired, plain text, too old a protocol, no certificate of ours or a wrong one.
+        // Unknown authority, wrong name, expired, plain text, too old a protocol, a missing or
+        // wrong client certificate.
         _ => true,
     }
 }

@@ -1,14 +1,16 @@
-//! What is declared on the broker, when the application asks for it.
+//! What is declared on the broker, if the application asks for it.
 
 use crate::broker::ExchangeKind;
 use crate::broker::memory::topic_matches;
 use crate::message::HeaderValue;
 use crate::tuning::CAUSE_QUEUES_MAX;
 
-/// Exchanges, queues and bindings to declare at each connect. All durable, none exclusive, none auto-deleted.
+/// Exchanges, queues and bindings to declare at each connect. All are durable, none is exclusive or
+/// auto-deleted.
 ///
-/// Declaring is idempotent where everything is as declared. Where something of the same name differs, the broker
-/// refuses (406), nothing is changed, and the fault is reported as a [`Config`](crate::FaultClass::Config) fault. Nothing is ever deleted.
+/// To declare something again changes nothing if it is the same. If something of the same name
+/// differs, the broker refuses (406) and changes nothing. The fault is then reported as a
+/// [`Config`](crate::FaultClass::Config) fault. Nothing is ever deleted.
 ///
 /// ```
 /// use onewrite::broker::{ExchangeKind, Topology};
@@ -30,12 +32,12 @@ pub(super) struct Binding {
     pub(super) exchange: String,
     pub(super) queue: String,
     pub(super) routing_key: String,
-    /// Others make it.
+    /// The binding is made elsewhere and not declared.
     elsewhere: bool,
 }
 
 impl Topology {
-    /// Nothing to declare.
+    /// Returns an empty topology: nothing to declare.
     ///
     /// ```
     /// use onewrite::broker::Topology;
@@ -46,7 +48,7 @@ impl Topology {
         Self::default()
     }
 
-    /// A durable exchange.
+    /// Adds a durable exchange.
     ///
     /// ```
     /// use onewrite::broker::{ExchangeKind, Topology};
@@ -59,7 +61,7 @@ impl Topology {
         self
     }
 
-    /// A durable queue of the broker's default kind.
+    /// Adds a durable queue of the broker's default kind.
     ///
     /// ```
     /// use onewrite::broker::Topology;
@@ -71,9 +73,11 @@ impl Topology {
         self.queue_with(name, [])
     }
 
-    /// A durable queue with arguments, for example `x-queue-type`, `x-max-length`, `x-overflow`,
-    /// `x-dead-letter-exchange`. An overflow of `drop-head`, RabbitMQ's default, confirms a message and then deletes
-    /// an older one: use `reject-publish` where nothing may be lost.
+    /// Adds a durable queue with arguments, for example `x-queue-type`, `x-max-length`,
+    /// `x-overflow`, `x-dead-letter-exchange`.
+    ///
+    /// An overflow of `drop-head`, RabbitMQ's default, confirms a message and then deletes an older
+    /// message. Use `reject-publish` if no message may be lost.
     ///
     /// ```
     /// use onewrite::broker::Topology;
@@ -91,7 +95,7 @@ impl Topology {
         self
     }
 
-    /// A binding of a queue to an exchange.
+    /// Adds a binding of a queue to an exchange.
     ///
     /// ```
     /// use onewrite::broker::Topology;
@@ -114,11 +118,15 @@ impl Topology {
         self
     }
 
-    /// A binding that others make: nothing of it is declared. It says which queue takes what is published there. Where RabbitMQ returns an
-    /// event, the publisher asks for that queue. If its node is down, that is an outage, and the event spends no attempt.
+    /// Names a binding that is made elsewhere: nothing of the binding is declared.
     ///
-    /// AMQP cannot list bindings. So the publisher knows those that are named here or by [`bind`](Self::bind), and those of the default
-    /// exchange, where the routing key is the queue's name.
+    /// The binding tells the publisher which queue takes what is published there. If RabbitMQ
+    /// returns an event, the publisher asks for that queue. If the queue's node is down, that is an
+    /// outage, and the event consumes no attempt.
+    ///
+    /// AMQP cannot list bindings. So the publisher knows the bindings that are named here or by
+    /// [`bind`](Self::bind), and those of the default exchange, where the routing key is the
+    /// queue's name.
     ///
     /// ```
     /// use onewrite::broker::{RabbitMq, Topology};
@@ -142,7 +150,8 @@ impl Topology {
         self
     }
 
-    /// The queues that are known to take what is published so, a few at most.
+    /// Returns the queues, at most a few, that the topology names for this exchange and routing
+    /// key.
     pub(super) fn queues_of<'a>(&'a self, exchange: &'a str, routing_key: &'a str) -> Vec<&'a str> {
         if exchange.is_empty() {
             return vec![routing_key];
@@ -154,7 +163,7 @@ impl Topology {
                 && match kind {
                     Some(ExchangeKind::Direct) => pattern == routing_key,
                     Some(ExchangeKind::Topic) => topic_matches(pattern, routing_key),
-                    // Of an exchange that is declared elsewhere the kind is unknown.
+                    // The kind of an exchange that is declared elsewhere is unknown.
                     Some(ExchangeKind::Fanout) | None => true,
                 }
         };
@@ -165,7 +174,7 @@ impl Topology {
         queues
     }
 
-    /// Whether it declares this queue as a stream.
+    /// Whether the topology declares this queue as a stream.
     pub(super) fn declares_stream(&self, queue: &str) -> bool {
         let is_stream = |(name, value): &(String, HeaderValue)| {
             name == "x-queue-type" && value.as_text() == Some("stream")
@@ -173,7 +182,7 @@ impl Topology {
         self.queues.iter().any(|(name, arguments)| name == queue && arguments.iter().any(is_stream))
     }
 
-    /// The bindings that are ours to make.
+    /// The bindings to declare.
     pub(super) fn declared(&self) -> impl Iterator<Item = &Binding> {
         self.bindings.iter().filter(|binding| !binding.elsewhere)
     }

@@ -1,7 +1,8 @@
-//! The stream under a connection: TCP, or TLS over it. And how lapin is given one.
+//! The stream under a connection (TCP, or TLS over TCP), and the runtime that gives the stream to
+//! lapin.
 //!
-//! lapin opens no socket and knows nothing of TLS. It takes any runtime, and a runtime says what its streams are: ours
-//! says [`Transport`].
+//! lapin opens no socket and knows nothing of TLS. lapin takes any runtime, and a runtime defines
+//! its type of streams: here [`Transport`].
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -24,24 +25,27 @@ use crate::limits::CONNECT_MS_MAX;
 use super::inbound::{HEARTBEAT_FRAME, Inbound, Refused};
 use super::uri::Target;
 
-/// The first two bytes of what a TLS server answers to a client that speaks plain text: an alert, of SSL 3 or later.
+/// The first two bytes of a TLS server's answer to a plain-text client: an alert, of SSL 3 or
+/// later.
 const TLS_ALERT: [u8; 2] = [0x15, 3];
 
-/// Read from a socket at once, at most.
+/// The most bytes that one read takes from a socket.
 const READ_BYTES: usize = 64 << 10;
 
-/// How often the client library hears that the broker lives while nothing is read. It gives up after twice the heartbeat, and
-/// the shortest heartbeat is a second.
+/// The interval at which the client library hears that the broker lives while nothing is read. The
+/// library gives up after twice the heartbeat, and the shortest heartbeat is a second.
 const PULSE: Duration = Duration::from_millis(500);
 
-/// Connects to the first of the host's addresses that takes the connection. The name is looked up anew each time.
+/// Connects to the first of the host's addresses that accepts. The name is looked up anew each
+/// time.
 pub(super) async fn connect_tcp(target: &Target) -> io::Result<TcpStream> {
     let addresses: Vec<_> = tokio::net::lookup_host((target.host.as_str(), target.port)).await?.collect();
     connect_first(&addresses).await
 }
 
-/// An address that never answers must not use up the time of those behind it: each has an equal share of the connect deadline. The
-/// last one has whatever is left; the deadline itself, which says so in its words, is the caller's.
+/// Tries the addresses in order. Each address has an equal share of the connect deadline, so that a
+/// silent address does not use up the time of later addresses. The last address has all the
+/// remaining time. The caller applies the deadline itself, and its fault names the deadline.
 async fn connect_first(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     let Some((last, others)) = addresses.split_last() else {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
@@ -61,20 +65,20 @@ async fn connect_one(address: &SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A connected stream; with TLS, the handshake is done and the peer is who it should be.
+/// A connected stream. With TLS, the handshake is done and the peer's identity is verified.
 pub(super) struct Transport {
     stream: Stream,
-    /// Nothing of what the peer said has been handed on yet.
+    /// No bytes from the peer have been handed on yet.
     fresh: bool,
     inbound: Inbound,
-    /// What has come from the socket goes in here first.
+    /// The buffer for bytes from the socket.
     came: Box<[u8]>,
-    /// What lapin may see, and how much of it lapin has.
+    /// The bytes that lapin may see; `taken` is how many of them lapin has.
     ready: Vec<u8>,
     taken: usize,
-    /// Why writing failed, while it is seen whether the peer has said why.
+    /// The error of a failed write, while the transport checks whether the peer has sent a reason.
     broken: Option<io::Error>,
-    /// While nothing is read: when the client library hears of the broker next.
+    /// While nothing is read: the time of the next heartbeat for the client library.
     pulse: Option<Pin<Box<Sleep>>>,
     runtime: Handle,
 }
@@ -89,7 +93,7 @@ trait Duplex: tokio::io::AsyncRead + tokio::io::AsyncWrite {}
 impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite> Duplex for T {}
 
 impl Transport {
-    /// What comes in goes through `inbound`.
+    /// Returns a plain transport. All bytes from the peer go through `inbound`.
     pub(super) fn plain(stream: TcpStream, inbound: Inbound) -> Self {
         Self::over(Stream::Plain(stream), inbound)
     }
@@ -125,8 +129,10 @@ impl Transport {
         }
     }
 
-    /// Writes by `write`. If that fails since the peer has closed, what counts is what it said before: with TLS 1.3 it looks at our
-    /// certificate only once the handshake is over for us, and then, where we have begun to write, its alert is followed by a reset.
+    /// Writes by `write`. If the peer has closed and has sent a refusal before, the refusal is the
+    /// error instead. With TLS 1.3 the peer checks the client certificate only after the client's
+    /// handshake has ended. If the client has begun to write by then, a reset follows the peer's
+    /// alert.
     fn write<T>(
         &mut self,
         cx: &mut Context<'_>,
@@ -140,7 +146,7 @@ impl Transport {
                 other => return other,
             }
         }
-        // Pending until tokio has heard of the end too, which is a moment.
+        // Pending only for a moment, until tokio has seen the end too.
         let word = std::task::ready!(self.stream().poll_read(cx, &mut ReadBuf::new(&mut [0])));
         let error = self.broken.take().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into());
         Poll::Ready(Err(word.err().filter(is_refusal).unwrap_or(error)))
@@ -153,7 +159,8 @@ fn has_closed(error: &io::Error) -> bool {
 }
 
 impl Transport {
-    /// Reads `room` bytes at most from the socket, once, and makes ready what lapin may see of it. `false` at the end.
+    /// Reads at most `room` bytes from the socket, once, and makes ready what lapin may see.
+    /// Returns `false` at the end.
     fn read_more(&mut self, cx: &mut Context<'_>, room: usize) -> Poll<io::Result<bool>> {
         let mut came = std::mem::take(&mut self.came);
         let len = came.len().min(room);
@@ -173,7 +180,8 @@ impl Transport {
 }
 
 impl Transport {
-    /// Makes a heartbeat ready from time to time. The broker's own are not read: they stand behind what has no room.
+    /// Makes a heartbeat ready from time to time. The broker's own heartbeats are not read: they
+    /// are behind deliveries that have no room.
     fn poll_pulse(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let runtime = &self.runtime;
         let pulse = self.pulse.get_or_insert_with(|| {
@@ -236,7 +244,7 @@ impl futures_io::AsyncWrite for Transport {
     }
 }
 
-/// Said by us of a peer that waiting will not heal, in the place of an I/O error.
+/// An error about a peer that waiting does not heal, wrapped in an I/O error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refusal(Cow<'static, str>);
@@ -256,8 +264,8 @@ impl From<Refused> for io::Error {
     }
 }
 
-/// Whether an error of a stream is a word of the two sides about each other, and not the network's: a peer that speaks
-/// otherwise, or that does not take our certificate (with TLS 1.3 it says so after the handshake).
+/// Whether a stream's error is about the two sides and not the network: the peer speaks another
+/// protocol, or refuses the client certificate (with TLS 1.3 after the handshake).
 pub(super) fn is_refusal(error: &io::Error) -> bool {
     let Some(inner) = error.get_ref() else { return false };
     #[cfg(feature = "tls")]
@@ -267,14 +275,14 @@ pub(super) fn is_refusal(error: &io::Error) -> bool {
     inner.is::<Refusal>()
 }
 
-/// The runtime that lapin gets: tokio's current one, with our streams.
+/// Returns the runtime for lapin: tokio's current runtime, with [`Transport`] as its stream.
 pub(super) fn runtime() -> LapinRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), Sockets(Tokio::current())))
 }
 
 pub(super) type LapinRuntime = Runtime<RuntimeParts<Tokio, Sockets>>;
 
-/// tokio's reactor, but for the type of its streams.
+/// tokio's reactor, except for the type of its streams.
 #[derive(Debug, Clone)]
 pub(super) struct Sockets(Tokio);
 
@@ -305,7 +313,8 @@ impl Reactor for Sockets {
     }
 }
 
-/// lapin is given a stream that is connected; another it would need only to reconnect, which is ours to do.
+/// lapin is given a connected stream. lapin would need another stream only to reconnect, which this
+/// library does itself.
 fn not_asked_for() -> io::Error {
     io::ErrorKind::Unsupported.into()
 }
@@ -314,7 +323,8 @@ fn not_asked_for() -> io::Error {
 mod tests {
     use super::*;
 
-    /// Goal: an address that refuses hands over to the next one of the same name. Method: a closed port before an open one.
+    /// Goal: if an address refuses, the next address of the same name is tried. Method: a closed
+    /// port before an open port.
     #[test]
     fn the_addresses_of_a_name_are_tried_in_turn() {
         let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

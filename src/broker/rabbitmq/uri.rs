@@ -1,8 +1,9 @@
-//! Where the broker is and who we are to it.
+//! The address of a broker, and the credentials for it.
 //!
-//! **Invariants.** A password is in [`Credentials`] and nowhere else: no `Debug`, no `Display`, no error text shows
-//! it, and the URI that lapin gets holds none. lapin never sees the text ([`uri_text`] takes it apart): what lapin would
-//! understand differently from what was written cannot come to it.
+//! **Invariants.** A password is in [`Credentials`] and nowhere else. No `Debug`, no `Display` and
+//! no error text shows a password, and the URI that lapin gets holds none. lapin never sees the
+//! text, because [`uri_text`] takes it apart. So lapin cannot read the text differently from this
+//! library.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -23,7 +24,8 @@ use super::uri_text::{self, Parts};
 #[derive(Clone)]
 pub(super) struct Credentials {
     user: String,
-    /// Wiped when it is freed. What lapin copies of it for a handshake is lapin's.
+    /// The memory is wiped when it is freed. The copy that lapin makes for a handshake belongs to
+    /// lapin.
     password: Zeroizing<String>,
 }
 
@@ -33,7 +35,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// SASL PLAIN, asked by lapin at each handshake.
+/// SASL PLAIN. lapin asks for it at each handshake.
 impl AuthProvider for Credentials {
     fn mechanism(&self) -> ShortString {
         SASLMechanism::Plain.name().into()
@@ -52,7 +54,7 @@ pub(super) struct Target {
     pub(super) vhost: String,
     pub(super) tls: bool,
     pub(super) credentials: Credentials,
-    /// The `heartbeat` query parameter, the only one that is understood.
+    /// The `heartbeat` query parameter, the only parameter that is understood.
     pub(super) heartbeat_s: Option<u16>,
 }
 
@@ -67,7 +69,7 @@ impl fmt::Debug for Target {
     }
 }
 
-/// `host:port/vhost`, for logs and error texts.
+/// Shows `host:port/vhost`, for logs and error texts.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
@@ -79,7 +81,7 @@ impl fmt::Display for Target {
 }
 
 impl Target {
-    /// Parses `amqp://user:password@host:port/vhost`. Nothing of `url` gets into the error's text.
+    /// Parses `amqp://user:password@host:port/vhost`. The error's text holds nothing of `url`.
     pub(super) fn parse(url: &str) -> Result<Self, SettingError> {
         let Parts { tls, user, password, host, port, vhost, heartbeat_s } = uri_text::parse(url)?;
         if tls && !cfg!(feature = "tls") {
@@ -94,7 +96,8 @@ impl Target {
         Ok(Self { host, port, vhost, tls, credentials: Credentials { user, password }, heartbeat_s })
     }
 
-    /// Says of a fault which broker it is about, unless that is said already, or it is about what was published.
+    /// Adds the broker's name to a fault, unless the fault has the name already or is about what
+    /// was published.
     pub(super) fn naming(&self, mut fault: Fault) -> Fault {
         let name = self.to_string();
         if matches!(fault.class, FaultClass::Outage | FaultClass::Config) && !fault.text.contains(&name) {
@@ -103,13 +106,13 @@ impl Target {
         fault
     }
 
-    /// Whether the host is this machine, so that nobody between can read along.
+    /// Whether the host is this machine, so that no machine between can read the traffic.
     pub(super) fn is_loopback(&self) -> bool {
         self.host.eq_ignore_ascii_case("localhost")
             || self.host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 
-    /// What lapin gets: everything but the credentials.
+    /// The URI that lapin gets: everything but the credentials.
     pub(super) fn to_lapin(&self, heartbeat: Duration) -> AMQPUri {
         let heartbeat_s = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
         AMQPUri {
@@ -156,7 +159,8 @@ mod tests {
         assert_eq!(Target::parse("amqp://localhost/a%2fb").unwrap().vhost, "a/b");
     }
 
-    /// Goal: whatever is wrong with the URI, no text shows the password. Method: the same canary in many bad URIs.
+    /// Goal: no error text shows the password, for any mistake in the URI. Method: the same canary
+    /// in many bad URIs.
     #[test]
     fn no_error_shows_the_password() {
         let canary = "s3cr3tCANARY";

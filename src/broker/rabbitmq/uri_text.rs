@@ -1,7 +1,8 @@
-//! The text of a broker's URI, taken apart strictly.
+//! A strict parser of a broker's URI.
 //!
-//! **Invariants.** A text that two readers could understand differently is refused: there is one reading of what is
-//! accepted. No error shows anything of the text. The password is decoded into memory that is wiped when it is freed.
+//! **Invariants.** A text that two readers could understand differently is refused: an accepted
+//! text has one reading. No error shows anything of the text. The password is decoded into memory
+//! that is wiped when it is freed.
 
 use std::net::Ipv6Addr;
 
@@ -10,7 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::error::SettingError;
 
-/// The parts of a URI, decoded. What was left out has its default.
+/// The decoded parts of a URI. A part that was left out has its default.
 pub(super) struct Parts {
     pub(super) tls: bool,
     pub(super) user: String,
@@ -24,7 +25,7 @@ pub(super) struct Parts {
 const FORM: &str =
     "not an AMQP URI; expected amqp://user:password@host:port/vhost, special characters percent-encoded";
 
-/// Takes `amqp://user:password@host:port/vhost?heartbeat=seconds` apart.
+/// Parses `amqp://user:password@host:port/vhost?heartbeat=seconds`.
 pub(super) fn parse(url: &str) -> Result<Parts, SettingError> {
     if !url.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(refuse(
@@ -49,7 +50,8 @@ pub(super) fn parse(url: &str) -> Result<Parts, SettingError> {
         Some((authority, path)) => (authority, Some(path)),
         None => (address, None),
     };
-    // First of all: a raw `/` in a password would make a host of the user and a virtual host of the password.
+    // This check comes first: a raw `/` in a password would make the user the host, and the
+    // password a virtual host.
     if path.is_some_and(|path| path.contains('@')) {
         return Err(refuse(
             "there is an `@` behind the first `/`; a `/` in user or password is written %2F, an `@` in a virtual host %40",
@@ -74,7 +76,7 @@ pub(super) fn parse(url: &str) -> Result<Parts, SettingError> {
     Ok(Parts { tls, user, password, host, port, vhost, heartbeat_s })
 }
 
-/// User, password, and what stands behind them. Without an `@` they are RabbitMQ's guest.
+/// Returns user, password, and the rest. Without an `@` the user is RabbitMQ's guest.
 fn login(authority: &str) -> Result<(String, Zeroizing<String>, &str), SettingError> {
     let Some((login, place)) = authority.split_once('@') else {
         return Ok(("guest".to_owned(), Zeroizing::new("guest".to_owned()), authority));
@@ -95,7 +97,8 @@ fn login(authority: &str) -> Result<(String, Zeroizing<String>, &str), SettingEr
     Ok((user, password, place))
 }
 
-/// A name, an IPv4 address, or an IPv6 address in brackets; and the port, if there is one.
+/// Returns the host (a name, an IPv4 address, or an IPv6 address in brackets) and the port, if
+/// there is one.
 fn host_and_port(place: &str) -> Result<(String, Option<u16>), SettingError> {
     let (host, port) = match place.strip_prefix('[') {
         Some(rest) => {
@@ -136,7 +139,7 @@ fn host_and_port(place: &str) -> Result<(String, Option<u16>), SettingError> {
     Ok((host, port.transpose()?))
 }
 
-/// The one query parameter.
+/// Returns the only query parameter.
 fn heartbeat(query: &str) -> Result<Option<u16>, SettingError> {
     let mut heartbeat_s = None;
     // Neither names nor values are shown: a password with an unescaped `?` ends up here.
@@ -162,7 +165,7 @@ fn heartbeat(query: &str) -> Result<Option<u16>, SettingError> {
     Ok(heartbeat_s)
 }
 
-/// Undoes percent-encoding. What is no encoding, or not of UTF-8, is refused, not passed on as it is.
+/// Decodes percent-encoding. Refuses an encoding that is invalid or not UTF-8.
 fn decode(text: &str) -> Result<Zeroizing<String>, SettingError> {
     let mut parts = text.split('%');
     parts.next();
@@ -176,7 +179,7 @@ fn decode(text: &str) -> Result<Zeroizing<String>, SettingError> {
     match String::from_utf8(std::mem::take(&mut *decoded)) {
         Ok(text) => Ok(Zeroizing::new(text)),
         Err(error) => {
-            // The bytes may be a password's.
+            // The bytes may belong to a password.
             drop(Zeroizing::new(error.into_bytes()));
             Err(refuse("a percent-encoded part is not UTF-8"))
         }
@@ -191,8 +194,8 @@ fn refuse(reason: &str) -> SettingError {
 mod tests {
     use super::*;
 
-    /// Goal: what one reader takes for a password another must not take for a host or a virtual host. Method: odd texts, each
-    /// with a canary for its password; all are refused, and no error shows the canary.
+    /// Goal: a reader's password must not be another reader's host or virtual host. Method: odd
+    /// texts, each with a canary for its password; all are refused, and no error shows the canary.
     #[test]
     fn texts_with_two_readings_are_refused_and_not_shown() {
         let pw = "s3cr3tCANARY";

@@ -1,4 +1,4 @@
-//! What is in flight on one connection: publishes, their confirms, and what becomes of both.
+//! The messages in flight on one connection: publishes, their confirms, and their outcomes.
 //!
 //! **Invariant.** Every confirm is held until it resolves or the connection is given up.
 
@@ -34,11 +34,11 @@ pub(super) type Confirmed = (u64, Destination, lapin::Result<Confirmation>);
 
 pub(super) type Confirms = FuturesUnordered<Pin<Box<dyn Future<Output = Confirmed> + Send>>>;
 
-/// Why an epoch cannot go on.
+/// The reason why an epoch cannot continue.
 pub(super) enum Broken {
-    /// This is why.
+    /// The fault is known.
     Fault(Fault),
-    /// Something is closing or closed; the reason may be about to come.
+    /// Something is closing or closed; the reason may still come.
     Echo,
 }
 
@@ -48,7 +48,7 @@ impl From<lapin::Error> for Broken {
     }
 }
 
-/// Of two results the one that says more.
+/// Returns the more informative of two results.
 pub(super) fn worse(a: Result<(), Broken>, b: Result<(), Broken>) -> Result<(), Broken> {
     match (a, b) {
         (Ok(()) | Err(Broken::Echo), b @ Err(_)) => b,
@@ -56,22 +56,23 @@ pub(super) fn worse(a: Result<(), Broken>, b: Result<(), Broken>) -> Result<(), 
     }
 }
 
-/// What is in flight on one channel.
+/// The messages in flight on one channel.
 pub(super) struct Window<'a> {
     pub(super) channel: Channel,
     pub(super) frame_bytes_max: usize,
     pub(super) confirms: Confirms,
     pub(super) ledger: Ledger,
-    /// Settled, and waiting to be reported in one batch.
+    /// Outcomes that wait to be reported in one batch.
     pub(super) settled: Vec<(Ticket, Outcome)>,
     pub(super) clock: UnblockedClock,
     pub(super) worked: bool,
-    /// A confirm was noted while publishing, after this iteration had settled: there is to be another one.
+    /// A confirm was noted while publishing, after this iteration had settled: another iteration is
+    /// needed.
     pub(super) noted: bool,
     pub(super) returns: Returns,
-    /// An error of another channel, or of this connection where its state has not changed yet.
+    /// An error of another channel, or of this connection before its state has changed.
     pub(super) overheard: Option<lapin::Error>,
-    /// What was returned, and waits for the answer why.
+    /// Returned messages that wait for their cause.
     pub(super) causes: Causes,
     pub(super) nacks: &'a mut Nacks,
     pub(super) isolation: &'a Isolation,
@@ -115,8 +116,8 @@ impl<'a> Window<'a> {
         let channel = self.channel.clone();
         let mut confirm: Pin<Box<dyn Future<Output = Confirmed> + Send>> =
             Box::pin(async move { (tag, destination, prepared.send(&channel).await) });
-        // The first poll hands the frames to lapin and draws the tag: in this order, here and now. The set polls it
-        // again, with a waker.
+        // The first poll, here and now, hands the frames to lapin and draws the tag in this order.
+        // The set polls the future again, with a waker.
         match (&mut confirm).now_or_never() {
             Some((_, _, Err(error))) => return Err(error.into()),
             Some(confirmed) => {
@@ -131,7 +132,7 @@ impl<'a> Window<'a> {
     pub(crate) fn poll_confirm(&mut self, cx: &mut Context<'_>) -> Poll<Confirmed> {
         match self.confirms.poll_next_unpin(cx) {
             Poll::Ready(Some(confirmed)) => Poll::Ready(confirmed),
-            // An empty set has nothing to wake for; commands do that.
+            // An empty set has nothing to wake for; commands wake the task.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
@@ -145,7 +146,7 @@ impl<'a> Window<'a> {
     }
 
     pub(crate) fn confirmed(&mut self, (tag, destination, confirmation): Confirmed) -> Result<(), Broken> {
-        // Which return is whose is ours to say (see `settle`): lapin sees none.
+        // This library pairs returns and confirms itself (see `settle`): lapin sees no return.
         let word = match confirmation? {
             Confirmation::Ack(_) => Word::Ack,
             Confirmation::Nack(_) => Word::Nack,
@@ -168,7 +169,7 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Whether channels beside this one ack what this one nacks.
+    /// Checks whether channels beside this channel ack what this channel nacks.
     fn hear_isolated(&mut self) -> Result<(), Broken> {
         for (exchange, routing_key) in self.isolation.take_acked() {
             let destination = self.nacks.destination(&exchange, &routing_key);
@@ -182,7 +183,7 @@ impl<'a> Window<'a> {
         Ok(())
     }
 
-    /// Every confirm that has been noted is settled: the returns that came before it are taken now.
+    /// Settles every noted confirm: the returns that came before it are taken now.
     pub(crate) fn settle(&mut self) -> Result<(), Broken> {
         #[cfg(onewrite_mutations)]
         if crate::mutations::mutated("ignore-returns") {
@@ -208,14 +209,15 @@ impl<'a> Window<'a> {
         !self.settled.is_empty()
     }
 
-    /// Whether what is settled should be reported now: it is a batch, or the relay may be waiting for it.
+    /// Whether settled outcomes should be reported now: they fill a batch, or the relay may be
+    /// waiting for them.
     pub(crate) fn has_batch(&self) -> bool {
         let in_flight = self.ledger.len();
         in_flight < OUTCOME_BATCH_MIN
             || self.settled.len() >= (in_flight / 8).clamp(OUTCOME_BATCH_MIN, OUTCOME_BATCH_MAX)
     }
 
-    /// An error says that nobody listens.
+    /// Reports the settled outcomes. An error means that the receiver of the events is gone.
     pub(crate) fn report_settled(&mut self, events: &PublisherEvents) -> Result<(), ()> {
         let settled = std::mem::take(&mut self.settled);
         if settled.is_empty() || events.send(PublisherEvent::Outcomes(settled)) { Ok(()) } else { Err(()) }
@@ -250,8 +252,9 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Reports what has waited for its word for too long. If nothing says that the channel lives, it is given up: RabbitMQ 3.10 stops
-    /// reading a channel at the first message for a quorum queue without a leader.
+    /// Reports messages silent that have waited too long. If nothing shows that the channel works,
+    /// it is given up. RabbitMQ 3.10 stops reading a channel at the first message for a quorum
+    /// queue without a leader.
     pub(crate) fn check_age(&mut self, deadline: Duration) -> Result<(), Broken> {
         let Some(until_ms) = self.clock.now_ms().checked_sub(as_ms(deadline)) else { return Ok(()) };
         let fault = no_confirm_within(deadline);
@@ -265,14 +268,14 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Until the oldest publish is due, `tick` at most.
+    /// The time until the oldest publish is due, at most `tick`.
     pub(crate) fn next_tick(&self, tick: Duration, deadline: Duration) -> Duration {
         let Some(since_ms) = self.ledger.oldest_since_ms() else { return tick };
         let due_ms = since_ms.saturating_add(as_ms(deadline)).saturating_sub(self.clock.now_ms());
         Duration::from_millis(due_ms).clamp(Duration::from_millis(1), tick)
     }
 
-    /// The reason, waiting a moment for it where only its echo was heard.
+    /// Returns the reason. If only its echo was seen, waits a moment for the reason.
     pub(crate) async fn why(&mut self, broken: Broken, link: &mut Link) -> Fault {
         if let Broken::Fault(fault) = broken {
             return fault;
@@ -299,12 +302,12 @@ impl<'a> Window<'a> {
     }
 }
 
-/// What is said of a message without a word.
+/// The fault of a message without a confirm.
 pub(super) fn no_confirm_within(deadline: Duration) -> Fault {
     Fault::new(FaultClass::Outage, format!("no confirm within {} s", deadline.as_secs_f64()))
 }
 
-/// A message that is known to be encodable.
+/// A message that can certainly be encoded.
 pub(super) struct Prepared {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
@@ -340,7 +343,8 @@ impl Prepared {
         })
     }
 
-    /// Publishes and waits for the broker's word. Everything up to drawing the tag happens in the first poll.
+    /// Publishes and waits for the broker's confirm. The first poll does everything up to drawing
+    /// the tag.
     pub(super) async fn send(self, channel: &Channel) -> lapin::Result<Confirmation> {
         let Self { exchange, routing_key, properties, message, mandatory } = self;
         let options = BasicPublishOptions { mandatory, immediate: false };
@@ -348,7 +352,7 @@ impl Prepared {
     }
 }
 
-/// Milliseconds that were not spent blocked by the broker.
+/// A clock in milliseconds that stops while the broker blocks publishers.
 pub(super) struct UnblockedClock {
     began: Instant,
     blocked_since: Option<Instant>,
@@ -369,7 +373,7 @@ impl UnblockedClock {
         self.blocked_since.get_or_insert_with(Instant::now);
     }
 
-    /// Whether it was blocked.
+    /// Ends a blocked time. Returns whether there was one.
     fn unblock(&mut self) -> bool {
         let Some(since) = self.blocked_since.take() else { return false };
         self.blocked += since.elapsed();

@@ -1,4 +1,4 @@
-//! Deliveries: prefetch, round robin, and the way back.
+//! Deliveries: prefetch, round robin, and requeueing.
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn what_is_requeued_comes_again_in_its_old_place() {
     let broker = filled(5);
     let mut consuming = Consuming::on(&broker, "q", 3);
     let out = tags(&consuming.deliveries());
-    // Out of order on purpose: the queue's order is by position, not by the time of return.
+    // Out of order on purpose: position orders the queue, not the time of return.
     consuming.settle(&[out[2], out[0]], Settlement::Requeue);
     assert_eq!(consuming.reported(), ["1 again", "3 again"]);
     assert_eq!(ids(&broker, "q"), ["4", "5"]);

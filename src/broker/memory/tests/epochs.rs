@@ -1,8 +1,10 @@
-//! The seam's invariants, whatever happens.
+//! The invariants of a publisher, under random events.
 //!
-//! Goal: within an epoch each ticket gets one outcome, or the epoch ends and it gets none; an isolated one gets exactly
-//! one; nothing is reported for an epoch that is over; what is confirmed is stored. Method: random publishes, verdicts,
-//! outages, blocks and releases, with a real helper thread for the delayed ones; then one pass over what was reported.
+//! Goal: within an epoch each ticket gets one outcome, or the epoch ends and the ticket gets none.
+//! An isolated ticket gets exactly one outcome. Nothing is reported for an epoch that is over.
+//! Every confirmed message is stored. Method: random publishes, verdicts, outages, blocks and
+//! releases, with a real helper thread for the delayed outcomes. Then the test goes once over all
+//! reports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,10 +53,10 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What was sent, and what was reported of it, in order.
+/// The tickets that were sent, and the reports on them, in order.
 #[derive(Default)]
 struct Witness {
-    /// The epoch that is on, as reported.
+    /// The current epoch, as reported.
     epoch: Option<u64>,
     last_epoch: u64,
     /// Tickets sent and not reported, with their epoch and whether they are isolated.
@@ -121,7 +123,8 @@ fn run(steps: Vec<Step>) {
                     2 => ("", "full"),
                     _ => ("x", "good"),
                 };
-                // While the connection is away this is stale too: the number of the last epoch.
+                // While the connection is away this number is stale too: the number of the last
+                // epoch.
                 let epoch = witness.last_epoch.saturating_sub(u64::from(stale));
                 witness.sent.insert(n, (epoch, isolated));
                 publishing.send(epoch, n, exchange, key, isolated);
@@ -136,7 +139,7 @@ fn run(steps: Vec<Step>) {
             Step::Wait => std::thread::sleep(Duration::from_micros(500)),
         }
     }
-    // The end: nothing is left open but what has no clock, which an outage settles.
+    // At the end only held confirms are still open; the outage ends them.
     broker.go_down();
     publishing.events.try_iter().for_each(|event| witness.hear(event));
     assert_eq!(witness.epoch, None);
@@ -156,7 +159,8 @@ proptest! {
     }
 }
 
-/// The property above does not say that an epoch that goes on leaves nobody waiting; this does.
+/// Goal: in an epoch that continues, every ticket gets an outcome; the property above does not say
+/// that. Method: 20 publishes for each of five verdicts, then a release.
 #[test]
 fn an_epoch_that_goes_on_owes_nothing() {
     let broker = broker();

@@ -1,4 +1,4 @@
-//! The broker's stories, and the rig they run on.
+//! Tests of the broker, and the fixtures that they use.
 
 mod consuming;
 mod epochs;
@@ -17,7 +17,7 @@ use crate::broker::{
 };
 use crate::message::{Outgoing, Ticket};
 
-/// Longest wait for something that another thread is to do.
+/// The longest wait for another thread's work.
 const SOON: Duration = Duration::from_secs(10);
 
 fn message(id: &str) -> Message {
@@ -41,7 +41,7 @@ fn broker() -> MemoryBroker {
     broker
 }
 
-/// A publisher with what it reported, one word a line: `up 1`, `down 1 404`, `confirmed 7`.
+/// A publisher with its reports, one a line: `up 1`, `down 1 404`, `confirmed 7`.
 struct Publishing {
     publisher: MemoryPublisher,
     events: EventReceiver<PublisherEvent>,
@@ -76,7 +76,7 @@ impl Publishing {
         self.send(epoch, n, "x", "good", false);
     }
 
-    /// All it reported so far.
+    /// All reports so far.
     fn reported(&mut self) -> Vec<String> {
         while let Ok(event) = self.events.try_recv() {
             self.waiting.extend(words(event));
@@ -84,7 +84,7 @@ impl Publishing {
         self.waiting.drain(..).collect()
     }
 
-    /// The next word, waited for.
+    /// Waits for the next report.
     fn next(&mut self) -> String {
         while self.waiting.is_empty() {
             self.waiting.extend(words(self.events.recv_timeout(SOON).expect("a word in time")));
@@ -114,7 +114,7 @@ fn words(event: PublisherEvent) -> Vec<String> {
     }
 }
 
-/// A source with what it reported.
+/// A source with its reports.
 struct Consuming {
     source: MemorySource,
     events: EventReceiver<SourceEvent>,
@@ -128,7 +128,7 @@ impl Consuming {
         Self { source, events }
     }
 
-    /// What it reported so far: `up 1`, `down 1 404`, `m-1`, and `m-1 again` for a redelivery.
+    /// The reports so far: `up 1`, `down 1 404`, `m-1`, and `m-1 again` for a redelivery.
     fn reported(&self) -> Vec<String> {
         self.take().0
     }

@@ -1,4 +1,4 @@
-//! Down, up, blocked, hanging.
+//! Outages: a broker that is down, up again, blocked or hanging.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! What RabbitMQ says of a publish.
+//! RabbitMQ's answers to a publish.
 
 use super::*;
 

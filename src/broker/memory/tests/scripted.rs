@@ -1,4 +1,4 @@
-//! The script: every verdict, and which publishes a rule takes.
+//! The script: every verdict, and which publishes a rule matches.
 
 use super::*;
 

@@ -1,17 +1,18 @@
-//! How much the broker may deliver before some of it is settled: by number, and by bytes.
+//! The bound on unsettled deliveries: by number, and by bytes.
 //!
-//! The prefetch is a promise of the broker. A broker that breaks it would fill the memory of its consumer; so the deliveries
-//! that are not settled are counted before the client library sees them. Their bytes no broker counts: while they are too
-//! many, nothing more is read.
+//! The prefetch is a promise of the broker. A broker that breaks the promise would fill the
+//! consumer's memory. So unsettled deliveries are counted before the client library sees them. No
+//! broker counts their bytes: while there are too many bytes, nothing more is read.
 //!
-//! **Invariants.** What has begun has room: so one delivery always has, whatever its size. Of each delivery that is handed on, the bytes stand in
-//! `sizes` until the consumer takes it. No waker is called under the lock.
+//! **Invariants.** A delivery that has begun always has room, so one delivery of any size has room.
+//! `sizes` holds the bytes of each delivery that the consumer has not taken yet. No waker is called
+//! under the lock.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
-/// Shared by the transport of one connection and by the consumer on it.
+/// The bound that the transport of one connection shares with the consumer on it.
 #[derive(Debug, Clone)]
 pub(in crate::broker::rabbitmq) struct Deliveries(Arc<Shared>);
 
@@ -26,31 +27,32 @@ struct Shared {
 struct Now {
     unsettled: usize,
     bytes: u64,
-    /// Of what the consumer has not taken yet, in the order of delivery.
+    /// The bytes of each delivery that the consumer has not taken yet, in the order of delivery.
     sizes: VecDeque<u64>,
     /// The consumer takes nothing more.
     unwanted: bool,
-    /// It waits for room.
+    /// The waker of a transport that waits for room.
     reader: Option<Waker>,
 }
 
-/// What becomes of a delivery.
+/// What to do with a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Came {
     Wanted,
     /// The consumer takes nothing more.
     Unwanted,
-    /// It is one more than was asked for.
+    /// The delivery exceeds the prefetch.
     TooMany,
 }
 
 impl Deliveries {
-    /// As many as were asked for, and so many bytes: what has begun comes to its end beyond them.
+    /// Allows `max` deliveries and `bytes_max` bytes. A delivery that has begun may exceed the
+    /// bytes.
     pub(in crate::broker::rabbitmq) fn at_most(max: usize, bytes_max: u64) -> Self {
         Self(Arc::new(Shared { max, bytes_max, now: Mutex::default() }))
     }
 
-    /// Where nothing is consumed.
+    /// Allows no deliveries, for a connection that consumes nothing.
     pub(in crate::broker::rabbitmq) fn none() -> Self {
         Self::at_most(0, u64::MAX)
     }
@@ -63,9 +65,9 @@ impl Deliveries {
         self.0.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // --- the transport's --------------------------------------------------------------------------------------------
+    // --- for the transport ---
 
-    /// One more has come.
+    /// Counts one more delivery.
     pub(super) fn came(&self) -> Came {
         let mut now = self.now();
         if now.unwanted {
@@ -75,7 +77,7 @@ impl Deliveries {
         if now.unsettled <= self.0.max { Came::Wanted } else { Came::TooMany }
     }
 
-    /// The header of the one that came last says that it takes so many bytes.
+    /// Notes the bytes of the last delivery, as its header announces them.
     pub(super) fn announced(&self, bytes: u64) {
         let mut now = self.now();
         now.bytes = now.bytes.saturating_add(bytes);
@@ -93,14 +95,14 @@ impl Deliveries {
         room
     }
 
-    // --- the consumer's ---------------------------------------------------------------------------------------------
+    // --- for the consumer ---
 
-    /// The consumer takes the next one. Its bytes.
+    /// Notes that the consumer takes the next delivery. Returns its bytes.
     pub(in crate::broker::rabbitmq) fn taken(&self) -> u64 {
         self.now().sizes.pop_front().unwrap_or_default()
     }
 
-    /// What is unsettled was `before`, and is `after` with what is sent next: a number, and bytes.
+    /// Notes that the unsettled number and bytes fell from `before` to `after`.
     pub(in crate::broker::rabbitmq) fn settled(&self, before: (usize, u64), after: (usize, u64)) {
         self.change(|now| {
             now.unsettled = now.unsettled.saturating_sub(before.0.saturating_sub(after.0));
@@ -108,7 +110,7 @@ impl Deliveries {
         });
     }
 
-    /// What comes from now on is dropped: the connection ends.
+    /// Notes that the connection ends: everything from now on is dropped.
     pub(in crate::broker::rabbitmq) fn want_no_more(&self) {
         self.change(|now| now.unwanted = true);
     }

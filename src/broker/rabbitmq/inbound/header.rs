@@ -1,4 +1,5 @@
-//! The content header of a message: checked as it stands, written anew where the client library could not read it.
+//! The content header of a message: checked as it is, and rewritten if the client library could not
+//! read it.
 
 use crate::wire::{MENDED, UNREADABLE};
 
@@ -7,13 +8,14 @@ use super::reader::Reader;
 use super::text::{is_text, mended, shown};
 use super::{FRAME_OVERHEAD, table};
 
-/// The header with the notes, its name included, is shorter. (`Notes` keeps four, of about 150 bytes at most.)
+/// An upper bound of the header with the notes, including its name. (`Notes` keeps four, of about
+/// 150 bytes at most.)
 const NOTE_BYTES_MAX: usize = 1024;
 const HEADERS_BIT: u16 = 13;
 const MESSAGE_ID_BIT: u16 = 7;
 const TYPE_BIT: u16 = 5;
 
-/// What a property is on the wire.
+/// The kind of a property on the wire.
 #[derive(Clone, Copy)]
 enum Kind {
     Text(&'static str),
@@ -57,7 +59,7 @@ impl<'a> Header<'a> {
         Some(Self { class, body_bytes, flags, properties: reader.rest() })
     }
 
-    /// Whether the client library reads it as it stands.
+    /// Whether the client library can read the header unchanged.
     pub(super) fn is_sound(&self) -> bool {
         let mut reader = Reader::new(self.properties);
         let sound = self.fields().all(|(_, kind)| match kind {
@@ -69,17 +71,17 @@ impl<'a> Header<'a> {
         sound && self.flags & 0b11 == 0 && reader.is_empty()
     }
 
-    /// How many values its headers hold, those within others included, as far as they can be read.
+    /// The number of values in its headers, nested values included, as far as they can be read.
     pub(super) fn values(&self) -> usize {
         self.field(HEADERS_BIT).and_then(|mut reader| reader.long()).map_or(0, table::values)
     }
 
-    /// The id of the message, if it has one that can be read.
+    /// The message's id, if there is one that can be read.
     pub(super) fn message_id(&self) -> Option<&'a [u8]> {
         self.field(MESSAGE_ID_BIT)?.short()
     }
 
-    /// What stands from a property on, if there is one.
+    /// Returns a reader at the start of a property, if the property exists.
     fn field(&self, wanted: u16) -> Option<Reader<'a>> {
         let mut reader = Reader::new(self.properties);
         for (bit, kind) in self.fields() {
@@ -101,7 +103,8 @@ impl<'a> Header<'a> {
         PROPERTIES.into_iter().filter(move |(bit, _)| flags & (1 << bit) != 0)
     }
 
-    /// A payload of at most `bytes_max` that the client library reads. What was wrong stands in a header of its own.
+    /// Returns a payload of at most `bytes_max` that the client library can read. A header of its
+    /// own tells what was wrong.
     pub(super) fn mend(&self, body_bytes: u64, bytes_max: usize, mut notes: Notes) -> Vec<u8> {
         let mut flags = 0;
         let (mut before, mut behind) = (Vec::new(), Vec::new());
@@ -146,7 +149,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Reads one property and writes it so that it is sound; `None` where the bytes end too early.
+/// Reads one property and writes it in a sound form. Returns `None` if the bytes end too early.
 fn read_field(
     reader: &mut Reader<'_>,
     bit: u16,
@@ -161,7 +164,7 @@ fn read_field(
             let text = mended(bytes);
             if *text != *bytes {
                 let what = format_args!("its {name} `{}` is not UTF-8", shown(bytes)).to_string();
-                // By these it is known: what was made of them may be another message's.
+                // These properties identify the message: a mended value may be another message's.
                 if matches!(bit, MESSAGE_ID_BIT | TYPE_BIT) {
                     notes.lost(format_args!("{what}"));
                 } else {
@@ -178,13 +181,13 @@ fn read_field(
     Some(())
 }
 
-/// Leaves out the largest headers until the rest has room.
+/// Leaves out the largest headers until the other headers have room.
 fn fit(entries: &mut Vec<Vec<u8>>, room: usize, notes: &mut Notes) {
     let mut len: usize = entries.iter().map(Vec::len).sum();
     if len <= room {
         return;
     }
-    // One pass over them by length: a sender may have put a hundred thousand in.
+    // One pass over the headers by length: a sender may have put in a hundred thousand.
     let mut lens: Vec<usize> = entries.iter().map(Vec::len).collect();
     lens.sort_unstable_by(|a, b| b.cmp(a));
     let (mut kept_len_max, mut at_limit) = (usize::MAX, 0);

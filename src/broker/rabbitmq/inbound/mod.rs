@@ -1,15 +1,15 @@
-//! What the broker says, frame by frame, before the client library sees it.
+//! The bytes from the broker, frame by frame, before the client library sees them.
 //!
-//! lapin's decoder trusts what it reads: a header table that is nested some hundred levels deep overflows its stack and
-//! ends the process, and text that is not UTF-8 ends the connection. The broker then delivers the same message first, for
-//! ever. So each frame passes through here. A sound frame passes as it is; of one that is not, a sound one is made, and
-//! what was wrong stands in a header of its own
-//! ([`MENDED`](crate::wire::MENDED), [`UNREADABLE`](crate::wire::UNREADABLE)).
+//! lapin's decoder trusts its input. A header table nested some hundred levels deep overflows its
+//! stack and ends the process. Text that is not UTF-8 ends the connection, and the broker then
+//! delivers the same message first, for ever. So each frame passes through here: a sound frame
+//! unchanged, any other frame as a sound one. A header of its own ([`MENDED`](crate::wire::MENDED),
+//! [`UNREADABLE`](crate::wire::UNREADABLE)) then tells what was wrong. Returned messages go to
+//! [`Returns`] instead.
 //!
-//! Messages that are returned are not handed on at all: they go to [`Returns`].
-//!
-//! It knows neither socket nor clock. **Invariants.** What it hands on are whole frames that lapin can read, or the
-//! beginning of a body frame. It keeps one method or header frame at most, of a bounded length.
+//! **Invariants.** No socket and no clock. All output is whole frames that lapin can read, or the
+//! beginning of a body frame. At most one method or header frame, of a bounded length, is collected
+//! at a time.
 
 mod deliveries;
 mod header;
@@ -40,12 +40,12 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
-/// A frame that says only that the broker lives.
+/// A frame that only shows that the broker lives.
 pub(super) const HEARTBEAT_FRAME: [u8; FRAME_OVERHEAD] = [HEARTBEAT, 0, 0, 0, 0, 0, 0, FRAME_END];
-/// The first byte, and the length, of what a server answers that speaks another version.
+/// The first byte, and the length, of the answer of a server that speaks another version.
 const PROTOCOL: u8 = b'A';
 const PROTOCOL_HEADER: usize = 8;
-/// Behind each frame.
+/// The byte after each frame.
 const FRAME_END: u8 = 0xce;
 /// Kind, channel, length.
 const FRAME_HEAD: usize = 7;
@@ -60,19 +60,19 @@ const BASIC_RETURN: (u16, u16) = (60, 50);
 const BASIC_DELIVER: (u16, u16) = (60, 60);
 const BASIC_GET_OK: (u16, u16) = (60, 71);
 
-/// The login that this library has.
+/// The login that this library supports.
 const PLAIN: &[u8] = b"PLAIN";
 
-/// What is said of a message that ends the connection.
+/// The words about a message that ends the connection.
 pub(super) const NOT_TAKEN_IN: &str = "cannot be taken in";
 
-/// Why nothing more of this connection is handed on.
+/// The reason why nothing more of this connection is handed on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
-    /// Waiting does not heal it.
+    /// Waiting does not heal the fault.
     #[error("{0}")]
     ForGood(String),
-    /// The line or the peer is broken.
+    /// The connection or the peer is broken.
     #[error("{0}")]
     Broken(String),
 }
@@ -81,34 +81,34 @@ fn broken(text: impl Into<String>) -> Refused {
     Refused::Broken(text.into())
 }
 
-/// Where in the stream it stands.
+/// The position in the stream.
 #[derive(Debug)]
 enum At {
     /// Collecting a frame's head, or a whole method or header frame.
     Frame(Vec<u8>),
-    /// In a body frame that is handed on (or dropped) as it comes; so many bytes with its end.
+    /// In a body frame that is handed on, or dropped, as it comes; `left` counts the frame's end.
     Body { channel: u16, left: usize, dropped: bool },
-    /// The server has answered with a protocol header: it speaks another version, and lapin says so. Nothing follows.
+    /// The server speaks another version, and lapin reports that. Nothing follows.
     Other,
 }
 
-/// The frames of one connection.
+/// The reader of one connection's frames.
 #[derive(Debug)]
 pub(super) struct Inbound {
     at: At,
     /// Nothing has come yet.
     fresh: bool,
-    /// Bytes of a frame that were agreed on.
+    /// The agreed size of a frame, in bytes.
     frame_bytes_max: usize,
     body_bytes_max: u64,
-    /// What was wrong with the routing of the message whose header comes next, by channel.
+    /// Faults in the routing of the message whose header comes next, by channel.
     noted: Vec<(u16, Notes)>,
     dropping: Vec<Dropped>,
     /// Returned messages whose header comes next, by channel.
     returning: Vec<(u16, Returned)>,
-    /// Channels of which the next header is of a delivery, and whether the consumer takes it.
+    /// Channels whose next header is of a delivery, and whether the consumer takes the delivery.
     delivering: Vec<(u16, bool)>,
-    /// Of the body of a delivery that has begun, so much is still to come.
+    /// The bytes of the current delivery's body that are still to come.
     body_left: u64,
     returns: Returns,
     deliveries: Deliveries,
@@ -124,18 +124,18 @@ struct Dropped {
 
 #[derive(Debug)]
 enum DroppedOf {
-    /// Its body is too long. Its header is handed on once all of the body has come, with its checksum: so two messages that differ in
-    /// their bodies alone are distinguished.
+    /// The body is too long. The header is handed on after the whole body, with the body's
+    /// checksum. The checksum distinguishes two messages that differ only in their bodies.
     Delivery { head: Head, header: Vec<u8>, notes: Notes, checksum: Hasher },
-    /// The body is known here: it was sent from here.
+    /// The body is known, because this library sent it.
     Returned(Returned),
     /// The consumer takes nothing more.
     Unwanted,
 }
 
 impl Inbound {
-    /// Bodies of more than `body_bytes_max` bytes are dropped as they come; their messages come without. Returned messages go to
-    /// `returns`; more than `deliveries` allows are refused.
+    /// Drops bodies of more than `body_bytes_max` bytes; their messages come without a body.
+    /// Returned messages go to `returns`. More deliveries than `deliveries` allows are refused.
     pub(super) fn new(body_bytes_max: u64, returns: Returns, deliveries: Deliveries) -> Self {
         Self {
             at: At::Frame(Vec::new()),
@@ -152,7 +152,7 @@ impl Inbound {
         }
     }
 
-    /// Takes what has come and appends what lapin may see to `out`.
+    /// Takes bytes from the broker and appends to `out` what lapin may see.
     pub(super) fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Refused> {
         while !bytes.is_empty() {
             match &mut self.at {
@@ -162,7 +162,7 @@ impl Inbound {
                     bytes = later;
                     *left -= now.len();
                     let (channel, left, dropped) = (*channel, *left, *dropped);
-                    // The frame's end is no part of the body.
+                    // The frame's end is not part of the body.
                     let part = if left == 0 { now.split_last().map_or(now, |(_, part)| part) } else { now };
                     self.body_left = self.body_left.saturating_sub(part.len() as u64);
                     if dropped {
@@ -189,11 +189,11 @@ impl Inbound {
         Ok(())
     }
 
-    /// A head is complete, or a frame.
+    /// Handles a complete head or a complete frame.
     fn collected(&mut self, out: &mut Vec<u8>) -> Result<(), Refused> {
         let At::Frame(frame) = &mut self.at else { return Ok(()) };
         if self.fresh && frame.first() == Some(&PROTOCOL) {
-            // Of seven bytes of it nothing can be said.
+            // Seven bytes of a protocol header decide nothing.
             if frame.len() == PROTOCOL_HEADER {
                 out.append(frame);
                 self.at = At::Other;
@@ -215,13 +215,13 @@ impl Inbound {
             _ => {}
         }
         out.extend_from_slice(&frame);
-        // Its room serves the next one.
+        // The buffer is reused for the next frame.
         frame.clear();
         self.at = At::Frame(frame);
         Ok(())
     }
 
-    /// The head of a frame is there: whether its length may be, and what is done with the rest.
+    /// Checks the length in a frame's head, and decides what happens to the rest.
     fn begin(&mut self, head: Head, out: &mut Vec<u8>) -> Result<(), Refused> {
         let max = match head.kind {
             METHOD => FRAME_BYTES_MAX as usize,
@@ -260,7 +260,7 @@ impl Inbound {
         Ok(())
     }
 
-    /// A part of a body that is dropped. The last one of a delivery brings the message's header.
+    /// Drops a part of a body. The last part of a delivery brings the message's header.
     fn drop_part(
         &mut self,
         channel: u16,
@@ -302,7 +302,7 @@ impl Inbound {
             .map_err(|()| broken("the broker returned more messages than are in flight"))
     }
 
-    /// Of one frame, as agreed on.
+    /// The largest payload of one frame, as agreed.
     fn payload_bytes_max(&self) -> usize {
         self.frame_bytes_max.saturating_sub(FRAME_OVERHEAD)
     }
@@ -367,7 +367,7 @@ impl Inbound {
             BASIC_GET_OK => &[Field::Skip(9), Field::Text("exchange"), Field::Text("routing key")],
             _ => return Ok(()),
         };
-        // What was noted of a message whose header never came is of no message any more.
+        // Notes on a message whose header never came belong to no message any more.
         self.noted.retain(|(channel, _)| *channel != head.channel);
         let (mended, notes) = mend_texts(reader.rest(), texts);
         if let Some(arguments) = mended {
@@ -389,7 +389,7 @@ impl Inbound {
             return begun;
         }
         let at = self.delivering.iter().position(|(channel, _)| *channel == head.channel);
-        // The header of a message that was fetched is of no delivery.
+        // The header of a fetched message belongs to no delivery.
         let delivery = at.map(|at| self.delivering.swap_remove(at).1);
         if delivery == Some(false) {
             let begun = self.unwanted_header(head.channel, head.payload(frame));
@@ -400,7 +400,7 @@ impl Inbound {
             Some(at) => self.noted.swap_remove(at).1,
             None => Notes::default(),
         };
-        // A header that is none is lapin's to complain of: it holds nothing that nests.
+        // lapin complains of a malformed header, which holds nothing that nests.
         let Some(header) = Header::read(head.payload(frame)) else { return Ok(()) };
         if header.body_bytes > BODY_BYTES_ANNOUNCED_MAX {
             let len = header.body_bytes;
@@ -413,7 +413,7 @@ impl Inbound {
             let body_bytes = if is_kept { header.body_bytes } else { 0 };
             let in_memory = head.len as u64 + (header.values() * VALUE_BYTES) as u64;
             self.deliveries.announced(body_bytes.saturating_add(in_memory));
-            // Also of one that is left out: its header is handed on behind it.
+            // Also for a dropped body: its header is handed on after it.
             self.body_left = header.body_bytes;
         }
         if !is_kept {
@@ -430,7 +430,7 @@ impl Inbound {
         Ok(())
     }
 
-    /// The header of a delivery that nobody takes: its body is dropped.
+    /// Handles the header of a delivery that the consumer no longer takes: its body is dropped.
     fn unwanted_header(&mut self, channel: u16, payload: &[u8]) -> Result<(), Refused> {
         let bytes = Header::read(payload).map_or(0, |header| header.body_bytes);
         if bytes > BODY_BYTES_ANNOUNCED_MAX {
@@ -442,8 +442,8 @@ impl Inbound {
         Ok(())
     }
 
-    /// How much may be read now: a delivery that has begun comes to its end. `None`: nothing, until the task of `cx` is woken. Then
-    /// all that was handed on are whole frames.
+    /// How much may be read now. A delivery that has begun is read to its end. `None` means
+    /// nothing, until the task of `cx` is woken. Everything handed on is then whole frames.
     pub(super) fn room(&self, cx: &Context<'_>) -> Option<usize> {
         if self.deliveries.have_room(cx) {
             return Some(usize::MAX);
@@ -455,7 +455,7 @@ impl Inbound {
         }
     }
 
-    /// The header of a returned message, which says what message it is.
+    /// Handles the header of a returned message, which names the message.
     fn returned_header(
         &mut self,
         channel: u16,
@@ -469,7 +469,7 @@ impl Inbound {
         if header.body_bytes == 0 {
             return self.has_returned(channel, returned);
         }
-        // Its end would be waited for: it must not be far.
+        // The reader waits for the end of the body, so the end must not be far.
         if header.body_bytes > BODY_BYTES_ANNOUNCED_MAX {
             return Err(broken("the broker returned a message with a body that is longer than any can be"));
         }
@@ -479,13 +479,13 @@ impl Inbound {
     }
 }
 
-/// The length of what is collected first of a frame that begins so: its head, or, once that is there, all of it.
+/// The number of bytes to collect first for this frame: its head, and then all of it.
 fn wanted(frame: &[u8]) -> usize {
     Head::read(frame).map_or(FRAME_HEAD, |head| FRAME_OVERHEAD + head.len)
 }
 
-/// The greeting. Its table may be nested too deep for lapin; and lapin would send the password to a server that does not ask
-/// for one.
+/// Checks the greeting. Its table may be nested too deep for lapin. lapin would also send the
+/// password to a server that does not ask for it.
 fn start(head: Head, frame: &mut Vec<u8>) -> Result<(), Refused> {
     let mut reader = Reader::new(head.payload(frame));
     let (_method, version) = (reader.u32(), reader.take(2));
@@ -520,7 +520,7 @@ enum Field {
     Text(&'static str),
 }
 
-/// The arguments with text where there should be text, if they are not so already.
+/// Returns the arguments with their text fields mended, if any field is not text.
 fn mend_texts(arguments: &[u8], fields: &[Field]) -> (Option<Vec<u8>>, Notes) {
     let mut notes = Notes::default();
     let mut reader = Reader::new(arguments);
@@ -529,7 +529,7 @@ fn mend_texts(arguments: &[u8], fields: &[Field]) -> (Option<Vec<u8>>, Notes) {
         match *field {
             Field::Skip(len) => match reader.take(len) {
                 Some(bytes) => mended.extend_from_slice(bytes),
-                // lapin says what it thinks of that.
+                // lapin reports this fault.
                 None => return (None, Notes::default()),
             },
             Field::Text(name) => {
@@ -555,7 +555,7 @@ fn mend_texts(arguments: &[u8], fields: &[Field]) -> (Option<Vec<u8>>, Notes) {
 struct Head {
     kind: u8,
     channel: u16,
-    /// Bytes of the payload.
+    /// Length of the payload, in bytes.
     len: usize,
 }
 
@@ -566,12 +566,12 @@ impl Head {
         Some(Self { kind, channel, len: usize::try_from(len).ok()? })
     }
 
-    /// Of a frame that is complete.
+    /// The payload of a complete frame.
     fn payload(self, frame: &[u8]) -> &[u8] {
         frame.get(FRAME_HEAD..FRAME_HEAD + self.len).unwrap_or_default()
     }
 
-    /// A frame of the same kind and channel with another payload.
+    /// Returns a frame of the same kind and channel with another payload.
     fn with(self, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::with_capacity(payload.len() + FRAME_OVERHEAD);
         frame.push(self.kind);
@@ -583,7 +583,7 @@ impl Head {
     }
 }
 
-/// What the fuzz target feeds: bytes in pieces. What came out until it was refused.
+/// Feeds the fuzz target's bytes in pieces. Returns the output up to a refusal.
 #[cfg(fuzzing)]
 pub(crate) fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {
     let (mut inbound, mut out) =

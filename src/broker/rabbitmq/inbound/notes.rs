@@ -1,8 +1,9 @@
-//! What was wrong with a message, for the consumer and for a person.
+//! Notes on what was wrong with a message, for the consumer and for an operator.
 
 use std::fmt;
 
-/// Notes beyond this many are counted only: a sender may have put a thousand faults into one message.
+/// The most notes that are kept. Further notes are only counted: a message may have a thousand
+/// faults.
 const NOTES_MAX: usize = 4;
 
 #[derive(Debug, Default)]
@@ -13,7 +14,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    /// Something is given in another form.
+    /// Notes that something was changed into another form.
     pub(super) fn changed(&mut self, text: fmt::Arguments<'_>) {
         if self.texts.len() < NOTES_MAX {
             self.texts.push(text.to_string());
@@ -22,7 +23,8 @@ impl Notes {
         }
     }
 
-    /// Something is missing, or what the message is known by is not what it was. It stands first: there is always room.
+    /// Notes that something is missing, or that the message's identity changed. The note comes
+    /// first, so there is always room.
     pub(super) fn lost(&mut self, text: fmt::Arguments<'_>) {
         if self.texts.len() >= NOTES_MAX {
             self.texts.pop();

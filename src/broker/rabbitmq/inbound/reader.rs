@@ -1,4 +1,4 @@
-//! Bytes, read from the front.
+//! A reader of bytes, from the front.
 
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'a>(&'a [u8]);
@@ -44,13 +44,13 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// What stands behind a length of one byte.
+    /// Reads a length of one byte, and the bytes after it.
     pub(super) fn short(&mut self) -> Option<&'a [u8]> {
         let len = self.u8()?;
         self.take(len.into())
     }
 
-    /// What stands behind a length of four bytes.
+    /// Reads a length of four bytes, and the bytes after it.
     pub(super) fn long(&mut self) -> Option<&'a [u8]> {
         let len = self.u32()?;
         self.take(usize::try_from(len).ok()?)

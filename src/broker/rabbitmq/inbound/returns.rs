@@ -1,10 +1,12 @@
 //! The messages that the broker has returned, by channel, in the order in which they came.
 //!
-//! The broker sends a return before the confirm of the same message. Whoever reads these after a confirm was heard finds the return
-//! that belongs to it, if there is one: what the transport has put here it has put before the client library saw the confirm.
-//! The client library itself sees no return: it would give it to whichever confirm completes next, and keep it with its body until then.
+//! The broker sends a return before the confirm of the same message. The transport stores the
+//! return here before the client library sees the confirm. So a publisher that reads the returns
+//! after a confirm finds the return that belongs to the confirm, if there is one. The client
+//! library itself sees no return. It would give the return to the confirm that completes next, and
+//! would keep the return with its body until then.
 //!
-//! **Invariant.** No more than a window's worth wait here.
+//! **Invariant.** At most a window's worth of returns wait here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +20,10 @@ use crate::message::{Fault, FaultClass};
 pub(in crate::broker::rabbitmq) struct Returned {
     /// The message's own id.
     pub(in crate::broker::rabbitmq) id: String,
-    /// Where it was to go. Text that is not UTF-8 is replaced.
+    /// The message's exchange and routing key. Text that is not UTF-8 is replaced.
     pub(in crate::broker::rabbitmq) exchange: String,
     pub(in crate::broker::rabbitmq) routing_key: String,
-    /// What the broker says of it.
+    /// The broker's reason.
     pub(in crate::broker::rabbitmq) fault: Fault,
 }
 
@@ -35,13 +37,13 @@ impl Returned {
     }
 }
 
-/// Shared by the transport of one connection and by those that publish over it.
+/// The returns that the transport of one connection shares with its publishers.
 #[derive(Debug, Clone)]
 pub(in crate::broker::rabbitmq) struct Returns(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// So that the common case costs no lock.
+    /// Saves the lock in the common case.
     any: AtomicBool,
     max: usize,
     waiting: Mutex<Waiting>,
@@ -54,12 +56,12 @@ struct Waiting {
 }
 
 impl Returns {
-    /// Of a connection that publishes.
+    /// Returns an empty list for a connection that publishes.
     pub(in crate::broker::rabbitmq) fn of_a_publisher() -> Self {
         Self::with_room_for(WINDOW_EVENTS_MAX)
     }
 
-    /// Of a connection over which nothing is published.
+    /// Returns an empty list for a connection over which nothing is published.
     pub(in crate::broker::rabbitmq) fn of_a_consumer() -> Self {
         Self::with_room_for(0)
     }
@@ -68,7 +70,7 @@ impl Returns {
         Self(Arc::new(Shared { any: AtomicBool::new(false), max, waiting: Mutex::default() }))
     }
 
-    /// An error says that more have been returned than can be in flight.
+    /// Adds a return. An error means that more messages were returned than can be in flight.
     pub(super) fn push(&self, channel: u16, returned: Returned) -> Result<(), ()> {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.count >= self.0.max {
@@ -80,7 +82,7 @@ impl Returns {
         Ok(())
     }
 
-    /// Those of one channel that have come since they were last taken.
+    /// Takes the returns of one channel since the last call.
     pub(in crate::broker::rabbitmq) fn take(&self, channel: u16) -> Vec<Returned> {
         if !self.0.any.load(Ordering::Acquire) {
             return Vec::new();

@@ -1,6 +1,8 @@
-//! AMQP tables: whether the client library reads one as it stands, and what is made of one that it does not.
+//! AMQP tables: checks whether the client library can read a table, and mends a table that it
+//! cannot read.
 //!
-//! **Invariants.** Nothing here recurses deeper than [`TABLE_NESTING_MAX`]. Whatever [`mend`] writes, [`is_sound`] accepts.
+//! **Invariants.** Nothing here recurses deeper than [`TABLE_NESTING_MAX`]. [`is_sound`] accepts
+//! everything that [`mend`] writes.
 
 use crate::limits::TABLE_NESTING_MAX;
 use crate::wire::{MENDED, UNREADABLE};
@@ -9,13 +11,14 @@ use super::notes::Notes;
 use super::reader::Reader;
 use super::text::{is_text, mended, shown};
 
-/// Whether these entries (a table without its length) are read as they are: known types, names that are text and not this
-/// library's own, no nesting beyond [`TABLE_NESTING_MAX`].
+/// Whether the client library can read these entries (a table without its length) unchanged. Types
+/// must be known. Names must be text and not reserved. Nesting must not exceed
+/// [`TABLE_NESTING_MAX`].
 pub(super) fn is_sound(entries: &[u8]) -> bool {
     is_sound_table(entries, 1)
 }
 
-/// Whether a header's name is for this library alone to give.
+/// Whether only this library may set a header of this name.
 pub(super) fn is_reserved(name: &[u8]) -> bool {
     name == MENDED.as_bytes() || name == UNREADABLE.as_bytes()
 }
@@ -42,7 +45,8 @@ fn is_sound_array(values: &[u8], depth: usize) -> bool {
     true
 }
 
-/// How many values these entries hold, those within others included. What is nested too deep is one.
+/// The number of values in these entries, nested values included. A value that is nested too deep
+/// counts as one.
 pub(super) fn values(entries: &[u8]) -> usize {
     values_of(entries, true, 1)
 }
@@ -59,17 +63,19 @@ fn values_of(bytes: &[u8], named: bool, depth: usize) -> usize {
     count
 }
 
-/// A value in its table: its type, and its bytes behind that (with their length, where they have one).
+/// A value in its table: its type, and the bytes after the type (with their length, if they have
+/// one).
 #[derive(Clone, Copy)]
 struct Value<'a> {
     kind: u8,
     bytes: &'a [u8],
-    /// What stands in a table or an array.
+    /// The content of a table or an array.
     inner: &'a [u8],
 }
 
 impl<'a> Value<'a> {
-    /// `None` where the bytes end too early, or the type is none of RabbitMQ's.
+    /// Reads a value. Returns `None` if the bytes end too early or the type is not one of
+    /// RabbitMQ's.
     fn read(reader: &mut Reader<'a>) -> Option<Self> {
         let kind = reader.u8()?;
         let fixed = match kind {
@@ -93,7 +99,7 @@ impl<'a> Value<'a> {
         matches!(self.kind, b'A' | b'F')
     }
 
-    /// In a table or an array at this depth.
+    /// Whether the value is sound in a table or an array at this depth.
     fn is_sound(self, depth: usize) -> bool {
         match self.kind {
             b'A' | b'F' if depth >= TABLE_NESTING_MAX => false,
@@ -103,8 +109,8 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Writes the value so that it is sound. What stands too deep, or cannot be read, becomes an array of bytes. `name`: of the
-    /// header that all of it stands in.
+    /// Writes the value in a sound form. A value that is too deep, or cannot be read, becomes an
+    /// array of bytes. `name` is the header that contains the value.
     fn mend(self, depth: usize, name: &[u8], out: &mut Vec<u8>, notes: &mut Notes) {
         if !self.is_nested() || self.is_sound(depth) {
             out.push(self.kind);
@@ -129,7 +135,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// Writes the length of what has been written behind it.
+/// Writes at `at` the length of the bytes after it.
 fn set_len(out: &mut [u8], at: usize) {
     let len = u32::try_from(out.len().saturating_sub(at + 4)).unwrap_or(u32::MAX);
     if let Some(place) = out.get_mut(at..at + 4) {
@@ -137,7 +143,8 @@ fn set_len(out: &mut [u8], at: usize) {
     }
 }
 
-/// `false` where it cannot be read to its end.
+/// Writes a table's entries in a sound form. Returns `false` if the table cannot be read to its
+/// end.
 fn mend_table(entries: &[u8], depth: usize, header: &[u8], out: &mut Vec<u8>, notes: &mut Notes) -> bool {
     let mut reader = Reader::new(entries);
     while !reader.is_empty() {
@@ -170,7 +177,8 @@ fn push_name(name: &[u8], out: &mut Vec<u8>, notes: &mut Notes) {
     out.extend_from_slice(&text);
 }
 
-/// The entries of a table, each so that it is sound. What cannot be read is left out, and noted as lost.
+/// Returns the entries of a table, each in a sound form. Entries that cannot be read are left out
+/// and noted as lost.
 pub(super) fn mend(entries: &[u8], notes: &mut Notes) -> Vec<Vec<u8>> {
     let mut reader = Reader::new(entries);
     let mut mended = Vec::new();
@@ -191,7 +199,7 @@ pub(super) fn mend(entries: &[u8], notes: &mut Notes) -> Vec<Vec<u8>> {
     mended
 }
 
-/// An entry of text.
+/// Returns an entry with a text value.
 pub(super) fn text_entry(name: &str, text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(name.len() + text.len() + 6);
     out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
@@ -202,7 +210,7 @@ pub(super) fn text_entry(name: &str, text: &str) -> Vec<u8> {
     out
 }
 
-/// The name of an entry that [`mend`] has made.
+/// Returns the name of an entry that [`mend`] made.
 pub(super) fn name_of(entry: &[u8]) -> &[u8] {
     Reader::new(entry).short().unwrap_or_default()
 }

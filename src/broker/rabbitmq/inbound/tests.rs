@@ -1,4 +1,4 @@
-//! What comes out is always what the client library reads: its own decoder is the judge.
+//! The output is always readable for the client library: the library's own decoder checks it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -32,7 +32,7 @@ fn entry(name: &[u8], kind: u8, value: &[u8]) -> Vec<u8> {
     [&short(name)[..], &[kind], value].concat()
 }
 
-/// A table in a table, so many levels deep.
+/// Returns a table in a table, `depth` levels deep.
 fn nested(depth: usize, kind: u8) -> Vec<u8> {
     let mut value = long(b"");
     for _ in 1..depth {
@@ -42,7 +42,7 @@ fn nested(depth: usize, kind: u8) -> Vec<u8> {
     value
 }
 
-/// A content header with headers and, by their flags, other properties.
+/// Returns a content header with headers and, by their flags, other properties.
 fn header(body_bytes: u64, flags: u16, before: &[u8], headers: &[Vec<u8>], behind: &[u8]) -> Vec<u8> {
     let flags = flags | u16::from(!headers.is_empty()) << 13;
     let table = if headers.is_empty() { Vec::new() } else { long(&headers.concat()) };
@@ -62,7 +62,7 @@ fn fed(bytes: &[u8]) -> Result<Vec<u8>, Refused> {
         .map(|()| out)
 }
 
-/// lapin's reading of it all.
+/// lapin's reading of all frames.
 fn parsed(mut bytes: &[u8]) -> Vec<AMQPFrame> {
     let mut frames = Vec::new();
     while !bytes.is_empty() {
@@ -87,7 +87,8 @@ fn note(bytes: &[u8], name: &str) -> Option<String> {
     notes.into_iter().next()
 }
 
-/// What is fetched with `basic.get` has no consumer tag, and more in front of its texts.
+/// Goal: a message fetched with `basic.get` is mended too. Method: it has no consumer tag, and more
+/// fields before its texts.
 #[test]
 fn texts_of_a_fetched_message_are_mended() {
     let arguments = |routing_key: &[u8]| {
@@ -133,8 +134,9 @@ fn sound_frames_pass_as_they_are_however_they_come() {
     }
 }
 
-/// Goal: poison below the consumer's quarantine comes to the consumer. Method: one kind of poison at a time; each is read by lapin
-/// and says what was wrong, as lost where the message cannot be distinguished from another one.
+/// Goal: a message that would poison the decoder reaches the consumer. Method: one kind of poison
+/// at a time. lapin reads each message, and the message tells what was wrong. It counts as lost if
+/// it cannot be distinguished from another message.
 #[test]
 fn what_the_decoder_refuses_is_mended_and_said() {
     let id = |id: &[u8]| [&[2][..], &short(id)].concat();
@@ -209,7 +211,7 @@ fn what_the_decoder_refuses_is_mended_and_said() {
         let other = if header == MENDED { UNREADABLE } else { MENDED };
         assert_eq!(note(&out, other), None, "{name}");
     }
-    // What is sound beside it stays.
+    // Sound headers beside the faulty one stay.
     let kept =
         fed(&header(0, mode_and_id, b"", &[big(b"x-death", 140_000), big(b"kept", 9)], &id(b"m-1"))).unwrap();
     let AMQPFrame::Header(1, kept) = parsed(&kept).remove(0) else { panic!("no header") };
@@ -217,7 +219,8 @@ fn what_the_decoder_refuses_is_mended_and_said() {
     assert!(kept.properties.headers().as_ref().unwrap().contains_key("kept"));
 }
 
-/// Goal: a hundred thousand small headers that do not fit cost a moment, not a minute. Method: as many as a frame may bring.
+/// Goal: a hundred thousand small headers that do not fit cost a moment, not a minute. Method: as
+/// many as a frame may bring.
 #[test]
 fn many_headers_that_do_not_fit_are_left_out_at_once() {
     let headers = vec![entry(b"", b'V', b""); 500_000];
@@ -226,8 +229,9 @@ fn many_headers_that_do_not_fit_are_left_out_at_once() {
     assert!(note(&out, UNREADABLE).unwrap().contains("more"));
 }
 
-/// Goal: a body over the cap takes no memory, and its message is distinguished from another of the same length. Method: bodies in parts, with
-/// frames of other channels in between; the header comes behind the last part.
+/// Goal: a body over the cap takes no memory, and its message is distinguished from another message
+/// of the same length. Method: bodies in parts, with frames of other channels in between; the
+/// header comes after the last part.
 #[test]
 fn a_body_over_the_cap_is_dropped_as_it_comes() {
     let body = |fill: u8| {
@@ -244,12 +248,12 @@ fn a_body_over_the_cap_is_dropped_as_it_comes() {
     let first = note(&out, UNREADABLE).unwrap();
     assert!(first.contains("its body of 1400 bytes (CRC-32 "), "{first}");
     assert_ne!(note(&fed(&body(2)).unwrap(), UNREADABLE).unwrap(), first);
-    // The connection goes on.
+    // The connection continues.
     let next = [deliver(b"k"), header(2, 0, b"", &[], b""), frame(BODY, 1, b"ok")].concat();
     out.clear();
     inbound.feed(&next, &mut out).unwrap();
     assert_eq!(out, next);
-    // Longer than announced, or cut short.
+    // A body longer than announced, or cut short.
     let long = [header(1400, 0, b"", &[], b""), frame(BODY, 1, &[0; 1401])].concat();
     assert_eq!(fed(&long), Err(broken("the broker sent a body that is longer than its header says")));
     let cut = [header(1400, 0, b"", &[], b""), deliver(b"k")].concat();
@@ -274,8 +278,9 @@ fn what_no_broker_sends_ends_the_connection() {
     }
 }
 
-/// Goal: lapin, which logs that a login is not offered and sends the password all the same, never comes to it; nor to a greeting
-/// that would overflow its stack. Method: greetings.
+/// Goal: lapin never sees a greeting without a login that this library supports: it would log that
+/// and send the password all the same. Nor does lapin see a greeting that would overflow its stack.
+/// Method: greetings.
 #[test]
 fn the_greeting_is_looked_at_before_the_login() {
     let start = |properties: &[u8], mechanisms: &[u8]| {
@@ -295,8 +300,9 @@ fn the_greeting_is_looked_at_before_the_login() {
     assert_eq!(parsed(&deep).len(), 1);
 }
 
-/// Goal: a broker whose frames are smaller than the client library can send is named as that, before the broker ends the connection
-/// without a reason. Method: offers around the limit; 0 means any size.
+/// Goal: if a broker's frames are smaller than the client library can send, the fault names that,
+/// before the broker ends the connection without a reason. Method: offers around the limit; 0 means
+/// any size.
 #[test]
 fn a_frame_max_that_is_too_small_is_named() {
     let tune = |frame_max: u32| {
@@ -349,8 +355,9 @@ fn value(depth: u32) -> impl Strategy<Value = (u8, Vec<u8>)> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Goal: whatever headers a message has, lapin reads what is made of them, and it fits into a frame. Method: tables with odd
-    /// names, types, lengths and depths, and properties with odd flags and cuts.
+    /// Goal: for any headers of a message, lapin can read the mended headers, and they fit into a
+    /// frame. Method: tables with odd names, types, lengths and depths, and properties with odd
+    /// flags and cuts.
     #[test]
     fn whatever_a_header_holds_the_decoder_reads_it(
         entries in vec((name(), value(6)), 0..8),
@@ -378,7 +385,8 @@ proptest! {
         prop_assert_eq!(headers.count(), 2);
     }
 
-    /// Goal: no bytes at all end in a panic or in memory without bound. Method: noise, and frames with noise in them.
+    /// Goal: no bytes lead to a panic or to unbounded memory. Method: noise, and frames with noise
+    /// in them.
     #[test]
     fn noise_is_taken_or_refused(
         frames in vec((prop_oneof![Just(1_u8), Just(2), Just(3), Just(8), any::<u8>()], any::<u16>(), vec(any::<u8>(), 0..100)), 0..10),
@@ -392,8 +400,9 @@ proptest! {
     }
 }
 
-/// Goal: a broker that breaks its promises costs bounded memory, and the fault says which promise. Method: deliveries beyond the
-/// prefetch, and after some were settled; returns where nothing is published, and more than can be in flight.
+/// Goal: a broker that breaks its promises costs bounded memory, and the fault names the promise.
+/// Method: deliveries beyond the prefetch, also after some were settled; returns where nothing is
+/// published, and more returns than can be in flight.
 #[test]
 fn what_the_broker_promises_is_counted() {
     let message = |n: u64| [deliver(b"k"), header(n, 0, b"", &[], b"")].concat();
@@ -433,9 +442,9 @@ fn what_the_broker_promises_is_counted() {
     assert!(error.is_some_and(|error| error.to_string().contains("than are in flight")));
 }
 
-/// Goal: while unsettled deliveries take more bytes than they may, nothing is read but the rest of one that has begun; one delivery always
-/// has room; and the reader is woken when there is room again. A message that was fetched is no delivery. Method: bodies of
-/// 600 bytes in a bound of 1,000, in two frames.
+/// Goal: while unsettled deliveries exceed their bytes, only the rest of a delivery that has begun
+/// is read. One delivery always has room. The reader is woken when there is room again. A fetched
+/// message is no delivery. Method: bodies of 600 bytes in a bound of 1,000, in two frames.
 #[test]
 fn unsettled_bytes_are_bounded() {
     let content =
@@ -471,7 +480,7 @@ fn unsettled_bytes_are_bounded() {
     assert_eq!(woken.0.load(Relaxed), 1, "the reader waits for this");
     assert_eq!(inbound.room(&cx), Some(usize::MAX));
 
-    // Some larger than the bound.
+    // Some deliveries are larger than the bound.
     deliveries.settled((1, u64::MAX), (0, 0));
     let large = [deliver(b"k"), header(4000, 0, b"", &[], b"")].concat();
     let body = frame(BODY, 1, &[7; 4000]);
@@ -481,7 +490,7 @@ fn unsettled_bytes_are_bounded() {
     inbound.feed(&body, &mut out).unwrap();
     assert_eq!(inbound.room(&cx), None);
 
-    // The end: what has begun is handed on, and what comes is dropped.
+    // At the end, a delivery that has begun is handed on, and later deliveries are dropped.
     deliveries.want_no_more();
     assert_eq!((inbound.room(&cx), woken.0.load(Relaxed)), (Some(usize::MAX), 2));
     let before = out.len();
@@ -490,8 +499,9 @@ fn unsettled_bytes_are_bounded() {
     assert_eq!(out.split_off(before), HEARTBEAT_FRAME);
 }
 
-/// Goal: one whose body is left out comes to its end too, however much its headers take: it is handed on only then. Method: many values beside
-/// a body over the cap, in two frames, where nothing has room.
+/// Goal: a delivery whose body is left out is also read to its end, even if its headers take much:
+/// only then is it handed on. Method: many values beside a body over the cap, in two frames, where
+/// nothing has room.
 #[test]
 fn a_body_that_is_left_out_is_read_to_its_end() {
     let woken = Arc::new(Woken::default());
@@ -513,8 +523,9 @@ fn a_body_that_is_left_out_is_read_to_its_end() {
     assert!(deliveries.taken() > 64_000 && out.len() > deliver(b"k").len() + 1000, "it is handed on");
 }
 
-/// Goal: headers count with what they take in memory: an array of a hundred thousand nothings is more than its bytes. Method: such a header,
-/// nested too, and one of text of the same length.
+/// Goal: headers count with the memory that they take: an array of a hundred thousand nothings
+/// takes more than its bytes. Method: such a header, nested too, and one of text of the same
+/// length.
 #[test]
 fn values_count_with_what_they_take_in_memory() {
     let bytes_of = |value: Vec<u8>| {

@@ -2,14 +2,14 @@
 
 use std::borrow::Cow;
 
-/// Stands for each byte that is no text. Unicode calls it *substitute*: it stands for a character that is invalid.
+/// The replacement for each byte that is not text. Unicode calls the character *substitute*.
 pub(super) const SUBSTITUTE: u8 = 0x1a;
 
 pub(super) fn is_text(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_ok()
 }
 
-/// As many bytes; those that are no text are [`SUBSTITUTE`].
+/// Returns the same number of bytes; each byte that is not text is [`SUBSTITUTE`].
 pub(super) fn mended(bytes: &[u8]) -> Cow<'_, [u8]> {
     if is_text(bytes) {
         return Cow::Borrowed(bytes);
@@ -22,7 +22,7 @@ pub(super) fn mended(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text)
 }
 
-/// For a note: escaped, and not too long.
+/// Returns bytes for a note: escaped, and not too long.
 pub(super) fn shown(bytes: &[u8]) -> String {
     const SHOWN_BYTES_MAX: usize = 40;
     let (part, more) = bytes.split_at_checked(SHOWN_BYTES_MAX).map_or((bytes, ""), |(part, _)| (part, "…"));
