@@ -7,7 +7,7 @@ use lapin::ErrorKind;
 
 use crate::message::{Fault, FaultClass};
 
-use super::transport::is_refusal;
+use super::refusal::is_refusal;
 
 /// The work that the connection was doing when the failure came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

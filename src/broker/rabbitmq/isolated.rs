@@ -37,8 +37,8 @@ use super::connection::Link;
 use super::failover::Failover;
 use super::inbound::Returns;
 use super::options::Options;
+use super::prepared::{Prepared, no_confirm_within};
 use super::topology::Topology;
-use super::window::{Prepared, no_confirm_within};
 
 /// The time after which an unused own connection is closed.
 const IDLE: Duration = Duration::from_secs(10);

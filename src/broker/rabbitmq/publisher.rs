@@ -33,21 +33,8 @@ use super::window::{Broken, Confirmed, Window, worse};
 /// The most commands that one iteration takes.
 const BATCH: usize = 512;
 
-/// The smallest batch of outcomes. While fewer messages than this are in flight, outcomes are
-/// reported at once.
-///
-/// A report for each outcome would cost two thread wake-ups, and the messages published for it
-/// would leave one by one too.
-pub(crate) const OUTCOME_BATCH_MIN: usize = 64;
-
-/// The largest batch. A batch is an eighth of the messages in flight, within the two bounds.
-pub(crate) const OUTCOME_BATCH_MAX: usize = 512;
-
 /// The longest time that an outcome waits for its batch.
 const OUTCOME_BATCH_TIMEOUT: Duration = Duration::from_millis(1);
-
-/// The longest wait for the broker's own error after an echo of it (`channel is closing`) was seen.
-pub(crate) const REASON_WAIT: Duration = Duration::from_millis(500);
 
 /// The time after an error on the connection at which its state is checked again.
 const OVERHEARD: Duration = Duration::from_millis(50);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{AlertDescription, ClientConfig, RootCertStore, version};
+use rustls::{ClientConfig, RootCertStore, version};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -21,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 use crate::error::SettingError;
 use crate::message::{Fault, FaultClass};
 
+use super::refusal::is_refusal;
 use super::uri::Target;
 
 const CA: &str = "tls ca";
@@ -306,31 +307,6 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 const PEM_BYTES_MAX: u64 = 16 << 20;
 
 fn handshake_fault(error: &io::Error, target: &Target) -> Fault {
-    let class = if super::transport::is_refusal(error) { FaultClass::Config } else { FaultClass::Outage };
+    let class = if is_refusal(error) { FaultClass::Config } else { FaultClass::Outage };
     Fault::new(class, format!("TLS with {target}: {error}"))
-}
-
-/// Whether the error is about the identity or the protocol of the two sides: waiting does not heal
-/// such an error.
-pub(super) fn is_refusal(error: &rustls::Error) -> bool {
-    use AlertDescription as Alert;
-    match error {
-        // Alerts of a broker that is ending, or whose record was damaged on the way.
-        rustls::Error::AlertReceived(
-            Alert::CloseNotify
-            | Alert::InternalError
-            | Alert::UserCanceled
-            | Alert::BadRecordMac
-            | Alert::DecryptError
-            | Alert::RecordOverflow
-            | Alert::UnexpectedMessage,
-        )
-        | rustls::Error::DecryptError
-        | rustls::Error::PeerSentOversizedRecord
-        | rustls::Error::FailedToGetCurrentTime
-        | rustls::Error::FailedToGetRandomBytes => false,
-        // Unknown authority, wrong name, expired, plain text, too old a protocol, a missing or
-        // wrong client certificate.
-        _ => true,
-    }
 }

@@ -4,7 +4,6 @@
 //! lapin opens no socket and knows nothing of TLS. lapin takes any runtime, and a runtime defines
 //! its type of streams: here [`Transport`].
 
-use std::borrow::Cow;
 use std::future::Future;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::SocketAddr;
@@ -23,6 +22,7 @@ use tokio::time::Sleep;
 use crate::limits::CONNECT_MS_MAX;
 
 use super::inbound::{HEARTBEAT_FRAME, Inbound, Refused};
+use super::refusal::{Refusal, is_refusal};
 use super::uri::Target;
 
 /// The first two bytes of a TLS server's answer to a plain-text client: an alert, of SSL 3 or
@@ -244,17 +244,6 @@ impl futures_io::AsyncWrite for Transport {
     }
 }
 
-/// An error about a peer that waiting does not heal, wrapped in an I/O error.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refusal(Cow<'static, str>);
-
-impl From<Refusal> for io::Error {
-    fn from(refusal: Refusal) -> Self {
-        Self::new(io::ErrorKind::InvalidData, refusal)
-    }
-}
-
 impl From<Refused> for io::Error {
     fn from(refused: Refused) -> Self {
         match refused {
@@ -262,17 +251,6 @@ impl From<Refused> for io::Error {
             Refused::Broken(_) => Self::new(io::ErrorKind::InvalidData, refused),
         }
     }
-}
-
-/// Whether a stream's error is about the two sides and not the network: the peer speaks another
-/// protocol, or refuses the client certificate (with TLS 1.3 after the handshake).
-pub(super) fn is_refusal(error: &io::Error) -> bool {
-    let Some(inner) = error.get_ref() else { return false };
-    #[cfg(feature = "tls")]
-    if let Some(error) = inner.downcast_ref::<rustls::Error>() {
-        return super::tls::is_refusal(error);
-    }
-    inner.is::<Refusal>()
 }
 
 /// Returns the runtime for lapin: tokio's current runtime, with [`Transport`] as its stream.

@@ -10,25 +10,35 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::FutureExt;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use lapin::options::BasicPublishOptions;
-use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Event};
+use lapin::{Channel, Confirmation, Event};
 use tracing::{debug, error};
 
 use super::cause::Causes;
 use super::classify::{Phase, classify, is_the_brokers_own};
 use super::connection::Link;
-use super::convert::{header_frame_len_max, short, to_properties};
 use super::inbound::Returns;
 use super::isolated::Isolation;
 use super::nacks::{Destination, Nacks};
 use super::options::Options;
-use super::publisher::{OUTCOME_BATCH_MAX, OUTCOME_BATCH_MIN, REASON_WAIT};
+use super::prepared::{Prepared, no_confirm_within};
 use super::settle::{Ledger, Silence, Word};
 use crate::broker::{PublisherEvent, PublisherEvents};
-use crate::message::{Fault, FaultClass, Message, Outcome, Outgoing, Ticket};
+use crate::message::{Fault, FaultClass, Outcome, Outgoing, Ticket};
 use crate::printable::printable;
 use crate::time::as_ms;
+
+/// The smallest batch of outcomes. While fewer messages than this are in flight, outcomes are
+/// reported at once.
+///
+/// A report for each outcome would cost two thread wake-ups, and the messages published for it
+/// would leave one by one too.
+const OUTCOME_BATCH_MIN: usize = 64;
+
+/// The largest batch. A batch is an eighth of the messages in flight, within the two bounds.
+const OUTCOME_BATCH_MAX: usize = 512;
+
+/// The longest wait for the broker's own error after an echo of it (`channel is closing`) was seen.
+const REASON_WAIT: Duration = Duration::from_millis(500);
 
 pub(super) type Confirmed = (u64, Destination, lapin::Result<Confirmation>);
 
@@ -299,56 +309,6 @@ impl<'a> Window<'a> {
             Ok(fault) => fault,
             Err(_) => Fault::new(FaultClass::Outage, "the connection ended without a reason"),
         }
-    }
-}
-
-/// The fault of a message without a confirm.
-pub(super) fn no_confirm_within(deadline: Duration) -> Fault {
-    Fault::new(FaultClass::Outage, format!("no confirm within {} s", deadline.as_secs_f64()))
-}
-
-/// A message that can certainly be encoded.
-pub(super) struct Prepared {
-    pub(super) exchange: ShortString,
-    pub(super) routing_key: ShortString,
-    pub(super) properties: BasicProperties,
-    pub(super) message: Arc<Message>,
-    pub(super) mandatory: bool,
-}
-
-impl Prepared {
-    pub(super) fn new(outgoing: &Outgoing, frame_bytes_max: usize) -> Result<Self, Fault> {
-        let message = &outgoing.message;
-        if message.message_id.is_none() {
-            return Err(Fault::new(
-                FaultClass::Message,
-                "field `message_id` is missing; returns are matched by it",
-            ));
-        }
-        let header_bytes = header_frame_len_max(message);
-        if header_bytes > frame_bytes_max {
-            return Err(Fault::new(
-                FaultClass::Message,
-                format!(
-                    "properties and headers take {header_bytes} bytes; a frame of this broker takes {frame_bytes_max}"
-                ),
-            ));
-        }
-        Ok(Self {
-            exchange: short("exchange", &outgoing.exchange)?,
-            routing_key: short("routing_key", &outgoing.routing_key)?,
-            properties: to_properties(message)?,
-            message: Arc::clone(message),
-            mandatory: outgoing.mandatory,
-        })
-    }
-
-    /// Publishes and waits for the broker's confirm. The first poll does everything up to drawing
-    /// the tag.
-    pub(super) async fn send(self, channel: &Channel) -> lapin::Result<Confirmation> {
-        let Self { exchange, routing_key, properties, message, mandatory } = self;
-        let options = BasicPublishOptions { mandatory, immediate: false };
-        channel.basic_publish(exchange, routing_key, options, &message.payload, properties).await?.await
     }
 }
 
