@@ -53,9 +53,9 @@ impl Store {
     /// there was a rebuild.
     ///
     /// The live tables stay as they are. When this call returns, the rebuild is cancelled durably,
-    /// and the log no longer waits for the rebuild. What the rebuild had written is removed, one
-    /// table per transaction. A crash in between loses nothing: the next opening of the store goes
-    /// on with the removal. The version stays cancelled until
+    /// the log no longer waits for it, and its tables and failures are removed, one table per
+    /// transaction. A crash in between loses nothing: the next opening of the store goes on with
+    /// the removal. The version stays cancelled until
     /// [`Projection::rebuild`](crate::Projection::rebuild) requests it again, or another version
     /// runs: [`ProjectionState::Cancelled`](crate::ProjectionState::Cancelled).
     ///
