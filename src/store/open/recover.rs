@@ -145,13 +145,13 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
 ///   form are still read.
 /// - Format 4 had no AMQP properties in records and rejected deliveries. Header values were only
 ///   text, integers of 64 bits, booleans and bytes. Rows without the new values are unchanged. It
-///   also had no secret, so lanes and ids were recognised by weaker checksums. Rows of that form
-///   are still read, and speak for what was recorded then.
+///   also had no secret, so lanes and ids were recognised by checksums over less. Rows of that
+///   form are still read, and count for what was recorded then.
 /// - Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each
 ///   rejected delivery in one piece.
 ///
-/// Marks of ids have wall times in earlier formats. The pruning of the inbox replaces such a time
-/// by the present when it meets one.
+/// Marks of ids have wall times in earlier formats. When the pruning of the inbox meets such a
+/// time, it takes the time for the present.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
