@@ -260,7 +260,8 @@ pub(crate) const CAPTURE_PASS_KEYS: usize = 256;
 /// key.
 pub(crate) const CAPTURE_SMALL_PASS_KEYS: usize = 32;
 
-/// How long a key waits before a relay requests such a pass, in milliseconds.
+/// How long captured tables wait with something to publish before a relay requests such a pass, in
+/// milliseconds.
 pub(crate) const CAPTURE_PASS_TIMEOUT_MS: u64 = 1_000;
 
 /// Most bytes of keys and values that one pass reads. The pass ends after the key that exceeds

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use crate::error::Result;
 use crate::store::Store;
 
-/// What the deliveries of one consumer's scope hold in the file: figures of the rows that foreign
-/// messages have made. See [`Stats::consumers`](crate::Stats::consumers).
+/// Figures of the rows that deliveries of one consumer's scope hold in the file. Messages of others
+/// have made these rows. See [`Stats::consumers`](crate::Stats::consumers).
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;

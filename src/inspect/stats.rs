@@ -41,9 +41,9 @@ pub struct Stats {
     /// Where the records of the log start, except for earlier events that are quarantined or
     /// deferred.
     pub trimmed_to: u64,
-    /// Events that are neither confirmed nor quarantined nor discarded, whatever they wait for.
-    /// This is the [`backlog_events`](RelayStats::backlog_events) of the slowest relay. Without any
-    /// relay, all events from `trimmed_to` on count.
+    /// Events that are neither confirmed nor quarantined nor discarded. Events that wait count,
+    /// for any cause. This is the [`backlog_events`](RelayStats::backlog_events) of the slowest
+    /// relay. Without any relay, all events from `trimmed_to` on count.
     pub backlog_events: u64,
     /// Bytes of the records of the same events, of the same relay.
     pub backlog_bytes: u64,
@@ -66,7 +66,7 @@ pub struct Stats {
     pub parked_age_ms: Option<u64>,
     /// Events in quarantine, over all relays. They are no part of the backlog.
     pub quarantined: u64,
-    /// What keeps the log or the file from shrinking; the holder of most bytes comes first.
+    /// The things that keep the log or the file from shrinking. The holder of most bytes comes first.
     ///
     /// Holders are relays, projections and subscriptions that have not reached the end of the log,
     /// events that are kept one by one, retention, and the oldest snapshot. The log is trimmed up
@@ -90,7 +90,7 @@ pub struct Stats {
     pub reruns: u64,
     /// Whether the last close before this opening was unclean, and every page was verified.
     pub verified_at_open: bool,
-    /// What the store requested of the operating system since it was opened.
+    /// The requests of the store to the operating system since the store was opened.
     pub io: IoStats,
     /// Snapshots of aggregates that were left out since the store was opened, because they exceed
     /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX). A command warns of the first of
@@ -112,7 +112,7 @@ pub struct Stats {
     pub captures: BTreeMap<String, CaptureStats>,
     /// Deliveries in the quarantine of each consumer that has ever rejected one, by scope.
     pub rejected: BTreeMap<String, u64>,
-    /// What deliveries hold in the file, by their consumer's scope.
+    /// Figures of the rows of deliveries in the file, by their consumer's scope.
     pub consumers: BTreeMap<String, ScopeStats>,
 }
 
@@ -142,7 +142,7 @@ pub struct CaptureStats {
     /// Waiting keys whose codec has failed since the store was opened. At most 1,024 keys of all
     /// tables are counted. The log gives the reasons.
     pub failed: u64,
-    /// What the capture waits for; `None` if nothing waits, or what waits is under way.
+    /// The reason why the capture waits; `None` if nothing waits, or if it is under way.
     pub waits_for: Option<CaptureWait>,
 }
 

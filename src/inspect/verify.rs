@@ -176,7 +176,7 @@ impl Store {
 
     fn look_at_everything(&self) -> Result<Verification> {
         self.core().owner.check()?;
-        // Read this before the snapshot: what is known to be in the log then is in the snapshot.
+        // Before the snapshot, so that every event below this number is in the snapshot.
         let end = self.core().tail().next_seq;
         let snapshot = self.read()?;
         let derived_through = read_state(snapshot.tx())?.derived_through;

@@ -177,7 +177,7 @@ impl StoreBuilder {
     /// A transaction gathers both in memory until it commits, and all other writes wait. Beyond the
     /// limit, every call fails with
     /// [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge), and nothing is written. A
-    /// group of writes commits at the limit, and stays under twice of it.
+    /// group of writes commits at the limit, so the store holds less than twice the limit.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -24,7 +24,7 @@ pub enum QuotaPolicy {
     /// result, for a second at most. A longer search goes on, and later writes find the room. The
     /// policy also works while the broker is away.
     ///
-    /// A released event is not lost in silence: it stands in the relay's
+    /// A released event does not vanish: the relay places the event in
     /// [quarantine](crate::Store::quarantine) as expired. There it holds no other event and does
     /// not count as backlog. Its record stays until the event is discarded. Events in flight are
     /// left to their outcome.
