@@ -450,7 +450,8 @@ impl StoreBuilder {
     /// file. So `open` refuses it ([`OpenError::Empty`](crate::OpenError::Empty)). Set this if the
     /// path comes from something that makes an empty file, such as `tempfile::NamedTempFile`. Even
     /// so, `open` refuses an empty file with a [journal](Self::journal_bytes) beside it: a store
-    /// was there. If several processes open one empty file at once, only one makes the store.
+    /// was there. If several processes open an empty file at once, one makes the store, and none
+    /// replaces another's.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -489,7 +490,7 @@ impl StoreBuilder {
     /// Holders are relays and projections that stand still (running or not), unread subscriptions,
     /// and snapshots. The warning names the holder, its position, since when it stands there, and
     /// how to let go. It comes once, and again after the holder has moved and then stood still for
-    /// as long. The store checks while commits happen, so a warning may be a quarter late.
+    /// as long. The store checks at commits, so a warning may be a quarter of the time late.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
