@@ -1,9 +1,10 @@
 //! Never trust two separate writes. Make one.
 //!
-//! A service that writes its database and then publishes an event will one day do the first and not the second. With
-//! `onewrite` one [redb](https://docs.rs/redb) file holds the service's state **and** its event log; one transaction
-//! writes both; a background relay drains the log to RabbitMQ, at least once, in order per key, each message with a
-//! stable id; and a consumer at the other end applies each delivery exactly once in effect.
+//! A service that writes its database and then publishes an event will one day do the first and not
+//! the second. With `onewrite`, one [redb](https://docs.rs/redb) file holds the service's state
+//! **and** its event log, and one transaction writes both. A background relay publishes the log to
+//! RabbitMQ: at least once, in order per key, each message with a stable id. A consumer at the
+//! other end applies each delivery exactly once in effect.
 //!
 //! ```
 //! use std::time::Duration;
@@ -31,21 +32,28 @@
 //!
 //! # What is promised
 //!
-//! 1. **One write.** When [`Store::write`] returns `Ok`, state and events are on disk together; on `Err` or a crash before
-//!    that, neither is. Only [`Error::CommitUnknown`] leaves it open until the store is opened again.
-//! 2. **No phantom.** Nothing is published, projected or shown to a subscriber before it is durable.
-//! 3. **No loss.** Every committed event ends as confirmed by the broker, or in [quarantine](Quarantine) with a reason.
+//! 1. **One write.** When [`Store::write`] returns `Ok`, state and events are on disk together. On
+//!    `Err`, or after a crash before that, neither is. Only [`Error::CommitUnknown`] leaves it open
+//!    until the store is opened again.
+//! 2. **No phantom.** An event is durable before it is published, projected or shown to a
+//!    subscriber.
+//! 3. **No loss.** Every committed event is either confirmed by the broker in the end, or placed in
+//!    [quarantine](Quarantine) with a reason.
 //! 4. **At least once, same name.** A resend carries the same id, lane number and bytes.
 //! 5. **Order per key**, through retries, reconnects, restarts and quarantine.
-//! 6. **Once in effect** at a [consumer](Store::consumer): for ever for what a store of this library has produced, within the
-//!    inbox age for what another producer has named.
-//! 7. **A broken broker never breaks the application.** Writes go on; an outage spends no event's attempts.
-//! 8. **Bounded.** Every limit has a [name](limits); memory does not grow with the backlog.
-//! 9. **Detected, not passed on.** A record whose checksum fails is never published; a failed durable write poisons the store.
-//! 10. **Single owner.** A second open fails at once, naming the file.
+//! 6. **Once in effect** at a [consumer](Store::consumer). For messages of a store of this library,
+//!    this holds for ever. For messages that another producer has given an id, it holds within the
+//!    inbox age.
+//! 7. **A broken broker never breaks the application.** Writes go on, and an outage consumes no
+//!    event's attempts.
+//! 8. **Bounded.** Every limit has a [name](limits), and memory does not grow with the backlog.
+//! 9. **Detected, not passed on.** A record whose checksum fails is never published. A failed
+//!    durable write poisons the store.
+//! 10. **Single owner.** A second open fails at once, and its error names the file.
 //! 11. **Stop is prompt**, also when the broker hangs.
 //!
-//! Against whom these hold, and how to configure it, stands on the page on [security].
+//! The page on [security] says against which attackers these promises hold, and how to configure
+//! the store for that.
 //!
 //! # Crate features
 //!
@@ -54,16 +62,18 @@
 //! | `rabbitmq` | yes | `broker::RabbitMq` and `broker::RabbitMqSource`, over lapin and a tokio runtime of their own |
 //! | `json` | yes | `Event::json`, `Capture::json`: payloads by serde_json |
 //! | `tls` | no | `amqps://`, over rustls with the ring provider; brings `rabbitmq` |
-//! | `bincode` | no | `Event::bincode`: payloads by bincode 2, which nobody maintains any more |
+//! | `bincode` | no | `Event::bincode`: payloads by bincode 2, which is no longer maintained |
 //!
-//! Without any of them the library compiles too: events of bytes, and a broker of your own behind [`broker::Publisher`].
+//! The library also compiles without any feature: with events of bytes, and a broker of your own
+//! behind [`broker::Publisher`].
 //!
 //! # It is not
 //!
 //! - a broker, or a replicated database: one process owns one file on one disk;
-//! - exactly-once delivery: the broker may see an event twice, its effect at a consumer happens once;
-//! - a guarantee beyond the broker's word: what RabbitMQ confirms and then drops (a queue with `drop-head`, a classic
-//!   queue on a lost disk) is lost there.
+//! - exactly-once delivery: the broker may see an event twice, but its effect at a consumer happens
+//!   once;
+//! - a guarantee beyond the broker's word: RabbitMQ may confirm a message and drop it later, in a
+//!   queue with `drop-head` or in a classic queue on a lost disk. The message is lost there.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -103,7 +113,8 @@ mod tuning;
 mod upcast;
 pub mod wire;
 
-/// The storage engine, whose table types an application uses: the version that this library is built with.
+/// The storage engine, whose table types an application uses, in the version that this library is
+/// built with.
 pub use redb;
 
 pub use aggregate::{Aggregate, AggregateStream, Loaded};
@@ -143,33 +154,34 @@ pub use text::Text;
 pub use wire::CloudEvent;
 pub use wire::{HeaderSpelling, ProducerKeys, SigningKey};
 
-/// What the fuzz targets reach inside.
+/// The entry points of the fuzz targets.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
     use crate::log::record::fuzzing;
 
-    /// Bytes as they might stand in the table.
+    /// Decodes bytes as the table of records might hold them.
     pub fn decode_record(seq: u64, bytes: &[u8]) {
         fuzzing::record(seq, bytes);
     }
 
-    /// The same as a body, behind a frame that is right.
+    /// Decodes bytes as a body, behind a frame that is right.
     pub fn decode_body(body: &[u8]) {
         fuzzing::body(body);
     }
 
-    /// A key and a row as they might stand in any table, also behind a right checksum.
+    /// Decodes a key and a row as any table might hold them, also behind a right checksum.
     pub fn decode_row(key: &[u8], row: &[u8]) {
         crate::log::fuzzing::row(key, row);
     }
 
-    /// Two halves of a journal, in which frames have right checksums where they have heads.
+    /// Replays two halves of a journal. Frames that have heads get right checksums.
     pub fn replay_journal(salt: [u8; 8], halves: [&mut [u8]; 2]) {
         crate::store::fuzzing_journal(salt, halves);
     }
 
-    /// A message as it might come, and as this library would have signed it; of the signed one, the header of this number is left out.
+    /// Reads a message as it might come, and as this library would have signed it. From the signed
+    /// message, the header with this number is left out.
     pub fn message(
         message: &crate::Message,
         key: &crate::SigningKey,
@@ -179,7 +191,8 @@ pub mod fuzzing {
         crate::wire::fuzzing(message, key, keys, left_out);
     }
 
-    /// Bytes as a broker might send them, in pieces; what the AMQP client may see of them.
+    /// Passes bytes, as a broker might send them, on in pieces. Returns what the AMQP client may
+    /// see.
     #[cfg(feature = "rabbitmq")]
     #[must_use]
     pub fn frames_of_a_broker(bytes: &[u8], piece: usize) -> Vec<u8> {

@@ -1,12 +1,13 @@
 //! Attackers of a store: what is promised against each, what is not, and how to configure it.
 //!
-//! This page is for operators and reviewers; there is no code here. Each promise names the tests that hold it (`module::test`,
-//! in `tests/it` or in `src`).
+//! This page is for operators and reviewers, and has no code. Each promise names the tests that
+//! hold it (`module::test`, in `tests/it` or in `src`).
 //!
 //! # Configure it
 //!
-//! 1. **One RabbitMQ user per service, with the least rights.** The topology is made by an operator, so a service needs no right to
-//!    configure anything. The service `bank` publishes to its exchange `payments`; `credit` consumes its queue `credit`:
+//! 1. **One RabbitMQ user per service, with the least rights.** An operator makes the topology, so
+//!    a service needs no right to configure anything. The service `bank` publishes to its exchange
+//!    `payments`; `credit` consumes its queue `credit`:
 //!
 //!    ```text
 //!    rabbitmqctl add_vhost money
@@ -19,22 +20,32 @@
 //!    rabbitmqctl delete_user guest
 //!    ```
 //!
-//!    The right to write to `amq.default` is the right to publish to *every* queue of the virtual host: give each producer an exchange.
-//!    Where a service declares its topology itself, it needs the right to configure those names, and to bind them.
-//! 2. **Signatures.** A key per producer, 32 random bytes from a secret store:
-//!    [`RelayBuilder::sign_with`](crate::RelayBuilder::sign_with) there, [`ConsumerBuilder::authenticate`](crate::ConsumerBuilder::authenticate)
-//!    at each consumer. [`ProducerKeys`](crate::ProducerKeys) says how keys rotate. Without signatures nothing proves the
-//!    producer of a message.
-//! 3. **TLS.** `amqps://`, with the feature `tls`. `Tls::ca_file` trusts one authority and no other. A client certificate
-//!    (`Tls::client_certificate_files`) is shown if the broker asks for one. It comes beside the password, not in its place: the SASL mechanism is
-//!    PLAIN. A broker that offers `EXTERNAL` alone is refused by name, and no password is sent.
-//! 4. **Files.** A folder of mode 0700 that belongs to the service's user, on a local disk. Files are made with mode 0600.
-//!    A journal ([`StoreBuilder::journal_bytes`](crate::StoreBuilder::journal_bytes)) lies beside the file and is as secret.
-//! 5. **Memory of a consumer.** Unsettled deliveries take 64 MiB unless `RabbitMqSource::prefetch_bytes` says otherwise, and one
-//!    delivery as much as `RabbitMqSource::body_bytes_max`: 128 MiB unless set. Set both to what the service expects.
-//! 6. **Ids of foreign producers.** [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) bounds them per scope. Keep
-//!    [`IdsPolicy::Refuse`](crate::IdsPolicy::Refuse), the default: with `ForgetOldest`, hostile ids make a genuine repeat new.
-//! 7. **Logs.** Keep the target `lapin` off `TRACE`. Put no secret into the text of an error that a handler returns.
+//!    The right to write to `amq.default` is the right to publish to *every* queue of the virtual
+//!    host: give each producer an exchange. If a service declares its topology itself, it needs the
+//!    right to configure and bind those names.
+//! 2. **Signatures.** Give each producer a key: 32 random bytes from a secret store. Set it with
+//!    [`RelayBuilder::sign_with`](crate::RelayBuilder::sign_with) at the producer, and with
+//!    [`ConsumerBuilder::authenticate`](crate::ConsumerBuilder::authenticate) at each consumer.
+//!    [`ProducerKeys`](crate::ProducerKeys) says how keys rotate. Without signatures, nothing
+//!    proves the producer of a message.
+//! 3. **TLS.** Use `amqps://`, with the feature `tls`. `Tls::ca_file` trusts one authority and no
+//!    other. The client shows its certificate (`Tls::client_certificate_files`) if the broker
+//!    requests one. The certificate comes beside the password, not in its place: the SASL mechanism
+//!    is PLAIN. If a broker offers `EXTERNAL` alone, the client refuses it by name and sends no
+//!    password.
+//! 4. **Files.** Use a folder of mode 0700 that belongs to the service's user, on a local disk.
+//!    Files are made with mode 0600. A journal
+//!    ([`StoreBuilder::journal_bytes`](crate::StoreBuilder::journal_bytes)) lies beside the file
+//!    and is as secret.
+//! 5. **Memory of a consumer.** Unsettled deliveries take up to 64 MiB, unless
+//!    `RabbitMqSource::prefetch_bytes` says otherwise. One delivery takes up to
+//!    `RabbitMqSource::body_bytes_max`: 128 MiB unless set. Set both to what the service expects.
+//! 6. **Ids of foreign producers.**
+//!    [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) bounds them per scope.
+//!    Keep [`IdsPolicy::Refuse`](crate::IdsPolicy::Refuse), the default: with `ForgetOldest`,
+//!    hostile ids make a genuine repeat new.
+//! 7. **Logs.** Keep the target `lapin` off `TRACE`. Put no secret into the text of an error that a
+//!    handler returns.
 //!
 //! # Bounds of what deliveries write
 //!
@@ -43,14 +54,16 @@
 //! | deliveries that wait | [`ConsumerBuilder::parked_max`](crate::ConsumerBuilder::parked_max), rows and bytes, per scope |
 //! | tries of deliveries | 16,384, per scope |
 //! | ids of foreign messages | [`StoreBuilder::inbox_ids_max`](crate::StoreBuilder::inbox_ids_max), per scope; none unless set |
-//! | rejected deliveries | [`ConsumerBuilder::rejected_max`](crate::ConsumerBuilder::rejected_max), rows and bytes, per scope; [`on_rejected_full`](crate::ConsumerBuilder::on_rejected_full) says what becomes of more |
+//! | rejected deliveries | [`ConsumerBuilder::rejected_max`](crate::ConsumerBuilder::rejected_max), rows and bytes, per scope; [`on_rejected_full`](crate::ConsumerBuilder::on_rejected_full) says what happens to more |
 //! | lanes and their gaps | [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max), [`gaps_max`](crate::StoreBuilder::gaps_max), per scope; none unless set. Set more lanes than producers use in a day |
 //! | space on the disk | [`ConsumerBuilder::free_space_min`](crate::ConsumerBuilder::free_space_min) stays free |
 //!
-//! The last one bounds all of them together. [`Stats::consumers`](crate::Stats::consumers) has a figure for each: warn where one grows.
+//! The last bound limits all of them together. [`Stats::consumers`](crate::Stats::consumers) has a
+//! figure for each: set an alarm on its growth.
 //!
-//! [`limits`](crate::limits) names all other bounds. By default a full quarantine stops the consumer, which loses nothing: discard or
-//! drive again what is there. If the queue has a dead-letter exchange, set `RejectedFull::DeadLetter`, and genuine deliveries flow on.
+//! [`limits`](crate::limits) names all other bounds. By default, a full quarantine stops the
+//! consumer, which loses nothing: discard or redrive the rejected deliveries. If the queue has a
+//! dead-letter exchange, set `RejectedFull::DeadLetter`, and genuine deliveries flow on.
 //!
 //! # Somebody may publish to the queue
 //!
@@ -69,12 +82,18 @@
 //! | Failing deliveries make no other handler run often. A write of the application waits for one handler and one group at most. | `failing_writes::failing_deliveries_make_no_other_run_often`, `failing_writes::a_write_waits_for_one_handler` |
 //! | Control characters of others are escaped in reasons, errors and logs. | `escaping::text_of_others_is_escaped_where_it_comes_in` |
 //!
-//! **Not promised.** Without signatures a forged message can be applied; the genuine one of its number is then rejected, and kept until a person
-//! decides. A signature hides nothing, and does not name the queue of its message. A message with a lane is applied
-//! once for ever: a copy of it is a repeat, or is rejected where its lane was forgotten. One without a lane (`publish_unpublished`) is known by its id, for the
-//! [inbox age](crate::StoreBuilder::inbox_age): a copy that comes later is applied again, signed or not. Each consumer that can
-//! check a producer's signature can also forge it. A flood costs time and network. A forger
-//! can fill the quarantine, and so stop a consumer whose policy is to stop.
+//! **Not promised.**
+//!
+//! - Without signatures, a forged message can be applied. The consumer then rejects the genuine
+//!   message of that number, and keeps it until a person decides.
+//! - A signature hides nothing, and does not name the queue of its message.
+//! - A message with a lane is applied once for ever: a copy of it is a repeat, or is rejected if
+//!   its lane was forgotten.
+//! - A message without a lane (`publish_unpublished`) is known by its id, for the [inbox
+//!   age](crate::StoreBuilder::inbox_age). A copy that comes later is applied again, signed or not.
+//! - Each consumer that can check a producer's signature can also forge it.
+//! - A flood costs time and network.
+//! - A forger can fill the quarantine, and so stop a consumer whose policy is to stop.
 //!
 //! # Somebody runs the broker, or answers instead of it
 //!
@@ -87,8 +106,9 @@
 //! | No password goes to a peer that offers no PLAIN. Over plain text it leaves this machine only if `allow_plaintext_credentials()` is set. | `broker::rabbitmq::inbound::tests::the_greeting_is_looked_at_before_the_login`, `rabbitmq_publisher::plain_text_is_never_used_by_accident` |
 //! | The application's writes go on, and `stop` keeps its deadline. | `matrix::outage::b01_connection_blocked`, `matrix::outage::b02_close_while_blocked_or_frozen` |
 //!
-//! **Not promised.** The broker reads every message: encrypt payloads that it must not read. It can withhold, reorder and repeat
-//! messages, and can confirm what it then drops. With signatures it can make or change none. A broker that takes the login
+//! **Not promised.** The broker reads every message: encrypt payloads that the broker must not
+//! read. It can withhold, reorder and repeat messages, and can confirm a message and then drop it.
+//! With signatures, the broker can neither make nor change a message. A broker that takes the login
 //! has the password.
 //!
 //! # Somebody else has an account on the machine
@@ -101,9 +121,10 @@
 //! | `OpenError::LockedByReader` distinguishes a reader's `flock` from the lock of an owner, and says how to end it. | `hostile_files::a_readers_lock_is_reported_with_a_way_out` |
 //! | A file that is moved, removed or replaced while it is open poisons its store: within 64 commits, 2,048 events or a second. | `lost_files::a_file_that_loses_its_name_poisons_its_store` |
 //!
-//! **Not promised.** Nothing holds against root, or against the service's own user: the file is not encrypted. It holds payloads,
-//! rejected deliveries, and the secret with which contents are hashed; so does each backup. On other systems than Unix, owners and
-//! modes are not looked at.
+//! **Not promised.** Nothing holds against root, or against the service's own user: the file is not
+//! encrypted. The file holds payloads, rejected deliveries, and the secret with which contents are
+//! hashed. Each backup holds the same. On systems other than Unix, the store checks no owners and
+//! no modes.
 //!
 //! # Somebody hands over a file
 //!
@@ -114,8 +135,9 @@
 //! | The time to open grows with the size of file and journal alone. | `storage::journal::frame::tests::crafted_heads_cost_no_more_than_the_journal_is_long` |
 //! | A record whose checksum fails is never published. | `matrix::message::b20_undecodable_record` |
 //!
-//! **Not promised.** Checksums are no signatures: a program that can write the file can write any state and any event into it. Two panics at
-//! once within redb end the process. The tables that [`Transaction::open_table`](crate::Transaction::open_table) hands out are redb's own.
+//! **Not promised.** Checksums are no signatures: a program that can write the file can write any
+//! state and any event into it. Two panics at once within redb end the process. The tables that
+//! [`Transaction::open_table`](crate::Transaction::open_table) hands out are redb's own.
 //!
 //! # Somebody reads the logs
 //!
@@ -124,6 +146,7 @@
 //! | No log line, error, `Debug` or report shows a password or a payload. | `matrix::secrets::no_failure_shows_a_secret`, `broker::rabbitmq::uri_text::tests::texts_with_two_readings_are_refused_and_not_shown` |
 //! | A flood of failures is logged at a bounded rate. | `logs::at_run_time::a_flood_is_logged_at_a_bounded_rate` |
 //!
-//! **Not promised.** Logs show ids, event types, exchanges, routing keys, ordering keys, hosts and paths of files. They repeat the broker's
-//! words, user names included, and the text of an error that a handler returns. Passwords and keys are wiped when they are freed; lapin's own
-//! copy of a password is not.
+//! **Not promised.** Logs show ids, event types, exchanges, routing keys, ordering keys, hosts and
+//! paths of files. They repeat the broker's words, user names included, and the text of an error
+//! that a handler returns. Passwords and keys are wiped when they are freed; lapin's own copy of a
+//! password is not.

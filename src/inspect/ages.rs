@@ -1,10 +1,10 @@
-//! The figures that are times, as [`Duration`].
+//! Figures that are times, as [`Duration`].
 
 use std::time::Duration;
 
 use super::{ProjectionStats, RelayStats, Stats};
 
-/// One method per field that holds milliseconds.
+/// Defines one method for each field that holds milliseconds.
 macro_rules! ages {
     ($($type:ident { $($(#[$doc:meta])* $name:ident: $field:ident,)+ })+) => {
         $(impl $type {
@@ -26,7 +26,7 @@ macro_rules! ages {
 
 ages! {
     Stats {
-        /// The age of the oldest event that some relay has still to publish.
+        /// The age of the oldest event that a relay has still to publish.
         backlog_age: backlog_age_ms,
         /// The age of the oldest event that waits for its next try.
         retrying_age: retrying_age_ms,
@@ -34,7 +34,7 @@ ages! {
         scheduled_age: scheduled_age_ms,
         /// The age of the oldest event that waits behind an earlier one of its key.
         parked_age: parked_age_ms,
-        /// The age of the oldest read transaction that lives.
+        /// The age of the oldest read transaction that is still open.
         snapshots_age: snapshots_age_ms,
     }
     RelayStats {

@@ -1,4 +1,4 @@
-//! A look at a store: figures, and checks of what it holds. Reads only.
+//! Inspection of a store: figures, and checks of the file's content. It only reads.
 
 mod ages;
 mod scope_stats;

@@ -1,12 +1,12 @@
-//! What the deliveries of each consumer's scope hold in the file.
+//! Figures of what the deliveries of each consumer's scope hold in the file.
 
 use std::collections::BTreeMap;
 
 use crate::error::Result;
 use crate::store::Store;
 
-/// What the deliveries of one consumer's scope hold in the file: figures of rows that others' messages have made. See
-/// [`Stats::consumers`](crate::Stats::consumers).
+/// Figures of the rows that deliveries of one consumer's scope hold in the file. Messages of others
+/// have made these rows. See [`Stats::consumers`](crate::Stats::consumers).
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -27,21 +27,25 @@ use crate::store::Store;
 pub struct ScopeStats {
     /// Deliveries in the [quarantine](Store::rejected).
     pub rejected: u64,
-    /// Bytes of their rows.
+    /// Bytes of the rows of rejected deliveries.
     pub rejected_bytes: u64,
-    /// Rejected deliveries that went for later ones, ever: [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
+    /// Rejected deliveries that were ever dropped for later ones:
+    /// [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
     pub rejected_dropped: u64,
-    /// Deliveries that wait [parked](crate::ConsumerBuilder::parked_max), whether a consumer runs or not.
+    /// Deliveries that wait [parked](crate::ConsumerBuilder::parked_max), whether a consumer runs
+    /// or not.
     pub parked: u64,
-    /// Bytes of their rows.
+    /// Bytes of the rows of parked deliveries.
     pub parked_bytes: u64,
-    /// Ids of foreign messages that are remembered, those included that are old enough to be forgotten and are still there.
+    /// Ids of foreign messages that are remembered. This includes ids that are old enough to be
+    /// forgotten and are still there.
     pub ids: u64,
     /// Lanes of producers that are remembered.
     pub lanes: u64,
-    /// Gaps in them.
+    /// Gaps in these lanes.
     pub gaps: u64,
-    /// Lanes that were forgotten for others, ever: [`LanesPolicy::ForgetIdle`](crate::LanesPolicy::ForgetIdle).
+    /// Lanes that were ever forgotten for others:
+    /// [`LanesPolicy::ForgetIdle`](crate::LanesPolicy::ForgetIdle).
     pub lanes_forgotten: u64,
 }
 

@@ -36,63 +36,73 @@ use crate::time::Now;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// The sequence number that the next event gets: events appended since the store was made.
+    /// The sequence number of the next event, and so the number of events that were ever appended.
     pub next_seq: u64,
-    /// Records in the log start here, but for earlier ones that are quarantined or deferred.
+    /// Where the records of the log start, except for earlier events that are quarantined or
+    /// deferred.
     pub trimmed_to: u64,
-    /// Events that are neither confirmed nor quarantined nor discarded, whatever they wait for: the
-    /// [`backlog_events`](RelayStats::backlog_events) of the relay that has most. Without any relay, all from `trimmed_to` on.
+    /// Events that are neither confirmed nor quarantined nor discarded. Events that wait count,
+    /// for any cause. This is the [`backlog_events`](RelayStats::backlog_events) of the slowest
+    /// relay. Without any relay, all events from `trimmed_to` on count.
     pub backlog_events: u64,
     /// Bytes of the records of the same events, of the same relay.
     pub backlog_bytes: u64,
-    /// Age of the oldest event that some relay has still to publish, in milliseconds; `None` if there is none. See
-    /// [`RelayStats::backlog_age_ms`].
+    /// Age of the oldest event that a relay has still to publish, in milliseconds; `None` if there
+    /// is none. See [`RelayStats::backlog_age_ms`].
     pub backlog_age_ms: Option<u64>,
-    /// Events that wait for their next try, of all relays together.
+    /// Events that wait for their next try, over all relays.
     pub retrying: u64,
-    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that waits for its next try, in milliseconds; `None` if there is
+    /// none.
     pub retrying_age_ms: Option<u64>,
-    /// Events that wait for their time, of all relays together.
+    /// Events that wait for their time, over all relays.
     pub scheduled: u64,
-    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that waits for its time, in milliseconds; `None` if there is none.
     pub scheduled_age_ms: Option<u64>,
-    /// Events that wait behind an earlier one of their key, of all relays together.
+    /// Events that wait behind an earlier event of their key, over all relays.
     pub parked: u64,
-    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that waits behind an earlier one of its key, in milliseconds; `None`
+    /// if there is none.
     pub parked_age_ms: Option<u64>,
-    /// Events in quarantine, of all relays together. They are no part of the backlog.
+    /// Events in quarantine, over all relays. They are no part of the backlog.
     pub quarantined: u64,
-    /// What keeps the log or the file from shrinking, the one that holds most bytes first: relays, projections and subscriptions that have
-    /// not come to the end of the log, events that are kept one by one, retention, and the oldest snapshot. The log is trimmed up
-    /// to the least position among those of relays, projections, subscriptions and retention.
+    /// The things that keep the log or the file from shrinking. The holder of most bytes comes first.
+    ///
+    /// Holders are relays, projections and subscriptions that have not reached the end of the log,
+    /// events that are kept one by one, retention, and the oldest snapshot. The log is trimmed up
+    /// to the lowest position of relays, projections, subscriptions and retention.
     pub holders: Vec<Holder>,
-    /// Read transactions that live: [snapshots](crate::store::Snapshot), and iterators that have outlived theirs.
+    /// Open read transactions: [snapshots](crate::store::Snapshot), and iterators that have
+    /// outlived their snapshot.
     pub snapshots: u64,
-    /// Age of the oldest of them, in milliseconds of the monotonic clock; `None` if there is none.
+    /// Age of the oldest open read transaction, in milliseconds of the monotonic clock; `None` if
+    /// there is none.
     pub snapshots_age_ms: Option<u64>,
-    /// Durable commits since the store was opened: one fsync each, two where
-    /// [`quick_repair_when_idle`](crate::store::StoreBuilder::quick_repair_when_idle) made them.
+    /// Durable commits since the store was opened. Each takes one fsync, or two if
+    /// [`quick_repair_when_idle`](crate::store::StoreBuilder::quick_repair_when_idle) made it.
     pub commits: u64,
-    /// Those among them that carried a relay's progress and no write of the application, or none of either
-    /// ([`quick_repair_when_idle`](crate::store::StoreBuilder::quick_repair_when_idle)).
+    /// Durable commits without a write of the application. They carried a relay's progress, or
+    /// nothing ([`quick_repair_when_idle`](crate::store::StoreBuilder::quick_repair_when_idle)).
     pub commits_alone: u64,
-    /// Write closures and exclusive transactions committed since the store was opened.
+    /// Write closures and exclusive transactions that were committed since the store was opened.
     pub writes: u64,
-    /// Times a group was run again without a closure that had failed.
+    /// Times that a group was run again without a closure that had failed.
     pub reruns: u64,
-    /// The end before this open was unclean, and every page was verified.
+    /// Whether the last close before this opening was unclean, and every page was verified.
     pub verified_at_open: bool,
-    /// What was asked of the operating system since the store was opened.
+    /// The requests of the store to the operating system since the store was opened.
     pub io: IoStats,
     /// Snapshots of aggregates that were left out since the store was opened, because they exceed
-    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX). A command warns of the first of each stream.
+    /// [`SNAPSHOT_BYTES_MAX`](crate::limits::SNAPSHOT_BYTES_MAX). A command warns of the first of
+    /// each stream.
     pub snapshots_left_out: u64,
-    /// What was deleted or forgotten and is not removed from the file yet: streams, relays, projections, tables that a rebuild has
-    /// replaced, captured tables. The store removes it in pieces; for readers it is gone already.
+    /// Clean-up tasks that are left: deleted or forgotten data that is still in the file. This is
+    /// data of streams, relays, projections, tables that a rebuild has replaced, and captured
+    /// tables. The store removes it in pieces; for readers, it is already gone.
     pub cleanup_tasks: u64,
-    /// Events among it that truncated and deleted streams have left.
+    /// Events in these tasks, left by truncated and deleted streams.
     pub cleanup_events: u64,
-    /// Why the store accepts nothing more, if so.
+    /// Why the store accepts nothing more, if it is poisoned.
     pub poisoned: Option<String>,
     /// The relays that the file knows, by name.
     pub relays: BTreeMap<String, RelayStats>,
@@ -102,7 +112,7 @@ pub struct Stats {
     pub captures: BTreeMap<String, CaptureStats>,
     /// Deliveries in the quarantine of each consumer that has ever rejected one, by scope.
     pub rejected: BTreeMap<String, u64>,
-    /// What deliveries hold in the file, by scope of their consumer.
+    /// Figures of the rows of deliveries in the file, by their consumer's scope.
     pub consumers: BTreeMap<String, ScopeStats>,
 }
 
@@ -123,20 +133,20 @@ pub struct Stats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct CaptureStats {
-    /// When its changes become events.
+    /// When the table's changes become events.
     pub mode: CaptureMode,
-    /// Dirty keys: they have no event yet.
+    /// Dirty keys: keys that have no event yet.
     pub waiting: u64,
-    /// No row that was there at switch-on still awaits its backfill.
+    /// Whether no row that was there at switch-on still awaits its backfill.
     pub snapshot_done: bool,
-    /// Keys among those that wait whose codec has failed since the store was opened: at most
-    /// 1,024 of all tables are counted. The log says why.
+    /// Waiting keys whose codec has failed since the store was opened. At most 1,024 keys of all
+    /// tables are counted. The log gives the reasons.
     pub failed: u64,
-    /// What it waits for; `None` if nothing of it waits, or what waits is on its way.
+    /// The reason why the capture waits; `None` if nothing waits, or if it is under way.
     pub waits_for: Option<CaptureWait>,
 }
 
-/// One relay's figures, as durable; and as it runs, if it does.
+/// One relay's figures: the durable state, and the running state if the relay runs.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -153,42 +163,48 @@ pub struct CaptureStats {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RelayStats {
-    /// Everything below is confirmed, but for what is deferred or quarantined.
+    /// The position: everything below is confirmed, except for deferred or quarantined events.
     pub position: u64,
-    /// Events confirmed since the relay was made.
+    /// Events that were confirmed since the relay was made.
     pub confirmed: u64,
-    /// Events that are neither confirmed nor quarantined nor discarded: those from `position` on, and those that are deferred. Two kinds
-    /// are in it for a while: events that are published nowhere, and events confirmed out of order, until the position passes them.
+    /// Events that are neither confirmed nor quarantined nor discarded: those from `position` on,
+    /// and those that are deferred.
+    ///
+    /// Two kinds are counted for a while, until the position passes them: events that are published
+    /// nowhere, and events that are confirmed out of order.
     pub backlog_events: u64,
     /// Bytes of the records of the same events.
     pub backlog_bytes: u64,
     /// Age of the oldest of the same events, in milliseconds; `None` if there is none.
     ///
-    /// An event's age goes by the wall clock, which may have jumped. So the store's own time bounds it: the age of an event that was
-    /// appended since the store was opened is at most the time since the opening, and of an older event at least that. An event
-    /// that is stamped in the future counts as new then. A damaged event counts with the age of the next one.
+    /// An event's age goes by the wall clock, which may have jumped, so the store's own time bounds
+    /// it. The age of an event that was appended since the store was opened is at most the time
+    /// since the opening. The age of an older event is at least that time. So an event that is
+    /// stamped in the future counts as new. A damaged event counts with the age of the next one.
     pub backlog_age_ms: Option<u64>,
     /// The sequence number of the oldest of the same events; `None` if there is none.
     pub backlog_first: Option<u64>,
     /// Events that wait for their next try.
     pub retrying: u64,
-    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that waits for its next try, in milliseconds; `None` if there is
+    /// none.
     pub retrying_age_ms: Option<u64>,
     /// Events that wait for their time.
     pub scheduled: u64,
-    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that waits for its time, in milliseconds; `None` if there is none.
     pub scheduled_age_ms: Option<u64>,
-    /// Events that wait behind an earlier one of their key, or did and are on their way now.
+    /// Events that wait behind an earlier event of their key, or did so and are under way now.
     pub parked: u64,
-    /// Age of the oldest of them, in milliseconds; `None` if there is none.
+    /// Age of the oldest event that waits behind an earlier one of its key, in milliseconds; `None`
+    /// if there is none.
     pub parked_age_ms: Option<u64>,
     /// Events in quarantine. They are no part of the backlog.
     pub quarantined: u64,
-    /// How it is, if it runs in this process.
+    /// The relay's running state, if it runs in this process.
     pub running: Option<RelayStatus>,
 }
 
-/// One projection's figures: as it runs, if it does, else as durable.
+/// One projection's figures: its running state if it runs, otherwise its durable state.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -204,32 +220,37 @@ pub struct RelayStats {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ProjectionStats {
-    /// The version of its tables.
+    /// The version of the projection's tables.
     pub version: u32,
-    /// Everything below is in its tables, was let pass by its filter, or is among its failures.
+    /// The position: everything below is in the projection's tables, was skipped by its filter, or
+    /// is among its failures.
     pub position: u64,
-    /// Events from there on to the end of the log, also those that its filter will let pass, and those that are trimmed.
+    /// Events from the position to the end of the log. This includes events that the filter will
+    /// skip, and trimmed events.
     pub lag_events: u64,
-    /// Age of the oldest of them that the log holds, in milliseconds; `None` if there is none. It goes by the same rule as
-    /// [`RelayStats::backlog_age_ms`].
+    /// Age of the oldest of these events that the log holds, in milliseconds; `None` if there is
+    /// none. The rule is that of [`RelayStats::backlog_age_ms`].
     pub lag_ms: Option<u64>,
-    /// How far a rebuild has come, if one is under way.
+    /// The position of a rebuild, if one is under way.
     pub rebuilding: Option<u64>,
-    /// The version whose rebuild was [cancelled](Store::cancel_rebuild), if one was and none was asked for since.
+    /// The version whose rebuild was [cancelled](Store::cancel_rebuild), unless a later rebuild was
+    /// requested.
     pub cancelled: Option<u32>,
-    /// How it is, if it runs in this process.
+    /// The projection's running state, if it runs in this process.
     pub running: Option<ProjectionStatus>,
 }
 
 impl Store {
-    /// Figures of the store and its relays. Progress shows once it is durable: up to the progress delay later.
+    /// Returns figures of the store and its relays. Progress shows once it is durable: up to the
+    /// progress delay later.
     ///
-    /// **Cost.** It waits for no write. It reads a few rows for each relay and projection, and at most
-    /// [`STATS_ROWS_MAX`](crate::limits::STATS_ROWS_MAX) rows for each age of a relay. Where more rows of other kinds stand before the
-    /// oldest event, the age is that of an event among them; each call then goes on where the last one ended.
+    /// **Cost.** The call waits for no write. It reads a few rows for each relay and projection,
+    /// and at most [`STATS_ROWS_MAX`](crate::limits::STATS_ROWS_MAX) rows for each age of a relay.
+    /// If more rows of other kinds stand before the oldest event, the age is that of an event among
+    /// these rows. The next call then goes on where the last call ended.
     ///
     /// # Errors
-    /// What the storage engine says while looking at the oldest events.
+    /// Errors of the storage engine while it finds the oldest events.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -244,7 +265,8 @@ impl Store {
     pub fn stats(&self) -> Result<Stats> {
         let core = self.core();
         core.owner.check()?;
-        // What reads the clock comes first: the clock is the application's, and its panic is not the engine's.
+        // Read the clock first. The clock belongs to the application, so its panic is no panic of
+        // the engine.
         let now = core.settings.clock.now();
         let waits = CoalescingPasses::waits(core);
         unless_it_panics(|| self.all_stats(now, &waits))
@@ -310,7 +332,7 @@ impl Store {
         for (name, projection) in &mut stats.projections {
             projection.cancelled = crate::store::handle::cancelled::cancelled_version(&tx, name)?;
             projection.running = core.projections.get(name).map(|running| running.status().clone());
-            // What its filter has let pass is written down only now and then.
+            // A projection writes down only now and then what its filter has skipped.
             if let Some(running) = &projection.running {
                 projection.position = projection.position.max(running.position);
                 projection.lag_events = stats.next_seq.saturating_sub(projection.position);
@@ -322,7 +344,8 @@ impl Store {
         (stats.holders, stats.snapshots, stats.snapshots_age_ms) = holders::find(core, &tx, now)?;
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         {
-            // Of one moment. The commit that is under way, if one is, may have been synced and is not counted yet.
+            // Keeps the figures of one moment. A commit under way may have been synced, and is not
+            // counted yet.
             let _unchanged = core.progress();
             stats.commits = get(&core.counters.commits);
             stats.commits_alone = get(&core.counters.commits_alone);
@@ -368,7 +391,7 @@ impl RelayStats {
 }
 
 impl Stats {
-    /// What the relays have together.
+    /// Sums up the figures of all relays.
     fn add_up(&mut self) {
         let backlog = |relay: &&RelayStats| (relay.backlog_events, relay.backlog_bytes);
         if let Some(most) = self.relays.values().max_by_key(backlog) {

@@ -1,4 +1,4 @@
-//! Looking at everything that is in the file, and reporting what does not fit.
+//! The check of the file's content, which reports what does not fit.
 
 use std::fmt;
 
@@ -33,7 +33,7 @@ use crate::tuning::FINDINGS_MAX;
 pub enum Finding {
     /// A record of the log is damaged or missing.
     Record(CorruptError),
-    /// The index of streams does not lead to this event, or leads to another.
+    /// The index of streams does not lead to this event, or leads to another event.
     StreamIndex {
         /// The stream.
         stream: String,
@@ -42,27 +42,28 @@ pub enum Finding {
         /// The event.
         seq: u64,
     },
-    /// A stream's snapshot is damaged, or the event that it includes last is not there as it was. It is not used.
+    /// A stream's snapshot is damaged, or its last included event is missing or changed. The
+    /// snapshot is not used.
     Snapshot {
         /// The stream.
         stream: String,
-        /// The revision of that event; `None` where the snapshot itself is damaged.
+        /// The revision of that event; `None` if the snapshot itself is damaged.
         revision: Option<u64>,
     },
-    /// An event waits or is quarantined, and its record is gone.
+    /// An event waits or is quarantined, and its record is missing.
     Exception {
         /// The event.
         seq: u64,
     },
-    /// A page of the file is not as it was written. Only [`Store::verify_pages`] looks at pages.
+    /// A page of the file differs from what was written. Only [`Store::verify_pages`] checks pages.
     Page {
-        /// The table that the page is of; `None` of the table of all tables.
+        /// The table of the page; `None` for the table of all tables.
         table: Option<String>,
         /// Where the page begins in the file, in bytes.
         offset: u64,
-        /// Its length, in bytes.
+        /// The page's length, in bytes.
         bytes: u64,
-        /// What is wrong with it.
+        /// What is wrong with the page.
         what: &'static str,
     },
 }
@@ -93,7 +94,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// What [`Store::verify`] has looked at, and what it has found: the log and what leads to it, and nothing of the application's tables.
+/// What [`Store::verify`] has checked and found. It covers the log and what leads to the log, and
+/// nothing of the application's tables.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -105,18 +107,19 @@ impl fmt::Display for Finding {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Verification {
-    /// Records of the log whose checksums are right.
+    /// Records of the log whose checksums are correct.
     pub records: u64,
-    /// Those among them that are of a stream.
+    /// Correct records that are of a stream.
     pub stream_events: u64,
-    /// What does not fit: the first 1,000.
+    /// The first 1,000 findings.
     pub findings: Vec<Finding>,
-    /// How many there were.
+    /// The number of all findings.
     pub findings_total: u64,
 }
 
 impl Verification {
-    /// Whether everything fits that was looked at. Rows of the application's tables were not: [`Store::verify_pages`] looks at them.
+    /// Whether everything that was checked fits. Rows of the application's tables were not checked:
+    /// [`Store::verify_pages`] checks them.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -131,7 +134,8 @@ impl Verification {
 
     pub(crate) fn found(&mut self, finding: Finding) {
         self.findings_total += 1;
-        // A log of a million damaged records is reported in the result, not in a million lines.
+        // A log of a million damaged records must not write a million log lines. The result reports
+        // the rest.
         if self.findings.len() < FINDINGS_MAX {
             tracing::error!(%finding, "verification");
             self.findings.push(finding);
@@ -140,18 +144,21 @@ impl Verification {
 }
 
 impl Store {
-    /// Reads the whole log and checks it: the checksum and place of every record, the index of streams against the events
-    /// that it leads to, and that what waits or is quarantined has its record. Writers go on meanwhile.
+    /// Reads the whole log and checks it, while writers go on.
     ///
-    /// **Not covered** are rows of the application's tables, of the inbox, of relays and of projections, and pages that no record
-    /// stands on: a byte that changed there is not found. [`verify_pages`](Self::verify_pages) checks every page.
+    /// It checks the checksum and place of every record, and the index of streams against its
+    /// events. It also checks that each event that waits or is quarantined has its record.
     ///
-    /// Cost: every record is read, in one read transaction: the file cannot reuse pages for as long. Pages come from the cache where
-    /// they are in it.
+    /// **Not covered** are rows of the application's tables, of the inbox, of relays and of
+    /// projections, and pages without a record. A changed byte there is not found.
+    /// [`verify_pages`](Self::verify_pages) checks every page.
+    ///
+    /// Cost: one read transaction reads every record. The file cannot reuse pages for as long.
+    /// Pages come from the cache where the cache has them.
     ///
     /// # Errors
-    /// What redb says; that it panicked, on a page that is damaged in a way it does not look for. What does not fit is no error but a
-    /// [`Finding`].
+    /// Errors of redb, also for a panic of redb on a page with damage that redb does not check for.
+    /// What does not fit is no error but a [`Finding`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -169,7 +176,7 @@ impl Store {
 
     fn look_at_everything(&self) -> Result<Verification> {
         self.core().owner.check()?;
-        // Before the snapshot: what is known to be in the log then is in it.
+        // Before the snapshot, so that every event below this number is in the snapshot.
         let end = self.core().tail().next_seq;
         let snapshot = self.read()?;
         let derived_through = read_state(snapshot.tx())?.derived_through;
@@ -203,7 +210,7 @@ impl Store {
     }
 }
 
-/// Where the chunks say that a revision stands; `None` where its stream does not want it any more.
+/// Where the chunks say that a revision stands; `None` if its stream no longer wants the revision.
 fn written_index(
     snapshot: &Snapshot,
     recorded: &RecordedEvent,
@@ -221,7 +228,7 @@ fn written_index(
     Ok(Some(leads_to.unwrap_or(NO_SEQ)))
 }
 
-/// Where memory says that a revision stands; `None` where it has moved on since the snapshot.
+/// Where memory says that a revision stands; `None` if memory has moved on since the snapshot.
 fn recent_index(core: &Core, derived_through: u64, recorded: &RecordedEvent, revision: u64) -> Option<u64> {
     let tail = core.tail();
     if tail.derived_through != derived_through {
@@ -233,7 +240,8 @@ fn recent_index(core: &Core, derived_through: u64, recorded: &RecordedEvent, rev
     wanted.then(|| run.and_then(|run| run.get(revision)).unwrap_or(NO_SEQ))
 }
 
-/// Every entry of a chunk leads to an event. `indexed` of them were met from the event's side.
+/// Checks that every entry of a chunk leads to an event. `indexed` entries were already met from
+/// their events.
 fn check_chunks(snapshot: &Snapshot, indexed: u64, verified: &mut Verification) -> Result<()> {
     let mut entries = 0;
     each_run(snapshot, |_, run| {
@@ -243,7 +251,7 @@ fn check_chunks(snapshot: &Snapshot, indexed: u64, verified: &mut Verification) 
     if entries == indexed {
         return Ok(());
     }
-    // Only now does it pay to look at each.
+    // The counts differ, so each entry must be checked.
     let log = snapshot.tx().open_table(LOG)?;
     each_run(snapshot, |name, run| {
         for (seq, revision) in run.seqs.iter().copied().zip(run.first..).filter(|(seq, _)| *seq != NO_SEQ) {
@@ -260,7 +268,7 @@ fn check_chunks(snapshot: &Snapshot, indexed: u64, verified: &mut Verification) 
     })
 }
 
-/// Each chunk, as far as its stream wants it.
+/// Visits each chunk, as far as its stream wants it.
 fn each_run(snapshot: &Snapshot, mut look: impl FnMut(&[u8], Run) -> Result<()>) -> Result<()> {
     let streams = snapshot.tx().open_table(STREAMS)?;
     for row in snapshot.tx().open_table(CHUNKS)?.iter()? {
@@ -286,7 +294,7 @@ fn check_exceptions(snapshot: &Snapshot, verified: &mut Verification) -> Result<
     Ok(())
 }
 
-/// Every snapshot includes the event that it names.
+/// Checks that every snapshot includes the event that it names.
 fn verify_stream_snapshots(snapshot: &Snapshot, verified: &mut Verification) -> Result<()> {
     for row in snapshot.tx().open_table(SNAPSHOTS)?.iter()? {
         let (name, row) = row?;

@@ -1,4 +1,4 @@
-//! Checking every page of a store that is in use.
+//! The check of every page of a store that is in use.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use crate::store::Store;
 use crate::store::shared::write_wait::{Purpose, Wait};
 use crate::tuning::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 
-/// How far [`Store::verify_pages_with`] has come.
+/// The progress of [`Store::verify_pages_with`].
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -28,13 +28,14 @@ use crate::tuning::{FINDINGS_MAX, PAGES_PER_PROGRESS};
 pub struct PageProgress {
     /// Pages that have been read.
     pub pages: u64,
-    /// Their bytes.
+    /// Bytes of the pages that have been read.
     pub bytes: u64,
-    /// Bytes of the file when it began: no more are read. What is free in the file is not read, so the end may come sooner.
+    /// Bytes of the file at the beginning: no more are read. Free pages are not read, so the end
+    /// may come sooner.
     pub bytes_max: u64,
 }
 
-/// What [`Store::verify_pages`] has read, and what it has found.
+/// What [`Store::verify_pages`] has read and found.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -48,18 +49,19 @@ pub struct PageProgress {
 pub struct PageVerification {
     /// Pages that have been read.
     pub pages: u64,
-    /// Their bytes.
+    /// Bytes of the pages that have been read.
     pub bytes: u64,
     /// The damaged pages: the first 1,000, each a [`Finding::Page`].
     pub findings: Vec<Finding>,
-    /// How many there were. What lies below a damaged page in its tree cannot be found, and is not counted.
+    /// The number of all findings. Pages below a damaged page in its tree cannot be found, and are
+    /// not counted.
     pub findings_total: u64,
-    /// Whether it came to the end, and was not ended by the application.
+    /// Whether the check reached the end, and the application did not stop it.
     pub is_complete: bool,
 }
 
 impl PageVerification {
-    /// Whether every page was read, and is as it was written.
+    /// Whether every page was read and is as it was written.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -77,22 +79,34 @@ impl PageVerification {
 }
 
 impl Store {
-    /// Checks the checksum of every page that holds a row, of the application's tables too, as of the last commit. [`verify`](Self::verify)
-    /// looks at what the log's rows say; this looks at whether the file still holds what was written. Both together find most.
+    /// Checks the checksum of every page that holds a row, also of the application's tables, as of
+    /// the last commit.
     ///
-    /// Each page is read from the file (or its journal) and not from the cache. A page that is not as it was written is a
-    /// [`Finding::Page`]. Covered are all tables, those of the library as well. Not covered are the engine's own tables of free space, which are
-    /// written anew with each commit and read when a file that was not closed is opened, free pages, and the unused end of a page.
+    /// [`verify`](Self::verify) checks what the log's rows say; this call checks whether the file
+    /// still holds what was written. Both together find most.
     ///
-    /// **Writers go on.** It waits for the transaction that is running, once, and holds up nobody after that. It is a read
-    /// transaction: pages that writers free meanwhile are not used again before it ends, so the file may grow.
+    /// Each page is read from the file (or its journal), not from the cache. A page that differs
+    /// from what was written is a [`Finding::Page`]. The check covers all tables, also those of the
+    /// library. It does not cover:
     ///
-    /// **Cost.** Each page in use is read once, on this thread: about the time that reading the file takes. Memory: the largest page, which is as
-    /// large as the largest row, and a few KiB.
+    /// - the engine's own tables of free space, which each commit writes anew and which are read
+    ///   when an uncleanly closed file is opened;
+    /// - free pages;
+    /// - the unused end of a page.
+    ///
+    /// **Writers go on.** The call waits once, for the transaction that is running, and then delays
+    /// no writer. It is a read transaction: pages that writers free meanwhile are not used again
+    /// before it ends, so the file may grow.
+    ///
+    /// **Cost.** This thread reads each page in use once: about the time that reading the file
+    /// takes. Memory: the largest page, which is as large as the largest row, and a few KiB.
     ///
     /// # Errors
-    /// [`Error::Closed`] if the store is closed meanwhile; [`Error::InsideTransaction`]; that the file's head is damaged, or of a
-    /// format unknown here. A page that cannot be read is no error but a finding.
+    /// - [`Error::Closed`] if the store is closed meanwhile;
+    /// - [`Error::InsideTransaction`];
+    /// - an error if the file's head is damaged, or of an unknown format.
+    ///
+    /// A page that cannot be read is no error but a finding.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -108,9 +122,11 @@ impl Store {
         self.verify_pages_with(|_| ControlFlow::Continue(()))
     }
 
-    /// As [`verify_pages`](Self::verify_pages), and reports how far it has come, every
-    /// 64 pages and at the end. `Break` ends it. No lock is held meanwhile: `progress` may write to
-    /// the store, or wait.
+    /// As [`verify_pages`](Self::verify_pages), and reports its progress every 64 pages and at the
+    /// end.
+    ///
+    /// `Break` stops the check. The call holds no lock meanwhile: `progress` may write to the
+    /// store, or wait.
     ///
     /// # Errors
     /// As `verify_pages`.
@@ -135,7 +151,8 @@ impl Store {
         let core = self.core();
         core.refuse_reentrant("Store::verify_pages")?;
         self.ready()?;
-        // No commit comes between the two: the pages of the state in the head are those that the snapshot keeps.
+        // No commit comes between the two. So the snapshot keeps the pages of the state in the
+        // head.
         let guard = core.acquire_write_lock(&mut Wait::new(Purpose::Own("`Store::verify_pages`"), None))?;
         let snapshot = self.read()?;
         let file = core.pages().ok_or_else(|| Error::Closed { path: core.path.clone() })?;
@@ -153,7 +170,8 @@ impl Store {
         let mut visitor = walk.visitor;
         let ends = visitor.report_progress();
         drop(snapshot);
-        // Once it is closed another process may write to the file: what was read then says nothing.
+        // Once the store is closed, another process may write to the file. Pages read after that
+        // prove nothing.
         if core.pages().is_none() || core.is_closing() {
             return Err(Error::Closed { path: core.path.clone() });
         }

@@ -36,7 +36,8 @@ impl Clock for Hands {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// No row: to be published if the position has not passed it, else confirmed.
+    /// No row: the event is to be published if the position has not passed it. Otherwise it is
+    /// confirmed.
     Plain,
     Retrying,
     Scheduled,
@@ -131,7 +132,7 @@ impl Model {
         self.store.flush_progress(Deadline::Never).unwrap();
     }
 
-    /// The position moves; what was discarded below has no row any more.
+    /// Moves the position; discarded events below it have no row any more.
     fn move_on(&mut self) {
         self.position += self.below(self.len() - self.position + 1);
         self.changes.push(Change::Position(self.position));
@@ -185,9 +186,9 @@ fn open(path: &std::path::Path, clock: &Arc<Hands>) -> Store {
     builder.open(path).unwrap()
 }
 
-/// Goal: backlog, ages and the figures of what waits are what a computation over all events gives, whatever the order in which events are
-/// parked, deferred, quarantined, redriven, discarded and confirmed, and after the store was opened again. Method: random changes
-/// of one cursor.
+/// Goal: backlog, ages and the figures of what waits equal a computation over all events, whatever
+/// the order of changes, and after another opening. The changes are: parked, deferred, quarantined,
+/// redriven, discarded and confirmed. Method: random changes of one cursor.
 #[test]
 fn the_figures_are_those_of_a_naive_computation() {
     for seed in 0..12 {
@@ -216,8 +217,9 @@ fn the_figures_are_those_of_a_naive_computation() {
     }
 }
 
-/// Goal: an age is neither gone nor absurd when the wall clock jumps, in either direction. Method: events stamped in 2099 and in 1970, the
-/// clock set right, time that passes, and a second opening.
+/// Goal: an age is neither missing nor absurd when the wall clock jumps, in either direction.
+/// Method: events stamped in 2099 and in 1970, the clock set right, time that passes, and a second
+/// opening.
 #[test]
 fn an_age_survives_a_jump_of_the_wall_clock() {
     const NOW: u64 = 1_800_000_000_000;
@@ -240,8 +242,9 @@ fn an_age_survives_a_jump_of_the_wall_clock() {
     }
 }
 
-/// Goal: what `stats` reads is bounded, and the age is exact once later calls have gone past the rows in the way. Method: more quarantined
-/// events than one call reads stand before the only one that is tried again.
+/// Goal: what `stats` reads is bounded, and the age is exact once later calls have passed the rows
+/// in the way. Method: the only event that is tried again stands behind more quarantined events
+/// than one call reads.
 #[test]
 fn a_search_for_the_oldest_is_bounded_and_goes_on() {
     let folder = tempfile::tempdir().unwrap();

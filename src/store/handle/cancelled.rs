@@ -1,14 +1,15 @@
-//! Rebuilds that were cancelled: which version of a projection.
+//! Cancelled rebuilds: which version of a projection was cancelled.
 //!
 //! ```text
 //! onewrite.meta  "cancelled." name → version u64, 0 u64
 //! ```
 //!
-//! The second number was once that of a rebuild whose tables and failures were left; what is left is a task of the
-//! [clean-up](crate::store::transaction::cleanup) now.
+//! An older release stored the number of a cancelled rebuild as the second number, while tables and
+//! failures of the rebuild were left. Now a task of the
+//! [clean-up](crate::store::transaction::cleanup) names what is left.
 //!
-//! **Invariant.** The row and the tasks are written in the transaction that takes the rebuild from the projection. So a crash in the
-//! middle of the removal leaves the tasks, and the next opening goes on.
+//! **Invariant.** One transaction takes the rebuild from the projection and writes the row and the
+//! tasks. So a crash in the middle of the removal leaves the tasks, and the next opening goes on.
 
 use redb::ReadTransaction;
 
@@ -31,7 +32,7 @@ pub(crate) fn cancelled_version(tx: &ReadTransaction, name: &str) -> Result<Opti
 }
 
 impl Transaction {
-    /// Takes the rebuild from the projection; its number, if there was one.
+    /// Takes the rebuild from the projection. Returns the rebuild's number, if there was a rebuild.
     fn cancel_for_good(&self, name: &str) -> Result<Option<CursorId>> {
         let Some(rebuild) = self.take_rebuild(name)? else { return Ok(None) };
         self.drop_rebuild(rebuild)?;
@@ -39,7 +40,7 @@ impl Transaction {
         Ok(Some(rebuild.id))
     }
 
-    /// A rebuild is asked for again, or the projection is forgotten.
+    /// Removes the row, when a rebuild is requested again or the projection is forgotten.
     pub(crate) fn forget_cancelled(&self, name: &str) -> Result<()> {
         self.touch();
         self.redb().open_table(META)?.remove(&*key(name))?;
@@ -48,12 +49,15 @@ impl Transaction {
 }
 
 impl Store {
-    /// Cancels the rebuild of a projection, whether the projection runs or not. Returns whether there was a rebuild.
+    /// Cancels the rebuild of a projection, whether the projection runs or not. Returns whether
+    /// there was a rebuild.
     ///
-    /// The live tables stay as they are. When this returns the rebuild is cancelled durably, the log no longer waits for it, and
-    /// what it had written is removed, one table for each transaction. A crash in between loses nothing: the next opening of the
-    /// store goes on with the removal. The version stays cancelled until [`Projection::rebuild`](crate::Projection::rebuild)
-    /// asks again, or another version runs: [`ProjectionState::Cancelled`](crate::ProjectionState::Cancelled).
+    /// The live tables stay as they are. When this call returns, the rebuild is cancelled durably,
+    /// the log no longer waits for it, and its tables and failures are removed, one table per
+    /// transaction. A crash in between loses nothing: the next opening of the store goes on with
+    /// the removal. The version stays cancelled until
+    /// [`Projection::rebuild`](crate::Projection::rebuild) requests it again, or another version
+    /// runs: [`ProjectionState::Cancelled`](crate::ProjectionState::Cancelled).
     ///
     /// # Errors
     /// [`Error::NoSuchProjection`](crate::Error::NoSuchProjection), or as [`write`](Self::write).

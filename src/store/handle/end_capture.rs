@@ -7,12 +7,15 @@ use crate::store::handle::Store;
 use crate::store::transaction::Transaction;
 
 impl Store {
-    /// Forgets that a table is captured: its changes no longer become events, and it may be opened like any other. When this
-    /// returns `Ok`, that is durable. Dirty keys that still wait are dropped; what is in the log stays there.
+    /// Ends the capture of a table: its changes no longer become events, and the application may
+    /// open the table like any other.
+    ///
+    /// When this call returns `Ok`, the end is durable. Dirty keys that still wait are dropped.
+    /// Events that are in the log stay there.
     ///
     /// # Errors
-    /// [`Error::CapturedTable`] where this process has registered it: open the store without it first;
-    /// [`Error::NotCaptured`] if the file does not know it as captured.
+    /// [`Error::CapturedTable`] if this process has registered the table: open the store without
+    /// the capture first. [`Error::NotCaptured`] if the file does not know the table as captured.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -44,7 +47,8 @@ impl Store {
             Ok(())
         })?;
         tx.finish(1)?;
-        // Still under the write lock: nobody writes between the row's end and its being known.
+        // The thread still holds the write lock. So no write comes between the removal of the row
+        // and the removal from memory.
         core.tail().captures.0.remove(name);
         Ok(())
     }

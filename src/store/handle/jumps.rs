@@ -1,7 +1,8 @@
-//! What a jump of the clock wakes: every thread of the store that may wait for a time of the clock.
+//! The subscription at the clock: a jump wakes every thread of the store that may wait for a time.
 //!
-//! **Invariant.** The listener takes only the locks of signals, under which no foreign code runs. So a clock
-//! may notify it from anywhere: from inside a transaction, and from inside its own `now`.
+//! **Invariant.** The listener takes only the locks of signals, under which no foreign code runs.
+//! So a clock may notify the listener from anywhere: from inside a transaction, or from inside the
+//! clock's own `now`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use crate::store::shared::core::Core;
 use crate::time::ClockListener;
 
-/// The store's end of its subscription at the clock. It ends when this is dropped.
+/// The store's end of its subscription at the clock. Dropping this value ends the subscription.
 pub(in crate::store) struct Jumps {
     _on_jump: Arc<dyn Fn() + Send + Sync>,
 }

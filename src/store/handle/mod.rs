@@ -29,14 +29,17 @@ use crate::store::writer::groups;
 use crate::store::writer::thread::Job;
 use crate::time::Deadline;
 
-/// One redb file that holds a service's state and its event log. Cheap to clone; one process owns the file.
+/// One redb file that holds a service's state and its event log. A handle is cheap to clone, and
+/// one process owns the file.
 ///
-/// **Fork.** The process that opened the store owns it. In a process that was forked from the owner, a call on the store or on
-/// anything that came from it fails with [`Error::Forked`]. A handle that is dropped there does nothing: the forked process keeps
-/// the memory and the descriptors until it ends or runs another program. An iterator, and a write closure that forks, may go on for
-/// up to 64 steps before the error; nothing of it is ever written. Objects of redb itself (tables, ranges, guards) do not look at
-/// the process: do not use them across a fork. The file stays locked until the owner has closed it, or until owner and forked
-/// process have both ended.
+/// **Fork.** The process that opened the store owns it. In a process that was forked from the
+/// owner, a call on the store, or on anything that came from the store, fails with
+/// [`Error::Forked`]. Dropping a handle in the forked process does nothing: that process keeps the
+/// memory and the descriptors until it ends or runs another program. An iterator, and a write
+/// closure that forks, may go on for up to 64 steps before the error. Nothing of these steps is
+/// ever written. Objects of redb itself (tables, ranges, guards) do not check the process: do not
+/// use them across a fork. The file stays locked until the owner has closed it, or until the owner
+/// and the forked process have both ended.
 ///
 /// ```
 /// use onewrite::{Event, Store, redb::{ReadableTable, TableDefinition}};
@@ -58,12 +61,12 @@ pub struct Store {
     pub(in crate::store) shared: Arc<Shared>,
 }
 
-/// Ends the writer thread when the last handle goes.
+/// The shared part of all handles. Ends the writer thread when the last handle is dropped.
 #[derive(Debug)]
 pub(in crate::store) struct Shared {
     pub(in crate::store) core: Arc<Core>,
     pub(in crate::store) jobs: Sender<Job>,
-    /// The writer thread, and that it has ended.
+    /// The writer thread, and the signal that the thread has ended.
     pub(in crate::store) writer: std::sync::Mutex<Option<(JoinHandle<()>, oneshot::Receiver<()>)>>,
     /// Keeps the subscription at the clock.
     pub(in crate::store) _jumps: Jumps,
@@ -74,8 +77,9 @@ impl Store {
         &self.shared.core
     }
 
-    /// The store's id: what its messages carry in the header [`onewrite-store`](crate::wire::STORE). It is given when the
-    /// file is made, and stays; a copy of the file has it too.
+    /// The store's id, which its messages carry in the header
+    /// [`onewrite-store`](crate::wire::STORE). The id is chosen when the file is created, and never
+    /// changes. A copy of the file has the same id.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -88,8 +92,11 @@ impl Store {
         uuid_text(self.core().identity.store_id).into()
     }
 
-    /// The file's path: as it was given to `open`, made absolute with the folder that the process was in then. The process may change its
-    /// folder later. Symbolic links to folders stand in it as they were given; they were followed once, at `open`.
+    /// The file's path: the path given to `open`, made absolute with the working directory of that
+    /// time.
+    ///
+    /// The process may change its working directory later. `open` followed symbolic links to
+    /// folders once; the path still shows them as they were given.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -102,23 +109,34 @@ impl Store {
         &self.core().path
     }
 
-    /// Runs `write` in a transaction and commits it together with whatever else is waiting: one fsync for all.
+    /// Runs `write` in a transaction and commits it, together with other waiting writes, with one
+    /// fsync.
     ///
-    /// When this returns `Ok`, the closure's changes and events are durable, together. On `Err` nothing of them is,
-    /// but for [`Error::CommitUnknown`]. Closures run one after another in the order in which they came, on
-    /// the store's writer thread or, where nobody else writes, on the caller's. **A closure may run more than once**: when
-    /// another of its group fails, the group is rolled back and run again without that one. So it must not have effects outside the transaction. A closure that fails
-    /// or panics leaves no trace and hurts no other.
+    /// When this call returns `Ok`, the closure's changes and events are durable, together. On
+    /// `Err` none of them is, except with [`Error::CommitUnknown`]. Closures run one after another,
+    /// in order of arrival. They run on the store's writer thread, or on the caller's thread if
+    /// there is no other writer. **A closure may run more than once**: when another closure of its
+    /// group fails, the store rolls the group back and runs it again without that closure. So a
+    /// closure must have no effects outside the transaction. A closure that fails or panics leaves
+    /// no trace and harms no other closure.
     ///
-    /// **What a closure must not wait for.** While it runs, all other writes of the store wait. It must not wait for anything that
-    /// needs a write to this store: a thread, task or channel whose other end writes; a relay, consumer or projection of this store; a
-    /// write to another store whose closures write to this one. What of this the store can see fails at once. For the rest it logs
-    /// what holds the write transaction when a caller has waited for a second, and
+    /// **What a closure must not wait for.** While a closure runs, all other writes of the store
+    /// wait. So a closure must not wait for anything that needs a write to this store:
+    ///
+    /// - a thread, task or channel whose other end writes;
+    /// - a relay, consumer or projection of this store;
+    /// - a write to another store whose closures write to this store.
+    ///
+    /// A wait that the store can detect fails at once. For the rest, the store logs what holds the
+    /// write transaction when a caller has waited for a second.
     /// [`StoreBuilder::write_wait_max`](crate::StoreBuilder::write_wait_max) limits the wait.
     ///
     /// # Errors
-    /// The closure's own error ([`Error::app`] wraps the application's), [`Error::Panicked`], [`Error::Poisoned`],
-    /// [`Error::CommitUnknown`]; [`Error::WriteTimeout`] where a limit is set; [`Error::InsideTransaction`] when called from inside a transaction of the same store.
+    /// - the closure's own error ([`Error::app`] wraps the application's);
+    /// - [`Error::Panicked`], [`Error::Poisoned`] and [`Error::CommitUnknown`];
+    /// - [`Error::WriteTimeout`] if a limit is set;
+    /// - [`Error::InsideTransaction`] if the call comes from inside a transaction of the same
+    ///   store.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -155,7 +173,7 @@ impl Store {
         Wait::new(Purpose::Call(call, at), self.core().settings.write_wait_max)
     }
 
-    /// Waits for the answer of the writer thread, and logs it if that takes long.
+    /// Waits for the answer of the writer thread, and logs a long wait.
     fn await_answer<T>(&self, answer: &oneshot::Receiver<Result<T>>, wait: &mut Wait) -> Result<T> {
         if let Some(answer) = answer.try_take() {
             return answer.unwrap_or_else(|oneshot::Abandoned| Err(self.gone()));
@@ -168,14 +186,15 @@ impl Store {
                 if answer.withdraw() {
                     return Err(self.core().write_timeout(wait));
                 }
-                // The closure runs: what comes of it is waited for.
+                // The closure runs already, so the call waits for its outcome.
                 wait.forget_limit();
             }
             self.core().report_wait(wait);
         }
     }
 
-    /// Queues a write and hands back where its answer comes. The caller is on no thread of this store's transactions.
+    /// Queues a write and returns the channel of its answer. The calling thread must not run
+    /// transactions of this store.
     pub(crate) fn submit<T, F>(&self, purpose: &Purpose, write: F) -> Result<Submitted<T>>
     where
         F: FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -188,7 +207,7 @@ impl Store {
         Ok(Submitted { answer, wait })
     }
 
-    /// Waits for what has become of a write.
+    /// Waits for the outcome of a write.
     pub(crate) fn answer<T>(&self, Submitted { answer, mut wait }: Submitted<T>) -> Result<Receipt<T>> {
         self.await_answer(&answer, &mut wait)
     }
@@ -197,14 +216,15 @@ impl Store {
         let queue = &self.core().queue;
         queue.enter();
         if queue.is_writer() {
-            // A `Drop` of the application's, behind a commit: in the queue it would wait for its own thread.
+            // A `Drop` of the application writes behind a commit. Queued, this write would wait for
+            // its own thread.
             groups::run_alone(self.core(), closure, wait);
             return Ok(());
         }
         self.send(Job::Write(closure), wait).inspect_err(|_| queue.leave(1))
     }
 
-    /// Waits for a place in the queue, and logs it if that takes long.
+    /// Waits for a place in the queue, and logs a long wait.
     fn send(&self, job: Job, wait: &mut Wait) -> Result<()> {
         let mut job = match self.shared.jobs.try_send(job) {
             Ok(()) => return Ok(()),
@@ -224,7 +244,7 @@ impl Store {
         }
     }
 
-    /// Runs a write on this thread if nobody else writes, else queues it.
+    /// Runs a write on this thread if there is no other writer. Otherwise queues the write.
     fn run_or_enqueue(&self, closure: Box<dyn Write>, wait: &mut Wait) -> Result<()> {
         let core = self.core();
         let Some(_skipping) = core.queue.skip() else { return self.enqueue(closure, wait) };
@@ -245,11 +265,14 @@ impl Store {
         (Box::new(Closure { f: write, result: None, reply, purpose }), answer)
     }
 
-    /// Begins an exclusive transaction on the calling thread: nobody else writes until it ends. For work that cannot
-    /// be a closure; it pays its own fsync, and all other writes wait for it.
+    /// Begins an exclusive transaction on the calling thread. All other writes wait until the
+    /// transaction ends.
+    ///
+    /// Use it for work that cannot be a closure. The transaction pays for its own fsync.
     ///
     /// # Errors
-    /// [`Error::Poisoned`], or [`Error::InsideTransaction`] when this thread is inside one already.
+    /// [`Error::Poisoned`], or [`Error::InsideTransaction`] if this thread is inside a transaction
+    /// already.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -269,10 +292,10 @@ impl Store {
         Transaction::begin_exclusive(self.core(), &mut wait)
     }
 
-    /// State and log as of the last commit.
+    /// Returns the state and the log as of the last commit.
     ///
     /// # Errors
-    /// What redb says, or [`Error::Closed`].
+    /// Errors of redb, or [`Error::Closed`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -289,12 +312,15 @@ impl Store {
         Ok(Snapshot::new(self.core().begin_read()?, self.core()))
     }
 
-    /// Finishes what is queued, writes what waits, closes the file. Other handles of this store then fail with
-    /// [`Error::Closed`]. Stop relays and consumers first: they would find it closed too.
+    /// Finishes the queued writes, writes pending progress, and closes the file.
+    ///
+    /// Other handles of this store then fail with [`Error::Closed`]. Stop relays and consumers
+    /// first; otherwise they find the store closed too.
     ///
     /// # Errors
-    /// What the storage engine says while closing; what was committed is durable all the same. [`Error::Poisoned`] if the file, or its
-    /// [journal](crate::StoreBuilder::journal_bytes), was deleted, moved or replaced while it was open: no name may lead to what was committed.
+    /// Errors of the storage engine while closing. Every commit is durable all the same.
+    /// [`Error::Poisoned`] if the file, or its [journal](crate::StoreBuilder::journal_bytes), was
+    /// deleted, moved or replaced while it was open. Then possibly no path leads to the commits.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -308,15 +334,17 @@ impl Store {
     pub fn close(self) -> Result<()> {
         self.core().refuse_reentrant("Store::close")?;
         if self.core().queue.is_writer() {
-            // It would wait for its own thread to end.
+            // The call would wait for its own thread to end.
             return Err(Error::InsideTransaction { operation: "Store::close" });
         }
         self.shared.end_writer();
         self.core().close()
     }
 
-    /// As [`close`](Self::close), on a thread of its own: the task does not block. Nothing happens before the first poll; a future that is
-    /// dropped after it leaves the store to be closed all the same.
+    /// As [`close`](Self::close), on a thread of its own, so the task does not block.
+    ///
+    /// Nothing happens before the first poll. If the future is dropped after the first poll, the
+    /// store is closed all the same.
     ///
     /// # Errors
     /// As [`close`](Self::close); [`Error::Thread`].
@@ -331,7 +359,7 @@ impl Store {
     pub async fn close_async(self) -> Result<()> {
         self.core().refuse_reentrant("Store::close")?;
         if self.core().queue.is_writer() {
-            // It would wait for its own thread to end.
+            // The call would wait for its own thread to end.
             return Err(Error::InsideTransaction { operation: "Store::close" });
         }
         let (reply, closed) = oneshot::channel();
@@ -340,7 +368,7 @@ impl Store {
             .name("onewrite-close".into())
             .spawn(move || reply.send(self.close()))
             .map_err(|cause| Error::Thread { what: "close", cause })?;
-        // Its end without a word is a panic of the storage engine.
+        // If the thread ends without an answer, the storage engine has panicked.
         closed.await.unwrap_or(Err(gone))
     }
 
@@ -349,7 +377,7 @@ impl Store {
         if self.core().is_closing() { Err(self.gone()) } else { self.core().check() }
     }
 
-    /// Why nothing answers any more.
+    /// The error that says why the store answers no more.
     pub(crate) fn gone(&self) -> Error {
         match self.core().check() {
             Err(error) => error,
@@ -357,21 +385,21 @@ impl Store {
         }
     }
 
-    /// Asks the writer for a coalescing pass over so many keys, unless one is asked for already.
+    /// Asks the writer thread for a coalescing pass over `keys` keys, unless a request is pending.
     pub(crate) fn ask_for_pass(&self, keys: usize) {
         if self.core().passes.ask(keys) {
-            // A full queue means that the writer is at work, and looks before it waits.
+            // If the queue is full, the writer thread is at work, and checks before it waits.
             let _ = self.shared.jobs.try_send(Job::Progress);
         }
     }
 
-    /// Notifies the writer that progress waits which did not before.
+    /// Notifies the writer thread that there is new pending progress.
     pub(crate) fn announce_progress(&self) {
-        // A full queue means a commit is near anyway.
+        // If the queue is full, a commit is near anyway.
         let _ = self.shared.jobs.try_send(Job::Progress);
     }
 
-    /// Writes waiting progress now, and waits for it.
+    /// Writes pending progress now, and waits for that commit.
     pub(crate) fn flush_progress(&self, deadline: Deadline) -> Result<()> {
         let (reply, answer) = oneshot::channel();
         let mut wait = Wait::new(Purpose::Own("writing what waits for a commit"), None);
@@ -381,7 +409,8 @@ impl Store {
         }
         match answer.wait_until(deadline) {
             Some(flushed) => flushed.unwrap_or_else(|oneshot::Abandoned| Err(self.gone())),
-            // It will still be written; what is not, is repeated.
+            // The writer thread still writes the progress. Events whose progress is not written are
+            // published again.
             None => Ok(()),
         }
     }
@@ -412,7 +441,8 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         if self.core.owner.is_elsewhere() {
-            // The writer thread is not in this process, and the file, its locks and its journal are the owner's.
+            // The writer thread is not in this process. The owner holds the file, its locks and its
+            // journal.
             keep(&self.core);
             keep(&self.jobs);
             std::mem::forget(self.writer.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).take());
@@ -420,8 +450,9 @@ impl Drop for Shared {
         }
         if self.core.write_lock.must_not_wait() {
             self.core.alarms.end();
-            // The writer may wait for the write lock, which this very thread holds. It ends by itself once the queue is closed and
-            // empty, and the file is closed with the last that holds `core`: it, or the transaction.
+            // The writer thread may wait for the write lock, which this very thread holds. The
+            // writer thread ends by itself once the queue is closed and empty. The last holder of
+            // `core`, the writer thread or the transaction, closes the file.
             return;
         }
         self.end_writer();
@@ -429,7 +460,7 @@ impl Drop for Shared {
     }
 }
 
-/// A write that was handed over, and what waits for it.
+/// A write that was queued, and the caller's wait for its answer.
 pub(crate) struct Submitted<T> {
     answer: oneshot::Receiver<Result<Receipt<T>>>,
     wait: Wait,

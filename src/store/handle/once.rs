@@ -14,7 +14,7 @@ use crate::store::handle::write_future::WriteFuture;
 use crate::store::transaction::receipt::Receipt;
 use crate::store::transaction::{REQUEST_SCOPE, Transaction};
 
-/// What [`Store::write_once`](crate::Store::write_once) did.
+/// The outcome of [`Store::write_once`](crate::Store::write_once).
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -29,9 +29,10 @@ use crate::store::transaction::{REQUEST_SCOPE, Transaction};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum WriteOnce<T> {
-    /// The request was new; its effects are durable.
+    /// The request was new, and its effects are durable.
     Done(Receipt<T>),
-    /// A request of this id was committed before; nothing was done. The receipt shows its events.
+    /// A request of this id was committed before, so the closure did not run. The receipt shows the
+    /// events of the earlier request.
     Repeated(Receipt),
 }
 
@@ -52,7 +53,7 @@ impl<T> WriteOnce<T> {
     }
 }
 
-/// A write on its way, once per request. See [`Store::write_once_async`].
+/// A pending write that takes place once per request. See [`Store::write_once_async`].
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -66,7 +67,7 @@ impl<T> WriteOnce<T> {
 #[must_use = "a future does nothing until it is polled"]
 pub struct WriteOnceFuture<T> {
     store: Store,
-    /// Or why there is none, until that is reported.
+    /// The write, or the error that prevented it. The error is `None` once it was reported.
     write: std::result::Result<WriteFuture<Answer<T>>, Option<Error>>,
 }
 
@@ -88,7 +89,7 @@ impl<T> Future for WriteOnceFuture<T> {
     }
 }
 
-/// What the closure of such a write answers: its value, or the row of the request that came before.
+/// The result of the closure of such a write: its value, or the row of the earlier request.
 type Answer<T> = Result<T, InboxRow>;
 
 fn request_key(id: &[u8]) -> Result<Vec<u8>> {
@@ -114,8 +115,10 @@ fn once<T>(
 }
 
 impl Store {
-    /// As [`write`](Self::write), once per request: if a request of this id was committed before, the closure does not
-    /// run, and the answer says so. An id is remembered for the store's inbox age at least (7 days unless set).
+    /// As [`write`](Self::write), once per request.
+    ///
+    /// If a request of this id was committed before, the closure does not run, and the result says
+    /// so. The store remembers an id for at least its inbox age (7 days unless set).
     ///
     /// # Errors
     /// As `write`; [`Error::BadId`] for an id of 0 or over 512 bytes.
@@ -142,8 +145,8 @@ impl Store {
         Ok(self.done_once(receipt))
     }
 
-    /// As [`write_once`](Self::write_once), without blocking a thread. Nothing happens before the first poll. See
-    /// [`write_async`](Self::write_async).
+    /// As [`write_once`](Self::write_once), without blocking a thread. Nothing happens before the
+    /// first poll. See [`write_async`](Self::write_async).
     ///
     /// # Errors
     /// As `write_once`.

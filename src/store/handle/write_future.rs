@@ -16,7 +16,7 @@ use crate::store::transaction::receipt::Receipt;
 use crate::store::writer::groups;
 use crate::store::writer::thread::Job;
 
-/// A write on its way. See [`Store::write_async`].
+/// A pending write. See [`Store::write_async`].
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -37,7 +37,8 @@ pub struct WriteFuture<T> {
 }
 
 impl<T> WriteFuture<T> {
-    /// It is not done yet. Fails once the limit has passed; else it is woken when there is something to do about the wait.
+    /// Handles a poll while the write is not done. Fails once the limit has passed. Otherwise sets
+    /// an alarm, which wakes the future when the wait must be reported or has reached its limit.
     fn pending(&mut self, context: &mut Context<'_>) -> Result<()> {
         let core = Arc::clone(self.store.core());
         let is_alone = || core.write_lock.is_free() && core.queue.company() <= 1;
@@ -81,7 +82,7 @@ impl<T> Future for WriteFuture<T> {
             let core = Arc::clone(self.store.core());
             core.refuse_reentrant("Store::write_async")?;
             self.store.ready()?;
-            // Ask to be woken before trying: room may appear between the two.
+            // Register for the wake-up before trying: room may appear between the two.
             core.await_queue_room(context.waker());
             core.queue.enter();
             let sent = match job {
@@ -106,7 +107,7 @@ impl<T> Future for WriteFuture<T> {
                 }
             }
         }
-        // Queued before a fork, it has no answer in the forked process.
+        // In a forked process, a write that was queued before the fork gets no answer.
         self.store.core().owner.check()?;
         let answer = std::pin::Pin::new(&mut self.answer).poll(context);
         if answer.is_pending() {
@@ -117,13 +118,15 @@ impl<T> Future for WriteFuture<T> {
 }
 
 impl Store {
-    /// As [`write`](Self::write), as a future. It needs no runtime: poll it from any executor.
+    /// As [`write`](Self::write), as a future. The future needs no runtime: poll it from any
+    /// executor.
     ///
-    /// A wait that takes long is logged, and limited, as that of `write`; a thread of the store's own wakes the future for it.
+    /// The store logs a long wait, and limits the wait, as with `write`. A thread of the store
+    /// wakes the future for that.
     ///
-    /// The closure is queued at the first poll. Dropping the future after that does not take it back: give the
-    /// request an id ([`write_once`](Self::write_once)) or the event one, and a retry is safe. A backlog quota's
-    /// waiting policy does not apply; `append` fails at once.
+    /// The first poll queues the closure. Dropping the future after that does not cancel the write.
+    /// To make a retry safe, give the request an id ([`write_once`](Self::write_once)), or give the
+    /// event one. The waiting policy of a backlog quota does not apply: `append` fails at once.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

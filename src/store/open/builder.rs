@@ -75,7 +75,7 @@ impl Default for StoreBuilder {
 }
 
 impl StoreBuilder {
-    /// Bytes of redb's page cache; 32 MiB unless set (redb's own default is 1 GiB).
+    /// Sets the size of redb's page cache; 32 MiB unless set (redb's own default is 1 GiB).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -88,30 +88,35 @@ impl StoreBuilder {
         self
     }
 
-    /// Writes each commit into a journal first: a second file beside the store's, of its name with `.journal` behind (or of a short name that
-    /// follows from it, where that would have more than 255 bytes). 0, for none, unless set; 8 MiB
-    /// are plenty.
+    /// Sets the size of a journal, a second file to which each commit goes first; 0 (none) unless
+    /// set. 8 MiB are plenty. Its name: the store's and `.journal`, shortened over 255 bytes.
     ///
-    /// A commit writes a dozen pages all over the file. With a journal they go there in one piece, with one sync, and to their places many
-    /// commits at a time: commits are quicker, those of many writers most (see docs/benchmarks.md), and the pages that each commit writes anew are written once for many.
+    /// A commit writes a dozen pages all over the file. With a journal, one sync writes them in one
+    /// piece. They go to their places many commits at a time, a page of many commits once. So
+    /// commits are quicker, most of all with many writers (see docs/benchmarks.md).
     ///
-    /// **Guarantee.** The same as without. When `write` returns its commit is synced in the journal. After a crash `open` brings what the journal
-    /// holds into the file, with or without this setting, and then redb looks at it as ever. Closing the store leaves one file.
+    /// **Guarantee.** The same as without. When `write` returns, its commit is synced in the
+    /// journal. After a crash, `open` moves the journal's content into the file, with or without
+    /// this setting. Then redb checks the file as usual. Closing the store leaves one file.
     ///
-    /// **The two files belong together** while the store is open and after a crash: who copies or moves one needs both. The file knows its journal: one that is missing after a
-    /// crash is [`OpenError::JournalMissing`](crate::OpenError::JournalMissing), and another's is never brought into it
-    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies that were made at different moments of one opening cannot be distinguished. Whoever opens a file that was not closed with plain redb goes around its journal: do not.
+    /// **The two files belong together** while the store is open and after a crash: copy or move
+    /// both. `open` refuses to go on without the journal of a crash
+    /// ([`OpenError::JournalMissing`](crate::OpenError::JournalMissing)), or with a foreign one
+    /// ([`OpenError::JournalInTheWay`](crate::OpenError::JournalInTheWay)). Only copies made at
+    /// different moments of one opening cannot be distinguished. Do not open an uncleanly closed
+    /// store with plain redb: that bypasses the journal.
     ///
-    /// **Whose it is.** A journal is made as a temporary file and renamed into place, for its owner alone (mode 0600). One that a crash has left is used only if no
-    /// other user can have prepared it: it belongs to this process's user, to root or to the owner of the store's file, has one name, and is closed
-    /// to others ([`OpenError::JournalNotPrivate`](crate::OpenError::JournalNotPrivate)). A copy that is to be recovered needs these too.
+    /// **Ownership.** A journal is made as a temporary file of mode 0600, and renamed into place.
+    /// `open` uses the journal of a crash only if no other user can have prepared it
+    /// ([`OpenError::JournalNotPrivate`](crate::OpenError::JournalNotPrivate)). The journal, or a
+    /// copy of it, must belong to this process's user, to root or to the owner of the store's file.
+    /// It must have one name, and be closed to others.
     ///
-    /// **Cost.** The bytes on the disk, as much memory at most, and a commit that takes some milliseconds longer each time half of the journal is full. Opening writes the journal
-    /// anew, after a crash twice. A transaction of more than a quarter of it goes to its places at once, with one sync more. On a disk so full that pages find no room when they go to their places the store
-    /// cannot be opened before there is room; nothing is lost.
-    ///
-    /// # Errors
-    /// `open` refuses fewer than [`JOURNAL_BYTES_MIN`] and more than [`JOURNAL_BYTES_MAX`] bytes.
+    /// **Cost.** The bytes on the disk, and at most as much memory. A commit takes some
+    /// milliseconds longer each time half of the journal is full. Opening writes the journal anew,
+    /// after a crash twice. A transaction of over a quarter of the journal goes to its places at
+    /// once, with one more sync. If the disk has no room for the pages there, the store opens only
+    /// once there is room; nothing is lost. Sizes: [`JOURNAL_BYTES_MIN`] to [`JOURNAL_BYTES_MAX`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -129,9 +134,11 @@ impl StoreBuilder {
         self
     }
 
-    /// Opens a store that was not closed though its [journal](Self::journal_bytes) is gone for good, without the commits that were in it; no unless set. The file
-    /// is then as it was when it was last written to: often at an older state, and damaged if the crash came while pages went to their places; so it is verified, and refused if it is
-    /// ([`OpenError::Damaged`](crate::OpenError::Damaged)). The log says so each time something was given up. A journal that is itself damaged is gone once it is moved away.
+    /// Opens an uncleanly closed store whose [journal](Self::journal_bytes) is lost for good,
+    /// without the journal's commits; no unless set. Move a damaged journal away first.
+    /// The file is as it was last written: often in an older state, and damaged if the crash came
+    /// while pages went to their places. So `open` verifies the file, and refuses a damaged one
+    /// ([`OpenError::Damaged`](crate::OpenError::Damaged)). The log reports each loss of commits.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -149,7 +156,8 @@ impl StoreBuilder {
         self
     }
 
-    /// Cap on one event's payload; 1 MiB unless set, at most [`PAYLOAD_BYTES_MAX`]. RabbitMQ 3.10 takes 128 MiB, RabbitMQ 4 takes 16 MiB.
+    /// Sets the cap on one event's payload; 1 MiB unless set, at most [`PAYLOAD_BYTES_MAX`].
+    /// RabbitMQ 3.10 accepts 128 MiB, RabbitMQ 4 accepts 16 MiB.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -164,15 +172,12 @@ impl StoreBuilder {
         self
     }
 
-    /// Most events that one transaction appends, and most entries that it makes (in the inbox, and for captured tables);
-    /// [`TRANSACTION_EVENTS_DEFAULT`] unless set.
-    ///
-    /// A transaction gathers both in memory until it commits, and all other writes wait for it. One that goes beyond fails with
-    /// [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge), through whatever call, and nothing of it is written. A group of
-    /// writes commits once it has gathered as much, so the store holds less than twice the limit.
-    ///
-    /// # Errors
-    /// `open` refuses 0.
+    /// Sets the most events that one transaction appends, and the most entries that it makes (in
+    /// the inbox, for captured tables); [`TRANSACTION_EVENTS_DEFAULT`] unless set. Not 0.
+    /// A transaction gathers both in memory until it commits, and all other writes wait. Beyond the
+    /// limit, every call fails with
+    /// [`Error::TransactionTooLarge`](crate::Error::TransactionTooLarge), and nothing is written. A
+    /// group of writes commits at the limit, so the store holds less than twice the limit.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -191,11 +196,9 @@ impl StoreBuilder {
         self
     }
 
-    /// Most bytes of records and of the keys of entries that one transaction gathers; [`TRANSACTION_BYTES_DEFAULT`] unless set. As
-    /// [`transaction_events_max`](Self::transaction_events_max) otherwise. The memory that a transaction takes is a small multiple of it.
-    ///
-    /// # Errors
-    /// `open` refuses 0.
+    /// Sets the most bytes of records and of the keys of entries that one transaction gathers;
+    /// [`TRANSACTION_BYTES_DEFAULT`] unless set. A transaction takes a small multiple of that in
+    /// memory. Otherwise as [`transaction_events_max`](Self::transaction_events_max).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -211,7 +214,7 @@ impl StoreBuilder {
         self
     }
 
-    /// Limits what may wait for the broker.
+    /// Limits the backlog.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -226,8 +229,8 @@ impl StoreBuilder {
         self
     }
 
-    /// Where events of streams are published that have no destination of their own: by stream and event type; `None` for
-    /// nowhere. It is asked at append, and what it answers is recorded; unless set, such events stay in the log alone.
+    /// Gives a destination (`None`: nowhere), by stream and event type, to events of streams that
+    /// have none; they stay in the log unless set. The log records the rule's result at append.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -255,14 +258,14 @@ impl StoreBuilder {
         self
     }
 
-    /// How payloads of an older form are read: from a (type, [version](crate::Event::version)) to a newer one, which may be of
-    /// another type. The chain runs whenever an event is read (streams, projections, subscriptions, the log); the log is never
-    /// rewritten, and a relay publishes what was recorded. Where it fails the event cannot be read
-    /// ([`Error::Upcast`](crate::Error::Upcast)); so it is with a version that is newer than any mentioned here or
-    /// [declared](Self::event_version).
+    /// Sets how payloads of an older form are read: from a (type, [version](crate::Event::version))
+    /// to a newer one, which may be of another type.
     ///
-    /// [`open`](Self::open) refuses chains that are incomplete (a version below the newest from which none leads on), circular, or
-    /// ambiguous (two from the same version).
+    /// The chain runs whenever an event is read (streams, projections, subscriptions, the log). The
+    /// log is never rewritten, and a relay publishes the recorded form. If an upcast fails, or the
+    /// version is newer than any named here or [declared](Self::event_version), reading fails
+    /// ([`Error::Upcast`](crate::Error::Upcast)). [`open`](Self::open) refuses chains that are
+    /// circular, ambiguous (two upcasts of a version), or incomplete (an older version has none).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -288,13 +291,15 @@ impl StoreBuilder {
         self
     }
 
-    /// Declares the newest [version](crate::Event::version) of a type that this release knows. Without a word, that is the newest
-    /// version that an [upcast](Self::upcast) names, and 1 for a type that no upcast names.
+    /// Declares the newest [version](crate::Event::version) of a type that this release knows.
+    /// Unless set, that is the newest version in an [upcast](Self::upcast), or 1 if there is none.
     ///
-    /// What is newer is an error: to append ([`EventError::UnknownVersion`](crate::EventError::UnknownVersion)), and to read
-    /// ([`Error::Upcast`](crate::Error::Upcast)). So a release that is put back reads nothing of its successor's wrongly. Declare
-    /// the versions that your own code distinguishes, by [`RecordedEvent::version`](crate::RecordedEvent::version). [`open`](Self::open)
-    /// refuses version 0, and a version below one that an upcast names.
+    /// For a newer version, appending fails with
+    /// [`EventError::UnknownVersion`](crate::EventError::UnknownVersion), and reading with
+    /// [`Error::Upcast`](crate::Error::Upcast). So an older release that is installed again
+    /// misreads nothing of its successor. Declare the versions that your code distinguishes by
+    /// [`RecordedEvent::version`](crate::RecordedEvent::version). [`open`](Self::open) refuses
+    /// version 0, and a version below one that an upcast names.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -312,11 +317,10 @@ impl StoreBuilder {
         self
     }
 
-    /// Registers a table as captured: each of its changes leaves an event in the log, in the same transaction. It is then
-    /// written through [`Transaction::captured_table`](crate::Transaction::captured_table) alone.
-    ///
-    /// The file remembers it: a process that does not register the table cannot write it either, until
-    /// [`Store::end_capture`](crate::Store::end_capture).
+    /// Registers a table as captured: each of its changes leaves an event in the log, in the same
+    /// transaction. Write it with [`captured_table`](crate::Transaction::captured_table) alone. The
+    /// file remembers the capture: a process that does not register the table cannot write it
+    /// either, until [`Store::end_capture`](crate::Store::end_capture).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -337,7 +341,7 @@ impl StoreBuilder {
         self
     }
 
-    /// How long confirmed events stay in the log; not at all unless set.
+    /// Sets how long confirmed events stay in the log; not at all unless set.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -350,10 +354,11 @@ impl StoreBuilder {
         self
     }
 
-    /// How long a relay's progress may wait for a commit before it gets one of its own; 250 ms unless set,
-    /// from when it began to wait or from the end of the last commit, whichever is later: while writes flow they carry it.
-    /// What is not written when the process dies is published again, and what is confirmed leaves the log of a store that nobody writes to no
-    /// sooner.
+    /// Sets how long a relay's progress may wait for a commit before it gets a commit of its own;
+    /// 250 ms unless set. The time counts from the start of the wait or from the end of the last
+    /// commit, whichever is later: while writes flow, they carry the progress. If the process dies,
+    /// events whose progress is not written are published again. In a store without writes,
+    /// confirmed events leave the log no sooner than this.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -367,16 +372,16 @@ impl StoreBuilder {
         self
     }
 
-    /// How long `write`, `write_async`, `write_once`, `begin` and [`execute`](crate::AggregateStream::execute) wait for the write
-    /// transaction at most; as long as it takes unless set. After that they fail with
-    /// [`Error::WriteTimeout`](crate::Error::WriteTimeout), which names the thread that holds it. A closure that was queued and given
-    /// up never runs. The limit counts until the closure begins: once it runs, the call waits for its commit.
+    /// Sets how long `write`, `write_async`, `write_once`, `begin` and
+    /// [`execute`](crate::AggregateStream::execute) wait for the write transaction; for ever unless
+    /// set. `open` refuses zero. After that they fail with
+    /// [`Error::WriteTimeout`](crate::Error::WriteTimeout), which names the thread that holds the
+    /// transaction.
     ///
-    /// With or without a limit the store logs what holds the write transaction when a caller has waited for a second, and again each time it has waited twice as long. Relays, consumers
-    /// and projections have no limit: they wait, and the store logs it.
-    ///
-    /// # Errors
-    /// `open` refuses a limit of zero.
+    /// A queued closure that was given up never runs. The limit counts until the closure begins;
+    /// then the call waits for the closure's commit. With or without a limit, the store logs what
+    /// holds the transaction when a caller has waited for a second, and each time the wait has
+    /// doubled. Relays, consumers and projections have no limit; the store logs their waits.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -396,21 +401,20 @@ impl StoreBuilder {
         self
     }
 
-    /// Makes the next open quick if the process or the machine dies while the store is idle: when nobody has written for `idle`, one
-    /// commit saves where redb's free pages are (its quick repair), as closing the store does. Off unless set.
+    /// Makes the next open quick if the process or the machine dies while the store is idle; off
+    /// unless set. When no write has come for `idle` (not zero), one commit saves where redb's free
+    /// pages are (redb's quick repair), as closing the store does. After an unclean end, an open
+    /// verifies every page, which takes a second and more per GB. After this commit it takes
+    /// milliseconds, at any size, until the next write.
     ///
-    /// After an unclean end an open verifies every page, which takes a second and more per GB; after this commit it takes milliseconds, at
-    /// any size. The next write takes that away, until the store has been idle again.
+    /// **Cost.** Two syncs and a few pages (at 10 GB about a third of a MiB) each time the store
+    /// falls idle, and once after an open without writes. Nothing while writes flow.
     ///
-    /// **Cost.** Two syncs and a few pages (at 10 GB about a third of a MiB) each time the store falls idle, and once after an open that nobody writes to; nothing while writes
-    /// flow.
-    ///
-    /// **Safety.** An open that need not verify does not. Should the disk have lost what it reported as synced, which only a lying disk does, that
-    /// commit may be damaged and is not noticed before it is read; events have checksums of their own, the application's tables have none. An
-    /// open after any other write verifies, and falls back to what is whole. The longer `idle`, the surer such a disk has written everything.
-    ///
-    /// # Errors
-    /// `open` refuses an `idle` of zero.
+    /// **Safety.** Such an open does not verify. If the disk lost what it reported as synced (only
+    /// a lying disk does), the commit may be damaged, which is not noticed before a read. Events
+    /// have checksums of their own; the application's tables have none. An open after any other
+    /// write verifies, and falls back to what is whole. A longer `idle` gives such a disk more
+    /// time.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -425,7 +429,8 @@ impl StoreBuilder {
         self
     }
 
-    /// Whether a missing file is created; yes unless set. It says nothing of an empty one: see [`overwrite_empty`](Self::overwrite_empty).
+    /// Sets whether a missing file is created; yes unless set. For an empty file, see
+    /// [`overwrite_empty`](Self::overwrite_empty).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -440,12 +445,13 @@ impl StoreBuilder {
         self
     }
 
-    /// Whether an empty file is as good as none, so that a store is made in its place; no unless set.
-    ///
-    /// No store is ever empty: an empty file is what a failed copy leaves, or a file system that has lost what was in it. So it is
-    /// refused ([`OpenError::Empty`](crate::OpenError::Empty)). Set this where the path comes of something that makes an empty
-    /// file, such as `tempfile::NamedTempFile`. An empty file with a [journal](Self::journal_bytes) beside it is refused all the same:
-    /// a store was there. Of several processes that open one empty file at once, one makes the store and replaces nothing of another's.
+    /// Sets whether a store is made in place of an empty file; no unless set.
+    /// A store is never empty: a failed copy, or a file system that lost content, leaves an empty
+    /// file. So `open` refuses it ([`OpenError::Empty`](crate::OpenError::Empty)). Set this if the
+    /// path comes from something that makes an empty file, such as `tempfile::NamedTempFile`. Even
+    /// so, `open` refuses an empty file with a [journal](Self::journal_bytes) beside it: a store
+    /// was there. If several processes open an empty file at once, one makes the store, and none
+    /// replaces another's.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -461,8 +467,8 @@ impl StoreBuilder {
         self
     }
 
-    /// Whether a redb database that has no log yet gets one; no unless set, so that a wrong path is not written to.
-    /// The application's own tables stay as they are.
+    /// Sets whether a redb database without a log gets one; no unless set, so that a wrong path is
+    /// not written to. The application's own tables stay as they are.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -478,13 +484,13 @@ impl StoreBuilder {
         self
     }
 
-    /// How long something may hold the log or the file before the store logs a warning; a minute unless set
-    /// ([`HOLDER_WARN_MS_DEFAULT`](crate::limits::HOLDER_WARN_MS_DEFAULT)). `Duration::MAX` is for ever.
-    ///
-    /// Holders are relays and projections that do not move on, whether they run or not, subscriptions that are not read, and snapshots.
-    /// The warning names the holder, its position, since when it stands there, and how to let go. It comes once, and again after the
-    /// holder has moved and stood still for as long again. [`Stats::holders`](crate::Stats::holders) lists them at any time.
-    /// The store looks for holders while something is committed, so the warning may come a quarter of the time late.
+    /// Sets how long something may hold the log or the file before the store logs a warning; a
+    /// minute unless set ([`HOLDER_WARN_MS_DEFAULT`](crate::limits::HOLDER_WARN_MS_DEFAULT)).
+    /// `Duration::MAX` is for ever. [`Stats::holders`](crate::Stats::holders) lists all holders.
+    /// Holders are relays and projections that stand still (running or not), unread subscriptions,
+    /// and snapshots. The warning names the holder, its position, since when it stands there, and
+    /// how to let go. It comes once, and again after the holder has moved and then stood still for
+    /// as long. The store checks at commits, so a warning may be a quarter of the time late.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -499,7 +505,7 @@ impl StoreBuilder {
         self
     }
 
-    /// The clock; the operating system's unless set.
+    /// Sets the clock; the operating system's unless set.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -522,18 +528,19 @@ impl StoreBuilder {
         self
     }
 
-    /// Opens the store, creating it if there is none.
+    /// Opens the store, creating it if there is none. When this returns `Ok`, this process owns the
+    /// file, the log is readable and its end is known. After an unclean end of the last owner,
+    /// every page is verified first (1 to 3 s per GB, warm).
     ///
-    /// The path names the file itself, in a folder that exists; it is not followed if it is a symbolic link. It is resolved once: the process may
-    /// change its folder later. While the store is open its file must not be moved, deleted or replaced, nor a folder above it be
-    /// renamed. The store looks for that now and then, after 64 commits at the latest, and is then
-    /// poisoned: what was acknowledged in between is in a file that the path no longer leads to.
-    ///
-    /// When this returns `Ok`, this process owns the file; the log is readable and its end is known. After an unclean
-    /// end of the last owner every page is verified first (1 to 3 s per GB, warm).
+    /// The path names the file itself, in a folder that exists; a symbolic link is not followed.
+    /// The path is resolved once: the process may change its folder later. While the store is open,
+    /// do not move, delete or replace the file, nor rename a folder above it. The store notices
+    /// after 64 commits at the latest, and is then poisoned. The path does not lead to those
+    /// commits.
     ///
     /// # Errors
-    /// [`Error::Open`](crate::Error::Open), naming the file, or [`Error::Setting`](crate::Error::Setting). Nothing is lost by trying.
+    /// [`Error::Open`](crate::Error::Open), naming the file, or
+    /// [`Error::Setting`](crate::Error::Setting). Nothing is lost by trying.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

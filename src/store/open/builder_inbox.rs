@@ -1,4 +1,4 @@
-//! Settings of what a store remembers of messages that have come.
+//! Settings of what a store remembers of received messages.
 
 use std::time::Duration;
 
@@ -7,10 +7,12 @@ use crate::store::settings::policies::{IdsPolicy, LanesPolicy};
 use crate::time::as_ms;
 
 impl StoreBuilder {
-    /// How long a recorded id (request, delivery, event id given by the application) is remembered at least; 7 days unless set.
+    /// Sets how long a recorded id (of a request, a delivery, or an event to which the application
+    /// gave one) is remembered at least; 7 days unless set.
     ///
-    /// The age is the time that has passed while the store was open. Time during which it is closed does not count, and a jump of the
-    /// wall clock changes nothing. A crash may lose some seconds of it: then an id is remembered longer.
+    /// The age is the time that has passed while the store was open. Time while the store is closed
+    /// does not count, and a jump of the wall clock changes nothing. A crash may lose some seconds
+    /// of the age: then an id is remembered longer.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -25,13 +27,16 @@ impl StoreBuilder {
         self
     }
 
-    /// How many ids of foreign messages are remembered per scope at most; as many as the [age](Self::inbox_age) allows unless
-    /// set. It concerns [consumers](crate::Store::consumer) and [`first_delivery`](crate::Transaction::first_delivery); messages with a
-    /// lane need no id to be remembered.
+    /// Sets how many ids of foreign messages are remembered per scope at most; as many as the
+    /// [age](Self::inbox_age) allows unless set. The bound concerns
+    /// [consumers](crate::Store::consumer) and
+    /// [`first_delivery`](crate::Transaction::first_delivery). Messages with a lane need no
+    /// remembered id.
     ///
-    /// What becomes of a further id says the [policy](Self::inbox_ids_policy). Unless set it is refused with
-    /// [`Error::InboxFull`](crate::Error::InboxFull), which a consumer rejects: others who may publish cannot make the
-    /// store forget what it has applied. Set more than come within the age.
+    /// The [policy](Self::inbox_ids_policy) says what happens to a further id. Unless set, the id
+    /// is refused with [`Error::InboxFull`](crate::Error::InboxFull), and a consumer rejects the
+    /// message. So other publishers cannot make the store forget what it has applied. Set more than
+    /// the number of ids that come within the age.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -51,17 +56,23 @@ impl StoreBuilder {
         self
     }
 
-    /// How many lanes of producers are remembered per scope at most; all unless set. A producer has a lane for each exchange, routing key and
-    /// key that it publishes to. A lane takes 100 to 600 bytes, and up to 270 KB once thousands of its messages came. Without this,
-    /// [`free_space_min`](crate::ConsumerBuilder::free_space_min) alone bounds what forged lanes take.
+    /// Sets how many lanes of producers are remembered per scope at most; all unless set.
     ///
-    /// The [policy](Self::lanes_policy) says what becomes of a message of a further lane. Unless set, a lane of which nothing came for a day is
-    /// forgotten for the new one, if one is found among the next 64 rows; else the message is refused with
-    /// [`Error::LanesFull`](crate::Error::LanesFull), and a consumer rejects it. So set more than producers use in that time.
+    /// A producer has a lane for each exchange, routing key and key that it publishes to. A lane
+    /// takes 100 to 600 bytes, and up to 270 KB after thousands of messages. Without this bound,
+    /// only [`free_space_min`](crate::ConsumerBuilder::free_space_min) bounds what forged lanes
+    /// take.
     ///
-    /// **A forgotten lane applies nothing twice**: its producer's row keeps which lanes were forgotten, as 32 ranges of ids at
-    /// most, and a message of such a lane is rejected as a conflict ([`Error::LaneConflict`](crate::Error::LaneConflict)), since it may be a repeat. Where ranges
-    /// become one, messages of lanes between them that never came before are rejected too. Nothing is dropped.
+    /// The [policy](Self::lanes_policy) says what happens to a message of a further lane. Unless
+    /// set, the store forgets a lane that got no message for a day, if it finds one among the next
+    /// 64 rows. Otherwise the message is refused with
+    /// [`Error::LanesFull`](crate::Error::LanesFull), and a consumer rejects it. So set more lanes
+    /// than producers use in that time.
+    ///
+    /// **A forgotten lane applies nothing twice.** Its producer's row keeps which lanes were
+    /// forgotten, as at most 32 ranges of ids. A message of such a lane is rejected as a conflict
+    /// ([`Error::LaneConflict`](crate::Error::LaneConflict)), since it may be a repeat. If ranges
+    /// are merged, messages of new lanes between them are rejected too. Nothing is dropped.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -74,12 +85,15 @@ impl StoreBuilder {
         self
     }
 
-    /// How many gaps in lanes are remembered per scope; all unless set. Each lane may have 64 whatever others have
-    /// ([`LANE_GAPS_MIN`](crate::limits::LANE_GAPS_MIN)), or as many as are set here if that is less; and no lane more than 16,384
-    /// ([`LANE_GAPS_MAX`](crate::limits::LANE_GAPS_MAX)).
+    /// Sets how many gaps in lanes are remembered per scope at most; all unless set.
     ///
-    /// Beyond that the oldest gap of the lane is forgotten: a message that would have filled it is rejected as a conflict, since
-    /// it may be a repeat. Nothing is applied twice, and nothing is dropped.
+    /// Each lane may have 64 gaps ([`LANE_GAPS_MIN`](crate::limits::LANE_GAPS_MIN)), whatever the
+    /// other lanes have, or the number set here if that is less. No lane may have more than 16,384
+    /// gaps ([`LANE_GAPS_MAX`](crate::limits::LANE_GAPS_MAX)).
+    ///
+    /// Beyond that, the oldest gap of the lane is forgotten. A message that would have filled the
+    /// gap is rejected as a conflict, since it may be a repeat. Nothing is applied twice, and
+    /// nothing is dropped.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -92,7 +106,7 @@ impl StoreBuilder {
         self
     }
 
-    /// What becomes of a message of a new lane beyond [`lanes_max`](Self::lanes_max).
+    /// Sets the policy for a message of a new lane beyond [`lanes_max`](Self::lanes_max).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -105,7 +119,8 @@ impl StoreBuilder {
         self
     }
 
-    /// What becomes of a new id beyond [`inbox_ids_max`](Self::inbox_ids_max): refused unless set.
+    /// Sets the policy for a new id beyond [`inbox_ids_max`](Self::inbox_ids_max); refused unless
+    /// set.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

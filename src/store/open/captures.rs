@@ -1,4 +1,4 @@
-//! Captured tables at open: their rows are read, and new ones are switched on.
+//! Captured tables at open: reads their rows, and switches new ones on.
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable};
 
@@ -12,7 +12,7 @@ use crate::store::shared::captures::{CaptureRegistry, Known, PendingCaptures};
 use crate::store::shared::tail::Tail;
 use crate::store::transaction::captures::write;
 
-/// What the file knows.
+/// Reads the captures that the file knows.
 pub(crate) fn recover(tx: &ReadTransaction) -> Result<CaptureRegistry> {
     let mut registry = CaptureRegistry::default();
     let changes = tx.open_table(CHANGES)?;
@@ -31,7 +31,8 @@ pub(crate) fn recover(tx: &ReadTransaction) -> Result<CaptureRegistry> {
     Ok(registry)
 }
 
-/// Makes what this process has registered known to the file, if it is new to it or has another mode.
+/// Records in the file each capture that this process has registered, if the capture is new to the
+/// file or has another mode.
 pub(crate) fn switch_on(
     db: &Database,
     captures: &Captures,

@@ -1,4 +1,4 @@
-//! The clean-up at open: its rows are counted, and what a cancelled rebuild has left is marked.
+//! The clean-up at open: counts its rows, and marks what a cancelled rebuild has left.
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableError};
 
@@ -11,7 +11,7 @@ use crate::store::shared::cleaning::Left;
 use crate::store::shared::tail::Tail;
 use crate::store::transaction::cleanup::rebuild_tasks;
 
-/// What the file says.
+/// Counts the clean-up tasks that the file holds.
 pub(crate) fn left(tx: &ReadTransaction) -> Result<Left> {
     let mut left = Left::default();
     let table = match tx.open_table(CLEANUP) {
@@ -31,7 +31,7 @@ pub(crate) fn left(tx: &ReadTransaction) -> Result<Left> {
     Ok(left)
 }
 
-/// The largest id of a capture whose dirty keys are left: no new capture may take it.
+/// The largest id of a capture whose dirty keys are left. No new capture may take that id.
 pub(in crate::store) fn last_capture(tx: &ReadTransaction) -> Result<CaptureId> {
     let table = match tx.open_table(CLEANUP) {
         Err(TableError::TableDoesNotExist(_)) => return Ok(0),
@@ -45,10 +45,10 @@ pub(in crate::store) fn last_capture(tx: &ReadTransaction) -> Result<CaptureId> 
     })
 }
 
-/// Finds what is left at an opening.
+/// Finds the clean-up that an opening has to go on with.
 ///
-/// A release without clean-up kept the number of a cancelled rebuild until the next start of its projection: such a rebuild becomes
-/// a task here.
+/// A release without clean-up kept the number of a cancelled rebuild until the next start of its
+/// projection. Such a rebuild becomes a task here.
 pub(in crate::store) fn recover(db: &Database, tail: &mut Tail) -> Result<()> {
     let tx = db.begin_read()?;
     let mut cancelled = Vec::new();

@@ -1,4 +1,4 @@
-//! Cursors at open: their rows are counted.
+//! Cursors at open: counts their rows.
 
 use redb::{ReadTransaction, ReadableTable};
 

@@ -1,6 +1,7 @@
-//! How a store is opened: the builder, what is recovered from the file, and the start of the writer thread.
+//! How a store is opened: the builder, the recovery of the state in memory from the file, and the
+//! start of the writer thread.
 //!
-//! The highest floor of the store.
+//! The highest layer of the store.
 
 pub(crate) mod builder;
 pub(crate) mod builder_inbox;
@@ -29,7 +30,8 @@ use crate::store::shared::core::Core;
 use crate::store::writer::thread;
 
 impl Store {
-    /// Opens the store at `path` with default settings, creating it if there is none. See [`StoreBuilder::open`].
+    /// Opens the store at `path` with default settings, creating it if there is none. See
+    /// [`StoreBuilder::open`].
     ///
     /// # Errors
     /// [`Error::Open`], naming the file.
@@ -45,7 +47,7 @@ impl Store {
         Self::builder().open(path)
     }
 
-    /// Settings before opening.
+    /// Returns a builder, to change settings before opening.
     ///
     /// ```
     /// use onewrite::Store;
@@ -59,7 +61,7 @@ impl Store {
     }
 
     pub(crate) fn open_with(given: PathBuf, settings: Settings) -> Result<Self> {
-        // What the path means must not change with the folder of the process.
+        // A later change of the process's working directory must not change what the path means.
         let path = std::path::absolute(&given).unwrap_or_else(|_| given.clone());
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
         let options = file::Options {
@@ -76,7 +78,7 @@ impl Store {
         })
     }
 
-    /// Finds what the database holds, and begins.
+    /// Recovers what the database holds, and starts the writer thread.
     pub(crate) fn start(path: PathBuf, opened: file::Opened, settings: Settings) -> Result<Self> {
         let recovered = file::guarded(&path, || {
             let mut identity = recover::identify(&path, &opened.db, settings.adopt)?;
@@ -89,7 +91,7 @@ impl Store {
         let (identity, tail) = match recovered {
             Ok(recovered) => recovered,
             Err(error) => {
-                // What is wrong with it is reported already.
+                // The error is already reported.
                 let _ = file::close(opened.db);
                 return Err(error);
             }

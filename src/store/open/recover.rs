@@ -1,4 +1,4 @@
-//! From a file to what is kept in memory about it: identity, the end of the log, lanes, cursors.
+//! Recovers the state in memory from the file: identity, the end of the log, lanes, cursors.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ use crate::store::shared::tail::{Identity, Tail};
 use crate::tuning::CLOCK_TOLERANCE_MS;
 use crate::wire::ContentKey;
 
-/// More epochs than any file can have come to: each takes a damaged file.
+/// More epochs than any file can have reached: each new epoch takes a damaged file.
 const EPOCHS_MAX: usize = 1 << 20;
 
 /// Writes the tables and the identity of a new store.
@@ -59,7 +59,8 @@ fn write_schema(db: &Database) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Reads identity and format; makes a redb database that has none into a store, if it may.
+/// Reads identity and format. Makes a redb database without an identity a store, if `adopt` allows
+/// it.
 pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identity> {
     let storage = |source: BoxError| OpenError::Storage { path: path.into(), cause: source };
     let damaged = |reason: &str| OpenError::Damaged { path: path.into(), reason: reason.into() };
@@ -86,7 +87,7 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     if format > FORMAT {
         return Err(OpenError::NewerFormat { path: path.into(), found: format, supported: FORMAT }.into());
     }
-    // Before it was released, format 5 had no such row.
+    // Before its release, format 5 had no such row.
     let has_key = meta.get(META_CONTENT_KEY).map_err(|error| storage(error.into()))?.is_some();
     if format < FORMAT || !has_key {
         drop((meta, tx));
@@ -110,10 +111,11 @@ pub(crate) fn identify(path: &Path, db: &Database, adopt: bool) -> Result<Identi
     Ok(Identity { store_id, epoch_starts, content_key, dedup_before_ms })
 }
 
-/// In the place of a time: the store has had a secret from the beginning.
+/// Stands in the place of a time: the store has had a secret from the beginning.
 const NOTHING_BEFORE: u64 = u64::MAX;
 
-/// A fresh secret; and by when all was recorded for deduplication that was recorded without one, in Unix milliseconds.
+/// A fresh secret, and a time in Unix milliseconds. By that time, everything had been recorded that
+/// was recorded for deduplication without a secret.
 fn content_key(dedup_before_ms: u64) -> Vec<u8> {
     [&fresh_secret()[..], &dedup_before_ms.to_le_bytes()].concat()
 }
@@ -124,7 +126,7 @@ fn read_content_key(row: &[u8]) -> Option<(ContentKey, Option<u64>)> {
     Some((ContentKey::new(*key), Some(before).filter(|before| *before != NOTHING_BEFORE)))
 }
 
-/// What formats 2 and 3 have added to format 1.
+/// Makes the tables that formats 2 and 3 added to format 1.
 fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
     for table in BY_KEY {
         tx.open_table(table)?;
@@ -135,11 +137,21 @@ fn make_newer_tables(tx: &redb::WriteTransaction) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Format 1 had no streams, format 2 no projections, captures and lanes of a consumer; format 3 no store age, and a snapshot of a
-/// stream did not name its event (rows of that form are still read). Format 4 had no AMQP properties in records and rejected
-/// deliveries, and no header values other than text, integers of 64 bits, booleans and bytes: those that have none are as they
-/// were. It had no secret either, so lanes and ids were recognised by checksums of less: rows of that form are still read, and speak for
-/// what was recorded then. Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each in one piece. Marks of ids have wall times in earlier formats; the pruning of the inbox takes those for now when it meets them.
+/// Upgrades an older format to the newest.
+///
+/// - Format 1 had no streams.
+/// - Format 2 had no projections, captures and lanes of a consumer.
+/// - Format 3 had no store age, and a snapshot of a stream did not name its event. Rows of that
+///   form are still read.
+/// - Format 4 had no AMQP properties in records and rejected deliveries. Header values were only
+///   text, integers of 64 bits, booleans and bytes. Rows without the new values are unchanged. It
+///   also had no secret, so lanes and ids were recognised by checksums over less. Rows of that
+///   form are still read, and count for what was recorded then.
+/// - Format 5 did not count lanes, gaps and the bytes of rejected deliveries, and kept each
+///   rejected delivery in one piece.
+///
+/// Marks of ids have wall times in earlier formats. When the pruning of the inbox meets such a
+/// time, it takes the time for the present.
 fn upgrade(db: &Database) -> Result<(), BoxError> {
     let tx = db.begin_write()?;
     make_newer_tables(&tx)?;
@@ -163,7 +175,7 @@ fn upgrade(db: &Database) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Finds the end of the log and rebuilds what is derived from it.
+/// Finds the end of the log, and rebuilds the indexes that are derived from it.
 pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> Result<Tail> {
     let tx = db.begin_read()?;
     let state = read_state(&tx)?;
@@ -197,7 +209,7 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> 
     let projected = tail.projections.values().flat_map(ProjectionRow::tracks).map(|track| track.position);
     let known = positions.chain(projected).max().unwrap_or(0).max(state.derived_through);
     if tail.next_seq < known {
-        // Its numbers would be given a second time.
+        // The numbers of the missing records would be given a second time.
         return Err(CorruptError { seq: known - 1, what: "it is missing at the end of the log" }.into());
     }
     tail.captures = crate::store::open::captures::recover(&tx)?;
@@ -205,7 +217,8 @@ pub(crate) fn recover(db: &Database, identity: &mut Identity, unclean: bool) -> 
     tail.ages = AgeIndex::opened(ages, tail.next_seq);
     tail.derived_offset = offset_before(&log, &tail, state.derived_through)?;
     let whole = replay(&tx, &mut tail)?;
-    // Only a crash or damage can have taken the newest records away. Every snapshot is read, so not otherwise.
+    // Only a crash or damage can have removed the newest records. The check reads every snapshot,
+    // so it runs only then.
     let raised = (!whole || unclean) && raise_to_known(&tx, &mut tail)?;
     if whole && !raised {
         return Ok(tail);
@@ -227,7 +240,8 @@ fn end_of_log(log: &impl ReadableTable<u64, &'static [u8]>, state: &StateRow) ->
     Ok(state.trimmed_offset)
 }
 
-/// The end offset of the record before `position`; where that one cannot be read, of the nearest after it.
+/// The end offset of the record before `position`. If that record cannot be read, the end offset of
+/// the nearest later record.
 fn offset_before(log: &impl ReadableTable<u64, &'static [u8]>, tail: &Tail, position: u64) -> Result<u64> {
     if position <= tail.trimmed_to {
         return Ok(tail.trimmed_offset);
@@ -241,13 +255,13 @@ fn offset_before(log: &impl ReadableTable<u64, &'static [u8]>, tail: &Tail, posi
     Ok(tail.end_offset)
 }
 
-/// The end offset of a record, if it can be read and can be true: sums of it do not overflow.
+/// The end offset of a record, if it can be read and is plausible: sums with it do not overflow.
 fn end_offset(seq: u64, frame: &[u8]) -> Option<u64> {
     record::end_offset(seq, frame).ok().filter(|offset| *offset <= NUMBER_MAX)
 }
 
-/// Brings lanes and streams up to date from the records that their tables do not know yet; `false` if one of them is
-/// damaged.
+/// Brings lanes and streams up to date from the records that their tables do not know yet. Returns
+/// `false` if a record is damaged or missing.
 fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     let log = tx.open_table(LOG)?;
     let streams = tx.open_table(STREAMS)?;
@@ -292,7 +306,8 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
         }
         if let (Some(stream), Some(revision)) = (recorded.stream(), recorded.revision()) {
             let name = stream.as_bytes();
-            // Where a damaged record hides a revision, the index has a gap, which is reported when it is read.
+            // If a damaged record hides a revision, the index has a gap. Reading the gap reports
+            // it.
             let run = tail.streams.recent.entry(name.into()).or_default();
             if !run.put_behind(revision, seq.value(), &mut gaps) {
                 let (seq, stream) = (seq.value(), printable(stream));
@@ -306,8 +321,11 @@ fn replay(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     Ok(whole)
 }
 
-/// Numbers of lanes that cannot be known any more are not guessed: a reader would take a reused number for a repeat, and
-/// drop it. Under a new epoch every lane begins anew, and no old number is taken for a new one.
+/// Begins a new epoch, in which every lane starts anew.
+///
+/// The numbers of lanes that can no longer be known are not guessed: a reader would take a reused
+/// number for a repeat, and drop the message. Under a new epoch, no old number is taken for a new
+/// one.
 fn begin_epoch(db: &Database, identity: &mut Identity, tail: &mut Tail) -> Result<()> {
     identity.epoch_starts.push(tail.next_seq);
     tail.lanes = WriteBackCache::default();

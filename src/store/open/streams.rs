@@ -1,4 +1,4 @@
-//! Streams at open: a snapshot may know of more than the log does.
+//! Streams at open: a snapshot may know of more events than the log does.
 
 use redb::{ReadTransaction, ReadableTable};
 
@@ -10,8 +10,9 @@ use crate::storage::tables::schema::{CHUNKS, SNAPSHOTS, STREAMS};
 use crate::storage::tables::stream::stream_row;
 use crate::store::shared::tail::Tail;
 
-/// Raises what is given next above everything that a snapshot or a chunk of the index knows; `true` if anything was. Where the log
-/// lost its newest records, or they are damaged, nothing else remembers their numbers.
+/// Raises the next numbers above every number that a snapshot or a chunk of the index knows.
+/// Returns whether a number was raised. If the log lost its newest records, or they are damaged,
+/// nothing else remembers their numbers.
 pub(in crate::store) fn raise_to_known(tx: &ReadTransaction, tail: &mut Tail) -> Result<bool> {
     let streams = tx.open_table(STREAMS)?;
     let mut raised = false;

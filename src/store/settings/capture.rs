@@ -1,4 +1,4 @@
-//! How a table is captured: what the application sets.
+//! The settings of a captured table, as the application gives them.
 
 use redb::{Key, TableDefinition, TableHandle, Value};
 
@@ -11,7 +11,7 @@ use crate::limits::KEY_BYTES_MAX;
 use crate::limits::SHORT_STRING_BYTES_MAX;
 use crate::storage::tables::capture::CaptureMode;
 
-/// What was done to a row.
+/// The operation that changed a row.
 ///
 /// ```
 /// use onewrite::Operation;
@@ -22,16 +22,16 @@ use crate::storage::tables::capture::CaptureMode;
 pub enum Operation {
     /// The key was new.
     Insert,
-    /// The key has another value. Under [`CaptureMode::NewestValue`] it may be new.
+    /// The key has another value. Under [`CaptureMode::NewestValue`], the key may be new.
     Update,
     /// The key is gone.
     Remove,
-    /// The row was there when the capture was switched on.
+    /// The row was in the table when the capture was switched on.
     Snapshot,
 }
 
 impl Operation {
-    /// Its name in a JSON payload.
+    /// The operation's name in a JSON payload.
     ///
     /// ```
     /// use onewrite::Operation;
@@ -70,19 +70,22 @@ pub struct Change<'a, K: Key + 'static, V: Value + 'static> {
     pub table: &'a str,
     /// The row's key.
     pub key: K::SelfType<'a>,
-    /// What was done.
+    /// The operation on the row.
     pub operation: Operation,
-    /// The value after it; `None` for a remove.
+    /// The value after the change; `None` for a remove.
     pub new: Option<V::SelfType<'a>>,
-    /// The value before it, where there was one. Not known under [`CaptureMode::NewestValue`], nor where
-    /// [it was not asked for](Capture::old_values).
+    /// The value before the change, if there was one. It is `None` under
+    /// [`CaptureMode::NewestValue`], and where it was [not requested](Capture::old_values).
     pub old: Option<V::SelfType<'a>>,
     pub(crate) old_is_unreadable: bool,
 }
 
 impl<K: Key + 'static, V: Value + 'static> Change<'_, K, V> {
-    /// Whether there was a value before the change that its type cannot read, as one that an older release has written:
-    /// `old` is `None` then. Where [`old_values(true)`](Capture::old_values) asks for it, the write fails instead.
+    /// Whether there was a value before the change that its type cannot read, such as a value that
+    /// an older release has written.
+    ///
+    /// `old` is `None` then. If [`old_values(true)`](Capture::old_values) requests the value, the
+    /// write fails instead.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -106,7 +109,7 @@ impl<K: Key + 'static, V: Value + 'static> Change<'_, K, V> {
     }
 }
 
-/// Shows neither key nor values: they are the application's.
+/// Shows neither key nor values, because they are the application's data.
 impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for Change<'_, K, V> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Change")
@@ -118,27 +121,27 @@ impl<K: Key + 'static, V: Value + 'static> std::fmt::Debug for Change<'_, K, V> 
 
 type With<K, V> = dyn Fn(&Change<'_, K, V>) -> Result<Event> + Send + Sync;
 
-/// What a codec is given of the value before a change.
+/// Whether a codec is given the value before a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OldValues {
-    /// Nothing; it is not decoded.
+    /// No: the value is not decoded.
     Left,
-    /// The value, where it can be read.
+    /// Yes, if the value can be read.
     WhereReadable,
-    /// The value, or the write fails.
+    /// Yes. The write fails if the value cannot be read.
     Wanted,
 }
 
 /// Turns a change into an event.
 enum Codec<K: Key + 'static, V: Value + 'static> {
-    /// `bool`: with the old value.
+    /// `bool`: whether the payload holds the old value.
     #[cfg(feature = "json")]
     Json(fn(&Change<'_, K, V>, bool) -> Result<Event>),
     With(Box<With<K, V>>),
 }
 
-/// A table whose changes become events: which, when, how and where to. Given to
-/// [`StoreBuilder::capture`](crate::StoreBuilder::capture).
+/// A table whose changes become events, with the settings for that: which changes, when, how and
+/// where to. Given to [`StoreBuilder::capture`](crate::StoreBuilder::capture).
 ///
 /// ```
 /// use onewrite::{Capture, CaptureMode, Store, redb::TableDefinition};
@@ -188,13 +191,16 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         }
     }
 
-    /// Changes as JSON: type `<table>.changed`, payload `{"table", "key", "operation", "new", "old"?}`, where `new` is
-    /// null for a remove, and `old` is there only if [asked for](Self::old_values). It needs a destination:
+    /// Encodes changes as JSON, in events of type `<table>.changed`.
+    ///
+    /// The payload is `{"table", "key", "operation", "new", "old"?}`. `new` is null for a remove,
+    /// and `old` is there only if [requested](Self::old_values). The capture needs a destination:
     /// [`to`](Self::to) or [`unpublished`](Self::unpublished).
     ///
-    /// The ordering key is the row's key: a string as it is, anything else (and an empty string) as its JSON text. One
-    /// that no message can carry, over 255 bytes or with control characters, is replaced by a checksum; keys with the
-    /// same checksum then wait for each other, and that is all: the payload has the key whole.
+    /// The ordering key is the row's key: a string as it is, anything else (and an empty string) as
+    /// its JSON text. A checksum replaces a key that no message can carry, because it has over 255
+    /// bytes or control characters. Keys with the same checksum wait for each other; nothing else
+    /// changes, because the payload has the whole key.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -215,11 +221,14 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         Self::new(definition, Codec::Json(json_event::<K, V>), OldValues::Left)
     }
 
-    /// Changes as `codec` says: it gives the whole event, with type, payload and ordering key. One without a destination
-    /// gets the capture's. It must have no effect of its own: it may run for a write that is rolled back.
+    /// Encodes changes with `codec`, which returns the whole event, with type, payload and ordering
+    /// key.
     ///
-    /// An event without a key is published in no order: set one. An id must be this change's own: an event whose id is in the
-    /// log already is not appended again.
+    /// An event without a destination gets the capture's. The codec must have no effect of its own:
+    /// it may run for a write that is rolled back.
+    ///
+    /// Set a key: an event without one is published in no order. An id must belong to this change
+    /// alone: an event whose id is already in the log is not appended again.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -241,10 +250,10 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         Self::new(definition, Codec::With(Box::new(codec)), OldValues::WhereReadable)
     }
 
-    /// When changes become events; [`CaptureMode::EveryChange`] unless set.
+    /// Sets when changes become events; [`CaptureMode::EveryChange`] unless set.
     ///
-    /// The mode may change from one opening to the next. Dirty keys that wait when it becomes `EveryChange` are published by
-    /// the next passes, each with the value that its key has then.
+    /// The mode may change from one opening to the next. If dirty keys wait when the mode becomes
+    /// `EveryChange`, the next passes publish them, each with the value that its key has then.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -263,7 +272,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
-    /// Where its events go, unless a codec says otherwise.
+    /// Sets where the table's events go, unless a codec says otherwise.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -281,7 +290,8 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
-    /// Sends its events to this queue, over AMQP's default exchange. The same as [`to`](Self::to) with the empty exchange.
+    /// Sends the table's events to this queue, over AMQP's default exchange. The same as
+    /// [`to`](Self::to) with the empty exchange.
     ///
     /// ```
     /// use onewrite::{Capture, redb::TableDefinition};
@@ -292,7 +302,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self.to("", queue)
     }
 
-    /// Keeps its events in the log only, unless a codec says otherwise.
+    /// Keeps the table's events in the log only, unless a codec says otherwise.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -310,13 +320,16 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
-    /// Whether events say what a row was before the change. Unless set, a JSON payload does not hold it, and a codec of the
-    /// application is given it where it can be read. Under [`CaptureMode::NewestValue`] it is not known, and a JSON payload
-    /// that asks for it is refused at open.
+    /// Sets whether events hold the row's value before the change.
     ///
-    /// The file may hold values that their type cannot read any more, as a release that changes the type finds them.
-    /// `false`: old values are not decoded, and such a row is replaced and removed like any other. `true`: a change of such a
-    /// row fails with [`Error::UnreadableRow`](crate::Error::UnreadableRow), and no other does.
+    /// Unless set, a JSON payload does not hold that value, and a codec of the application gets it
+    /// if it can be read. Under [`CaptureMode::NewestValue`] the value is not known, and `open`
+    /// refuses a JSON payload that requests it.
+    ///
+    /// The file may hold values that their type can no longer read, after a release has changed the
+    /// type. With `false`, old values are not decoded, and such a row is replaced and removed like
+    /// any other. With `true`, a change of such a row fails with
+    /// [`Error::UnreadableRow`](crate::Error::UnreadableRow), and no other change does.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -336,17 +349,21 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
-    /// Whether the first opening with this capture publishes what is in the table already, as [`Operation::Snapshot`];
-    /// no unless set.
+    /// Sets whether the first opening with this capture publishes the rows that the table already
+    /// has, as [`Operation::Snapshot`]; no unless set.
     ///
-    /// A backfill reads the rows a few at a time between the writes of the application. A relay
-    /// that runs sets the pace, also while
-    /// its broker is away. Where no relay runs, or the events [stay in the log](Self::unpublished), the backfill waits for nothing,
-    /// and a [backlog quota](crate::StoreBuilder::backlog_quota) bounds its events.
-    /// [`CaptureStats::waits_for`](crate::CaptureStats::waits_for) says why a backfill waits. Each row is read in the transaction
-    /// that appends its event, so a reader that applies the events of a key in order ends with the rows of the table. A crash
-    /// neither skips nor repeats a row. Where the file knows the table as captured
-    /// already, this changes nothing: [`Store::end_capture`](crate::Store::end_capture) first.
+    /// A backfill reads the rows a few at a time, between the writes of the application. A running
+    /// relay sets the pace, even while its broker is away. If no relay runs, or the events [stay in
+    /// the log](Self::unpublished), the backfill waits for nothing, and a [backlog
+    /// quota](crate::StoreBuilder::backlog_quota) bounds its events.
+    /// [`CaptureStats::waits_for`](crate::CaptureStats::waits_for) says why a backfill waits.
+    ///
+    /// Each row is read in the transaction that appends its event. So a reader that applies the
+    /// events of a key in order ends with the rows of the table. A crash neither skips nor repeats
+    /// a row.
+    ///
+    /// If the file already knows the table as captured, this setting changes nothing: call
+    /// [`Store::end_capture`](crate::Store::end_capture) first.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -370,7 +387,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         self
     }
 
-    /// What cannot work, whatever is in the file.
+    /// Checks for settings that cannot work, whatever the file holds.
     pub(crate) fn check_settings(&self) -> Result<(), SettingError> {
         let refuse = |reason: String| Err(SettingError::new("capture", reason));
         let name = &self.name;
@@ -409,7 +426,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
     }
 }
 
-/// After the table's name, the type of an event.
+/// The suffix of an event's type, after the table's name.
 const CHANGED: &str = ".changed";
 
 #[cfg(feature = "json")]
@@ -428,7 +445,7 @@ where
     Ok(Event::bytes(event_type, payload).content_type(codec::JSON).key(order_key(key)))
 }
 
-/// The ordering key of a row: what a message can carry of its key.
+/// The ordering key of a row: the form of the row's key that a message can carry.
 #[cfg(feature = "json")]
 fn order_key(key: codec::JsonKey) -> String {
     let fits = |text: &String| {

@@ -1,7 +1,8 @@
-//! A table's rows as redb stores them, and what of them can be read.
+//! A table's rows as redb stores them, read as far as possible.
 //!
-//! The file may hold rows of an older form: a release has changed what a type makes of its bytes. `from_bytes` of the
-//! application's type may then panic, so it runs only where its value is wanted, and is caught there.
+//! The file may hold rows of an older form, because a release has changed how a type reads its
+//! bytes. Then `from_bytes` of the application's type may panic. So it runs only where its value is
+//! needed, and the panic is caught there.
 
 use std::cmp::Ordering;
 use std::marker::PhantomData;
@@ -10,7 +11,7 @@ use redb::{AccessGuard, Key, TypeName, Value};
 
 use crate::error::caught;
 
-/// A key or a value of the application's type, as its bytes. To redb it is the same type.
+/// A key or a value of the application's type, as its bytes. redb sees the same type.
 #[derive(Debug)]
 pub(in crate::store) struct Stored<T>(PhantomData<T>);
 
@@ -47,26 +48,26 @@ impl<K: Key + 'static> Key for Stored<K> {
     }
 }
 
-/// These bytes are no value of the type.
+/// The error for bytes that are no value of the type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) struct Unreadable;
 
-/// The bytes of a value that is wanted, if there is one.
+/// The bytes of a requested value, if there is one.
 pub(in crate::store) type Found = Result<Option<Vec<u8>>, Unreadable>;
 
-/// What the type makes of stored bytes.
+/// Reads stored bytes as a value of the type.
 pub(in crate::store) fn read<V: Value>(bytes: &[u8]) -> Result<V::SelfType<'_>, Unreadable> {
     caught(|| V::from_bytes(bytes)).map_err(|_| Unreadable)
 }
 
-/// A row's key or value.
+/// Returns a row's key or value.
 pub(in crate::store) fn value_of<'a, V: Value>(
     row: &'a AccessGuard<'_, V>,
 ) -> Result<V::SelfType<'a>, Unreadable> {
     caught(|| row.value()).map_err(|_| Unreadable)
 }
 
-/// The bytes of a row's key or value. redb hands them out through the type alone.
+/// Returns the bytes of a row's key or value. redb gives bytes only through the type.
 pub(in crate::store) fn bytes_of<V: Value>(row: &AccessGuard<'_, V>) -> Result<Vec<u8>, Unreadable> {
     caught(|| V::as_bytes(&row.value()).as_ref().to_vec()).map_err(|_| Unreadable)
 }

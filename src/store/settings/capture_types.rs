@@ -38,11 +38,11 @@ impl std::fmt::Display for Types {
 pub(crate) struct BackfillRows {
     /// Key and value.
     pub(crate) rows: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Others stand behind them.
+    /// Whether more rows follow.
     pub(crate) more: bool,
 }
 
-/// What of one change is known, in bytes.
+/// One change, as far as it is known, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RawChange<'a> {
     pub(crate) operation: Operation,
@@ -54,15 +54,15 @@ pub(crate) struct RawChange<'a> {
 /// The value before a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Old<'a> {
-    /// There was none, or nobody wants to know.
+    /// There was no value, or no codec needs it.
     None,
     Bytes(&'a [u8]),
-    /// There was one, of bytes that its type cannot read.
+    /// There was a value, of bytes that its type cannot read.
     Unreadable,
 }
 
 impl<'a> Old<'a> {
-    /// What was found of a row.
+    /// Wraps the value that was found for a row.
     pub(in crate::store) fn found(bytes: &'a Found) -> Self {
         match bytes {
             Ok(Some(bytes)) => Self::Bytes(bytes),
@@ -76,22 +76,24 @@ pub(crate) trait Captured: Debug + Send + Sync {
     fn name(&self) -> &str;
     fn mode(&self) -> CaptureMode;
     fn wants_snapshot(&self) -> bool;
-    /// Whether its events say what a row was before.
+    /// Whether the table's events hold the row's value before the change.
     fn wants_old(&self) -> bool;
-    /// Its events stay in the log, so that it needs no relay.
+    /// Whether the table's events stay in the log, so that the capture needs no relay.
     fn is_unpublished(&self) -> bool;
     fn types(&self) -> Types;
-    /// What cannot work, whatever is in the file.
+    /// Checks for settings that cannot work, whatever the file holds.
     fn check_settings(&self) -> Result<(), SettingError>;
-    /// Whether the file's table, if there is one, has these types.
+    /// Checks whether the file's table, if there is one, has these types.
     fn check_table(&self, tx: &ReadTransaction) -> Result<Result<(), SettingError>>;
-    /// Asks the codec.
+    /// Encodes a change with the codec.
     fn encode(&self, change: RawChange<'_>) -> Result<Event>;
-    /// The error that this row cannot be read.
+    /// The error for a row that cannot be read.
     fn unreadable(&self, key: &[u8]) -> Error;
     /// The value that the key has in this transaction, as stored.
     fn value(&self, tx: &WriteTransaction, key: &[u8]) -> Result<Option<Vec<u8>>>;
-    /// The rows behind `after` (from the first on), at most so many, as stored; they end early once they are of so many bytes.
+    /// The rows behind `after`, as stored; from the first row on if `after` is `None`.
+    ///
+    /// Returns at most `keys_max` rows, and ends early once the rows have `bytes_max` bytes.
     fn rows_after(
         &self,
         tx: &WriteTransaction,
@@ -134,7 +136,7 @@ impl<K: Key + 'static, V: Value + 'static> Captured for Capture<K, V> {
         match tx.open_table(self.definition()) {
             Ok(_) | Err(TableError::TableDoesNotExist(_)) => Ok(Ok(())),
             Err(TableError::Storage(error)) => Err(error.into()),
-            // It has other types, or is a multimap.
+            // The table has other types, or is a multimap.
             Err(error) => Ok(Err(SettingError::new("capture", error.to_string()))),
         }
     }
@@ -202,7 +204,7 @@ impl<K: Key + 'static, V: Value + 'static> Capture<K, V> {
         TableDefinition::new(&self.name)
     }
 
-    /// The same table, whatever its types would say of its rows.
+    /// The same table with keys and values as bytes, which redb takes for the types themselves.
     fn stored(&self) -> TableDefinition<'_, Stored<K>, Stored<V>> {
         TableDefinition::new(&self.name)
     }

@@ -1,6 +1,7 @@
-//! The settings of a store, in one piece, and what an application sets: quota, retention, policies, captures, starting points.
+//! All settings of a store, and what an application sets: quota, retention, policies, captures,
+//! starting points.
 //!
-//! The lowest floor of the store. It knows no store.
+//! The lowest layer of the store. It does not know the store.
 
 pub(crate) mod capture;
 pub(crate) mod capture_stored;
@@ -22,7 +23,7 @@ pub use self::policies::{IdsPolicy, LanesPolicy};
 pub use self::quota::{BacklogQuota, QuotaPolicy};
 pub use self::retention::Retention;
 
-/// Where events of streams go that do not say it themselves.
+/// The rule that gives a destination to events of streams that have none.
 #[derive(Clone)]
 pub(crate) struct StreamDestination(Arc<Rule>);
 
@@ -44,7 +45,7 @@ impl std::fmt::Debug for StreamDestination {
     }
 }
 
-/// What one transaction may gather in memory.
+/// The bounds on what one transaction gathers in memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TransactionMax {
     pub(crate) events: u64,
@@ -80,7 +81,8 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// After how many further ids of its scope an id is forgotten.
+    /// The number of ids per scope beyond which the store forgets the oldest; `None` if the store
+    /// never forgets an id for a new one.
     pub(crate) fn ids_forgotten_beyond(&self) -> Option<u64> {
         self.inbox_ids_max.filter(|_| self.ids_policy == IdsPolicy::ForgetOldest)
     }

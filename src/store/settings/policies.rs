@@ -1,10 +1,10 @@
-//! What becomes of ids and lanes beyond their bounds.
+//! Policies for ids and lanes beyond their bounds.
 
 use std::time::Duration;
 
 use crate::limits::LANE_IDLE_MS_DEFAULT;
 
-/// What becomes of a new id of a foreign message where as many are remembered as may be: see
+/// The policy for a new id of a foreign message when the store remembers as many ids as it may. See
 /// [`StoreBuilder::inbox_ids_policy`](crate::StoreBuilder::inbox_ids_policy).
 ///
 /// ```
@@ -13,16 +13,17 @@ use crate::limits::LANE_IDLE_MS_DEFAULT;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum IdsPolicy {
-    /// It is refused with [`Error::InboxFull`](crate::Error::InboxFull) until ids have grown old. Nobody can have what was
-    /// applied forgotten. The default.
+    /// The message is refused with [`Error::InboxFull`](crate::Error::InboxFull) until ids have
+    /// grown old. So no publisher can make the store forget an applied id. The default.
     #[default]
     Refuse,
-    /// The oldest id is forgotten. **Whoever may publish can send so many ids that a repeat is applied twice.** For queues where
-    /// only trusted producers publish.
+    /// The oldest id is forgotten. **Anyone with the right to publish can send so many ids that a
+    /// repeat is applied twice.** Use it for queues to which only trusted producers publish.
     ForgetOldest,
 }
 
-/// What becomes of a message of a new lane where as many are remembered as may be: see [`StoreBuilder::lanes_policy`](crate::StoreBuilder::lanes_policy).
+/// The policy for a message of a new lane when the store remembers as many lanes as it may. See
+/// [`StoreBuilder::lanes_policy`](crate::StoreBuilder::lanes_policy).
 ///
 /// ```
 /// use onewrite::{LanesPolicy, limits::LANE_IDLE_MS_DEFAULT};
@@ -32,10 +33,13 @@ pub enum IdsPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LanesPolicy {
-    /// It is refused with [`Error::LanesFull`](crate::Error::LanesFull).
+    /// The message is refused with [`Error::LanesFull`](crate::Error::LanesFull).
     Refuse,
-    /// A lane of which nothing came for so long, by the time that the store was open, is forgotten for it; if there is none, it is refused. What
-    /// comes of a forgotten lane later is rejected, never applied twice. A day is the default.
+    /// A lane that got no message for this long is forgotten for the new lane. Only time while the
+    /// store is open counts. The default is a day.
+    ///
+    /// If there is no such lane, the message is refused. A later message of a forgotten lane is
+    /// rejected, never applied twice.
     ForgetIdle(Duration),
 }
 

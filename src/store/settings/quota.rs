@@ -1,8 +1,8 @@
-//! How much may wait to be published.
+//! The backlog quota: how much may wait to be published.
 
 use std::time::Duration;
 
-/// What happens when the backlog quota is reached.
+/// What happens when the backlog reaches the quota.
 ///
 /// ```
 /// use std::time::Duration;
@@ -17,27 +17,33 @@ pub enum QuotaPolicy {
     /// `append` fails with [`Error::BacklogFull`](crate::Error::BacklogFull). The default.
     #[default]
     Refuse,
-    /// Events that have [expired](crate::Event::expires) before they were published are let go first; if that makes no room,
-    /// `append` fails.
+    /// Events that [expired](crate::Event::expires) before they were published are released first.
+    /// If that makes no room, `append` fails.
     ///
-    /// The relays whose backlog is too large are asked, and `write` waits for what they find, for a second at most; a search that takes longer goes on, and later writes
-    /// find the room. It also works while the broker is away. What is let go is not lost in silence: it stands in the relay's
-    /// [quarantine](crate::Store::quarantine) as expired, holds nobody, and does not count as backlog; its record stays until it is
-    /// discarded. What is in flight is left to its outcome.
+    /// The store asks the relays whose backlog is too large to search, and `write` waits for the
+    /// result, for a second at most. A longer search goes on, and later writes find the room. The
+    /// policy also works while the broker is away.
     ///
-    /// A relay that does not run lets nothing go. [`begin`](crate::Store::begin) waits like `write`. `write_async`, and `append` in a
-    /// handler, do not wait: they ask, and fail at once. The next try finds the room.
+    /// A released event does not vanish: the relay places the event in
+    /// [quarantine](crate::Store::quarantine) as expired. There it holds no other event and does
+    /// not count as backlog. Its record stays until the event is discarded. Events in flight are
+    /// left to their outcome.
+    ///
+    /// A relay that does not run releases nothing. [`begin`](crate::Store::begin) waits like
+    /// `write`. `write_async`, and `append` in a handler, do not wait: they start the search, and
+    /// fail at once. The next try finds the room.
     DropExpired,
-    /// `write` waits for room up to this long before its closure runs; then `append` fails. `Duration::MAX` waits until
-    /// there is room, or until the store is closed.
+    /// `write` waits for room up to this long before its closure runs; then `append` fails.
+    /// `Duration::MAX` waits until there is room, or until the store is closed.
     Wait(Duration),
 }
 
-/// A limit on what may wait for the broker. None unless set: writes then go on until the disk is full.
+/// A limit on the backlog. None unless set: writes then go on until the disk is full.
 ///
-/// Counted is, for the relay that has most before it, what it has still to publish: whatever comes after its position, and what is
-/// deferred (for a retry, a time, or an earlier event of its key). What is in quarantine is not counted. A little is counted too much: what
-/// is confirmed behind an event that is not, until that one has its outcome or is deferred.
+/// The backlog is what the slowest relay still has to publish: every event after its position, and
+/// every deferred event (which waits for a retry, a time, or an earlier event of its key). Events
+/// in quarantine do not count. The count is a little too high: it includes events that are
+/// confirmed behind an unconfirmed event, until that event has its outcome or is deferred.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -58,12 +64,12 @@ pub struct BacklogQuota {
 }
 
 impl BacklogQuota {
-    /// Whether a backlog of so many events and bytes, with what is added, reaches the quota.
+    /// Whether the backlog, in events and bytes, together with what is added, reaches the quota.
     pub(crate) fn is_over(&self, backlog: (u64, u64), added: (u64, u64)) -> bool {
         backlog.0 + added.0 >= self.events_max || backlog.1 + added.1 >= self.bytes_max
     }
 
-    /// So many events at most, of any length.
+    /// At most this many events, of any length.
     ///
     /// ```
     /// use onewrite::{BacklogQuota, QuotaPolicy};
@@ -74,7 +80,7 @@ impl BacklogQuota {
         Self { events_max: events, bytes_max: u64::MAX, policy: QuotaPolicy::Refuse }
     }
 
-    /// Records of so many bytes at most, in any number.
+    /// Records of at most this many bytes together, in any number.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -86,7 +92,7 @@ impl BacklogQuota {
         Self { events_max: u64::MAX, bytes_max: bytes, policy: QuotaPolicy::Refuse }
     }
 
-    /// And records of so many bytes at most.
+    /// Adds a limit of this many bytes of records.
     ///
     /// ```
     /// use onewrite::BacklogQuota;
@@ -97,7 +103,7 @@ impl BacklogQuota {
         self
     }
 
-    /// What happens when it is reached; [`QuotaPolicy::Refuse`] unless set.
+    /// Sets what happens when the backlog reaches the quota; [`QuotaPolicy::Refuse`] unless set.
     ///
     /// ```
     /// use onewrite::{BacklogQuota, QuotaPolicy};

@@ -1,10 +1,11 @@
-//! How long what is published is kept.
+//! How long published events are kept.
 
 use std::time::Duration;
 
 use crate::time::as_ms;
 
-/// How long confirmed events stay in the log. They stay while *any* of the set limits still wants them.
+/// How long confirmed events stay in the log. An event stays while *any* of the set limits still
+/// keeps it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -16,13 +17,13 @@ use crate::time::as_ms;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Retention {
-    /// The newest this many.
+    /// The newest events, this many.
     pub(crate) events_min: u64,
-    /// The newest records of this many bytes together.
+    /// The newest records, this many bytes together.
     pub(crate) bytes_min: u64,
-    /// Those younger than this, in milliseconds.
+    /// Events younger than this, in milliseconds.
     pub(crate) age_ms_min: u64,
-    /// Everything, for ever.
+    /// Every event, for ever.
     pub(crate) forever: bool,
 }
 
@@ -38,7 +39,7 @@ impl Retention {
         Self::default()
     }
 
-    /// Nothing is ever trimmed: for event sourcing.
+    /// No event is ever trimmed: for event sourcing.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -63,7 +64,7 @@ impl Retention {
         self
     }
 
-    /// Keeps the newest records of `bytes` together.
+    /// Keeps the newest records, `bytes` bytes together.
     ///
     /// ```
     /// use onewrite::Retention;
@@ -75,10 +76,11 @@ impl Retention {
         self
     }
 
-    /// Keeps what is younger than `age`.
+    /// Keeps events that are younger than `age`.
     ///
-    /// The age is the time that has passed while the store was open since the event was appended; the event's own time and the wall
-    /// clock play no part. It is known in steps of a 64th of `age`, or of a second; an event stays so much longer at most.
+    /// The age is the time that has passed, while the store was open, since the event was appended.
+    /// The event's own time and the wall clock play no part. The store knows the age in steps of a
+    /// 64th of `age`, or of a second if that is longer. An event stays longer by at most one step.
     ///
     /// ```
     /// # use std::time::Duration;

@@ -23,9 +23,12 @@ pub enum StartAt {
     /// At the oldest event that the log still holds. The default.
     #[default]
     Oldest,
-    /// After the newest event: only what is appended from now on.
+    /// After the newest event: only events that are appended from now on.
     Newest,
-    /// At this sequence number, which lies in the log or is its end; one beyond the end is refused. Of what is trimmed, the
-    /// events that streams keep are still there. A subscription reports such a gap, a relay and a projection log it.
+    /// At this sequence number, which lies in the log or is the log's end. A number beyond the end
+    /// is refused.
+    ///
+    /// Of trimmed events, those that streams keep are still there. A subscription reports such a
+    /// gap; a relay and a projection log it.
     Position(u64),
 }
