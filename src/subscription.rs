@@ -56,9 +56,9 @@ impl Store {
     /// Subscribes to the events from sequence number `from` on.
     ///
     /// The subscription first hands out the events that the log holds, then each appended event
-    /// once it is durable. Events come in order, and without a gap that is not reported. If events
+    /// once it is durable. Events come in order, and the subscription reports every gap. If events
     /// from `from` on are trimmed, the first item is [`Error::Trimmed`], and the events that
-    /// streams keep follow. To take whatever the log holds, use
+    /// streams keep follow. To take all events that the log holds, call
     /// [`subscribe_at`](Self::subscribe_at) with [`StartAt::Oldest`].
     ///
     /// At most 256 events or 1 MiB are in memory at a time. Events that the subscriber has not seen
@@ -90,9 +90,9 @@ impl Store {
         self.subscribe_at(StartAt::Position(from))
     }
 
-    /// Subscribes as [`subscribe`](Self::subscribe), from the place that `start` names.
-    /// [`StartAt::Oldest`] begins with the oldest event that the log holds. [`StartAt::Newest`]
-    /// shows only events that are appended from now on.
+    /// Subscribes as [`subscribe`](Self::subscribe) does, from the place that `start` names. With
+    /// [`StartAt::Oldest`], that is the oldest event that the log holds. With [`StartAt::Newest`],
+    /// the subscription shows only events that are appended from now on.
     ///
     /// # Errors
     /// As [`subscribe`](Self::subscribe).
@@ -283,7 +283,7 @@ impl Subscription {
                     self.read.extend(event.map(Ok));
                 }
                 Err(error) => {
-                    // The subscription passes over an error only if the error is known to concern
+                    // The subscription passes over an error only if the error certainly concerns
                     // one record.
                     let Some(seq) = error.unreadable() else { return Err(error) };
                     self.next = self.next.max(seq + 1);

@@ -57,9 +57,9 @@ impl Store {
     /// Creates a consumer that applies a queue's deliveries to this store, each once in effect.
     ///
     /// The consumer recognises repeats from another `onewrite` store without expiry, and repeats
-    /// from other producers within the [inbox age](crate::StoreBuilder::inbox_age). `scope` names
-    /// what the consumer keeps for deduplication and what the consumer has rejected. Choose a scope
-    /// that stays the same.
+    /// from other producers within the [inbox age](crate::StoreBuilder::inbox_age). The `scope`
+    /// names what the consumer keeps for deduplication, and what the consumer has rejected. Choose
+    /// a scope that stays the same.
     ///
     /// The consumer applies deliveries in the order of their arrival. After a restart, a key's
     /// later deliveries may arrive before earlier ones that the broker has yet to take back from
@@ -174,8 +174,8 @@ impl ConsumerBuilder {
     ///
     /// Held deliveries take at most a quarter of the [prefetch](Self::prefetch); the rest are
     /// [parked](Self::parked_max). The consumer cannot park them if there is no room, or if the
-    /// prefetch is below 4. Nothing more can come once all deliveries that the prefetch allows are
-    /// held. The consumer then applies those that it held first.
+    /// prefetch is below 4. In that case, nothing more can come once held deliveries fill the
+    /// prefetch. The consumer then applies those that it held first.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -291,8 +291,10 @@ impl ConsumerBuilder {
     /// writes too. While less is free, the consumer takes nothing from its queue, and the broker
     /// keeps the deliveries. No handler runs, the consumer neither parks nor quarantines, and
     /// redrives wait too. The consumer shows
-    /// [`ConsumerWait::FreeSpace`](crate::ConsumerWait::FreeSpace) and warns once. It goes on by
-    /// itself once an eighth more is free, or the size of what it could not write if that is more.
+    /// [`ConsumerWait::FreeSpace`](crate::ConsumerWait::FreeSpace) and warns once.
+    ///
+    /// The consumer goes on by itself once an eighth of the reserve more is free. If it could not
+    /// write something larger than that eighth, it needs that much room instead.
     ///
     /// The consumer looks at the disk every 20 ms at most, and counts twice the length of each
     /// message in between. One step applies messages of 4 MiB at most. A handler that writes more
@@ -373,7 +375,8 @@ impl ConsumerBuilder {
     ///
     /// These deliveries come from a producer that is not among the [set ones](Self::producers),
     /// lack their [proof](Self::authenticate), or cannot be read. Others have only some of a lane's
-    /// headers, or an invalid id. With another setting, foreign messages leave no row in the file.
+    /// headers, or an invalid id. With [`RejectTo::DeadLetter`], such messages leave no row in the
+    /// file.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -70,8 +70,8 @@ impl<T: Member> Held<T> {
         items.insert((number, self.arrivals), (item, behind.map_or(until, |behind| behind.min(until))));
     }
 
-    /// Lets go, in order, of items without a gap before them, or past their deadline. `next` is the
-    /// lane's first number that has not come yet; it moves with the released items.
+    /// Lets go, in order, of items without a gap before them, or past their deadline. The number
+    /// `next` is the lane's first that has not come yet. It moves with the released items.
     pub(super) fn release(&mut self, lane: LaneOf, next: &mut u64, look: Look) -> Vec<T> {
         let mut released = Vec::new();
         let Some(items) = self.lanes.get_mut(&lane) else { return released };

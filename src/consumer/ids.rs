@@ -1,9 +1,9 @@
 //! Ids of deliveries by number: how many ids of a scope are kept.
 //!
 //! The row `(scope)` counts the ids that are kept. If a store limits the ids of a scope, each new
-//! id gets the next number of its scope. The number stands in the id's inbox row, and the row
-//! `(scope)` counts the numbers too. [`IdsPolicy`](crate::store::IdsPolicy) decides what happens to
-//! an id beyond the limit.
+//! id gets the next number of its scope. The id's inbox row holds the number, and the row `(scope)`
+//! counts the numbers too. [`IdsPolicy`](crate::store::IdsPolicy) decides what happens to an id
+//! beyond the limit.
 
 use redb::ReadableTable;
 

@@ -1,5 +1,7 @@
-//! The rows of a consumer for longer than one try: how often a delivery was tried, and deliveries
-//! that are parked in the store instead of with the broker.
+//! The rows that a consumer keeps for longer than one try: the tries of a delivery, and deliveries
+//! that are parked.
+//!
+//! A parked delivery is in the store instead of with the broker.
 //!
 //! ```text
 //! (scope)              → next number u64, parked rows u64, their bytes u64

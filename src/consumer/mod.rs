@@ -94,7 +94,7 @@ pub enum GapPolicy {
 #[non_exhaustive]
 pub enum RejectTo {
     /// The store's [quarantine](crate::Store::rejected), the default. The row is durable before the
-    /// broker is told that the delivery is settled. The quarantine keeps as many as
+    /// broker gets the acknowledgement. The quarantine keeps as many as
     /// [`rejected_max`](ConsumerBuilder::rejected_max) allows.
     #[default]
     Quarantine,

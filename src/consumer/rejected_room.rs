@@ -51,8 +51,8 @@ pub(crate) struct RejectedRoom {
 }
 
 impl RejectedRoom {
-    /// Whether one more row has room. The first row has room whatever its length, unless the broker
-    /// gets it back. Otherwise the delivery could go nowhere, and would stop its consumer for ever.
+    /// Whether one more row has room. The first row has room at any length, unless the broker gets
+    /// it back. Otherwise the delivery could go nowhere, and would stop its consumer for ever.
     fn holds(&self, totals: RejectedTotals, more: u64) -> bool {
         let is_alone = totals.rows == 0 && !self.gives_back;
         let has_bytes = is_alone || totals.bytes.saturating_add(more) <= self.bytes_max;

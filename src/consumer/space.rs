@@ -28,7 +28,7 @@ pub(super) struct SpaceLeft {
     left: u64,
     /// Whether there was too little, and is not clearly enough yet.
     low: bool,
-    /// What was refused last.
+    /// The highest cost that was refused since deliveries last found room.
     refused: u64,
     look_at: Option<Deadline>,
     /// How much of the discarded bytes since the open is no credit any more.

@@ -330,10 +330,11 @@ impl ProjectionBuilder {
     /// written, and the projection tries again after a while.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a setting that cannot work, [`Error::ProjectionRunning`] for a name
-    /// that runs already, [`Error::CapturedTable`] for a table whose changes are captured,
-    /// [`Error::ProjectionTable`] for a table that another running projection has declared, or an
-    /// error of the store.
+    /// - [`Error::Setting`] for a setting that cannot work.
+    /// - [`Error::ProjectionRunning`] for a name that runs already.
+    /// - [`Error::CapturedTable`] for a table whose changes are captured.
+    /// - [`Error::ProjectionTable`] for a table that another running projection has declared.
+    /// - Errors of the store.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -32,8 +32,8 @@ use crate::tuning::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 /// How many batches a rebuild applies for each batch of the live track: the rebuild must be faster.
 const REBUILD_BATCHES: usize = 8;
 
-/// After this long, the worker writes down which events the filter has let pass, whatever else
-/// happens meanwhile. The log is not trimmed before.
+/// After this long, the worker writes its position past events that the filter has let pass,
+/// regardless of other events. The log is not trimmed before.
 const SKIPPED_AFTER: Duration = Duration::from_secs(1);
 
 /// The progress of one track, as the thread sees it.
@@ -526,7 +526,7 @@ impl Worker {
         Ok(())
     }
 
-    /// At the end, saves the position so that events let pass need not be read again.
+    /// Writes the positions past events that the filter let pass, so that none is read again.
     fn write_skipped(&mut self) -> Result<()> {
         for which in [Which::Live, Which::Rebuild] {
             if self.line(which).is_some_and(|line| line.next > line.durable) {

@@ -227,8 +227,8 @@ impl Worker {
             if failed.is_before(*at) {
                 return Err(Error::app(Waits));
             }
-            // The place counts as failed until the try is known to have succeeded. A panic leaves
-            // it so.
+            // The place counts as failed until the try has certainly succeeded. A panic leaves it
+            // so.
             failed.note(*at, true);
             let result = one.apply(tx);
             // A rejected delivery does not hold back its key, because it will never be applied.

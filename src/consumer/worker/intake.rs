@@ -60,7 +60,8 @@ impl Worker {
         let delivery = kept_delivery(number, row);
         let key = ordering_key(&delivery.message).map(Arc::from);
         let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
-        // A person has decided that the delivery is to be handled, whatever its lane has shown.
+        // A person has decided that the handler gets the delivery, regardless of what its lane has
+        // shown.
         let (identity, refused_as) =
             if recheck { (identity, None) } else { (Ok(Arc::new(Identity::Nameless)), identity.ok()) };
         let mut item = Item::new(delivery, identity, key);

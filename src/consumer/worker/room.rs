@@ -112,7 +112,8 @@ impl Worker {
         self.unkept.items.extend(refused);
     }
 
-    /// Whether deliveries of so many bytes may be written. If not, the consumer waits for the disk.
+    /// Whether deliveries of this many bytes may be written. If not, the consumer waits for the
+    /// disk.
     pub(super) fn has_space(&mut self, bytes: usize) -> bool {
         let core = self.settings.store.core();
         let discarded = core.discarded.load(Ordering::Relaxed);

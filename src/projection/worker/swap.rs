@@ -52,7 +52,7 @@ impl Reach {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Swapped {
     Done,
-    /// Too much is missing, or an event stands in the way. The rebuild goes on batch by batch.
+    /// Too much is missing, or an event blocks the swap. The rebuild goes on batch by batch.
     NotYet,
     Waits,
 }
