@@ -266,15 +266,16 @@ impl Projection {
     /// Rebuilds the tables from the beginning of the log.
     ///
     /// The rebuild writes new tables beside the present ones, which are kept up to date and read
-    /// meanwhile. Once less than a batch is missing, one transaction applies the rest and swaps the
-    /// tables. So the rebuild ends even beside writers that never pause. It goes on in the
-    /// background, also after a restart.
+    /// meanwhile. Once at most a batch is missing, one transaction applies the rest and swaps the
+    /// tables. That transaction takes more if the rebuild does not gain on the writers: see
+    /// [`batch`](crate::ProjectionBuilder::batch). So the rebuild ends even beside writers that
+    /// never pause. It goes on in the background, also after a restart.
     ///
     /// **Cost.** The rebuild reads the whole log, and takes the space of the tables a second time.
     ///
-    /// **Limit.** Events that the log has let go are not in the new tables. Such events were
-    /// trimmed after their confirm without being of a stream, or their stream was truncated. Keep
-    /// the log for as long as it has to be read ([`Retention`](crate::Retention)).
+    /// **Limit.** Events that the log has let go are not in the new tables. Such an event had no
+    /// stream and was trimmed after its confirm, or its stream was truncated. Keep the log for as
+    /// long as it has to be read ([`Retention`](crate::Retention)).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
