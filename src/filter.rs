@@ -1,23 +1,25 @@
-//! Which events a reader wants: by stream, by category, by type.
+//! Which events a reader receives, by stream, category and type.
 
 use std::collections::BTreeSet;
 
 use crate::error::SettingError;
 use crate::event::{RecordedEvent, category_of, check_category, check_setting_name};
 
-/// A choice of events. Empty, it takes all.
+/// A selection of events. An empty filter takes all events.
 ///
-/// Streams and categories: an event of any of them passes. Types: an event of any of them passes. Where both are given an
-/// event must pass both. The category of a stream is its name up to the first `-`.
+/// An event passes if its stream or its category is among the named streams and categories, and its
+/// type is among the named types. A part of the filter that names nothing lets every event pass.
+/// The category of a stream is its name up to the first `-`.
 ///
-/// Readers ask the filter before they decode a record and before an [upcast](crate::StoreBuilder::upcast) runs. So an event
-/// that cannot be upcast stops only the readers that want the event. A type means the type that the upcasts lead to: a
-/// filter for it takes older events of the types that become it. A damaged record is shown to every reader, since its
-/// stream and its type cannot be trusted.
+/// Readers ask the filter before they decode a record and before an
+/// [upcast](crate::StoreBuilder::upcast) runs. So an event that cannot be upcast stops only the
+/// readers that select the event. A type means the type that the upcasts lead to. A filter for a
+/// type also takes older events of the types that become it. A damaged record is shown to every
+/// reader, since its stream and its type cannot be trusted.
 ///
-/// Readers refuse a filter that no event can ever pass ([`Error::Setting`](crate::Error::Setting)). Such a filter names a
-/// category with a `-`, a type that an upcast renames, or nothing. A name of over 255 bytes or with a control character is
-/// refused too.
+/// Readers refuse a filter that no event can ever pass ([`Error::Setting`](crate::Error::Setting)).
+/// Such a filter names a category with a `-`, a type that an upcast renames, or an empty name. A
+/// name of over 255 bytes, or with a control character, is refused too.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -54,7 +56,7 @@ impl EventFilter {
         Self::default()
     }
 
-    /// Takes the events of this stream (too).
+    /// Adds the events of this stream.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -73,7 +75,7 @@ impl EventFilter {
         self
     }
 
-    /// Takes the events of all streams of this category (too).
+    /// Adds the events of all streams of this category.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -90,7 +92,7 @@ impl EventFilter {
         self
     }
 
-    /// Takes the events of this type (too).
+    /// Adds the events of this type.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -107,7 +109,7 @@ impl EventFilter {
         self
     }
 
-    /// Whether it takes this event.
+    /// Whether the filter takes this event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -1,17 +1,21 @@
-//! What is wanted of what was quarantined: by a relay, a consumer or a projection; and the way through all of it, page by page.
+//! The filter for quarantined entries of a relay, a consumer or a projection, and the page-by-page
+//! walk through all of them.
 //!
-//! **Terms.** *Quarantined* is the word for all three. A relay quarantines events, a consumer rejects deliveries, a projection
-//! keeps failures. Nothing of them is tried again unless it is redriven.
+//! **Terms.** *Quarantined* is the word for all three. A relay quarantines events, a consumer
+//! rejects deliveries, a projection keeps failures. None of them is tried again unless the
+//! application redrives it.
 
 use crate::error::{ErrorKind, Result};
 use crate::event::{Destination, RecordedEvent};
 use crate::tuning::REDRIVE_STEP;
 
-/// Which entries of a quarantine are meant: of a relay's [`Quarantine`](crate::Quarantine), of a consumer's
-/// [`Rejected`](crate::Rejected) deliveries, of a projection's [`ProjectionFailures`](crate::ProjectionFailures).
+/// A selection of quarantined entries: of a relay's [`Quarantine`](crate::Quarantine), of a
+/// consumer's [`Rejected`](crate::Rejected) deliveries, or of a projection's
+/// [`ProjectionFailures`](crate::ProjectionFailures).
 ///
-/// Each condition that is set must hold. A damaged entry has less to go by. Of a damaged rejected delivery nothing is known, so only
-/// [`all`](Self::all) means it. Of an event whose record is damaged the reason and the tries are known.
+/// Each condition that is set must hold. A damaged entry has fewer known facts. Nothing is known of
+/// a damaged rejected delivery, so only [`all`](Self::all) selects it. For an event whose record is
+/// damaged, the reason and the tries are known.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -36,7 +40,7 @@ pub struct QuarantineFilter {
     attempts_min: Option<u32>,
 }
 
-/// What a filter looks at.
+/// The facts about an entry that a filter checks.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Facts<'a> {
     pub(crate) event_type: Option<&'a str>,
@@ -56,7 +60,7 @@ impl<'a> Facts<'a> {
 }
 
 impl QuarantineFilter {
-    /// Everything.
+    /// Selects every entry.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -69,7 +73,8 @@ impl QuarantineFilter {
         Self::default()
     }
 
-    /// Of this type: what [`Event`](crate::Event) was made with, or the AMQP property `type` of a delivery.
+    /// Selects this type: the type of the [`Event`](crate::Event), or the AMQP property `type` of a
+    /// delivery.
     ///
     /// ```
     /// use onewrite::QuarantineFilter;
@@ -80,7 +85,7 @@ impl QuarantineFilter {
         self
     }
 
-    /// To this exchange; the empty one is AMQP's default exchange.
+    /// Selects this exchange. The empty name is AMQP's default exchange.
     ///
     /// ```
     /// use onewrite::QuarantineFilter;
@@ -91,7 +96,7 @@ impl QuarantineFilter {
         self
     }
 
-    /// With this routing key.
+    /// Selects this routing key.
     ///
     /// ```
     /// use onewrite::QuarantineFilter;
@@ -102,7 +107,7 @@ impl QuarantineFilter {
         self
     }
 
-    /// Quarantined for a reason whose text contains this.
+    /// Selects entries whose reason contains this text.
     ///
     /// ```
     /// use onewrite::QuarantineFilter;
@@ -113,7 +118,7 @@ impl QuarantineFilter {
         self
     }
 
-    /// Tried so often, or more often.
+    /// Selects entries that were tried at least this often.
     ///
     /// ```
     /// use onewrite::QuarantineFilter;
@@ -139,15 +144,15 @@ impl QuarantineFilter {
     }
 }
 
-/// What was quarantined.
+/// A quarantined entry.
 pub(crate) trait Entry {
-    /// Its place in the order of all of them.
+    /// The entry's place in the order of all entries.
     fn number(&self) -> u64;
 
     fn facts(&self) -> Facts<'_>;
 }
 
-/// The record, if it can be read. Only damage counts as one that cannot.
+/// The record, or `None` if it is damaged. Every other error is returned.
 pub(crate) fn readable(record: Result<Option<RecordedEvent>>) -> Result<Option<RecordedEvent>> {
     match record {
         Err(error) if error.kind() == ErrorKind::Damaged => Ok(None),
@@ -155,7 +160,8 @@ pub(crate) fn readable(record: Result<Option<RecordedEvent>>) -> Result<Option<R
     }
 }
 
-/// Those above `after` that the filter means, `limit` at most. `page`: the next so many above a number.
+/// The entries above `after` that the filter selects, `limit` at most. `page` returns the next
+/// entries above a number.
 pub(crate) fn list_matching<T: Entry>(
     filter: &QuarantineFilter,
     mut after: Option<u64>,
@@ -173,8 +179,8 @@ pub(crate) fn list_matching<T: Entry>(
     Ok(found)
 }
 
-/// Changes those below `end` that the filter means, page by page; how many `change` says that it has changed. What comes meanwhile stands
-/// at `end` or above, so this ends.
+/// Changes the entries below `end` that the filter selects, page by page. Returns how many entries
+/// `change` has changed. New entries stand at `end` or above, so the walk ends.
 pub(crate) fn change_all<T: Entry>(
     filter: &QuarantineFilter,
     end: u64,
@@ -212,7 +218,8 @@ mod tests {
         }
     }
 
-    /// Goal: a change of all of them ends, and leaves alone what has come since it began. Method: entries that never end.
+    /// Goal: a change of all entries ends, and leaves later entries alone. Method: entries that
+    /// never end.
     #[test]
     fn what_comes_meanwhile_is_not_changed() {
         let endless = |after: Option<u64>, limit: usize| {
@@ -231,7 +238,8 @@ mod tests {
         assert_eq!(found.iter().map(Entry::number).collect::<Vec<_>>(), [990, 991, 992]);
     }
 
-    /// Goal: each condition decides alone, and an entry of which nothing is known is meant by `all` only.
+    /// Goal: each condition decides alone, and only `all` selects an entry of which nothing is
+    /// known.
     #[test]
     fn each_condition_decides() {
         let to = Destination::exchange("e", "r");

@@ -1,8 +1,11 @@
-//! Subscriptions: the events of the log, from a position on, as they become durable. For code that has no tables of its own;
-//! code that has some wants a [projection](crate::Store::projection), whose position is kept with them.
+//! Subscriptions: the events of the log, from a position on, as they become durable.
 //!
-//! **Invariants.** Nothing is handed out before it is durable. No read transaction is held between two events of the caller's.
-//! What the subscriber has not seen yet is not trimmed while the subscription lives.
+//! A subscription suits code without tables of its own. Code with tables should use a
+//! [projection](crate::Store::projection), which keeps its position with the tables.
+//!
+//! **Invariants.** A subscription hands out only durable events. It holds no read transaction
+//! between two events of the caller. Events that the subscriber has not seen are not trimmed while
+//! the subscription lives.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -21,8 +24,8 @@ use crate::store::{StartAt, Store};
 use crate::time::Deadline;
 use crate::tuning::{SUBSCRIPTION_BYTES_MAX, SUBSCRIPTION_EVENTS_MAX};
 
-/// The events of the log from a position on: an endless iterator that waits for the next event. For async code
-/// [`into_stream`](Self::into_stream). See [`Store::subscribe`].
+/// The events of the log from a position on: an endless iterator that waits for the next event.
+/// Async code uses [`into_stream`](Self::into_stream). See [`Store::subscribe`].
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -41,25 +44,31 @@ pub struct Subscription {
     listener: Listener,
     /// The next sequence number to read.
     next: u64,
-    /// Up to here, what is trimmed needs no report; `None`: whatever is trimmed when reading begins.
+    /// Trimming up to here needs no report. `None` excuses everything that is trimmed when reading
+    /// begins.
     excused_to: Option<u64>,
     read: VecDeque<Result<RecordedEvent>>,
-    /// The store is lost, and that has been reported.
+    /// Whether the store is lost and that has been reported.
     ended: bool,
 }
 
 impl Store {
-    /// The events from sequence number `from` on: first those that the log holds, then each that is appended, once it is
-    /// durable. In order, and without a gap that is not reported: where events from `from` on are trimmed, the first item is
-    /// [`Error::Trimmed`], and what streams keep of them follows. [`subscribe_at`](Self::subscribe_at) with
-    /// [`StartAt::Oldest`] asks for whatever the log holds.
+    /// Subscribes to the events from sequence number `from` on.
     ///
-    /// At most 256 events or 1 MiB are in memory at a time. What the subscriber has not seen yet is not trimmed while the
-    /// subscription lives: one that is kept and not read keeps the log from shrinking. Its position is not kept: a
+    /// The subscription first hands out the events that the log holds, then each appended event
+    /// once it is durable. Events come in order, and the subscription reports every gap. If events
+    /// from `from` on are trimmed, the first item is [`Error::Trimmed`], and the events that
+    /// streams keep follow. To take all events that the log holds, call
+    /// [`subscribe_at`](Self::subscribe_at) with [`StartAt::Oldest`].
+    ///
+    /// At most 256 events or 1 MiB are in memory at a time. Events that the subscriber has not seen
+    /// are not trimmed while the subscription lives. So a subscription that is kept and not read
+    /// keeps the log from shrinking. The store does not keep the position of a subscription; a
     /// [projection](Store::projection) keeps its own.
     ///
-    /// A damaged record comes as an error in its place, and the next one after it. When the store is closed or poisoned that
-    /// comes as the last error. A living subscription holds the store open: what ends one that waits is [`Store::close`].
+    /// A damaged record comes as an error in its place, and the next record follows. If the store
+    /// is closed or poisoned, that comes as the last error. A living subscription holds the store
+    /// open. [`Store::close`] ends a subscription that waits.
     ///
     /// # Errors
     /// [`Error::Setting`] for a position beyond the end of the log; [`Error::Closed`] or [`Error::Poisoned`].
@@ -81,8 +90,9 @@ impl Store {
         self.subscribe_at(StartAt::Position(from))
     }
 
-    /// As [`subscribe`](Self::subscribe), from where `start` says: [`StartAt::Oldest`] begins with the oldest event that the
-    /// log holds, and [`StartAt::Newest`] shows only what is appended from now on.
+    /// Subscribes as [`subscribe`](Self::subscribe) does, from the place that `start` names. With
+    /// [`StartAt::Oldest`], that is the oldest event that the log holds. With [`StartAt::Newest`],
+    /// the subscription shows only events that are appended from now on.
     ///
     /// # Errors
     /// As [`subscribe`](Self::subscribe).
@@ -127,8 +137,9 @@ impl Store {
 }
 
 impl Subscription {
-    /// Only the events that the filter takes. Set it before the first event is taken. A filter that no event can ever pass is
-    /// refused: the subscription then shows [`Error::Setting`] as its only item.
+    /// Limits the subscription to the events that the filter takes. Set the filter before you take
+    /// the first event. The subscription refuses a filter that no event can ever pass: it then
+    /// shows [`Error::Setting`] as its only item.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -154,8 +165,8 @@ impl Subscription {
         self
     }
 
-    /// The sequence number from which on the log was not looked at yet: to subscribe from, another time, if all events that
-    /// were handed out are done with.
+    /// The sequence number of the next event to look at. If the application is done with all events
+    /// it took, it can subscribe from here another time.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -178,7 +189,7 @@ impl Subscription {
         first.unwrap_or(self.next)
     }
 
-    /// The next event, if it is there.
+    /// Returns the next event, if it is there.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -192,7 +203,8 @@ impl Subscription {
         self.take()
     }
 
-    /// In a forked process the error is the last that is handed out. What was read ahead is not: to take it would take a lock.
+    /// In a forked process, hands out the error as the last item. Events that were read ahead are
+    /// not handed out, since taking them would take a lock.
     fn end_elsewhere(&mut self) {
         if !self.ended
             && let Err(error) = self.store.core().owner.check()
@@ -205,13 +217,14 @@ impl Subscription {
     fn take(&mut self) -> Option<Result<RecordedEvent>> {
         let read = self.read.pop_front();
         if let Some(Ok(event)) = &read {
-            // The one handed out is the subscriber's now.
+            // The event that is handed out belongs to the subscriber now.
             self.listener.want_from(event.seq() + 1);
         }
         read
     }
 
-    /// The next event; `None` if none comes in time, or the end of the store has been reported.
+    /// Returns the next event, or `None` if no event comes in time or the end of the store has been
+    /// reported.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -237,8 +250,8 @@ impl Subscription {
         }
     }
 
-    /// Reads on, a piece at a time, each in a read transaction of its own; whether there is more to look at, though nothing
-    /// wanted was in this piece.
+    /// Reads one more piece of the log, in a read transaction of its own. Returns whether there is
+    /// more to look at although this piece had no wanted event.
     fn refill(&mut self) -> bool {
         self.read_on().unwrap_or_else(|error| {
             self.ended = true;
@@ -259,7 +272,7 @@ impl Subscription {
         self.report_trimmed(before, events.trimmed_to());
         for _ in 0..SUBSCRIPTION_EVENTS_MAX {
             let Some(looked) = events.look(&self.wanted) else {
-                // What trimming has taken stands between the last record and here.
+                // Trimming has removed what stood between the last record and here.
                 self.next = self.next.max(end);
                 break;
             };
@@ -270,7 +283,8 @@ impl Subscription {
                     self.read.extend(event.map(Ok));
                 }
                 Err(error) => {
-                    // Only what is known to be about one record is passed over.
+                    // The subscription passes over an error only if the error certainly concerns
+                    // one record.
                     let Some(seq) = error.unreadable() else { return Err(error) };
                     self.next = self.next.max(seq + 1);
                     self.read.push_back(Err(error));
@@ -281,14 +295,14 @@ impl Subscription {
             }
         }
         if self.next == before {
-            // Nothing but what is reported already: past it, or it would be reported for ever.
+            // Everything here has been reported. Moving on keeps it from being reported for ever.
             self.next = before + 1;
         }
         Ok(self.read.is_empty())
     }
 
-    /// Reports that events are gone which were asked for. Looked at whenever the log is read: a commit that was under way
-    /// when the subscription began may have trimmed them.
+    /// Reports that requested events are gone. The check runs whenever the log is read, since a
+    /// commit that was in progress when the subscription began may have trimmed events.
     fn report_trimmed(&mut self, next: u64, trimmed_to: u64) {
         let from = next.max(*self.excused_to.get_or_insert(trimmed_to));
         if trimmed_to > from {
@@ -301,7 +315,7 @@ impl Subscription {
 impl Iterator for Subscription {
     type Item = Result<RecordedEvent>;
 
-    /// Waits for the next event. `None` only after the end of the store was reported.
+    /// Waits for the next event. Returns `None` only after the end of the store was reported.
     fn next(&mut self) -> Option<Self::Item> {
         self.next_until(Deadline::Never)
     }
@@ -320,8 +334,9 @@ impl Iterator for Subscription {
 pub struct SubscriptionStream(Subscription);
 
 impl Subscription {
-    /// The same as a [`Stream`](futures_core::Stream). It needs no runtime: poll it from any executor. A poll reads the
-    /// file where nothing read is left, which takes as long as the disk does.
+    /// Turns the subscription into a [`Stream`](futures_core::Stream). The stream needs no runtime:
+    /// poll it from any executor. A poll reads the file if no event is left in memory, which takes
+    /// as long as the disk does.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -358,11 +373,12 @@ impl Stream for SubscriptionStream {
                 return Poll::Ready(None);
             }
             if more {
-                // Others of the executor run between two pieces of the log.
+                // Other tasks of the executor run between two pieces of the log.
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            // A notification since the look at the log is kept, and looked after at once.
+            // The signal keeps a notification that came since the look at the log, and is ready at
+            // once.
             if subscription.listener.signal.poll(context).is_pending() {
                 return Poll::Pending;
             }
@@ -375,7 +391,8 @@ mod tests {
     use super::*;
     use crate::event::Event;
 
-    /// Goal: what is read ahead is bounded in events and in bytes. Method: many small events, then few large ones.
+    /// Goal: reading ahead is bounded in events and in bytes. Method: many small events, then few
+    /// large ones.
     #[test]
     fn little_is_read_ahead() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,10 @@
 //! Upcasts: events of an older form, read in the newest.
 //!
-//! An upcast leads from one (type, version) to another; together they are chains. They run when an event is read; the log
-//! is never rewritten, and a relay publishes what was recorded. **Invariant:** chains are checked when the store opens: from every
-//! version of a type that is mentioned one path leads to an end, and no path returns.
+//! An upcast leads from one (type, version) to another; upcasts together form chains. Chains run
+//! when an event is read. The log is never rewritten, and a relay publishes what was recorded.
+//!
+//! **Invariant:** the store checks the chains when it opens. From every version of a mentioned
+//! type, one path leads to an end, and no path returns.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,17 +23,17 @@ struct Step {
     convert: Arc<Convert>,
 }
 
-/// All steps, by where they lead from.
+/// All steps, by the form that they start from.
 #[derive(Clone, Default)]
 pub(crate) struct Upcasts {
     steps: BTreeMap<(String, u32), Step>,
-    /// Two steps from the same place, and other mistakes that are reported when the store opens.
+    /// Two steps from the same form, or another mistake that is reported when the store opens.
     mistake: Option<String>,
     /// The newest version of each type that is mentioned.
     newest: BTreeMap<String, u32>,
     /// The newest version of each type that the application declares.
     declared: BTreeMap<String, u32>,
-    /// Events are read as they were recorded, whatever their form.
+    /// Whether events are read as they were recorded, in any form.
     as_recorded: bool,
 }
 
@@ -42,7 +44,7 @@ impl fmt::Debug for Upcasts {
 }
 
 impl Upcasts {
-    /// For a reader that looks at records and hands none to the application.
+    /// The upcasts of a reader that looks at records and hands none to the application.
     pub(crate) fn none() -> Self {
         Self { as_recorded: true, ..Self::default() }
     }
@@ -67,19 +69,20 @@ impl Upcasts {
         self.steps.insert(from, step);
     }
 
-    /// Notes the newest version of a type that this release knows, also without a chain.
+    /// Notes the newest version of a type that this release knows, even without a chain.
     pub(crate) fn declare(&mut self, event_type: &str, newest: u32) {
         self.declared.insert(event_type.to_owned(), newest);
     }
 
-    /// The newest version of this type that is known here: what is declared, else what a chain mentions, else the first. A release
-    /// that knows no second version of a type would read that as the first.
+    /// The newest version of this type that is known here: the declared one, else the newest in a
+    /// chain, else the first. A release that knows no second version of a type would read a second
+    /// version as the first.
     fn newest_of(&self, event_type: &str) -> u32 {
         let known = self.declared.get(event_type).or_else(|| self.newest.get(event_type));
         known.copied().unwrap_or(1)
     }
 
-    /// Refuses what could not be read again.
+    /// Refuses an event that could not be read again.
     #[inline]
     pub(crate) fn check_appended(&self, event_type: &str, version: u32) -> Result<(), EventError> {
         if version == 1 { Ok(()) } else { self.check_version(event_type, version) }
@@ -144,20 +147,21 @@ impl Upcasts {
         Ok(())
     }
 
-    /// Each form that leads on, by type, and the type that it is read as.
+    /// Each form with a step, by type, and the type that it is read as.
     pub(crate) fn read_as(&self) -> impl Iterator<Item = (&str, &str)> {
         self.steps.iter().map(|((from, _), step)| (from.as_str(), self.end_of(&step.to)))
     }
 
-    /// The type that all events of this type are read as, if it is another: no event is of this type any more.
+    /// The type that all events of this type are read as, if that is another type. No event has the
+    /// old type any more.
     pub(crate) fn successor(&self, event_type: &str) -> Option<&str> {
         let newest = (event_type.to_owned(), *self.newest.get(event_type)?);
         let end = self.end_of(&self.steps.get(&newest)?.to);
         (end != event_type).then_some(end)
     }
 
-    /// The types that an event of this form may be read as: one, but for a version that is unknown here, which may go the way
-    /// of the newest that is known.
+    /// The types that an event of this form may be read as. There is one, except for a version that
+    /// is unknown here. Such a version may follow the newest known version.
     pub(crate) fn ends<'a>(&'a self, event_type: &'a str, version: u32) -> [&'a str; 2] {
         let Some(newest) = self.newest.get(event_type) else { return [event_type; 2] };
         let known = (event_type.to_owned(), version.min(*newest));
@@ -165,7 +169,8 @@ impl Upcasts {
         [end, if version > *newest { event_type } else { end }]
     }
 
-    /// The type at the end of the chain that goes on here. The chains were checked: none returns.
+    /// The type at the end of the chain that goes on here. The loop ends, because no checked chain
+    /// returns.
     fn end_of<'a>(&'a self, mut at: &'a (String, u32)) -> &'a str {
         while let Some(step) = self.steps.get(at) {
             at = &step.to;
@@ -193,7 +198,8 @@ impl Upcasts {
         let mut payload = None;
         while let Some(step) = self.steps.get(&at) {
             let old = payload.as_deref().unwrap_or(recorded.payload());
-            // It is the application's code, on whatever thread reads: a panic must not end that one.
+            // The conversion is the application's code, on the reader's thread. A panic must not
+            // end that thread.
             let converted = caught(|| (step.convert)(old));
             let converted = converted.unwrap_or_else(|_| Err("the upcast panicked".into()));
             payload = Some(converted.map_err(failed)?);

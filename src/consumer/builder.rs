@@ -54,13 +54,17 @@ pub struct ConsumerBuilder {
 }
 
 impl Store {
-    /// A consumer that applies a queue's deliveries to this store, each once in effect. Deliveries of another `onewrite` store are
-    /// recognised without expiry, those of other producers within the [inbox age](crate::StoreBuilder::inbox_age). `scope` names what it
-    /// keeps for deduplication and what it has rejected: give it a name that stays.
+    /// Creates a consumer that applies a queue's deliveries to this store, each once in effect.
     ///
-    /// Order is that of arrival. After a restart a key's later deliveries may arrive before those that the broker has still to take
-    /// back from the dead connection: a queue with `x-single-active-consumer`, or [`on_gap`](ConsumerBuilder::on_gap), keeps the order then
-    /// too.
+    /// The consumer recognises repeats from another `onewrite` store without expiry, and repeats
+    /// from other producers within the [inbox age](crate::StoreBuilder::inbox_age). The `scope`
+    /// names what the consumer keeps for deduplication, and what the consumer has rejected. Choose
+    /// a scope that stays the same.
+    ///
+    /// The consumer applies deliveries in the order of their arrival. After a restart, a key's
+    /// later deliveries may arrive before earlier ones that the broker has yet to take back from
+    /// the dead connection. A queue with `x-single-active-consumer`, or
+    /// [`on_gap`](ConsumerBuilder::on_gap), keeps the order in that case too.
     ///
     /// ```
     /// use onewrite::{Error, Event, Store, broker::MemoryBroker, redb::TableDefinition};
@@ -102,7 +106,7 @@ impl Store {
 }
 
 impl ConsumerBuilder {
-    /// Deliveries in hand at most; 256 unless set.
+    /// Sets how many deliveries the consumer holds at most. The default is 256.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -119,9 +123,13 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Tries before a delivery whose handler fails is rejected; 10 unless set. They are counted in the store: neither a lost
-    /// connection nor a restart gives new ones. A handler that ends the process counts too, as soon as it is known which delivery it
-    /// had: after so many deaths (two where one attempt is set) the delivery is rejected, and the rest goes on.
+    /// Sets the number of tries before a delivery whose handler fails is rejected. The default is
+    /// 10.
+    ///
+    /// The store counts the tries, so neither a lost connection nor a restart grants new ones. A
+    /// handler that ends the process counts too, as soon as the consumer knows which delivery the
+    /// handler had. After that number of process deaths (two if one attempt is set), the consumer
+    /// rejects the delivery and goes on with the rest.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -138,7 +146,7 @@ impl ConsumerBuilder {
         self
     }
 
-    /// First and longest wait between tries; 100 ms and 30 s unless set.
+    /// Sets the first and the longest wait between tries. The defaults are 100 ms and 30 s.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -156,13 +164,18 @@ impl ConsumerBuilder {
         self
     }
 
-    /// What becomes of a delivery that comes before an earlier one of its lane; it is applied at once unless set.
+    /// Sets what the consumer does with a delivery that comes before an earlier one of its lane. By
+    /// default, the consumer applies such a delivery at once.
     ///
-    /// With [`GapPolicy::Hold`], deliveries of a lane are applied in the order in which they were appended, as long as what is
-    /// missing comes in time: also where the broker has put them in another order, or a relay's quarantine has let some by.
-    /// What is held takes a quarter of the [prefetch](Self::prefetch) at most; the rest is [parked](Self::parked_max). Where there is
-    /// no room for that, or the prefetch is below 4, and all that it allows is held, nothing more can come, and what was held first
-    /// goes on. A lane that this consumer meets in its middle begins with a gap. 15 minutes at most.
+    /// With [`GapPolicy::Hold`], the consumer applies a lane's deliveries in the order in which
+    /// they were appended, provided that the missing ones come in time. That also holds if the
+    /// broker has reordered them, or if a relay's quarantine has let later ones pass. The longest
+    /// wait is 15 minutes. A lane that this consumer meets in its middle begins with a gap.
+    ///
+    /// Held deliveries take at most a quarter of the [prefetch](Self::prefetch); the rest are
+    /// [parked](Self::parked_max). The consumer cannot park them if there is no room, or if the
+    /// prefetch is below 4. In that case, nothing more can come once held deliveries fill the
+    /// prefetch. The consumer then applies those that it held first.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -182,13 +195,17 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Deliveries that wait in the store at most, in rows and bytes; 16,384 and 64 MiB unless set
-    /// ([`PARKED_ROWS_DEFAULT`](crate::limits::PARKED_ROWS_DEFAULT), [`PARKED_BYTES_DEFAULT`](crate::limits::PARKED_BYTES_DEFAULT)).
+    /// Sets how many deliveries may wait in the store, in rows and bytes. The defaults are 16,384
+    /// rows and 64 MiB ([`PARKED_ROWS_DEFAULT`](crate::limits::PARKED_ROWS_DEFAULT),
+    /// [`PARKED_BYTES_DEFAULT`](crate::limits::PARKED_BYTES_DEFAULT)).
     ///
-    /// Deliveries that wait for their next try, or for a gap, are parked once they take more than a quarter of the
-    /// [prefetch](Self::prefetch): they are written into the store and acknowledged, so that others flow. They keep the order of
-    /// their key, survive a restart, and show in [`ConsumerStatus::parked`](crate::ConsumerStatus::parked). Beyond these bounds deliveries wait unacknowledged
-    /// and hold the prefetch, until there is room. With 0 rows nothing is parked.
+    /// The consumer parks deliveries that wait for their next try or for a gap, once they take more
+    /// than a quarter of the [prefetch](Self::prefetch). It writes them into the store and
+    /// acknowledges them, so that other deliveries flow. Parked deliveries keep the order of their
+    /// key, survive a restart, and show in
+    /// [`ConsumerStatus::parked`](crate::ConsumerStatus::parked). Beyond these bounds, deliveries
+    /// wait unacknowledged and occupy the prefetch until there is room. With 0 rows, the consumer
+    /// parks nothing.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -205,13 +222,15 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Rejected deliveries that the [quarantine](Store::rejected) of this scope keeps at most, in rows and bytes; 65,536 and 256 MiB
-    /// unless set ([`REJECTED_ROWS_DEFAULT`](crate::limits::REJECTED_ROWS_DEFAULT),
-    /// [`REJECTED_BYTES_DEFAULT`](crate::limits::REJECTED_BYTES_DEFAULT)). What happens to one more says
-    /// [`on_rejected_full`](Self::on_rejected_full).
+    /// Sets how many rejected deliveries the [quarantine](Store::rejected) of this scope keeps, in
+    /// rows and bytes. The defaults are 65,536 rows and 256 MiB
+    /// ([`REJECTED_ROWS_DEFAULT`](crate::limits::REJECTED_ROWS_DEFAULT),
+    /// [`REJECTED_BYTES_DEFAULT`](crate::limits::REJECTED_BYTES_DEFAULT)).
+    /// [`on_rejected_full`](Self::on_rejected_full) decides what happens to one more.
     ///
-    /// A row holds the whole message, and the file grows by little more than the message. A delivery that was [parked](Self::parked_max)
-    /// cannot be given back to the broker. The quarantine takes such deliveries until it holds as much as both bounds together allow.
+    /// A row holds the whole message, and the file grows by little more than the message. A
+    /// delivery that was [parked](Self::parked_max) cannot be given back to the broker. The
+    /// quarantine takes such deliveries until it holds as much as both bounds together allow.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -238,11 +257,12 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The policy for a rejected delivery for which the quarantine has no [room](Self::rejected_max). The consumer stops until there is
-    /// room, unless set.
+    /// Sets the policy for a rejected delivery for which the quarantine has no
+    /// [room](Self::rejected_max). By default, the consumer stops until there is room.
     ///
-    /// A consumer cannot see whether its queue has a dead-letter exchange, and a queue without one drops what it gets back. So the default
-    /// drops nothing. Where the queue has one, `DeadLetter` keeps genuine deliveries flowing.
+    /// A consumer cannot see whether its queue has a dead-letter exchange, and a queue without one
+    /// drops what it gets back. So the default drops nothing. If the queue has one, `DeadLetter`
+    /// keeps genuine deliveries flowing.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -262,17 +282,24 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Bytes that deliveries leave free on the disk of the store's file; 64 MiB unless set, or an eighth of the disk if that is less
-    /// ([`FREE_SPACE_DEFAULT`](crate::limits::FREE_SPACE_DEFAULT)). A [journal](crate::StoreBuilder::journal_bytes) counts in addition.
+    /// Sets how many bytes deliveries leave free on the disk of the store's file. The default is 64
+    /// MiB, or an eighth of the disk if that is less
+    /// ([`FREE_SPACE_DEFAULT`](crate::limits::FREE_SPACE_DEFAULT)). A
+    /// [journal](crate::StoreBuilder::journal_bytes) counts in addition.
     ///
-    /// Deliveries are others' data, and a full disk would fail the application's own writes too. While less is free, the consumer takes
-    /// nothing from its queue: no handler runs, nothing is parked or put into quarantine, redrives wait too. It shows
-    /// [`ConsumerWait::FreeSpace`](crate::ConsumerWait::FreeSpace), warns once, and goes on by itself once an eighth more is free, or what it could not write if that is
-    /// more. The broker keeps the deliveries.
+    /// Deliveries are data of other programs, and a full disk would fail the application's own
+    /// writes too. While less is free, the consumer takes nothing from its queue, and the broker
+    /// keeps the deliveries. No handler runs, the consumer neither parks nor quarantines, and
+    /// redrives wait too. The consumer shows
+    /// [`ConsumerWait::FreeSpace`](crate::ConsumerWait::FreeSpace) and warns once.
     ///
-    /// The consumer looks at the disk every 20 ms at most, and counts twice the length of each message in between. It applies messages of
-    /// 4 MiB at most in one step. What a handler writes beyond that, and what other programs write, can still fill the disk: choose the
-    /// reserve for that. With 0 the consumer never looks. Only on Unix.
+    /// The consumer goes on by itself once an eighth of the reserve more is free. If it could not
+    /// write something larger than that eighth, it needs that much room instead.
+    ///
+    /// The consumer looks at the disk every 20 ms at most, and counts twice the length of each
+    /// message in between. One step applies messages of 4 MiB at most. A handler that writes more
+    /// than that, and other programs, can still fill the disk. Choose a reserve that covers both.
+    /// With 0 the consumer never looks. The limit works on Unix only.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -294,15 +321,19 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Returns to its queue after which a delivery is parked before it is tried; 1 unless set
-    /// ([`RETURNS_DEFAULT`](crate::limits::RETURNS_DEFAULT)).
+    /// Sets after how many returns to its queue a delivery is parked before its handler has it. The
+    /// default is 1 ([`RETURNS_DEFAULT`](crate::limits::RETURNS_DEFAULT)).
     ///
-    /// A quorum queue with a delivery limit (RabbitMQ 4 sets 20 where nothing else is said) drops or dead-letters a message that
-    /// was requeued more often than the limit, and each lost connection requeues all that is in hand. The limit is not reported to
-    /// consumers, only how often a message was requeued (`x-delivery-count`, `x-acquired-count`). What was requeued so often as this
-    /// says is written into the store and acknowledged before its handler has it: from then on no limit counts. With 1 nothing is
-    /// lost at any limit but 0; a higher value saves a write per message that is requeued and needs a limit well above it. With 0
-    /// each delivery is parked first: for a limit of 0.
+    /// A quorum queue may have a delivery limit; RabbitMQ 4 sets 20 if nothing else is configured.
+    /// Such a queue drops or dead-letters a message that was requeued more often than the limit.
+    /// Each lost connection requeues all deliveries in hand. The broker does not report the limit
+    /// to consumers, only how often a message was requeued (`x-delivery-count`,
+    /// `x-acquired-count`).
+    ///
+    /// A delivery that was requeued this often is first written into the store and acknowledged.
+    /// From then on no limit counts. With 1, no message is lost at any limit except 0. A higher
+    /// value saves a write for each requeued message, and needs a limit well above it. With 0, the
+    /// consumer parks each delivery first, which suits a limit of 0.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -318,7 +349,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Where a delivery goes that can never be handled; into the store's own quarantine unless set.
+    /// Sets where a delivery goes that can never be handled. The default is the store's own
+    /// quarantine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -338,9 +370,13 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Where a delivery goes that is not believed; where [all rejected ones go](Self::rejects) unless set. These are: a producer that is none of
-    /// the [set ones](Self::producers), a message that lacks its [proof](Self::authenticate), headers of a lane that are there by half, an id that is
-    /// none, a message that cannot be read. Whatever others publish then leaves no row in the file.
+    /// Sets where a delivery goes that the consumer does not believe. By default, such a delivery
+    /// goes where [all rejected ones go](Self::rejects).
+    ///
+    /// These deliveries come from a producer that is not among the [set ones](Self::producers),
+    /// lack their [proof](Self::authenticate), or cannot be read. Others have only some of a lane's
+    /// headers, or an invalid id. With [`RejectTo::DeadLetter`], such messages leave no row in the
+    /// file.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -362,11 +398,15 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Takes messages that carry a lane from these stores only, named by their [id](Store::id); from any unless set. One that
-    /// names another store is rejected with [`Error::UnknownProducer`]. Messages without a lane are not concerned. It keeps
-    /// out mistakes, not attackers: anybody who may publish to the queue may write any header. Lanes say which messages are repeats,
-    /// not who sent them. A forged message may be applied; the genuine one of its number is then rejected, never dropped.
-    /// [Signatures](Self::authenticate) keep attackers out.
+    /// Accepts messages with a lane only from the stores with these [ids](Store::id). By default,
+    /// the consumer accepts every store.
+    ///
+    /// A message that names another store is rejected with [`Error::UnknownProducer`]. The setting
+    /// does not concern messages without a lane. It keeps out mistakes, not attackers: anybody with
+    /// permission to publish to the queue may write any header. Lanes show which messages are
+    /// repeats, not which program sent them. A forged message may be applied. The genuine message
+    /// of its number is then rejected, never dropped. [Signatures](Self::authenticate) keep
+    /// attackers out.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -385,12 +425,15 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Takes messages only that are signed by their producer with one of these keys; unless set, signatures are not looked at. A message
-    /// that lacks its proof is rejected with [`Error::NotAuthentic`] before its handler is called, and marks nothing: neither the
-    /// number of its lane nor its id. The genuine one of its number is applied when it comes.
+    /// Accepts only messages that their producer has signed with one of these keys. By default, the
+    /// consumer ignores signatures.
     ///
-    /// In the [quarantine](Store::rejected) such a message waits for a key: when it is driven again it is checked again. What
-    /// [`ProducerKeys`] says of foreign messages holds too.
+    /// A message without its proof is rejected with [`Error::NotAuthentic`] before its handler is
+    /// called. It marks neither the number of its lane nor its id. So the genuine message of its
+    /// number is applied when it comes.
+    ///
+    /// In the [quarantine](Store::rejected) such a message waits for a key: a redrive checks the
+    /// message again. What [`ProducerKeys`] documents about foreign messages also holds here.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -412,29 +455,34 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Starts consuming.
+    /// Starts the consumer.
     ///
-    /// `handler` says what becomes of a delivery:
+    /// The result of `handler` decides what happens to a delivery:
     ///
-    /// - `Ok`: its effects commit together with the inbox entry, then it is acknowledged.
-    /// - [`Error::reject`], or a payload that cannot be decoded: nothing of it commits. It goes to the
-    ///   [quarantine](Store::rejected), or [where it is set to](Self::rejects).
-    /// - Any other error, or a panic: nothing of it commits, and it is tried again after a while.
+    /// - `Ok`: the effects commit together with the inbox entry; then the consumer acknowledges the
+    ///   delivery.
+    /// - [`Error::reject`], or a payload that cannot be decoded: none of the effects commit. The
+    ///   delivery goes to the [quarantine](Store::rejected), or
+    ///   [where it is set to](Self::rejects).
+    /// - Any other error, or a panic: none of the effects commit, and the consumer tries again
+    ///   after a while.
     ///
-    /// Like every write closure it may run more than once before it commits, so its effects belong into the transaction. A message
-    /// without a lane and without an id cannot be recognised: it is handled at every delivery.
+    /// Like every write closure, the handler may run more than once before it commits. So its
+    /// effects belong in the transaction. A message without a lane and without an id cannot be
+    /// recognised: the handler runs at every delivery.
     ///
-    /// These are rejected without a call:
+    /// The consumer rejects these deliveries without calling the handler:
     ///
-    /// - A number or an id that was seen with another content, or may have been ([`Error::LaneConflict`], [`Error::IdConflict`]).
-    ///   Type, properties and headers count as content; exchange and routing key do too, for foreign messages.
-    /// - An id beyond [`inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) ([`Error::InboxFull`]), or a lane beyond
-    ///   [`lanes_max`](crate::StoreBuilder::lanes_max) ([`Error::LanesFull`]).
-    /// - Headers of a lane that are there by half ([`Error::LaneHeader`]).
-    /// - A producer that is none of the [set ones](Self::producers).
+    /// - A number or an id that was seen with another content, or may have been
+    ///   ([`Error::LaneConflict`], [`Error::IdConflict`]). Type, properties and headers count as
+    ///   content. For foreign messages, exchange and routing key count too.
+    /// - An id beyond [`inbox_ids_max`](crate::StoreBuilder::inbox_ids_max) ([`Error::InboxFull`]),
+    ///   or a lane beyond [`lanes_max`](crate::StoreBuilder::lanes_max) ([`Error::LanesFull`]).
+    /// - A message with only some of a lane's headers ([`Error::LaneHeader`]).
+    /// - A producer that is not among the [set ones](Self::producers).
     ///
-    /// A delivery that was [driven again](crate::Rejected::redrive) from quarantine comes with the epoch 0 and its number there
-    /// as its tag.
+    /// A delivery that was [redriven](crate::Rejected::redrive) from quarantine has the epoch 0,
+    /// and its number in the quarantine as its tag.
     ///
     /// # Errors
     /// [`Error::Setting`] for a setting that cannot work.
@@ -486,7 +534,7 @@ impl ConsumerBuilder {
         let write_lock = Arc::clone(&self.store.core().write_lock);
         owner.check()?;
         let (events, received) = unbounded();
-        // What the source's own threads log is this consumer's too.
+        // The log lines of the source's own threads belong to this consumer too.
         let span = tracing::info_span!("consumer", consumer = %self.scope);
         span.in_scope(|| source.start(SourceEvents::to_consumer(events), self.prefetch))?;
         let (stop, stopped) = crossbeam_channel::bounded(1);
@@ -502,7 +550,8 @@ impl ConsumerBuilder {
                 let _entered = span.enter();
                 let ran = caught(|| worker.run(&received, &stopped, &notified));
                 if ran.is_err() {
-                    // Its connection is gone with it: what was in hand goes back to the broker.
+                    // The panic has dropped the connection, so the broker takes back what was in
+                    // hand.
                     tracing::error!("the consumer ends: it panicked");
                     let mut failed = shown.failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     *failed = Some("it panicked".into());

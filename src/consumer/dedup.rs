@@ -1,14 +1,15 @@
-//! Deduplication of deliveries: by the producer's lane where a message names one, else by its id.
+//! Deduplication of deliveries: by the producer's lane if a message names one, else by its id.
 //!
-//! A lane takes one row and one per open gap (the rule and the rows: `log/dedup.rs`). An id takes a row of the inbox, and is remembered
-//! for the inbox age.
+//! A lane takes one row, and one for each open gap (the rule and the rows: `log/dedup.rs`). An id
+//! takes a row of the inbox, and is remembered for the inbox age.
 //!
-//! How many lanes, gaps and ids a store keeps: `lanes.rs`, `ids.rs`.
+//! `lanes.rs` and `ids.rs` decide how many lanes, gaps and ids a store keeps.
 //!
-//! **What a handler has refused** has come, and says nothing of its number or id: another message of it is new.
+//! **A delivery that its handler refused** has come. It does not occupy its number or id: another
+//! message with either is new.
 //!
-//! **Invariant.** Looking writes nothing: a closure that looks and then fails leaves the transaction clean. Marking a
-//! lane writes its table, so it comes last.
+//! **Invariant.** Looking writes nothing: a closure that looks and then fails leaves the
+//! transaction clean. Marking a lane writes its table, so it comes last.
 
 use redb::ReadableTable;
 
@@ -32,29 +33,29 @@ use crate::store::transaction::Transaction;
 use crate::store::transaction::gathered::Amount;
 use crate::wire;
 
-/// What a message is distinguished from others by, within a scope.
+/// What distinguishes a message from others within a scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Identity {
-    /// Its number in a lane of the store that produced it.
+    /// The message's number in a lane of the store that produced it.
     Lane { lane: LaneOf, key: Vec<u8>, arrival: Arrival },
     /// The id that a foreign producer gave it.
     Id { id: String, key: Vec<u8>, content: Content },
-    /// Nothing: it is new at every delivery.
+    /// Nothing: the message is new at every delivery.
     Nameless,
 }
 
-/// What a message says that has an id.
+/// The content of a message that has an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Content {
-    /// Keyed, of the message.
+    /// The keyed hash of the message.
     hash: u64,
-    /// Keyed, of exchange and routing key; 0 where they are not known.
+    /// The keyed hash of exchange and routing key; 0 if they are not known.
     route: u32,
-    /// What files of before format 5 knew it by: CRC-32 and length of the payload.
+    /// The content as files before format 5 recorded it: CRC-32 and length of the payload.
     before: (u32, u64),
 }
 
-/// No effect of the delivery was committed: its handler has refused it.
+/// Marks that no effect of the delivery was committed, because its handler refused it.
 const REFUSED: u64 = 1 << 62;
 
 impl Content {
@@ -82,7 +83,7 @@ impl Identity {
         Self::of(store, scope, &delivery.message, Some((&delivery.exchange, &delivery.routing_key)))
     }
 
-    /// `route`: the exchange and the routing key that it was published with.
+    /// `route` is the exchange and the routing key that the message was published with.
     pub(crate) fn of(
         store: &StoreIdentity,
         scope: &str,
@@ -116,7 +117,7 @@ impl Identity {
         Ok(Self::Id { id: id.as_str().to_owned(), key, content })
     }
 
-    /// The lane and the number in it.
+    /// The message's lane, and its number in the lane.
     pub(crate) fn place(&self) -> Option<(LaneOf, u64)> {
         match self {
             Self::Lane { lane, arrival, .. } => Some((*lane, arrival.number)),
@@ -126,23 +127,31 @@ impl Identity {
 }
 
 impl Transaction {
-    /// Whether this message is seen for the first time within `scope`, and records it for deduplication. The record is durable with this
-    /// transaction, so that whatever else it does happens once for this message. It is what a
-    /// [consumer](crate::Store::consumer) does, for those who have a consuming loop of their own.
+    /// Returns whether this message is seen for the first time within `scope`, and records it for
+    /// deduplication.
     ///
-    /// A message from a `onewrite` store is known by its lane and its number there, in whatever order it comes, as long as its
-    /// [lane is kept](crate::StoreBuilder::lanes_max): for ever unless set. One
-    /// of another producer is known by its `message_id`, for the store's inbox age at least; one without an id is new at
-    /// every delivery. It is a repeat where its content is the same too. The broker's `redelivered` flag plays no part.
+    /// The record is durable with this transaction, so the transaction's other effects happen once
+    /// for this message. A [consumer](crate::Store::consumer) does the same; this call is for
+    /// applications with a consuming loop of their own.
     ///
-    /// Call it last: what is marked can be rolled back only with the whole group of writes, which then runs again.
+    /// A message from a `onewrite` store is known by its lane and its number there, in any order of
+    /// arrival. That holds as long as its [lane is kept](crate::StoreBuilder::lanes_max), which is
+    /// for ever by default. A message of another producer is known by its `message_id`, at least
+    /// for the store's inbox age. A message without an id is new at every delivery. A message is a
+    /// repeat if its content is the same too. The broker's `redelivered` flag plays no part.
+    ///
+    /// Call it last: a mark can be rolled back only with the whole group of writes, which then runs
+    /// again.
     ///
     /// # Errors
-    /// [`Error::LaneConflict`] or [`Error::IdConflict`] if its number or id was seen with another message, or may have been: it is too old to be
-    /// distinguished from a repeat, or its lane was forgotten; [`Error::InboxFull`] for a new id, and [`Error::LanesFull`] for a new lane, where as
-    /// many are remembered as may be; [`Error::Unreadable`] for a message that came with its reason for being unreadable;
-    /// [`Error::LaneHeader`] for headers of a lane that are there by half; [`Error::BadId`] for a scope of 0 or over 255
-    /// bytes or an id over 512.
+    /// - [`Error::LaneConflict`] or [`Error::IdConflict`] if its number or id was seen with another
+    ///   message, or may have been. The message may be too old to be distinguished from a repeat,
+    ///   or its lane was forgotten.
+    /// - [`Error::InboxFull`] for a new id, and [`Error::LanesFull`] for a new lane, if the maximum
+    ///   is remembered already.
+    /// - [`Error::Unreadable`] for a message that came with its reason for being unreadable.
+    /// - [`Error::LaneHeader`] for a message with only some of a lane's headers.
+    /// - [`Error::BadId`] for a scope of 0 or over 255 bytes, or an id over 512.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -159,7 +168,7 @@ impl Transaction {
         self.mark_delivery(scope, &Identity::of(&self.core.identity, scope, message, None)?)
     }
 
-    /// As [`first_delivery`](Self::first_delivery), without marking it.
+    /// Checks as [`first_delivery`](Self::first_delivery) does, without marking the message.
     pub(crate) fn is_first_delivery(&self, scope: &str, identity: &Identity) -> Result<bool> {
         match identity {
             Identity::Nameless => Ok(true),
@@ -177,13 +186,13 @@ impl Transaction {
         self.mark_as(scope, identity, false)
     }
 
-    /// Its handler has refused it: it has come, and another message of its number or id is new all the same. `false` if it was
-    /// seen before.
+    /// Marks a delivery that its handler refused. It has come, and another message with its number
+    /// or id is still new. Returns `false` if it was seen before.
     pub(crate) fn mark_refused(&self, scope: &str, identity: &Identity) -> Result<bool> {
         self.mark_as(scope, identity, true)
     }
 
-    /// What its handler has refused before has been applied after all.
+    /// Marks that a delivery which its handler refused before has been applied after all.
     pub(crate) fn mark_applied(&self, scope: &str, identity: &Identity) -> Result<()> {
         match identity {
             Identity::Nameless => {}
@@ -238,7 +247,7 @@ impl Transaction {
         }
     }
 
-    /// What records it for deduplication; `None` for a repeat.
+    /// Decides what to record for deduplication. Returns `None` for a repeat.
     fn decide(&self, scope: &str, lane: LaneOf, key: &[u8], arrival: &Arrival) -> Result<Option<New>> {
         self.owned()?;
         let (decision, known) = self.engine(|| {
@@ -275,7 +284,7 @@ impl Transaction {
     }
 }
 
-/// Whether the error says that a delivery cannot be taken as new, and nothing of the store.
+/// Whether the error concerns only the delivery, which cannot be taken as new, and not the store.
 pub(crate) fn is_of_the_delivery(error: &Error) -> bool {
     matches!(
         error,
@@ -299,12 +308,12 @@ struct New {
     known: Known,
 }
 
-/// What was known of its lane.
+/// What was known of the number's lane.
 enum Known {
     Lane {
         gaps: u64,
     },
-    /// It begins with it, in this place.
+    /// The lane begins with this number, in this room.
     Nothing(LaneRoom),
 }
 
@@ -315,7 +324,7 @@ struct Lane<'a, T> {
 }
 
 impl<T: ReadableTable<Row, Row>> Lane<'_, T> {
-    /// Where the first gap starts.
+    /// The start of the first gap.
     fn first_gap(&self) -> Result<Option<u64>> {
         let (from, to) = (keys::dedup_gap(self.key, 0), keys::dedup_gap(self.key, u64::MAX));
         let first = self.dedup.range(from.as_slice()..=to.as_slice())?.next().transpose()?;
@@ -356,7 +365,8 @@ impl Transaction {
         room_for_lane(dedup, kept, scope, &core.settings, &core.idle_search, core.age.newest_ms())
     }
 
-    /// Writes what records a number for deduplication. Where the lane is new, or has another number of gaps, that is counted; and what is too much goes.
+    /// Records a number for deduplication. Counts a new lane or a changed number of gaps, and drops
+    /// gaps beyond the maximum.
     fn write_lane_update(&self, scope: &str, key: &[u8], new: New) -> Result<()> {
         let mut dedup = self.redb().open_table(DEDUP)?;
         let New { mut update, known } = new;
@@ -372,11 +382,11 @@ impl Transaction {
         }
         let counts = LaneCounts::of(&kept, scope)?;
         let others = counts.gaps.saturating_sub(gaps);
-        // Whoever makes gaps in lanes of others leaves each lane a few of its own.
+        // A producer with many gaps leaves each other lane at least a few of its own.
         let of_scope = self.core.settings.gaps_max;
         let gaps_max = of_scope.saturating_sub(others).max(LANE_GAPS_MIN.min(of_scope)).min(LANE_GAPS_MAX);
         let lanes = counts.lanes + more_lanes;
-        // The oldest go.
+        // The oldest gaps go.
         while update.high_water.gaps > gaps_max {
             let lane = Lane { dedup: &dedup, key };
             let oldest = lane.first_gap()?.filter(|start| update.remove != Some(*start));
@@ -387,7 +397,7 @@ impl Transaction {
                 _ => {
                     let put = update.put.iter_mut().find(|gap| gap.is_some()).and_then(Option::take);
                     let Some(gap) = put else { break };
-                    // It may stand there with another end.
+                    // The gap may stand there with another end.
                     dedup.remove(keys::dedup_gap(key, gap.start).as_slice())?;
                 }
             }
@@ -426,8 +436,9 @@ fn write(dedup: &mut redb::Table<'_, Row, Row>, key: &[u8], update: LaneUpdate) 
 }
 
 impl Store {
-    /// The first number of each of these lanes that is new, as of the last commit. The keys are of their high-water marks. One whose
-    /// row is damaged has none: taking a delivery of it reports the damage.
+    /// Returns the first new number of each of these lanes, as of the last commit. The keys are
+    /// those of their high-water marks. A lane whose row is damaged has none: taking a delivery of
+    /// that lane reports the damage.
     pub(crate) fn lanes_next<'a>(&self, keys: impl IntoIterator<Item = &'a [u8]>) -> Result<Vec<u64>> {
         self.core().reading(|tx| {
             let dedup = tx.open_table(DEDUP)?;
@@ -442,7 +453,8 @@ impl Store {
     }
 }
 
-/// Names one message among those that were rejected, so that it is not rejected twice. `None` if nothing names it.
+/// Names one rejected message, so that it is not rejected twice. Returns `None` if nothing names
+/// it.
 pub(crate) fn fingerprint(
     store: &StoreIdentity,
     scope: &str,
@@ -472,7 +484,7 @@ pub(crate) fn fingerprint(
     Some(name)
 }
 
-/// Keyed, of the message; and of where it was published to.
+/// The keyed hash of the message, and of the place it was published to.
 pub(crate) fn content_of_delivery(store: &StoreIdentity, delivery: &Delivery) -> (u64, u32) {
     let key = &store.content_key;
     (key.hash(&delivery.message), key.route(&delivery.exchange, &delivery.routing_key))

@@ -1,4 +1,4 @@
-//! A running consumer, as others see it: its figures, and how it is stopped.
+//! A running consumer as the application sees it: its figures, and how to stop it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use crate::store::shared::timed::{Timed, Waking};
 use crate::store::shared::write_lock::WriteLock;
 use crate::time::Deadline;
 
-/// What a consumer waits for that takes nothing from its queue: [`ConsumerStatus::waits_for`].
+/// The reason why a consumer takes nothing from its queue: [`ConsumerStatus::waits_for`].
 ///
 /// ```
 /// use onewrite::ConsumerWait;
@@ -26,11 +26,11 @@ use crate::time::Deadline;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConsumerWait {
-    /// Room in its [quarantine](crate::Store::rejected): as many rejected deliveries are kept as
+    /// Room in its [quarantine](crate::Store::rejected), which holds as many rejected deliveries as
     /// [`rejected_max`](crate::ConsumerBuilder::rejected_max) allows.
     Quarantine,
-    /// Free space on the disk of its store: less is free than [`free_space_min`](crate::ConsumerBuilder::free_space_min) keeps for the
-    /// application.
+    /// Free space on the disk of its store. Less is free than
+    /// [`free_space_min`](crate::ConsumerBuilder::free_space_min) keeps for the application.
     FreeSpace,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for ConsumerWait {
     }
 }
 
-/// Figures of a consumer since it began.
+/// The figures of a consumer since it began.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -65,33 +65,36 @@ pub struct ConsumerStatus {
     pub repeated: u64,
     /// Tries that failed and were deferred.
     pub retried: u64,
-    /// Deliveries rejected, to wherever they go.
+    /// Deliveries rejected, to any place.
     pub rejected: u64,
-    /// Deliveries put into the consumer's own quarantine: that is durable.
+    /// Deliveries put durably into the consumer's own quarantine.
     pub quarantined: u64,
-    /// Deliveries whose number or id was seen before with another message; rejected too.
+    /// Deliveries whose number or id was seen before with another message. They also count as
+    /// rejected.
     pub conflicts: u64,
-    /// Deliveries from quarantine whose effects were committed; they count as applied too.
+    /// Deliveries from quarantine whose effects were committed. They also count as applied.
     pub redriven: u64,
-    /// Deliveries that wait now for a gap in their lane to be filled.
+    /// Deliveries that now wait for a gap in their lane.
     pub held: u64,
-    /// Deliveries that wait now in the store for their next try, or for a gap: the broker holds them no more.
+    /// Deliveries that now wait in the store for their next try or for a gap. The broker no longer
+    /// holds them.
     pub parked: u64,
-    /// Bytes that these take.
+    /// Bytes that the parked deliveries take.
     pub parked_bytes: u64,
-    /// Rejected deliveries that went for later ones: [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
+    /// Rejected deliveries that made way for later ones:
+    /// [`RejectedFull::DropOldest`](crate::RejectedFull::DropOldest).
     pub dropped: u64,
-    /// It is [paused](Consumer::pause).
+    /// Whether the consumer is [paused](Consumer::pause).
     pub paused: bool,
-    /// What the consumer waits for, if it takes nothing from its queue for want of room.
+    /// The room that the consumer waits for, if it takes nothing from its queue for lack of room.
     pub waits_for: Option<ConsumerWait>,
-    /// Times it began to wait so.
+    /// How often the consumer began to wait for room.
     pub waits: u64,
-    /// Times the connection was set up.
+    /// How often the connection was set up.
     pub connections: u64,
     /// Why there is no connection now.
     pub disconnected: Option<Fault>,
-    /// Why the consumer can do nothing any more.
+    /// Why the consumer can no longer do anything.
     pub failed: Option<String>,
 }
 
@@ -120,7 +123,7 @@ pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// A running consumer. Dropping it stops it, waiting 5 s at most.
+/// A running consumer. Dropping the handle stops the consumer and waits for 5 s at most.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -138,11 +141,11 @@ pub(super) fn count(counter: &AtomicU64) {
 pub struct Consumer {
     pub(super) owner: Owner,
     pub(super) write_lock: Arc<WriteLock>,
-    /// Its thread.
+    /// The consumer's thread.
     pub(super) thread: ThreadId,
     pub(super) scope: String,
     pub(super) stop: Sender<Deadline>,
-    /// Has its thread look at what has changed.
+    /// Makes the consumer's thread look for changes.
     pub(super) signal: Sender<()>,
     pub(super) waking: Waking,
     pub(super) ended: Option<oneshot::Receiver<()>>,
@@ -150,7 +153,7 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Figures.
+    /// Returns the state and figures of the consumer.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -193,8 +196,11 @@ impl Consumer {
         }
     }
 
-    /// Hands nothing more to the handler until [`resume`](Self::resume), behind the batch that is being applied. What the broker delivers
-    /// meanwhile, within the prefetch, stays unsettled. Does not block. A consumer that is spawned anew is not paused.
+    /// Pauses the consumer until [`resume`](Self::resume), once the batch in progress is applied.
+    ///
+    /// A paused consumer hands nothing to the handler. Deliveries that come meanwhile, within
+    /// the prefetch, stay unsettled. The call does not block. A consumer that is spawned anew is
+    /// not paused.
     ///
     /// **Limit.** RabbitMQ closes the channel of a consumer that leaves deliveries unsettled for longer
     /// than `consumer_timeout` (30 minutes by default). A longer pause then costs a connection each time.
@@ -238,12 +244,13 @@ impl Consumer {
     fn ask_for_pause(&self, pause: bool) {
         if !self.owner.is_elsewhere() {
             self.shared.paused.store(pause, Ordering::Release);
-            // One that is full was notified already.
+            // A full channel has notified the thread already.
             let _ = self.signal.try_send(());
         }
     }
 
-    /// Stops, `timeout` at most from now. What is applied by then is acknowledged; the rest goes back to the broker.
+    /// Stops the consumer within `timeout`. Applied deliveries are acknowledged; the rest go back
+    /// to the broker.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -262,7 +269,8 @@ impl Consumer {
         self.status()
     }
 
-    /// Stops as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
+    /// Stops the consumer as [`stop`](Self::stop) does, without blocking a thread. Needs no
+    /// runtime.
     ///
     /// Dropping the future before its first poll drops the consumer, which blocks for 5 s at most.
     /// Dropping it later leaves the consumer to end by itself.
@@ -295,7 +303,7 @@ impl Consumer {
         }
     }
 
-    /// What says that the thread has ended, and until when that is waited for.
+    /// Asks the thread to end. Returns the signal of its end, and the deadline for the wait.
     fn ask_to_end(&mut self, timeout: Duration) -> Option<(oneshot::Receiver<()>, Deadline)> {
         let ended = self.ended.take()?;
         if self.owner.is_elsewhere() {
@@ -306,7 +314,8 @@ impl Consumer {
         let deadline = Deadline::after(timeout);
         let _ = self.stop.try_send(deadline);
         if self.write_lock.must_not_wait() || self.thread == thread::current().id() {
-            // It waits for its writes before it ends, and so for this very thread to go on.
+            // The consumer waits for its writes before it ends, and the writes wait for this very
+            // thread.
             in_drop(|| {
                 tracing::warn!(consumer = %self.scope, "a thread that the consumer waits for has stopped it; it ends by itself");
             });

@@ -1,7 +1,8 @@
-//! What waits, lane by lane, for a gap before it to be filled. Knows nothing of a store, a broker or a clock.
+//! Deliveries that wait, lane by lane, for a gap before them to be filled. Knows nothing of a
+//! store, a broker or a clock.
 //!
-//! **Invariants.** Of a lane only what has a gap before it is held, in the order of numbers. Nothing is held longer than its
-//! own deadline.
+//! **Invariants.** Only deliveries with a gap before them are held, lane by lane, in the order of
+//! numbers. Nothing is held longer than its own deadline.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,14 +10,14 @@ use super::waiting::{Load, Member};
 use crate::event::LaneOf;
 use crate::time::{Due, Look};
 
-/// What is held of all lanes.
+/// The held deliveries of all lanes.
 #[derive(Debug)]
 pub(super) struct Held<T> {
     lanes: HashMap<LaneOf, Lane<T>>,
-    /// Keeps two deliveries of one number apart.
+    /// Distinguishes two deliveries of one number.
     arrivals: u64,
     len: usize,
-    /// Those that hold the prefetch.
+    /// The load of the deliveries that hold the prefetch.
     load: Load,
 }
 
@@ -33,7 +34,7 @@ impl<T: Member> Held<T> {
         self.len
     }
 
-    /// Those that hold the prefetch.
+    /// The load of the deliveries that hold the prefetch.
     pub(super) fn load(&self) -> Load {
         self.load
     }
@@ -42,7 +43,7 @@ impl<T: Member> Held<T> {
         self.lanes.values().flat_map(BTreeMap::values).map(|(item, _)| item)
     }
 
-    /// Puts something else in the place of each, or lets it go.
+    /// Replaces each held item, or lets it go.
     pub(super) fn change(&mut self, mut change: impl FnMut(T) -> Option<T>) {
         (self.len, self.load) = (0, Load::default());
         for items in self.lanes.values_mut() {
@@ -57,19 +58,20 @@ impl<T: Member> Held<T> {
         self.lanes.retain(|_, items| !items.is_empty());
     }
 
-    /// Takes an item in. What may go on is returned by [`release`](Self::release).
+    /// Takes an item in. [`release`](Self::release) returns the items that may go on.
     pub(super) fn put(&mut self, lane: LaneOf, number: u64, item: T, until: Due) {
         self.arrivals += 1;
         self.len += 1;
         self.load.add(&item);
         let items = self.lanes.entry(lane).or_default();
-        // What stands behind it and came before it may not be made to wait longer: so deadlines rise with numbers.
+        // Items behind this one that came before it may not wait longer for it. So deadlines rise
+        // with numbers.
         let behind = items.range((number, 0)..).next().map(|(_, (_, until))| *until);
         items.insert((number, self.arrivals), (item, behind.map_or(until, |behind| behind.min(until))));
     }
 
-    /// Lets go, in order, of what has no gap before it, or has waited long enough. `next` is the lane's first number that has
-    /// not come yet; it moves with what goes.
+    /// Lets go, in order, of items without a gap before them, or past their deadline. The number
+    /// `next` is the lane's first that has not come yet. It moves with the released items.
     pub(super) fn release(&mut self, lane: LaneOf, next: &mut u64, look: Look) -> Vec<T> {
         let mut released = Vec::new();
         let Some(items) = self.lanes.get_mut(&lane) else { return released };
@@ -89,29 +91,30 @@ impl<T: Member> Held<T> {
         released
     }
 
-    /// When something has waited long enough.
+    /// The time of the next deadline.
     pub(super) fn deadline(&self) -> Option<Due> {
         self.firsts().map(|(_, until)| until).min()
     }
 
-    /// Lanes whose first item has waited long enough.
+    /// Lanes whose first item has reached its deadline.
     pub(super) fn due(&self, look: Look) -> Vec<LaneOf> {
         self.firsts().filter(|(_, until)| until.has_come(look)).map(|(lane, _)| lane).collect()
     }
 
-    /// Lanes of which something is held.
+    /// Lanes with held items.
     pub(super) fn lanes(&self) -> impl Iterator<Item = LaneOf> + '_ {
         self.lanes.keys().copied()
     }
 
-    /// Lanes whose first item has no gap before it any more.
+    /// Lanes whose first item no longer has a gap before it.
     pub(super) fn filled(&self, next: impl Fn(LaneOf) -> u64) -> Vec<LaneOf> {
         let firsts =
             self.lanes.iter().filter_map(|(lane, items)| Some((*lane, items.first_key_value()?.0.0)));
         firsts.filter(|(lane, number)| *number <= next(*lane)).map(|(lane, _)| lane).collect()
     }
 
-    /// Nothing that could fill a gap can come: the lane that has waited longest waits no longer.
+    /// Ends the wait of the lane that has waited longest, since nothing that could fill a gap can
+    /// come.
     pub(super) fn give_up_one(&mut self, look: Look) {
         let Some((lane, _)) = self.firsts().min_by_key(|(_, until)| *until) else { return };
         if let Some(mut first) = self.lanes.get_mut(&lane).and_then(|items| items.first_entry()) {
@@ -147,14 +150,15 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// A look at a clock that has run for so many seconds.
+    /// A look at a clock that has run for this many seconds.
     fn at(seconds: u64) -> Look {
         let clock = ManualClock::new();
         clock.advance(s(seconds));
         Look::at(&clock)
     }
 
-    /// Takes `numbers` in, in this order, each with a timeout of a minute; what goes on after each.
+    /// Takes `numbers` in, in this order, each with a timeout of a minute. Returns what goes on
+    /// after each.
     fn arrive(held: &mut Held<u64>, next: &mut u64, numbers: &[u64], now: Look) -> Vec<Vec<u64>> {
         let mut arrive = |number: &u64| {
             held.put(LANE, *number, *number, now.after(s(60)));

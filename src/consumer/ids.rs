@@ -1,8 +1,9 @@
-//! Ids of deliveries by number: how many of a scope are kept.
+//! Ids of deliveries by number: how many ids of a scope are kept.
 //!
-//! The row `(scope)` counts the ids that are kept. Where a store remembers so many ids of a scope at most, each new one gets the next
-//! number of its scope, which stands in its inbox row; the row `(scope)` counts the numbers too. What becomes of a further id is the policy's:
-//! [`IdsPolicy`](crate::store::IdsPolicy).
+//! The row `(scope)` counts the ids that are kept. If a store limits the ids of a scope, each new
+//! id gets the next number of its scope. The id's inbox row holds the number, and the row `(scope)`
+//! counts the numbers too. [`IdsPolicy`](crate::store::IdsPolicy) decides what happens to an id
+//! beyond the limit.
 
 use redb::ReadableTable;
 
@@ -15,7 +16,7 @@ use crate::store::settings::IdsPolicy;
 use crate::store::transaction::Transaction;
 
 impl Transaction {
-    /// The row of an id, unless so many have come since that it is forgotten.
+    /// Returns the row of an id, unless later ids have displaced it and it is forgotten.
     pub(crate) fn remembered(&self, scope: &str, key: &[u8]) -> Result<Option<InboxRow>> {
         let row = self.inbox_row(key)?;
         let Some(row) = row.filter(|row| row.count == NUMBERED) else { return Ok(row) };
@@ -41,7 +42,8 @@ impl Transaction {
         Ok(())
     }
 
-    /// The number of a new id, where ids have one. `key` is of its row, which may still stand though the id is forgotten.
+    /// Returns the number of a new id, if ids have numbers. `key` is that of its row, which may
+    /// still stand although the id is forgotten.
     pub(crate) fn next_id(&self, scope: &str, key: &[u8]) -> Result<Option<u64>> {
         if self.core.settings.inbox_ids_max.is_none() {
             return Ok(None);
@@ -58,7 +60,7 @@ impl Transaction {
         })
     }
 
-    /// How many are kept; counted once, where an earlier format did not.
+    /// Returns how many ids are kept. Counts them once if an earlier format did not.
     fn kept(&self, scope: &str, ids: Ids) -> Result<u64> {
         if let Some(kept) = ids.kept {
             return Ok(kept);

@@ -1,5 +1,7 @@
-//! What a consumer has in hand for longer than one try: how often a delivery was tried, and deliveries that wait parked in the
-//! store instead of with the broker.
+//! The rows that a consumer keeps for longer than one try: the tries of a delivery, and deliveries
+//! that are parked.
+//!
+//! A parked delivery is in the store instead of with the broker.
 //!
 //! ```text
 //! (scope)              → next number u64, parked rows u64, their bytes u64
@@ -7,11 +9,13 @@
 //! (scope, 1, name)     → the tries of a delivery
 //! ```
 //!
-//! **Invariants.** A delivery is parked before the broker is notified that it is done with: a crash in between leaves a redelivery
-//! that is recognised by its name and content. A parked row goes in the transaction that applies the delivery, recognises it
-//! or puts it into quarantine; its row of tries goes with it. A number is never given twice.
+//! **Invariants.** A delivery is parked before the broker is notified that the delivery is settled.
+//! After a crash in between, the consumer recognises the redelivery by its name and content. A
+//! parked row goes in the transaction that applies the delivery, recognises it or quarantines it;
+//! its row of tries goes with it. A number is never given twice.
 //!
-//! The table is made when it is first needed: a consumer whose deliveries all succeed at once never opens it.
+//! The table is made when it is first needed. A consumer whose deliveries all succeed at once never
+//! opens it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +40,7 @@ use crate::tuning::PARKING_STEP_BYTES;
 
 type Row = &'static [u8];
 
-/// Names the tries of a delivery within its scope.
+/// The name of a delivery's tries within its scope.
 pub(crate) type Name = Arc<[u8]>;
 
 const BY_FINGERPRINT: u8 = 0;
@@ -44,9 +48,11 @@ const BY_CONTENT: u8 = 1;
 const BY_PARKED_NUMBER: u8 = 2;
 const BY_REJECTED_NUMBER: u8 = 3;
 
-/// The name of a delivery that the broker holds: by what it is recognised by and its content, or by its content alone. Several
-/// deliveries without an id may share a name; what is said of them is said of each. What the broker writes into a delivery, such
-/// as how often it has come, is not in it.
+/// Returns the name of a delivery that the broker holds: its identity and its content, or its
+/// content alone.
+///
+/// Several deliveries without an id may share a name; the row of the name then applies to each. The
+/// name leaves out what the broker writes into a delivery, such as how often it has come.
 pub(crate) fn name_of(
     store: &StoreIdentity,
     scope: &str,
@@ -61,7 +67,7 @@ pub(crate) fn name_of(
     [&[BY_CONTENT][..], &hash.to_be_bytes(), &route.to_be_bytes()].concat().into()
 }
 
-/// The name of a delivery that was driven again from quarantine.
+/// Returns the name of a delivery that was redriven from quarantine.
 pub(crate) fn name_of_rejected(number: u64) -> Name {
     numbered(BY_REJECTED_NUMBER, number)
 }
@@ -70,12 +76,12 @@ fn numbered(kind: u8, number: u64) -> Name {
     [&[kind][..], &number.to_be_bytes()].concat().into()
 }
 
-/// Whether this names one delivery alone, and not each of the same content.
+/// Whether the name is that of one delivery alone, and not of every delivery with the same content.
 pub(crate) fn names_one(name: &[u8]) -> bool {
     name.first().is_some_and(|kind| *kind != BY_CONTENT)
 }
 
-/// The row of a scope: the number that comes next, and how many deliveries are parked with how many bytes.
+/// The row of a scope: the next number, and how many deliveries are parked with how many bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct ParkedTotals {
     next: u64,
@@ -107,24 +113,25 @@ pub(crate) struct ToPark {
     pub(crate) delivery: Arc<Delivery>,
 }
 
-/// What has become of a delivery that was to be parked.
+/// The result of parking a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Parking {
-    /// It is parked under this number; its tries have this name now.
+    /// The delivery is parked under this number, and its tries now have this name.
     Parked { number: u64, name: Name, bytes: u64 },
-    /// It was applied or rejected before.
+    /// The delivery was applied or rejected before.
     Duplicate,
-    /// It is parked already.
+    /// The delivery is parked already.
     Again,
     /// There is no room.
     Full,
 }
 
-/// How much may be parked in a scope: rows, and their bytes.
+/// How much may be parked in a scope, in rows and bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ParkedRoom {
     pub(crate) max: (u64, u64),
-    /// Together with what the quarantine holds, where what is parked may have to go there.
+    /// The bound for parked rows and quarantine together, if parked deliveries may have to go to
+    /// the quarantine.
     pub(crate) max_with_rejected: Option<(u64, u64)>,
 }
 
@@ -146,15 +153,15 @@ impl ParkedRoom {
 }
 
 impl Transaction {
-    /// Parks a delivery, within these bounds.
+    /// Parks a delivery within these bounds.
     pub(crate) fn park(&self, scope: &str, what: &ToPark, room: &ParkedRoom) -> Result<Parking> {
-        // A conflict is reported when it is tried.
+        // A conflict is reported when the delivery is tried.
         if let Some(identity) = &what.identity
             && matches!(self.is_first_delivery(scope, identity), Ok(false))
         {
             return Ok(Parking::Duplicate);
         }
-        // The clock is the application's code: nothing is open while it is read.
+        // The clock is the application's code, so nothing is open while it is read.
         let since_ms = self.core.settings.clock.now().wall_ms;
         let table = self.redb().open_table(IN_HAND)?;
         let totals = ParkedTotals::of(&table, scope)?;
@@ -162,7 +169,8 @@ impl Transaction {
         let standing =
             known.map(|number| parked_row(self.redb(), &table, scope, number)).transpose()?.flatten();
         drop(table);
-        // The content is in such a name, without what the broker writes into a delivery each time it comes.
+        // Such a name includes the content, without what the broker writes into a delivery each
+        // time it comes.
         if matches!(standing, Some(Ok(_))) && names_one(&what.name) {
             return Ok(Parking::Again);
         }
@@ -195,7 +203,7 @@ impl Transaction {
         Ok(Parking::Parked { number, name, bytes: row.len() as u64 })
     }
 
-    /// Writes down how often deliveries were tried.
+    /// Records how often deliveries were tried.
     pub(crate) fn note_tries(&self, scope: &str, rows: &[(Name, TriesRow)]) -> Result<()> {
         self.touch();
         let mut table = self.redb().open_table(IN_HAND)?;
@@ -221,7 +229,7 @@ impl Transaction {
         Ok(table.get(keys::parked_delivery(scope, number).as_slice())?.is_some())
     }
 
-    /// The delivery is done with: its rows go.
+    /// Removes the rows of a delivery that is done with.
     pub(crate) fn leave_hand(&self, scope: &str, name: Option<&Name>, parked: Option<u64>) -> Result<()> {
         if name.is_none() && parked.is_none() {
             return Ok(());
@@ -252,7 +260,7 @@ fn row_of(delivery: &Delivery, since_ms: u64) -> RejectedRow {
     }
 }
 
-/// A parked delivery as it stands in the file, or what is wrong with its row.
+/// A parked delivery as the file holds it, or the damage of its row.
 pub(crate) type Parked = std::result::Result<ParkedRow, &'static str>;
 
 /// A parked delivery's number, the length of its row, the row, and its tries.
@@ -269,14 +277,14 @@ fn parked_row(
     Ok(Some(ParkedRow::from_bytes(&key, &pieces::whole(tx, Of::Parked, &key, row.value())?)))
 }
 
-/// A damaged row counts as none: the next note takes its place.
+/// Reads a row of tries. A damaged row counts as none: the next note takes its place.
 fn tries_row(table: &impl ReadableTable<Row, Row>, scope: &str, name: &[u8]) -> Result<Option<TriesRow>> {
     let key = keys::tries(scope, name);
     Ok(table.get(key.as_slice())?.and_then(|row| TriesRow::from_bytes(&key, row.value())))
 }
 
 impl Store {
-    /// Reads the table, if there is one.
+    /// Reads the table if there is one.
     fn in_hand<T: Default>(
         &self,
         read: impl FnOnce(&ReadTransaction, &redb::ReadOnlyTable<Row, Row>) -> Result<T>,
@@ -288,7 +296,7 @@ impl Store {
         })
     }
 
-    /// How many deliveries of each scope are parked, and their bytes.
+    /// Returns how many deliveries of each scope are parked, and their bytes.
     pub(crate) fn parked_totals(&self) -> Result<BTreeMap<String, (u64, u64)>> {
         self.in_hand(|_, table| {
             let mut of_scopes = BTreeMap::new();
@@ -300,7 +308,7 @@ impl Store {
         })
     }
 
-    /// All rows of tries of a scope.
+    /// Returns all rows of tries of a scope.
     pub(crate) fn all_tries(&self, scope: &str) -> Result<Vec<(Name, TriesRow)>> {
         self.in_hand(|_, table| {
             let from = keys::tries(scope, &[]);
@@ -322,14 +330,14 @@ impl Store {
         })
     }
 
-    /// Parked deliveries from number `from` on, about [`PARKING_STEP_BYTES`] of them.
+    /// Returns parked deliveries from number `from` on, about [`PARKING_STEP_BYTES`] of them.
     pub(crate) fn parked_from(&self, scope: &str, from: u64) -> Result<Vec<FoundParked>> {
         self.in_hand(|tx, table| {
             let (from, to) = (keys::parked_delivery(scope, from), keys::parked_delivery(scope, u64::MAX));
             let (mut found, mut bytes) = (Vec::new(), 0);
             for row in table.range(from.as_slice()..=to.as_slice())? {
                 let (key, row) = row?;
-                // One that no number names can be nobody's, and holds up nobody.
+                // A row that no number names belongs to no consumer, and must not hold up the rest.
                 let Some(number) = keys::split_numbered(scope, key.value()) else {
                     tracing::error!(
                         scope,
@@ -351,7 +359,7 @@ impl Store {
         })
     }
 
-    /// These parked deliveries; `None` for one that is gone.
+    /// Returns these parked deliveries, with `None` for one that is gone.
     pub(crate) fn parked(&self, scope: &str, numbers: &[u64]) -> Result<Vec<Option<Parked>>> {
         let find = |tx: &ReadTransaction, table: &redb::ReadOnlyTable<Row, Row>| {
             numbers.iter().map(|number| parked_row(tx, table, scope, *number)).collect::<Result<Vec<_>>>()
@@ -369,7 +377,8 @@ mod tests {
     use crate::message::{HeaderValue, Message};
     use crate::wire::ContentKey;
 
-    /// Goal: a delivery without an id is the same one when it comes back, though the broker has counted in its headers; and no other.
+    /// Goal: a delivery without an id has the same name when it comes back, although the broker has
+    /// counted in its headers. No other delivery has that name.
     #[test]
     fn what_the_broker_counts_is_not_in_a_name() {
         let store = StoreIdentity {

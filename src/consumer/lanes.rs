@@ -5,11 +5,12 @@
 //! (scope, store, epoch)  → forgotten lanes of this producer      (log/forgotten.rs)
 //! ```
 //!
-//! They are written when a lane begins, a gap comes or goes, or a lane is forgotten: a
-//! delivery in order writes its lane's high-water mark alone.
+//! These rows are written when a lane begins, a gap comes or goes, or a lane is forgotten. A
+//! delivery in order writes only its lane's high-water mark.
 //!
-//! **Invariant.** A lane goes with all its rows, and its id is among the forgotten ones from then on, in one transaction. A message of such a
-//! lane is a conflict: it may be a repeat. A gap that is forgotten leaves its numbers below the lane's next one: they are conflicts too.
+//! **Invariant.** A lane goes with all its rows, in one transaction that adds its id to the
+//! forgotten ones. A message of such a lane is a conflict, since it may be a repeat. A gap that is
+//! forgotten leaves its numbers below the lane's next one, so they are conflicts too.
 
 use redb::{ReadableTable, TableError};
 
@@ -42,11 +43,11 @@ fn forgotten_of(kept: &impl ReadableTable<Row, Row>, key: &[u8]) -> Result<Forgo
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LaneRoom {
     Free,
-    /// In the place of the idle lane whose high-water mark has this key.
+    /// Room in the place of the idle lane whose high-water mark has this key.
     Of(Vec<u8>),
 }
 
-/// Whether a new lane may be kept. [`Error::LanesFull`] if not.
+/// Finds room for a new lane. Fails with [`Error::LanesFull`] if there is none.
 pub(crate) fn room_for_lane(
     dedup: &impl ReadableTable<Row, Row>,
     kept: &impl ReadableTable<Row, Row>,
@@ -85,7 +86,7 @@ pub(crate) fn room_for_lane(
         match keys::dedup_kind(key) {
             Some(DedupKey::HighWater) => {
                 let high_water = HighWater::from_bytes(key, row.value());
-                // One that is damaged says nothing of its age.
+                // A damaged row does not tell its age.
                 if high_water.is_some_and(|high_water| high_water.is_idle(counts.since_ms, age_ms, idle_ms)) {
                     search.go_on(scope, key.to_vec());
                     return Ok(LaneRoom::Of(key.to_vec()));
@@ -99,7 +100,7 @@ pub(crate) fn room_for_lane(
     Err(full())
 }
 
-/// Removes all rows of an idle lane, and notes that it was there.
+/// Removes all rows of an idle lane, and notes the lane among the forgotten ones.
 pub(crate) fn forget(
     dedup: &mut redb::Table<'_, Row, Row>,
     kept: &mut redb::Table<'_, Row, Row>,
@@ -124,7 +125,8 @@ pub(crate) fn forget(
 }
 
 impl Store {
-    /// How many lanes and gaps each of these scopes keeps; and of others that keep any.
+    /// Returns how many lanes and gaps each of these scopes keeps, and each other scope that keeps
+    /// any.
     pub(crate) fn lane_counts(&self) -> Result<Vec<(String, LaneCounts)>> {
         self.core().reading(|tx| {
             let kept = match tx.open_table(LANES_KEPT) {

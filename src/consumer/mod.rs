@@ -1,35 +1,40 @@
-//! The other end: deliveries applied exactly once in effect.
+//! Consumers: deliveries applied exactly once in effect.
 //!
-//! Each delivery is one write closure: it looks whether the message is a repeat, runs the handler, records the message
-//! for deduplication, and commits with its group; only then is the delivery acknowledged. A crash at any point leaves either nothing,
-//! and the broker delivers again, or everything, and the next delivery of that message is recognised and only
-//! acknowledged. The broker's `redelivered` flag decides nothing of that; it only says which try is written down before it
-//! begins. What a message is recognised by stands in `consumer/dedup.rs`: its number in its producer's lane, or the id that a
-//! foreign producer gave it.
+//! Each delivery is one write closure. The closure checks whether the message is a repeat, runs the
+//! handler, records the message for deduplication, and commits with its group. Only then is the
+//! delivery acknowledged. A crash leaves either nothing or everything. After nothing, the broker
+//! delivers again. After everything, the consumer recognises the next delivery of that message and
+//! only acknowledges it.
 //!
-//! **Nothing that waits stops the rest.** How often a delivery was tried is durable, and what waits for its next try is parked
-//! in the store once it holds more than a share of the prefetch (`consumer/in_hand.rs`).
+//! The broker's `redelivered` flag decides nothing of that; it only decides which try is written
+//! down before it begins. A message is recognised by its number in its producer's lane, or by the
+//! id that a foreign producer gave it (`consumer/dedup.rs`).
 //!
-//! **Nothing is dropped in silence.** What can never be handled goes to the consumer's own quarantine
-//! (`consumer/rejected.rs`), or, where it is set so, to the queue's dead-letter exchange.
+//! **A waiting delivery does not stop the rest.** The number of a delivery's tries is durable.
+//! Deliveries that wait for their next try are parked in the store once they hold more than a share
+//! of the prefetch (`consumer/in_hand.rs`).
 //!
-//! **Order.** Deliveries of one key are applied in the order in which they arrive: while one waits for its next try,
-//! later ones of its key wait behind it. Whether one may be applied before an earlier one of its *lane* has arrived at all
-//! is the [`GapPolicy`].
+//! **Nothing is dropped in silence.** A delivery that can never be handled goes to the consumer's
+//! own quarantine (`consumer/rejected.rs`), or, if so configured, to the queue's dead-letter
+//! exchange.
+//!
+//! **Order.** Deliveries of one key are applied in the order in which they arrive. While one waits
+//! for its next try, later ones of its key wait behind it. The [`GapPolicy`] decides whether a
+//! delivery may be applied before an earlier one of its *lane* has arrived.
 //!
 //! | file | keeps |
 //! |---|---|
-//! | `mod.rs` | the policies: what becomes of a gap, and where rejected deliveries go |
+//! | `mod.rs` | the policies for a gap and for rejected deliveries |
 //! | `builder` | the settings |
 //! | `handle` | a running consumer and its figures |
 //! | `worker` | the thread |
 //! | `dedup`, `lanes`, `ids` | deduplication, and how much is kept for it |
 //! | `rejected`, `reject`, `rejected_room` | the quarantine: for a person, for the thread, its bounds |
-//! | `in_hand` | the rows of tries, and of what is parked |
-//! | `hold` | what waits for a gap in its lane to be filled |
-//! | `waiting` | what waits for its next try, in lines |
+//! | `in_hand` | the rows of tries and of parked deliveries |
+//! | `hold` | deliveries that wait for a gap in their lane |
+//! | `waiting` | deliveries that wait for their next try, in lines |
 //! | `space` | how much deliveries may still write before the disk is too full |
-//! | `tries` | which try is written down, which runs alone, and when there were enough |
+//! | `tries` | which try is written down, which runs alone, and when the tries are used up |
 
 mod builder;
 mod dedup;
@@ -57,7 +62,8 @@ pub use self::handle::{Consumer, ConsumerStatus, ConsumerWait};
 pub use self::rejected::{Rejected, RejectedDelivery};
 pub use self::rejected_room::RejectedFull;
 
-/// What a consumer does with a delivery that comes before an earlier one of its lane: see [`ConsumerBuilder::on_gap`].
+/// How a consumer handles a delivery that comes before an earlier one of its lane. See
+/// [`ConsumerBuilder::on_gap`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -69,15 +75,17 @@ pub use self::rejected_room::RejectedFull;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum GapPolicy {
-    /// It is applied as it comes; the earlier one too, once it comes. The default.
+    /// The consumer applies the delivery at once, and the earlier one when that comes. This is the
+    /// default.
     #[default]
     ApplyAtOnce,
-    /// It waits, unacknowledged, until the gap before it is filled, but no longer than this; then it is applied all the
-    /// same. Later ones of its lane wait with it, in their order.
+    /// The delivery waits, unacknowledged, until the gap before it is filled, but no longer than
+    /// this. Then the consumer applies the delivery despite the gap. Later deliveries of the lane
+    /// wait with it, in their order.
     Hold(Duration),
 }
 
-/// Where a consumer puts what can never be handled: see [`ConsumerBuilder::rejects`].
+/// Where a consumer puts a delivery that can never be handled. See [`ConsumerBuilder::rejects`].
 ///
 /// ```
 /// assert_eq!(onewrite::RejectTo::default(), onewrite::RejectTo::Quarantine);
@@ -85,11 +93,13 @@ pub enum GapPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RejectTo {
-    /// Into the store, durable, before the broker is notified that it is done with: see [`Store::rejected`](crate::Store::rejected). As many as
-    /// [`rejected_max`](ConsumerBuilder::rejected_max) allows. The default.
+    /// The store's [quarantine](crate::Store::rejected), the default. The row is durable before the
+    /// broker gets the acknowledgement. The quarantine keeps as many as
+    /// [`rejected_max`](ConsumerBuilder::rejected_max) allows.
     #[default]
     Quarantine,
-    /// Back to the broker, which hands it to the queue's dead-letter exchange. **A queue that has none drops it.**
+    /// The broker, which hands the delivery to the queue's dead-letter exchange. **A queue without
+    /// one drops it.**
     DeadLetter,
 }
 

@@ -1,4 +1,4 @@
-//! The transactions of the quarantine: a delivery goes in, is driven again, and goes.
+//! The transactions of the quarantine: a delivery enters it, is redriven, and leaves it.
 
 use redb::ReadableTable;
 
@@ -21,11 +21,13 @@ use crate::store::transaction::{REJECT_SCOPE, Transaction};
 pub(crate) struct Refusal {
     pub(crate) reason: String,
     pub(crate) attempts: u32,
-    /// The handler has run. Else it is not recorded for deduplication: what it claims to be was not believed, or is taken.
+    /// Whether the handler has run. If not, the delivery is not recorded for deduplication, because
+    /// its identity was not believed or is taken.
     pub(crate) handled: bool,
-    /// What was refused may be let in one day: whoever drives it again must look whether it came by itself meanwhile.
+    /// Whether the refused delivery may be admitted one day. A redrive must check whether it came
+    /// by itself meanwhile.
     pub(crate) recheck: bool,
-    /// Its number or id is that of another message.
+    /// Whether the delivery's number or id is that of another message.
     pub(crate) conflict: bool,
 }
 
@@ -36,7 +38,7 @@ impl Refusal {
         }
         let unbelieved = matches!(error, Error::LaneHeader { .. } | Error::BadId { .. });
         let conflict = matches!(error, Error::LaneConflict { .. } | Error::IdConflict { .. });
-        // Of a lane whose rows are damaged nobody knows what it has shown.
+        // A lane whose rows are damaged does not show which numbers it has seen.
         let recheck = matches!(
             error,
             Error::UnknownProducer { .. }
@@ -50,7 +52,8 @@ impl Refusal {
     }
 }
 
-/// The error's text, bounded, without control characters. What a decoder says may quote the payload, so it is left out.
+/// The error's text, bounded, without control characters. A decoder's text may quote the payload,
+/// so it is left out.
 pub(crate) fn reason(error: &Error) -> String {
     let mut text = match error {
         Error::Event(EventError::Decode { format, .. }) => {
@@ -64,7 +67,7 @@ pub(crate) fn reason(error: &Error) -> String {
 }
 
 impl Transaction {
-    /// Writes a rejected delivery, and marks it as rejected, if there is room.
+    /// Writes a rejected delivery and marks it as rejected, if there is room.
     pub(crate) fn reject_delivery(
         &self,
         scope: &str,
@@ -78,10 +81,10 @@ impl Transaction {
             match self.is_first_delivery(scope, identity) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Kept::Again),
-                // One that the process died of was never looked at.
+                // A delivery on which the process died was never checked.
                 Err(error) if is_of_the_delivery(&error) => {
                     marked = None;
-                    // Where there is no room for its entry now, it gets one when it is driven again.
+                    // If there is no room for its entry now, a redrive adds the entry.
                     recheck |= matches!(error, Error::InboxFull { .. } | Error::LanesFull { .. });
                 }
                 Err(error) => return Err(error),
@@ -94,7 +97,7 @@ impl Transaction {
         {
             return Ok(Kept::Again);
         }
-        // The clock is the application's code: nothing is open while it is read.
+        // The clock is the application's code, so nothing is open while it is read.
         let since_ms = self.core.settings.clock.now().wall_ms;
         let row = RejectedRow {
             since_ms,
@@ -125,7 +128,7 @@ impl Transaction {
         Ok(Kept::Yes { dropped })
     }
 
-    /// A delivery that was driven again is rejected again, under its number. Nothing happens if it is gone meanwhile.
+    /// Rejects a redriven delivery again, under its number. Does nothing if it is gone meanwhile.
     pub(crate) fn reject_again(&self, scope: &str, number: u64, refusal: &Refusal) -> Result<()> {
         let Some(Ok(mut row)) = self.rejected_row(scope, number)? else { return Ok(()) };
         row.attempts = row.attempts.saturating_add(refusal.attempts);
@@ -152,7 +155,8 @@ impl Transaction {
         read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)
     }
 
-    /// How many that are: 1, or 0 for one that has gone meanwhile, which stays gone.
+    /// Marks a delivery for a redrive. Returns 1, or 0 for one that has gone meanwhile, which stays
+    /// gone.
     pub(crate) fn mark_redriven(&self, scope: &str, number: u64) -> Result<u64> {
         self.touch();
         let mut rejected = self.redb().open_table(REJECTED)?;
@@ -163,7 +167,7 @@ impl Transaction {
         Ok(1)
     }
 
-    /// It is not driven again after all.
+    /// Removes the mark for a redrive.
     pub(crate) fn unmark_redriven(&self, scope: &str, number: u64) -> Result<()> {
         self.touch();
         self.redb().open_table(REJECTED)?.remove(keys::redriven(scope, number).as_slice())?;
@@ -174,7 +178,7 @@ impl Transaction {
         Ok(self.redb().open_table(REJECTED)?.get(keys::redriven(scope, number).as_slice())?.is_some())
     }
 
-    /// It leaves the quarantine. Its bytes, if it was there.
+    /// Removes the delivery from quarantine. Returns its bytes if it was there.
     pub(crate) fn remove_rejected(&self, scope: &str, number: u64) -> Result<Option<u64>> {
         self.touch();
         let key = keys::rejected(scope);
@@ -187,7 +191,7 @@ impl Transaction {
         Ok(Some(bytes))
     }
 
-    /// Removes what stands among the rejected deliveries of a scope under a key that names none.
+    /// Removes rows of a scope's rejected deliveries whose keys name no delivery.
     pub(crate) fn remove_unnamed(&self, scope: &str) -> Result<u64> {
         self.touch();
         let mut rejected = self.redb().open_table(REJECTED)?;

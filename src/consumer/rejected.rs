@@ -1,4 +1,4 @@
-//! Deliveries that a consumer has rejected: look at them, hand them to its handler again, or give them up.
+//! Deliveries that a consumer has rejected: look at them, redrive them, or give them up.
 //!
 //! ```text
 //! (scope)              → next number u64, rows u64, their bytes u64, dropped u64      (rejected_room.rs)
@@ -6,9 +6,9 @@
 //! (scope, 1, number)   → ()           it is to be driven again
 //! ```
 //!
-//! **Invariants.** A row is written in the transaction that records its delivery for deduplication, before the broker is notified of
-//! anything: a crash in between leaves a redelivery that is recognised. A number is never given twice. A row goes in the
-//! transaction of the effects of its handler.
+//! **Invariants.** A row is written in the transaction that records its delivery for deduplication,
+//! before the broker is notified. After a crash in between, the consumer recognises the redelivery.
+//! A number is never given twice. A row goes in the transaction of its handler's effects.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -53,30 +53,33 @@ pub(crate) use super::reject::{Refusal, reason};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct RejectedDelivery {
-    /// Names it within its scope; never given twice.
+    /// The number of the delivery within its scope. A number is never given twice.
     pub number: u64,
-    /// Since when, Unix milliseconds by the wall clock.
+    /// When the delivery was rejected, in Unix milliseconds by the wall clock.
     pub since_ms: u64,
-    /// Tries, those after a redrive included.
+    /// Tries, including those after a redrive.
     pub attempts: u32,
-    /// Why it was rejected last. Holds no payload, but for what the handler's own error says.
+    /// Why the delivery was rejected last. It holds no payload, unless the handler's own error
+    /// quotes some.
     pub reason: String,
-    /// It waits for the consumer to hand it to its handler again.
+    /// Whether the delivery waits for the consumer to hand it to its handler again.
     pub redriven: bool,
-    /// The exchange it was published to.
+    /// The exchange that the delivery was published to.
     pub exchange: String,
-    /// The routing key it was published with.
+    /// The routing key that the delivery was published with.
     pub routing_key: String,
-    /// Its `message_id`.
+    /// The delivery's `message_id`.
     pub message_id: Option<String>,
-    /// Its `type`.
+    /// The delivery's `type`.
     pub event_type: Option<String>,
-    /// What is wrong with its row. Nothing else of it is known then, and it can only be discarded.
+    /// The damage of the row. Then nothing else is known of the delivery, and it can only be
+    /// discarded.
     pub damaged: Option<&'static str>,
 }
 
 impl RejectedDelivery {
-    /// The time by the wall clock since which the delivery is rejected. As a number: [`since_ms`](Self::since_ms).
+    /// Returns when the delivery was rejected, by the wall clock. [`since_ms`](Self::since_ms) is
+    /// the same as a number.
     ///
     /// ```
     /// use onewrite::RejectedDelivery;
@@ -126,7 +129,7 @@ pub struct Rejected {
 }
 
 impl Store {
-    /// The quarantine of the consumer of this scope.
+    /// Returns the quarantine of the consumer of this scope.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -141,12 +144,12 @@ impl Store {
 }
 
 impl Rejected {
-    /// Rejected deliveries above `after`, in order of their numbers, at most `limit`. One that is damaged is among them,
-    /// and says so.
+    /// Lists rejected deliveries above `after`, in order of their numbers, at most `limit`. Damaged
+    /// ones are listed and marked.
     ///
     /// # Errors
-    /// What the storage engine says. A row whose key names no delivery is damage too:
-    /// [`discard_unnamed`](Self::discard_unnamed) removes it.
+    /// Errors of the storage engine. A row whose key names no delivery is damage too.
+    /// [`discard_unnamed`](Self::discard_unnamed) removes such rows.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -167,7 +170,8 @@ impl Rejected {
         if unnamed && found.len() < limit { Err(damaged_row("rejected")) } else { Ok(found) }
     }
 
-    /// As [`list`](Self::list), of those that the filter means. It reads all of them.
+    /// Lists deliveries as [`list`](Self::list) does, but only those that the filter selects. It
+    /// reads all of them.
     ///
     /// # Errors
     /// As [`list`](Self::list).
@@ -189,7 +193,8 @@ impl Rejected {
         list_matching(filter, after, limit, |after, limit| self.list(after, limit))
     }
 
-    /// Rejected deliveries; and whether rows stand among them, or behind the last, whose keys name none.
+    /// Reads rejected deliveries, and whether a row whose key names no delivery stands among them
+    /// or behind the last.
     fn page(&self, after: Option<u64>, limit: usize) -> Result<(Vec<RejectedDelivery>, bool)> {
         let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else {
             return Ok((Vec::new(), false));
@@ -215,7 +220,7 @@ impl Rejected {
         })
     }
 
-    /// One rejected delivery with its message.
+    /// Returns one rejected delivery with its message.
     ///
     /// # Errors
     /// [`Error::NotRejected`]; [`Error::DamagedDelivery`] if its row fails its check.
@@ -244,9 +249,12 @@ impl Rejected {
         })
     }
 
-    /// Hands it to the consumer's handler again, with all its attempts before it. When this returns `Ok` that is durable; a
-    /// running consumer of the scope does it at once, one that starts later then. Its effects and its leaving the quarantine
-    /// are one transaction; if it is rejected again it keeps its number.
+    /// Hands the delivery to the consumer's handler again, with all its attempts. When this returns
+    /// `Ok`, the request is durable.
+    ///
+    /// A running consumer of the scope redrives the delivery at once; a consumer that starts later
+    /// does it then. One transaction commits the effects and removes the delivery from quarantine.
+    /// A delivery that is rejected again keeps its number.
     ///
     /// # Errors
     /// [`Error::NotRejected`]; [`Error::DamagedDelivery`]: such a delivery can only be discarded.
@@ -281,12 +289,13 @@ impl Rejected {
         Ok(())
     }
 
-    /// As [`redrive`](Self::redrive), for all that are rejected now, that the filter means, and that are not damaged. Says how many, those that waited for
-    /// it already not counted.
+    /// Redrives, as [`redrive`](Self::redrive) does, all present deliveries that the filter selects
+    /// and that are not damaged. Returns how many, without those that waited for a redrive already.
     ///
     /// # Errors
-    /// What the storage engine says; those before the error are driven again all the same. A row whose key names no delivery is an error
-    /// too, once all others are driven again: [`discard_unnamed`](Self::discard_unnamed) removes such rows.
+    /// Errors of the storage engine. Deliveries before the error are redriven all the same. A row
+    /// whose key names no delivery is an error too, after all others are redriven.
+    /// [`discard_unnamed`](Self::discard_unnamed) removes such rows.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -320,7 +329,8 @@ impl Rejected {
         })
     }
 
-    /// Changes those that are there now. Rows whose keys name no delivery are an error, once all others are changed.
+    /// Changes the present deliveries. Rows whose keys name no delivery are an error, once all
+    /// others are changed.
     fn for_all(
         &self,
         filter: &QuarantineFilter,
@@ -339,8 +349,8 @@ impl Rejected {
         if unnamed { Err(damaged_row("rejected")) } else { Ok(changed) }
     }
 
-    /// Gives it up, for ever. When this returns `Ok` that is durable. What a handler has rejected stays recorded: a repeat of it is
-    /// only acknowledged.
+    /// Gives the delivery up for good. When this returns `Ok`, that is durable. A delivery that its
+    /// handler rejected stays recorded: the consumer only acknowledges a repeat.
     ///
     /// # Errors
     /// [`Error::NotRejected`].
@@ -364,12 +374,13 @@ impl Rejected {
         Ok(())
     }
 
-    /// As [`discard`](Self::discard), for all that are rejected now and that the filter means. [`all`](QuarantineFilter::all) means damaged
-    /// ones too. Says how many.
+    /// Discards, as [`discard`](Self::discard) does, all present deliveries that the filter
+    /// selects. Returns how many. [`all`](QuarantineFilter::all) selects damaged ones too.
     ///
     /// # Errors
-    /// What the storage engine says; those before the error are given up all the same. A row whose key names no delivery is an error
-    /// too, once all others are given up: [`discard_unnamed`](Self::discard_unnamed) removes such rows.
+    /// Errors of the storage engine. Deliveries before the error are given up all the same. A row
+    /// whose key names no delivery is an error too, after all others are given up.
+    /// [`discard_unnamed`](Self::discard_unnamed) removes such rows.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -382,7 +393,7 @@ impl Rejected {
     pub fn discard_all(&self, filter: &QuarantineFilter) -> Result<u64> {
         self.for_all(filter, |entries| {
             let removed = self.write(move |tx, scope| {
-                // One may have been applied or discarded since it was read.
+                // A delivery may have been applied or discarded since it was read.
                 let remove = |entry: &RejectedDelivery| tx.remove_rejected(scope, entry.number).transpose();
                 entries.iter().filter_map(remove).collect::<Result<Vec<u64>>>()
             })?;
@@ -395,13 +406,14 @@ impl Rejected {
         })
     }
 
-    /// Removes rows whose keys name no delivery, which only damage makes, and counts the rows anew. Says how many it has removed. When this
-    /// returns `Ok` that is durable. Deliveries that have numbers stay, damaged ones too: [`discard`](Self::discard) removes those.
+    /// Removes rows whose keys name no delivery, and counts the rows anew. Only damage makes such
+    /// rows. Returns how many were removed. When this returns `Ok`, that is durable. Deliveries
+    /// with numbers stay, also damaged ones: [`discard`](Self::discard) removes those.
     ///
     /// **Cost.** It reads the keys of all rows of the scope.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -422,10 +434,10 @@ impl Rejected {
         Ok(removed)
     }
 
-    /// How many there are.
+    /// Returns how many rejected deliveries there are.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -440,10 +452,10 @@ impl Rejected {
         })
     }
 
-    /// Whether there are none.
+    /// Whether there are no rejected deliveries.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -524,11 +536,11 @@ pub(crate) fn damaged(scope: &str, number: u64, what: &'static str) -> Error {
     Error::DamagedDelivery { scope: scope.to_owned(), number, what }
 }
 
-/// What a consumer is to hand to its handler again: the number, and the delivery or what is wrong with its row.
+/// A delivery to redrive: its number, and the delivery or the damage of its row.
 pub(crate) type Redriven = (u64, std::result::Result<RejectedRow, &'static str>);
 
 impl Store {
-    /// Deliveries that are to be driven again, above `after`, at most `limit`.
+    /// Reads deliveries to redrive, above `after`, at most `limit`.
     pub(crate) fn redriven(&self, scope: &str, after: Option<u64>, limit: usize) -> Result<Vec<Redriven>> {
         let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else { return Ok(Vec::new()) };
         self.core().reading(|tx| {
@@ -536,7 +548,8 @@ impl Store {
             let (from, to) = (keys::redriven(scope, from), keys::redriven(scope, u64::MAX));
             let mut found = Vec::new();
             for row in rejected.range(from.as_slice()..=to.as_slice())? {
-                // One that names none is nobody's, and holds up nobody.
+                // A row that names no delivery belongs to no consumer, and must not hold up the
+                // rest.
                 let Some(number) = keys::split_numbered(scope, row?.0.value()) else { continue };
                 let row = read_row(tx, &rejected, scope, number)?.unwrap_or(Err("it is missing"));
                 found.push((number, row));
@@ -548,7 +561,7 @@ impl Store {
         })
     }
 
-    /// What the rejected deliveries of each scope take.
+    /// Reads how much the rejected deliveries of each scope take.
     pub(crate) fn rejected_totals(&self) -> Result<BTreeMap<String, RejectedTotals>> {
         self.core().reading(|tx| {
             let rejected = tx.open_table(REJECTED)?;

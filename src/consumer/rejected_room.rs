@@ -1,4 +1,4 @@
-//! How much a scope's rejected deliveries may take in the file, and what becomes of one more.
+//! How much a scope's rejected deliveries may take in the file, and what happens to one more.
 
 use redb::ReadableTable;
 
@@ -12,8 +12,8 @@ use crate::storage::tables::rejected::RejectedTotals;
 use crate::storage::tables::schema::{INBOX, REJECTED};
 use crate::store::transaction::{REJECT_SCOPE, Transaction};
 
-/// What becomes of a rejected delivery for which the [quarantine](crate::Store::rejected) has no room: see
-/// [`ConsumerBuilder::on_rejected_full`](crate::ConsumerBuilder::on_rejected_full).
+/// The policy for a rejected delivery for which the [quarantine](crate::Store::rejected) has no
+/// room. See [`ConsumerBuilder::on_rejected_full`](crate::ConsumerBuilder::on_rejected_full).
 ///
 /// ```
 /// assert_eq!(onewrite::RejectedFull::default(), onewrite::RejectedFull::StopConsuming);
@@ -21,14 +21,22 @@ use crate::store::transaction::{REJECT_SCOPE, Transaction};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum RejectedFull {
-    /// The consumer takes nothing more from its queue until there is room, and says so: one warning,
-    /// [`ConsumerStatus::waits_for`](crate::ConsumerStatus::waits_for). Nothing is lost: the broker keeps what it has. What waits for its next
-    /// try, and what is [driven again](crate::Rejected::redrive), goes on; that, or [`discard`](crate::Rejected::discard), makes room. The default.
+    /// The consumer takes nothing more from its queue until there is room. This is the default.
+    ///
+    /// The consumer shows the wait with one warning and in
+    /// [`ConsumerStatus::waits_for`](crate::ConsumerStatus::waits_for). Nothing is lost: the broker
+    /// keeps its deliveries. Deliveries that wait for their next try or are
+    /// [redriven](crate::Rejected::redrive) go on. They, or [`discard`](crate::Rejected::discard),
+    /// make room.
     #[default]
     StopConsuming,
-    /// The broker gets it back, as with [`RejectTo::DeadLetter`](crate::RejectTo::DeadLetter). **A queue without a dead-letter exchange drops it.**
+    /// The broker gets the delivery back, as with
+    /// [`RejectTo::DeadLetter`](crate::RejectTo::DeadLetter). **A queue without a dead-letter
+    /// exchange drops it.**
     DeadLetter,
-    /// The oldest ones go for it, for ever; all of them for one that is longer than the bound. They are counted (`rejected_dropped` in [`Stats::consumers`](crate::Stats::consumers)) and logged.
+    /// The oldest rejected deliveries are dropped for good to make room. A delivery longer than the
+    /// bound displaces all of them. The drops are counted (`rejected_dropped` in
+    /// [`Stats::consumers`](crate::Stats::consumers)) and logged.
     DropOldest,
 }
 
@@ -38,12 +46,13 @@ pub(crate) struct RejectedRoom {
     pub(crate) rows_max: u64,
     pub(crate) bytes_max: u64,
     pub(crate) full: RejectedFull,
-    /// The broker gets back what has no room.
+    /// Whether the broker gets back a delivery that has no room.
     pub(crate) gives_back: bool,
 }
 
 impl RejectedRoom {
-    /// The first one has room whatever its length, unless the broker gets it back: it could go nowhere, and would stop its consumer for ever.
+    /// Whether one more row has room. The first row has room at any length, unless the broker gets
+    /// it back. Otherwise the delivery could go nowhere, and would stop its consumer for ever.
     fn holds(&self, totals: RejectedTotals, more: u64) -> bool {
         let is_alone = totals.rows == 0 && !self.gives_back;
         let has_bytes = is_alone || totals.bytes.saturating_add(more) <= self.bytes_max;
@@ -51,19 +60,20 @@ impl RejectedRoom {
     }
 }
 
-/// What has become of a rejected delivery.
+/// What happened to a rejected delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// It is in the quarantine. So many went for it.
+    /// The delivery is in the quarantine. It displaced `dropped` others.
     Yes { dropped: u64 },
-    /// It was before.
+    /// The delivery was in the quarantine before.
     Again,
     /// There is no room. Nothing is written.
     Full,
 }
 
 impl Transaction {
-    /// Makes room for a row of this length, by what the policy says. `None` if there is none; else the totals, and how many went for it.
+    /// Makes room for a row of this length, as the policy says. Returns `None` if there is no room,
+    /// else the totals and how many rows were dropped.
     pub(crate) fn rejected_room(
         &self,
         scope: &str,
@@ -110,7 +120,8 @@ impl Transaction {
         Ok(Some(totals))
     }
 
-    /// What others send must not stay behind as a mark either. What a handler has refused stays recorded by its number or id.
+    /// Removes the mark too, so that foreign messages leave nothing behind. A delivery that a
+    /// handler refused stays recorded by its number or id.
     fn forget_fingerprint(&self, scope: &str, number: u64) -> Result<()> {
         let row = read_row(self.redb(), &self.redb().open_table(REJECTED)?, scope, number)?;
         let Some(Ok(row)) = row else { return Ok(()) };
@@ -122,7 +133,7 @@ impl Transaction {
             message: row.message,
         };
         let identity = Identity::of_delivery(&self.core.identity, scope, &delivery).ok();
-        // An unknown producer has none that was believed.
+        // A delivery of an unknown producer has no identity that was believed.
         for identity in [identity.as_ref(), None] {
             if let Some(name) = fingerprint(&self.core.identity, scope, identity, &delivery) {
                 let key = keys::inbox(REJECT_SCOPE, &name);

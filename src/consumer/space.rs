@@ -1,10 +1,13 @@
-//! How much deliveries may still write before the disk has less free than the application is to keep. Pure.
+//! How much deliveries may still write before the disk has less free than the application's
+//! reserve. Pure.
 //!
-//! A look at the disk gives a budget: what is free beyond the reserve. Each delivery takes twice its length from it, for the pages that
-//! a commit writes anew. The disk is looked at again after a while, or when the budget does not suffice.
+//! A look at the disk gives a budget: the free bytes beyond the reserve. Each delivery takes twice
+//! its length from the budget, for the pages that a commit writes anew. The consumer looks at the
+//! disk again after a while, or when the budget does not suffice.
 //!
-//! **Credit.** What is discarded frees pages inside the file; the disk does not show that, since the file keeps its length. So what was
-//! discarded while there was too little may be written again, as long as half of the reserve is free.
+//! **Credit.** Discarding frees pages inside the file. The disk does not show that, since the file
+//! keeps its length. So as many bytes as were discarded during a shortage may be written again, as
+//! long as half of the reserve is free.
 
 use std::time::Duration;
 
@@ -18,17 +21,17 @@ const LOOK_AFTER: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SpaceLeft {
-    /// As it was set; else it follows from the size of the disk.
+    /// The reserve as set; otherwise the size of the disk decides.
     reserve: Option<u64>,
-    /// What a journal has still to bring to its place.
+    /// The bytes that a journal has yet to bring to their place.
     journal: u64,
     left: u64,
-    /// There was too little, and there is not clearly enough yet.
+    /// Whether there was too little, and is not clearly enough yet.
     low: bool,
-    /// What was refused last.
+    /// The highest cost that was refused since deliveries last found room.
     refused: u64,
     look_at: Option<Deadline>,
-    /// How much of what was discarded since the open is no credit any more.
+    /// How much of the discarded bytes since the open is no credit any more.
     credited: u64,
     on_credit: bool,
 }
@@ -52,8 +55,8 @@ impl SpaceLeft {
         if reserve == 0 { 0 } else { reserve.saturating_add(self.journal) }
     }
 
-    /// The disk as it is now. After too little it takes an eighth of the reserve more to go on, or what was refused if that is more.
-    /// `discarded`: bytes, since the open.
+    /// Notes the disk as it is now. After a shortage, going on takes an eighth of the reserve more,
+    /// or the refused bytes if those are more. `discarded` is in bytes since the open.
     fn note(&mut self, space: Option<Space>, discarded: u64) {
         self.look_at = Some(Deadline::after(LOOK_AFTER));
         self.on_credit = false;
@@ -75,24 +78,26 @@ impl SpaceLeft {
         self.low = !self.on_credit;
     }
 
-    /// What found no room is not in hand any more.
+    /// Forgets the refused bytes, because their delivery is not in hand any more.
     pub(super) fn forget_refused(&mut self) {
         self.refused = 0;
     }
 
-    /// Looks at the disk, if the last look is too old to go by.
+    /// Looks at the disk if the last look is too old.
     pub(super) fn refresh(&mut self, discarded: u64, look: impl FnOnce() -> Option<Space>) {
         if self.look_at.is_none_or(|at| at.is_over()) {
             self.note(look(), discarded);
         }
     }
 
-    /// How much one step should hold at most: a part of what is left, so that the last steps before the reserve are small.
+    /// The bytes that one step may hold at most: a part of the budget, so that the last steps
+    /// before the reserve are small.
     pub(super) fn step_bytes(&self) -> usize {
         usize::try_from(self.left / 4).unwrap_or(usize::MAX).clamp(1, PARKING_STEP_BYTES)
     }
 
-    /// Whether deliveries of so many bytes may be written. `look`: asks the disk. It takes credit for none: see [`spend`](Self::spend).
+    /// Whether deliveries of this many bytes may be written. `look` asks the disk. Uses no credit:
+    /// see [`spend`](Self::spend).
     pub(super) fn take(&mut self, bytes: u64, discarded: u64, look: impl FnOnce() -> Option<Space>) -> bool {
         let cost = bytes.saturating_mul(2);
         let fresh = self.look_at.is_some_and(|at| !at.is_over());
@@ -108,7 +113,8 @@ impl SpaceLeft {
         true
     }
 
-    /// Deliveries of so many bytes are tried: each has its effects, or is put into quarantine, or is parked.
+    /// Uses up credit for deliveries that are tried: each has its effects, or is quarantined, or is
+    /// parked.
     pub(super) fn spend(&mut self, bytes: u64) {
         if self.on_credit {
             self.credited = self.credited.saturating_add(bytes);
@@ -140,7 +146,8 @@ mod tests {
         assert!(left.take(0, 0, || space(11_250)));
     }
 
-    /// Goal: a large one that finds no room does not make the consumer go on and stop at each look.
+    /// Goal: a large delivery that finds no room does not make the consumer go on and stop at each
+    /// look.
     #[test]
     fn what_was_refused_has_room_once_it_goes_on() {
         let mut left = SpaceLeft::new(None, 0);
@@ -150,12 +157,12 @@ mod tests {
             assert_eq!(left.take(0, 0, || space(free)), goes_on, "{free}");
         }
         assert!(left.take(1_000, 0, || panic!("it counts for a while")));
-        // What is not in hand any more asks for nothing.
+        // A delivery that is not in hand any more needs no room.
         assert!(!left.take(1_000, 0, || space(9_000)));
         left.forget_refused();
         left.look_at = None;
         assert!(left.take(0, 0, || space(11_250)));
-        // On credit too.
+        // The same holds on credit.
         assert!(!left.take(1_000, 0, || space(9_000)));
         for (discarded, goes_on) in [(1_999, false), (2_000, true)] {
             left.look_at = None;
@@ -163,7 +170,7 @@ mod tests {
         }
     }
 
-    /// Goal: a step is as long as what is left now, not as what was left at an old look.
+    /// Goal: a step follows the budget of now, not that of an old look.
     #[test]
     fn steps_follow_the_disk() {
         let mut left = SpaceLeft::new(None, 0);

@@ -1,20 +1,23 @@
-//! When a try is written down before it begins, which try runs alone, and when a delivery has had its tries. Knows nothing of
-//! a store, a broker or a clock.
+//! Decides when a try is written down before it begins, which try runs alone, and when a delivery's
+//! tries are used up. Knows nothing of a store, a broker or a clock.
 //!
-//! A first delivery that succeeds leaves no row. A try is written down first, in a commit of its own, if the delivery may have
-//! been tried before: the broker says that it comes again, there is a row of it, or it is parked or driven again. A process
-//! that finds an open try in the file knows that its predecessor died on it.
+//! A first delivery that succeeds leaves no row. A try is written down first, in a commit of its
+//! own, if the delivery may have been tried before. That is so if the broker delivers it again, a
+//! row of it exists, or it is parked or redriven. A process that finds an open try in the file
+//! knows that its predecessor died on it.
 //!
 //! **Rules.**
-//! - A death while other deliveries were tried too accuses each of them and convicts none: each is tried alone next.
-//! - Only a death while a delivery was tried alone convicts it. From then on the deaths that it may have caused count too, so
-//!   that it is rejected after `attempts` deaths in all.
-//! - A try that ends with an error clears the delivery of what it was accused of: a handler that returns has killed nothing.
+//! - A death while other deliveries were tried too accuses each of them and convicts none. Each is
+//!   tried alone next.
+//! - Only a death while a delivery was tried alone convicts it. From then on, the deaths that it
+//!   may have caused count too. So it is rejected after `attempts` deaths in all.
+//! - A try that ends with an error clears the delivery of its accusations: a handler that returns
+//!   has killed nothing.
 
 use crate::log::in_hand::{Open, Tries};
 
 impl Tries {
-    /// What stands in the file when a process begins: an open try was ended by the predecessor's death.
+    /// The tries as a new process finds them: the predecessor's death ended an open try.
     pub(super) fn after_restart(self) -> Self {
         let (deaths, shared) = match self.open {
             Open::None => (0, 0),
@@ -29,28 +32,29 @@ impl Tries {
         }
     }
 
-    /// The broker delivers it again, and nothing is known of it: some process may have died on it.
+    /// The broker delivers it again, and nothing is known of it: a process may have died on it.
     pub(super) fn accused(self) -> Self {
         Self { shared: self.shared.saturating_add(1), ..self }
     }
 
-    /// Its handler has returned an error.
+    /// The tries after the handler has returned an error.
     pub(super) fn failed(self) -> Self {
         Self { failures: self.failures.saturating_add(1), shared: 0, open: Open::None, ..self }
     }
 
-    /// Tries that count.
+    /// The tries that count.
     pub(super) fn counted(self) -> u32 {
         let accused = if self.deaths > 0 { self.shared } else { 0 };
         self.failures.saturating_add(self.deaths).saturating_add(accused)
     }
 
-    /// It has ended the process as often as it may: it is not tried again.
+    /// Whether the delivery has ended the process as often as it may. Then it is not tried again.
     pub(super) fn is_convicted(self, attempts: u32) -> bool {
         self.deaths > 0 && self.counted() >= attempts
     }
 
-    /// No other delivery may be tried beside it. With few attempts there is none to spare for a try beside others.
+    /// Whether no other delivery may be tried beside it. With few attempts, none can be spared for
+    /// a try beside others.
     pub(super) fn wants_to_be_alone(self, attempts: u32) -> bool {
         self.deaths > 0 || self.shared > u32::from(attempts > 2)
     }
@@ -60,11 +64,11 @@ impl Tries {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Step<T> {
     pub(super) items: Vec<T>,
-    /// How the tries of those that are written down are called.
+    /// The kind of open try that the rows record.
     pub(super) open: Open,
 }
 
-/// Splits a batch into steps. `alone` says which items are tried alone. Order stays.
+/// Splits a batch into steps, in its order. `alone` says which items are tried alone.
 pub(super) fn steps<T>(batch: Vec<T>, alone: impl Fn(&T) -> bool) -> Vec<Step<T>> {
     let mut steps: Vec<Step<T>> = Vec::new();
     for item in batch {
@@ -88,9 +92,9 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of deliveries `0..len` where the handler of `poison` kills the process each time, and that of `failing` fails
-    /// each time. A consumer is started again after each death. The number of deaths, and what was rejected after how many
-    /// failures.
+    /// Simulates deliveries `0..len` and a consumer that starts again after each death. The handler
+    /// of `poison` kills the process each time; the handler of `failing` fails each time. Returns
+    /// the number of deaths, and the failures after which each was rejected.
     fn lives(len: u32, poison: &[u32], failing: &[u32], attempts: u32) -> (u32, BTreeMap<u32, u32>) {
         let mut rows: BTreeMap<u32, Tries> = BTreeMap::new();
         let mut queue: Vec<u32> = (0..len).collect();
@@ -143,8 +147,9 @@ mod tests {
         }
     }
 
-    /// Goal: one delivery that kills is rejected after `attempts` deaths, and nothing else is. Method: every place, every number
-    /// of attempts. (With a single attempt the first death is not known to be its own.)
+    /// Goal: one delivery that kills is rejected after `attempts` deaths, and nothing else is.
+    /// Method: every place, every number of attempts. (With a single attempt, the first death is
+    /// not known to be its own.)
     #[test]
     fn a_killer_is_rejected_after_its_attempts() {
         for attempts in 1..=12 {
@@ -159,8 +164,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Goal: with killers and failing ones among the innocent, exactly the killers and the failing are rejected; the deaths are
-        /// bounded; a failing one has its tries, less those on which it was accused at most.
+        /// Goal: among killers, failing deliveries and innocent ones, exactly the killers and the
+        /// failing ones are rejected. The deaths are bounded. A failing one has its tries, less at
+        /// most those on which it was accused.
         #[test]
         fn only_the_guilty_are_rejected(
             poison in prop::collection::btree_set(0..12_u32, 0..4),

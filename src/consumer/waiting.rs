@@ -1,23 +1,24 @@
-//! Deliveries that wait for their next try, in lines: one per key, and one per delivery without a key. Knows nothing of a store,
-//! a broker or a clock.
+//! Deliveries that wait for their next try, in lines: one for each key, and one for each delivery
+//! without a key. Knows nothing of a store, a broker or a clock.
 //!
-//! **Invariants.** A line keeps the order in which its members arrived, whatever is put back when. A line has one time for its
-//! next try, that of its first member. After a failure the first member is tried without those behind it.
+//! **Invariants.** A line keeps its members in order of arrival, also when some are put back. A
+//! line has one time for its next try, that of its first member. After a failure, the first member
+//! is tried without the members behind it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::time::{Due, Look};
 
-/// What waits.
+/// An item that waits in a line.
 pub(super) trait Member {
-    /// The broker counts it against the prefetch.
+    /// Whether the broker counts the item against the prefetch.
     fn holds_prefetch(&self) -> bool;
-    /// What it takes to try it, in bytes.
+    /// The bytes that a try of the item takes.
     fn bytes(&self) -> usize;
 }
 
-/// Deliveries that hold the prefetch.
+/// The load of deliveries that hold the prefetch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Load {
     pub(super) count: usize,
@@ -42,7 +43,7 @@ impl Load {
         Self { count: self.count.saturating_add(other.count), bytes: self.bytes.saturating_add(other.bytes) }
     }
 
-    /// Whether it is more than `share`, in number or in bytes.
+    /// Whether the load is more than `share`, in number or in bytes.
     pub(super) fn exceeds(self, share: Self) -> bool {
         self.count > share.count || self.bytes > share.bytes
     }
@@ -51,14 +52,15 @@ impl Load {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Name {
     Key(Arc<str>),
-    /// Without a key: by its place in the order of arrival.
+    /// A delivery without a key, by its place in the order of arrival.
     Alone(u64),
 }
 
 #[derive(Debug)]
 struct Line<T> {
     members: BTreeMap<u64, T>,
-    /// When the first may be tried; `None` while members that stood before it are being tried.
+    /// When the first member may be tried. `None` while members that stood before it are being
+    /// tried.
     due: Option<(Due, u64)>,
     failed: bool,
 }
@@ -69,9 +71,9 @@ pub(super) struct Waiting<T> {
     lines: HashMap<Name, Line<T>>,
     due: BTreeMap<(Due, u64), Name>,
     scheduled: u64,
-    /// Lines of which some are being tried, and others wait.
+    /// Lines of which some members are being tried, and others wait.
     taken: Vec<Name>,
-    /// Places of those that hold the prefetch.
+    /// Places of the items that hold the prefetch.
     holding: BTreeMap<u64, Name>,
     load: Load,
 }
@@ -103,12 +105,13 @@ impl<T: Member> Waiting<T> {
         !self.lines.is_empty() && self.lines.contains_key(&Name::Key(Arc::clone(key)))
     }
 
-    /// Those that hold the prefetch.
+    /// The load of the items that hold the prefetch.
     pub(super) fn load(&self) -> Load {
         self.load
     }
 
-    /// Puts a delivery into its line. `due` counts if it is the first of the line; `failed`: because its try has failed.
+    /// Puts a delivery into its line. `due` counts if the delivery is the first of the line.
+    /// `failed` means that its try has failed.
     pub(super) fn put(&mut self, key: Option<&Arc<str>>, place: u64, item: T, due: Due, failed: bool) {
         let name = name_of(key, place);
         if item.holds_prefetch() {
@@ -138,12 +141,12 @@ impl<T: Member> Waiting<T> {
         self.due.insert((due, self.scheduled), name);
     }
 
-    /// When the next may be tried.
+    /// When the next item may be tried.
     pub(super) fn next_due(&self) -> Option<Due> {
         self.due.first_key_value().map(|((due, _), _)| *due)
     }
 
-    /// Takes out what is due, `room` deliveries and about `bytes` at most, each line in its order.
+    /// Takes out due items, `room` deliveries and about `bytes` at most, each line in its order.
     pub(super) fn take(&mut self, look: Look, mut room: usize, bytes: usize) -> Vec<(u64, T)> {
         let (mut taken, mut left) = (Vec::new(), bytes);
         while room > 0
@@ -175,7 +178,8 @@ impl<T: Member> Waiting<T> {
         taken
     }
 
-    /// What was taken out has been tried: what stands behind it is due, unless a failed one was put back before it.
+    /// Notes that the items taken out have been tried. The items behind them are due, unless a
+    /// failed item was put back before them.
     pub(super) fn tried(&mut self, now: Due) {
         for name in std::mem::take(&mut self.taken) {
             if self.lines.get(&name).is_some_and(|line| line.due.is_none()) {
@@ -184,7 +188,7 @@ impl<T: Member> Waiting<T> {
         }
     }
 
-    /// Forgets the others.
+    /// Removes the items that `keeps` does not keep.
     pub(super) fn retain(&mut self, keeps: impl Fn(&T) -> bool) {
         let (due, holding, load) = (&mut self.due, &mut self.holding, &mut self.load);
         self.lines.retain(|_, line| {
@@ -205,7 +209,7 @@ impl<T: Member> Waiting<T> {
         });
     }
 
-    /// The place of the first of this key.
+    /// The place of the first item of this key.
     pub(super) fn first_of(&self, key: &Arc<str>) -> Option<u64> {
         let line = self.lines.get(&Name::Key(Arc::clone(key)))?;
         line.members.first_key_value().map(|(place, _)| *place)
@@ -215,7 +219,7 @@ impl<T: Member> Waiting<T> {
         self.holding.contains_key(&place)
     }
 
-    /// Those that hold the prefetch, in the order of arrival.
+    /// The items that hold the prefetch, in the order of arrival.
     pub(super) fn holding(&self) -> impl Iterator<Item = (u64, &T)> {
         let find = |(place, name): (&u64, &Name)| {
             Some((*place, self.lines.get(name).and_then(|line| line.members.get(place))?))
@@ -223,7 +227,8 @@ impl<T: Member> Waiting<T> {
         self.holding.iter().filter_map(find)
     }
 
-    /// Takes out one that holds the prefetch, whatever stands behind it, because it is done with.
+    /// Takes out an item that holds the prefetch because it is done with, regardless of the items
+    /// behind it.
     pub(super) fn remove(&mut self, place: u64) -> Option<T> {
         let name = self.holding.remove(&place)?;
         let line = self.lines.get_mut(&name)?;
@@ -238,7 +243,7 @@ impl<T: Member> Waiting<T> {
         Some(item)
     }
 
-    /// Puts something else in the place of one that holds the prefetch.
+    /// Replaces an item that holds the prefetch.
     pub(super) fn replace(&mut self, place: u64, change: impl FnOnce(T) -> T) {
         let Some(name) = self.holding.remove(&place) else { return };
         let Some(line) = self.lines.get_mut(&name) else { return };
@@ -263,7 +268,7 @@ mod tests {
     use super::*;
     use crate::time::ManualClock;
 
-    /// Its key's number, whether the broker holds it.
+    /// The number of its key, and whether the broker holds it.
     #[derive(Debug, Clone, PartialEq, Eq)]
     struct One(u8, bool);
 
@@ -335,8 +340,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Goal: whatever fails how often, and however little room there is, each key's members end in the order in which they
-        /// arrived, none is lost, and none waits behind a key that does not. Method: random failures; the clock jumps to what is due.
+        /// Goal: with any failures and any room, each key's members end in the order in which they
+        /// arrived. None is lost, and none waits behind a key that does not. Method: random
+        /// failures; the clock jumps to the next due time.
         #[test]
         fn order_per_key_holds(
             keys in prop::collection::vec(0..4_u8, 1..40),

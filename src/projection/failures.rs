@@ -1,4 +1,4 @@
-//! The events that a projection has given up: look at them, hand them to its handler again, or forget them.
+//! The events that a projection has given up: look at them, redrive them, or forget them.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -30,7 +30,8 @@ pub struct ProjectionFailures<'a> {
 }
 
 impl ProjectionFailure {
-    /// The time by the wall clock since which the event is among the failures. As a number: [`since_ms`](Self::since_ms).
+    /// Returns when the event became a failure, by the wall clock. [`since_ms`](Self::since_ms) is
+    /// the same as a number.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -75,10 +76,10 @@ impl Entry for ProjectionFailure {
 }
 
 impl ProjectionFailures<'_> {
-    /// Those above sequence number `after`, in order, at most `limit`.
+    /// Lists failures above sequence number `after`, in order, at most `limit`.
     ///
     /// # Errors
-    /// What redb says.
+    /// Errors of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -91,17 +92,18 @@ impl ProjectionFailures<'_> {
         let store = &self.projection.store;
         let mut found = store.failures(&self.projection.name, after, limit)?;
         if !found.is_empty() {
-            // Their records stand for as long as they do.
+            // The records stay for as long as their rows do.
             let snapshot = store.read()?;
             found.iter_mut().try_for_each(|failure| failure.show_record(&snapshot))?;
         }
         Ok(found)
     }
 
-    /// As [`list`](Self::list), of those that the filter means. It reads all of them.
+    /// Lists failures as [`list`](Self::list) does, but only those that the filter selects. It
+    /// reads all of them.
     ///
     /// # Errors
-    /// What redb says.
+    /// Errors of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -121,7 +123,8 @@ impl ProjectionFailures<'_> {
         list_matching(filter, after, limit, |after, limit| self.list(after, limit))
     }
 
-    /// One of them with its record. The record is an error of its own where that is why it is here.
+    /// Returns one failure with its record. The record is itself an error if that is why the event
+    /// was given up.
     ///
     /// # Errors
     /// [`Error::NoSuchFailure`].
@@ -146,12 +149,14 @@ impl ProjectionFailures<'_> {
         Ok((failure, record))
     }
 
-    /// Gives the handler an event once more that was given up, after all that came since. If it succeeds the event is no
-    /// longer among the failures. When this returns `Ok` that is durable.
+    /// Gives a failed event to the handler once more, after all events that came since. If the
+    /// handler succeeds, the event is no longer among the failures. When this returns `Ok`, that is
+    /// durable.
     ///
     /// # Errors
-    /// The handler's own; [`Error::NoSuchFailure`]; [`Error::Corrupt`] if its record is damaged; [`Error::ProjectionStopped`]
-    /// while the tables are of another version than the handler.
+    /// The handler's own error; [`Error::NoSuchFailure`]; [`Error::Corrupt`] if the record is
+    /// damaged. [`Error::ProjectionStopped`] while the tables are of another version than the
+    /// handler.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -174,16 +179,17 @@ impl ProjectionFailures<'_> {
         let Projection { store, name, owned, handler, version, .. } = self.projection;
         store.core().owner.check()?;
         let (name, owned, handler, version) = (name.clone(), owned.clone(), Arc::clone(handler), *version);
-        // Said at once where it is plain; a write would wait for the write lock first.
+        // An early check for the plain case, since a write would wait for the write lock first.
         if let Some(live) = store.core().tail().projections.get(&name).map(|row| row.live)
             && live.version != version
         {
             return Err(not_rebuilt(&name, live));
         }
         let redrive = move |tx: &crate::store::Transaction| {
-            // Asked in the transaction: until a rebuild is done the tables are another handler's.
+            // Checked in the transaction: until a rebuild is done, the tables belong to another
+            // handler.
             tx.require_version(&name, version)?;
-            // Looked at first: the record of a failure stands for as long as the failure does.
+            // The event is read first, because its record stays only as long as the failure does.
             let event = tx.event(seq);
             tx.drop_failure(&name, seq)?;
             let event = event?.ok_or(CorruptError { seq, what: "it is missing" })?;
@@ -192,11 +198,13 @@ impl ProjectionFailures<'_> {
         store.write(redrive).map(drop)
     }
 
-    /// As [`redrive`](Self::redrive), for all that the filter means, each in a transaction of its own, in order. Those whose handler
-    /// fails again, or whose records cannot be read, stay. Says how many have gone.
+    /// Redrives, as [`redrive`](Self::redrive) does, all failures that the filter selects, in
+    /// order, each in a transaction of its own. Failures whose handler fails again, or whose
+    /// records cannot be read, stay. Returns how many have gone.
     ///
     /// # Errors
-    /// What the storage engine says, or [`Error::ProjectionStopped`]; those before the error are done all the same.
+    /// Errors of the storage engine, or [`Error::ProjectionStopped`]. Events before the error are
+    /// done all the same.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -226,7 +234,7 @@ impl ProjectionFailures<'_> {
         })
     }
 
-    /// Forgets an event that was given up. When this returns `Ok` that is durable.
+    /// Forgets an event that was given up. When this returns `Ok`, that is durable.
     ///
     /// # Errors
     /// [`Error::NoSuchFailure`].
@@ -244,10 +252,11 @@ impl ProjectionFailures<'_> {
         self.projection.store.write(move |tx| tx.drop_failure(&name, seq)).map(drop)
     }
 
-    /// As [`discard`](Self::discard), for all that the filter means. Says how many.
+    /// Discards, as [`discard`](Self::discard) does, all failures that the filter selects. Returns
+    /// how many.
     ///
     /// # Errors
-    /// What the storage engine says; those before the error are forgotten all the same.
+    /// Errors of the storage engine. Events before the error are forgotten all the same.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -265,10 +274,10 @@ impl ProjectionFailures<'_> {
         })
     }
 
-    /// How many there are. It reads all their rows.
+    /// Returns how many failures there are. It reads all their rows.
     ///
     /// # Errors
-    /// What redb says.
+    /// Errors of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -287,10 +296,10 @@ impl ProjectionFailures<'_> {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no failures.
     ///
     /// # Errors
-    /// What redb says.
+    /// Errors of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! A projection that runs.
+//! The handle of a running projection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ impl Drop for Registered {
     }
 }
 
-/// What the handle asks of the worker.
+/// The requests of the handle to the worker.
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     pub(crate) stop: AtomicBool,
@@ -37,7 +37,7 @@ pub(crate) struct Asked {
     pub(crate) rebuild: AtomicBool,
 }
 
-/// A running projection. Dropping it stops it, waiting 5 s at most.
+/// A running projection. Dropping the handle stops the projection and waits for 5 s at most.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -58,7 +58,7 @@ pub struct Projection {
     pub(super) asked: Arc<Asked>,
     pub(super) signal: Arc<Signal>,
     pub(super) ended: Option<oneshot::Receiver<()>>,
-    /// Its thread.
+    /// The projection's thread.
     pub(super) thread: ThreadId,
 }
 
@@ -68,14 +68,14 @@ impl std::fmt::Debug for Projection {
     }
 }
 
-/// Says whether there is something to wait for.
+/// Decides whether a wait is over.
 struct Judge {
     name: String,
     asked: Arc<Asked>,
 }
 
 impl Judge {
-    /// `done`: what is waited for has come, or cannot come.
+    /// `done` is the result if the awaited state has come, or cannot come.
     fn judge(&self, status: &ProjectionStatus, done: Option<Result<(), String>>) -> Option<Result<()>> {
         let stands = |reason: String| {
             let (name, position) = (self.name.clone(), status.position);
@@ -87,7 +87,7 @@ impl Judge {
         let asked = self.asked.rebuild.load(Ordering::Acquire);
         let mends = asked || (status.rebuilding.is_some() && status.rebuild_stopped.is_none());
         match &status.state {
-            // A rebuild that goes on may lead past it.
+            // A rebuild that goes on may lead past the event.
             ProjectionState::Stopped { .. } if mends => None,
             ProjectionState::Stopped { seq, reason } => Some(stands(format!("event {seq}: {reason}"))),
             ProjectionState::Cancelled if !asked => Some(stands(CANCELLED.into())),
@@ -99,7 +99,7 @@ impl Judge {
 }
 
 impl Projection {
-    /// State and figures.
+    /// Returns the state and figures of the projection.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -118,13 +118,15 @@ impl Projection {
         self.shared.status().clone()
     }
 
-    /// Waits until event `seq` is done with: in the tables, let pass by the filter, or among the failures. To read one's own
-    /// write.
+    /// Waits until event `seq` is done with: in the tables, let pass by the filter, or among the
+    /// failures. Use it to read your own write.
     ///
-    /// `Duration::MAX` waits for ever. `Duration::ZERO` asks without waiting: `Ok` if the event is done with already.
+    /// `Duration::MAX` waits for ever. `Duration::ZERO` does not wait: it returns `Ok` if the event
+    /// is done with already.
     ///
     /// # Errors
-    /// [`Error::ProjectionBehind`] if that takes longer; [`Error::ProjectionStopped`] if it stands still before that.
+    /// [`Error::ProjectionBehind`] if the event takes longer; [`Error::ProjectionStopped`] if the
+    /// projection stands still before it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -142,7 +144,8 @@ impl Projection {
         self.wait(timeout, |status| (status.position > seq).then_some(Ok(())))
     }
 
-    /// Waits until it has done with all that is in the log now, and no rebuild is under way.
+    /// Waits until the projection has done with all events that are in the log now, and no rebuild
+    /// is under way.
     ///
     /// # Errors
     /// As [`wait_for_position`](Self::wait_for_position).
@@ -170,8 +173,8 @@ impl Projection {
         })
     }
 
-    /// As [`wait_for_position`](Self::wait_for_position), without blocking a thread, for as long as it takes. It needs no runtime; for a
-    /// limit use your runtime's timeout.
+    /// Waits as [`wait_for_position`](Self::wait_for_position) does, without blocking a thread, for
+    /// as long as it takes. It needs no runtime. For a limit, use your runtime's timeout.
     ///
     /// # Errors
     /// [`Error::ProjectionStopped`].
@@ -215,8 +218,11 @@ impl Projection {
         })
     }
 
-    /// Applies nothing more until [`resume`](Self::resume), behind the batch that is being applied. Its tables stay as they are and may be read;
-    /// the log keeps what it has not applied. A rebuild pauses too. Does not block. A projection that is spawned anew is not paused.
+    /// Pauses the projection until [`resume`](Self::resume), once the batch in progress is applied.
+    ///
+    /// The tables stay as they are and may be read; the log keeps events that are not applied. A
+    /// rebuild pauses too. The call does not block. A projection that is spawned anew is not
+    /// paused.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -257,11 +263,19 @@ impl Projection {
         }
     }
 
-    /// Rebuilds the tables from the beginning of the log, beside the ones that are there, which go on being kept and read;
-    /// when less than a batch is missing, one transaction applies the rest and puts the new ones in their place. So it ends
-    /// beside writers that never pause. It goes on in the background, also after a restart. Cost: the whole log is read, and the space of the tables a second time. What the log has let go (events of no
-    /// stream that were confirmed and trimmed, streams that were truncated) is not in the new tables: keep the log for as long as
-    /// it has to be read ([`Retention`](crate::Retention)).
+    /// Rebuilds the tables from the beginning of the log.
+    ///
+    /// The rebuild writes new tables beside the present ones, which are kept up to date and read
+    /// meanwhile. Once at most a batch is missing, one transaction applies the rest and swaps the
+    /// tables. That transaction takes more if the rebuild does not gain on the writers: see
+    /// [`batch`](crate::ProjectionBuilder::batch). So the rebuild ends even beside writers that
+    /// never pause. It goes on in the background, also after a restart.
+    ///
+    /// **Cost.** The rebuild reads the whole log, and takes the space of the tables a second time.
+    ///
+    /// **Limit.** Events that the log has let go are not in the new tables. Such an event had no
+    /// stream and was trimmed after its confirm, or its stream was truncated. Keep the log for as
+    /// long as it has to be read ([`Retention`](crate::Retention)).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -280,7 +294,8 @@ impl Projection {
         self.signal.notify();
     }
 
-    /// Cancels the rebuild that is under way; whether there was one. See [`Store::cancel_rebuild`].
+    /// Cancels the rebuild that is under way. Returns whether there was one. See
+    /// [`Store::cancel_rebuild`].
     ///
     /// # Errors
     /// As [`Store::cancel_rebuild`].
@@ -296,7 +311,8 @@ impl Projection {
         self.store.cancel_rebuild(&self.name)
     }
 
-    /// The events that it has given up: look at them, hand them to its handler again, or forget them.
+    /// Returns the events that the projection has given up: look at them, redrive them, or forget
+    /// them.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -310,7 +326,8 @@ impl Projection {
         ProjectionFailures { projection: self }
     }
 
-    /// Stops, `timeout` at most from now. What is applied by then is durable with its position.
+    /// Stops the projection within `timeout`. Events applied by then are durable with their
+    /// position.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -326,7 +343,8 @@ impl Projection {
         self.status()
     }
 
-    /// Stops as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
+    /// Stops the projection as [`stop`](Self::stop) does, without blocking a thread. Needs no
+    /// runtime.
     ///
     /// Dropping the future before its first poll drops the projection, which blocks for 5 s at most.
     /// Dropping it later leaves the projection to end by itself.
@@ -358,7 +376,7 @@ impl Projection {
         }
     }
 
-    /// What says that the thread has ended.
+    /// Asks the thread to end. Returns the signal of its end.
     fn ask_to_end(&mut self) -> Option<oneshot::Receiver<()>> {
         let ended = self.ended.take()?;
         if self.store.core().owner.is_elsewhere() {
@@ -368,7 +386,8 @@ impl Projection {
         self.asked.stop.store(true, Ordering::Release);
         self.signal.notify();
         if self.store.core().write_lock.must_not_wait() || self.thread == thread::current().id() {
-            // It waits for its writes before it ends, and so for this very thread to go on.
+            // The projection waits for its writes before it ends, and the writes wait for this very
+            // thread.
             in_drop(|| {
                 tracing::warn!(projection = %self.name, "a thread that the projection waits for has stopped it; it ends by itself");
             });

@@ -1,8 +1,9 @@
-//! Projections: the application's own tables, kept by a handler that is given the events of the log one after another.
+//! Projections: tables of the application that a handler keeps up to date from the log, one event
+//! after another.
 //!
-//! The position is written in the transaction that writes the tables, so each event is in them exactly once. Catching up
-//! and following are the same loop. A rebuild writes tables of its own, from the beginning of the log, and takes the place of
-//! the old ones in one transaction.
+//! The position is written in the transaction that writes the tables, so each event is in them
+//! exactly once. Catching up and following are the same loop. A rebuild writes tables of its own,
+//! from the beginning of the log. One transaction then puts them in the place of the old tables.
 
 mod failures;
 mod handle;
@@ -69,7 +70,9 @@ pub struct ProjectionBuilder {
 }
 
 impl Store {
-    /// A projection of the log into tables of this store. The name keeps its position in the file: give it one that stays.
+    /// Creates a projection of the log into tables of this store.
+    ///
+    /// The name keeps its position in the file. Choose a name that stays the same.
     ///
     /// ```
     /// use std::time::Duration;
@@ -115,7 +118,8 @@ impl Store {
 }
 
 impl ProjectionBuilder {
-    /// A table that the handler writes. It is the projection's: a rebuild replaces it. Nobody else should write it.
+    /// Declares a table that the handler writes. A rebuild replaces the table, so no other code
+    /// should write it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -133,7 +137,7 @@ impl ProjectionBuilder {
         self
     }
 
-    /// A multimap table that the handler writes. See [`table`](Self::table).
+    /// Declares a multimap table that the handler writes. See [`table`](Self::table).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -151,8 +155,9 @@ impl ProjectionBuilder {
         self
     }
 
-    /// The version of the handler; 1 unless set. Where the tables are of another, they are rebuilt from the beginning of
-    /// the log: the old ones stay as they are, readable, until the new ones have caught up.
+    /// Sets the version of the handler. The default is 1. If the tables are of another version, the
+    /// projection rebuilds them from the beginning of the log. The old tables stay as they are,
+    /// readable, until the new tables have caught up.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -178,12 +183,15 @@ impl ProjectionBuilder {
         self
     }
 
-    /// Where a new projection begins: at the oldest event that the log holds unless set. Of a log that trims what is
-    /// confirmed, what is gone is gone; streams keep their events. It says nothing for one that has a position already, and a
-    /// rebuild begins at the oldest event in any case.
+    /// Sets where a new projection begins. The default is the oldest event that the log holds.
     ///
-    /// A new projection does not look at what is in its tables: of one that was [forgotten](Store::forget_projection), and is made
-    /// anew over the same tables, they hold everything twice. Delete them first.
+    /// A log that trims confirmed events no longer has them; streams keep their events. The setting
+    /// has no effect on a projection that has a position already. A rebuild begins at the oldest
+    /// event in any case.
+    ///
+    /// A new projection does not look at the contents of its tables. If you
+    /// [forget](Store::forget_projection) a projection and create it anew over the same tables,
+    /// they hold everything twice. Delete the tables first.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -201,7 +209,8 @@ impl ProjectionBuilder {
         self
     }
 
-    /// The events that the handler is given; all unless set. Those that it is not given cost no commit.
+    /// Sets which events the handler receives. The default is all. Events that it does not receive
+    /// cost no commit.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -219,8 +228,8 @@ impl ProjectionBuilder {
         self
     }
 
-    /// Events that one commit applies at most; 256 unless set. A rebuild that does not gain on its writers takes more, up to
-    /// 65,536 in its last transaction.
+    /// Sets how many events one commit applies at most. The default is 256. A rebuild that does not
+    /// gain on the writers takes more, up to 65,536 in its last transaction.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -234,9 +243,12 @@ impl ProjectionBuilder {
         self
     }
 
-    /// How long events may gather after the first one before they are applied; 5 ms unless set. Each commit of a projection
-    /// is an fsync that the application's writes share or wait for: a projection that followed each of them at once
-    /// would take half of what the disk can do. With `Duration::MAX` they gather until the projection is stopped.
+    /// Sets how long events may gather after the first one before they are applied. The default is
+    /// 5 ms.
+    ///
+    /// Each commit of a projection is an fsync that the application's writes share or wait for. A
+    /// projection that followed each write at once would take half of what the disk can do. With
+    /// `Duration::MAX`, events gather until the projection is stopped.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -250,7 +262,8 @@ impl ProjectionBuilder {
         self
     }
 
-    /// What happens to an event on which the handler fails; it stands still there after 10 tries unless set.
+    /// Sets what happens to an event on which the handler fails. By default, the projection stands
+    /// still there after 10 tries.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -269,7 +282,8 @@ impl ProjectionBuilder {
         self
     }
 
-    /// First and longest wait between tries of one event; 100 ms and 30 s unless set.
+    /// Sets the first and the longest wait between tries of one event. The defaults are 100 ms and
+    /// 30 s.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -300,21 +314,27 @@ impl ProjectionBuilder {
                     let rule = "a table's name is not empty and does not begin with `onewrite.`";
                     Err(SettingError::new("table", format!("`{}`: {rule}", name.escape_debug())))
                 }
-                // A rebuild would put it in its place twice: the second time nothing in the place of what is new.
+                // A rebuild would swap such a table twice, and the second swap would replace the
+                // new table with nothing.
                 (None, Some(name)) => Err(SettingError::new("table", format!("`{name}` is declared twice"))),
                 (None, None) => Ok(()),
             },
         }
     }
 
-    /// Starts the projection. `handler` is given the events that the filter takes, in order, each exactly once in effect:
-    /// what it writes commits together with the position. Like every write closure it may run more than once
-    /// before that. When it fails or panics nothing of that event is written, and it is tried again after a while.
+    /// Starts the projection. `handler` receives the events that the filter takes, in order, each
+    /// exactly once in effect.
+    ///
+    /// The handler's writes commit together with the position. Like every write closure, the
+    /// handler may run more than once before that. If it fails or panics, nothing of that event is
+    /// written, and the projection tries again after a while.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a setting that cannot work, [`Error::ProjectionRunning`] for a name that runs already,
-    /// [`Error::CapturedTable`] for a table whose changes are captured, [`Error::ProjectionTable`] for one that another running
-    /// projection has declared, or what the store says.
+    /// - [`Error::Setting`] for a setting that cannot work.
+    /// - [`Error::ProjectionRunning`] for a name that runs already.
+    /// - [`Error::CapturedTable`] for a table whose changes are captured.
+    /// - [`Error::ProjectionTable`] for a table that another running projection has declared.
+    /// - Errors of the store.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -333,13 +353,14 @@ impl ProjectionBuilder {
         let store = self.store.clone();
         let core = store.core();
         core.refuse_reentrant("ProjectionBuilder::spawn")?;
-        // Its changes would go around the capture, and a rebuild would replace the table under it.
+        // Writes to a captured table would bypass the capture, and a rebuild would replace the
+        // table under it.
         let captured = |name: &&String| core.tail().captures.holds(name);
         if let Some(name) = self.owned.names().find(captured) {
             return Err(Error::CapturedTable { name: name.clone() });
         }
         let shared = core.projections.register(&self.name, &self.owned)?;
-        // From here on the name is taken: it is free again when this goes.
+        // From here on the name is taken. Dropping this frees the name.
         let registered = Registered { store: store.clone(), name: self.name.clone() };
         let row = store.projection_row(&self.name, self.version, self.start)?;
         let resumed = row.rebuild.filter(|rebuild| rebuild.version == self.version);
@@ -348,7 +369,8 @@ impl ProjectionBuilder {
             core.reading(|tx| cancelled_version(tx, &self.name))? == Some(self.version) && resumed.is_none();
         shared.change(|status| {
             status.position = row.live.position;
-            // Said before the thread has begun: who waits for the rebuild must not miss it.
+            // Set before the thread begins, so that a caller that waits for the rebuild does not
+            // miss it.
             status.rebuilding = resumed.map(|rebuild| rebuild.position).or((old && !stays).then_some(0));
             if old && stays {
                 status.state = ProjectionState::Cancelled;
@@ -377,7 +399,8 @@ impl ProjectionBuilder {
         let thread = thread::Builder::new()
             .name("onewrite-projection".into())
             .spawn(move || {
-                // Who waits must hear of it, and the status must not go on saying that it lives.
+                // Waiting callers must learn of the end, and the status must not go on saying that
+                // the projection lives.
                 if caught(move || worker.run()).is_err() {
                     panicked.change(|status| status.state = ProjectionState::Failed("it panicked".into()));
                 }

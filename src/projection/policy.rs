@@ -1,6 +1,7 @@
-//! What becomes of an event whose handler fails.
+//! The policy for an event whose handler fails.
 
-/// What a projection does with an event on which its handler fails again and again, or whose record is damaged.
+/// How a projection handles an event on which its handler fails again and again, or whose record is
+/// damaged.
 ///
 /// ```
 /// use onewrite::FailurePolicy;
@@ -9,12 +10,14 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailurePolicy {
-    /// After so many tries it stands still before the event, and says so. The default, with 10: its tables are never wrong, only old.
+    /// After this many tries, the projection stands still before the event and shows it. This is
+    /// the default, with 10 tries: the tables are never wrong, only old.
     Stop {
         /// Tries.
         attempts: u32,
     },
-    /// After so many tries the event is written down among the projection's failures, and the projection goes on without it.
+    /// After this many tries, the projection records the event among its failures and goes on
+    /// without the event.
     Quarantine {
         /// Tries.
         attempts: u32,

@@ -1,10 +1,11 @@
-//! What a projection writes besides its own tables: how far it is, and the events that it has given up.
+//! What a projection writes besides its own tables: its position, and the events that it has given
+//! up.
 //!
 //! ```text
 //! onewrite.failures     (id u32, seq u64) → at ms u64, attempts u32, text t16
 //! ```
 //!
-//! **Invariant.** A position is written in the transaction that applies what it passes.
+//! **Invariant.** A position is written in the transaction that applies the events below it.
 
 use std::sync::Arc;
 
@@ -45,15 +46,15 @@ use crate::store::transaction::cursor_ids::{check_position, next_cursor_id, warn
 pub struct ProjectionFailure {
     /// The event.
     pub seq: u64,
-    /// Since when, Unix milliseconds by the wall clock.
+    /// When the event was given up, in Unix milliseconds by the wall clock.
     pub since_ms: u64,
     /// Tries.
     pub attempts: u32,
-    /// What the handler said, or what is wrong with the record.
+    /// The handler's error, or the damage of the record.
     pub reason: String,
     /// The event's type; `None` if its record cannot be read.
     pub event_type: Option<String>,
-    /// Where it is published to; `None` if its record cannot be read.
+    /// Where the event is published to; `None` if its record cannot be read.
     pub destination: Option<Destination>,
 }
 
@@ -77,10 +78,10 @@ impl ProjectionFailure {
     }
 }
 
-/// Longest text of a failure that is kept, in bytes.
+/// The longest text of a failure that is kept, in bytes.
 const TEXT_BYTES_MAX: usize = 1024;
 
-/// What a handler is given whose tables are of another version.
+/// The error for a handler whose tables are of another version.
 pub(crate) fn not_rebuilt(name: &str, live: Track) -> Error {
     let reason = format!("its tables are of version {} and not rebuilt yet", live.version);
     Error::ProjectionStopped { name: name.to_owned(), position: live.position, reason }
@@ -101,7 +102,7 @@ impl Transaction {
         Ok(ProjectionTransaction { tx: self, owned, prefix })
     }
 
-    /// Fails where the live tables are of another version.
+    /// Fails if the live tables are of another version.
     pub(crate) fn require_version(&self, name: &str, version: u32) -> Result<()> {
         let live = self.projection_row(name)?.live;
         if live.version == version { Ok(()) } else { Err(not_rebuilt(name, live)) }
@@ -135,11 +136,11 @@ impl Transaction {
         self.redb()
             .open_table(FAILURES)?
             .insert(&keys::exception(track.id, seq)[..], failure.to_bytes().as_slice())?;
-        // Never beyond the log: the next open would take it for one that has lost its end.
+        // Never beyond the log: the next open would believe that the log had lost its end.
         self.move_projection(name, which, (seq + 1).min(self.next_seq()))
     }
 
-    /// Begins a rebuild from the beginning of the log; one that was under way is forgotten.
+    /// Begins a rebuild from the beginning of the log. A rebuild that was under way is forgotten.
     pub(crate) fn begin_rebuild(&self, name: &str, version: u32) -> Result<()> {
         let mut row = self.projection_row(name)?;
         self.touch();
@@ -161,20 +162,20 @@ impl Transaction {
         self.write_projection_row(name, row)
     }
 
-    /// The rebuild takes the place of the live one, tables and all.
+    /// Puts the rebuild in the place of the live track, with its tables.
     pub(crate) fn finish_rebuild(&self, name: &str, owned: &OwnedTables) -> Result<()> {
         let row = self.projection_row(name)?;
         let Some(rebuild) = row.rebuild else { return Ok(()) };
         self.touch();
         owned.swap(self.redb(), rebuild.id)?;
         self.leave(&Task::Tables(replaced_prefix(rebuild.id)))?;
-        // What it had declared once, and does no longer.
+        // Tables that the projection once declared and no longer does.
         self.leave(&Task::Tables(shadow_prefix(rebuild.id)))?;
         self.leave(&Task::Failures(row.live.id))?;
         self.write_projection_row(name, ProjectionRow { live: rebuild, rebuild: None })
     }
 
-    /// Takes an event from among the failures; an error if it is not there.
+    /// Removes an event from the failures. Returns an error if the event is not there.
     pub(crate) fn drop_failure(&self, name: &str, seq: u64) -> Result<()> {
         let id = self.projection_row(name)?.live.id;
         self.touch();
@@ -187,7 +188,7 @@ impl Transaction {
 }
 
 impl Store {
-    /// The projection of this name; made, durably, if there is none.
+    /// Returns the projection of this name. Creates it durably if there is none.
     pub(crate) fn projection_row(&self, name: &str, version: u32, start: StartAt) -> Result<ProjectionRow> {
         let core = self.core();
         if let Some(row) = core.tail().projections.get(name) {
@@ -195,7 +196,8 @@ impl Store {
         }
         let mut tx = Transaction::begin(core, "the start of a projection")?;
         let position = match start {
-            // Not where trimming has come to: what streams still want stands below.
+            // Not the position that trimming has reached: events that streams still need stand
+            // below it.
             StartAt::Oldest => 0,
             StartAt::Newest => tx.next_seq(),
             StartAt::Position(position) => {
@@ -211,7 +213,8 @@ impl Store {
         Ok(row)
     }
 
-    /// Events that the projection has given up, by sequence number, after `after`, at most `limit`.
+    /// Lists events that the projection has given up, by sequence number, after `after`, at most
+    /// `limit`.
     pub(crate) fn failures(
         &self,
         name: &str,
@@ -234,9 +237,11 @@ impl Store {
         })
     }
 
-    /// Forgets a projection: its position and the events that it had given up. Its tables stay as they are, and are the
-    /// application's then: a new projection over them would write everything a second time, so delete them before. The log no
-    /// longer waits for it.
+    /// Forgets a projection: its position and the events that it had given up.
+    ///
+    /// The tables stay as they are, and then belong to the application. A new projection over them
+    /// would write everything a second time, so delete the tables before. The log no longer waits
+    /// for the projection.
     ///
     /// # Errors
     /// [`Error::NoSuchProjection`], or [`Error::ProjectionRunning`] while it runs.
@@ -281,20 +286,21 @@ impl Store {
     }
 }
 
-/// One stretch of the log, as a projection reads it.
+/// A piece of the log, as a projection reads it.
 #[derive(Debug, Default)]
 pub(crate) struct Stretch {
     /// The events that its filter takes.
     pub(crate) events: Vec<Arc<RecordedEvent>>,
-    /// The position behind them, and behind what the filter lets pass.
+    /// The position behind these events, and behind events that the filter lets pass.
     pub(crate) position: u64,
-    /// The position is the end of the log as of now.
+    /// Whether the position is the end of the log at the time of reading.
     pub(crate) at_end: bool,
-    /// The record behind them that cannot be read, and what is wrong with it.
+    /// The record behind these events that cannot be read, and its error.
     pub(crate) damaged: Option<(u64, Error)>,
 }
 
-/// Reads on from `from`: so many events at most, in a read transaction of its own. `None`: there is nothing more.
+/// Reads one piece from `from` on, up to a number of events, in a read transaction of its own.
+/// `None` means that there is nothing more.
 pub(crate) fn read_stretch(
     store: &Store,
     from: u64,
@@ -311,7 +317,7 @@ pub(crate) fn read_stretch(
     let mut events = store.read()?.events_to(from, end)?;
     loop {
         let Some(looked) = events.look(wanted) else {
-            // What trimming has taken stands between the last record and here.
+            // Trimming has removed what stood between the last record and here.
             stretch.position = stretch.position.max(end);
             break;
         };
@@ -323,7 +329,8 @@ pub(crate) fn read_stretch(
             }
             Err(error) => {
                 let Some(seq) = error.unreadable() else { return Err(error) };
-                // One that stands out of order is another place's: the one that belongs here is missing.
+                // A record out of order belongs to another place, so the record that belongs here
+                // is missing.
                 stretch.damaged = Some((seq.max(stretch.position), error));
                 break;
             }

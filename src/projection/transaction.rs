@@ -1,4 +1,4 @@
-//! What a projection's handler writes into.
+//! The transaction that a projection's handler writes into.
 
 use redb::{
     Key, MultimapTable, MultimapTableDefinition, MultimapTableHandle, Table, TableDefinition, TableHandle,
@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::store::shared::projections::OwnedTables;
 use crate::store::transaction::Transaction;
 
-/// What a projection's handler writes into: the tables that the projection owns, and no others.
+/// The tables that a projection's handler may write: those that the projection owns, and no others.
 ///
-/// While the projection is rebuilt the same handler writes the tables that will take their place.
+/// During a rebuild, the same handler writes the tables that will take their place.
 ///
 /// ```
 /// use std::time::Duration;
@@ -34,15 +34,17 @@ use crate::store::transaction::Transaction;
 pub struct ProjectionTransaction<'tx> {
     pub(super) tx: &'tx Transaction,
     pub(super) owned: &'tx OwnedTables,
-    /// What stands before the names of the tables, if it is a rebuild.
+    /// The prefix of the tables' names in a rebuild.
     pub(super) prefix: Option<String>,
 }
 
 impl<'tx> ProjectionTransaction<'tx> {
-    /// Opens one of the projection's tables for reading and writing, creating it if there is none.
+    /// Opens one of the projection's tables for reading and writing. Creates the table if there is
+    /// none.
     ///
     /// # Errors
-    /// [`Error::UndeclaredTable`] for a table that the projection has not [declared](crate::ProjectionBuilder::table); what redb says.
+    /// [`Error::UndeclaredTable`] for a table that the projection has not
+    /// [declared](crate::ProjectionBuilder::table); errors of redb.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -66,7 +68,8 @@ impl<'tx> ProjectionTransaction<'tx> {
         Ok(self.tx.redb().open_table(TableDefinition::<K, V>::new(&name))?)
     }
 
-    /// Opens one of the projection's multimap tables for reading and writing, creating it if there is none.
+    /// Opens one of the projection's multimap tables for reading and writing. Creates the table if
+    /// there is none.
     ///
     /// # Errors
     /// As [`open_table`](Self::open_table).
@@ -95,7 +98,7 @@ impl<'tx> ProjectionTransaction<'tx> {
         Ok(self.tx.redb().open_multimap_table(MultimapTableDefinition::<K, V>::new(&name))?)
     }
 
-    /// Whether this writes the tables of a rebuild, which nobody reads yet.
+    /// Whether this writes the tables of a rebuild, which readers do not see yet.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

@@ -1,8 +1,10 @@
-//! The projection's thread: reads a stretch of the log, applies it in one write closure, moves on.
+//! The projection's thread: reads a piece of the log, applies it in one write closure, and moves
+//! on.
 //!
-//! **Invariants.** A position moves only in the transaction that applies what it passes, or past what the filter lets pass.
-//! An event on which the handler fails is tried by itself, so that nothing else of its batch waits for it longer than
-//! one commit. The live track and a rebuild alternate on this one thread, so that neither overtakes the other unseen.
+//! **Invariants.** A position moves only in the transaction that applies the events below it, or
+//! past events that the filter lets pass. An event on which the handler fails is tried by itself,
+//! so that the rest of its batch waits for one commit at most. The live track and a rebuild
+//! alternate on this one thread, so that neither overtakes the other unseen.
 
 mod swap;
 
@@ -27,26 +29,26 @@ use crate::store::{ProjectionState, Transaction};
 use crate::time::{Deadline, Due, Look};
 use crate::tuning::{PROJECTION_BATCH_BYTES_MAX, PROJECTION_SKIP_MAX};
 
-/// Batches that a rebuild applies for one of the live track: it has to become the faster one.
+/// How many batches a rebuild applies for each batch of the live track: the rebuild must be faster.
 const REBUILD_BATCHES: usize = 8;
 
-/// What a filter has let pass is written down for its own sake after so long, whatever else happens meanwhile: the log is not
-/// trimmed before.
+/// After this long, the worker writes its position past events that the filter has let pass,
+/// regardless of other events. The log is not trimmed before.
 const SKIPPED_AFTER: Duration = Duration::from_secs(1);
 
-/// One line of progress, as the thread sees it.
+/// The progress of one track, as the thread sees it.
 #[derive(Debug)]
 struct Line {
-    /// Everything below is done with, though perhaps not written yet where the filter let it pass.
+    /// Every event below is done with, but perhaps not written yet if the filter let it pass.
     next: u64,
     /// The position that is durable.
     durable: u64,
-    /// Tries of the event at `next` that failed, and when the next one is due.
+    /// Failed tries of the event at `next`, and when the next try is due.
     attempts: u32,
     retry_at: Option<Due>,
-    /// It stands still for good.
+    /// Whether the track stands still for good.
     stopped: bool,
-    /// How many events the next batch may hold: one, after a failure.
+    /// How many events the next batch may hold. After a failure this is one.
     batch: usize,
 }
 
@@ -60,19 +62,19 @@ fn lines_ahead(live: &Line, rebuild: Option<&Line>) -> bool {
     std::iter::once(live).chain(rebuild).any(|line| line.next > line.durable)
 }
 
-/// What a step has come to.
+/// The result of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// There may be more to do at once.
     Moved,
-    /// It is at the end of the log.
+    /// The track is at the end of the log.
     AtEnd,
-    /// It waits for its next try, or stands still.
+    /// The track waits for its next try, or stands still.
     Waits,
 }
 
 pub(super) struct Worker {
-    /// What its writes are for.
+    /// The purpose of the worker's writes.
     purpose: Purpose,
     settings: ProjectionBuilder,
     wanted: Wanted,
@@ -81,26 +83,26 @@ pub(super) struct Worker {
     asked: Arc<Asked>,
     listener: Listener,
     live: Line,
-    /// The live tables are of another version than the handler: they stay as they are.
+    /// The live tables are of another version than the handler, and stay as they are.
     frozen: bool,
     rebuild: Option<Line>,
-    /// The file still knows a rebuild to another version than ours.
+    /// The file still has a rebuild to a version other than the handler's.
     stale: bool,
     pace: LogPace,
     reach: Reach,
-    /// The rebuild for this version was cancelled, and none was asked for since.
+    /// The rebuild for this version was cancelled, and no new one was requested.
     cancelled: bool,
-    /// The live track had read to the end of the log when it last looked.
+    /// The live track was at the end of the log at its last look.
     caught_up: bool,
-    /// What the filter has let pass waits to be written.
+    /// When to write that the filter has let events pass.
     unwritten: Option<Due>,
 }
 
 /// Why a batch was not committed.
 enum Failed {
-    /// The handler failed on the event of this place in the batch.
+    /// The handler failed on the event at this place in the batch.
     At(usize, Error),
-    /// The handler took them all; the group that they were committed with failed.
+    /// The handler took all events, but the group that they were committed with failed.
     Commit(Error),
     /// The store is lost.
     Lost(Error),
@@ -118,7 +120,7 @@ impl Worker {
     ) -> Self {
         let batch = settings.batch;
         let frozen = row.live.version != settings.version;
-        // A rebuild to another version than ours is of no use any more.
+        // A rebuild to a version other than the handler's is of no use any more.
         let rebuild = row.rebuild.filter(|rebuild| rebuild.version == settings.version);
         let stale = row.rebuild.is_some() && rebuild.is_none();
         let purpose = Purpose::Handler("projection", settings.name.as_str().into());
@@ -142,7 +144,7 @@ impl Worker {
         }
     }
 
-    /// The thread's whole life.
+    /// Runs the thread from start to end.
     pub(super) fn run(mut self) {
         let span = tracing::info_span!("projection", projection = %self.settings.name);
         let _entered = span.enter();
@@ -157,14 +159,15 @@ impl Worker {
         self.shared.change(|status| status.state = state);
     }
 
-    /// Goes on until it is asked to stop. Fails only if the store is lost.
+    /// Works until a stop is requested. Fails only if the store is lost.
     fn work(&mut self) -> Result<()> {
         let name = self.settings.name.clone();
         if self.frozen && self.rebuild.is_none() && !self.cancelled {
-            // Which drops a stale one too.
+            // This drops a stale rebuild too.
             self.begin_rebuild()?;
         } else if self.stale {
-            // A version was taken back. Nobody goes on with its rebuild, and the log would wait for it for ever.
+            // A version was withdrawn. Its rebuild will not go on, and the log would wait for it
+            // for ever.
             self.write(move |tx| tx.cancel_rebuild(&name))?;
         }
         while !self.stops() {
@@ -175,7 +178,8 @@ impl Worker {
             }
             if self.asked.rebuild.load(Ordering::Acquire) {
                 self.begin_rebuild()?;
-                // Only now: who waits for the rebuild sees it asked for, or under way, at any time.
+                // Cleared only now: a caller that waits for the rebuild always sees it requested or
+                // under way.
                 self.asked.rebuild.store(false, Ordering::Release);
             }
             let live = if self.frozen { Step::Waits } else { self.step(Which::Live)? };
@@ -191,7 +195,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Sleeps for as long as it is paused, and shows that meanwhile.
+    /// Sleeps during a pause, and shows the pause in the status.
     fn rest(&self) {
         let mut before = None;
         self.shared.change(|status| before = Some(mem::replace(&mut status.state, ProjectionState::Paused)));
@@ -214,7 +218,7 @@ impl Worker {
         let wake_at = due.into_iter().chain(skipped_due).map(Due::wake_at).min();
         let notified = self.listener.signal.wait_until(wake_at.unwrap_or(Deadline::Never));
         if notified && !self.stops() && !self.settings.delay.is_zero() {
-            // Let more gather; what asks for haste notifies too, and is heard by the sleeper next.
+            // Let more events gather. An urgent request also notifies, and ends the next sleep.
             let gathered = self.look().delayed(self.settings.delay);
             while !self.stops() && self.settings.store.ready().is_ok() && !gathered.has_come(self.look()) {
                 std::thread::sleep(gathered.wake_at().left_or_max().min(Duration::from_millis(20)));
@@ -223,7 +227,7 @@ impl Worker {
         Ok(())
     }
 
-    /// When what was let pass is to be written down. Only writing it moves this.
+    /// When to write down events that the filter let pass. Only the write moves this time.
     fn skipped_due(&mut self) -> Option<Due> {
         let look = lines_ahead(&self.live, self.rebuild.as_ref()).then(|| self.look());
         self.unwritten = look.map(|look| self.unwritten.unwrap_or_else(|| look.delayed(SKIPPED_AFTER)));
@@ -249,7 +253,8 @@ impl Worker {
                 (Step::Waits, _) => {}
                 (Step::AtEnd, _) => status.state = ProjectionState::Live,
                 (Step::Moved, ProjectionState::Live) => {}
-                // It was at the end when it last looked; writers that never pause are no reason to say otherwise.
+                // The track was at the end at its last look. Writers that never pause do not change
+                // that.
                 (Step::Moved, _) if self.caught_up => status.state = ProjectionState::Live,
                 (Step::Moved, _) => status.state = ProjectionState::CatchingUp,
             }
@@ -293,11 +298,12 @@ impl Worker {
 
     fn step_rebuild(&mut self) -> Result<Step> {
         let stepped = self.step_rebuild_on();
-        // What failed because the rebuild is gone has not failed.
+        // A failure that comes from a cancelled rebuild does not count.
         if self.note_cancelled() { Ok(Step::Moved) } else { stepped }
     }
 
-    /// Lets go of a rebuild that was cancelled, here or through the store; whether it was.
+    /// Drops a rebuild that was cancelled, here or through the store. Returns whether it was
+    /// cancelled.
     fn note_cancelled(&mut self) -> bool {
         let row = self.settings.store.core().tail().projections.get(&self.settings.name).copied();
         if self.rebuild.is_none() || row.is_none_or(|row| row.rebuild.is_some()) {
@@ -334,7 +340,7 @@ impl Worker {
         Ok(Step::Moved)
     }
 
-    /// Reads and applies one stretch.
+    /// Reads and applies one piece of the log.
     fn step(&mut self, which: Which) -> Result<Step> {
         let look = self.look();
         let Some(line) = self.line(which) else { return Ok(Step::Waits) };
@@ -343,7 +349,7 @@ impl Worker {
         }
         let (next, batch) = (line.next, line.batch);
         let store = &self.settings.store;
-        // A rebuild that does not gain on its writers takes more at a time.
+        // A rebuild that does not gain on the writers takes more at a time.
         let widens = which == Which::Rebuild && batch == self.settings.batch;
         let batch = if widens { batch.max(self.reach.step()) } else { batch };
         let stretch = read_stretch(store, next, &self.wanted, batch, PROJECTION_BATCH_BYTES_MAX)?;
@@ -372,7 +378,7 @@ impl Worker {
                 match self.apply(which, good, position) {
                     Ok(()) => self.moved(which, position, applied),
                     Err(Failed::Lost(error)) => return Err(error),
-                    // It fails on another now: from here on one by one.
+                    // Another event fails now: from here on the worker applies one event at a time.
                     Err(Failed::At(..)) => {}
                     Err(Failed::Commit(error)) => return Ok(self.commit_failed(which, &error)),
                 }
@@ -384,17 +390,18 @@ impl Worker {
         Ok(Step::Moved)
     }
 
-    /// Goes past what the filter lets pass; stands before a record that cannot be read.
+    /// Moves past events that the filter lets pass. Stands before a record that cannot be read.
     fn pass(&mut self, which: Which, stretch: &Stretch) -> Result<Step> {
         let batch = self.settings.batch;
         let Some(line) = self.line(which) else { return Ok(Step::Waits) };
         line.next = stretch.position;
         if let Some((seq, error)) = &stretch.damaged {
-            // Trying again heals no record.
+            // Another try heals no record.
             line.attempts = u32::MAX - 1;
             return self.failed(which, *seq, error);
         }
-        // An event that was to be tried again may be gone, its stream truncated: then nothing is due any more.
+        // An event with a due try may be gone because its stream was truncated. Then nothing is due
+        // any more.
         (line.attempts, line.retry_at, line.batch) = (0, None, batch);
         if line.next - line.durable >= PROJECTION_SKIP_MAX {
             self.write_position(which)?;
@@ -418,7 +425,7 @@ impl Worker {
         });
     }
 
-    /// The handler fails on this event, which is the first of its batch; or its record is damaged.
+    /// Handles a handler's failure on the first event of a batch, or a damaged record.
     fn failed(&mut self, which: Which, seq: u64, error: &Error) -> Result<Step> {
         let (policy, backoff) = (self.settings.policy, self.settings.backoff);
         let Some(line) = self.line(which) else { return Ok(Step::Waits) };
@@ -465,7 +472,7 @@ impl Worker {
                     None => tracing::debug!(seq, %reason, "the projection goes on without an event"),
                 }
                 let name = self.settings.name.clone();
-                // Of a damaged record there was one try.
+                // A damaged record had one try.
                 let attempts = if attempts == u32::MAX { 1 } else { attempts };
                 self.write(move |tx| tx.give_up_event(&name, which, seq, attempts, &reason))?;
                 self.moved(which, seq + 1, 0);
@@ -475,7 +482,8 @@ impl Worker {
         }
     }
 
-    /// One write closure for a batch: all of it, or the place in it where the handler failed.
+    /// Applies a batch in one write closure. Applies all of it, or returns the place where the
+    /// handler failed.
     fn apply(&self, which: Which, events: Vec<Arc<RecordedEvent>>, position: u64) -> Result<(), Failed> {
         let (at, count) = (Arc::new(AtomicUsize::new(0)), events.len());
         let (handler, reached) = (Arc::clone(&self.handler), Arc::clone(&at));
@@ -490,14 +498,14 @@ impl Worker {
             tx.move_projection(&name, which, position)
         });
         applied.map_err(|error| match at.load(Ordering::Relaxed) {
-            // A handler may have met another store that is closed.
+            // The handler may have met another store that is closed.
             _ if self.settings.store.ready().is_err() => Failed::Lost(error),
             all if all == count => Failed::Commit(error),
             at => Failed::At(at, error),
         })
     }
 
-    /// Nobody's event is to blame: all of it is tried again after a while, and no attempt is spent.
+    /// No event is to blame: the whole batch is tried again after a while, and no attempt is spent.
     fn commit_failed(&mut self, which: Which, error: &Error) -> Step {
         tracing::warn!(%error, "a group could not be committed; its events are applied again");
         let due = self.look().after(self.settings.backoff.0);
@@ -507,7 +515,7 @@ impl Worker {
         Step::Waits
     }
 
-    /// Writes how far the filter has let everything pass.
+    /// Writes the position up to which the filter has let everything pass.
     fn write_position(&mut self, which: Which) -> Result<()> {
         let Some(line) = self.line(which) else { return Ok(()) };
         let (position, name) = (line.next, self.settings.name.clone());
@@ -518,7 +526,7 @@ impl Worker {
         Ok(())
     }
 
-    /// At the end: what was let pass need not be looked at again.
+    /// Writes the positions past events that the filter let pass, so that none is read again.
     fn write_skipped(&mut self) -> Result<()> {
         for which in [Which::Live, Which::Rebuild] {
             if self.line(which).is_some_and(|line| line.next > line.durable) {
@@ -532,7 +540,7 @@ impl Worker {
         Ok(())
     }
 
-    /// A write among the application's own, in the queue: a group takes it along.
+    /// Queues a write among the application's own writes. A group takes it along.
     fn write<T: Send + 'static>(
         &self,
         write: impl FnMut(&Transaction) -> Result<T> + Send + 'static,
@@ -548,8 +556,9 @@ mod tests {
     use super::*;
     use crate::store::{StartAt, Store};
 
-    /// Goal: a try that is no longer due keeps nobody awake. Method: an event has failed, and at its next try it is gone (its
-    /// stream was truncated, and it was trimmed); then nothing is due, and the next batch is a whole one.
+    /// Goal: a try that is no longer due wakes no thread. Method: an event has failed, and at its
+    /// next try it is gone (its stream was truncated, and it was trimmed). Then nothing is due, and
+    /// the next batch is a whole one.
     #[test]
     fn a_try_that_is_gone_is_not_waited_for() {
         let folder = tempfile::tempdir().unwrap();

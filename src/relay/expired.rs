@@ -1,4 +1,5 @@
-//! What a relay's scan reads: expired events that wait on disk or in the log, a piece at a time.
+//! The part of a relay's scan that reads: it finds expired events on disk or in the log, a piece at
+//! a time.
 
 use redb::ReadTransaction;
 
@@ -15,7 +16,7 @@ use crate::store::shared::core::Core;
 
 type Log = redb::ReadOnlyTable<u64, &'static [u8]>;
 
-/// What has been found. See `Input::FoundExpired`.
+/// The result of one piece of the scan. See `Input::FoundExpired`.
 #[derive(Debug, Default)]
 pub(crate) struct FoundExpired {
     pub(crate) found: Vec<ExpiredEvent>,
@@ -24,7 +25,8 @@ pub(crate) struct FoundExpired {
     pub(crate) earliest_ms: Option<u64>,
 }
 
-/// Looks at some of a cursor's events, from `at` on and `events_max` at most, for those that have expired by `until_ms`.
+/// Finds events of a cursor that have expired by `until_ms`. Looks at `events_max` events at most,
+/// from `at` on.
 pub(crate) fn find_expired(
     core: &Core,
     id: CursorId,
@@ -114,8 +116,9 @@ impl Search {
         }
     }
 
-    /// A record that cannot be read is reported when it is to be published. What goes nowhere, or by a relay's rule, is left
-    /// until it is to be published.
+    /// Skips a record that cannot be read: the relay reports it when it is to be published. An
+    /// event without a destination, or with one from a relay's rule, also waits until it is to be
+    /// published.
     fn look_at(
         &mut self,
         seq: u64,

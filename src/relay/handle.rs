@@ -1,4 +1,4 @@
-//! A relay that runs.
+//! The handle of a running relay.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
@@ -25,12 +25,12 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.store.core().relays.remove(&self.name);
         self.store.core().forget_expiry_requests(&self.name);
-        // It sets no pace any more: what it held, the writer thread looks after.
+        // The relay sets no pace any more. The writer thread takes over what the relay held back.
         self.store.core().nudge_writer();
     }
 }
 
-/// A running relay. Dropping it stops it, waiting 5 s at most.
+/// A running relay. Dropping the handle stops the relay and waits for 5 s at most.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -49,7 +49,7 @@ impl Drop for Registered {
 pub struct Relay {
     pub(super) owner: Owner,
     pub(super) write_lock: Arc<WriteLock>,
-    /// Its thread.
+    /// The relay's thread.
     pub(super) thread: ThreadId,
     pub(super) name: String,
     pub(super) requests: crossbeam_channel::Sender<RelayRequest>,
@@ -58,7 +58,7 @@ pub struct Relay {
     pub(super) status: Arc<Mutex<RelayStatus>>,
 }
 
-/// What a stopped relay leaves.
+/// The report of a stopped relay.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -74,18 +74,19 @@ pub struct Relay {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct StopReport {
-    /// Everything that was in flight had an outcome, and the progress was written.
+    /// Whether every event in flight had an outcome and the progress was written.
     pub clean: bool,
-    /// Events still to be published; they stay in the log.
+    /// Events still to be published. They stay in the log.
     pub backlog_events: u64,
-    /// Events in flight whose outcome is not known; they will be published again.
+    /// Events in flight whose outcome is not known. They will be published again.
     pub unknown: usize,
     /// Confirms since the relay was started.
     pub confirmed: u64,
 }
 
 impl Relay {
-    /// Publishes nothing new until [`resume`](Self::resume). What is in flight gets its outcome.
+    /// Pauses the relay until [`resume`](Self::resume): it publishes nothing new. Events in flight
+    /// still get their outcome.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -131,7 +132,7 @@ impl Relay {
         let _ = self.requests.send(RelayRequest::Resume);
     }
 
-    /// How it is, and its figures.
+    /// Returns the state and figures of the relay.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -153,8 +154,10 @@ impl Relay {
         self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Stops, `timeout` at most, also when the broker hangs. What is in flight gets its outcome if it comes in time; if
-    /// the broker is away or blocks there is nothing to wait for. Nothing is lost either way. `Duration::MAX` waits for ever.
+    /// Stops the relay within `timeout`, even if the broker hangs. Nothing is lost either way.
+    ///
+    /// Events in flight get their outcome if it comes in time. If the broker is away or blocks,
+    /// there is nothing to wait for. `Duration::MAX` waits for ever.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -172,7 +175,7 @@ impl Relay {
         self.end(timeout)
     }
 
-    /// Stops as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
+    /// Stops the relay as [`stop`](Self::stop) does, without blocking a thread. Needs no runtime.
     ///
     /// Dropping the future before its first poll drops the relay, which blocks for 5 s at most.
     /// Dropping it later leaves the relay to end by itself.
@@ -207,7 +210,8 @@ impl Relay {
         }
     }
 
-    /// What says that the thread has ended, and until when that is waited for; or the report, where nothing can be waited for.
+    /// Asks the thread to end. Returns the signal of its end and the deadline for the wait, or the
+    /// report if no wait is possible.
     fn ask_to_end(
         &mut self,
         timeout: Duration,
@@ -223,7 +227,8 @@ impl Relay {
         let margin = (timeout / 5).min(Duration::from_millis(200));
         let _ = self.requests.send(RelayRequest::Stop { deadline: deadline.earlier_by(margin) });
         if self.write_lock.must_not_wait() || self.thread == thread::current().id() {
-            // It writes its progress before it ends, and would wait for this very thread to go on.
+            // The thread writes its progress before it ends, and that write would wait for this
+            // very thread.
             in_drop(|| {
                 tracing::warn!(relay = %self.name, "a thread that the relay waits for has stopped it; it ends by itself");
             });

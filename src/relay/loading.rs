@@ -1,4 +1,4 @@
-//! What the relay reads from the log, and from its own rows.
+//! What the relay reads from the log and from its own rows.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The events of `from..to` that have an exception: known from a former life, or taken out by a scan.
+    /// The events of `from..to` that have an exception, from an earlier run or from a scan.
     pub(super) fn exceptions(&mut self, from: u64, to: u64) -> Result<BTreeSet<u64>> {
         if self.rows_ahead_waiting {
             self.flush_rows()?;
@@ -63,7 +63,7 @@ impl Worker {
         self.flush_rows()?;
         let core = Arc::clone(self.registered.store.core());
         let found = rows::read_due(&core, self.cursor.id, after, until_ms, events_max)?;
-        // Those in memory already are not read again.
+        // Events in memory are not read again.
         let due: Vec<_> = found.due.into_iter().filter(|(seq, _)| !self.held.contains_key(seq)).collect();
         let reads = records::read_records(&core, due.iter().map(|(seq, _)| *seq))?;
         let due = self

@@ -1,7 +1,8 @@
 //! The relay: a cursor whose sink is a broker.
 //!
-//! [The machine](crate::delivery) decides, and `worker` acts: it reads the log, hands messages to the publisher, and lets progress wait
-//! for the application's commits. It sleeps until a commit notifies it, the publisher speaks, or a timer is due.
+//! [The machine](crate::delivery) decides, and `worker` acts. The worker reads the log, hands
+//! messages to the publisher, and lets progress wait for the application's commits. It sleeps until
+//! a commit notifies it, the publisher reports, or a timer is due.
 
 mod expired;
 mod handle;
@@ -44,7 +45,7 @@ pub use crate::delivery::types::{PublishOrder, QuarantinePolicy, SuspendCause};
 
 type Rule = dyn Fn(&RecordedEvent) -> Option<Destination> + Send + Sync;
 
-/// Where events go that were recorded as unpublished.
+/// The rule that gives a destination to events that were recorded as unpublished.
 #[derive(Clone)]
 pub(crate) struct Unpublished(Arc<Rule>);
 
@@ -86,8 +87,11 @@ pub struct RelayBuilder {
 }
 
 impl Store {
-    /// A relay that drains the log to a broker. `name` is its cursor's name in the file: the same name goes on where it
-    /// left off. Several relays, each with its own name and broker, can drain one log.
+    /// Creates a relay that publishes the log to a broker.
+    ///
+    /// `name` is the name of the relay's cursor in the file. A relay with the same name goes on
+    /// where the last one stopped. Several relays, each with its own name and broker, can publish
+    /// one log.
     ///
     /// ```
     /// use std::time::Duration;
@@ -141,7 +145,7 @@ impl Store {
 }
 
 impl RelayBuilder {
-    /// How far apart events may overtake each other; [`PublishOrder::PerKey`] unless set.
+    /// Sets which events may overtake each other. The default is [`PublishOrder::PerKey`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -157,7 +161,8 @@ impl RelayBuilder {
         self
     }
 
-    /// What happens to later events of a key when one is quarantined; [`QuarantinePolicy::HoldKey`] unless set.
+    /// Sets what happens to later events of a key when one is quarantined. The default is
+    /// [`QuarantinePolicy::HoldKey`].
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -173,7 +178,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Unconfirmed events at most; 512 unless set, 16,384 at most. Throughput is where 256 or more are in flight.
+    /// Sets how many events may be unconfirmed. The default is 512, the maximum 16,384. Throughput
+    /// needs 256 or more in flight.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -190,7 +196,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Unconfirmed payload bytes at most; 8 MiB unless set. One larger event may go alone.
+    /// Sets how many payload bytes may be unconfirmed. The default is 8 MiB. One larger event may
+    /// go alone.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -207,11 +214,16 @@ impl RelayBuilder {
         self
     }
 
-    /// Publishes per second at most, resends among them; not limited unless set. After a pause a tenth of a second's worth may go at
-    /// once (at least one), also when the relay starts: in any stretch of time `t` no more than that and the rate times `t`.
+    /// Sets how many publishes a second the relay makes at most, resends included. By default,
+    /// there is no limit.
     ///
-    /// For a broker, or a line, that a long backlog must not take for itself. An idle relay, and [`stop`](Relay::stop), wait for
-    /// nothing on its account; events wait in the file, not in memory.
+    /// After a pause, and when the relay starts, a tenth of a second's worth may go at once (at
+    /// least one). So in any stretch of time `t`, the relay makes no more publishes than that and
+    /// the rate times `t`.
+    ///
+    /// The limit protects a broker, or a line, that a long backlog must not take for itself. It
+    /// delays neither an idle relay nor [`stop`](Relay::stop). Events wait in the file, not in
+    /// memory.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -234,7 +246,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Tries of an event that the broker itself refuses, before it is quarantined; 5 unless set.
+    /// Sets the tries of an event that the broker itself refuses, before the event is quarantined.
+    /// The default is 5.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -250,7 +263,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Tries of an event whose destination is missing, closed to us or routes nowhere, before it is quarantined; 10 unless set.
+    /// Sets the tries of an event whose destination is missing, forbidden, or routes nowhere,
+    /// before the event is quarantined. The default is 10.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -270,8 +284,8 @@ impl RelayBuilder {
         self
     }
 
-    /// First and longest wait between tries of one event; 100 ms and 30 s unless set. Destination faults wait ten times
-    /// longer at first. Waits are jittered.
+    /// Sets the first and the longest wait between tries of one event. The defaults are 100 ms and
+    /// 30 s. Destination faults wait ten times longer at first. Waits are jittered.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -289,7 +303,7 @@ impl RelayBuilder {
         self
     }
 
-    /// How CloudEvents attributes are spelt as headers.
+    /// Sets how CloudEvents attributes are spelt as headers.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -310,7 +324,8 @@ impl RelayBuilder {
         self
     }
 
-    /// The CloudEvents `source`: a URI reference; `/onewrite/` and the store's id unless set.
+    /// Sets the CloudEvents `source`, a URI reference. The default is `/onewrite/` and the store's
+    /// id.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -330,7 +345,7 @@ impl RelayBuilder {
         self
     }
 
-    /// The AMQP `app_id` of each event that has [none of its own](crate::Event::app_id).
+    /// Sets the AMQP `app_id` of each event that has [none of its own](crate::Event::app_id).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -350,9 +365,13 @@ impl RelayBuilder {
         self
     }
 
-    /// Signs each message with this key, so that consumers that [check](crate::ConsumerBuilder::authenticate) know that this store has
-    /// produced it. The signature is an HMAC-SHA-256 in the header [`wire::SIGNATURE`](crate::wire::SIGNATURE). It covers store, epoch,
-    /// lane, number, id, type, properties, headers and payload, but not what brokers write. No message is signed unless a key is set.
+    /// Signs each message with this key. Consumers that
+    /// [check](crate::ConsumerBuilder::authenticate) signatures then know that this store has
+    /// produced the message.
+    ///
+    /// The signature is an HMAC-SHA-256 in the header [`wire::SIGNATURE`](crate::wire::SIGNATURE).
+    /// It covers store, epoch, lane, number, id, type, properties, headers and payload, but not the
+    /// parts that brokers write. No message is signed unless a key is set.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -374,11 +393,13 @@ impl RelayBuilder {
         self
     }
 
-    /// Publishes what goes to this exchange without AMQP's `mandatory`; call it once for each such exchange. **Risk:** where no queue
-    /// takes an event, the broker drops it and confirms it. The event counts as delivered, and nothing reports the loss.
+    /// Publishes events to this exchange without AMQP's `mandatory`. Call it once for each such
+    /// exchange. **Risk:** if no queue takes an event, the broker drops it and confirms it. The
+    /// event counts as delivered, and nothing reports the loss.
     ///
-    /// It is for exchanges that return what they will deliver. `x-delayed-message` is one: a mandatory event would be
-    /// published again and again, and quarantined, though each copy arrives. For single events see
+    /// It is for exchanges that return events that they will deliver, such as `x-delayed-message`.
+    /// A mandatory event would be published again and again, and quarantined, though each copy
+    /// arrives. For single events see
     /// [`Event::may_be_unroutable`](crate::Event::may_be_unroutable).
     ///
     /// ```
@@ -399,7 +420,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Where a relay begins whose name the store does not know yet; at the oldest event unless set.
+    /// Sets where a relay begins whose name the store does not know yet. The default is the oldest
+    /// event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -416,13 +438,16 @@ impl RelayBuilder {
         self
     }
 
-    /// Where events go that were recorded as unpublished; they stay in the log alone unless set. So a stream that was kept
-    /// to itself is published from any position on: with a relay of a new name, this rule, and
-    /// [`start_at`](Self::start_at).
+    /// Sets a rule that gives a destination to events that were recorded as unpublished. By
+    /// default, these events stay in the log alone.
     ///
-    /// The relay asks the rule whenever it reads such an event. These events have no numbers of a lane, so their reader knows
-    /// a repeat by the id. Keep the rule for as long as the relay has some of them in hand: one that waits for its next try when
-    /// the rule no longer names a place goes to quarantine.
+    /// The rule can publish a stream that was kept private, from any position on. Use a relay of a
+    /// new name, this rule, and [`start_at`](Self::start_at).
+    ///
+    /// The relay asks the rule whenever it reads such an event. These events have no lane numbers,
+    /// so their reader knows a repeat by the id. Keep the rule for as long as the relay has such
+    /// events in hand. An event that waits for its next try goes to quarantine if the rule no
+    /// longer names a destination for it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -484,11 +509,11 @@ impl RelayBuilder {
         }
     }
 
-    /// Starts the relay. That the broker is away is no error: it connects when it can.
+    /// Starts the relay. A broker that is away is no error: the relay connects when it can.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a setting that cannot work, [`Error::RelayRunning`] for a name that runs already, or
-    /// what the store says.
+    /// [`Error::Setting`] for a setting that cannot work, [`Error::RelayRunning`] for a name that
+    /// runs already, or an error of the store.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -511,10 +536,10 @@ impl RelayBuilder {
         let status = Arc::new(Mutex::new(RelayStatus::default()));
         let port = RelayPort { grown, requests: requests.clone(), status: Arc::clone(&status) };
         core.relays.register(&self.name, port)?;
-        // From here on the name is taken: free it again if the start fails.
+        // From here on the name is taken; dropping this frees the name if the start fails.
         let registered = Registered { store: self.store.clone(), name: self.name.clone() };
         let (events, published) = unbounded();
-        // What the publisher's own threads log is this relay's too.
+        // The log lines of the publisher's own threads belong to this relay too.
         let span = tracing::info_span!("relay", relay = %self.name);
         span.in_scope(|| publisher.start(crate::broker::PublisherEvents::to_relay(events)))?;
         let store_id = uuid_text(core.identity.store_id);

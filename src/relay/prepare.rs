@@ -1,4 +1,4 @@
-//! From a record to what the machine and the publisher need of it.
+//! Turns a record into what the machine and the publisher need of it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -34,7 +34,6 @@ pub(crate) struct Held {
     pub(super) mandatory: bool,
 }
 
-/// Makes a record ready for the wire and gives the machine what it is.
 /// Whether an event is met in the log, or again because a row of the cursor names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Met {
@@ -42,6 +41,7 @@ pub(crate) enum Met {
     Again,
 }
 
+/// Makes a record ready for the wire, and returns what the machine needs to know of it.
 pub(crate) fn hold(
     (seq, read): Read,
     met: Met,
@@ -52,7 +52,7 @@ pub(crate) fn hold(
     let recorded = match read {
         Ok(recorded) => recorded,
         Err(error) => {
-            // The warning is that of its quarantine, which holds the same words.
+            // The quarantine of the event logs the warning, in the same words.
             tracing::debug!(seq, %error, "a record cannot be published");
             return Loaded::Undecodable {
                 seq,
@@ -62,7 +62,7 @@ pub(crate) fn hold(
     };
     let by_rule = match (recorded.destination(), &form.unpublished) {
         (Destination::Unpublished, Some(rule)) => {
-            // It is the application's code: one event that it cannot take must not end the relay.
+            // The rule is the application's code: a panic for one event must not end the relay.
             let Ok(by_rule) = caught(|| (rule.0)(&recorded)) else {
                 let fault = Fault::new(FaultClass::Destination, "the relay's rule panicked");
                 return Loaded::Undecodable { seq, fault };

@@ -1,4 +1,4 @@
-//! Events that a relay has taken out: look at them, send them again, or give them up.
+//! Events that a relay has quarantined: look at them, send them again, or give them up.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
@@ -39,9 +39,9 @@ use crate::time::{Deadline, wall_time};
 pub struct Quarantined {
     /// The event.
     pub seq: u64,
-    /// Since when, Unix milliseconds by the wall clock.
+    /// When the event was quarantined, in Unix milliseconds by the wall clock.
     pub since_ms: u64,
-    /// Why.
+    /// Why the event was quarantined.
     pub fault: Fault,
     /// Tries spent on message faults.
     pub attempts: u32,
@@ -51,14 +51,15 @@ pub struct Quarantined {
     pub key: Option<String>,
     /// The event's type; `None` if its record cannot be read.
     pub event_type: Option<String>,
-    /// Where it was to go; `None` if its record cannot be read.
+    /// Where the event was to go; `None` if its record cannot be read.
     pub destination: Option<Destination>,
-    /// Whether later events of its key wait for it.
+    /// Whether later events of its key wait for this event.
     pub holds_key: bool,
 }
 
 impl Quarantined {
-    /// The time by the wall clock since which the event is in quarantine. As a number: [`since_ms`](Self::since_ms).
+    /// Returns when the event was quarantined, by the wall clock. [`since_ms`](Self::since_ms) is
+    /// the same as a number.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -124,7 +125,7 @@ pub struct Quarantine {
 }
 
 impl Store {
-    /// The quarantine of the relay of this name.
+    /// Returns the quarantine of the relay of this name.
     ///
     /// # Errors
     /// [`Error::NoSuchRelay`].
@@ -145,10 +146,10 @@ impl Store {
 }
 
 impl Quarantine {
-    /// Quarantined events above `after`, in order, at most `limit`.
+    /// Lists quarantined events above `after`, in order, at most `limit`.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -169,10 +170,11 @@ impl Quarantine {
         self.page(after, limit)
     }
 
-    /// As [`list`](Self::list), of those that the filter means. It reads all of them.
+    /// Lists events as [`list`](Self::list) does, but only those that the filter selects. It reads
+    /// all of them.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -198,7 +200,7 @@ impl Quarantine {
         list_matching(filter, after, limit, |after, limit| self.page(after, limit))
     }
 
-    /// From here on the file says what is in quarantine.
+    /// Makes the file show what is in quarantine from here on.
     fn look(&self) -> Result<()> {
         self.store.core().refuse_reentrant("Quarantine")?;
         self.store.flush_progress(Deadline::Never)
@@ -220,7 +222,7 @@ impl Quarantine {
             Ok(found)
         })?;
         if !found.is_empty() {
-            // Their records stand for as long as they do.
+            // The records stay for as long as their rows do.
             let snapshot = self.store.read()?;
             for entry in &mut found {
                 entry.show_record(readable(snapshot.event(entry.seq))?.as_ref());
@@ -229,7 +231,8 @@ impl Quarantine {
         Ok(found)
     }
 
-    /// One quarantined event with its record. The record is an error of its own where that is why it is here.
+    /// Returns one quarantined event with its record. The record is itself an error if that is why
+    /// the event is quarantined.
     ///
     /// # Errors
     /// [`Error::NotQuarantined`].
@@ -255,11 +258,14 @@ impl Quarantine {
         Ok((entry, record))
     }
 
-    /// Sends the event again, with all its attempts before it. When this returns `Ok` that is durable; a running relay
-    /// publishes it at once, one that starts later then. Later events of its key still wait until it is confirmed.
+    /// Sends the event again with all its attempts. When this returns `Ok`, the request is durable.
+    ///
+    /// A running relay publishes the event at once; a relay that starts later publishes it then.
+    /// Later events of its key still wait until it is confirmed.
     ///
     /// # Errors
-    /// [`Error::NotQuarantined`]; [`Error::Corrupt`] if its record cannot be read: such an event can only be discarded.
+    /// [`Error::NotQuarantined`]; [`Error::Corrupt`] if the record cannot be read. Such an event
+    /// can only be discarded.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -283,10 +289,11 @@ impl Quarantine {
         if redriven == 0 { Err(self.missing(seq)) } else { Ok(()) }
     }
 
-    /// As [`redrive`](Self::redrive), for all that the filter means and whose records can be read. Says how many.
+    /// Redrives, as [`redrive`](Self::redrive) does, all readable events that the filter selects.
+    /// Returns how many.
     ///
     /// # Errors
-    /// What the storage engine says; those before the error are sent again all the same.
+    /// Errors of the storage engine. Events before the error are sent again all the same.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -311,10 +318,11 @@ impl Quarantine {
         })
     }
 
-    /// As [`discard`](Self::discard), for all that the filter means. Says how many.
+    /// Discards, as [`discard`](Self::discard) does, all events that the filter selects. Returns
+    /// how many.
     ///
     /// # Errors
-    /// What the storage engine says; those before the error are given up all the same.
+    /// Errors of the storage engine. Events before the error are given up all the same.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -334,10 +342,10 @@ impl Quarantine {
         self.for_all(filter, |entries| self.discard_these(entries))
     }
 
-    /// How many events there are. It reads all their rows.
+    /// Returns how many events there are. It reads all their rows.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -361,10 +369,10 @@ impl Quarantine {
         })
     }
 
-    /// Whether there are none.
+    /// Whether the quarantine is empty.
     ///
     /// # Errors
-    /// What the storage engine says.
+    /// Errors of the storage engine.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -401,7 +409,8 @@ impl Quarantine {
     }
 
     fn discard_these(&self, entries: Vec<Quarantined>) -> Result<u64> {
-        // Where the position is not past it yet, a row says so until it is: a restart would take the event for new.
+        // Until the position is past the event, a row keeps a restart from taking the event for
+        // new.
         let left = self.leave(entries, ExceptionState::Discarded, false)?;
         let count = left.len() as u64;
         for Quarantined { seq, fault, key, .. } in left {
@@ -411,7 +420,8 @@ impl Quarantine {
         Ok(count)
     }
 
-    /// Takes these out of quarantine, into another state, durably. Those that were there still: nobody else has taken them out.
+    /// Takes these entries out of quarantine, into another state, durably. Returns the entries that
+    /// were still in quarantine.
     fn leave(
         &self,
         mut entries: Vec<Quarantined>,
@@ -437,8 +447,10 @@ impl Quarantine {
         Ok(entries)
     }
 
-    /// Gives the event up, for ever; later events of its key go on without it. When this returns `Ok` that is durable.
-    /// The event stays in the log for as long as retention says.
+    /// Gives the event up for good. When this returns `Ok`, that is durable.
+    ///
+    /// Later events of its key go on without it. The event stays in the log for as long as
+    /// retention keeps it.
     ///
     /// # Errors
     /// [`Error::NotQuarantined`].
@@ -478,7 +490,7 @@ impl Quarantine {
 
     fn notify(&self, request: RelayRequest) {
         if let Some(port) = self.store.core().relays.port(&self.relay) {
-            // A relay that is gone finds it in the file when it starts.
+            // A relay that has ended finds the change in the file when it starts.
             let _ = port.requests.send(request);
         }
     }

@@ -1,4 +1,4 @@
-//! What others ask of a relay that runs.
+//! Requests to a running relay.
 
 use std::collections::BTreeSet;
 
@@ -19,8 +19,9 @@ impl Worker {
             RelayRequest::Await { seqs, reply } => self.await_confirms(seqs, reply)?,
             RelayRequest::Echo { reply } => reply.send(()),
             RelayRequest::Redriven { seq, fault } => {
-                // It may have been found among those that are due before this was heard: by now it is in memory, delivered, its
-                // record perhaps trimmed, or back in quarantine. The file knows.
+                // The relay may have met this event among the due ones before it took the request.
+                // By now the event may be in memory, delivered, perhaps trimmed, or back in
+                // quarantine. The file knows.
                 self.flush_rows()?;
                 if !rows::is_to_be_tried(self.registered.store.core(), self.cursor.id, seq)? {
                     return Ok(());
@@ -56,7 +57,7 @@ impl Worker {
     }
 
     pub(super) fn await_confirms(&mut self, seqs: Vec<u64>, reply: oneshot::Sender<Awaited>) -> Result<()> {
-        // The commit that made them may not have been heard of yet.
+        // The relay may not know yet of the commit that appended these events.
         self.report_tail();
         self.work()?;
         let mut left = BTreeSet::new();

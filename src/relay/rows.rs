@@ -1,4 +1,5 @@
-//! What a relay reads from the file. Short read transactions only: none is held from one batch to the next.
+//! What a relay reads from the file, in short read transactions. None is held from one batch to the
+//! next.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +21,7 @@ use crate::store::transaction::Transaction;
 use crate::store::transaction::cursor_ids::{check_position, next_cursor_id, warn_trimmed};
 
 impl Store {
-    /// The cursor of this name; made, durably, if there is none.
+    /// Returns the cursor of this name. Creates the cursor durably if there is none.
     pub(crate) fn cursor(&self, name: &str, start: StartAt) -> Result<Cursor> {
         let core = self.core();
         core.refuse_reentrant("RelayBuilder::spawn")?;
@@ -59,12 +60,13 @@ impl Store {
             Ok(())
         })?;
         tx.finish(1)?;
-        // Still under the write lock: nobody commits between the row and its being known.
+        // The write lock is still held: nothing commits between the row and this entry.
         core.tail().cursors.insert(name.to_owned(), cursor.clone());
         Ok(cursor)
     }
 
-    /// Forgets a relay: its position, its waiting and its quarantined events. The log then no longer waits for it.
+    /// Forgets a relay: its position, its waiting events and its quarantined events. The log no
+    /// longer waits for the relay.
     ///
     /// # Errors
     /// [`Error::NoSuchRelay`], or [`Error::RelayRunning`] while it runs.
@@ -96,23 +98,24 @@ impl Store {
             tx.redb().open_table(CURSORS)?.remove(name)?;
             Ok(())
         })?;
-        // Progress of it that still waits would write its row anew.
+        // Progress of this relay that still waits would write the row anew.
         core.progress().cursors.remove(name);
         tx.finish(1)?;
         {
             let mut tail = core.tail();
             tail.cursors.remove(name);
             tail.parked.remove(&cursor.id);
-            // What only this relay still wanted can go.
+            // Events that only this relay still needed can be trimmed.
             tail.trim_left = true;
         }
-        // If it was the last, a snapshot goes on without one: the writer sees that, too, when it is woken.
+        // If it was the last relay, a snapshot goes on without one. The writer thread sees that too
+        // when it wakes.
         self.announce_progress();
         Ok(())
     }
 }
 
-/// What a relay finds when it starts, besides its position.
+/// What a starting relay finds in the file, besides its position.
 #[derive(Debug, Default)]
 pub(crate) struct FoundRows {
     pub(crate) holding: Vec<(u64, Key)>,
@@ -122,7 +125,7 @@ pub(crate) struct FoundRows {
     pub(crate) next_due_ms: Option<u64>,
 }
 
-/// All exceptions to the cursor's position. What each part means: see `Recovered`.
+/// Reads all exceptions to the cursor's position. `Recovered` says what each part means.
 pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Result<FoundRows> {
     let id = cursor.id;
     core.reading(|tx| {
@@ -137,7 +140,7 @@ pub(crate) fn find_rows(core: &Core, cursor: &Cursor, retrying_max: usize) -> Re
                     found.retrying.push((seq, row.exception));
                 }
                 (ExceptionState::Retry { due_ms } | ExceptionState::Scheduled { due_ms }, key) => {
-                    // A retry holds its key, also from disk.
+                    // A retry holds its key, also while it is on disk.
                     let holds = matches!(row.exception.state, ExceptionState::Retry { .. });
                     found.holding.extend(key.filter(|_| holds).map(|key| (seq, key)));
                     found.next_due_ms =
@@ -181,7 +184,7 @@ fn find_parked(
     Ok(())
 }
 
-/// What `read_due` has found.
+/// The result of `read_due`.
 #[derive(Debug, Default)]
 pub(crate) struct FoundDue {
     pub(crate) due: Vec<(u64, Exception)>,
@@ -200,7 +203,7 @@ pub(crate) fn is_to_be_tried(core: &Core, id: CursorId, seq: u64) -> Result<bool
     })
 }
 
-/// Exceptions due by `until_ms`, in order of (due time, seq), after `after`, at most so many.
+/// Reads exceptions due by `until_ms`, in order of (due time, seq), after `after`, up to a limit.
 pub(crate) fn read_due(
     core: &Core,
     id: CursorId,
@@ -234,7 +237,7 @@ pub(crate) fn read_due(
     })
 }
 
-/// The first parked events of a key, at most so many, and whether there are more.
+/// Reads the first parked events of a key, up to a limit, and whether there are more.
 pub(crate) fn read_parked(
     core: &Core,
     id: CursorId,
@@ -275,11 +278,11 @@ pub(crate) fn exceptions_in(
     Ok(found)
 }
 
-/// What the file says of one event below a cursor's position.
+/// What the file says about one event below a cursor's position.
 pub(crate) enum RowState {
-    /// No row: it was confirmed (or expired from the log after that).
+    /// No row: the event was confirmed, or expired from the log after that.
     Settled,
-    /// It waits for its next try, its time, or an earlier one of its key.
+    /// The event waits for its next try, its time, or an earlier event of its key.
     Waiting,
     Quarantined(Exception),
 }

@@ -1,4 +1,4 @@
-//! Who waits for which events to be confirmed.
+//! The callers that wait for events to be confirmed.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -6,7 +6,7 @@ use crate::message::Fault;
 use crate::oneshot::Sender;
 use crate::store::shared::relays::Awaited;
 
-/// Waiters that have given up are looked for when there are this many, and again at every doubling.
+/// The number of waiters from which abandoned ones are looked for, and again at every doubling.
 const PRUNE_FROM: usize = 1024;
 
 #[derive(Debug)]
@@ -83,7 +83,8 @@ impl Waiters {
         Some(waiter)
     }
 
-    /// Lets go of those whose caller's timeout has passed: while the broker is away they would pile up.
+    /// Removes waiters whose caller's timeout has passed. Otherwise they would pile up while the
+    /// broker is away.
     fn prune(&mut self) {
         let gone: Vec<u64> = self
             .waiters

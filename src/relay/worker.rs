@@ -1,8 +1,8 @@
 //! The relay's thread: does what the machine decides.
 //!
-//! **Invariants.** Rows that wait to be written are written before rows are read: the machine's view of the disk is
-//! never older than its own words. No read transaction is held from one batch to the next. The thread sleeps unless
-//! something has happened.
+//! **Invariants.** The worker writes waiting rows before it reads rows, so the machine's view of
+//! the disk is never older than its own words. No read transaction is held from one batch to the
+//! next. The thread sleeps unless something has happened.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,16 +37,16 @@ use crate::wire;
 
 pub(crate) use super::prepare::Form;
 
-/// Row changes that may wait for a commit. More ask for a commit of their own.
+/// The number of row changes that may wait for a commit. More ask for a commit of their own.
 const WAITING_ROWS_MAX: usize = 8192;
 
-/// A wall clock may jump: while an event waits for a wall time, look at it this often at least.
+/// How often the worker checks the wall clock, which may jump, while an event waits for a wall time.
 const WALL_CHECK: Duration = Duration::from_secs(30);
 
-/// Publisher events taken in one iteration at most, so that commits and requests get theirs.
+/// Publisher events taken in one iteration at most, so that commits and requests get their turn.
 const EVENTS_PER_ITERATION: usize = 256;
 
-/// Where the thread hears from others.
+/// The channels on which other threads reach the worker.
 #[derive(Debug)]
 pub(crate) struct Inputs {
     pub(crate) notified: Receiver<()>,
@@ -71,18 +71,18 @@ pub(crate) struct Worker {
     pub(super) todo: VecDeque<Action>,
     pub(super) scratch: Vec<Action>,
     pub(super) changes: Vec<Change>,
-    /// Confirms that no crash can undo: below the position that is saved with them, or of an event with a row.
+    /// Confirms that no crash can undo: below the position saved with them, or of events with rows.
     pub(super) confirmed: u64,
-    /// Events that are confirmed and wait for the position to pass them. After a crash they are published again, so
-    /// they count only then. How far the machine lets the position stay behind bounds it.
+    /// Confirmed events that wait for the position to pass them. They count only then: a crash would
+    /// publish them again. The machine bounds how far the position stays behind, and so their number.
     pub(super) confirmed_ahead: BTreeSet<u64>,
     /// The newest position that was handed over.
     pub(super) position: u64,
     /// Rows were changed since the last flush.
     pub(super) rows_waiting: bool,
-    /// Among them rows of events that the log has still to bring.
+    /// Some of these rows belong to events that the log has yet to bring.
     pub(super) rows_ahead_waiting: bool,
-    /// The next piece of a search for expired events: one is done in each iteration.
+    /// The next piece of a search for expired events. Each iteration does one piece.
     pub(super) search: Option<Search>,
     /// The next piece of the log to read: from, events, bytes.
     pub(super) load: Option<(u64, usize, usize)>,
@@ -96,12 +96,12 @@ pub(crate) struct Worker {
     pub(super) pace: LogPace,
 }
 
-/// Since when captured tables have had something to publish, without a pass.
+/// The time since which captured tables have had something to publish, without a pass.
 #[derive(Debug, Clone, Copy)]
 struct PassTimeout {
     /// By the monotonic clock.
     since_ms: u64,
-    /// Confirms, and ended passes, that there had been by then.
+    /// Confirms, and ended passes, up to that time.
     confirmed: u64,
     passes: u64,
 }
@@ -189,20 +189,20 @@ impl Worker {
             tracing::error!(%error, "the relay can do nothing more");
             self.state = RelayState::Failed(error.to_string());
             self.show_status();
-            // Nobody waits for what it was searching for.
+            // No expiry request waits any longer for this search.
             self.registered.store.core().forget_expiry_requests(&name);
-            // It sets no pace any more.
+            // The relay sets no pace any more.
             self.registered.store.core().nudge_writer();
             self.await_stop();
         }
         self.end(failure.is_none())
     }
 
-    /// Waits for something, notifies the machine, does what it says.
+    /// Waits for an input, notifies the machine, and does what the machine decides.
     fn iterate(&mut self) -> Result<()> {
         self.work()?;
         self.search()?;
-        // One in each iteration: a stretch of the log that needs nothing done must not keep everybody else waiting.
+        // One load in each iteration: a stretch with nothing to do must not delay all other work.
         if let Some((from, events_max, bytes_max)) = self.load.take() {
             self.load(from, events_max, bytes_max)?;
             self.work()?;
@@ -217,7 +217,7 @@ impl Worker {
             Woken::PublisherGone => {
                 return Err(Error::app("the publisher has ended by itself"));
             }
-            // The handle is gone without a word: end soon.
+            // The handle is gone without a request: end soon.
             Woken::HandleGone => self.stop_at = Some(Deadline::now()),
         }
         self.registered.store.core().check()
@@ -241,7 +241,7 @@ impl Worker {
         }
     }
 
-    /// When to wake without being notified of anything.
+    /// When to wake without a notification.
     fn timer(&self) -> Deadline {
         let core = self.registered.store.core();
         let now = self.now();
@@ -256,8 +256,9 @@ impl Worker {
         next.into_iter().chain(self.stop_at).min().unwrap_or(Deadline::Never)
     }
 
-    /// When captured tables have something for this relay, and how many keys of it: plenty once it has little left to do, a
-    /// few once they have waited long enough. While the broker is away, or does not keep up, they go on gathering.
+    /// When a coalescing pass is due for this relay, and with how many keys. A pass takes many keys
+    /// once the relay has little left to do, and a few once they have waited long enough. While the
+    /// broker is away or does not keep up, keys keep gathering.
     fn pass_due(&self) -> Option<(u64, usize)> {
         if !self.flows() {
             return None;
@@ -266,8 +267,8 @@ impl Worker {
         if self.machine.is_caught_up() {
             return Some((due_ms, CAPTURE_PASS_KEYS));
         }
-        // With much traffic and a slow confirm more than half a window is always on its way, though the broker keeps up.
-        // One that confirms nothing does not.
+        // With much traffic and slow confirms, more than half a window is always in flight,
+        // although the broker keeps up. A broker that confirms nothing does not keep up.
         let pass_timeout =
             self.pass_timeout.filter(|pass_timeout| self.machine.confirmed() > pass_timeout.confirmed)?;
         let due_ms = due_ms.max(pass_timeout.since_ms.saturating_add(CAPTURE_PASS_TIMEOUT_MS));
@@ -286,7 +287,7 @@ impl Worker {
         }
     }
 
-    /// Commits and the ends of passes notify, so what begins to wait is seen at once.
+    /// Commits and the ends of passes notify the worker, so it sees at once when a wait begins.
     fn note_pass_timeout(&mut self) {
         let core = self.registered.store.core();
         if !self.flows() || CoalescingPasses::due_ms(core).is_none() {
@@ -310,7 +311,7 @@ impl Worker {
         self.todo.extend(self.scratch.drain(..));
     }
 
-    /// Does everything that is to be done, and what follows from it.
+    /// Does all actions, and the actions that follow from them.
     pub(crate) fn work(&mut self) -> Result<()> {
         while let Some(action) = self.todo.pop_front() {
             self.act(action)?;
@@ -350,7 +351,7 @@ impl Worker {
             }
             Action::Quarantined { seq, fault } => {
                 self.warn_of_quarantine(seq, &fault);
-                // Whoever is notified looks at the quarantine next: its row must be on its way before.
+                // A notified caller looks at the quarantine next: the row must be on its way before.
                 self.hand_over_changes()?;
                 self.waiters.quarantined(seq, &fault);
             }
@@ -359,7 +360,7 @@ impl Worker {
         Ok(())
     }
 
-    /// One missing exchange may quarantine a million events.
+    /// Limits the warnings: one missing exchange may quarantine a million events.
     fn warn_of_quarantine(&mut self, seq: u64, fault: &Fault) {
         let now_ms = self.now().mono_ms;
         match self.pace.admit(now_ms) {
@@ -387,9 +388,9 @@ impl Worker {
             .publish(epoch, Outgoing { ticket, exchange, routing_key, message, mandatory, isolated });
     }
 
-    // --- progress -----------------------------------------------------------------------------------------------------
+    // --- progress ----------------------------------------------------------------------------
 
-    /// Lets what has changed wait for a commit.
+    /// Hands the changes over to wait for a commit.
     fn hand_over_changes(&mut self) -> Result<()> {
         if self.changes.is_empty() && self.confirmed == 0 {
             return Ok(());
@@ -409,7 +410,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Writes rows that wait, and waits for it.
+    /// Writes rows that wait, and waits for that write.
     pub(crate) fn flush_rows(&mut self) -> Result<()> {
         if !self.rows_waiting {
             return Ok(());
@@ -420,7 +421,7 @@ impl Worker {
         self.registered.store.flush_progress(Deadline::Never)
     }
 
-    // --- hearing ------------------------------------------------------------------------------------------------------
+    // --- hearing -----------------------------------------------------------------------------
 
     fn on_events(&mut self, first: PublisherEvent) {
         self.on_event(first);
@@ -470,14 +471,14 @@ impl Worker {
         }
     }
 
-    /// What a connection or a destination suffers from is shown; returns are shown with their event.
+    /// Shows faults of a connection or a destination. Other returns are shown with their event.
     fn note_faults(&mut self, outcomes: &[(Ticket, Outcome)]) {
         for (_, outcome) in outcomes {
             match outcome {
                 Outcome::Unknown(fault) | Outcome::Silent(fault) | Outcome::Refused(fault) => {
                     self.last_fault = Some(fault.clone());
                 }
-                // It spends nothing, so no event shows it.
+                // An outage spends no attempt, so no event shows it.
                 Outcome::Returned(fault) if fault.class == FaultClass::Outage => {
                     self.last_fault = Some(fault.clone());
                 }
@@ -486,16 +487,16 @@ impl Worker {
         }
     }
 
-    // --- ending -------------------------------------------------------------------------------------------------------
+    // --- ending ------------------------------------------------------------------------------
 
-    /// Nothing in flight can still get an outcome, or the time is up.
+    /// Whether nothing in flight can still get an outcome, or the time is up.
     fn may_end(&self) -> bool {
         let nothing_comes =
             self.machine.in_flight() == 0 || self.blocked || !matches!(self.state, RelayState::Connected);
         nothing_comes || self.stop_at.is_some_and(Deadline::is_over)
     }
 
-    /// After a failure: only a request to stop, or the end of the handle, is still heard.
+    /// After a failure, only reacts to a request to stop or to the end of the handle.
     fn await_stop(&mut self) {
         while let Ok(request) = self.inputs.requested.recv() {
             match request {
@@ -503,9 +504,9 @@ impl Worker {
                     self.stop_at = Some(deadline);
                     return;
                 }
-                // Its reply is dropped, which notifies the waiter that the relay has ended.
+                // Dropping the reply notifies the waiter that the relay has ended.
                 RelayRequest::Await { .. } => {}
-                // So that nobody waits for an answer.
+                // This keeps callers from waiting for an answer.
                 RelayRequest::LetExpiredGo => {
                     self.registered.store.core().forget_expiry_requests(&self.registered.name);
                 }
@@ -575,7 +576,7 @@ fn shown(suspended: SuspendedFigures<'_>) -> SuspendedDestination {
     }
 }
 
-/// Where a search for expired events goes on.
+/// The place where a search for expired events goes on.
 #[derive(Debug)]
 pub(crate) struct Search {
     pub(super) at: ScanAt,
@@ -583,7 +584,7 @@ pub(crate) struct Search {
     pub(super) events_max: usize,
 }
 
-/// What has happened.
+/// The event that woke the worker.
 enum Woken {
     Grown,
     Request(RelayRequest),

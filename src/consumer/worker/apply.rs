@@ -1,4 +1,4 @@
-//! Applying: one closure for each delivery of a batch, and what has become of them.
+//! Applying a batch: one closure for each delivery, and the handling of its result.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -23,35 +23,36 @@ use crate::store::{Receipt, Transaction};
 use crate::time::Deadline;
 use crate::tuning::CONSUMER_BATCH_MAX;
 
-/// After this time what is done of a batch is settled at the broker, though others of it are not.
+/// The time after which the finished part of a batch is settled at the broker, although the rest is
+/// not.
 const SETTLE_AFTER: Duration = Duration::from_millis(100);
 
-/// After this time a batch looks for what has come meanwhile.
+/// The time after which a batch looks for deliveries that came meanwhile.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
 
 /// What a delivery's transaction did.
 enum Applied {
     Done,
     Repeated,
-    /// It was driven again or parked, and has gone meanwhile.
+    /// The delivery was redriven or parked, and has gone meanwhile.
     Gone,
-    /// What it claims to be is another message's.
+    /// The delivery's identity is that of another message.
     Conflict(Error),
 }
 
-/// What a batch has come to.
+/// The outcome of a batch.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) settlements: Vec<(DeliveryTag, Settlement)>,
-    /// For the quarantine.
+    /// Deliveries for the quarantine.
     refused: Vec<(Item, Refusal)>,
-    /// Those whose try has failed: this is written down.
+    /// Deliveries whose try has failed, which is to be written down.
     pub(super) failed: Vec<Item>,
     /// Rows of tries that were written down and did not take place.
     pub(super) never_began: Vec<(Name, TriesRow)>,
-    /// Those that are done with, and have a row of tries that no transaction has taken along.
+    /// Deliveries that are done with, and whose row of tries no transaction has removed.
     pub(super) done: Vec<Item>,
-    /// The store takes nothing more.
+    /// Set if the store takes nothing more.
     pub(super) lost: Option<Error>,
 }
 
@@ -62,7 +63,7 @@ impl Outcome {
 }
 
 impl Worker {
-    /// Applies a batch and settles what has become of it. Fails only if the store is lost.
+    /// Applies a batch and settles its deliveries. Fails only if the store is lost.
     pub(super) fn apply(
         &mut self,
         batch: Vec<Item>,
@@ -73,7 +74,7 @@ impl Worker {
             return Ok(());
         }
         let mut batch = self.take_in(batch)?;
-        // What was gathered beyond a batch waits for the next.
+        // Deliveries beyond a batch wait for the next.
         let rest = batch.split_off(batch.len().min(CONSUMER_BATCH_MAX * 2));
         rest.into_iter().for_each(|item| self.wait_behind(item));
         let unparked = batch.iter().filter(|item| item.is_the_brokers());
@@ -93,7 +94,7 @@ impl Worker {
         let attempts = self.settings.attempts;
         let steps = steps(batch, |item| item.tries.wants_to_be_alone(attempts));
         for (at, step) in steps.into_iter().enumerate() {
-            // What is left is the broker's or parked: it comes again.
+            // The rest is with the broker or parked, and comes again.
             if at > 0 && !stop.is_empty() {
                 break;
             }
@@ -130,7 +131,7 @@ impl Worker {
         self.apply_together(items, outcome, events)
     }
 
-    /// Applies these, one closure each, in one group if it can be.
+    /// Applies these deliveries, one closure each, in one group if possible.
     fn apply_together(
         &mut self,
         items: Vec<Item>,
@@ -156,7 +157,8 @@ impl Worker {
                 .map(|key| (at, Arc::clone(failed_keys.entry(Arc::clone(key)).or_default())));
             match self.settings.store.submit(&self.purpose, self.closure(&item, identity, failed)) {
                 Ok(answer) => answers.push_back((item, answer)),
-                // What has been handed over before has its outcome all the same, and it is settled at the broker.
+                // Deliveries handed over before still have their outcome, and it is settled at the
+                // broker.
                 Err(error) => {
                     outcome.lost.get_or_insert(error);
                     break;
@@ -175,7 +177,8 @@ impl Worker {
                 looked = Instant::now();
             }
             if settled_at.elapsed() >= SETTLE_AFTER {
-                // A batch of slow handlers takes a while: the broker gives more as soon as some of it is done.
+                // A batch of slow handlers takes a while. The broker delivers more as soon as a
+                // part is settled.
                 self.settle_at_source(&mut outcome);
                 settled_at = Instant::now();
             }
@@ -186,7 +189,7 @@ impl Worker {
         outcome.lost.map_or(Ok(()), Err)
     }
 
-    /// What is durable is acknowledged.
+    /// Acknowledges what is durable.
     pub(super) fn settle_at_source(&mut self, outcome: &mut Outcome) {
         #[cfg(onewrite_mutations)]
         if crate::mutations::mutated("acknowledge-before-commit") {
@@ -205,7 +208,8 @@ impl Worker {
         }
     }
 
-    /// The transaction of one delivery. `failed`: its place in the batch, and what those of its key share.
+    /// The transaction of one delivery. `failed` is its place in the batch, and the places that its
+    /// key shares.
     fn closure(
         &self,
         item: &Item,
@@ -223,10 +227,11 @@ impl Worker {
             if failed.is_before(*at) {
                 return Err(Error::app(Waits));
             }
-            // Until it is known to have succeeded; a panic leaves it so.
+            // The place counts as failed until the try has certainly succeeded. A panic leaves it
+            // so.
             failed.note(*at, true);
             let result = one.apply(tx);
-            // One that is rejected does not hold back its key: it will never be applied.
+            // A rejected delivery does not hold back its key, because it will never be applied.
             failed.note(*at, matches!(&result, Err(error) if !is_final(error)));
             result
         }
@@ -249,7 +254,7 @@ impl Worker {
             Err(error) if self.is_lost(&error) => {
                 outcome.lost.get_or_insert(error);
             }
-            // If the earlier one was rejected after all, it is due at once.
+            // If the earlier delivery was rejected after all, this one is due at once.
             Err(error) if error.downcast_app::<Waits>().is_some() => {
                 if item.noted {
                     let mut idle = self.never_began(item);
@@ -280,7 +285,7 @@ impl Worker {
         }
     }
 
-    /// Done with it: it is settled at the broker, if it is the broker's.
+    /// Finishes a delivery, and settles it at the broker if the broker has it.
     pub(super) fn finish(&mut self, item: &Item, settlement: Settlement, outcome: &mut Outcome) {
         self.let_go(item);
         if let Some(number) = item.redriven {
@@ -290,7 +295,8 @@ impl Worker {
         }
     }
 
-    /// It will never be applied by itself. `tried`: how often its handler has had it, if it has.
+    /// Refuses a delivery that will never be applied by itself. `tried` is how often its handler
+    /// had it, if it had.
     fn refuse(&mut self, item: Item, error: &Error, tried: Option<u32>, outcome: &mut Outcome) {
         let attempts = tried.unwrap_or_else(|| item.tries.counted().saturating_add(1));
         let refusal = Refusal::new(error, attempts, tried.is_some());
@@ -305,7 +311,7 @@ impl Worker {
         }
         let unknown_to = self.settings.unknown_to.filter(|_| item.identity.is_err());
         let to = unknown_to.unwrap_or(self.settings.reject_to);
-        // One that is parked is not the broker's any more.
+        // The broker no longer has a parked delivery.
         if to == RejectTo::DeadLetter && item.is_the_brokers() {
             self.count_refusal(&refusal);
             self.finish(&item, Settlement::Reject, outcome);
@@ -322,8 +328,8 @@ impl Worker {
         }
     }
 
-    /// Writes what is refused into the quarantine, one commit for about 4 MiB. What cannot be written stays in hand. Fails
-    /// only if the store is lost.
+    /// Writes refused deliveries into the quarantine, with one commit for about 4 MiB. Deliveries
+    /// that cannot be written stay in hand. Fails only if the store is lost.
     pub(super) fn quarantine(&mut self, outcome: &mut Outcome) -> Result<()> {
         let mut refused = std::mem::take(&mut outcome.refused).into_iter().peekable();
         while refused.peek().is_some() && outcome.lost.is_none() {
@@ -414,12 +420,14 @@ impl Worker {
         }
     }
 
-    /// Whether an earlier one of its key waits. One that was taken out of the same line is not behind its own followers.
+    /// Whether an earlier delivery of the key waits. A delivery taken out of the same line is not
+    /// behind its own followers.
     fn has_failed_before(&self, key: &Arc<str>, place: u64) -> bool {
         self.waiting.first_of(key).is_some_and(|first| first < place)
     }
 
-    /// The error says that nothing can be written any more, and it is this store that says so: a handler may have met another.
+    /// Whether nothing can be written any more to this store. A handler may return such an error of
+    /// another store.
     pub(super) fn is_lost(&self, error: &Error) -> bool {
         let lost =
             matches!(error, Error::Poisoned { .. } | Error::Closed { .. } | Error::CommitUnknown { .. });
@@ -427,7 +435,7 @@ impl Worker {
     }
 }
 
-/// A delivery, and what it takes to apply it.
+/// A delivery, with everything that its transaction needs.
 struct One {
     scope: String,
     handler: Arc<Handler>,
@@ -436,8 +444,8 @@ struct One {
 }
 
 impl One {
-    /// Looks, handles, marks; in this order, so that a handler that fails before it has written anything leaves the
-    /// transaction clean.
+    /// Looks, handles, then marks. In this order, a handler that fails before it has written
+    /// anything leaves the transaction clean.
     fn apply(&self, tx: &Transaction) -> Result<Applied> {
         let Self { scope, identity, item, .. } = self;
         if let Some(number) = item.redriven
@@ -470,9 +478,11 @@ impl One {
     }
 }
 
-/// The places in one batch of those of one key that have failed, or are being tried. They run one after another, and whoever
-/// comes behind a failed one waits. One flag would not do: when the group runs again without the failed one, those before
-/// it run again too, and must neither wait for it nor take its word back.
+/// The places in one batch of a key's deliveries that have failed or are being tried. The
+/// deliveries run one after another, and a delivery behind a failed one waits.
+///
+/// One flag would not do. When the group runs again without the failed delivery, the deliveries
+/// before it run again too. They must neither wait for it nor clear its failure.
 #[derive(Debug, Default)]
 struct FailedPlaces(Mutex<BTreeSet<usize>>);
 
@@ -491,7 +501,7 @@ impl FailedPlaces {
     }
 }
 
-/// Errors that another try cannot heal.
+/// Whether another try cannot heal the error.
 fn is_final(error: &Error) -> bool {
     matches!(
         error,
@@ -508,7 +518,7 @@ fn is_final(error: &Error) -> bool {
 #[error("an earlier delivery of the same key waits for its next try")]
 struct Waits;
 
-/// It is not tried again.
+/// The delivery has ended the process too often, and is not tried again.
 #[derive(Debug, thiserror::Error)]
 #[error("the process has ended {deaths} times while the handler had this delivery")]
 struct Killed {

@@ -1,4 +1,4 @@
-//! What comes in besides the broker's deliveries, and what of these is kept back: redrives, and gaps.
+//! The intake besides the broker's deliveries: redrives, and deliveries that waited for a gap.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ impl Worker {
         self.look_for_room();
     }
 
-    /// There may be something to load, and room for it.
+    /// Whether there may be redrives to load, and room for them.
     pub(super) fn may_look(&self) -> bool {
         self.redriven.look && self.redriven.in_hand.len() < CONSUMER_BATCH_MAX
     }
 
-    /// Takes deliveries in that are driven again. Fails only if the store is lost.
+    /// Takes in deliveries that are redriven. Fails only if the store is lost.
     pub(super) fn load_redriven(&mut self, batch: &mut Vec<Item>) -> Result<()> {
         if !self.may_look() {
             return Ok(());
@@ -60,7 +60,8 @@ impl Worker {
         let delivery = kept_delivery(number, row);
         let key = ordering_key(&delivery.message).map(Arc::from);
         let identity = self.identify(&delivery).map(Arc::new).map_err(Arc::new);
-        // A person has decided that it is to be handled, whatever its lane has shown.
+        // A person has decided that the handler gets the delivery, regardless of what its lane has
+        // shown.
         let (identity, refused_as) =
             if recheck { (identity, None) } else { (Ok(Arc::new(Identity::Nameless)), identity.ok()) };
         let mut item = Item::new(delivery, identity, key);
@@ -68,14 +69,16 @@ impl Worker {
         self.recall_redriven(item)
     }
 
-    /// Keeps back what has a gap before it, where that is asked for; what may be applied, in order.
+    /// Holds back deliveries with a gap before them, if the policy says so. Returns those that may
+    /// be applied, in order.
     pub(super) fn hold_back(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
         let GapPolicy::Hold(gap_timeout) = self.settings.gap else { return Ok(batch) };
         let look = self.look();
         let full = self.is_full_with(&batch) && !self.may_park_held();
         let mut due = self.held.due(look);
         let mut lanes: BTreeSet<_> = batch.iter().filter_map(Item::lane).map(|(lane, _)| lane).collect();
-        // All that are held: a gap may have been filled by somebody else.
+        // Look at all lanes with held deliveries: another consumer or a redrive may have filled a
+        // gap.
         let all = self.held.len() > 0 && self.held_look.is_over();
         if all {
             lanes.extend(self.held.lanes());
@@ -89,7 +92,7 @@ impl Worker {
         let mut passed = Vec::new();
         for item in batch {
             match item.lane() {
-                // It comes out of its line, and has its place in it.
+                // The item comes out of its line, and has its place there.
                 Some(_) if item.waited && item.taken == self.iterations => {
                     passed.push(Entry::Here(Box::new(item)))
                 }
@@ -119,7 +122,7 @@ impl Worker {
         Ok(ready)
     }
 
-    /// Its gap is filled, or waited for no longer.
+    /// Passes on an entry whose gap is filled, or whose wait is over.
     fn pass(&mut self, entry: Entry, look: Look, ready: &mut Vec<Item>) {
         match entry {
             Entry::Here(mut item) => {
@@ -130,7 +133,7 @@ impl Worker {
                     self.admit(*item, ready);
                 }
             }
-            // Its body is read when it is tried.
+            // The body is read when the delivery is tried.
             Entry::Stored(mut stub) => {
                 stub.waited = true;
                 self.places += 1;

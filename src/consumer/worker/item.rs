@@ -1,4 +1,4 @@
-//! A delivery in hand, and what is left of it in memory while it is parked.
+//! A delivery in hand, and what stays of it in memory while it is parked.
 
 use std::sync::Arc;
 
@@ -15,30 +15,31 @@ use crate::message::VALUE_BYTES;
 /// A delivery in hand.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
-    /// Its place in the order of arrival.
+    /// The place in the order of arrival.
     pub(super) place: u64,
-    /// The iteration in which it was last taken out of its line.
+    /// The iteration in which the delivery was last taken out of its line.
     pub(super) taken: u64,
     pub(super) delivery: Arc<Delivery>,
-    /// What it is recognised by, or why it cannot be taken at all.
+    /// The identity of the delivery, or why it cannot be taken at all.
     pub(super) identity: Result<Arc<Identity>, Arc<Error>>,
     pub(super) key: Option<Arc<str>>,
     pub(super) tries: Tries,
-    /// Names its row of tries, once that was asked for.
+    /// The name of its row of tries, once the name was needed.
     pub(super) name: Option<Name>,
-    /// There is such a row.
+    /// Whether there is such a row.
     pub(super) noted: bool,
-    /// Another process may have tried it.
+    /// Whether another process may have tried the delivery.
     pub(super) accused: bool,
-    /// Its number, if it is parked: the broker has it no more.
+    /// The number of a parked delivery. The broker no longer has it.
     pub(super) parked: Option<u64>,
-    /// Its number in quarantine, if it was driven again from there.
+    /// The number in quarantine, if the delivery was redriven from there.
     pub(super) redriven: Option<u64>,
-    /// What it was refused as, before it was driven again.
+    /// The identity under which the delivery was refused, before it was redriven.
     pub(super) refused_as: Option<Arc<Identity>>,
-    /// It has waited for the gap before it, and does so once: not again for each try.
+    /// Whether the delivery has waited for the gap before it. It does so once, not again for each
+    /// try.
     pub(super) waited: bool,
-    /// What it takes in memory, and at most in the file.
+    /// The bytes that it takes in memory, and at most in the file.
     bytes: usize,
 }
 
@@ -66,18 +67,18 @@ impl Item {
         }
     }
 
-    /// Its lane and number, if the broker has delivered it in one.
+    /// The lane and number, if the broker has delivered it in a lane.
     pub(super) fn lane(&self) -> Option<(LaneOf, u64)> {
         let identity = self.identity.as_ref().ok().filter(|_| self.redriven.is_none())?;
         identity.place()
     }
 
-    /// The broker has it, and waits to hear what becomes of it.
+    /// Whether the broker has the delivery and waits for its settlement.
     pub(super) fn is_the_brokers(&self) -> bool {
         self.parked.is_none() && self.redriven.is_none()
     }
 
-    /// Its next try is written down before it begins.
+    /// Whether its next try is written down before it begins.
     pub(super) fn is_noted_first(&self) -> bool {
         self.noted || self.accused || !self.is_the_brokers()
     }
@@ -91,10 +92,11 @@ impl Item {
     }
 }
 
-/// What a delivery takes besides its texts, its headers and its payload.
+/// The bytes of a delivery besides its texts, its headers and its payload.
 const FIXED_BYTES: usize = 512;
 
-/// At least what its source counts for it: see [`Source::unsettled_bytes_max`](crate::broker::Source::unsettled_bytes_max).
+/// The size of a delivery, at least what its source counts for it: see
+/// [`Source::unsettled_bytes_max`](crate::broker::Source::unsettled_bytes_max).
 fn bytes_of(delivery: &Delivery) -> usize {
     let Delivery { exchange, routing_key, message, .. } = delivery;
     let texts: usize = message.texts().map(|text| text.len()).sum();
@@ -103,7 +105,7 @@ fn bytes_of(delivery: &Delivery) -> usize {
     FIXED_BYTES + exchange.len() + routing_key.len() + texts + headers + message.payload.len()
 }
 
-/// A delivery that the store has kept under this number. The broker has it no more.
+/// A delivery that the store has kept under this number. The broker no longer has it.
 pub(super) fn kept_delivery(number: u64, row: RejectedRow) -> Delivery {
     Delivery {
         tag: DeliveryTag { epoch: Epoch(0), tag: number },
@@ -114,7 +116,7 @@ pub(super) fn kept_delivery(number: u64, row: RejectedRow) -> Delivery {
     }
 }
 
-/// What memory keeps of a parked delivery.
+/// The part of a parked delivery that stays in memory.
 #[derive(Debug, Clone)]
 pub(super) struct Stub {
     pub(super) number: u64,
@@ -133,7 +135,7 @@ pub(super) enum Entry {
 }
 
 impl Entry {
-    /// Without its body, if it is parked.
+    /// Makes an entry, without its body if it is parked.
     pub(super) fn of(item: Item) -> Self {
         let bytes = item.size();
         match (item.parked, item.name.clone()) {

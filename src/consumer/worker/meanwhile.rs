@@ -1,12 +1,13 @@
-//! What comes in while handlers run.
+//! The intake while handlers run.
 //!
-//! A delivery that was requeued may be dropped by its queue after it was requeued too often. Each lost connection, and each
-//! death of the process, requeues once more what is unread at that moment. So handlers do not keep it unread: between two
-//! of them the consumer takes such deliveries into the store. At its start a consumer with parked deliveries hears its source
-//! first, since a handler of theirs may be what ends the process.
+//! A queue may drop a delivery that was requeued too often. Each lost connection, and each death of
+//! the process, requeues the deliveries that are unread at that moment once more. So between two
+//! handlers, the consumer reads such deliveries and takes them into the store. A consumer that
+//! starts with parked deliveries listens to its source first, since one of their handlers may end
+//! the process.
 //!
-//! **Limits.** While one handler holds the write transaction nothing can be written. What is delivered in that time is requeued
-//! once more if the process dies in it.
+//! **Limits.** While one handler holds the write transaction, nothing can be written. Deliveries
+//! that come in that time are requeued once more if the process dies in it.
 
 use std::time::Duration;
 
@@ -21,11 +22,11 @@ use crate::time::Deadline;
 /// How long a consumer with parked deliveries waits for its source before it begins with them.
 const START_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What has come while handlers ran, for the next batch.
+/// Deliveries that came while handlers ran, for the next batch.
 #[derive(Default)]
 pub(super) struct Meanwhile {
     pub(super) batch: Vec<Item>,
-    /// It stands behind `batch`, and anything else behind it.
+    /// An event that stands behind `batch`. Any later event stands behind it.
     pub(super) next: Option<SourceEvent>,
 }
 
@@ -36,7 +37,8 @@ impl Meanwhile {
 }
 
 impl Worker {
-    /// Reads what has come, and takes into the store what was requeued. Fails only if the store is lost.
+    /// Reads what has come, and takes requeued deliveries into the store. Fails only if the store
+    /// is lost.
     pub(super) fn take_in_meanwhile(&mut self, events: &Receiver<SourceEvent>) -> Result<()> {
         let mut batch = std::mem::take(&mut self.meanwhile.batch);
         while self.meanwhile.next.is_none()
@@ -45,19 +47,21 @@ impl Worker {
         {
             match event {
                 SourceEvent::Delivery(_) => self.receive(event, &mut batch),
-                // The end of a connection concerns what handlers have now, too: it waits until they are done.
+                // The end of a connection also concerns the deliveries of running handlers, so it
+                // waits until they are done.
                 event => self.meanwhile.next = Some(event),
             }
         }
         self.meanwhile.batch = self.take_in(batch)?;
         if self.returned {
-            // Those behind others of their key.
+            // Parks deliveries that stand behind others of their key.
             self.park_those_that_wait()?;
         }
         Ok(())
     }
 
-    /// Those that came while the last batch ran. Earlier ones of their keys may wait by now, and go first.
+    /// Moves deliveries that came during the last batch into `batch`. Earlier ones of their keys
+    /// may wait by now, and go first.
     pub(super) fn go_on_with_those_of_meanwhile(&mut self, batch: &mut Vec<Item>) {
         for item in std::mem::take(&mut self.meanwhile.batch) {
             self.returned |= self.is_taken_in(&item);
@@ -69,7 +73,7 @@ impl Worker {
         }
     }
 
-    /// Hears what the source delivers at first, if there are parked deliveries to begin with.
+    /// Listens to the source first, if there are parked deliveries to begin with.
     pub(super) fn await_source(&mut self, events: &Receiver<SourceEvent>, stop: &Receiver<Deadline>) {
         if self.waiting.is_empty() {
             return;
@@ -80,7 +84,7 @@ impl Worker {
             let event = match events.recv_timeout(RETURNED_LINGER) {
                 Ok(event) => event,
                 Err(RecvTimeoutError::Timeout) => continue,
-                // It is reported where it is read next.
+                // The next read reports the disconnection.
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let is_connected = matches!(event, SourceEvent::Up { .. } | SourceEvent::Delivery(_));

@@ -1,18 +1,19 @@
-//! The consumer's thread: takes deliveries in, applies them in batches, says what has become of them.
+//! The consumer's thread: takes deliveries in, applies them in batches, and settles them.
 //!
-//! **Invariants.** A delivery is acknowledged only after the commit that applies it, recognises it, parks it or puts it into
-//! quarantine. The thread sleeps unless something has come, is due, or was driven again.
+//! **Invariants.** A delivery is acknowledged only after the commit that applies it, recognises it,
+//! parks it or quarantines it. The thread sleeps unless something has come, is due, or was
+//! redriven.
 //!
 //! | file | does |
 //! |---|---|
 //! | `mod.rs` | takes deliveries in, decides what is tried next |
-//! | `apply` | applies a batch, and says what has become of it |
+//! | `apply` | applies a batch and settles its deliveries |
 //! | `tried` | what is known of tries, and what is written down |
-//! | `parking` | parks what waits, takes it up again |
+//! | `parking` | parks waiting deliveries, takes them up again |
 //! | `intake` | redrives and gaps |
 //! | `meanwhile` | takes in what comes while handlers run, and before the first of them |
-//! | `room` | waits where there is no room for what deliveries write |
-//! | `survivors` | what outlives the connection that has delivered it |
+//! | `room` | waits if there is no room for what deliveries write |
+//! | `survivors` | deliveries that outlive their connection |
 //! | `item` | a delivery in hand |
 
 mod apply;
@@ -53,16 +54,17 @@ use crate::time::{Deadline, Due, Look};
 use crate::tuning::{CONSUMER_BATCH_MAX, PARKING_STEP_BYTES, RETRY_ITERATIONS};
 use crate::wire::ordering_key;
 
-/// How often high-water marks are looked at while something waits for a gap that somebody else may fill.
+/// How often the thread looks at high-water marks while a delivery waits for a gap that others may
+/// fill.
 const HELD_LOOK: Duration = Duration::from_secs(1);
 
-/// How long the next delivery is waited for while some come that were taken back by the broker.
+/// How long the thread waits for the next delivery while requeued deliveries come.
 const RETURNED_LINGER: Duration = Duration::from_millis(20);
 
 pub(super) struct Worker {
-    /// Beyond so many bytes that are not settled, the source delivers nothing.
+    /// The unsettled bytes beyond which the source delivers nothing.
     prefetch_bytes: u64,
-    /// What its writes are for.
+    /// The purpose of the worker's writes.
     purpose: Purpose,
     settings: ConsumerBuilder,
     producers: Option<BTreeSet<[u8; 16]>>,
@@ -71,40 +73,40 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     /// Deliveries that wait for their next try, and those of their keys behind them.
     waiting: Waiting<Entry>,
-    /// What waits for a gap in its lane to be filled.
+    /// Deliveries that wait for a gap in their lane.
     held: Held<Entry>,
-    /// When the high-water marks of all lanes of which something is held are looked at again.
+    /// When to look again at the high-water marks of all lanes with held deliveries.
     held_look: Deadline,
-    /// Deliveries that have come so far.
+    /// How many deliveries have come so far.
     places: u64,
-    /// Batches so far.
+    /// How many batches there were so far.
     iterations: u64,
     hand: Hand,
-    /// Something has come that is taken into the store before it is tried.
+    /// Whether a delivery has come that is taken into the store before it is tried.
     returned: bool,
-    /// Keys of the deliveries of the batch that runs which are the broker's.
+    /// Keys of the running batch's deliveries that the broker has.
     running: HashSet<Arc<str>>,
-    /// Something could not be parked because of these: it is tried again when the batch is done.
+    /// Something could not be parked because of these keys. The worker tries again after the batch.
     behind_running: bool,
     survivors: Survivors,
-    /// What has come while handlers ran.
+    /// Deliveries that came while handlers ran.
     meanwhile: Meanwhile,
     /// Rejected deliveries that the quarantine has no room for.
     unkept: Unkept,
     space: SpaceLeft,
     /// Why nothing more is taken from the broker.
     waits_for: Option<ConsumerWait>,
-    /// That was not logged.
+    /// Whether the beginning of the wait is yet to be logged.
     began_to_wait: bool,
     redriven: Redrives,
-    /// In the last iteration nothing was heard of the source: in the next one it goes first.
+    /// Whether the last iteration did not read the source. The next one then reads it first.
     heard_nothing: bool,
-    /// Nobody is there any more who could deliver.
+    /// Whether the source has ended.
     source_gone: bool,
     paces: Paces,
 }
 
-/// How often is logged what each of many deliveries may meet.
+/// How often the worker logs events that each of many deliveries may meet.
 #[derive(Debug, Default)]
 struct Paces {
     retries: LogPace,
@@ -114,12 +116,12 @@ struct Paces {
     goes_on: LogPace,
 }
 
-/// Where the look for deliveries that are driven again stands.
+/// The state of the search for deliveries to redrive.
 #[derive(Debug)]
 struct Redrives {
-    /// There may be some that are not in hand.
+    /// Whether there may be some that are not in hand.
     look: bool,
-    /// The last one that was found, where there were more.
+    /// The last delivery that was found, if there were more.
     after: Option<u64>,
     in_hand: HashSet<u64>,
 }
@@ -169,7 +171,7 @@ impl Worker {
             heard_nothing: false,
             source_gone: false,
             paces: Paces::default(),
-            // What was driven again while no consumer ran waits in the file.
+            // Redrives from a time without a consumer wait in the file.
             redriven: Redrives { look: true, after: None, in_hand: HashSet::new() },
         }
     }
@@ -202,7 +204,8 @@ impl Worker {
             if !waits {
                 self.go_on_with_those_of_meanwhile(&mut batch);
             }
-            // What is tried while nothing is taken is done with before the end of its connection is heard.
+            // While nothing is taken, deliveries are tried and done with before the end of their
+            // connection is read.
             let hears = !waits || batch.is_empty();
             self.heard_nothing = !hears;
             let first = match self.meanwhile.next.take_if(|_| hears) {
@@ -239,7 +242,7 @@ impl Worker {
                 continue;
             }
             if paused {
-                // What the broker may drop is parked all the same.
+                // Deliveries that the broker may drop are parked even during a pause.
                 if let Err(error) = self.take_in_meanwhile(events) {
                     self.end_for(&error);
                     break;
@@ -247,7 +250,8 @@ impl Worker {
                 continue;
             }
             if self.is_paused() {
-                // It was asked for while this slept: what has just come waits, and so does what was due.
+                // The pause came while the thread slept. New deliveries wait, and so do those that
+                // were due.
                 let mut come = batch.split_off(due);
                 come.append(&mut self.meanwhile.batch);
                 self.meanwhile.batch = come;
@@ -267,7 +271,7 @@ impl Worker {
         self.shared.paused.load(Ordering::Acquire)
     }
 
-    /// Nothing is tried now, whatever is due.
+    /// Whether nothing is tried now, even if something is due.
     fn rests(&self) -> bool {
         self.is_paused() || self.is_waiting_for_space()
     }
@@ -277,7 +281,7 @@ impl Worker {
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
     }
 
-    /// Fails only if the store is lost.
+    /// Runs one iteration. Fails only if the store is lost.
     fn iterate(
         &mut self,
         mut batch: Vec<Item>,
@@ -290,7 +294,7 @@ impl Worker {
             self.redriven.look = false;
             tracing::error!(%error, "what is driven again cannot be read now");
         }
-        // Only what holds may fail.
+        // Only holding back may fail.
         let kept = matches!(self.settings.gap, GapPolicy::Hold(_)).then(|| batch.clone());
         match self.hold_back(batch) {
             Ok(batch) => self.apply(batch, events, stop)?,
@@ -370,8 +374,9 @@ impl Worker {
         }
     }
 
-    /// What was requeued is taken into the store before any handler runs: while one runs, what is still unread is
-    /// requeued once more at each cut. So all that the prefetch allows is waited for, as long as it keeps coming.
+    /// Gathers requeued deliveries, which go into the store before any handler runs. While a
+    /// handler runs, each cut requeues unread deliveries once more. So the worker waits for all
+    /// that the prefetch allows, as long as they keep coming.
     fn gather(&mut self, events: &Receiver<SourceEvent>, batch: &mut Vec<Item>) {
         while batch.len() < usize::from(self.settings.prefetch)
             && let Ok(event) = events.recv_timeout(RETURNED_LINGER)
@@ -394,14 +399,15 @@ impl Worker {
         }
     }
 
-    /// What keeps its order. Where gaps are waited for, a lane does, whether its events have a key or not.
+    /// The key by which a delivery keeps its order. With [`GapPolicy::Hold`], a lane keeps its
+    /// order even without a key.
     fn key_of(&self, message: &Message, identity: Option<&Identity>) -> Option<Arc<str>> {
         let holding = matches!(self.settings.gap, GapPolicy::Hold(_));
         let of_lane = || identity.filter(|_| holding)?.place().map(|(lane, _)| format!("\0{lane:?}").into());
         ordering_key(message).map(Arc::from).or_else(of_lane)
     }
 
-    /// Puts a delivery into the batch, or behind those of its key that wait.
+    /// Puts a delivery into the batch, or behind waiting deliveries of its key.
     fn admit(&mut self, mut item: Item, batch: &mut Vec<Item>) {
         self.places += 1;
         item.place = self.places;
@@ -412,14 +418,15 @@ impl Worker {
         }
     }
 
-    /// Behind the one of its key that failed before it, if there is one still.
+    /// Puts an item behind the delivery of its key that failed before it, if that still waits.
     fn wait_behind(&mut self, item: Item) {
         let now = self.look().now();
         let (key, place) = (item.key.clone(), item.place);
         self.waiting.put(key.as_ref(), place, Entry::of(item), now, false);
     }
 
-    /// Those whose next try is due. While others come, they get one in so many iterations, and half of a batch at most.
+    /// Takes deliveries whose next try is due. While others come, due ones get one in several
+    /// iterations, and at most half of a batch.
     fn take_due(&mut self, others_come: bool) -> Vec<Item> {
         self.iterations = self.iterations.wrapping_add(1);
         if self.waiting.is_empty() || (others_come && !self.iterations.is_multiple_of(RETRY_ITERATIONS)) {
@@ -430,12 +437,12 @@ impl Worker {
         self.with_bodies(taken)
     }
 
-    /// Puts back into their lines what is due and is not tried after all.
+    /// Puts due deliveries that are not tried after all back into their lines.
     fn put_back_due(&mut self, items: Vec<Item>) {
         let now = self.look().now();
         for item in items {
             let (key, place) = (item.key.clone(), item.place);
-            // As one that has failed: it is tried without those behind it.
+            // Like a failed one: it is tried without those behind it.
             self.waiting.put(key.as_ref(), place, Entry::of(item), now, true);
         }
         self.waiting.tried(now);
@@ -445,7 +452,7 @@ impl Worker {
         self.settings.store.core().settings.clock.now().mono_ms
     }
 
-    /// Defers an item: it waits for its next try.
+    /// Defers an item until its next try.
     fn defer(&mut self, item: Item) {
         let (first, longest) = self.settings.backoff;
         let wait = first.saturating_mul(1 << item.tries.failures.saturating_sub(1).min(16)).min(longest);

@@ -1,4 +1,4 @@
-//! Parking deliveries in the store, and taking up those that are parked.
+//! Parks deliveries in the store, and takes up parked deliveries.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
@@ -20,34 +20,36 @@ use crate::store::{Receipt, Store};
 use crate::time::Deadline;
 use crate::tuning::{TRIES_ROWS_MAX, WAITING_SHARE};
 
-/// How often the broker has taken a delivery back says RabbitMQ's quorum queue in these.
+/// The headers in which RabbitMQ's quorum queue says how often the broker has taken a delivery
+/// back.
 const RETURNS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
 
-/// What this consumer knows of the table.
+/// The consumer's view of the table of tries and parked deliveries.
 pub(super) struct Hand {
     pub(super) store: Store,
     pub(super) scope: String,
-    /// The rows of tries, but for those of deliveries that were driven again.
+    /// The rows of tries, except those of redriven deliveries.
     pub(super) tries: HashMap<Name, Known>,
     pub(super) written: u64,
     /// Parked deliveries that this consumer has taken up, with their bytes.
     pub(super) mine: HashMap<u64, u64>,
     pub(super) bytes: u64,
-    /// There may be parked ones that were not taken up.
+    /// Whether there may be parked deliveries that were not taken up.
     pub(super) look: bool,
-    /// Not before this: reading them has failed.
+    /// When to read again, after reading has failed.
     pub(super) look_after: Deadline,
     pub(super) next: u64,
-    /// How often consumers have left parked ones behind, when that was looked at last.
+    /// How often consumers had left parked deliveries behind, at the last look.
     pub(super) given_back: u64,
-    /// There was no room to park all that waited: it is tried again once so many wait, or something has gone.
+    /// The load from which the worker tries again, because there was no room for all. A delivery
+    /// that goes resets it.
     pub(super) stuck: Load,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known {
     pub(super) row: TriesRow,
-    /// Rises with each note: the lowest is the oldest.
+    /// A number that rises with each note, so the lowest is the oldest.
     pub(super) written: u64,
 }
 
@@ -68,7 +70,7 @@ impl Hand {
         }
     }
 
-    /// When reading what is parked is tried again, if it has failed.
+    /// When to read parked deliveries again, if reading has failed.
     pub(super) fn looks_again(&self) -> Option<Deadline> {
         self.look.then_some(self.look_after)
     }
@@ -78,7 +80,7 @@ impl Hand {
         self.tries.insert(name, Known { row, written: self.written });
     }
 
-    /// `false` if another consumer of the scope has it.
+    /// Takes up a parked delivery. Returns `false` if another consumer of the scope has it.
     fn take_up(&mut self, number: u64, bytes: u64) -> bool {
         let mine = self.store.core().parked.take(&self.scope, number);
         if mine {
@@ -96,7 +98,8 @@ impl Hand {
         }
     }
 
-    /// Names of rows that are too many: a quarter of those of deliveries that are not parked, the oldest.
+    /// Returns and forgets the names of surplus rows: the oldest quarter of the bound, without
+    /// parked deliveries.
     pub(crate) fn surplus(&mut self) -> Vec<Name> {
         let mut rows: Vec<_> = self.tries.iter().filter(|(_, known)| known.row.parked.is_none()).collect();
         if rows.len() <= TRIES_ROWS_MAX {
@@ -112,7 +115,7 @@ impl Hand {
     }
 }
 
-/// Keys of which one could not be parked for want of room.
+/// Keys of which a delivery could not be parked for want of room.
 #[derive(Debug, Default)]
 struct FullKeys(Mutex<HashSet<Arc<str>>>);
 
@@ -127,7 +130,7 @@ impl FullKeys {
     }
 }
 
-/// Whoever runs for the scope now, or next, takes up what is left.
+/// Hands the rest to the present or next consumer of the scope.
 impl Drop for Hand {
     fn drop(&mut self) {
         if self.mine.is_empty() || self.store.core().owner.is_elsewhere() {
@@ -144,7 +147,7 @@ impl Item {
         self.name.clone().filter(|_| self.noted)
     }
 
-    /// How often the broker has taken it back.
+    /// How often the broker has taken the delivery back.
     pub(super) fn returns(&self) -> u32 {
         if !self.delivery.redelivered || !self.is_the_brokers() {
             return 0;
@@ -158,7 +161,7 @@ impl Item {
 }
 
 impl Worker {
-    /// Done with it.
+    /// Lets go of an item that is done with.
     pub(super) fn let_go(&mut self, item: &Item) {
         if item.noted
             && let Some(name) = &item.name
@@ -176,16 +179,16 @@ impl Worker {
         self.shared.parked_bytes.store(self.hand.bytes, Ordering::Relaxed);
     }
 
-    // --- parking ----------------------------------------------------------------------------------------------------
+    // --- parking ---------------------------------------------------------------------------
 
-    /// Parks deliveries, as far as there is room, and acknowledges them. Those that are done with already are left out of what it
-    /// returns. Fails only if the store is lost.
+    /// Parks deliveries as far as there is room, and acknowledges them. The result leaves out
+    /// deliveries that are done with already. Fails only if the store is lost.
     fn park(
         &mut self,
         items: Vec<Item>,
         settlements: &mut Vec<(DeliveryTag, Settlement)>,
     ) -> Result<Vec<Item>> {
-        // Of keys of which a delivery runs now that is not parked, none is parked either.
+        // If a delivery of a key runs now without being parked, no delivery of that key is parked.
         let runs = |item: &Item| item.key.as_ref().is_some_and(|key| self.running.contains(key));
         let (mut kept, items): (Vec<Item>, Vec<Item>) = items.into_iter().partition(runs);
         self.behind_running |= !kept.is_empty();
@@ -222,9 +225,11 @@ impl Worker {
                 delivery: Arc::clone(&item.delivery),
             };
             let (scope, room) = (self.settings.scope.clone(), self.parked_room());
-            // Not behind the handlers of a batch that runs: see `meanwhile`.
+            // The purpose is the consumer's own, so the write does not queue behind running
+            // handlers: see `meanwhile`.
             answers.push(self.settings.store.submit(&Purpose::Own("parking a delivery"), move |tx| {
-                // Once one of a key is not parked, no later one of it is: what is parked of a key stands before the rest.
+                // Once one delivery of a key is not parked, no later one is. Parked deliveries of a
+                // key stand before the rest.
                 if full.has(key.as_ref()) {
                     return Ok(Parking::Full);
                 }
@@ -265,15 +270,17 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes into the store, before they are tried, what the broker has taken back so often that it may drop it soon, and what is
-    /// a copy of one that is parked. Fails only if the store is lost.
+    /// Takes deliveries into the store before they are tried, if the broker has taken them back so
+    /// often that it may drop them soon. Also takes in copies of parked deliveries. Fails only if
+    /// the store is lost.
     pub(super) fn take_in(&mut self, batch: Vec<Item>) -> Result<Vec<Item>> {
         if !batch.iter().any(|item| self.is_taken_in(item)) {
             return Ok(batch);
         }
         let order: HashMap<u64, usize> =
             batch.iter().enumerate().map(|(at, item)| (item.place, at)).collect();
-        // With one of a key go those before it: what is parked of a key stands before the rest.
+        // Earlier deliveries of the key go along, because parked deliveries of a key stand before
+        // the rest.
         let mut keys: HashSet<Arc<str>> = HashSet::new();
         let mut places: HashSet<u64> = HashSet::new();
         for item in batch.iter().rev() {
@@ -305,7 +312,8 @@ impl Worker {
         item.is_the_brokers() && item.identity.is_ok()
     }
 
-    /// Parks what waits, once it holds more than its share of the prefetch. Fails only if the store is lost.
+    /// Parks waiting deliveries once they hold more than their share of the prefetch. Fails only if
+    /// the store is lost.
     pub(super) fn park_those_that_wait(&mut self) -> Result<()> {
         let share = Load {
             count: usize::from(self.settings.prefetch / WAITING_SHARE),
@@ -356,13 +364,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Those that wait and hold the prefetch.
+    /// The load of waiting deliveries that hold the prefetch.
     fn holding(&self) -> Load {
         let held = if self.parks_held() { self.held.load() } else { Load::default() };
         self.waiting.load().plus(held)
     }
 
-    /// Whether the source delivers nothing more before some of these, or of those that wait, are settled.
+    /// Whether the source delivers nothing more until some of these, or of the waiting deliveries,
+    /// are settled.
     pub(super) fn is_full_with(&self, batch: &[Item]) -> bool {
         let bytes = batch.iter().map(|item| item.size() as u64).sum();
         let of_batch = Load { count: batch.len(), bytes };
@@ -370,20 +379,21 @@ impl Worker {
         all.count >= usize::from(self.settings.prefetch) || all.bytes >= self.prefetch_bytes
     }
 
-    /// What waits for a gap can be parked as far as is known.
+    /// Whether deliveries that wait for a gap can be parked, as far as is known.
     pub(super) fn may_park_held(&self) -> bool {
         self.parks_held() && self.hand.stuck == Load::default()
     }
 
-    /// Whether what waits for a gap is parked too. With a prefetch that has no share to give, what waits for a gap may take all but
-    /// one, and the one that has waited longest is let go.
+    /// Whether deliveries that wait for a gap are parked too. A small prefetch has no share to
+    /// give. Deliveries that wait for a gap may then take all but one, and the longest-waiting one
+    /// is let go.
     fn parks_held(&self) -> bool {
         self.settings.prefetch >= WAITING_SHARE
     }
 
-    // --- taking up --------------------------------------------------------------------------------------------------
+    // --- taking up -------------------------------------------------------------------------
 
-    /// Takes up what is parked and belongs to no consumer, in the order of its parking.
+    /// Takes up parked deliveries that belong to no consumer, in the order of their parking.
     pub(super) fn load_parked(&mut self, stop: &Receiver<Deadline>) {
         while self.hand.look && self.hand.look_after.is_over() && stop.is_empty() {
             let rows = match self.settings.store.parked_from(&self.settings.scope, self.hand.next) {
@@ -429,7 +439,7 @@ impl Worker {
         }
     }
 
-    /// Another consumer of the scope may have left something.
+    /// Notices if another consumer of the scope has left parked deliveries behind.
     pub(super) fn look_for_parked(&mut self) {
         let given_back = self.settings.store.core().parked.given_back();
         if std::mem::replace(&mut self.hand.given_back, given_back) != given_back {
@@ -437,7 +447,8 @@ impl Worker {
         }
     }
 
-    /// Deliveries that waited, with their bodies. One that has gone meanwhile is left out.
+    /// Returns deliveries that waited, with their bodies. A delivery that has gone meanwhile is
+    /// left out.
     pub(super) fn with_bodies(&mut self, taken: Vec<(u64, Entry)>) -> Vec<Item> {
         let stored = |(_, entry): &(u64, Entry)| match entry {
             Entry::Here(_) => None,
@@ -478,7 +489,7 @@ impl Worker {
         let row = match row {
             Some(Ok(row)) => row.delivery,
             Some(Err(what)) => {
-                // It stays where it is: nothing that it holds can be believed.
+                // The delivery stays where it is, because nothing in it can be believed.
                 tracing::error!(number = stub.number, what, "a parked delivery is damaged");
                 return None;
             }

@@ -1,7 +1,9 @@
-//! Where there is no room for what deliveries write, the consumer stops taking them, says so once, and goes on by itself.
+//! Waiting for room. If there is no room for what deliveries write, the consumer stops taking them,
+//! warns once, and goes on by itself.
 //!
-//! **Invariant.** What finds no room is neither acknowledged nor dropped: it stays in hand, the broker's, until there is room. While a
-//! consumer waits for room in its quarantine, what makes room goes on: what is driven again, and what waits for its next try.
+//! **Invariant.** A delivery without room is neither acknowledged nor dropped. It stays in hand and
+//! with the broker until there is room. While a consumer waits for room in its quarantine, redrives
+//! and deliveries that wait for their next try go on, because they make room.
 
 use std::iter::Peekable;
 use std::sync::PoisonError;
@@ -22,7 +24,7 @@ use crate::storage::free_space::space_at;
 use crate::time::Deadline;
 use crate::tuning::{CONSUMER_BATCH_MAX, ROOM_LOOK_MS};
 
-/// What has found no room.
+/// The deliveries that have found no room.
 #[derive(Default)]
 pub(super) struct Unkept {
     items: Vec<(Item, Refusal)>,
@@ -38,12 +40,13 @@ impl Unkept {
         self.items.is_empty()
     }
 
-    /// Forgets the others.
+    /// Removes the deliveries that `keeps` does not keep.
     pub(super) fn retain(&mut self, keeps: impl Fn(&Item) -> bool) {
         self.items.retain(|(item, _)| keeps(item));
     }
 
-    /// Puts another delivery in the place of one, if that is among them; else returns it.
+    /// Replaces one of these deliveries with another. Returns the new delivery if the old one is
+    /// not among them.
     pub(super) fn replace(&mut self, is_it: impl Fn(&Item) -> bool, item: Item) -> Option<Item> {
         let Some((kept, _)) = self.items.iter_mut().find(|(kept, _)| is_it(kept)) else { return Some(item) };
         *kept = item;
@@ -52,8 +55,9 @@ impl Unkept {
 }
 
 impl Worker {
-    /// How much rejected deliveries may take. One that is parked is the broker's no more, and takes its bytes in the file already: it is let
-    /// in while the quarantine holds less than both bounds together.
+    /// How much rejected deliveries may take. The broker no longer has a parked delivery, whose
+    /// bytes are in the file already. The quarantine admits it while it holds less than both bounds
+    /// together.
     pub(super) fn rejected_room(&self, item: &Item) -> RejectedRoom {
         let (rows, bytes) = self.settings.rejected_max;
         let (more_rows, more_bytes) = item.parked.map_or((0, 0), |_| self.settings.parked_max);
@@ -65,13 +69,15 @@ impl Worker {
         }
     }
 
-    /// Whether the broker gets it back where the quarantine has no room for it. It does not have a parked one any more.
+    /// Whether the broker gets the delivery back if the quarantine has no room. The broker does not
+    /// have parked ones any more.
     fn gives_back(&self, item: &Item) -> bool {
         self.settings.rejected_full == RejectedFull::DeadLetter && item.is_the_brokers()
     }
 
-    /// How much may be parked. Where the broker gets back what the quarantine has no room for, each parked delivery has room there: it cannot
-    /// be given back, and would stop the consumer.
+    /// How much may be parked. If the broker gets back deliveries without room in the quarantine,
+    /// each parked delivery must have room there. It cannot be given back, and would stop the
+    /// consumer.
     pub(super) fn parked_room(&self) -> ParkedRoom {
         let (rows, bytes) = self.settings.parked_max;
         let (more_rows, more_bytes) = self.settings.rejected_max;
@@ -81,7 +87,8 @@ impl Worker {
         ParkedRoom { max: (rows, bytes), max_with_rejected: gives_back.then_some(both) }
     }
 
-    /// The quarantine has no room for it. What is parked cannot be given back to the broker.
+    /// Handles a delivery for which the quarantine has no room. A parked one cannot be given back
+    /// to the broker.
     pub(super) fn found_no_room(&mut self, item: Item, refusal: Refusal, outcome: &mut Outcome) {
         if self.gives_back(&item) {
             self.count_refusal(&refusal);
@@ -91,7 +98,8 @@ impl Worker {
         }
         let mut item = item;
         if item.noted && item.tries.open != Open::None {
-            // Its try is over: if the process dies while it waits for room, that was not its doing.
+            // The try is over. If the process dies during the wait for room, this delivery is not
+            // the cause.
             item = self.never_began(item);
             outcome.never_began.extend(item.noted_name().map(|name| (name, item.row())));
         }
@@ -99,12 +107,13 @@ impl Worker {
         self.wait_for(ConsumerWait::Quarantine);
     }
 
-    /// There is too little free on the disk for what is to be put into quarantine.
+    /// Puts back deliveries for the quarantine, because the disk has too little free space.
     pub(super) fn put_back(&mut self, refused: Vec<(Item, Refusal)>) {
         self.unkept.items.extend(refused);
     }
 
-    /// Whether deliveries of so many bytes may be written. If not, the consumer waits for the disk.
+    /// Whether deliveries of this many bytes may be written. If not, the consumer waits for the
+    /// disk.
     pub(super) fn has_space(&mut self, bytes: usize) -> bool {
         let core = self.settings.store.core();
         let discarded = core.discarded.load(Ordering::Relaxed);
@@ -115,7 +124,7 @@ impl Worker {
         has
     }
 
-    /// There is room in memory for more that may find none in the quarantine.
+    /// Whether memory has room for more deliveries that may find no room in the quarantine.
     pub(super) fn may_try_those_that_wait(&self) -> bool {
         self.unkept.items.len() < CONSUMER_BATCH_MAX && !self.is_waiting_for_space()
     }
@@ -124,7 +133,7 @@ impl Worker {
         self.space.spend(bytes as u64);
     }
 
-    /// As many as one step should write, and one at least; with their bytes.
+    /// Returns the items that one step should write, at least one, with their bytes.
     pub(super) fn next_part<T>(
         &mut self,
         items: &mut Peekable<impl Iterator<Item = T>>,
@@ -135,36 +144,37 @@ impl Worker {
         let (most, mut bytes) = (self.space.step_bytes(), 0);
         let part = std::iter::from_fn(|| {
             let item = items.next_if(|_| bytes < most)?;
-            // The commit of a delivery without a body writes something too.
+            // The commit of a delivery without a body also writes something.
             bytes += size(&item).max(1);
             Some(item)
         });
         (part.collect(), bytes)
     }
 
-    /// Nothing more is taken from the broker.
+    /// Whether nothing more is taken from the broker.
     pub(super) fn is_waiting_for_room(&self) -> bool {
         self.waits_for.is_some()
     }
 
-    /// Nothing is written at all.
+    /// Whether nothing is written at all.
     pub(super) fn is_waiting_for_space(&self) -> bool {
         self.waits_for == Some(ConsumerWait::FreeSpace)
     }
 
-    /// When it is looked for room again.
+    /// When to look for room again.
     pub(super) fn looks_for_room(&self) -> Option<Deadline> {
         self.unkept.look_at
     }
 
-    /// Something may have made room.
+    /// Looks for room at once, because something may have made room.
     pub(super) fn look_for_room(&mut self) {
         if self.unkept.look_at.is_some() {
             self.unkept.look_at = Some(Deadline::now());
         }
     }
 
-    /// Looks whether there is room: at the disk; in the quarantine for what has found none there. Fails only if the store is lost.
+    /// Looks for room on the disk, and in the quarantine for deliveries that found none. Fails only
+    /// if the store is lost.
     pub(super) fn seek_room(&mut self) -> Result<()> {
         if self.unkept.look_at.is_some_and(|at| !at.is_over()) || !self.has_space(0) {
             return Ok(());
@@ -172,7 +182,7 @@ impl Worker {
         if !self.is_waiting_for_room() {
             return Ok(());
         }
-        // Whatever is in the way shows again.
+        // An obstacle that is still there shows again.
         let waited_for = self.waits_for.take();
         let mut outcome = Outcome::of_refused(std::mem::take(&mut self.unkept.items));
         let kept = self.quarantine(&mut outcome).and_then(|()| self.write_down(&mut outcome));
@@ -189,7 +199,7 @@ impl Worker {
         outcome.lost.map_or(Ok(()), Err)
     }
 
-    /// What comes while nothing is taken waits in arrival order, within the prefetch.
+    /// Keeps deliveries that come while nothing is taken, in arrival order, within the prefetch.
     pub(super) fn take_meanwhile(&mut self, event: SourceEvent) {
         let mut batch = std::mem::take(&mut self.meanwhile.batch);
         self.receive(event, &mut batch);
@@ -206,7 +216,7 @@ impl Worker {
         }
     }
 
-    /// Once for each wait. What is logged runs the application's logger: no lock is held.
+    /// Logs the beginning of each wait. Logging runs the application's logger, so no lock is held.
     pub(super) fn log_wait(&mut self) {
         let Some(what) = self.waits_for.filter(|_| std::mem::take(&mut self.began_to_wait)) else { return };
         match self.paces.waits.admit(self.now_ms()) {

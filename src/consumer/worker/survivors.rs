@@ -1,11 +1,12 @@
 //! Deliveries that outlive the connection that has delivered them.
 //!
-//! The broker delivers again what a lost connection leaves unsettled, but for what was requeued too often: a quorum queue drops that. So
-//! what is about to be taken into the store for this reason is kept, with what stands before it of its key. If one of these comes
-//! again after all, it takes the place of the one that was kept.
+//! The broker redelivers what a lost connection leaves unsettled, except deliveries that were
+//! requeued too often: a quorum queue drops those. So the consumer keeps deliveries that it is
+//! about to take into the store for this reason, with the earlier deliveries of their keys. If one
+//! of them comes again after all, it takes the place of the kept one.
 //!
-//! **Invariants.** However many connections are lost while nothing can be written, a delivery is in memory once. It keeps its place among
-//! those of its key.
+//! **Invariants.** However many connections are lost while nothing can be written, a delivery is in
+//! memory once. It keeps its place among the deliveries of its key.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -16,7 +17,7 @@ use super::Worker;
 use super::item::{Entry, Item};
 use crate::consumer::in_hand::{Name, names_one};
 
-/// Those that are kept, by name.
+/// The kept deliveries, by name.
 #[derive(Debug, Default)]
 pub(super) struct Survivors {
     by_name: HashMap<Name, Vec<Survivor>>,
@@ -25,7 +26,7 @@ pub(super) struct Survivors {
 #[derive(Debug, Clone, Copy)]
 struct Survivor {
     place: u64,
-    /// How often it was requeued.
+    /// How often the delivery was requeued.
     returns: u32,
 }
 
@@ -34,8 +35,9 @@ impl Survivors {
         self.by_name.is_empty()
     }
 
-    /// The place of the one that has come again. A name that several may share does not distinguish them, and what was requeued
-    /// more often is the same one, or one that replaces it just as well.
+    /// Returns the place of the kept delivery that has come again. A name that several may share
+    /// does not distinguish them. A delivery requeued more often is the same one, or replaces it
+    /// just as well.
     fn take(&mut self, name: &Name, returns: u32) -> Option<u64> {
         let of_name = self.by_name.get_mut(name)?;
         let at = of_name.iter().position(|survivor| names_one(name) || survivor.returns < returns)?;
@@ -48,8 +50,9 @@ impl Survivors {
 }
 
 impl Worker {
-    /// A connection has ended. The broker will deliver again all that it has delivered, but for what survives. What was driven again, or is
-    /// parked, is ours. `batch`: what has come last, and is not tried yet.
+    /// Forgets the broker's deliveries when a connection ends, except survivors, because the broker
+    /// delivers them again. Redriven and parked deliveries belong to the store. `batch` holds the
+    /// newest deliveries, which are not tried yet.
     pub(super) fn forget_delivered(&mut self, batch: &mut Vec<Item>) {
         let (mut held, mut waiting) = (mem::take(&mut self.held), mem::take(&mut self.waiting));
         let mut delivered: Vec<&Item> = waiting
@@ -75,8 +78,9 @@ impl Worker {
         self.shared.held.store(self.held.len() as u64, Ordering::Relaxed);
     }
 
-    /// Those of these that the broker may not deliver again; and those before them of their keys, which would come behind them, unless
-    /// they could not be distinguished from others when they come. `delivered`: in order.
+    /// Finds the deliveries that the broker may not deliver again. Adds the deliveries before them
+    /// of their keys, which would otherwise come behind them. Leaves out such deliveries if they
+    /// could not be distinguished from others when they come. `delivered` is in order.
     fn survivors_among(&self, delivered: &[&Item]) -> (Survivors, HashSet<u64>) {
         let (mut survivors, mut places) = (Survivors::default(), HashSet::new());
         let mut keys: HashSet<&Arc<str>> = HashSet::new();
@@ -93,12 +97,13 @@ impl Worker {
                 survivors.by_name.entry(name).or_default().push(Survivor { place: item.place, returns });
             }
         }
-        // The first of a name comes first.
+        // The first delivery of a name comes first.
         survivors.by_name.values_mut().for_each(|of_name| of_name.reverse());
         (survivors, places)
     }
 
-    /// Puts what has come again in the place of the one that was kept. It is returned where none was, or where that one is done with.
+    /// Puts a delivery that has come again in the place of the kept one. Returns it if none was
+    /// kept, or the kept one is done with.
     pub(super) fn replace_survivor(&mut self, mut item: Item, batch: &mut [Item]) -> Option<Item> {
         if self.survivors.is_empty() {
             return Some(item);
@@ -124,7 +129,7 @@ impl Worker {
     }
 }
 
-/// The new one, in the state of the one that was kept.
+/// The new delivery, in the state of the kept one.
 fn replaced(kept: Entry, new: &mut Option<Item>) -> Entry {
     match (kept.item(), new.take()) {
         (Some(item), Some(mut new)) => {

@@ -1,4 +1,4 @@
-//! How often deliveries were tried: what is known of it, and what is written down.
+//! How often deliveries were tried: what is known, and what is written down.
 
 use std::sync::Arc;
 
@@ -22,7 +22,8 @@ impl Worker {
         }
     }
 
-    /// What is known of a delivery that the broker has delivered. A first delivery is looked for only if anything is known.
+    /// Recalls the tries of a delivery from the broker. Looks for a first delivery only if any
+    /// tries are known.
     pub(super) fn recall(&mut self, mut item: Item) -> Item {
         if !item.delivery.redelivered && self.hand.tries.is_empty() {
             return item;
@@ -31,7 +32,7 @@ impl Worker {
         match self.hand.tries.get(&name) {
             Some(known) if item.delivery.redelivered || names_one(&name) => {
                 item.tries = known.row.tries;
-                // The row of one that is parked is that one's.
+                // The row of a parked delivery belongs to the parked one.
                 item.noted = known.row.parked.is_none();
             }
             _ if item.delivery.redelivered => {
@@ -49,7 +50,7 @@ impl Worker {
         name
     }
 
-    /// What names its tries.
+    /// The name of the delivery's tries.
     pub(super) fn name_of(&self, item: &Item) -> Name {
         let make = || match item.redriven {
             Some(number) => name_of_rejected(number),
@@ -62,7 +63,7 @@ impl Worker {
         item.name.clone().unwrap_or_else(make)
     }
 
-    /// What is known of one that was driven again.
+    /// Recalls the tries of a redriven delivery.
     pub(super) fn recall_redriven(&mut self, mut item: Item) -> Item {
         let name = self.name(&mut item);
         if let Some(known) = self.hand.tries.get(&name) {
@@ -71,8 +72,8 @@ impl Worker {
         item
     }
 
-    /// Writes down the tries of those that may have been tried before, in one commit, before they begin. Those that cannot be
-    /// written down are deferred. Fails only if the store is lost.
+    /// Writes down tries of deliveries that may have been tried before, in one commit, before the
+    /// tries begin. Defers those that cannot be written down. Fails only if the store is lost.
     pub(super) fn note_first(&mut self, mut items: Vec<Item>, open: Open) -> Result<Vec<Item>> {
         let mut rows = Vec::new();
         for item in items.iter_mut().filter(|item| item.is_noted_first() && item.identity.is_ok()) {
@@ -97,7 +98,8 @@ impl Worker {
         Ok(rest)
     }
 
-    /// Writes rows of tries. `false` if that was not possible. Fails only if the store is lost.
+    /// Writes rows of tries. Returns `false` if that was not possible. Fails only if the store is
+    /// lost.
     pub(super) fn note(&mut self, rows: Vec<(Name, TriesRow)>) -> Result<bool> {
         for (name, row) in &rows {
             self.hand.remember(Arc::clone(name), *row);
@@ -117,7 +119,8 @@ impl Worker {
         }
     }
 
-    /// Its try was written down, and did not take place: an open try would count as a death.
+    /// Closes a try that was written down and did not take place. An open try would count as a
+    /// death.
     pub(super) fn never_began(&mut self, mut item: Item) -> Item {
         item.tries.open = Open::None;
         if item.noted {
@@ -136,7 +139,8 @@ impl Worker {
         }
     }
 
-    /// Writes down which tries have failed, and defers those deliveries. Fails only if the store is lost.
+    /// Writes down which tries have failed, and defers those deliveries. Fails only if the store is
+    /// lost.
     pub(super) fn write_down(&mut self, outcome: &mut Outcome) -> Result<()> {
         let gone: Vec<Name> = outcome.done.iter().filter_map(Item::noted_name).collect();
         if !gone.is_empty() {
@@ -156,7 +160,8 @@ impl Worker {
             let name = self.name(item);
             item.noted = true;
             let mut row = item.row();
-            // Several may share a row: copies of one message, or messages without an id. Each has its own tries in memory.
+            // Copies of one message, or messages without an id, may share a row. Each has its own
+            // tries in memory.
             let known = self.hand.tries.get(&name).map_or(0, |known| known.row.tries.failures);
             row.tries.failures = row.tries.failures.max(known);
             rows.push((name, row));

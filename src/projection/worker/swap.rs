@@ -1,8 +1,10 @@
-//! The end of a rebuild: what is missing is applied in the transaction that puts the new tables in the place of the old.
+//! The end of a rebuild: one transaction applies the missing events and swaps the new tables for
+//! the old ones.
 //!
-//! **Invariants.** That transaction holds the write lock, so the end of the log stands still while it runs: no pause of
-//! the writers is needed. It applies no more than the reach, and only events that were durable before it began. The new
-//! tables are never behind the old ones, so a reader of the tables never goes back in time.
+//! **Invariants.** That transaction holds the write lock, so the log does not grow while it runs.
+//! Writers need not pause. The transaction applies no more than the reach, and only events that
+//! were durable before it began. The new tables are never behind the old ones, so a reader of the
+//! tables never goes back in time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +20,7 @@ use crate::tuning::{LOAD_EVENTS_MAX, PROJECTION_BATCH_BYTES_MAX, REBUILD_REACH_M
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reach {
     records: usize,
-    /// How many were missing when this was last looked at.
+    /// How many records were missing at the last look.
     missing: u64,
 }
 
@@ -27,7 +29,7 @@ impl Reach {
         Self { records: batch.min(REBUILD_REACH_MAX), missing: u64::MAX }
     }
 
-    /// Events that one transaction before the last applies at most.
+    /// How many events one transaction before the last applies at most.
     pub(super) fn step(self) -> usize {
         self.records.min(LOAD_EVENTS_MAX)
     }
@@ -36,7 +38,8 @@ impl Reach {
         missing <= self.records as u64
     }
 
-    /// A batch has been applied: the reach doubles if that did not bring the rebuild nearer to the end.
+    /// Notes an applied batch. The reach doubles if the batch did not bring the rebuild nearer to
+    /// the end.
     fn note(&mut self, missing: u64) {
         if missing > 0 && missing >= self.missing {
             self.records = self.records.saturating_mul(2).min(REBUILD_REACH_MAX);
@@ -45,11 +48,11 @@ impl Reach {
     }
 }
 
-/// What came of an attempt to end the rebuild.
+/// The result of an attempt to end the rebuild.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Swapped {
     Done,
-    /// Too much is missing, or an event stands in the way: the rebuild goes on batch by batch.
+    /// Too much is missing, or an event blocks the swap. The rebuild goes on batch by batch.
     NotYet,
     Waits,
 }
@@ -58,12 +61,12 @@ pub(super) enum Swapped {
 struct Applied {
     position: u64,
     events: usize,
-    /// A record that cannot be read stands at the position: the tables were not swapped.
+    /// A record that cannot be read stands at the position, so the tables were not swapped.
     stopped: bool,
 }
 
 impl Worker {
-    /// How much of the log is missing in the rebuild, if it can go on at once.
+    /// How many records the rebuild still lacks, if it can go on at once.
     fn missing(&mut self) -> Option<u64> {
         let look = self.look();
         let end = self.settings.store.core().tail().next_seq;
@@ -79,7 +82,7 @@ impl Worker {
         }
     }
 
-    /// Ends the rebuild if little enough is missing.
+    /// Ends the rebuild if few enough records are missing.
     pub(super) fn swap(&mut self) -> Result<Swapped> {
         let Some(missing) = self.missing() else { return Ok(Swapped::NotYet) };
         let Some(from) = self.rebuild.as_ref().map(|line| line.next) else { return Ok(Swapped::NotYet) };
@@ -101,7 +104,8 @@ impl Worker {
             }
             Err(error) if self.settings.store.ready().is_err() => Err(error),
             Err(error) if in_handler.load(Ordering::Relaxed) => {
-                // All of it is rolled back. The failing event is found batch by batch, and the policy says what comes of it.
+                // All of it is rolled back. The failing event is found batch by batch, and the
+                // policy decides about it.
                 tracing::debug!(%error, "the last transaction of the rebuild failed in the handler");
                 Ok(Swapped::NotYet)
             }
@@ -112,7 +116,8 @@ impl Worker {
         }
     }
 
-    /// Applies what is missing and swaps the tables; `None` if more is missing than the reach.
+    /// Applies the missing events and swaps the tables. Returns `None` if more is missing than the
+    /// reach.
     fn last_transaction(
         &self,
         from: u64,
@@ -123,7 +128,7 @@ impl Worker {
         let (handler, reach) = (Arc::clone(&self.handler), self.reach);
         move |tx| {
             in_handler.store(false, Ordering::Relaxed);
-            // Of what is durable: events of the same group may still be rolled back.
+            // The end of the durable log: events of the same group may still be rolled back.
             let end = store.core().tail().next_seq;
             if !reach.spans(end.saturating_sub(from)) {
                 return Ok(None);
@@ -174,7 +179,8 @@ impl Worker {
 mod tests {
     use super::*;
 
-    /// Goal: the reach grows only where a rebuild does not gain, and has a bound. Method: gains, standstills and losses.
+    /// Goal: the reach grows only if a rebuild does not gain, and has a bound. Method: gains,
+    /// standstills and losses.
     #[test]
     fn the_reach_grows_where_nothing_is_gained() {
         let mut reach = Reach::of(1);
