@@ -31,8 +31,6 @@ use crate::store::Store;
 use crate::store::transaction::Transaction;
 use crate::time::wall_time;
 
-pub(crate) use super::reject::{Refusal, reason};
-
 /// A rejected delivery, and why.
 ///
 /// ```

@@ -29,6 +29,23 @@ pub struct ProjectionFailures<'a> {
     pub(super) projection: &'a Projection,
 }
 
+impl Projection {
+    /// Returns the events that the projection has given up: look at them, redrive them, or forget
+    /// them.
+    ///
+    /// ```
+    /// # let folder = tempfile::tempdir()?;
+    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
+    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
+    /// assert!(projection.failures().is_empty()?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn failures(&self) -> ProjectionFailures<'_> {
+        ProjectionFailures { projection: self }
+    }
+}
+
 impl ProjectionFailure {
     /// Returns when the event became a failure, by the wall clock. [`since_ms`](Self::since_ms) is
     /// the same as a number.

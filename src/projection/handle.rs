@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use super::failures::ProjectionFailures;
 use super::{CANCELLED, Handler};
 use crate::error::{Error, Result};
 use crate::oneshot;
@@ -309,21 +308,6 @@ impl Projection {
     /// ```
     pub fn cancel_rebuild(&self) -> Result<bool> {
         self.store.cancel_rebuild(&self.name)
-    }
-
-    /// Returns the events that the projection has given up: look at them, redrive them, or forget
-    /// them.
-    ///
-    /// ```
-    /// # let folder = tempfile::tempdir()?;
-    /// # let store = onewrite::Store::open(folder.path().join("a.redb"))?;
-    /// let projection = store.projection("counts").spawn(|_, _| Ok(()))?;
-    /// assert!(projection.failures().is_empty()?);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    #[must_use]
-    pub fn failures(&self) -> ProjectionFailures<'_> {
-        ProjectionFailures { projection: self }
     }
 
     /// Stops the projection within `timeout`. Events applied by then are durable with their

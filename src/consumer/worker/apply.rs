@@ -12,7 +12,7 @@ use super::{Worker, count};
 use crate::broker::{DeliveryTag, Settlement, SourceEvent};
 use crate::consumer::dedup::{Identity, is_of_the_delivery};
 use crate::consumer::in_hand::Name;
-use crate::consumer::rejected::{Refusal, reason};
+use crate::consumer::reject::{Refusal, reason};
 use crate::consumer::rejected_room::Kept;
 use crate::consumer::tries::{Step, steps};
 use crate::consumer::{Handler, RejectTo};

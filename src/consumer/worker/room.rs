@@ -15,7 +15,7 @@ use super::item::Item;
 use super::{Worker, count};
 use crate::broker::{Settlement, SourceEvent};
 use crate::consumer::in_hand::ParkedRoom;
-use crate::consumer::rejected::Refusal;
+use crate::consumer::reject::Refusal;
 use crate::consumer::rejected_room::RejectedRoom;
 use crate::consumer::{ConsumerWait, RejectTo, RejectedFull};
 use crate::error::Result;
