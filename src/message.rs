@@ -224,7 +224,7 @@ impl fmt::Display for FaultClass {
     }
 }
 
-/// What went wrong: a class for decisions and a text for people.
+/// A fault: a class for decisions and a text for people.
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass};

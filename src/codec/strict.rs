@@ -74,7 +74,7 @@ impl fmt::Display for Step {
 
 impl std::error::Error for Lossy {}
 
-/// What one encoding has met so far.
+/// The state of one encoding.
 #[derive(Debug)]
 pub(super) struct Watch {
     losses: Losses,

@@ -9,7 +9,7 @@ use super::types::{Action, Change, Exception, ExceptionState, ExpiredEvent, Expi
 use super::{ItemState, Machine, expired, is_expired};
 use crate::time::Now;
 
-/// What the last scan has seen, and the running scan.
+/// The result of the last scan, and the running scan.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct ExpiryScan {

@@ -64,7 +64,7 @@ pub(crate) struct Wake {
     pub(crate) wall_ms: Option<u64>,
 }
 
-/// What the machine knows of an event for which a caller waits.
+/// The machine's knowledge of an event for which a caller waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SeqState {
     /// Not settled. `Confirmed` or `Quarantined` will follow.
@@ -332,7 +332,7 @@ impl Machine {
         debug_assert!(before.is_none(), "an event is in memory once");
     }
 
-    /// Takes an event out of memory, whatever its state.
+    /// Takes an event out of memory, in any state.
     fn remove(&mut self, seq: u64) -> Option<Item> {
         self.unqueue(seq);
         let mut item = self.items.remove(&seq)?;
@@ -389,7 +389,7 @@ impl Machine {
         item.state = ItemState::Queued;
     }
 
-    /// Ends the event's publish, whatever the outcome.
+    /// Ends the event's publish, with any outcome.
     fn land(&mut self, seq: u64) {
         self.unqueue(seq);
     }

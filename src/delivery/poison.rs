@@ -20,7 +20,7 @@ use crate::time::Now;
 /// learns them again.
 const CLOSED_MAX: usize = 1024;
 
-/// What the machine has learnt from refusals of isolated events.
+/// The lessons from refusals of isolated events.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Learnt {

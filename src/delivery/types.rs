@@ -128,7 +128,7 @@ impl Settings {
     }
 }
 
-/// What the machine knows of one event.
+/// The machine's knowledge of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) seq: u64,

@@ -53,7 +53,7 @@ const VERSION: u8 = 2;
 /// integers.
 const REFUSED: u64 = 1 << 63;
 
-/// What the rows keep of a number that has come.
+/// The kept content of a number that has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sum {
     number: u64,

@@ -32,7 +32,7 @@ const ROOT: u32 = 0;
 #[cfg(unix)]
 const OTHERS: u32 = 0o077;
 
-/// What a file system reports of a file.
+/// A file system's report of a file.
 #[cfg(unix)]
 #[derive(Debug, Clone, Copy)]
 struct Seen {

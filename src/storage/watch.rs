@@ -134,7 +134,7 @@ impl Watch {
     }
 }
 
-/// What a name leads to.
+/// The target of a name.
 #[derive(Debug)]
 enum Found {
     Same,

@@ -37,7 +37,7 @@ const HEAD: usize = 36;
 pub(super) type Id = [u8; 16];
 const NONE: Id = [0; 16];
 
-/// What a file says of its generations behind a journal.
+/// A file's note of its generations behind a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generations {
     pub(super) ended: Id,

@@ -128,10 +128,9 @@ pub enum CaptureMode {
     /// published once, with its value at that moment. So a key that changed a thousand times while
     /// the broker was away is one event.
     ///
-    /// Dirty keys wait while no relay runs. If the events [stay in the
-    /// log](crate::Capture::unpublished), no relay is needed, and the dirty keys wait for a quarter
-    /// of a second at most. events [stay in the log](crate::Capture::unpublished) no relay is
-    /// needed, and marks wait for a quarter of a second at most.
+    /// Dirty keys wait while no relay runs. If the events
+    /// [stay in the log](crate::Capture::unpublished), no relay is needed, and the dirty keys wait
+    /// for a quarter of a second at most.
     NewestValue,
 }
 

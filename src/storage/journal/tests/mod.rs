@@ -195,7 +195,7 @@ fn image(before: [Vec<u8>; 2], ops: &[(usize, Op)], cut: usize, pattern: u64, dr
     contents
 }
 
-/// What a user of the file knows at each moment.
+/// The knowledge of a user of the file at each moment.
 #[derive(Debug, Clone)]
 struct Known {
     /// The operations of the disk before this moment.
