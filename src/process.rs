@@ -34,7 +34,7 @@ impl Process {
     }
 }
 
-/// Leaks one more handle, so that the shared value is never dropped in this process.
+/// Leaks one more clone of `handle`, so that the shared value is never dropped in this process.
 pub(crate) fn keep<T: Clone>(handle: &T) {
     std::mem::forget(handle.clone());
 }

@@ -5,7 +5,7 @@
 //! | `message_id`, CloudEvents `id` | the event's id |
 //! | `type`, CloudEvents `type` | the event's type |
 //! | `content_type` | the payload's content type |
-//! | `timestamp` (seconds), CloudEvents `time` (RFC 3339) | when it was appended |
+//! | `timestamp` (seconds), CloudEvents `time` (RFC 3339) | the time of its append |
 //! | `correlation_id` | the event |
 //! | `app_id` | the event, else the relay's setting |
 //! | `content_encoding`, `priority`, `reply_to`, `expiration`, `user_id`, `cluster_id` | the event |
@@ -14,12 +14,12 @@
 //! | CloudEvents `partitionkey` | the event's key |
 //! | CloudEvents `sequence` | the sequence number, 20 digits, so that text order is number order |
 //! | `traceparent`, `tracestate` | the event |
-//! | `onewrite-store`, `onewrite-epoch` | who numbered the lanes |
-//! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its number there, from 0, without a gap |
+//! | `onewrite-store`, `onewrite-epoch` | the store that numbered the lanes, and its epoch |
+//! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its gapless number there |
 //! | `onewrite-crc` | the record's checksum |
 //! | `onewrite-signature` | the proof of its producer, if the relay signs |
 //! | `onewrite-version` | the version of the payload, if it is not 1 |
-//! | `onewrite-resend` | `true`, if it may have been published before |
+//! | `onewrite-resend` | `true`, if the message may have been published before |
 //!
 //! The application's own headers follow.
 

@@ -161,7 +161,7 @@ impl Keys {
         assert_eq!(self.loading, self.states.values().map(|state| state.loading).sum::<usize>());
     }
 
-    /// Hashes the keys in one order, whatever the map's.
+    /// Hashes the keys in one order, which does not depend on the map's.
     #[cfg(test)]
     pub(super) fn hash_for_test(&self, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;

@@ -365,7 +365,7 @@ pub(super) fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, Heade
     Ok(headers)
 }
 
-/// Reads a body of any bytes in both ways. They must agree on whatever both check.
+/// Reads a body of any bytes in both ways. They must agree on the parts that both check.
 #[cfg(any(test, fuzzing))]
 fn read_both_ways(body: &[u8], revision: Option<u64>) {
     use crate::log::view::view;

@@ -285,8 +285,8 @@ mod tests {
         })
     }
 
-    /// Goal: whatever was written can be read, however deep an application's `Source` has nested
-    /// it. Method: depths around the limit; values that are too deep come back as bytes.
+    /// Goal: everything that was written can be read, however deep an application's `Source` has
+    /// nested it. Method: depths around the limit; values that are too deep come back as bytes.
     #[test]
     fn what_is_nested_too_deep_is_kept_as_bytes() {
         for levels in 1..TABLE_NESTING_MAX + 4 {

@@ -11,7 +11,7 @@ use crate::text::Text;
 
 /// A header's value: each type that RabbitMQ carries, with its width.
 ///
-/// Read integers with [`as_int`](Self::as_int), whatever width the producer chose. A plain integer
+/// Read integers of any width with [`as_int`](Self::as_int). A plain integer
 /// literal becomes [`Int`](Self::Int). Values are equal if their bytes on the wire are: `I32(7)` is
 /// not `Int(7)`, and NaN equals itself.
 ///

@@ -1,7 +1,7 @@
 //! A walk over the storage engine's pages that checks each page by its checksum.
 //!
 //! redb keeps its pages as trees of checksums. A state in the file's head holds the checksum of the
-//! first page, and each page holds those of the pages below. redb itself checks them only when it
+//! first page, and each page holds those of the pages below. The engine checks them only when it
 //! opens a file that was not closed. This walk reads the bytes from the file, not from redb's
 //! cache, in the form of redb's design page (file format 3).
 //!

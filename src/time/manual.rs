@@ -8,8 +8,8 @@ use super::{Clock, ClockListener, Now, as_ms};
 /// A clock that stands still until it is moved, for tests of what takes hours.
 ///
 /// Clones are the same clock. A move wakes every store that was opened with the clock: its relays,
-/// consumers, projections and captures, and the trimming of the log. What the clock's new time
-/// makes due happens at once. A move returns without waiting for these threads.
+/// consumers, projections and captures, and the trimming of the log. Work that is due by the
+/// new time happens at once. A move returns without waiting for these threads.
 ///
 /// With this clock no thread of the library sleeps for a time of the clock: nothing becomes due
 /// before a move makes it due. The waits of real time, which [`Clock`] lists, stay as they are.

@@ -33,14 +33,18 @@ pub struct Now {
 
 /// The source of the library's time.
 ///
-/// **Times of the clock**: the next try of a publish, a delivery, a projection or a capture;
-/// `not_before` and `expires`; the gap timeout of a consumer; the ages of inbox ids and of kept
-/// events.
+/// **Times of the clock** follow this clock:
+/// - the next try of a publish, a delivery, a projection or a capture;
+/// - `not_before` and `expires`;
+/// - the gap timeout of a consumer;
+/// - the ages of inbox ids and of kept events.
 ///
-/// **Waits of real time**, whatever the clock says: a timeout that a caller passes (`stop`,
-/// `confirmed`, `next_timeout`, `QuotaPolicy::Wait`); deadlines and pauses of a connection to a
-/// broker, including [`MemoryBroker`](crate::broker::MemoryBroker); the short delays that gather
-/// work for one commit. A clock that notifies its listeners of a jump ends these short delays.
+/// **Waits of real time** ignore this clock:
+/// - a timeout that a caller passes (`stop`, `confirmed`, `next_timeout`, `QuotaPolicy::Wait`);
+/// - deadlines and pauses of a connection to a broker, including
+///   [`MemoryBroker`](crate::broker::MemoryBroker);
+/// - the short delays that gather work for one commit. A clock that notifies its listeners of a
+///   jump ends these delays.
 ///
 /// A clock is the application's code. The library calls it outside of the library's locks, but also
 /// inside transactions. So the clock must not write to the store.

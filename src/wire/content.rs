@@ -11,17 +11,17 @@
 //!
 //! **What the hash leaves out** differs between copies of one message:
 //!
-//! | | since |
+//! | left out | why |
 //! |---|---|
-//! | `app_id`, CloudEvents `source`, the spelling of CloudEvents headers, of what a store like this one has published | a relay's settings say them, and may change between two publishes |
+//! | for messages of a onewrite store: `app_id`, CloudEvents `source`, the spelling of CloudEvents headers | a relay's settings determine them, and may change between two publishes |
 //! | `onewrite-resend` | it marks the second publish |
-//! | `onewrite-store`, `onewrite-epoch`, `onewrite-lane`, `onewrite-lane-number` | the lane and the number are what is claimed, not what is said |
+//! | `onewrite-store`, `onewrite-epoch`, `onewrite-lane`, `onewrite-lane-number` | they claim an identity, and are no content |
 //! | `expiration`, `CC`, `BCC` | RabbitMQ takes them out of a message that it dead-letters |
 //! | `delivery_mode` | a shovel sets it; it is for the broker alone |
 //! | `timestamp`, `timestamp_in_ms` | RabbitMQ may write them where a message comes in |
 //! | `x-death`, `x-delivery-count` and the others of [`BROKERS`] | RabbitMQ writes them |
 //! | `traceparent`, `tracestate`, `baggage` | each hop may write them anew |
-//! | what stands behind `amq.rabbitmq.reply-to` | RabbitMQ writes there which channel has published |
+//! | the part behind `amq.rabbitmq.reply-to` | RabbitMQ writes the publishing channel there |
 
 use std::hash::Hasher;
 

@@ -8,8 +8,8 @@
 //!
 //! The signed content is that of the content hash (`content.rs`), and the relay's `app_id` and
 //! `source` too. So without a key, a sender can neither make a message of the producer nor change
-//! one. What brokers and hops may change is not signed. For example, the resend header of a second
-//! publish is not: both copies have one signature.
+//! one. Parts that brokers and hops may change are not signed. For example, the resend header of a
+//! second publish is not: both copies have one signature.
 //!
 //! **A signature does not cover** the message's destination. Brokers and operators move messages
 //! between queues, and the messages stay genuine.
@@ -59,9 +59,9 @@ const DOMAIN: &[u8] = b"onewrite signature 1";
 /// ([`RelayBuilder::sign_with`](crate::RelayBuilder::sign_with)), and the consumers check with it
 /// ([`ProducerKeys`]).
 ///
-/// Use 32 random bytes from a secret store. A consumer can sign whatever it can check, so share a
-/// key only between services that trust each other. Each copy is wiped from memory when it is
-/// dropped.
+/// Use 32 random bytes from a secret store. A consumer can sign everything that it can check, so
+/// share a key only between services that trust each other. Each copy is wiped from memory when it
+/// is dropped.
 ///
 /// ```
 /// use onewrite::SigningKey;

@@ -18,7 +18,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use self::world::{Budget, Move, World};
 use super::types::{PublishOrder, QuarantinePolicy, Settings};
 
-/// One state in so many is healed, to see that everything settles from there.
+/// One state of this number is healed, to see that everything settles from there.
 const HEALED_EVERY: u64 = 101;
 
 /// The keys of the events, in order of the log.

@@ -1,8 +1,8 @@
 //! The link between a journal and its file, and the beginning and end of a store's generation.
 //!
 //! A *generation* is the time from opening to closing. Its random id is at the head of the journal.
-//! While the journal may hold what the file does not, the id is in the file too: in the part of the
-//! first block that the storage engine does not use (it writes 320 bytes).
+//! While the journal may hold what the file does not, the id is in the file too. There it is in the
+//! part of the first block that the storage engine does not use (it writes 320 bytes).
 //!
 //! So a journal is replayed over its own file and no other, whatever was copied, moved or put back.
 //! A missing journal is noticed before anything is written.

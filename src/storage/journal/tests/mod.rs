@@ -292,9 +292,9 @@ fn block(content: &[u8], number: u64) -> &[u8] {
     if number == 0 { &block[..BLOCK - 32] } else { block }
 }
 
-/// Checks the file after recovery. It must be as the last sync before the cut left it, except later
-/// writes. If these fit into a frame, they are there wholly or not at all. The file is no longer
-/// than it has been since that sync.
+/// Checks `found`, the file after recovery. It must be as the last sync before the cut left it,
+/// except later writes. If these fit into a frame, they are there wholly or not at all. The file is
+/// no longer than it has been since that sync.
 fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
     let at = history.iter().rposition(|known| known.ops <= cut).unwrap();
     let (before, after) = (&history[at], history.get(at + 1).unwrap_or(&history[at]));
