@@ -1,9 +1,14 @@
 //! Typed payloads: JSON, bincode, raw bytes.
 //!
-//! The only room that names `serde_json` and `bincode`. bincode is pinned to 2.0.1 (its last real release, no longer
-//! maintained); its bytes, with `standard()` configuration, are part of our format and are written down in docs/file-format.md.
-//! Decoding is bounded: a corrupt length cannot ask for more memory than [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX).
-//! Encoding is exact: what a format would lose without an error is an error here (`strict.rs`).
+//! Only this module names `serde_json` and `bincode`.
+//!
+//! bincode is pinned to 2.0.1, its last real release, which is no longer maintained. Its bytes,
+//! with the `standard()` configuration, are part of our format and are described in
+//! docs/file-format.md.
+//!
+//! Decoding is bounded: a corrupt length cannot ask for more memory than
+//! [`PAYLOAD_BYTES_MAX`](crate::limits::PAYLOAD_BYTES_MAX). Encoding is exact: a silent loss by the
+//! format is an error here (`strict.rs`).
 
 #[cfg(feature = "json")]
 mod data;
@@ -17,11 +22,11 @@ use crate::error::EventError;
 
 #[cfg(feature = "json")]
 pub(crate) use self::data::Data;
-/// What an encoding was refused for.
+/// Why an encoding was refused.
 #[cfg(feature = "json")]
 pub(crate) use self::strict::Lossy;
 
-/// Content type of a JSON payload.
+/// The content type of a JSON payload.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -33,7 +38,7 @@ pub(crate) use self::strict::Lossy;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const JSON: &str = "application/json";
-/// Content type of a bincode payload.
+/// The content type of a bincode payload.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -45,7 +50,7 @@ pub const JSON: &str = "application/json";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const BINCODE: &str = "application/x-bincode";
-/// Content type of a payload of raw bytes.
+/// The content type of a payload of raw bytes.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -60,13 +65,13 @@ pub const BYTES: &str = "application/octet-stream";
 
 #[cfg(feature = "json")]
 pub(crate) fn to_json<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, EventError> {
-    // As serde_json begins.
+    // serde_json begins with the same capacity.
     let mut json = Vec::with_capacity(128);
     write_json(&mut json, None, value)?;
     Ok(json)
 }
 
-/// Writes a value as JSON; `root` is what an error calls it.
+/// Writes a value as JSON. `root` is the value's name in an error.
 #[cfg(feature = "json")]
 fn write_json<T: serde::Serialize + ?Sized>(
     json: &mut Vec<u8>,
@@ -79,7 +84,7 @@ fn write_json<T: serde::Serialize + ?Sized>(
     encoded("JSON", watch.lossy(root), written)
 }
 
-/// What an encoding has come to.
+/// Returns the result of an encoding.
 #[cfg(any(feature = "json", feature = "bincode"))]
 fn encoded<T, E: std::error::Error + Send + Sync + 'static>(
     format: &'static str,
@@ -93,7 +98,8 @@ fn encoded<T, E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// What distinguishes a key of a map from others, for `strict`: in JSON a number is the text of its digits there.
+/// Returns the identity of a map key, for `strict`. As a JSON key, a number is the text of its
+/// digits.
 #[cfg(feature = "json")]
 fn key_bytes<K: serde::Serialize + ?Sized>(key: &K) -> Result<Vec<u8>, serde_json::Error> {
     let json = serde_json::to_vec(key)?;
@@ -101,7 +107,7 @@ fn key_bytes<K: serde::Serialize + ?Sized>(key: &K) -> Result<Vec<u8>, serde_jso
     Ok(text.map_or_else(|| json.clone(), <[u8]>::to_vec))
 }
 
-/// bincode refuses a map that does not know its length.
+/// bincode refuses a map of unknown length.
 #[cfg(all(feature = "bincode", not(feature = "json")))]
 fn key_bytes<K: serde::Serialize + ?Sized>(_: &K) -> Result<Vec<u8>, std::fmt::Error> {
     Ok(Vec::new())
@@ -125,7 +131,8 @@ pub(crate) fn json_key<K: serde::Serialize + ?Sized>(key: &K) -> Result<JsonKey,
     Ok(JsonKey { json, string })
 }
 
-/// The payload of a captured change. `key` is JSON already; `old` is `None` where it was not asked for.
+/// Writes the payload of a captured change. `key` is JSON already; `old` is `None` unless
+/// requested.
 #[cfg(feature = "json")]
 pub(crate) fn change_to_json<V: serde::Serialize>(
     table: &str,
@@ -163,7 +170,8 @@ pub(crate) fn change_to_json<V: serde::Serialize>(
 #[cfg(feature = "json")]
 pub fn from_json<T: serde::de::DeserializeOwned>(payload: &[u8]) -> Result<T, EventError> {
     serde_json::from_slice(payload).map_err(|error| {
-        // serde_json quotes the offending value in its message; keep where, not what.
+        // serde_json quotes the offending value in its message. The error keeps the place and drops
+        // the value.
         let place =
             format!("{:?} error at line {} column {}", error.classify(), error.line(), error.column());
         EventError::Decode { format: "JSON", cause: place.into() }
@@ -190,7 +198,7 @@ pub(crate) fn to_bincode<T: serde::Serialize + ?Sized>(value: &T) -> Result<Vec<
     encoded("bincode", watch.lossy(None), bytes)
 }
 
-/// Decodes a bincode payload, and refuses bytes that trail it.
+/// Decodes a bincode payload. Trailing bytes are an error.
 ///
 /// # Errors
 /// [`EventError::Decode`], without the payload in its text.

@@ -1,4 +1,4 @@
-//! The pages of the documentation, which stand in the folder `docs` of the sources too.
+//! The pages of the documentation, which are in the folder `docs` of the sources too.
 //!
 //! Links between pages lead to files of that folder.
 

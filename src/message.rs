@@ -1,8 +1,9 @@
-//! What travels: the message, and what the broker said of it.
+//! Messages, and the broker's answers to them.
 //!
-//! These types know nothing of a broker's client library, of the log or of a thread. A [`Message`] is what an
-//! AMQP 0-9-1 publish carries besides its exchange and routing key; an [`Outcome`] is the broker's word on one
-//! publish; a [`Fault`] says what kind of wrong it was, which decides who pays for it.
+//! These types know nothing of a broker's client library, of the log or of a thread. A [`Message`]
+//! is what an AMQP 0-9-1 publish carries besides its exchange and routing key. An [`Outcome`] is
+//! the broker's answer to one publish. A [`Fault`] names the kind of failure, which decides which
+//! retry budget it consumes.
 
 mod value;
 
@@ -16,12 +17,12 @@ use crate::text::Text;
 pub use self::value::HeaderValue;
 pub(crate) use self::value::VALUE_BYTES;
 
-/// A message as AMQP 0-9-1 carries it: all fourteen properties (the headers are one), and the payload. Persistent unless it says
-/// otherwise.
+/// A message as AMQP 0-9-1 carries it: the payload and all fourteen properties, headers included.
+/// It is persistent unless it says otherwise.
 ///
-/// The RabbitMQ publisher refuses what AMQP cannot carry, as a fault of the message that names the field.
-/// A [`MemoryBroker`](crate::broker::MemoryBroker) carries all properties and acts on none: nothing expires, and no message
-/// overtakes another.
+/// The RabbitMQ publisher refuses what AMQP cannot carry, with a message fault that names the
+/// field. A [`MemoryBroker`](crate::broker::MemoryBroker) carries all properties and acts on none.
+/// There nothing expires, and no message overtakes another.
 ///
 /// ```
 /// use onewrite::{HeaderValue, Message};
@@ -36,7 +37,7 @@ pub struct Message {
     pub event_type: Option<Text>,
     /// `content_type` of the payload.
     pub content_type: Option<Text>,
-    /// `content_encoding` of the payload, such as `gzip`. Nothing here encodes or decodes it.
+    /// `content_encoding` of the payload, such as `gzip`. The library neither encodes nor decodes.
     pub content_encoding: Option<Text>,
     /// `delivery_mode`: 2 is persistent, 1 is not. `None` is published as 2.
     pub delivery_mode: Option<u8>,
@@ -44,26 +45,28 @@ pub struct Message {
     pub priority: Option<u8>,
     /// `correlation_id`.
     pub correlation_id: Option<Text>,
-    /// `reply_to`: where an answer is expected.
+    /// `reply_to`: where the sender expects an answer.
     pub reply_to: Option<Text>,
-    /// `expiration`: how long it may wait in a queue, in milliseconds, as text. RabbitMQ refuses what is not a number.
+    /// `expiration`: how long the message may wait in a queue, in milliseconds, as text. RabbitMQ
+    /// refuses a text that is no number.
     pub expiration: Option<Text>,
-    /// `user_id`. RabbitMQ refuses a message whose user is not the one that publishes it.
+    /// `user_id`. RabbitMQ refuses a message whose user is not the publishing user.
     pub user_id: Option<Text>,
     /// `app_id`.
     pub app_id: Option<Text>,
-    /// `cluster_id`, which AMQP 0-9-1 has given up and RabbitMQ carries.
+    /// `cluster_id`, which AMQP 0-9-1 has deprecated and RabbitMQ carries.
     pub cluster_id: Option<Text>,
     /// `timestamp`, in whole seconds since the Unix epoch.
     pub timestamp_s: Option<u64>,
-    /// Headers, in the order they were added. The names that this library gives to what it publishes are borrowed.
+    /// Headers, in the order in which they were added. The names that this library sets are
+    /// borrowed.
     pub headers: Vec<(Cow<'static, str>, HeaderValue)>,
     /// The payload.
     pub payload: Vec<u8>,
 }
 
 impl Message {
-    /// The first header of this name.
+    /// Returns the first header of this name.
     ///
     /// ```
     /// # use onewrite::Message;
@@ -75,7 +78,7 @@ impl Message {
         self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value)
     }
 
-    /// Its properties that are texts.
+    /// Iterates over the properties that are texts.
     pub(crate) fn texts(&self) -> impl Iterator<Item = &Text> {
         let texts = [
             &self.message_id,
@@ -92,13 +95,13 @@ impl Message {
         texts.into_iter().flatten()
     }
 
-    /// Bytes of the entries of its headers, as AMQP encodes them.
+    /// Returns the bytes of the header entries, as AMQP encodes them.
     pub(crate) fn headers_len(&self) -> usize {
         self.headers.iter().map(|(name, value)| 1 + name.len() + 1 + value.encoded_len()).sum()
     }
 }
 
-/// Shows names and lengths only; payload and header values never reach a log this way.
+/// Shows names and lengths only, so that payload and header values never reach a log.
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Message")
@@ -112,7 +115,8 @@ impl fmt::Debug for Message {
     }
 }
 
-/// Names one publish of one event. Never reused in the life of a relay, so that a late word is not taken for another's.
+/// The name of one publish of one event. A relay never reuses a ticket, so a late answer cannot be
+/// taken for another publish's.
 ///
 /// ```
 /// use onewrite::Ticket;
@@ -121,7 +125,7 @@ impl fmt::Debug for Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
-/// One publish: where to, what, and under which ticket its outcome is to be reported.
+/// One publish: a destination, a message, and the ticket of its outcome.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -133,23 +137,24 @@ pub struct Ticket(pub u64);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Outgoing {
-    /// Under which the outcome is reported.
+    /// The ticket under which the publisher reports the outcome.
     pub ticket: Ticket,
-    /// The exchange; empty for the default exchange.
+    /// The exchange; empty for AMQP's default exchange.
     pub exchange: Arc<str>,
     /// The routing key.
     pub routing_key: Arc<str>,
     /// Properties, headers and payload.
     pub message: Arc<Message>,
-    /// The broker is to return it if no queue takes it. Else it drops it and confirms it.
+    /// Whether the broker is to return the message if no queue takes it. Otherwise the broker drops
+    /// and confirms it.
     pub mandatory: bool,
-    /// Publish isolated from the others, on a channel of its own: this message was in flight when a channel was closed
-    /// for a fault of one message, and may be the one.
+    /// Whether to publish the message alone, on a channel of its own. It was in flight when one
+    /// message's fault closed a channel, and may be that message.
     pub isolated: bool,
 }
 
 impl Outgoing {
-    /// A message that is mandatory and not isolated.
+    /// Makes a publish that is mandatory and not isolated.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -176,7 +181,7 @@ impl Outgoing {
     }
 }
 
-/// Whose fault a failure is, which decides who pays.
+/// The class of a fault, which decides which retry budget the fault consumes.
 ///
 /// ```
 /// use onewrite::FaultClass;
@@ -189,15 +194,18 @@ impl Outgoing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FaultClass {
-    /// The broker refuses this very message: too large, malformed. Spends the event's attempts.
+    /// The broker refuses this very message, as too large or malformed. It consumes the event's
+    /// attempts.
     Message,
-    /// The destination is missing, closed to us, or routes nowhere. Spends the event's destination attempts, with long waits.
+    /// The destination is missing, forbidden to us, or routes nowhere. It consumes the event's
+    /// destination attempts, with long waits.
     Destination,
-    /// The broker is away, unreachable or overloaded. Spends nothing.
+    /// The broker is away, unreachable or overloaded. It consumes nothing.
     Outage,
-    /// The broker refuses us: password, vhost, TLS. Spends nothing; retried slowly.
+    /// The broker refuses us: password, vhost, TLS. It consumes nothing, and the relay retries
+    /// slowly.
     Config,
-    /// The event's time ran out before it could be published.
+    /// The event expired before it could be published.
     Expired,
     /// The record in the log fails its check.
     Undecodable,
@@ -216,7 +224,7 @@ impl fmt::Display for FaultClass {
     }
 }
 
-/// What went wrong, for a person and for a decision.
+/// A fault: a class for decisions and a text for people.
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass};
@@ -227,16 +235,17 @@ impl fmt::Display for FaultClass {
 #[error("{class} fault{}: {text}", code.map(|c| format!(" {c}")).unwrap_or_default())]
 #[non_exhaustive]
 pub struct Fault {
-    /// Whose fault it is.
+    /// The class of the fault.
     pub class: FaultClass,
-    /// The AMQP reply code, where there was one.
+    /// The AMQP reply code, if the broker gave one.
     pub code: Option<u16>,
-    /// What the broker or the operating system said. Holds no payload and no credentials.
+    /// The message of the broker or the operating system. It holds no payload and no credentials.
     pub text: String,
 }
 
 impl Fault {
-    /// A fault without a reply code. Control characters in the text are escaped: it may be another's.
+    /// Makes a fault without a reply code. Control characters in the text are escaped, because the
+    /// text may be foreign.
     ///
     /// ```
     /// # use onewrite::{Fault, FaultClass};
@@ -247,7 +256,7 @@ impl Fault {
         Self { class, code: None, text: escaped(text.into()) }
     }
 
-    /// A fault with the AMQP reply code. Control characters in the text are escaped.
+    /// Makes a fault with the AMQP reply code. Control characters in the text are escaped.
     ///
     /// ```
     /// # use onewrite::{Fault, FaultClass};
@@ -259,7 +268,8 @@ impl Fault {
     }
 }
 
-/// The broker's word on one publish. Nothing is inferred from silence: what was neither confirmed nor refused is `Unknown`.
+/// The broker's answer to one publish. Nothing is inferred from silence: a publish that was neither
+/// confirmed nor refused is `Unknown`.
 ///
 /// ```
 /// use onewrite::{Fault, FaultClass, Outcome};
@@ -272,17 +282,19 @@ impl Fault {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The broker has it.
+    /// The broker has the message.
     Confirmed,
-    /// The broker says it could not take it (a full queue with `reject-publish`, an internal error).
+    /// The broker could not take the message: a full queue with `reject-publish`, or an internal
+    /// error.
     Nacked,
-    /// No queue took it (`basic.return`).
+    /// No queue took the message (`basic.return`).
     Returned(Fault),
-    /// The broker closed the channel on this very message, or it could not be encoded at all.
+    /// The broker closed the channel on this very message, or the message could not be encoded.
     Refused(Fault),
-    /// The connection ended before the broker said anything.
+    /// The connection ended before the broker answered.
     Unknown(Fault),
-    /// The deadline passed without a word, though the connection lives. The relay suspends the destination. The
-    /// broker's word may still come: this is the one outcome that another one may follow.
+    /// The deadline passed without an answer, though the connection lives. The relay suspends the
+    /// destination. The broker's answer may still come: this is the one outcome that a second
+    /// outcome may follow.
     Silent(Fault),
 }

@@ -1,9 +1,10 @@
-//! Mistakes that can be switched on, one at a time, in a build with `--cfg onewrite_mutations`: each breaks a promise, and
-//! `scripts/torture --mutations` demands that the torture test notices. No other build holds a trace of this.
+//! Deliberate mistakes, switched on one at a time in a build with `--cfg onewrite_mutations`. Each
+//! mistake breaks a promise, and `scripts/torture --mutations` demands that the torture test
+//! notices. No other build contains any of this.
 
 use std::sync::OnceLock;
 
-/// Names the mistake, in the environment.
+/// The environment variable that names the mistake.
 const VARIABLE: &str = "ONEWRITE_MUTATION";
 
 /// Whether this mistake is switched on.

@@ -1,6 +1,7 @@
-//! One value from one thread to another, waited for by a thread or by a future. No runtime.
+//! A channel for one value, on which a thread or a future waits. It needs no runtime.
 //!
-//! Many answers at once ([`WakeChain`]): whoever is woken wakes two others before it goes on.
+//! A [`WakeChain`] delivers many answers at once: each woken thread wakes two more before it
+//! continues.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -12,7 +13,8 @@ use std::thread::{self, Thread};
 
 use crate::time::Deadline;
 
-/// Who is to be notified. Nobody yet is the common case where the answer is there first, and costs no system call.
+/// The listener to notify. `Nobody` is the common case: the answer is there first, and costs no
+/// system call.
 #[derive(Debug)]
 enum Waiter {
     Nobody,
@@ -23,16 +25,16 @@ enum Waiter {
 #[derive(Debug)]
 enum State<T> {
     Empty(Waiter),
-    /// The answer, and whom its taker helps to wake.
+    /// The answer, and the wake chain that its receiver continues.
     Full(T, Option<Arc<WakeChain>>),
-    /// Taken, or the sender went away without sending.
+    /// The answer was taken, or the sender was dropped without sending.
     Gone,
 }
 
 #[derive(Debug)]
 struct Shared<T> {
     state: Mutex<State<T>>,
-    /// Whether the work that leads to the answer has begun, or is not wanted any more.
+    /// Whether the work for the answer has begun, or was withdrawn.
     claim: AtomicU8,
 }
 
@@ -50,14 +52,16 @@ impl Waiter {
     }
 }
 
-/// How many others a thread wakes that has got its answer.
+/// How many threads a woken thread wakes.
 const CHAIN_WAKES: usize = 2;
 
-/// The wake chain: threads whose answers are there and that are still to be woken.
+/// The wake chain: threads that have an answer and are still to be woken.
 ///
-/// Waking a thread is a system call of several microseconds. Whoever has many to wake wakes the first ([`wake`](Self::wake)) and goes
-/// on; each that takes its answer wakes two more. Such a thread is inside `Receiver::wait` and does so before it returns, so all are
-/// woken as long as each is given a processor. Who began keeps hold of it, and wakes who is left after a while.
+/// Waking a thread is a system call of several microseconds. A sender with many answers wakes the
+/// first thread ([`wake`](Self::wake)) and continues. Each thread that takes its answer wakes two
+/// more. It does so inside `Receiver::wait`, before it returns, so all threads are woken as long as
+/// each gets a processor. The sender keeps the chain, and wakes the remaining threads after a
+/// while.
 #[derive(Debug, Default)]
 pub(crate) struct WakeChain(Mutex<VecDeque<Thread>>);
 
@@ -66,7 +70,7 @@ impl WakeChain {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes so many of those who are left.
+    /// Wakes up to `threads_max` of the remaining threads.
     pub(crate) fn wake(&self, threads_max: usize) {
         for _ in 0..threads_max {
             let Some(thread) = self.lock().pop_front() else { return };
@@ -88,7 +92,7 @@ impl<T> Shared<T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns who is to be notified.
+    /// Sets the state and returns the listener to notify.
     fn fill(&self, next: State<T>) -> Waiter {
         match std::mem::replace(&mut *self.lock(), next) {
             State::Empty(waiter) => waiter,
@@ -96,7 +100,8 @@ impl<T> Shared<T> {
         }
     }
 
-    /// What there is to take; `None` if nothing yet, and then `waiter` is notified of it.
+    /// Takes the answer. If there is none yet, returns `None` and keeps `waiter` for the
+    /// notification.
     fn take(&self, waiter: impl FnOnce() -> Waiter) -> Option<Result<T, Abandoned>> {
         let mut state = self.lock();
         match std::mem::replace(&mut *state, State::Gone) {
@@ -116,15 +121,15 @@ impl<T> Shared<T> {
     }
 }
 
-/// The end that sends.
+/// The sending end.
 #[derive(Debug)]
 pub(crate) struct Sender<T>(Option<Arc<Shared<T>>>);
 
-/// The end that waits.
+/// The receiving end.
 #[derive(Debug)]
 pub(crate) struct Receiver<T>(Arc<Shared<T>>);
 
-/// The sender went away without sending.
+/// The sender was dropped without sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Abandoned;
 
@@ -141,11 +146,12 @@ impl<T> Sender<T> {
         }
     }
 
-    /// Sends. A thread that waits for it is left to `wake_chain`; a task is woken, which only puts it into a queue.
+    /// Sends the value. A waiting thread is left to `wake_chain`. A task is woken at once, because
+    /// that only puts it into a queue.
     pub(crate) fn send_among(mut self, value: T, wake_chain: &Arc<WakeChain>) {
         let Some(shared) = self.0.take() else { return };
         let mut state = shared.lock();
-        // It is among them before it can take its answer, and wake others in its turn.
+        // The thread joins the chain before it can take its answer and continue the chain.
         let task = match std::mem::replace(&mut *state, State::Gone) {
             State::Empty(Waiter::Thread(thread)) => {
                 wake_chain.lock().push_back(thread);
@@ -161,14 +167,15 @@ impl<T> Sender<T> {
 }
 
 impl<T> Sender<T> {
-    /// Begins the work that leads to the answer. `false` if the other end has withdrawn: then it must not be done.
+    /// Begins the work for the answer. Returns `false` if the receiver has withdrawn; the work must
+    /// then not be done.
     pub(crate) fn begin(&self) -> bool {
         let Some(shared) = &self.0 else { return false };
         let claimed = shared.claim.compare_exchange(OPEN, BEGUN, Ordering::AcqRel, Ordering::Acquire);
         !matches!(claimed, Err(WITHDRAWN))
     }
 
-    /// Nobody waits any more.
+    /// Whether the receiver is gone.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| Arc::strong_count(shared) == 1)
     }
@@ -187,7 +194,7 @@ fn this_thread() -> Waiter {
 }
 
 impl<T> Receiver<T> {
-    /// Waits as long as it takes.
+    /// Waits without a deadline.
     #[cfg(test)]
     pub(crate) fn wait(self) -> Result<T, Abandoned> {
         loop {
@@ -198,18 +205,18 @@ impl<T> Receiver<T> {
         }
     }
 
-    /// The answer, if it is there.
+    /// Returns the answer if it is there.
     pub(crate) fn try_take(&self) -> Option<Result<T, Abandoned>> {
         self.0.take(|| Waiter::Nobody)
     }
 
-    /// Takes the wish back. `false` if the work has begun: then the answer comes.
+    /// Withdraws the request. Returns `false` if the work has begun; the answer then comes.
     pub(crate) fn withdraw(&self) -> bool {
         let claimed = self.0.claim.compare_exchange(OPEN, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire);
         !matches!(claimed, Err(BEGUN))
     }
 
-    /// Waits until `deadline` at most; `None` when it passes first.
+    /// Waits until `deadline` at most. Returns `None` if the deadline passes first.
     pub(crate) fn wait_until(&self, deadline: Deadline) -> Option<Result<T, Abandoned>> {
         loop {
             if let Some(taken) = self.0.take(this_thread) {
@@ -274,8 +281,9 @@ mod tests {
         }
     }
 
-    /// Goal: a chain wakes every thread that waits, and tasks are woken at once. Method: a hundred threads that all wait, of whom one is woken;
-    /// a task that was polled, a future that was not, and one that is gone among them.
+    /// Goal: a chain wakes every thread that waits, and tasks are woken at once. Method: a hundred
+    /// waiting threads, of which one is woken. Among them are a polled task, a future that was not
+    /// polled, and one that is gone.
     #[test]
     fn whoever_is_woken_wakes_two_others() {
         let wake_chain = Arc::new(WakeChain::default());
@@ -311,7 +319,8 @@ mod tests {
         assert_eq!((unpolled.1.wait(), task.1.wait()), (Ok(1001), Ok(1002)));
     }
 
-    /// Goal: nobody waits for ever for one who does not go on. Method: the first of a chain is one who has given up.
+    /// Goal: no thread waits for ever for a thread that does not continue the chain. Method: the
+    /// first thread of a chain has given up.
     #[test]
     fn who_began_a_chain_can_end_it() {
         let wake_chain = Arc::new(WakeChain::default());

@@ -1,15 +1,15 @@
-//! Text of others for a person's eyes: reasons, ids and names that came over the network.
+//! Foreign text, made safe to show: reasons, ids and names that came over the network.
 //!
-//! **Invariant.** What is written through here moves no cursor, begins no line, and shows no letters in another order than they
-//! stand: a message cannot forge a log line or speak to a terminal.
+//! **Invariant.** The printed text moves no cursor, begins no line, and never changes the order of
+//! its letters. So a message cannot forge a log line or control a terminal.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// The text with what is not for the eye escaped, as `\u{1b}`.
+/// A text whose unprintable characters are escaped, such as `\u{1b}`.
 pub(crate) struct Printable<'a>(&'a str);
 
-/// Shows a text that others have chosen.
+/// Wraps a foreign text for printing.
 pub(crate) fn printable(text: &str) -> Printable<'_> {
     Printable(text)
 }
@@ -27,17 +27,18 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
-/// The same, as it is kept.
+/// Returns the escaped text as a string.
 pub(crate) fn escaped(text: String) -> String {
     if text.chars().all(is_plain) { text } else { printable(&text).to_string() }
 }
 
-/// The same, borrowed where nothing is to be escaped.
+/// Returns the escaped text, borrowed if nothing needs escaping.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) { Cow::Borrowed(text) } else { Cow::Owned(printable(text).to_string()) }
 }
 
-/// Neither a control character, nor one that ends a line or changes the direction of writing.
+/// Whether a character is harmless: no control character, no line end, no change of writing
+/// direction.
 fn is_plain(char: char) -> bool {
     let breaks = matches!(char, '\u{2028}' | '\u{2029}');
     let redirects = matches!(char, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -62,7 +63,7 @@ mod tests {
             assert_eq!(printable(text).to_string(), shown);
             assert_eq!(plain(text), shown);
             assert_eq!(escaped(text.to_owned()), shown);
-            // What is escaped stays as it is.
+            // Escaping is idempotent.
             assert_eq!(escaped(shown.to_owned()), shown);
         }
     }

@@ -1,15 +1,17 @@
-//! Which process this is.
+//! The identity of the process.
 //!
-//! A process that is forked has a copy of every handle, and of none of the threads. A lock that another thread held in that moment
-//! is never released in it. So a handle asks where it is before it takes a lock, and does nothing at all when it is dropped there.
+//! A forked process has a copy of every handle and of none of the threads. A lock that another
+//! thread held at the fork is never released in the forked process. So a handle checks the process
+//! before it takes a lock, and its drop does nothing in a forked process.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The process in which something was made.
+/// The process in which a value was made.
 #[derive(Debug)]
 pub(crate) struct Process {
     id: u32,
-    /// A copy has found out that it is elsewhere. What is forked from there is elsewhere too, also once the number is given again.
+    /// Whether this copy was found to be in a forked process. Further forks stay elsewhere too,
+    /// even if the system reuses the process id.
     left: AtomicBool,
 }
 
@@ -22,7 +24,7 @@ impl Process {
         self.id
     }
 
-    /// Whether the calling process was forked from this one. It costs one system call.
+    /// Whether the calling process was forked from this process. The check costs one system call.
     pub(crate) fn is_elsewhere(&self) -> bool {
         let elsewhere = self.left.load(Ordering::Relaxed) || std::process::id() != self.id;
         if elsewhere {
@@ -32,7 +34,7 @@ impl Process {
     }
 }
 
-/// Keeps what `handle` shares from ever being dropped in this process: one more handle is leaked.
+/// Leaks one more clone of `handle`, so that the shared value is never dropped in this process.
 pub(crate) fn keep<T: Clone>(handle: &T) {
     std::mem::forget(handle.clone());
 }

@@ -1,12 +1,13 @@
-//! What is logged by a destructor.
+//! Logging from a destructor.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs what logs in a destructor. The subscriber is the application's: it may panic, and it does where a thread-local that it
-/// writes by is destroyed already. A panic that left a destructor would abort the process; the line is lost instead.
+/// Runs logging code in a destructor. The subscriber is the application's code and may panic. It
+/// does panic if it uses a thread-local that is already destroyed. A panic that leaves a destructor
+/// would abort the process, so the log line is lost instead.
 pub(crate) fn in_drop(log: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(log)) {
-        // It is foreign too, and may panic when it is dropped.
+        // The panic's value is foreign too, and may panic when it is dropped.
         std::mem::forget(panic);
     }
 }

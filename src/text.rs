@@ -1,7 +1,8 @@
-//! Text that costs nothing to hand on.
+//! Text that is cheap to pass on.
 //!
-//! An event's way to the broker has each of its texts in several places: the id as property and as header, the key as header and
-//! in the delivery machine. What is read from the log is therefore kept once and shared; what never changes is not kept at all.
+//! On an event's way to the broker, each text is in several places. The id is a property and a
+//! header; the key is a header and is in the delivery machine. So a text from the log is kept once
+//! and shared, and a constant text is not copied at all.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
@@ -10,7 +11,7 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
 
-/// UTF-8 text, used as a `&str`: static, shared by its clones, or as the `String` it was made of.
+/// UTF-8 text, used as a `&str`: static, shared by its clones, or the `String` that it was made of.
 ///
 /// ```
 /// use onewrite::Text;
@@ -27,12 +28,12 @@ pub struct Text(Kept);
 enum Kept {
     Static(&'static str),
     Shared(Arc<str>),
-    /// Cloned as a whole, as a `String` is.
+    /// A clone copies it, like a `String`.
     Owned(String),
 }
 
 impl Text {
-    /// Text that is part of the program.
+    /// Makes a text that is part of the program.
     ///
     /// ```
     /// const VERSION: onewrite::Text = onewrite::Text::from_static("1.0");
@@ -43,7 +44,7 @@ impl Text {
         Self(Kept::Static(text))
     }
 
-    /// The text.
+    /// Returns the text.
     ///
     /// ```
     /// assert_eq!(onewrite::Text::from("eu").as_str(), "eu");
@@ -57,7 +58,7 @@ impl Text {
         }
     }
 
-    /// The same text, copied only if it is not shared yet.
+    /// Returns the same text, copied only if it is not shared yet.
     pub(crate) fn shared(&self) -> Arc<str> {
         match &self.0 {
             Kept::Shared(text) => Arc::clone(text),
@@ -113,7 +114,7 @@ impl Borrow<str> for Text {
     }
 }
 
-/// As a string's.
+/// Formats the text as a string.
 impl fmt::Debug for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)
@@ -125,7 +126,7 @@ impl fmt::Display for Text {
     }
 }
 
-// However it is kept, it is the same text.
+// Texts compare by content, however they are kept.
 impl PartialEq for Text {
     fn eq(&self, other: &Self) -> bool {
         self.as_str() == other.as_str()

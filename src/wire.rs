@@ -1,11 +1,11 @@
-//! From a recorded event to the message on the wire, and what a reader finds in its headers.
+//! Turns a recorded event into the message on the wire, and reads the message's headers back.
 //!
 //! | on the wire | from |
 //! |---|---|
 //! | `message_id`, CloudEvents `id` | the event's id |
 //! | `type`, CloudEvents `type` | the event's type |
 //! | `content_type` | the payload's content type |
-//! | `timestamp` (seconds), CloudEvents `time` (RFC 3339) | when it was appended |
+//! | `timestamp` (seconds), CloudEvents `time` (RFC 3339) | the time of its append |
 //! | `correlation_id` | the event |
 //! | `app_id` | the event, else the relay's setting |
 //! | `content_encoding`, `priority`, `reply_to`, `expiration`, `user_id`, `cluster_id` | the event |
@@ -14,12 +14,12 @@
 //! | CloudEvents `partitionkey` | the event's key |
 //! | CloudEvents `sequence` | the sequence number, 20 digits, so that text order is number order |
 //! | `traceparent`, `tracestate` | the event |
-//! | `onewrite-store`, `onewrite-epoch` | who numbered the lanes |
-//! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its number there, from 0, without a gap |
+//! | `onewrite-store`, `onewrite-epoch` | the store that numbered the lanes, and its epoch |
+//! | `onewrite-lane`, `onewrite-lane-number` | the event's lane and its gapless number there |
 //! | `onewrite-crc` | the record's checksum |
 //! | `onewrite-signature` | the proof of its producer, if the relay signs |
 //! | `onewrite-version` | the version of the payload, if it is not 1 |
-//! | `onewrite-resend` | `true`, if it may have been published before |
+//! | `onewrite-resend` | `true`, if the message may have been published before |
 //!
 //! The application's own headers follow.
 
@@ -46,7 +46,7 @@ pub(crate) use self::content::ContentKey;
 pub(crate) use self::fuzzing::message as fuzzing;
 pub use self::signed::{ProducerKeys, SIGNATURE, SigningKey};
 
-/// How the CloudEvents attributes are spelt as AMQP headers.
+/// The spelling of the CloudEvents attributes as AMQP headers.
 ///
 /// ```
 /// use onewrite::HeaderSpelling;
@@ -57,7 +57,8 @@ pub use self::signed::{ProducerKeys, SIGNATURE, SigningKey};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum HeaderSpelling {
-    /// `cloudEvents_id`: what the binding recommends since 1.0.1, and brokers' filters can name. The default.
+    /// `cloudEvents_id`, the default. The binding recommends it since 1.0.1, and brokers' filters
+    /// can name it.
     #[default]
     Underscore,
     /// `cloudEvents:id`: the binding's first spelling.
@@ -66,7 +67,7 @@ pub enum HeaderSpelling {
     Dash,
 }
 
-/// An attribute's name in each spelling, so that no message needs a name of its own.
+/// An attribute's name in each spelling, so that no message allocates a name.
 macro_rules! spelt {
     ($attribute:literal) => {
         [concat!("cloudEvents_", $attribute), concat!("cloudEvents:", $attribute), concat!("ce-", $attribute)]
@@ -79,7 +80,7 @@ const PARTITION_KEY: Spelt = spelt!("partitionkey");
 const TIME: Spelt = spelt!("time");
 
 impl HeaderSpelling {
-    /// What stands before an attribute's name.
+    /// Returns the prefix of an attribute's name.
     ///
     /// ```
     /// assert_eq!(onewrite::HeaderSpelling::default().prefix(), "cloudEvents_");
@@ -97,7 +98,7 @@ impl HeaderSpelling {
         }
     }
 
-    /// All spellings, for reading.
+    /// All spellings, for readers.
     pub(crate) const ALL: [Self; 3] = [Self::Underscore, Self::Colon, Self::Dash];
 }
 
@@ -119,8 +120,10 @@ impl HeaderSpelling {
 /// ```
 pub const STORE: &str = "onewrite-store";
 
-/// The header of a delivery that says what was given in another form: a header's name or a property that was not UTF-8, tables that
-/// were nested too deep. The handler gets the delivery all the same. It is added where the delivery came in; no producer can
+/// The header of a delivery that says which parts came in changed form. Such parts are a header
+/// name or a property that was not UTF-8, and tables that were nested too deep.
+///
+/// The handler gets the delivery all the same. The receiving side adds the header; no producer can
 /// set it.
 ///
 /// ```
@@ -131,9 +134,12 @@ pub const STORE: &str = "onewrite-store";
 /// ```
 pub const MENDED: &str = "onewrite-mended";
 
-/// The header of a delivery that says why it cannot be taken for what it is: a message id, type or routing key that was not UTF-8,
-/// headers that could not be read or did not fit into a frame, a body that was too large. A consumer rejects it
-/// ([`Error::Unreadable`]). It is added where the delivery came in; no producer can set it.
+/// The header of a delivery that says why the delivery is unreadable. A message id, type or routing
+/// key was not UTF-8, the headers were unreadable or did not fit into a frame, or the body was too
+/// large.
+///
+/// A consumer rejects the delivery ([`Error::Unreadable`]). The receiving side adds the header; no
+/// producer can set it.
 ///
 /// ```
 /// use onewrite::{Error, HeaderValue, Message, wire};
@@ -146,7 +152,7 @@ pub const MENDED: &str = "onewrite-mended";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const UNREADABLE: &str = "onewrite-unreadable";
-/// Header: the epoch in which the event was appended; it rises when numbers of lanes begin anew.
+/// Header: the store's epoch at the append. The epoch rises when lane numbers begin anew.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -230,8 +236,10 @@ pub const CRC: &str = "onewrite-crc";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub const VERSION: &str = "onewrite-version";
-/// Header: this may have been published before. What has been published without it may still arrive later: a link that was half-open
-/// hands over what it held when it is back.
+/// Header: the message may have been published before.
+///
+/// An earlier copy without this header may still arrive later: a half-open link delivers what it
+/// held once it recovers.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -249,11 +257,11 @@ pub const VERSION: &str = "onewrite-version";
 /// ```
 pub const RESEND: &str = "onewrite-resend";
 
-/// `delivery_mode`s.
+/// The `delivery_mode` values.
 const TRANSIENT: u8 = 1;
 pub(crate) const PERSISTENT: u8 = 2;
 
-/// What a relay adds to every message.
+/// The settings that a relay adds to every message.
 #[derive(Debug, Clone)]
 pub(crate) struct Wire {
     pub(crate) spelling: HeaderSpelling,
@@ -262,19 +270,21 @@ pub(crate) struct Wire {
     pub(crate) store: Text,
     /// The sequence number at which each epoch after the first begins.
     pub(crate) epoch_starts: Vec<u64>,
-    /// A second, and a time in it as it was written.
+    /// A second, and a time in that second in text form.
     pub(crate) second: Option<(u64, [u8; 24])>,
     pub(crate) signing: Option<SigningKey>,
 }
 
 type Header = (Cow<'static, str>, HeaderValue);
 
-/// The last millisecond of the year 9999: RFC 3339 has four digits for the year. No clock says so; a file that somebody has made up may.
+/// The last millisecond of the year 9999, because RFC 3339 has four digits for the year. No clock
+/// reaches it, but a forged file may.
 const LATEST_MS: u64 = 253_402_300_799_999;
 
 impl Wire {
-    /// The message of an event that has not been published before, as far as is known. The headers of the library stand in the
-    /// order of their names, as they do on the wire: a table of them need not be sorted.
+    /// Returns the message of an event that, as far as is known, has not been published before. The
+    /// library's headers are in the order of their names, as on the wire, so a table of them needs
+    /// no sorting.
     pub(crate) fn message(&mut self, recorded: RecordedEvent) -> Message {
         let mut headers = Vec::with_capacity(14 + recorded.event.headers.len());
         let time = self.time(recorded.time_ms);
@@ -308,7 +318,7 @@ impl Wire {
         self.signed(message)
     }
 
-    /// With the proof of its producer, in its place among the headers.
+    /// Adds the producer's signature in its place among the headers.
     fn signed(&self, mut message: Message) -> Message {
         if let Some(key) = &self.signing {
             let signature = key.sign(&message);
@@ -318,7 +328,8 @@ impl Wire {
         message
     }
 
-    /// RFC 3339, with milliseconds. What stands before those is written anew only where the second has changed.
+    /// Returns the time in RFC 3339, with milliseconds. The part before the milliseconds is
+    /// formatted only when the second changes.
     fn time(&mut self, time_ms: u64) -> Text {
         let time_ms = time_ms.min(LATEST_MS);
         let second = time_ms / 1000;
@@ -367,7 +378,7 @@ impl Wire {
     }
 }
 
-/// As `{:020}` writes it, a digit at a time and without the formatter's steps in between.
+/// Formats a number as `{:020}` does, digit by digit, without the overhead of the formatter.
 fn twenty_digits(mut number: u64) -> Text {
     let mut digits = [b'0'; 20];
     for digit in digits.iter_mut().rev() {
@@ -377,14 +388,14 @@ fn twenty_digits(mut number: u64) -> Text {
     str::from_utf8(&digits).expect("digits are ASCII").into()
 }
 
-/// The same message, marked as one that may have been published before.
+/// Returns the same message, marked as possibly published before.
 pub(crate) fn resend(message: &Message) -> Message {
     let mut message = message.clone();
     message.headers.push((RESEND.into(), HeaderValue::Bool(true)));
     message
 }
 
-/// The ordering key that a message carries, in whichever spelling.
+/// Returns the ordering key of a message, in any spelling.
 pub(crate) fn ordering_key(message: &Message) -> Option<&str> {
     cloud_event(message, PARTITION_KEY)
 }
@@ -393,8 +404,8 @@ fn cloud_event(message: &Message, name: Spelt) -> Option<&str> {
     HeaderSpelling::ALL.iter().find_map(|spelling| message.header(spelling.of(name))?.as_text())
 }
 
-/// The earliest and the latest moment at which the event can have been appended, in Unix milliseconds. The AMQP timestamp
-/// has whole seconds only.
+/// Returns the earliest and the latest possible time of the event's append, in Unix milliseconds.
+/// The AMQP timestamp has whole seconds only.
 pub(crate) fn time_ms(message: &Message) -> Option<(u64, u64)> {
     let exact = cloud_event(message, TIME).and_then(|time| humantime::parse_rfc3339(time).ok());
     match exact.and_then(|time| time.duration_since(UNIX_EPOCH).ok()) {
@@ -406,16 +417,18 @@ pub(crate) fn time_ms(message: &Message) -> Option<(u64, u64)> {
     }
 }
 
-/// The lane of the store that produced the message, and its number there; `None` for a message of anybody else, and for an
-/// event that was given no lane.
+/// Returns the lane of the store that produced the message, and the message's number in that lane.
+/// A foreign message and an event without a lane give `None`.
 ///
 /// # Errors
-/// [`Error::LaneHeader`] if the headers are there by half, twice, or are not what this library writes: such a message
-/// cannot be distinguished from a repeat, nor taken for a foreign one.
+/// [`Error::LaneHeader`] if some of the headers are missing, come twice, or are not in this
+/// library's form. Such a message cannot be distinguished from a repeat, nor taken for a foreign
+/// message.
 pub(crate) fn lane_of(message: &Message) -> Result<Option<(LaneOf, u64)>> {
     let all = [one(message, STORE)?, one(message, EPOCH)?, one(message, LANE)?, one(message, LANE_NUMBER)?];
     let [store, epoch, lane, number] = all;
-    // A relay's rule publishes what was recorded as unpublished, and so was given no lane: it says whose it is, and no more.
+    // A relay's rule can publish an event that was recorded as unpublished and has no lane. Its
+    // message names the store and no lane.
     if lane.is_none() && number.is_none() {
         return Ok(None);
     }
@@ -468,7 +481,7 @@ mod tests {
         }
     }
 
-    /// The wire form of design §6, in each of its three spellings.
+    /// Goal: a message has the wire form of design §6, in each of its three spellings.
     #[test]
     fn carries_what_it_should() {
         for (spelling, prefix) in HeaderSpelling::ALL.into_iter().zip(["cloudEvents_", "cloudEvents:", "ce-"])
@@ -522,7 +535,8 @@ mod tests {
         }
     }
 
-    /// Goal: each event has its own time, though the second is written once. Method: the same, others of its second, another second, and the first again.
+    /// Goal: each event has its own time, though the second is formatted once. Method: the same
+    /// time, others of its second, another second, and the first again.
     #[test]
     fn the_time_is_the_events() {
         let mut wire = wire(UUID);
@@ -552,7 +566,7 @@ mod tests {
 
     const UUID: &str = "018f0000-0000-7000-8000-0000000000ff";
 
-    /// What is written is found again.
+    /// Goal: the lane that was written is read back.
     #[test]
     fn a_lane_is_read_back() {
         let message = wire(UUID).message(recorded());
@@ -565,8 +579,8 @@ mod tests {
         assert_eq!(time_ms(&Message::default()), None);
     }
 
-    /// Goal: each way in which a lane's headers can be wrong is an error that names the header. Method: one wrong thing at a
-    /// time in a good message.
+    /// Goal: each way in which a lane's headers can be wrong is an error that names the header.
+    /// Method: one wrong thing at a time in a good message.
     #[test]
     fn lane_headers_by_half_are_named() {
         let good = wire(UUID).message(recorded());

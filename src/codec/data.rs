@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 
-/// A payload in the form that its content type asks for.
+/// A payload in the form that its content type names.
 pub(crate) enum Data<'a> {
     /// JSON, on one line.
     Json(Box<RawValue>),
@@ -16,7 +16,8 @@ pub(crate) enum Data<'a> {
 }
 
 impl<'a> Data<'a> {
-    /// What is not of the form that its content type names stands there as binary, so nothing is lost.
+    /// Classifies a payload. A payload that is not of the form that its content type names becomes
+    /// binary, so nothing is lost.
     pub(crate) fn of(content_type: Option<&str>, payload: &'a [u8]) -> Self {
         let media = Media::of(content_type.unwrap_or_default());
         let text = || str::from_utf8(payload).ok();
@@ -52,7 +53,8 @@ impl Media {
     }
 }
 
-/// The same JSON without the whitespace between its parts; `None` if it is none. Numbers, and the order of keys, stay as they are.
+/// Returns the same JSON without the whitespace between its parts; `None` if the payload is not
+/// JSON. Numbers, and the order of keys, stay the same.
 fn json(payload: &[u8]) -> Option<Box<RawValue>> {
     serde_json::from_slice::<&RawValue>(payload).ok()?;
     let (mut in_string, mut escaped) = (false, false);
@@ -81,8 +83,8 @@ mod tests {
         }
     }
 
-    /// Goal: a payload keeps every digit and every byte, in the form of its content type, on one line. Method: forms of
-    /// content types, and payloads that are what they claim to be, or are not.
+    /// Goal: a payload keeps every digit and every byte, in the form of its content type, on one
+    /// line. Method: forms of content types, and payloads that match them or do not.
     #[test]
     fn a_payload_takes_the_form_of_its_content_type() {
         for (content_type, payload, shown) in [

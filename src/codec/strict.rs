@@ -1,11 +1,13 @@
-//! A serializer in front of the format's own: it refuses what the format would lose without an error.
+//! A serializer in front of the format's own, which refuses values that the format would damage
+//! without an error.
 //!
-//! JSON has no number for NaN and the infinities, and serde_json writes `null`. An object with a field twice is read in two
-//! ways, or not at all. A field that bincode leaves out shifts all fields behind it. Each of them is an error here, with its
-//! place in the value.
+//! JSON has no number for NaN and the infinities, and serde_json writes `null`. Readers treat an
+//! object with a repeated field in two ways, or reject it. A field that bincode leaves out shifts
+//! all later fields. Each of these is an error here, with its place in the value.
 //!
-//! **Invariants.** Nothing is kept of the value but names of fields, which are the program's own, and numbers of elements. A
-//! refusal is an error of the whole encoding, also where a foreign `Serialize` drops the error that it was given.
+//! **Invariants.** Of the value, only field names and element numbers are kept; field names are the
+//! program's own. A refusal fails the whole encoding, even if a foreign `Serialize` drops the
+//! error.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -13,22 +15,22 @@ use std::fmt;
 
 use serde::ser::{self, Serialize, Serializer};
 
-/// What a format loses without an error.
+/// The losses that a format does not report as errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Losses {
     /// NaN and the infinities.
     pub(super) non_finite: bool,
     /// The same key twice in a map.
     pub(super) repeated_keys: bool,
-    /// That a field is left out.
+    /// A field that is left out.
     pub(super) skipped_fields: bool,
 }
 
-/// What an encoding was refused for.
+/// Why an encoding was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lossy {
     what: &'static str,
-    /// From the inside out.
+    /// The steps from the inside out.
     steps: Vec<Step>,
 }
 
@@ -38,7 +40,7 @@ enum Step {
     /// A field, or a variant.
     Name(&'static str),
     Element(usize),
-    /// A map's keys are the application's.
+    /// An entry of a map, by number, because a map's keys are the application's.
     Entry(usize),
 }
 
@@ -72,7 +74,7 @@ impl fmt::Display for Step {
 
 impl std::error::Error for Lossy {}
 
-/// What one encoding has met.
+/// The state of one encoding.
 #[derive(Debug)]
 pub(super) struct Watch {
     losses: Losses,
@@ -84,12 +86,13 @@ impl Watch {
         Self { losses, lossy: RefCell::new(None) }
     }
 
-    /// The value as the format's serializer is to be given it.
+    /// Wraps a value for the format's serializer.
     pub(super) fn over<'a, T: ?Sized>(&'a self, value: &'a T) -> Watched<'a, T> {
         Watched { value, watch: self }
     }
 
-    /// What the encoding was refused for, if it was; within a field of this name, if one is given.
+    /// Returns why the encoding was refused, if it was. `root` is the field around the value, if
+    /// any.
     pub(super) fn lossy(self, root: Option<&'static str>) -> Option<Lossy> {
         let mut lossy = self.lossy.into_inner()?;
         lossy.steps.extend(root.map(Step::Name));
@@ -146,19 +149,19 @@ impl<'a, S> Strict<'a, S> {
     }
 }
 
-/// A sequence, a map or a structure on its way.
+/// A sequence, a map or a structure while it is being written.
 struct Parts<'a, C> {
     inner: C,
     watch: &'a Watch,
     /// The number of the next element or entry.
     at: usize,
     variant: Option<&'static str>,
-    /// The keys so far, where they may repeat.
+    /// The keys so far, if they may repeat.
     keys: Option<BTreeSet<Vec<u8>>>,
 }
 
 impl<C> Parts<'_, C> {
-    /// Notes where an error came from.
+    /// Notes the place of an error.
     #[inline]
     fn placed<T, E>(&self, step: Step, result: Result<T, E>) -> Result<T, E> {
         if result.is_err() {
@@ -315,8 +318,8 @@ impl<'a, S: Serializer> Serializer for Strict<'a, S> {
     #[inline]
     fn serialize_map(self, len: Option<usize>) -> Result<Self::SerializeMap, S::Error> {
         let mut parts = Self::parts(self.watch, self.inner.serialize_map(len)?, None);
-        // A map that knows its length is one in memory, whose keys differ. One that does not may be a structure with another
-        // one flattened into it.
+        // A map of known length is one in memory, whose keys differ. A map of unknown length may be
+        // a structure into which another structure is flattened.
         parts.keys = (len.is_none() && self.watch.losses.repeated_keys).then(BTreeSet::new);
         Ok(parts)
     }

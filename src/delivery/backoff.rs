@@ -1,6 +1,7 @@
-//! Jittered exponential backoff, from a seed: the machine itself draws no randomness.
+//! Jittered exponential backoff from a seed, because the machine itself draws no randomness.
 
-/// SplitMix64: small, and good enough to keep many relays from trying in step.
+/// The SplitMix64 generator. It is small, and good enough to keep many relays from retrying in
+/// step.
 #[derive(Debug, Clone)]
 pub(crate) struct Jitter(u64);
 
@@ -17,7 +18,8 @@ impl Jitter {
         z ^ (z >> 31)
     }
 
-    /// The wait before try number `tries` + 1: between half and all of `first_ms` doubled `tries` times, `max_ms` at most.
+    /// Returns the wait before try number `tries` + 1. It is between half and all of `first_ms`
+    /// doubled `tries` times, and `max_ms` at most.
     pub(crate) fn wait_ms(&mut self, first_ms: u64, max_ms: u64, tries: u32) -> u64 {
         let full = first_ms.saturating_mul(1 << tries.min(32)).clamp(1, max_ms.max(1));
         let half = full / 2;

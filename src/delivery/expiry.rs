@@ -1,23 +1,24 @@
-//! Expired events make room: where a backlog quota says so, they are taken out before they are next to publish.
+//! Removes expired events early, if a backlog quota demands it, before they are next to publish.
 //!
-//! A scan looks at memory first, then at what waits on disk, then at what the log has still to bring, a piece at a time.
-//! What it finds in the log gets its exception before the log brings it; it is passed over there (`Loaded::Exception`), so no
-//! sequence number of it stays in memory. **Invariant:** what is in flight is left alone: its outcome decides.
+//! A scan looks at memory first, then at the rows on disk, then at the rest of the log, one part at
+//! a time. An expired event in the log gets its exception before the log brings it, and is then
+//! skipped (`Loaded::Exception`). So none of its sequence numbers stays in memory. **Invariant:**
+//! an event in flight is left alone, because its outcome decides.
 
 use super::types::{Action, Change, Exception, ExceptionState, ExpiredEvent, ExpiredPlace, ScanAt};
 use super::{ItemState, Machine, expired, is_expired};
 use crate::time::Now;
 
-/// What the last scan has seen, and the one that runs.
+/// The result of the last scan, and the running scan.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct ExpiryScan {
     done: Option<Seen>,
-    /// While one runs: what it has seen so far.
+    /// While a scan runs: what it has seen so far.
     running: Option<Option<u64>>,
 }
 
-/// Before `to` nothing expires earlier than `earliest_ms`.
+/// No event before `to` expires earlier than `earliest_ms`.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     to: u64,
@@ -25,7 +26,7 @@ struct Seen {
 }
 
 impl ExpiryScan {
-    /// An event with this expiry waits now where a scan may have been already.
+    /// Notes the expiry of an event that now waits where a scan may already have been.
     pub(super) fn note_expiry(&mut self, expires_ms: Option<u64>) {
         if let Some(done) = &mut self.done {
             done.earliest_ms = earlier(done.earliest_ms, expires_ms);
@@ -41,7 +42,7 @@ fn earlier(a: Option<u64>, b: Option<u64>) -> Option<u64> {
 }
 
 impl Machine {
-    /// `Input::LetExpiredGo`. One that runs goes on.
+    /// Handles `Input::LetExpiredGo`. A running scan continues.
     pub(super) fn let_expired_go(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.scan.running.is_some() {
             return;
@@ -61,7 +62,8 @@ impl Machine {
             self.let_go(seq, now, out);
         }
         let at = match self.scan.done {
-            // Nothing that was looked at has expired since: only what is new is looked at.
+            // Nothing that the last scan saw has expired since, so this scan covers new events
+            // only.
             Some(done) if done.earliest_ms.is_none_or(|earliest_ms| earliest_ms > now.wall_ms) => {
                 earliest_ms = earlier(earliest_ms, done.earliest_ms);
                 ScanAt::Log(done.to)
@@ -74,12 +76,12 @@ impl Machine {
 
     fn find_expired(&self, at: ScanAt, now: Now, out: &mut Vec<Action>) {
         let events_max = self.settings.load_events;
-        // What the log has brought is in memory, settled, or has a row.
+        // Events that the log has brought are in memory, settled, or have a row.
         let at = if let ScanAt::Log(from) = at { ScanAt::Log(from.max(self.loaded_to)) } else { at };
         out.push(Action::FindExpired { at, until_ms: now.wall_ms, events_max });
     }
 
-    /// `Input::FoundExpired`.
+    /// Handles `Input::FoundExpired`.
     pub(super) fn found_expired(
         &mut self,
         found: Vec<ExpiredEvent>,
@@ -103,7 +105,7 @@ impl Machine {
         }
     }
 
-    /// Takes one out that is in memory; it may wait there behind its key.
+    /// Removes an expired event that is in memory, where it may wait behind its key.
     fn let_go(&mut self, seq: u64, now: Now, out: &mut Vec<Action>) {
         if let Some(key) = self.items.get(&seq).and_then(|item| item.key.clone()) {
             self.keys.with(&key, |state| state.queue.retain(|queued| *queued != seq));
@@ -111,17 +113,17 @@ impl Machine {
         self.quarantine(seq, expired(), now, out);
     }
 
-    /// Takes one out that is on disk alone.
+    /// Removes an expired event that is on disk only.
     fn take_out(&mut self, event: ExpiredEvent, now: Now, out: &mut Vec<Action>) {
         let ExpiredEvent { seq, key, place } = event;
         if let Some(item) = self.items.get(&seq) {
-            // It has come into memory since memory was looked at.
+            // The event has come into memory since the scan of memory.
             if !matches!(item.state, ItemState::InFlight { .. }) {
                 self.let_go(seq, now, out);
             }
             return;
         }
-        // The log has brought it since, or will bring what is settled already.
+        // The log has brought the event since, or will bring it although it is settled already.
         if place == ExpiredPlace::Log && (seq < self.loaded_to || self.ahead.contains(&seq)) {
             return;
         }
@@ -137,7 +139,7 @@ impl Machine {
         }
         self.quarantined += 1;
         out.push(Action::Quarantined { seq, fault: expired() });
-        // It holds its key no longer.
+        // The event no longer holds its key.
         self.discarded(seq, key);
     }
 }

@@ -1,4 +1,4 @@
-//! What flows after every input: timers, publishes, reads, and the position.
+//! The steps after every input: timers, publishes, reads, and the position.
 
 use super::poison::Dispatch;
 use super::types::{Action, Change, PublishOrder};
@@ -7,15 +7,16 @@ use crate::message::{FaultClass, Ticket};
 use crate::time::Now;
 use crate::tuning::SILENT_TRIALS_MAX;
 
-/// How long nothing may be sendable, with more in the log, before events that wait behind others make room on disk. A
-/// hot key that flows would otherwise be written down and read back for nothing.
+/// How long nothing must be sendable, with more in the log, before events that wait behind others
+/// move to disk. Without this wait, events of a hot key that flows would be written and read back
+/// for nothing.
 pub(crate) const SPILL_TIMEOUT_MS: u64 = 250;
 
-/// Messages published isolated at once.
+/// The most isolated messages in flight.
 const ISOLATED_MAX: usize = 1;
 
 impl Machine {
-    /// The end of every step.
+    /// Runs the end of every step.
     pub(super) fn settle_step(&mut self, now: Now, out: &mut Vec<Action>) {
         self.fire_timers(now);
         self.rate_wake_ms = None;
@@ -45,7 +46,8 @@ impl Machine {
     fn window_has_room(&self, bytes: usize) -> bool {
         let total = self.settings.ordering == PublishOrder::Total;
         let events_max = if total { 1 } else { self.settings.window_events };
-        // Trials take no room of the window; but under total order there is one in all.
+        // Trials take no room of the window. Under total order, one event in all is in flight,
+        // trials included.
         let beside = if total { 0 } else { self.silence.trials + self.slow.lingering };
         let in_flight = self.in_flight.len() - beside;
         let in_flight_bytes = self.in_flight_bytes - self.silence.trial_bytes - self.slow.lingering_bytes;
@@ -91,7 +93,7 @@ impl Machine {
         }
     }
 
-    /// Whether the rate lets one more go now; else it says when.
+    /// Whether the rate limit allows one more publish now. If not, notes when it will.
     pub(super) fn may_send(&mut self, now: Now) -> bool {
         let Some(rate) = &mut self.rate else { return true };
         let goes = rate.take(now.mono_ms);
@@ -101,9 +103,9 @@ impl Machine {
         goes
     }
 
-    /// When a silent destination is to be asked again.
+    /// Returns when a silent destination is due for a trial.
     pub(super) fn trial_wake_ms(&self) -> Option<u64> {
-        // While the rate holds everything back it says when.
+        // While the rate limit holds everything back, its own wake-up is enough.
         let may_go = self.can_publish() && self.rate_wake_ms.is_none();
         if !may_go || self.silence.trials >= SILENT_TRIALS_MAX {
             return None;
@@ -111,12 +113,13 @@ impl Machine {
         self.next_due().map(|(at_ms, _)| at_ms).filter(|at_ms| *at_ms < u64::MAX)
     }
 
-    /// As many are published alone as may be.
+    /// Whether as many isolated messages are in flight as allowed.
     pub(super) fn is_alone_taken(&self) -> bool {
         self.isolated_out >= ISOLATED_MAX
     }
 
-    /// The lowest that may go: a suspect if none is out already, else one of the others.
+    /// Returns the lowest event that may go: a suspect if none is in flight, otherwise a ready
+    /// event.
     fn next_to_send(&self) -> Option<u64> {
         let suspect = (!self.is_alone_taken()).then(|| self.next_suspect()).flatten();
         if self.settings.ordering == PublishOrder::Total {
@@ -125,7 +128,7 @@ impl Machine {
         suspect.or_else(|| self.ready.first().copied())
     }
 
-    /// Under total order whatever waits is waited for.
+    /// Returns the first event under total order. Any earlier event that waits holds it back.
     fn first_in_total_order(&self, suspect: Option<u64>) -> Option<u64> {
         let first = suspect.into_iter().chain(self.ready.first().copied()).min()?;
         let waits_before =
@@ -157,7 +160,7 @@ impl Machine {
         out.push(Action::Publish { epoch, ticket, seq, resend, isolated });
     }
 
-    /// Events in memory that count against the lookahead.
+    /// Counts the events in memory that count against the lookahead.
     fn in_lookahead(&self) -> usize {
         self.items.len() - self.retrying - self.slow.lingering
     }
@@ -166,7 +169,7 @@ impl Machine {
         self.memory_bytes - self.slow.lingering_bytes
     }
 
-    /// Events that may still be asked for: what has been asked for will take its place.
+    /// Returns how many more events may be requested. Requested events already count.
     fn room(&self) -> usize {
         let asked = self.load_out + self.due_out + self.keys.loading;
         self.settings.lookahead_events.saturating_sub(self.in_lookahead() + asked)
@@ -176,7 +179,8 @@ impl Machine {
         self.room() > 0 && self.lookahead_bytes() < self.settings.lookahead_bytes
     }
 
-    /// Half empty: early enough that the window never drains, late enough to read many at once.
+    /// Whether the lookahead is half empty. That is early enough for the window never to drain, and
+    /// late enough to read many events at once.
     pub(super) fn wants_more(&self) -> bool {
         self.in_lookahead() <= self.settings.lookahead_events / 2
             && self.lookahead_bytes() <= self.settings.lookahead_bytes / 2
@@ -227,7 +231,8 @@ impl Machine {
         }
     }
 
-    /// Memory is full of events that wait behind others, nothing can be sent, and there is more in the log: make room.
+    /// Makes room if memory is full of events that wait behind others, nothing can be sent, and the
+    /// log has more.
     fn spill_if_starved(&mut self, now: Now, out: &mut Vec<Action>) {
         let waits_to_go_alone = self.suspects.is_empty() || self.is_alone_taken();
         let idle = self.ready.is_empty() && waits_to_go_alone && self.window_has_room(0);
@@ -241,8 +246,9 @@ impl Machine {
             self.starved_since_ms = None;
             return;
         }
-        // What waits for its next try frees no room of itself; what waits behind a key that flows soon does. What was reloaded from
-        // a row, and would go there again, is not hurried: it would come and go at full speed.
+        // An event that waits for its next try frees no room by itself. An event behind a key that
+        // flows soon does. An event that was reloaded from a row, and would go back there, stays;
+        // otherwise it would come and go at full speed.
         self.spill_waiting(Some(Home::Log), now, out);
         self.spill_silent(now, out);
         if self.wants_more() {
@@ -265,7 +271,8 @@ impl Machine {
         self.spill_silent_firsts(now, out);
     }
 
-    /// Events that wait to go alone do not fill memory while the one before them gets no answer.
+    /// Moves suspects to disk, so that they do not fill memory while the suspect before them has no
+    /// answer.
     fn spill_suspects(&mut self, now: Now, out: &mut Vec<Action>) {
         for seq in self.suspects.iter().rev().copied().collect::<Vec<_>>() {
             if self.wants_more() {
@@ -275,7 +282,8 @@ impl Machine {
         }
     }
 
-    /// Events in nack backoff get a row of their own, and no longer hold the position or the lookahead.
+    /// Gives events in nack backoff rows of their own, so that they hold neither the position nor
+    /// the lookahead.
     fn spill_waiting(&mut self, from: Option<Home>, now: Now, out: &mut Vec<Action>) {
         let holds_lookahead = |item: &Item| !item.is_retrying() && from.is_none_or(|home| item.home == home);
         let waiting: Vec<(u64, u64)> = self

@@ -1,14 +1,14 @@
-//! One event that the machine has in memory, and where it stands.
+//! One event in the machine's memory, and its state.
 
 use super::poison::closes_channel;
 use super::silence::Destination;
 use super::types::{Entry, Exception, ExceptionState, Key};
 use crate::message::{Fault, Ticket};
 
-/// What settles an event's place on disk.
+/// The row that settles an event's place on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Home {
-    /// None: the position moves past it.
+    /// No row: the position moves past the event.
     Log,
     /// An exception row.
     Exception,
@@ -18,16 +18,16 @@ pub(super) enum Home {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ItemState {
-    /// To be sent as soon as the window lets it.
+    /// The event is sent as soon as the window allows.
     Ready,
-    /// Behind an earlier one of its key.
+    /// The event waits behind an earlier event of its key.
     Queued,
-    /// `trial`: to find out whether its destination speaks again.
+    /// The event is in flight. A `trial` finds out whether the destination answers again.
     InFlight { ticket: Ticket, isolated: bool, trial: bool },
-    /// Until its destination speaks again, or it is the next to ask it.
+    /// The event waits until its destination answers again, or until it is the next trial.
     Suspended,
-    /// Until this monotonic time. `deferred`: its counters are on disk, and it counts against `retrying_max` instead of the
-    /// lookahead.
+    /// The event waits until this monotonic time. `deferred`: its counters are on disk, and it
+    /// counts against `retrying_max` instead of the lookahead.
     Waiting { due_ms: u64, deferred: bool },
 }
 
@@ -46,18 +46,20 @@ pub(super) struct Item {
     /// Nacks in a row.
     pub(super) nacks: u32,
     pub(super) fault: Option<Fault>,
-    /// It may have been published before.
+    /// Whether the event may have been published before.
     pub(super) sent: bool,
-    /// It was in flight when one message made the broker close the channel: it is published alone until it has an outcome.
+    /// Whether the event was in flight when one message made the broker close the channel. It is
+    /// then published alone until it has an outcome.
     pub(super) suspect: bool,
-    /// The first to be tried among those.
+    /// Whether the event is a likely suspect, which is tried first.
     pub(super) likely: bool,
-    /// It was the poison message: it is never published among others again.
+    /// Whether the event was the poison message. It is then never published among others again.
     pub(super) poison: bool,
-    /// Publishes of it that were reported silent, and the last of them if its word may still come.
+    /// How often a publish of the event was reported silent. `late` is the last such publish while
+    /// its answer may still come.
     pub(super) silences: u32,
     pub(super) late: Option<Ticket>,
-    /// In flight, and it takes no room of the window.
+    /// Whether the event is in flight without taking room of the window.
     pub(super) lingers: bool,
 }
 
@@ -85,7 +87,8 @@ impl Item {
         }
     }
 
-    /// One that has been tried before: with its counters, and alone if it was a poison message.
+    /// Makes an item of an event that was tried before, with its counters, and isolated if it was a
+    /// poison message.
     pub(crate) fn again(entry: &Entry, exception: Exception) -> Self {
         let poison = exception.fault.as_ref().is_some_and(closes_channel);
         Self {
@@ -98,7 +101,8 @@ impl Item {
         }
     }
 
-    /// Waits for a retry with its counters on disk: not counted in the lookahead.
+    /// Whether the event waits for a retry with its counters on disk. Such an event does not count
+    /// against the lookahead.
     pub(crate) fn is_retrying(&self) -> bool {
         matches!(self.state, ItemState::Waiting { deferred: true, .. })
     }

@@ -1,41 +1,43 @@
-//! Who waits for whom within one key.
+//! The order of events within one key: which event waits for which.
 //!
-//! **Invariants.** Under strict ordering at most one event of a key is active (to be sent, in flight, or waiting for its
-//! next try). Nothing in memory waits for an event on disk. While rows of a key are parked on disk and not in memory, nothing newer of it is admitted in memory.
+//! **Invariants.** Under strict ordering, at most one event of a key is active: to be sent, in
+//! flight, or waiting for its next try. No event in memory waits for an event on disk. While a key
+//! has parked rows that are not in memory, no newer event of the key is admitted to memory.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use super::types::Key;
 
-/// Where an event goes that is reloaded.
+/// The place of a reloaded event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// To be sent.
+    /// The event is to be sent.
     Goes,
-    /// Behind one in memory.
+    /// The event waits behind an event in memory.
     Queued,
-    /// Behind one on disk: to disk as well.
+    /// The event waits behind an event on disk, and so goes to disk as well.
     Held,
 }
 
-/// One key's state; kept only while there is something to remember.
+/// The state of one key. It exists only while there is something to remember.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone, Hash))]
 pub(crate) struct KeyState {
-    /// Events in memory that block later ones of the key.
+    /// Events in memory that block later events of the key.
     pub(crate) active: BTreeSet<u64>,
-    /// Events on disk that do: quarantined and holding, or waiting for a try beyond what memory holds.
+    /// Events on disk that block later events: quarantined and holding, or waiting for a try beyond
+    /// what memory holds.
     pub(crate) held_by: BTreeSet<u64>,
-    /// Events in memory that wait behind those, in order.
+    /// Events in memory that wait behind the active events, in order.
     pub(crate) queue: VecDeque<u64>,
-    /// Under relaxed ordering: all events of the key in memory.
+    /// Under relaxed ordering: the number of events of the key in memory.
     pub(crate) relaxed: usize,
-    /// Parked rows exist on disk that are not in memory.
+    /// Whether the disk has parked rows that are not in memory.
     pub(crate) parked: bool,
-    /// So many of them have been asked for; none if no answer is out.
+    /// The number of requested parked rows; 0 while no answer is out.
     pub(crate) loading: usize,
-    /// More were parked since they were asked for.
+    /// Whether more events were parked since the request.
     pub(crate) parked_since: bool,
 }
 
@@ -45,7 +47,7 @@ impl KeyState {
         self.takes_one() && self.held_by.is_empty() && self.queue.is_empty() && !self.parked
     }
 
-    /// Whether one more may be active beside those that are.
+    /// Whether one more event may be active beside the active ones.
     fn takes_one(&self) -> bool {
         #[cfg(onewrite_mutations)]
         if crate::mutations::mutated("two-of-a-key") {
@@ -54,25 +56,26 @@ impl KeyState {
         self.active.is_empty()
     }
 
-    /// Whether this one may become active. Nobody waits for a later one that is held on disk: after a restart the log
-    /// may bring events again that come before it.
+    /// Whether this event may become active. It does not wait for a later event that is held on
+    /// disk: after a restart the log may bring earlier events again.
     pub(crate) fn lets_go(&self, seq: u64) -> bool {
         self.takes_one() && !self.is_held_before(seq)
     }
 
-    /// Whether an earlier one holds this one from disk.
+    /// Whether an earlier event on disk holds this event.
     pub(crate) fn is_held_before(&self, seq: u64) -> bool {
         self.held_by.first().is_some_and(|holder| *holder < seq)
     }
 
-    /// Takes the first that waits, if it may become active.
+    /// Takes the first waiting event if it may become active.
     pub(crate) fn take_next(&mut self) -> Option<u64> {
         let next = self.queue.front().copied().filter(|seq| self.lets_go(*seq))?;
         self.queue.pop_front();
         Some(next)
     }
 
-    /// Where one goes that is reloaded: before all later ones of its key. Puts it into the queue if that is its place.
+    /// Places a reloaded event before all later events of its key. Puts it into the queue if that
+    /// is its place.
     pub(crate) fn place(&mut self, seq: u64) -> Place {
         if self.is_held_before(seq) {
             return Place::Held;
@@ -85,7 +88,8 @@ impl KeyState {
         Place::Queued
     }
 
-    /// Whether parked rows should be read: nothing of the key is in memory and nothing holds it.
+    /// Whether parked rows should be read, because nothing of the key is in memory and nothing
+    /// holds the key.
     pub(crate) fn wants_parked(&self) -> bool {
         let nothing_holds = self.active.is_empty() && self.held_by.is_empty();
         self.parked && self.loading == 0 && nothing_holds && self.queue.is_empty() && self.relaxed == 0
@@ -101,20 +105,20 @@ impl KeyState {
     }
 }
 
-/// All keys of which there is something to remember.
+/// All keys with something to remember.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(crate) struct Keys {
     states: HashMap<Key, KeyState>,
     held: usize,
-    /// Parked events that have been asked for, of all keys.
+    /// Requested parked events of all keys.
     pub(crate) loading: usize,
     /// Keys whose parked rows should be read.
     pub(crate) wanting: BTreeSet<Key>,
 }
 
 impl Keys {
-    /// Changes one key's state, and keeps what is derived from all of them.
+    /// Changes one key's state, and updates what is derived from all keys.
     pub(crate) fn with<T>(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> T) -> T {
         let mut entry = match self.states.entry(Key::clone(key)) {
             Entry::Occupied(entry) => entry,
@@ -140,7 +144,8 @@ impl Keys {
         result
     }
 
-    /// The key that this event holds from disk. A walk over all keys: for the rare event whose record cannot be read.
+    /// Returns the key that this event holds from disk. It walks over all keys, which is enough for
+    /// the rare unreadable record.
     pub(crate) fn held_by(&self, seq: u64) -> Option<Key> {
         let holds = |(_, state): &(&Key, &KeyState)| state.held_by.contains(&seq);
         self.states.iter().find(holds).map(|(key, _)| Key::clone(key))
@@ -156,7 +161,7 @@ impl Keys {
         assert_eq!(self.loading, self.states.values().map(|state| state.loading).sum::<usize>());
     }
 
-    /// In one order, whatever the map's.
+    /// Hashes the keys in one order, which does not depend on the map's.
     #[cfg(test)]
     pub(super) fn hash_for_test(&self, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
@@ -166,12 +171,12 @@ impl Keys {
         self.wanting.hash(hasher);
     }
 
-    /// Keys blocked on disk or parked.
+    /// Returns the number of keys that are blocked on disk or parked.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
 
-    /// The keys with the longest queues in memory, longest first.
+    /// Returns the keys with the longest queues in memory, longest first.
     pub(crate) fn longest_queues(&self) -> Vec<(usize, Key)> {
         let mut queues: Vec<_> = self
             .states

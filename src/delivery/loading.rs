@@ -1,4 +1,4 @@
-//! What is loaded: events in order, those that are due, and those that were parked.
+//! Loaded events: those in log order, those that are due, and those that were parked.
 
 use super::item::{Home, Item};
 use super::keys::Place;
@@ -22,14 +22,15 @@ impl Machine {
         }
     }
 
-    /// An event was read that is not wanted; if it is in memory already, its record still is.
+    /// Forgets a loaded event that is not wanted. If the event is in memory already, its record
+    /// stays.
     pub(super) fn forget_again(&self, seq: u64, out: &mut Vec<Action>) {
         if !self.items.contains_key(&seq) {
             out.push(Action::Forget { seq });
         }
     }
 
-    /// A new event of the log.
+    /// Takes a new event of the log.
     pub(super) fn arrived(&mut self, entry: &Entry, now: Now, out: &mut Vec<Action>) {
         self.scan.note_expiry(entry.expires_ms);
         let lives = !is_expired(entry.expires_ms, now);
@@ -45,7 +46,8 @@ impl Machine {
         self.admit(entry, Item::new(entry, Home::Log), now, out);
     }
 
-    /// Lets an event into memory: ready, behind its key, or (where its key waits on disk) to disk at once.
+    /// Lets an event into memory as ready or behind its key. If its key waits on disk, the event
+    /// goes to disk at once.
     pub(super) fn admit(&mut self, entry: &Entry, item: Item, now: Now, out: &mut Vec<Action>) {
         if is_expired(item.expires_ms, now) {
             self.insert(entry.seq, item);
@@ -60,7 +62,8 @@ impl Machine {
         };
         let strict = self.is_strict();
         let place = self.keys.with(&key, |state| {
-            // Nothing in memory waits for what is on disk: memory might be full of it, and what it waits for not fit in.
+            // No event in memory waits for an event on disk. Otherwise memory might be full of
+            // waiting events, with no room for the awaited one.
             if state.is_held_before(entry.seq) || (state.parked && home != Home::Parked) {
                 return Place::Held;
             }
@@ -115,7 +118,7 @@ impl Machine {
         }
     }
 
-    /// An event that has been taken out is to be tried again, and goes before those behind it.
+    /// Reloads an event that was taken out, to try it again before the events behind it.
     pub(super) fn reload(&mut self, entry: &Entry, item: Item, out: &mut Vec<Action>) {
         let seq = entry.seq;
         self.insert(seq, item);
@@ -139,7 +142,7 @@ impl Machine {
         }
     }
 
-    /// An event that holds its key from disk never will again.
+    /// Releases the key of an event that will never hold it from disk again.
     pub(super) fn release(&mut self, seq: u64) {
         let key = self.keys.held_by(seq);
         self.discarded(seq, key);

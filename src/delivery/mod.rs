@@ -1,18 +1,22 @@
-//! The delivery machine: what to publish, when, and again.
+//! The delivery machine: which event to publish, when, and when again.
 //!
-//! Pure: `(state, input, now) -> actions`. It knows nothing of a file, a broker, a thread or a clock, so that its
-//! decisions can be tested by the million.
+//! The machine is pure: `(state, input, now) -> actions`. It knows nothing of a file, a broker, a
+//! thread or a clock, so tests can check its decisions by the million.
 //!
 //! **Invariants.**
-//! - Everything below the position is settled, but for events that have a row on disk (an exception, or parked).
-//! - Under [`PublishOrder::PerKey`] at most one event of a key is unconfirmed; under [`PublishOrder::Total`] one in all.
-//! - What is in flight is bounded by the window, what is in memory by the lookahead and by `retrying_max`.
-//! - An outage spends nobody's attempts.
-//! - Every event loaded is forgotten exactly once.
+//! - Everything below the position is settled, except events with a row on disk (an exception, or
+//!   parked).
+//! - Under [`PublishOrder::PerKey`] at most one event of a key is unconfirmed; under
+//!   [`PublishOrder::Total`] one in all.
+//! - The window bounds the events in flight. The lookahead and `retrying_max` bound the events in
+//!   memory.
+//! - An outage consumes no event's attempts.
+//! - Every loaded event is forgotten exactly once.
 //!
-//! **Terms.** A destination that is silent, slow or refuses is *suspended*: its events wait in memory. An event that waits
-//! for its next try on disk is *deferred*. *Exceptions* are the rows of deferred, quarantined and discarded events. A
-//! message that is published alone is *isolated*. A *poison message* makes the broker close the channel.
+//! **Terms.** A destination that is silent, slow or refusing is *suspended*: its events wait in
+//! memory. An event that waits on disk for its next try is *deferred*. *Exceptions* are the rows of
+//! deferred, quarantined and discarded events. A message that is published alone is *isolated*. A
+//! *poison message* makes the broker close the channel.
 
 mod backoff;
 #[cfg(test)]
@@ -51,23 +55,23 @@ use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Ticket};
 use crate::time::Now;
 
-/// When the machine wants to be given the time.
+/// The times at which the machine next needs a `Tick`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Wake {
-    /// At this monotonic time.
+    /// The monotonic time.
     pub(crate) mono_ms: Option<u64>,
-    /// At this wall time.
+    /// The wall time.
     pub(crate) wall_ms: Option<u64>,
 }
 
-/// What the machine knows of an event that somebody waits for.
+/// The machine's knowledge of an event for which a caller waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SeqState {
-    /// Not settled: `Confirmed` or `Quarantined` will be said of it.
+    /// Not settled. `Confirmed` or `Quarantined` will follow.
     Pending,
-    /// Settled, or a row on disk says what it waits for.
+    /// Settled, or a row on disk says what the event waits for.
     AskDisk,
-    /// As `Pending`, unless it has an exception on disk.
+    /// Like `Pending`, unless the event has an exception on disk.
     AskRow,
 }
 
@@ -77,29 +81,29 @@ pub(crate) struct Machine {
     settings: Settings,
     jitter: Jitter,
     rate: Option<Bucket>,
-    /// When it lets go what is ready and would have room in the window.
+    /// When the rate limit allows a ready event that has room in the window.
     rate_wake_ms: Option<u64>,
     epoch: Option<Epoch>,
     blocked: bool,
     paused: bool,
     position: u64,
-    /// Everything below has been loaded.
+    /// Everything below this number has been loaded.
     loaded_to: u64,
     tail: u64,
-    /// Events that the log will bring although they are settled, or parked, already: redriven ones that a scan had
-    /// taken out.
+    /// Events that the log will still bring, although they are settled or parked already. They are
+    /// redriven events that a scan had taken out.
     ahead: BTreeSet<u64>,
-    /// From here on nothing has an exception.
+    /// No event from here on has an exception.
     rows_to: u64,
     scan: ExpiryScan,
-    /// Events asked for, while the answer is out.
+    /// The number of requested events, while the answer is out.
     load_out: usize,
     due_out: usize,
-    /// Where reading what is due goes on.
+    /// Where the reading of due exceptions continues.
     due_resume: Option<(u64, u64)>,
     next_due_ms: Option<u64>,
     items: FxHashMap<u64, Item>,
-    /// Those among them that hold the position back.
+    /// Those items that hold the position back.
     open: BTreeSet<u64>,
     ready: BTreeSet<u64>,
     suspects: BTreeSet<u64>,
@@ -111,10 +115,11 @@ pub(crate) struct Machine {
     in_flight_bytes: usize,
     isolated_out: usize,
     keys: Keys,
-    /// Bytes of the items that count against the lookahead, and how many do not.
+    /// The bytes of the items that count against the lookahead. `retrying` is the number of items
+    /// that do not count.
     memory_bytes: usize,
     retrying: usize,
-    /// Since when nothing can be sent although more is in the log.
+    /// Since when nothing can be sent although the log has more.
     starved_since_ms: Option<u64>,
     last_ticket: u64,
     confirmed: u64,
@@ -180,7 +185,7 @@ impl Machine {
         machine
     }
 
-    /// Takes one input and appends what is to be done.
+    /// Takes one input and appends the resulting actions.
     pub(crate) fn step(&mut self, input: Input, now: Now, out: &mut Vec<Action>) {
         match input {
             Input::Tail(tail) => self.tail = self.tail.max(tail),
@@ -188,7 +193,7 @@ impl Machine {
             Input::LoadedDue { due, resume, next_due_ms } => {
                 self.due_out = 0;
                 self.due_resume = resume;
-                // What was noted while the answer was out may not be in it.
+                // The answer may lack due times that were noted while it was out.
                 self.next_due_ms = self.next_due_ms.into_iter().chain(next_due_ms).min();
                 self.loaded_due(due, now, out);
             }
@@ -259,7 +264,8 @@ impl Machine {
         }
     }
 
-    /// The whole log is loaded, and at most half a window of it is unconfirmed: a pass of what waits elsewhere may come.
+    /// Whether the whole log is loaded and at most half a window of it is unconfirmed. Then a
+    /// coalescing pass may come.
     pub(crate) fn is_caught_up(&self) -> bool {
         self.has_loaded_all() && self.items.len() * 2 <= self.settings.window_events
     }
@@ -268,7 +274,7 @@ impl Machine {
         self.loaded_to >= self.tail
     }
 
-    /// Events that the broker has confirmed. It only rises.
+    /// Returns how many events the broker has confirmed. The number only rises.
     pub(crate) fn confirmed(&self) -> u64 {
         self.confirmed
     }
@@ -277,7 +283,7 @@ impl Machine {
         self.in_flight.len()
     }
 
-    /// What the derived figures must agree with, by the slow way.
+    /// Checks the derived figures against a slow recomputation.
     #[cfg(test)]
     fn check(&self) {
         let suspended = self.items.values().filter(|item| item.state == ItemState::Suspended).count();
@@ -298,13 +304,13 @@ impl Machine {
         self.keys.check();
     }
 
-    // --- bookkeeping --------------------------------------------------------------------------------------------------
+    // --- bookkeeping ---
 
     fn is_strict(&self) -> bool {
         self.settings.ordering != PublishOrder::Relaxed
     }
 
-    /// The log will bring this one, though no exception says what becomes of it.
+    /// Notes that the log will bring this event, although no exception describes it.
     fn note_ahead(&mut self, seq: u64) {
         if seq >= self.loaded_to {
             self.ahead.insert(seq);
@@ -326,7 +332,7 @@ impl Machine {
         debug_assert!(before.is_none(), "an event is in memory once");
     }
 
-    /// Takes an event out of memory, whatever its state.
+    /// Takes an event out of memory, in any state.
     fn remove(&mut self, seq: u64) -> Option<Item> {
         self.unqueue(seq);
         let mut item = self.items.remove(&seq)?;
@@ -339,7 +345,8 @@ impl Machine {
         Some(item)
     }
 
-    /// Under relaxed ordering events of a key are in memory without being active or queued.
+    /// Counts events of a key under relaxed ordering, where they are in memory without being active
+    /// or queued.
     fn count_in_key(&mut self, key: Option<&Key>, change: isize) {
         if !self.is_strict()
             && let Some(key) = key
@@ -348,7 +355,7 @@ impl Machine {
         }
     }
 
-    /// Takes an event out of whichever set its state has put it in.
+    /// Takes an event out of the set of its state.
     fn unqueue(&mut self, seq: u64) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         match item.state {
@@ -382,7 +389,7 @@ impl Machine {
         item.state = ItemState::Queued;
     }
 
-    /// Its publish has ended, one way or another.
+    /// Ends the event's publish, with any outcome.
     fn land(&mut self, seq: u64) {
         self.unqueue(seq);
     }
@@ -410,7 +417,7 @@ impl Machine {
         }
     }
 
-    /// Lets those that wait behind a key go, as far as it is free after this change.
+    /// Releases events that wait behind a key, as far as the key is free after this change.
     fn free<T>(&mut self, key: &Key, change: impl FnOnce(&mut KeyState) -> T) {
         let strict = self.is_strict();
         let freed = self.keys.with(key, |state| {

@@ -1,6 +1,7 @@
-//! The machine against a simulated world: a disk that loses its unflushed suffix in a crash, a broker that confirms out
-//! of order, refuses, closes the channel and keeps ghosts, clocks that jump. Whatever the world does, nothing is lost,
-//! order per key holds, every bound holds, and once the world is well again everything settles.
+//! The machine against a simulated world. A crash loses the disk's unflushed writes. The broker
+//! confirms out of order, refuses, closes the channel and keeps ghosts. Clocks jump. Whatever the
+//! world does, nothing is lost, the order per key holds, and every bound holds. Once the world is
+//! healed, everything settles.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -16,7 +17,7 @@ use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
 const WALL_START_MS: u64 = 1_000_000;
-/// Steps within which a healed world must be quiet.
+/// The steps within which a healed world must be quiet.
 const QUIET_STEPS_MAX: usize = 20_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,11 +27,11 @@ enum Kind {
     Undecodable,
 }
 
-/// What an event does to the broker, as long as the world is ill.
+/// What an event does to the broker until the world is healed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Poison {
     No,
-    /// Closes the channel; refused when alone.
+    /// The event closes the channel, and is refused when isolated.
     Message,
     /// The same, as a fault of the destination.
     Destination,
@@ -73,7 +74,7 @@ struct Flight {
     seq: u64,
     isolated: bool,
     scripted: ScriptedOutcome,
-    /// The broker has it.
+    /// Whether the broker has the message.
     stored: bool,
 }
 
@@ -117,14 +118,15 @@ struct Scenario {
     ops: Vec<Op>,
 }
 
-/// A scan that runs.
+/// A running scan.
 #[derive(Debug)]
 struct ExpiryScan {
-    /// The log ended here when it began.
+    /// The end of the log when the scan began.
     tail: u64,
-    /// The earliest the wall clock has shown since.
+    /// The earliest time of the wall clock since then.
     wall_ms: u64,
-    /// What was in flight since, or was redriven: left to its outcome, or to the next scan.
+    /// Events that were in flight since, or were redriven. They are left to their outcome, or to
+    /// the next scan.
     exempt: BTreeSet<u64>,
 }
 
@@ -141,21 +143,21 @@ struct World {
     random: u64,
     healed: bool,
     keep_poison: bool,
-    // This life of the machine.
+    // Fields of the machine's present life.
     last_ticket: u64,
-    /// When each publish was.
+    /// The time of each publish.
     published_ms: Vec<u64>,
-    /// Exchanges that an event which was alone was refused for, and none was taken for since.
+    /// Exchanges that refused an isolated event, and have taken none since.
     closed: BTreeSet<Key>,
-    /// Events that were refused when they were alone.
+    /// Events that were refused when isolated.
     refused_alone: BTreeSet<u64>,
     flights: BTreeMap<u64, Flight>,
-    /// Silent ones whose word may still come, and whether the broker has them.
+    /// Silent events whose answer may still come, and whether the broker has them.
     late: BTreeMap<u64, (u64, bool)>,
     requests: VecDeque<Action>,
     live: BTreeSet<u64>,
     scan: Option<ExpiryScan>,
-    // For ever.
+    // Fields that outlive the machine.
     tap: Vec<u64>,
     confirmed: BTreeSet<u64>,
     discarded: BTreeSet<u64>,
@@ -227,7 +229,7 @@ impl World {
         }
     }
 
-    // --- disk ---------------------------------------------------------------------------------------------------------
+    // --- disk ---
 
     fn flush(&mut self) {
         for change in std::mem::take(&mut self.pending) {
@@ -326,7 +328,7 @@ impl World {
         self.perform(out);
     }
 
-    // --- machine ------------------------------------------------------------------------------------------------------
+    // --- machine ---
 
     fn step(&mut self, input: Input) {
         let mut out = Vec::new();
@@ -353,7 +355,7 @@ impl World {
                 if let Change::PutException { seq, exception, .. } = &change {
                     self.check_attempts(*seq, exception);
                 }
-                // A parked row has no room for what was learnt of it.
+                // A parked row has no room for what the machine learnt of the event.
                 if let Change::Park { seq, .. } = &change {
                     self.refused_alone.remove(seq);
                 }
@@ -364,7 +366,8 @@ impl World {
                 self.confirmed.insert(seq);
             }
             Action::Quarantined { seq, fault } => {
-                // It holds nobody; redriven, or unwritten and the clock set back, it may come after later ones.
+                // An expired event holds no key. If it is redriven, or unwritten with the clock set
+                // back, it may come after later events.
                 if fault.class == FaultClass::Expired {
                     self.left_order.insert(seq);
                 }
@@ -391,12 +394,13 @@ impl World {
         }
     }
 
-    /// Attempts rise only with a return or a refusal of the message's or the destination's own.
+    /// Checks attempts. They rise only with a return, or with a refusal that is the message's or
+    /// the destination's own.
     fn check_attempts(&mut self, seq: u64, exception: &Exception) {
         let said = (exception.attempts, exception.destination_attempts);
         let known = self.attempts.get(&seq).copied().unwrap_or_default();
         if self.closed.contains(&self.log(seq).entry.exchange) && said.1 == known.1 + 1 {
-            // It fails with its exchange, without being published.
+            // The event fails with its exchange, without being published.
             self.spent.entry(seq).or_insert(known).1 = said.1;
         }
         let spent = self.spent.get(&seq).copied().unwrap_or_default();
@@ -405,7 +409,7 @@ impl World {
         self.attempts.insert(seq, said);
     }
 
-    /// What had expired when the scan began is let go.
+    /// Checks that everything expired when the scan began was let go.
     fn check_scanned(&mut self, to: u64) {
         self.flush();
         let Some(ExpiryScan { tail, wall_ms, exempt }) = self.scan.take() else { return };
@@ -471,7 +475,7 @@ impl World {
         }
     }
 
-    /// No stretch of time up to now has seen more publishes than burst and rate allow.
+    /// Checks that no period up to now has seen more publishes than burst and rate allow.
     fn check_rate(&mut self) {
         self.published_ms.push(self.now.mono_ms);
         let Some(rate) = self.settings.rate_limit else { return };
@@ -533,7 +537,7 @@ impl World {
         self.machine.check();
     }
 
-    // --- answers ------------------------------------------------------------------------------------------------------
+    // --- answers ---
 
     fn answer(&mut self, index: usize) {
         if self.requests.is_empty() {
@@ -573,7 +577,7 @@ impl World {
     fn answer_expired(&mut self, at: ScanAt, until_ms: u64, events_max: usize) {
         self.flush();
         let mut to = 0;
-        // What is looked at, and where the search goes on.
+        // The candidates, and where the search continues.
         let (candidates, next): (Vec<(u64, ExpiredPlace)>, _) = match at {
             ScanAt::Due(after) => {
                 let due_of = |(seq, row): (&u64, &Row)| match row.exception.state {
@@ -656,9 +660,10 @@ impl World {
         self.step(Input::LoadedParked { key: key.clone(), events, more });
     }
 
-    // --- broker -------------------------------------------------------------------------------------------------------
+    // --- broker ---
 
-    /// So many outcomes are reported in one batch, if there are as many and none closes the channel before.
+    /// Reports up to `count` outcomes in one batch, if there are as many and none closes the
+    /// channel before.
     fn land(&mut self, index: usize, count: usize) {
         let mut batch = Vec::new();
         while batch.len() < count {
@@ -718,7 +723,7 @@ impl World {
         }
     }
 
-    /// The word on a silent one comes.
+    /// Delivers the late answer to a silent publish.
     fn late_word(&mut self, index: usize) {
         let Some(ticket) = self.late.keys().nth(index % self.late.len().max(1)).copied() else { return };
         let (seq, stored) = self.late.remove(&ticket).unwrap();
@@ -734,7 +739,8 @@ impl World {
                 Outcome::Returned(Fault::with_code(FaultClass::Destination, 312, "NO_ROUTE"))
             }
         };
-        // Whatever it was for is decided by it, if the broker has it.
+        // If the broker has the event, the late answer decides it, and a newer publish does not
+        // count.
         if outcome == Outcome::Confirmed && self.live.contains(&seq) && self.waits_late(ticket) {
             self.flights.retain(|_, flight| flight.seq != seq);
         }
@@ -754,7 +760,7 @@ impl World {
         self.up = false;
         self.blocked = false;
         self.late.clear();
-        // No outcome for what was on the channel.
+        // What was on the channel gets no outcome.
         self.flights.retain(|_, flight| flight.isolated);
         self.step(Input::Down { fault: Fault::with_code(class, 404, "no exchange 'missing'") });
     }
@@ -770,7 +776,7 @@ impl World {
         self.step(Input::Up { epoch: Epoch(self.epoch) });
     }
 
-    // --- people -------------------------------------------------------------------------------------------------------
+    // --- operators ---
 
     fn quarantined(&self) -> Vec<u64> {
         let state = |row: &Row| matches!(row.exception.state, ExceptionState::Quarantined { .. });
@@ -813,14 +819,14 @@ impl World {
         self.step(Input::Discarded { seq, key });
     }
 
-    /// A discarded event has a row until the position is past it.
+    /// Removes the rows of discarded events that the position has passed.
     fn drop_passed(&mut self) {
         let position = self.disk.position;
         let passed = |seq: u64, row: &Row| seq < position && row.exception.state == ExceptionState::Discarded;
         self.disk.rows.retain(|seq, row| !passed(*seq, row));
     }
 
-    // --- the world turns ----------------------------------------------------------------------------------------------
+    // --- the world turns ---
 
     fn run(&mut self, op: &Op) {
         match op {
@@ -897,7 +903,7 @@ impl World {
         self.step(Input::LetExpiredGo);
     }
 
-    /// Everything is well from now on; runs until nothing is left to happen.
+    /// Heals the world, and runs until nothing is left to happen.
     fn heal(&mut self) {
         self.healed = true;
         for flight in self.flights.values_mut() {
@@ -940,7 +946,7 @@ impl World {
         mono.into_iter().chain(wall).min()
     }
 
-    // --- the end ------------------------------------------------------------------------------------------------------
+    // --- the end ---
 
     fn check_settled(&mut self) {
         let quarantined: BTreeSet<u64> = self.quarantined().into_iter().collect();
@@ -974,8 +980,8 @@ impl World {
         assert!(self.live.is_empty() && self.machine.figures().held_keys == 0);
     }
 
-    /// The first deliveries of a key's events ascend, but for those that were scheduled, ran out of time, or were
-    /// discarded.
+    /// Checks that the first deliveries of a key's events ascend, except scheduled, expired and
+    /// discarded events.
     fn check_order(&self) {
         let mut seen = BTreeSet::new();
         let mut last: HashMap<Key, u64> = HashMap::new();
@@ -994,7 +1000,7 @@ impl World {
     }
 }
 
-// --- what may happen --------------------------------------------------------------------------------------------------
+// --- what may happen ---
 
 fn settings(ordering: PublishOrder, on_quarantine: QuarantinePolicy) -> impl Strategy<Value = Settings> {
     (

@@ -1,4 +1,4 @@
-//! What becomes of an event: the word of the broker, the end of a connection, a person's decision.
+//! The outcomes of events: the broker's answer, the end of a connection, an operator's decision.
 
 use super::Machine;
 use super::item::{Home, Item};
@@ -11,7 +11,8 @@ use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
 impl Machine {
-    /// What was in flight is lost, and will be sent again; alone, if one of them made the broker close the channel.
+    /// Ends a connection. What was in flight is lost and will be sent again; alone, if one message
+    /// made the broker close the channel.
     pub(super) fn end_epoch(&mut self, fault: Option<&Fault>) {
         self.epoch = None;
         self.blocked = false;
@@ -45,7 +46,7 @@ impl Machine {
         self.takes(seq, outcome, was_trial, now, out);
     }
 
-    /// An event that is not in flight any more has its outcome.
+    /// Takes the outcome of an event that is not in flight any more.
     pub(super) fn takes(
         &mut self,
         seq: u64,
@@ -64,7 +65,7 @@ impl Machine {
                 if let Some(destination) = self.items.get(&seq).map(Item::destination) {
                     self.slow_has_a_new_chance(&destination);
                     if was_trial {
-                        // Nobody knows what became of it: not at once again.
+                        // The outcome is unknown, so the destination is not tried again at once.
                         self.trial_waits(&destination, now);
                     }
                 }
@@ -86,7 +87,7 @@ impl Machine {
         }
     }
 
-    /// Without room for it, it waits on disk, where it is due.
+    /// Takes a redriven event. Without room in memory, it waits on disk, where it is due.
     pub(super) fn redriven(&mut self, loaded: Loaded, fault: Fault, now: Now, out: &mut Vec<Action>) {
         let seq = loaded.seq();
         if self.items.contains_key(&seq) {
@@ -94,7 +95,8 @@ impl Machine {
         }
         let entry = &match loaded {
             Loaded::Event(entry) => entry,
-            // Back to where it was, or it would be neither there nor tried. Its key is unknown now: it holds nobody.
+            // The event goes back to quarantine; otherwise it would be neither there nor tried. Its
+            // key is unknown now, so it holds no key.
             Loaded::Undecodable { seq, fault } => {
                 self.quarantine_unread(seq, fault, now, out);
                 self.release(seq);
@@ -106,7 +108,7 @@ impl Machine {
                 return;
             }
         };
-        // The next scan looks at all rows again, this one's too.
+        // The next scan looks at all rows again, including this event's row.
         self.scan.note_expiry(entry.expires_ms);
         self.probe_again(&entry.exchange);
         if self.has_room() {
@@ -131,7 +133,8 @@ impl Machine {
         }
     }
 
-    /// A retry found on disk at the start: soon again, its key held until then.
+    /// Resumes a retry that was found on disk at the start. It is due soon, and its key is held
+    /// until then.
     pub(super) fn resume_retry(
         &mut self,
         loaded: Loaded,
@@ -144,7 +147,7 @@ impl Machine {
                 let mut item = Item::again(&entry, exception);
                 item.sent = true;
                 self.insert(entry.seq, item);
-                // One at a time, also where several were redriven past each other.
+                // One event at a time, even if several were redriven past each other.
                 let place = entry.key.as_ref().map_or(Place::Goes, |key| {
                     self.keys.with(key, |state| {
                         let place = state.place(entry.seq);
@@ -173,7 +176,7 @@ impl Machine {
         }
     }
 
-    /// The broker has it.
+    /// Settles an event that the broker has.
     pub(super) fn settle(&mut self, seq: u64, out: &mut Vec<Action>) {
         let Some(item) = self.remove(seq) else { return };
         self.drop_row(seq, &item, out);
@@ -195,14 +198,15 @@ impl Machine {
         }
     }
 
-    /// The event blocks its key no longer.
+    /// Stops the event from blocking its key.
     pub(super) fn leave_key(&mut self, seq: u64, key: Option<&Key>) {
         if let Some(key) = key {
             self.free(key, |state| state.active.remove(&seq));
         }
     }
 
-    /// A message or destination fault: spends an attempt, then waits or goes to quarantine.
+    /// Handles a message fault or destination fault. The event consumes an attempt, then waits or
+    /// goes to quarantine.
     pub(super) fn failed(
         &mut self,
         seq: u64,
@@ -231,7 +235,7 @@ impl Machine {
         self.defer(seq, wait, now, out);
     }
 
-    /// Defers the event, with its counters on disk, for `wait_ms`; the position may pass it.
+    /// Defers the event for `wait_ms`, with its counters on disk. The position may pass the event.
     pub(super) fn defer(&mut self, seq: u64, wait_ms: u64, now: Now, out: &mut Vec<Action>) {
         let Some(mut item) = self.remove(seq) else { return };
         let due_ms = now.wall_ms.saturating_add(wait_ms);
@@ -243,7 +247,7 @@ impl Machine {
         }
         item.home = Home::Exception;
         if let Some(key) = &key {
-            // Also under relaxed ordering a failed event holds those behind it.
+            // Under relaxed ordering too, a failed event holds later events of its key.
             self.keys.with(key, |state| state.active.insert(seq));
         }
         if self.retrying < self.settings.retrying_max {
@@ -262,7 +266,7 @@ impl Machine {
         }
     }
 
-    /// Defers an event: the same event first, after a while; nothing is spent.
+    /// Makes the event wait in memory before it is tried again. It consumes no attempt.
     pub(super) fn retry_later(&mut self, seq: u64, now: Now) {
         let Some(item) = self.items.get_mut(&seq) else { return };
         let nacks = item.nacks;
@@ -274,7 +278,7 @@ impl Machine {
         self.wait(seq, now.mono_ms.saturating_add(wait));
     }
 
-    /// Takes an event out until a person decides.
+    /// Takes an event out until an operator decides.
     pub(super) fn quarantine(&mut self, seq: u64, fault: Fault, now: Now, out: &mut Vec<Action>) {
         let Some(mut item) = self.remove(seq) else { return };
         let of_its_own = matches!(fault.class, FaultClass::Message | FaultClass::Destination);
@@ -302,7 +306,7 @@ impl Machine {
         }
     }
 
-    /// A record that cannot be read: its key is unknown, so it holds nobody.
+    /// Quarantines an unreadable record. Its key is unknown, so it holds no key.
     pub(super) fn quarantine_unread(&mut self, seq: u64, fault: Fault, now: Now, out: &mut Vec<Action>) {
         let state = ExceptionState::Quarantined { at_ms: now.wall_ms, holds_key: false };
         let exception = Exception { state, attempts: 0, destination_attempts: 0, fault: Some(fault.clone()) };
@@ -312,7 +316,7 @@ impl Machine {
         out.push(Action::Forget { seq });
     }
 
-    /// Sends one event in memory to wait on disk behind its key.
+    /// Sends one event from memory to wait on disk behind its key.
     pub(super) fn park(&mut self, key: &Key, seq: u64, out: &mut Vec<Action>) {
         let Some(item) = self.remove(seq) else { return };
         if item.home != Home::Parked {

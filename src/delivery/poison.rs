@@ -1,9 +1,13 @@
-//! Poison messages: what made the broker close the channel, and what else would.
+//! Poison messages: the message that made the broker close the channel, and messages that would do
+//! the same.
 //!
-//! A close names no message, so all that was in flight is under suspicion and published alone, one at a time. One close has
-//! one poison message: once it is found the others go free. What is learnt spares the window further closes: a poison message is tried again
-//! alone; so is what is as large as a message that was too large; and an exchange that is missing is asked for again by one event at a
-//! time, for all of them.
+//! A close names no message. So every message in flight is suspect, and the relay publishes the
+//! suspects alone, one at a time. One close has one poison message: once it is found, the remaining
+//! suspects are cleared.
+//!
+//! Three lessons spare the window further closes. A poison message is retried alone. So is an event
+//! as large as a message that was too large. For a missing exchange, one event at a time probes on
+//! behalf of all.
 
 use std::collections::HashMap;
 
@@ -12,37 +16,38 @@ use super::{ItemState, Machine};
 use crate::message::{Fault, FaultClass, Outcome};
 use crate::time::Now;
 
-/// Exchanges known to be closed that are remembered. Beyond them all are met anew.
+/// The most closed exchanges that the machine remembers. Beyond that number it forgets all and
+/// learns them again.
 const CLOSED_MAX: usize = 1024;
 
-/// What has been learnt from refusals of events that were alone.
+/// The lessons from refusals of isolated events.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Learnt {
     closed: HashMap<Key, Closed>,
-    /// The broker has refused one of so many bytes.
+    /// The size of the smallest message that the broker refused as too large.
     large_bytes: Option<usize>,
 }
 
-/// An exchange that is missing, or closed to us.
+/// An exchange that is missing, or forbidden to us.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 struct Closed {
     fault: Fault,
-    /// From then on the next event for it finds out whether that is still so.
+    /// From this time on, the next event for the exchange probes it again.
     probe_ms: u64,
 }
 
-/// What is to be done with an event that is next to publish.
+/// How to dispatch the next event.
 pub(super) enum Dispatch {
     Goes,
-    /// Alone.
+    /// Publish the event alone.
     Alone,
-    /// Not at all: its exchange has just failed another one.
+    /// Do not publish the event, because its exchange has just failed an earlier event.
     Fails(Fault),
 }
 
-/// Whether this refusal closes the channel of whatever is published with it. A return does not.
+/// Whether this refusal closes the channel for the messages published with it. A return does not.
 pub(super) fn closes_channel(fault: &Fault) -> bool {
     let of_its_own = matches!(fault.class, FaultClass::Message | FaultClass::Destination);
     of_its_own && fault.code.is_some_and(|code| !(310..320).contains(&code))
@@ -50,7 +55,7 @@ pub(super) fn closes_channel(fault: &Fault) -> bool {
 
 #[cfg(test)]
 impl Learnt {
-    /// What of it decides what happens from now on.
+    /// Hashes the parts that decide future steps.
     pub(super) fn hash_for_test(&self, now: Now, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         let mut closed: Vec<_> = self
@@ -64,7 +69,8 @@ impl Learnt {
 }
 
 impl Machine {
-    /// Everything in flight on the connection is lost. All of it is under suspicion if one message is to blame.
+    /// Handles a lost connection, with everything in flight on it. If one message is to blame, all
+    /// of them become suspects.
     pub(super) fn lost(&mut self, fault: Option<&Fault>) {
         let of_window =
             |item: &super::Item| matches!(item.state, ItemState::InFlight { isolated: false, .. });
@@ -86,11 +92,12 @@ impl Machine {
         }
     }
 
-    /// How an event goes that is next to publish.
+    /// Returns how to dispatch the next event.
     pub(super) fn dispatch_of(&mut self, seq: u64, now: Now) -> Dispatch {
         let Some(item) = self.items.get(&seq) else { return Dispatch::Goes };
         if let Some(closed) = self.learnt.closed.get(&item.exchange) {
-            // Only an answer fails anybody. Until there is one, who comes waits to go alone.
+            // Only an answer fails an event. Until an answer comes, the next event waits to be
+            // published alone.
             return match (now.mono_ms < closed.probe_ms, item.suspect) {
                 (true, _) => Dispatch::Fails(closed.fault.clone()),
                 (false, true) => Dispatch::Goes,
@@ -101,7 +108,7 @@ impl Machine {
         if is_large && !item.suspect { Dispatch::Alone } else { Dispatch::Goes }
     }
 
-    /// Makes an event go alone.
+    /// Makes an event a suspect, which is published alone.
     pub(super) fn suspect(&mut self, seq: u64) {
         if let Some(item) = self.items.get_mut(&seq) {
             item.suspect = true;
@@ -109,14 +116,16 @@ impl Machine {
         self.make_ready(seq);
     }
 
-    /// The next event for this exchange asks again: a person may have put it right, or the last one got no answer.
+    /// Makes the next event probe this exchange. An operator may have repaired it, or the last
+    /// probe got no answer.
     pub(super) fn probe_again(&mut self, exchange: &Key) {
         if let Some(closed) = self.learnt.closed.get_mut(exchange) {
             closed.probe_ms = 0;
         }
     }
 
-    /// An event has its outcome. Whoever was alone and was refused stays alone, and clears the others.
+    /// Learns from the outcome of an event. An isolated event that was refused stays isolated, and
+    /// clears the other suspects.
     pub(super) fn learn(&mut self, seq: u64, isolated: bool, outcome: &Outcome, now: Now) {
         let probe_ms = now.mono_ms.saturating_add(self.settings.probe_wait_ms());
         let Some(item) = self.items.get_mut(&seq) else { return };
@@ -127,13 +136,13 @@ impl Machine {
         let known = item.poison;
         let says_nothing = matches!(outcome, Outcome::Unknown(_));
         item.poison = poison.is_some() || (known && says_nothing);
-        // Under suspicion until there is an answer.
+        // The event stays a suspect until an answer comes.
         item.suspect = item.poison || (says_nothing && item.suspect);
         item.likely &= says_nothing;
         let (exchange, bytes) = (Key::clone(&item.exchange), item.bytes);
         let Some(fault) = poison else {
             if says_nothing {
-                // Nobody fails for an answer that has not come.
+                // A missing answer fails no event.
                 self.probe_again(&exchange);
             }
             if isolated && !says_nothing {
@@ -159,7 +168,7 @@ impl Machine {
         }
     }
 
-    /// Those that wait to go alone, but for poison messages, go among the others again.
+    /// Returns suspects to normal dispatch, except poison messages.
     fn clear(&mut self, is_cleared: impl Fn(&super::Item) -> bool) {
         let is_cleared = |item: &super::Item| !item.poison && is_cleared(item);
         let cleared: Vec<u64> =
@@ -173,10 +182,10 @@ impl Machine {
         }
     }
 
-    /// The suspect that goes next: the likeliest.
+    /// Returns the most likely suspect, which goes next.
     pub(super) fn next_suspect(&self) -> Option<u64> {
         let likely = |seq: &&u64| self.items.get(seq).is_some_and(|item| item.likely);
-        // In order of the log where order is total: then there is but one.
+        // Under total order the suspects go in log order, because only one event is in flight.
         let first = self.suspects.first();
         if self.settings.ordering == PublishOrder::Total {
             return first.copied();
@@ -184,8 +193,9 @@ impl Machine {
         self.suspects.iter().find(likely).or(first).copied()
     }
 
-    /// The position must not stay behind for one that waits: whatever is confirmed beyond it would be published again after
-    /// a crash, is not trimmed, and is remembered. So whoever waits so far behind what has been read gets a row.
+    /// Gives waiting events a row if the position is too far behind what has been read. Events that
+    /// are confirmed beyond the position would be published again after a crash. They are also not
+    /// trimmed, and take memory.
     pub(super) fn let_position_pass(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.settings.ordering == PublishOrder::Total {
             return;
@@ -200,11 +210,11 @@ impl Machine {
                 }
                 (ItemState::Suspended, _) => self.spill_silent_one(seq, now, out),
                 (ItemState::Queued, Some(key)) => self.park_queue(&key, out),
-                // Behind another that has been given no answer yet.
+                // The event waits behind a suspect that has no answer yet.
                 (ItemState::Ready, _) if item.suspect && self.is_alone_taken() => {
                     self.defer(seq, self.settings.probe_wait_ms(), now, out);
                 }
-                // What can go goes first, and what is in flight has a deadline.
+                // A ready event goes first, and an event in flight has a deadline.
                 _ => return,
             }
             if self.open.first() == Some(&seq) {
@@ -214,7 +224,8 @@ impl Machine {
     }
 }
 
-/// Whether the broker's words are about this exchange, and not about one routing key of it (*access to topic 'a.b' in exchange 'x'*).
+/// Whether the broker's text is about this exchange, and not about one of its routing keys (*access
+/// to topic 'a.b' in exchange 'x'*).
 fn names(fault: &Fault, exchange: &str) -> bool {
     fault.text.contains(&format!("'{exchange}'")) && !fault.text.contains("access to topic '")
 }

@@ -1,13 +1,15 @@
-//! A limit on publishes per second: a bucket of tokens, given the time.
+//! A limit on publishes per second: a token bucket, with the time as a parameter.
 //!
-//! **Invariant.** In any stretch of time `t` at most `burst + rate × t` publishes go out, resends among them.
+//! **Invariant.** In any period `t`, at most `burst + rate × t` publishes go out, including
+//! resends.
 
-/// So many milliseconds' worth of publishes may go at once after a pause.
+/// The burst after a pause, in milliseconds' worth of publishes.
 const BURST_MS: u64 = 100;
 
 const NS_PER_MS: u64 = 1_000_000;
 
-/// Instead of tokens it keeps the time at which the bucket would be full again: one number, and nothing to fill.
+/// A token bucket that keeps the time at which it would be full again. That is one number, and
+/// nothing has to be refilled.
 #[derive(Debug, Clone)]
 pub(crate) struct Bucket {
     per_second: u32,
@@ -15,34 +17,34 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// A full one. `per_second` is at least 1.
+    /// Makes a full bucket. `per_second` is at least 1.
     pub(crate) fn new(per_second: u32) -> Self {
         Self { per_second, full_at_ns: 0 }
     }
 
-    /// Publishes that a full bucket lets go at once.
+    /// Returns the number of publishes that a full bucket allows at once.
     pub(crate) fn burst(per_second: u32) -> u64 {
         (u64::from(per_second) * BURST_MS / 1000).max(1)
     }
 
-    /// What one publish takes, rounded up: rather too few than too many.
+    /// Returns the time that one publish takes. It is rounded up, so the rate is never exceeded.
     fn cost_ns(&self) -> u64 {
         1_000_000_000_u64.div_ceil(u64::from(self.per_second).max(1))
     }
 
-    /// When so many publishes may go, at most a full bucket.
+    /// Returns when so many publishes may go, at most a full bucket.
     pub(crate) fn free_at_ms(&self, publishes: u64) -> u64 {
         let missing = Self::burst(self.per_second).saturating_sub(publishes.max(1));
         self.full_at_ns.saturating_sub(missing * self.cost_ns()).div_ceil(NS_PER_MS)
     }
 
-    /// How long to sleep before publishes go on, with so many ready: until half a bucket of them may go, so that a high rate
-    /// does not mean many wake-ups.
+    /// Returns when the relay wakes to publish again, with so many events ready. That is when half
+    /// a bucket of them may go, so that a high rate does not mean many wake-ups.
     pub(crate) fn wake_at_ms(&self, ready: usize) -> u64 {
         self.free_at_ms((Self::burst(self.per_second) / 2).min(ready as u64))
     }
 
-    /// Takes one token, if there is one.
+    /// Takes one token if there is one.
     pub(crate) fn take(&mut self, now_ms: u64) -> bool {
         if self.free_at_ms(1) > now_ms {
             return false;
@@ -57,8 +59,9 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    /// Goal: no stretch of time sees more than burst and rate allow, and little less when there is always something to send.
-    /// Method: rates from 1 to 100,000 per second, asked at uneven times, counted over all pairs of moments.
+    /// Goal: no period sees more than burst and rate allow, and little less when there is always
+    /// something to send. Method: rates from 1 to 100,000 per second, asked at uneven times,
+    /// counted over all pairs of moments.
     #[test]
     fn holds_its_rate_over_every_stretch() {
         for per_second in [1, 2, 3, 7, 10, 99, 1_000, 12_345, 100_000] {
@@ -83,7 +86,8 @@ mod tests {
         }
     }
 
-    /// Goal: it reaches its rate, with few wake-ups. Method: sleep as it says, always with more to send, for ten seconds.
+    /// Goal: the bucket reaches its rate with few wake-ups. Method: sleep until its wake-up time,
+    /// always with more to send, for ten seconds.
     #[test]
     fn reaches_its_rate_with_few_wake_ups() {
         for per_second in [1, 7, 1_000, 50_000] {

@@ -1,12 +1,14 @@
-//! Destinations that give no word, or nack everything.
+//! Destinations that give no answer, or nack everything.
 //!
-//! A message without a word says nothing of the connection, and little of itself: most often a queue behind its destination hangs, or has
-//! lost its majority. So the destination is suspended. Its events wait for it in memory, one at a time is published alone as a trial, and
-//! each trial without a word makes the wait for the next one longer. The first word sets the destination free. Nothing is spent: silence is
-//! nobody's fault.
+//! A message without an answer says nothing of the connection, and little of itself. Most often a
+//! queue behind its destination hangs, or has lost its majority. So the machine suspends the
+//! destination, and its events wait for it in memory. One event at a time is published alone as a
+//! trial. Each trial without an answer makes the wait for the next trial longer. The first answer
+//! releases the destination. Silence consumes no attempts.
 //!
-//! **Invariants.** One trial of a destination is out at a time, [`SILENT_TRIALS_MAX`] in all. Trials take no room of the window. An event
-//! that waits for its destination is in `waiting` of that destination, and nowhere else.
+//! **Invariants.** One trial of a destination is out at a time, and [`SILENT_TRIALS_MAX`] in all.
+//! Trials take no room of the window. An event that waits for its destination is in `waiting` of
+//! that destination, and nowhere else.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,51 +18,51 @@ use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 use crate::tuning::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX};
 
-/// A destination of which nothing waits is remembered for so long.
+/// How long the machine remembers a destination for which nothing waits.
 const REMEMBERED_MS: u64 = 2 * SILENT_BACKOFF_MS.1;
 
-/// So many nacks in a row, without another word, and a destination is suspended.
+/// After so many nacks in a row, without any other answer, the machine suspends the destination.
 const NACKS_MAX: u32 = 8;
 
-/// Destinations whose nacks are counted.
+/// The most destinations whose nacks are counted.
 const NACKING_MAX: usize = 1024;
 
-/// The wait after nacks grows to so many times the longest backoff: 5 minutes, unless set.
+/// The longest wait after nacks, in longest backoffs: 5 minutes unless set.
 pub(super) const NACK_BACKOFF_FACTOR: u64 = 10;
 
-/// An event for which there is no room in memory is reloaded after so long at least.
+/// The shortest wait before an event without room in memory is reloaded.
 const SPILLED_MS: u64 = 30_000;
 
 /// Exchange and routing key.
 pub(super) type Destination = (Key, Key);
 
-/// All that are suspended.
+/// All suspended destinations.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Silence {
     destinations: BTreeMap<Destination, Silent>,
-    /// When something is to be done for them; one entry for each that has no trial out.
+    /// When the destinations are due. Each destination without a trial in flight has one entry.
     due: BTreeSet<(u64, Destination)>,
-    /// Trials that are out, and their bytes.
+    /// The number of trials in flight, and their bytes.
     pub(super) trials: usize,
     pub(super) trial_bytes: usize,
-    /// Nacks in a row of destinations that are not suspended.
+    /// The nacks in a row of destinations that are not suspended.
     nacks: BTreeMap<Destination, u32>,
-    /// Publishes that were reported silent and may still get a word.
+    /// Publishes that were reported silent and may still get an answer.
     late: BTreeMap<Ticket, u64>,
 }
 
-/// One destination.
+/// One suspended destination.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 struct Silent {
     waiting: BTreeSet<u64>,
     trial: Option<u64>,
-    /// The one that was tried last: the one behind it is tried next.
+    /// The last event that was tried. The next trial takes the event behind it.
     tried: Option<u64>,
-    /// Trials without a word.
+    /// Trials without an answer.
     tries: u32,
-    /// When the next one may go.
+    /// When the next trial may go.
     due_ms: u64,
     why: Why,
 }
@@ -68,17 +70,19 @@ struct Silent {
 /// Why a destination is suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 enum Why {
-    /// No word within the deadline.
+    /// No answer came within the deadline.
     #[default]
     Silent,
-    /// Its messages hold the window without a word (see `slow`). That is no verdict yet: it has no trials.
+    /// The destination's messages hold the window without an answer (see `slow`). That is no
+    /// verdict yet, so the destination has no trials.
     Slow,
-    /// It answers with nacks, or with returns that an outage causes. Where one queue of several refuses, each try leaves one more
-    /// copy in the others.
+    /// The destination answers with nacks, or with returns that an outage causes. If one queue of
+    /// several refuses, each try leaves one more copy in the remaining queues.
     Refuses(SuspendCause),
 }
 
-/// The broker has not taken the message, and that spends nothing.
+/// Returns the cause of a suspension if the broker did not take the message and that consumes no
+/// attempts.
 pub(super) fn refusal(outcome: &Outcome) -> Option<SuspendCause> {
     match outcome {
         Outcome::Nacked => Some(SuspendCause::Nacks),
@@ -87,7 +91,7 @@ pub(super) fn refusal(outcome: &Outcome) -> Option<SuspendCause> {
     }
 }
 
-/// The event waits by itself, each time longer.
+/// Whether the event waits by itself, each time longer.
 pub(super) fn is_retried_later(outcome: &Outcome) -> bool {
     let of_its_own = |fault: &Fault| matches!(fault.class, FaultClass::Message | FaultClass::Destination);
     refusal(outcome).is_some() || matches!(outcome, Outcome::Refused(fault) if !of_its_own(fault))
@@ -102,7 +106,7 @@ impl Silent {
 }
 
 impl Silence {
-    /// Changes one, and keeps what is derived.
+    /// Changes one destination, and updates what is derived.
     fn with<T>(&mut self, destination: &Destination, change: impl FnOnce(&mut Silent) -> T) -> Option<T> {
         let silent = self.destinations.get_mut(destination)?;
         if silent.trial.is_none() {
@@ -115,7 +119,7 @@ impl Silence {
         Some(result)
     }
 
-    /// `trial` is still out from an earlier time.
+    /// Suspends a destination. `trial` is an earlier trial that is still in flight.
     fn suspend(&mut self, destination: &Destination, trial: Option<u64>, now: Now) {
         self.with(destination, |silent| {
             if std::mem::take(&mut silent.why) != Why::Silent {
@@ -137,7 +141,7 @@ impl Silence {
         Some(silent)
     }
 
-    /// Destinations of which nothing waits are remembered for a while.
+    /// Forgets destinations for which nothing has waited for a while.
     fn forget_idle(&mut self, now: Now) {
         while let Some((at_ms, destination)) = self.due.first().cloned()
             && at_ms <= now.mono_ms
@@ -152,7 +156,7 @@ impl Silence {
         self.destinations.is_empty()
     }
 
-    /// Whether a word may change something.
+    /// Whether an answer may change anything here.
     pub(super) fn listens(&self) -> bool {
         !self.destinations.is_empty() || !self.nacks.is_empty()
     }
@@ -161,13 +165,13 @@ impl Silence {
         self.destinations.get(destination).is_some_and(|silent| matches!(silent.why, Why::Refuses(_)))
     }
 
-    /// One more nack: whether the destination refuses everything now.
+    /// Counts one more nack. Returns whether the destination now refuses everything.
     fn nacked(&mut self, destination: &Destination) -> bool {
         if self.refuses(destination) {
             return true;
         }
         if self.nacks.len() >= NACKING_MAX && !self.nacks.contains_key(destination) {
-            // What was nacked once, and never again, makes room.
+            // Destinations that were nacked only once make room.
             self.nacks.clear();
         }
         let nacks = self.nacks.entry(destination.clone()).or_default();
@@ -175,7 +179,7 @@ impl Silence {
         *nacks >= NACKS_MAX
     }
 
-    /// Nothing more goes to it until it speaks, or is silent.
+    /// Suspends a destination until it answers, or is silent.
     pub(super) fn set_slow(&mut self, destination: &Destination) {
         if !self.destinations.contains_key(destination) {
             let silent = Silent { due_ms: u64::MAX, why: Why::Slow, ..Silent::default() };
@@ -184,18 +188,18 @@ impl Silence {
         }
     }
 
-    /// A new connection: of those that were slow on the last one nothing is known.
+    /// Returns the slow destinations. After a reconnect nothing is known of them.
     fn slow(&self) -> Vec<Destination> {
         let slow = self.destinations.iter().filter(|(_, silent)| silent.why == Why::Slow);
         slow.map(|(destination, _)| destination.clone()).collect()
     }
 
-    /// Whether one waits here that comes before this one.
+    /// Whether an earlier event than this one waits for a destination.
     pub(super) fn waits_before(&self, seq: u64) -> bool {
         self.destinations.values().any(|silent| silent.waiting.first().is_some_and(|first| *first < seq))
     }
 
-    /// An event is no longer where its state said.
+    /// Removes an event from the events that wait for a destination.
     pub(super) fn leave(&mut self, destination: &Destination, seq: u64) {
         self.with(destination, |silent| silent.waiting.remove(&seq));
     }
@@ -210,7 +214,7 @@ impl Silence {
         });
     }
 
-    /// The connection has ended: no late word will come of these.
+    /// Forgets the publishes whose late answer a closed connection can no longer bring.
     pub(super) fn forget_late(&mut self) -> impl Iterator<Item = u64> + use<> {
         std::mem::take(&mut self.late).into_values()
     }
@@ -240,7 +244,7 @@ impl Silence {
         assert_eq!(self.destinations.values().map(|silent| silent.waiting.len()).sum::<usize>(), waiting);
     }
 
-    /// What of it decides what happens from now on.
+    /// Hashes the parts that decide future steps.
     #[cfg(test)]
     pub(super) fn hash_for_test(&self, now: Now, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
@@ -252,20 +256,20 @@ impl Silence {
     }
 }
 
-/// A destination that is suspended, as `status` shows it.
+/// A suspended destination, as `status` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SuspendedFigures<'a> {
     pub(crate) exchange: &'a Key,
     pub(crate) routing_key: &'a Key,
     pub(crate) cause: SuspendCause,
-    /// Events in memory that wait for it.
+    /// Events in memory that wait for the destination.
     pub(crate) waiting: usize,
-    /// Trials that have failed.
+    /// Failed trials.
     pub(crate) trials: u32,
 }
 
 impl Machine {
-    /// The destinations that are suspended.
+    /// Iterates over the suspended destinations.
     pub(crate) fn suspended(&self) -> impl Iterator<Item = SuspendedFigures<'_>> {
         self.silence.destinations.iter().filter_map(|((exchange, routing_key), silent)| {
             let cause = match silent.why {
@@ -278,7 +282,7 @@ impl Machine {
         })
     }
 
-    /// Makes the event wait, if its destination is silent.
+    /// Makes the event wait if its destination is suspended. Returns whether it waits.
     pub(super) fn waits_for_destination(&mut self, seq: u64) -> bool {
         if self.silence.is_empty() {
             return false;
@@ -298,7 +302,7 @@ impl Machine {
         self.silence.with(destination, |silent| silent.waiting.insert(seq));
     }
 
-    /// A publish has had no word for too long.
+    /// Handles a publish that has had no answer for too long.
     pub(super) fn fell_silent(&mut self, seq: u64, ticket: Ticket, now: Now) {
         let Some(item) = self.items.get(&seq) else { return };
         let destination = item.destination();
@@ -311,7 +315,7 @@ impl Machine {
             }
             self.silence.late.insert(ticket, seq);
         }
-        // Of an earlier time one may be out still.
+        // An earlier trial may still be in flight.
         let trial = match self.silence.destinations.contains_key(&destination) {
             true => None,
             false => self.trial_out(&destination),
@@ -331,13 +335,13 @@ impl Machine {
         trials.min()
     }
 
-    /// A trial had no word: the wait for the next one grows.
+    /// Handles a trial without an answer: the wait for the next trial grows.
     fn trial_failed(&mut self, destination: &Destination, now: Now) {
         self.trial_waits(destination, now);
         self.silence.with(destination, |silent| silent.tries = silent.tries.saturating_add(1));
     }
 
-    /// The next trial waits as long as the last one did.
+    /// Makes the next trial wait as long as the last one did.
     pub(super) fn trial_waits(&mut self, destination: &Destination, now: Now) {
         let (first_ms, max_ms) = SILENT_BACKOFF_MS;
         let jitter = &mut self.jitter;
@@ -346,7 +350,8 @@ impl Machine {
         });
     }
 
-    /// The broker has nacked a message. Where it nacks all of a destination, that is asked by one event at a time.
+    /// Handles a nack. If the broker nacks everything for a destination, one event at a time tries
+    /// the destination.
     pub(super) fn suspend_or_retry_later(
         &mut self,
         seq: u64,
@@ -389,7 +394,8 @@ impl Machine {
         (self.settings.backoff_first_ms, max_ms)
     }
 
-    /// The broker has said something of a message for this destination: unless it refuses once more, that sets the destination free.
+    /// Handles the broker's answer on a message for this destination. Any answer but another
+    /// refusal releases the destination.
     pub(super) fn heard_of(&mut self, destination: &Destination, outcome: &Outcome, now: Now) {
         if refusal(outcome).is_some() {
             self.slow.spoke(destination);
@@ -402,10 +408,11 @@ impl Machine {
         self.spoke(destination, now);
     }
 
-    /// The broker has given its word on a message for this destination.
+    /// Releases the destination after the broker's answer.
     fn spoke(&mut self, destination: &Destination, now: Now) {
         self.slow.spoke(destination);
-        // Only of these something lingers; to look for it at each word would cost a walk through the window.
+        // Events linger for such destinations only. A search at each answer would walk the whole
+        // window.
         let Some(silent) = self.silence.forget(destination) else { return };
         self.lingers_no_more(destination);
         let (first_ms, max_ms) = SILENT_BACKOFF_MS;
@@ -418,21 +425,22 @@ impl Machine {
                 continue;
             }
             if silences == 0 {
-                // It may be refused for itself: each try of it leaves a copy.
+                // The message itself may be refused, and each try of it leaves a copy.
                 let (first_ms, max_ms) = self.nack_backoff_ms();
                 let wait = self.jitter.wait_ms(first_ms, max_ms, nacks - 1);
                 self.wait(seq, now.mono_ms.saturating_add(wait));
                 continue;
             }
-            // Its own word may be on its way: that spares a repeat. If it never comes though its destination speaks, the event itself
-            // (its headers may lead elsewhere) is not published among others again.
+            // The event's own answer may be on its way, which spares a repeat. If the answer never
+            // comes although the destination answers, the event stays isolated, because its headers
+            // may lead elsewhere.
             item.suspect |= silences > 1;
             let wait = self.jitter.wait_ms(first_ms, max_ms, silences - 1);
             self.wait(seq, now.mono_ms.saturating_add(wait));
         }
     }
 
-    /// The connection has ended: destinations that were slow on it have a new chance.
+    /// Releases the slow destinations when the connection has ended.
     pub(super) fn slow_have_a_new_chance(&mut self) {
         self.silence.nacks.clear();
         for destination in self.silence.slow() {
@@ -440,7 +448,8 @@ impl Machine {
         }
     }
 
-    /// Nothing is due for a slow destination. So once nobody knows what became of a message for it, it waits for no word.
+    /// Releases a slow destination. Nothing is due for it, so without an outcome in sight it would
+    /// wait for ever.
     pub(super) fn slow_has_a_new_chance(&mut self, destination: &Destination) {
         if self.silence.destinations.get(destination).is_none_or(|silent| silent.why != Why::Slow) {
             return;
@@ -455,7 +464,7 @@ impl Machine {
         }
     }
 
-    /// A word on a publish that was reported silent.
+    /// Handles an answer to a publish that was reported silent.
     pub(super) fn late_word(&mut self, ticket: Ticket, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
         let Some(seq) = self.silence.late.remove(&ticket) else { return };
         let Some(item) = self.items.get_mut(&seq) else { return };
@@ -466,15 +475,16 @@ impl Machine {
         let destination = item.destination();
         let is_out = matches!(item.state, ItemState::InFlight { .. });
         self.heard_of(&destination, &outcome, now);
-        // A newer publish of the same event is out: unless the broker has it, that one decides.
+        // A newer publish of the same event is in flight. Unless the broker has the event, the
+        // newer publish decides.
         if !is_out || matches!(outcome, Outcome::Confirmed) {
             self.land(seq);
             self.takes(seq, outcome, false, now, out);
         }
     }
 
-    /// The destination that is to be asked next, and when. Under total order it is the one of the first event of all, if nothing else
-    /// comes before that.
+    /// Returns the destination that is tried next, and when. Under total order it is the
+    /// destination of the first event of all, if nothing else comes before it.
     pub(super) fn next_due(&self) -> Option<(u64, Destination)> {
         if self.settings.ordering != PublishOrder::Total {
             return self.silence.due.first().cloned();
@@ -488,7 +498,7 @@ impl Machine {
         is_first.then(|| (silent.due_ms, destination.clone()))
     }
 
-    /// Publishes what may be asked of silent destinations.
+    /// Publishes the trials that are due.
     pub(super) fn send_trials(&mut self, now: Now, out: &mut Vec<Action>) {
         self.silence.forget_idle(now);
         while self.can_publish()
@@ -518,7 +528,7 @@ impl Machine {
         }
     }
 
-    /// Events that wait for silent destinations make room, but for one of each.
+    /// Moves events that wait for silent destinations to disk, except one per destination.
     pub(super) fn spill_silent(&mut self, now: Now, out: &mut Vec<Action>) {
         let waiting: Vec<(u64, u64)> = self
             .silence
@@ -537,7 +547,8 @@ impl Machine {
         }
     }
 
-    /// The same of the last one of each, but of those that are asked next: many destinations must not fill the memory.
+    /// Moves the remaining events too, except those that are tried next, so that many destinations
+    /// do not fill the memory.
     pub(super) fn spill_silent_firsts(&mut self, now: Now, out: &mut Vec<Action>) {
         let waits = |destination: &Destination| {
             self.silence.destinations.get(destination).is_some_and(|silent| !silent.waiting.is_empty())
@@ -559,7 +570,7 @@ impl Machine {
         self.defer(seq, due_ms.saturating_sub(now.mono_ms).max(SPILLED_MS), now, out);
     }
 
-    /// One that holds the position back.
+    /// Moves one event to disk that holds the position back.
     pub(super) fn spill_silent_one(&mut self, seq: u64, now: Now, out: &mut Vec<Action>) {
         let destination = self.items.get(&seq).map(|item| item.destination());
         let silent = destination.and_then(|destination| self.silence.destinations.get(&destination));
@@ -569,7 +580,8 @@ impl Machine {
 }
 
 impl Silent {
-    /// The one to try next: in rounds, since one event may be silent for a reason of its own.
+    /// Returns the next event to try. Trials go in rounds, because one event may be silent for a
+    /// reason of its own.
     fn next(&self) -> Option<u64> {
         let after = self.tried.map_or(0, |tried| tried + 1);
         self.waiting.range(after..).next().or(self.waiting.first()).copied()

@@ -1,11 +1,12 @@
-//! Destinations that give no word while they hold the window.
+//! Destinations that give no answer while they hold the window.
 //!
-//! Silence is known only at the publisher's deadline, which is long. Until then messages for one destination must not take the window from
-//! the others. So whenever the window is full, the destinations in it are noted; those without a word a second later are *slow*: what is in
-//! flight for them lingers beside the window, and nothing more is sent to them until they speak. That is no verdict, and
-//! nothing is published again.
+//! Silence is known only at the publisher's deadline, which is long. Until then, messages for one
+//! destination must not take the window from other destinations. So whenever the window is full,
+//! the machine notes the destinations in it. Those without an answer a second later are *slow*.
+//! Their events in flight linger beside the window, and nothing more is sent to them until they
+//! answer. That is no verdict, and nothing is published again.
 //!
-//! **Invariant.** No more lingers than a window holds.
+//! **Invariant.** At most one window's worth of events lingers.
 
 use std::collections::BTreeSet;
 
@@ -15,16 +16,16 @@ use super::{ItemState, Machine};
 use crate::time::Now;
 use crate::tuning::SLOW_MS;
 
-/// The look at the destinations in a full window.
+/// The watch on the destinations in a full window.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Slow {
-    /// Whether the last step has left something unsent for want of room.
+    /// Whether the last step left something unsent for want of room.
     pub(super) window_is_full: bool,
-    /// When the full window was looked at, and what was in it that has had no word since.
+    /// When the watch began, and the destinations in the window that have not answered since then.
     looked_ms: Option<u64>,
     wordless: BTreeSet<Destination>,
-    /// In flight beside the window.
+    /// The events in flight beside the window, and their bytes.
     pub(super) lingering: usize,
     pub(super) lingering_bytes: usize,
 }
@@ -55,7 +56,8 @@ impl Slow {
 }
 
 impl Machine {
-    /// After publishing: looks for destinations that hold the window and say nothing. Returns whether there is room now.
+    /// Looks, after publishing, for silent destinations that hold the window. Returns whether there
+    /// is room now.
     pub(super) fn look_for_slow(&mut self, now: Now) -> bool {
         if !self.slow.window_is_full || self.settings.ordering == PublishOrder::Total {
             self.slow.rest();
@@ -72,7 +74,7 @@ impl Machine {
         self.slow.lingering > before
     }
 
-    /// What is in flight and takes room of the window.
+    /// Iterates over the events in flight that take room of the window.
     fn in_window(&self) -> impl Iterator<Item = (u64, Destination)> {
         self.in_flight.values().filter_map(|seq| {
             let item = self.items.get(seq)?;
@@ -99,7 +101,7 @@ impl Machine {
         }
     }
 
-    /// What lingers for a destination that speaks again takes room of the window again.
+    /// Returns lingering events to the window once their destination answers again.
     pub(super) fn lingers_no_more(&mut self, destination: &Destination) {
         for seq in self.in_flight.values() {
             if let Some(item) = self.items.get_mut(seq)

@@ -12,13 +12,14 @@ use crate::broker::Epoch;
 use crate::message::{Fault, FaultClass, Outcome, Ticket};
 use crate::time::Now;
 
-/// A machine with its log, given its inputs one by one. Reads of the log are answered at once; the rest by the story.
+/// A machine with its log, which gets its inputs one by one. Reads of the log are answered at once;
+/// the story answers the rest.
 struct Story {
     machine: Machine,
     now: Now,
     log: Vec<Loaded>,
     epoch: u64,
-    /// What it did since it was last asked, but for reads of the log.
+    /// The actions since the story last took them, except reads of the log.
     did: Vec<Action>,
     loads: Vec<(u64, usize, usize)>,
     answers_loads: bool,
@@ -79,7 +80,7 @@ impl Story {
         Self { machine, now, log, epoch: 0, did, loads: Vec::new(), answers_loads: true }
     }
 
-    /// A connected machine with these events in its log; "" is no key.
+    /// Makes a connected machine with events of these keys in its log; "" is no key.
     fn with(settings: Settings, keys: &[&str]) -> Self {
         let mut story = Self::new(settings);
         story.up();
@@ -142,13 +143,13 @@ impl Story {
         self.handle(Input::Tick);
     }
 
-    /// Until the next timer.
+    /// Passes the time until the next timer.
     fn pass_to_timer(&mut self) {
         let due_ms = self.machine.next_wake().mono_ms.expect("a timer runs");
         self.pass(due_ms - self.now.mono_ms);
     }
 
-    /// The newest ticket of this event that is in flight.
+    /// Returns the newest ticket of this event in flight.
     fn ticket(&self, seq: u64) -> Ticket {
         let mut flights = self.machine.in_flight.iter();
         *flights.find(|(_, flying)| **flying == seq).unwrap_or_else(|| panic!("{seq} is in flight")).0
@@ -167,7 +168,7 @@ impl Story {
         self.machine.in_flight.values().copied().collect()
     }
 
-    /// What has been published since last asked: (seq, resend, isolated).
+    /// Returns what was published since the last call: (seq, resend, isolated).
     fn published_how(&mut self) -> Vec<(u64, bool, bool)> {
         let publish = |action| match action {
             Action::Publish { seq, resend, isolated, .. } => Some((seq, resend, isolated)),
@@ -196,7 +197,7 @@ impl Story {
         self.saved().iter().any(|change| matches!(change, Change::Park { seq: s, .. } if *s == seq))
     }
 
-    /// Brings the event to quarantine by refusals.
+    /// Refuses the event until it is in quarantine.
     fn refuse_to_the_end(&mut self, seq: u64) {
         self.outcome(seq, refused());
         self.pass_to_timer();
@@ -528,7 +529,7 @@ fn retries_beyond_what_memory_holds_wait_on_disk_and_return() {
     story.pass(due_ms - story.now.wall_ms);
     assert!(story.did.iter().any(|action| matches!(action, Action::LoadDue { .. })));
     story.did.clear();
-    // The one in memory has a row as well, and comes with the other.
+    // The event in memory has a row as well, and comes with the second event.
     let due = vec![(story.log[0].clone(), retry(1)), (story.log[1].clone(), retry(1))];
     story.handle(Input::LoadedDue { due, resume: None, next_due_ms: None });
     assert_eq!(story.published_how(), [(1, true, false)]);
@@ -550,7 +551,7 @@ fn too_many_held_keys_stall_the_reading() {
 
 #[test]
 fn a_restart_goes_on_where_the_disk_says() {
-    // 0 is retried, 1 quarantined and holding, 2 and 3 parked behind them.
+    // Event 0 is retried, 1 is quarantined and holds the key, 2 and 3 are parked behind them.
     let log: Vec<_> =
         (0..).zip(["a", "b", "a", "b"]).map(|(seq, key)| Loaded::Event(entry(seq, key))).collect();
     let recovered = Recovered {
@@ -575,12 +576,13 @@ fn a_restart_goes_on_where_the_disk_says() {
     assert_eq!(story.published(), [2]);
 }
 
-/// A row may be ahead of the position: another event held the position back. The log brings the event again after a
-/// restart, which must not make it a new one, nor let a parked one pass the event it waited for.
+/// Goal: a row ahead of the position makes no new event. Another event held the position back, so
+/// the log brings the event again after a restart. No parked event may pass the event that it
+/// waited for.
 #[test]
 fn rows_ahead_of_the_position_are_not_taken_for_new_events() {
     let log = vec![Loaded::Event(entry(0, "a")), Loaded::Exception { seq: 1 }, Loaded::Event(entry(2, "a"))];
-    // 0 was in flight, 1 quarantined, 2 parked behind 0.
+    // Event 0 was in flight, 1 is quarantined, 2 is parked behind 0.
     let recovered = Recovered {
         tail: 3,
         holding: vec![(1, key("b"))],
@@ -597,7 +599,8 @@ fn rows_ahead_of_the_position_are_not_taken_for_new_events() {
     assert_eq!(story.machine.figures().position, 3);
 }
 
-/// A retry that waits on disk holds its key. If its record cannot be read any more, nobody would ever free the key.
+/// Goal: a retry that waits on disk frees its key if its record becomes unreadable. Otherwise
+/// nothing would ever free the key.
 #[test]
 fn a_record_that_rots_while_it_holds_its_key_frees_it() {
     let recovered = Recovered {
@@ -618,8 +621,9 @@ fn a_record_that_rots_while_it_holds_its_key_frees_it() {
     assert_eq!(story.asked_parked(), [key("a")]);
 }
 
-/// Parked events were asked for, and before they came an earlier one of their key had to wait on disk for room. Had they
-/// stayed in memory, waiting for it, and filled it, it would never have come.
+/// Goal: parked events that arrive too late go back to disk. After the request for them, an earlier
+/// event of their key had to wait on disk for room. If they had stayed in memory and filled it, the
+/// earlier event would never have come.
 #[test]
 fn parked_events_that_come_too_late_go_back_to_disk() {
     let small = Settings { lookahead_events: 1, retrying_max: 1, attempts_max: 1, ..settings() };
@@ -628,7 +632,7 @@ fn parked_events_that_come_too_late_go_back_to_disk() {
     let mut story = Story::recovered(small, recovered, log);
     story.up();
     assert_eq!(story.asked_parked(), [key("a")]);
-    // Not holding until now (it had run out of time, say).
+    // The event has not held its key until now, for example because it had expired.
     story.handle(Input::Redriven(Loaded::Event(entry(0, "a")), fault(FaultClass::Message)));
     story.did.clear();
     let events = story.events(&[1]);
@@ -645,7 +649,7 @@ fn what_is_parked_while_the_answer_is_out_is_asked_for_afterwards() {
     assert_eq!(story.asked_parked(), [key("a")]);
     story.append(&["a"]);
     assert!(story.was_parked(2));
-    // Read before that.
+    // The worker read the events before that.
     let events = story.events(&[1]);
     story.handle(Input::LoadedParked { key: key("a"), events, more: false });
     story.did.clear();
@@ -690,8 +694,9 @@ fn missing() -> Fault {
     Fault::with_code(FaultClass::Destination, 404, "NOT_FOUND - no exchange 'gone' in vhost '/'")
 }
 
-/// A retry that goes among others would make the broker close the channel again, with all of them; the others that were in
-/// flight then have done nothing.
+/// Goal: one close has one poison message, which stays isolated. If it were retried among others,
+/// the broker would close the channel again, with all of them. The remaining events in flight then
+/// are innocent.
 #[test]
 fn one_close_has_one_poison_message_which_stays_alone() {
     let mut story = Story::new(Settings { attempts_max: 3, destination_attempts_max: 3, ..settings() });
@@ -720,7 +725,8 @@ fn one_close_has_one_poison_message_which_stays_alone() {
     assert_eq!(story.machine.figures().position, 4);
 }
 
-/// Each event for a missing exchange costs the broker a channel. One at a time finds out for all of them.
+/// Goal: a missing exchange is probed by one event at a time, on behalf of all, because each event
+/// for it costs the broker a channel.
 #[test]
 fn a_missing_exchange_is_asked_for_by_one_event_at_a_time() {
     let to_gone = |story: &mut Story, name: &str| {
@@ -745,7 +751,7 @@ fn a_missing_exchange_is_asked_for_by_one_event_at_a_time() {
     let put: Vec<_> = story.saved().iter().filter_map(exception).collect();
     assert_eq!(put, [(1, 1, Some(missing())), (2, 1, Some(missing()))], "they fail with their exchange");
     assert_eq!(story.published(), [3]);
-    // Whoever is due first asks again; when the answer is yes, all go.
+    // The first due event probes again. After a confirm, all events go.
     story.pass_to_timer();
     let probe = story.published_how();
     assert!(matches!(probe[..], [(_, _, true)]), "{probe:?}");
@@ -755,7 +761,8 @@ fn a_missing_exchange_is_asked_for_by_one_event_at_a_time() {
     assert_eq!(all.len(), 2, "{all:?}");
 }
 
-/// Whoever asks anew for an exchange that was missing once failed by the asking itself: nobody was asked, and the exchange stayed closed for ever.
+/// Goal: a new event probes an exchange that was missing. Once the probing event failed by the
+/// probe itself, so nothing was published and the exchange stayed closed for ever.
 #[test]
 fn a_new_event_asks_for_an_exchange_that_was_missing() {
     let mut story = Story::new(Settings { destination_attempts_max: 1, ..settings() });
@@ -772,7 +779,7 @@ fn a_new_event_asks_for_an_exchange_that_was_missing() {
     to_gone(&mut story, "b");
     to_gone(&mut story, "c");
     assert_eq!(story.published_how(), [(1, false, true)], "one asks, the other waits for the answer");
-    // No answer fails nobody, and no wait does.
+    // Neither a missing answer nor a wait fails an event.
     let unknown = || Outcome::Unknown(Fault::new(FaultClass::Outage, "no confirm"));
     story.outcome(1, unknown());
     story.pass(60_000);
@@ -785,7 +792,7 @@ fn a_new_event_asks_for_an_exchange_that_was_missing() {
     assert_eq!(story.published_how(), [(2, false, false)], "the others go among the rest");
 }
 
-/// The permission to write to one routing key of an exchange says nothing of the others.
+/// Goal: a forbidden routing key of an exchange does not close its other routing keys.
 #[test]
 fn one_forbidden_topic_does_not_close_its_exchange() {
     let mut story = Story::new(settings());
@@ -805,7 +812,7 @@ fn one_forbidden_topic_does_not_close_its_exchange() {
     assert_eq!(story.published_how(), [(1, false, false)]);
 }
 
-/// A message that was too large says that one as large will be, too.
+/// Goal: an event as large as a message that was too large goes alone.
 #[test]
 fn what_is_as_large_as_what_was_too_large_goes_alone() {
     let mut story = Story::with(settings(), &["a"]);
@@ -826,8 +833,9 @@ fn what_is_as_large_as_what_was_too_large_goes_alone() {
     assert_eq!(story.published_how(), [(4, false, false)], "the broker takes it now");
 }
 
-/// One event for a full queue once held the position, and with it trimming, the backlog's figure, and all that a crash would
-/// have published again.
+/// Goal: the position does not stay behind for a waiting event. One event for a full queue once
+/// held the position. It also held trimming, the backlog's figure, and everything that a crash
+/// would have published again.
 #[test]
 fn the_position_does_not_stay_behind_for_an_event_that_waits() {
     let small = Settings { lookahead_events: 4, load_events: 4, backoff_first_ms: 5000, ..settings() };
@@ -852,7 +860,8 @@ fn the_position_does_not_stay_behind_for_an_event_that_waits() {
     assert_eq!(story.published(), [0]);
 }
 
-/// Goal: the rate limit holds resends too, wakes only while something is ready, and a stop waits for nothing on its account.
+/// Goal: the rate limit holds resends too, wakes only while something is ready, and never delays a
+/// stop.
 #[test]
 fn a_rate_limit_counts_resends_and_wakes_nobody_for_nothing() {
     let mut story = Story::new(Settings { rate_limit: Some(20), ..settings() }); // two at once, then one each 50 ms
@@ -877,8 +886,8 @@ fn a_rate_limit_counts_resends_and_wakes_nobody_for_nothing() {
     assert_eq!(story.machine.next_wake(), super::Wake::default(), "idle");
 }
 
-/// Goal: a high rate costs few wake-ups. Method: far more is ready than a burst; the machine wakes once half a burst may go, and after a
-/// few events left, for those.
+/// Goal: a high rate costs few wake-ups. Method: far more is ready than a burst. The machine wakes
+/// once half a burst may go, and later for the few remaining events.
 #[test]
 fn a_rate_limit_wakes_for_half_a_burst() {
     let many = Settings {
@@ -899,8 +908,9 @@ fn a_rate_limit_wakes_for_half_a_burst() {
     }
 }
 
-/// Goal: what has expired goes at once when room is wanted, wherever it stands; what is in flight stays; and a second search
-/// looks only at what is new. Method: one in flight, one behind its key, one in the log, one parked.
+/// Goal: expired events go at once when room is wanted, wherever they wait. Events in flight stay,
+/// and a second search looks only at new events. Method: one event in flight, one behind its key,
+/// one in the log, one parked.
 #[test]
 fn a_scan_takes_out_what_has_expired() {
     use super::types::{ExpiredEvent, ExpiredPlace, ScanAt};

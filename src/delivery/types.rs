@@ -1,23 +1,25 @@
-//! The words that the delivery machine and its worker exchange.
+//! The types that the delivery machine and its worker exchange.
 //!
-//! The machine is given *inputs* and answers with *actions*. It holds sequence numbers and keys, never payloads; the
-//! worker holds the records, the file, the publisher and the clock.
+//! The worker gives the machine *inputs*, and the machine answers with *actions*. The machine holds
+//! sequence numbers and keys, never payloads. The worker holds the records, the file, the publisher
+//! and the clock.
 
 use std::sync::Arc;
 
 use crate::broker::Epoch;
 use crate::message::{Fault, Outcome, Ticket};
 
-/// Destination faults wait this many times longer.
+/// The factor by which the wait after a destination fault is longer.
 pub(super) const DESTINATION_BACKOFF_FACTOR: u64 = 10;
 
-/// Events between the position and what has been read, per event of the lookahead, before what waits gets a row.
+/// The span that the position may stay behind the read events, per event of the lookahead. Beyond
+/// this span, waiting events get a row.
 const SPAN_PER_LOOKAHEAD: u64 = 4;
 
 /// The ordering key of an event.
 pub(crate) type Key = Arc<str>;
 
-/// How far apart events may overtake each other.
+/// How far events may overtake each other.
 ///
 /// ```
 /// use onewrite::PublishOrder;
@@ -26,17 +28,19 @@ pub(crate) type Key = Arc<str>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum PublishOrder {
-    /// At most one unconfirmed event per key; events of different keys, and events without a key, overtake freely. The default.
+    /// At most one unconfirmed event per key, the default. Events of different keys, and events
+    /// without a key, overtake freely.
     #[default]
     PerKey,
-    /// At most one unconfirmed event in all, in commit order. What is put into quarantine, or scheduled for later, holds its own key
-    /// alone: it is passed by, and so is what waits behind it.
+    /// At most one unconfirmed event in all, in commit order. A quarantined or scheduled event
+    /// holds its own key alone: later events pass it and the events that wait behind it.
     Total,
-    /// Events of one key are pipelined in order. A nack, a return or a lost connection may reorder them.
+    /// Events of one key are pipelined in order. A nack, a return or a lost connection may reorder
+    /// them.
     Relaxed,
 }
 
-/// What happens to later events of a key when one of them is quarantined.
+/// What happens to later events of a key whose earlier event is quarantined.
 ///
 /// ```
 /// use onewrite::QuarantinePolicy;
@@ -45,14 +49,15 @@ pub enum PublishOrder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum QuarantinePolicy {
-    /// They wait until it is redriven or discarded: order per key is kept. The default.
+    /// Later events wait until the quarantined event is redriven or discarded, so the order per key
+    /// is kept. The default.
     #[default]
     HoldKey,
-    /// They go on without it.
+    /// Later events continue without the quarantined event.
     SkipEvent,
 }
 
-/// The reason why a relay has suspended a destination.
+/// The reason for which a relay has suspended a destination.
 ///
 /// ```
 /// assert_eq!(onewrite::SuspendCause::Nacks.to_string(), "the broker nacks every message");
@@ -60,12 +65,14 @@ pub enum QuarantinePolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SuspendCause {
-    /// The broker has confirmed nothing within the confirm deadline. Most often a queue hangs, or has lost its majority.
+    /// The broker has confirmed nothing within the confirm deadline. Most often a queue hangs, or
+    /// has lost its majority.
     Silence,
-    /// The broker nacks every message. Most often a queue is full and has `x-overflow: reject-publish`.
+    /// The broker nacks every message. Most often a queue is full and has `x-overflow:
+    /// reject-publish`.
     Nacks,
-    /// The broker returns every message, and says that a queue behind the destination exists and cannot be reached now. Most
-    /// often the queue's node is down.
+    /// The broker returns every message, and reports that a queue behind the destination exists but
+    /// is unreachable now. Most often the queue's node is down.
     Away,
 }
 
@@ -84,44 +91,44 @@ impl std::fmt::Display for SuspendCause {
 pub(crate) struct Settings {
     pub(crate) ordering: PublishOrder,
     pub(crate) on_quarantine: QuarantinePolicy,
-    /// Unconfirmed events at most.
+    /// Most unconfirmed events.
     pub(crate) window_events: usize,
-    /// Unconfirmed payload bytes at most (one event may exceed it alone).
+    /// Most unconfirmed payload bytes. One event alone may exceed it.
     pub(crate) window_bytes: usize,
-    /// Events held in memory at most, in flight ones included.
+    /// Most events in memory, including those in flight.
     pub(crate) lookahead_events: usize,
-    /// Bytes of events held in memory at most (one event may exceed it alone).
+    /// Most bytes of events in memory. One event alone may exceed it.
     pub(crate) lookahead_bytes: usize,
-    /// Events asked for in one `Load` at most.
+    /// Most events that one `Load` asks for.
     pub(crate) load_events: usize,
     pub(crate) attempts_max: u32,
     pub(crate) destination_attempts_max: u32,
     pub(crate) backoff_first_ms: u64,
     pub(crate) backoff_max_ms: u64,
-    /// Events waiting for a retry in memory at most.
+    /// Most events in memory that wait for a retry.
     pub(crate) retrying_max: usize,
-    /// Keys blocked or parked at most.
+    /// Most keys that are blocked or parked.
     pub(crate) held_keys_max: usize,
-    /// Publishes per second at most.
+    /// Most publishes per second.
     pub(crate) rate_limit: Option<u32>,
-    /// Seed of the jitter.
+    /// The seed of the jitter.
     pub(crate) seed: u64,
 }
 
 impl Settings {
-    /// For so long a missing exchange is not asked for again: the shortest wait of an event that it has failed, so that the first of
-    /// them to be due asks.
+    /// How long the machine does not probe a missing exchange again. It is the shortest wait of an
+    /// event that failed at the exchange, so the first such event to be due probes.
     pub(crate) fn probe_wait_ms(&self) -> u64 {
         self.backoff_first_ms.saturating_mul(DESTINATION_BACKOFF_FACTOR).min(self.backoff_max_ms) / 2
     }
 
-    /// How far the position may stay behind what has been read for the sake of events that wait.
+    /// How far waiting events may keep the position behind the read events.
     pub(crate) fn span_events(&self) -> u64 {
         self.lookahead_events as u64 * SPAN_PER_LOOKAHEAD
     }
 }
 
-/// What the machine knows of one event.
+/// The machine's knowledge of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) seq: u64,
@@ -129,22 +136,24 @@ pub(crate) struct Entry {
     pub(crate) exchange: Arc<str>,
     pub(crate) routing_key: Arc<str>,
     pub(crate) bytes: usize,
-    /// Earliest publication, Unix milliseconds.
+    /// The earliest publication, Unix milliseconds.
     pub(crate) not_before_ms: Option<u64>,
-    /// Latest publication, Unix milliseconds.
+    /// The latest publication, Unix milliseconds.
     pub(crate) expires_ms: Option<u64>,
 }
 
-/// One position of the log, as read.
+/// One position of the log, as the worker read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Loaded {
     /// An event to publish.
     Event(Entry),
     /// A record that stays in the log only.
     Unpublished { seq: u64 },
-    /// A record that fails its check. Quarantined; its key is unknown, so it holds nobody.
+    /// A record that fails its check. It goes to quarantine. Its key is unknown, so it holds no
+    /// key.
     Undecodable { seq: u64, fault: Fault },
-    /// An exception says what becomes of it. Only the log brings such; nothing of it is held.
+    /// An event whose exception row decides its fate. Only the log brings such an event, and the
+    /// machine holds nothing of it.
     Exception { seq: u64 },
 }
 
@@ -157,13 +166,13 @@ impl Loaded {
     }
 }
 
-/// Why an event is an exception to the position.
+/// The state of an event that is an exception to the position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exception {
     pub(crate) state: ExceptionState,
-    /// Message attempts spent.
+    /// Message attempts that the event has consumed.
     pub(crate) attempts: u32,
-    /// Destination attempts spent.
+    /// Destination attempts that the event has consumed.
     pub(crate) destination_attempts: u32,
     /// The last fault, if any.
     pub(crate) fault: Option<Fault>,
@@ -172,45 +181,50 @@ pub(crate) struct Exception {
 /// The kinds of exception.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExceptionState {
-    /// To be tried again, at this wall time when it is found on disk after a restart.
+    /// A retry. After a restart, it is due at this wall time.
     Retry { due_ms: u64 },
-    /// Not to be published before this wall time.
+    /// A scheduled event, which must not be published before this wall time.
     Scheduled { due_ms: u64 },
-    /// Taken out, at this wall time, until a person redrives or discards it. `holds_key`: later events of its key wait.
+    /// Quarantined at this wall time, until an operator redrives or discards the event. With
+    /// `holds_key`, later events of its key wait.
     Quarantined { at_ms: u64, holds_key: bool },
-    /// Given up by a person before the position was past it: kept until it is, so that a restart does not take it for new.
+    /// Discarded by an operator before the position passed the event. The row stays until the
+    /// position passes, so that a restart does not treat the event as new.
     Discarded,
 }
 
-/// A durable change of the cursor. The worker keeps them in order. What one step leaves is written together or not at all (but for a
-/// step that quarantines: what stands before an [`Action::Quarantined`] may be written without what comes after it): a row that replaces
-/// another must not be found beside it.
+/// A durable change of the cursor. The worker keeps the changes in order.
+///
+/// The changes of one step are written together or not at all, because a row that replaces another
+/// row must not be found beside it. A step that quarantines is the exception: the changes before an
+/// [`Action::Quarantined`] may be written without the later ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Everything below is settled, but for the exceptions and the parked.
+    /// The position: every event below is settled, except exceptions and parked events.
     Position(u64),
     /// The event becomes an exception, in this state.
     PutException { seq: u64, key: Option<Key>, exception: Exception },
-    /// It is one no longer.
+    /// The event is no exception any more.
     DropException { seq: u64 },
-    /// The event waits, on disk, behind an earlier one of its key.
+    /// The event waits on disk behind an earlier event of its key.
     Park { key: Key, seq: u64 },
-    /// It no longer does.
+    /// The event is not parked any more.
     Unpark { key: Key, seq: u64 },
 }
 
-/// Where the search for expired events goes on: first what has a row, then what the log has still to bring.
+/// Where the search for expired events continues. The search covers the rows first, then the rest
+/// of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ScanAt {
-    /// Exceptions that are due at some time, after this (due time, seq).
+    /// Exceptions with a due time, after this (due time, seq).
     Due(Option<(u64, u64)>),
-    /// Parked events, after this one.
+    /// Parked events, after this event.
     Parked(Option<(Key, u64)>),
-    /// The log, from here on.
+    /// The log, from this number on.
     Log(u64),
 }
 
-/// An expired event that is not in memory, and where it was found.
+/// An expired event that is not in memory, and the place where the search found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExpiredEvent {
     pub(crate) seq: u64,
@@ -220,100 +234,110 @@ pub(crate) struct ExpiredEvent {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ExpiredPlace {
-    /// Without a row.
+    /// In the log, without a row.
     Log,
     Parked,
-    /// With this exception.
+    /// In the log, with this exception.
     Exception(Exception),
 }
 
-/// What the machine is given.
+/// An input of the machine.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
-    /// The log ends (exclusively) here now. Rises only.
+    /// The log now ends (exclusively) here. The tail only rises.
     Tail(u64),
-    /// Answers `Load`: every position in `from..to`.
+    /// The answer to `Load`: every position in `from..to`.
     Loaded { to: u64, events: Vec<Loaded> },
-    /// Answers `LoadDue`: exceptions that are due, each with its event, in order of (due time, seq). If there are more of
-    /// them, `resume` is the last one read; else `next_due_ms` is when the next one on disk will be due. An exception
-    /// whose record fails its check comes as `Undecodable`.
+    /// The answer to `LoadDue`: due exceptions, each with its event, in order of (due time, seq).
+    /// If more are due, `resume` is the last one read. Otherwise `next_due_ms` is the next due time
+    /// on disk. An exception whose record fails its check comes as `Undecodable`.
     LoadedDue { due: Vec<(Loaded, Exception)>, resume: Option<(u64, u64)>, next_due_ms: Option<u64> },
-    /// Answers `LoadParked`: parked events of this key in order; `more` if others are left behind them.
+    /// The answer to `LoadParked`: parked events of this key, in order. `more` says that further
+    /// parked events remain.
     LoadedParked { key: Key, events: Vec<Loaded>, more: bool },
     /// The publisher is connected.
     Up { epoch: Epoch },
-    /// The publisher is not.
+    /// The publisher is not connected.
     Down { fault: Fault },
-    /// The broker blocks us, or no longer does.
+    /// Whether the broker blocks the connection.
     Blocked(bool),
-    /// What became of publishes.
+    /// The outcomes of publishes.
     Outcomes(Vec<(Ticket, Outcome)>),
-    /// A quarantined event was durably turned into `Retry`, due now, by a person, its counters cleared. It
-    /// comes as `Undecodable` where it cannot be published any more. With the fault that it had gone there for.
+    /// An operator durably turned a quarantined event into `Retry`, due now, with its counters
+    /// cleared. The event comes as `Undecodable` if it cannot be published any more. The fault is
+    /// the one that had quarantined it.
     Redriven(Loaded, Fault),
-    /// Room is wanted: what has expired and is not in flight goes to quarantine now, wherever it stands.
+    /// The log needs room: expired events that are not in flight go to quarantine now, wherever
+    /// they wait.
     LetExpiredGo,
-    /// Answers `FindExpired`. `next` is where the search goes on; without it everything before `to` has been looked at.
-    /// `earliest_ms`: when the first of the others expires.
+    /// The answer to `FindExpired`. `next` is where the search continues; without it, the search
+    /// has covered everything before `to`. `earliest_ms` is when the first of the remaining events
+    /// expires.
     FoundExpired { found: Vec<ExpiredEvent>, next: Option<ScanAt>, to: u64, earliest_ms: Option<u64> },
-    /// A quarantined event was durably removed by a person.
+    /// An operator durably removed a quarantined event.
     Discarded { seq: u64, key: Option<Key> },
     /// Publish nothing new until `Resume`.
     Pause,
-    /// Go on.
+    /// Publish again.
     Resume,
     /// Time has passed.
     Tick,
 }
 
-/// What the machine wants done.
+/// An action that the machine asks of the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Publish this event under this ticket. `resend`: it may have been published before.
+    /// Publish this event under this ticket. `resend`: the event may have been published before.
     Publish { epoch: Epoch, ticket: Ticket, seq: u64, resend: bool, isolated: bool },
-    /// Read `from..` up to the tail, at most this much (but at least one). One is out at a time.
+    /// Read from `from` up to the tail, at most this much but at least one event. One read is out
+    /// at a time.
     Load { from: u64, events_max: usize, bytes_max: usize },
-    /// Read exceptions (retries, scheduled events) due at or before this wall time, after this (due time, seq), at most
-    /// this many. Some may be in memory already. One is out at a time.
+    /// Read exceptions (retries, scheduled events) that are due at or before this wall time, after
+    /// this (due time, seq). Read at most this many. Some may be in memory already. One read is out
+    /// at a time.
     LoadDue { after: Option<(u64, u64)>, until_ms: u64, events_max: usize },
-    /// Read the first parked events of this key, at most this many. One per key is out at a time.
+    /// Read the first parked events of this key, at most this many. One read per key is out at a
+    /// time.
     LoadParked { key: Key, events_max: usize },
-    /// Find events that have expired by this wall time, looking at this many at most. Events that have an exception are
-    /// passed over in the log; nothing of what is found is held. One is out at a time.
+    /// Find events that have expired by this wall time, and look at this many at most. In the log,
+    /// events that have an exception are skipped. The worker holds none of the found events. One
+    /// search is out at a time.
     FindExpired { at: ScanAt, until_ms: u64, events_max: usize },
-    /// Of the events before `to`, none waits any more that had expired; the first of the others does at `earliest_ms`. (The
-    /// `Save`s stand before.)
+    /// No expired event before `to` waits any more. The first of the remaining events expires at
+    /// `earliest_ms`. (The `Save`s come before.)
     Scanned { to: u64, earliest_ms: Option<u64> },
-    /// Write this down.
+    /// Write this change.
     Save(Change),
-    /// The broker has it. (Its `Save`s stand before.)
+    /// The broker has the event. (Its `Save`s come before.)
     Confirmed { seq: u64 },
-    /// It went to quarantine. (Its `Save`s stand before.)
+    /// The event went to quarantine. (Its `Save`s come before.)
     Quarantined { seq: u64, fault: Fault },
-    /// The machine no longer holds this event; the worker may drop its record. Said once for every event loaded (one that
-    /// is loaded again while it is held is not held twice).
+    /// The machine no longer holds this event, so the worker may drop its record. The machine sends
+    /// this once for every loaded event. A repeated load of a held event does not count.
     Forget { seq: u64 },
 }
 
-/// What was found on disk when the relay starts.
+/// The state that the relay finds on disk when it starts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Recovered {
     pub(crate) position: u64,
     /// The log ends (exclusively) here.
     pub(crate) tail: u64,
-    /// Events that hold their key from disk: quarantined ones, and retries beyond `retrying`.
+    /// Events that hold their key from disk: quarantined events, and retries beyond `retrying`.
     pub(crate) holding: Vec<(u64, Key)>,
-    /// Events in state `Retry`, which hold their key too: at most `retrying_max`, lowest first.
+    /// Events in state `Retry`, which hold their key too. They are at most `retrying_max`, lowest
+    /// first.
     pub(crate) retrying: Vec<(Loaded, Exception)>,
     /// Keys that have parked events below the position.
     pub(crate) parked_keys: Vec<Key>,
-    /// Parked events at or past the position. The log brings them again, in order, so their rows are dropped.
+    /// Parked events at or past the position. The log brings them again, in order, so their rows
+    /// are dropped.
     pub(crate) parked_ahead: Vec<(Key, u64)>,
     /// The earliest due time on disk among exceptions that are not in `retrying`.
     pub(crate) next_due_ms: Option<u64>,
 }
 
-/// Figures for `status` and `stats`.
+/// The figures for `status` and `stats`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Figures {
     pub(crate) position: u64,
@@ -326,6 +350,6 @@ pub(crate) struct Figures {
     pub(crate) confirmed: u64,
     pub(crate) retried: u64,
     pub(crate) quarantined: u64,
-    /// `held_keys_max` is reached: nothing more is read.
+    /// Whether `held_keys_max` is reached. The machine then reads nothing more.
     pub(crate) stalled: bool,
 }

@@ -1,6 +1,7 @@
-//! What stands behind an error: a damaged record, a failure of the storage engine, a setting.
+//! The causes of errors: a damaged record, a failure of the storage engine, a setting.
 //!
-//! A cause is printed with its error. It is not its `source()` too, so that a chain of errors says nothing twice.
+//! An error prints its cause. The cause is not its `source()` too, so a chain of errors says
+//! nothing twice.
 
 use super::BoxError;
 
@@ -21,7 +22,7 @@ pub struct CorruptError {
     pub what: &'static str,
 }
 
-/// A failure of the storage engine, with what was being done.
+/// A failure of the storage engine, with the action that failed.
 ///
 /// ```
 /// fn report(failure: &onewrite::StorageFailure) {
@@ -32,11 +33,11 @@ pub struct CorruptError {
 #[error("{action}: {cause}")]
 #[non_exhaustive]
 pub struct StorageFailure {
-    /// What was being done.
+    /// The action that failed.
     pub action: &'static str,
-    /// What the storage engine said.
+    /// The message of the storage engine.
     pub cause: BoxError,
-    /// Whether the medium failed: the store is poisoned by it.
+    /// Whether the medium failed, which poisons the store.
     pub fatal: bool,
 }
 
@@ -57,12 +58,13 @@ pub struct StorageFailure {
 pub struct SettingError {
     /// The setting's name.
     pub setting: &'static str,
-    /// What is wrong with its value. Never holds a password.
+    /// What is wrong with its value. The text never holds a password.
     pub reason: String,
 }
 
 impl SettingError {
-    /// For a [`Publisher`](crate::broker::Publisher) or a [`Source`](crate::broker::Source) that refuses a setting of its own.
+    /// Makes the error of a [`Publisher`](crate::broker::Publisher) or a
+    /// [`Source`](crate::broker::Source) that refuses one of its own settings.
     ///
     /// ```
     /// let error = onewrite::SettingError::new("port", "0 is no port");

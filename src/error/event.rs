@@ -1,9 +1,9 @@
-//! Why an event is not appended, or cannot be read.
+//! The errors of an event that cannot be appended or read.
 
 use super::BoxError;
 use crate::printable::printable;
 
-/// Why an event was refused at append.
+/// Why an append refused an event.
 ///
 /// ```
 /// use onewrite::{Event, EventError};
@@ -63,34 +63,35 @@ pub enum EventError {
         /// The name.
         name: String,
     },
-    /// A header's tables and arrays stand too deep in each other. See [`TABLE_NESTING_MAX`](crate::limits::TABLE_NESTING_MAX).
+    /// A header's tables and arrays are nested too deep. See
+    /// [`TABLE_NESTING_MAX`](crate::limits::TABLE_NESTING_MAX).
     #[error("header `{}` holds tables or arrays deeper than {max} levels", printable(header))]
     NestedTooDeep {
         /// The header.
         header: String,
-        /// Most levels allowed; the headers are the first.
+        /// Most levels allowed. The headers are the first level.
         max: usize,
     },
-    /// The headers hold too many values, those in tables and arrays included. See
+    /// The headers hold too many values, counting those in tables and arrays. See
     /// [`HEADER_VALUES_MAX`](crate::limits::HEADER_VALUES_MAX).
     #[error("the headers hold more than {max} values, those in tables and arrays included")]
     TooManyHeaderValues {
         /// Most values allowed.
         max: usize,
     },
-    /// A header holds NaN or an infinity: RabbitMQ cannot read them.
+    /// A header holds NaN or an infinity, which RabbitMQ cannot read.
     #[error("header `{}` holds NaN or an infinity, which RabbitMQ cannot read", printable(header))]
     OddFloat {
         /// The header.
         header: String,
     },
-    /// A field holds a character that must not stand in it.
+    /// A field holds a control character.
     #[error("event field `{}` holds a control character", printable(field))]
     ControlCharacter {
         /// The field, or the header's name.
         field: String,
     },
-    /// The event says neither where to go nor that it stays.
+    /// The event has no destination and is not marked as unpublished.
     #[error(
         "the event has no destination: call `to(exchange, routing_key)`, or `unpublished()` to keep it in the log only"
     )]
@@ -103,7 +104,8 @@ pub enum EventError {
         /// Expiry, Unix milliseconds.
         expires_ms: u64,
     },
-    /// The event's version is none that this store reads: see [`StoreBuilder::event_version`](crate::StoreBuilder::event_version).
+    /// This store cannot read the event's version. See
+    /// [`StoreBuilder::event_version`](crate::StoreBuilder::event_version).
     #[error(
         "version {version} of event type `{}` could not be read again: versions 1 to {newest} are known here; `upcast` or `event_version` makes a newer one known",
         printable(event_type)
@@ -113,7 +115,7 @@ pub enum EventError {
         event_type: String,
         /// The event's version.
         version: u32,
-        /// The newest version of the type that is known.
+        /// The newest known version of the type.
         newest: u32,
     },
     /// The payload could not be encoded.
@@ -121,7 +123,7 @@ pub enum EventError {
     Encode {
         /// JSON or bincode.
         format: &'static str,
-        /// What the encoder said.
+        /// The encoder's message.
         cause: BoxError,
     },
     /// The payload could not be decoded.
@@ -129,7 +131,7 @@ pub enum EventError {
     Decode {
         /// JSON or bincode.
         format: &'static str,
-        /// What the decoder said.
+        /// The decoder's message.
         cause: BoxError,
     },
 }

@@ -1,8 +1,8 @@
-//! The kinds of errors: what a caller can do about one.
+//! The kinds of errors: what a caller can do about an error.
 
 use super::Error;
 
-/// What a caller can do about an [`Error`]: see [`Error::kind`].
+/// What a caller can do about an [`Error`]. See [`Error::kind`].
 ///
 /// ```
 /// use onewrite::{Error, ErrorKind};
@@ -23,24 +23,24 @@ use super::Error;
 pub enum ErrorKind {
     /// The application's own error, or its panic.
     App,
-    /// An argument, an event, a message or a setting cannot be taken as it is. The same call fails again.
+    /// An argument, an event, a message or a setting is not acceptable. The same call fails again.
     Invalid,
-    /// There is nothing of that name or number.
+    /// Nothing has that name or number.
     NotFound,
-    /// What is there already speaks against it: another revision, another content, a name that is in use.
+    /// The call conflicts with the state: another revision, another content, a name in use.
     Conflict,
-    /// A limit is reached, or something else has not come as far. The same call may succeed later.
+    /// A limit is reached, or another component is not far enough. The same call may succeed later.
     TryLater,
-    /// The call cannot be made here: inside a transaction, in a forked process, on a closed store.
+    /// The call is not possible here: inside a transaction, in a forked process, on a closed store.
     NotHere,
-    /// What the file holds is damaged. Nothing of it was taken for whole.
+    /// The file holds damaged data. The library used none of the damaged data.
     Damaged,
     /// The file, the disk or the operating system failed.
     Storage,
 }
 
 impl Error {
-    /// What a caller can do about it.
+    /// Returns what a caller can do about the error.
     ///
     /// ```
     /// use onewrite::{Error, ErrorKind, Event};
@@ -109,7 +109,8 @@ mod tests {
 
     use crate::error::{Error, EventError, OpenError, StorageFailure};
 
-    /// Goal: a cause is printed or is the `source()`, never both, and never lost. Method: an error of each family that has a cause.
+    /// Goal: a cause is printed or is the `source()`, never both, and never lost. Method: an error
+    /// of each family that has a cause.
     #[test]
     fn a_cause_is_reported_once() {
         let cause = || io::Error::other("no such device");

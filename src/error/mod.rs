@@ -1,8 +1,8 @@
 //! The error families.
 //!
-//! One enum per kind of operation, and [`Error`] over them. What can happen in operation is a value here, and it
-//! names the thing it is about: the file, the sequence number, the setting, the field. No error text ever holds a
-//! payload, a header value or a password.
+//! There is one enum per kind of operation, and [`Error`] over them. A failure that can happen in
+//! operation is a value here. It names its subject: the file, the sequence number, the setting or
+//! the field. No error text ever holds a payload, a header value or a password.
 
 mod causes;
 mod event;
@@ -24,7 +24,7 @@ pub use self::revision::ExpectedRevision;
 pub use self::stands::Stands;
 use crate::printable::printable;
 
-/// An error of the application or of a library below, boxed.
+/// A boxed error of the application or of another library.
 ///
 /// ```
 /// let error: onewrite::BoxError = "insufficient funds".into();
@@ -42,7 +42,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 /// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that a store, a transaction or a relay can answer instead of the value asked for.
+/// Each error that a store, a transaction or a relay can return.
 ///
 /// ```
 /// use onewrite::{Error, Event};
@@ -56,19 +56,19 @@ pub enum Error {
     /// The store could not be opened or created.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The event was refused at append; nothing of it was written.
+    /// The append refused the event and wrote nothing of it.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// An event with this id was appended before, and its content differs. Where that record is gone, stream and destination count
-    /// as content: the checksum is of all.
+    /// An event with this id was appended before, and its content differs. Stream and destination
+    /// count as content if the earlier record is gone, because the kept checksum covers them too.
     #[error("event id `{}` was appended before, as sequence number {seq}, with other content", printable(id))]
     Conflict {
         /// The id that both events carry.
         id: String,
-        /// Where the first one stands.
+        /// The sequence number of the earlier event.
         seq: u64,
     },
-    /// An event with this id and this content was appended before, but not where this append would have it.
+    /// An event with this id and this content was appended before, but in another place.
     #[error(
         "event id `{}` was appended before with the same content, as sequence number {seq}, but elsewhere: {stands}",
         printable(id)
@@ -76,69 +76,72 @@ pub enum Error {
     IdElsewhere {
         /// The id that both events carry.
         id: String,
-        /// The sequence number of the first one.
+        /// The sequence number of the earlier event.
         seq: u64,
-        /// Where that one stands.
+        /// The place of the earlier event.
         stands: Stands,
     },
-    /// A record failed its check. It is never published or applied.
+    /// A record failed its check. The library never publishes or applies the record.
     #[error(transparent)]
     Corrupt(#[from] CorruptError),
     /// The storage engine failed.
     #[error(transparent)]
     Storage(#[from] StorageFailure),
-    /// An earlier durable write failed, or the store's file is no longer at its path. The store takes nothing more until it is opened anew.
+    /// An earlier durable write failed, or the store's file is no longer at its path. The store
+    /// accepts nothing more until it is opened again.
     #[error("the store {path} is poisoned ({cause}); close it and open it again", path = path.display())]
     Poisoned {
         /// The file.
         path: PathBuf,
-        /// What failed first, or what was found at the path.
+        /// The first failure, or what was found at the path.
         cause: Arc<str>,
     },
-    /// The commit failed in a way that leaves open whether the change is on disk. The store is poisoned; after
-    /// reopening, retry with the same request or event id.
+    /// The commit failed, and whether the change is on disk is unknown. The store is poisoned. Open
+    /// the store again, then retry with the same request or event id.
     #[error("commit failed and its outcome is unknown ({cause}); the store must be opened again")]
     CommitUnknown {
-        /// What the storage engine said.
+        /// The message of the storage engine.
         cause: Arc<str>,
     },
-    /// The closure, or the store's clock at its commit, panicked. Nothing of it was written.
+    /// The closure panicked, or the store's clock panicked at the commit. Nothing was written.
     #[error("the write closure panicked: {message}")]
     Panicked {
-        /// The panic's message, where it was text.
+        /// The panic's message, if it was text.
         message: String,
     },
-    /// The application's own error, returned from its closure. Nothing of that closure was written.
+    /// The application's own error, returned from its closure. Nothing of the closure was written.
     #[error(transparent)]
     App(BoxError),
-    /// A consumer's handler refuses this delivery for good: to quarantine with it, or to the dead-letter exchange.
+    /// A consumer's handler refuses this delivery for good. The delivery goes to quarantine or to
+    /// the dead-letter exchange.
     #[error("rejected: {0}")]
     Rejected(BoxError),
-    /// The backlog quota that the application has set is reached.
+    /// The backlog has reached the application's quota.
     #[error(
         "backlog quota reached: {events} events and {bytes} bytes wait for the broker; the quota is {events_max} events and {bytes_max} bytes"
     )]
     BacklogFull {
-        /// Events waiting.
+        /// Events that wait.
         events: u64,
-        /// Bytes waiting.
+        /// Bytes that wait.
         bytes: u64,
         /// The quota in events.
         events_max: u64,
         /// The quota in bytes.
         bytes_max: u64,
     },
-    /// The transaction would hold more in memory than it may. Nothing of it is written, also where its closure makes nothing of
-    /// this error. Write in several transactions, or raise the limit.
+    /// The transaction would hold more in memory than its limit allows. Nothing of it is written,
+    /// even if the closure ignores this error. Write in several transactions, or raise the limit.
     #[error(
         "the transaction is too large: {events} events, {entries} entries and {bytes} bytes; the setting `transaction_events_max` allows {events_max} of each, `transaction_bytes_max` allows {bytes_max} bytes"
     )]
     TransactionTooLarge {
-        /// Events that it would append.
+        /// Events that the transaction would append.
         events: u64,
-        /// Entries that it would make: ids in the inbox, dirty keys of captured tables, states of streams, events that were there already.
+        /// Entries that the transaction would make. Entries are ids in the inbox, dirty keys of
+        /// captured tables, states of streams, and events that were there already.
         entries: u64,
-        /// Bytes of its records and of the keys of its entries.
+        /// Bytes of the transaction's records, and of the keys of its entries.
         bytes: u64,
         /// The limit on events, and on entries.
         events_max: u64,
@@ -151,21 +154,22 @@ pub enum Error {
         /// The call.
         operation: &'static str,
     },
-    /// The write transaction was not to be had within [`StoreBuilder::write_wait_max`](crate::StoreBuilder::write_wait_max).
-    /// Nothing was written, and the closure will not run.
+    /// The write transaction did not become free within
+    /// [`StoreBuilder::write_wait_max`](crate::StoreBuilder::write_wait_max). Nothing was written,
+    /// and the closure will not run.
     #[error("waited {waited_ms} ms for the write transaction of {path}, held by {holder}; nothing was written", path = path.display())]
     WriteTimeout {
         /// The file.
         path: PathBuf,
-        /// How long the call has waited.
+        /// How long the call has waited, in milliseconds.
         waited_ms: u64,
-        /// What holds it: thread, since when, and from where.
+        /// The holder of the write transaction: its thread, since when, and from where.
         holder: String,
     },
-    /// The call was made in a process that was forked from the one that opened the store. Nothing was read or written, and
-    /// nothing of the store is released: a store belongs to the process that opened it.
+    /// The calling process was forked from the process that opened the store. Nothing was read,
+    /// written or released, because a store belongs to the process that opened it.
     ///
-    /// Open stores after forking, or let the child run another program (`exec`).
+    /// Open stores after forking, or let the child process run another program (`exec`).
     #[error("the store {path} belongs to process {owner}; process {process} was forked from it and cannot use it", path = path.display())]
     Forked {
         /// The file.
@@ -184,45 +188,46 @@ pub enum Error {
     /// A setting has a value that cannot work.
     #[error(transparent)]
     Setting(#[from] SettingError),
-    /// No relay of this name is known to the store.
+    /// The store knows no relay of this name.
     #[error("the store has no relay named `{name}`")]
     NoSuchRelay {
         /// The name asked for.
         name: String,
     },
-    /// The relay runs already in this process.
+    /// The relay already runs in this process.
     #[error("relay `{name}` is running already")]
     RelayRunning {
         /// Its name.
         name: String,
     },
-    /// The projection runs already in this process.
+    /// The projection already runs in this process.
     #[error("projection `{name}` is running already")]
     ProjectionRunning {
         /// Its name.
         name: String,
     },
-    /// No projection of this name is known to the store.
+    /// The store knows no projection of this name.
     #[error("the store has no projection named `{name}`")]
     NoSuchProjection {
         /// The name asked for.
         name: String,
     },
-    /// The projection writes only tables that it has declared.
+    /// The projection has not declared this table. A projection writes declared tables only.
     #[error("table `{name}` is not declared by the projection: name it with `table` or `multimap_table`")]
     UndeclaredTable {
         /// The table asked for.
         name: String,
     },
-    /// Another running projection writes this table: a rebuild of one would delete what the other has written.
+    /// Another running projection writes this table. A rebuild of one projection would delete the
+    /// rows of the second.
     #[error("table `{name}` is projection `{projection}`'s")]
     ProjectionTable {
         /// The table.
         name: String,
-        /// Whose it is.
+        /// The projection that writes the table.
         projection: String,
     },
-    /// The event is not among those that the projection has given up.
+    /// The projection has not given up this event.
     #[error("event {seq} is not among the failures of projection `{name}`")]
     NoSuchFailure {
         /// The projection.
@@ -230,22 +235,22 @@ pub enum Error {
         /// The event.
         seq: u64,
     },
-    /// The projection has not come as far in time.
+    /// The projection did not reach the position in time.
     #[error("projection `{name}` has come to {position} only")]
     ProjectionBehind {
         /// The projection.
         name: String,
-        /// It has done with all events below.
+        /// The projection has dealt with all events below this number.
         position: u64,
     },
-    /// The projection stands still before it has come as far.
+    /// The projection stopped before it reached the position.
     #[error("projection `{name}` stands still at {position}: {reason}")]
     ProjectionStopped {
         /// The projection.
         name: String,
-        /// It has done with all events below.
+        /// The projection has dealt with all events below this number.
         position: u64,
-        /// Why.
+        /// Why the projection stopped.
         reason: String,
     },
     /// The event is not in quarantine.
@@ -262,7 +267,7 @@ pub enum Error {
         /// The table asked for.
         name: String,
     },
-    /// The table is captured: written any other way, its change would be in no event.
+    /// The table is captured. A write that bypasses the capture would put its change into no event.
     #[error(
         "table `{name}` is captured; it is written through `captured_table` alone, and `end_capture` ends it where it is not registered"
     )]
@@ -281,13 +286,13 @@ pub enum Error {
     CaptureTypes {
         /// The table.
         name: String,
-        /// The types that it is registered with.
+        /// The registered types.
         registered: String,
-        /// The types that it was asked for with.
+        /// The requested types.
         asked: String,
     },
-    /// A row of a captured table holds bytes that its type cannot read, where its value is wanted: the file holds what an
-    /// older release has written, or the type is wrong.
+    /// A row of a captured table holds bytes that its type cannot read, and the row's value is
+    /// needed. Either an older release wrote the row, or the type is wrong.
     #[error(
         "the row with key `{}` of captured table `{table}` cannot be read as {value_type}",
         key_text(key)
@@ -295,22 +300,22 @@ pub enum Error {
     UnreadableRow {
         /// The table.
         table: String,
-        /// The row's key as redb stores it; empty if the key cannot be read either.
+        /// The row's key as redb stores it; empty if the key is unreadable too.
         key: Vec<u8>,
         /// The type of the table's values.
         value_type: &'static str,
     },
-    /// An id of a request, a delivery or a scope cannot be kept.
+    /// The id of a request, a delivery or a scope is not acceptable.
     #[error("{what} is {len} bytes long; 1 to {max} are allowed")]
     BadId {
-        /// Which id.
+        /// Which id it is.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
         /// The longest allowed, in bytes.
         max: usize,
     },
-    /// The same id was seen before with other content: two different things claim one name.
+    /// The same id was seen before with other content.
     #[error("`{}` in scope `{}` was seen before with other content", printable(id), printable(scope))]
     IdConflict {
         /// The scope.
@@ -318,7 +323,8 @@ pub enum Error {
         /// The id.
         id: String,
     },
-    /// A message carries some of the headers that number its lane, but not all of them as this library writes them.
+    /// A message carries some of the headers that number its lane, but not all of them in this
+    /// library's form.
     #[error("header `{header}` {problem}")]
     LaneHeader {
         /// The header.
@@ -326,29 +332,29 @@ pub enum Error {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// What came from the broker is not the whole message, or not as it was sent. The delivery came with the header
-    /// [`wire::UNREADABLE`](crate::wire::UNREADABLE), which says what is wrong.
+    /// The delivery is incomplete, or differs from what was sent. Its header
+    /// [`wire::UNREADABLE`](crate::wire::UNREADABLE) says what is wrong.
     #[error("the message cannot be taken for what it is: {reason}")]
     Unreadable {
         /// What is wrong with it.
         reason: String,
     },
-    /// A message names a store as its producer from which the consumer takes nothing.
+    /// The message names a producer from which the consumer takes nothing.
     #[error("the message says that store {producer} produced it, which is none of this consumer's producers")]
     UnknownProducer {
-        /// The store's id, as its header says.
+        /// The store's id from the message's header.
         producer: String,
     },
-    /// Nothing proves that the store which a message names has produced it:
+    /// Nothing proves that the named store produced the message. See
     /// [`ConsumerBuilder::authenticate`](crate::ConsumerBuilder::authenticate).
     #[error("nothing proves {} the message: {problem}", sender(producer.as_deref()))]
     NotAuthentic {
-        /// The store's id, as the message's header says, if it names one.
+        /// The store's id from the message's header, if the header names one.
         producer: Option<String>,
-        /// What is missing.
+        /// What the proof lacks.
         problem: &'static str,
     },
-    /// As many ids of foreign messages are remembered as may be, and none is forgotten for another:
+    /// The scope remembers its maximum of foreign ids, and forgets none for a new id. See
     /// [`StoreBuilder::inbox_ids_policy`](crate::StoreBuilder::inbox_ids_policy).
     #[error(
         "scope `{scope}` remembers {ids_max} ids, as many as it may: a new one is refused until some are old enough"
@@ -356,23 +362,26 @@ pub enum Error {
     InboxFull {
         /// The scope.
         scope: String,
-        /// How many it may remember.
+        /// The most ids that the scope may remember.
         ids_max: u64,
     },
-    /// As many lanes of producers are remembered as may be, and none is idle for so long that it is forgotten for a new one:
-    /// [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max).
+    /// The scope remembers its maximum of lanes, and no lane is idle for long enough to be
+    /// forgotten. See [`StoreBuilder::lanes_max`](crate::StoreBuilder::lanes_max).
     #[error(
         "scope `{scope}` remembers {lanes_max} lanes, as many as it may: a new one is refused until some are idle for long enough"
     )]
     LanesFull {
         /// The scope.
         scope: String,
-        /// How many it may remember.
+        /// The most lanes that the scope may remember.
         lanes_max: u64,
     },
-    /// A number of a lane was seen before with another message, or may have been. The first is so where the producer gave it twice, as one
-    /// does that was restored from a backup, or where somebody else speaks in its name. The second is so where its
-    /// [lane](crate::StoreBuilder::lanes_max) or its [gap](crate::StoreBuilder::gaps_max) was forgotten, or the number is very old.
+    /// A lane number was seen before with another message, or may have been.
+    ///
+    /// The number *was* seen before if the producer gave it twice, as a store restored from a
+    /// backup does, or if an impostor used the producer's name. The number *may* have been seen
+    /// before if the consumer forgot its [lane](crate::StoreBuilder::lanes_max) or its
+    /// [gap](crate::StoreBuilder::gaps_max), or if the number is very old.
     #[error(
         "number {number} of lane {lane} of store {producer} (epoch {epoch}) is not taken as new in scope `{scope}`: {how}"
     )]
@@ -381,44 +390,45 @@ pub enum Error {
         scope: String,
         /// The store's id.
         producer: String,
-        /// Its epoch.
+        /// The store's epoch.
         epoch: u64,
         /// The lane.
         lane: u64,
         /// The number.
         number: u64,
-        /// How it is known.
+        /// How the conflict is known.
         how: &'static str,
     },
-    /// No rejected delivery of this number is in the consumer's quarantine.
+    /// The consumer's quarantine holds no rejected delivery of this number.
     #[error("the quarantine of scope `{scope}` has no delivery {number}")]
     NotRejected {
         /// The scope.
         scope: String,
-        /// The number asked for.
+        /// The requested number.
         number: u64,
     },
-    /// The row of a rejected delivery failed its check. It is never handed to a handler; it can only be discarded.
+    /// The row of a rejected delivery failed its check. No handler ever gets the delivery; the
+    /// operator can only discard it.
     #[error("delivery {number} in the quarantine of scope `{scope}` is damaged: {what}")]
     DamagedDelivery {
         /// The scope.
         scope: String,
-        /// Its number.
+        /// The delivery's number.
         number: u64,
         /// What is wrong.
         what: &'static str,
     },
-    /// The stream is not as the append expected; nothing was appended.
+    /// The stream is not at the expected revision. Nothing was appended.
     #[error("stream `{stream}` was expected at {expected}, and {}", actual_text(*actual))]
     WrongRevision {
         /// The stream.
         stream: String,
-        /// What was expected.
+        /// The expected revision.
         expected: ExpectedRevision,
-        /// The revision of its newest event; `None` if it has never had one.
+        /// The revision of the stream's newest event; `None` if the stream has never had an event.
         actual: Option<u64>,
     },
-    /// A stream's snapshot is larger than a snapshot may be; it was not saved.
+    /// The stream's snapshot exceeds the limit and was not saved.
     #[error("the snapshot of stream `{}` is {len} bytes long; at most {max} are allowed", printable(stream))]
     SnapshotTooLarge {
         /// The stream.
@@ -434,7 +444,7 @@ pub enum Error {
         /// The stream.
         stream: String,
     },
-    /// The log has no readable event of this revision any more, though the stream should have one.
+    /// The stream should have this revision, but the log has no readable event of it.
     #[error("revision {revision} of stream `{stream}` is missing or damaged")]
     MissingRevision {
         /// The stream.
@@ -442,7 +452,8 @@ pub enum Error {
         /// The revision.
         revision: u64,
     },
-    /// An event of an older form could not be brought up to the newest, or is of a version that is unknown here.
+    /// An event of an older version could not be upcast to the newest, or its version is unknown
+    /// here.
     #[error("event {seq} (`{}`, version {version}) cannot be upcast: {reason}", printable(event_type))]
     Upcast {
         /// The event.
@@ -451,16 +462,16 @@ pub enum Error {
         event_type: String,
         /// Its version, as recorded.
         version: u32,
-        /// Why.
+        /// Why the event cannot be upcast.
         reason: BoxError,
     },
-    /// A [subscription](crate::Store::subscribe) asked for events that the log has let go. It goes on behind them, with what
-    /// streams keep of them.
+    /// A [subscription](crate::Store::subscribe) asked for events that the log no longer holds. The
+    /// subscription continues with the later events, and with the events that streams keep.
     #[error("events from {from} on were asked for; below {trimmed_to} the log holds only what streams keep")]
     Trimmed {
-        /// The first sequence number that was asked for and may be gone.
+        /// The first requested sequence number that may be gone.
         from: u64,
-        /// From here on the log is whole.
+        /// The log is complete from this number on.
         trimmed_to: u64,
     },
     /// A thread could not be started.
@@ -468,18 +479,18 @@ pub enum Error {
     Thread {
         /// Which thread.
         what: &'static str,
-        /// Why.
+        /// Why the thread could not be started.
         cause: std::io::Error,
     },
 }
 
-/// The beginning of a key, printable.
+/// Returns the beginning of a key in printable form.
 fn key_text(key: &[u8]) -> String {
     let shown = key.get(..KEY_SHOWN_BYTES).unwrap_or(key);
     format!("{}{}", shown.escape_ascii(), if shown.len() < key.len() { "…" } else { "" })
 }
 
-/// Of a key, an error's text shows so many bytes.
+/// The most bytes of a key that an error's text shows.
 const KEY_SHOWN_BYTES: usize = 64;
 
 fn sender(producer: Option<&str>) -> String {
@@ -491,7 +502,8 @@ fn actual_text(actual: Option<u64>) -> String {
 }
 
 impl Error {
-    /// The event that cannot be read, if that is what this is: the next one may be.
+    /// Returns the number of an unreadable event if this error reports one. Later events may be
+    /// readable.
     pub(crate) fn unreadable(&self) -> Option<u64> {
         match self {
             Self::Corrupt(CorruptError { seq, .. }) | Self::Upcast { seq, .. } => Some(*seq),
@@ -510,7 +522,7 @@ impl Error {
         Self::App(error.into())
     }
 
-    /// Says, from a consumer's handler, that this delivery can never be handled.
+    /// Makes a consumer's refusal of a delivery that its handler can never handle.
     ///
     /// ```
     /// # use onewrite::Error;
@@ -520,7 +532,7 @@ impl Error {
         Self::Rejected(error.into())
     }
 
-    /// The application's own error of type `E`, if that is what this is.
+    /// Returns the application's own error if this error holds one of type `E`.
     ///
     /// ```
     /// # use onewrite::Error;

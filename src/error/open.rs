@@ -1,10 +1,10 @@
-//! Why a store cannot be opened.
+//! The errors of a store that cannot be opened.
 
 use std::path::{Path, PathBuf};
 
 use super::BoxError;
 
-/// Why a store could not be opened or created. Each names the file.
+/// Why a store could not be opened or created. Each error names the file.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -19,20 +19,22 @@ use super::BoxError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// Another process, or another `Store` of this one, owns the file.
+    /// Another process, or another `Store` of this process, owns the file.
     #[error("{path} is locked: another process, or another Store in this one, has it open", path = path.display())]
     Locked {
         /// The file.
         path: PathBuf,
     },
-    /// A process that does not have the file open as a store holds a lock on all of it (`flock`): a backup, a script, a program with redb
-    /// before 4.3. Every user that may read the file can do that, so keep its mode at 0600.
+    /// A process that has not opened the file as a store holds a lock on all of it (`flock`).
+    ///
+    /// The process may be a backup, a script, or a program with redb before 4.3. Every user that
+    /// may read the file can take this lock, so keep the file's mode at 0600.
     #[error("{path} is locked by a process that has not opened it as a store. It holds a `flock`, as backups, scripts and programs with redb before 4.3 do. End the process (`lslocks` and `fuser -v` name it), and close the file to users that need not read it (`chmod 600`)", path = path.display())]
     LockedByReader {
         /// The file.
         path: PathBuf,
     },
-    /// The path is a symbolic link. Links are not followed.
+    /// The path is a symbolic link. The library does not follow links.
     #[error("{path} is a symbolic link; name the file itself", path = path.display())]
     Symlink {
         /// The path.
@@ -46,23 +48,27 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
-    /// There is a file, and it is empty: no store ever is. A copy that failed leaves one, or a file system that has lost what was in it. So
-    /// it is not taken for a new store, unless [`overwrite_empty`](crate::StoreBuilder::overwrite_empty) says so. Nothing has been written.
+    /// The file is empty, and a store never is. A failed copy leaves an empty file, and so does a
+    /// file system that lost the content.
+    ///
+    /// The library takes an empty file for a new store only with
+    /// [`overwrite_empty`](crate::StoreBuilder::overwrite_empty). Nothing has been written.
     #[error("{path} is empty: {}", empty_text(journal.as_deref()), path = path.display())]
     Empty {
         /// The file.
         path: PathBuf,
-        /// A [journal](crate::StoreBuilder::journal_bytes) that lies beside it: a store was here.
+        /// A [journal](crate::StoreBuilder::journal_bytes) beside the file, which shows that a
+        /// store was here.
         journal: Option<PathBuf>,
     },
-    /// The file was written by a newer version of this library.
+    /// A newer version of this library wrote the file.
     #[error("{path} has onewrite format {found}; this version reads formats up to {supported}", path = path.display())]
     NewerFormat {
         /// The file.
         path: PathBuf,
         /// The format in the file.
         found: u32,
-        /// The newest format known here.
+        /// The newest format that this version knows.
         supported: u32,
     },
     /// The file is damaged.
@@ -73,22 +79,30 @@ pub enum OpenError {
         /// What the check found.
         reason: String,
     },
-    /// The store was not closed, and its [journal](crate::StoreBuilder::journal_bytes) is not there, or is another's: commits are in it that the file does not hold.
-    /// Put it back; or give them up ([`abandon_missing_journal`](crate::StoreBuilder::abandon_missing_journal)). Nothing has been written.
+    /// The store was not closed, and its [journal](crate::StoreBuilder::journal_bytes) is missing
+    /// or belongs to another store. That journal holds commits that the file does not hold.
+    ///
+    /// Put the journal back, or give its commits up with
+    /// [`abandon_missing_journal`](crate::StoreBuilder::abandon_missing_journal). Nothing has been
+    /// written.
     #[error("the journal {path} is missing, or is not this store's: the store was not closed, and its last commits are in that journal", path = path.display())]
     JournalMissing {
-        /// Where it should be.
+        /// The journal's path.
         path: PathBuf,
     },
-    /// There is something where the store's [journal](crate::StoreBuilder::journal_bytes) is to be: another's journal with commits in it, or no journal at all. It is left as it is.
+    /// The path of the store's [journal](crate::StoreBuilder::journal_bytes) holds another store's
+    /// journal with commits, or a file that is no journal. The library leaves the file as it is.
     #[error("{path} is in the way: it is no journal of this store; move it away if it is not needed", path = path.display())]
     JournalInTheWay {
         /// The file.
         path: PathBuf,
     },
-    /// Another user can have prepared, read or changed what is where the store's [journal](crate::StoreBuilder::journal_bytes) is to be. A
-    /// journal is used only if it belongs to this process's user, to root or to the owner of the store's file; has one name; and is closed to
-    /// all others. Nothing has been written.
+    /// Another user can have prepared, read or changed the file at the path of the store's
+    /// [journal](crate::StoreBuilder::journal_bytes).
+    ///
+    /// The library uses a journal only if the file has the right owner, has one name, and is closed
+    /// to all other users. The owner must be this process's user, root, or the owner of the store's
+    /// file. Nothing has been written.
     #[error("{path} is not trusted as the store's journal: {reason}; if it is yours, give it that owner, one name and mode 0600, else move it away", path = path.display())]
     JournalNotPrivate {
         /// The file.
@@ -96,17 +110,17 @@ pub enum OpenError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The operating system refused.
+    /// The operating system refused an action.
     #[error("cannot {action} {path}: {cause}", path = path.display())]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// Why it failed.
         cause: std::io::Error,
     },
-    /// The storage engine refused.
+    /// The storage engine refused to open the file.
     #[error("cannot open {path}: {cause}", path = path.display())]
     Storage {
         /// The file.
@@ -130,7 +144,7 @@ pub(super) fn empty_text(journal: Option<&Path>) -> String {
 }
 
 impl OpenError {
-    /// Names the path, and the paths of files beside it, as the application has given them.
+    /// Names the path, and the paths of files beside it, in the form that the application gave.
     pub(crate) fn named_as(mut self, path: &Path, given: &Path) -> Self {
         let named = |named_path: &mut PathBuf| {
             if named_path == path {

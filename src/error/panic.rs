@@ -1,26 +1,27 @@
-//! Panics of the application's code, caught.
+//! Catches panics of the application's code.
 //!
-//! A panic's value is the application's too: dropping it may panic again, and must not unwind what has just been saved.
+//! The value of a panic is the application's too. Dropping it may panic again, and that panic must
+//! not unwind the caller.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Runs what is the application's. Where it panics, what the panic said.
+/// Runs the application's code. Returns the panic's message if the code panics.
 pub(crate) fn caught<T>(foreign: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(foreign)).map_err(panicked)
 }
 
-/// What a panic said, and an end of its value.
+/// Returns a panic's message and drops its value.
 pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> String {
     let text = panic_text(&*panic);
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        // What panics twice may do so for ever.
+        // A value that panics twice may panic for ever.
         std::mem::forget(again);
     }
     text
 }
 
-/// What a panic said.
+/// Returns a panic's message.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
@@ -38,7 +39,8 @@ mod tests {
         }
     }
 
-    /// Goal: nothing of a panic goes on, whatever its value does when it is dropped. Method: values that panic anew.
+    /// Goal: no panic continues, whatever its value does when it is dropped. Method: values that
+    /// panic again.
     #[test]
     fn a_panic_whose_value_panics_ends_here() {
         let reported = |value: Box<dyn Any + Send>| caught(|| -> () { std::panic::resume_unwind(value) });

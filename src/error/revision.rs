@@ -1,8 +1,8 @@
-//! What is expected of a stream before it is appended to, as a conflict names it.
+//! The revision that an append expects of its stream.
 
 use std::fmt;
 
-/// What a stream must look like for an append to happen.
+/// The state that a stream must have for an append to succeed.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -17,18 +17,18 @@ use std::fmt;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ExpectedRevision {
-    /// Whatever it looks like.
+    /// Any state.
     Any,
-    /// It has never had an event.
+    /// The stream has never had an event.
     NoStream,
-    /// It has had an event.
+    /// The stream has had an event.
     StreamExists,
-    /// Its newest event has this revision.
+    /// The stream's newest event has this revision.
     Exact(u64),
 }
 
 impl ExpectedRevision {
-    /// Whether a stream whose newest event has this revision is as expected.
+    /// Whether a stream whose newest event has this revision meets the expectation.
     pub(crate) fn holds(self, newest: Option<u64>) -> bool {
         match self {
             Self::Any => true,
@@ -38,7 +38,7 @@ impl ExpectedRevision {
         }
     }
 
-    /// The revision that the first of the appended events would have, where that is known.
+    /// Returns the revision of the first appended event, if the expectation determines it.
     pub(crate) fn first(self) -> Option<u64> {
         match self {
             Self::Any | Self::StreamExists => None,

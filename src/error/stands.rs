@@ -1,10 +1,10 @@
-//! Where an event stands, as an error names it.
+//! The place of an event, as an error names it.
 
 use std::fmt;
 
 use crate::printable::printable;
 
-/// Where the event stands whose id an append has used again.
+/// The place of the earlier event whose id an append reused.
 ///
 /// ```
 /// use onewrite::Stands;

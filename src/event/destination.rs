@@ -1,6 +1,6 @@
-//! Where an event is published to.
+//! The destination of an event.
 
-/// Where an event goes.
+/// The destination of an event.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -14,13 +14,14 @@
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Destination {
-    /// Published to this exchange with this routing key. The empty exchange is AMQP's default one: the routing key then names a queue.
+    /// The exchange and the routing key of the publish. The empty exchange is AMQP's default
+    /// exchange, where the routing key names a queue.
     Exchange {
         /// The exchange.
         exchange: String,
         /// The routing key.
         routing_key: String,
     },
-    /// Kept in the log, published nowhere.
+    /// The event stays in the log, and no relay publishes it.
     Unpublished,
 }

@@ -1,7 +1,8 @@
 //! Fresh ids: UUIDs of version 7.
 //!
-//! **Invariant.** A fresh id can be had at any time, also in the destructor of a thread-local. The random numbers that `uuid`
-//! draws are kept in a thread-local, which may be destroyed by then, and asking for it would panic.
+//! **Invariant.** A fresh id is available at any time, also in the destructor of a thread-local.
+//! `uuid` keeps its random numbers in a thread-local. That thread-local may already be destroyed,
+//! and an access would then panic.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
@@ -13,44 +14,46 @@ use uuid::Uuid;
 use crate::text::Text;
 use crate::time::as_ms;
 
-/// Destroyed before the random numbers of its thread: thread-locals are destroyed in the opposite order of their first use.
+/// A value that is destroyed before the random numbers of its thread. A thread destroys its
+/// thread-locals in the opposite order of their first use.
 struct Canary;
 
 impl Drop for Canary {
-    // An empty destructor, but a destructor: only what has one is ever destroyed.
+    // The destructor is empty, but needed: a thread-local without a destructor is never destroyed.
     fn drop(&mut self) {}
 }
 
 thread_local! {
     static CANARY: Canary = const { Canary };
-    /// The canary has been used. Without a destructor, so it can be asked at any time.
+    /// Whether the canary has been used. It has no destructor, so it is readable at any time.
     static WATCHED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// A fresh UUIDv7: ordered by time, unique without asking anyone.
+/// Returns a fresh UUIDv7, which is ordered by time and unique without coordination.
 pub(crate) fn fresh_uuid() -> [u8; 16] {
     fresh().into_bytes()
 }
 
-/// 128 random bits. They are drawn on a thread of their own: the calling thread may be ending, and its random numbers destroyed.
+/// Returns 128 random bits. A thread of their own draws them, because the calling thread may be
+/// ending and its random numbers destroyed.
 pub(crate) fn fresh_secret() -> [u8; 16] {
     let drawn = std::thread::Builder::new().spawn(secret).map(std::thread::JoinHandle::join);
     match drawn {
         Ok(Ok(drawn)) => drawn,
-        // There is no thread to be had.
+        // No thread could be started.
         _ => secret(),
     }
 }
 
 fn secret() -> [u8; 16] {
-    // Six bits of each say that it is a UUID, not in the same places.
+    // In each UUID six bits are fixed, but not in the same places.
     let (first, second) = (Uuid::new_v4().into_bytes(), Uuid::new_v4().into_bytes());
     let mut secret = first;
     secret.iter_mut().zip(second.iter().rev()).for_each(|(byte, other)| *byte ^= other);
     secret
 }
 
-/// A fresh UUID as text.
+/// Returns a fresh UUID as text.
 pub(crate) fn fresh_uuid_text() -> String {
     fresh().to_string()
 }
@@ -70,7 +73,8 @@ fn first_of_thread() -> Uuid {
     id
 }
 
-/// An id from the seeds of the standard library's hashers: drawn from the operating system once per thread, and never destroyed.
+/// Returns an id from the seeds of the standard library's hashers. Each thread draws these seeds
+/// from the operating system once, and never destroys them.
 #[cold]
 fn without_thread_local() -> Uuid {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -83,9 +87,9 @@ fn without_thread_local() -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(as_ms(now), &random).into_uuid()
 }
 
-/// The UUID of this usual text: 36 characters.
+/// Returns the UUID of this usual text of 36 characters.
 pub(crate) fn uuid_from_text(text: &str) -> Option<[u8; 16]> {
-    // Other spellings of one UUID would be other names of one store.
+    // A second spelling of a UUID would be a second name of one store.
     let uuid = Uuid::try_parse(text).ok().filter(|_| text.len() == 36)?;
     Some(uuid.into_bytes())
 }
@@ -102,8 +106,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: ids that are made without the thread-local are as good. Method: ten thousand of them are distinct, of version 7 and of
-    /// this moment.
+    /// Goal: ids that are made without the thread-local are as good. Method: ten thousand of them
+    /// are distinct, of version 7, and of this moment.
     #[test]
     fn ids_without_the_thread_local_are_unique_and_of_their_time() {
         let before = as_ms(SystemTime::now().duration_since(UNIX_EPOCH).unwrap());
@@ -124,8 +128,9 @@ mod tests {
         }
     }
 
-    /// Goal: an id, and a secret, can be had in the destructor of a thread-local. Method: the thread uses the thread-local before the random
-    /// numbers, so it destroys the random numbers first. Once it draws an id while it lives, once it does not.
+    /// Goal: an id and a secret are available in the destructor of a thread-local. Method: the
+    /// thread uses its thread-local before the random numbers, so it destroys the random numbers
+    /// first. The thread draws an id during its life once, and does not the second time.
     #[test]
     fn an_id_in_the_destructor_of_a_thread_local() {
         thread_local! {

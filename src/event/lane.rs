@@ -1,6 +1,7 @@
-//! The place of an event among those of its destination and key.
+//! The place of an event in its lane.
 
-/// The identity of an event's lane: all events of one (destination, key) of one store and epoch.
+/// An event's place in its lane. A lane holds all events of one destination and key, of one store
+/// and epoch.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -24,13 +25,13 @@ pub struct Lane {
     pub number: u64,
 }
 
-/// A lane, distinguished from those of all other stores.
+/// A lane, distinguished from the lanes of all other stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct LaneOf {
-    /// Who numbered it.
+    /// The store that numbered the lane.
     pub(crate) store: [u8; 16],
     /// The store's epoch.
     pub(crate) epoch: u64,
-    /// As [`Lane::id`].
+    /// See [`Lane::id`].
     pub(crate) id: u64,
 }

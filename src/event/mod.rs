@@ -1,7 +1,7 @@
-//! What an application appends, and what it reads back.
+//! The events that an application appends and reads back.
 //!
-//! An [`Event`] is checked against what AMQP 0-9-1 and the store's limits can carry when it is appended, not when it
-//! is published: what the broker would refuse later is refused while the caller can still do something about it.
+//! Append checks an [`Event`] against AMQP 0-9-1 and the store's limits. So the caller learns at
+//! append what the broker would refuse at publication.
 
 mod destination;
 mod ids;
@@ -30,13 +30,13 @@ pub(crate) use self::lane::LaneOf;
 pub use self::recorded::RecordedEvent;
 pub(crate) use self::recorded::category_of;
 
-/// Header names that the library writes itself, or that make RabbitMQ do something else than carry them.
+/// Header names that the library writes itself, or that RabbitMQ treats specially.
 const RESERVED_NAMES: [&str; 4] = ["traceparent", "tracestate", "CC", "BCC"];
-/// Prefixes of such names: CloudEvents in its three spellings, and our own.
+/// Prefixes of reserved names: CloudEvents in its three spellings, and our own.
 const RESERVED_PREFIXES: [&str; 4] = ["cloudEvents_", "cloudEvents:", "ce-", "onewrite-"];
 
 impl Destination {
-    /// This exchange, with this routing key.
+    /// Makes a destination of this exchange and routing key.
     ///
     /// ```
     /// use onewrite::Destination;
@@ -47,7 +47,7 @@ impl Destination {
         Self::Exchange { exchange: exchange.into(), routing_key: routing_key.into() }
     }
 
-    /// A queue, over AMQP's default exchange.
+    /// Makes a destination of this queue, over AMQP's default exchange.
     ///
     /// ```
     /// use onewrite::Destination;
@@ -59,7 +59,8 @@ impl Destination {
     }
 }
 
-/// An event to append: a type, a payload, where it goes, and optionally a key, an id, headers and times.
+/// An event to append: a type, a payload, a destination, and optionally a key, an id, headers and
+/// times.
 ///
 /// | part | limit | default |
 /// |---|---|---|
@@ -82,7 +83,7 @@ impl Destination {
 pub struct Event {
     pub(crate) id: Option<Text>,
     pub(crate) event_type: Text,
-    /// Set by the stream that it is appended to.
+    /// The stream sets it at append.
     pub(crate) stream: Option<String>,
     pub(crate) key: Option<Text>,
     pub(crate) destination: Option<Destination>,
@@ -93,10 +94,10 @@ pub struct Event {
     pub(crate) tracestate: Option<Text>,
     pub(crate) not_before_ms: Option<u64>,
     pub(crate) expires_ms: Option<u64>,
-    /// The form of the payload.
+    /// The version of the payload's form.
     pub(crate) version: u32,
     pub(crate) headers: Vec<(String, HeaderValue)>,
-    /// Apart, since few events have any.
+    /// Boxed, because few events have any.
     pub(crate) properties: Option<Box<Properties>>,
     pub(crate) payload: Vec<u8>,
 }
@@ -123,7 +124,7 @@ impl Event {
         }
     }
 
-    /// An event whose payload is raw bytes (`application/octet-stream`).
+    /// Makes an event whose payload is raw bytes (`application/octet-stream`).
     ///
     /// ```
     /// let event = onewrite::Event::bytes("sensor.read", vec![1, 2, 3]).to("", "readings");
@@ -132,15 +133,15 @@ impl Event {
         Self::new(event_type, payload.into(), codec::BYTES)
     }
 
-    /// An event whose payload is `value` as JSON (`application/json`).
+    /// Makes an event whose payload is `value` as JSON (`application/json`).
     ///
     /// # Errors
-    /// [`EventError::Encode`] when the value cannot be written as JSON without a loss. That is: NaN and the infinities, a map
-    /// whose keys are neither strings nor numbers, a key that comes twice in one map. The error names the place in the value,
-    /// and no key of a map.
+    /// [`EventError::Encode`] if JSON would lose a part of the value. JSON would lose NaN, an
+    /// infinity, a map key that is neither string nor number, and a key that comes twice in a map.
+    /// The error names the place in the value, and no key of a map.
     ///
-    /// JSON has one `null`: `None`, `()` and `Some(None)` are the same in it. A `serde_json::Value` that was made from NaN
-    /// holds `null` already.
+    /// JSON has one `null` for `None`, `()` and `Some(None)`. A `serde_json::Value` that was made
+    /// from NaN already holds `null`.
     ///
     /// ```
     /// use onewrite::Event;
@@ -157,14 +158,16 @@ impl Event {
         Ok(Self::new(event_type, codec::to_json(value)?, codec::JSON))
     }
 
-    /// An event whose payload is `value` as bincode 2, standard configuration (`application/x-bincode`).
+    /// Makes an event whose payload is `value` as bincode 2, standard configuration
+    /// (`application/x-bincode`).
     ///
     /// # Errors
-    /// [`EventError::Encode`] when the value cannot be written as bincode, or could not be read again: a field that is left
-    /// out (`skip_serializing_if`), or a flattened structure.
+    /// [`EventError::Encode`] if bincode cannot write the value, or could not read it again. The
+    /// latter holds for a field that is left out (`skip_serializing_if`) and for a flattened
+    /// structure.
     ///
-    /// bincode does not describe itself: a type that is read by looking at the data (`untagged`, an internal `tag`) can be
-    /// written and not read. It keeps NaN and the infinities.
+    /// bincode does not describe itself. A type whose reader looks at the data (`untagged`, an
+    /// internal `tag`) can be written but not read. bincode keeps NaN and the infinities.
     ///
     /// ```
     /// let event = onewrite::Event::bincode("payment.completed", &("alice", 100))?.to("payments", "payment.completed");
@@ -178,7 +181,8 @@ impl Event {
         Ok(Self::new(event_type, codec::to_bincode(value)?, codec::BINCODE))
     }
 
-    /// Sets where the event goes. The exchange may be empty: AMQP's default exchange, where the routing key names a queue.
+    /// Sets the event's destination. The empty exchange is AMQP's default exchange, where the
+    /// routing key names a queue.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -198,7 +202,8 @@ impl Event {
         self
     }
 
-    /// Sends the event to this queue, over AMQP's default exchange. The same as [`to`](Self::to) with the empty exchange.
+    /// Sends the event to this queue, over AMQP's default exchange. It equals [`to`](Self::to) with
+    /// the empty exchange.
     ///
     /// ```
     /// use onewrite::{Destination, Event};
@@ -214,7 +219,7 @@ impl Event {
         self.to("", queue)
     }
 
-    /// Sends the event to this exchange with this routing key. The same as [`to`](Self::to).
+    /// Sends the event to this exchange with this routing key. It equals [`to`](Self::to).
     ///
     /// ```
     /// use onewrite::{Destination, Event};
@@ -230,7 +235,7 @@ impl Event {
         self.to(exchange, routing_key)
     }
 
-    /// Keeps the event in the log only; no relay publishes it.
+    /// Keeps the event in the log only. No relay publishes it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -247,7 +252,8 @@ impl Event {
         self
     }
 
-    /// Sets the ordering key: events of one key are published in commit order. Without one, order is not kept.
+    /// Sets the ordering key. Events of one key are published in commit order; events without a key
+    /// have no order.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -264,8 +270,8 @@ impl Event {
         self
     }
 
-    /// Sets the event's id, its name for ever. Appending the same id with the same content again does nothing; with
-    /// other content it is an error. Without this call the event gets a UUIDv7.
+    /// Sets the event's id, its name for ever. A second append of the id with the same content does
+    /// nothing, and with other content returns an error. Without this call the event gets a UUIDv7.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -302,7 +308,7 @@ impl Event {
         self
     }
 
-    /// Sets the CloudEvents `subject`: what the event is about within its source.
+    /// Sets the CloudEvents `subject`: the thing that the event is about, within its source.
     ///
     /// ```
     /// use onewrite::Event;
@@ -344,8 +350,8 @@ impl Event {
         self
     }
 
-    /// Adds a header. Names are unique within an event, and so are those in a table. Each type of AMQP is a
-    /// [`HeaderValue`]; RabbitMQ has no NaN and no infinity.
+    /// Adds a header. Names are unique within an event, and within a table. [`HeaderValue`] has
+    /// each type of AMQP. RabbitMQ has no NaN and no infinity.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -362,7 +368,8 @@ impl Event {
         self
     }
 
-    /// Publishes the event no earlier than this. Until then it holds nobody: it takes its place in its key's order when it becomes due.
+    /// Publishes the event no earlier than this time. A waiting event delays no other event. It
+    /// takes its place in its key's order when it becomes due.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -376,8 +383,8 @@ impl Event {
         self
     }
 
-    /// The version of the payload's form, for [upcasts](crate::StoreBuilder::upcast); 1 unless set. On the wire it is the
-    /// header `onewrite-version`, if it is not 1.
+    /// Sets the version of the payload's form, for [upcasts](crate::StoreBuilder::upcast). It is 1
+    /// unless set. A version other than 1 travels as the header `onewrite-version`.
     ///
     /// ```
     /// let event = onewrite::Event::bytes("paid", "1 EUR").version(2).to("", "payments");
@@ -389,7 +396,8 @@ impl Event {
         self
     }
 
-    /// Publishes the event no later than this: after it, an event not yet confirmed goes to quarantine as *expired*.
+    /// Publishes the event no later than this time. An event that is not confirmed by then goes to
+    /// quarantine as *expired*.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -405,10 +413,10 @@ impl Event {
         self
     }
 
-    /// Checks everything that append checks, but for the store's cap on the payload.
+    /// Checks everything that append checks, except the store's cap on the payload.
     ///
     /// # Errors
-    /// The first thing that is wrong, naming the field.
+    /// The first problem, with the name of its field.
     ///
     /// ```
     /// use onewrite::Event;
@@ -420,7 +428,8 @@ impl Event {
             return Err(EventError::Empty { field: "type" });
         }
         short("type", &self.event_type)?;
-        // Before the key: where the application gave no key, the key is the stream's name.
+        // The stream comes before the key: without a key of the application, the key is the
+        // stream's name.
         if let Some(stream) = &self.stream {
             short("stream", stream)?;
         }
@@ -456,7 +465,7 @@ impl Event {
         self.validate_headers()
     }
 
-    /// Bytes of its content, without what holds them.
+    /// Returns the bytes of the content, without its containers.
     pub(crate) fn content_bytes(&self) -> u64 {
         let headers = self.headers.iter().map(|(name, value)| name.len() + value.encoded_len());
         self.payload.len() as u64 + headers.map(|bytes| bytes as u64).sum::<u64>()
@@ -478,7 +487,8 @@ impl Event {
             if self.headers.iter().take(index).any(|(earlier, _)| earlier == name) {
                 return Err(EventError::DuplicateHeader { name: name.clone() });
             }
-            // Before the length is asked for: that goes as deep as the value does.
+            // The value is checked before its length is computed, because that recurses as deep as
+            // the value.
             check.value(name, value)?;
             bytes += 2 + name.len() + value.encoded_len();
         }
@@ -494,7 +504,7 @@ impl Event {
     }
 }
 
-/// Shows names and lengths only; the payload never reaches a log this way.
+/// Shows names and lengths only, so that the payload never reaches an application's log.
 impl fmt::Debug for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event")
@@ -509,7 +519,7 @@ impl fmt::Debug for Event {
 }
 
 impl Destination {
-    /// Whether a message can carry it.
+    /// Checks that a message can carry the destination.
     pub(crate) fn validate(&self) -> Result<(), EventError> {
         if let Self::Exchange { exchange, routing_key } = self {
             short("exchange", exchange)?;
@@ -531,7 +541,7 @@ fn short(field: &str, value: &str) -> Result<(), EventError> {
 
 fn sized(field: &str, value: &str, max: usize) -> Result<(), EventError> {
     if value.len() > max {
-        // A header's name can itself be the long thing: name it by its beginning.
+        // The header's name can itself be too long, so the error names its beginning.
         let field = field.chars().take(64).collect();
         return Err(EventError::TooLong { field, len: value.len(), max });
     }
@@ -541,7 +551,7 @@ fn sized(field: &str, value: &str, max: usize) -> Result<(), EventError> {
     Ok(())
 }
 
-/// A name in a setting that no stream, category or event type can have would match nothing, for ever.
+/// Refuses a name that no stream, category or event type can have, because it would never match.
 pub(crate) fn check_setting_name(setting: &'static str, what: &str, name: &str) -> Result<(), SettingError> {
     let fail = |reason: String| Err(SettingError::new(setting, reason));
     match short(what, name) {
@@ -554,7 +564,8 @@ pub(crate) fn check_setting_name(setting: &'static str, what: &str, name: &str) 
     }
 }
 
-/// The category of a stream is the part before the first `-`, so a category that holds one is found by nobody.
+/// Refuses a category that holds a `-`. A stream's category ends before the first `-`, so no stream
+/// has such a category.
 pub(crate) fn check_category(setting: &'static str, category: &str) -> Result<(), SettingError> {
     check_setting_name(setting, "the category", category)?;
     if !category.contains('-') {
@@ -570,7 +581,7 @@ fn unix_ms(time: SystemTime) -> u64 {
     as_ms(time.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
-/// For a time that must have come: a millisecond that has only begun would be too early.
+/// Returns a time rounded up, because a millisecond that has only begun would be too early.
 fn unix_ms_rounded_up(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     as_ms(since.saturating_add(Duration::from_nanos(999_999)))
@@ -584,7 +595,7 @@ mod tests {
         Event::bytes("t", b"x".to_vec()).to("e", "k")
     }
 
-    /// Each thing that AMQP would refuse is refused by name.
+    /// Goal: each thing that AMQP would refuse is refused by name.
     #[test]
     fn names_what_is_wrong() {
         let long = "a".repeat(256);
@@ -628,7 +639,7 @@ mod tests {
         }
     }
 
-    /// Neither side of a time is crossed by the rounding to milliseconds.
+    /// Goal: rounding to milliseconds makes no event due too early, and none expire too late.
     #[test]
     fn due_is_rounded_up_and_expiry_down() {
         let time = UNIX_EPOCH + Duration::from_nanos(1_000_001);
@@ -644,7 +655,7 @@ mod tests {
         assert_eq!(uuid_from_text(&uuid_text(bytes)), Some(bytes));
     }
 
-    /// A payload is never shown by `Debug`.
+    /// Goal: `Debug` never shows a payload.
     #[test]
     fn debug_shows_no_payload() {
         let event = Event::bytes("t", b"canary".to_vec()).to("e", "k").header("h", "canary");

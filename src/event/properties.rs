@@ -1,4 +1,4 @@
-//! The AMQP properties that few events set, and the checks of what stands in headers.
+//! The AMQP properties that few events set, and the checks of header values.
 
 use super::{Event, RecordedEvent, owned, short};
 use crate::error::EventError;
@@ -6,9 +6,10 @@ use crate::limits::{HEADER_VALUES_MAX, TABLE_NESTING_MAX};
 use crate::message::HeaderValue;
 use crate::text::Text;
 
-/// The AMQP properties of an event beyond content type, correlation id and headers. Few events set one.
+/// The AMQP properties of an event beyond content type, correlation id and headers.
 ///
-/// The library owns three properties: `message_id` is the event's id, `type` its type, and `timestamp` the time of its append.
+/// The library sets three properties itself: `message_id` is the event's id, `type` its type, and
+/// `timestamp` the time of its append.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -29,7 +30,7 @@ pub struct Properties {
     pub reply_to: Option<Text>,
     /// `user_id`.
     pub user_id: Option<Text>,
-    /// `app_id`, in the place of the relay's.
+    /// `app_id`, instead of the relay's.
     pub app_id: Option<Text>,
     /// `cluster_id`.
     pub cluster_id: Option<Text>,
@@ -37,9 +38,10 @@ pub struct Properties {
     pub priority: Option<u8>,
     /// `expiration`, in milliseconds.
     pub expiration_ms: Option<u32>,
-    /// `delivery_mode` 1: no queue needs to keep it over a restart of the broker.
+    /// `delivery_mode` 1: no queue needs to keep the message when the broker restarts.
     pub transient: bool,
-    /// It is published without AMQP's `mandatory`: a broker that finds no queue for it drops it and confirms it.
+    /// Whether the event is published without AMQP's `mandatory`. A broker that finds no queue for
+    /// it then drops and confirms it.
     pub may_be_unroutable: bool,
 }
 
@@ -60,7 +62,8 @@ impl Event {
         self.properties.get_or_insert_default()
     }
 
-    /// Sets the AMQP `content_encoding` of the payload, such as `gzip`. The library neither encodes nor decodes.
+    /// Sets the AMQP `content_encoding` of the payload, such as `gzip`. The library neither encodes
+    /// nor decodes.
     ///
     /// ```
     /// use onewrite::Event;
@@ -72,8 +75,10 @@ impl Event {
         self
     }
 
-    /// Sets the AMQP `reply_to`: the queue where an answer is expected. The pseudo-queue `amq.rabbitmq.reply-to` does not work
-    /// here: it needs a consumer on the publisher's channel, and RabbitMQ refuses the event without one.
+    /// Sets the AMQP `reply_to`: the queue where the sender expects an answer.
+    ///
+    /// The pseudo-queue `amq.rabbitmq.reply-to` does not work here. It needs a consumer on the
+    /// publisher's channel, and RabbitMQ refuses the event without one.
     ///
     /// ```
     /// use onewrite::Event;
@@ -85,8 +90,8 @@ impl Event {
         self
     }
 
-    /// Sets the AMQP `user_id`. RabbitMQ refuses an event whose user is not the relay's login, unless that user may impersonate:
-    /// such an event goes to quarantine.
+    /// Sets the AMQP `user_id`. RabbitMQ refuses an event whose user is not the relay's login,
+    /// unless that login may impersonate. A refused event goes to quarantine.
     ///
     /// ```
     /// use onewrite::Event;
@@ -98,8 +103,8 @@ impl Event {
         self
     }
 
-    /// Sets the AMQP `app_id` of this event. Without this call, it is the relay's
-    /// ([`RelayBuilder::app_id`](crate::RelayBuilder::app_id)).
+    /// Sets the AMQP `app_id` of this event. Without this call the event has the relay's
+    /// [`app_id`](crate::RelayBuilder::app_id).
     ///
     /// ```
     /// use onewrite::Event;
@@ -111,7 +116,7 @@ impl Event {
         self
     }
 
-    /// Sets the AMQP `cluster_id`. AMQP 0-9-1 has given the property up; RabbitMQ carries it.
+    /// Sets the AMQP `cluster_id`. AMQP 0-9-1 has deprecated the property; RabbitMQ carries it.
     ///
     /// ```
     /// use onewrite::Event;
@@ -123,8 +128,8 @@ impl Event {
         self
     }
 
-    /// Sets the AMQP `priority`. It counts in queues that were declared with `x-max-priority`. The relay does not look at it:
-    /// events of one key keep their order on the way to the queue.
+    /// Sets the AMQP `priority`. It matters in queues that were declared with `x-max-priority`. The
+    /// relay ignores it: events of one key keep their order on the way to the queue.
     ///
     /// ```
     /// use onewrite::Event;
@@ -136,10 +141,11 @@ impl Event {
         self
     }
 
-    /// Sets the AMQP `expiration`: how long the message may wait in a queue, in milliseconds (49 days is the most that
-    /// RabbitMQ takes). The broker drops or dead-letters it
-    /// then, although the relay has its confirm. The time that the event waits *here* is bounded by
-    /// [`expires`](Self::expires).
+    /// Sets the AMQP `expiration`: how long the message may wait in a queue, in milliseconds.
+    /// RabbitMQ takes 49 days at most.
+    ///
+    /// The broker drops or dead-letters an expired message, although the relay has its confirm.
+    /// [`expires`](Self::expires) bounds the time that the event waits *here*.
     ///
     /// ```
     /// use onewrite::Event;
@@ -151,8 +157,9 @@ impl Event {
         self
     }
 
-    /// Publishes the event with the AMQP `delivery_mode` 1 instead of 2. **Risk:** a broker that restarts loses such a message
-    /// from a classic queue, although the relay has its confirm. Quorum queues keep it all the same.
+    /// Publishes the event with the AMQP `delivery_mode` 1 instead of 2. **Risk:** a broker that
+    /// restarts loses such a message from a classic queue, although the relay has its confirm.
+    /// Quorum queues keep the message all the same.
     ///
     /// ```
     /// use onewrite::Event;
@@ -164,12 +171,15 @@ impl Event {
         self
     }
 
-    /// Publishes the event without AMQP's `mandatory`. **Risk:** where no queue takes the event, the broker drops it and confirms
-    /// it. The event counts as delivered, and nothing reports the loss: an exchange without bindings, a queue that was deleted, a
-    /// durable queue whose node is down.
+    /// Publishes the event without AMQP's `mandatory`. **Risk:** if no queue takes the event, the
+    /// broker drops and confirms it. The event then counts as delivered, and nothing reports the
+    /// loss. Causes are an exchange without bindings, a deleted queue, or a durable queue whose
+    /// node is down.
     ///
-    /// It is for exchanges that return what they will deliver, such as `x-delayed-message`, and for events that need no reader. See
-    /// [`RelayBuilder::may_be_unroutable`](crate::RelayBuilder::may_be_unroutable) for all events of an exchange.
+    /// Use it for exchanges that return messages that they will deliver, such as
+    /// `x-delayed-message`, and for events that need no reader.
+    /// [`RelayBuilder::may_be_unroutable`](crate::RelayBuilder::may_be_unroutable) sets it for all
+    /// events of an exchange.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -191,7 +201,7 @@ impl Event {
 }
 
 impl RecordedEvent {
-    /// The AMQP properties that few events set.
+    /// Returns the AMQP properties that few events set.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -206,7 +216,7 @@ impl RecordedEvent {
     pub fn properties(&self) -> &Properties {
         self.event.properties.as_deref().unwrap_or(NONE)
     }
-    /// The AMQP `correlation_id`.
+    /// Returns the AMQP `correlation_id`.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -222,7 +232,7 @@ impl RecordedEvent {
 }
 
 impl Properties {
-    /// Whether a message can carry them.
+    /// Checks that a message can carry the properties.
     pub(super) fn validate(&self) -> Result<(), EventError> {
         let Self { content_encoding, reply_to, user_id, app_id, cluster_id, .. } = self;
         for (field, value) in [
@@ -240,19 +250,20 @@ impl Properties {
     }
 }
 
-/// Goes over what stands in the headers of one event.
+/// Checks the header values of one event.
 #[derive(Debug, Default)]
 pub(super) struct HeaderCheck {
     values: usize,
 }
 
 impl HeaderCheck {
-    /// Checks one value: what it holds, how deep, and how many all headers have together. `header` is the name of the header.
+    /// Checks one value: its content, its depth, and the count of values in all headers. `header`
+    /// is the header's name.
     pub(super) fn value(&mut self, header: &str, value: &HeaderValue) -> Result<(), EventError> {
         self.nested(header, value, 1)
     }
 
-    /// A value in a table or array at this depth; the headers are the table at depth 1.
+    /// Checks a value in a table or array at this depth. The headers are the table at depth 1.
     fn nested(&mut self, header: &str, value: &HeaderValue, depth: usize) -> Result<(), EventError> {
         self.values += 1;
         if self.values > HEADER_VALUES_MAX {

@@ -1,4 +1,4 @@
-//! An event as the log has it.
+//! An event as the log holds it.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -33,7 +33,7 @@ pub struct RecordedEvent {
 }
 
 impl RecordedEvent {
-    /// Its sequence number: commit order, from 0, without a gap.
+    /// Returns the event's sequence number: its number in commit order, from 0, without a gap.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -48,7 +48,7 @@ impl RecordedEvent {
         self.seq
     }
 
-    /// When it was appended, in Unix milliseconds by the wall clock.
+    /// Returns the time of the append by the wall clock, in Unix milliseconds.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -63,7 +63,8 @@ impl RecordedEvent {
         self.time_ms
     }
 
-    /// When it was appended, by the wall clock. As a number: [`time_ms`](Self::time_ms).
+    /// Returns the time of the append by the wall clock. [`time_ms`](Self::time_ms) is the same as
+    /// a number.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -79,7 +80,7 @@ impl RecordedEvent {
         wall_time(self.time_ms)
     }
 
-    /// Its subject, as CloudEvents has it.
+    /// Returns the event's subject, as CloudEvents defines it.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -95,7 +96,7 @@ impl RecordedEvent {
         self.event.subject.as_deref()
     }
 
-    /// The W3C trace context that it was appended with: `traceparent`.
+    /// Returns the `traceparent` of the W3C trace context that the append gave.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -111,7 +112,7 @@ impl RecordedEvent {
         self.event.traceparent.as_deref()
     }
 
-    /// The W3C trace context that it was appended with: `tracestate`.
+    /// Returns the `tracestate` of the W3C trace context that the append gave.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -127,7 +128,7 @@ impl RecordedEvent {
         self.event.tracestate.as_deref()
     }
 
-    /// It is published no earlier than this.
+    /// Returns the time before which no relay publishes the event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -145,7 +146,7 @@ impl RecordedEvent {
         self.event.not_before_ms.map(wall_time)
     }
 
-    /// It is not published after this.
+    /// Returns the time after which no relay publishes the event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -163,7 +164,7 @@ impl RecordedEvent {
         self.event.expires_ms.map(wall_time)
     }
 
-    /// Its id.
+    /// Returns the event's id.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -178,7 +179,7 @@ impl RecordedEvent {
         &self.id
     }
 
-    /// Its type.
+    /// Returns the event's type.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -193,7 +194,7 @@ impl RecordedEvent {
         &self.event.event_type
     }
 
-    /// Its ordering key.
+    /// Returns the event's ordering key.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -208,7 +209,7 @@ impl RecordedEvent {
         self.event.key.as_deref()
     }
 
-    /// Where it goes.
+    /// Returns the event's destination.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -223,7 +224,7 @@ impl RecordedEvent {
         self.event.destination.as_ref().unwrap_or(&Destination::Unpublished)
     }
 
-    /// The stream that it belongs to; `None` for an event of the outbox alone.
+    /// Returns the event's stream; `None` for an event that is in the outbox only.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -241,7 +242,8 @@ impl RecordedEvent {
         self.event.stream.as_deref()
     }
 
-    /// The category of its stream: the part of the name before the first `-`, or all of it.
+    /// Returns the category of the event's stream: the part of the name before the first `-`, or
+    /// the whole name.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -259,7 +261,7 @@ impl RecordedEvent {
         self.stream().map(category_of)
     }
 
-    /// Its revision: its number in its stream, from 0, without a gap.
+    /// Returns the event's revision: its number in its stream, from 0, without a gap.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -277,7 +279,7 @@ impl RecordedEvent {
         self.revision
     }
 
-    /// Its place in its lane; `None` for an unpublished event.
+    /// Returns the event's place in its lane; `None` for an unpublished event.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -292,7 +294,7 @@ impl RecordedEvent {
         self.lane
     }
 
-    /// The payload's content type.
+    /// Returns the payload's content type.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -307,7 +309,7 @@ impl RecordedEvent {
         self.event.content_type.as_deref()
     }
 
-    /// The application's headers.
+    /// Returns the application's headers.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -322,7 +324,7 @@ impl RecordedEvent {
         &self.event.headers
     }
 
-    /// The payload.
+    /// Returns the payload.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -337,8 +339,8 @@ impl RecordedEvent {
         &self.event.payload
     }
 
-    /// The version of its payload; 1 unless the event said another. An older one is brought up to the newest that an
-    /// [upcast](crate::StoreBuilder::upcast) leads to.
+    /// Returns the version of the payload; 1 unless the event set another. An older payload is
+    /// upcast to the newest version that an [upcast](crate::StoreBuilder::upcast) leads to.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -353,7 +355,7 @@ impl RecordedEvent {
         self.event.version
     }
 
-    /// The checksum of its record (CRC-32, IEEE).
+    /// Returns the checksum of the event's record (CRC-32, IEEE).
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;

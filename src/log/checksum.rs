@@ -1,9 +1,10 @@
 //! The checksum of a record: CRC-32 (IEEE) over its sequence number and its bytes.
 //!
-//! A record is a few hundred bytes, and `crc32fast` is made for long input: feeding it the number first costs a third of the whole
-//! check. So the eight bytes of the number are done here, by the usual eight tables, and `crc32fast` goes on from there.
+//! A record is a few hundred bytes, and `crc32fast` is optimized for long input. Feeding it the
+//! number first costs a third of the whole check. So this module checksums the eight bytes of the
+//! number by the usual eight tables, and `crc32fast` continues from there.
 
-/// `TABLES[n][b]`: the remainder of byte `b` with `n` bytes of zeros behind it.
+/// `TABLES[n][b]` is the remainder of byte `b` with `n` bytes of zeros behind it.
 static TABLES: [[u32; 256]; 8] = tables();
 
 #[allow(clippy::indexing_slicing, reason = "computed while compiling, where a panic is an error")]
@@ -25,7 +26,7 @@ const fn tables() -> [[u32; 256]; 8] {
     tables
 }
 
-/// The CRC-32 of a number's eight bytes, little-endian.
+/// Returns the CRC-32 of a number's eight bytes, little-endian.
 #[inline]
 fn of_number(number: u64) -> u32 {
     let bytes = (number ^ u64::from(u32::MAX)).to_le_bytes();
@@ -33,7 +34,7 @@ fn of_number(number: u64) -> u32 {
     !remainders.fold(0, |crc, (byte, table)| crc ^ table.get(usize::from(byte)).copied().unwrap_or_default())
 }
 
-/// The checksum of a record of this number, whose checked bytes these are.
+/// Returns the checksum of the record with this number and these checked bytes.
 #[inline]
 pub(super) fn checksum(seq: u64, checked: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(of_number(seq));
@@ -48,7 +49,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// It is what the library makes of the number and the bytes in one piece.
+        /// Goal: the checksum is what the library computes of the number and the bytes in one
+        /// piece.
         #[test]
         fn it_is_the_usual_one(seq in any::<u64>(), bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let whole = [&seq.to_le_bytes()[..], &bytes].concat();

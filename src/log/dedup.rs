@@ -1,9 +1,13 @@
-//! Deduplication by the numbers of a producer's lane: the rule, and the bytes of its rows. Pure.
+//! Deduplication by the lane numbers of a producer: the rule, and the bytes of its rows. Pure.
 //!
-//! Per lane one *high-water mark*: every number from `next` on is new; those below have come, but for the open *gaps*. So a
-//! lane takes one row and one more per open gap, however many deliveries come, and a late one that fills a
-//! gap is still distinguished from a repeat. Of what has come, the hash of its content is kept: the latest with the high-water mark, those before
-//! in *chunks* of 64 numbers, of which a lane keeps [`LANE_CHUNKS_MAX`].
+//! Each lane has one *high-water mark*. Every number from `next` on is new. Every number below
+//! `next` has come, except the open *gaps*. So a lane takes one row and one more per open gap,
+//! however many deliveries come. A late delivery that fills a gap is still distinguished from a
+//! repeat.
+//!
+//! For numbers that have come, the rows keep the hash of the content. The latest hashes are with
+//! the high-water mark. Earlier hashes are in *chunks* of 64 numbers, of which a lane keeps
+//! [`LANE_CHUNKS_MAX`].
 //!
 //! ```text
 //! high-water mark   2 u8 │ next u64 │ gaps u64 │ chunks u64 │ before u64 │ newest ms u64, or the age if before is 0 │ checksum u32 × 16, if before > 0 │
@@ -12,72 +16,77 @@
 //! chunk  (number u64, hash u64) × sums │ crc32 u32        (numbers from 64 × that of its key on)
 //! ```
 //!
-//! Little-endian. The CRC-32 (IEEE) is over the row's key and what is before it: a row that cannot be trusted would let
-//! a delivery be dropped in silence. The highest bit of a number says that its delivery was refused.
+//! Little-endian. The CRC-32 (IEEE) covers the row's key and everything before it, because a wrong
+//! row could drop a delivery in silence. The highest bit of a number says that its delivery was
+//! refused.
 //!
-//! **A repeat is not taken on trust.** Whoever may publish may write any number. A number that has come before is a repeat only
-//! where its content is the same; where that is not known any more, it is a conflict. What a handler has refused says
-//! nothing of its number: another message of it is new.
+//! **A repeat is not taken on trust.** Any sender that may publish may write any number. A known
+//! number is a repeat only if its content is the same. If the content is not known any more, the
+//! delivery is a conflict. A delivery that a handler refused does not settle its number: another
+//! message of the number is new.
 //!
-//! **Files of before format 5** knew checksums of the newest 16 numbers, and the latest time that the lane had shown. They
-//! speak for the numbers that had come then: those below `before`.
+//! **Files before format 5** knew checksums of the newest 16 numbers, and the latest time that the
+//! lane had shown. These count for the numbers that had come then, which are those below `before`.
 
 use super::wire_bytes::{Malformed, Reader};
 use crate::message::Message;
 use crate::tuning::LANE_CHUNKS_MAX;
 
-/// Hashes that a high-water row keeps. Twice as many are there before some go to a chunk.
+/// The number of hashes that a high-water row keeps. Once twice as many are there, the older half
+/// goes to chunks.
 const RECENT: usize = 16;
 
-/// Numbers of a chunk.
+/// The numbers that a chunk covers.
 const CHUNK: u64 = 64;
 
-/// The newest numbers whose checksum a high-water row of an earlier format knew.
+/// The number of newest checksums in a high-water row of an earlier format.
 const RING: u64 = 16;
 
-/// The length of such a row.
+/// The length of a high-water row of an earlier format.
 const OLD_HIGH_WATER: usize = 24 + 4 * RING as usize;
 
-/// The first byte of a high-water row. With it the row has an odd length, which those of an earlier format have not.
+/// The first byte of a high-water row. It makes the row's length odd, which it was in no earlier
+/// format.
 const VERSION: u8 = 2;
 
-/// In the place of a number's highest bit, which no number has: headers carry signed integers.
+/// The flag in a number's highest bit. No number uses that bit, because headers carry signed
+/// integers.
 const REFUSED: u64 = 1 << 63;
 
-/// What is kept of a number that has come.
+/// The kept content of a number that has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sum {
     number: u64,
     hash: u64,
-    /// No effect of it was committed: its handler has refused it.
+    /// The handler refused the delivery, and no effect of it was committed.
     refused: bool,
 }
 
-/// What is known of one lane.
+/// The state of one lane.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct HighWater {
     /// The high-water mark: no number from here on has come.
     pub(crate) next: u64,
-    /// Rows of open gaps: where there is none, none is looked for.
+    /// The number of open gaps. Without any, no gap is looked for.
     pub(crate) gaps: u64,
-    /// Rows of chunks.
+    /// The number of chunk rows.
     pub(crate) chunks: u64,
-    /// The latest that came.
+    /// The latest hashes.
     recent: Vec<Sum>,
     before: Before,
 }
 
-/// What a file of an earlier format knew of a lane.
+/// The state of a lane from a file of an earlier format.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Before {
     next: u64,
-    /// The latest time that a message of the lane carried, in Unix milliseconds. Of a lane that no earlier format knew: the store age when a
-    /// message of it came last.
+    /// The latest time that a message of the lane carried, in Unix milliseconds. For a lane that no
+    /// earlier format knew: the store age at the lane's last message.
     newest_ms: u64,
     ring: [u32; RING as usize],
 }
 
-/// Numbers below `next` that have not come: `start` to before `end`.
+/// Numbers below `next` that have not come, from `start` to before `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
     pub(crate) start: u64,
@@ -88,58 +97,59 @@ pub(crate) struct Gap {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Chunk(Vec<Sum>);
 
-/// A message that says which number of its lane it has.
+/// A message with the number that it claims in its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Arrival {
-    /// Below `1 << 63`: headers carry signed integers.
+    /// The number. It is below `1 << 63`, because headers carry signed integers.
     pub(crate) number: u64,
-    /// Keyed, of its content.
+    /// The keyed hash of the content.
     pub(crate) hash: u64,
-    /// What an earlier format knew it by, where lanes may date from one.
+    /// The message's identity in an earlier format, if lanes may date from one.
     pub(crate) before: Option<AsBefore>,
 }
 
-/// What an earlier format knew a message by.
+/// The identity of a message in an earlier format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AsBefore {
-    /// Of its content.
+    /// The checksum of the content.
     pub(crate) checksum: u32,
-    /// When it was appended, as it says: no earlier than this, in Unix milliseconds.
+    /// The earliest time of the append that the message claims, in Unix milliseconds.
     pub(crate) time_ms: Option<u64>,
-    /// What lanes had shown by the end of an earlier format can be no later than this: whoever publishes writes any time.
+    /// The bound on times that lanes had shown by the end of an earlier format. It is needed
+    /// because a sender may write any time.
     pub(crate) before_ms: u64,
 }
 
-/// What an arrival is.
+/// The decision about an arrival.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// New. These rows record that it has come.
+    /// The message is new. The update records that its number has come.
     First(LaneUpdate),
     Repeat,
-    /// Its number has come with another message, or may have been; and how that is known.
+    /// The number has come with another message, or may have. The text says how that is known.
     Conflict(&'static str),
 }
 
-/// How the rows of a lane change.
+/// The change of a lane's rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LaneUpdate {
     pub(crate) high_water: HighWater,
-    /// The start of a gap that is no more.
+    /// The start of a gap that no longer exists.
     pub(crate) remove: Option<u64>,
     /// Gaps that are new, or have another end.
     pub(crate) put: [Option<Gap>; 2],
     sum: Sum,
 }
 
-/// What the rule asks of the rows besides the high-water mark, where it matters.
+/// The rows besides the high-water mark, which the rule reads only if needed.
 pub(crate) trait Rows {
     type Error;
-    /// The gap that starts last at or before a number.
+    /// Returns the gap with the highest start at or before a number.
     fn gap_below(&self, number: u64) -> Result<Option<Gap>, Self::Error>;
     fn chunk(&self, chunk: u64) -> Result<Option<Chunk>, Self::Error>;
 }
 
-/// The rule.
+/// Decides what an arrival is.
 pub(crate) fn decide<R: Rows>(
     high_water: &HighWater,
     arrival: &Arrival,
@@ -173,19 +183,20 @@ pub(crate) fn decide<R: Rows>(
     let rest = [left, right].map(|gap| (gap.start < gap.end).then_some(gap));
     let mut after = high_water.clone();
     after.gaps = (high_water.gaps - 1) + rest.iter().flatten().count() as u64;
-    // What is left at the old start takes the place of the old row.
+    // The remainder at the old start replaces the old row.
     let remove = rest.first().is_some_and(Option::is_none).then_some(gap.start);
     Ok(Decision::First(LaneUpdate { high_water: after, remove, put: rest, sum }))
 }
 
 impl LaneUpdate {
-    /// Its handler has refused it: another message of its number is new.
+    /// Marks that the handler refused the delivery, so another message of its number is new.
     pub(crate) fn refused(mut self) -> Self {
         self.sum.refused = true;
         self
     }
 
-    /// The high-water mark with the new hash; and what of the older ones is to be written into chunks, by chunk.
+    /// Returns the high-water mark with the new hash, and the older hashes that move to chunks, by
+    /// chunk.
     pub(crate) fn settle(self) -> (HighWater, Vec<(u64, Vec<Sum>)>) {
         let Self { mut high_water, sum, .. } = self;
         let spilled = high_water.note(sum);
@@ -194,7 +205,8 @@ impl LaneUpdate {
 }
 
 impl HighWater {
-    /// The update that says that a number has been applied whose message was refused before; `None` if that is not so.
+    /// Returns the update after a refused message was applied after all; `None` if this message was
+    /// not refused.
     pub(crate) fn applied<R: Rows>(
         &self,
         arrival: &Arrival,
@@ -208,7 +220,7 @@ impl HighWater {
         }))
     }
 
-    /// What is kept of a number.
+    /// Returns what the rows keep of a number.
     fn sum<R: Rows>(&self, number: u64, rows: &R) -> Result<Option<Sum>, R::Error> {
         match self.recent.iter().find(|sum| sum.number == number) {
             Some(sum) => Ok(Some(*sum)),
@@ -217,7 +229,7 @@ impl HighWater {
         }
     }
 
-    /// Keeps a hash; what there is no room for any more, by chunk.
+    /// Keeps a hash. Returns the hashes without room, by chunk.
     fn note(&mut self, sum: Sum) -> Vec<(u64, Vec<Sum>)> {
         self.recent.retain(|known| known.number != sum.number);
         self.recent.push(sum);
@@ -230,20 +242,21 @@ impl HighWater {
         chunks.filter_map(|sums| Some((sums.first()?.number / CHUNK, sums.to_vec()))).collect()
     }
 
-    /// A message of it has come at this store age.
+    /// Notes the store age at the lane's latest message.
     pub(crate) fn came_at(&mut self, age_ms: u64) {
         if self.before.next == 0 {
             self.before.newest_ms = age_ms;
         }
     }
 
-    /// Nothing has come for so long. Of lanes before `since_ms` it is not known when something came. Of a lane that dates from an earlier format than
-    /// 5 nobody knows, and such lanes are no more than they were.
+    /// Whether nothing has come for `idle_ms`. For a lane from before `since_ms`, the time of its
+    /// last message is unknown, so `since_ms` counts. A lane from a format earlier than 5 is never
+    /// idle, and such lanes do not increase.
     pub(crate) fn is_idle(&self, since_ms: u64, age_ms: u64, idle_ms: u64) -> bool {
         self.before.next == 0 && self.before.newest_ms.max(since_ms).saturating_add(idle_ms) <= age_ms
     }
 
-    /// A chunk is new. Whether the first of the lane has to go for it.
+    /// Counts a new chunk. Returns whether the lane's first chunk must go.
     pub(crate) fn count_chunk(&mut self) -> bool {
         self.chunks += 1;
         let over = self.chunks > LANE_CHUNKS_MAX;
@@ -265,7 +278,7 @@ impl HighWater {
         sealed(key, out)
     }
 
-    /// `None` for a row that is damaged.
+    /// Reads a row; `None` if it is damaged.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Option<Self> {
         let row = unsealed(key, bytes)?;
         let is_old = row.len() == OLD_HIGH_WATER;
@@ -300,7 +313,8 @@ impl HighWater {
 }
 
 impl Before {
-    /// Distinguishes a repeat from another message of the same number, as well as was possible then.
+    /// Distinguishes a repeat from another message of the same number, as well as the earlier
+    /// format allowed.
     fn compare(&self, arrival: &Arrival) -> Decision {
         let (number, Some(as_before)) = (arrival.number, arrival.before) else {
             return Decision::Conflict("it was seen before, and nothing is known of its content");
@@ -326,7 +340,7 @@ impl Sum {
         out.extend_from_slice(&self.hash.to_le_bytes());
     }
 
-    /// Up to the end.
+    /// Reads hashes up to the end.
     fn read_all(mut reader: Reader<'_>) -> Result<Vec<Self>, Malformed> {
         let mut sums = Vec::with_capacity(reader.0.len() / 16);
         while !reader.0.is_empty() {
@@ -342,7 +356,7 @@ impl Chunk {
         self.0.iter().find(|sum| sum.number == number).copied()
     }
 
-    /// Takes newer hashes in.
+    /// Adds newer hashes.
     pub(crate) fn put(&mut self, sums: Vec<Sum>) {
         self.0.retain(|known| sums.iter().all(|sum| sum.number != known.number));
         self.0.extend(sums);
@@ -355,7 +369,7 @@ impl Chunk {
         sealed(key, out)
     }
 
-    /// `None` for a row that is damaged.
+    /// Reads a row; `None` if it is damaged.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Option<Self> {
         Sum::read_all(Reader(unsealed(key, bytes)?)).ok().map(Self)
     }
@@ -366,7 +380,7 @@ impl Gap {
         sealed(key, self.end.to_le_bytes().to_vec())
     }
 
-    /// `None` for a row that is damaged.
+    /// Reads a row; `None` if it is damaged.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Option<Self> {
         let end = u64::from_le_bytes(unsealed(key, bytes)?.try_into().ok()?);
         let start = super::keys::last_seq(key)?;
@@ -374,7 +388,8 @@ impl Gap {
     }
 }
 
-/// What files of before format 5 distinguish a message from another by: id, type and payload.
+/// Returns the checksum by which files before format 5 distinguish messages. It covers id, type and
+/// payload.
 pub(crate) fn checksum(message: &Message) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     for text in [&message.message_id, &message.event_type] {
@@ -386,14 +401,14 @@ pub(crate) fn checksum(message: &Message) -> u32 {
     hasher.finalize()
 }
 
-/// A row with the checksum over its key and itself at its end.
+/// Appends the checksum over the key and the row.
 pub(super) fn sealed(key: &[u8], mut row: Vec<u8>) -> Vec<u8> {
     let crc = seal(key, &row);
     row.extend_from_slice(&crc.to_le_bytes());
     row
 }
 
-/// The row without its checksum, if that is right.
+/// Returns the row without its checksum if the checksum is right.
 pub(super) fn unsealed<'a>(key: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
     let (row, crc) = bytes.split_last_chunk::<4>()?;
     (u32::from_le_bytes(*crc) == seal(key, row)).then_some(row)

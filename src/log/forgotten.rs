@@ -1,8 +1,10 @@
-//! Which lanes of a producer are forgotten: the rule, and the bytes of its row. Pure.
+//! The forgotten lanes of a producer: the rule, and the bytes of its row. Pure.
 //!
-//! A lane's id is the sequence number of its first event, so ids of one producer rise. Forgotten ones are kept as ranges, so many at most: two
-//! that lie near each other become one. A lane without rows whose id lies in a range may have been seen: nothing of it is applied unasked.
-//! A lane with rows has them, wherever its id lies. Ranges that lie far apart stay apart: forged ids do not take genuine ones with them.
+//! A lane's id is the sequence number of its first event, so ids of one producer rise. Forgotten
+//! ids are kept as a bounded number of ranges: near ranges are merged. A lane without rows whose id
+//! lies in a range may have been seen, so nothing of it is applied unasked. A lane with rows uses
+//! its rows, wherever its id lies. Far ranges stay apart, so forged ids do not take genuine ids
+//! with them.
 //!
 //! ```text
 //! (first id u64, last id u64) × ranges │ crc32 u32
@@ -11,10 +13,10 @@
 use super::dedup::{sealed, unsealed};
 use super::wire_bytes::Reader;
 
-/// Ranges that a row keeps.
+/// The most ranges that a row keeps.
 const RANGES_MAX: usize = 32;
 
-/// In order, apart from each other.
+/// The ranges, in order and apart from each other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Forgotten(Vec<(u64, u64)>);
 
@@ -36,7 +38,7 @@ impl Forgotten {
         }
     }
 
-    /// From the end of each range to the beginning of the next.
+    /// Iterates over the distances from the end of each range to the beginning of the next.
     fn gaps(&self) -> impl Iterator<Item = u64> {
         self.0.windows(2).filter_map(|pair| match pair {
             [(_, end), (start, _)] => Some(start.saturating_sub(*end)),
@@ -60,7 +62,7 @@ impl Forgotten {
         sealed(key, numbers.flat_map(u64::to_le_bytes).collect())
     }
 
-    /// `None` for a row that is damaged.
+    /// Reads a row; `None` if it is damaged.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(unsealed(key, bytes)?);
         let mut ranges = Vec::new();
@@ -81,7 +83,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: forged ids far away widen no range over genuine ids. Method: many forged ones beside few genuine ones.
+    /// Goal: forged ids far away widen no range over genuine ids. Method: many forged ids beside
+    /// few genuine ones.
     #[test]
     fn ids_far_apart_stay_apart() {
         let mut forgotten = Forgotten::default();
@@ -93,7 +96,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Goal: what was forgotten stays so, in a row of bounded length that is read as it was written. Method: random ids.
+        /// Goal: forgotten ids stay forgotten, in a row of bounded length that is read as it was
+        /// written. Method: random ids.
         #[test]
         fn what_is_forgotten_stays_forgotten(ids in prop::collection::vec(any::<u64>(), 0..200)) {
             let mut forgotten = Forgotten::default();

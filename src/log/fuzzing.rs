@@ -1,4 +1,4 @@
-//! Ways in for the fuzz targets.
+//! Entry points for the fuzz targets.
 
 use super::dedup::{Gap, HighWater, sealed};
 use super::in_hand::{ParkedRow, TriesRow};
@@ -7,7 +7,7 @@ use super::rejected::RejectedRow;
 use super::streams::{Run, SnapshotRow, StreamState};
 use super::{keys, record};
 
-/// A key and a row as they might stand in any table, also behind a right checksum.
+/// Reads any bytes as a key and a row of each table, also with a right checksum.
 pub(crate) fn row(key: &[u8], bytes: &[u8]) {
     let right = sealed(key, bytes.to_vec());
     for row in [bytes, &right] {
@@ -16,7 +16,7 @@ pub(crate) fn row(key: &[u8], bytes: &[u8]) {
         let _ = (SnapshotRow::from_bytes(key, row), StreamState::from_bytes(row), LaneState::from_bytes(row));
         let _ = (Run::from_bytes(0, row), record::end_offset(0, row).is_ok());
     }
-    // A key that is read is written so.
+    // A key that can be read is written the same.
     if let Some((due_ms, seq)) = keys::split_due(key) {
         let cursor = u32::from_be_bytes(*key.first_chunk().expect("it is read"));
         assert_eq!(keys::due(cursor, due_ms, seq), key);

@@ -1,37 +1,39 @@
-//! What a consumer has in hand for longer than one try: the bytes of its rows. Pure.
+//! The deliveries that a consumer has in hand for longer than one try: the bytes of their rows.
+//! Pure.
 //!
 //! ```text
 //! tries   failures u32 │ deaths u32 │ shared u32 │ open u8 │ parked number u64, or its highest value │ crc32 u32
 //! parked  flags u8: 1 it has waited for its gap │ name u16 + bytes │ a rejected delivery (log/rejected.rs) │ crc32 u32
 //! ```
 //!
-//! Little-endian. The CRC-32 (IEEE) is over the row's key and what is before it.
+//! Little-endian. The CRC-32 (IEEE) covers the row's key and everything before it.
 //!
-//! **Invariant.** Decoding never panics and never allocates more than the row is long, whatever the bytes.
+//! **Invariant.** Decoding never panics and never allocates more than the row is long, whatever the
+//! bytes.
 
 use super::dedup::{sealed, unsealed};
 use super::rejected::RejectedRow;
 use super::wire_bytes::{Malformed, Reader};
 
-/// A try that has begun, and of which no end is known yet.
+/// A try that has begun, and whose end is not known yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Open {
     #[default]
     None,
-    /// Beside tries of other deliveries: if the process dies, each of them may be the cause.
+    /// Tries of other deliveries ran too. If the process dies, each delivery may be the cause.
     Shared,
-    /// No other try ran: if the process dies, this delivery is the cause.
+    /// No other try ran. If the process dies, this delivery is the cause.
     Alone,
 }
 
-/// What is remembered of the tries of one delivery.
+/// The remembered tries of one delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tries {
     /// Tries that the handler ended with an error.
     pub(crate) failures: u32,
-    /// Tries on which the process died while nothing else was tried.
+    /// Tries during which the process died while nothing else was tried.
     pub(crate) deaths: u32,
-    /// Deaths of the process that this delivery may have caused, or another one.
+    /// Deaths of the process that this delivery, or another one, may have caused.
     pub(crate) shared: u32,
     pub(crate) open: Open,
 }
@@ -44,12 +46,12 @@ pub(crate) struct TriesRow {
     pub(crate) parked: Option<u64>,
 }
 
-/// A delivery that is parked: the broker was notified that it is done with.
+/// A parked delivery, which the consumer has acknowledged to the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ParkedRow {
-    /// It has waited for the gap before it.
+    /// Whether the delivery has waited for the gap before it.
     pub(crate) waited: bool,
-    /// Names its row of tries.
+    /// The name of its row of tries.
     pub(crate) name: Vec<u8>,
     pub(crate) delivery: RejectedRow,
 }
@@ -66,7 +68,7 @@ impl TriesRow {
         sealed(key, out)
     }
 
-    /// `None` for a row that is damaged.
+    /// Reads a row; `None` if it is damaged.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(unsealed(key, bytes)?);
         let mut read = || -> Result<Self, Malformed> {
@@ -95,7 +97,7 @@ impl ParkedRow {
         sealed(key, out)
     }
 
-    /// Checks a row and reads it; else says what is wrong with it.
+    /// Checks a row and reads it, or returns what is wrong with it.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Result<Self, &'static str> {
         let mut reader = Reader(unsealed(key, bytes).ok_or("its checksum does not match")?);
         let mut front = || -> Result<(bool, Vec<u8>), Malformed> {
@@ -131,7 +133,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Goal: a row is read as it was written, and no changed byte and no row of another place is believed.
+        /// Goal: a row is read as it was written, and no changed byte and no row of another place
+        /// is believed.
         #[test]
         fn what_is_written_is_read_back(
             payload in prop::collection::vec(any::<u8>(), 0..50),
@@ -162,7 +165,7 @@ mod tests {
             prop_assert_eq!(TriesRow::from_bytes(b"key", &bytes), None);
         }
 
-        /// Whatever the bytes, also with a right checksum, decoding ends without a panic.
+        /// Goal: decoding ends without a panic for any bytes, also with a right checksum.
         #[test]
         fn hostile_bytes_do_not_panic(row in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = ParkedRow::from_bytes(b"key", &sealed(b"key", row.clone()));

@@ -1,7 +1,8 @@
-//! Keys of the tables around the log. Big-endian, so that byte order is number order.
+//! The keys of the tables around the log. They are big-endian, so that byte order is number order.
 //!
-//! **Invariant.** A key is read as what, written again, is the same key: one of another length is damage. So a loop that goes on behind what it has
-//! read comes further each time. Nothing has the number `u64::MAX`.
+//! **Invariant.** A key that can be read is written as the same key; a key of another length is
+//! damage. So a loop that continues behind the last key read always advances. Nothing has the
+//! number `u64::MAX`.
 //!
 //! ```text
 //! exception   cursor u32 │ seq u64
@@ -18,7 +19,7 @@
 
 use crate::event::{Destination, LaneOf};
 
-/// Names a cursor in keys; given when the cursor is first made, never reused.
+/// The id of a cursor in keys. A cursor gets it when it is made, and no id is reused.
 pub(crate) type CursorId = u32;
 
 pub(crate) fn exception(cursor: CursorId, seq: u64) -> [u8; 12] {
@@ -35,25 +36,25 @@ pub(crate) fn due(cursor: CursorId, due_ms: u64, seq: u64) -> [u8; 20] {
     key
 }
 
-/// The due time and sequence number in a due key.
+/// Returns the due time and the sequence number of a due key.
 pub(crate) fn split_due(key: &[u8]) -> Option<(u64, u64)> {
     let due_ms = u64::from_be_bytes(key.get(4..12)?.try_into().ok()?);
     Some((due_ms, number_behind(key, 12)?))
 }
 
-/// The sequence number in the key of an exception, or of a projection's failure.
+/// Returns the sequence number in the key of an exception or of a projection's failure.
 pub(crate) fn split_exception(key: &[u8]) -> Option<u64> {
     number_behind(key, 4)
 }
 
-/// The number that is all there is behind so many bytes.
+/// Returns the number that is the whole rest behind so many bytes.
 fn number_behind(key: &[u8], bytes: usize) -> Option<u64> {
     let number = u64::from_be_bytes(key.get(bytes..)?.try_into().ok()?);
     (number != u64::MAX).then_some(number)
 }
 
-/// What stands where a sequence number does in an exception, due or parked key. A key of another form has something there too: nothing may go on
-/// from it.
+/// Returns the bytes at the place of a sequence number in an exception, due or parked key. A key of
+/// another form has bytes there too, so no loop may continue from this number.
 pub(crate) fn last_seq(key: &[u8]) -> Option<u64> {
     key.last_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes))
 }
@@ -63,13 +64,13 @@ pub(crate) fn parked(cursor: CursorId, key: &str, seq: u64) -> Vec<u8> {
     [&cursor.to_be_bytes()[..], &len.to_be_bytes(), key.as_bytes(), &seq.to_be_bytes()].concat()
 }
 
-/// The ordering key and the sequence number in a parked key.
+/// Returns the ordering key and the sequence number in a parked key.
 pub(crate) fn split_parked(key: &[u8]) -> Option<(&str, u64)> {
     let len = usize::from(u16::from_be_bytes(key.get(4..6)?.try_into().ok()?));
     Some((std::str::from_utf8(key.get(6..6 + len)?).ok()?, number_behind(key, 6 + len)?))
 }
 
-/// Writes the lane's key into `out`; `false` for an event that is published nowhere.
+/// Writes the lane's key into `out`. Returns `false` for an unpublished event.
 pub(crate) fn lane(destination: Option<&Destination>, key: Option<&str>, out: &mut Vec<u8>) -> bool {
     out.clear();
     let Some(Destination::Exchange { exchange, routing_key }) = destination else { return false };
@@ -86,35 +87,35 @@ pub(crate) fn inbox(scope: &str, id: &[u8]) -> Vec<u8> {
     [&[len][..], scope.as_bytes(), id].concat()
 }
 
-/// The high-water mark of a lane of which a scope has recorded something.
+/// The key of a lane's high-water mark in a scope.
 pub(crate) fn dedup_high_water(scope: &str, lane: LaneOf) -> Vec<u8> {
     let lane = [&lane.store[..], &lane.epoch.to_be_bytes(), &lane.id.to_be_bytes(), &[0]].concat();
     inbox(scope, &lane)
 }
 
-/// A gap of the lane whose high-water mark has this key.
+/// The key of a gap of the lane whose high-water mark has this key.
 pub(crate) fn dedup_gap(key: &[u8], start: u64) -> Vec<u8> {
     let lane = key.split_last().map_or(key, |(_, lane)| lane);
     [lane, &[1], &start.to_be_bytes()].concat()
 }
 
-/// A chunk of hashes of the lane whose high-water mark has this key.
+/// The key of a chunk of hashes of the lane whose high-water mark has this key.
 pub(crate) fn dedup_chunk(key: &[u8], chunk: u64) -> Vec<u8> {
     let lane = key.split_last().map_or(key, |(_, lane)| lane);
     [lane, &[2], &chunk.to_be_bytes()].concat()
 }
 
-/// How many lanes a scope keeps.
+/// The key of a scope's count of lanes.
 pub(crate) fn lanes_kept(scope: &str) -> Vec<u8> {
     inbox(scope, &[])
 }
 
-/// The lanes of this one's producer, in this epoch, that a scope has forgotten.
+/// The key of the forgotten lanes of this lane's producer and epoch, in a scope.
 pub(crate) fn lanes_forgotten(scope: &str, lane: LaneOf) -> Vec<u8> {
     inbox(scope, &[&lane.store[..], &lane.epoch.to_be_bytes()].concat())
 }
 
-/// What a key among the lanes of a scope is of.
+/// The kind of a key among the lanes of a scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DedupKey {
     HighWater,
@@ -122,10 +123,10 @@ pub(crate) enum DedupKey {
     Other,
 }
 
-/// Store, epoch and lane.
+/// The length of store, epoch and lane.
 const LANE_LEN: usize = 16 + 8 + 8;
 
-/// `None` for a key that has no scope.
+/// Returns the kind of a key; `None` for a key without a scope.
 pub(crate) fn dedup_kind(key: &[u8]) -> Option<DedupKey> {
     let rest = key.get(1 + scope_of(key)?.len()..)?;
     let kind = rest.get(LANE_LEN).filter(|_| rest.len() == LANE_LEN + 1 || rest.len() == LANE_LEN + 9);
@@ -136,79 +137,79 @@ pub(crate) fn dedup_kind(key: &[u8]) -> Option<DedupKey> {
     })
 }
 
-/// What all rows of the lane begin with whose high-water mark has this key.
+/// Returns the common prefix of all rows of the lane whose high-water mark has this key.
 pub(crate) fn dedup_lane(key: &[u8]) -> &[u8] {
     key.split_last().map_or(key, |(_, lane)| lane)
 }
 
-/// The key of its producer's forgotten lanes, and the lane's id.
+/// Returns the key of the producer's forgotten lanes, and the lane's id.
 pub(crate) fn split_high_water(key: &[u8]) -> Option<(&[u8], u64)> {
     let (producer, id) = dedup_lane(key).split_last_chunk::<8>()?;
     Some((producer, u64::from_be_bytes(*id)))
 }
 
-/// What a scope has rejected, taken together.
+/// The key of the totals of a scope's rejected deliveries.
 pub(crate) fn rejected(scope: &str) -> Vec<u8> {
     inbox(scope, &[])
 }
 
-/// A rejected delivery.
+/// The key of a rejected delivery.
 pub(crate) fn rejected_row(scope: &str, number: u64) -> Vec<u8> {
     inbox(scope, &[&[0][..], &number.to_be_bytes()].concat())
 }
 
-/// The word that a rejected delivery is to be driven again.
+/// The key of the request to redrive a rejected delivery.
 pub(crate) fn redriven(scope: &str, number: u64) -> Vec<u8> {
     inbox(scope, &[&[1][..], &number.to_be_bytes()].concat())
 }
 
-/// The number of a rejected or parked delivery of this scope, or of one that is driven again.
+/// Returns the number of a rejected, parked or redriven delivery of this scope.
 pub(crate) fn split_numbered(scope: &str, key: &[u8]) -> Option<u64> {
     number_behind(key, 1 + scope.len() + 1)
 }
 
-/// All keys of one kind of numbered rows of a scope, whatever stands behind: from, and up to.
+/// Returns the range of all keys of one kind of numbered rows of a scope: from, and up to.
 pub(crate) fn numbered_range(scope: &str, kind: u8) -> (Vec<u8>, Vec<u8>) {
     let from = inbox(scope, &[kind]);
     let to = after_prefix(&from);
     (from, to)
 }
 
-/// What a scope has in hand, taken together.
+/// The key of the totals of a scope's deliveries in hand.
 pub(crate) fn in_hand(scope: &str) -> Vec<u8> {
     inbox(scope, &[])
 }
 
-/// A parked delivery.
+/// The key of a parked delivery.
 pub(crate) fn parked_delivery(scope: &str, number: u64) -> Vec<u8> {
     inbox(scope, &[&[0][..], &number.to_be_bytes()].concat())
 }
 
-/// The tries of a delivery.
+/// The key of a delivery's tries.
 pub(crate) fn tries(scope: &str, name: &[u8]) -> Vec<u8> {
     inbox(scope, &[&[1][..], name].concat())
 }
 
-/// The scope at the front of a key.
+/// Returns the scope at the front of a key.
 pub(crate) fn scope_of(key: &[u8]) -> Option<&str> {
     let (len, rest) = key.split_first()?;
     std::str::from_utf8(rest.get(..usize::from(*len))?).ok()
 }
 
-/// A chunk of the stream index.
+/// The key of a chunk of the stream index.
 pub(crate) fn chunk(stream: &[u8], first: u64) -> Vec<u8> {
     let len = u8::try_from(stream.len()).expect("checked: at most SHORT_STRING_BYTES_MAX");
     [&[len][..], stream, &first.to_be_bytes()].concat()
 }
 
-/// The stream and the first revision of a chunk's key.
+/// Returns the stream and the first revision of a chunk's key.
 pub(crate) fn split_chunk(key: &[u8]) -> Option<(&[u8], u64)> {
     let (len, rest) = key.split_first()?;
     let stream = rest.get(..usize::from(*len))?;
     (rest.len() == stream.len() + 8).then_some((stream, last_seq(key)?))
 }
 
-/// The largest key that begins with `prefix` is below this.
+/// Returns a bound above the largest key that begins with `prefix`.
 pub(crate) fn after_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -251,8 +252,9 @@ mod tests {
         assert!(after_prefix(&[255]).is_empty());
     }
 
-    /// Goal: no key is read that would not be written so: a loop that goes on behind it would come to it again. Method: each form, longer, shorter, and with
-    /// the number that nothing has.
+    /// Goal: no key is read that would not be written the same, because a loop that continues
+    /// behind it would meet it again. Method: each form, longer, shorter, and with the number that
+    /// nothing has.
     #[test]
     fn a_key_of_another_length_is_none() {
         type Read = fn(&[u8]) -> Option<u64>;
@@ -276,7 +278,8 @@ mod tests {
         }
     }
 
-    /// Lanes that differ anywhere have different keys, also where the texts run into each other.
+    /// Goal: lanes that differ anywhere have different keys, also if their texts run into each
+    /// other.
     #[test]
     fn lanes_do_not_run_together() {
         let to = |e: &str, r: &str| Destination::Exchange { exchange: e.into(), routing_key: r.into() };

@@ -1,4 +1,4 @@
-//! Which number comes next in each lane.
+//! The next number of each lane.
 
 use crate::event::Lane;
 
@@ -10,7 +10,7 @@ pub(crate) struct LaneState {
 }
 
 impl LaneState {
-    /// The lane that begins with the event at `seq`.
+    /// Returns the lane that begins with the event at `seq`.
     pub(crate) fn beginning_at(seq: u64) -> Self {
         Self { id: seq, next: 0 }
     }

@@ -1,4 +1,5 @@
-//! The log's bytes: record frames, the keys of the tables around them, and what is derived from the log. Pure; names no storage engine.
+//! The bytes of the log: record frames, the keys of the tables around them, and what is derived
+//! from the log. Pure; no module here names a storage engine.
 
 mod checksum;
 pub(crate) mod dedup;

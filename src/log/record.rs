@@ -1,4 +1,4 @@
-//! One record of the log, to bytes and back.
+//! The byte form of one record of the log.
 //!
 //! ```text
 //!  0      2   3   4        8              16          24         32         40        44
@@ -8,12 +8,12 @@
 //!  └──────┴───┴───┴────────┴──────────────┴───────────┴──────────┴──────────┴─────────┴────────────┴────────┘
 //! ```
 //!
-//! All integers little-endian. The CRC-32 (IEEE) is over the record's sequence number (u64) and bytes 8 to the end:
-//! a record that stands at another position than it was written for fails its check. *End offset* counts the bytes of
-//! all records up to and including this one since the store began, so that a backlog's size is one subtraction.
-//! Lane id is `u64::MAX` for an event that is published nowhere. Bit 0 of the flags says that a revision follows: the
-//! event is of a stream. It stands outside the body, because the same event appended again has the same content
-//! whatever its revision.
+//! All integers are little-endian. The CRC-32 (IEEE) covers the record's sequence number (u64) and
+//! bytes 8 to the end. So a record fails its check at any position other than its own. *End offset*
+//! counts the bytes of all records up to and including this one since the store began, so a
+//! backlog's size is one subtraction. Lane id is `u64::MAX` for an unpublished event. Bit 0 of the
+//! flags says that a revision follows, because the event is of a stream. The revision is outside
+//! the body, because the same event appended again has the same content whatever its revision.
 //!
 //! ```text
 //! body: flags u16 │ id │ type t8 │ [stream t8] │ [key t8] │ [exchange t8, routing key t8] │ [content type t8] │ [subject t8] │
@@ -21,11 +21,13 @@
 //!       [version u32] │ [count u16, { name t8, kind u8, value }…] │ [properties] │ payload to the end
 //! ```
 //!
-//! `t8` and `t16` are UTF-8 behind a length of one or two bytes. The id is 16 raw bytes if flag 0 is set (a UUID that
-//! the library gave), else `t8`. Each `[…]` is there if its flag is set. Values and properties are drawn in `values.rs`;
-//! properties, and values other than text, i64, boolean and bytes, came with format 5.
+//! `t8` and `t16` are UTF-8 behind a length of one or two bytes. The id is 16 raw bytes if flag 0
+//! is set (a UUID that the library gave), otherwise `t8`. Each `[…]` is there if its flag is set.
+//! `values.rs` describes values and properties. Properties, and values other than text, i64,
+//! boolean and bytes, came with format 5.
 //!
-//! **Invariant.** Decoding never panics, and takes memory for what it has read alone, whatever the bytes.
+//! **Invariant.** Decoding never panics, and takes memory only for what it has read, whatever the
+//! bytes.
 
 use super::checksum::checksum;
 use super::values::{put_properties, put_value, read_properties, read_value};
@@ -58,22 +60,22 @@ pub(super) const NOT_BEFORE: u16 = 1 << 8;
 pub(super) const EXPIRES: u16 = 1 << 9;
 pub(super) const HEADERS: u16 = 1 << 10;
 pub(super) const STREAM: u16 = 1 << 11;
-/// The payload has another version than 1.
+/// The payload's version is not 1.
 pub(super) const EVENT_VERSION: u16 = 1 << 12;
 /// AMQP properties that few events have.
 pub(super) const PROPERTIES: u16 = 1 << 13;
 pub(super) const KNOWN_FLAGS: u16 = (1 << 14) - 1;
 
-/// The id that a record carries.
+/// The id in a record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum RecordId<'a> {
-    /// Given by the library.
+    /// An id that the library gave.
     Uuid([u8; 16]),
-    /// Given by the application.
+    /// An id that the application gave.
     Text(&'a str),
 }
 
-/// Writes the body of a valid event: what its content is, apart from where and when it was appended.
+/// Writes the body of a valid event: its content, apart from where and when it was appended.
 pub(crate) fn encode_body(event: &Event, id: RecordId<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(96 + event.payload.len());
     out.extend_from_slice(&flags(event, id).to_le_bytes());
@@ -145,20 +147,20 @@ fn put_headers(out: &mut Vec<u8>, headers: &[(String, HeaderValue)]) {
     }
 }
 
-/// Where and when a body is appended.
+/// The place and time of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position {
     pub(crate) seq: u64,
-    /// Bytes of all records before this one.
+    /// The bytes of all records before this one.
     pub(crate) start_offset: u64,
     pub(crate) time_ms: u64,
     pub(crate) lane: Option<Lane>,
-    /// Of an event of a stream.
+    /// The revision of an event of a stream.
     pub(crate) revision: Option<u64>,
 }
 
 impl Position {
-    /// Bytes of the record of a body of this length at this position.
+    /// Returns the length of a record with this body at this position.
     fn frame_len(self, body: &[u8]) -> usize {
         let revision = if self.revision.is_some() { REVISION_BYTES } else { 0 };
         FRAME_BYTES + revision + body.len()
@@ -196,7 +198,8 @@ fn framed(position: Position, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The checksum of a body alone: says whether two events with one id have the same content.
+/// Returns the checksum of a body alone. It shows whether two events with one id have the same
+/// content.
 pub(crate) fn body_checksum(body: &[u8]) -> u32 {
     crc32fast::hash(body)
 }
@@ -224,11 +227,12 @@ pub(super) struct Header {
     pub(super) revision: Option<u64>,
 }
 
-/// Magic, version, checksum, lengths: in that order, so that nothing unchecked is ever believed.
+/// Checks magic, version, checksum and lengths in this order, so that nothing unchecked is ever
+/// believed.
 #[inline]
 pub(super) fn check(seq: u64, bytes: &[u8]) -> Result<(Header, &[u8]), CorruptError> {
     let corrupt = |what| CorruptError { seq, what };
-    // One look at the length; what follows are plain loads.
+    // One check of the length lets what follows be plain loads.
     let Some((frame, body)) = bytes.split_first_chunk::<FRAME_BYTES>() else {
         return Err(corrupt(if MAGIC.starts_with(bytes) || bytes.starts_with(&MAGIC) {
             "it ends too early"
@@ -343,7 +347,7 @@ fn decode_body(header: Header, body: &[u8]) -> Result<RecordedEvent, Malformed> 
     })
 }
 
-/// Nearly every event has one of these.
+/// The content types of nearly every event.
 fn content_type(text: &str) -> Text {
     let known = [codec::JSON, codec::BINCODE, codec::BYTES].into_iter().find(|known| *known == text);
     known.map_or_else(|| text.into(), Text::from_static)
@@ -351,7 +355,8 @@ fn content_type(text: &str) -> Text {
 
 pub(super) fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, HeaderValue)>, Malformed> {
     let count = usize::from(reader.u16()?);
-    // Each takes at least three bytes: a corrupt count cannot ask for more than the record holds.
+    // Each header takes at least three bytes, so a corrupt count cannot ask for more than the
+    // record holds.
     let mut headers = Vec::with_capacity(count.min(reader.0.len() / 3));
     for _ in 0..count {
         let name = reader.text8()?.to_owned();
@@ -360,7 +365,7 @@ pub(super) fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(String, Heade
     Ok(headers)
 }
 
-/// Both ways of reading, of a body that may be anything: whatever both look at, they must agree on.
+/// Reads a body of any bytes in both ways. They must agree on the parts that both check.
 #[cfg(any(test, fuzzing))]
 fn read_both_ways(body: &[u8], revision: Option<u64>) {
     use crate::log::view::view;
@@ -376,7 +381,7 @@ fn read_both_ways(body: &[u8], revision: Option<u64>) {
             assert_eq!((viewed.stream(&frame), viewed.key(&frame)), (decoded.stream(), decoded.key()));
             assert_eq!(viewed.payload(&frame), decoded.payload());
         }
-        // Texts that are not shown are not looked at.
+        // The view does not check texts that it does not show.
         (Err(error), Ok(_)) => assert_eq!(error.what, "a text in it is not UTF-8"),
         (decoded, viewed) => assert!(decoded.is_err(), "{:?}", viewed.err()),
     }
@@ -444,8 +449,8 @@ mod tests {
             })
     }
 
-    /// Goal: files of format 4 stay readable, and their events keep their content: an event that has nothing newer is recorded as
-    /// it always was. Method: the bytes, by hand.
+    /// Goal: files of format 4 stay readable, and their events keep their content. An event without
+    /// newer parts is recorded as before. Method: the bytes, by hand.
     #[test]
     fn an_event_without_newer_parts_is_recorded_as_ever() {
         let event = Event::bytes("t", "p").key("k").to("e", "r").header("h", 7).header("x", vec![9]);
@@ -456,7 +461,7 @@ mod tests {
     }
 
     proptest! {
-        /// What is written is read, at its own position and at no other.
+        /// Goal: a record is read as it was written, at its own position and at no other.
         #[test]
         fn round_trip(event in any_event(), seq in any::<u64>(), other in any::<u64>()) {
             let id = event.id.as_deref().map_or(RecordId::Uuid([7; 16]), RecordId::Text);
@@ -474,7 +479,7 @@ mod tests {
             }
         }
 
-        /// No single changed byte goes unnoticed.
+        /// Goal: no single changed byte goes unnoticed.
         #[test]
         fn a_flipped_byte_is_noticed(event in any_event(), at in any::<prop::sample::Index>(), flip in 1..=255u8) {
             let revision = event.stream.as_ref().map(|_| 3);
@@ -485,7 +490,7 @@ mod tests {
             prop_assert!(decode(5, &bytes).is_err());
         }
 
-        /// Whatever the bytes, also with a right checksum, decoding ends without a panic.
+        /// Goal: decoding ends without a panic for any bytes, also with a right checksum.
         #[test]
         fn hostile_bytes_do_not_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(decode(0, &body).is_err() && view(0, &body).is_err());

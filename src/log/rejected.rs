@@ -1,4 +1,4 @@
-//! A delivery that a consumer has rejected, to bytes and back.
+//! The byte form of a delivery that a consumer has rejected.
 //!
 //! ```text
 //! since ms u64 │ attempts u32 │ flags u8 │ reason t32 │ exchange t32 │ routing key t32 │
@@ -8,12 +8,14 @@
 //! count u32 │ { name t32, kind u8, value }… │ payload u32 + bytes │ crc32 u32
 //! ```
 //!
-//! Little-endian; `t32` is UTF-8 behind a length of four bytes: what a foreign producer sends keeps to no limit of ours.
-//! Each `[…]` is there if its flag is set. The CRC-32 (IEEE) is over the row's key and all before it: a row that fails it
-//! is reported by its number, and never handed to a handler. Values are drawn in `values.rs`. The properties behind `more`, and
+//! Little-endian; `t32` is UTF-8 behind a length of four bytes, because a foreign producer's texts
+//! keep to no limit of ours. Each `[…]` is there if its flag is set. The CRC-32 (IEEE) covers the
+//! row's key and everything before it. A row that fails its check is reported by its number, and
+//! never handed to a handler. `values.rs` describes values. The properties behind `more`, and
 //! values other than text, i64, boolean and bytes, came with format 5.
 //!
-//! **Invariant.** Decoding never panics, and takes memory for what it has read alone, whatever the bytes.
+//! **Invariant.** Decoding never panics, and takes memory only for what it has read, whatever the
+//! bytes.
 
 use std::borrow::Cow;
 
@@ -24,18 +26,19 @@ use crate::message::{HeaderValue, Message};
 use crate::text::Text;
 
 const RECHECK: u8 = 1;
-/// More properties follow.
+/// The flag for further properties.
 const MORE: u8 = 0b1000_0000;
 const DELIVERY_MODE: u16 = 1 << 5;
 const PRIORITY: u16 = 1 << 6;
 const MORE_KNOWN: u16 = (1 << 7) - 1;
 
-/// A rejected delivery, whole.
+/// A rejected delivery, complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RejectedRow {
     pub(crate) since_ms: u64,
     pub(crate) attempts: u32,
-    /// It was rejected before it was recorded for deduplication: whoever drives it again looks whether it was.
+    /// Whether the delivery was rejected before it was recorded for deduplication. A redrive then
+    /// checks whether it was recorded since.
     pub(crate) recheck: bool,
     pub(crate) reason: String,
     pub(crate) exchange: String,
@@ -82,7 +85,7 @@ impl RejectedRow {
         row
     }
 
-    /// Checks a row and reads it; else says what is wrong with it.
+    /// Checks a row and reads it, or returns what is wrong with it.
     pub(crate) fn from_bytes(key: &[u8], bytes: &[u8]) -> Result<Self, &'static str> {
         let row = unsealed(key, bytes).ok_or("its checksum does not match")?;
         read(&mut Reader(row)).map_err(|Malformed(what)| what)
@@ -94,7 +97,8 @@ fn texts(message: &Message) -> [Option<&str>; 5] {
     [message_id, event_type, content_type, correlation_id, app_id].map(|text| text.as_deref())
 }
 
-/// The flags of the properties that came with format 5: the texts in their order, then the numbers.
+/// Returns the flags of the properties that came with format 5: the texts in their order, then the
+/// numbers.
 fn more(message: &Message) -> u16 {
     let texts = more_texts(message).map(|text| text.is_some());
     let there = texts.into_iter().chain([message.delivery_mode.is_some(), message.priority.is_some()]);
@@ -165,7 +169,7 @@ fn read(reader: &mut Reader<'_>) -> Result<RejectedRow, Malformed> {
 
 fn read_headers(reader: &mut Reader<'_>) -> Result<Vec<(Cow<'static, str>, HeaderValue)>, Malformed> {
     let count = reader.u32()? as usize;
-    // A corrupt count does not ask for more than the row has bytes.
+    // A corrupt count cannot ask for more than the row has bytes.
     let mut headers =
         Vec::with_capacity(count.min(reader.0.len() / size_of::<(Cow<'_, str>, HeaderValue)>()));
     for _ in 0..count {
@@ -237,7 +241,7 @@ mod tests {
             prop_assert!(RejectedRow::from_bytes(b"key", &bytes).is_err());
         }
 
-        /// Whatever the bytes, also with a right checksum, decoding ends without a panic.
+        /// Goal: decoding ends without a panic for any bytes, also with a right checksum.
         #[test]
         fn hostile_bytes_do_not_panic(row in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = RejectedRow::from_bytes(b"key", &row);

@@ -1,22 +1,22 @@
-//! Streams: the state of each, and where its newest revisions stand.
+//! Streams: the state of each stream, and the sequence numbers of its revisions.
 //!
-//! The index (stream, revision) → sequence number is derived from the log. Its newest stretch is in memory; the rest is
-//! in *chunks*, one per stream and bulk write, each a run of contiguous revisions: an index row per event would cost a
-//! random page write for each.
+//! The index (stream, revision) → sequence number is derived from the log. Its newest part is in
+//! memory. The rest is in *chunks*, one per stream and bulk write, each a run of contiguous
+//! revisions. An index row per event would cost a random page write per event.
 
 use std::collections::HashMap;
 
 use super::write_back::WriteBackCache;
 use crate::tuning::REVISION_GAPS_MAX;
 
-/// What is known of a stream apart from its events.
+/// The state of a stream apart from its events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct StreamState {
-    /// The revision that its next event gets.
+    /// The revision of its next event.
     pub(crate) next: u64,
-    /// Revisions below are gone.
+    /// The first revision that still exists.
     pub(crate) first: u64,
-    /// It is deleted for good: nothing of it can be read or appended.
+    /// Whether the stream is deleted for good. Then nothing of it can be read or appended.
     pub(crate) deleted: bool,
 }
 
@@ -39,12 +39,12 @@ impl StreamState {
         }
     }
 
-    /// The revisions that can be read.
+    /// Returns the readable revisions.
     pub(crate) fn readable(self) -> std::ops::Range<u64> {
         if self.deleted { 0..0 } else { self.first.min(self.next)..self.next }
     }
 
-    /// Whether the event of this revision is still wanted.
+    /// Whether the event of this revision is still needed.
     pub(crate) fn wants(self, revision: u64) -> bool {
         !self.deleted && revision >= self.first
     }
@@ -54,24 +54,25 @@ impl StreamState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SnapshotOf {
     pub(crate) seq: u64,
-    /// Its record's checksum.
+    /// The checksum of its record.
     pub(crate) crc: u32,
 }
 
-/// A snapshot that the application took of what a stream adds up to.
+/// The application's snapshot of the state that a stream adds up to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SnapshotRow {
-    /// The form of its bytes.
+    /// The version of its bytes' form.
     pub(crate) version: u32,
-    /// The newest revision in it.
+    /// The newest revision in the snapshot.
     pub(crate) revision: u64,
-    /// The event of that revision; rows of format 3 name none.
+    /// The event of that revision. Rows of format 3 name none.
     pub(crate) of: Option<SnapshotOf>,
     pub(crate) bytes: Vec<u8>,
 }
 
 impl SnapshotRow {
-    /// As the value of this stream's row. The checksum is over the stream's name and what follows it.
+    /// Writes the value of this stream's row. The checksum covers the stream's name and what
+    /// follows it.
     pub(crate) fn to_bytes(&self, stream: &[u8]) -> Vec<u8> {
         let mut checked = [&self.version.to_le_bytes()[..], &self.revision.to_le_bytes()].concat();
         if let Some(of) = self.of {
@@ -82,7 +83,7 @@ impl SnapshotRow {
         [&snapshot_checksum(stream, &checked, self.of.is_some()).to_le_bytes()[..], &checked].concat()
     }
 
-    /// `None` if it is damaged, or another stream's.
+    /// Reads a row; `None` if it is damaged, or another stream's.
     pub(crate) fn from_bytes(stream: &[u8], bytes: &[u8]) -> Option<Self> {
         let (crc, checked) = bytes.split_first_chunk::<4>()?;
         let holds = |is_named| u32::from_le_bytes(*crc) == snapshot_checksum(stream, checked, is_named);
@@ -104,7 +105,8 @@ impl SnapshotRow {
     }
 }
 
-/// A row that names its event has another checksum, so that neither form is read as the other.
+/// Returns the row's checksum. A row that names its event has another checksum, so that neither
+/// form is read as the other.
 fn snapshot_checksum(stream: &[u8], checked: &[u8], is_named: bool) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     if is_named {
@@ -115,15 +117,15 @@ fn snapshot_checksum(stream: &[u8], checked: &[u8], is_named: bool) -> u32 {
     hasher.finalize()
 }
 
-/// Stands in a run for a revision whose record was damaged when the index was rebuilt.
+/// The number in a run for a revision whose record was damaged when the index was rebuilt.
 pub(crate) const NO_SEQ: u64 = u64::MAX;
 
 /// A run of contiguous revisions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Run {
-    /// The revision of the first.
+    /// The revision of the first event.
     pub(crate) first: u64,
-    /// Their sequence numbers.
+    /// The sequence numbers of the events.
     pub(crate) seqs: Vec<u64>,
 }
 
@@ -132,20 +134,20 @@ impl Run {
         Self { first, seqs: Vec::new() }
     }
 
-    /// Where this revision stands, if it is of this run.
+    /// Returns the sequence number of this revision if the run has it.
     pub(crate) fn get(&self, revision: u64) -> Option<u64> {
         let at = usize::try_from(revision.checked_sub(self.first)?).ok()?;
         self.seqs.get(at).copied()
     }
 
-    /// Notes where the next revision stands. An earlier one is known already.
+    /// Notes the sequence number of the next revision. An earlier revision is known already.
     pub(crate) fn put(&mut self, revision: u64, seq: u64) {
         let is_put = self.put_behind(revision, seq, &mut Gaps::from(0));
         debug_assert!(is_put, "what is appended has no gap");
     }
 
-    /// Notes where a later revision stands; those between stand at [`NO_SEQ`], and count against `gaps`. `false`, and nothing is noted, if they
-    /// are more.
+    /// Notes the sequence number of a later revision. The revisions between get [`NO_SEQ`], and
+    /// count against `gaps`. Returns `false`, and notes nothing, if they exceed `gaps`.
     pub(crate) fn put_behind(&mut self, revision: u64, seq: u64, gaps: &mut Gaps) -> bool {
         if self.seqs.is_empty() {
             self.first = revision;
@@ -160,7 +162,7 @@ impl Run {
         true
     }
 
-    /// Without the revisions below this one.
+    /// Returns the run without the revisions below this one.
     pub(crate) fn from(mut self, first: u64) -> Self {
         let gone =
             usize::try_from(first.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.seqs.len());
@@ -169,7 +171,7 @@ impl Run {
         self
     }
 
-    /// As the value of a chunk; its key has the first revision.
+    /// Writes the value of a chunk. Its key has the first revision.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         self.seqs.iter().flat_map(|seq| seq.to_le_bytes()).collect()
     }
@@ -180,9 +182,11 @@ impl Run {
     }
 }
 
-/// Revisions that may be missing from runs that are read from the log: one for each record that is missing or damaged, and no more.
+/// The revisions that may be missing from runs that are read from the log: one for each missing or
+/// damaged record.
 ///
-/// A checksum says that a record is as it was written, not that this library has written it. So no number in it is a length in memory.
+/// A checksum says that a record is as it was written, not that this library wrote it. So no number
+/// in a record becomes a length in memory.
 #[derive(Debug)]
 pub(crate) struct Gaps {
     left: u64,
@@ -195,7 +199,7 @@ impl Gaps {
         Self { left: 0, expected: seq }
     }
 
-    /// A record is read; `false` if another was to come.
+    /// Notes a record that was read. Returns `false` if another record was expected.
     pub(crate) fn pass(&mut self, seq: u64) -> bool {
         let missing = seq.abs_diff(self.expected);
         self.expected = seq.saturating_add(1);
@@ -203,7 +207,7 @@ impl Gaps {
         missing == 0
     }
 
-    /// A record cannot be read, or cannot be true.
+    /// Notes a record that is unreadable or impossible.
     pub(crate) fn damaged(&mut self) {
         self.add(1);
     }
@@ -213,16 +217,16 @@ impl Gaps {
     }
 }
 
-/// All streams, as far as they are in memory.
+/// All streams that are in memory.
 #[derive(Debug, Default)]
 pub(crate) struct StreamCache {
     pub(crate) states: WriteBackCache<StreamState>,
-    /// What has been appended since the last bulk write.
+    /// The events appended since the last bulk write.
     pub(crate) recent: HashMap<Box<[u8]>, Run>,
 }
 
 impl StreamCache {
-    /// Notes what a committed transaction appended to a stream.
+    /// Notes the events that a committed transaction appended to a stream.
     pub(crate) fn appended(&mut self, stream: &[u8], state: StreamState, run: &Run) {
         self.states.change(stream.into(), state);
         if !run.seqs.is_empty() {
@@ -231,7 +235,7 @@ impl StreamCache {
         }
     }
 
-    /// The bulk write is durable.
+    /// Notes that the bulk write is durable.
     pub(crate) fn written(&mut self) {
         self.states.written();
         self.recent.clear();

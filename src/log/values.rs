@@ -1,4 +1,5 @@
-//! Header values and the rarer properties, to bytes and back: as records and rejected deliveries hold them.
+//! The byte form of header values and of the rarer properties, in records and in rejected
+//! deliveries.
 //!
 //! ```text
 //! value       kind u8 │ by its kind: u32 length and bytes, a number, or values
@@ -8,10 +9,11 @@
 //!             [priority u8] │ [expiration ms u32]
 //! ```
 //!
-//! Little-endian. Floats are their bits.
+//! Little-endian. Floats are written as their bits.
 //!
-//! **Invariants.** Reading never panics, goes [`TABLE_NESTING_MAX`] levels deep at most, and takes memory for what it has read, never
-//! for what a count only promises. A kind or flag that is unknown is an error.
+//! **Invariants.** A read never panics, and goes [`TABLE_NESTING_MAX`] levels deep at most. It
+//! takes memory for what it has read, never for what a count promises. An unknown kind or flag is
+//! an error.
 
 use super::wire_bytes::{Malformed, Reader, put_text8};
 use crate::event::Properties;
@@ -37,15 +39,16 @@ const TABLE: u8 = 14;
 const ARRAY: u8 = 15;
 const VOID: u8 = 16;
 
-/// Writes the value of a header.
+/// Writes a header's value.
 pub(super) fn put_value(out: &mut Vec<u8>, value: &HeaderValue) {
     put_value_at(out, value, 1);
 }
 
-/// Writes a value of a table or array at this depth. The headers are the table at depth 1.
+/// Writes a value in a table or array at this depth. The headers are the table at depth 1.
 fn put_value_at(out: &mut Vec<u8>, value: &HeaderValue, depth: usize) {
     if depth >= TABLE_NESTING_MAX && matches!(value, HeaderValue::Table(_) | HeaderValue::Array(_)) {
-        // No event and no delivery of RabbitMQ's holds one. What a `Source` of the application's hands over is kept, and can be read.
+        // No event and no RabbitMQ delivery is nested as deep. A value from an application's
+        // `Source` may be, and becomes readable bytes.
         let mut bytes = Vec::new();
         put_kind_and_value(&mut bytes, value, 1);
         return put_long(out, BYTES, &bytes);
@@ -102,7 +105,7 @@ fn len(len: usize) -> [u8; 4] {
     u32::try_from(len).expect("a message of 4 GiB is carried by no broker").to_le_bytes()
 }
 
-/// Reads the value of a header.
+/// Reads a header's value.
 pub(super) fn read_value(reader: &mut Reader<'_>) -> Result<HeaderValue, Malformed> {
     read_value_at(reader, 1)
 }
@@ -189,7 +192,7 @@ pub(super) fn put_properties(out: &mut Vec<u8>, properties: &Properties) {
     }
 }
 
-/// Reads what [`put_properties`] has written.
+/// Reads the output of [`put_properties`].
 #[cold]
 pub(super) fn read_properties(reader: &mut Reader<'_>) -> Result<Properties, Malformed> {
     let flags = reader.u16()?;
@@ -198,7 +201,7 @@ pub(super) fn read_properties(reader: &mut Reader<'_>) -> Result<Properties, Mal
     }
     let has = |flag| flags & flag != 0;
     let mut optional = |flag| has(flag).then(|| reader.text8().map(Text::from)).transpose();
-    // In the order of the bytes.
+    // The fields are in the order of the bytes.
     Ok(Properties {
         content_encoding: optional(CONTENT_ENCODING)?,
         reply_to: optional(REPLY_TO)?,
@@ -220,7 +223,8 @@ pub(crate) mod samples {
 
     use super::*;
 
-    /// One of each kind; tables and arrays with others in them, names sorted and once each, as they come from RabbitMQ.
+    /// One value of each kind. Tables and arrays hold other values, with sorted and unique names,
+    /// as they come from RabbitMQ.
     pub(crate) fn any_value() -> impl Strategy<Value = HeaderValue> {
         let leaf = prop_oneof![
             ".{0,20}".prop_map(HeaderValue::from),
@@ -281,8 +285,8 @@ mod tests {
         })
     }
 
-    /// Goal: whatever has been written can be read, however deep a `Source` of the application's has nested it. Method: depths
-    /// around the limit; what stands too deep comes back as bytes.
+    /// Goal: everything that was written can be read, however deep an application's `Source` has
+    /// nested it. Method: depths around the limit; values that are too deep come back as bytes.
     #[test]
     fn what_is_nested_too_deep_is_kept_as_bytes() {
         for levels in 1..TABLE_NESTING_MAX + 4 {
@@ -293,8 +297,8 @@ mod tests {
         }
     }
 
-    /// Goal: a row that was made up neither overflows the stack nor asks for memory that it does not fill. Method: tables nested a
-    /// million deep; a count of four thousand million.
+    /// Goal: a forged row neither overflows the stack nor asks for memory that it does not fill.
+    /// Method: tables nested a million deep; a count of four thousand million.
     #[test]
     fn hostile_values_are_refused() {
         let deep = [[ARRAY, 1, 0, 0, 0]; 1 << 20].concat();

@@ -1,6 +1,8 @@
-//! A record seen in its place: checked as [`record::decode`](super::record::decode) checks it, and its parts found, not copied.
+//! A view of a record in its bytes. The record is checked as by
+//! [`record::decode`](super::record::decode), and its parts are found, not copied.
 //!
-//! **Invariant.** What is shown has been checked: bounds, and UTF-8. Texts that are not shown are not looked at.
+//! **Invariant.** Every part that the view shows has been checked: bounds, and UTF-8. Texts that
+//! the view does not show are not checked.
 
 use super::record::{
     CONTENT_TYPE, CORRELATION, EVENT_VERSION, EXPIRES, FRAME_BYTES, HEADERS, KEY, KNOWN_FLAGS, NOT_BEFORE,
@@ -11,8 +13,8 @@ use super::values::read_properties;
 use super::wire_bytes::{Malformed, Reader};
 use crate::error::CorruptError;
 
-/// Where the parts of a checked record stand in its bytes. Small, since a view is handed on for each event: what stands at a fixed place is
-/// not in it.
+/// The places of a checked record's parts in its bytes. It is small, because each event has a view.
+/// So parts at a fixed place are not in it.
 #[derive(Debug, Clone)]
 pub(crate) struct RecordView {
     pub(crate) seq: u64,
@@ -23,14 +25,14 @@ pub(crate) struct RecordView {
     key: Place,
 }
 
-/// Where a text stands: beginning and length.
+/// The place of a text: its beginning and length.
 #[derive(Debug, Clone, Copy)]
 struct Place(u16, u8);
 
-/// No text begins with the frame.
+/// A place that no text has, because no text begins with the frame.
 const NOWHERE: Place = Place(0, 0);
 
-/// Of the frame that was viewed.
+/// These functions take the frame that was viewed.
 impl RecordView {
     #[inline]
     pub(crate) fn event_type<'a>(&self, frame: &'a [u8]) -> &'a str {
@@ -82,11 +84,12 @@ pub(crate) fn view(seq: u64, bytes: &[u8]) -> Result<RecordView, CorruptError> {
 
 const TOO_EARLY: Malformed = Malformed("it ends too early");
 
-/// Goes over the lengths in a body. Only they are read; whether the last of what they span is there is seen once, at the end.
+/// A walk over the lengths in a body. It reads the lengths only, and checks once, at the end, that
+/// the last part is there.
 struct Walk<'a> {
     body: &'a [u8],
     at: usize,
-    /// Bytes of the frame before the body.
+    /// The bytes of the frame before the body.
     before: usize,
 }
 
@@ -112,7 +115,7 @@ impl Walk<'_> {
         }
         let key = if has(KEY) { self.text8()? } else { NOWHERE };
         let texts_to = self.at;
-        // What is not shown is passed over.
+        // The walk skips parts that the view does not show.
         if has(PUBLISHED) {
             self.skip8()?;
             self.skip8()?;
@@ -129,7 +132,7 @@ impl Walk<'_> {
         if self.at > self.body.len() {
             return Err(TOO_EARLY);
         }
-        // One look at all of them: what is ASCII is UTF-8.
+        // One check covers all texts, because ASCII is UTF-8.
         if !self.body.get(texts_from..texts_to).is_some_and(<[u8]>::is_ascii) {
             self.check_texts(texts_from, 1 + usize::from(has(STREAM)) + usize::from(has(KEY)))?;
         }
@@ -154,7 +157,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What few events have, up to the payload. Returns the version.
+    /// Walks the parts that few events have, up to the payload. Returns the version.
     fn rest(&mut self, flags: u16) -> Result<u32, Malformed> {
         let has = |flag| flags & flag != 0;
         let mut rest = Reader(self.body.get(self.at..).ok_or(TOO_EARLY)?);

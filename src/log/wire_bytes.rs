@@ -1,6 +1,6 @@
 //! A reader over a byte slice that never panics and never allocates more than the slice is long.
 
-/// What a reader says when the bytes end too early or are no UTF-8.
+/// The error of a reader whose bytes end too early or are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
@@ -39,12 +39,12 @@ impl<'a> Reader<'a> {
     pub(crate) fn bytes16(&mut self) -> Result<[u8; 16], Malformed> {
         self.array()
     }
-    /// Text behind a one-byte length.
+    /// Reads text behind a one-byte length.
     pub(crate) fn text8(&mut self) -> Result<&'a str, Malformed> {
         let len = usize::from(self.u8()?);
         self.text(len)
     }
-    /// Text behind a two-byte length.
+    /// Reads text behind a two-byte length.
     pub(crate) fn text16(&mut self) -> Result<&'a str, Malformed> {
         let len = usize::from(self.u16()?);
         self.text(len)
@@ -57,14 +57,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Writes text behind a one-byte length. The caller has checked that it fits.
+/// Writes text behind a one-byte length. The caller has checked that the text fits.
 pub(crate) fn put_text8(out: &mut Vec<u8>, text: &str) {
     let len = u8::try_from(text.len()).expect("validated: at most 255 bytes");
     out.push(len);
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Writes text behind a two-byte length. The caller has checked that it fits.
+/// Writes text behind a two-byte length. The caller has checked that the text fits.
 pub(crate) fn put_text16(out: &mut Vec<u8>, text: &str) {
     let len = u16::try_from(text.len()).expect("validated: at most 65535 bytes");
     out.extend_from_slice(&len.to_le_bytes());

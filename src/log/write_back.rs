@@ -1,14 +1,15 @@
-//! What is derived from the log: rows that are written in bulk.
+//! A cache for rows that are derived from the log and written in bulk.
 //!
-//! A row per lane or stream, written at every append, would cost a random page write per event. So a write-back cache keeps what has
-//! changed since the last bulk write in memory; the table on disk is true for the records below a watermark, and opening a
-//! store replays the records from there. **Invariant:** records at or above the watermark are not trimmed.
+//! A row per lane or stream, written at every append, would cost a random page write per event. So
+//! a write-back cache keeps the changes since the last bulk write in memory. The table on disk is
+//! true for the records below a watermark. Opening a store replays the records from there.
+//! **Invariant:** records at or above the watermark are not trimmed.
 
 use std::collections::HashMap;
 
 use crate::tuning::WRITE_BACK_CACHE_MAX;
 
-/// A write-back cache: what has changed since the last bulk write, and what was read of the rest.
+/// A write-back cache: the changes since the last bulk write, and rows that were read.
 #[derive(Debug)]
 pub(crate) struct WriteBackCache<S> {
     changed: HashMap<Box<[u8]>, S>,
@@ -26,12 +27,12 @@ impl<S: Copy> WriteBackCache<S> {
         self.changed.get(key).or_else(|| self.cached.get(key)).copied()
     }
 
-    /// Notes a state as a committed transaction left it.
+    /// Notes a state from a committed transaction.
     pub(crate) fn change(&mut self, key: Box<[u8]>, state: S) {
         self.changed.insert(key, state);
     }
 
-    /// Notes a state as read from the table.
+    /// Notes a state that was read from the table.
     pub(crate) fn cache(&mut self, key: Box<[u8]>, state: S) {
         if self.cached.len() >= WRITE_BACK_CACHE_MAX {
             self.cached.clear();
@@ -39,12 +40,12 @@ impl<S: Copy> WriteBackCache<S> {
         self.cached.insert(key, state);
     }
 
-    /// What a bulk write must write.
+    /// Returns the rows that a bulk write must write.
     pub(crate) fn changed(&self) -> impl Iterator<Item = (&[u8], S)> {
         self.changed.iter().map(|(key, state)| (&**key, *state))
     }
 
-    /// The bulk write is durable.
+    /// Notes that the bulk write is durable.
     pub(crate) fn written(&mut self) {
         for (key, state) in std::mem::take(&mut self.changed) {
             self.cache(key, state);

@@ -1,6 +1,7 @@
-//! The value of a header: one variant for each type that AMQP 0-9-1 has on RabbitMQ.
+//! The value of a header, with one variant for each AMQP 0-9-1 type that RabbitMQ supports.
 //!
-//! **Invariant.** Two values are equal if and only if they are the same bytes on the wire: floats are compared by their bits.
+//! **Invariant.** Two values are equal if and only if their bytes on the wire are equal. Floats
+//! compare by their bits.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -10,8 +11,9 @@ use crate::text::Text;
 
 /// A header's value: each type that RabbitMQ carries, with its width.
 ///
-/// Read integers with [`as_int`](Self::as_int), whatever width the producer has chosen. A plain integer literal becomes
-/// [`Int`](Self::Int). Equality is that of the bytes on the wire: `I32(7)` is not `Int(7)`, and NaN is equal to itself.
+/// Read integers of any width with [`as_int`](Self::as_int). A plain integer
+/// literal becomes [`Int`](Self::Int). Values are equal if their bytes on the wire are: `I32(7)` is
+/// not `Int(7)`, and NaN equals itself.
 ///
 /// ```
 /// use onewrite::HeaderValue;
@@ -50,8 +52,8 @@ pub enum HeaderValue {
     Float(f32),
     /// A 64-bit float (`d`).
     Double(f64),
-    /// A decimal number (`D`): `unscaled` divided by ten to the power of `scale`. Some clients read `unscaled` as a signed
-    /// integer.
+    /// A decimal number (`D`): `unscaled` divided by ten to the power of `scale`. Some clients read
+    /// `unscaled` as a signed integer.
     Decimal {
         /// Digits behind the point.
         scale: u8,
@@ -68,11 +70,12 @@ pub enum HeaderValue {
     Void,
 }
 
-/// What a value of a header takes in memory besides its encoding, about: its place in a table or a list.
+/// About how much memory a header's value takes besides its encoding: its place in a table or a
+/// list.
 pub(crate) const VALUE_BYTES: usize = 64;
 
 impl HeaderValue {
-    /// The text, if it is text.
+    /// Returns the text if the value is one.
     ///
     /// ```
     /// # use onewrite::HeaderValue;
@@ -87,7 +90,7 @@ impl HeaderValue {
         }
     }
 
-    /// The integer, if it is one, of whatever width. A timestamp is none.
+    /// Returns the integer if the value is one, of any width. A timestamp is no integer.
     ///
     /// ```
     /// # use onewrite::HeaderValue;
@@ -109,7 +112,7 @@ impl HeaderValue {
         })
     }
 
-    /// The float, if it is one, of either width.
+    /// Returns the float if the value is one, of either width.
     ///
     /// ```
     /// # use onewrite::HeaderValue;
@@ -125,7 +128,8 @@ impl HeaderValue {
         }
     }
 
-    /// The entries, if it is a table. A delivery from RabbitMQ has them in the order of their names.
+    /// Returns the entries if the value is a table. A delivery from RabbitMQ has them in the order
+    /// of their names.
     ///
     /// ```
     /// # use onewrite::HeaderValue;
@@ -141,7 +145,7 @@ impl HeaderValue {
         }
     }
 
-    /// The values, if it is an array. RabbitMQ's `x-death` is one, of tables.
+    /// Returns the values if the value is an array. RabbitMQ's `x-death` is an array of tables.
     ///
     /// ```
     /// # use onewrite::HeaderValue;
@@ -156,7 +160,7 @@ impl HeaderValue {
         }
     }
 
-    /// Bytes that the value takes on the wire, without its name and type tag.
+    /// Returns the bytes that the value takes on the wire, without its name and type tag.
     ///
     /// ```
     /// # use onewrite::HeaderValue;
@@ -185,7 +189,7 @@ impl HeaderValue {
         }
     }
 
-    /// How many values it is: itself, and those within it.
+    /// Counts the value itself and the values within it.
     pub(crate) fn count(&self) -> usize {
         1 + match self {
             Self::Table(entries) => entries.iter().map(|(_, value)| value.count()).sum(),
@@ -194,12 +198,12 @@ impl HeaderValue {
         }
     }
 
-    /// Whether it is NaN or infinite. RabbitMQ cannot read those.
+    /// Whether the value is NaN or infinite, which RabbitMQ cannot read.
     pub(crate) fn is_odd_float(&self) -> bool {
         self.as_float().is_some_and(|float| !float.is_finite())
     }
 
-    /// What of it is not text and holds no other value, as one number. Floats are their bits.
+    /// Returns a value that is neither text nor a container, as one number. Floats give their bits.
     fn bits(&self) -> u64 {
         match self {
             Self::Int(int) => int.cast_unsigned(),
@@ -246,7 +250,7 @@ impl Hash for HeaderValue {
     }
 }
 
-/// Shows the kind and length only: header values may be personal data.
+/// Shows the kind and length only, because header values may be personal data.
 impl fmt::Debug for HeaderValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -286,7 +290,7 @@ impl From<Text> for HeaderValue {
         Self::Text(text)
     }
 }
-// No other integer: a literal would not know which one it is, and would become an `i32`.
+// No other integer type: a literal could not choose among several, and would become an `i32`.
 impl From<i64> for HeaderValue {
     fn from(int: i64) -> Self {
         Self::Int(int)

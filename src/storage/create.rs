@@ -1,8 +1,9 @@
-//! Making the file.
+//! Creation of the file.
 //!
-//! **Invariants.** The path never names a half-made file: a store is made as a temporary file, closed, synced and then linked into place. A file that
-//! another process has put there meanwhile is never replaced. The file is readable and writable by its owner alone. Nothing is
-//! removed or replaced by name but what an open, locked handle proves to be ours, or nobody's.
+//! **Invariants.** The path never names a half-made file: a store is made as a temporary file,
+//! closed, synced and then linked into place. A file that another process has put there meanwhile
+//! is never replaced. Only the file's owner can read and write it. A file is removed or replaced by
+//! name only if an open, locked handle proves that it is ours, or abandoned.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -20,7 +21,7 @@ use crate::event::fresh_uuid_text;
 
 const BEFORE: &str = ".";
 const AFTER: &str = ".creating-";
-/// Bytes of the UUID that ends the name of a file that is being made.
+/// The bytes of the UUID that ends a temporary file's name.
 const UUID_BYTES: usize = 36;
 
 /// Makes a store beside `path` and links it into place, unless another process was faster.
@@ -32,11 +33,12 @@ pub(crate) fn create_atomically(
     let folder = folder_of(path);
     let failed = |source| cannot_create(path, source);
     let (temporary, file) = make_temporary(path).map_err(failed)?;
-    // What goes wrong with the temporary file is reported of the path that was given.
+    // An error of the temporary file is reported for the given path.
     let made = fill(&temporary, &file, options.cache_bytes, initialise)
         .map_err(|error| error.named_as(&temporary, path));
     let made = made.and_then(|()| put_in_place(&file, &temporary, path, options).map_err(failed));
-    // Said, not left to closing: a process that is being forked elsewhere may hold a copy of the handle for a moment.
+    // The file is unlocked explicitly. Closing may not be enough, because a process that is being
+    // forked may hold a copy of the handle for a moment.
     let _ = file.unlock();
     if made.is_err()
         && let Err(error) = remove_same(&file, &temporary)
@@ -47,7 +49,7 @@ pub(crate) fn create_atomically(
     place::sync_folder(folder, options.sync_folder).map_err(|source| cannot("sync", folder, source))
 }
 
-/// The error of a creation, with what its folder has to do with it.
+/// Makes the error of a creation, with what its folder has to do with it.
 fn cannot_create(path: &Path, source: io::Error) -> OpenError {
     let folder = folder_of(path);
     let text = match source.kind() {
@@ -60,7 +62,8 @@ fn cannot_create(path: &Path, source: io::Error) -> OpenError {
     cannot("create", path, io::Error::new(source.kind(), text))
 }
 
-/// An empty file of a name of its own, beside `path`. What crashes have left of such files is removed.
+/// Makes an empty file with a name of its own beside `path`. Removes such files that crashes have
+/// left.
 pub(crate) fn make_temporary(path: &Path) -> io::Result<(std::path::PathBuf, File)> {
     let folder = folder_of(path);
     let name = path.file_name().unwrap_or_default();
@@ -90,16 +93,18 @@ fn fill(
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<(), OpenError> {
     make_database(temporary, file, cache_bytes, initialise)?;
-    // Locked until it is in place: other creations take what is free for a left-over.
+    // The file stays locked until it is in place, because other creations take an unlocked file for
+    // a left-over.
     if let Err(error) = file.try_lock() {
         tracing::debug!(%error, "cannot lock the new file");
     }
-    // Its length goes with it; its name is the folder's to keep.
+    // The file's length is synced with it. The folder's sync keeps its name.
     file.sync_data().map_err(|source| cannot("sync", temporary, source))
 }
 
-/// Puts the new store at its path by a hard link, which never replaces a file of another process. An empty file that the
-/// application gives up is replaced by a rename. Where the file system has no links, an empty file is made for that first.
+/// Puts the new store at its path by a hard link, which never replaces a file of another process. A
+/// rename replaces an empty file that the application gives up. On a file system without links, an
+/// empty file is made for that rename first.
 fn put_in_place(file: &File, temporary: &Path, path: &Path, options: Options) -> io::Result<()> {
     let is_empty = || std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == 0);
     if !(options.overwrite_empty && is_empty()) {
@@ -108,7 +113,8 @@ fn put_in_place(file: &File, temporary: &Path, path: &Path, options: Options) ->
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 return remove_same(file, temporary).map(drop);
             }
-            // Another creation took ours for a left-over, in the moment between close and link: the next round makes it anew.
+            // Another creation took our file for a left-over between close and link. The next round
+            // makes it again.
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             Err(error) => tracing::debug!(%error, "no hard links here; renaming instead"),
         }
@@ -122,7 +128,8 @@ fn put_in_place(file: &File, temporary: &Path, path: &Path, options: Options) ->
             made => drop(made?),
         }
     }
-    // Held until the rename: of two that found the same empty file, the second must not replace the first one's store.
+    // The lock is held until the rename. If two creations find the same empty file, the second must
+    // not replace the first one's store.
     let Some(_held) = hold_empty(path) else { return remove_same(file, temporary).map(drop) };
     if !is_same(file, temporary) {
         return Ok(());
@@ -133,7 +140,7 @@ fn put_in_place(file: &File, temporary: &Path, path: &Path, options: Options) ->
     }
 }
 
-/// The empty file at `path`, locked; `None` if it is no longer there, or another creation has it.
+/// Locks the empty file at `path`. Returns `None` if it is gone, or if another creation has it.
 fn hold_empty(path: &Path) -> Option<File> {
     let Standing::File(file) = open_regular(path).ok()? else { return None };
     match file.try_lock() {
@@ -144,8 +151,8 @@ fn hold_empty(path: &Path) -> Option<File> {
     (file.metadata().ok()?.len() == 0 && is_same(&file, path)).then_some(file)
 }
 
-/// Removes what a crash during an earlier creation has left. A file that another process is making is locked, and left; so is what only
-/// begins as such a file does.
+/// Removes the files that crashed creations have left. A file that another process is making is
+/// locked, and stays. A file whose name only begins like a left-over stays too.
 fn remove_left_over(folder: &Path, prefix: &OsStr) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
@@ -161,7 +168,8 @@ fn remove_left_over(folder: &Path, prefix: &OsStr) {
     }
 }
 
-/// Names are compared as bytes: two that are not UTF-8 would look alike as text.
+/// Whether a name is a left-over's. Names are compared as bytes, because two names that are not
+/// UTF-8 would look alike as text.
 fn is_left_over(name: &OsStr, prefix: &OsStr) -> bool {
     let rest = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
     let is_of_uuid = |byte: &u8| byte.is_ascii_hexdigit() || *byte == b'-';
@@ -188,8 +196,9 @@ mod tests {
             .map_err(|source| OpenError::Storage { path: path.into(), cause: source })
     }
 
-    /// Goal: a store is made, opened and closed where its folder cannot be synced; where the sync fails, that is the error, and the next open
-    /// finds what was made. Method: what the folder's sync answers is given, with a journal and without.
+    /// Goal: a store is made, opened and closed where its folder cannot be synced. If the sync
+    /// fails, that is the error, and the next open finds what was made. Method: the test gives the
+    /// answer of the folder's sync, with a journal and without.
     #[cfg(unix)]
     #[test]
     fn a_folder_that_cannot_be_synced_ends_nothing() {
@@ -215,8 +224,9 @@ mod tests {
         assert_eq!(left, 8, "a journal or a temporary file is left");
     }
 
-    /// Goal: where the file system has no hard links, nothing that another process has put at the path meanwhile is replaced. Method: the path
-    /// is taken between the look and the placing; by a store, and by an empty file that nobody has asked to replace.
+    /// Goal: on a file system without hard links, no file that another process has put at the path
+    /// meanwhile is replaced. Method: the path is taken between the look and the placing, by a
+    /// store, and by an empty file without a request to replace it.
     #[test]
     fn what_has_come_meanwhile_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! redb's errors as ours. A failure of the medium is marked fatal: it poisons the store.
+//! Converts redb's errors to ours. A failure of the medium is marked fatal, which poisons the
+//! store.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,19 +44,20 @@ impl From<redb::CommitError> for Error {
     }
 }
 
-/// A row of one of our own tables that cannot be read.
+/// Makes the error of an unreadable row in one of our own tables.
 pub(crate) fn damaged_row(what: &'static str) -> Error {
     failure("reading the file", format!("a {what} row is damaged"), false)
 }
 
-/// The storage engine has panicked: on a page that is damaged in a way that it does not look for.
+/// Makes the error of a panic of the storage engine. It panics on a damaged page whose damage it
+/// does not check.
 #[cold]
 pub(crate) fn engine_panicked(panic: &(dyn Any + Send)) -> Error {
     failure("reading the file", format!("the storage engine panicked: {}", panic_text(panic)), false)
 }
 
-/// Runs what reads pages, and nothing of the application's. The storage engine checks no page that it reads, and panics on some that are
-/// damaged.
+/// Runs code that reads pages and runs nothing of the application. The storage engine checks no
+/// page that it reads, and panics on some damaged pages.
 #[inline]
 pub(crate) fn unless_it_panics<T>(read: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(engine_panicked(&*panic)))

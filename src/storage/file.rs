@@ -1,8 +1,9 @@
-//! Opening the file. How one is made is in `create`.
+//! Opens the file. The module `create` makes it.
 //!
-//! **Invariants.** A file that was not closed cleanly is verified before it is used. Only regular files are opened, without waiting, and
-//! symbolic links are not followed: `O_NOFOLLOW` holds for the last part of the path, the store's file and each side file alike. An empty
-//! file is taken for none only if the application has said so. Every error names the path as it was given.
+//! **Invariants.** A file that was not closed cleanly is verified before it is used. Only regular
+//! files are opened, without waiting. Symbolic links are not followed: `O_NOFOLLOW` holds for the
+//! last part of the path, of the store's file and of each side file. An empty file counts as absent
+//! only if the application has said so. Every error names the path in the given form.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -26,11 +27,11 @@ use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
 use crate::tuning::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
 
-/// What a database is kept on: a file, or a disk that the tests of crashes make up.
+/// The medium of a database: a file, or a simulated disk of the crash tests.
 pub(crate) trait Medium {
     type Backend: StorageBackend;
 
-    /// What it is asked is to be counted.
+    /// Returns a backend whose calls are counted.
     fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal>;
 }
 
@@ -52,7 +53,7 @@ struct Journaled<'a> {
     file: &'a File,
     side: SideFile,
     options: JournalOptions,
-    /// Why the journal does not let it be opened.
+    /// Why the journal does not let the file be opened.
     refusal: JournalRefusal,
 }
 
@@ -66,30 +67,30 @@ impl Medium for Journaled<'_> {
     }
 }
 
-/// How a file is opened.
+/// The options of an open.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     pub(crate) cache_bytes: usize,
     pub(crate) journal: JournalOptions,
     pub(crate) create: bool,
-    /// An empty file is as good as none.
+    /// Whether an empty file counts as absent.
     pub(crate) overwrite_empty: bool,
     pub(crate) sync_folder: SyncFolder,
 }
 
-/// A database that is open, and how it came.
+/// An open database, and the circumstances of its open.
 pub(crate) struct Opened {
     pub(crate) db: Database,
-    /// It had to be repaired: the last owner did not close it.
+    /// Whether the database had to be repaired, because its last owner did not close it.
     pub(crate) unclean: bool,
     pub(crate) io: Arc<IoCounters>,
-    /// What its names must go on to mean.
+    /// The watch on the names of the store's files.
     pub(crate) watch: Watch,
-    /// The file behind the engine, for as long as the engine has it.
+    /// The file behind the engine, as long as the engine has it.
     pub(crate) pages: Weak<dyn StorageBackend>,
 }
 
-/// Opens the file, or makes it by way of `initialise`.
+/// Opens the file, or makes it with `initialise`.
 pub(crate) fn open_or_create(
     given: &Path,
     options: Options,
@@ -115,7 +116,7 @@ fn open_resolved(
     options: Options,
     initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
 ) -> Result<Opened, OpenError> {
-    // Another process may create or remove the file between our steps; each round sees a newer truth.
+    // Another process may create or remove the file between our steps. Each round looks again.
     for round in 0..OPEN_ROUNDS_MAX {
         match find(path, options, round)? {
             Found::File(file) => {
@@ -132,7 +133,8 @@ fn open_resolved(
                     );
                     return Ok(Opened { watch: Watch::default(), ..opened });
                 }
-                // Replaced between our look and the engine's lock: what is there now is another file.
+                // The file was replaced between our look and the engine's lock. The path now leads
+                // to another file.
                 close(opened.db).map_err(|source| OpenError::Storage { path: path.into(), cause: source })?;
             }
             Found::Nothing if !options.create => {
@@ -146,10 +148,10 @@ fn open_resolved(
     Err(cannot("open", path, source))
 }
 
-/// What is at a store's path.
+/// What the store's path leads to.
 enum Found {
     Nothing,
-    /// An empty file, which is to be replaced.
+    /// An empty file that is to be replaced.
     Empty,
     /// An empty file that another process may be about to fill or replace.
     Changing,
@@ -173,7 +175,8 @@ fn find(path: &Path, options: Options, round: usize) -> Result<Found, OpenError>
     if options.overwrite_empty && journal.is_none() {
         return Ok(Found::Empty);
     }
-    // An engine that is making a database in this very file has locked it; a creation that has just made the name is about to.
+    // An engine that makes a database in this very file has locked it. A creation that has just
+    // made the name is about to lock it.
     if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
         return Err(OpenError::Locked { path: path.into() });
     }
@@ -185,7 +188,8 @@ fn find(path: &Path, options: Options, round: usize) -> Result<Found, OpenError>
     Err(OpenError::Empty { path: path.into(), journal })
 }
 
-/// A journal with what this library writes at its head, where that of this store would be.
+/// Returns the path of this store's journal if the file there begins with this library's journal
+/// head.
 fn journal_beside(path: &Path, options: Options) -> Option<PathBuf> {
     SideFile::of(path, options.sync_folder).ok().and_then(|side| side.stands())
 }
@@ -195,12 +199,12 @@ fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Op
     let is_journaled = file_backend(file).and_then(|file| is_journaled(&file)).map_err(failed)?;
     let described = |error| described(error, path, file, options);
     if options.journal.bytes == 0 && !is_journaled {
-        // Should it be by now, that is noticed under the engine's lock.
+        // If the file has become journaled by now, the engine's lock detects it.
         return open_database(path, file, options.cache_bytes).map_err(described);
     }
     let side = SideFile::of(path, options.sync_folder).and_then(|side| side.beside(file)).map_err(failed)?;
     let journaled = Journaled { file, side, options: options.journal, refusal: JournalRefusal::default() };
-    // What is given up may be half in the file, whatever its header says.
+    // A file whose journal is given up may hold half a commit, whatever its header says.
     let first = if options.journal.abandon && is_journaled { Open::Verify } else { Open::IfClean };
     let opened = open_database_as(path, &journaled, options.cache_bytes, first).map_err(|error| {
         let refusal = journaled.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -214,7 +218,8 @@ fn open_file_or_journal(path: &Path, file: &File, options: Options) -> Result<Op
     })
 }
 
-/// The error of a file that the engine does not take, with what can be seen of it, and of a journal that says what it once was.
+/// Adds what can be seen of a file that the engine refuses: its head, and a journal that shows what
+/// the file once was.
 fn described(error: OpenError, path: &Path, file: &File, options: Options) -> OpenError {
     if matches!(error, OpenError::Locked { .. }) && is_locked_by_reader(file) {
         return OpenError::LockedByReader { path: path.into() };
@@ -239,8 +244,8 @@ fn described(error: OpenError, path: &Path, file: &File, options: Options) -> Op
     }
 }
 
-/// Whether what keeps the engine from the file is the lock of a whole file alone. The engine holds locks of ranges beside it, and takes them
-/// a moment later.
+/// Whether only a lock on the whole file keeps the engine out. An engine holds range locks beside
+/// it, and takes them a moment later.
 fn is_locked_by_reader(file: &File) -> bool {
     let Ok(ranges) = file_backend(file) else { return false };
     (0..OPEN_ROUNDS_MAX).all(|round| {
@@ -304,7 +309,7 @@ pub(crate) enum Refusal {
     Io(std::io::Error),
     /// redb panics on some damaged files.
     Panicked,
-    /// A page is not as it was written.
+    /// A page differs from what was written.
     Damaged(String),
 }
 
@@ -328,7 +333,7 @@ impl Refusal {
             {
                 OpenError::NotAStore { path, reason: error.to_string() }
             }
-            // Another process has begun a journal since the file was looked at.
+            // Another process has begun a journal since this process looked at the file.
             Self::Database(DatabaseError::Storage(StorageError::Io(error)))
                 if error.kind() == ErrorKind::WouldBlock =>
             {
@@ -339,7 +344,7 @@ impl Refusal {
             {
                 damaged(path, "it ends too early".into())
             }
-            // It may have come of a write: the engine repairs what it opens.
+            // The error may come from a write, because the engine repairs what it opens.
             Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
                 OpenError::Io { action: "open", path, cause: source }
             }
@@ -375,7 +380,7 @@ fn try_open(
     match opened {
         Ok(Ok(db)) => Ok((db, pages)),
         Ok(Err(_)) if unclean.load(Ordering::Relaxed) => Err(Refusal::Unclean),
-        // The other state may be whole: as after an unclean end.
+        // The second state may be whole, as after an unclean end.
         Ok(Err(_)) if how == Open::IfClean && look.found().is_some() => Err(Refusal::Unclean),
         Ok(Err(error)) => {
             Err(look.found().map_or(Refusal::Database(error), |reason| Refusal::Damaged(reason.to_owned())))
@@ -387,8 +392,8 @@ fn try_open(
     }
 }
 
-/// Runs what reads a file that has just been opened. redb may panic on a damaged one that was closed cleanly, and so
-/// was not verified; and whatever is wrong, the error names the file.
+/// Runs code that reads a file that has just been opened. redb may panic on a damaged file that was
+/// closed cleanly, because such a file was not verified. Every error names the file.
 pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> StoreResult<T>) -> StoreResult<T, OpenError> {
     let path = || path.to_owned();
     match catch_unwind(AssertUnwindSafe(read)) {
@@ -400,7 +405,7 @@ pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> StoreResult<T>) -> 
     }
 }
 
-/// Closes; of a damaged file this may panic too.
+/// Closes the database. With a damaged file the close may panic too.
 pub(crate) fn close(db: Database) -> Result<(), BoxError> {
     match catch_unwind(AssertUnwindSafe(|| db.close())) {
         Ok(closed) => closed.map_err(Into::into),
@@ -408,7 +413,8 @@ pub(crate) fn close(db: Database) -> Result<(), BoxError> {
     }
 }
 
-/// The engine's part of a creation. What it leaves is nobody's until it is synced and in place.
+/// Runs the engine's part of a creation. Until its file is synced and in place, the file belongs to
+/// no store.
 pub(crate) fn make_database(
     path: &Path,
     file: &impl Medium,

@@ -1,34 +1,36 @@
-//! A look at a file's first bytes before the storage engine takes it: whether it is a redb file, of which format, and whether
-//! its end is missing. The bytes are drawn in redb's design page. Nothing here is trusted for more than a refusal.
+//! A look at a file's first bytes before the storage engine takes it: whether it is a redb file,
+//! its format, and whether its end is missing. redb's design page draws the bytes. The results
+//! serve only to refuse a file.
 
 use std::io::Result;
 
 use redb::StorageBackend;
 
-/// What every redb file begins with.
+/// The first bytes of every redb file.
 pub(crate) const ENGINE: [u8; 9] = *b"redb\x1a\x0a\xa9\x0d\x0a";
 
-/// What the storage engine keeps at the beginning of its file, in bytes.
+/// The bytes of the storage engine's head, at the beginning of its file.
 pub(crate) const HEAD_BYTES: usize = 320;
-/// Where flags stand, and the flag of a file that is open or was not closed.
+/// The place of the flags, and the flag of a file that is open or was not closed.
 const FLAGS_AT: usize = 9;
 const UNCLOSED: u8 = 2;
-/// Where the size of a page stands, and behind it how many pages come before and in each region, and how many regions there are.
+/// The place of a page's size. Behind it are the number of pages before each region, the number in
+/// each region, and the number of regions.
 const PAGE_BYTES_AT: usize = 12;
-/// Where its two newest states say which version of its format they are of.
+/// The places of the format versions of the two newest states.
 const VERSIONS_AT: [usize; 2] = [64, 192];
 const VERSION: u8 = 3;
 
-/// How a file is not as it should be.
+/// What is wrong with a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Odd {
-    /// It begins as a database does, and then it ends.
+    /// The file begins as a database does, and then ends.
     Short(String),
-    /// It is something else, or of another version.
+    /// The file is something else, or of another version.
     Foreign(String),
 }
 
-/// What is odd about a file, if anything can be seen.
+/// Returns what is visibly wrong with a file.
 pub(crate) fn odd_head(file: &impl StorageBackend) -> Result<Option<Odd>> {
     let len = file.len()?;
     let mut head = [0; HEAD_BYTES];
@@ -57,11 +59,11 @@ fn judge(head: &[u8; HEAD_BYTES], there: usize, len: u64) -> Option<Odd> {
             format!("it is a redb database of file format {first}, and this version reads format {VERSION}");
         return Some(Odd::Foreign(text));
     }
-    // The engine looks at both, and at nothing else before.
+    // The engine looks at both versions, and at nothing else before.
     if let Some(version) = [first, second].into_iter().find(|version| [1, 2].contains(version)) {
         return Some(Odd::Foreign(older_text(version)));
     }
-    // One that was not closed has been made longer or shorter since its head was written.
+    // A file that was not closed has changed its length since its head was written.
     let closed_len = layout_bytes(head).filter(|_| byte(FLAGS_AT) & UNCLOSED == 0);
     closed_len.filter(|closed_len| len < *closed_len).map(|closed_len| {
         Odd::Short(format!(
@@ -70,7 +72,7 @@ fn judge(head: &[u8; HEAD_BYTES], there: usize, len: u64) -> Option<Odd> {
     })
 }
 
-/// How long the head says that the file is.
+/// Returns the file's length according to the head.
 fn layout_bytes(head: &[u8; HEAD_BYTES]) -> Option<u64> {
     let numbers = head.get(PAGE_BYTES_AT..)?.as_chunks::<4>().0;
     let mut numbers = numbers.iter().map(|number| u64::from(u32::from_le_bytes(*number)));
@@ -80,7 +82,7 @@ fn layout_bytes(head: &[u8; HEAD_BYTES]) -> Option<u64> {
     full.checked_mul(before + in_full)?.checked_add(last)?.checked_add(1)?.checked_mul(page)
 }
 
-/// How a database of an older redb comes to be one that this version opens.
+/// Explains how to make a database of an older redb readable here.
 pub(crate) fn older_text(version: u8) -> String {
     let how = match version {
         1 => "copy its tables into a new database: read them with redb 1, write them with redb 2.6 or newer",
@@ -107,7 +109,8 @@ mod tests {
         head
     }
 
-    /// Goal: only what is certain is reported. Method: heads of each version, closed and not, with lengths around what they say; numbers that overflow.
+    /// Goal: only what is certain is reported. Method: heads of each version, closed and not, with
+    /// lengths around what they say; numbers that overflow.
     #[test]
     fn only_what_is_certain_is_reported() {
         let layout = [4096, 0, 1000, 1, 10];

@@ -1,4 +1,4 @@
-//! What goes to the file and comes from it, counted: figures that do not wobble with the machine.
+//! Counters for the file's reads and writes. They do not vary with the machine.
 
 use std::io::ErrorKind;
 use std::ops::Bound;
@@ -19,11 +19,12 @@ pub(crate) struct IoCounters {
     bytes_read: AtomicU64,
     syncs: AtomicU64,
     growths: AtomicU64,
-    /// How long a sync takes of late, in nanoseconds.
+    /// The recent duration of a sync, in nanoseconds.
     sync_ns: AtomicU64,
 }
 
-/// What a store has asked of the operating system since it was opened, for its file and its [journal](crate::StoreBuilder::journal_bytes) together.
+/// The calls that a store has made to the operating system since it was opened, for its file and
+/// its [journal](crate::StoreBuilder::journal_bytes) together.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -39,18 +40,20 @@ pub(crate) struct IoCounters {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct IoStats {
-    /// Writes to the file: pages, and the header of each commit. Behind a journal: one per commit, and those of pages to their places, many commits at a time.
+    /// Writes to the file: pages, and the header of each commit. With a journal: one write per
+    /// commit, and writes of pages to their places, many commits at a time.
     pub writes: u64,
-    /// Their bytes.
+    /// Bytes of the writes.
     pub bytes_written: u64,
-    /// Reads of the file, where the page cache had not what was asked for.
+    /// Reads of the file, when the page cache did not have the bytes.
     pub reads: u64,
-    /// Their bytes.
+    /// Bytes of the reads.
     pub bytes_read: u64,
-    /// Times the file was synced to the disk: once per commit (twice where quick repair is saved), and once each time it has grown.
-    /// Behind a journal also each time half of it is full.
+    /// Syncs of the file to the disk: one per commit (two if quick repair is saved), and one each
+    /// time the file has grown. With a journal, also one each time half of the journal is full.
     pub syncs: u64,
-    /// Times the file was made longer. It about doubles, or grows by a region of up to 4 GiB, so this is seldom.
+    /// How often the file became longer. It about doubles, or grows by a region of up to 4 GiB, so
+    /// this is rare.
     pub growths: u64,
 }
 
@@ -67,12 +70,12 @@ impl IoCounters {
         }
     }
 
-    /// How long a sync takes of late.
+    /// Returns the recent duration of a sync.
     pub(crate) fn sync_time(&self) -> Duration {
         Duration::from_nanos(self.sync_ns.load(Ordering::Relaxed))
     }
 
-    /// The newest counts for an eighth.
+    /// Notes the duration of a sync. The newest duration has a weight of an eighth.
     fn note_sync(&self, took: Duration) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let before_ns = self.sync_ns.load(Ordering::Relaxed);
@@ -85,12 +88,12 @@ fn count(counter: &AtomicU64, more: usize) {
     counter.fetch_add(more as u64, Ordering::Relaxed);
 }
 
-/// The file, with its counters.
+/// The file with its counters.
 #[derive(Debug)]
 pub(crate) struct Counted<B> {
     pub(crate) file: B,
     pub(crate) counters: Arc<IoCounters>,
-    /// It is not to be opened around its journal.
+    /// Whether to refuse the file if it is journaled, so that the open does not bypass the journal.
     pub(crate) unless_journaled: bool,
 }
 
@@ -99,7 +102,7 @@ type Lock<T> = std::result::Result<T, BackendError>;
 
 impl<B: StorageBackend> StorageBackend for Counted<B> {
     fn len(&self) -> Io<u64> {
-        // The engine asks for it when it has just locked the file, and hardly ever after that.
+        // The engine asks for the length when it has just locked the file, and hardly ever later.
         if self.unless_journaled && journal::is_journaled(&self.file)? {
             return Err(ErrorKind::WouldBlock.into());
         }

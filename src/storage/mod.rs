@@ -1,6 +1,8 @@
-//! The file: how it is found, made, opened, read and written beside the storage engine, and what stands in it.
+//! The file: how it is found, made, opened, read and written beside the storage engine, and what it
+//! holds.
 //!
-//! **Invariant.** Nothing here knows of a transaction or a thread of a store: what it is given to read or write is bytes and rows.
+//! **Invariant.** Nothing here knows of a store's transactions or threads. The callers give bytes
+//! and rows to read or write.
 
 pub(crate) mod create;
 pub(crate) mod errors;

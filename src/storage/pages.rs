@@ -1,12 +1,14 @@
-//! Walking the storage engine's pages, and checking each by its checksum.
+//! A walk over the storage engine's pages that checks each page by its checksum.
 //!
-//! redb keeps its pages as trees of checksums: a state in the file's head holds that of the first page, each page that of the next below.
-//! redb itself looks at them only when it opens a file that was not closed. This walk reads the bytes as redb's design page draws them
-//! (file format 3), from the file and not from redb's cache.
+//! redb keeps its pages as trees of checksums. A state in the file's head holds the checksum of the
+//! first page, and each page holds those of the pages below. The engine checks them only when it
+//! opens a file that was not closed. This walk reads the bytes from the file, not from redb's
+//! cache, in the form of redb's design page (file format 3).
 //!
-//! **Invariants.** No number of a page is used before the checksum of the page that it stands in is found right, but for the head's, which
-//! has one of its own. So what is read is what redb has written, and a damaged page ends its own branch alone. Memory: one page,
-//! and what is left to visit of each page above.
+//! **Invariants.** A page number is used only after the checksum of the page that holds it was
+//! found right; the head has a checksum of its own. So the walk reads only what redb has written,
+//! and a damaged page ends its own branch alone. The walk's memory is one page, and the unvisited
+//! children of each page above.
 
 use std::io;
 
@@ -22,14 +24,14 @@ const STATES_AT: [usize; 2] = [64, 192];
 const STATE_BYTES: usize = 128;
 const SUM_BYTES: usize = 16;
 const ROOT_AT: usize = 8;
-/// Where the root of the engine's own tables stands.
+/// The place of the root of the engine's own tables.
 const OWN_ROOT_AT: usize = 40;
 const VERSION: u8 = 3;
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
 const SUBTREE: u8 = 3;
 const MULTIMAP: u8 = 4;
-/// No tree is as deep: each branch has two children at least.
+/// No tree is as deep, because each branch has at least two children.
 const DEPTH_MAX: usize = 64;
 
 /// What is wrong with a page.
@@ -39,48 +41,49 @@ pub(crate) enum Fault {
     Shape,
     Outside,
     Unreadable,
-    /// More pages than the file has lead to one another.
+    /// More pages lead to one another than the file has.
     Twice,
 }
 
-/// A page, by its place in the file.
+/// The place of a page in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
 }
 
-/// What the walk reports.
+/// The receiver of what the walk finds.
 pub(crate) trait Visitor {
-    /// A page is as it was written; `false` ends the walk.
+    /// Takes a whole page. Returning `false` ends the walk.
     fn right(&mut self, table: Option<&str>, place: Place) -> bool;
-    /// A page is not; `false` ends the walk.
+    /// Takes a damaged page. Returning `false` ends the walk.
     fn wrong(&mut self, table: Option<&str>, place: Place, fault: Fault) -> bool;
 }
 
-/// Where the pages of a state are, and its first.
+/// The places of a state's pages, and its first page.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct State {
     before_bytes: u64,
     region_bytes: u64,
     file_bytes: u64,
     root: Option<Child>,
-    /// Of the engine's own tables.
+    /// The root of the engine's own tables.
     own_root: Option<Child>,
 }
 
 impl State {
-    /// The newest state that a head names; `None` if the head is damaged, or of another version.
+    /// Returns the newest state that a head names; `None` if the head is damaged, or of another
+    /// version.
     pub(crate) fn of(head: &[u8; HEAD_BYTES], file_bytes: u64) -> Option<Self> {
         Self::in_head(head, file_bytes, Self::newest(head))
     }
 
-    /// Which of the two states is the newest, if the head is whole.
+    /// Returns which of the two states is the newest, if the head is whole.
     pub(crate) fn newest(head: &[u8; HEAD_BYTES]) -> usize {
         usize::from(head.get(FLAGS_AT).is_some_and(|flags| flags & SECOND_STATE != 0))
     }
 
-    /// One of the two states.
+    /// Returns one of the two states.
     pub(crate) fn in_head(head: &[u8; HEAD_BYTES], file_bytes: u64, at: usize) -> Option<Self> {
         let number =
             |at: usize| head.get(at..)?.first_chunk().map(|bytes| u64::from(u32::from_le_bytes(*bytes)));
@@ -104,13 +107,13 @@ impl State {
         Some(Self { before_bytes, region_bytes, file_bytes, root, own_root })
     }
 
-    /// Where a page is; `None` if that is outside the file.
+    /// Returns the place of a page; `Err` if the place is outside the file.
     fn place(&self, page: u64) -> Result<Place, Place> {
         let order = page >> 59;
         let bytes = PAGE_BYTES << order.min(20);
         let index = page & (0x000f_ffff >> order);
         let region = (page >> 20) & 0x000f_ffff;
-        // The sizes stand in the head without a checksum.
+        // The head's sizes have no checksum.
         let before = region.saturating_mul(self.region_bytes).saturating_add(self.before_bytes);
         let offset = before.saturating_add(PAGE_BYTES + index * bytes);
         let place = Place { offset, bytes };
@@ -119,7 +122,7 @@ impl State {
     }
 }
 
-/// A page below another, with its checksum.
+/// A child page, with its checksum.
 #[derive(Debug, Clone, Copy)]
 struct Child {
     page: u64,
@@ -127,23 +130,23 @@ struct Child {
 }
 
 impl Child {
-    /// Its number and checksum, as they stand where a tree is named.
+    /// Reads the number and the checksum of a tree's root.
     fn read(bytes: &[u8]) -> Option<Self> {
         let (page, rest) = bytes.split_first_chunk()?;
         Some(Self { page: u64::from_le_bytes(*page), sum: u128::from_le_bytes(*rest.first_chunk()?) })
     }
 }
 
-/// How wide keys and values of a tree are, where all are the same.
+/// The fixed widths of a tree's keys and values, if they have any.
 #[derive(Debug, Clone, Copy)]
 struct Widths {
     key: Option<usize>,
     value: Option<usize>,
-    /// Its values may be trees of keys of this width.
+    /// The width of keys in the trees that its values may be.
     subtrees: Option<Option<usize>>,
 }
 
-/// Of the tree of all tables.
+/// The widths of the tree of all tables.
 const OF_TABLES: Widths = Widths { key: None, value: None, subtrees: None };
 
 /// A table: its name and its tree.
@@ -154,7 +157,7 @@ struct Table {
 }
 
 impl Table {
-    /// `Ok(None)` of one without a row, `Err` of what is none.
+    /// Reads a table. A table without a row is `Ok(None)`; bytes that are no table are `Err`.
     fn read(name: &[u8], bytes: &[u8]) -> Result<Option<Self>, ()> {
         let read = || {
             let kind = *bytes.first()?;
@@ -177,7 +180,7 @@ impl Table {
     }
 }
 
-/// Reads and checks pages.
+/// The walk, which reads and checks pages.
 pub(crate) struct Walk<'a, V> {
     pub(crate) state: State,
     pub(crate) read: &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>,
@@ -190,12 +193,13 @@ impl<'a, V: Visitor> Walk<'a, V> {
         Self { state, read, visitor, bytes: 0 }
     }
 
-    /// Checks every page that the state leads to but those of the engine's own tables; `false` if the visitor has ended it.
+    /// Checks every page of the state except the engine's own tables. Returns `false` if the
+    /// visitor ended the walk.
     pub(crate) fn all(&mut self) -> bool {
         self.below(self.state.root)
     }
 
-    /// Checks every page of the engine's own tables: which pages are free, above all.
+    /// Checks every page of the engine's own tables, which above all say which pages are free.
     pub(crate) fn own(&mut self) -> bool {
         self.below(self.state.own_root)
     }
@@ -208,7 +212,8 @@ impl<'a, V: Visitor> Walk<'a, V> {
             Ok(table) => tables.extend(table),
             Err(()) => odd += 1,
         });
-        // The checksum is right and the row is not: it is of a version that this walk does not know.
+        // The checksum is right and the row is not, so the row is of a version that this walk does
+        // not know.
         let place = self.state.place(root.page).unwrap_or_else(|place| place);
         if !whole || (odd > 0 && !self.visitor.wrong(None, place, Fault::Shape)) {
             return false;
@@ -231,7 +236,8 @@ impl<'a, V: Visitor> Walk<'a, V> {
                 Ok(place) => (place, Some(Fault::Shape)),
                 Err((place, fault)) => (place, Some(fault)),
             };
-            // A page is of one branch alone. Crafted pages of which each leads to the next twice would be visited for ever.
+            // A page belongs to one branch alone. Forged pages that each lead to the next twice
+            // would otherwise be visited for ever.
             let is_within_file = fault != Some(Fault::Outside);
             self.bytes = self.bytes.saturating_add(if is_within_file { place.bytes } else { 0 });
             if self.bytes > self.state.file_bytes {
@@ -274,7 +280,8 @@ impl<'a, V: Visitor> Walk<'a, V> {
         page.clear();
         page.resize(usize::try_from(place.bytes).map_err(|_| (place, Fault::Outside))?, 0);
         (self.read)(place.offset, page).map_err(|_| (place, Fault::Unreadable))?;
-        // A page ends where its last value or key does; how far that is stands in it, so damage there shows as another sum.
+        // A page ends at its last value or key. The page itself says where that is, so damage there
+        // changes the checksum.
         let end = match page.first() {
             Some(&LEAF) => leaf_end(page, widths),
             Some(&BRANCH) => branch_end(page, widths),
@@ -296,7 +303,7 @@ fn end_at(page: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(*page.get(at..)?.first_chunk()?)).ok()
 }
 
-/// Where the keys of a leaf begin, and the key and the value of row `n` end.
+/// Returns where the keys of a leaf begin, and where the key and the value of row `n` end.
 fn keys_at(pairs: usize, widths: Widths) -> usize {
     4 + 4 * pairs * (usize::from(widths.key.is_none()) + usize::from(widths.value.is_none()))
 }
@@ -357,7 +364,8 @@ mod tests {
 
     use super::*;
 
-    /// Goal: a file without tables is whole; it has no page to look for. Method: a database of the engine as it is made, and with one table.
+    /// Goal: a file without tables is whole, because it has no page to look for. Method: a new
+    /// database of the engine, and one with one table.
     #[test]
     fn a_file_without_tables_has_no_root() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,10 @@
-//! Names in a folder: which file a name leads to now, how side files are named, and whether the folder can be synced.
+//! Names in a folder: which file a name leads to, how side files are named, and whether the folder
+//! can be synced.
 //!
-//! **Invariants.** A file is opened through [`open_regular`], which follows no symbolic link and waits for no other end of a
-//! pipe. A file is removed by name through [`remove_same`], which proves right before that the name leads to the open file.
-//! Between that proof and the call another process can still change the name: no call of the operating system does both.
+//! **Invariants.** A file is opened through [`open_regular`], which follows no symbolic link and
+//! never waits for a pipe. A file is removed by name through [`remove_same`], which first proves
+//! that the name leads to the open file. Between that proof and the removal another process can
+//! still change the name, because no system call does both.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, OpenOptions};
@@ -13,7 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use crate::limits::FILE_NAME_BYTES_MAX;
 use crate::tuning::UNSYNCED_FOLDERS_MAX;
 
-/// Syncs a folder: a parameter, so that tests can say what the file system answers.
+/// The function that syncs a folder. It is a parameter, so that tests can give the file system's
+/// answer.
 pub(crate) type SyncFolder = fn(&Path) -> io::Result<()>;
 
 /// The identity of a file, independent of its name.
@@ -30,7 +33,7 @@ impl Inode {
         Self { device: meta.dev(), number: meta.ino() }
     }
 
-    /// Elsewhere files have no number that the standard library gives: all count as the same.
+    /// On other systems the standard library gives no file number, so all files count as the same.
     #[cfg(not(unix))]
     pub(crate) fn of(_: &Metadata) -> Self {
         Self { device: 0, number: 0 }
@@ -56,8 +59,9 @@ pub(crate) enum Standing {
     File(File),
 }
 
-/// Opens the regular file at `path` for reading and writing. Pipes and devices are not opened: a pipe would wait, a device
-/// might act. The open handle is looked at again, since another process may have changed the name in between.
+/// Opens the regular file at `path` for reading and writing. It does not open pipes and devices: a
+/// pipe would wait, and a device might act. It checks the open handle again, because another
+/// process may have changed the name in between.
 pub(crate) fn open_regular(path: &Path) -> io::Result<Standing> {
     let meta = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Standing::Nothing),
@@ -106,13 +110,14 @@ fn odd_kind(meta: &Metadata) -> Option<&'static str> {
     Some("no regular file")
 }
 
-/// Whether `path` leads to the open file. An error of the system is `false`: there is no proof then.
+/// Whether `path` leads to the open file. An error of the system gives `false`, because there is no
+/// proof then.
 pub(crate) fn is_same(file: &File, path: &Path) -> bool {
     let named = std::fs::symlink_metadata(path);
     named.is_ok_and(|named| file.metadata().is_ok_and(|held| Inode::of(&held) == Inode::of(&named)))
 }
 
-/// Removes the name if it leads to the open file; `false` if it does not, or leads nowhere.
+/// Removes the name if it leads to the open file. Returns `false` if it does not, or leads nowhere.
 pub(crate) fn remove_same(file: &File, path: &Path) -> io::Result<bool> {
     if !is_same(file, path) {
         return Ok(false);
@@ -123,8 +128,8 @@ pub(crate) fn remove_same(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The path from the root on, so that it stays what it is when the process changes its folder. Symbolic links to folders are
-/// followed now, so that one that is turned elsewhere later changes nothing for an open store.
+/// Returns the absolute path, which stays valid when the process changes its folder. Symbolic links
+/// to folders are followed now. So a link that changes later does not affect an open store.
 pub(crate) fn resolved(path: &Path) -> io::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     if cfg!(not(unix)) {
@@ -144,7 +149,8 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Whether the path is written as a folder's. The standard library drops a slash at the end. The operating system does not.
+/// Whether the path is written like a folder's. The standard library drops a slash at the end; the
+/// operating system does not.
 pub(crate) fn ends_as_a_folder(path: &Path) -> bool {
     let bytes = path.as_os_str().as_encoded_bytes();
     let bytes =
@@ -156,13 +162,15 @@ fn is_separator(byte: &u8) -> bool {
     std::path::is_separator(char::from(*byte))
 }
 
-/// `before`, `name` and `after` as one name. A hash of `name` stands for it where the whole would be too long.
+/// Joins `before`, `name` and `after` to one name. A hash replaces `name` if the whole would be too
+/// long.
 pub(crate) fn side_name(before: &str, name: &OsStr, after: &str, more_bytes: usize) -> OsString {
     let fits = before.len() + name.len() + after.len() + more_bytes <= FILE_NAME_BYTES_MAX;
     joined(before, if fits { name.to_owned() } else { short(name) }, after)
 }
 
-/// As [`side_name`], with the hash. For a file system that takes only shorter names.
+/// Joins the name like [`side_name`], with the hash, for a file system that takes only shorter
+/// names.
 pub(crate) fn short_side_name(before: &str, name: &OsStr, after: &str) -> OsString {
     joined(before, short(name), after)
 }
@@ -174,7 +182,8 @@ fn joined(before: &str, name: OsString, after: &str) -> OsString {
     whole
 }
 
-/// The FNV-1a hash of the name's bytes. It is the same in every version and on every machine.
+/// Returns the FNV-1a hash of the name's bytes, which is the same in every version and on every
+/// machine.
 fn short(name: &OsStr) -> OsString {
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     for byte in name.as_encoded_bytes() {
@@ -183,7 +192,8 @@ fn short(name: &OsStr) -> OsString {
     format!("onewrite-{hash:032x}").into()
 }
 
-/// Syncs a folder's handle. Windows has no such call; there a name is durable with the file's metadata.
+/// Syncs a folder's handle. Windows has no such call; there a name is durable with the file's
+/// metadata.
 pub(crate) fn sync_handle(folder: &Path) -> io::Result<()> {
     if cfg!(not(unix)) {
         return Ok(());
@@ -194,7 +204,7 @@ pub(crate) fn sync_handle(folder: &Path) -> io::Result<()> {
     options.open(folder)?.sync_all()
 }
 
-/// A pipe that has come in the folder's place is not waited for.
+/// Makes the open not wait for a pipe that has replaced the folder.
 #[cfg(unix)]
 fn folder_only(options: &mut OpenOptions) {
     use std::os::unix::fs::OpenOptionsExt;
@@ -204,8 +214,9 @@ fn folder_only(options: &mut OpenOptions) {
 #[cfg(not(unix))]
 fn folder_only(_: &mut OpenOptions) {}
 
-/// Makes a name in `folder` durable, or that it is gone. Where the file system cannot do that, a warning says so once for each
-/// folder, and the store goes on: the file's contents are synced all the same.
+/// Makes a name in `folder`, or its removal, durable. If the file system cannot do that, a warning
+/// says so once for each folder, and the store continues. The contents of files are synced all the
+/// same.
 pub(crate) fn sync_folder(folder: &Path, sync: SyncFolder) -> io::Result<()> {
     match sync(folder) {
         Err(error) if cannot_be_synced(&error) => {
@@ -221,13 +232,16 @@ pub(crate) fn sync_folder(folder: &Path, sync: SyncFolder) -> io::Result<()> {
     }
 }
 
-/// Whether an error of a folder's sync says that it cannot be done here, and not that it was tried and failed. CIFS and some FUSE file
-/// systems answer EINVAL or ENOSYS, others EPERM or EBADF; EACCES comes of a folder that may be written and not read. A failing or
-/// full disk (EIO, ENOSPC, EDQUOT), and a process out of handles, stay errors.
+/// Whether an error of a folder's sync says that the sync is impossible here, and not that it
+/// failed.
+///
+/// CIFS and some FUSE file systems answer EINVAL or ENOSYS; others answer EPERM or EBADF. EACCES
+/// comes from a folder that may be written and not read. A failing or full disk (EIO, ENOSPC,
+/// EDQUOT), and a process out of handles, stay errors.
 fn cannot_be_synced(error: &io::Error) -> bool {
     #[cfg(unix)]
     if let Some(code) = error.raw_os_error() {
-        // Two names of one number on some systems: so no `match`.
+        // Two names have one number on some systems, so this is no `match`.
         let codes = [
             libc::EINVAL,
             libc::ENOTSUP,
@@ -258,7 +272,8 @@ fn is_first_time(folder: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// Goal: an error that says "not here" is distinguished from one that says "it failed". Method: every error of Linux, against the lists in words.
+    /// Goal: an error that says "not here" is distinguished from one that says "it failed". Method:
+    /// every error of Linux, against the lists in words.
     #[cfg(target_os = "linux")]
     #[test]
     fn what_cannot_be_synced_differs_from_what_has_failed() {
@@ -293,7 +308,8 @@ mod tests {
         sync_folder(Path::new("/anywhere"), |_| Err(io::Error::from_raw_os_error(ANSWER.get())))
     }
 
-    /// Goal: names of side files stay as they were wherever they fit, are short where they do not, and are another for another name.
+    /// Goal: side files keep their long names wherever these fit, get short names elsewhere, and
+    /// different names stay different.
     #[test]
     fn side_names_fit_and_are_apart() {
         for len in 1..=300 {
@@ -304,11 +320,11 @@ mod tests {
             assert!(one_side.len() <= 255 && one_side != other_side);
             assert_eq!(one_side, side_name("", one.as_ref(), ".journal", 0).into_string().unwrap());
         }
-        // For ever the same: files that are there are found by it.
+        // The hash never changes, because existing files are found by it.
         assert_eq!(short("a".as_ref()), "onewrite-d228cb696f1a8caf78912b704e4a8964");
     }
 
-    /// Goal: only what is written as a folder's path ends as one.
+    /// Goal: only a path that is written like a folder's ends as a folder's.
     #[test]
     fn paths_that_end_as_a_folder() {
         for path in ["a/", "a//", "/a/.", "./", "/"] {

@@ -1,14 +1,18 @@
-//! Files beside the store's file: whose they are, and how closed.
+//! The owners and modes of files beside the store's file.
 //!
-//! **The rule.** A side file that was there before is used only under three conditions. Its owner is the user of this process, root, or the
-//! owner of the store's file. It has one name. Its mode lets no other user in. Otherwise another user could have prepared the file, and would
-//! read each commit and take commits back. A file that this process has just made is the measure: some file systems have no owners and
-//! no modes of their own.
+//! **The rule.** An existing side file is used only under three conditions. Its owner is the user
+//! of this process, root, or the owner of the store's file. It has one name. Its mode lets no other
+//! user in. Otherwise another user could have prepared the file, and could read each commit and
+//! revert commits.
+//!
+//! A file that this process has just made is the measure, because some file systems have no owners
+//! and no modes of their own.
 
 use std::fs::Metadata;
 use std::path::Path;
 
-/// Why a side file is not used, if it is not. `fresh` is of a file that this process has just made there, if it could.
+/// Returns why a side file is not used, if it is not. `fresh` describes a file that this process
+/// has just made there, if it could.
 #[cfg(unix)]
 pub(crate) fn why_not_private(side: &Metadata, fresh: Option<&Metadata>, store: &Metadata) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
@@ -16,7 +20,7 @@ pub(crate) fn why_not_private(side: &Metadata, fresh: Option<&Metadata>, store: 
     judge(seen(side), fresh.map(seen), store.uid())
 }
 
-/// Elsewhere the standard library gives neither owner nor mode.
+/// On other systems the standard library gives neither owner nor mode.
 #[cfg(not(unix))]
 pub(crate) fn why_not_private(_: &Metadata, _: Option<&Metadata>, _: &Metadata) -> Option<String> {
     None
@@ -24,11 +28,11 @@ pub(crate) fn why_not_private(_: &Metadata, _: Option<&Metadata>, _: &Metadata) 
 
 #[cfg(unix)]
 const ROOT: u32 = 0;
-/// What a mode grants to others than the owner.
+/// The mode bits for users other than the owner.
 #[cfg(unix)]
 const OTHERS: u32 = 0o077;
 
-/// What a file system shows of a file.
+/// A file system's report of a file.
 #[cfg(unix)]
 #[derive(Debug, Clone, Copy)]
 struct Seen {
@@ -54,8 +58,8 @@ fn judge(side: Seen, fresh: Option<Seen>, store_owner: u32) -> Option<String> {
     is_open.then(|| format!("its mode {:04o} lets other users in", mode & 0o7777))
 }
 
-/// Warns of a store's file that other users may read or change, or that has more names than one. The file is opened all the same:
-/// such a mode may be wanted.
+/// Warns of a store's file that other users may read or change, or that has more than one name. The
+/// file is opened all the same, because such a mode may be wanted.
 #[cfg(unix)]
 pub(crate) fn warn_if_loose(path: &Path, meta: &Metadata) {
     use std::os::unix::fs::MetadataExt;
@@ -78,8 +82,9 @@ pub(crate) fn warn_if_loose(_: &Path, _: &Metadata) {}
 mod tests {
     use super::*;
 
-    /// Goal: what another user can have made, read or changed is not used, on any file system; the rest is. Method: what a file system may show,
-    /// one without modes and owners of its own among them.
+    /// Goal: a file that another user can have made, read or changed is not used, on any file
+    /// system; other files are. Method: what a file system may show, including one without modes
+    /// and owners of its own.
     #[test]
     fn only_what_is_closed_to_others_is_used() {
         let seen = |user, mode: u32, names| Seen { user, mode: 0o100_000 | mode, names };
@@ -99,7 +104,7 @@ mod tests {
             not(seen(1000, mode, 1), fresh, &format!("{mode:04o}"));
             not(seen(7, mode, 1), None, &format!("{mode:04o}"));
         }
-        // A file system that shows the same of every file.
+        // A file system that shows the same for every file.
         assert_eq!(judge(seen(500, 0o755, 1), Some(seen(500, 0o755, 1)), 500), None);
         not(seen(500, 0o777, 1), Some(seen(500, 0o755, 1)), "0777");
     }

@@ -1,9 +1,12 @@
-//! The engine's file, for others to read beside the engine, and looked at before the engine reads it. The engine owns what it is opened with.
+//! The engine's file, shared with other readers and checked before the engine reads it. The engine
+//! owns the backend that it is opened with.
 //!
-//! redb checks no page that it reads, and panics on some that are damaged; where that happens in a destructor the process ends. So its own tables,
-//! which it reads at each open, are checked before; and all pages are, before it repairs a file that was not closed.
+//! redb checks no page that it reads, and panics on some damaged pages. If it panics in a
+//! destructor, the process ends. So this module first checks redb's own tables, which redb reads at
+//! each open. Before redb repairs a file that was not closed, this module checks all pages.
 //!
-//! **Invariant.** The look is under the engine's lock: the engine locks the file, asks how long it is, and reads then.
+//! **Invariant.** The look is under the engine's lock. The engine locks the file, asks for its
+//! length, and reads then.
 
 use std::io::{Error, ErrorKind, Result};
 use std::ops::Bound;
@@ -14,16 +17,16 @@ use redb::{BackendError, StorageBackend};
 use super::header::HEAD_BYTES;
 use super::pages::{Fault, Place, State, Visitor, Walk};
 
-/// What is looked at before the engine reads.
+/// What is checked before the engine reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// Pages of the engine's own tables, in the newest state.
+    /// The pages of the engine's own tables, in the newest state.
     Own,
-    /// Every page. One of the two states has to be whole: a crash may have torn the newest.
+    /// Every page. One of the two states must be whole, because a crash may have torn the newest.
     All,
 }
 
-/// A look, and what it has found.
+/// A look, and what it found.
 #[derive(Debug)]
 pub(crate) struct Look {
     check: Check,
@@ -35,12 +38,12 @@ impl Look {
         Arc::new(Self { check, found: OnceLock::new() })
     }
 
-    /// Why the engine was not let read, if it was not.
+    /// Returns why the engine was not allowed to read, if so.
     pub(crate) fn found(&self) -> Option<&str> {
         self.found.get()?.as_deref()
     }
 
-    /// What is damaged. What cannot be read is left to the engine, which reports it.
+    /// Returns what is damaged. The engine itself reports what is unreadable.
     fn take(&self, file: &impl StorageBackend, len: u64) -> Option<String> {
         let mut head = [0; HEAD_BYTES];
         if len < HEAD_BYTES as u64 || file.read(0, &mut head).is_err() {
@@ -54,7 +57,8 @@ impl Look {
             let _ = walk.own() && (self.check == Check::Own || walk.all());
             Some(walk.visitor.0)
         };
-        // A state whose own checksum is wrong is none; a head without any is left to the engine to refuse.
+        // A state whose own checksum is wrong does not count. A head without any state is left to
+        // the engine to refuse.
         match (damage(newest), self.check) {
             (None, Check::Own) => None,
             (Some(found), Check::Own) => found,
@@ -67,7 +71,7 @@ impl Look {
     }
 }
 
-/// The first page that is not as it was written. A page whose checksum is right and whose form is unknown was written so.
+/// The first damaged page. A page with a right checksum and an unknown form was written so.
 #[derive(Debug, Default)]
 struct FirstDamage(Option<String>);
 
@@ -91,7 +95,7 @@ impl Visitor for FirstDamage {
     }
 }
 
-/// A backend that the engine shares.
+/// A backend that the engine shares with other readers.
 #[derive(Debug)]
 pub(crate) struct Shared<B> {
     pub(crate) file: Arc<B>,

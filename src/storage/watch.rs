@@ -1,11 +1,13 @@
-//! The names of an open store's files, and whether they still lead to these files.
+//! Watches the names of an open store's files, and whether they still lead to these files.
 //!
-//! A file that is open stays usable when another process deletes, moves or replaces it: commits go on, and are gone with the
-//! process. So the store looks at its names now and then, and at its close, and is poisoned when one leads elsewhere.
+//! An open file stays usable when another process deletes, moves or replaces it. Commits continue,
+//! and are lost with the process. So the store looks at its names now and then, and at its close.
+//! It is poisoned when a name leads elsewhere.
 //!
-//! **Invariants.** A look costs one call of the operating system per name. Before a transaction begins, a look is due after
-//! [`NAME_COMMITS_MAX`] commits, [`NAME_EVENTS_MAX`] events or [`NAME_MS_MAX`] ms since the last. After a commit that no other
-//! follows, the writer thread takes the look. What the operating system does not answer is no loss.
+//! **Invariants.** A look costs one system call per name. Before a transaction begins, a look is
+//! due after [`NAME_COMMITS_MAX`] commits, [`NAME_EVENTS_MAX`] events or [`NAME_MS_MAX`] ms since
+//! the last look. After a commit without a following commit, the writer thread takes the look. A
+//! missing answer of the operating system is no loss.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -20,10 +22,11 @@ use crate::tuning::{NAME_COMMITS_MAX, NAME_EVENTS_MAX, NAME_MS_MAX};
 #[derive(Debug)]
 pub(crate) struct Watch {
     names: Vec<Name>,
-    /// The root folder at the open: a process that has changed it since cannot find the names any more.
+    /// The root folder at the open. A process that has changed its root folder since cannot find
+    /// the names any more.
     root: Option<Inode>,
     last: Mutex<Look>,
-    /// What was found first. It stays true: a name that comes back may have missed writes.
+    /// The first loss that was found. It stays true: a name that comes back may have missed writes.
     lost: OnceLock<String>,
 }
 
@@ -34,7 +37,7 @@ struct Name {
     inode: Inode,
 }
 
-/// When the last look was, and how much the store had written then.
+/// The time of the last look, and how much the store had written then.
 #[derive(Debug, Clone, Copy)]
 struct Look {
     at: Instant,
@@ -56,7 +59,7 @@ impl Written {
 }
 
 impl Default for Watch {
-    /// Of a store without a name.
+    /// The watch of a store without a name.
     fn default() -> Self {
         let last = Look { at: Instant::now(), written: Written::default() };
         Self {
@@ -69,8 +72,9 @@ impl Default for Watch {
 }
 
 impl Watch {
-    /// Watches one more name, which has just been found to lead to this file; `false` if it does not. On a file system whose file
-    /// numbers differ between a handle and a name, no name can be watched.
+    /// Watches one more name, which was just found to lead to this file. Returns `false` if it does
+    /// not. On a file system whose file numbers differ between a handle and a name, no name can be
+    /// watched.
     pub(crate) fn add(&mut self, what: &'static str, path: PathBuf, inode: Inode) -> bool {
         let is_there = matches!(found(inode, self::inode(&path)), Found::Same);
         if is_there {
@@ -83,7 +87,7 @@ impl Watch {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks if that is due; `Err` says what was found instead of a file.
+    /// Looks if a look is due. `Err` says what was found instead of a file.
     pub(crate) fn look_if_due(&self, written: Written) -> Result<(), String> {
         let is_due = {
             let last = self.last();
@@ -92,14 +96,14 @@ impl Watch {
         if is_due { self.look(written) } else { Ok(()) }
     }
 
-    /// When the writer thread is to look, if there is a commit that no look has followed.
+    /// Returns when the writer thread is to look, if no look has followed the last commit.
     pub(crate) fn due_at(&self, written: Written) -> Option<Deadline> {
         let last = *self.last();
         let is_due = last.written != written && !self.names.is_empty();
         is_due.then(|| Deadline::from(last.at, Duration::from_millis(NAME_MS_MAX)))
     }
 
-    /// Looks at every name; `Err` says what was found instead of a file.
+    /// Looks at every name. `Err` says what was found instead of a file.
     pub(crate) fn look(&self, written: Written) -> Result<(), String> {
         *self.last() = Look { at: Instant::now(), written };
         if let Some(lost) = self.lost.get() {
@@ -116,7 +120,8 @@ impl Watch {
                 Found::Another => "another file is there now",
             };
             if self.root != self::inode("/".as_ref()).ok() {
-                // The process has another root folder since: the names may well be as they were, there.
+                // The process now has another root folder, so the names may be unchanged in the old
+                // one.
                 tracing::debug!(path = %path.display(), "the process has changed its root folder");
                 continue;
             }
@@ -129,7 +134,7 @@ impl Watch {
     }
 }
 
-/// What a name leads to.
+/// The target of a name.
 #[derive(Debug)]
 enum Found {
     Same,
@@ -145,7 +150,7 @@ fn found(expected: Inode, seen: io::Result<Inode>) -> Found {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Found::Nothing
         }
-        // Permissions may have been given up since the open; a network may be away.
+        // The process may have given up permissions since the open, or a network may be away.
         Err(error) => Found::Unknown(error),
     }
 }
@@ -158,7 +163,8 @@ fn inode(path: &Path) -> io::Result<Inode> {
 mod tests {
     use super::*;
 
-    /// Goal: only what is certain is a loss. Method: each answer that the operating system may give.
+    /// Goal: only what is certain is a loss. Method: each answer that the operating system may
+    /// give.
     #[test]
     fn what_is_unknown_is_no_loss() {
         let folder = tempfile::tempdir().unwrap();
@@ -185,8 +191,8 @@ mod tests {
         assert_eq!(watch.add("its file", folder.path().join("other"), one), cfg!(not(unix)));
     }
 
-    /// Goal: looks cost a bounded share, and none is deferred for ever. Method: writes that come at once need one look per so many commits or events; a
-    /// store without new commits needs none.
+    /// Goal: looks cost a bounded share, and none is deferred for ever. Method: writes that come at
+    /// once need one look per so many commits or events. A store without new commits needs none.
     #[test]
     fn looks_are_few_and_come() {
         let watch = Watch::default();

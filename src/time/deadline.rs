@@ -1,7 +1,7 @@
-//! When a wait of real time ends.
+//! The end of a wait of real time.
 //!
-//! **Invariant.** This file alone adds a `Duration` to an `Instant`. A wait so long that its end cannot be
-//! computed never ends.
+//! **Invariant.** This file alone adds a `Duration` to an `Instant`. A wait so long that its end
+//! cannot be computed never ends.
 
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,22 +16,22 @@ pub(crate) enum Deadline {
 }
 
 impl Deadline {
-    /// The moment `wait` from now. `Never` if no `Instant` is that late.
+    /// Returns the moment `wait` from now. `Never` if no `Instant` is that late.
     pub(crate) fn after(wait: Duration) -> Self {
         Self::from(Instant::now(), wait)
     }
 
-    /// The moment `wait` after `begin`. `Never` if no `Instant` is that late.
+    /// Returns the moment `wait` after `begin`. `Never` if no `Instant` is that late.
     pub(crate) fn from(begin: Instant, wait: Duration) -> Self {
         begin.checked_add(wait).map_or(Self::Never, Self::At)
     }
 
-    /// This moment: the wait asks once and does not sleep.
+    /// Returns this moment. A wait with this deadline asks once and does not sleep.
     pub(crate) fn now() -> Self {
         Self::At(Instant::now())
     }
 
-    /// The moment, or `None` for a wait without end.
+    /// Returns the moment, or `None` for a wait without end.
     pub(crate) fn instant(self) -> Option<Instant> {
         match self {
             Self::At(at) => Some(at),
@@ -39,12 +39,13 @@ impl Deadline {
         }
     }
 
-    /// How much of the wait is left; `None` for a wait without end.
+    /// Returns the remaining time; `None` for a wait without end.
     pub(crate) fn left(self) -> Option<Duration> {
         self.instant().map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// As [`left`](Self::left), for what takes a `Duration` alone; `Duration::MAX` for a wait without end.
+    /// Returns [`left`](Self::left) for callees that need a `Duration`; `Duration::MAX` for a wait
+    /// without end.
     pub(crate) fn left_or_max(self) -> Duration {
         self.left().unwrap_or(Duration::MAX)
     }
@@ -70,7 +71,8 @@ impl Deadline {
         }
     }
 
-    /// Waits at a condition variable, until it is notified or until the deadline. It may return earlier.
+    /// Waits at a condition variable, until it is notified or until the deadline. It may return
+    /// earlier.
     pub(crate) fn wait<'a, T>(self, condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
         match self.left() {
             Some(left) => condition.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0,
@@ -83,7 +85,8 @@ impl Deadline {
 mod tests {
     use super::*;
 
-    /// Goal: no wait is too long for a deadline. Method: the longest, the shortest, and one between.
+    /// Goal: no wait is too long for a deadline. Method: the longest, the shortest, and one
+    /// between.
     #[test]
     fn a_wait_that_is_too_long_for_the_clock_never_ends() {
         let never = Deadline::after(Duration::MAX);

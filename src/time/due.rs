@@ -1,10 +1,10 @@
-//! When something is due by the store's clock.
+//! The moment at which something is due by the store's clock.
 
 use std::time::{Duration, Instant};
 
 use super::{Clock, Deadline, as_ms};
 
-/// One look at a clock's monotonic time and at real time.
+/// One reading of a clock's monotonic time and of real time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Look {
     mono_ms: u64,
@@ -14,8 +14,9 @@ pub(crate) struct Look {
 
 /// A moment of the clock's monotonic time.
 ///
-/// Once the clock shows the moment, it has come. So it has for a clock that runs by itself when as much real
-/// time has passed: such a clock may stand still for a test's sake, and waits must end all the same.
+/// The moment has come once the clock shows it. For a clock that runs by itself, it has also come
+/// once as much real time has passed. Such a clock may stand still for a test's sake, and waits
+/// must end all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Due {
     real: Deadline,
@@ -28,13 +29,13 @@ impl Look {
         Self { mono_ms, real: Instant::now(), runs_by_itself }
     }
 
-    /// `wait` of the clock's time from now.
+    /// Returns the moment `wait` of the clock's time from now.
     pub(crate) fn after(self, wait: Duration) -> Due {
         let due = self.delayed(wait);
         if self.runs_by_itself || wait.is_zero() { due } else { Due { real: Deadline::Never, ..due } }
     }
 
-    /// `wait` of real time from now, or when the clock has jumped as far.
+    /// Returns the moment `wait` of real time from now, or earlier if the clock jumps as far.
     pub(crate) fn delayed(self, wait: Duration) -> Due {
         Due { real: Deadline::from(self.real, wait), at_ms: self.mono_ms.saturating_add(as_ms(wait)) }
     }
@@ -49,7 +50,7 @@ impl Due {
         self.at_ms <= look.mono_ms || self.real.instant().is_some_and(|at| at <= look.real)
     }
 
-    /// When a thread wakes to look again, unless the clock's jump wakes it before.
+    /// Returns when a thread wakes to look again, unless a jump of the clock wakes it before.
     pub(crate) fn wake_at(self) -> Deadline {
         self.real
     }
@@ -71,8 +72,8 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Goal: by a clock that stands until it is moved nothing comes before it is moved there; a short delay
-    /// ends all the same. Method: real time passes, then the clock's.
+    /// Goal: with a clock that stands still, nothing comes before the clock is moved, but a short
+    /// delay still ends. Method: real time passes, then the clock's.
     #[test]
     fn a_manual_clock_alone_says_what_is_due() {
         let clock = ManualClock::new();
@@ -85,7 +86,8 @@ mod tests {
         assert!(look.now().has_come(look) && !look.after(Duration::MAX).has_come(Look::at(&clock)));
     }
 
-    /// Goal: a clock of an application that knows `now` alone, and stands still, delays no try for ever.
+    /// Goal: an application's clock that stands still and implements only `now` delays no try for
+    /// ever.
     #[test]
     fn real_time_is_enough_for_a_clock_that_says_it_runs() {
         let look = Look::at(&Frozen);

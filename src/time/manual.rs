@@ -5,14 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Clock, ClockListener, Now, as_ms};
 
-/// A clock that stands still until it is moved: for tests of what takes hours.
+/// A clock that stands still until it is moved, for tests of what takes hours.
 ///
 /// Clones are the same clock. A move wakes every store that was opened with the clock: its relays,
-/// consumers, projections and captures, and the trimming of the log. What has become due by the clock's new
-/// time happens at once. A move returns without waiting for these threads.
+/// consumers, projections and captures, and the trimming of the log. Work that is due by the
+/// new time happens at once. A move returns without waiting for these threads.
 ///
-/// With this clock no thread of the library sleeps for a time of the clock: nothing becomes due before a
-/// move makes it due. The waits of real time, which [`Clock`] lists, stay as they are.
+/// With this clock no thread of the library sleeps for a time of the clock: nothing becomes due
+/// before a move makes it due. The waits of real time, which [`Clock`] lists, stay as they are.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -46,7 +46,7 @@ struct Shared {
     listeners: Mutex<Vec<ClockListener>>,
 }
 
-/// Both clocks. Kept as durations, so that many small steps lose nothing.
+/// The times of both clocks. They are durations, so that many small steps lose nothing.
 #[derive(Debug)]
 struct Time {
     mono: Duration,
@@ -60,7 +60,7 @@ impl Default for Time {
     }
 }
 
-/// A time before 1970 is 1970.
+/// Returns the time since 1970. A time before 1970 is 1970.
 fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
@@ -70,7 +70,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ManualClock {
-    /// A clock that stands at the machine's wall time, and at zero of its monotonic time.
+    /// Makes a clock that stands at the machine's wall time, and at zero of its monotonic time.
     ///
     /// ```
     /// use onewrite::time::{Clock, ManualClock};
@@ -81,7 +81,7 @@ impl ManualClock {
         Self::default()
     }
 
-    /// A clock whose wall time stands at `wall`. A time before 1970 is 1970.
+    /// Makes a clock whose wall time stands at `wall`. A time before 1970 is 1970.
     ///
     /// ```
     /// use std::time::{Duration, UNIX_EPOCH};
@@ -95,11 +95,12 @@ impl ManualClock {
         clock
     }
 
-    /// Lets `duration` pass: moves the monotonic and the wall time forward, and wakes all that may be due.
+    /// Moves the monotonic and the wall time forward by `duration`, and wakes all threads that may
+    /// have work.
     ///
-    /// Time that cannot be represented any more stands still at its end, so `Duration::MAX` makes everything due.
-    /// Costs a lock, and a notification for each store. It may be called from anywhere, also from inside a
-    /// transaction.
+    /// A time beyond the representable range stops at its end, so `Duration::MAX` makes everything
+    /// due. A call costs a lock, and a notification for each store. It is allowed everywhere, also
+    /// inside a transaction.
     ///
     /// ```
     /// use std::time::Duration;
@@ -119,7 +120,8 @@ impl ManualClock {
         self.notify();
     }
 
-    /// Sets the wall time alone, forward or back, as an operator or NTP does; wakes all that may be due.
+    /// Sets the wall time alone, forward or back, as an operator or NTP does. Wakes all threads
+    /// that may have work.
     ///
     /// ```
     /// use std::time::{Duration, UNIX_EPOCH};
@@ -133,7 +135,8 @@ impl ManualClock {
         self.notify();
     }
 
-    /// The wall time. The end of what a `SystemTime` can hold, if the clock was moved beyond it.
+    /// Returns the wall time. A clock beyond the range of `SystemTime` returns the end of that
+    /// range.
     ///
     /// ```
     /// use std::time::{Duration, UNIX_EPOCH};
@@ -165,7 +168,8 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Now {
         let time = lock(&self.shared.time);
-        // Rounded up: what is due at a time is due once the wall time is set to this very time.
+        // The wall time is rounded up, so that a time is due once the wall time is set to this very
+        // time.
         let wall = time.wall.saturating_add(Duration::from_nanos(999_999));
         Now { mono_ms: as_ms(time.mono), wall_ms: as_ms(wall) }
     }
@@ -187,8 +191,9 @@ mod tests {
 
     use super::*;
 
-    /// Goal: each move notifies every listener that still lives; the others are forgotten. A listener may
-    /// call the clock. Method: a listener that moves the clock once more, and one that is dropped.
+    /// Goal: each move notifies every listener that still lives; the others are forgotten. A
+    /// listener may call the clock. Method: a listener that moves the clock once more, and one that
+    /// is dropped.
     #[test]
     fn every_move_notifies_all_and_who_is_gone_is_forgotten() {
         let (clock, heard) = (ManualClock::new(), Arc::new(AtomicUsize::new(0)));

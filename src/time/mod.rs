@@ -1,7 +1,8 @@
 //! The clock, as a parameter.
 //!
-//! Two clocks, never mixed: the monotonic one measures every wait, the wall clock is data (an event's time, its
-//! `not_before` and `expires`). A wall clock that jumps a day moves no wait of ours.
+//! The library never mixes its two clocks. The monotonic clock measures every wait. The wall clock
+//! is data: an event's time, its `not_before` and `expires`. A jump of the wall clock moves no wait
+//! of the library.
 
 mod deadline;
 mod due;
@@ -26,23 +27,27 @@ pub use self::manual::ManualClock;
 pub struct Now {
     /// Milliseconds since some fixed point of this process; never goes back.
     pub mono_ms: u64,
-    /// Milliseconds since the Unix epoch, as the machine believes.
+    /// Milliseconds since the Unix epoch, by the machine's wall clock.
     pub wall_ms: u64,
 }
 
-/// Where the library gets its time from.
+/// The source of the library's time.
 ///
-/// **Times of the clock**: when an event is published again, a delivery applied again, a projection or a
-/// capture tried again; `not_before` and `expires`; how long a consumer waits for a gap to be filled; the
-/// ages of inbox ids and of kept events.
+/// **Times of the clock** follow this clock:
+/// - the next try of a publish, a delivery, a projection or a capture;
+/// - `not_before` and `expires`;
+/// - the gap timeout of a consumer;
+/// - the ages of inbox ids and of kept events.
 ///
-/// **Waits of real time**, whatever the clock says: a timeout that a caller passes (`stop`, `confirmed`,
-/// `next_timeout`, `QuotaPolicy::Wait`); deadlines and pauses of a connection to a broker, of
-/// [`MemoryBroker`](crate::broker::MemoryBroker) too; the short delays that gather work for one commit.
-/// A clock that notifies its listeners of a jump ends these short delays.
+/// **Waits of real time** ignore this clock:
+/// - a timeout that a caller passes (`stop`, `confirmed`, `next_timeout`, `QuotaPolicy::Wait`);
+/// - deadlines and pauses of a connection to a broker, including
+///   [`MemoryBroker`](crate::broker::MemoryBroker);
+/// - the short delays that gather work for one commit. A clock that notifies its listeners of a
+///   jump ends these delays.
 ///
-/// A clock is the application's code. The library calls it outside of its locks, but also from inside
-/// transactions: it must not write to the store.
+/// A clock is the application's code. The library calls it outside of the library's locks, but also
+/// inside transactions. So the clock must not write to the store.
 ///
 /// ```
 /// use onewrite::time::{Clock, SystemClock};
@@ -54,10 +59,11 @@ pub trait Clock: Debug + Send + Sync + 'static {
     /// Reads both clocks.
     fn now(&self) -> Now;
 
-    /// Whether time passes by itself, about as fast as real time; yes unless the clock says otherwise.
+    /// Whether time passes by itself, about as fast as real time; `true` by default.
     ///
-    /// If not, no thread of the library sleeps for a time of this clock: such a thread waits until the clock
-    /// notifies its [listeners](Self::subscribe). So a clock that says no must notify them of each move.
+    /// If `false`, no thread of the library sleeps for a time of this clock. Such a thread waits
+    /// until the clock notifies its [listeners](Self::subscribe). So the clock must notify them of
+    /// each move.
     ///
     /// ```
     /// use onewrite::time::{Clock, ManualClock, SystemClock};
@@ -68,10 +74,11 @@ pub trait Clock: Debug + Send + Sync + 'static {
         true
     }
 
-    /// Keeps a listener, to notify it after each jump of the clock. A store subscribes once, when it is opened.
+    /// Keeps a listener, and notifies it after each jump of the clock. A store subscribes once,
+    /// when it is opened.
     ///
-    /// Unless overridden it does nothing. Threads that sleep then wake when their time has passed by the
-    /// clock as it ran when they fell asleep. Notify listeners outside of locks that [`now`](Self::now) takes.
+    /// The default does nothing. Sleeping threads then wake by the clock as it ran when they fell
+    /// asleep. Notify listeners outside of locks that [`now`](Self::now) takes.
     ///
     /// ```
     /// use onewrite::time::{Clock, ClockListener, ManualClock, Now};
@@ -97,7 +104,7 @@ pub trait Clock: Debug + Send + Sync + 'static {
     }
 }
 
-/// Who wants to know that a clock has jumped. Cheap to clone; it keeps nothing alive.
+/// A listener that a clock notifies of a jump. It is cheap to clone, and keeps nothing alive.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -115,7 +122,7 @@ pub trait Clock: Debug + Send + Sync + 'static {
 pub struct ClockListener(Weak<dyn Fn() + Send + Sync>);
 
 impl ClockListener {
-    /// A listener that calls `on_jump` as long as `on_jump` lives elsewhere.
+    /// Makes a listener that calls `on_jump` as long as `on_jump` lives elsewhere.
     ///
     /// ```
     /// use onewrite::time::ClockListener;
@@ -127,10 +134,11 @@ impl ClockListener {
         Self(Arc::downgrade(on_jump))
     }
 
-    /// Says that the clock has jumped. Returns `false` if nobody listens any more: forget the listener.
+    /// Notifies the listener of a jump. Returns `false` if the listener is gone, so that the clock
+    /// can forget it.
     ///
-    /// A store's listener wakes the store's threads. It takes a few short locks, runs none of the
-    /// application's code but wakers of futures, and may be called from anywhere.
+    /// A store's listener wakes the store's threads. It takes a few short locks, and runs no code
+    /// of the application but wakers of futures. The clock may call it from anywhere.
     ///
     /// ```
     /// use onewrite::time::ClockListener;
@@ -145,7 +153,7 @@ impl ClockListener {
         on_jump.is_some()
     }
 
-    /// Whether somebody still listens.
+    /// Whether the listener still lives.
     ///
     /// ```
     /// use onewrite::time::ClockListener;
@@ -164,8 +172,8 @@ impl Debug for ClockListener {
     }
 }
 
-/// When a thread looks again that waits for `wait` of a clock's time: by real time if the clock runs by
-/// itself. Otherwise the clock's notification wakes the thread.
+/// Returns when a thread looks again that waits for `wait` of a clock's time. If the clock does not
+/// run by itself, its notification wakes the thread instead.
 pub(crate) fn wake_after(clock: &dyn Clock, wait: Duration) -> Deadline {
     if wait.is_zero() || clock.runs_by_itself() { Deadline::after(wait) } else { Deadline::Never }
 }
@@ -182,7 +190,7 @@ pub struct SystemClock {
 }
 
 impl SystemClock {
-    /// A clock whose monotonic side starts at zero now.
+    /// Makes a clock whose monotonic side starts at zero now.
     ///
     /// ```
     /// use onewrite::time::{Clock, SystemClock};
@@ -208,18 +216,19 @@ impl Clock for SystemClock {
     }
 }
 
-/// A wall time from milliseconds since the Unix epoch. A time that a `SystemTime` cannot hold is the epoch.
+/// Returns a wall time from milliseconds since the Unix epoch. A time that a `SystemTime` cannot
+/// hold is the epoch.
 pub(crate) fn wall_time(wall_ms: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(wall_ms)).unwrap_or(UNIX_EPOCH)
 }
 
-/// A fraction of a duration. `Duration::MAX` if it is too long for a duration.
+/// Returns a fraction of a duration. `Duration::MAX` if it is too long for a duration.
 #[cfg(feature = "rabbitmq")]
 pub(crate) fn part_of(duration: Duration, part: f64) -> Duration {
     Duration::try_from_secs_f64(duration.as_secs_f64() * part).unwrap_or(Duration::MAX)
 }
 
-/// A duration in whole milliseconds, saturating.
+/// Returns a duration in whole milliseconds, saturating.
 pub(crate) fn as_ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

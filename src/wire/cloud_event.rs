@@ -1,4 +1,5 @@
-//! A recorded event as a CloudEvent in JSON, for files, HTTP and logs. On AMQP its attributes are headers.
+//! A recorded event as a CloudEvent in JSON, for files, HTTP and logs. On AMQP its attributes are
+//! headers.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -9,19 +10,23 @@ use crate::event::RecordedEvent;
 use crate::message::HeaderValue;
 use crate::time::wall_time;
 
-/// Longest name of an attribute that every implementation must take.
+/// The longest attribute name that every implementation must accept.
 const NAME_BYTES_MAX: usize = 20;
 
-/// A recorded event as a [CloudEvent](https://cloudevents.io) 1.0. Serialize it with serde_json: the data is copied as it stands, which
-/// other formats cannot do.
+/// A recorded event as a [CloudEvent](https://cloudevents.io) 1.0. Serialize it with serde_json
+/// only: the data is copied in its raw form, which other formats cannot do.
 ///
-/// Attributes are as on the wire (module [`wire`](crate::wire)). Beside them stand `correlationid`, `contentencoding`, `expirytime`, and, where the event
-/// has them, `onewritestream`, `onewriterevision` and `onewriteversion`. A header of the application's is an attribute if its name has
-/// at most 20 lower-case letters and digits, and its value is a text, a boolean or an integer of 32 bits; other headers are left out.
-/// The lane is left out too.
+/// The attributes are those on the wire (module [`wire`](crate::wire)). The attributes
+/// `correlationid`, `contentencoding` and `expirytime` are added, and, if the event has them,
+/// `onewritestream`, `onewriterevision` and `onewriteversion`. The lane is left out.
 ///
-/// The payload stands in `data` if its content type says JSON or text and it is that, else as Base64 in `data_base64`. JSON loses the
-/// whitespace between its parts, so one event is one line.
+/// A header of the application becomes an attribute if its name has at most 20 lower-case letters
+/// and digits. Its value must also be a text, a boolean or an integer of 32 bits. Other headers are
+/// left out.
+///
+/// The payload is in `data` if its content type says JSON or text and the payload is that.
+/// Otherwise it is Base64 in `data_base64`. JSON loses the whitespace between its parts, so one
+/// event is one line.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -41,8 +46,9 @@ pub struct CloudEvent<'a> {
 }
 
 impl RecordedEvent {
-    /// The event as a CloudEvent of this source, which serde_json writes. The source is a URI reference such as `/services/ledger`: what the
-    /// relay [is given](crate::RelayBuilder::source).
+    /// Returns the event as a CloudEvent of this source, which serde_json writes. The source is a
+    /// URI reference such as `/services/ledger`, like the [source of a
+    /// relay](crate::RelayBuilder::source).
     ///
     /// # Errors
     /// [`SettingError`] if the source is empty.
@@ -125,7 +131,8 @@ impl Serialize for CloudEvent<'_> {
     }
 }
 
-/// A time after the year 9999 is the last of that year: RFC 3339 has four digits for it.
+/// Formats a time. A time after the year 9999 becomes the last of that year, because RFC 3339 has
+/// four digits for it.
 fn rfc3339(time_ms: u64) -> String {
     humantime::format_rfc3339_millis(wall_time(time_ms.min(LATEST_MS))).to_string()
 }

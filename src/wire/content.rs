@@ -1,35 +1,38 @@
-//! What distinguishes a message from another that claims to be the same: a keyed hash over all of it that each copy shares.
+//! The keyed hash of a message's content, which distinguishes messages that claim to be the same.
+//! It covers everything that all copies of one message share.
 //!
-//! The key is random and stays in the store. So nobody outside can make two messages of one hash, nor learn what hash a
-//! message has. SipHash-2-4 is made for that.
+//! The key is random and stays in the store. So an outsider can neither make two messages of one
+//! hash nor learn a message's hash. SipHash-2-4 is designed for that.
 //!
-//! **What is in it.** The payload and the properties: id, type, content type and encoding, correlation id, reply to, priority, user id,
-//! cluster id. Each header with its kind, and all that a table or an array holds. Of a foreign message `app_id` and the CloudEvents
-//! `source` too.
+//! **What the hash covers.** The payload and these properties: id, type, content type and encoding,
+//! correlation id, reply to, priority, user id, cluster id. Each header with its kind, and the
+//! whole content of tables and arrays. For a foreign message also `app_id` and the CloudEvents
+//! `source`.
 //!
-//! **What is not in it** differs between copies of one message:
+//! **What the hash leaves out** differs between copies of one message:
 //!
-//! | | since |
+//! | left out | why |
 //! |---|---|
-//! | `app_id`, CloudEvents `source`, the spelling of CloudEvents headers, of what a store like this one has published | a relay's settings say them, and may change between two publishes |
+//! | for messages of a onewrite store: `app_id`, CloudEvents `source`, the spelling of CloudEvents headers | a relay's settings determine them, and may change between two publishes |
 //! | `onewrite-resend` | it marks the second publish |
-//! | `onewrite-store`, `onewrite-epoch`, `onewrite-lane`, `onewrite-lane-number` | the lane and the number are what is claimed, not what is said |
+//! | `onewrite-store`, `onewrite-epoch`, `onewrite-lane`, `onewrite-lane-number` | they claim an identity, and are no content |
 //! | `expiration`, `CC`, `BCC` | RabbitMQ takes them out of a message that it dead-letters |
 //! | `delivery_mode` | a shovel sets it; it is for the broker alone |
 //! | `timestamp`, `timestamp_in_ms` | RabbitMQ may write them where a message comes in |
 //! | `x-death`, `x-delivery-count` and the others of [`BROKERS`] | RabbitMQ writes them |
 //! | `traceparent`, `tracestate`, `baggage` | each hop may write them anew |
-//! | what stands behind `amq.rabbitmq.reply-to` | RabbitMQ writes there which channel has published |
+//! | the part behind `amq.rabbitmq.reply-to` | RabbitMQ writes the publishing channel there |
 
 use std::hash::Hasher;
 
 use super::{CRC, EPOCH, HeaderSpelling, LANE, LANE_NUMBER, MENDED, SIGNATURE, STORE, UNREADABLE, VERSION};
 use crate::message::{HeaderValue, Message};
 
-/// Headers that say which message of which producer this is, and prove it.
+/// Headers that name the producer and the number of this message, and prove them.
 const CLAIMS: [&str; 5] = [STORE, EPOCH, LANE, LANE_NUMBER, SIGNATURE];
 
-/// Headers that RabbitMQ writes. A producer's own header may begin with `x-` as well, so each is named.
+/// Headers that RabbitMQ writes. A producer's own header may begin with `x-` as well, so each name
+/// is listed.
 const BROKERS: [&str; 11] = [
     "x-death",
     "x-delivery-count",
@@ -39,25 +42,25 @@ const BROKERS: [&str; 11] = [
     "x-shovelled-timestamp",
     "x-routed-by",
     "x-stream-offset",
-    // A delayed-message exchange turns its sign.
+    // A delayed-message exchange changes its sign.
     "x-delay",
     "timestamp_in_ms",
     "BCC",
 ];
 
-/// What headers that RabbitMQ writes begin with.
+/// The prefixes of headers that RabbitMQ writes.
 const BROKERS_PREFIXES: [&str; 3] = ["x-first-death-", "x-last-death-", "x-opt-"];
 
-/// Headers that a hop on the way may write or take out.
+/// Headers that a hop on the way may write or remove.
 const HOPS: [&str; 4] = ["traceparent", "tracestate", "baggage", "CC"];
 
-/// The queue that answers come back through to the channel that has asked.
+/// The queue that carries answers back to the channel that asked.
 const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 
 #[expect(deprecated, reason = "std prefers another hash for its maps; this one is SipHash-2-4, and stays it")]
 type Sip = std::hash::SipHasher;
 
-/// The secret of a store.
+/// The secret of a store, with which it hashes contents.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ContentKey([u8; 16]);
 
@@ -80,7 +83,7 @@ impl ContentKey {
         Sip::new_with_keys(number(first), number(second))
     }
 
-    /// Of all that a message says.
+    /// Hashes the whole content of a message.
     pub(crate) fn hash(&self, message: &Message) -> u64 {
         let mut hasher = self.hasher();
         let is_ours = message.headers.iter().any(|(name, _)| name == STORE);
@@ -88,7 +91,8 @@ impl ContentKey {
         hasher.finish()
     }
 
-    /// Of the lane and the number that a message claims, be it by half, and of its proof: a forged copy is not the genuine message.
+    /// Hashes the lane and the number that a message claims, even if incomplete, and its signature.
+    /// So a forged copy differs from the genuine message.
     pub(crate) fn claims(&self, message: &Message) -> u64 {
         let mut hasher = self.hasher();
         let claims = message.headers.iter().filter(|(name, _)| CLAIMS.contains(&name.as_ref()));
@@ -96,7 +100,7 @@ impl ContentKey {
         hasher.finish()
     }
 
-    /// Of where a message was published to; never 0.
+    /// Hashes the destination of a message. The result is never 0.
     pub(crate) fn route(&self, exchange: &str, routing_key: &str) -> u32 {
         let mut hasher = self.hasher();
         put(&mut hasher, b'e', exchange.as_bytes());
@@ -119,7 +123,7 @@ impl Canonical for ContentKey {
             put(&mut hasher, kind, name.as_bytes());
             self.value(&mut hasher, value);
             count += 1;
-            // The order is the encoder's: a sum has none.
+            // A sum does not depend on the encoder's order.
             sum = sum.wrapping_add(hasher.finish());
         }
         sink.write(&count.to_le_bytes());
@@ -127,18 +131,19 @@ impl Canonical for ContentKey {
     }
 }
 
-/// What a message says, as bytes that are the same for each copy and for no other message.
+/// Writes a message's content as bytes that are equal for all copies, and different for every other
+/// message.
 pub(super) trait Canonical {
     type Sink: Hasher;
 
-    /// Entries of a table, or headers, whatever their order.
+    /// Writes entries of a table, or headers, in any order.
     fn unordered<'a>(
         &self,
         sink: &mut Self::Sink,
         entries: impl Iterator<Item = (u8, &'a str, &'a HeaderValue)>,
     );
 
-    /// `but_settings`: without what the settings of a relay say.
+    /// `but_settings` leaves out what a relay's settings determine.
     fn message(&self, sink: &mut Self::Sink, message: &Message, but_settings: bool) {
         let reply_to = message.reply_to.as_deref().map(|queue| match queue.strip_prefix(DIRECT_REPLY) {
             Some(channel) if channel.starts_with('.') => DIRECT_REPLY,
@@ -170,7 +175,7 @@ pub(super) trait Canonical {
         );
     }
 
-    /// The kinds are AMQP's.
+    /// The kind bytes are AMQP's.
     fn value(&self, sink: &mut Self::Sink, value: &HeaderValue) {
         match value {
             HeaderValue::Text(text) => put(sink, b'S', text.as_bytes()),
@@ -209,7 +214,8 @@ pub(super) fn put(sink: &mut impl Hasher, kind: u8, bytes: &[u8]) {
     sink.write(bytes);
 }
 
-/// What a header says, if it is the same in each copy: of which kind, and of what name.
+/// Returns the kind and the name of a header that is the same in each copy; `None` for another
+/// header.
 pub(super) fn kept(name: &str, but_settings: bool) -> Option<(u8, &str)> {
     let is_the_brokers =
         BROKERS.contains(&name) || BROKERS_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
@@ -217,7 +223,7 @@ pub(super) fn kept(name: &str, but_settings: bool) -> Option<(u8, &str)> {
         return None;
     }
     if name.starts_with("onewrite-") {
-        // What was mended says in its note what it was.
+        // The note of a mended delivery names the original form.
         return matches!(name, CRC | VERSION | MENDED | UNREADABLE).then_some((b'h', name));
     }
     let attribute = HeaderSpelling::ALL.iter().find_map(|spelling| name.strip_prefix(spelling.prefix()));

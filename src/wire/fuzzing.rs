@@ -5,7 +5,8 @@ use super::{EPOCH, LANE, LANE_NUMBER, STORE, lane_of, one, ordering_key, resend,
 use super::{ProducerKeys, SIGNATURE, SigningKey};
 use crate::message::Message;
 
-/// Reads it, then signs it: it is believed as long as it names its producer once, and nothing that it says is changed.
+/// Reads the message, then signs it. The signature holds as long as the message names its producer
+/// once and its content is unchanged.
 pub(crate) fn message(message: &Message, key: &SigningKey, keys: &ProducerKeys, left_out: usize) {
     let _ = (lane_of(message).is_ok(), ordering_key(message));
     assert!(time_ms(message).is_none_or(|(earliest, latest)| earliest <= latest));

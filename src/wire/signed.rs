@@ -1,16 +1,18 @@
-//! Proof of the store that has produced a message: an HMAC with a secret that the producer and its consumers share.
+//! The proof of the store that produced a message: an HMAC with a secret that the producer and its
+//! consumers share.
 //!
 //! ```text
 //! onewrite-signature   "v1=" │ 64 hex digits: HMAC-SHA-256 over
 //!                      "onewrite signature 1" │ store, epoch, lane, number, each a header or its absence │ all that the message says
 //! ```
 //!
-//! All that a message says: as for the hash of its content (`content.rs`), and the relay's `app_id` and `source` too. So whoever
-//! has no key can neither make a message of the producer nor change one, but for what brokers and hops may change. The resend header of
-//! a second publish is such a thing: both copies have one signature.
+//! The signed content is that of the content hash (`content.rs`), and the relay's `app_id` and
+//! `source` too. So without a key, a sender can neither make a message of the producer nor change
+//! one. Parts that brokers and hops may change are not signed. For example, the resend header of a
+//! second publish is not: both copies have one signature.
 //!
-//! **What a signature does not say** is where the message was published to. Brokers and people move messages between queues, and they
-//! stay genuine.
+//! **A signature does not cover** the message's destination. Brokers and operators move messages
+//! between queues, and the messages stay genuine.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +29,8 @@ use crate::limits::{PRODUCER_KEYS_MAX, SIGNING_KEY_BYTES_MIN};
 use crate::message::{HeaderValue, Message};
 use crate::text::Text;
 
-/// The header that proves which store has produced the message. A relay that [signs](crate::RelayBuilder::sign_with) sets it.
+/// The header that proves which store produced the message. A relay that
+/// [signs](crate::RelayBuilder::sign_with) sets it.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -46,17 +49,19 @@ use crate::text::Text;
 /// ```
 pub const SIGNATURE: &str = "onewrite-signature";
 
-/// What the text of a signature begins with.
+/// The prefix of a signature's text.
 const FORM: &str = "v1=";
 
-/// What is signed first: a later form signs other words.
+/// The first signed bytes. A later form signs other first bytes.
 const DOMAIN: &[u8] = b"onewrite signature 1";
 
-/// A secret that a producer and its consumers share: the producer signs with it
-/// ([`RelayBuilder::sign_with`](crate::RelayBuilder::sign_with)), the consumers check by it ([`ProducerKeys`]).
+/// A secret that a producer and its consumers share. The producer signs with it
+/// ([`RelayBuilder::sign_with`](crate::RelayBuilder::sign_with)), and the consumers check with it
+/// ([`ProducerKeys`]).
 ///
-/// Take random bytes, 32 of them, from a secret store. A consumer can sign what it can check: give a key to services that
-/// trust each other. Each copy is wiped from memory when it is dropped.
+/// Use 32 random bytes from a secret store. A consumer can sign everything that it can check, so
+/// share a key only between services that trust each other. Each copy is wiped from memory when it
+/// is dropped.
 ///
 /// ```
 /// use onewrite::SigningKey;
@@ -76,7 +81,7 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// A key of these bytes, of at least [`SIGNING_KEY_BYTES_MIN`].
+    /// Makes a key of these bytes, of which there must be at least [`SIGNING_KEY_BYTES_MIN`].
     ///
     /// # Errors
     /// [`SettingError`] for fewer bytes.
@@ -97,7 +102,7 @@ impl SigningKey {
         Ok(Self(mac))
     }
 
-    /// The value of the header for this message, which has none yet.
+    /// Returns the header's value for this message, which has no signature yet.
     pub(super) fn sign(&self, message: &Message) -> HeaderValue {
         let mut text = String::with_capacity(FORM.len() + 64);
         text.push_str(FORM);
@@ -109,7 +114,7 @@ impl SigningKey {
         HeaderValue::Text(Text::from(text.as_str()))
     }
 
-    /// Compares in a time that does not depend on the signature.
+    /// Checks a signature in a time that does not depend on the signature.
     fn has_signed(&self, message: &Message, signature: &[u8; 32]) -> bool {
         self.mac(message).verify_slice(signature).is_ok()
     }
@@ -131,7 +136,7 @@ impl SigningKey {
     }
 }
 
-/// What is written is signed.
+/// A sink that signs the bytes written to it.
 pub(super) struct Signing(Hmac<Sha256>);
 
 impl Hasher for Signing {
@@ -152,7 +157,8 @@ impl Canonical for SigningKey {
         sink: &mut Signing,
         entries: impl Iterator<Item = (u8, &'a str, &'a HeaderValue)>,
     ) {
-        // Each entry begins with its kind, which no signed message does: a signature of the one is none of the other.
+        // Each entry begins with its kind, and no signed message does. So a signature of an entry
+        // is never the signature of a message.
         let mut signed: Vec<[u8; 32]> = entries
             .map(|(kind, name, value)| {
                 let mut of_entry = Signing(self.0.clone());
@@ -167,10 +173,12 @@ impl Canonical for SigningKey {
     }
 }
 
-/// Which stores a consumer believes, and by which keys: see [`ConsumerBuilder::authenticate`](crate::ConsumerBuilder::authenticate).
+/// The stores that a consumer believes, and their keys. See
+/// [`ConsumerBuilder::authenticate`](crate::ConsumerBuilder::authenticate).
 ///
-/// **Rotation.** Each producer may have several keys ([`PRODUCER_KEYS_MAX`]). Add the new key at the consumers, then let the relay sign with
-/// it, and take the old key away once no queue holds a message from before.
+/// **Rotation.** Each producer may have several keys ([`PRODUCER_KEYS_MAX`]). Add the new key at
+/// the consumers, then let the relay sign with it. Remove the old key once no queue holds an older
+/// message.
 ///
 /// ```
 /// # let folder = tempfile::tempdir()?;
@@ -197,7 +205,7 @@ pub struct ProducerKeys {
 }
 
 impl ProducerKeys {
-    /// Nobody is believed.
+    /// Makes a set of keys that believes no store.
     ///
     /// ```
     /// use onewrite::{Message, ProducerKeys};
@@ -208,10 +216,12 @@ impl ProducerKeys {
         Self::default()
     }
 
-    /// Believes the store of this [id](crate::Store::id) what is signed with this key.
+    /// Believes messages of the store with this [id](crate::Store::id) that are signed with this
+    /// key.
     ///
     /// # Errors
-    /// [`SettingError`] if the id is none, or the store has [`PRODUCER_KEYS_MAX`] keys already.
+    /// [`SettingError`] if the id is not a store's id, or the store already has
+    /// [`PRODUCER_KEYS_MAX`] keys.
     ///
     /// ```
     /// # let folder = tempfile::tempdir()?;
@@ -234,8 +244,9 @@ impl ProducerKeys {
         Ok(self)
     }
 
-    /// Takes messages too that name no store as their producer. **Risk:** nothing proves who has sent such a message. Whoever may
-    /// publish to the queue may send one, but none in the name of a store.
+    /// Also accepts messages that name no store as their producer. **Risk:** nothing proves the
+    /// sender of such a message. Any sender that may publish to the queue may send one, but none in
+    /// the name of a store.
     ///
     /// ```
     /// use onewrite::{Message, ProducerKeys};
@@ -247,11 +258,14 @@ impl ProducerKeys {
         self
     }
 
-    /// Checks one message. A consumer does so by itself; this is for a consuming loop of one's own, before
-    /// [`first_delivery`](crate::Transaction::first_delivery).
+    /// Checks one message. A consumer does this by itself; call it in your own consuming loop,
+    /// before [`first_delivery`](crate::Transaction::first_delivery).
     ///
     /// # Errors
-    /// [`Error::NotAuthentic`]; [`Error::LaneHeader`] if its producer or signature is given twice, or is not what this library writes.
+    /// [`Error::NotAuthentic`] if the proof is missing or wrong.
+    ///
+    /// [`Error::LaneHeader`] if its producer or signature is given twice, or is not in this
+    /// library's form.
     ///
     /// ```
     /// use onewrite::{Error, Message, ProducerKeys};
@@ -266,7 +280,7 @@ impl ProducerKeys {
         let producer = producer.as_text().and_then(uuid_from_text);
         let problem = "is not the UUID of a store";
         let producer = producer.ok_or(Error::LaneHeader { header: STORE, problem })?;
-        // What is signed is the first of each: there is to be no other.
+        // The signature covers the first header of each name, so a second one is refused.
         for name in [EPOCH, LANE, LANE_NUMBER] {
             one(message, name)?;
         }

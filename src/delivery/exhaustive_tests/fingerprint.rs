@@ -1,7 +1,8 @@
-//! When two worlds are the same: whatever can happen from here on is the same in both.
+//! The fingerprint of a world. Two worlds with one fingerprint have the same future.
 //!
-//! Left out is what only looks back (counters, the texts of faults, the draws of the jitter, which begin anew at each step) and what
-//! time has made irrelevant: times are given from now on, tickets by their rank, and a time that has passed is *now*.
+//! The fingerprint leaves out what only looks back: counters, the texts of faults, and the draws of
+//! the jitter, which begins anew at each step. It also leaves out what time has made irrelevant.
+//! Times count from now on, tickets by their rank, and a past time is *now*.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -18,7 +19,7 @@ impl World {
         (self.up, self.position, self.stored, self.confirmed, self.passed_by, self.discarded).hash(hasher);
         self.flights.len().hash(hasher);
         self.flights.values().for_each(|flight| flight.hash(hasher));
-        // They matter only while one of them may still arrive.
+        // Ghosts matter only while one of them may still arrive.
         if self.budget.ghosts > 0 {
             self.ghosts.hash(hasher);
         }
@@ -42,7 +43,7 @@ impl World {
 
 fn hash_exception(exception: &Exception, now: Now, hasher: &mut DefaultHasher) {
     (exception.attempts, exception.destination_attempts).hash(hasher);
-    // Whether it was a poison message.
+    // The code tells whether the event was a poison message.
     exception.fault.as_ref().map(|fault| fault.code).hash(hasher);
     match exception.state {
         ExceptionState::Retry { due_ms } => (0, due_ms.saturating_sub(now.wall_ms)).hash(hasher),
@@ -56,7 +57,8 @@ fn hash_request(request: &Action, now: Now, hasher: &mut DefaultHasher) {
     match request {
         Action::Load { from, events_max, bytes_max } => (0, from, events_max, bytes_max).hash(hasher),
         Action::LoadDue { after, until_ms, events_max } => {
-            // Not cut off at now: what is due between the question and now is not in the answer.
+            // The age is not cut off at now: events that became due between the question and now
+            // are not in the answer.
             let age = now.wall_ms - until_ms;
             (1, after.map(|(due_ms, seq)| (now.wall_ms - due_ms, seq)), age, events_max).hash(hasher);
         }
@@ -101,7 +103,7 @@ fn hash_machine(machine: &Machine, now: Now, hasher: &mut DefaultHasher) {
     machine.keys.hash_for_test(hasher);
 }
 
-/// Nacks in a row only lengthen waits, and here all waits are as long.
+/// Hashes an item. Nacks in a row only lengthen waits, and here all waits are equal.
 fn hash_item(machine: &Machine, item: &Item, now: Now, hasher: &mut DefaultHasher) {
     (item.home as u8, item.attempts, item.destination_attempts, item.sent).hash(hasher);
     (item.suspect, item.likely, item.poison).hash(hasher);

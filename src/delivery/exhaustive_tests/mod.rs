@@ -1,10 +1,13 @@
-//! Every history of a small world: two keys, five events, a broker that confirms in any order, refuses, returns, closes the channel and
-//! keeps ghosts, lost connections, a process that dies between any two writes. Depth first, over all states that can be reached;
-//! a state is what the world and the machine will do from here on (`fingerprint`).
+//! Every history of a small world: two keys and five events. The broker confirms in any order,
+//! refuses, returns, closes the channel and keeps ghosts. Connections are lost, and the process
+//! dies between any two writes. The search is depth first, over all reachable states. A state is
+//! the future of the world and the machine (`fingerprint`).
 //!
-//! `model_tests` draws long histories of a large world at random; this one leaves nothing out of a small one.
+//! `model_tests` draws long histories of a large world at random. This search leaves nothing out of
+//! a small world.
 //!
-//! A debug build searches small budgets. `ONEWRITE_MODEL=full`, for a release build, searches those that docs/testing.md names.
+//! A debug build searches small budgets. `ONEWRITE_MODEL=full`, for a release build, searches the
+//! budgets that docs/testing.md names.
 
 mod fingerprint;
 mod world;
@@ -15,7 +18,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use self::world::{Budget, Move, World};
 use super::types::{PublishOrder, QuarantinePolicy, Settings};
 
-/// Of so many states one is healed, to see that everything settles from there.
+/// One state of this number is healed, to see that everything settles from there.
 const HEALED_EVERY: u64 = 101;
 
 /// The keys of the events, in order of the log.
@@ -76,7 +79,7 @@ struct Found {
     depth: usize,
 }
 
-/// The moves that led to where the search is; shown when something panics there.
+/// The moves that led to the present state. They are shown when something panics there.
 struct Path(Vec<Move>);
 
 impl Drop for Path {
@@ -87,7 +90,7 @@ impl Drop for Path {
     }
 }
 
-/// Goes through every state once. The error is the violation, and the moves that lead to it.
+/// Visits every state once. The error is the violation, and the moves that lead to it.
 fn search(start: World) -> Result<Found, String> {
     let mut seen: HashSet<u64, BuildHasherDefault<AsIs>> = HashSet::default();
     let mut found = Found { states: 1, ..Found::default() };
@@ -149,8 +152,9 @@ const SILENCE: Budget = Budget { silences: 1, ghosts: 1, ..NOTHING };
 const QUARANTINE: Budget = Budget { returns: 2, crashes: 1, redrives: 1, discards: 1, ..NOTHING };
 const CLOSED_CHANNEL: Budget = Budget { connections: 2, returns: 1, closes: 2, redrives: 1, ..NOTHING };
 
-/// P3, P5. Goal: whatever happens, in whatever order, nothing is lost and the first deliveries of a key ascend without a gap.
-/// Method: all histories within the budgets; in full three reconnects, a nack, a return, a ghost and a crash.
+/// P3, P5. Goal: whatever happens, in whatever order, nothing is lost and the first deliveries of a
+/// key ascend without a gap. Method: all histories within the budgets; in full three reconnects, a
+/// nack, a return, a ghost and a crash.
 #[test]
 fn every_history_per_key() {
     let full = Budget { connections: 4, nacks: 1, returns: 1, crashes: 1, ghosts: 1, ..NOTHING };
@@ -163,21 +167,23 @@ fn every_history_per_key() {
     );
 }
 
-/// The same with runs of one key, so that queues and parked rows are longer, and with people who redrive and discard.
+/// Goal: the same with runs of one key, so that queues and parked rows are longer, and with
+/// operators that redrive and discard.
 #[test]
 fn every_history_in_runs() {
     let full = Budget { connections: 2, closes: 2, ..QUARANTINE };
     explore("in runs", LOG_IN_RUNS, PublishOrder::PerKey, &[LOST_CONNECTION, CLOSED_CHANNEL], full);
 }
 
-/// Total order: the first deliveries of all events ascend.
+/// Goal: under total order the first deliveries of all events ascend.
 #[test]
 fn every_history_in_total_order() {
     let full = Budget { connections: 3, nacks: 1, closes: 2, ghosts: 1, ..QUARANTINE };
     explore("total", LOG, PublishOrder::Total, &[LOST_CONNECTION, SILENCE, QUARANTINE, CLOSED_CHANNEL], full);
 }
 
-/// Goal: the search can fail. Method: a key's events are pipelined, and one nack, or one lost connection, is enough.
+/// Goal: the search can fail. Method: a key's events are pipelined, and one nack, or one lost
+/// connection, is enough.
 #[test]
 fn without_strictness_order_is_lost() {
     for (nacks, connections) in [(1, 1), (0, 2)] {

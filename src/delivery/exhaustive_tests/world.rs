@@ -1,7 +1,9 @@
-//! What surrounds the machine: a disk, a broker, connections, people; and what each of them may do next.
+//! The world around the machine: a disk, a broker, connections, operators, and what each of them
+//! may do next.
 //!
-//! **Invariants.** Everything is small and comes in one order, so that equal worlds look equal. The machine's jitter begins anew before
-//! each step: no state depends on how many waits were drawn before it.
+//! **Invariants.** Everything is small and has one order, so that equal worlds look equal. The
+//! machine's jitter begins anew before each step, so no state depends on how many waits were drawn
+//! before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,24 +20,24 @@ use crate::time::Now;
 const WALL_START_MS: u64 = 1_000_000;
 const QUIET_STEPS_MAX: usize = 2000;
 
-/// How often each thing may still happen.
+/// How often each move may still happen.
 #[derive(Debug, Clone, Copy, Hash)]
 pub(super) struct Budget {
     pub(super) connections: u8,
     pub(super) nacks: u8,
     pub(super) returns: u8,
-    /// No word within the deadline.
+    /// Publishes without an answer within the deadline.
     pub(super) silences: u8,
-    /// The broker closes the channel for what one message is.
+    /// Closes of the channel for the fault of one message.
     pub(super) closes: u8,
     pub(super) crashes: u8,
     pub(super) redrives: u8,
     pub(super) discards: u8,
-    /// Messages that are stored though that was reported to nobody.
+    /// Messages that are stored without a report.
     pub(super) ghosts: u8,
 }
 
-/// One thing that happens.
+/// One move of the world.
 #[derive(Debug, Clone)]
 pub(super) enum Move {
     Up,
@@ -46,7 +48,7 @@ pub(super) enum Move {
     Answer(usize),
     /// The next step's changes are on disk.
     Flush,
-    /// Time goes on to the machine's next timer.
+    /// Time passes until the machine's next timer.
     Wait,
     Crash,
     Redrive(u64),
@@ -57,14 +59,14 @@ pub(super) enum Move {
 pub(super) enum ScriptedOutcome {
     Confirmed,
     Nacked,
-    /// Stored by one queue, refused by another.
+    /// One queue stored the message, and another refused it.
     NackedAndStored,
     Returned,
-    /// It was alone, and its exchange is missing.
+    /// The event was isolated, and its exchange is missing.
     Refused,
-    /// Its own connection broke: nobody knows.
+    /// The trial's own connection broke, so the outcome is unknown.
     Unknown,
-    /// No word within the deadline.
+    /// No answer came within the deadline.
     Silent,
 }
 
@@ -84,15 +86,17 @@ pub(super) struct World {
     pub(super) up: bool,
     epoch: u64,
     pub(super) flights: BTreeMap<Ticket, Flight>,
-    /// What dead connections still hold, each in its order.
+    /// The messages that dead connections still hold, each in its order.
     pub(super) ghosts: Vec<Vec<u64>>,
     pub(super) requests: Vec<Action>,
-    /// What each step, or its part up to a quarantine, has left to be written: together or not at all.
+    /// The unwritten changes of each step, or of its part up to a quarantine. They are written
+    /// together or not at all.
     pub(super) pending: Vec<Vec<Change>>,
     pub(super) position: u64,
     pub(super) rows: BTreeMap<u64, Exception>,
     pub(super) parked: BTreeSet<u64>,
-    /// Bits by sequence number: in the queue, confirmed, once on disk because of a quarantine, given up.
+    /// Bits by sequence number: in the queue, confirmed, once on disk because of a quarantine,
+    /// discarded.
     pub(super) stored: u8,
     pub(super) confirmed: u8,
     pub(super) passed_by: u8,
@@ -155,8 +159,8 @@ impl World {
         self.key(a).is_some() && self.key(a) == self.key(b)
     }
 
-    /// Whether the earlier must come first. Under total order too what went to quarantine holds its own key alone, and what waits
-    /// behind it there is passed by.
+    /// Whether the earlier event must come first. Under total order, too, a quarantined event holds
+    /// its own key alone, and later events pass it and what waits behind it.
     fn are_ordered(&self, earlier: u64, later: u64) -> bool {
         let total = self.settings.ordering == PublishOrder::Total && self.passed_by & bit(earlier) == 0;
         total || self.have_one_key(earlier, later)
@@ -176,7 +180,7 @@ impl World {
         })
     }
 
-    // --- what may happen ------------------------------------------------------------------------------------------------
+    // --- what may happen ---
 
     pub(super) fn moves(&self) -> Vec<Move> {
         let mut moves = Vec::with_capacity(16);
@@ -208,7 +212,7 @@ impl World {
         if budget.crashes > 0 {
             moves.push(Move::Crash);
         }
-        // A person acts on what is on disk, and the store writes what is pending before.
+        // An operator acts on what is on disk, and the store writes pending changes before.
         if self.pending.is_empty() {
             let quarantined = || self.quarantined().into_iter();
             if budget.redrives > 0 {
@@ -250,7 +254,7 @@ impl World {
         self.rows.iter().filter(|(_, row)| state(row)).map(|(seq, _)| *seq).collect()
     }
 
-    // --- what happens ---------------------------------------------------------------------------------------------------
+    // --- what happens ---
 
     pub(super) fn take(&mut self, next: &Move) -> Check {
         match next {
@@ -295,7 +299,8 @@ impl World {
         self.step(Input::Up { epoch: Epoch(self.epoch) })
     }
 
-    /// Their connection is gone. What was on it may reach the broker at any later time, or never.
+    /// Ends the connection of these flights. Their messages may reach the broker at any later time,
+    /// or never.
     fn lose_flights(&mut self, is_lost: impl Fn(&Flight) -> bool) {
         let lost: Vec<u64> =
             self.flights.values().filter(|flight| is_lost(flight)).map(|flight| flight.seq).collect();
@@ -344,7 +349,8 @@ impl World {
         self.step(Input::Outcomes(vec![(ticket, outcome)]))
     }
 
-    /// As often as it may be sent: once is enough to see what comes of it, and a world that knows no end is never searched.
+    /// Lets a message arrive later, once. Once shows every consequence, and a world without an end
+    /// could not be searched.
     fn may_come_later(&mut self, seq: u64) {
         let ghost = vec![seq];
         if !self.ghosts.contains(&ghost) {
@@ -353,7 +359,8 @@ impl World {
         }
     }
 
-    /// The broker puts it into its queue: those before it must be there, or have been given up.
+    /// Stores the message in the broker's queue. The earlier events of its order must be there, or
+    /// discarded.
     fn store(&mut self, seq: u64) -> Check {
         let missing = |earlier: &u64| {
             self.are_ordered(*earlier, seq) && (self.stored | self.discarded) & bit(*earlier) == 0
@@ -394,7 +401,7 @@ impl World {
         self.step(Input::Discarded { seq, key: self.key(seq) })
     }
 
-    // --- the disk -------------------------------------------------------------------------------------------------------
+    // --- the disk ---
 
     fn flush_one(&mut self) -> Check {
         for change in self.pending.remove(0) {
@@ -437,7 +444,7 @@ impl World {
         (self.confirmed | self.discarded) & bit(seq) != 0
     }
 
-    /// A discarded event has a row until the position is past it.
+    /// Removes the rows of discarded events that the position has passed.
     fn drop_passed(&mut self) {
         let position = self.position;
         self.rows.retain(|seq, row| *seq >= position || row.state != ExceptionState::Discarded);
@@ -476,7 +483,7 @@ impl World {
         self.perform(out)
     }
 
-    // --- the machine ----------------------------------------------------------------------------------------------------
+    // --- the machine ---
 
     fn step(&mut self, input: Input) -> Check {
         let mut out = Vec::new();
@@ -585,9 +592,9 @@ impl World {
         self.step(Input::LoadedDue { due, next_due_ms: next_due_ms.filter(|_| resume.is_none()), resume })
     }
 
-    // --- the end --------------------------------------------------------------------------------------------------------
+    // --- the end ---
 
-    /// Everything is well from now on, people give up what is in quarantine: nothing may be left.
+    /// Heals the world. The operators discard what is in quarantine. Nothing may be left.
     pub(super) fn heal(mut self) -> Check {
         self.budget.ghosts = 0;
         for _ in 0..QUIET_STEPS_MAX {

@@ -17,7 +17,7 @@ fn full() -> Vec<(String, SuspendCause)> {
     vec![("full".to_owned(), SuspendCause::Nacks)]
 }
 
-/// Passes the time until something is published, which must be one event on a channel of its own.
+/// Passes the time until a publish, which must be one isolated event.
 fn next_trial(story: &mut Story) -> u64 {
     for _ in 0..20 {
         story.pass_to_timer();
@@ -30,7 +30,8 @@ fn next_trial(story: &mut Story) -> u64 {
     panic!("no trial in 20 timers");
 }
 
-/// Nacks what is out for that queue, again and again, for so long. Returns how many publishes that were.
+/// Nacks everything in flight for that queue, again and again, for the given time. Returns the
+/// number of these publishes.
 fn nack_for(story: &mut Story, duration_ms: u64, step_ms: u64) -> usize {
     let (end_ms, mut publishes) = (story.now.mono_ms + duration_ms, 0);
     while story.now.mono_ms < end_ms {
@@ -43,9 +44,9 @@ fn nack_for(story: &mut Story, duration_ms: u64, step_ms: u64) -> usize {
     publishes
 }
 
-/// The story: an exchange led to a full queue and to one that was well. A hundred events left 1,176 copies in 90 s. Goal: a
-/// destination that nacks everything takes one copy of each event, and then ever fewer; nothing is spent. Method: a hundred events,
-/// nacked for an hour.
+/// The story: an exchange led to a full queue and to a healthy queue. A hundred events left 1,176
+/// copies in 90 s. Goal: a destination that nacks everything takes one copy of each event, and then
+/// ever fewer; no attempts are consumed. Method: a hundred events, nacked for an hour.
 #[test]
 fn a_destination_that_nacks_is_asked_ever_more_rarely() {
     let mut story = Story::new(Settings {
@@ -66,8 +67,8 @@ fn a_destination_that_nacks_is_asked_ever_more_rarely() {
     assert_eq!((figures.quarantined, figures.in_memory), (0, 100));
 }
 
-/// Goal: the others of the relay do not feel it, and the first success resumes the destination. Method: trials that are nacked beside
-/// events for another queue; then an ack.
+/// Goal: the remaining events of the relay are not affected, and the first success resumes the
+/// destination. Method: nacked trials beside events for another queue; then an ack.
 #[test]
 fn the_first_success_resumes_a_destination_that_nacked() {
     let mut story = Story::new(settings());
@@ -104,7 +105,8 @@ fn the_first_success_resumes_a_destination_that_nacked() {
     assert_eq!(story.machine.figures().in_memory, 0, "all are confirmed");
 }
 
-/// Goal: a queue that is full now and then suspends nothing. Method: seven nacks between two acks, many times.
+/// Goal: a queue that is full now and then causes no suspension. Method: seven nacks between two
+/// acks, many times.
 #[test]
 fn nacks_between_acks_suspend_nothing() {
     let mut story = Story::new(settings());
@@ -127,8 +129,9 @@ fn nacks_between_acks_suspend_nothing() {
     }
 }
 
-/// Goal: a return that an outage causes spends nothing, for however long, and heals. Method: twelve events for a queue whose node is
-/// down for a day, beside one that goes nowhere, which is quarantined.
+/// Goal: a return that an outage causes consumes no attempts, however long it lasts, and heals.
+/// Method: twelve events for a queue whose node is down for a day, beside an unroutable event,
+/// which is quarantined.
 #[test]
 fn a_queue_that_is_away_spends_nothing() {
     let mut story = Story::new(settings());

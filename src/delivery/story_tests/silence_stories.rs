@@ -1,4 +1,4 @@
-//! Destinations without a word: who waits, who is asked, who is repeated.
+//! Destinations without an answer: which events wait, which are tried, and which are repeated.
 
 use super::*;
 use crate::tuning::{SILENT_BACKOFF_MS, SILENT_TRIALS_MAX, SLOW_MS};
@@ -17,8 +17,9 @@ fn silent(story: &Story) -> Vec<String> {
     story.machine.suspended().map(|silent| silent.routing_key.to_string()).collect()
 }
 
-/// Goal: a silent destination is asked by one event at a time, alone, at growing intervals, and spends nothing; the others flow. The
-/// first word sets it free. Method: three events for it, and some for another at every step.
+/// Goal: a silent destination is tried by one isolated event at a time, at growing intervals, and
+/// consumes no attempts; other destinations flow. The first answer releases the destination.
+/// Method: three events for it, and some for another at every step.
 #[test]
 fn a_silent_destination_is_asked_by_one_event_at_a_time() {
     let mut story = Story::new(settings());
@@ -50,7 +51,7 @@ fn a_silent_destination_is_asked_by_one_event_at_a_time() {
     assert!(waits.windows(2).all(|pair| pair[1] >= pair[0] / 2), "{waits:?}");
     assert_eq!(story.machine.figures().quarantined, 0);
     assert!(!story.saved().iter().any(|change| matches!(change, Change::PutException { .. })));
-    // One word, of whichever message.
+    // One answer, to any of the messages.
     let tried = story.in_flight().into_iter().find(|seq| story.machine.items[seq].is_alone()).unwrap();
     story.confirm(tried);
     assert_eq!(silent(&story), [""; 0]);
@@ -61,8 +62,8 @@ fn a_silent_destination_is_asked_by_one_event_at_a_time() {
     assert_eq!(story.machine.figures().in_memory, 0, "all are confirmed");
 }
 
-/// Goal: a word that comes late is a word, and spares the repeat. Method: the first publish of three is confirmed while the trial is out,
-/// another while it waits.
+/// Goal: a late answer counts, and spares the repeat. Method: the first publish of three is
+/// confirmed while the trial is in flight, another while it waits.
 #[test]
 fn a_late_word_counts() {
     let mut story = Story::new(settings());
@@ -82,8 +83,8 @@ fn a_late_word_counts() {
     assert_eq!(story.published(), [0; 0]);
 }
 
-/// Goal: a silent destination costs the others neither room nor order. Method: a key whose first event is silent; its later ones for
-/// another destination wait, other keys do not.
+/// Goal: a silent destination costs other destinations neither room nor order. Method: a key whose
+/// first event is silent. The key's later events for another destination wait; other keys do not.
 #[test]
 fn a_key_waits_for_its_silent_event_and_others_do_not() {
     let mut story = Story::new(settings());
@@ -102,7 +103,8 @@ fn a_key_waits_for_its_silent_event_and_others_do_not() {
     assert_eq!(story.published(), [1]);
 }
 
-/// Goal: many silent destinations are asked at once, but not without bound, and the window stays free. Method: forty of them.
+/// Goal: many silent destinations are tried at once, but with a bound, and the window stays free.
+/// Method: forty of them.
 #[test]
 fn many_silent_destinations_share_a_bounded_number_of_trials() {
     let mut story = Story::new(Settings { window_events: 64, lookahead_events: 256, ..settings() });
@@ -124,8 +126,9 @@ fn many_silent_destinations_share_a_bounded_number_of_trials() {
     assert_eq!(silent(&story), [""; 0]);
 }
 
-/// Goal: a destination that holds the window without a word holds it for two seconds at most; it is not repeated for that, and a
-/// broker that is slow for everybody is sent no more than a window. Method: a full window, time, then a word.
+/// Goal: a destination that holds the window without an answer holds it for two seconds at most,
+/// and nothing is repeated for that. A broker that is slow for all destinations gets no more than a
+/// window. Method: a full window, time, then an answer.
 #[test]
 fn a_destination_without_a_word_gives_the_window_back() {
     let mut story = Story::new(Settings { window_events: 4, lookahead_events: 64, ..settings() });
@@ -143,7 +146,7 @@ fn a_destination_without_a_word_gives_the_window_back() {
     assert_eq!(story.published(), [0; 0], "nothing more goes to it, and nothing again");
     story.confirm(2);
     assert_eq!(story.published(), [4], "it speaks: the window is full of it again");
-    // A word now and then is enough, however old the oldest is.
+    // An answer now and then is enough, however old the oldest event is.
     for seq in [3, 4, 5, 6] {
         story.pass(SLOW_MS - 1);
         story.confirm(seq);
@@ -151,8 +154,8 @@ fn a_destination_without_a_word_gives_the_window_back() {
     assert_eq!(story.published(), [5, 6, 7]);
 }
 
-/// Goal: what is known of a slow destination ends with its connection. Method: a full window of it, time, and a new connection, which is
-/// given a full window at once, and the rest after it.
+/// Goal: a slow destination is forgotten with its connection. Method: a full window of it, time,
+/// and a new connection. The new connection gets a full window at once, and the rest after it.
 #[test]
 fn a_new_connection_knows_no_slow_destination() {
     let mut story = Story::new(Settings { window_events: 4, lookahead_events: 64, ..settings() });
@@ -169,8 +172,9 @@ fn a_new_connection_knows_no_slow_destination() {
     assert_eq!(story.published(), [4, 5, 6, 7]);
 }
 
-/// Goal: an event that is silent for a reason of its own, among others of its destination that have their word, delays none of them
-/// and is not published among others for ever. Method: two publishes of it are silent; then others of its destination are confirmed.
+/// Goal: an event that is silent for a reason of its own delays no answered event of its
+/// destination, and is not published among others for ever. Method: two publishes of it are silent;
+/// then other events of its destination are confirmed.
 #[test]
 fn an_event_that_alone_is_silent_goes_alone() {
     let mut story = Story::new(settings());
@@ -190,8 +194,8 @@ fn an_event_that_alone_is_silent_goes_alone() {
     assert_eq!((story.published_how(), silent(&story).len()), (vec![(0, true, true)], 0));
 }
 
-/// Goal: a slow destination waits for no word that cannot come. Method: a full window of it; then its messages end as *unknown*,
-/// one by one, while the connection lives.
+/// Goal: a slow destination waits for no answer that cannot come. Method: a full window of it; then
+/// its messages end as *unknown*, one by one, while the connection lives.
 #[test]
 fn a_slow_destination_of_which_nothing_is_known_goes_on() {
     let mut story = Story::new(Settings { window_events: 4, lookahead_events: 64, ..settings() });
@@ -212,7 +216,8 @@ fn a_slow_destination_of_which_nothing_is_known_goes_on() {
     assert_eq!(story.machine.confirmed(), 8, "none waits for ever");
 }
 
-/// Goal: a trial of which nothing is known is no reason to try at once again. Method: each trial ends as *unknown*, for an hour.
+/// Goal: a trial of unknown outcome is not repeated at once. Method: each trial ends as *unknown*,
+/// for an hour.
 #[test]
 fn trials_that_end_as_unknown_wait() {
     let mut story = Story::new(settings());
@@ -231,8 +236,9 @@ fn trials_that_end_as_unknown_wait() {
     assert!((100..=3_600_000 / shortest_ms).contains(&trials), "{trials} trials in an hour");
 }
 
-/// Goal: silent destinations, however many, do not fill the memory of the others. Method: more of them than the lookahead, one
-/// event each; all stay silent; what comes for another destination is asked for and confirmed.
+/// Goal: silent destinations, however many, do not fill the memory of other destinations. Method:
+/// more of them than the lookahead, one event each, and all stay silent. Events for another
+/// destination are loaded and confirmed.
 #[test]
 fn many_silent_destinations_leave_room_to_read() {
     let mut story = Story::new(Settings { window_events: 8, lookahead_events: 32, ..settings() });

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The rows of one lane as they would stand in the table.
+/// The rows of one lane, as in the table.
 #[derive(Default)]
 struct Table {
     high_water: HighWater,
@@ -28,7 +28,7 @@ impl Rows for Table {
 }
 
 impl Table {
-    /// `refused`: its handler refuses it, if it gets it.
+    /// Delivers an arrival. With `refused`, its handler refuses it if it gets it.
     fn arrive(&mut self, arrival: &Arrival, refused: bool) -> Decision {
         let Ok(decision) = decide(&self.high_water, arrival, self);
         if let Decision::First(update) = &decision {
@@ -54,12 +54,12 @@ impl Table {
             chunks.insert(number, chunk.to_bytes(b"k"));
         }
         assert_eq!(high_water.chunks, chunks.len() as u64);
-        // Through its bytes, as the file would have it.
+        // The row goes through its bytes, as in the file.
         self.high_water = HighWater::from_bytes(b"k", &high_water.to_bytes(b"k")).unwrap();
     }
 }
 
-/// Remembers every message that it has seen: its hash, and whether it was refused.
+/// A perfect memory: each message's hash, and whether it was refused.
 #[derive(Default)]
 struct Naive(HashMap<u64, (u64, bool)>);
 
@@ -102,7 +102,7 @@ fn word(decision: &Decision) -> &'static str {
 }
 
 fn arrivals() -> impl Strategy<Value = Vec<(Arrival, bool)>> {
-    // Near each other, so that gaps are split and filled; now and then far off.
+    // Most numbers are near each other, so that gaps are split and filled; a few are far away.
     let number = prop_oneof![6 => 0..40_u64, 3 => 0..400_u64, 1 => Just(1 << 40)];
     let one = (number, 0..3_u64, prop::bool::weighted(0.3))
         .prop_map(|(number, hash, refused)| (at(number, hash), refused));
@@ -116,8 +116,9 @@ fn at(number: u64, hash: u64) -> Arrival {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Goal: the rule says what a perfect memory says, and keeps one row per open gap. Method: the same arrivals to both (over
-    /// 100,000 a run), some of them refused by their handlers; after each the same word, and at the end the same gaps.
+    /// Goal: the rule agrees with a perfect memory, and keeps one row per open gap. Method: the
+    /// same arrivals to both (over 100,000 a run), some of them refused by their handlers. After
+    /// each arrival the same decision, and at the end the same gaps.
     #[test]
     fn it_agrees_with_a_perfect_memory(arrivals in arrivals()) {
         let (mut rows, mut naive) = (Table::default(), Naive::default());
@@ -142,8 +143,9 @@ fn in_order_only_the_head_changes_and_now_and_then_a_chunk() {
     assert_eq!((rows.high_water.next, rows.chunks.borrow().len()), (100, 2));
 }
 
-/// Goal: a number whose content is not known any more is never a repeat in silence, the newest 16,384 are known, and the rows stay
-/// bounded. Method: more numbers than are kept; after each of the last 200 the oldest that must be known; then all of them.
+/// Goal: a number of unknown content is never a repeat in silence, the newest 16,384 are known, and
+/// the rows stay bounded. Method: more numbers than are kept. After each of the last 200, the
+/// oldest that must be known; then all of them.
 #[test]
 fn what_is_not_known_any_more_is_a_conflict() {
     let mut rows = Table::default();
@@ -164,8 +166,8 @@ fn what_is_not_known_any_more_is_a_conflict() {
     }
 }
 
-/// Goal: hashes are kept by what was seen: a far number takes nothing away. Method: 40 forged numbers and a far one; each of the 40
-/// again with other content.
+/// Goal: hashes are kept in the order of arrival, so a far number removes none. Method: 40 forged
+/// numbers and a far one; each of the 40 again with other content.
 #[test]
 fn a_far_number_hides_nothing() {
     let mut rows = Table::default();
@@ -177,7 +179,7 @@ fn a_far_number_hides_nothing() {
     assert_eq!(word(&rows.arrive(&at(40, 1), false)), "first");
 }
 
-/// Goal: what was refused is marked as applied where that very message was applied after all, and only then.
+/// Goal: a refused message is marked as applied only if that very message was applied after all.
 #[test]
 fn a_refused_one_may_be_applied_after_all() {
     let mut rows = Table::default();
@@ -202,7 +204,8 @@ fn the_highest_number_does_not_overflow() {
     assert_eq!(rows.gaps, BTreeMap::from([(1, i64::MAX as u64)]));
 }
 
-/// A high-water row as format 4 wrote it: numbers 0 to 99 had come, the newest 16 with checksum 7, the latest time 5,000.
+/// A high-water row as format 4 wrote it: numbers 0 to 99 had come, the newest 16 with checksum 7,
+/// the latest time 5,000.
 fn old_high_water() -> HighWater {
     let mut row = Vec::new();
     [100_u64, 5_000, 0].iter().for_each(|number| row.extend_from_slice(&number.to_le_bytes()));
@@ -210,9 +213,9 @@ fn old_high_water() -> HighWater {
     HighWater::from_bytes(b"k", &sealed(b"k", row)).unwrap()
 }
 
-/// Goal: rows of format 4 are read, speak for what was seen then, and for nothing else; a time that a forger had written binds
-/// nothing. Method: numbers within and before the ring, with times around the lane's latest and around a bound; then new numbers,
-/// through the new form.
+/// Goal: rows of format 4 are read, and count only for what was seen then. A forged time binds
+/// nothing. Method: numbers within and before the ring, with times around the lane's latest and
+/// around a bound; then new numbers, through the new form.
 #[test]
 fn rows_of_an_earlier_format_speak_for_what_was_seen_then() {
     let mut rows = Table { high_water: old_high_water(), ..Table::default() };
@@ -239,7 +242,8 @@ fn rows_of_an_earlier_format_speak_for_what_was_seen_then() {
     }
 }
 
-/// Goal: gaps that were open in format 4 stay open. Method: a high-water row with one, and its late number, twice.
+/// Goal: gaps that were open in format 4 stay open. Method: a high-water row with one, and its late
+/// number, twice.
 #[test]
 fn gaps_of_an_earlier_format_stay_open() {
     let mut row = Vec::new();

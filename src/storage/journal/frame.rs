@@ -1,44 +1,48 @@
-//! What stands in a journal: frames, each of which is what one sync made durable.
+//! The frames of a journal. Each frame is what one sync made durable.
 //!
 //! ```text
 //! frame   salt 8 · crc32 u32 · blocks u32 · number u64 · flags u32 · 0 u32 · block numbers u64… · zeros to 4,096 · blocks of 4,096
 //! ```
 //!
-//! Little-endian. The salt is drawn anew for each life of a store that is opened: what an application has put into a page is never taken for a frame. The checksum (CRC-32, IEEE) covers everything after itself. Frames are numbered from 1 on, without a gap, and begin at a multiple of
-//! 4,096, so that writing one never touches a sector of the one before. They stand one after the other from the beginning of a half.
+//! Little-endian. The salt is drawn for each generation, so an application's page is never taken
+//! for a frame. The checksum (CRC-32, IEEE) covers everything after itself.
+//!
+//! Frames are numbered from 1, without a gap. They begin at a multiple of 4,096, so writing a frame
+//! never touches a sector of the frame before. They follow one another from the beginning of a
+//! half.
 
 use std::collections::BTreeMap;
 
 use crate::log::record::body_checksum;
 use crate::tuning::JOURNAL_CHECKS_MAX;
 
-/// Bytes of a block: a page of the storage engine, or a part of a larger one.
+/// The bytes of a block: a page of the storage engine, or a part of a larger page.
 pub(super) const BLOCK: usize = 4096;
 
-/// What is written of the file, by the number of the block.
+/// The written blocks of the file, by block number.
 pub(super) type Blocks = BTreeMap<u64, Box<[u8]>>;
 
-/// What the frames of one generation begin with.
+/// The first bytes of every frame of one generation.
 pub(super) type Salt = [u8; 8];
 
 const HEAD: usize = 32;
 const CRC_AT: usize = 8;
 const CHECKED_FROM: usize = 12;
 
-/// Everything before this frame is in the file already.
+/// The flag that everything before this frame is in the file already.
 const RESET: u32 = 1;
 
-/// Blocks that a frame's head takes.
+/// Returns how many blocks a frame's head takes.
 fn head_blocks(blocks: usize) -> usize {
     (HEAD + 8 * blocks).div_ceil(BLOCK)
 }
 
-/// Bytes of a frame of so many blocks.
+/// Returns the bytes of a frame of so many blocks.
 pub(super) fn frame_bytes(blocks: usize) -> usize {
     (head_blocks(blocks) + blocks) * BLOCK
 }
 
-/// Writes a frame over `out`. One without blocks says that all before it is in the file.
+/// Writes a frame over `out`. A frame without blocks says that everything before it is in the file.
 pub(super) fn encode(salt: Salt, number: u64, blocks: &Blocks, out: &mut Vec<u8>) {
     out.clear();
     out.reserve_exact(frame_bytes(blocks.len()));
@@ -62,7 +66,7 @@ pub(super) fn encode(salt: Salt, number: u64, blocks: &Blocks, out: &mut Vec<u8>
     }
 }
 
-/// A frame that has been read.
+/// A frame that was read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Frame<'a> {
     pub(super) number: u64,
@@ -81,7 +85,8 @@ impl<'a> Frame<'a> {
         numbers.zip(self.data.chunks_exact(BLOCK))
     }
 
-    /// The frame at the beginning of `bytes`, if it is whole. `checks` is how many bytes may be summed yet.
+    /// Returns the frame at the beginning of `bytes` if it is whole. `checks` bounds the bytes that
+    /// may still be summed.
     fn read(salt: Salt, bytes: &'a [u8], checks: &mut Checks) -> Option<Self> {
         let (head, rest) = bytes.split_at_checked(HEAD)?;
         let head = head.strip_prefix(&salt)?;
@@ -102,10 +107,10 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Bytes of which a checksum may still be computed.
+/// The bytes of which a checksum may still be computed.
 ///
-/// A frame says itself how long it is. Crafted heads, one in each block, each of a frame to the end, would take time that grows with the square of the
-/// journal.
+/// A frame states its own length. Forged heads, one in each block, could each claim a frame that
+/// reaches the end. Checking them would take time that grows with the square of the journal.
 #[derive(Debug)]
 struct Checks {
     left: usize,
@@ -125,16 +130,18 @@ impl Checks {
     }
 }
 
-/// What no crash leaves of a journal.
+/// States of a journal that no crash leaves.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Odd {
-    /// A frame is not what was written, and others that are newer stand behind it: this is no end that a crash has torn.
+    /// A frame differs from what was written, and newer frames follow. So this is no end that a
+    /// crash has torn.
     Gap { number: u64 },
-    /// Frames lie over each other.
+    /// Frames overlap.
     Overlap,
 }
 
-/// The frames of a half, from its beginning on for as long as each follows the one before. Older ones may stand behind.
+/// Returns the frames of a half, from its beginning for as long as each follows the one before.
+/// Older frames may be behind them.
 fn run<'a>(salt: Salt, half: &'a [u8], checks: &mut Checks) -> Vec<Frame<'a>> {
     let mut frames: Vec<Frame<'_>> = Vec::new();
     let mut at = 0;
@@ -148,14 +155,15 @@ fn run<'a>(salt: Salt, half: &'a [u8], checks: &mut Checks) -> Vec<Frame<'a>> {
     frames
 }
 
-/// The number of the newest frame that stands at any place; 0 if there is none.
+/// Returns the number of the newest frame at any place; 0 if there is none.
 fn newest(salt: Salt, half: &[u8], checks: &mut Checks) -> u64 {
     let starts = (0..half.len()).step_by(BLOCK).filter_map(|at| half.get(at..));
     starts.filter_map(|bytes| Frame::read(salt, bytes, checks)).map(|frame| frame.number).max().unwrap_or(0)
 }
 
-/// What the two halves of a journal hold that may not be in the file yet: the newest form of each block. That is in the newer half alone:
-/// it is begun once all of the other is in the file, and only then is the other written over.
+/// Returns the blocks that may not be in the file yet, each in its newest form. They are in the
+/// newer half alone. That half is begun only once the older half is in the file, and only then is
+/// the older half overwritten.
 pub(super) fn replay(salt: Salt, halves: [&[u8]; 2]) -> Result<BTreeMap<u64, &[u8]>, Odd> {
     let last = |frames: &[Frame<'_>]| frames.last().map_or(0, |frame| frame.number);
     let mut checks = Checks::of(halves.map(<[u8]>::len).iter().sum());
@@ -173,7 +181,8 @@ pub(super) fn replay(salt: Salt, halves: [&[u8]; 2]) -> Result<BTreeMap<u64, &[u
     Ok(frames.iter().skip(after).flat_map(Frame::blocks).collect())
 }
 
-/// A way in for the fuzz target: what is replayed of halves in which heads of frames get the checksums that fit, as long as there are few.
+/// The entry point for the fuzz target. It replays halves in which heads of frames get fitting
+/// checksums, as long as there are few.
 #[cfg(fuzzing)]
 pub(crate) fn fuzzing_journal(salt: Salt, halves: [&mut [u8]; 2]) {
     let [a, b] = halves.map(|half| {
@@ -224,7 +233,8 @@ mod tests {
         replayed.iter().map(|(number, block)| (*number, *block.last().unwrap())).collect()
     }
 
-    /// Goal: what is written is what is read, the newest of each block, also where the numbers fill more than one block.
+    /// Goal: the newest of each block is read as it was written, also if the numbers fill more than
+    /// one block.
     #[test]
     fn the_newest_of_each_block() {
         let many: Vec<u64> = (0..1200).map(|n| n * 3).collect();
@@ -238,7 +248,8 @@ mod tests {
         assert!(replay(SALT, [&[0; 4 * BLOCK], &[]]).unwrap().is_empty());
     }
 
-    /// Goal: what is in the file already is not written over it. Method: a reset in the middle; an older half that is being written over.
+    /// Goal: a block that is in the file already is not overwritten. Method: a reset in the middle;
+    /// an older half that is being overwritten.
     #[test]
     fn what_is_in_the_file_is_left() {
         let newer = half(&[(11, blocks(&[1], 1)), (12, Blocks::new()), (13, blocks(&[2], 2))], 16);
@@ -251,8 +262,8 @@ mod tests {
         assert_eq!(fills(&replay(SALT, [&older, &newer]).unwrap()), [(2, 2)]);
     }
 
-    /// Goal: a torn end is the end; a gap before newer frames is none. Method: each byte of the last and of the middle frame changed,
-    /// with frames of an older time behind.
+    /// Goal: a torn end is the end; a gap before newer frames is not. Method: each byte of the last
+    /// and of the middle frame changed, with frames of an older time behind.
     #[test]
     fn a_torn_end_differs_from_a_gap() {
         let older = half(
@@ -276,7 +287,7 @@ mod tests {
         }
     }
 
-    /// Goal: lengths that cannot be are no frame, and ask for no memory.
+    /// Goal: impossible lengths are no frame, and ask for no memory.
     #[test]
     fn hostile_lengths_are_no_frame() {
         let mut frame = half(&[(1, blocks(&[1], 1))], 2);
@@ -287,8 +298,9 @@ mod tests {
         assert!(Frame::read(SALT, &frame[..20], &mut Checks::of(20)).is_none());
     }
 
-    /// Goal: reading a journal takes time that grows with its size alone. Method: a crafted one, with the head of a frame to the end of the half in each block,
-    /// in each half, behind frames that are whole and without; what is summed is counted. A journal that was written as it should be is far from the bound.
+    /// Goal: reading a journal takes time that grows with its size alone. Method: a forged journal,
+    /// with the head of a frame to the end of the half in each block of each half, behind whole
+    /// frames and without. The summed bytes are counted. A regular journal is far from the bound.
     #[test]
     fn crafted_heads_cost_no_more_than_the_journal_is_long() {
         const BLOCKS: usize = 2048;
@@ -318,7 +330,8 @@ mod tests {
         assert!(checks.left >= 4 * full.len(), "half of what is allowed is left at least");
     }
 
-    /// Goal: what only looks like a frame is none. Method: a good frame of another generation, as a page that an application has stored.
+    /// Goal: what only looks like a frame is none. Method: a good frame of another generation, as a
+    /// page that an application has stored.
     #[test]
     fn a_frame_of_another_life_is_none() {
         let half = half(&[(1, blocks(&[1], 1))], 8);

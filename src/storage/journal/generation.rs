@@ -1,16 +1,20 @@
-//! Which journal belongs to which file, and how one generation of a store behind a journal begins and ends.
+//! The link between a journal and its file, and the beginning and end of a store's generation.
 //!
-//! A *generation* is from opening to closing. It has an id, drawn at random, which stands at the head of the journal and, while what is in the journal may not be in
-//! the file, in the file too: in the part of its first block that the storage engine leaves alone (it writes 320 bytes). So a journal is
-//! replayed over the file that it is of, and over no other, whatever has been copied, moved or put back; and one that is missing is missed before anything is written.
+//! A *generation* is the time from opening to closing. Its random id is at the head of the journal.
+//! While the journal may hold what the file does not, the id is in the file too. There it is in the
+//! part of the first block that the storage engine does not use (it writes 320 bytes).
+//!
+//! So a journal is replayed over its own file and no other, whatever was copied, moved or put back.
+//! A missing journal is noticed before anything is written.
 //!
 //! ```text
 //! file, at 4,064    id of the generation that ended last 16 · id of the generation that may not have ended 16 (zeros: none)
 //! journal, at 0     "1wjrnl01" · bytes of the journal u64 · id 16 · crc32 u32 · zeros to 4,096; then two halves of frames
 //! ```
 //!
-//! **Invariants.** All this is done under the engine's lock of the file. A journal that holds frames is removed only once the file says that its generation has ended.
-//! Each generation has a journal that was made for it: what was at its place before may be open to others.
+//! **Invariants.** All this happens under the engine's lock of the file. A journal that holds
+//! frames is removed only once the file says that its generation has ended. Each generation gets a
+//! newly made journal, because other users may have an earlier file open.
 
 use std::io::{ErrorKind, Result};
 use std::path::Path;
@@ -33,7 +37,7 @@ const HEAD: usize = 36;
 pub(super) type Id = [u8; 16];
 const NONE: Id = [0; 16];
 
-/// What a file says of its generations behind a journal.
+/// A file's note of its generations behind a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Generations {
     pub(super) ended: Id,
@@ -41,7 +45,7 @@ pub(super) struct Generations {
 }
 
 impl Generations {
-    /// `None` if the file is not the storage engine's.
+    /// Reads the generations; `None` if the file is not the storage engine's.
     pub(super) fn of(main: &impl StorageBackend) -> Result<Option<Self>> {
         if main.len()? < BLOCK_BYTES {
             return Ok(None);
@@ -64,7 +68,7 @@ impl Generations {
     }
 }
 
-/// The file holds all of that generation.
+/// Notes that the file holds all of that generation.
 pub(super) fn end(main: &impl StorageBackend, id: Id) -> Result<()> {
     Generations { ended: id, current: NONE }.write(main)
 }
@@ -73,35 +77,35 @@ pub(super) fn salt(id: Id) -> Salt {
     id.last_chunk().copied().unwrap_or_default()
 }
 
-/// Where a journal is kept.
+/// The place of a journal.
 pub(crate) trait Sides: std::fmt::Debug + Send + Sync + 'static {
     type Side: StorageBackend;
 
-    /// Where, for errors.
+    /// Returns the path, for errors.
     fn path(&self) -> &Path;
-    /// Fails if the engine will not take the file, so that nothing is written to it.
+    /// Fails if the engine will refuse the file, so that nothing is written to it.
     fn check_head(&self, _main: &impl StorageBackend) -> Result<()> {
         Ok(())
     }
     fn open(&self) -> std::result::Result<Option<Self::Side>, OpenError>;
-    /// An empty one, which has not its name yet.
+    /// Creates an empty journal, which does not have its name yet.
     fn create(&self) -> std::result::Result<Self::Side, OpenError>;
-    /// Gives the one that was created last its name.
+    /// Gives the last created journal its name.
     fn put_in_place(&self) -> std::result::Result<(), OpenError>;
-    /// Makes its name durable, whoever has made it.
+    /// Makes the journal's name durable, whichever process made it.
     fn sync_name(&self) -> Result<()>;
-    /// Removes the one that was opened or created last, if it is still there.
+    /// Removes the journal that was opened or created last, if it is still there.
     fn remove(&self) -> Result<()>;
-    /// Leaves the one that was opened to others.
+    /// Releases the opened journal to other processes.
     fn let_go(&self) {}
 }
 
 /// What is at a journal's place.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
-    /// Nothing, or one that was being made.
+    /// Nothing, or a journal that was being made.
     Blank,
-    /// The journal of this generation, all of it there or cut short.
+    /// The journal of this generation; `true` if it is whole, `false` if it was cut short.
     Of(Id, bool),
     Strange,
 }
@@ -136,18 +140,19 @@ fn found(side: &impl StorageBackend) -> Result<Found> {
     Ok(read().unwrap_or(Found::Strange))
 }
 
-/// Bytes of a half of a journal of so many bytes.
+/// Returns the bytes of a half of a journal of so many bytes.
 pub(super) fn half_bytes(side_bytes: u64) -> u64 {
     side_bytes.saturating_sub(BLOCK_BYTES) / 2 / BLOCK_BYTES * BLOCK_BYTES
 }
 
-/// Makes a blank journal of a new generation: the head last, so that it says what is there.
+/// Makes a blank journal of a new generation. The head is written last, so that it marks a complete
+/// journal.
 fn lay_out(side: &impl StorageBackend, bytes: usize, id: Id) -> Result<()> {
     side.set_len(0)?;
     let zeros = vec![0; bytes.min(1 << 20)];
     let mut at = 0;
     while at < bytes {
-        // Written, not only reserved: so a full disk is met here.
+        // The bytes are written, not only reserved, so a full disk shows here.
         let part = zeros.get(..zeros.len().min(bytes - at)).unwrap_or_default();
         side.write(at as u64, part)?;
         at += part.len();
@@ -159,7 +164,7 @@ fn lay_out(side: &impl StorageBackend, bytes: usize, id: Id) -> Result<()> {
     side.sync_data()
 }
 
-/// Brings what a journal holds into its file.
+/// Writes the blocks of a journal into its file.
 fn bring(
     main: &impl StorageBackend,
     side: &impl StorageBackend,
@@ -205,7 +210,8 @@ impl From<OpenError> for Refusal {
     }
 }
 
-/// Ends the generation that a crash has ended, and begins one, if there is to be a journal. The file is locked.
+/// Ends the generation that a crash interrupted, and begins a new one if a journal is wanted. The
+/// file is locked.
 pub(super) fn begin<S: Sides>(
     main: &impl StorageBackend,
     sides: &S,
@@ -286,14 +292,14 @@ fn make<S: Sides>(sides: &S, bytes: usize, id: Id) -> std::result::Result<S::Sid
     let side = sides.create()?;
     let laid_out = lay_out(&side, bytes, id).map_err(Refusal::from);
     if let Err(refusal) = laid_out.and_then(|()| Ok(sides.put_in_place()?)) {
-        // What is left is removed when the next one is made.
+        // The next creation removes what is left.
         let _ = sides.remove();
         return Err(refusal);
     }
     Ok(side)
 }
 
-/// One that was made, and whose generation never began.
+/// Whether the journal was made and its generation never began.
 fn has_no_frames(side: &impl StorageBackend, id: Id) -> Result<bool> {
     let mut bytes = vec![0; usize::try_from(side.len()?.min(JOURNAL_BYTES_MAX as u64)).unwrap_or_default()];
     side.read(0, &mut bytes)?;

@@ -1,20 +1,26 @@
-//! A journal between redb and its file: what a commit writes goes to a second file in one piece, and is synced there; the pages go to
-//! their places many commits at a time.
+//! A journal between redb and its file. A commit writes its pages to the journal in one piece and
+//! syncs them there. The pages go to their places many commits at a time.
 //!
-//! A commit writes a dozen pages all over the file. In the journal they are one stretch of bytes (a *frame*), and a page that each
-//! commit writes anew (the header, the roots) goes to its place once for hundreds of commits.
+//! A commit writes a dozen pages all over the file. In the journal they are one contiguous piece (a
+//! *frame*). A page that each commit rewrites (the header, the roots) goes to its place once for
+//! hundreds of commits.
 //!
 //! **Invariants.**
-//! - A sync returns when its frame is durable. What it covers is then in the journal, or in the file and synced there.
-//! - The journal has two halves. A half is written over only once all it holds is in the file, and synced there; and the other half, which is
-//!   newer, stays whole until the first frame after that is durable. So a torn frame is always the newest there is.
-//! - What is too large for a frame goes to its place at once (*direct*): the file then keeps the promise of a sync by itself, and a frame
-//!   without blocks says that what stands before it must not be replayed.
-//! - Nothing goes to its place before its frame is durable, unless it is direct. What is direct is either of a transaction that is not
-//!   committed, and then on pages that are free in the last durable state, which the storage engine never writes over; or the header, whose
-//!   last durable form stands in a frame, or in the file if there is none, where its own checksums detect a torn one.
+//! - A sync returns when its frame is durable. Its writes are then in the journal, or in the file
+//!   and synced there.
+//! - The journal has two halves. A half is overwritten only once all it holds is in the file and
+//!   synced there. The newer half stays whole until the first frame after that is durable. So a
+//!   torn frame is always the newest there is.
+//! - Writes that are too large for a frame go to their places at once (*direct*). The file then
+//!   keeps the promise of a sync by itself. A frame without blocks says that earlier frames must
+//!   not be replayed.
+//! - Nothing goes to its place before its frame is durable, except direct writes. A direct write is
+//!   of an uncommitted transaction or of the header. In the first case its pages are free in the
+//!   last durable state, and the storage engine never overwrites that state. In the second case the
+//!   header's last durable form is in a frame, or in the file if there is no frame. The header's
+//!   own checksums there detect a torn header.
 //! - After an error nothing is written any more, and the journal stays for the next open.
-//! - Which journal is of which file, and when it may be written over, is for `generation` to say.
+//! - `generation` decides which journal belongs to which file, and when it may be overwritten.
 
 mod frame;
 mod generation;
@@ -41,22 +47,24 @@ use crate::error::OpenError;
 pub(crate) use self::frame::fuzzing_journal;
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
-/// Blocks that are written to their places in one call at most, if they touch.
+/// The most adjoining blocks that one call writes to their places.
 const JOINED_MAX: usize = 64;
 
-/// What is wanted of a journal.
+/// The options of a journal.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct JournalOptions {
-    /// 0: what there is is brought into the file, and there is none then.
+    /// The size. With 0, an existing journal is brought into the file, and no journal remains.
     pub(crate) bytes: usize,
-    /// One that is missing is given up.
+    /// Whether to give up a missing journal.
     pub(crate) abandon: bool,
 }
 
-/// Why a file could not be opened behind a journal: the storage engine passes on errors of the operating system only.
+/// Why a file could not be opened behind a journal. It is kept here because the storage engine
+/// passes on errors of the operating system only.
 pub(crate) type JournalRefusal = Arc<Mutex<Option<OpenError>>>;
 
-/// redb's file, behind a journal. It has none before the engine has locked the file, and asks how long it is.
+/// redb's file, behind a journal. The journal begins once the engine has locked the file and asks
+/// for its length.
 #[derive(Debug)]
 pub(crate) struct Journal<D, S: Sides> {
     main: D,
@@ -66,7 +74,7 @@ pub(crate) struct Journal<D, S: Sides> {
     begun: OnceLock<Option<Begun<S::Side>>>,
     overlay: RwLock<Overlay>,
     log: Mutex<Log>,
-    /// The file holds what the next sync must make durable there.
+    /// Whether the file holds writes that the next sync must make durable there.
     main_dirty: AtomicBool,
     failed: AtomicBool,
 }
@@ -83,7 +91,8 @@ struct Begun<F> {
 impl<F: StorageBackend> Begun<F> {
     fn new(side: F, id: Id) -> Result<Self> {
         let half_bytes = generation::half_bytes(side.len()?);
-        // Half of a half, so that there are two frames at least before the next checkpoint.
+        // A frame takes at most half of a half, so that at least two frames fit before the next
+        // checkpoint.
         let most = usize::try_from(half_bytes / 2 / BLOCK_BYTES).unwrap_or(usize::MAX);
         let blocks_max = (1..=most).rev().find(|blocks| frame_bytes(*blocks) as u64 <= half_bytes / 2);
         let blocks_max =
@@ -96,14 +105,14 @@ impl<F: StorageBackend> Begun<F> {
     }
 }
 
-/// What is newer than the file. Locked after the log, where both are.
+/// The blocks that are newer than the file. Its lock is taken after the log's lock.
 #[derive(Debug, Default)]
 struct Overlay {
-    /// Written since the last sync.
+    /// Blocks written since the last sync.
     pending: Blocks,
-    /// In the journal, or in the frame that is being written.
+    /// Blocks in the journal, or in the frame that is being written.
     logged: Blocks,
-    /// What is written goes to the file.
+    /// Whether writes go to the file directly.
     direct: bool,
 }
 
@@ -113,15 +122,15 @@ impl Overlay {
     }
 }
 
-/// Where the next frame goes.
+/// The place of the next frame.
 #[derive(Debug, Default)]
 struct Log {
-    /// The number of the last one; the first is 1.
+    /// The number of the last frame; the first is 1.
     number: u64,
     half: u64,
     at: u64,
     frame: Vec<u8>,
-    /// There are frames that would be replayed.
+    /// Whether the journal has frames that would be replayed.
     replayed: bool,
 }
 
@@ -129,18 +138,18 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
     pub(crate) fn new(main: D, sides: S, options: JournalOptions, refusal: JournalRefusal) -> Self {
         let begun = OnceLock::new();
         let overlay = RwLock::new(Overlay { direct: true, ..Overlay::default() });
-        // What a process that was killed has written may still be on its way.
+        // Writes of a killed process may not have reached the disk yet.
         let main_dirty = AtomicBool::new(true);
         let (log, failed) = (Mutex::default(), AtomicBool::new(false));
         Self { main, sides, options, refusal, begun, overlay, log, main_dirty, failed }
     }
 
-    /// Begins a generation, unless that has been done.
+    /// Begins a generation, unless it has begun.
     fn begin(&self) -> Result<()> {
         if self.begun.get().is_some() {
             return Ok(());
         }
-        // Opening is one thread's; the log keeps another out all the same.
+        // Only one thread opens a file; the log's lock keeps out a second thread all the same.
         let _log = self.log();
         if self.begun.get().is_some() {
             return Ok(());
@@ -174,10 +183,10 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs what must not be done again, or gone on from, if it fails.
+    /// Runs an action that must be neither repeated nor continued after a failure.
     fn once<T>(&self, act: impl FnOnce(&mut Log) -> Result<T>) -> Result<T> {
         let mut log = self.log();
-        // Whoever had the log before has said so before giving it free.
+        // The thread that held the log before notes a failure before it releases the log.
         self.check()?;
         self.noted(act(&mut log))
     }
@@ -194,14 +203,14 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         Ok(())
     }
 
-    /// Writes blocks to their places, those that touch together.
+    /// Writes blocks to their places, adjoining blocks together.
     fn place(&self, blocks: &Blocks) -> Result<()> {
         if !blocks.is_empty() {
             self.main_dirty.store(true, Ordering::Release);
         }
         let mut joined: Vec<u8> = Vec::new();
         let mut start = 0;
-        // The engine's header last: it says what is in the others.
+        // The engine's header goes last, because it describes the remaining blocks.
         for (number, block) in blocks.range(1..).chain(blocks.range(..1)) {
             let next = start + (joined.len() / BLOCK) as u64;
             if !joined.is_empty() && (*number != next || joined.len() >= JOINED_MAX * BLOCK) {
@@ -220,7 +229,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         if self.main_dirty.swap(false, Ordering::AcqRel) { self.main.sync_data() } else { Ok(()) }
     }
 
-    /// Brings all that is in the journal to its place, durably.
+    /// Brings everything in the journal to its place, durably.
     fn checkpoint(&self) -> Result<()> {
         self.place(&self.shown().logged)?;
         self.sync_main()?;
@@ -228,7 +237,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         Ok(())
     }
 
-    /// Makes the frame that has been encoded durable.
+    /// Makes the encoded frame durable.
     fn append(&self, begun: &Begun<S::Side>, log: &mut Log, is_reset: bool) -> Result<()> {
         let bytes = log.frame.len() as u64;
         begun.side.write(BLOCK_BYTES + log.half * begun.half_bytes + log.at, &log.frame)?;
@@ -239,7 +248,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         Ok(())
     }
 
-    /// Goes on in the other half.
+    /// Continues in the second half of the journal.
     fn turn_over(&self, log: &mut Log) -> Result<()> {
         self.checkpoint()?;
         log.half = 1 - log.half;
@@ -247,7 +256,7 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         Ok(())
     }
 
-    /// Says that all before is in the file.
+    /// Notes in the journal that everything before is in the file.
     fn reset(&self, begun: &Begun<S::Side>, log: &mut Log) -> Result<()> {
         if !log.replayed {
             return Ok(());
@@ -259,16 +268,17 @@ impl<D: StorageBackend, S: Sides> Journal<D, S> {
         self.append(begun, log, true)
     }
 
-    /// From here on what is written goes to the file, until the next sync. The log is held.
+    /// Makes writes go to the file, until the next sync. The caller holds the log.
     fn go_direct(&self, overlay: &mut Overlay) -> Result<()> {
-        // What the frames say goes first. It need not be synced: they stand until the sync that ends this.
+        // The blocks of the frames go first. They need no sync here, because the frames stay until
+        // the sync that ends the direct mode.
         self.place(&overlay.logged)?;
         self.place(&overlay.pending)?;
         *overlay = Overlay { direct: true, ..Overlay::default() };
         Ok(())
     }
 
-    /// Puts what is written into the overlay.
+    /// Puts written bytes into the overlay.
     fn put(&self, overlay: &mut Overlay, offset: u64, data: &[u8]) -> Result<()> {
         let mut number = offset / BLOCK_BYTES;
         let mut from = usize::try_from(offset % BLOCK_BYTES).unwrap_or_default();
@@ -334,13 +344,13 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        // Held while the file is read: what is not in the overlay must be there.
+        // The lock is held while the file is read. So what is not in the overlay is in the file.
         self.read_through(&self.shown(), offset, out)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
         let blocks_max = self.journal().map_or(0, |begun| begun.blocks_max);
-        // At most: a part of a block at either end.
+        // The most blocks, with a part of a block at either end.
         let blocks = data.len() / BLOCK + 2;
         let fits = |overlay: &Overlay| !overlay.direct && overlay.pending.len() + blocks <= blocks_max;
         let write_direct = |_: &Overlay| {
@@ -373,7 +383,7 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
             if let Some(begun) = self.journal()
                 && len < self.main.len()?
             {
-                // What is replayed would make it longer again.
+                // A replay would make the file longer again.
                 self.checkpoint()?;
                 self.reset(begun, log)?;
                 self.changed().pending.split_off(&len.div_ceil(BLOCK_BYTES));
@@ -404,11 +414,12 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
             let some = !pending.is_empty();
             if some {
                 encode(generation::salt(begun.id), log.number + 1, &pending, &mut log.frame);
-                // Nobody brings it to its place before the log is free, and then its frame is durable.
+                // No thread brings these blocks to their places before the log is free, and then
+                // their frame is durable.
                 overlay.logged.extend(pending);
             }
             drop(overlay);
-            // A new length, which what is in the frame may need.
+            // The file has a new length, which the frame's blocks may need.
             self.sync_main()?;
             if some { self.append(begun, log, false) } else { Ok(()) }
         })
@@ -417,17 +428,17 @@ impl<D: StorageBackend, S: Sides> StorageBackend for Journal<D, S> {
     fn close(&self) -> Result<()> {
         let ended = self.journal().map_or(Ok(()), |begun| {
             self.once(|_| {
-                // What is pending was not synced, and is nobody's.
+                // The pending writes were not synced, so no caller relies on them.
                 self.checkpoint()?;
                 generation::end(&self.main, begun.id)
             })?;
             if let Err(error) = self.sides.remove() {
-                // It is of a generation that has ended: the next one begins over it.
+                // The journal is of an ended generation, and the next generation overwrites it.
                 tracing::warn!(%error, path = %self.sides.path().display(), "cannot remove the journal");
             }
             Ok(())
         });
-        // The locks go in any case.
+        // The locks are released in any case.
         let closed = self.main.close();
         ended.and(closed)
     }

@@ -1,8 +1,9 @@
-//! The journal's file: beside the store's, of its name with `.journal` behind.
+//! The journal's file. It is beside the store's file, and has its name with `.journal` behind.
 //!
-//! **Invariants.** A journal is made as a temporary file, locked, and renamed into place: what is at its place is never written over. One that was there
-//! before is read only if no other user can have prepared it (`private`). The file is locked for as long as it is in use, so no other store
-//! takes it for one that is free. It is removed by name only while the name leads to the file that is open here.
+//! **Invariants.** A journal is made as a temporary file, locked, and renamed into place, so an
+//! existing file there is never overwritten. An existing journal is read only if no other user can
+//! have prepared it (`private`). The file is locked while it is in use, so no other store takes it
+//! for a free file. It is removed by name only while the name leads to the file that is open here.
 
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
@@ -26,12 +27,13 @@ use crate::storage::private::why_not_private;
 
 const AFTER: &str = ".journal";
 
-/// Whether the file says that a journal may hold what it does not. Not locked, the answer may be old.
+/// Whether the file says that a journal may hold what the file does not. Without a lock, the answer
+/// may be outdated.
 pub(crate) fn is_journaled(file: &impl StorageBackend) -> io::Result<bool> {
     Ok(Generations::of(file)?.is_some_and(Generations::is_one_open))
 }
 
-/// Where the journal of a store is.
+/// The place of a store's journal.
 #[derive(Debug, Clone)]
 pub(crate) struct SideFile {
     path: PathBuf,
@@ -39,7 +41,7 @@ pub(crate) struct SideFile {
     sync_folder: SyncFolder,
     /// The store's file, if it is open.
     store: Option<Metadata>,
-    /// The file in use, to prove by what a name means.
+    /// The file in use, to prove what a name leads to.
     used: Arc<Mutex<Option<Used>>>,
 }
 
@@ -47,12 +49,13 @@ pub(crate) struct SideFile {
 #[derive(Debug)]
 struct Used {
     file: File,
-    /// Its name now.
+    /// The file's present name.
     name: PathBuf,
 }
 
 impl SideFile {
-    /// `store` is a path from the root on: the process may change its folder before the store is closed.
+    /// Makes the place of a store's journal. `store` is an absolute path, because the process may
+    /// change its folder before the store is closed.
     pub(crate) fn of(store: &Path, sync_folder: SyncFolder) -> io::Result<Self> {
         let name = store.file_name().ok_or(ErrorKind::InvalidFilename)?;
         let mut path = store.with_file_name(side_name("", name, AFTER, 0));
@@ -63,7 +66,7 @@ impl SideFile {
         Ok(Self { path, counters: Arc::default(), sync_folder, store: None, used: Arc::default() })
     }
 
-    /// Of this file, which is open.
+    /// Adds the store's open file.
     pub(crate) fn beside(self, store: &File) -> io::Result<Self> {
         Ok(Self { store: Some(store.metadata()?), ..self })
     }
@@ -72,14 +75,14 @@ impl SideFile {
         Self { counters: Arc::clone(counters), ..self.clone() }
     }
 
-    /// Where it is, if something stands there that this library has written.
+    /// Returns the path if a file there begins with this library's journal head.
     pub(crate) fn stands(&self) -> Option<PathBuf> {
         let Ok(Standing::File(file)) = open_regular(&self.path) else { return None };
         let is_ours = file_backend(&file).and_then(|file| is_headed(&file)).unwrap_or(false);
         is_ours.then(|| self.path.clone())
     }
 
-    /// Where it is, and which file, if it is in use.
+    /// Returns the path and the identity of the file in use.
     pub(crate) fn in_use(&self) -> Option<(PathBuf, Inode)> {
         let used = self.used();
         let used = used.as_ref()?;
@@ -94,7 +97,7 @@ impl SideFile {
     fn check_private(&self, file: &File) -> Result<(), OpenError> {
         let failed = |source| OpenError::Io { action: "look at", path: self.path.clone(), cause: source };
         let side = file.metadata().map_err(failed)?;
-        // Where none can be made, the store's file alone is the measure.
+        // If no file can be made there, the store's file alone is the measure.
         let fresh = make_temporary(&self.path).and_then(|(temporary, file)| {
             let fresh = file.metadata();
             remove_same(&file, &temporary)?;
@@ -107,7 +110,7 @@ impl SideFile {
         }
     }
 
-    /// Locks it, for as long as it is in use.
+    /// Locks the file for as long as it is in use.
     fn take(&self, file: File, name: PathBuf) -> Result<Counted<FileBackend>, OpenError> {
         let failed = |source| OpenError::Io { action: "open", path: self.path.clone(), cause: source };
         match file.try_lock() {
@@ -133,7 +136,7 @@ impl Sides for SideFile {
     }
 
     fn check_head(&self, main: &impl StorageBackend) -> io::Result<()> {
-        // What is wrong with it is reported with the engine's refusal.
+        // The engine's refusal reports what is wrong with the file.
         if odd_head(main)?.is_some() { Err(ErrorKind::InvalidData.into()) } else { Ok(()) }
     }
 
@@ -165,7 +168,7 @@ impl Sides for SideFile {
         match std::fs::symlink_metadata(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
-            // It was not there a moment ago.
+            // The file was not there a moment ago.
             Ok(_) => return Err(in_the_way()),
         }
         if !is_same(&used.file, &used.name) {
@@ -185,7 +188,8 @@ impl Sides for SideFile {
     fn remove(&self) -> io::Result<()> {
         let Some(Used { file, name }) = self.used().take() else { return Ok(()) };
         let removed = remove_same(&file, &name);
-        // Said, not left to closing: a process that is being forked elsewhere may hold a copy of the handle for a moment.
+        // The file is unlocked explicitly. Closing may not be enough, because a process that is
+        // being forked may hold a copy of the handle for a moment.
         let _ = file.unlock();
         if removed? {
             return self.sync_name();

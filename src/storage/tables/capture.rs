@@ -1,27 +1,28 @@
-//! Rows of captured tables: which tables are captured, how far each is walked, and which keys have changed.
+//! The rows of captured tables: which tables are captured, the progress of each backfill, and which
+//! keys have changed.
 //!
 //! ```text
 //! onewrite.captures    table name → id u32 │ mode u8 │ snapshot u8 │ last key backfilled …
 //! onewrite.changes     id u32 BE │ the row's key, as redb stores it → kind u8
 //! ```
 //!
-//! A dirty key is one row however often its key has changed. What has gathered in a transaction is written by its commit, and
-//! the figures in memory follow once that is durable.
+//! A dirty key is one row, however often its key changes. A transaction's commit writes what the
+//! transaction has gathered. The figures in memory follow once that is durable.
 
 use crate::error::Result;
 use crate::storage::errors::damaged_row;
 
-/// Names a captured table in the rows of dirty keys.
+/// The id of a captured table in the rows of dirty keys.
 pub(crate) type CaptureId = u32;
 
-/// How far the first switch-on is with what was there already.
+/// The progress of the backfill.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SnapshotState {
-    /// None was asked for.
+    /// No backfill was requested.
     None,
     /// No row has been backfilled.
     ToBegin,
-    /// This key was the last.
+    /// The last backfilled key.
     Behind(Vec<u8>),
     Done,
 }
@@ -79,9 +80,9 @@ impl CaptureRow {
 /// Why a key is dirty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DirtyKind {
-    /// It has changed.
+    /// The key has changed.
     Change,
-    /// It was there at switch-on, and its codec failed.
+    /// The key was there at switch-on, and its codec failed.
     Snapshot,
 }
 
@@ -102,7 +103,7 @@ impl DirtyKind {
     }
 }
 
-/// The row key of a dirty key.
+/// Returns the row key of a dirty key.
 pub(crate) fn dirty_key(id: CaptureId, key: &[u8]) -> Vec<u8> {
     [&id.to_be_bytes()[..], key].concat()
 }
@@ -123,10 +124,13 @@ pub enum CaptureMode {
     /// Each change is an event of its own, appended by the write itself. The default.
     #[default]
     EveryChange,
-    /// A write only records its key as dirty. When a relay asks for a coalescing pass,
-    /// the key is published once, with its value at that moment:
-    /// a key that changed a thousand times while the broker was away is one event. Dirty keys wait while no relay runs; where the
-    /// events [stay in the log](crate::Capture::unpublished) no relay is needed, and marks wait for a quarter of a second at most.
+    /// A write only records its key as dirty. When a relay asks for a coalescing pass, the key is
+    /// published once, with its value at that moment. So a key that changed a thousand times while
+    /// the broker was away is one event.
+    ///
+    /// Dirty keys wait while no relay runs. If the events
+    /// [stay in the log](crate::Capture::unpublished), no relay is needed, and the dirty keys wait
+    /// for a quarter of a second at most.
     NewestValue,
 }
 

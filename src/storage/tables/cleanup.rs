@@ -1,4 +1,4 @@
-//! Rows of the clean-up: what was deleted or forgotten, and is not removed yet.
+//! The rows of the clean-up: what was deleted or forgotten, and is not removed yet.
 //!
 //! ```text
 //! onewrite.cleanup  1, stream name        → next revision u64, end u64    records and index of a truncated or deleted stream
@@ -12,7 +12,7 @@ use crate::log::keys::CursorId;
 use crate::storage::tables::capture::CaptureId;
 use crate::storage::tables::schema::{read_u64s, u64s};
 
-/// Something to be removed.
+/// A task of removal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Task {
     Stream(Vec<u8>),
@@ -48,7 +48,7 @@ impl Task {
     }
 }
 
-/// The revisions of a stream that are to be removed: the next one, and the end.
+/// The revisions of a stream that are to be removed: the next revision, and the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Revisions {
     pub(crate) next: u64,

@@ -1,12 +1,14 @@
-//! Rows of events that a relay does not publish in order: retried, scheduled, quarantined, discarded.
+//! The rows of events that a relay does not publish in order: retried, scheduled, quarantined,
+//! discarded.
 //!
 //! ```text
 //! exception row:  state u8 │ time ms u64 │ holds key u8 │ attempts u32 │ destination attempts u32 │
 //!                 has key u8 │ [key t8] │ has fault u8 │ [class u8 │ code u16 (0: none) │ text t16]
 //! ```
 //!
-//! State 0 is *retry* (time: due), 1 *scheduled* (time: due), 2 *quarantined* (time: since), 3 *discarded* (until the
-//! position is past it). Rows of state 0 and 1 have a row in the due table too.
+//! State 0 is *retry* (time: due), 1 *scheduled* (time: due), 2 *quarantined* (time: since), 3
+//! *discarded* (until the position has passed). Rows of state 0 and 1 also have a row in the due
+//! table.
 
 use crate::delivery::types::{Exception, ExceptionState, Key};
 use crate::error::Result;
@@ -14,7 +16,7 @@ use crate::log::wire_bytes::{Malformed, Reader, put_text8, put_text16};
 use crate::message::{Fault, FaultClass};
 use crate::storage::errors::damaged_row;
 
-/// Longest text of a fault that is kept, in bytes.
+/// The longest kept text of a fault, in bytes.
 const FAULT_TEXT_BYTES_MAX: usize = 1024;
 
 /// An exception with the key of its event.
@@ -95,7 +97,7 @@ fn class_of(number: u8) -> Option<FaultClass> {
     CLASSES.get(usize::from(number)).copied()
 }
 
-/// The beginning of a text, cut between characters.
+/// Returns the beginning of a text, cut between characters.
 pub(crate) fn head(text: &str, bytes_max: usize) -> &str {
     let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     text.get(..end).unwrap_or_default()

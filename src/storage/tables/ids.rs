@@ -1,4 +1,5 @@
-//! The row that counts the ids of deliveries of a scope, and the numbers that ids have. What they are for: `consumer/ids.rs`.
+//! The row that counts the delivery ids of a scope, and the numbers of ids. `consumer/ids.rs` uses
+//! them.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +12,10 @@ use crate::storage::errors::damaged_row;
 
 type Row = &'static [u8];
 
-/// The count of an inbox row whose `first` is the number of its id: no closure leads to so many events.
+/// The count of an inbox row whose `first` is its id's number. No closure causes as many events.
 pub(crate) const NUMBERED: u32 = u32::MAX;
 
-/// Whether a row is of the id of a delivery, and so among those that are kept.
+/// Whether a row is of a delivery's id, and so counts among the kept ids.
 pub(crate) fn is_counted(row: &InboxRow) -> bool {
     row.count == NUMBERED || row.len & KEYED != 0
 }
@@ -22,9 +23,9 @@ pub(crate) fn is_counted(row: &InboxRow) -> bool {
 /// The row of a scope.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ids {
-    /// The number that the next id gets.
+    /// The number of the next id.
     pub(crate) next: u64,
-    /// How many are kept. Files of before format 5 did not count them.
+    /// How many ids are kept. Files before format 5 did not count them.
     pub(crate) kept: Option<u64>,
 }
 
@@ -39,17 +40,17 @@ impl Ids {
     }
 }
 
-/// The number that the scope's next id gets.
+/// Returns the number of the scope's next id.
 pub(crate) fn next(dedup: &impl ReadableTable<Row, Row>, scope: &str) -> Result<u64> {
     Ok(Ids::of(dedup, scope)?.next)
 }
 
-/// Whether at least `max` ids have come since.
+/// Whether at least `max` ids have come since this row.
 pub(crate) fn is_forgotten(row: &InboxRow, next: u64, max: u64) -> bool {
     row.count == NUMBERED && row.first.saturating_add(max) < next
 }
 
-/// How many ids more are kept, or fewer, by scope.
+/// The change in the number of kept ids, by scope.
 #[derive(Debug, Default)]
 pub(crate) struct Difference(BTreeMap<String, i64>);
 
@@ -76,7 +77,7 @@ impl Difference {
         }
         let mut dedup = tx.open_table(DEDUP)?;
         for (scope, difference) in self.0 {
-            // Where they are not counted yet, there is nothing to change.
+            // Without a count there is nothing to change.
             if let Ids { next, kept: Some(kept) } = Ids::of(&dedup, &scope)? {
                 let row = u64s([next, kept.saturating_add_signed(difference)]);
                 dedup.insert(keys::inbox(&scope, &[]).as_slice(), row.as_slice())?;
@@ -86,7 +87,7 @@ impl Difference {
     }
 }
 
-/// Files of before format 6 counted ids with a number alone.
+/// Counts the ids. Files before format 6 counted only ids with a number.
 pub(crate) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
     let (inbox, mut dedup) = (tx.open_table(INBOX)?, tx.open_table(DEDUP)?);
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
@@ -104,7 +105,7 @@ pub(crate) fn count_ids(tx: &WriteTransaction) -> std::result::Result<(), BoxErr
     Ok(())
 }
 
-/// What distinguishes content from other content: checksum and length.
+/// Returns what distinguishes contents: checksum and length.
 pub(crate) fn content_of(bytes: &[u8]) -> (u32, u64) {
     (record::body_checksum(bytes), u64::from(u32::try_from(bytes.len()).unwrap_or(u32::MAX)))
 }

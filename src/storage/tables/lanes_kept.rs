@@ -1,4 +1,4 @@
-//! The row that counts the lanes and gaps of a scope. What it is for: `consumer/lanes.rs`.
+//! The row that counts the lanes and gaps of a scope. `consumer/lanes.rs` uses it.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,8 @@ pub(crate) struct LaneCounts {
     pub(crate) lanes: u64,
     pub(crate) gaps: u64,
     pub(crate) forgotten: u64,
-    /// When a file of format 5 was brought up, by the age of the store: when something came last of lanes before that nobody knows.
+    /// The store age at the upgrade of a format 5 file. It stands for the time of a lane's last
+    /// message if that time is unknown.
     pub(crate) since_ms: u64,
 }
 
@@ -42,7 +43,7 @@ impl LaneCounts {
     }
 }
 
-/// Format 5 did not count them. `age_ms`: of the store.
+/// Counts lanes and gaps, which format 5 did not count. `age_ms` is the store age.
 pub(crate) fn count_lanes(tx: &WriteTransaction, age_ms: u64) -> std::result::Result<(), BoxError> {
     let (dedup, mut kept) = (tx.open_table(DEDUP)?, tx.open_table(LANES_KEPT)?);
     let mut counts: HashMap<String, LaneCounts> = HashMap::new();

@@ -1,12 +1,13 @@
-//! Rows of any length, in tables of rejected and parked deliveries: what fits into a page stands as it is, what is longer stands in
-//! pieces that fill pages (`log/pieces.rs`).
+//! Rows of any length, in the tables of rejected and parked deliveries. A row that fits into a page
+//! is stored as it is. A longer row is stored in pieces that fill pages (`log/pieces.rs`).
 //!
 //! ```text
 //! onewrite.pieces   (table u8, the row's key, piece u32) → bytes       (made when it is first needed)
 //! ```
 //!
-//! **Invariant.** Pieces are written, and go, in the transaction that writes or removes their row. No length in the file is a length in
-//! memory: what is read is as long as what is there.
+//! **Invariant.** Pieces are written and removed in the transaction that writes or removes their
+//! row. No length in the file becomes a length in memory: a read takes as much memory as the pieces
+//! have bytes.
 
 use std::borrow::Cow;
 
@@ -18,7 +19,7 @@ use crate::log::pieces::{is_stub, piece_len, stub, stubbed_len};
 
 type Row = &'static [u8];
 
-/// Whose rows.
+/// The owner of the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Of {
     Rejected,
@@ -35,7 +36,7 @@ impl Of {
     }
 }
 
-/// Where pieces are read.
+/// The source of pieces.
 pub(crate) trait Pieces {
     fn pieces(&self) -> Result<Option<impl ReadableTable<Row, Row>>>;
 }
@@ -56,7 +57,8 @@ impl Pieces for WriteTransaction {
     }
 }
 
-/// The row that a value stands for. Where pieces are missing it is shorter than it was, which its checksum shows.
+/// Returns the row of a value. If pieces are missing, the row is too short, and its checksum
+/// detects that.
 pub(crate) fn whole<'a>(tx: &impl Pieces, of: Of, key: &[u8], value: &'a [u8]) -> Result<Cow<'a, [u8]>> {
     let Some(len) = stubbed_len(key, value) else { return Ok(value.into()) };
     let Some(pieces) = tx.pieces()? else { return Ok(value.into()) };
@@ -71,12 +73,12 @@ pub(crate) fn whole<'a>(tx: &impl Pieces, of: Of, key: &[u8], value: &'a [u8]) -
     Ok(row.into())
 }
 
-/// The length of the row that a value stands for.
+/// Returns the length of the row of a value.
 pub(crate) fn len(key: &[u8], value: &[u8]) -> u64 {
     stubbed_len(key, value).unwrap_or(value.len() as u64)
 }
 
-/// Writes a row, in the place of one that may have been there.
+/// Writes a row, and replaces an earlier row.
 pub(crate) fn put(
     tx: &WriteTransaction,
     rows: &mut Table<'_, Row, Row>,
@@ -97,7 +99,7 @@ pub(crate) fn put(
     Ok(())
 }
 
-/// Removes a row. Its length, if it was there.
+/// Removes a row. Returns its length if it was there.
 pub(crate) fn remove(
     tx: &WriteTransaction,
     rows: &mut Table<'_, Row, Row>,

@@ -1,4 +1,4 @@
-//! The row of a projection: how far its tables are, and those of a rebuild.
+//! The row of a projection: the progress of its tables, and of a rebuild.
 //!
 //! ```text
 //! onewrite.projections  name → id u64, version u64, position u64, rebuild id u64 (0: none), rebuild version u64,
@@ -9,7 +9,7 @@ use super::schema::{read_u64s, u64s};
 use crate::log::keys::CursorId;
 use crate::log::record;
 
-/// One line of progress through the log.
+/// A progress through the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Track {
     pub(crate) id: CursorId,
@@ -17,14 +17,14 @@ pub(crate) struct Track {
     pub(crate) position: u64,
 }
 
-/// A projection, as it stands on disk.
+/// A projection, as its row holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProjectionRow {
     pub(crate) live: Track,
     pub(crate) rebuild: Option<Track>,
 }
 
-/// Which of the two.
+/// Which of the two tracks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Which {
     Live,
@@ -43,7 +43,7 @@ impl ProjectionRow {
         std::iter::once(self.live).chain(self.rebuild)
     }
 
-    /// No record from here on may be trimmed.
+    /// Returns the first record that must not be trimmed.
     pub(crate) fn wants_from(&self) -> u64 {
         self.tracks().map(|track| track.position).min().unwrap_or(0)
     }

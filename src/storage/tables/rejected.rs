@@ -1,4 +1,4 @@
-//! The row that counts the rejected deliveries of a scope. What it is for: `consumer/rejected.rs`.
+//! The row that counts the rejected deliveries of a scope. `consumer/rejected.rs` uses it.
 
 use redb::{ReadableTable, WriteTransaction};
 
@@ -9,7 +9,7 @@ use crate::storage::errors::damaged_row;
 
 type Row = &'static [u8];
 
-/// The row of a scope: the number that comes next, how many rows there are with how many bytes, and how many were dropped.
+/// The row of a scope: the next number, the count and bytes of the rows, and how many were dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct RejectedTotals {
     pub(crate) next: u64,
@@ -35,7 +35,7 @@ impl RejectedTotals {
     }
 }
 
-/// Format 5 did not count bytes.
+/// Counts the bytes, which format 5 did not count.
 pub(crate) fn count_bytes(tx: &WriteTransaction) -> std::result::Result<(), BoxError> {
     let mut rejected = tx.open_table(REJECTED)?;
     let mut of_scopes: Vec<(Vec<u8>, RejectedTotals)> = Vec::new();

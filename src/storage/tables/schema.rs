@@ -1,4 +1,4 @@
-//! The tables of the file, and the rows of the small ones.
+//! The tables of the file, and the rows of the small tables.
 //!
 //! ```text
 //! onewrite.meta        name → bytes        format u32 · content_key 16, dedup before ms u64 · store_id 16 · epoch u64 · epoch_starts u64… · next_cursor u32 · state 24 · age u64 (age u64, seq u64)…
@@ -28,8 +28,8 @@
 //! onewrite.pieces      (table, the key of a rejected or parked delivery, piece) → bytes       (pieces.rs; made when it is first needed)
 //! ```
 //!
-//! Only `u64`, `&str` and `&[u8]` as key and value types: their encoding is the same in redb 4 and 5. Numbers in keys
-//! are big-endian, in values little-endian.
+//! Key and value types are only `u64`, `&str` and `&[u8]`, whose encoding is the same in redb 4 and
+//! 5. Numbers are big-endian in keys and little-endian in values.
 
 use redb::{ReadableTable, TableDefinition};
 
@@ -52,47 +52,48 @@ pub(crate) const PROJECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition
 pub(crate) const FAILURES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.failures");
 pub(crate) const CAPTURES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("onewrite.captures");
 pub(crate) const CHANGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.changes");
-/// The rows of deduplication. The stored name is from before the constant's.
+/// The rows of deduplication. The stored name is older than the constant's name.
 pub(crate) const DEDUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.seen");
 pub(crate) const REJECTED: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.rejected");
 pub(crate) const LANES_KEPT: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.lanes_kept");
-/// Made when first needed. An earlier release of the same format leaves its rows alone.
+/// The clean-up's rows, made when first needed. An earlier release of the same format ignores them.
 pub(crate) const CLEANUP: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.cleanup");
 pub(crate) const IN_HAND: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.in_hand");
 pub(crate) const PIECES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("onewrite.pieces");
 
-/// Tables by name that a format has brought.
+/// The tables by name that later formats added.
 pub(crate) const BY_NAME: [TableDefinition<'_, &str, &[u8]>; 2] = [PROJECTIONS, CAPTURES];
-/// Tables by key that a format has brought, since format 1.
+/// The tables by key that formats after format 1 added.
 pub(crate) const BY_KEY: [TableDefinition<'_, &[u8], &[u8]>; 8] =
     [STREAMS, CHUNKS, SNAPSHOTS, FAILURES, CHANGES, DEDUP, REJECTED, LANES_KEPT];
 
-/// Tables whose name begins so are ours; an application cannot open them for writing.
+/// The prefix of our tables. An application cannot open them for writing.
 pub(crate) const RESERVED_PREFIX: &str = "onewrite.";
 
-/// The format that this version writes, and the newest it reads.
+/// The format that this version writes, and the newest format that it reads.
 pub(crate) const FORMAT: u32 = 6;
 
 pub(crate) const META_FORMAT: &str = "format";
-/// The secret that contents are hashed with, and what times of before format 5 are bounded by.
+/// The secret for hashes of contents, and the bound on times from before format 5.
 pub(crate) const META_CONTENT_KEY: &str = "content_key";
 pub(crate) const META_STORE_ID: &str = "store_id";
 pub(crate) const META_EPOCH: &str = "epoch";
-/// Sequence numbers at which the epochs after the first begin. Missing ones are of files from before there was this row: 0.
+/// The sequence numbers at which the epochs after the first begin. A missing number is 0; it comes
+/// from a file before this row existed.
 pub(crate) const META_EPOCH_STARTS: &str = "epoch_starts";
 pub(crate) const META_NEXT_CURSOR: &str = "next_cursor";
 pub(crate) const META_STATE: &str = "state";
-/// See age.rs. Missing: all that the file holds is as young as can be.
+/// The store age (see age.rs). Without it, everything in the file counts as just written.
 pub(crate) const META_AGE: &str = "age";
 
 /// The row `state`: what cannot be derived from the log once its beginning is trimmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct StateRow {
-    /// Records below are trimmed, but for those that an exception still needs.
+    /// Records below are trimmed, except those that an exception still needs.
     pub(crate) trimmed_to: u64,
     /// The end offset of the record before `trimmed_to`.
     pub(crate) trimmed_offset: u64,
-    /// The tables of lanes, streams and chunks are true for records below.
+    /// The tables of lanes, streams and chunks are true for records below this number.
     pub(crate) derived_through: u64,
 }
 
@@ -107,12 +108,12 @@ impl StateRow {
     }
 }
 
-/// Numbers to little-endian bytes.
+/// Encodes numbers as little-endian bytes.
 pub(crate) fn u64s<const N: usize>(numbers: [u64; N]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
-/// Exactly `N` little-endian numbers.
+/// Reads exactly `N` little-endian numbers.
 pub(crate) fn read_u64s<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
     let mut numbers = [0; N];
     if bytes.len() != N * 8 {
@@ -124,7 +125,8 @@ pub(crate) fn read_u64s<const N: usize>(bytes: &[u8]) -> Option<[u64; N]> {
     Some(numbers)
 }
 
-/// The scopes of which a table has rows: from one straight to the next. `what` names the table where a key is damaged.
+/// Returns the scopes that have rows in a table, going straight from one to the next. `what` names
+/// the table in the error of a damaged key.
 pub(crate) fn scopes(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     what: &'static str,
@@ -145,18 +147,20 @@ pub(crate) fn scopes(
 /// A row of the inbox: something that came once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InboxRow {
-    /// The first sequence number that it led to.
+    /// The first sequence number that it caused.
     pub(crate) first: u64,
-    /// How many events it led to, contiguous from `first`.
+    /// How many events it caused, contiguous from `first`.
     pub(crate) count: u32,
-    /// CRC-32 of its content, with its length: distinguishes a repeat from another thing of the same name. Of a delivery: see consumer/dedup.rs.
+    /// The CRC-32 of its content; with the length it distinguishes a repeat from other content of
+    /// the same name. For a delivery, see consumer/dedup.rs.
     pub(crate) crc: u32,
     pub(crate) len: u64,
-    /// When: the store age (age.rs). One beyond the store age is of an earlier format, or was lost by a crash: it counts as now.
+    /// The store age at which it came (age.rs). An age beyond the store age is of an earlier
+    /// format, or was lost in a crash, and counts as now.
     pub(crate) at_ms: u64,
 }
 
-/// In its length: that is no length, but the keyed hash of a delivery.
+/// The flag that the length is no length, but the keyed hash of a delivery.
 pub(crate) const KEYED: u64 = 1 << 63;
 
 impl InboxRow {

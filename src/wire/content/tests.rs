@@ -26,7 +26,7 @@ fn message() -> Message {
     }
 }
 
-/// As a relay publishes it.
+/// Returns a message as a relay publishes it.
 fn ours() -> Message {
     let mut message = message();
     message.headers.push((STORE.into(), "a store".into()));
@@ -39,7 +39,8 @@ fn changed(message: &Message, change: fn(&mut Message)) -> u64 {
     KEY.hash(&message)
 }
 
-/// Goal: it is the hash that it says, in files of every version. Method: the first word of the paper's own example.
+/// Goal: the hash is SipHash-2-4, in files of every version. Method: the first vector of the
+/// paper's own example.
 #[test]
 fn it_is_siphash_2_4() {
     let key: [u8; 16] = std::array::from_fn(|at| at as u8);
@@ -49,8 +50,8 @@ fn it_is_siphash_2_4() {
     assert_eq!(hasher.finish(), 0xa129_ca61_49be_45e5);
 }
 
-/// Goal: whatever a producer says makes it another message. Method: change, take and move one thing at a time; no two hashes are
-/// the same.
+/// Goal: each change of what a producer says makes another message. Method: change, take and move
+/// one thing at a time; no two hashes are the same.
 #[test]
 fn each_part_counts() {
     let changes: [fn(&mut Message); 32] = [
@@ -105,7 +106,8 @@ fn each_part_counts() {
     assert_ne!(KEY.route("a", "b"), KEY.route("ab", ""));
 }
 
-/// Goal: a header's value counts with its kind, whatever the kind. Method: values of every kind that read alike, in a message each.
+/// Goal: the kind of a header's value counts. Method: values of every kind that read alike, in a
+/// message each.
 #[test]
 fn each_kind_of_value_counts() {
     let values = [
@@ -146,7 +148,8 @@ fn each_kind_of_value_counts() {
     assert_eq!(different.len(), values.len());
 }
 
-/// Goal: copies of one message are one. Method: what brokers and hops change, one at a time, in a foreign message and in one of ours.
+/// Goal: all copies of one message have one hash. Method: what brokers and hops change, one at a
+/// time, in a foreign message and in one of ours.
 #[test]
 fn copies_have_one_hash() {
     let changes: [fn(&mut Message); 20] = [
@@ -184,7 +187,7 @@ fn copies_have_one_hash() {
     assert_eq!(answer("amq.rabbitmq.reply-to.g1h2"), answer("amq.rabbitmq.reply-to.g3h4"));
 }
 
-/// Goal: a relay's settings may change between two publishes of one event, and it is one message still.
+/// Goal: one event stays one message when a relay's settings change between two publishes.
 #[test]
 fn a_relay_s_settings_make_no_other_message() {
     let settings: [fn(&mut Message); 3] = [
@@ -198,7 +201,8 @@ fn a_relay_s_settings_make_no_other_message() {
     }
 }
 
-/// Goal: what is not believed of two messages is distinguished by what each claims, whatever the order of the headers.
+/// Goal: two messages that are not believed are distinguished by their claims, in any order of the
+/// headers.
 #[test]
 fn claims_are_distinguished() {
     let claim = |claims: &[(&'static str, i64)]| {

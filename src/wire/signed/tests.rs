@@ -14,7 +14,7 @@ fn keys() -> ProducerKeys {
     ProducerKeys::new().key(BANK, key(1)).unwrap().key(TILL, key(2)).unwrap()
 }
 
-/// As a relay of the store publishes it.
+/// Returns a message as a relay of the store publishes it.
 fn signed() -> Message {
     let mut message = Message {
         message_id: Some("e-1".into()),
@@ -45,7 +45,8 @@ fn problem(message: &Message) -> String {
     keys().verify(message).unwrap_err().to_string()
 }
 
-/// Goal: nobody without the key can change a part of a message. Method: change, take and add one thing at a time.
+/// Goal: without the key, no part of a message can be changed unnoticed. Method: change, take and
+/// add one thing at a time.
 #[test]
 fn whatever_is_changed_is_detected() {
     assert!(keys().verify(&signed()).is_ok());
@@ -146,7 +147,8 @@ fn what_is_missing_is_named() {
     }
 }
 
-/// Goal: a key can be taken over step by step, and one that was taken away is believed no more. A store's key is no other store's.
+/// Goal: a key can be rotated step by step, and a removed key is not believed any more. A store's
+/// key is no other store's.
 #[test]
 fn keys_rotate() {
     let message = signed();
@@ -162,7 +164,7 @@ fn keys_rotate() {
     assert!(full.key(TILL, key(1)).is_ok());
 }
 
-/// Goal: a foreign message passes where that is asked for, and one in the name of a store does not.
+/// Goal: a foreign message passes only on demand, and one in the name of a store does not pass.
 #[test]
 fn foreign_messages_pass_on_demand_only() {
     let foreign = Message { message_id: Some("m".into()), ..Message::default() };
@@ -173,7 +175,8 @@ fn foreign_messages_pass_on_demand_only() {
     assert!(keys().and_foreign().verify(&forged).is_err());
 }
 
-/// Goal: signatures stay what they are, in every version, and are what the page says. Method: one that was computed elsewhere, by Python's `hmac`.
+/// Goal: signatures stay the same in every version, and are what the page says. Method: a signature
+/// computed by Python's `hmac`.
 #[test]
 fn a_signature_is_an_hmac_sha_256_of_what_the_page_says() {
     assert_eq!(

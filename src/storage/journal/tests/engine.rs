@@ -7,7 +7,7 @@ use super::*;
 const STATE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("state");
 const LOG: TableDefinition<'_, u64, u64> = TableDefinition::new("log");
 
-/// What a row of so many bytes holds.
+/// Returns a row of so many bytes.
 fn row(key: u64, len: u64) -> Vec<u8> {
     (0..len).map(|at| (key * 31 + at) as u8).collect()
 }
@@ -18,8 +18,9 @@ fn database(main: &Disk, side: &Disk, bytes: usize) -> Database {
     builder.create_with_backend(behind(main, side, bytes)).unwrap()
 }
 
-/// Commits of 0 to `commits`, and the operations of the disk that had been done when each was acknowledged. Some are committed twice over, as quick repair
-/// does it, and some are aborted after the file has grown.
+/// Makes commits 0 to `commits`. Returns the disk's operations, and how many had been done when
+/// each commit was acknowledged. Some are committed twice, as quick repair does, and some are
+/// aborted after the file has grown.
 fn commit_all(draw: &Draw, side_bytes: usize, commits: u64) -> (Vec<(usize, Op)>, Vec<usize>) {
     let (main, side) = Disk::pair([Vec::new(), Vec::new()]);
     database(&main, &side, 0).close().unwrap();
@@ -51,8 +52,9 @@ fn commit_all(draw: &Draw, side_bytes: usize, commits: u64) -> (Vec<(usize, Op)>
     (ops, acknowledged)
 }
 
-/// Goal: redb over the journal: what was committed is there, wholly, after a power cut at any operation, and one more commit works. Method: rows of
-/// all sizes, some of them larger than a frame; the image is recovered, opened with verification and read; then written, closed and opened again.
+/// Goal: each commit of redb over the journal is there, wholly, after a power cut at any operation,
+/// and one more commit works. Method: rows of all sizes, some larger than a frame. The image is
+/// recovered, opened with verification and read; then written, closed and opened again.
 #[test]
 fn the_engine_finds_its_commits() {
     let full = std::env::var("ONEWRITE_MODEL").is_ok_and(|value| value == "full");

@@ -1,4 +1,4 @@
-//! The journal over a simulated disk, which loses, tears and reorders what was not synced.
+//! The journal over a simulated disk, which loses, tears and reorders unsynced writes.
 
 mod engine;
 
@@ -10,7 +10,7 @@ use super::*;
 use crate::storage::metered::Counted;
 
 const HALF_BLOCKS: usize = 16;
-/// Blocks of the file at the beginning; it grows and shrinks.
+/// The blocks of the file at the beginning. The file grows and shrinks.
 const BLOCKS: usize = 24;
 
 #[derive(Debug, Clone)]
@@ -22,10 +22,10 @@ enum Op {
 
 #[derive(Debug, Default)]
 struct World {
-    /// Which file, and what was asked of it.
+    /// The file, and the operation on it.
     ops: Vec<(usize, Op)>,
     contents: [Vec<u8>; 2],
-    /// This call, counted from 0, fails; with `lasting` all after it too.
+    /// The number of the failing call, from 0. With `lasting`, all later calls fail too.
     fails_at: Option<usize>,
     lasting: bool,
     calls: usize,
@@ -111,7 +111,8 @@ impl Sides for Place {
         Ok(self.0.clone())
     }
 
-    /// It has its name: harder than what a file does, since a power cut shows what is not whole yet.
+    /// The simulated name is durable at once. That is harder than a real file, because a power cut
+    /// shows a journal that is not whole yet.
     fn put_in_place(&self) -> std::result::Result<(), OpenError> {
         Ok(())
     }
@@ -120,7 +121,7 @@ impl Sides for Place {
         Ok(())
     }
 
-    /// Durable when it returns, as the removal of a name is.
+    /// The removal is durable when it returns, as the removal of a name is.
     fn remove(&self) -> Result<()> {
         self.0.set_len(0)?;
         self.0.sync_data()
@@ -129,7 +130,7 @@ impl Sides for Place {
 
 const SIDE_BYTES: usize = BLOCK + 2 * HALF_BLOCKS * BLOCK;
 
-/// A file of so many blocks that the engine would take for its own.
+/// Returns a file of so many blocks that the engine would take for its own.
 fn empty(blocks: usize) -> Vec<u8> {
     let mut content = b"redb\x1a\x0a\xa9\x0d\x0a".to_vec();
     content.resize(blocks * BLOCK, 0);
@@ -141,12 +142,12 @@ fn behind(main: &Disk, side: &Disk, bytes: usize) -> Journal<Disk, Place> {
     Journal::new(main.clone(), Place(side.clone()), options, JournalRefusal::default())
 }
 
-/// What the next open does first, whether it wants a journal or none.
+/// Does what the next open does first, whether a journal is wanted or not.
 fn recover(main: &Disk, side: &Disk, bytes: usize) -> Result<()> {
     behind(main, side, bytes).len().map(drop)
 }
 
-/// Numbers that are the same each time (splitmix64).
+/// Random numbers that are the same each time (splitmix64).
 #[derive(Debug)]
 struct Draw(AtomicU64);
 
@@ -159,7 +160,8 @@ impl Draw {
     }
 }
 
-/// What the disk holds after the power went off before operation `cut`: what was synced, and of the rest what the pattern lets through.
+/// Returns the disk after a power cut before operation `cut`: everything synced, and of the rest
+/// what the pattern lets through.
 fn image(before: [Vec<u8>; 2], ops: &[(usize, Op)], cut: usize, pattern: u64, draw: &Draw) -> [Vec<u8>; 2] {
     let mut contents = before;
     for (file, content) in contents.iter_mut().enumerate() {
@@ -171,11 +173,11 @@ fn image(before: [Vec<u8>; 2], ops: &[(usize, Op)], cut: usize, pattern: u64, dr
             match (pattern, op) {
                 // Nothing arrived.
                 (0, _) => {}
-                // All of it did.
+                // Everything arrived.
                 (1, op) => apply(content, op),
-                // Some did.
+                // Some writes arrived.
                 (2, op) if draw.below(2) == 0 => apply(content, op),
-                // Pieces did: sectors, pages, or a stretch that begins and ends anywhere.
+                // Pieces arrived: sectors, pages, or a part that begins and ends anywhere.
                 (3.., Op::Write(offset, data)) => {
                     let grain = [512, BLOCK, 1 + usize::try_from(draw.below(5000)).unwrap()]
                         [usize::try_from(pattern - 3).unwrap() % 3];
@@ -193,25 +195,27 @@ fn image(before: [Vec<u8>; 2], ops: &[(usize, Op)], cut: usize, pattern: u64, dr
     contents
 }
 
-/// What a user of the file knows at each moment.
+/// The knowledge of a user of the file at each moment.
 #[derive(Debug, Clone)]
 struct Known {
-    /// Operations of the disk before.
+    /// The operations of the disk before this moment.
     ops: usize,
-    /// As the last sync left it.
+    /// The content after the last sync.
     synced: Vec<u8>,
-    /// Blocks written, or cut off, since.
+    /// The blocks written, or cut off, since.
     touched: Vec<u64>,
-    /// As it is seen.
+    /// The content as it is seen.
     seen: Vec<u8>,
-    /// What is written since fits into a frame, so it comes wholly or not at all.
+    /// Whether the writes since fit into a frame, and so arrive wholly or not at all.
     small: bool,
 }
 
-/// What the disk held before, what was done to it, and what is known of each moment.
+/// The disk before, the operations on it, and what is known at each moment.
 type Worked = ([Vec<u8>; 2], Vec<(usize, Op)>, Vec<Known>);
 
-/// Writes at random: pages, parts of pages, more than a frame takes; syncs; growth and shrinking, also in the middle of it; closes at last. Reads everything back after each step.
+/// Works at random: writes of pages, of parts of pages, and of more than a frame takes; syncs;
+/// growth and shrinking, also in the middle of it; at last a close. Reads everything back after
+/// each step.
 fn work(draw: &Draw, steps: usize) -> Worked {
     let before = [empty(BLOCKS), Vec::new()];
     let (main, side) = Disk::pair(before.clone());
@@ -281,15 +285,16 @@ fn work(draw: &Draw, steps: usize) -> Worked {
     (before, ops, history)
 }
 
-/// A block; of the first what is the engine's.
+/// Returns a block; of the first block, the engine's part.
 fn block(content: &[u8], number: u64) -> &[u8] {
     let at = usize::try_from(number * BLOCK_BYTES).unwrap();
     let block = content.get(at..at + BLOCK).unwrap_or_default();
     if number == 0 { &block[..BLOCK - 32] } else { block }
 }
 
-/// `found` is the file after recovery: as the last sync before the cut left it, but for what was written since; and that wholly or not at all, if it
-/// fits into a frame. No longer than it has ever been asked to be since then.
+/// Checks `found`, the file after recovery. It must be as the last sync before the cut left it,
+/// except later writes. If these fit into a frame, they are there wholly or not at all. The file is
+/// no longer than it has been since that sync.
 fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
     let at = history.iter().rposition(|known| known.ops <= cut).unwrap();
     let (before, after) = (&history[at], history.get(at + 1).unwrap_or(&history[at]));
@@ -298,7 +303,8 @@ fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
     for number in (0..blocks).filter(|number| !touched(number)) {
         assert!(block(found, number) == block(&before.synced, number), "{about}: block {number}");
     }
-    // The sync itself may have been cut: it then holds what was pending, or nothing of it.
+    // The cut may have hit the sync itself. Its frame then holds what was pending, or nothing of
+    // it.
     let in_a_frame = before.small && (after.small || after.touched.is_empty());
     if in_a_frame && !before.touched.is_empty() {
         let is = |content: &[u8]| {
@@ -311,8 +317,10 @@ fn judge(found: &[u8], history: &[Known], cut: usize, about: &str) {
     assert!(found.len() <= lens.max().unwrap(), "{about}: {} bytes", found.len());
 }
 
-/// Goal: after a crash at any operation the file is as the last sync left it. Method: random work on a journal so small that it turns over every few syncs; the power
-/// goes off before each operation, in six patterns of what of the unsynced has arrived; then recovery, also cut at each of its own operations.
+/// Goal: after a crash at any operation the file is as the last sync left it. Method: random work
+/// on a journal so small that it turns over every few syncs. The power goes off before each
+/// operation, in six patterns of which unsynced writes arrived. Then recovery, also cut at each of
+/// its own operations.
 #[test]
 fn nothing_that_was_synced_is_lost() {
     let seeds = if std::env::var("ONEWRITE_MODEL").is_ok_and(|value| value == "full") { 400 } else { 12 };
@@ -351,8 +359,8 @@ fn nothing_that_was_synced_is_lost() {
     println!("{images} images");
 }
 
-/// Goal: an error ends it: nothing is written after, a sync is not tried again, and what was acknowledged is found by the next open. Method: each call
-/// fails, once or from then on.
+/// Goal: after an error nothing is written, a sync is not tried again, and the next open finds what
+/// was acknowledged. Method: each call fails, once or from then on.
 #[test]
 fn after_an_error_nothing_is_written() {
     let draw = Draw(AtomicU64::new(7));
@@ -403,7 +411,7 @@ fn after_an_error_nothing_is_written() {
     }
 }
 
-/// Goal: closing brings what was synced to its place, and what was not nowhere.
+/// Goal: a close brings the synced writes to their places, and unsynced writes nowhere.
 #[test]
 fn closing_leaves_nothing_in_the_journal() {
     let (main, side) = Disk::pair([empty(8), Vec::new()]);
@@ -420,7 +428,8 @@ fn closing_leaves_nothing_in_the_journal() {
     assert!(!generation::Generations::of(&main).unwrap().unwrap().is_one_open());
 }
 
-/// Goal: blocks that touch go to their place in one write. Method: three that touch and one apart are brought there by the close.
+/// Goal: adjoining blocks go to their place in one write. Method: the close brings three adjoining
+/// blocks and one apart to their places.
 #[test]
 fn blocks_that_touch_are_written_together() {
     let (main, side) = Disk::pair([empty(12), Vec::new()]);
@@ -443,7 +452,7 @@ fn blocks_that_touch_are_written_together() {
     assert_eq!(written, [(1, 3), (7, 1)]);
 }
 
-/// Goal: more than a frame takes is not kept in memory, however much is written in one call.
+/// Goal: no more than a frame is kept in memory, however much one call writes.
 #[test]
 fn memory_is_bounded() {
     let (main, side) = Disk::pair([empty(2000), Vec::new()]);
@@ -458,7 +467,7 @@ fn memory_is_bounded() {
     assert_eq!(main.0.lock().unwrap().contents[0][BLOCK..1501 * BLOCK], vec![7; 1500 * BLOCK]);
 }
 
-/// Why a file is not opened, or what it holds then.
+/// Returns why a file is not opened, or its content after the open.
 fn opened(main: &Disk, side: &Disk, bytes: usize, abandon: bool) -> std::result::Result<(), String> {
     let refusal = JournalRefusal::default();
     let journal = Journal::new(
@@ -472,8 +481,9 @@ fn opened(main: &Disk, side: &Disk, bytes: usize, abandon: bool) -> std::result:
     })
 }
 
-/// Goal: a journal is brought into the file that it is of, and into no other; whoever is refused has changed nothing. Method: two files, each with what a crash has left in its journal;
-/// journals swapped, missing, cut short, of nobody.
+/// Goal: a journal is brought into its own file and no other, and a refused open has changed
+/// nothing. Method: two files, each with what a crash has left in its journal; journals swapped,
+/// missing, cut short, and of no store.
 #[test]
 fn a_journal_is_of_one_file() {
     let crashed = |fill: u8| {
@@ -513,22 +523,22 @@ fn a_journal_is_of_one_file() {
         opened(&main, &side, 0, true).unwrap();
         let given_up = main.0.lock().unwrap().contents.clone();
         assert_eq!(given_up[0][BLOCK..2 * BLOCK], [0; BLOCK], "given up");
-        // Back again, it is not taken for one that has ended.
+        // Put back, the journal is not taken for one that has ended.
         let (main, side) = Disk::pair([given_up[0].clone(), a_side.clone()]);
         let refused = opened(&main, &side, 40 * BLOCK, false).unwrap_err();
         assert!(refused.contains("JournalInTheWay") && main.0.lock().unwrap().ops.is_empty(), "{refused}");
     }
-    // Nor is its file opened around it, by whoever looked at it before.
+    // Nor does an earlier look let the file be opened without it.
     let (main, _) = Disk::pair([a.clone(), Vec::new()]);
     let around =
         |unless_journaled| Counted { file: main.clone(), counters: Arc::default(), unless_journaled };
     assert_eq!(around(true).len().unwrap_err().kind(), ErrorKind::WouldBlock);
     assert!(around(false).len().is_ok());
-    // Who wants no journal, and has none, leaves others' alone.
+    // A file without a journal, opened without one, leaves foreign journals alone.
     let (main, side) = Disk::pair([empty(8), b_side.clone()]);
     opened(&main, &side, 0, false).unwrap();
     assert!(main.0.lock().unwrap().ops.is_empty());
-    // What is not the engine's is left to it to refuse.
+    // A file that is not the engine's is left to the engine to refuse.
     let (main, side) = Disk::pair([vec![3; 8 * BLOCK], Vec::new()]);
     opened(&main, &side, 40 * BLOCK, false).unwrap();
     assert!(main.0.lock().unwrap().ops.is_empty());
