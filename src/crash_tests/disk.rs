@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{BackendError, StorageBackend};
 
-use crate::storage::file::{Medium, Refusal};
+use crate::storage::database::{Medium, Refusal};
 use crate::storage::metered::{Counted, IoCounters};
 
 /// SplitMix64: the same draws for the same seed, everywhere.

@@ -335,7 +335,12 @@ impl Subject {
     /// Makes a store, as far as the engine goes.
     pub(super) fn make(seed: u64, disk: &Disk) -> Result<()> {
         let initialise = |db: &redb::Database| recover::initialise(PATH.as_ref(), db);
-        Ok(file::make_database(PATH.as_ref(), disk, settings(seed).cache_bytes, &initialise)?)
+        Ok(crate::storage::database::make_database(
+            PATH.as_ref(),
+            disk,
+            settings(seed).cache_bytes,
+            &initialise,
+        )?)
     }
 
     /// Makes a database without a log, with one row.

@@ -12,12 +12,12 @@ use std::path::Path;
 
 use redb::Database;
 
-use super::file::{Options, cannot, make_database};
 use super::place::{
     self, Standing, folder_of, is_same, open_regular, owner_only, remove_same, short_side_name, side_name,
 };
 use crate::error::OpenError;
 use crate::event::fresh_uuid_text;
+use crate::storage::database::{Options, cannot, make_database};
 
 const BEFORE: &str = ".";
 const AFTER: &str = ".creating-";

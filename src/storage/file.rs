@@ -10,43 +10,21 @@ use std::io::ErrorKind;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, Weak};
 
 use redb::backends::FileBackend;
-use redb::{Builder, Database, DatabaseError, StorageBackend, StorageError};
+use redb::{Database, StorageBackend};
 
 use super::create::create_atomically;
-use super::header::{Odd, odd_head, older_text};
+use super::header::{Odd, odd_head};
 use super::journal::{Journal, JournalOptions, JournalRefusal, SideFile, is_journaled};
 use super::metered::{Counted, IoCounters};
-use super::place::{Inode, Standing, SyncFolder, ends_as_a_folder, is_same, open_regular, resolved};
+use super::place::{Inode, Standing, ends_as_a_folder, is_same, open_regular, resolved};
 use super::private::warn_if_loose;
-use super::shared::{Check, Look, Shared};
 use super::watch::Watch;
 use crate::error::{BoxError, Error, OpenError, Result as StoreResult};
+use crate::storage::database::{Medium, Open, Options, Refusal, cannot, file_backend, try_open};
 use crate::tuning::{EMPTY_FILE_MS, OPEN_ROUNDS_MAX};
-
-/// The medium of a database: a file, or a simulated disk of the crash tests.
-pub(crate) trait Medium {
-    type Backend: StorageBackend;
-
-    /// Returns a backend whose calls are counted.
-    fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal>;
-}
-
-impl Medium for File {
-    type Backend = Counted<FileBackend>;
-
-    fn backend(&self, io: &Arc<IoCounters>) -> Result<Self::Backend, Refusal> {
-        let file = file_backend(self).map_err(Refusal::Io)?;
-        Ok(Counted { file, counters: Arc::clone(io), unless_journaled: true })
-    }
-}
-
-pub(crate) fn file_backend(file: &File) -> std::io::Result<FileBackend> {
-    FileBackend::new(file.try_clone()?).map_err(std::io::Error::other)
-}
 
 /// A file behind a journal.
 struct Journaled<'a> {
@@ -65,17 +43,6 @@ impl Medium for Journaled<'_> {
         let main = Counted { unless_journaled: false, ..main };
         Ok(Journal::new(main, side, self.options, Arc::clone(&self.refusal)))
     }
-}
-
-/// The options of an open.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Options {
-    pub(crate) cache_bytes: usize,
-    pub(crate) journal: JournalOptions,
-    pub(crate) create: bool,
-    /// Whether an empty file counts as absent.
-    pub(crate) overwrite_empty: bool,
-    pub(crate) sync_folder: SyncFolder,
 }
 
 /// An open database, and the circumstances of its open.
@@ -105,10 +72,6 @@ pub(crate) fn open_or_create(
     }
     let path = resolved(given).map_err(|source| cannot("open", given, source))?;
     open_resolved(&path, options, initialise).map_err(|error| error.named_as(&path, given))
-}
-
-pub(crate) fn cannot(action: &'static str, path: &Path, source: std::io::Error) -> OpenError {
-    OpenError::Io { action, path: path.into(), cause: source }
 }
 
 fn open_resolved(
@@ -295,103 +258,6 @@ fn open_database_as(
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Open {
-    /// Stop before any repair.
-    IfClean,
-    /// Check every page, and repair.
-    Verify,
-}
-
-pub(crate) enum Refusal {
-    Unclean,
-    Database(DatabaseError),
-    Io(std::io::Error),
-    /// redb panics on some damaged files.
-    Panicked,
-    /// A page differs from what was written.
-    Damaged(String),
-}
-
-impl Refusal {
-    fn into_error(self, path: &Path) -> OpenError {
-        let path = PathBuf::from(path);
-        let damaged = |path, reason: String| OpenError::Damaged { path, reason };
-        match self {
-            Self::Io(source) => OpenError::Io { action: "open", path, cause: source },
-            Self::Panicked => damaged(path, "the storage engine gave up on it".into()),
-            Self::Damaged(reason) => damaged(path, reason),
-            Self::Unclean => damaged(path, "it needs repair, again".into()),
-            Self::Database(DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch) => {
-                OpenError::Locked { path }
-            }
-            Self::Database(DatabaseError::UpgradeRequired(version)) => {
-                OpenError::NotAStore { path, reason: older_text(version) }
-            }
-            Self::Database(DatabaseError::Storage(StorageError::Io(error)))
-                if error.kind() == ErrorKind::InvalidData =>
-            {
-                OpenError::NotAStore { path, reason: error.to_string() }
-            }
-            // Another process has begun a journal since this process looked at the file.
-            Self::Database(DatabaseError::Storage(StorageError::Io(error)))
-                if error.kind() == ErrorKind::WouldBlock =>
-            {
-                OpenError::Locked { path }
-            }
-            Self::Database(DatabaseError::Storage(StorageError::Io(error)))
-                if error.kind() == ErrorKind::UnexpectedEof =>
-            {
-                damaged(path, "it ends too early".into())
-            }
-            // The error may come from a write, because the engine repairs what it opens.
-            Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
-                OpenError::Io { action: "open", path, cause: source }
-            }
-            Self::Database(DatabaseError::Storage(StorageError::Corrupted(reason))) => damaged(path, reason),
-            Self::Database(error) => OpenError::Storage { path, cause: error.into() },
-        }
-    }
-}
-
-fn try_open(
-    path: &Path,
-    file: &impl Medium,
-    cache_bytes: usize,
-    how: Open,
-    io: &Arc<IoCounters>,
-) -> Result<(Database, Weak<dyn StorageBackend>), Refusal> {
-    let backend = Arc::new(file.backend(io)?);
-    let pages = Arc::downgrade(&backend);
-    let look = Look::new(if how == Open::Verify { Check::All } else { Check::Own });
-    let unclean = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&unclean);
-    let mut builder = Builder::new();
-    builder.set_cache_size(cache_bytes).set_check_integrity_on_open(how == Open::Verify);
-    if how == Open::IfClean {
-        builder.set_repair_callback(move |session| {
-            seen.store(true, Ordering::Relaxed);
-            session.abort();
-        });
-    }
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        builder.create_with_backend(Shared { file: backend, look: Arc::clone(&look) })
-    }));
-    match opened {
-        Ok(Ok(db)) => Ok((db, pages)),
-        Ok(Err(_)) if unclean.load(Ordering::Relaxed) => Err(Refusal::Unclean),
-        // The second state may be whole, as after an unclean end.
-        Ok(Err(_)) if how == Open::IfClean && look.found().is_some() => Err(Refusal::Unclean),
-        Ok(Err(error)) => {
-            Err(look.found().map_or(Refusal::Database(error), |reason| Refusal::Damaged(reason.to_owned())))
-        }
-        Err(_) => {
-            tracing::error!(path = %path.display(), "the storage engine panicked while opening");
-            Err(Refusal::Panicked)
-        }
-    }
-}
-
 /// Runs code that reads a file that has just been opened. redb may panic on a damaged file that was
 /// closed cleanly, because such a file was not verified. Every error names the file.
 pub(crate) fn guarded<T>(path: &Path, read: impl FnOnce() -> StoreResult<T>) -> StoreResult<T, OpenError> {
@@ -411,18 +277,4 @@ pub(crate) fn close(db: Database) -> Result<(), BoxError> {
         Ok(closed) => closed.map_err(Into::into),
         Err(_) => Err("the storage engine panicked".into()),
     }
-}
-
-/// Runs the engine's part of a creation. Until its file is synced and in place, the file belongs to
-/// no store.
-pub(crate) fn make_database(
-    path: &Path,
-    file: &impl Medium,
-    cache_bytes: usize,
-    initialise: &dyn Fn(&Database) -> Result<(), OpenError>,
-) -> Result<(), OpenError> {
-    let (db, _) = try_open(path, file, cache_bytes, Open::Verify, &Arc::default())
-        .map_err(|refusal| refusal.into_error(path))?;
-    initialise(&db)?;
-    db.close().map_err(|error| OpenError::Storage { path: path.into(), cause: error.into() })
 }

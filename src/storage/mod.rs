@@ -5,6 +5,7 @@
 //! and rows to read or write.
 
 pub(crate) mod create;
+pub(crate) mod database;
 pub(crate) mod errors;
 pub(crate) mod file;
 pub(crate) mod free_space;

@@ -16,7 +16,7 @@ use redb::backends::FileBackend;
 use super::generation::{Generations, Sides, is_headed};
 use crate::error::OpenError;
 use crate::storage::create::make_temporary;
-use crate::storage::file::file_backend;
+use crate::storage::database::file_backend;
 use crate::storage::header::odd_head;
 use crate::storage::metered::{Counted, IoCounters};
 use crate::storage::place::{

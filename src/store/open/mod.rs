@@ -21,7 +21,7 @@ use crate::limits::WRITE_QUEUE_MAX;
 use crate::oneshot;
 use crate::process::keep;
 use crate::storage::journal::JournalOptions;
-use crate::storage::{file, place};
+use crate::storage::{database, file, place};
 use crate::store::handle::jumps::Jumps;
 use crate::store::handle::{Shared, Store};
 use crate::store::open::builder::StoreBuilder;
@@ -64,7 +64,7 @@ impl Store {
         // A later change of the process's working directory must not change what the path means.
         let path = std::path::absolute(&given).unwrap_or_else(|_| given.clone());
         let initialise = |db: &redb::Database| recover::initialise(&path, db);
-        let options = file::Options {
+        let options = database::Options {
             cache_bytes: settings.cache_bytes,
             journal: JournalOptions { bytes: settings.journal_bytes, abandon: settings.abandon_journal },
             create: settings.create,

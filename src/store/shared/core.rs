@@ -17,8 +17,7 @@ use redb::{Database, ReadableDatabase, StorageBackend};
 
 use crate::error::{Error, Result};
 use crate::say::in_drop;
-use crate::storage::errors::panic_text;
-use crate::storage::errors::{caught, unless_it_panics};
+use crate::storage::errors::{caught, panic_text, unless_it_panics};
 use crate::storage::file::Opened;
 use crate::storage::metered::IoCounters;
 use crate::storage::watch::{Watch, Written};
