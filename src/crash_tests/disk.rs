@@ -1,7 +1,8 @@
 //! A disk in memory that keeps what was done to it, and what a power cut could have left of that.
 //!
-//! What was synced is there after a cut. What was only written may be there, or not, or in part, in whatever order: nothing but the order of
-//! two writes of the same bytes holds. [`Damage`] names the ways in which the images here are made.
+//! Synced bytes survive a cut. Bytes that were only written may be there, or be missing, or be there in
+//! part. Writes survive in any order, but two writes of the same bytes keep theirs. [`Damage`] names
+//! the ways in which the images are made.
 
 use std::io;
 use std::ops::Bound;

@@ -21,7 +21,8 @@ pub(super) fn calls(seed: u64, start: &[u8], steps: usize) -> usize {
     run(seed, start, steps, None).expect("nothing fails").disk.calls()
 }
 
-/// Takes so many steps on a disk that fails at this call, or until one of them fails; then looks at what the store says.
+/// Takes that number of steps on a disk that fails at this call, or until a step fails. Then looks at
+/// the answers of the store.
 pub(super) fn run(seed: u64, start: &[u8], steps: usize, fault: Option<Fault>) -> Result<Failed, String> {
     let disk = Disk::of(start.to_vec());
     if let Some(fault) = fault {
@@ -81,11 +82,12 @@ impl Failed {
         bytes
     }
 
-    /// Opens it on a disk that works again: what was acknowledged is there, what failed is there or not.
+    /// Opens the store on a disk that works again: acknowledged writes are there, failed ones may be.
     pub(super) fn reopened(self, seed: u64, all: bool) -> Result<(), String> {
         let subject =
             Subject::open(seed, Disk::of(self.image(all))).map_err(|error| format!("reopen: {error}"))?;
-        // What was acknowledged; and that with progress that waited, which a close writes; and that with what was under way.
+        // The acknowledged writes; the same with the pending progress that a close writes; and the same
+        // with the write under way.
         let mut closed = self.model.clone();
         closed.take(&Step::Reopen);
         let mut may_be = vec![self.model.after_crash(), closed];

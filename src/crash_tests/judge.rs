@@ -224,7 +224,8 @@ pub(super) struct Moment {
     pub(super) observed: Observed,
 }
 
-/// Opens an image and looks for the moment that it shows. `from` is the oldest that is allowed, `to` the newest.
+/// Opens an image and looks for the moment that it shows. `from` is the oldest allowed moment, `to` the
+/// newest.
 pub(super) fn judge(image: Vec<u8>, recording: &Recording, from: usize, to: usize) -> Found<usize> {
     let subject = Subject::open(recording.seed, Disk::of(image)).map_err(|error| format!("open: {error}"))?;
     let moments = &recording.moments[from..=to];
@@ -249,8 +250,8 @@ pub(super) fn judge(image: Vec<u8>, recording: &Recording, from: usize, to: usiz
     Ok(from + at)
 }
 
-/// What a disk that has lied about its syncs may leave: an older moment, or an error that says what it is. No event is another, in any
-/// case; where every page was verified, everything is as it was at that older moment.
+/// Judges the image of a disk that has lied about its syncs: an older moment, or an error that says what
+/// is wrong. No event is another in any case. If every page was verified, the store is as at that moment.
 ///
 /// Returns whether it could be opened.
 pub(super) fn judge_lie(image: Vec<u8>, recording: &Recording, to: usize) -> Found<bool> {
@@ -267,8 +268,8 @@ pub(super) fn judge_lie(image: Vec<u8>, recording: &Recording, to: usize) -> Fou
         }
     }
     look_everywhere(store, newest);
-    // Where nothing was verified nothing is written, by a close neither: on some damaged pages the engine panics twice, and the process
-    // ends. So the disk dies first, and a read reports it to the engine.
+    // Nothing is written where nothing was verified, not even by a close: on some damaged pages the
+    // engine panics twice, and the process ends. So the disk dies first, and a read reports it.
     let verified = store.core().verified_at_open;
     disk.fail(Fault { at: 0, lasting: true });
     let _ = store.read().and_then(|snapshot| snapshot.event(0));

@@ -1,14 +1,18 @@
-//! Power cuts, at every operation on the disk.
+//! Simulated power cuts, at every operation on the disk.
 //!
-//! A seeded workload goes through everything the store keeps, on a disk in memory that keeps what was done to it (`disk`). It runs once
-//! (`record`); then each operation is a place for the cut, and each cut gives several images of what the disk could hold after it. An image is
-//! opened as the library opens a file, and judged (`judge`): it must show exactly what was acknowledged, or that and the write that
-//! was under way, in every table and in what is derived from them in memory; and the work must go on from there. What the store
-//! must hold is given by a plain model (`model`), and held at every step of the recording too.
+//! A seeded workload uses everything that the store keeps. Its disk is in memory and records each
+//! operation (`disk`). The workload runs once (`record`). Each operation is then a place for a cut,
+//! and each cut gives several images of what the disk could hold.
 //!
-//! `cargo test` goes through short recordings. `ONEWRITE_CRASH=seconds`, for a release build, draws seed after seed for so long, from
-//! `ONEWRITE_CRASH_SEED` on, in each test. A failure reports seed, cut and damage, and where the image is kept: where pages stand differs a
-//! little from run to run (ids are drawn, and what waits in a hash map is written in its order).
+//! The judge (`judge`) opens an image as the library opens a file. The image must show exactly the
+//! acknowledged writes, perhaps with the write under way. That holds for every table, and for what
+//! memory derives from the tables. Work must be able to go on from there. A plain model (`model`)
+//! says what the store must hold, at every step of the recording too.
+//!
+//! `cargo test` uses short recordings. In a release build, `ONEWRITE_CRASH=seconds` draws seed after
+//! seed for that time, from `ONEWRITE_CRASH_SEED` on, in each test. A failure reports the seed, the
+//! cut, the damage, and the path of the image. The places of pages differ a little from run to run:
+//! ids are drawn, and redb writes the entries of a hash map in its order.
 
 mod disk;
 mod faults;
@@ -65,7 +69,7 @@ impl Tally {
         self.ends.is_some_and(|ends| ends < Instant::now())
     }
 
-    /// The seeds to go through, each with the steps of its recording: these, and then others while there is time.
+    /// The seeds, each with the steps of its recording: these, and then others while there is time.
     fn seeds(
         &self,
         short: &'static [(u64, usize)],
@@ -155,8 +159,9 @@ fn long_run() -> Option<Duration> {
     Some(Duration::from_secs(seconds.parse().expect("ONEWRITE_CRASH is a number of seconds")))
 }
 
-/// S1. Goal: whatever of the unsynced a power cut leaves, what was acknowledged is there, the write under way is there wholly or not at
-/// all, and the work goes on. Method: every cut of the recording.
+/// S1. Goal: the acknowledged writes survive a power cut, whatever the cut leaves of unsynced bytes.
+/// The write under way is there wholly or not at all, and the work goes on. Method: every cut of the
+/// recording.
 #[test]
 fn a_power_cut_at_every_operation() {
     let (tally, mut gone_through) = (Tally::default(), BTreeSet::new());
@@ -171,8 +176,8 @@ fn a_power_cut_at_every_operation() {
     tally.end("power cuts");
 }
 
-/// S2. Goal: a cut while a crashed file is being opened, or soon after, costs no more than the first. Method: images of a recording are
-/// opened and worked on, which is recorded too, and cut everywhere.
+/// S2. Goal: a second cut, while a crashed file is opened or soon after, costs no more than the first.
+/// Method: images of a recording are opened and worked on. That work is recorded too, and cut everywhere.
 #[test]
 fn a_power_cut_in_a_recovery() {
     let tally = Tally::default();
@@ -193,9 +198,10 @@ fn a_power_cut_in_a_recovery() {
     tally.end("power cuts in recoveries");
 }
 
-/// S8. Goal: a creation that a cut has stopped leaves nothing, a store, or what is refused by an error; and a database that was to become a
-/// store is still what it was, or is one. Method: every cut of the engine's part of both. (The name of a file that is being made names
-/// nothing before all of it is synced: that is a matter of the file system, and is tested with processes that are killed.)
+/// S8. Goal: a cut during the creation of a store leaves nothing, a store, or a file that an error
+/// refuses. A database that was to become a store is still that database, or is a store. Method: every
+/// cut of the engine's part of both. The file system's part is tested with killed processes: a new
+/// file gets its name once all of it is synced.
 #[test]
 fn a_power_cut_in_a_creation() {
     let tally = Tally::default();
@@ -241,8 +247,9 @@ fn each_image(
     }
 }
 
-/// S5. Goal: of a disk that said "synced" and was not, an older moment is found or an error says what is wrong; no event is another, and
-/// nothing panics. Method: the newest one to three syncs before a cut are taken back.
+/// S5. Goal: after a disk that lied about a sync, the store shows an older moment, or an error says what
+/// is wrong. No event is another, and nothing panics. Method: the newest one to three syncs before a
+/// cut are taken back.
 #[test]
 fn a_power_cut_on_a_disk_that_lies() {
     let tally = Tally::default();
@@ -265,8 +272,9 @@ fn a_power_cut_on_a_disk_that_lies() {
     tally.end("power cuts on a lying disk");
 }
 
-/// S3. Goal: an I/O error is reported as what it is, the store is poisoned where a write has failed, no sync is tried again, and the next open
-/// finds what was acknowledged. Method: each call to the disk fails in turn, once or from then on, reads too.
+/// S3. Goal: an I/O error is reported as such, and a failed write poisons the store. No sync is tried
+/// again, and the next open finds the acknowledged writes. Method: each call to the disk fails in turn,
+/// reads too, once or from then on.
 #[test]
 fn an_error_at_every_call() {
     let tally = Tally::default();

@@ -188,7 +188,7 @@ impl Model {
         seq
     }
 
-    /// Whether the log must hold this event, when everything below `trimmed_to` is trimmed that may be.
+    /// Whether the log must hold this event once everything below `trimmed_to` is trimmed that may be.
     pub(super) fn is_kept(&self, seq: u64, trimmed_to: u64) -> bool {
         let has_row = |relay: &RelayAt| relay.exceptions.contains(&seq) || relay.parked.contains(&seq);
         let of_stream = self.events[seq as usize].stream.is_some_and(|(name, revision)| {

@@ -1,4 +1,5 @@
-//! One run of the workload, with everything it did to the disk: cut anywhere afterwards, without running it again.
+//! One run of the workload, with each of its operations on the disk. A test cuts the recording
+//! anywhere afterwards, and does not run the workload again.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub(super) const EVERYTHING: &[&str] = &[
 ];
 
 impl Recording {
-    /// Makes a store, opens it, and takes so many steps.
+    /// Makes a store, opens it, and takes that number of steps.
     pub(super) fn of_new(seed: u64, steps: usize) -> Self {
         let disk = Disk::default();
         Subject::make(seed, &disk).unwrap();
@@ -55,7 +56,7 @@ impl Recording {
         Self::of(seed, disk.bytes(), &Model::default(), steps)
     }
 
-    /// Opens what is on the disk (which is as the model says), takes so many steps from there, and closes.
+    /// Opens the store on the disk, which is as the model says. Takes that number of steps, and closes.
     pub(super) fn of(seed: u64, start: Vec<u8>, model: &Model, steps: usize) -> Self {
         let disk = Disk::of(start.clone());
         let mut model = model.after_crash();
@@ -119,7 +120,7 @@ impl Recording {
         self.moments.partition_point(|checkpoint| checkpoint.ops <= cut) - 1
     }
 
-    /// Cuts the power before each operation, and after the last. The newest syncs, so many, were lies.
+    /// Cuts the power before each operation, and after the last. That number of newest syncs were lies.
     pub(super) fn cuts(&self, lies: usize) -> impl Iterator<Item = Cut<'_>> {
         cuts(&self.start, &self.ops, lies)
     }

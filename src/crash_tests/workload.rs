@@ -1,7 +1,8 @@
-//! What is done to a store: steps, drawn from a seed, that touch everything it keeps. Each makes one commit at most, but
-//! for a group whose second write fails: see [`Step::first_commit`].
+//! The steps of the workload, drawn from a seed, that touch everything the store keeps. A step makes one
+//! commit at most. A group whose second write fails makes two: see [`Step::first_commit`].
 //!
-//! [`Step::draw`] needs nothing but the seed and the model before it: what follows a crash is what would have followed without it.
+//! [`Step::draw`] needs nothing but the seed and the model before the step. So the steps after a crash
+//! are the steps that would have followed without it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,8 +167,8 @@ impl Step {
         }
     }
 
-    /// What is committed first, where a step makes two commits: of a group, what stands before a write that fails. What
-    /// stands behind it was not tried yet, and is the second.
+    /// The first commit of a step that makes two: the writes of a group before a write that fails. The
+    /// writes behind it were not tried yet, and are the second commit.
     pub(super) fn first_commit(&self) -> Option<Self> {
         match self {
             Self::Group(group, fails) if *fails > 0 && fails + 1 < group.len() => {
@@ -183,7 +184,7 @@ impl Step {
     }
 }
 
-/// Enough events that trimming does not wait for the store to be idle, or that what is derived is written.
+/// Enough events that trimming does not wait for an idle store, or that derived rows are written.
 fn burst(rng: &mut Rng, model: &Model, events: u64) -> Vec<Item> {
     let tag = model.steps << 16;
     let event = |n, key| NewEvent { content: Blob { tag: tag + n, len: 8 }, key, id: None };
@@ -191,7 +192,7 @@ fn burst(rng: &mut Rng, model: &Model, events: u64) -> Vec<Item> {
     std::iter::once(Item::Row(0, Blob { tag, len: 8 })).chain(events).collect()
 }
 
-/// What one write does, the first or a later one of its commit: always a row, and what came to mind.
+/// One write, the first or a later one of its commit: always a row, and some of everything else.
 fn items(rng: &mut Rng, model: &Model, at: u64) -> Vec<Item> {
     let mut tag = (model.steps << 16) + (at << 8);
     let mut blob = |rng: &mut Rng| {
@@ -246,7 +247,8 @@ fn let_go(rng: &mut Rng, model: &Model) -> Vec<Item> {
     std::iter::once(row).chain(truncate).collect()
 }
 
-/// A relay has come further: some of what it passes becomes an exception, some exceptions are settled. Or all is settled.
+/// A relay has come further. Some events that it passes become exceptions, and some exceptions are
+/// settled; or all are settled.
 fn progress(rng: &mut Rng, model: &Model, at: usize, all: bool) -> Step {
     let relay = model.relays[at].as_ref().expect("made first").with(model.waiting[at].as_ref());
     let left = model.events.len() as u64 - relay.position;
