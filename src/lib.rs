@@ -39,7 +39,7 @@
 //!    subscriber.
 //! 3. **No loss.** Every committed event is either confirmed by the broker in the end, or placed in
 //!    [quarantine](Quarantine) with a reason.
-//! 4. **At least once, same name.** A resend carries the same id, lane number and bytes.
+//! 4. **At least once, same name.** A resend carries the same id, lane number and payload bytes.
 //! 5. **Order per key**, through retries, reconnects, restarts and quarantine.
 //! 6. **Once in effect** at a [consumer](Store::consumer). For messages of a store of this library,
 //!    this holds for ever. For messages that another producer has given an id, it holds within the
